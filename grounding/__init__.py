@@ -1,0 +1,1 @@
+"""Visual grounding: data, training, evaluation. No Kubernetes in here."""

@@ -1,0 +1,58 @@
+"""Errors for people: one paragraph that says what is wrong, where, and what to do.
+
+`UserError` is the caller's mistake (exit code 2), `Failure` is ours or the world's (exit code 1).
+The command line prints either without a traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+
+class EgmError(Exception):
+    """Base of the errors that are printed as a sentence, never as a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "", file: str | Path = "", line: int = 0, field: str = "") -> None:
+        self.message, self.hint, self.file, self.line, self.field = message, hint, str(file), line, field
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        where = self.file + (f":{self.line}" if self.line else "")
+        parts = [p for p in (where, self.field) if p]
+        text = (": ".join(parts) + ": " if parts else "") + self.message.rstrip()
+        return text if not self.hint else f"{text}\n{self.hint}"
+
+
+class UserError(EgmError):
+    """The caller's mistake: a wrong file, field, flag or value. Exit code 2."""
+
+    exit_code = 2
+
+
+class Failure(EgmError):
+    """Something broke that the caller did not do: disk, network, a child process. Exit code 1."""
+
+    exit_code = 1
+
+
+_OS_HINTS = {
+    errno.ENOSPC: (Failure, "no space is left on the disk", "Free some space and run the same command again: finished work is kept."),
+    errno.EDQUOT: (Failure, "the disk quota is used up", "Free some space and run the same command again: finished work is kept."),
+    errno.EACCES: (UserError, "permission denied", "Choose a folder you may write to, or change its permissions."),
+    errno.EPERM: (UserError, "operation not permitted", "Choose a folder you may write to, or change its permissions."),
+    errno.EROFS: (UserError, "the file system is read-only", "Choose a folder on a writable file system."),
+    errno.ENOENT: (UserError, "no such file or folder", ""),
+    errno.ENOTDIR: (UserError, "not a folder", ""),
+    errno.EISDIR: (UserError, "is a folder, a file was expected", ""),
+    errno.EADDRINUSE: (UserError, "the port is already in use", "Choose another port, or stop what listens on it."),
+    errno.EMFILE: (Failure, "too many open files", "Raise the limit with `ulimit -n 65536` and run the same command again."),
+}
+
+
+def from_os_error(error: OSError) -> EgmError:
+    """The error for people that an `OSError` stands for; the file name is kept where the system gave one."""
+    kind, message, hint = _OS_HINTS.get(error.errno or 0, (Failure, error.strerror or str(error), ""))
+    return kind(message, hint=hint, file=str(error.filename or ""))

@@ -1,0 +1,140 @@
+"""Durable files: atomic replacement, append with fsync, json lines read with line numbers.
+
+No reader ever sees half a file, and no line that was reported as written is lost by a crash.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from grounding.errors import UserError
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename or a new name in `folder` survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a temporary sibling for writing; on success it replaces `path`, on any error it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; numpy values are accepted."""
+    with atomic_write(path) as f:
+        f.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+
+
+def read_json(path: str | Path) -> Any:
+    """Read one JSON document; a broken one is a `UserError` that names the file and the place."""
+    path = Path(path)
+    try:
+        return orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as e:
+        raise UserError(f"not valid JSON: {e.msg} (column {e.colno})", file=path, line=e.lineno) from None
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) of a json lines file; blank lines are skipped.
+
+    Raises `UserError` with file and line where a line is not a JSON object.
+    """
+    path = Path(path)
+    with path.open("rb") as f:
+        for number, raw in enumerate(f, 1):
+            line = raw.strip()
+            if not line:
+                continue
+            try:
+                value = orjson.loads(line)
+            except orjson.JSONDecodeError as e:
+                raise UserError(f"not valid JSON: {e.msg} (column {e.colno})", file=path, line=number) from None
+            if not isinstance(value, dict):
+                raise UserError(f"expected a JSON object, found {type(value).__name__}", file=path, line=number)
+            yield number, value
+
+
+def complete_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Objects of an append-only part; a last line cut short by a crash is skipped, as are unreadable lines."""
+    path = Path(path)
+    if not path.exists():
+        return
+    with path.open("rb") as f:
+        for raw in f:
+            if not raw.endswith(b"\n"):
+                return
+            with suppress(orjson.JSONDecodeError):
+                value = orjson.loads(raw)
+                if isinstance(value, dict):
+                    yield value
+
+
+class Appender:
+    """Append json lines to one file. Each line is written whole; fsync at most every `interval` seconds and on close.
+
+    A last line that a crash cut short is finished by a newline first, so that it can never swallow the next one.
+    """
+
+    def __init__(self, path: str | Path, interval: float = 1.0) -> None:
+        self.path, self.interval = Path(path), interval
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(self._fd).st_size
+        if size and os.pread(self._fd, 1, size - 1) != b"\n":
+            os.write(self._fd, b"\n")
+        self._synced = time.monotonic()
+
+    def write(self, value: Any) -> None:
+        """Append one object as a line."""
+        data = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+        view = memoryview(data)
+        while view:  # a short write happens on a nearly full disk
+            view = view[os.write(self._fd, view) :]
+        if time.monotonic() - self._synced >= self.interval:
+            self.sync()
+
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        os.fsync(self._fd)
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Sync and close; safe to call twice."""
+        if self._fd >= 0:
+            try:
+                os.fsync(self._fd)
+            finally:
+                os.close(self._fd)
+                self._fd = -1
+
+    def __enter__(self) -> Appender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
