@@ -1,0 +1,193 @@
+"""Supervised fine-tuning: transformers' Trainer on reasoning + box answers, resumable at any step.
+
+Hyperparameters, label mask and freezing are the reference's (see `docs/training.md`); the tiny model of the demo runs through the same code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from grounding.api import GroundingTrainJob
+from grounding.data.images import open_images
+from grounding.data.jobdata import JobData
+from grounding.errors import Failure, UserError
+from grounding.train import checkpoints
+from grounding.train.progress import ProgressWriter
+from grounding.train.sft_data import Collator, SftDataset, load_rows
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def freeze_vision(model: Any) -> None:
+    """Freeze the vision tower but for its merger, which the reference trains; the deepstack mergers stay frozen as there."""
+    vision = model.model.visual
+    vision.requires_grad_(False)
+    vision.merger.requires_grad_(True)
+
+
+class _Recorder(TrainerCallback):
+    """Progress lines, completeness markers, and a clean stop on SIGTERM (a checkpoint first)."""
+
+    def __init__(self, out: Path, resume_from: int, keep: int) -> None:
+        self.out, self.resume_from, self.keep = out, resume_from, keep
+        self.stopped = False
+        self._writer: ProgressWriter | None = None
+
+    def request_stop(self, *_: object) -> None:
+        self.stopped = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._writer = ProgressWriter(self.out / "progress.jsonl", "sft", state.max_steps, self.resume_from)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if self._writer and logs and "loss" in logs:
+            names = {"loss": "loss", "grad_norm": "gradNorm", "learning_rate": "learningRate"}
+            self._writer.step(state.global_step, {n: float(logs[k]) for k, n in names.items() if k in logs})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            checkpoints.mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            checkpoints.keep_newest(args.output_dir, self.keep)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._writer:
+            self._writer.close()
+
+
+def _arguments(job: GroundingTrainJob, out: Path, processes: int) -> TrainingArguments:
+    h, cpu = job.spec.hyperparameters, not torch.cuda.is_available()
+    total, micro = h.batch_size or 128, h.micro_batch_size or h.batch_size or 8
+    if total % (micro * processes):
+        raise UserError(
+            f"batchSize {total} is not a multiple of microBatchSize {micro} x {processes} processes",
+            field="spec.hyperparameters.batchSize",
+        )
+    return TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=total // (micro * processes),
+        num_train_epochs=h.epochs or 1,
+        max_steps=h.max_steps or -1,
+        learning_rate=h.learning_rate or 1e-5,
+        lr_scheduler_type=h.schedule or "cosine",
+        warmup_steps=h.warmup_steps if h.warmup_steps is not None else (h.warmup_ratio or 0.0),
+        weight_decay=h.weight_decay or 0.0,
+        adam_beta2=h.adam_beta2 or 0.999,
+        max_grad_norm=h.max_grad_norm if h.max_grad_norm is not None else 1.0,
+        bf16=h.dtype == "bfloat16" and not cpu,
+        use_cpu=cpu,
+        gradient_checkpointing=bool(h.gradient_checkpointing),
+        seed=job.spec.seed,
+        data_seed=job.spec.seed,
+        save_strategy="steps",
+        save_steps=h.save_every or 50,
+        save_total_limit=None,  # ours keeps only complete ones
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=[],
+        remove_unused_columns=False,
+        # one worker reads and resizes pictures while the model trains; the order of rows does not depend on it
+        dataloader_num_workers=1 if cpu else 8,
+        dataloader_persistent_workers=True,
+        dataloader_pin_memory=not cpu,
+    )
+
+
+def train(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -> int:
+    """Train to the end or to SIGTERM; leaves `out/model`. Returns the exit code: 0 finished, 143 stopped with a checkpoint."""
+    if data.sft_rows is None:
+        raise UserError("an SFT job needs spec.data.train (or spec.data.shapes)", field="spec.data")
+    if (out / "model" / "config.json").exists():
+        return 0
+    set_seed(job.spec.seed)
+    rows = load_rows(data.sft_rows)
+    source = model_source
+    if source.startswith("tiny://"):
+        source = str(_tiny(out, rows, job.spec.seed))
+    h = job.spec.hyperparameters
+    original = AutoProcessor.from_pretrained(source)
+    processor = AutoProcessor.from_pretrained(source)
+    if h.max_pixels or h.min_pixels:
+        size = dict(processor.image_processor.size)
+        processor.image_processor.size = {
+            "shortest_edge": h.min_pixels or size["shortest_edge"],
+            "longest_edge": h.max_pixels or size["longest_edge"],
+        }
+    dtype = _DTYPES[h.dtype or "bfloat16"] if torch.cuda.is_available() else torch.float32
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+    if h.freeze_vision:
+        freeze_vision(model)
+    checkpoint = checkpoints.newest(out / "checkpoints")
+    recorder = _Recorder(out, checkpoint.step if checkpoint else 0, h.keep_checkpoints or 5)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, recorder.request_stop)
+    trainer = Trainer(
+        model=model,
+        args=_arguments(job, out, int(os.environ.get("WORLD_SIZE", "1"))),
+        train_dataset=SftDataset(rows, open_images(*data.images), processor, h.max_length or 8192),
+        data_collator=Collator(processor.tokenizer.pad_token_id, model.config.image_token_id),
+        callbacks=[recorder],
+    )
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    start = f"resuming after step {checkpoint.step}" if checkpoint else "starting"
+    print(f"sft: {len(rows)} rows, {parameters:,} parameters ({trained:,} trained), {start}", flush=True)  # noqa: T201
+    result = trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+    if recorder.stopped and trainer.state.global_step < trainer.state.max_steps:
+        return 143
+    if not torch.isfinite(torch.tensor(result.training_loss)):
+        raise Failure(
+            "the loss is not a finite number",
+            hint="Lower spec.hyperparameters.learningRate; the progress lines show the step it began at.",
+            file=out / "progress.jsonl",
+        )
+    if trainer.is_world_process_zero():
+        save_model(out, trainer.model, original)
+    return 0
+
+
+def save_model(out: Path, model: Any, processor: Any) -> None:
+    """Write `out/model` so that it is there whole or not at all."""
+    temporary = out / ".model.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(out / "model")
+    temporary.rename(out / "model")
+
+
+def _tiny(out: Path, rows: list[dict[str, Any]], seed: int) -> Path:
+    """The random tiny model of this job, built once."""
+    from grounding.train.tiny import build
+
+    folder, temporary = out / "initial", out / ".initial.tmp"
+    if not folder.exists():
+        shutil.rmtree(temporary, ignore_errors=True)
+        texts = [turn["value"] for row in rows[:2000] for turn in row["conversations"]]
+        build(temporary, ["user\nassistant\n", *texts], seed=seed)
+        temporary.rename(folder)
+    return folder
+
+
+def main(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -> None:
+    """Entry point of `egm role sft`."""
+    code = train(job, data, model_source, out)
+    if code:
+        sys.stderr.write("sft: stopped; a checkpoint was written, the same command continues from it\n")
+    raise SystemExit(code)
