@@ -206,7 +206,9 @@ def prepare(
     return Prepared(len(train_rows), len(val_rows), len(errors), problems)
 
 
-_HINT = "Mend the data or the image sources, or allow so many rows to be left out with --max-missing."
+_HINT = (
+    "Mend the data or the image sources, or allow so many rows to be left out with `egm data prepare --max-missing`."
+)
 
 
 def too_many(errors: Sequence[Problem], limit: int) -> str:

@@ -20,6 +20,7 @@ Box = tuple[float, float, float, float]
 
 _REF = re.compile(r"<ref>(.*?)</ref>", re.DOTALL)
 _BOX = re.compile(r"<box>\s*\[(.*?)\]\s*</box>", re.DOTALL)
+_BOX_2D = re.compile(r'"bbox_2d"\s*:\s*\[(.*?)\]', re.DOTALL)
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "`": "`"}
 
 
@@ -87,7 +88,11 @@ def last_reference(texts: list[str]) -> str | None:
 
 def last_box(texts: list[str]) -> Box | None:
     """The last `<box>[x1, y1, x2, y2]</box>` of the texts, 0..1000; None when there is none or it is broken."""
-    found = _BOX.findall("\n".join(texts))
+    return _box_of(_BOX, "\n".join(texts))
+
+
+def _box_of(pattern: re.Pattern[str], text: str) -> Box | None:
+    found = pattern.findall(text)
     if not found:
         return None
     try:
@@ -156,16 +161,16 @@ def read_expressions(path: str | Path) -> Iterator[Expression]:
 
 
 def parse_training_row(row: object, file: Path, number: int) -> TrainingRow:
-    """An RL training row: a human turn, then a turn that holds `<box>[…]</box>` in 0..1000."""
+    """A training row: a human turn, then an answer that holds `<box>[…]</box>` or, as SFT has it, `"bbox_2d": […]`."""
     if not isinstance(row, dict):
         raise UserError(f"expected an object, found {type(row).__name__}", file=file, line=number)
     texts = _turns(row, file, number)
     if len(texts) < 2:
         raise UserError("expected a human turn and an answer", file=file, line=number, field="conversations")
-    box = last_box(texts[1:2])
+    box = last_box(texts[1:2]) or _box_of(_BOX_2D, texts[1])
     if box is None:
         raise UserError(
-            f"the answer holds no <box>[x1, y1, x2, y2]</box>: {texts[1][:80]!r}",
+            f"the answer holds neither <box>[x1, y1, x2, y2]</box> nor `bbox_2d`: {texts[1][:80]!r}",
             file=file,
             line=number,
             field="conversations",
