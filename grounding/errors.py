@@ -39,8 +39,16 @@ class Failure(EgmError):
 
 
 _OS_HINTS = {
-    errno.ENOSPC: (Failure, "no space is left on the disk", "Free some space and run the same command again: finished work is kept."),
-    errno.EDQUOT: (Failure, "the disk quota is used up", "Free some space and run the same command again: finished work is kept."),
+    errno.ENOSPC: (
+        Failure,
+        "no space is left on the disk",
+        "Free some space and run the same command again: finished work is kept.",
+    ),
+    errno.EDQUOT: (
+        Failure,
+        "the disk quota is used up",
+        "Free some space and run the same command again: finished work is kept.",
+    ),
     errno.EACCES: (UserError, "permission denied", "Choose a folder you may write to, or change its permissions."),
     errno.EPERM: (UserError, "operation not permitted", "Choose a folder you may write to, or change its permissions."),
     errno.EROFS: (UserError, "the file system is read-only", "Choose a folder on a writable file system."),
@@ -48,7 +56,11 @@ _OS_HINTS = {
     errno.ENOTDIR: (UserError, "not a folder", ""),
     errno.EISDIR: (UserError, "is a folder, a file was expected", ""),
     errno.EADDRINUSE: (UserError, "the port is already in use", "Choose another port, or stop what listens on it."),
-    errno.EMFILE: (Failure, "too many open files", "Raise the limit with `ulimit -n 65536` and run the same command again."),
+    errno.EMFILE: (
+        Failure,
+        "too many open files",
+        "Raise the limit with `ulimit -n 65536` and run the same command again.",
+    ),
 }
 
 

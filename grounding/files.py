@@ -48,7 +48,9 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; numpy values are accepted."""
     with atomic_write(path) as f:
-        f.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+        f.write(
+            orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+        )
 
 
 def read_json(path: str | Path) -> Any:

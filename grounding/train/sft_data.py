@@ -31,7 +31,9 @@ def load_rows(path: str | Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows):
         turns = row.get("conversations") if isinstance(row, dict) else None
         if not isinstance(turns, list) or [t.get("from") for t in turns if isinstance(t, dict)] != ["human", "gpt"]:
-            raise UserError("expected `conversations` with one human and one gpt turn", file=path, field=f"row {number}")
+            raise UserError(
+                "expected `conversations` with one human and one gpt turn", file=path, field=f"row {number}"
+            )
         if not isinstance(row.get("image"), str):
             raise UserError("expected `image`, a path", file=path, field=f"row {number}")
     return rows

@@ -1,0 +1,213 @@
+"""Reinforcement learning: verl's own `main_ppo` as a child process, its metrics as progress lines, its last model as a folder.
+
+On a machine without a GPU it runs through `verl_cpu.py`. A run that was killed continues from the newest complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from grounding.api import GroundingTrainJob
+from grounding.data.jobdata import JobData
+from grounding.errors import Failure, UserError
+from grounding.train import checkpoints, reward
+from grounding.train.progress import ProgressWriter, new_lines, parse_lines
+from grounding.train.verl_overrides import overrides
+
+# verl's metric -> ours; the rest stays in verl's own log
+METRICS = {
+    "critic/score/mean": "score",
+    "critic/rewards/mean": "reward",
+    "actor/loss": "loss",
+    "actor/pg_loss": "policyLoss",
+    "actor/kl_loss": "klLoss",
+    "actor/ppo_kl": "kl",
+    "actor/entropy": "entropy",
+    "actor/pg_clipfrac": "clipFraction",
+    "actor/grad_norm": "gradNorm",
+    "actor/lr": "learningRate",
+    "response_length/mean": "responseLength",
+    "response_length/clip_ratio": "truncated",
+    "perf/throughput": "tokensPerSecond",
+    "timing_s/gen": "secondsRollout",
+    "timing_s/update_actor": "secondsUpdate",
+    "timing_s/testing": "secondsValidation",
+    "timing_s/step": "secondsStep",
+    "val-core/grounding/acc/mean@1": "valAccuracy",
+    "val-aux/grounding/iou/mean@1": "valIou",
+    "val-aux/grounding/parsed/mean@1": "valParsed",
+    "val-aux/grounding/score/mean@1": "valScore",
+}
+
+
+def metrics(data: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that a progress line carries, by our names."""
+    return {ours: float(data[theirs]) for theirs, ours in METRICS.items() if isinstance(data.get(theirs), (int, float))}
+
+
+def environment(
+    job: GroundingTrainJob, out: Path, metrics_file: Path, *, cpu: bool, validation_rows: int
+) -> dict[str, str]:
+    """Environment of the verl processes; Ray hands it on to its workers."""
+    h = job.spec.hyperparameters
+    env = {
+        "VERL_FILE_LOGGER_PATH": str(metrics_file),
+        "TENSORBOARD_DIR": str(out / "tensorboard"),
+        "EGM_KEEP_CHECKPOINTS": str(h.keep_checkpoints or 3),
+        "EGM_SEED": str(job.spec.seed),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HYDRA_FULL_ERROR": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    # flash-infer's sampler breaks on older C libraries: one switch, off, as in the reference
+    env["VLLM_USE_FLASHINFER_SAMPLER"] = os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    if cpu:
+        env |= {
+            "VERL_USE_EXTERNAL_MODULES": "grounding.train.verl_cpu",
+            "VERL_PLATFORM": "cpu",
+            "VERL_ENGINE_DEVICE": "cuda",
+            "RAY_AUTH_MODE": "disabled",
+            "EGM_ROLLOUTS_A_STEP": str((h.batch_size or 256) * (h.rollouts or 16)),
+            "EGM_ROLLOUTS_A_VALIDATION": str(validation_rows),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }
+    return env
+
+
+def _rows(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    return int(pq.ParquetFile(path).metadata.num_rows)
+
+
+def _total_steps(job: GroundingTrainJob, rows: int) -> int:
+    h = job.spec.hyperparameters
+    return h.max_steps or max(1, rows // (h.batch_size or 256)) * (h.epochs or 3)
+
+
+def train(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> int:
+    """Run to the end or to SIGTERM; leaves `out/model`. Returns verl's exit code, 143 when stopped."""
+    import torch
+
+    if data.train_parquet is None or data.val_parquet is None:
+        raise UserError("an RL job needs training and validation data", field="spec.data")
+    if (out / "model" / "config.json").exists():
+        return 0
+    cpu = not torch.cuda.is_available()
+    rows = _rows(data.train_parquet)
+    batch = job.spec.hyperparameters.batch_size or 256
+    if rows < batch:
+        raise UserError(
+            f"{rows} training rows are fewer than batchSize {batch}",
+            field="spec.hyperparameters.batchSize",
+            file=data.train_parquet,
+        )
+    total = _total_steps(job, rows)
+    checkpoint = checkpoints.newest(out / "checkpoints")
+    done = checkpoint.step if checkpoint else 0
+    if done < total:
+        attempt = time.strftime("%Y%m%dT%H%M%S")
+        log = out / "verl" / f"metrics-{attempt}.jsonl"  # verl truncates its file at every start
+        log.parent.mkdir(parents=True, exist_ok=True)
+        arguments = overrides(
+            job,
+            train_file=data.train_parquet,
+            validation_file=data.val_parquet,
+            model=model,
+            out=out,
+            reward_file=Path(reward.__file__).resolve(),
+            cpu=cpu,
+            resume_from=checkpoint.path if checkpoint else None,
+        )
+        env = os.environ | environment(job, out, log, cpu=cpu, validation_rows=_rows(data.val_parquet))
+        start = f"resuming after step {done}" if checkpoint else "starting"
+        print(f"rl: {rows} rows, {total} steps, {start}; verl's metrics: {log}", flush=True)  # noqa: T201
+        code = _run([sys.executable, "-m", "verl.trainer.main_ppo", *arguments], env, out, log, total, done)
+        if code:
+            return code
+        checkpoint = checkpoints.newest(out / "checkpoints")
+    if checkpoint is None or checkpoint.step < total:
+        raise Failure(
+            "verl ended without the last checkpoint", hint="Its log above says why.", file=out / "checkpoints"
+        )
+    export(checkpoint.path / "actor", out, model)
+    return 0
+
+
+def _run(command: list[str], env: dict[str, str], out: Path, log: Path, total: int, done: int) -> int:
+    """Run verl, turn its metrics into progress lines, pass SIGTERM and SIGINT on."""
+    stopped: list[int] = []
+    writer = ProgressWriter(out / "progress.jsonl", "rl", total, done)
+    child = subprocess.Popen(command, env=env, cwd=out, start_new_session=True)
+
+    def stop(number: int, _: Any) -> None:
+        stopped.append(number)
+        _signal_group(child, signal.SIGTERM)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    offset = 0
+    try:
+        while True:
+            ended = child.poll() is not None
+            offset, lines = new_lines(log, offset)
+            for line in parse_lines(lines):
+                if isinstance(line.get("step"), int) and isinstance(line.get("data"), dict):
+                    writer.step(line["step"], metrics(line["data"]))
+            if ended:
+                break
+            time.sleep(0.5)
+    finally:
+        writer.close()
+        _signal_group(child, signal.SIGKILL)  # Ray's processes, should any outlive their driver
+        child.wait()
+    return 143 if stopped else child.returncode
+
+
+def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
+    try:
+        os.killpg(child.pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def export(actor: Path, out: Path, model: str) -> None:
+    """`out/model`: the actor as a Hugging Face folder. Uses the export in the checkpoint, else verl's merger."""
+    temporary = out / ".model.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    exported = actor / "huggingface"
+    if any(exported.glob("*.safetensors")):
+        shutil.copytree(exported, temporary)
+    else:
+        command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
+        command += ["--local_dir", str(actor), "--target_dir", str(temporary)]
+        if subprocess.run(command, check=False).returncode:
+            raise Failure("verl's model merger failed", hint="Its message stands above.", file=actor)
+    # the processor of the model we started from: verl's copy may lack files of the image processor
+    source = Path(model)
+    if source.is_dir():
+        for file in source.iterdir():
+            if file.suffix in {".json", ".jinja", ".txt"} and not (temporary / file.name).exists():
+                shutil.copy2(file, temporary / file.name)
+    shutil.rmtree(out / "model", ignore_errors=True)
+    temporary.rename(out / "model")
+
+
+def main(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> None:
+    """Entry point of `egm role rl`."""
+    code = train(job, data, model, out)
+    if code == 143:
+        sys.stderr.write("rl: stopped; the same command continues from the newest checkpoint\n")
+    elif code:
+        raise Failure(f"verl ended with exit code {code}", hint="Its log above says why; the same command continues.")
+    raise SystemExit(code)

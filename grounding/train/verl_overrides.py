@@ -1,0 +1,159 @@
+"""Typed hyperparameters -> verl 0.9.1's Hydra overrides. Pure.
+
+verl accepts keys that nobody reads any more, so every key here is one that its consumer was seen to read (`docs/training.md` has the
+table against the reference's script). `engineOverrides` come last and win.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from grounding.api import GroundingTrainJob
+
+_ACTOR, _ROLLOUT, _REF = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.ref"
+
+
+def _text(value: Any) -> str:
+    """A value as Hydra reads it back: quoted where its grammar would split it."""
+    if isinstance(value, bool):
+        return str(value)
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return "[" + ",".join(_text(v) for v in value) + "]"
+    text = str(value)
+    if isinstance(value, str) and not all(c.isalnum() or c in "_./-" for c in text):
+        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return text
+
+
+def overrides(
+    job: GroundingTrainJob,
+    *,
+    train_file: Path,
+    validation_file: Path,
+    model: str,
+    out: Path,
+    reward_file: Path,
+    cpu: bool,
+    resume_from: Path | None = None,
+) -> list[str]:
+    """The arguments of `python -m verl.trainer.main_ppo` for a resolved RL job. Paths must be the same on every node."""
+    spec, h = job.spec, job.spec.hyperparameters
+    reward = spec.reward
+    batch = h.batch_size or 256
+    gpus, nodes = (1, 1) if cpu else (spec.resources.gpus_per_node, spec.resources.nodes)
+    prompt, response = h.prompt_length or 16384, h.response_length or 2048
+    tokens = h.tokens_per_gpu or 25600
+    keys: dict[str, Any] = {
+        "algorithm.adv_estimator": "grpo",
+        "algorithm.use_kl_in_reward": False,
+        "data.train_files": str(train_file),
+        "data.val_files": str(validation_file),
+        "data.train_batch_size": batch,
+        "data.max_prompt_length": prompt,
+        "data.max_response_length": response,
+        "data.filter_overlong_prompts": True,
+        "data.filter_overlong_prompts_workers": 1 if cpu else 16,
+        "data.truncation": "error",
+        "data.image_key": "images",
+        "data.image_patch_size": 16 if spec.model.family == "qwen3-vl" else 14,
+        "data.trust_remote_code": False,
+        "data.seed": spec.seed,
+        "reward.custom_reward_function.path": str(reward_file),
+        "reward.custom_reward_function.name": "compute_score",
+        "+reward.custom_reward_function.reward_kwargs.reward_type": reward.type,
+        "+reward.custom_reward_function.reward_kwargs.alpha": reward.alpha,
+        "+reward.custom_reward_function.reward_kwargs.threshold": reward.threshold,
+        "actor_rollout_ref.model.path": model,
+        "actor_rollout_ref.model.use_remove_padding": True,
+        "actor_rollout_ref.model.enable_gradient_checkpointing": bool(h.gradient_checkpointing),
+        f"{_ACTOR}.optim.lr": h.learning_rate or 3e-6,
+        f"{_ACTOR}.optim.lr_scheduler_type": h.schedule or "cosine",
+        f"{_ACTOR}.optim.lr_warmup_steps": h.warmup_steps if h.warmup_steps is not None else 30,
+        f"{_ACTOR}.optim.weight_decay": h.weight_decay if h.weight_decay is not None else 0.01,
+        f"{_ACTOR}.use_dynamic_bsz": True,
+        f"{_ACTOR}.ppo_max_token_len_per_gpu": tokens,
+        f"{_ACTOR}.ppo_mini_batch_size": h.mini_batch_size or batch,
+        f"{_ACTOR}.use_kl_loss": bool(h.kl_coefficient),
+        f"{_ACTOR}.kl_loss_coef": h.kl_coefficient or 0.0,
+        f"{_ACTOR}.kl_loss_type": h.kl_type or "low_var_kl",
+        f"{_ACTOR}.entropy_coeff": h.entropy_coefficient or 0.0,
+        f"{_ACTOR}.policy_loss.loss_mode": h.loss or "gspo",
+        # the reference's tree fixes this for GSPO; verl 0.9 reads it from here, and its default would weigh by length
+        f"{_ACTOR}.loss_agg_mode": h.loss_aggregation or "seq-mean-token-mean",
+        f"{_ACTOR}.grad_clip": h.max_grad_norm if h.max_grad_norm is not None else 1.0,
+        f"{_ACTOR}.fsdp_config.fsdp_size": -1,
+        f"{_ACTOR}.fsdp_config.param_offload": bool(h.offload_parameters) and not cpu,
+        f"{_ACTOR}.fsdp_config.optimizer_offload": bool(h.offload_optimizer) and not cpu,
+        f"{_REF}.fsdp_config.param_offload": bool(h.offload_parameters) and not cpu,
+        f"{_ROLLOUT}.name": "hf" if cpu else "vllm",
+        f"{_ROLLOUT}.tensor_model_parallel_size": h.tensor_parallel or 1,
+        f"{_ROLLOUT}.n": h.rollouts or 16,
+        f"{_ROLLOUT}.temperature": h.temperature if h.temperature is not None else 0.7,
+        f"{_ROLLOUT}.top_p": h.top_p if h.top_p is not None else 0.9,
+        f"{_ROLLOUT}.top_k": h.top_k if h.top_k is not None else 50,
+        f"{_ROLLOUT}.gpu_memory_utilization": h.gpu_memory_utilization or 0.8,
+        # without a bound verl takes the model's 262,144 positions
+        f"{_ROLLOUT}.max_model_len": prompt + response,
+        f"{_ROLLOUT}.enable_chunked_prefill": True,
+        f"{_ROLLOUT}.free_cache_engine": True,
+        f"{_ROLLOUT}.val_kwargs.n": 1,
+        f"{_ROLLOUT}.val_kwargs.do_sample": False,
+        "trainer.project_name": "egm",
+        "trainer.experiment_name": job.metadata.name,
+        "trainer.logger": ["console", "file"] + (["tensorboard"] if not cpu else []),
+        "trainer.n_gpus_per_node": gpus,
+        "trainer.nnodes": nodes,
+        "trainer.save_freq": h.save_every or 10,
+        "trainer.test_freq": h.validate_every or 10,
+        "trainer.val_before_train": bool(h.validate_before_train) and resume_from is None,
+        "trainer.total_epochs": h.epochs or 3,
+        "trainer.default_local_dir": str(out / "checkpoints"),
+        "trainer.rollout_data_dir": str(out / "rollouts"),
+        "trainer.validation_data_dir": str(out / "validation"),
+        "trainer.checkpoint_callback_class": "grounding.train.verl_hooks.MarkComplete",
+        "trainer.resume_mode": "resume_path" if resume_from else "disable",
+    }
+    if h.max_steps:
+        keys["trainer.total_training_steps"] = h.max_steps
+    if resume_from:
+        keys["trainer.resume_from_path"] = str(resume_from)
+    if h.adam_beta2:
+        keys[f"{_ACTOR}.optim.betas"] = [0.9, h.adam_beta2]
+    if cpu:
+        keys |= _cpu(h.dtype)
+    else:
+        keys[f"{_ROLLOUT}.dtype"] = h.dtype or "bfloat16"
+    return [f"{key}={_text(value)}" for key, value in keys.items()] + list(h.engine_overrides or [])
+
+
+def _cpu(dtype: str | None) -> dict[str, Any]:
+    """What the CPU path needs besides; see `verl_cpu.py`."""
+    return {
+        "trainer.device": "cpu",
+        "data.dataloader_num_workers": 0,
+        "reward.num_workers": 1,
+        "+actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
+        f"{_ACTOR}.strategy": "fsdp2",
+        f"{_REF}.strategy": "fsdp2",
+        f"{_ACTOR}.use_torch_compile": False,
+        f"{_ACTOR}.fsdp_config.use_torch_compile": False,
+        f"{_REF}.fsdp_config.use_torch_compile": False,
+        f"+{_ACTOR}.fsdp_config.mixed_precision.param_dtype": "fp32",
+        f"+{_REF}.fsdp_config.mixed_precision.param_dtype": "fp32",
+        # a tiny model is exported with every checkpoint; a large one is merged once at the end
+        f"{_ACTOR}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
+        f"{_ROLLOUT}.load_format": "auto",
+        f"{_ROLLOUT}.full_determinism": True,
+        f"{_ROLLOUT}.agent.num_workers": 1,
+        f"{_ROLLOUT}.agent.default_agent_loop": "numbered_single_turn_agent",
+        "trainer.v1.sampler.custom_sampler.path": "pkg://grounding.train.verl_cpu",
+        "trainer.v1.sampler.custom_sampler.name": "OrderedReplayBuffer",
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+        # logical slots: Ray must place verl's actors on a machine with fewer cores than actors, and no GPU
+        "ray_kwargs.ray_init.num_cpus": 24,
+        "+ray_kwargs.ray_init.num_gpus": 1,
+        "+ray_kwargs.ray_init.include_dashboard": False,
+    }
