@@ -1,0 +1,57 @@
+# `make demo` and `make test` do all their set-up themselves; only python3 (3.11 to 3.13), make and git are assumed.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+UV_VERSION := 0.13.9
+INSTALLER  := .cache/installer
+UV         := $(INSTALLER)/bin/uv
+BIN        := .venv/bin
+STAMP      := .venv/.egm-setup
+export UV_PROJECT_ENVIRONMENT := .venv
+export UV_PYTHON_DOWNLOADS := never
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup demo test test-unit test-stack test-browser lint format types bench clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(UV):
+	@python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "error: python3 is $$(python3 -V 2>&1 | cut -d' ' -f2); 3.11, 3.12 or 3.13 is needed" >&2; exit 2; }
+	@python3 -m venv $(INSTALLER) >/dev/null 2>&1 || { rm -rf $(INSTALLER); python3 -m virtualenv -q $(INSTALLER) 2>/dev/null; } \
+	  || { echo "error: python3 cannot make a virtual environment here; on Debian: apt-get install python3-venv" >&2; exit 2; }
+	@$(INSTALLER)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+$(STAMP): pyproject.toml uv.lock | $(UV)
+	@$(UV) sync --frozen --quiet --extra cpu --group dev --python "$$(command -v python3)"
+	@touch $@
+
+setup: $(STAMP) ## make .venv with everything the demo and the tests need (quick the second time)
+
+demo: setup ## SFT, RL and the eight-file evaluation of a tiny model on this machine, about ten minutes
+	@$(BIN)/egm run -f jobs/demo.yaml
+
+test: setup lint types test-unit test-stack ## everything that CI runs
+
+test-unit: setup ## pure and fast tests, seconds
+	@$(BIN)/python -m pytest -q tests/unit
+
+test-stack: setup ## the real trainer and the real server on CPU, minutes
+	@$(BIN)/python -m pytest -q tests/stack
+
+lint: setup ## ruff, as CI runs it
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: setup ## let ruff write what it can
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+types: setup ## mypy --strict over the package
+	@$(BIN)/mypy
+
+bench: setup ## benchmarks; JSON on stdout
+	@for b in bench/*.py; do $(BIN)/python $$b; done
+
+clean: ## remove what make and the runs made
+	rm -rf .venv .cache runs .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m grounding.cli` is `egm`."""
+
+from grounding.cli import main
+
+main()

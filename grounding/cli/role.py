@@ -1,0 +1,70 @@
+"""`egm role ...`: what both back ends start. Turns a job file into work; people rarely call it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+JobFile = Annotated[Path, typer.Option("--job", help="A resolved job manifest.")]
+Data = Annotated[Path, typer.Option("--data", help="Folder of prepared data.")]
+Model = Annotated[str, typer.Option("--model", help="Model folder, or URI.")]
+Out = Annotated[Path, typer.Option("--out", help="The job's folder.")]
+
+
+def _job(path: Path, kind: str) -> Any:
+    from grounding.api import load_job, resolve
+    from grounding.errors import UserError
+
+    job = resolve(load_job(path))
+    if kind and job.kind != kind:
+        raise UserError(f"expected a {kind}, found a {job.kind}", file=path)
+    return job
+
+
+def prepare(job: JobFile, data: Data) -> None:
+    """Make the job's data: parquet files, or the synthetic set."""
+    from grounding.data.jobdata import materialise
+
+    materialise(_job(job, ""), data.absolute())
+
+
+def sft(job: JobFile, data: Data, model: Model, out: Out) -> None:
+    """Supervised fine-tuning."""
+    spec = _job(job, "GroundingTrainJob")
+    from grounding.data.jobdata import locate
+    from grounding.train import sft as role
+
+    role.main(spec, locate(spec, data.absolute()), model, out.absolute())
+
+
+def rl(job: JobFile, data: Data, model: Model, out: Out) -> None:
+    """Reinforcement learning by verl."""
+    spec = _job(job, "GroundingTrainJob")
+    from grounding.data.jobdata import locate
+    from grounding.train import rl as role
+
+    role.main(spec, locate(spec, data.absolute()), model, out.absolute())
+
+
+def server(job: JobFile, data: Data, model: Model) -> None:
+    """Serve a model over OpenAI chat completions on $EGM_PORT."""
+    from grounding.evaluate.role import serve_role
+
+    serve_role(job, data.absolute(), model)
+
+
+def evaluate(job: JobFile, data: Data, out: Out) -> None:
+    """Ask the servers of $EGM_ENDPOINTS about every expression of the eight files."""
+    from grounding.evaluate.role import evaluate_role
+
+    evaluate_role(job, data.absolute(), out.absolute())
+
+
+def register(app: typer.Typer) -> None:
+    """Add `egm role`."""
+    roles = typer.Typer(help="The processes of a job, as the back ends start them.", no_args_is_help=True)
+    for command in (prepare, sft, rl, server, evaluate):
+        roles.command(command.__name__)(command)
+    app.add_typer(roles, name="role")
