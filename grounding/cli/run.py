@@ -1,0 +1,147 @@
+"""`egm run`, `egm get`, `egm logs`: run a manifest on this machine and look at what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from grounding.runs import View
+
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs, one folder a manifest.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("run")(run)
+    app.command("get")(get)
+    app.command("logs")(logs)
+
+
+def run(
+    file: Annotated[Path, typer.Option("--file", "-f", help="Job manifest (YAML, one or more jobs).")],
+    runs: Runs = Path("runs"),
+    only: Annotated[str, typer.Option(help="Run this job alone; the job it builds on must be done.")] = "",
+    parallel: Annotated[
+        int, typer.Option("--parallel", "--jobs-parallel", min=1, help="Jobs that may run at the same time.")
+    ] = 2,
+) -> None:
+    """Run a manifest's jobs on this machine. The same command again continues where it stopped."""
+    from rich.console import Console
+
+    from grounding.local.command import Order, execute, works_of
+
+    order = Order(file, runs, only, parallel)
+    code = execute(order, works_of(file), Console(), Console(stderr=True))
+    if code:
+        raise typer.Exit(code)
+
+
+def get(
+    job: Annotated[str, typer.Argument(help="Show this job alone: its name, or RUN/NAME.")] = "",
+    runs: Runs = Path("runs"),
+    output: Annotated[
+        Literal["", "wide", "json"], typer.Option("--output", "-o", help="wide adds columns, json is for programs.")
+    ] = "",
+) -> None:
+    """List jobs and where they stand."""
+    import dataclasses
+    import time
+
+    import orjson
+
+    from grounding.runs import camel, find_job, views
+
+    found = list(views(runs))
+    if job:
+        path = find_job(runs, job)
+        found = [v for v in found if Path(v.path) == path]
+    if output == "json":
+        rows = [{camel(k): value for k, value in dataclasses.asdict(v).items()} for v in found]
+        typer.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2))
+        return
+    if not found:
+        typer.echo(f"No runs in {runs}. Start one with: egm run -f jobs/demo.yaml", err=True)
+        return
+    for line in columns(found, wide=output == "wide", now=time.time()):
+        typer.echo(line)
+    if job and found[0].message:
+        typer.echo(f"\n{found[0].reason}: {found[0].message}")
+
+
+def columns(found: list[View], *, wide: bool, now: float) -> list[str]:
+    """`found` as aligned text columns under a heading."""
+    from grounding.local.screen import count, duration, percent
+
+    heads = ["NAME", "KIND", "PHASE", "STEP", "SCORE", "VAL-ACC", "DONE", "ACC@0.5", "AGE"]
+    if wide:
+        heads += ["RUN", "ATTEMPT", "ROLE", "LOSS", "ERRORS", "LEFT", "REASON", "PATH"]
+    rows = [heads]
+    for v in found:
+        row = [
+            v.name,
+            v.kind or "-",
+            v.phase,
+            "-" if v.is_evaluation else count(v),
+            "-" if v.score is None else f"{v.score:.3f}",
+            percent(v.val_accuracy),
+            count(v) if v.is_evaluation else "-",
+            percent(v.accuracy),
+            duration(now - v.created_at) if v.created_at else "-",
+        ]
+        if wide:
+            row += [
+                v.run,
+                str(v.attempt),
+                v.role or "-",
+                "-" if v.loss is None else f"{v.loss:.4g}",
+                str(v.errors),
+                duration(v.eta_s),
+                v.reason or "-",
+                v.path,
+            ]
+        rows.append(row)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+    return ["   ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def logs(
+    job: Annotated[str, typer.Argument(help="The job: its name, or RUN/NAME.")],
+    role: Annotated[str, typer.Argument(help="One role of it (prepare, sft, rl, server, evaluate).")] = "",
+    runs: Runs = Path("runs"),
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the job ends.")] = False,
+    lines: Annotated[int, typer.Option("--tail", min=0, help="Lines of each log to begin with.")] = 100,
+) -> None:
+    """Print what a job's roles have written."""
+    import time
+
+    from grounding.errors import UserError
+    from grounding.runs import find_job, follow_logs, is_running, read_state, tail
+
+    folder = find_job(runs, job)
+    known = {p.stem: p for p in sorted((folder / "logs").glob("*.log"), key=lambda p: p.stat().st_mtime)}
+    if role and role not in known and not follow:
+        hint = f"It has: {', '.join(known)}" if known else "The job has not started yet."
+        raise UserError(f"no log of role {role!r}", file=folder / "logs", hint=hint)
+    chosen = {role: known[role]} if role in known else ({} if role else known)
+    offsets = {}
+    for name, path in chosen.items():
+        if len(chosen) > 1:
+            typer.echo(f"==> {name} <==")
+        offsets[name] = path.stat().st_size
+        for line in tail(path, lines):
+            typer.echo(line)
+    last = next(reversed(chosen), "")
+    while follow:
+        state = read_state(folder)
+        over = not is_running(folder.parent) or (state is not None and state.phase not in ("Pending", "Running"))
+        for name, text in follow_logs(folder / "logs", role, offsets):
+            if name != last:
+                typer.echo(f"==> {name} <==")
+                last = name
+            typer.echo(text, nl=False)
+        if over:
+            return
+        time.sleep(0.5)

@@ -1,0 +1,1 @@
+"""The local back end: one process a role on this machine, supervised, resumable. See docs/local.md."""

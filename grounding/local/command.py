@@ -1,0 +1,186 @@
+"""What `egm run` does: a manifest becomes a run, watched and stopped by signals, with a closing word. Never a traceback."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import shlex
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from grounding.errors import EgmError, UserError, from_os_error
+from grounding.local.process import GRACE_S
+from grounding.local.scheduler import LocalRun, Work, first_error, locked
+from grounding.local.screen import Screen, duration, elapsed, table
+from grounding.runs import View, job_names, view
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the user asked for."""
+
+    manifest: Path
+    runs: Path
+    only: str = ""
+    parallel: int = 2
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run: named after the manifest."""
+        return self.runs / self.manifest.stem
+
+    @property
+    def command(self) -> str:
+        """The command that does this (and continues it)."""
+        words = ["egm", "run", "-f", str(self.manifest)]
+        if self.runs != Path("runs"):
+            words += ["--runs", str(self.runs)]
+        if self.only:
+            words += ["--only", self.only]
+        if self.parallel != 2:
+            words += ["--parallel", str(self.parallel)]
+        return shlex.join(words)
+
+
+def works_of(manifest: Path) -> list[Work]:
+    """The jobs of a manifest file, validated, presets filled in. Raises `UserError`."""
+    from grounding import api, roles
+
+    jobs: list[Any] = [api.resolve(job) for job in api.load(manifest)]
+    api.check_references(jobs)
+    return [
+        Work(
+            name=job.metadata.name,
+            kind=job.kind,
+            document=job.model_dump(mode="json", by_alias=True, exclude_none=True),
+            plan=functools.partial(roles.plan, job),
+            upstream=job.spec.model.train_job or "",
+            model=job.spec.model.source or "",
+            suspended=bool(getattr(job.spec, "suspend", False)),
+        )
+        for job in jobs
+    ]
+
+
+def chosen(works: Sequence[Work], only: str) -> list[Work]:
+    """The jobs that `--only` leaves. Raises `UserError` for an unknown name. Pure."""
+    if only and only not in {w.name for w in works}:
+        names = ", ".join(w.name for w in works)
+        raise UserError(f"no job {only!r} in the manifest", field="--only", hint=f"It has: {names}")
+    return [w for w in works if only in ("", w.name)]
+
+
+def execute(order: Order, works: Sequence[Work], out: Console, err: Console, grace: float = GRACE_S) -> int:
+    """Run `works`; returns the exit code: 0, 1 or 2 for failed jobs, 128 + n when signal n stopped it.
+
+    Raises `EgmError` for what is wrong before anything starts and for a disk that fails.
+    """
+    chosen(works, order.only)
+    try:
+        lock = locked(order.run_dir)
+        try:
+            screen = Screen(out, order.run_dir, [w.name for w in works])
+            run = LocalRun(order.run_dir, works, order.parallel, grace, say=screen.say)
+            run.check()
+            run.prepare_folders(order.manifest)
+            number = asyncio.run(_drive(run, order, screen))
+            return _closing(run, order, number, out, err)
+        finally:
+            lock.release()
+    except OSError as e:
+        raise from_os_error(e) from None
+
+
+async def _drive(run: LocalRun, order: Order, screen: Screen) -> int:
+    """Run to the end, redrawing once a second; returns the signal that stopped it, or 0."""
+    loop = asyncio.get_running_loop()
+    asked = 0
+
+    def on_signal(number: int) -> None:
+        nonlocal asked
+        if asked:
+            screen.say("Killing what still runs.")
+            run.signal_children()
+            return
+        asked = number
+        screen.say("Stopping: roles get a moment to save their work. Once more kills them.")
+        work.cancel()
+
+    with screen:
+        work = asyncio.ensure_future(run.run(order.only))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, on_signal, int(number))
+        try:
+            while not work.done():
+                screen.update()
+                await asyncio.wait({work}, timeout=1.0)
+            if not work.cancelled():
+                work.result()
+        except BaseExceptionGroup as e:
+            raise first_error(e) from None
+        finally:
+            work.cancel()
+            await asyncio.wait({work})
+    return asked
+
+
+def _closing(run: LocalRun, order: Order, number: int, out: Console, err: Console) -> int:
+    """The last words: jobs, where things are, what to do next."""
+    views = [view(order.run_dir, n, alive=False) for n in job_names(order.run_dir)]
+    if out.is_terminal:
+        out.print(table(views, time.time()))
+    for state in run.states.values():
+        if state.phase == "Failed":
+            err.print(
+                f"{state.name} failed: {state.message}", style="red", markup=False, highlight=False, soft_wrap=True
+            )
+        elif state.reason == "UpstreamNotReady":
+            err.print(f"{state.name} was not run: it {state.message}", markup=False, highlight=False, soft_wrap=True)
+    if number:
+        err.print(f"Stopped. Nothing is lost; continue with:\n  {order.command}", markup=False, highlight=False)
+        return 128 + number
+    code = run.exit_code
+    finished = all(v.phase == "Succeeded" for v in views)
+    for v in views:
+        if v.name in run.skipped:
+            took = elapsed(v, time.time())
+            out.print(f"{v.name}: done before (in {duration(took)})", markup=False, highlight=False)
+    report = None
+    if finished and any(v.is_evaluation for v in views):
+        report = order.run_dir / "report" / "index.html"
+        if len(run.skipped) < len(views) or not report.exists():
+            try:
+                report = _report(order.run_dir)
+            except EgmError as e:
+                err.print(f"the report could not be written: {e}", style="red", markup=False, highlight=False)
+                report, code = None, e.exit_code
+    out.print(places(order.run_dir, views, report), markup=False, highlight=False, soft_wrap=True)
+    if code:
+        out.print(f"Continue with:\n  {order.command}", markup=False, highlight=False, soft_wrap=True)
+    return code
+
+
+def _report(run_dir: Path) -> Path:
+    from grounding import report
+
+    path: Path = report.build(run_dir)
+    return path
+
+
+def places(run_dir: Path, views: Sequence[View], report: Path | None) -> str:
+    """Where things are, one line each."""
+    lines = [("report", str(report))] if report else []
+    lines += [
+        (f"{v.name}", str(run_dir / v.name / ("summary.json" if v.is_evaluation else "model")))
+        for v in views
+        if v.phase == "Succeeded"
+    ]
+    lines += [("logs", f"egm logs JOB --runs {run_dir}  ({run_dir}/JOB/logs)")]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {where}" for name, where in lines)

@@ -1,0 +1,275 @@
+"""Processes of the local back end: a role under its nanny, ports, readiness, and what an earlier run left over."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from grounding.errors import Failure, UserError, from_os_error
+from grounding.roles import Probe
+from grounding.runs import RoleState, tail
+
+TOKEN = "EGM_ROLE_TOKEN"  # noqa: S105 - the name of a variable that marks a role's processes, not a secret
+GRACE_S = 10.0
+NANNY = Path(__file__).with_name("nanny.py")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A process as /proc shows it: `ticks` is its start time, `session` the id of its session's leader."""
+
+    pid: int
+    ticks: int
+    session: int
+    tokens: frozenset[str] = frozenset()
+
+
+def start_ticks(pid: int) -> int:
+    """Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); 0 where it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return 0
+    fields = stat.rpartition(")")[2].split()
+    return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def all_processes() -> list[Found]:
+    """Processes of this user that /proc shows, with the role token in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError, ValueError, IndexError):
+            fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            environ = (entry / "environ").read_bytes().split(b"\0")
+            prefix = f"{TOKEN}=".encode()
+            tokens = frozenset(v[len(prefix) :].decode(errors="replace") for v in environ if v.startswith(prefix))
+            if fields[0] != "Z":
+                found.append(Found(int(entry.name), int(fields[19]), int(fields[3]), tokens))
+    return found
+
+
+def survivors(roles: Iterable[RoleState], processes: Sequence[Found]) -> list[int]:
+    """Which `processes` were started for `roles`: the recorded process itself (same id and same start time), whatever
+    carries the role's token, and members of its session once its leader is gone. Pure.
+
+    A process id alone proves nothing, because the kernel hands it out again.
+    """
+    by_pid = {p.pid: p for p in processes}
+    result: list[int] = []
+    for role in roles:
+        if not role.pid:
+            continue
+        leader = by_pid.get(role.pid)
+        for p in processes:
+            same = p.pid == role.pid and p.ticks == role.ticks
+            marked = bool(role.token) and role.token in p.tokens
+            orphan = leader is None and p.session == role.pid and p.ticks >= role.ticks > 0
+            if (same or marked or orphan) and p.pid not in result:
+                result.append(p.pid)
+    return result
+
+
+def stop_survivors(roles: Sequence[RoleState], grace: float = GRACE_S) -> int:
+    """Stop what an earlier, killed run left behind; returns how many processes there were."""
+    first = survivors(roles, all_processes())
+    told: set[int] = set()
+    deadline = time.monotonic() + grace
+    while left := survivors(roles, all_processes()):
+        hard = time.monotonic() > deadline
+        if time.monotonic() > deadline + grace:
+            raise Failure(f"processes of an earlier run do not end: {', '.join(map(str, left))}")
+        for pid in left:
+            if hard or pid not in told:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL if hard else signal.SIGTERM)
+                told.add(pid)
+        time.sleep(0.1)
+    return len(first)
+
+
+_handed_out: set[int] = set()
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nothing listens on, never the same one twice."""
+    while True:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = int(s.getsockname()[1])
+        if port not in _handed_out:
+            _handed_out.add(port)
+            return port
+
+
+def listener(port: int) -> str:
+    """Who listens on TCP `port`, as `command (process 12)`; empty where /proc does not tell."""
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                columns = line.split()
+                if columns[3] == "0A" and int(columns[1].rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{columns[9]}]")
+    for entry in Path("/proc").iterdir():
+        if inodes and entry.name.isdigit():
+            with suppress(OSError):
+                if any(fd.readlink().name in inodes for fd in (entry / "fd").iterdir()):
+                    return f"{(entry / 'comm').read_text().strip()} (process {entry.name})"
+    return ""
+
+
+def claim_port(port: int, role: str) -> int:
+    """The port a server shall use: `port`, or a free one for 0. Raises `UserError` that names the holder of a used one."""
+    if port == 0:
+        return free_port()
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError as e:
+            if e.errno != errno.EADDRINUSE:
+                raise UserError(f"port {port} cannot be used: {e.strerror}", field=role) from None
+            holder = listener(port)
+            raise UserError(
+                f"port {port} is already in use" + (f" by {holder}" if holder else ""),
+                field=role,
+                hint="Choose another port (0 takes a free one), or stop what listens on it.",
+            ) from None
+    return port
+
+
+def command(argv: Sequence[str]) -> list[str]:
+    """The command of a role with its leading `egm` replaced by this very installation."""
+    return [sys.executable, "-m", "grounding.cli", *argv[1:]] if argv and argv[0] == "egm" else list(argv)
+
+
+class Child:
+    """One running process of a role: its nanny, its log and the part of the job's state that it fills in."""
+
+    def __init__(self, state: RoleState, log: Path, process: asyncio.subprocess.Process) -> None:
+        self.state, self.log, self.process = state, log, process
+
+    @classmethod
+    async def start(
+        cls, state: RoleState, argv: Sequence[str], env: Mapping[str, str], log: Path, attempt: int, grace: float
+    ) -> Child:
+        """Start `argv`; its output is appended to `log` behind a line that names the attempt."""
+        state.token = uuid.uuid4().hex
+        log.parent.mkdir(parents=True, exist_ok=True)
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        full = {**os.environ, "PYTHONUNBUFFERED": "1", **env, TOKEN: state.token}
+        nanny = [sys.executable, "-P", "-S", str(NANNY), str(os.getpid()), str(grace), "--"]
+        try:
+            with log.open("ab") as out:
+                out.write(f"--- attempt {attempt}, {stamp}: {' '.join(argv)}\n".encode())
+                out.flush()
+                # A session of its own: Ctrl-C on the terminal reaches `egm run` alone, which then stops roles in order.
+                process = await asyncio.create_subprocess_exec(
+                    *nanny,
+                    *command(argv),
+                    env=full,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+        except OSError as e:
+            raise from_os_error(e) from None
+        state.pid, state.ticks = process.pid, start_ticks(process.pid)
+        state.started_at, state.finished_at, state.exit_code = time.time(), 0.0, None
+        return cls(state, log, process)
+
+    async def wait(self) -> int:
+        """Exit code of the role; 128 + n where signal n ended it."""
+        code = await self.process.wait()
+        code = 128 - code if code < 0 else code
+        self.state.exit_code, self.state.finished_at = code, time.time()
+        return code
+
+    def signal(self) -> None:
+        """Ask the nanny to stop the role; asked a second time, it kills."""
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                self.process.terminate()
+
+    async def stop(self, grace: float) -> int:
+        """Stop the role and everything below it, gently first. A cancellation is kept until that is done."""
+        self.signal()
+        ended = asyncio.ensure_future(self._ended(grace))
+        cancelled = False
+        while not ended.done():
+            try:
+                await asyncio.shield(ended)
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError
+        return ended.result()
+
+    async def _ended(self, grace: float) -> int:
+        try:
+            return await asyncio.wait_for(self.wait(), grace + 10)
+        except TimeoutError:  # the nanny itself hangs: nothing below it may stay
+            stop_survivors([self.state], grace=1)
+            return await self.wait()
+
+    def last_words(self, lines: int = 12) -> str:
+        """The end of the role's log, indented, for an error message."""
+        return "\n".join(f"  | {line[:300]}" for line in tail(self.log, lines) if not line.startswith("--- attempt"))
+
+
+async def until_ready(child: Child, url: str, probe: Probe) -> None:
+    """Wait until GET `url` answers 200. `Failure` with the log's end where the server dies first or never answers."""
+    import aiohttp
+
+    deadline = time.monotonic() + probe.timeout_s
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5), trust_env=False) as session:
+        while child.process.returncode is None:
+            with suppress(aiohttp.ClientError, TimeoutError, OSError):
+                async with session.get(url) as answer:
+                    if answer.status == 200:
+                        return
+            if time.monotonic() > deadline:
+                raise Failure(
+                    f"the server did not answer {url} within {probe.timeout_s:.0f} s. The end of its log:\n"
+                    + child.last_words(),
+                    field=child.state.name,
+                    hint=f"Whole log: {child.log}",
+                )
+            await asyncio.sleep(0.2)
+    raise died(child, await child.wait(), "before it was ready")
+
+
+class ServerDied(Failure):
+    """A server role ended while it was needed; what its clients say is only a consequence."""
+
+
+def died(child: Child, code: int, when: str) -> ServerDied:
+    """The error for a server that ended on its own."""
+    how = f"signal {signal_name(code)}" if code > 128 else f"exit code {code}"
+    return ServerDied(
+        f"the server ended {when} ({how}). The end of its log:\n{child.last_words()}",
+        field=child.state.name,
+        hint=f"Whole log: {child.log}",
+    )
+
+
+def signal_name(code: int) -> str:
+    """Name of the signal in exit code 128 + n, with the usual cause where there is one."""
+    try:
+        name = signal.Signals(code - 128).name
+    except ValueError:
+        return str(code - 128)
+    return f"{name}, often: out of memory" if name == "SIGKILL" else name

@@ -1,0 +1,401 @@
+"""Runs the jobs of one manifest on this machine: order, resume, roles as processes, states on disk.
+
+One thread, asyncio: children are started by the main thread because the kernel's parent-death signal hangs on the
+thread that started them. What is pure (order, digest, endpoints) stands first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from grounding.errors import EgmError, Failure, UserError, from_os_error
+from grounding.files import read_json, write_json
+from grounding.local.process import (
+    GRACE_S,
+    Child,
+    ServerDied,
+    claim_port,
+    died,
+    signal_name,
+    stop_survivors,
+    until_ready,
+)
+from grounding.roles import Layout, Role
+from grounding.runs import JobState, RoleState, RunLock, read_state, write_state
+
+# What changes how or where a job runs, but not its result: changing these continues the job instead of starting anew.
+OPERATIONAL = ("suspend", "maxAttempts", "resources", "tracking", "servers", "gpusPerServer", "concurrency")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One job as the local back end sees it: `document` is the resolved manifest, `upstream` the job whose model it
+    uses, `model` the source where there is no upstream, `plan` turns a layout into roles."""
+
+    name: str
+    kind: str
+    document: Mapping[str, Any]
+    plan: Callable[[Layout], Sequence[Role]]
+    upstream: str = ""
+    model: str = ""
+    suspended: bool = False
+
+
+def ordered(works: Sequence[Work]) -> list[Work]:
+    """Jobs after the jobs they depend on, otherwise in the manifest's order. Raises `UserError` for an unknown or
+    circular reference. Pure."""
+    by_name = {w.name: w for w in works}
+    done: dict[str, Work] = {}
+
+    def add(work: Work, path: tuple[str, ...]) -> None:
+        if work.name in path:
+            raise UserError(f"the jobs wait for each other: {' -> '.join((*path, work.name))}", field="model.trainJob")
+        if work.upstream and work.upstream not in by_name:
+            raise UserError(f"job {work.name!r} needs {work.upstream!r}, which is not there", field="model.trainJob")
+        if work.name not in done:
+            if work.upstream:
+                add(by_name[work.upstream], (*path, work.name))
+            done[work.name] = work
+
+    for w in works:
+        add(w, ())
+    return list(done.values())
+
+
+def digest(work: Work, upstream_id: str) -> str:
+    """Digest of everything that decides the job's result. `upstream_id` changes when that job starts from nothing."""
+    spec = {k: v for k, v in dict(work.document.get("spec", {})).items() if k not in OPERATIONAL}
+    return hashlib.sha256(
+        orjson.dumps([work.kind, work.name, spec, upstream_id], option=orjson.OPT_SORT_KEYS, default=str)
+    ).hexdigest()
+
+
+def gpus_of(roles: Sequence[Role]) -> int:
+    """GPUs that a job holds while it runs."""
+    return sum(r.gpus * r.replicas for r in roles)
+
+
+def machine_gpus() -> list[str]:
+    """Ids of the GPUs that this process may use, from CUDA_VISIBLE_DEVICES or the device files."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [v.strip() for v in visible.split(",") if v.strip() and v.strip() != "-1"]
+    return sorted((p.name[6:] for p in Path("/dev").glob("nvidia[0-9]*")), key=int)
+
+
+class Gpus:
+    """Hands out GPU ids to jobs that run at the same time; a job waits until there are enough."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.total, self._free, self._changed = len(ids), list(ids), asyncio.Condition()
+
+    @contextlib.asynccontextmanager
+    async def take(self, count: int) -> Any:
+        """Hold `count` GPUs."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._free) >= count)
+            mine, self._free = self._free[:count], self._free[count:]
+        try:
+            yield mine
+        finally:
+            self._free += mine
+            async with self._changed:
+                self._changed.notify_all()
+
+
+@dataclass
+class LocalRun:
+    """A run of `works` in `run_dir`. After `run` each job's end is in `states`."""
+
+    run_dir: Path
+    works: Sequence[Work]
+    parallel: int = 2
+    grace: float = GRACE_S
+    say: Callable[[str], None] = lambda _: None
+    gpu_ids: Sequence[str] = field(default_factory=machine_gpus)
+    states: dict[str, JobState] = field(default_factory=dict)
+    skipped: set[str] = field(default_factory=set)
+    exit_code: int = 0
+
+    def __post_init__(self) -> None:
+        self._children: set[Child] = set()
+        self._plans: dict[str, Sequence[Role]] = {}
+
+    def layout(self, work: Work) -> Layout:
+        """Paths of a job; they are absolute, because a role's working folder is nobody's business."""
+        run = self.run_dir.absolute()
+        model = str(run / work.upstream / "model") if work.upstream else work.model
+        return Layout(
+            job_file=str(run / work.name / "job.yaml"), data=str(run / "data"), out=str(run / work.name), model=model
+        )
+
+    def check(self) -> None:
+        """What can be known to fail before anything starts: roles this machine cannot run. Raises `UserError`."""
+        for work in self.works:
+            roles = self._plans[work.name] = tuple(work.plan(self.layout(work)))
+            names = {r.name for r in roles}
+            for role in roles:
+                if missing := set(role.after) - names:
+                    raise Failure(f"role {role.name!r} waits for unknown {', '.join(sorted(missing))}", field=work.name)
+                if role.kind == "task" and role.replicas > 1:
+                    raise UserError(
+                        f"role {role.name!r} runs on {role.replicas} machines and this is one",
+                        field=f"{work.name}: spec.resources",
+                        hint="Ask for one node, or hand the job to a cluster.",
+                    )
+            if (need := gpus_of(roles)) > len(self.gpu_ids):
+                raise UserError(
+                    f"the job needs {need} GPUs, this machine offers {len(self.gpu_ids)}",
+                    field=f"{work.name}: spec.resources",
+                    hint="Ask for fewer GPUs, set CUDA_VISIBLE_DEVICES, or hand the job to a cluster.",
+                )
+
+    def prepare_folders(self, manifest: Path) -> None:
+        """Write run.json and stop what a killed run left behind. Call with the lock held."""
+        path = self.run_dir / "run.json"
+        old = read_json(path) if path.exists() else {}
+        document = {
+            "manifest": str(manifest.absolute()),
+            "digest": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+            "createdAt": old.get("createdAt") or time.time(),
+            "startedAt": time.time(),
+            "jobs": [{"name": w.name, "kind": w.kind, "upstream": w.upstream} for w in self.works],
+        }
+        write_json(path, document)
+        for folder in sorted(p.parent for p in self.run_dir.glob("*/state.json")):
+            state = read_state(folder)
+            if state and (count := stop_survivors(state.roles, self.grace)):
+                self.say(f"{folder.name}: stopped {count} processes that an earlier run had left behind")
+
+    async def run(self, only: str = "") -> None:
+        """Run all jobs, or `only` one. Returns when nothing more can run; cancelled, it stops every role first."""
+        self._gpus = Gpus(self.gpu_ids)
+        self._slots = asyncio.Semaphore(max(1, self.parallel))
+        self._preparing = asyncio.Lock()
+        finished = {w.name: asyncio.Event() for w in self.works}
+        order = ordered(self.works)
+        for w in order:
+            state = self.states[w.name] = read_state(self.run_dir / w.name) or JobState(w.name, w.kind)
+            if only in ("", w.name) and state.phase != "Succeeded":  # what an earlier run said is over now
+                state.kind, state.phase, state.reason, state.message = w.kind, "Pending", "", ""
+                write_state(self.run_dir / w.name, state)
+
+        async def one(work: Work) -> None:
+            try:
+                if only in ("", work.name):
+                    if work.upstream and not only:
+                        await finished[work.upstream].wait()
+                    await self._job(work)
+            finally:
+                finished[work.name].set()
+
+        async with asyncio.TaskGroup() as group:
+            for w in order:
+                group.create_task(one(w))
+
+    def signal_children(self) -> None:
+        """Ask every running role to stop; asked again, they are killed."""
+        for child in list(self._children):
+            child.signal()
+
+    async def _job(self, work: Work) -> None:
+        """Run one job to its end and record it; a job's failure is not an exception here."""
+        folder = self.run_dir / work.name
+        state = self.states[work.name]
+        upstream = self.states[work.upstream] if work.upstream else None
+        if work.suspended:
+            self._end(state, "Suspended", "Suspended", "spec.suspend is true")
+            return
+        if upstream and upstream.phase != "Succeeded":
+            self._end(state, "Pending", "UpstreamNotReady", f"waits for {work.upstream}, which is {upstream.phase}")
+            self.exit_code = self.exit_code or 1
+            return
+        want = digest(work, upstream.id if upstream else "")
+        if state.phase == "Succeeded" and state.digest == want:
+            self.skipped.add(work.name)
+            return
+        if state.digest and state.digest != want:
+            self._set_aside(folder, work.name)
+            state = self.states[work.name] = JobState(work.name, work.kind)
+        roles = self._plans[work.name]
+        async with self._slots, self._gpus.take(gpus_of(roles)) as gpus:
+            state.kind, state.digest, state.upstream = work.kind, want, [work.upstream] if work.upstream else []
+            state.id = state.id or uuid.uuid4().hex
+            state.attempt += 1
+            state.started_at, state.finished_at = time.time(), 0.0
+            state.created_at = state.created_at or state.started_at
+            state.phase, state.reason, state.message, state.roles = "Running", "", "", []
+            write_manifest(folder / "job.yaml", work.document)
+            write_state(folder, state)
+            try:
+                await self._roles(work, state, roles, gpus)
+            except asyncio.CancelledError:
+                self._end(state, "Stopped", "Interrupted", "")
+                raise
+            except EgmError as e:
+                self.exit_code = max(self.exit_code, e.exit_code)
+                self._end(state, "Failed", "UserError" if e.exit_code == 2 else "RoleFailed", str(e))
+            else:
+                self._end(state, "Succeeded", "", "")
+
+    def _set_aside(self, folder: Path, name: str) -> None:
+        """Keep the work of a job whose description has changed, out of the way: nothing may resume from it."""
+        keep = self.run_dir / "previous"
+        keep.mkdir(exist_ok=True)
+        target = next(p for n in range(1, 1 << 20) if not (p := keep / f"{name}-{n}").exists())
+        folder.rename(target)
+        self.say(f"{name}: its description or its model has changed, it starts anew; the earlier work is in {target}")
+
+    def _end(self, state: JobState, phase: str, reason: str, message: str) -> None:
+        state.phase, state.reason, state.message = phase, reason, message
+        if phase in ("Succeeded", "Failed", "Stopped"):
+            state.finished_at = time.time()
+        write_state(self.run_dir / state.name, state)
+
+    async def _roles(self, work: Work, state: JobState, roles: Sequence[Role], gpus: Sequence[str]) -> None:
+        """Run a job's roles in their order; servers live until every task has ended. Raises `EgmError`."""
+        ready = {r.name: asyncio.Event() for r in roles}
+        urls: dict[str, list[str]] = {}
+        left = list(gpus)
+        devices = {(r.name, i): [left.pop(0) for _ in range(r.gpus)] for r in roles for i in range(r.replicas)}
+
+        async def one(role: Role) -> None:
+            for name in role.after:
+                await ready[name].wait()
+            endpoints = ",".join(u for r in roles for u in urls.get(r.name, []))
+            if role.kind == "task":
+                env = {"EGM_ENDPOINTS": endpoints} if endpoints else {}
+                # Jobs of a run share their data: the second waits and finds it done.
+                async with self._preparing if role.name == "prepare" else contextlib.nullcontext():
+                    await self._task(role, {**env, **role.env}, devices[role.name, 0], state)
+                ready[role.name].set()
+                return
+            waiting = [asyncio.Event() for _ in range(role.replicas)]
+            urls[role.name] = []
+
+            async def announce() -> None:
+                for event in waiting:
+                    await event.wait()
+                ready[role.name].set()
+
+            async with asyncio.TaskGroup() as replicas:
+                replicas.create_task(announce())
+                for i, event in enumerate(waiting):
+                    name = role.name if role.replicas == 1 else f"{role.name}-{i}"
+                    replicas.create_task(self._server(role, name, devices[role.name, i], state, urls[role.name], event))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = {r.name: group.create_task(one(r)) for r in roles}
+                tasks = [running[r.name] for r in roles if r.kind == "task"]
+                await asyncio.wait(tasks or list(running.values()))
+                for task in running.values():
+                    task.cancel()
+        except BaseExceptionGroup as e:
+            raise first_error(e) from None
+
+    async def _start(
+        self, role: Role, name: str, env: Mapping[str, str], gpus: Sequence[str], state: JobState, port: int = 0
+    ) -> Child:
+        mine = RoleState(name=name, kind=role.kind, phase="Starting", port=port)
+        state.roles.append(mine)
+        folder = self.run_dir / state.name
+        cuda = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
+        log = folder / "logs" / f"{name}.log"
+        child = await Child.start(mine, role.argv, {**cuda, **env}, log, state.attempt, self.grace)
+        self._children.add(child)
+        mine.phase = "Running" if role.kind == "task" else "Starting"
+        try:
+            write_state(folder, state)
+        except OSError:  # a full disk: a process that nothing remembers must not go on
+            await child.stop(self.grace)
+            raise
+        return child
+
+    async def _stop(self, child: Child, state: JobState) -> None:
+        """Stop a child that still runs and record how it ended; always the last thing done with it."""
+        if child.process.returncode is None:
+            await child.stop(self.grace)
+            child.state.phase = "Stopped"
+        self._children.discard(child)
+        write_state(self.run_dir / state.name, state)
+
+    async def _task(self, role: Role, env: Mapping[str, str], gpus: Sequence[str], state: JobState) -> None:
+        child = await self._start(role, role.name, env, gpus, state)
+        try:
+            code = await child.wait()
+            child.state.phase = "Failed" if code else "Succeeded"
+        finally:
+            await self._stop(child, state)
+        if code:
+            kind = UserError if code == 2 else Failure
+            how = f"was ended by {signal_name(code)}" if code > 128 else f"ended with exit code {code}"
+            text = f"it {how}. The end of its log:\n{child.last_words()}"
+            raise kind(text, field=f"{state.name}: {role.name}", hint=f"Whole log: {child.log}")
+
+    async def _server(
+        self, role: Role, name: str, gpus: Sequence[str], state: JobState, urls: list[str], ready: asyncio.Event
+    ) -> None:
+        fixed = role.ports.get("http", 0)
+        port = claim_port(fixed, f"{state.name}: {name}")
+        url = f"http://127.0.0.1:{port}"
+        child = await self._start(role, name, {**role.env, "EGM_PORT": str(port)}, gpus, state, port)
+        try:
+            if role.probe:
+                await until_ready(child, url + role.probe.path, role.probe)
+            child.state.phase = "Running"
+            write_state(self.run_dir / state.name, state)
+            urls.append(url)
+            ready.set()
+            code = await child.wait()
+            child.state.phase = "Failed"
+            raise died(child, code, "while it was in use")
+        finally:
+            await self._stop(child, state)
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that a failed group of tasks is about, as one for people."""
+    flat: list[BaseException] = []
+    todo: list[BaseException] = [group]
+    while todo:
+        e = todo.pop(0)
+        if isinstance(e, BaseExceptionGroup):
+            todo += e.exceptions
+        else:
+            flat.append(e)
+    # A server that dies takes its client along: its own words come first.
+    best = min(flat, key=lambda e: not isinstance(e, ServerDied))
+    return from_os_error(best) if isinstance(best, OSError) else best
+
+
+def write_manifest(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a job as YAML, atomically; it is a valid manifest."""
+    from ruamel.yaml import YAML
+
+    from grounding.files import atomic_write
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    with atomic_write(path) as f:
+        yaml.dump(dict(document), f)
+
+
+def locked(run_dir: Path) -> RunLock:
+    """The lock of `run_dir`; unwritable folders and running runs are errors for people."""
+    try:
+        return RunLock(run_dir)
+    except OSError as e:
+        raise from_os_error(e) from None

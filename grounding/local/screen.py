@@ -1,0 +1,166 @@
+"""What a person sees while a run is on: one live table on a terminal, plain lines elsewhere. Reads only what is on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from grounding.runs import View, view
+
+STYLE = {
+    "Pending": ("○", "dim"),
+    "Running": ("●", "cyan"),
+    "Succeeded": ("✓", "green"),
+    "Failed": ("✗", "bold red"),
+    "Stopped": ("■", "yellow"),
+    "Suspended": ("‖", "dim"),
+}
+
+
+def duration(seconds: float | None) -> str:
+    """`42s`, `3m07s`, `2h05m`, `3d04h`; `-` for None. Pure."""
+    if seconds is None:
+        return "-"
+    s = max(0, round(seconds))
+    if s < 60:
+        return f"{s}s"
+    if s < 3600:
+        return f"{s // 60}m{s % 60:02d}s"
+    if s < 86400:
+        return f"{s // 3600}h{s % 3600 // 60:02d}m"
+    return f"{s // 86400}d{s % 86400 // 3600:02d}h"
+
+
+def percent(value: float | None) -> str:
+    """A fraction as `63.1 %`; `-` for None."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def count(v: View) -> str:
+    """`320/1,500` steps or answers."""
+    if v.step is None:
+        return "-"
+    return f"{v.step:,}/{v.total:,}" if v.total else f"{v.step:,}"
+
+
+def metrics(v: View) -> str:
+    """The figures of a job worth a glance, shortest first."""
+    parts = []
+    if v.loss is not None:
+        parts.append(f"loss {v.loss:.4g}")
+    if v.score is not None:
+        parts.append(f"score {v.score:.3f}")
+    if v.val_accuracy is not None:
+        parts.append(f"validation {percent(v.val_accuracy)}")
+    if v.accuracy is not None:
+        parts.append(f"accuracy {percent(v.accuracy)}")
+    if v.errors:
+        parts.append(f"{v.errors:,} errors")
+    return "  ".join(parts)
+
+
+def elapsed(v: View, now: float) -> float | None:
+    """Seconds of the job's newest attempt."""
+    if not v.started_at or v.phase in ("Pending", "Suspended"):
+        return None
+    return (v.finished_at or now) - v.started_at
+
+
+def table(views: Iterable[View], now: float) -> Table:
+    """The jobs of a run as a table; columns that hold nothing yet stay narrow."""
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", expand=False)
+    out.add_column("job", no_wrap=True)
+    out.add_column("phase", no_wrap=True)
+    out.add_column("doing", no_wrap=True)
+    out.add_column("done", justify="right", no_wrap=True)
+    out.add_column("figures", overflow="fold")
+    out.add_column("time", justify="right", no_wrap=True)
+    out.add_column("left", justify="right", no_wrap=True)
+    for v in views:
+        mark, style = STYLE.get(v.phase, ("?", ""))
+        left = duration(v.eta_s) if v.phase == "Running" and v.eta_s is not None else ""
+        took = elapsed(v, now)
+        out.add_row(
+            Text(v.name, style="bold" if v.phase == "Running" else ""),
+            Text(f"{mark} {v.phase}", style=style),
+            Text(v.role or "", style="dim"),
+            count(v) if v.step is not None else "",
+            Text(metrics(v)),
+            duration(took) if took is not None else "",
+            left,
+        )
+    return out
+
+
+@dataclass
+class Lines:
+    """Turns views into lines, one a change; figures of one job at most every `interval` seconds."""
+
+    interval: float = 5.0
+    _phases: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _figures: dict[str, tuple[float, str]] = field(default_factory=dict)
+
+    def new(self, views: Iterable[View], now: float) -> list[str]:
+        """Lines that have not been said yet."""
+        lines = []
+        for v in views:
+            text = f"{count(v)}  {metrics(v)}".strip() if v.step is not None else ""
+            if self._phases.get(v.name) != (v.phase, v.role):
+                self._phases[v.name] = (v.phase, v.role)
+                self._figures[v.name] = (now, text)
+                took = elapsed(v, now)
+                tail = [v.role, v.reason, text, duration(took) if v.finished_at and took is not None else ""]
+                lines.append("  ".join([f"{v.name}: {v.phase}", *(t for t in tail if t)]))
+                continue
+            said_at, said = self._figures.get(v.name, (0.0, ""))
+            if v.phase == "Running" and text and text != said and now - said_at >= self.interval:
+                self._figures[v.name] = (now, text)
+                left = f"  {duration(v.eta_s)} left" if v.eta_s is not None else ""
+                lines.append(f"{v.name}: {v.role}  {text}{left}")
+        return lines
+
+
+class Screen:
+    """Shows the jobs `names` of `run_dir`; `update` is called about once a second, `say` prints one remark."""
+
+    def __init__(self, console: Console, run_dir: Path, names: Sequence[str]) -> None:
+        self.console, self.run_dir, self.names = console, run_dir, names
+        self._lines = Lines()
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Screen:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+        else:
+            self.update()
+
+    def views(self) -> list[View]:
+        """Where the jobs stand now."""
+        return [view(self.run_dir, n, alive=True) for n in self.names]
+
+    def update(self) -> None:
+        """Show what has changed."""
+        now = time.time()
+        views = self.views()
+        if self._live:
+            self._live.update(table(views, now), refresh=True)
+            return
+        for line in self._lines.new(views, now):
+            self.console.print(f"{time.strftime('%H:%M:%S')}  {line}", markup=False, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """One remark, above the table."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
