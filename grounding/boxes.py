@@ -1,0 +1,132 @@
+"""Boxes and their coordinate spaces: `pixels` (xyxy in the image as stored) and `relative` (xyxy in 0..1000 of width and height).
+
+Pure arithmetic, without numpy: it runs once an answer, in training and in evaluation. The order of the operations is
+part of the contract: published numbers are compared bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+Box = tuple[float, float, float, float]
+"""x1, y1, x2, y2; the function that takes or gives one says in which space."""
+
+SCALE = 1000.0
+"""The width and the height of every image in relative coordinates."""
+
+
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two xyxy boxes in the same space, 0..1.
+
+    A box without area (reversed corners too) overlaps nothing. Where infinite coordinates leave the quotient undefined it is 0.
+    """
+    ax1, ay1, ax2, ay2 = a
+    bx1, by1, bx2, by2 = b
+    width = (ax2 if ax2 < bx2 else bx2) - (ax1 if ax1 > bx1 else bx1)
+    height = (ay2 if ay2 < by2 else by2) - (ay1 if ay1 > by1 else by1)
+    if not (width > 0.0 and height > 0.0):
+        return 0.0
+    # both boxes have positive sides here, since neither side is shorter than the intersection's
+    common = width * height
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - common
+    if not 0.0 < union < inf:
+        return 0.0
+    return common / union
+
+
+def to_pixels(box: Sequence[float], width: int, height: int) -> Box:
+    """Relative box -> whole pixels inside the image (0..width-1, 0..height-1).
+
+    Clamped to 0..1000 first (a coordinate that is not finite counts 0), rounded half to even, clamped to the image; a side
+    of length zero becomes one pixel where the image has one to give. Reversed corners stay reversed.
+    """
+    x1, y1, x2, y2 = box
+    if not (0.0 <= x1 <= SCALE and 0.0 <= y1 <= SCALE and 0.0 <= x2 <= SCALE and 0.0 <= y2 <= SCALE):
+        x1, y1, x2, y2 = _clamp(x1), _clamp(y1), _clamp(x2), _clamp(y2)
+    return fit(x1, y1, x2, y2, width, height)
+
+
+def fit(x1: float, y1: float, x2: float, y2: float, width: int, height: int) -> Box:
+    """Relative corners -> whole pixels inside the image, as `to_pixels` without its first clamp.
+
+    The corners must be finite (`ValueError` for a NaN).
+    """
+    try:
+        left, right = round(x1 * width / SCALE), round(x2 * width / SCALE)
+        top, bottom = round(y1 * height / SCALE), round(y2 * height / SCALE)
+    except OverflowError:  # beyond the largest float: the border that it lies behind
+        left, right = _round_huge(x1 * width / SCALE, width), _round_huge(x2 * width / SCALE, width)
+        top, bottom = _round_huge(y1 * height / SCALE, height), _round_huge(y2 * height / SCALE, height)
+    last_x, last_y = width - 1, height - 1
+    left, right = max(0, min(left, last_x)), max(0, min(right, last_x))
+    top, bottom = max(0, min(top, last_y)), max(0, min(bottom, last_y))
+    if left == right and width > 1:
+        right = min(left + 1, last_x)
+    if top == bottom and height > 1:
+        bottom = min(top + 1, last_y)
+    return float(left), float(top), float(right), float(bottom)
+
+
+def to_relative(box: Sequence[float], width: int, height: int) -> Box:
+    """Pixels -> whole relative coordinates, for models that answer in pixels.
+
+    Rounded and clamped to the image, corners put in order, scaled, rounded and clamped to 0..1000; a side of length zero becomes 1
+    where there is room. A coordinate that is not finite counts 0. An image without a size gives the whole square.
+    """
+    x1, y1, x2, y2 = (v if -inf < v < inf else 0.0 for v in box)
+    if width <= 0 or height <= 0:
+        return _relative_unsized(x1, y1, x2, y2, width, height)
+    last_x, last_y = width - 1, height - 1
+    left, right = sorted((max(0, min(round(x1), last_x)), max(0, min(round(x2), last_x))))
+    top, bottom = sorted((max(0, min(round(y1), last_y)), max(0, min(round(y2), last_y))))
+    return _widen(
+        round(left * SCALE / width),
+        round(top * SCALE / height),
+        round(right * SCALE / width),
+        round(bottom * SCALE / height),
+        width,
+        height,
+    )
+
+
+def _relative_unsized(x1: float, y1: float, x2: float, y2: float, width: int, height: int) -> Box:
+    (x1, x2), (y1, y2) = sorted((x1, x2)), sorted((y1, y2))
+    left, right = (round(x1 * SCALE / width), round(x2 * SCALE / width)) if width > 0 else (0, 1000)
+    top, bottom = (round(y1 * SCALE / height), round(y2 * SCALE / height)) if height > 0 else (0, 1000)
+    return _widen(left, top, right, bottom, width, height)
+
+
+def _widen(left: int, top: int, right: int, bottom: int, width: int, height: int) -> Box:
+    left, top, right, bottom = (max(0, min(v, 1000)) for v in (left, top, right, bottom))
+    if left == right and width > 1:
+        right = min(left + 1, 1000)
+    if top == bottom and height > 1:
+        bottom = min(top + 1, 1000)
+    return float(left), float(top), float(right), float(bottom)
+
+
+def relative_exact(box: Sequence[float], width: int, height: int) -> Box:
+    """Pixels -> relative without rounding or clamping: how ground truth is stored for training."""
+    x1, y1, x2, y2 = box
+    return x1 * SCALE / width, y1 * SCALE / height, x2 * SCALE / width, y2 * SCALE / height
+
+
+def ordered(box: Sequence[float]) -> Box:
+    """The same box with x1 <= x2 and y1 <= y2."""
+    x1, y1, x2, y2 = box
+    if x1 > x2:
+        x1, x2 = x2, x1
+    if y1 > y2:
+        y1, y2 = y2, y1
+    return x1, y1, x2, y2
+
+
+def _clamp(v: float) -> float:
+    if v > SCALE:
+        return SCALE if v < inf else 0.0
+    return v if v >= 0.0 else 0.0  # a NaN is not >= 0 either
+
+
+def _round_huge(v: float, size: int) -> int:
+    return round(max(-1.0, min(v, float(size))))

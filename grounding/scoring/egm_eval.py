@@ -1,0 +1,77 @@
+"""Profile `egm-eval`: how EGM's evaluation reads a box from an answer and scores it. Bit for bit the published numbers.
+
+The box is the first `"bbox_2d": [4 numbers]`, else the first bare `[4 numbers]`, else the last 4 numbers of the text. Corners are kept as they are:
+reversed ones have no area. Correct is IoU > 0.5 against the raw float pixels of the ground truth. An answer without a box counts, with IoU 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from grounding.boxes import Box, iou, to_pixels, to_relative
+from grounding.errors import UserError
+from grounding.scoring.answers import EXPONENT, EXPONENT_NUMBER, last_numbers
+from grounding.scoring.profile import Profile, Scored
+
+REMAPS = ("scale", "keep", "inverse")
+"""`scale`: relative -> pixels; `keep`: as answered; `inverse`: pixels -> relative."""
+
+_KEY = '"bbox_2d"'
+_LIST = r"\[\s*+" + r"\s*+,\s*+".join([f"({EXPONENT})"] * 4) + r"\s*+\]"
+_LIST_RE = re.compile(_LIST)
+_KEYED_RE = re.compile(r'"bbox_2d"\s*+:\s*+' + _LIST)
+
+
+def extract_box(text: str | None) -> Box | None:
+    """The box an answer gives, in the space it was answered in; None where there is none. Linear in the length of the text.
+
+    A coordinate beyond the largest float is infinite.
+    """
+    if not text:
+        return None
+    at = text.find(_KEY)
+    found = _KEYED_RE.search(text, at) if at >= 0 else None
+    if found is None:
+        at = text.find("[")
+        found = _LIST_RE.search(text, at) if at >= 0 else None
+    if found is not None:
+        x1, y1, x2, y2 = found.groups()
+        return float(x1), float(y1), float(x2), float(y2)
+    values = last_numbers(text, EXPONENT_NUMBER)
+    return (values[0], values[1], values[2], values[3]) if len(values) == 4 else None
+
+
+def remap(box: Box, width: int, height: int, mode: str | None) -> Box:
+    """The answered box in the ground truth's space, by one of `REMAPS` (case does not matter; None or "" keeps).
+
+    Raises `UserError` for another mode.
+    """
+    if mode == "scale":
+        return to_pixels(box, width, height)
+    name = (mode or "keep").strip().lower()
+    if name == "scale":
+        return to_pixels(box, width, height)
+    if name == "inverse":
+        return to_relative(box, width, height)
+    if name in ("keep", ""):
+        return box
+    raise UserError(f"unknown box remap {mode!r}", field="box_remap", hint="Known: " + ", ".join(REMAPS) + ".")
+
+
+def score_answer(
+    text: str | None, bbox_pixels: Sequence[float], width: int, height: int, box_remap: str | None = "scale"
+) -> Scored:
+    """Score one answer. `bbox_pixels`: xyxy ground truth in the space that `box_remap` leads to (pixels for `scale`); width, height in pixels.
+
+    Never raises because of the text. Raises `UserError` for an unknown `box_remap`.
+    """
+    box = extract_box(text)
+    if box is None:
+        return Scored(None, 0.0, False, False)
+    mapped = remap(box, width, height, box_remap)
+    value = iou(mapped, bbox_pixels)
+    return Scored(list(mapped), value, value > 0.5, True)
+
+
+PROFILE = Profile("egm-eval", "EGM's evaluation: Acc@0.5 of the published tables (IoU > 0.5)", score_answer)

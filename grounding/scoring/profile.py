@@ -1,0 +1,31 @@
+"""What a scoring profile is: a name and one function from an answer to a `Scored`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Scored(NamedTuple):
+    """One answer, scored."""
+
+    scaled_bbox: list[float] | None
+    """The answer's box in the ground truth's space (pixels, unless remapped otherwise); None where no box was found."""
+    iou: float
+    """0..1; 0 where no box was found."""
+    correct: bool
+    parsed: bool
+    """Whether a box was found."""
+
+
+ScoreAnswer = Callable[[str | None, Sequence[float], int, int, str | None], Scored]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A way of scoring. `score_answer(text, bbox_pixels, width, height, box_remap)`; width and height in pixels."""
+
+    name: str
+    summary: str
+    score_answer: ScoreAnswer
