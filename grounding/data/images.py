@@ -162,7 +162,7 @@ def index_tar(file: JoinedFile, where: Path) -> dict[str, tuple[int, int]]:
             file=where,
             hint="It must be complete and not compressed. Fetch it again, or unpack it and give the folder.",
         ) from None
-    if file.size == 0 or any(file.read_at(end, _BLOCK)):
+    if file.read_at(end, _BLOCK) != bytes(_BLOCK):  # every complete tar ends in blocks of zeros
         raise UserError(
             f"the tar file is damaged or a part of it is missing (at byte {end} of {file.size})",
             file=where,
@@ -240,7 +240,9 @@ class ImageStore:
         try:
             with source.open(clean) as f, Image.open(f) as image:
                 return image.size
-        except (UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError, EOFError) as e:
+        except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as e:
+            if isinstance(e, OSError) and e.errno is not None:
+                raise  # the disk's trouble; Pillow's own errors have no number
             what = "not a known image format" if isinstance(e, UnidentifiedImageError) else str(e)
             raise UnreadableImage(f"{clean} cannot be read as an image: {what}", file=source.where) from None
 

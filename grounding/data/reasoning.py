@@ -18,7 +18,7 @@ from typing import Any
 
 import aiohttp
 import orjson
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from grounding.data.images import ImageStore
@@ -99,9 +99,13 @@ def draw_box(data: bytes, box: Box) -> bytes:
 def framed(store: ImageStore, task: Task) -> bytes:
     """The task's picture with its box. Raises `Rejected` where the picture is absent or unreadable."""
     try:
-        return draw_box(store.read(task.image), task.box)
-    except (UserError, UnidentifiedImageError, ValueError, SyntaxError) as e:
-        raise Rejected(f"{task.image}: {e}") from None
+        data = store.read(task.image)
+    except UserError as e:
+        raise Rejected(str(e)) from None
+    try:
+        return draw_box(data, task.box)
+    except (OSError, ValueError, SyntaxError) as e:  # Pillow's ways to say that the bytes are broken
+        raise Rejected(f"{task.image} cannot be read as an image: {e}") from None
 
 
 def accept(text: object, finish_reason: object) -> str:
