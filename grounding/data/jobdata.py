@@ -122,15 +122,15 @@ def locate(job: Job, data: Path, *, validation_fraction: float = 0.1) -> JobData
 
     Raises `UserError` for sources that are not on this machine.
     """
-    spec = job.spec
-    made = _shape_set(spec.data)
+    made = _shape_set(job.spec.data)
     root = None if made is None else data / f"shapes-{made.digest}"
     if job.kind == "GroundingEvalJob":
         if root is not None:
             inputs = _set_inputs(root)
             return JobData(eval_files=inputs.validation, images=inputs.images)
-        return JobData(eval_files=_eval_files(spec.data), images=_paths(spec.data.images, "spec.data.images"))
+        return JobData(eval_files=_eval_files(job.spec.data), images=_paths(job.spec.data.images, "spec.data.images"))
 
+    spec = job.spec
     inputs = _train_inputs(spec.data, root)
     if spec.method == "sft":
         if root is not None:
@@ -170,8 +170,7 @@ def materialise(job: Job, data: Path, *, validation_fraction: float = 0.1, worke
     Raises `UserError` for files that are absent or wrong. Safe to repeat after a crash at any point.
     """
     located = locate(job, data, validation_fraction=validation_fraction)
-    spec = job.spec
-    made = _shape_set(spec.data)
+    made = _shape_set(job.spec.data)
     root = None if made is None else data / f"shapes-{made.digest}"
     if made is not None and root is not None:
         shapes.generate(root, made)
@@ -180,6 +179,7 @@ def materialise(job: Job, data: Path, *, validation_fraction: float = 0.1, worke
         _need(located.eval_files, "spec.data.files")
         return located
 
+    spec = job.spec
     inputs = _train_inputs(spec.data, root)
     if spec.method == "sft":
         if located.sft_rows is None:
