@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from grounding.runs import View
 
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs, one folder a manifest.")]
 
@@ -52,6 +49,7 @@ def get(
 
     import orjson
 
+    from grounding.local.screen import columns
     from grounding.runs import camel, find_job, views
 
     found = list(views(runs))
@@ -69,42 +67,6 @@ def get(
         typer.echo(line)
     if job and found[0].message:
         typer.echo(f"\n{found[0].reason}: {found[0].message}")
-
-
-def columns(found: list[View], *, wide: bool, now: float) -> list[str]:
-    """`found` as aligned text columns under a heading."""
-    from grounding.local.screen import count, duration, percent
-
-    heads = ["NAME", "KIND", "PHASE", "STEP", "SCORE", "VAL-ACC", "DONE", "ACC@0.5", "AGE"]
-    if wide:
-        heads += ["RUN", "ATTEMPT", "ROLE", "LOSS", "ERRORS", "LEFT", "REASON", "PATH"]
-    rows = [heads]
-    for v in found:
-        row = [
-            v.name,
-            v.kind or "-",
-            v.phase,
-            "-" if v.is_evaluation else count(v),
-            "-" if v.score is None else f"{v.score:.3f}",
-            percent(v.val_accuracy),
-            count(v) if v.is_evaluation else "-",
-            percent(v.accuracy),
-            duration(now - v.created_at) if v.created_at else "-",
-        ]
-        if wide:
-            row += [
-                v.run,
-                str(v.attempt),
-                v.role or "-",
-                "-" if v.loss is None else f"{v.loss:.4g}",
-                str(v.errors),
-                duration(v.eta_s),
-                v.reason or "-",
-                v.path,
-            ]
-        rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-    return ["   ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def logs(

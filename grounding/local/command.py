@@ -115,7 +115,10 @@ async def _drive(run: LocalRun, order: Order, screen: Screen) -> int:
     with screen:
         work = asyncio.ensure_future(run.run(order.only))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, on_signal, int(number))
+            if (
+                signal.getsignal(number) != signal.SIG_IGN
+            ):  # as under nohup: what was told to ignore it goes on ignoring it
+                loop.add_signal_handler(number, on_signal, int(number))
         try:
             while not work.done():
                 screen.update()
@@ -167,9 +170,9 @@ def _closing(run: LocalRun, order: Order, number: int, out: Console, err: Consol
 
 
 def _report(run_dir: Path) -> Path:
-    from grounding import report
+    from grounding.report import build
 
-    path: Path = report.build(run_dir)
+    path: Path = build(run_dir)
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -173,7 +174,7 @@ class Child:
         nanny = [sys.executable, "-P", "-S", str(NANNY), str(os.getpid()), str(grace), "--"]
         try:
             with log.open("ab") as out:
-                out.write(f"--- attempt {attempt}, {stamp}: {' '.join(argv)}\n".encode())
+                out.write(f"--- attempt {attempt}, {stamp}: {shlex.join(argv)}\n".encode())
                 out.flush()
                 # A session of its own: Ctrl-C on the terminal reaches `egm run` alone, which then stops roles in order.
                 process = await asyncio.create_subprocess_exec(
@@ -245,7 +246,6 @@ async def until_ready(child: Child, url: str, probe: Probe) -> None:
                 raise Failure(
                     f"the server did not answer {url} within {probe.timeout_s:.0f} s. The end of its log:\n"
                     + child.last_words(),
-                    field=child.state.name,
                     hint=f"Whole log: {child.log}",
                 )
             await asyncio.sleep(0.2)
@@ -261,7 +261,6 @@ def died(child: Child, code: int, when: str) -> ServerDied:
     how = f"signal {signal_name(code)}" if code > 128 else f"exit code {code}"
     return ServerDied(
         f"the server ended {when} ({how}). The end of its log:\n{child.last_words()}",
-        field=child.state.name,
         hint=f"Whole log: {child.log}",
     )
 

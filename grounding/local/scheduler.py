@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ import orjson
 
 from grounding.errors import EgmError, Failure, UserError, from_os_error
 from grounding.files import read_json, write_json
+from grounding.local.gpus import Gpus, gpus_of, machine_gpus
 from grounding.local.process import (
     GRACE_S,
     Child,
@@ -79,39 +79,6 @@ def digest(work: Work, upstream_id: str) -> str:
     return hashlib.sha256(
         orjson.dumps([work.kind, work.name, spec, upstream_id], option=orjson.OPT_SORT_KEYS, default=str)
     ).hexdigest()
-
-
-def gpus_of(roles: Sequence[Role]) -> int:
-    """GPUs that a job holds while it runs."""
-    return sum(r.gpus * r.replicas for r in roles)
-
-
-def machine_gpus() -> list[str]:
-    """Ids of the GPUs that this process may use, from CUDA_VISIBLE_DEVICES or the device files."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [v.strip() for v in visible.split(",") if v.strip() and v.strip() != "-1"]
-    return sorted((p.name[6:] for p in Path("/dev").glob("nvidia[0-9]*")), key=int)
-
-
-class Gpus:
-    """Hands out GPU ids to jobs that run at the same time; a job waits until there are enough."""
-
-    def __init__(self, ids: Sequence[str]) -> None:
-        self.total, self._free, self._changed = len(ids), list(ids), asyncio.Condition()
-
-    @contextlib.asynccontextmanager
-    async def take(self, count: int) -> Any:
-        """Hold `count` GPUs."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: len(self._free) >= count)
-            mine, self._free = self._free[:count], self._free[count:]
-        try:
-            yield mine
-        finally:
-            self._free += mine
-            async with self._changed:
-                self._changed.notify_all()
 
 
 @dataclass
@@ -341,8 +308,8 @@ class LocalRun:
         if code:
             kind = UserError if code == 2 else Failure
             how = f"was ended by {signal_name(code)}" if code > 128 else f"ended with exit code {code}"
-            text = f"it {how}. The end of its log:\n{child.last_words()}"
-            raise kind(text, field=f"{state.name}: {role.name}", hint=f"Whole log: {child.log}")
+            text = f"its role {role.name} {how}. The end of its log:\n{child.last_words()}"
+            raise kind(text, hint=f"Whole log: {child.log}")
 
     async def _server(
         self, role: Role, name: str, gpus: Sequence[str], state: JobState, urls: list[str], ready: asyncio.Event

@@ -100,6 +100,41 @@ def table(views: Iterable[View], now: float) -> Table:
     return out
 
 
+def columns(found: Sequence[View], *, wide: bool, now: float) -> list[str]:
+    """`found` as aligned text columns under a heading."""
+    heads = ["NAME", "KIND", "PHASE", "STEP", "SCORE", "VAL-ACC", "DONE", "ACC@0.5", "AGE"]
+    if wide:
+        heads += ["RUN", "ATTEMPT", "ROLE", "LOSS", "ERRORS", "LEFT", "REASON", "PATH"]
+    several = len({v.run for v in found}) > 1 and not wide
+    rows = [["RUN", *heads] if several else heads]
+    for v in found:
+        row = [
+            v.name,
+            v.kind or "-",
+            v.phase,
+            "-" if v.is_evaluation else count(v),
+            "-" if v.score is None else f"{v.score:.3f}",
+            percent(v.val_accuracy),
+            count(v) if v.is_evaluation else "-",
+            percent(v.accuracy),
+            duration(now - v.created_at) if v.created_at else "-",
+        ]
+        if wide:
+            row += [
+                v.run,
+                str(v.attempt),
+                v.role or "-",
+                "-" if v.loss is None else f"{v.loss:.4g}",
+                str(v.errors),
+                duration(v.eta_s),
+                v.reason or "-",
+                v.path,
+            ]
+        rows.append([v.run, *row] if several else row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["   ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 @dataclass
 class Lines:
     """Turns views into lines, one a change; figures of one job at most every `interval` seconds."""
@@ -113,6 +148,8 @@ class Lines:
         lines = []
         for v in views:
             text = f"{count(v)}  {metrics(v)}".strip() if v.step is not None else ""
+            if v.name not in self._phases and v.phase == "Pending":
+                continue  # that a job waits is no news before anything has happened to it
             if self._phases.get(v.name) != (v.phase, v.role):
                 self._phases[v.name] = (v.phase, v.role)
                 self._figures[v.name] = (now, text)

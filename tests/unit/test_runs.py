@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grounding.cli.run import columns
 from grounding.errors import UserError
-from grounding.local.screen import Lines, duration
+from grounding.local.screen import Lines, columns, duration
 from grounding.runs import (
     JobState,
     RoleState,

@@ -20,7 +20,7 @@ from grounding.errors import EgmError, UserError
 from grounding.local.process import Found, claim_port, start_ticks, survivors
 from grounding.local.scheduler import LocalRun, Work, digest, first_error, locked, ordered, write_manifest
 from grounding.roles import Layout, Probe, Role
-from grounding.runs import RoleState, read_state, tail
+from grounding.runs import RoleState, read_state, tail, write_state
 
 SERVER = """
 import http.server, os, sys
@@ -130,6 +130,7 @@ def test_a_failed_job_says_why_and_only_its_dependants_wait(tmp_path: Path) -> N
 
 def test_a_role_that_blames_the_user_passes_exit_code_2_on(tmp_path: Path) -> None:
     run = go(tmp_path / "demo", work("a", task("raise SystemExit(2)")))
+    assert "its role work ended with exit code 2" in run.states["a"].message
     assert run.exit_code == 2
     assert run.states["a"].reason == "UserError"
 
@@ -249,7 +250,7 @@ def test_an_unwritable_folder_is_a_clear_error(tmp_path: Path) -> None:
 def test_a_full_disk_stops_the_roles_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import grounding.local.scheduler as scheduler
 
-    real, pids = scheduler.write_state, []
+    real, pids = write_state, list[int]()
 
     def full(folder: Path, state: object) -> None:
         pids.extend(r.pid for r in state.roles)  # type: ignore[attr-defined]
@@ -264,7 +265,8 @@ def test_a_full_disk_stops_the_roles_and_says_so(tmp_path: Path, monkeypatch: py
 
 
 DRIVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from rich.console import Console
