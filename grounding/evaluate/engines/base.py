@@ -1,0 +1,58 @@
+"""What an engine is: a name and how to start, watch and talk to its server. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn; the defaults are EGM's (greedy, since the temperature is 0)."""
+
+    max_tokens: int = 4096
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 20
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How to serve. `served_name` is the model's name in requests; `gpus` copies of the model run side by side (at least one)."""
+
+    host: str = "127.0.0.1"
+    port: int = 30000
+    served_name: str = ""
+    gpus: int = 1
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One kind of server.
+
+    `command(model, options)` is the argv (its first word a program on the path, or beside the interpreter); `env` is added to
+    the process's; `readiness` is a path that answers 200 once the model answers; `request_extras(sampling)` are the request's
+    fields; `names_model` is whether requests carry a model name at all.
+    """
+
+    name: str
+    command: Callable[[str, ServeOptions], list[str]]
+    env: dict[str, str]
+    readiness: str
+    request_extras: Callable[[Sampling], dict[str, Any]]
+    names_model: bool = True
+
+
+def all_fields(sampling: Sampling) -> dict[str, Any]:
+    """Every sampling field, for servers that know them all."""
+    return {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "presence_penalty": sampling.presence_penalty,
+        "repetition_penalty": sampling.repetition_penalty,
+    }

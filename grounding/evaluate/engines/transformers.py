@@ -1,0 +1,36 @@
+"""`transformers serve`: the server of machines without a GPU, float32, one request at a time.
+
+Its continuous batching is for text models only: with an image it falls back to one request at a time, so it stays off.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grounding.evaluate.engines.base import Engine, Sampling, ServeOptions
+
+
+def command(model: str, options: ServeOptions) -> list[str]:
+    """The argv of the server; the model is loaded at once and pinned, so that no request can load another."""
+    device = ["--device", "auto", "--dtype", "auto"] if options.gpus else ["--device", "cpu", "--dtype", "float32"]
+    return [
+        *("transformers", "serve", model, "--host", options.host, "--port", str(options.port)),
+        *device,
+        *("--log-level", "error"),
+    ]
+
+
+def request_extras(sampling: Sampling) -> dict[str, Any]:
+    """The fields it knows. It refuses `top_k` and `repetition_penalty` (422), which change nothing at temperature 0."""
+    return {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
+
+
+ENGINE = Engine(
+    name="transformers",
+    command=command,
+    # offline: a folder needs no hub; threads: two fight for the cores on a small machine, the cost is tenfold
+    env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+    readiness="/health",  # /v1/models scans the hub's cache and may hang
+    request_extras=request_extras,
+    names_model=False,  # pinned: it answers under the folder's path only, which a client need not know
+)
