@@ -146,8 +146,8 @@ def train(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -
     trainer = Trainer(
         model=model,
         args=_arguments(job, out, int(os.environ.get("WORLD_SIZE", "1"))),
-        train_dataset=SftDataset(rows, open_images(*data.images), processor, h.max_length or 8192),
-        data_collator=Collator(processor.tokenizer.pad_token_id, model.config.image_token_id),
+        train_dataset=SftDataset(rows, open_images(*data.images), processor),
+        data_collator=Collator(processor, model.config.image_token_id, h.max_length or 8192),
         callbacks=[recorder],
     )
     parameters = sum(p.numel() for p in model.parameters())

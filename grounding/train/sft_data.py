@@ -7,6 +7,7 @@ does. Source of the row form: the EGM repository's SFT data.
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,57 +52,67 @@ def split_target(rendered: str, answer: str) -> tuple[str, str]:
     return rendered[:cut], opening + answer + _END
 
 
-class SftDataset(Dataset[dict[str, torch.Tensor]]):
-    """One tokenised conversation an item: `input_ids`, `labels` (length,), `pixel_values` (patches, channels), `image_grid_thw` (1, 3)."""
+@dataclass(frozen=True)
+class Example:
+    """A conversation before it is tokenised: the picture, what is given, what is trained."""
 
-    def __init__(self, rows: list[dict[str, Any]], images: ImageStore, processor: Any, max_length: int) -> None:
-        self.rows, self.images, self.processor, self.max_length = rows, images, processor, max_length
+    name: str
+    image: Image.Image
+    given: str
+    target: str
+
+
+class SftDataset(Dataset[Example]):
+    """Rows of an SFT file as examples; pictures are read when they are asked for."""
+
+    def __init__(self, rows: list[dict[str, Any]], images: ImageStore, processor: Any) -> None:
+        self.rows, self.images, self.processor = rows, images, processor
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> Example:
         row = self.rows[index]
         human, gpt = (turn["value"] for turn in row["conversations"])
-        message = {
-            "role": "user",
-            "content": [{"type": "image"}, {"type": "text", "text": human.removeprefix("<image>").removeprefix("\n")}],
-        }
+        text = human.removeprefix("<image>").removeprefix("\n")
+        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
         rendered = self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
         given, target = split_target(rendered, gpt)
         image = Image.open(io.BytesIO(self.images.read(row["image"]))).convert("RGB")
-        inputs = self.processor(text=[given], images=[image], return_tensors="pt")
-        target_ids = self.processor.tokenizer(target, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-        given_ids = inputs["input_ids"][0]
-        if len(given_ids) + len(target_ids) > self.max_length:
-            raise UserError(
-                f"{len(given_ids) + len(target_ids)} tokens are more than maxLength {self.max_length}",
-                hint="Raise spec.hyperparameters.maxLength, lower maxPixels, or leave the row out.",
-                field=f"row {index} ({row['image']})",
-            )
-        return {
-            "input_ids": torch.cat([given_ids, target_ids]),
-            "labels": torch.cat([torch.full_like(given_ids, IGNORE), target_ids]),
-            "pixel_values": inputs["pixel_values"],
-            "image_grid_thw": inputs["image_grid_thw"],
-        }
+        return Example(f"row {index} ({row['image']})", image, given, target)
 
 
 class Collator:
-    """Pads on the right and stacks; images are concatenated, as Qwen3-VL takes them."""
+    """Examples -> one batch, padded on the right; pictures are concatenated, as Qwen3-VL takes them.
 
-    def __init__(self, pad_token_id: int, image_token_id: int) -> None:
-        self.pad_token_id, self.image_token_id = pad_token_id, image_token_id
+    The processor is called once a batch: called once a row it costs more than a small model's step.
+    """
 
-    def __call__(self, items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def __init__(self, processor: Any, image_token_id: int, max_length: int) -> None:
+        self.processor, self.image_token_id, self.max_length = processor, image_token_id, max_length
+
+    def __call__(self, examples: list[Example]) -> dict[str, torch.Tensor]:
+        tokenizer = self.processor.tokenizer
+        inputs = self.processor(text=[e.given for e in examples], images=[e.image for e in examples])
+        targets = tokenizer([e.target for e in examples], add_special_tokens=False)["input_ids"]
+        ids, labels = [], []
+        for example, given, target in zip(examples, inputs["input_ids"], targets, strict=True):
+            if len(given) + len(target) > self.max_length:
+                raise UserError(
+                    f"{len(given) + len(target)} tokens are more than maxLength {self.max_length}",
+                    hint="Raise spec.hyperparameters.maxLength, lower maxPixels, or leave the row out.",
+                    field=example.name,
+                )
+            ids.append(torch.tensor(list(given) + target))
+            labels.append(torch.tensor([IGNORE] * len(given) + target))
         pad = torch.nn.utils.rnn.pad_sequence
-        ids = pad([i["input_ids"] for i in items], batch_first=True, padding_value=self.pad_token_id)
-        lengths = torch.tensor([len(i["input_ids"]) for i in items])
+        input_ids = pad(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
+        lengths = torch.tensor([len(i) for i in ids])
         return {
-            "input_ids": ids,
-            "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
-            "labels": pad([i["labels"] for i in items], batch_first=True, padding_value=IGNORE),
-            "mm_token_type_ids": (ids == self.image_token_id).int(),
-            "pixel_values": torch.cat([i["pixel_values"] for i in items]),
-            "image_grid_thw": torch.cat([i["image_grid_thw"] for i in items]),
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
+            "labels": pad(labels, batch_first=True, padding_value=IGNORE),
+            "mm_token_type_ids": (input_ids == self.image_token_id).int(),
+            "pixel_values": torch.as_tensor(inputs["pixel_values"]),
+            "image_grid_thw": torch.as_tensor(inputs["image_grid_thw"]),
         }
