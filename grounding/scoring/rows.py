@@ -1,0 +1,184 @@
+"""Rows of `egm score`: checked, scored, counted. Pure but for the iterator it is given.
+
+Every wrong row is a `UserError` with file, line and field: a field that is silently defaulted is a wrong table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from grounding.errors import UserError
+from grounding.scoring import get_profile
+from grounding.scoring.egm_eval import REMAPS
+from grounding.scoring.egm_reward import REWARD_TYPES, reward_parts
+
+Row = dict[str, Any]
+
+_MAX_SIDE = 2**31
+
+
+@dataclass
+class Totals:
+    """What the summary line says."""
+
+    profile: str
+    rows: int = 0
+    correct: int = 0
+    parsed: int = 0
+    iou: float = 0.0
+    score: float | None = None
+
+    def as_dict(self) -> Row:
+        """Means over all rows; None where there are no rows."""
+        n = self.rows
+        means: Row = {
+            "profile": self.profile,
+            "rows": n,
+            "unparsed": n - self.parsed,
+            "accuracy": self.correct / n if n else None,
+            "mean_iou": self.iou / n if n else None,
+        }
+        if self.score is not None:
+            means["mean_score"] = self.score / n if n else None
+        return means
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "no rows"
+        d = self.as_dict()
+        text = f"{self.rows} rows, accuracy {100 * d['accuracy']:.2f} %, mean IoU {d['mean_iou']:.4f}"
+        if self.score is not None:
+            text += f", mean score {d['mean_score']:.4f}"
+        return text + f", {d['unparsed']} without a box ({self.profile})"
+
+
+def read_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, Row]]:
+    """(line number from 1, object) of json lines; blank lines are skipped. `name` is the file's, for errors."""
+    for number, raw in enumerate(lines, 1):
+        if raw.isspace():
+            continue
+        try:
+            value = orjson.loads(raw)
+        except orjson.JSONDecodeError as e:
+            raise UserError(f"not valid JSON: {e.msg} (column {e.colno})", file=name, line=number) from None
+        if not isinstance(value, dict):
+            raise UserError(f"expected a JSON object, found {_kind(value)}", file=name, line=number)
+        yield number, value
+
+
+def score_rows(rows: Iterable[tuple[int, Row]], name: str, profile: str, totals: Totals) -> Iterator[Row]:
+    """The rows with their scores added, in order; `totals` is kept up to date.
+
+    `egm-reward` wants text, ground_truth (0..1000), width, height and takes split, reward_type, alpha, threshold; it adds `score`.
+    Every other profile wants text, bbox (pixels), width, height and takes box_remap; it adds scaled_bbox, iou, correct.
+    Raises `UserError` for a wrong row.
+    """
+    score: Callable[[Row, Totals], None]
+    if profile == "egm-reward":
+        totals.score = 0.0
+        score = _reward_row
+    else:
+        answer = get_profile(profile).score_answer
+
+        def score(row: Row, totals: Totals) -> None:
+            mode = _choice(row, "box_remap", REMAPS, "scale")
+            scored = answer(_text(row), _box(row, "bbox"), _size(row, "width"), _size(row, "height"), mode)
+            row["scaled_bbox"], row["iou"], row["correct"] = scored.scaled_bbox, scored.iou, scored.correct
+            _count(totals, scored.iou, scored.correct, scored.parsed)
+
+    for number, row in rows:
+        try:
+            score(row, totals)
+        except UserError as e:
+            raise UserError(e.message, hint=e.hint, file=name, line=number, field=e.field) from None
+        yield row
+
+
+def _reward_row(row: Row, totals: Totals) -> None:
+    split = row.get("split")
+    if split is not None and not isinstance(split, str):
+        raise UserError(f"expected a string, found {_kind(split)}", field="split")
+    parts = reward_parts(
+        _text(row),
+        _box(row, "ground_truth"),
+        _size(row, "width"),
+        _size(row, "height"),
+        split=split,
+        reward_type=_choice(row, "reward_type", REWARD_TYPES, "mix"),
+        alpha=_number(row, "alpha", 0.5),
+        threshold=_number(row, "threshold", 0.5),
+    )
+    row["score"] = parts.score
+    totals.score = (totals.score or 0.0) + parts.score
+    _count(totals, parts.iou, parts.passed, parts.parsed)
+
+
+def _count(totals: Totals, iou: float, correct: bool, parsed: bool) -> None:
+    totals.rows += 1
+    totals.iou += iou
+    totals.correct += correct
+    totals.parsed += parsed
+
+
+def _kind(value: Any) -> str:
+    names = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _get(row: Row, name: str) -> Any:
+    try:
+        return row[name]
+    except KeyError:
+        raise UserError("missing", field=name, hint="The row has: " + (", ".join(row) or "no fields") + ".") from None
+
+
+def _text(row: Row) -> str:
+    value = _get(row, "text")
+    if not isinstance(value, str):
+        raise UserError(f"expected a string, found {_kind(value)}", field="text")
+    return value
+
+
+def _size(row: Row, name: str) -> int:
+    value = _get(row, name)
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not int:
+        found = value if type(value) is float else _kind(value)
+        raise UserError(f"expected a whole number of pixels, found {found}", field=name)
+    if value < 1:
+        raise UserError(f"must be at least 1 pixel, found {value}", field=name)
+    if value > _MAX_SIDE:
+        raise UserError(f"no image is {value} pixels long", field=name)
+    return value
+
+
+def _box(row: Row, name: str) -> list[float]:
+    value = _get(row, name)
+    if not isinstance(value, list) or len(value) != 4:
+        found = f"a list of {len(value)}" if isinstance(value, list) else _kind(value)
+        raise UserError(f"expected a list of four numbers x1, y1, x2, y2, found {found}", field=name)
+    for i, v in enumerate(value):
+        if type(v) not in (int, float) or not math.isfinite(v):
+            raise UserError(f"expected a finite number, found {_kind(v)}", field=f"{name}[{i}]")
+    return value
+
+
+def _number(row: Row, name: str, default: float) -> float:
+    value = row.get(name, default)
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise UserError(f"expected a finite number, found {_kind(value)}", field=name)
+    return float(value)
+
+
+def _choice(row: Row, name: str, known: tuple[str, ...], default: str) -> str:
+    value = row.get(name, default)
+    if value not in known:
+        found = repr(value) if isinstance(value, str) else _kind(value)
+        raise UserError(f"expected one of {', '.join(known)}; found {found}", field=name)
+    return str(value)
