@@ -17,8 +17,11 @@ from grounding.scoring import PROFILES, answers, egm_eval, egm_reward, get_profi
 VECTORS = [json.loads(s) for s in (Path(__file__).parent / "data" / "score_vectors.jsonl").read_text().splitlines()]
 
 # texts that look like answers, and are not
-numbers = "1 12.5 -3 1e2 .5 5. 9e999 ٣ NaN e + - . x".split(" ")
-marks = ['"bbox_2d"', *": [ ] [[ ]] , \n <answer> </answer> <ANSWER> </Answer> <anſwer>".split(" ")]
+numbers = ["1", "12.5", "-3", "1e2", ".5", "5.", "9e999", "٣", "NaN", "e", "+", "-", ".", "x"]
+marks = [
+    '"bbox_2d"',
+    *[":", "[", "]", "[[", "]]", ",", "\n", "<answer>", "</answer>", "<ANSWER>", "</Answer>", "<anſwer>"],
+]
 pieces = st.sampled_from(numbers + marks) | st.text(max_size=4)
 texts = st.lists(pieces, max_size=30).map(" ".join) | st.lists(pieces, max_size=30).map("".join)
 sides = st.integers(1, 3000)
