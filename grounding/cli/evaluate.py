@@ -1,0 +1,183 @@
+"""`egm eval`: the eight files against any OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from grounding.evaluate.run import Evaluation, Listener, Plan
+
+
+def register(app: typer.Typer) -> None:
+    """Add `egm eval`."""
+    app.command("eval")(evaluate)
+
+
+def _split(files: list[Path], images: list[Path], more: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Give what stands alone to the option it followed: `--files A B` and `--images coco.tar.part_*` as the shell expands it."""
+    from grounding.errors import UserError
+
+    files, images = list(files), list(images)
+    for path in more:
+        if path.suffix in (".jsonl", ".json"):
+            files.append(path)
+        elif ".part_" in path.name:
+            images.append(path)
+        else:
+            raise UserError(
+                f"what is {path}?",
+                hint="Evaluation files end in .jsonl; give each further image source its own --images.",
+            )
+    if not files:
+        raise UserError("no evaluation file is given", field="--files", hint="Write --files A.jsonl B.jsonl …")
+    return files, images
+
+
+def again(argv: list[str], *extra: str, without: tuple[str, ...] = ("--retry-errors",)) -> str:
+    """The command to run again, with `extra` flags."""
+    words = [w for w in argv if w not in without] + list(extra)
+    return shlex.join(["egm", *words])
+
+
+def evaluate(
+    images: Annotated[list[Path], typer.Option("--images", help="Folder, tar or split tar of images; repeatable.")],
+    model: Annotated[str, typer.Option("--model", help="The name the server serves the model under.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of rows and summary; the same command resumes there.")],
+    files: Annotated[list[Path], typer.Option("--files", help="Evaluation files: --files A.jsonl B.jsonl …")] = [],  # noqa: B006
+    more: Annotated[
+        list[Path], typer.Argument(help="Further evaluation files.", metavar="[FILES]", show_default=False)
+    ] = [],  # noqa: B006
+    endpoint: Annotated[list[str], typer.Option("--endpoint", help="http://HOST:PORT of a server; repeatable.")] = [],  # noqa: B006
+    prompt: Annotated[str, typer.Option(help="Prompt by name.")] = "qwen3",
+    scoring: Annotated[str, typer.Option(help="Scoring profile: egm, egm-reward or vlmevalkit.")] = "egm",
+    engine: Annotated[str, typer.Option(help="What the server is: sglang, vllm or transformers.")] = "sglang",
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 4096,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 600.0,
+    attempts: Annotated[int, typer.Option(min=1, help="Tries before a request counts as failed.")] = 6,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first rows of each file only.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check rows and images, ask nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Ask failed rows again too.")] = False,
+    rescore: Annotated[bool, typer.Option("--rescore", help="Score stored answers again, without a server.")] = False,
+) -> None:
+    """Evaluate a model on RefCOCO files. The same command again goes on where it stopped."""
+    import orjson
+    from rich.console import Console
+
+    from grounding.errors import Failure, UserError
+    from grounding.evaluate.client import Options, normalise
+    from grounding.evaluate.engines import Sampling, get_engine
+    from grounding.evaluate.run import Evaluation, plan, run
+
+    files, images = _split(files, images, more)
+    for url in endpoint:
+        normalise(url)
+    if not endpoint and not (rescore or dry_run):
+        raise UserError("no endpoint is given", field="--endpoint", hint="Write --endpoint http://HOST:PORT.")
+    sampling = Sampling(max_tokens=max_tokens)
+    extras = get_engine(engine).request_extras(sampling)
+    client = Options(tuple(endpoint), model, prompt, extras, concurrency, attempts, timeout)
+    evaluation = Evaluation(
+        tuple(files), tuple(images), out, model, client, sampling, scoring, limit, retry_errors, rescore
+    )
+    planned = plan(evaluation)
+    console = Console(stderr=as_json)
+    if dry_run:
+        pictures = len({i.expression.image for i in planned.items})
+        facts = {"total": len(planned.items), "images": pictures, "files": len(files)}
+        if as_json:
+            sys.stdout.write(orjson.dumps(facts).decode() + "\n")
+        else:
+            console.print(f"{facts['total']:,} expressions on {pictures:,} images in {len(files)} files: all in order.")
+        return
+    try:
+        summary = _live(evaluation, planned, console, run)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"stopped; answers are kept. Go on with:\n  {again(sys.argv[1:])}\n")
+        raise typer.Exit(130) from None
+    if as_json:
+        sys.stdout.write(orjson.dumps(summary, option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        console.print(table(summary))
+        console.print(headline(summary))
+    if summary["reason"]:
+        flag = ("--retry-errors",) if summary["errors"] else ()
+        dropped = ("--retry-errors", "--rescore")
+        raise Failure(summary["reason"], hint=f"Go on with:\n  {again(sys.argv[1:], *flag, without=dropped)}")
+
+
+def _live(evaluation: Evaluation, planned: Plan, console: Console, run: Any) -> dict[str, Any]:
+    """Run with a line that keeps itself current on a terminal, silent elsewhere."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}  {task.fields[facts]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(planned.items), facts="")
+
+        def listen(p: Any) -> None:
+            accuracy = f"{100 * p.correct / p.answered:.1f} %" if p.answered else "–"
+            facts = f"{p.per_second:.1f}/s  Acc@0.5 {accuracy}  errors {p.errors}"
+            bar.update(task, completed=p.answered + p.errors, facts=facts)
+
+        listener: Listener = listen
+        result: dict[str, Any] = run(evaluation, planned, listener)
+        return result
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def table(summary: dict[str, Any]) -> Any:
+    """The table of the files, in the paper's order."""
+    from rich.table import Table
+
+    view = Table(title=f"{summary['model']}, Acc@0.5 in per cent ({summary['scoring']}, prompt {summary['prompt']})")
+    view.add_column("file")
+    for name in (
+        "n",
+        "Acc@0.5",
+        "@0.75",
+        "@0.9",
+        "mean IoU",
+        "errors",
+        "unparsed",
+        "truncated",
+        "tokens",
+        "p50 s",
+        "p90 s",
+    ):
+        view.add_column(name, justify="right")
+    for f in summary["files"]:
+        plain = [
+            f"{f[k]:.{d}f}" if f[k] is not None else "–"
+            for k, d in (("tokens_mean", 0), ("latency_p50", 3), ("latency_p90", 3))
+        ]
+        percents = [_percent(f[k]) for k in ("acc", "acc75", "acc90", "mean_iou")]
+        counts = [f"{f[k]:,}" for k in ("errors", "unparsed", "truncated")]
+        view.add_row(f["name"], f"{f['n']:,}", *percents, *counts, *plain)
+    return view
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """One line: the means with their intervals, or why there are none."""
+    if summary["reason"]:
+        return f"No mean: {summary['reason']}."
+    ci = summary["ci95"]
+    parts = [
+        f"{name} {_percent(summary[name])} (95 % {_percent(ci[name][0])} to {_percent(ci[name][1])})"
+        for name in ("macro", "micro")
+    ]
+    return f"{', '.join(parts)}; {summary['requests_per_second']:.1f} requests/s"

@@ -1,0 +1,129 @@
+"""The two roles of an evaluation job: serve a model, and ask the servers. Both back ends start them as `egm role ...`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from grounding.errors import Failure, UserError
+from grounding.evaluate.engines import Sampling, ServeOptions, get_engine
+
+
+def _job(job_file: Path) -> Any:
+    from grounding.api import load_job, resolve
+
+    job = resolve(load_job(job_file))
+    if job.kind != "GroundingEvalJob":
+        raise UserError(f"expected a GroundingEvalJob, found a {job.kind}", file=job_file)
+    return job
+
+
+def program(argv: list[str]) -> list[str]:
+    """The argv with its program beside this interpreter where it is there: the same environment, active or not."""
+    if argv[0] == "python":
+        return [sys.executable, *argv[1:]]
+    beside = Path(sys.executable).parent / argv[0]
+    found = str(beside) if beside.is_file() else shutil.which(argv[0])
+    if found is None:
+        raise UserError(
+            f"the program {argv[0]} is not installed",
+            hint="Install the extra that holds it: pip install 'egm-grounding[cpu]'.",
+        )
+    return [found, *argv[1:]]
+
+
+def server_port() -> int:
+    """The port of `$EGM_PORT`."""
+    value = os.environ.get("EGM_PORT", "")
+    if not value.isdigit() or not 0 < int(value) < 65536:
+        raise UserError(f"expected a port in $EGM_PORT, found {value!r}")
+    return int(value)
+
+
+def _model_folder(model: str) -> str:
+    """The folder of the model; `tiny://` is built on the spot."""
+    if model.startswith("tiny://"):
+        from grounding.train.tiny import build, demo_corpus
+
+        folder = tempfile.mkdtemp(prefix="egm-tiny-")
+        build(folder, demo_corpus())
+        return folder
+    model = model.removeprefix("file://").removeprefix("hf://")
+    path = Path(model)
+    if path.is_absolute() and not (path / "config.json").is_file():
+        raise UserError("no model is there: config.json is absent", file=path)
+    return str(path.absolute()) if path.is_dir() else model
+
+
+def serve_role(job_file: Path, data: Path, model: str) -> None:
+    """Become the engine's server on `$EGM_PORT`, 127.0.0.1 unless `$EGM_HOST` says otherwise. Does not return."""
+    job = _job(job_file)
+    engine, port = get_engine(job.spec.engine), server_port()
+    gpus = (
+        0 if engine.name == "transformers" and not os.environ.get("CUDA_VISIBLE_DEVICES") else job.spec.gpus_per_server
+    )
+    options = ServeOptions(os.environ.get("EGM_HOST", "127.0.0.1"), port, _model_name(job), gpus or 0)
+    argv = program(engine.command(_model_folder(model), options))
+    env = dict(os.environ)
+    for name, value in engine.env.items():
+        env.setdefault(name, value)
+    if "://" not in model and not Path(model).is_dir():
+        env.pop("HF_HUB_OFFLINE", None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execvpe(argv[0], argv, env)  # noqa: S606  # no shell is meant: signals reach the server itself
+
+
+def _model_name(job: Any) -> str:
+    """The model's name in requests and rows, the same on both sides."""
+    ref = job.spec.model
+    return str(ref.train_job or ref.source)
+
+
+def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
+    """Ask the servers of `$EGM_ENDPOINTS`, or those the job names; leaves rows and summary under `out`."""
+    from grounding.data.jobdata import locate
+    from grounding.evaluate.client import Options
+    from grounding.evaluate.run import Evaluation, plan, run
+
+    job = _job(job_file)
+    spec, where = job.spec, locate(job, data)
+    given = [e for e in os.environ.get("EGM_ENDPOINTS", "").split(",") if e.strip()]
+    endpoints = tuple(given or spec.endpoints or ())
+    if not endpoints:
+        raise UserError(
+            "no server to ask: $EGM_ENDPOINTS is empty and the job names none", file=job_file, field="spec.endpoints"
+        )
+    engine = get_engine(spec.engine)
+    names = Sampling.__dataclass_fields__
+    chosen = {n: v for n in names if (v := getattr(spec.sampling, n, None)) is not None}
+    sampling = Sampling(**chosen)
+    model = _model_name(job)
+    # only the pinned server that this job started does without a name
+    sent = None if given and not engine.names_model else model
+    client = Options(endpoints, sent, spec.prompt, engine.request_extras(sampling), spec.concurrency or 64)
+    # errors of an earlier attempt are asked again: a job is started again in order to finish
+    evaluation = Evaluation(
+        where.eval_files, where.images, out, model, client, sampling, spec.scoring, retry_errors=True
+    )
+    said = -1
+
+    def listen(progress: Any) -> None:
+        nonlocal said
+        tenth = 10 * (progress.answered + progress.errors) // max(1, progress.total)
+        if tenth != said:
+            said = tenth
+            sys.stdout.write(
+                f"{progress.answered + progress.errors} of {progress.total}, {progress.per_second:.1f} a second, {progress.errors} errors\n"
+            )
+            sys.stdout.flush()
+
+    summary = run(evaluation, plan(evaluation), listen)
+    if summary["errors"]:
+        raise Failure(
+            summary["reason"], file=out, hint="Answers are kept; start the job again to ask the failed ones again."
+        )
