@@ -1,0 +1,43 @@
+"""The job API: two kinds, their presets, and manifests with line numbers."""
+
+from grounding.api.manifest import ManifestError, Problem, check_references, load, load_job, parse
+from grounding.api.models import (
+    KINDS,
+    EvalData,
+    EvalSpec,
+    GroundingEvalJob,
+    GroundingTrainJob,
+    Hyperparameters,
+    Job,
+    ModelRef,
+    Reward,
+    Sampling,
+    Shapes,
+    TrainData,
+    TrainSpec,
+)
+from grounding.api.presets import PRESETS, resolve
+
+__all__ = [
+    "KINDS",
+    "PRESETS",
+    "EvalData",
+    "EvalSpec",
+    "GroundingEvalJob",
+    "GroundingTrainJob",
+    "Hyperparameters",
+    "Job",
+    "ManifestError",
+    "ModelRef",
+    "Problem",
+    "Reward",
+    "Sampling",
+    "Shapes",
+    "TrainData",
+    "TrainSpec",
+    "check_references",
+    "load",
+    "load_job",
+    "parse",
+    "resolve",
+]
