@@ -5,8 +5,11 @@ Both back ends consume the same list, so what the demo runs is what the cluster 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+from grounding.api import EvalSpec, GroundingEvalJob, GroundingTrainJob, Job
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,70 @@ class Layout:
     out: str
     model: str
     """Resolved model: a folder, an `hf://…`/`s3://…` URI, or `tiny://`"""
+
+
+# A process of torch on a busy machine with its default threads is ten times slower than with one; glibc gives memory back too eagerly.
+_CPU_ENV: Mapping[str, str] = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MALLOC_TRIM_THRESHOLD_": "1000000000",
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+}
+# FlashInfer's sampler breaks on older C libraries; the reference switches it off everywhere, and so do we, in this one place.
+_GPU_ENV: Mapping[str, str] = {
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "SGLANG_IS_FLASHINFER_AVAILABLE": "false",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def _environment(gpus: int, model: str) -> dict[str, str]:
+    env = dict(_GPU_ENV if gpus else _CPU_ENV)
+    if "://" not in model:
+        env["HF_HUB_OFFLINE"] = "1"  # a model in a folder needs no hub
+    return env
+
+
+def _prepare(layout: Layout) -> Role:
+    argv = ("egm", "role", "prepare", "--job", layout.job_file, "--data", layout.data)
+    return Role("prepare", argv, env=dict(_CPU_ENV))
+
+
+def _train(job: GroundingTrainJob, layout: Layout) -> tuple[Role, ...]:
+    method, resources = job.spec.method, job.spec.resources
+    tiny = layout.model.startswith("tiny://") or job.spec.hyperparameters.dtype == "float32"
+    gpus = 0 if tiny else resources.gpus_per_node
+    where = ("--data", layout.data, "--model", layout.model, "--out", layout.out)
+    argv = ("egm", "role", method, "--job", layout.job_file, *where)
+    env = _environment(gpus, layout.model)
+    return (_prepare(layout), Role(method, argv, replicas=resources.nodes, gpus=gpus, env=env, after=("prepare",)))
+
+
+def _server(spec: EvalSpec, layout: Layout) -> Role:
+    gpus = 0 if spec.engine == "transformers" else spec.gpus_per_server
+    argv = ("egm", "role", "server", "--job", layout.job_file, "--data", layout.data, "--model", layout.model)
+    return Role(
+        "server",
+        argv,
+        kind="server",
+        replicas=spec.servers,
+        gpus=gpus,
+        env=_environment(gpus, layout.model),
+        ports={"http": 0},
+        probe=Probe("/health", timeout_s=300.0 if gpus == 0 else 1800.0),
+        after=("prepare",),
+    )
+
+
+def _evaluate(job: GroundingEvalJob, layout: Layout) -> tuple[Role, ...]:
+    argv = ("egm", "role", "evaluate", "--job", layout.job_file, "--data", layout.data, "--out", layout.out)
+    env = dict(_CPU_ENV)
+    if job.spec.endpoints:
+        env["EGM_ENDPOINTS"] = ",".join(job.spec.endpoints)
+        return (_prepare(layout), Role("evaluate", argv, env=env, after=("prepare",)))
+    return (_prepare(layout), _server(job.spec, layout), Role("evaluate", argv, env=env, after=("server",)))
+
+
+def plan(job: Job, layout: Layout) -> tuple[Role, ...]:
+    """The roles of a resolved job, in an order in which each stands behind those it waits for."""
+    return _train(job, layout) if isinstance(job, GroundingTrainJob) else _evaluate(job, layout)

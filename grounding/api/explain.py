@@ -1,0 +1,106 @@
+"""`egm explain`: the documentation of a field, from the models themselves. Pure: path in, text out."""
+
+from __future__ import annotations
+
+import difflib
+import textwrap
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from grounding.api.manifest import submodel
+from grounding.api.models import GROUP_VERSION, KINDS
+from grounding.errors import UserError
+
+
+def type_name(annotation: Any) -> str:
+    """A type as `kubectl explain` would write it: string, integer, []Object, enum and so on."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return type_name(next(a for a in get_args(annotation) if a is not NoneType))
+    if origin is Literal:
+        return "string"
+    if origin is list:
+        return "[]" + type_name(get_args(annotation)[0])
+    if origin is dict:
+        return f"map[string]{type_name(get_args(annotation)[1])}"
+    if hasattr(annotation, "__metadata__"):
+        return type_name(get_args(annotation)[0])
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "Object"
+    return {bool: "boolean", int: "integer", float: "number", str: "string"}.get(annotation, "any")
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    if get_origin(annotation) is Literal:
+        return tuple(str(a) for a in get_args(annotation))
+    return next((found for a in get_args(annotation) if (found := _choices(a))), ())
+
+
+def _notes(field: FieldInfo) -> list[str]:
+    notes = []
+    choices = _choices(field.annotation)
+    if len(choices) > 1:
+        notes.append(f"one of: {', '.join(choices)}")
+    if field.is_required():
+        notes.append("required")
+    elif field.default not in (None, PydanticUndefined):
+        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        notes.append(f"default: {default}")
+    return notes
+
+
+def _wrapped(text: str, indent: str, width: int) -> str:
+    return textwrap.fill(" ".join(text.split()), width, initial_indent=indent, subsequent_indent=indent)
+
+
+def _listed(model: type[BaseModel], indent: str, recursive: bool, width: int) -> list[str]:
+    lines = []
+    for name, field in model.model_fields.items():
+        lines.append(f"{indent}{field.alias or name}\t<{type_name(field.annotation)}>".expandtabs(24))
+        inner = submodel(field.annotation)
+        if recursive:
+            lines += _listed(inner, indent + "  ", True, width) if inner else []
+            continue
+        lines.append(_wrapped(field.description or "", indent + "  ", width))
+        lines += [_wrapped(note, indent + "  ", width) for note in _notes(field)]
+        lines.append("")
+    return lines
+
+
+def explain(path: str, *, recursive: bool = False, width: int = 100) -> str:
+    """The text for a path such as `gtj.spec.reward`. Raises `UserError` with suggestions for one that leads nowhere."""
+    first, *steps = path.split(".")
+    names = {n.lower(): k for k in KINDS.values() for n in (k.__name__, k.__name__ + "s", k.short_name)}
+    kind = names.get(first.lower())
+    if kind is None:
+        near = difflib.get_close_matches(first.lower(), names, 1, 0.5)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UserError(
+            f"{first!r} is not a kind", hint=f"{hint}Kinds: GroundingTrainJob (gtj), GroundingEvalJob (gej)."
+        )
+    model: type[BaseModel] | None = kind
+    field: FieldInfo | None = None
+    walked = first
+    for step in steps:
+        fields = {f.alias or n: f for n, f in model.model_fields.items()} if model else {}
+        if step not in fields:
+            near = difflib.get_close_matches(step, fields, 1, 0.5)
+            known = f"Fields there: {', '.join(fields)}." if fields else f"{walked} has no fields."
+            raise UserError(
+                f"{walked} has no field {step!r}", hint=(f"Did you mean {near[0]}? " if near else "") + known
+            )
+        field, walked = fields[step], f"{walked}.{step}"
+        model = submodel(field.annotation)
+    group, version = GROUP_VERSION.split("/")
+    lines = [f"GROUP:      {group}", f"KIND:       {kind.__name__}", f"VERSION:    {version}", ""]
+    if field is not None:
+        lines += [f"FIELD: {steps[-1]} <{type_name(field.annotation)}>", *(f"  {note}" for note in _notes(field)), ""]
+    text = " ".join(t for t in (field.description if field else "", (model.__doc__ or "") if model else "") if t)
+    lines += ["DESCRIPTION:", _wrapped(text, "    ", width), ""]
+    if model is not None:
+        lines += ["FIELDS:", *_listed(model, "  ", recursive, width)]
+    return "\n".join(lines).rstrip() + "\n"
