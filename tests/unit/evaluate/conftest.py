@@ -61,7 +61,7 @@ class Server:
             await asyncio.sleep(30)
         question = body["messages"][0]["content"][1]["text"]
         number = int("".join(c for c in question if c.isdigit()) or 0)
-        box = [100, 100, 500 + 40 * (number % 10), 600]
+        box = [100, 100, 500 + 60 * (number % 10), 600]
         text = "no idea" if mischief == "unparsed" else json.dumps([{"bbox_2d": box, "label": "x"}])
         finish = "length" if mischief == "truncated" else "stop"
         return web.json_response(
@@ -72,7 +72,14 @@ class Server:
         )
 
     def close(self):
-        asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self._loop).result(10)
+        async def down():
+            await self.runner.cleanup()
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in rest:  # requests that hang
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(down(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()

@@ -20,6 +20,10 @@ from grounding.evaluate.results import read_rows
 from grounding.evaluate.run import Evaluation, plan, run
 
 REPOSITORY = Path(__file__).parents[3]
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+    "COLUMNS": "200",
+}
 TIMING = {"requests_per_second", "wall_seconds"}
 
 
@@ -131,9 +135,7 @@ def test_one_away_while_the_other_is_slow_is_no_failure(dataset, server):
 
 
 def test_expressions_of_an_image_go_to_one_endpoint(dataset, server):
-    from conftest import Server  # type: ignore[import-not-found]
-
-    other = Server()
+    other = type(server)()
     try:
         go(evaluation(dataset, server.url, other.url))
         seen = [{b["messages"][0]["content"][0]["image_url"]["url"] for b in s.bodies} for s in (server, other)]
@@ -178,14 +180,12 @@ def command(dataset, server, out, *more):
 
 
 def call(dataset, server, out, *more):
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"}
     return subprocess.run(
-        command(dataset, server, out, *more), cwd=dataset, env=environment, capture_output=True, text=True, timeout=60
+        command(dataset, server, out, *more), cwd=dataset, env=ENVIRONMENT, capture_output=True, text=True, timeout=60
     )
 
 
 def test_kill_9_at_random_moments_gives_the_same_table(dataset, server):
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     reference = json.loads(call(dataset, server, "reference", "--json").stdout)
     server.delay, before = 0.04, server.count
     chance = random.Random(3)
@@ -194,7 +194,7 @@ def test_kill_9_at_random_moments_gives_the_same_table(dataset, server):
         child = subprocess.Popen(
             command(dataset, server, "out"),
             cwd=dataset,
-            env=environment,
+            env=ENVIRONMENT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -225,7 +225,7 @@ def test_ctrl_c_says_how_to_go_on(dataset, server):
     child = subprocess.Popen(
         command(dataset, server, "out"),
         cwd=dataset,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

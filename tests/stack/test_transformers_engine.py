@@ -1,0 +1,71 @@
+"""The real `transformers serve` on a tiny random Qwen3-VL, asked by the real client."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from grounding.evaluate.client import Options
+from grounding.evaluate.engines import Sampling, ServeOptions, get_engine
+from grounding.evaluate.results import read_rows
+from grounding.evaluate.role import program
+from grounding.evaluate.run import Evaluation, plan, run
+
+
+@pytest.mark.stack
+@pytest.mark.timeout(300)
+def test_real_server_end_to_end(tmp_path):
+    pytest.importorskip("transformers")
+    model = tmp_path / "tiny"
+    repository = str(Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-m", "grounding.train.tiny", model], check=True, cwd=repository, timeout=120)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    engine = get_engine("transformers")
+    argv = program(engine.command(str(model), ServeOptions("127.0.0.1", port, gpus=0)))
+    log = (tmp_path / "server.log").open("wb")
+    server = subprocess.Popen(argv, env=os.environ | engine.env, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        url, until = f"http://127.0.0.1:{port}", time.monotonic() + 150
+        while True:
+            assert server.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
+            assert time.monotonic() < until, "the server did not become ready"
+            try:
+                with urllib.request.urlopen(url + engine.readiness, timeout=2) as reply:
+                    if reply.status == 200:
+                        break
+            except OSError:
+                time.sleep(0.3)
+        rows = []
+        for i in range(4):
+            Image.new("RGB", (224, 224), (60 * i, 0, 90)).save(tmp_path / f"{i}.png")
+            rows += [
+                {"image": f"{i}.png", "sent": f"the {c} circle", "bbox": [1, 2, 90, 80], "width": 224, "height": 224}
+                for c in ("red", "blue")
+            ]
+        file = tmp_path / "refcoco_val.jsonl"
+        file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        sampling = Sampling(max_tokens=24)
+        client = Options((url,), None, "qwen3", engine.request_extras(sampling), concurrency=4, timeout_s=60)
+        evaluation = Evaluation((file,), (tmp_path,), tmp_path / "out", "tiny", client, sampling)
+        summary = run(evaluation, plan(evaluation))
+        assert (summary["done"], summary["errors"]) == (8, 0), summary
+        for row in read_rows(tmp_path / "out"):
+            assert row["prompt_tokens"] > 49  # the picture's 7 x 7 tokens were in the prompt
+            assert row["completion_tokens"] and row["finish_reason"] in ("stop", "length") and row["latency_s"] > 0
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        log.close()
