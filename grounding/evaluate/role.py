@@ -67,12 +67,12 @@ def serve_role(job_file: Path, data: Path, model: str) -> None:
         0 if engine.name == "transformers" and not os.environ.get("CUDA_VISIBLE_DEVICES") else job.spec.gpus_per_server
     )
     options = ServeOptions(os.environ.get("EGM_HOST", "127.0.0.1"), port, _model_name(job), gpus or 0)
-    argv = program(engine.command(_model_folder(model), options))
+    folder = _model_folder(model)
+    argv = program(engine.command(folder, options))
     env = dict(os.environ)
     for name, value in engine.env.items():
-        env.setdefault(name, value)
-    if "://" not in model and not Path(model).is_dir():
-        env.pop("HF_HUB_OFFLINE", None)
+        if name != "HF_HUB_OFFLINE" or Path(folder).is_dir():  # a model of the hub has to be fetched
+            env.setdefault(name, value)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execvpe(argv[0], argv, env)  # noqa: S606  # no shell is meant: signals reach the server itself
