@@ -35,7 +35,6 @@ METRICS = {
     "actor/grad_norm": "gradNorm",
     "actor/lr": "learningRate",
     "response_length/mean": "responseLength",
-    "response_length/clip_ratio": "truncated",
     "perf/throughput": "tokensPerSecond",
     "timing_s/gen": "secondsRollout",
     "timing_s/update_actor": "secondsUpdate",

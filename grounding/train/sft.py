@@ -41,7 +41,7 @@ def freeze_vision(model: Any) -> None:
     vision.merger.requires_grad_(True)
 
 
-class _Recorder(TrainerCallback):
+class _Recorder(TrainerCallback):  # type: ignore[misc]
     """Progress lines, completeness markers, and a clean stop on SIGTERM (a checkpoint first)."""
 
     def __init__(self, out: Path, resume_from: int, keep: int) -> None:

@@ -62,7 +62,7 @@ class Example:
     target: str
 
 
-class SftDataset(Dataset[Example]):
+class SftDataset(Dataset[Example]):  # type: ignore[misc]
     """Rows of an SFT file as examples; pictures are read when they are asked for."""
 
     def __init__(self, rows: list[dict[str, Any]], images: ImageStore, processor: Any) -> None:

@@ -75,7 +75,14 @@ verl_trainer.uuid = _Numbered
 
 
 class OrderedReplayBuffer(ReplayBuffer):  # type: ignore[misc]
-    """verl's replay buffer with trajectories in order of prompt and rollout, not of arrival."""
+    """verl's replay buffer with trajectories in order of prompt and rollout, not of arrival.
+
+    It looks for finished prompts ten times a second: a tiny model's step is shorter than verl's two seconds between looks.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.poll_interval = 0.1
 
     def _select_prompt_uids(self, partition_id: str, sampleable_keys: set[str], batch_size: int) -> Any:
         _, snapshot, steps = super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)
@@ -181,7 +188,7 @@ class HFServer:
             for (*_, future), output in zip(part, outputs, strict=True):
                 future.set_result(output)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def _generate(self, requests: list[tuple[list[int], Any]], key: tuple[Any, ...], part: int) -> list[TokenOutput]:
         temperature, top_p, top_k, length, want_logprobs = key
         pad = self.processor.tokenizer.pad_token_id

@@ -29,7 +29,7 @@ _device = _CpuDevice("cpu_device")
 
 
 @PlatformRegistry.register(platform="cpu")
-class PlatformCPU(PlatformCUDA):
+class PlatformCPU(PlatformCUDA):  # type: ignore[misc]
     """torch on CPU with gloo between processes."""
 
     device_name = property(lambda self: "cpu")
