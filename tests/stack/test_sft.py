@@ -86,7 +86,9 @@ def test_labels_are_the_answer_alone(tiny_model: Path) -> None:
 def test_a_thinking_template_s_opening_is_trained() -> None:
     from grounding.train.sft_data import split_target
 
-    given, target = split_target("<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n<think>\n", "why\n</think>\n\n[]")
+    given, target = split_target(
+        "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n<think>\n", "why\n</think>\n\n[]"
+    )
     assert given.endswith("<|im_start|>assistant\n")
     assert target == "<think>\nwhy\n</think>\n\n[]<|im_end|>\n"
 

@@ -41,7 +41,9 @@ def test_a_line_cut_short_by_a_crash_is_not_read_and_swallows_nothing(tmp_path: 
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.binary(max_size=20).filter(lambda b: b"\n" not in b and b"\r" not in b), max_size=10), st.integers(1, 7))
+@given(
+    st.lists(st.binary(max_size=20).filter(lambda b: b"\n" not in b and b"\r" not in b), max_size=10), st.integers(1, 7)
+)
 def test_new_lines_gives_every_whole_line_once(tmp_path_factory, lines: list[bytes], chunk: int) -> None:
     path = tmp_path_factory.mktemp("lines") / "log"
     data = b"".join(line + b"\n" for line in lines) + b"unfinished"

@@ -1,0 +1,76 @@
+"""RL for real: verl's main_ppo on CPU, killed and resumed, ends like an undisturbed run. Minutes: verl starts six processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from grounding.train import checkpoints
+from grounding.train.progress import read_progress
+
+MANIFEST = """
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingTrainJob
+metadata: {name: rl}
+spec:
+  preset: tiny-rl
+  model: {source: MODEL}
+  data: {shapes: {train: 48, perFile: 10}}
+  reward: {type: mix, alpha: 0.5, threshold: 0.5}
+  hyperparameters: {maxSteps: 4, saveEvery: 1, validateEvery: 4, batchSize: 4, miniBatchSize: 4, rollouts: 4, responseLength: 24}
+"""
+
+
+def _role(name: str, *more: str | Path) -> list[str]:
+    return [sys.executable, "-m", "grounding.cli", "role", name, *map(str, more)]
+
+
+def _metrics(out: Path, *names: str) -> list[tuple[int, list[float]]]:
+    lines = read_progress(out / "progress.jsonl")
+    return [(line["step"], [line["metrics"].get(n) for n in names]) for line in lines if line["step"] > 0]
+
+
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, tiny_model: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    job, data = tmp_path / "job.yaml", tmp_path / "data"
+    job.write_text(MANIFEST.replace("MODEL", str(tiny_model)))
+    subprocess.run(_role("prepare", "--job", job, "--data", data), check=True)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for out in (straight, killed):
+        out.mkdir()
+
+    def command(out: Path) -> list[str]:
+        return _role("rl", "--job", job, "--data", data, "--model", tiny_model, "--out", out)
+
+    subprocess.run(command(straight), check=True)
+
+    child = subprocess.Popen(command(killed), start_new_session=True)
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline and len(_metrics(killed)) < 2:
+        assert child.poll() is None, "ended before it could be stopped"
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGTERM)
+    assert child.wait(120) == 143
+    done = checkpoints.newest(killed / "checkpoints")
+    assert done is not None and 1 <= done.step <= 3
+    subprocess.run(command(killed), check=True)
+
+    names = ("score", "gradNorm", "entropy", "responseLength")
+    assert [step for step, _ in _metrics(straight)] == [1, 2, 3, 4]
+    assert _metrics(killed, *names) == _metrics(straight, *names)
+    last = read_progress(straight / "progress.jsonl")[-1]["metrics"]
+    assert 0.0 <= last["valAccuracy"] <= 1.0 and last["valParsed"] is not None
+    one, two = (load_file(out / "model" / "model.safetensors") for out in (straight, killed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    before = load_file(tiny_model / "model.safetensors")
+    assert any(not torch.equal(before[name], one[name]) for name in one), "nothing was trained"
+    AutoProcessor.from_pretrained(straight / "model")
+    AutoModelForImageTextToText.from_pretrained(straight / "model")

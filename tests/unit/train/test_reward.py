@@ -1,0 +1,38 @@
+"""What verl gets: always the same keys, never an exception."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grounding.train.reward import compute_score
+
+KEYS = {"score", "acc", "iou", "parsed"}
+INFO = {"width": 224, "height": 224, "split": "train"}
+
+
+def test_a_hit_and_a_miss() -> None:
+    hit = compute_score("grounding", '[{"bbox_2d": [100, 100, 300, 300]}]', [100, 100, 300, 300], INFO)
+    assert hit == {"score": 1.0, "acc": 1.0, "iou": 1.0, "parsed": 1.0}
+    miss = compute_score("grounding", "[600, 600, 700, 700]", [100, 100, 300, 300], INFO)
+    assert miss == {"score": 0.0, "acc": 0.0, "iou": 0.0, "parsed": 1.0}
+    assert compute_score("grounding", "no box", [1, 2, 3, 4], INFO)["parsed"] == 0.0
+
+
+def test_the_split_test_is_scored_by_passing_alone() -> None:
+    text, truth = "[100, 100, 300, 250]", np.array([100.0, 100.0, 300.0, 300.0])
+    train = compute_score("grounding", text, truth, INFO)
+    test = compute_score("grounding", text, truth, INFO | {"split": "test"})
+    assert 0.5 < train["score"] < 1.0 and test["score"] == 1.0 and train["iou"] == test["iou"]
+
+
+def test_a_row_that_cannot_be_scored_counts_nothing_and_does_not_raise() -> None:
+    assert compute_score("grounding", "[1, 2, 3, 4]", [1, 2, 3, 4], None) == dict.fromkeys(KEYS, 0.0)
+    assert compute_score("grounding", "[1, 2, 3, 4]", None, INFO)["score"] == 0.0
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=80), st.lists(st.floats(), max_size=6))
+def test_any_answer_and_any_truth(text: str, truth: list[float]) -> None:
+    result = compute_score("grounding", text, truth, INFO)
+    assert set(result) == KEYS
+    assert 0.0 <= result["iou"] <= 1.0 and 0.0 <= result["score"] <= 1.0

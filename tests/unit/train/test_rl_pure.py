@@ -1,0 +1,111 @@
+"""Overrides and metrics: what reaches verl, and what comes back."""
+
+from pathlib import Path
+
+import pytest
+
+from grounding.api import parse, resolve
+from grounding.train.verl_overrides import overrides
+
+
+def _job(preset: str, **hyperparameters: str):
+    extra = "".join(f", {k}: {v}" for k, v in hyperparameters.items())
+    text = f"""
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingTrainJob
+metadata: {{name: rl}}
+spec:
+  preset: {preset}
+  data: {{train: [a.json], validation: [b.jsonl], images: [c.tar]}}
+  reward: {{type: mix, alpha: 0.25, threshold: 0.75}}
+  hyperparameters: {{saveEvery: 7{extra}}}
+"""
+    return resolve(parse(text)[0])
+
+
+def _made(job, cpu: bool = False, resume: Path | None = None) -> dict[str, str]:
+    made = overrides(
+        job,
+        train_file=Path("/d/train.parquet"),
+        validation_file=Path("/d/val, 2.parquet"),
+        model="/m",
+        out=Path("/o"),
+        reward_file=Path("/r.py"),
+        cpu=cpu,
+        resume_from=resume,
+    )
+    return dict(line.split("=", 1) for line in made)
+
+
+def test_the_reference_s_figures_reach_verl() -> None:
+    made = _made(_job("egm-8b-rl"))
+    expected = {
+        "data.train_batch_size": "256",
+        "data.max_prompt_length": "16384",
+        "data.max_response_length": "2048",
+        "data.image_patch_size": "16",
+        "actor_rollout_ref.rollout.n": "16",
+        "actor_rollout_ref.rollout.temperature": "0.7",
+        "actor_rollout_ref.rollout.top_k": "50",
+        "actor_rollout_ref.rollout.max_model_len": "18432",
+        "actor_rollout_ref.actor.optim.lr": "3e-06",
+        "actor_rollout_ref.actor.optim.lr_warmup_steps": "30",
+        "actor_rollout_ref.actor.use_kl_loss": "True",
+        "actor_rollout_ref.actor.kl_loss_coef": "0.005",
+        "actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-mean",
+        "actor_rollout_ref.actor.policy_loss.loss_mode": "gspo",
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": "25600",
+        "reward.custom_reward_function.path": "/r.py",
+        "+reward.custom_reward_function.reward_kwargs.alpha": "0.25",
+        "+reward.custom_reward_function.reward_kwargs.threshold": "0.75",
+        "trainer.save_freq": "7",
+        "trainer.n_gpus_per_node": "8",
+        "trainer.resume_mode": "disable",
+    }
+    assert {k: made.get(k) for k in expected} == expected
+    assert made["data.val_files"] == "'/d/val, 2.parquet'"
+    assert not any("custom_reward_function" in k and not k.lstrip("+").startswith("reward.") for k in made)
+
+
+def test_internvl_differs_where_the_reference_does() -> None:
+    made = _made(_job("egm-internvl-rl"))
+    assert made["actor_rollout_ref.actor.use_kl_loss"] == "False"
+    assert made["actor_rollout_ref.actor.entropy_coeff"] == "0.01"
+    assert made["actor_rollout_ref.rollout.max_model_len"] == str(28672 + 4096)
+    assert made["actor_rollout_ref.actor.fsdp_config.param_offload"] == "False"
+
+
+def test_resume_names_the_checkpoint_and_does_not_validate_again() -> None:
+    made = _made(_job("egm-8b-rl"), resume=Path("/o/checkpoints/global_step_10"))
+    assert made["trainer.resume_mode"] == "resume_path"
+    assert made["trainer.resume_from_path"] == "/o/checkpoints/global_step_10"
+    assert made["trainer.val_before_train"] == "False"
+
+
+def test_engine_overrides_come_last() -> None:
+    job = _job("egm-8b-rl", engineOverrides="[trainer.save_freq=99]")
+    made = overrides(
+        job,
+        train_file=Path("a"),
+        validation_file=Path("b"),
+        model="m",
+        out=Path("o"),
+        reward_file=Path("r"),
+        cpu=False,
+    )
+    assert made[-1] == "trainer.save_freq=99"
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+def test_no_key_stands_twice(cpu: bool) -> None:
+    made = overrides(
+        _job("tiny-rl"),
+        train_file=Path("a"),
+        validation_file=Path("b"),
+        model="m",
+        out=Path("o"),
+        reward_file=Path("r"),
+        cpu=cpu,
+    )
+    keys = [line.split("=", 1)[0].lstrip("+") for line in made]
+    assert len(keys) == len(set(keys))
