@@ -91,7 +91,7 @@ def _train(job: GroundingTrainJob, layout: Layout) -> tuple[Role, ...]:
 
 
 def _server(spec: EvalSpec, layout: Layout) -> Role:
-    gpus = 0 if spec.engine == "transformers" else spec.gpus_per_server
+    gpus = spec.server_gpus
     argv = ("egm", "role", "server", "--job", layout.job_file, "--data", layout.data, "--model", layout.model)
     return Role(
         "server",

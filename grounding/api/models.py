@@ -264,7 +264,7 @@ class TrainSpec(_Lifecycle):
 
     @model_validator(mode="after")
     def _fits_method(self) -> TrainSpec:
-        if self.method == "sft" and "reward" in self.model_fields_set:
+        if self.method == "sft" and self.reward != Reward():  # type: ignore[call-arg]
             raise ValueError("reward belongs to method rl; sft has none")
         data = self.data
         if data.shapes and (data.train or data.prepared):
@@ -313,7 +313,11 @@ class EvalSpec(_Lifecycle):
         "sglang", description="Server software; transformers runs on a CPU."
     )
     servers: int = Field(1, ge=1, description="Number of servers that share the work.")
-    gpus_per_server: int = Field(8, ge=0, description="GPUs of a server; each holds a replica (data parallel).")
+    gpus_per_server: int | None = Field(
+        None,
+        ge=0,
+        description="GPUs of a server; each holds a replica (data parallel). Absent: 8, or none for engine transformers.",
+    )
     endpoints: list[str] = Field(
         default_factory=list, description="URLs of servers that run already; none are started then."
     )
@@ -328,9 +332,16 @@ class EvalSpec(_Lifecycle):
     )
     concurrency: int = Field(64, ge=1, le=4096, description="Requests in flight over all servers.")
 
+    @property
+    def server_gpus(self) -> int:
+        """GPUs of each server, the default filled in."""
+        if self.engine == "transformers":
+            return 0
+        return 8 if self.gpus_per_server is None else self.gpus_per_server
+
     @model_validator(mode="after")
     def _fits_engine(self) -> EvalSpec:
-        if self.engine == "transformers" and "gpus_per_server" in self.model_fields_set and self.gpus_per_server:
+        if self.engine == "transformers" and self.gpus_per_server:
             raise ValueError("gpusPerServer must be 0 (or absent) for engine transformers")
         if self.data.shapes and (self.data.files or self.data.root):
             raise ValueError("data.shapes excludes data.files and data.root")

@@ -63,9 +63,7 @@ def serve_role(job_file: Path, data: Path, model: str) -> None:
     """Become the engine's server on `$EGM_PORT`, 127.0.0.1 unless `$EGM_HOST` says otherwise. Does not return."""
     job = _job(job_file)
     engine, port = get_engine(job.spec.engine), server_port()
-    gpus = (
-        0 if engine.name == "transformers" and not os.environ.get("CUDA_VISIBLE_DEVICES") else job.spec.gpus_per_server
-    )
+    gpus = job.spec.server_gpus
     options = ServeOptions(os.environ.get("EGM_HOST", "127.0.0.1"), port, _model_name(job), gpus or 0)
     folder = _model_folder(model)
     argv = program(engine.command(folder, options))
