@@ -151,6 +151,7 @@ def _one(node: Any) -> tuple[Job | None, list[Problem]]:
         if preset not in PRESETS:
             text = f"{preset!r} is not a preset{_near(str(preset), PRESETS)} (known: {', '.join(PRESETS)})"
             problems.append(Problem(_line(node, ["spec", "preset"]), "spec.preset", text))
+            spec.setdefault("method", "rl")  # the right preset would have filled it: one mistake, one line
         elif spec.get("method") in (None, PRESETS[preset]["method"]):
             spec["method"] = PRESETS[preset]["method"]
         else:
