@@ -59,7 +59,9 @@ def lines(
     x0, x1 = min(xs), max(xs)
     y0 = min(ys) if low is None else low
     y1 = max(ys) if high is None else high
-    x1, y1 = (x1 if x1 > x0 else x0 + 1), (y1 if y1 > y0 else y0 + 1)
+    # a single value gets a span of its own size, or adding 1 would be lost in rounding
+    x1 = x1 if x1 > x0 else x0 + max(1.0, abs(x0))
+    y1 = y1 if y1 > y0 else y0 + max(1.0, abs(y0))
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = _LEFT + (x - x0) / (x1 - x0) * (_W - _LEFT - _RIGHT)
