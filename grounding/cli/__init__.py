@@ -10,7 +10,6 @@ import os
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from grounding.errors import EgmError, from_os_error
@@ -24,6 +23,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+# typer carries its own copy of click, whose base of usage errors it does not export
+_UsageProblem: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 def _version(value: bool) -> None:
@@ -67,10 +70,10 @@ def run(argv: list[str] | None = None) -> int:
         return code if isinstance(code, int) else 0
     except EgmError as error:
         return _complain(error)
-    except click.ClickException as error:
-        error.show()
+    except _UsageProblem as error:
+        error.show()  # type: ignore[attr-defined]
         return 2
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         sys.stderr.write("stopped\n")
         return 130
     except BrokenPipeError:  # `egm ... | head`
