@@ -23,7 +23,8 @@ SPECIAL_TOKENS = [
 ]
 
 # The ChatML turns that Qwen models use; an image is a placeholder that the processor widens to its number of tokens.
-# Texts stand in expressions, since `{%-` would eat the line ends before it.
+# Texts stand in expressions, since `{%-` would eat the line ends before it. They are trimmed, because RL rows begin with a line end
+# that SFT rows and the evaluation lack, and a model this small takes another wording for another question.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message.role + '\\n' -}}"
@@ -31,7 +32,7 @@ CHAT_TEMPLATE = (
     "{%- else -%}{%- for part in message.content -%}"
     "{%- if part.type in ['image', 'image_url'] or 'image' in part or 'image_url' in part -%}"
     "{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
-    "{%- elif 'text' in part -%}{{- part.text -}}{%- endif -%}"
+    "{%- elif 'text' in part -%}{{- part.text | trim -}}{%- endif -%}"
     "{%- endfor -%}{%- endif -%}{{- '<|im_end|>\\n' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
