@@ -27,17 +27,37 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A failed write says which file; the system names one only when it cannot be opened."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a temporary sibling for writing; on success it replaces `path`, on any error it is removed."""
+    """Open a temporary sibling for writing; on success it replaces `path`, on any error it is removed.
+
+    A link keeps pointing where it does; a device or pipe (`/dev/stdout`) is written to, never replaced.
+    """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with _named(path), path.open("wb") as f:
+            yield f
+        return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
+        with _named(path):
+            with temporary.open("wb") as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+            temporary.replace(path)
         fsync_folder(path.parent)
     except BaseException:
         with suppress(OSError):
@@ -113,11 +133,16 @@ class Appender:
         self._synced = time.monotonic()
 
     def write(self, value: Any) -> None:
-        """Append one object as a line."""
+        """Append one object as a line, whole or not at all: what a full disk cut short is taken back."""
         data = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
-        view = memoryview(data)
-        while view:  # a short write happens on a nearly full disk
-            view = view[os.write(self._fd, view) :]
+        view, size = memoryview(data), os.fstat(self._fd).st_size
+        with _named(self.path):
+            try:
+                while view:  # a short write happens on a nearly full disk
+                    view = view[os.write(self._fd, view) :]
+            except OSError:
+                os.ftruncate(self._fd, size)
+                raise
         if time.monotonic() - self._synced >= self.interval:
             self.sync()
 

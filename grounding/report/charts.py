@@ -26,8 +26,9 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low]
     step = 10 ** math.floor(math.log10((high - low) / count))
     step *= next((m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= count), 10)
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    # an end that a rounding error puts just outside is still an end
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [min(max(round(i * step, 10), low), high) for i in range(first, last + 1)]
 
 
 def smooth(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:

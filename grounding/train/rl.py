@@ -64,6 +64,7 @@ def environment(
         "EGM_SEED": str(job.spec.seed),
         "TOKENIZERS_PARALLELISM": "false",
         "HYDRA_FULL_ERROR": "1",
+        "VERL_USE_EXTERNAL_MODULES": "grounding.train.verl_fixes",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PYTHONUNBUFFERED": "1",
@@ -72,7 +73,7 @@ def environment(
     env["VLLM_USE_FLASHINFER_SAMPLER"] = os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", "0")
     if cpu:
         env |= {
-            "VERL_USE_EXTERNAL_MODULES": "grounding.train.verl_cpu",
+            "VERL_USE_EXTERNAL_MODULES": "grounding.train.verl_cpu",  # and with it verl_fixes
             "VERL_PLATFORM": "cpu",
             "VERL_ENGINE_DEVICE": "cuda",
             "RAY_AUTH_MODE": "disabled",

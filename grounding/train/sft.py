@@ -29,7 +29,7 @@ from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
 from grounding.train import checkpoints
 from grounding.train.progress import ProgressWriter
-from grounding.train.sft_data import Collator, SftDataset, load_rows
+from grounding.train.sft_data import Collator, SftDataset, load_rows, raise_error
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -73,6 +73,15 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._writer:
             self._writer.close()
+
+
+class _Trainer(Trainer):  # type: ignore[misc]
+    """The Trainer, which knows that a loader's process may hand over an error in the place of a batch."""
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        raise_error(batches)
+        return batches, items
 
 
 def _arguments(job: GroundingTrainJob, out: Path, processes: int) -> TrainingArguments:
@@ -143,11 +152,11 @@ def train(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -
     recorder = _Recorder(out, checkpoint.step if checkpoint else 0, h.keep_checkpoints or 5)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, recorder.request_stop)
-    trainer = Trainer(
+    trainer = _Trainer(
         model=model,
         args=_arguments(job, out, int(os.environ.get("WORLD_SIZE", "1"))),
-        train_dataset=SftDataset(rows, open_images(*data.images), processor),
-        data_collator=Collator(processor, model.config.image_token_id, h.max_length or 8192),
+        train_dataset=SftDataset(rows, processor),
+        data_collator=Collator(open_images(*data.images), processor, model.config.image_token_id, h.max_length or 8192),
         callbacks=[recorder],
     )
     parameters = sum(p.numel() for p in model.parameters())

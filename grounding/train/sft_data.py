@@ -7,6 +7,7 @@ does. Source of the row form: the EGM repository's SFT data.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from grounding.data.images import ImageStore
-from grounding.errors import UserError
+from grounding.errors import EgmError, UserError
 from grounding.files import read_json
 
 IGNORE = -100
@@ -54,19 +55,19 @@ def split_target(rendered: str, answer: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation before it is tokenised: the picture, what is given, what is trained."""
+    """A conversation before it is tokenised: the picture's name, what is given, what is trained."""
 
     name: str
-    image: Image.Image
+    image: str
     given: str
     target: str
 
 
 class SftDataset(Dataset[Example]):  # type: ignore[misc]
-    """Rows of an SFT file as examples; pictures are read when they are asked for."""
+    """Rows of an SFT file as examples."""
 
-    def __init__(self, rows: list[dict[str, Any]], images: ImageStore, processor: Any) -> None:
-        self.rows, self.images, self.processor = rows, images, processor
+    def __init__(self, rows: list[dict[str, Any]], processor: Any) -> None:
+        self.rows, self.processor = rows, processor
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -78,22 +79,40 @@ class SftDataset(Dataset[Example]):  # type: ignore[misc]
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
         rendered = self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
         given, target = split_target(rendered, gpt)
-        image = Image.open(io.BytesIO(self.images.read(row["image"]))).convert("RGB")
-        return Example(f"row {index} ({row['image']})", image, given, target)
+        return Example(f"row {index} ({row['image']})", row["image"], given, target)
 
 
 class Collator:
     """Examples -> one batch, padded on the right; pictures are concatenated, as Qwen3-VL takes them.
 
-    The processor is called once a batch: called once a row it costs more than a small model's step.
+    The processor is called once a batch: called once a row it costs more than a small model's step. Called in a loader's process, where an
+    exception would come back as the text of a traceback: an error for people is returned as `{"error": …}`, see `raise_error`.
     """
 
-    def __init__(self, processor: Any, image_token_id: int, max_length: int) -> None:
-        self.processor, self.image_token_id, self.max_length = processor, image_token_id, max_length
+    def __init__(self, images: ImageStore, processor: Any, image_token_id: int, max_length: int) -> None:
+        self.images, self.processor, self.image_token_id, self.max_length = (
+            images,
+            processor,
+            image_token_id,
+            max_length,
+        )
 
-    def __call__(self, examples: list[Example]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: list[Example]) -> dict[str, Any]:
+        try:
+            return self._batch(examples)
+        except EgmError as error:
+            return {"error": error}
+
+    def _picture(self, example: Example) -> Image.Image:
+        try:
+            return Image.open(io.BytesIO(self.images.read(example.image))).convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            hint = "`egm data lint` finds every such picture; mend it or leave the row out."
+            raise UserError(f"the picture cannot be decoded: {error}", hint=hint, field=example.name) from None
+
+    def _batch(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
-        inputs = self.processor(text=[e.given for e in examples], images=[e.image for e in examples])
+        inputs = self.processor(text=[e.given for e in examples], images=[self._picture(e) for e in examples])
         targets = tokenizer([e.target for e in examples], add_special_tokens=False)["input_ids"]
         ids, labels = [], []
         for example, given, target in zip(examples, inputs["input_ids"], targets, strict=True):
@@ -116,3 +135,10 @@ class Collator:
             "pixel_values": torch.as_tensor(inputs["pixel_values"]),
             "image_grid_thw": torch.as_tensor(inputs["image_grid_thw"]),
         }
+
+
+def raise_error(batches: Iterable[dict[str, Any]]) -> None:
+    """Raise the error for people that a loader's process put in the place of a batch."""
+    for batch in batches:
+        if isinstance(batch.get("error"), EgmError):
+            raise batch["error"]

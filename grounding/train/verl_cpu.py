@@ -11,7 +11,7 @@ of a step, sorts them and seeds its sampling by step, and the replay buffer hand
 
 from __future__ import annotations
 
-import grounding.train.verl_cpu_platform  # noqa: F401  registers the platform: before anything of verl
+import grounding.train.verl_cpu_platform  # registers the platform: before anything else of verl
 
 # isort: split
 import asyncio
@@ -34,6 +34,8 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.workers.rollout import base as verl_rollout_base
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutMode, RolloutReplica, RolloutReplicaRegistry, TokenOutput
+
+import grounding.train.verl_fixes  # noqa: F401  mends verl in this process
 
 _SESSIONS = 1 << 16  # a request's number is prompt number * _SESSIONS + rollout number
 _BATCH_WAIT_S = 20.0

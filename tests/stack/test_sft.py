@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from grounding.api import parse
@@ -60,10 +61,11 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
-def test_labels_are_the_answer_alone(tiny_model: Path) -> None:
+def test_labels_are_the_answer_alone(tiny_model: Path, tmp_path: Path) -> None:
     from PIL import Image
     from transformers import AutoProcessor
 
+    from grounding.data.images import open_images
     from grounding.train.sft_data import IGNORE, Collator, Example, split_target
 
     processor = AutoProcessor.from_pretrained(tiny_model)
@@ -73,9 +75,10 @@ def test_labels_are_the_answer_alone(tiny_model: Path) -> None:
     examples = []
     for answer in answers:
         given, target = split_target(rendered, answer)
-        examples.append(Example("row", Image.new("RGB", (224, 224)), given, target))
+        examples.append(Example("row", "a.png", given, target))
     token = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    batch = Collator(processor, token, 512)(examples)
+    Image.new("RGB", (224, 224)).save(tmp_path / "a.png")
+    batch = Collator(open_images(tmp_path), processor, token, 512)(examples)
     for row, answer in enumerate(answers):
         kept = batch["labels"][row][batch["labels"][row] != IGNORE]
         assert processor.tokenizer.decode(kept) == answer + "<|im_end|>\n"
@@ -115,3 +118,16 @@ def test_a_row_that_is_too_long_is_named(tmp_path: Path) -> None:
     done = subprocess.run(_role(path, data, tmp_path), capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "more than maxLength 60" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_broken_picture_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoProcessor
+
+    from grounding.data.images import open_images
+    from grounding.errors import UserError
+    from grounding.train.sft_data import Collator, Example, raise_error
+
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
+    collator = Collator(open_images(tmp_path), AutoProcessor.from_pretrained(tiny_model), 0, 512)
+    with pytest.raises(UserError, match="row 7: the picture cannot be decoded"):
+        raise_error([collator([Example("row 7", "a.png", "x", "y")])])

@@ -1,0 +1,41 @@
+"""Faults of the pinned verl that a run of ours met, mended in every process of the run (`VERL_USE_EXTERNAL_MODULES`).
+
+Each is to be dropped once the verl that the lock names has it; the test beside it says when.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import verl.utils.tensordict_utils as verl_tensordict
+import verl.workers.engine.base as verl_engine
+import verl.workers.engine_workers as verl_engine_workers
+
+
+def position_ids_by_length(ids: torch.Tensor) -> torch.Tensor:
+    """Nested mRoPE position ids, per sample (4, length), with the length as the ragged dimension.
+
+    TransferQueue nests samples by `torch.nested.as_nested_tensor`, which takes dimension 1 for the ragged one when all samples are equally
+    long: values are (samples * 4, length) then and verl 0.9.1, which takes (4, sum of lengths) for granted, dies at
+    "split_with_sizes expects split_sizes to sum exactly". A step whose responses all hit the length limit ends a run that way.
+    """
+    values, offsets = ids.values(), ids.offsets()
+    if values.shape[0] <= 4 and int(offsets[-1]) == values.shape[1]:  # 3 or 4 rows: time, height, width and text
+        ids._ragged_idx = 2
+        return ids
+    samples = len(offsets) - 1
+    by_length = values.view(samples, -1, values.shape[1]).transpose(0, 1).reshape(-1, samples * values.shape[1])
+    ends = torch.arange(samples + 1, device=offsets.device) * values.shape[1]
+    return torch.nested.nested_tensor_from_jagged(by_length, offsets=ends, jagged_dim=2)
+
+
+def fix_3d_position_ids(data: Any) -> None:
+    """Stands for verl's `maybe_fix_3d_position_ids`, which sets the ragged dimension without looking at the values."""
+    ids = data.get("position_ids", None)
+    if isinstance(ids, torch.Tensor) and ids.is_nested and ids.dim() == 3:
+        data["position_ids"] = position_ids_by_length(ids)
+
+
+for module in (verl_tensordict, verl_engine, verl_engine_workers):
+    module.maybe_fix_3d_position_ids = fix_3d_position_ids

@@ -1,0 +1,42 @@
+"""Equally long samples: what verl as pinned makes of them, and what ours does."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+
+def _nested(lengths: list[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """As TransferQueue hands them over."""
+    samples = [torch.arange(4 * n).view(4, n) + 1000 * i for i, n in enumerate(lengths)]
+    try:
+        return samples, torch.nested.as_nested_tensor(samples, layout=torch.jagged)
+    except RuntimeError:
+        from verl.utils.tensordict_utils import nested_tensor_from_tensor_list
+
+        return samples, nested_tensor_from_tensor_list(samples, ragged_idx=2)
+
+
+@pytest.mark.parametrize("lengths", [[5, 5, 5], [4, 4], [8, 8], [7], [4], [3, 5, 9]])
+def test_position_ids_are_ragged_by_length(lengths: list[int]) -> None:
+    from grounding.train.verl_fixes import position_ids_by_length
+
+    samples, nested = _nested(lengths)
+    fixed = position_ids_by_length(nested)
+    assert all(torch.equal(a, b) for a, b in zip(fixed.unbind(), samples, strict=True))
+    assert fixed._ragged_idx == 2
+
+
+def test_verl_still_needs_it() -> None:
+    """Fails once verl has mended this itself: then `verl_fixes` may go."""
+    import verl.utils.tensordict_utils as verl_tensordict
+    from tensordict import TensorDict
+
+    verl_tensordict = importlib.reload(verl_tensordict)
+    _, nested = _nested([5, 5, 5])
+    data = TensorDict({"position_ids": nested}, batch_size=[3])
+    verl_tensordict.maybe_fix_3d_position_ids(data)
+    with pytest.raises((RuntimeError, AssertionError)):
+        data["position_ids"].unbind()
