@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import orjson
 
@@ -82,24 +82,41 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"not valid JSON: {e.msg} (column {e.colno})", file=path, line=e.lineno) from None
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, object) of a json lines file; blank lines are skipped.
+class Line(NamedTuple):
+    """One object of a json lines file and where it stands: line number from 1, first byte, length in bytes."""
 
-    Raises `UserError` with file and line where a line is not a JSON object.
-    """
+    number: int
+    offset: int
+    length: int
+    value: dict[str, Any]
+
+
+def json_object(raw: bytes, file: Path, line: int) -> dict[str, Any]:
+    """The object of one line. Raises `UserError` with file and line where it is none."""
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as e:
+        raise UserError(f"not valid JSON: {e.msg} (column {e.colno})", file=file, line=line) from None
+    if not isinstance(value, dict):
+        raise UserError(f"expected a JSON object, found {type(value).__name__}", file=file, line=line)
+    return value
+
+
+def read_jsonl_lines(path: str | Path) -> Iterator[Line]:
+    """Every object of a json lines file with its place; blank lines are skipped. Raises `UserError` as `json_object` does."""
     path = Path(path)
+    offset = 0
     with path.open("rb") as f:
         for number, raw in enumerate(f, 1):
-            line = raw.strip()
-            if not line:
-                continue
-            try:
-                value = orjson.loads(line)
-            except orjson.JSONDecodeError as e:
-                raise UserError(f"not valid JSON: {e.msg} (column {e.colno})", file=path, line=number) from None
-            if not isinstance(value, dict):
-                raise UserError(f"expected a JSON object, found {type(value).__name__}", file=path, line=number)
-            yield number, value
+            if line := raw.strip():
+                yield Line(number, offset, len(raw), json_object(line, path, number))
+            offset += len(raw)
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of a json lines file, as `read_jsonl_lines` reads it."""
+    for line in read_jsonl_lines(path):
+        yield line.number, line.value
 
 
 def complete_lines(path: str | Path) -> Iterator[dict[str, Any]]:

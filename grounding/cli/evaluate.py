@@ -58,7 +58,26 @@ def evaluate(
     prompt: Annotated[str, typer.Option(help="Prompt by name.")] = "qwen3",
     scoring: Annotated[str, typer.Option(help="Scoring profile: egm, egm-reward or vlmevalkit.")] = "egm",
     engine: Annotated[str, typer.Option(help="What the server is: sglang, vllm or transformers.")] = "sglang",
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 64,
+    copies: Annotated[
+        int, typer.Option("--dp-size", min=1, help="Copies of the model behind each endpoint (data parallelism).")
+    ] = 1,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight over all endpoints, at most.")] = 64,
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="throughput: as fast as the servers go. latency: --concurrency fixed from the start, warmed up; its latencies count."
+        ),
+    ] = "throughput",
+    siblings_at_once: Annotated[
+        bool,
+        typer.Option("--siblings-at-once", help="Do not wait for an image's first answer with its other questions."),
+    ] = False,
+    send_images: Annotated[
+        str, typer.Option(help="data: as stored. png: decoded here. file: by path, for a server on the same volume.")
+    ] = "data",
+    decode_images: Annotated[
+        bool, typer.Option("--decode-images", help="Decode each image whole before it is sent, not its end alone.")
+    ] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 4096,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 600.0,
     attempts: Annotated[int, typer.Option(min=1, help="Tries before a request counts as failed.")] = 6,
@@ -75,6 +94,7 @@ def evaluate(
     from grounding.errors import Failure, UserError
     from grounding.evaluate.client import Options, normalise
     from grounding.evaluate.engines import Sampling, get_engine
+    from grounding.evaluate.request import Request
     from grounding.evaluate.run import Evaluation, plan, run
 
     files, images = _split(files, images, more)
@@ -82,21 +102,29 @@ def evaluate(
         normalise(url)
     if not endpoint and not (rescore or dry_run):
         raise UserError("no endpoint is given", field="--endpoint", hint="Write --endpoint http://HOST:PORT.")
-    sampling = Sampling(max_tokens=max_tokens)
-    extras = get_engine(engine).request_extras(sampling)
-    client = Options(tuple(endpoint), model, prompt, extras, concurrency, attempts, timeout)
+    sampling, chosen = Sampling(max_tokens=max_tokens), get_engine(engine)
+    extras, routing = chosen.request_extras(sampling), chosen.routing(copies)
+    client = Options(
+        tuple(endpoint),
+        Request(model, prompt, extras, send_images, routing, decode_images),
+        concurrency,
+        first_alone=not siblings_at_once,
+        attempts=attempts,
+        timeout_s=timeout,
+    )
     evaluation = Evaluation(
-        tuple(files), tuple(images), out, model, client, sampling, scoring, limit, retry_errors, rescore
+        tuple(files), tuple(images), out, model, client, sampling, scoring, limit, retry_errors, rescore, mode
     )
     planned = plan(evaluation)
     console = Console(stderr=as_json)
     if dry_run:
-        pictures = len({i.expression.image for i in planned.items})
-        facts = {"total": len(planned.items), "images": pictures, "files": len(files)}
+        facts = {"total": len(planned.work), "images": len(planned.work.images), "files": len(files)}
         if as_json:
             sys.stdout.write(orjson.dumps(facts).decode() + "\n")
         else:
-            console.print(f"{facts['total']:,} expressions on {pictures:,} images in {len(files)} files: all in order.")
+            console.print(
+                f"{facts['total']:,} expressions on {facts['images']:,} images in {len(files)} files: all in order."
+            )
         return
     try:
         summary = _live(evaluation, planned, console, run)
@@ -124,7 +152,7 @@ def _live(evaluation: Evaluation, planned: Plan, console: Console, run: Any) -> 
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(planned.items), facts="")
+        task = bar.add_task("", total=len(planned.work), facts="")
 
         def listen(p: Any) -> None:
             accuracy = f"{100 * p.correct / p.answered:.1f} %" if p.answered else "–"

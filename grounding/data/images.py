@@ -40,6 +40,27 @@ def clean_name(name: str) -> str:
     return "/".join(parts)
 
 
+def complaint(data: bytes, *, whole: bool = False) -> str | None:
+    """Why the bytes of an image cannot be decoded, or None. An image that ends as its format does passes, unless `whole` asks for more.
+
+    What is cut short lacks its end, which costs nothing to see; only where it is absent, or for other formats, is the image decoded.
+    """
+    tail = data[-4096:]
+    if not whole and (
+        (data.startswith(b"\xff\xd8\xff") and b"\xff\xd9" in tail)
+        or (data.startswith(b"\x89PNG\r\n\x1a\n") and b"IEND" in tail)
+    ):
+        return None
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except UnidentifiedImageError:
+        return "not a known image format"
+    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as e:
+        return str(e)
+    return None
+
+
 class _Source(Protocol):
     """One place images come from. Names are clean (`clean_name`)."""
 

@@ -6,13 +6,18 @@ One process writes at a time (a lock file says so) and each writes a part of its
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from grounding.data.records import Expression
 from grounding.errors import UserError
-from grounding.evaluate.work import Item
+from grounding.evaluate.work import Worklist
 from grounding.files import Appender, complete_lines
 from grounding.scoring import Profile
 
@@ -28,15 +33,46 @@ class Reply(NamedTuple):
     error: str | None = None
 
 
-class Tally(NamedTuple):
-    """What the summary needs of one row. `scoring` is the profile that `iou` and `correct` come from."""
+OUTCOMES = ("", "ok", "unparsed", "truncated", "error")
+"""By number, as columns hold them; 0 stands for a row that was not asked yet."""
+ERROR = OUTCOMES.index("error")
 
-    outcome: str
-    iou: float
-    correct: bool
-    tokens: int | None
-    latency_s: float | None
-    scoring: str
+
+class Tallies:
+    """What the summary needs of each row, as columns of N entries: N rows of a `Worklist`, answered or not."""
+
+    def __init__(self, rows: int) -> None:
+        self.outcome = np.zeros(rows, dtype=np.uint8)
+        self.iou = np.zeros(rows)
+        self.correct = np.zeros(rows, dtype=bool)
+        self.tokens = np.full(rows, -1, dtype=np.int32)
+        self.latency_s = np.full(rows, np.nan)
+        self.other_scoring = np.zeros(rows, dtype=bool)
+        """Scored by another profile than the one wanted"""
+
+    def set(self, number: int, row: dict[str, Any], scoring: str) -> None:
+        """Take over a stored row."""
+        outcome = row.get("outcome")
+        self.outcome[number] = OUTCOMES.index(outcome) if outcome in OUTCOMES else ERROR
+        self.iou[number] = row.get("iou") or 0.0
+        self.correct[number] = bool(row.get("correct"))
+        tokens, latency = row.get("completion_tokens"), row.get("latency_s")
+        self.tokens[number] = -1 if tokens is None else tokens
+        self.latency_s[number] = np.nan if latency is None else latency
+        self.other_scoring[number] = row.get("scoring") != scoring
+
+    @property
+    def answered(self) -> NDArray[np.bool_]:
+        """Which rows have an answer, right or wrong."""
+        answered: NDArray[np.bool_] = (self.outcome > 0) & (self.outcome != ERROR)
+        return answered
+
+    def pending(self, *, retry_errors: bool) -> NDArray[np.int64]:
+        """Numbers of the rows to ask: those without an answer; failed ones only where that is wished for."""
+        open_ = self.outcome == 0
+        if retry_errors:
+            open_ |= self.outcome == ERROR
+        return np.flatnonzero(open_)
 
 
 def outcome_of(parsed: bool, finish_reason: str | None) -> str:
@@ -46,11 +82,10 @@ def outcome_of(parsed: bool, finish_reason: str | None) -> str:
     return "ok" if parsed else "unparsed"
 
 
-def score_row(item: Item, reply: Reply, model: str, prompt: str, profile: Profile) -> dict[str, Any]:
+def score_row(key: str, e: Expression, reply: Reply, model: str, prompt: str, profile: Profile) -> dict[str, Any]:
     """The row to store, as docs/design.md has it. Boxes are pixels. An error is a row without text, never a wrong answer."""
-    e = item.expression
     row: dict[str, Any] = {
-        "key": item.key,
+        "key": key,
         "file": e.file,
         "line": e.line,
         "image": e.image,
@@ -83,18 +118,6 @@ def score_row(item: Item, reply: Reply, model: str, prompt: str, profile: Profil
     return row
 
 
-def tally_of(row: dict[str, Any]) -> Tally:
-    """The summary's view of a stored row."""
-    return Tally(
-        str(row.get("outcome")),
-        float(row.get("iou") or 0.0),
-        bool(row.get("correct")),
-        row.get("completion_tokens"),
-        row.get("latency_s"),
-        str(row.get("scoring")),
-    )
-
-
 def reply_of(row: dict[str, Any]) -> Reply:
     """The reply a stored row was made from."""
     return Reply(*(row.get(name) for name in Reply._fields))
@@ -109,9 +132,9 @@ def read_rows(out: Path) -> Iterator[dict[str, Any]]:
 
 
 class Results:
-    """The results of one folder, opened for writing. `done` maps key -> tally for the keys asked for."""
+    """The results of one folder, opened for writing. `done` has what is known of each row of `work`."""
 
-    def __init__(self, out: Path, wanted: Collection[str]) -> None:
+    def __init__(self, out: Path, work: Worklist, scoring: str) -> None:
         folder = out / "results"
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -122,18 +145,25 @@ class Results:
             raise UserError(
                 "another evaluation is writing there", file=out, hint="Wait for it, or choose another --out."
             ) from None
-        self.out = out
-        self.done: dict[str, Tally] = {r["key"]: tally_of(r) for r in read_rows(out) if r["key"] in wanted}
+        self.out, self._work, self._scoring = out, work, scoring
+        self.done = Tallies(len(work))
+        for number, row in numbered(read_rows(out), work):
+            self.done.set(number, row, scoring)
         numbers = [int(p.stem[5:]) for p in folder.glob("part-*.jsonl") if p.stem[5:].isdigit()]
         self._part = folder / f"part-{max(numbers, default=-1) + 1:05d}.jsonl"
         self._appender: Appender | None = None
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, number: int, row: dict[str, Any]) -> None:
         """Append a row. A part comes into being with its first row."""
         if self._appender is None:
-            self._appender = Appender(self._part)
+            self._appender = Appender(self._part, interval=float("inf"))
         self._appender.write(row)
-        self.done[row["key"]] = tally_of(row)
+        self.done.set(number, row, self._scoring)
+
+    def sync(self) -> None:
+        """Force what was added to the disk; slow, and safe to call from another thread."""
+        if self._appender is not None:
+            self._appender.sync()
 
     def close(self) -> None:
         """Sync the part and let the next one in."""
@@ -150,13 +180,25 @@ class Results:
         self.close()
 
 
-def rescore(results: Results, items: dict[str, Item], profile: Profile, *, everything: bool) -> int:
-    """Score stored answers again, without a server: those of another profile, or all. Returns how many changed hands."""
-    latest = {r["key"]: r for r in read_rows(results.out) if r["key"] in items}
-    count = 0
-    for key, row in latest.items():
-        if row.get("outcome") == "error" or not (everything or row.get("scoring") != profile.name):
-            continue
-        results.add(score_row(items[key], reply_of(row), str(row["model"]), str(row["prompt"]), profile))
-        count += 1
-    return count
+def numbered(rows: Iterable[dict[str, Any]], work: Worklist, block: int = 2000) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number in `work`, row) of stored rows, in order; rows that `work` does not ask for are left out."""
+    source = iter(rows)
+    while some := list(itertools.islice(source, block)):
+        for number, row in zip(work.find([r["key"] for r in some]), some, strict=True):
+            if number >= 0:
+                yield int(number), row
+
+
+def rescore(results: Results, work: Worklist, profile: Profile, *, everything: bool) -> int:
+    """Score stored answers again, without a server: those of another profile, or all. Returns how many rows were written."""
+    wanted = results.done.answered & (everything | results.done.other_scoring)
+    if not wanted.any():
+        return 0
+    last = np.full(len(work), -1)  # where the row that counts stands among the stored ones
+    for position, (number, _) in enumerate(numbered(read_rows(results.out), work)):
+        last[number] = position
+    for position, (number, row) in enumerate(numbered(read_rows(results.out), work)):
+        if wanted[number] and last[number] == position:
+            e, reply = work.expression(number), reply_of(row)
+            results.add(number, score_row(row["key"], e, reply, str(row["model"]), str(row["prompt"]), profile))
+    return int(wanted.sum())

@@ -86,6 +86,7 @@ def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
     """Ask the servers of `$EGM_ENDPOINTS`, or those the job names; leaves rows and summary under `out`."""
     from grounding.data.jobdata import locate
     from grounding.evaluate.client import Options
+    from grounding.evaluate.request import Request
     from grounding.evaluate.run import Evaluation, plan, run
 
     job = _job(job_file)
@@ -103,10 +104,13 @@ def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
     model = _model_name(job)
     # only the pinned server that this job started does without a name
     sent = None if given and not engine.names_model else model
-    client = Options(endpoints, sent, spec.prompt, engine.request_extras(sampling), spec.concurrency or 64)
+    # servers that the job started hold one copy a GPU; of others it knows nothing
+    copies = max(1, spec.server_gpus or 1) if given else 1
+    request = Request(sent, spec.prompt, engine.request_extras(sampling), routing=engine.routing(copies))
+    client = Options(endpoints, request, spec.concurrency or 64)
     # errors of an earlier attempt are asked again: a job is started again in order to finish
     evaluation = Evaluation(
-        where.eval_files, where.images, out, model, client, sampling, spec.scoring, retry_errors=True
+        where.eval_files, where.images, out, model, client, sampling, spec.scoring, retry_errors=True, mode=spec.mode
     )
     said = -1
 

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from grounding.data.images import ImageStore, open_images
 from grounding.errors import UserError
-from grounding.evaluate.client import Client, Options
+from grounding.evaluate.client import Client, Options, Server
 from grounding.evaluate.engines import Sampling
-from grounding.evaluate.results import Reply, Results, Tally, rescore, score_row
+from grounding.evaluate.results import ERROR, Reply, Results, Tallies, rescore, score_row
 from grounding.evaluate.summary import summarise
-from grounding.evaluate.work import Item, check_images, group_by_image, read_items, settings_digest
+from grounding.evaluate.work import Worklist, read_worklist, settings_digest
 from grounding.files import read_json, write_json
 from grounding.scoring import get_profile
+
+MODES = ("throughput", "latency")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to evaluate, and where to put it. `model` names the model in rows; `client.model` is what requests carry."""
+    """What to evaluate, and where to put it. `model` names the model in rows; `client.request.model` is what requests carry."""
 
     files: tuple[Path, ...]
     images: tuple[Path, ...]
@@ -35,6 +40,12 @@ class Evaluation:
     limit: int | None = None
     retry_errors: bool = False
     rescore: bool = False
+    mode: str = "throughput"
+    """throughput: as fast as the endpoints go. latency: a fixed concurrency, warmed up; only then are latencies a result"""
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UserError(f"unknown mode {self.mode!r}", field="--mode", hint=f"Known: {', '.join(MODES)}.")
 
 
 @dataclass
@@ -47,19 +58,26 @@ class Progress:
     errors: int = 0
     asked: int = 0
     seconds: float = 0.0
+    servers: Sequence[Server] = ()
 
     @property
     def per_second(self) -> float:
         """Replies a second in this process."""
         return self.asked / self.seconds if self.seconds > 0 else 0.0
 
-    def count(self, tally: Tally, sign: int = 1) -> None:
+    def recount(self, done: Tallies) -> None:
+        """Take over what the columns say."""
+        self.errors = int((done.outcome == ERROR).sum())
+        self.answered = int((done.outcome > 0).sum()) - self.errors
+        self.correct = int(done.correct.sum())
+
+    def count(self, done: Tallies, row: int, sign: int = 1) -> None:
         """Add a row, or take it away again."""
-        if tally.outcome == "error":
+        if done.outcome[row] == ERROR:
             self.errors += sign
-        else:
+        elif done.outcome[row]:
             self.answered += sign
-            self.correct += sign * tally.correct
+            self.correct += sign * int(done.correct[row])
 
 
 Listener = Callable[[Progress], None]
@@ -69,24 +87,17 @@ Listener = Callable[[Progress], None]
 class Plan:
     """The rows of an evaluation, read and checked."""
 
-    items: list[Item]
+    work: Worklist
     images: ImageStore
 
 
 def plan(evaluation: Evaluation) -> Plan:
     """Read all rows and check all images. Raises `UserError` with file and line before anything is sent or written."""
     get_profile(evaluation.scoring)
-    settings = settings_digest(evaluation.model, evaluation.client.prompt, evaluation.sampling)
-    items = read_items(evaluation.files, settings, evaluation.limit)
+    settings = settings_digest(evaluation.model, evaluation.client.request.prompt, evaluation.sampling)
     images = open_images(*evaluation.images)
-    if not evaluation.rescore:
-        check_images(items, images, evaluation.files)
-    return Plan(items, images)
-
-
-def pending(items: list[Item], done: dict[str, Tally], *, retry_errors: bool) -> list[Item]:
-    """What has to be asked: rows without an answer. Failed ones again only where that is wished for. Pure."""
-    return [i for i in items if (t := done.get(i.key)) is None or (retry_errors and t.outcome == "error")]
+    checked = None if evaluation.rescore else images
+    return Plan(read_worklist(evaluation.files, settings, checked, evaluation.limit), images)
 
 
 def run(
@@ -96,40 +107,43 @@ def run(
 
     Raises `Failure` when the endpoints are gone; what was answered stays, and the same call goes on from there.
     """
-    profile = get_profile(evaluation.scoring)
-    with Results(evaluation.out, {i.key for i in planned.items}) as results:
+    profile, work, prompt = get_profile(evaluation.scoring), planned.work, evaluation.client.request.prompt
+    with Results(evaluation.out, work, profile.name) as results:
+        if not evaluation.rescore:
+            _same_measurement(evaluation, results)
         write_json(evaluation.out / "run_config.json", _config(evaluation))
-        rescore(results, {i.key: i for i in planned.items}, profile, everything=evaluation.rescore)
-        progress = Progress(len(planned.items))
-        for tally in results.done.values():
-            progress.count(tally)
-        (before, pace), start = _timing_before(evaluation.out), time.monotonic()
+        rescore(results, work, profile, everything=evaluation.rescore)
+        progress = Progress(len(work))
+        progress.recount(results.done)
+        (before, pace), start, lag = _timing_before(evaluation.out), time.monotonic(), Lag()
 
-        def receive(item: Item, reply: Reply) -> None:
-            old = results.done.get(item.key)
-            results.add(score_row(item, reply, evaluation.model, evaluation.client.prompt, profile))
-            if old is not None:
-                progress.count(old, -1)
-            progress.count(results.done[item.key])
+        def receive(row: int, reply: Reply) -> None:
+            progress.count(results.done, row, -1)
+            results.add(row, score_row(work.key(row), work.expression(row), reply, evaluation.model, prompt, profile))
+            progress.count(results.done, row)
             progress.asked += 1
 
         def publish() -> dict[str, Any]:
             progress.seconds = time.monotonic() - start
-            summary = summarise(planned.items, results.done) | {
+            summary = summarise(work, results.done) | {
                 "model": evaluation.model,
-                "prompt": evaluation.client.prompt,
+                "prompt": prompt,
                 "scoring": profile.name,
+                "mode": evaluation.mode,
                 "requests_per_second": round(progress.per_second, 3) if progress.asked else pace,
                 "wall_seconds": round(before + progress.seconds, 3),
             }
+            if evaluation.mode == "latency":
+                summary |= latency_verdict(summary, lag)
             write_json(evaluation.out / "summary.json", summary)
             return summary
 
-        todo = [] if evaluation.rescore else pending(planned.items, results.done, retry_errors=evaluation.retry_errors)
+        todo = results.done.pending(retry_errors=evaluation.retry_errors)
         try:
-            if todo:
-                client = Client(evaluation.client, planned.images, receive)
-                asyncio.run(_watched(client, todo, progress, start, publish, listen, interval))
+            if len(todo) and not evaluation.rescore:
+                client = Client(_options(evaluation), work, planned.images, receive)
+                progress.servers = client.servers
+                asyncio.run(_watched(client, todo, results, progress, lag, start, publish, listen, interval))
         finally:
             summary = publish()
             listen(progress)
@@ -138,31 +152,107 @@ def run(
 
 async def _watched(
     client: Client,
-    todo: list[Item],
+    todo: NDArray[np.int64],
+    results: Results,
     progress: Progress,
+    lag: Lag,
     start: float,
     publish: Callable[[], object],
     listen: Listener,
     interval: float,
 ) -> None:
     async def watch() -> None:
-        published = time.monotonic()
+        published = synced = time.monotonic()
         while True:
             await asyncio.sleep(0.5)
             progress.seconds = time.monotonic() - start
             listen(progress)
+            if time.monotonic() - synced >= 1.0:
+                await asyncio.to_thread(results.sync)  # in the loop it would be measured as latency
+                synced = time.monotonic()
             # a big set costs a while to sum up: never more than a few per cent of the time
             if time.monotonic() - published >= max(interval, progress.total / 10_000):
                 publish()
                 published = time.monotonic()
 
-    watcher = asyncio.create_task(watch())
+    tasks = [asyncio.create_task(watch()), asyncio.create_task(lag.measure())]
     try:
-        await client.run(group_by_image(todo))
+        await client.run(todo)
     finally:
-        watcher.cancel()
-        with suppress(asyncio.CancelledError):
-            await watcher
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+def _options(evaluation: Evaluation) -> Options:
+    """The mode decides how concurrency is kept, so that no caller has to know."""
+    options = evaluation.client
+    if evaluation.mode == "latency":
+        options = replace(options, fixed=True, warm_up=max(16, 2 * options.concurrency))
+    return options
+
+
+class Lag:
+    """How late this process's event loop is: what it adds to a latency at most times. Seconds; a histogram of quarter milliseconds."""
+
+    _STEP_S, _EVERY_S = 0.00025, 0.01
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(4000, dtype=np.int64)
+
+    def add(self, seconds: float) -> None:
+        """One measurement."""
+        self._counts[min(len(self._counts) - 1, max(0, int(seconds / self._STEP_S)))] += 1
+
+    def p99(self) -> float:
+        """99 % of the measurements lie below; 0 without any."""
+        total = self._counts.sum()
+        return float(np.searchsorted(np.cumsum(self._counts), 0.99 * total) + 1) * self._STEP_S if total else 0.0
+
+    async def measure(self) -> None:
+        """Until cancelled: sleep, and see how much longer it took."""
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(self._EVERY_S)
+            self.add(time.perf_counter() - start - self._EVERY_S)
+
+
+def latency_verdict(summary: dict[str, Any], lag: Lag) -> dict[str, Any]:
+    """What latency mode changes in a summary: no pace, and no latencies where this process was too busy to measure them. Pure."""
+    medians = [f["latency_p50"] for f in summary["files"] if f["latency_p50"] is not None]
+    late, least = lag.p99(), min(medians, default=0.0)
+    refused = None
+    if medians and late > LAG_TOLERATED * least:
+        refused = (
+            f"this process was {1000 * late:.1f} ms late at times, more than {LAG_TOLERATED:.0%} of the latency "
+            f"({1000 * least:.1f} ms): lower --concurrency, or give it a core of its own"
+        )
+    hidden = {"latency_mean": None, "latency_p50": None, "latency_p90": None} if refused else {}
+    return {
+        "requests_per_second": None,
+        "loop_lag_p99": late,
+        "latency_refused": refused,
+        "files": [f | hidden for f in summary["files"]],
+    }
+
+
+LAG_TOLERATED = 0.03
+
+
+def _same_measurement(evaluation: Evaluation, results: Results) -> None:
+    """Latencies taken under other conditions must not come into one figure."""
+    path = evaluation.out / "run_config.json"
+    if not results.done.answered.any() or not path.exists():
+        return
+    before = read_json(path)
+    mode, concurrency = before.get("mode", "throughput"), before.get("concurrency")
+    if mode != evaluation.mode or (mode == "latency" and concurrency != evaluation.client.concurrency):
+        was = f"{mode} mode" + (f" with concurrency {concurrency}" if mode == "latency" else "")
+        raise UserError(
+            f"holds answers of {was}", file=evaluation.out, hint="Choose another --out for this measurement."
+        )
 
 
 def _timing_before(out: Path) -> tuple[float, float]:
@@ -179,12 +269,13 @@ def _config(evaluation: Evaluation) -> dict[str, Any]:
     """What a report needs to find pictures and rows again."""
     return {
         "model": evaluation.model,
-        "prompt": evaluation.client.prompt,
+        "prompt": evaluation.client.request.prompt,
         "scoring": get_profile(evaluation.scoring).name,
         "files": [str(f.absolute()) for f in evaluation.files],
         "images": [str(i.absolute()) for i in evaluation.images],
+        "mode": evaluation.mode,
         "endpoints": list(evaluation.client.endpoints),
         "concurrency": evaluation.client.concurrency,
-        "request": evaluation.client.extras,
+        "request": evaluation.client.request.extras,
         "limit": evaluation.limit,
     }

@@ -5,13 +5,14 @@ Accuracies and IoU are fractions (0..1); latencies are seconds of the request al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from grounding.evaluate.results import Tally
-from grounding.evaluate.work import Item
+from grounding.evaluate.results import OUTCOMES, Tallies
+from grounding.evaluate.work import Worklist
 
 PAPER_ORDER = (
     "refcoco_val",
@@ -32,35 +33,34 @@ def file_order(names: Sequence[str]) -> list[str]:
     return known + sorted(set(names) - set(known))
 
 
-def _file(name: str, total: int, tallies: Sequence[Tally]) -> dict[str, Any]:
-    answered = [t for t in tallies if t.outcome != "error"]
-    iou = np.array([t.iou for t in answered], dtype=np.float64)
-    tokens = [t.tokens for t in answered if t.tokens is not None]
-    latency = np.array([t.latency_s for t in answered if t.latency_s is not None], dtype=np.float64)
-    count = {o: sum(t.outcome == o for t in tallies) for o in ("error", "unparsed", "truncated")}
+def _mean(values: Any) -> float | None:
+    return float(np.mean(values)) if len(values) else None
 
-    def mean(values: Any) -> float | None:
-        return float(np.mean(values)) if len(values) else None
 
+def _file(name: str, rows: NDArray[np.int64], done: Tallies) -> dict[str, Any]:
+    answered = rows[done.answered[rows]]
+    iou, tokens, latency = done.iou[answered], done.tokens[answered], done.latency_s[answered]
+    tokens, latency = tokens[tokens >= 0], latency[~np.isnan(latency)]
+    count = np.bincount(done.outcome[rows], minlength=len(OUTCOMES))
     return {
         "name": name,
         "n": len(answered),
-        "total": total,
-        "acc": mean([t.correct for t in answered]),
-        "acc75": mean(iou > 0.75),
-        "acc90": mean(iou > 0.9),
-        "mean_iou": mean(iou),
-        "errors": count["error"],
-        "unparsed": count["unparsed"],
-        "truncated": count["truncated"],
-        "tokens_mean": mean(tokens),
-        "latency_mean": mean(latency),
+        "total": len(rows),
+        "acc": _mean(done.correct[answered]),
+        "acc75": _mean(iou > 0.75),
+        "acc90": _mean(iou > 0.9),
+        "mean_iou": _mean(iou),
+        "errors": int(count[OUTCOMES.index("error")]),
+        "unparsed": int(count[OUTCOMES.index("unparsed")]),
+        "truncated": int(count[OUTCOMES.index("truncated")]),
+        "tokens_mean": _mean(tokens),
+        "latency_mean": _mean(latency),
         "latency_p50": float(np.quantile(latency, 0.5)) if len(latency) else None,
         "latency_p90": float(np.quantile(latency, 0.9)) if len(latency) else None,
     }
 
 
-def interval(files: Sequence[int], images: Sequence[int], correct: Sequence[bool]) -> dict[str, list[float]]:
+def interval(files: ArrayLike, images: ArrayLike, correct: ArrayLike) -> dict[str, list[float]]:
     """95 % interval of macro and micro accuracy by a bootstrap over images: expressions of one image, in whatever file, stand or fall
     together, so images are drawn, not expressions.
 
@@ -73,8 +73,10 @@ def interval(files: Sequence[int], images: Sequence[int], correct: Sequence[bool
     np.add.at(hits, (image, file), np.asarray(correct, dtype=np.float64))
     draw = np.random.default_rng(SEED)
     macro, micro = [], []
-    for _ in range(0, DRAWS, 100):  # in blocks, for memory
-        weight = draw.multinomial(m, np.full(m, 1.0 / m), size=100).astype(np.float64)
+    block = max(1, min(100, 2_000_000 // m))  # for memory; the draws are the same in any blocks
+    for start in range(0, DRAWS, block):
+        size = min(block, DRAWS - start)
+        weight = draw.multinomial(m, np.full(m, 1.0 / m), size=size).astype(np.float64)
         a, b = weight @ hits, weight @ n
         micro.append(a.sum(1) / b.sum(1))
         with np.errstate(invalid="ignore"):
@@ -93,41 +95,35 @@ def _reason(total: int, done: int, errors: int) -> str | None:
     return " and ".join(parts) or None
 
 
-def summarise(items: Sequence[Item], done: Mapping[str, Tally]) -> dict[str, Any]:
+def summarise(work: Worklist, done: Tallies) -> dict[str, Any]:
     """The summary without its timing. No macro, micro or interval while a row failed or is missing: `reason` says so.
 
-    `done` counts answers (errors apart); rows in `done` that `items` does not ask for are not counted.
+    `done` counts answers (errors apart).
     """
-    ordered = sorted(items, key=lambda i: (i.expression.file, i.expression.line, i.key))
-    names = file_order([i.expression.file for i in ordered])
-    rows: dict[str, list[Tally]] = {n: [] for n in names}
-    totals = dict.fromkeys(names, 0)
-    numbers, images = {n: k for k, n in enumerate(names)}, dict[str, int]()
-    file_column, image_column, correct = [], [], []
-    for item in ordered:
-        e = item.expression
-        totals[e.file] += 1
-        tally = done.get(item.key)
-        if tally is None:
-            continue
-        rows[e.file].append(tally)
-        if tally.outcome != "error":
-            file_column.append(numbers[e.file])
-            image_column.append(images.setdefault(e.image, len(images)))
-            correct.append(tally.correct)
-    files = [_file(n, totals[n], rows[n]) for n in names]
-    total, errors = len(ordered), sum(f["errors"] for f in files)
-    reason = _reason(total, len(correct), errors) if total else "there is nothing to evaluate"
+    names = file_order(work.names)
+    files = [_file(n, np.flatnonzero(work.file == work.names.index(n)), done) for n in names]
+    total, errors = len(work), sum(f["errors"] for f in files)
+    answered = sum(f["n"] for f in files)
+    reason = _reason(total, answered, errors) if total else "there is nothing to evaluate"
     whole = reason is None
     return {
         "total": total,
-        "done": len(correct),
+        "done": answered,
         "errors": errors,
         "unparsed": sum(f["unparsed"] for f in files),
         "truncated": sum(f["truncated"] for f in files),
         "macro": float(np.mean([f["acc"] for f in files])) if whole else None,
-        "micro": float(np.mean(correct)) if whole else None,
-        "ci95": interval(file_column, image_column, correct) if whole else None,
+        "micro": float(np.mean(done.correct)) if whole else None,
+        "ci95": _interval(work, names, done) if whole else None,
         "reason": reason,
         "files": files,
     }
+
+
+def _interval(work: Worklist, names: Sequence[str], done: Tallies) -> dict[str, list[float]]:
+    """`interval` over columns that do not depend on the order in which files were given."""
+    place = np.array([names.index(n) for n in work.names])
+    order = np.lexsort((work.line, place[work.file]))
+    _, first, inverse = np.unique(work.image[order], return_index=True, return_inverse=True)
+    by_appearance = np.argsort(np.argsort(first))
+    return interval(place[work.file[order]], by_appearance[inverse], done.correct[order])

@@ -79,7 +79,9 @@ def environment(
             "RAY_AUTH_MODE": "disabled",
             "EGM_ROLLOUTS_A_STEP": str((h.batch_size or 256) * (h.rollouts or 16)),
             "EGM_ROLLOUTS_A_VALIDATION": str(validation_rows),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            # rollout and update take turns, so both cores are free for each; busy waiting would cost the other processes
+            "OMP_NUM_THREADS": "2",
+            "OMP_WAIT_POLICY": "passive",
         }
     return env
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,29 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tiny") / "model"
     build(out, demo_corpus())
     return out
+
+
+SFT_MANIFEST = """
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingTrainJob
+metadata: {name: warm-up}
+spec:
+  preset: tiny-sft
+  data: {shapes: {train: 1600, perFile: 10}}
+  hyperparameters: {maxSteps: 160, saveEvery: 160}
+"""
+
+
+@pytest.fixture(scope="session")
+def speaking_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model after a minute of SFT: it answers with boxes, mostly wrong ones, so that rewards differ."""
+    folder = tmp_path_factory.mktemp("speaking")
+    job = folder / "job.yaml"
+    job.write_text(SFT_MANIFEST)
+    role = [sys.executable, "-m", "grounding.cli", "role"]
+    subprocess.run([*role, "prepare", "--job", str(job), "--data", str(folder / "data")], check=True)
+    subprocess.run(
+        [*role, "sft", "--job", str(job), "--data", str(folder / "data"), "--model", "tiny://", "--out", str(folder)],
+        check=True,
+    )
+    return folder / "model"

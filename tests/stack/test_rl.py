@@ -36,19 +36,19 @@ def _metrics(out: Path, *names: str) -> list[tuple[int, list[float]]]:
     return [(line["step"], [line["metrics"].get(n) for n in names]) for line in lines if line["step"] > 0]
 
 
-def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, speaking_model: Path) -> None:
     from safetensors.torch import load_file
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     job, data = tmp_path / "job.yaml", tmp_path / "data"
-    job.write_text(MANIFEST.replace("MODEL", str(tiny_model)))
+    job.write_text(MANIFEST.replace("MODEL", str(speaking_model)))
     subprocess.run(_role("prepare", "--job", job, "--data", data), check=True)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for out in (straight, killed):
         out.mkdir()
 
     def command(out: Path) -> list[str]:
-        return _role("rl", "--job", job, "--data", data, "--model", tiny_model, "--out", out)
+        return _role("rl", "--job", job, "--data", data, "--model", speaking_model, "--out", out)
 
     subprocess.run(command(straight), check=True)
 
@@ -66,11 +66,12 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, tiny_model: P
     names = ("score", "gradNorm", "entropy", "responseLength")
     assert [step for step, _ in _metrics(straight)] == [1, 2, 3, 4]
     assert _metrics(killed, *names) == _metrics(straight, *names)
+    assert all(values[1] > 0 for _, values in _metrics(straight, *names)), "rewards did not differ"
     last = read_progress(straight / "progress.jsonl")[-1]["metrics"]
-    assert 0.0 <= last["valAccuracy"] <= 1.0 and last["valParsed"] is not None
+    assert 0.0 <= last["valAccuracy"] <= 1.0 and last["valParsed"] > 0.0
     one, two = (load_file(out / "model" / "model.safetensors") for out in (straight, killed))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    before = load_file(tiny_model / "model.safetensors")
+    before = load_file(speaking_model / "model.safetensors")
     assert any(not torch.equal(before[name], one[name]) for name in one), "nothing was trained"
     AutoProcessor.from_pretrained(straight / "model")
     AutoModelForImageTextToText.from_pretrained(straight / "model")

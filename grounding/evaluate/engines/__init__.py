@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from grounding.errors import UserError
 from grounding.evaluate.engines import sglang, transformers, vllm
-from grounding.evaluate.engines.base import Engine, Sampling, ServeOptions
+from grounding.evaluate.engines.base import Engine, Routing, Sampling, ServeOptions
 
-__all__ = ["ENGINES", "Engine", "Sampling", "ServeOptions", "get_engine"]
+__all__ = ["ENGINES", "Engine", "Routing", "Sampling", "ServeOptions", "get_engine"]
 
 ENGINES: dict[str, Engine] = {e.name: e for e in (sglang.ENGINE, vllm.ENGINE, transformers.ENGINE)}
 """Every engine by name."""

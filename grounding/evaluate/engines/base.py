@@ -30,12 +30,25 @@ class ServeOptions:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """How a request names the copy of the model that is to answer it, where one server holds several (data parallelism).
+
+    `field` stands in the body, `header` in the head; both empty: not at all.
+    """
+
+    copies: int = 1
+    field: str = ""
+    header: str = ""
+
+
+@dataclass(frozen=True)
 class Engine:
     """One kind of server.
 
     `command(model, options)` is the argv (its first word a program on the path, or beside the interpreter); `env` is added to
     the process's; `readiness` is a path that answers 200 once the model answers; `request_extras(sampling)` are the request's
-    fields; `names_model` is whether requests carry a model name at all.
+    fields; `names_model` is whether requests carry a model name at all; `rank_field` and `rank_header` are where a request says
+    which data-parallel copy is to answer it.
     """
 
     name: str
@@ -44,6 +57,12 @@ class Engine:
     readiness: str
     request_extras: Callable[[Sampling], dict[str, Any]]
     names_model: bool = True
+    rank_field: str = ""
+    rank_header: str = ""
+
+    def routing(self, copies: int) -> Routing:
+        """How a request names one of `copies` copies of the model behind an endpoint."""
+        return Routing(copies, self.rank_field, self.rank_header)
 
 
 def all_fields(sampling: Sampling) -> dict[str, Any]:

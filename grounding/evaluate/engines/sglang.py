@@ -23,4 +23,5 @@ ENGINE = Engine(
     env={"SGLANG_IS_FLASHINFER_AVAILABLE": "false", "SGL_FORCE_SHUTDOWN": "1"},
     readiness="/health",  # /v1/models answers before the warm-up is done
     request_extras=all_fields,
+    rank_field="routed_dp_rank",
 )

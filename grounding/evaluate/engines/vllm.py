@@ -24,4 +24,5 @@ ENGINE = Engine(
     env={"VLLM_USE_FLASHINFER_SAMPLER": "0"},
     readiness="/health",
     request_extras=all_fields,
+    rank_header="X-data-parallel-rank",
 )

@@ -1,0 +1,183 @@
+"""Requests a second a core of the evaluation client, beside the HTTP library alone.
+
+    python bench/evaluate/client.py [--requests 20000] [--kib 160] [--out bench/evaluate/client.json]
+
+For each number in flight and each server delay our whole client (reading, encoding, asking, scoring, writing rows) and a bare loop of aiohttp posts
+of the same bytes take turns, each in a process of its own against the same server process. "A core" is a second of CPU time of the client process.
+The latency that the client reports is compared with the one the server measured of itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def dataset(folder: Path, rows: int, kib: int, an_image: int = 6) -> None:
+    """A file of `rows` expressions, `an_image` to each image of `kib` KiB: JPEG heads and ends with noise between, which no one decodes here."""
+    from PIL import Image
+
+    chance = random.Random(0)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (640, 480), (90, 120, 30)).save(folder / "head.jpg")
+    head = (folder / "head.jpg").read_bytes()[:-2]
+    count = min(200, -(-rows // an_image))  # the same bytes under many names would need as much disk
+    for i in range(count):
+        noise = chance.randbytes(max(0, kib * 1024 - len(head) - 2))
+        (folder / "images" / f"{i}.jpg").write_bytes(head + noise + b"\xff\xd9")
+    with (folder / "refcoco_val.jsonl").open("w") as f:
+        for row in range(rows):
+            box = [10, 10, 100 + row % 300, 200]
+            image = f"{(row // an_image) % count}.jpg"
+            f.write(
+                json.dumps({"image": image, "sent": f"thing {row}", "bbox": box, "width": 640, "height": 480}) + "\n"
+            )
+
+
+def ours(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
+    """The whole evaluation; CPU from the first request on."""
+    from grounding.evaluate.client import Options
+    from grounding.evaluate.engines import Sampling, get_engine
+    from grounding.evaluate.request import Request
+    from grounding.evaluate.run import Evaluation, plan, run
+
+    sampling = Sampling()
+    request = Request("m", "qwen3", get_engine("sglang").request_extras(sampling))
+    client = Options((url,), request, in_flight, fixed=True)
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        e = Evaluation((folder / "refcoco_val.jsonl",), (folder / "images",), Path(out), "m", client, sampling)
+        planned = plan(e)
+        start, wall = cpu(), time.perf_counter()
+        summary = run(e, planned)
+        seconds, wall = cpu() - start, time.perf_counter() - wall
+    f = summary["files"][0]
+    assert summary["errors"] == 0, summary["reason"]
+    return {
+        "n": f["n"],
+        "cpu": seconds,
+        "wall": wall,
+        "latency_mean": f["latency_mean"],
+        "latency_p50": f["latency_p50"],
+    }
+
+
+def bare(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
+    """aiohttp alone: the same number of posts of as many bytes, the answers read and thrown away."""
+    import aiohttp
+
+    data = json.dumps({"messages": "x" * (len((folder / "images/0.jpg").read_bytes()) * 4 // 3 + 300)}).encode()
+    left = sum(1 for _ in (folder / "refcoco_val.jsonl").open())
+    total = left
+
+    async def work(session: aiohttp.ClientSession) -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            async with session.post(url + "/v1/chat/completions", data=data) as response:
+                await response.read()
+
+    async def go() -> tuple[float, float]:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            start, wall = cpu(), time.perf_counter()
+            await asyncio.gather(*(work(session) for _ in range(in_flight)))
+            return cpu() - start, time.perf_counter() - wall
+
+    seconds, wall = asyncio.run(go())
+    return {"n": total, "cpu": seconds, "wall": wall}
+
+
+def measured(kind: str, folder: Path, url: str, in_flight: int) -> dict[str, Any]:
+    """One run in a fresh process."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", kind, str(folder), url, str(in_flight)]
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--kib", type=int, default=160)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--in-flight", type=int, nargs="*", default=[64, 512, 1024])
+    parser.add_argument("--delays", type=float, nargs="*", default=[0.0, 0.7])
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for delay in arguments.delays:
+            for in_flight in arguments.in_flight:
+                rows = arguments.requests if not delay else min(arguments.requests, int(in_flight / delay * 12))
+                folder = Path(temporary) / f"{rows}"
+                if not folder.exists():
+                    dataset(folder, rows, arguments.kib)
+                server = subprocess.Popen(
+                    [sys.executable, str(HERE / "server.py"), "--delay", str(delay)], stdout=subprocess.PIPE, text=True
+                )
+                assert server.stdout is not None
+                url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+                pairs = []
+                for _ in range(arguments.rounds):
+                    us = measured("ours", folder, url, in_flight)
+                    with urllib.request.urlopen(url + "/stats") as reply:
+                        us["server"] = json.load(reply)
+                    pairs.append((us, measured("bare", folder, url, in_flight)))
+                    urllib.request.urlopen(url + "/stats").close()
+                server.terminate()
+                server.wait()
+                best = max((us for us, _ in pairs), key=lambda u: u["n"] / u["cpu"])
+                result = {
+                    "delay_s": delay,
+                    "in_flight": in_flight,
+                    "requests_per_core_second": round(statistics.median(u["n"] / u["cpu"] for u, _ in pairs)),
+                    "bare_requests_per_core_second": round(statistics.median(b["n"] / b["cpu"] for _, b in pairs)),
+                    "ratio": round(statistics.median((u["n"] / u["cpu"]) / (b["n"] / b["cpu"]) for u, b in pairs), 3),
+                    "requests_per_second": round(best["n"] / best["wall"]),
+                }
+                if delay:
+                    errors = [u["latency_mean"] / u["server"]["latency_mean"] - 1 for u, _ in pairs]
+                    result["latency_error"] = round(statistics.median(errors), 4)
+                    result["latency_p50"] = round(statistics.median(u["latency_p50"] for u, _ in pairs), 4)
+                    result["server_latency_p50"] = round(
+                        statistics.median(u["server"]["latency_p50"] for u, _ in pairs), 4
+                    )
+                results.append(result)
+                print(json.dumps(result), flush=True)
+    text = json.dumps(
+        {
+            "what": "requests a second a core of the evaluation client",
+            "image_kib": arguments.kib,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+            "results": results,
+        },
+        indent=2,
+    )
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        kind, folder, url, in_flight = sys.argv[2:]
+        print(json.dumps({"ours": ours, "bare": bare}[kind](Path(folder), url, int(in_flight))))
+    else:
+        main()

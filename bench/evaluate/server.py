@@ -1,0 +1,161 @@
+"""A chat completion server that costs next to nothing, so that the client is what is measured.
+
+    python bench/evaluate/server.py [--delay 0.7] [--encode 0.1] [--slots 64] [--cache 2000]
+
+Answers every request after `delay` seconds. With `--encode` it models a server's image cache: the first request of an image takes that much
+longer; with `--slots` so many requests are worked on at a time, the others wait. Prints its port. `GET /stats` tells what it saw:
+requests, cache hits, and its own latency (from a request's first byte to its answer) as mean, p50 and p90, in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import socket
+import sys
+import time
+import zlib
+from collections import OrderedDict, deque
+
+ANSWER = json.dumps(
+    {
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {
+                    "role": "assistant",
+                    "content": '```json\n[{"bbox_2d": [100, 100, 500, 600], "label": "x"}]\n```',
+                },
+            }
+        ],
+        "usage": {"prompt_tokens": 300, "completion_tokens": 24, "total_tokens": 324},
+    }
+).encode()
+REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(ANSWER) + ANSWER
+
+
+class State:
+    """What all connections share: slots, the image cache, what was measured."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.delay, self.encode, self.slots = arguments.delay, arguments.encode, arguments.slots
+        self.cache_size, self.cache = arguments.cache, OrderedDict[int, None]()
+        self.busy, self.waiting = 0, deque[tuple[Connection, int, float]]()
+        self.requests = self.hits = 0
+        self.latencies: list[float] = []
+
+    def submit(self, connection: Connection, image: int, start: float) -> None:
+        self.requests += 1
+        if self.slots and self.busy >= self.slots:
+            self.waiting.append((connection, image, start))
+        else:
+            self.work(connection, image, start)
+
+    def work(self, connection: Connection, image: int, start: float) -> None:
+        self.busy += 1
+        seconds = self.delay
+        if self.encode:
+            if image in self.cache:
+                self.hits += 1
+                self.cache.move_to_end(image)
+            else:
+                seconds += self.encode
+                self.cache[image] = None
+                if len(self.cache) > self.cache_size:
+                    self.cache.popitem(last=False)
+        if seconds:
+            asyncio.get_running_loop().call_later(seconds, self.answer, connection, start)
+        else:
+            self.answer(connection, start)
+
+    def answer(self, connection: Connection, start: float) -> None:
+        self.busy -= 1
+        connection.send(REPLY)
+        self.latencies.append(time.perf_counter() - start)
+        if self.waiting:
+            self.work(*self.waiting.popleft())
+
+    def stats(self) -> dict[str, float]:
+        seen = sorted(self.latencies)
+        self.latencies = []
+        return {
+            "requests": self.requests,
+            "hits": self.hits,
+            "latency_mean": sum(seen) / len(seen) if seen else 0.0,
+            "latency_p50": seen[len(seen) // 2] if seen else 0.0,
+            "latency_p90": seen[int(len(seen) * 0.9)] if seen else 0.0,
+        }
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One keep-alive connection: reads heads and bodies, looks at a few bytes of the image only."""
+
+    shared = bytearray(1 << 20)
+
+    def __init__(self, state: State) -> None:
+        self.state, self.head, self.left, self.image, self.start = state, b"", 0, 0, 0.0
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self.shared
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = memoryview(self.shared)[:nbytes]
+        while len(data):
+            if self.left:
+                if self.image == 0 and len(data) > 4096:
+                    self.image = zlib.crc32(data[2048:3072]) or 1
+                taken = min(self.left, len(data))
+                self.left -= taken
+                data = data[taken:]
+                if not self.left:
+                    self.state.submit(self, self.image, self.start)
+                continue
+            if not self.head:
+                self.start = time.perf_counter()
+            self.head += bytes(data[:65536])
+            end = self.head.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            used = end + 4 - (len(self.head) - min(len(data), 65536))
+            head, self.head = self.head[: end + 4], b""
+            data = data[used:]
+            if head.startswith(b"GET"):
+                body = json.dumps(self.state.stats()).encode()
+                self.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                continue
+            lower = head.lower()
+            at = lower.find(b"content-length:") + 15
+            self.left, self.image = int(lower[at : lower.find(b"\r\n", at)]), 0
+
+    def send(self, data: bytes) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(data)
+
+
+async def main(arguments: argparse.Namespace) -> None:
+    state = State(arguments)
+    listener = socket.create_server(("127.0.0.1", arguments.port), backlog=4096)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(state), sock=listener, backlog=4096)
+    sys.stdout.write(f"{listener.getsockname()[1]}\n")
+    sys.stdout.flush()
+    async with server:
+        await server.serve_forever()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--encode", type=float, default=0.0)
+    parser.add_argument("--slots", type=int, default=0)
+    parser.add_argument("--cache", type=int, default=2000)
+    try:
+        asyncio.run(main(parser.parse_args()))
+    except KeyboardInterrupt:
+        pass

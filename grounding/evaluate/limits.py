@@ -1,0 +1,129 @@
+"""How much an endpoint is asked at once, and when it is left alone: a concurrency limit and a circuit breaker. Pure; times are given.
+
+Seconds of any monotonic clock. Limits in the way of TCP's: slow start, then probing, and a cut on overload.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Limiter:
+    """Requests in flight at one endpoint, between 1 and `most`.
+
+    It grows while that brings more answers a second, that is, while the latency holds: at a server that is full twice the requests take twice
+    the time. After a growth one round (as many answers as the limit) passes before the next is measured. `overloaded` cuts it.
+    """
+
+    most: int
+    limit: int = 16
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        self.limit = self.most if self.fixed else max(1, min(self.limit, self.most))
+        self._doubling, self._best, self._best_limit = True, 0.0, self.limit
+        self._hold, self._holds = 0, 8
+        self._settling, self._count, self._since = True, 0, -1.0
+        self._full, self._cut_at = True, -1e9
+
+    def resize(self, most: int) -> None:
+        """Another share of the whole. A limit that stood at the old ceiling may grow at once."""
+        self.most = max(1, most)
+        self.limit = self.most if self.fixed else min(self.limit, self.most)
+        self._best_limit = min(self._best_limit, self.most)
+
+    def answered(self, now: float, in_flight: int) -> None:
+        """An answer came while `in_flight` requests (itself included) were open."""
+        if self.fixed:
+            return
+        if self._since < 0:
+            self._since = now
+        self._full &= in_flight >= self.limit
+        self._count += 1
+        if self._count < max(4, self.limit):
+            return
+        rate, full = self._count / max(1e-9, now - self._since), self._full
+        settling, self._settling = self._settling, False
+        self._count, self._since, self._full = 0, now, True
+        if full and not settling:  # a limit that was not reached says nothing
+            self._judge(rate)
+
+    def _judge(self, rate: float) -> None:
+        if self._hold > 0:
+            self._hold -= 1
+            self._best += 0.2 * (rate - self._best)  # the load changes over a run
+            if self._hold == 0 and self.limit < self.most:
+                self._set(self.limit + max(1, self.limit // 4))
+            return
+        if rate > self._best * (1.1 if self._doubling else 1.03):
+            self._best, self._best_limit, self._holds = rate, self.limit, 8
+            if self.limit < self.most:
+                self._set(self.limit * 2 if self._doubling else self.limit + max(1, self.limit // 4))
+            else:
+                self._hold = self._holds
+            return
+        self._doubling = False
+        self._hold, self._holds = self._holds, min(64, self._holds * 2)
+        self._set(self._best_limit)
+
+    def _set(self, limit: int) -> None:
+        limit = max(1, min(limit, self.most))
+        if limit != self.limit:
+            self.limit, self._settling = limit, True
+
+    def overloaded(self, now: float) -> None:
+        """The endpoint said that it is too much, or did not answer in time. Cut at most once a second."""
+        if self.fixed or now - self._cut_at < 1.0:
+            return
+        self._cut_at, self._doubling = now, False
+        self._best, self._best_limit = 0.0, max(1, int(self.limit * 0.7))
+        self._hold, self._holds = 8, 8
+        self._set(self._best_limit)
+
+
+@dataclass
+class Breaker:
+    """Leaves an endpoint alone after failures and lets one question through now and then, until one is answered."""
+
+    tolerated: int = 5
+    """So many failures in a row open it; a connection that is refused does at once"""
+    first_s: float = 0.5
+    longest_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        self.failures, self.until, self._pause, self.probing = 0, -1.0, 0.0, False
+        self.down_since: float | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes no more than a probe."""
+        return self.until >= 0
+
+    def admits(self, now: float) -> bool:
+        """Whether a question may be sent now; `sent` has to be told."""
+        return not self.open or (now >= self.until and not self.probing)
+
+    def sent(self) -> None:
+        """A question goes out; through an open breaker it is the probe."""
+        self.probing = self.open
+
+    def success(self) -> None:
+        """An answer came, of whatever kind: the endpoint is there and works."""
+        self.failures, self.until, self._pause, self.probing, self.down_since = 0, -1.0, 0.0, False, None
+
+    def failure(self, now: float, *, refused: bool, jitter: float) -> None:
+        """No answer, or none of use. `refused`: not even a connection. `jitter` is 0..1."""
+        self.failures += 1
+        if refused:
+            self.down_since = now if self.down_since is None else self.down_since
+        else:
+            self.down_since = None
+        if refused or self.probing or self.failures >= self.tolerated:
+            self._pause = min(self.longest_s, self._pause * 2 or self.first_s)
+            self.until = now + self._pause * (0.5 + 0.5 * jitter)
+        self.probing = False
+
+    def wait(self, now: float, seconds: float) -> None:
+        """The endpoint asked to be left alone so long (Retry-After)."""
+        self.until = max(self.until, now + seconds)

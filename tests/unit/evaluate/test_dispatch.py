@@ -1,0 +1,157 @@
+"""Dealing, taking, stealing: every question once, whatever the endpoints do."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grounding.evaluate.dispatch import Dispatcher
+from grounding.evaluate.limits import Breaker, Limiter
+
+
+def dispatcher(images, endpoints, **more):
+    numbers = np.array(images, dtype=np.uint32)
+    names = [f"{i}.jpg" for i in range(max(images, default=0) + 1)]
+    return Dispatcher(np.arange(len(images)), numbers, names, [f"http://{e}" for e in range(endpoints)], **more)
+
+
+@given(
+    st.lists(st.integers(0, 9), max_size=60),
+    st.integers(1, 4),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+    st.lists(st.integers(0, 3), min_size=4, max_size=4),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_question_is_handed_out_once_and_ends(images, endpoints, first_alone, chance: random.Random, rooms):
+    d = dispatcher(images, endpoints, first_alone=first_alone, room=lambda e: rooms[e])
+    running, answered = [], []
+    while d.unfinished:
+        endpoint = chance.randrange(endpoints)
+        job = d.take(endpoint)
+        if job is not None:
+            running.append((job, endpoint))
+        elif not running:  # nothing on its way and nothing for this one: another has it
+            assert any(d._ready) and not d.idle
+        if running and (job is None or chance.random() < 0.6):
+            job, endpoint = running.pop(chance.randrange(len(running)))
+            d.returned(job, endpoint)
+            if chance.random() < 0.2:
+                d.again(job, chance.randrange(endpoints))
+            else:
+                d.finish(job)
+                answered.append(job.row)
+    assert sorted(answered) == list(range(len(images))) and d.idle
+    assert all(d.take(e) is None for e in range(endpoints))
+
+
+def test_the_first_of_an_image_goes_ahead():
+    d = dispatcher([0, 1, 0, 0, 1], 1)
+    first, other = d.take(0), d.take(0)
+    assert (first.row, other.row, d.take(0)) == (0, 1, None)
+    assert d.returned(first, 0) and [d.take(0).row for _ in range(2)] == [2, 3]
+    assert d.take(0) is None and d.returned(other, 0) and d.take(0).row == 4
+    at_once = dispatcher([0, 1, 0, 0, 1], 1, first_alone=False)
+    assert [at_once.take(0).row for _ in range(5)] == [0, 2, 3, 1, 4]
+
+
+def test_images_stay_together_while_there_is_enough_to_do():
+    images = [i % 200 for i in range(1200)]
+    d = dispatcher(images, 4, room=lambda _: 8)
+    where = {}
+    for _ in range(150):  # each endpoint takes in turn; answers come at once
+        for endpoint in range(4):
+            job = d.take(endpoint)
+            where.setdefault(images[job.row], set()).add(endpoint)
+            d.returned(job, endpoint)
+            d.finish(job)
+    assert all(len(endpoints) == 1 for endpoints in where.values())
+
+
+def test_an_endpoint_that_runs_dry_takes_whole_images_from_the_fullest():
+    images = [i // 6 for i in range(600)]
+    d = dispatcher(images, 2, room=lambda _: 4)
+    rows, shared = [], {}
+    while (job := d.take(0)) is not None:  # endpoint 1 does nothing at all
+        rows.append(job.row)
+        shared.setdefault(images[job.row], []).append(job.row)
+        d.returned(job, 0)
+        d.finish(job)
+    assert sorted(rows) == list(range(600))
+    assert all(group == list(range(group[0], group[0] + 6)) for group in shared.values())
+
+
+class Model:
+    """A server of `slots`: requests beyond them wait. Latency at full load grows with what waits."""
+
+    def __init__(self, slots, seconds):
+        self.slots, self.seconds = slots, seconds
+
+    def round(self, in_flight):
+        """Seconds from one answer to the next, with so many in flight."""
+        return self.seconds / min(in_flight, self.slots)
+
+
+@pytest.mark.parametrize(("slots", "most"), [(4, 256), (20, 256), (64, 256), (500, 128)])
+def test_the_limit_finds_the_server_s_size(slots, most):
+    limiter, model, now = Limiter(most), Model(slots, 0.5), 0.0
+    seen = []
+    for _ in range(20_000):
+        now += model.round(limiter.limit)
+        limiter.answered(now, limiter.limit)
+        seen.append(limiter.limit)
+    tail = sorted(seen[10_000:])
+    assert min(seen) >= 1 and max(seen) <= most
+    middle = tail[len(tail) // 2]
+    assert min(slots, most) * 0.9 <= middle <= min(most, max(16, slots * 2.1))  # never starved, never far beyond
+
+
+def test_overload_cuts_once_a_second_and_it_grows_again():
+    limiter, now = Limiter(64, limit=64), 0.0
+    for _ in range(30):
+        limiter.overloaded(now)
+    assert limiter.limit == 44
+    limiter.overloaded(now + 1.5)
+    assert limiter.limit == 30
+    for _ in range(5000):
+        now += 0.5 / limiter.limit
+        limiter.answered(now, limiter.limit)
+    assert limiter.limit == 64
+    fixed = Limiter(32, fixed=True)
+    fixed.overloaded(0.0)
+    assert fixed.limit == 32
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("aor"), st.floats(0, 2), st.integers(0, 70)), max_size=200), st.integers(1, 64)
+)
+def test_a_limit_never_leaves_its_range(events, most):
+    limiter, now = Limiter(most), 0.0
+    for kind, passed, number in events:
+        now += passed
+        if kind == "a":
+            limiter.answered(now, number)
+        elif kind == "o":
+            limiter.overloaded(now)
+        else:
+            limiter.resize(number)
+        assert 1 <= limiter.limit <= limiter.most
+
+
+def test_a_breaker_opens_probes_and_closes():
+    b = Breaker()
+    for _ in range(4):
+        b.failure(0.0, refused=False, jitter=1.0)
+    assert not b.open and b.admits(0.0)
+    b.failure(0.0, refused=False, jitter=1.0)
+    assert b.open and not b.admits(0.4) and b.admits(0.6)
+    b.sent()
+    assert not b.admits(0.7)  # one probe at a time
+    b.failure(0.7, refused=True, jitter=1.0)
+    assert b.down_since == 0.7 and not b.admits(1.6) and b.admits(1.8)  # twice as long
+    b.success()
+    assert not b.open and b.down_since is None and b.admits(1.8)
+    b.wait(5.0, 3.0)
+    assert not b.admits(7.0) and b.admits(8.0)
