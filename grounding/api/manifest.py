@@ -33,9 +33,8 @@ class ManifestError(UserError):
 
     def __init__(self, file: str | Path, problems: Sequence[Problem]) -> None:
         self.problems = tuple(sorted(problems, key=lambda p: (p.line, p.path)))
-        first, *rest = [f"{file}:{p.line}: {p.path + ': ' if p.path else ''}{p.message}" for p in self.problems]
-        super().__init__(first + "".join(f"\n       {text}" for text in rest))
-        self.line = self.problems[0].line
+        texts = [f"{file}:{p.line}: {p.path + ': ' if p.path else ''}{p.message}" for p in self.problems]
+        super().__init__("\n       ".join(texts))
 
 
 def _line(node: Any, path: Sequence[Any], key_itself: bool = False) -> int:

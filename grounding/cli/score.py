@@ -53,8 +53,11 @@ def score(
 def _copy(lines: IO[bytes], source: str, sink: IO[bytes], totals: Totals) -> None:
     import orjson
 
+    from grounding.errors import UserError
     from grounding.scoring.rows import read_rows, score_rows
 
     name = "stdin" if source == "-" else source
     for row in score_rows(read_rows(lines, name), name, totals.profile, totals):
         sink.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+    if not totals.rows:
+        raise UserError("holds no rows", file=name)

@@ -34,7 +34,7 @@ class Totals:
     score: float | None = None
 
     def as_dict(self) -> Row:
-        """Means over all rows; None where there are no rows."""
+        """Means over all rows; None where there are none."""
         n = self.rows
         means: Row = {
             "profile": self.profile,
@@ -48,8 +48,6 @@ class Totals:
         return means
 
     def __str__(self) -> str:
-        if not self.rows:
-            return "no rows"
         d = self.as_dict()
         text = f"{self.rows} rows, accuracy {100 * d['accuracy']:.2f} %, mean IoU {d['mean_iou']:.4f}"
         if self.score is not None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from grounding.evaluate.client import Options
 from grounding.evaluate.engines import Sampling, ServeOptions, get_engine
+from grounding.evaluate.request import Request
 from grounding.evaluate.results import read_rows
 from grounding.evaluate.role import program
 from grounding.evaluate.run import Evaluation, plan, run
@@ -54,7 +55,8 @@ def test_real_server_end_to_end(tmp_path):
         file = tmp_path / "refcoco_val.jsonl"
         file.write_text("".join(json.dumps(r) + "\n" for r in rows))
         sampling = Sampling(max_tokens=24)
-        client = Options((url,), None, "qwen3", engine.request_extras(sampling), concurrency=4, timeout_s=60)
+        request = Request(None, "qwen3", engine.request_extras(sampling))
+        client = Options((url,), request, concurrency=4, timeout_s=60)
         evaluation = Evaluation((file,), (tmp_path,), tmp_path / "out", "tiny", client, sampling)
         summary = run(evaluation, plan(evaluation))
         assert (summary["done"], summary["errors"]) == (8, 0), summary

@@ -96,8 +96,8 @@ def test_any_change_of_a_manifest_gives_jobs_or_a_mistake_with_a_line(data: st.D
     put = data.draw(st.text(st.sampled_from(list("abz:{}[]-#&*!|>'\"%@`\n\t ,?0.")), max_size=8))
     try:
         jobs = parse(GOOD[:at] + put + GOOD[at + cut :])
-    except UserError as error:
-        assert error.line >= 1
+    except ManifestError as error:
+        assert error.problems[0].line >= 1 and not str(error).startswith(":")
     else:
         assert jobs
 

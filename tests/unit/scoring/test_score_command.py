@@ -57,7 +57,8 @@ def test_all_reward_vectors():
 
 
 def test_no_rows():
-    assert "no rows" in run("-", stdin="\n").stderr
+    result = run("-", stdin="\n", ok=False)
+    assert isinstance(result.exception, UserError) and str(result.exception) == "stdin: holds no rows"
 
 
 EVAL = {"text": "[1, 2, 3, 4]", "bbox": [0, 0, 5, 5], "width": 10, "height": 10}
