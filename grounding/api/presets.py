@@ -137,7 +137,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "entropyCoefficient": 0.0,
             "loss": "gspo",
             "lossAggregation": "seq-mean-token-mean",
-            "tokensPerGpu": 1024,
+            "tokensPerGpu": 4096,
             "gradientCheckpointing": False,
             "tensorParallel": 1,
             "dtype": "float32",

@@ -82,6 +82,7 @@ def environment(
             # rollout and update take turns, so both cores are free for each; busy waiting would cost the other processes
             "OMP_NUM_THREADS": "2",
             "OMP_WAIT_POLICY": "passive",
+            "RAY_worker_niceness": "0",  # Ray's 15 lets anything else on the machine starve the training
         }
     return env
 
