@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""A real Kubernetes for tests, without containers, registries or root: `make cluster`, `make cluster-env`, `make cluster-down`.
+
+    cluster.py up [--fake-nodes N] [--node]   control plane, N simulated nodes of 8 GPUs, training-operator; --node adds a real one
+    cluster.py env                            shell exports: KUBECONFIG, KUBECTL, HELM
+    cluster.py restart PROGRAM                stop one program and start it again, as kube-apiserver
+    cluster.py down                           stop what was started, remove the run folder
+    cluster.py build                          the binaries alone
+
+All state is in one run folder (`--run`, default .cache/cluster of this checkout). See docs/cluster.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import binaries
+import simulated
+from controlplane import ControlPlane, free_ports
+from processes import Processes, Trouble
+
+ROOT = Path(__file__).resolve().parents[2]
+BEGUN = time.monotonic()
+
+
+def say(text: str) -> None:
+    """Progress, on stderr: stdout is for exports."""
+    sys.stderr.write(f"[{time.monotonic() - BEGUN:5.1f} s] {text}\n")
+
+
+def _plane(run: Path, home: Path, state: dict) -> ControlPlane:  # type: ignore[type-arg]
+    address = None
+    if state["node"]:
+        import node
+
+        address = node.ADDRESS
+    return ControlPlane(run, home, state["ports"], address)
+
+
+def up(run: Path, fake_nodes: int, real: bool) -> None:
+    """Start what does not run yet."""
+    home = binaries.ensure(say, node=real)
+    saved = run / "state.json"
+    if saved.exists():
+        state = json.loads(saved.read_text())
+        if real and not state["node"]:
+            raise Trouble("the cluster was started without a real node; `make cluster-down` first")
+        if state["home"] != str(home):
+            raise Trouble("the cluster runs other versions than hack/cluster pins now; `make cluster-down` first")
+    else:
+        state = {"ports": free_ports(), "node": real, "home": str(home)}
+        saved.write_text(json.dumps(state))
+    plane = _plane(run, home, state)
+    if state["node"]:
+        import node
+
+        node.address()
+    plane.up()
+    say("control plane ready")
+    simulated.nodes(plane, home, fake_nodes, taint=state["node"])
+    simulated.training_operator(plane, home)
+    say("training-operator ready")
+    if state["node"]:
+        node.up(plane, home, say)
+    for what in (["wait", "--for=condition=Ready", "node/fake-0", "--timeout=1s"], ["get", "serviceaccount", "default"]):
+        if fake_nodes or what[0] == "get":
+            plane.processes.wait("simulated nodes", lambda w=what: plane.works(*w), 60, "kwok")  # type: ignore[misc]
+    say(f"cluster ready: eval \"$(make -s cluster-env)\" ; logs in {run / 'logs'}")
+
+
+def env(run: Path) -> None:
+    """Print the exports."""
+    saved = run / "state.json"
+    if not saved.exists() or not Processes(run).alive("kube-apiserver"):
+        raise Trouble("no cluster runs for this checkout; `make cluster` starts one")
+    bin_ = Path(json.loads(saved.read_text())["home"]) / "bin"
+    values = {"KUBECONFIG": run / "kubeconfig", "KUBECTL": bin_ / "kubectl", "HELM": bin_ / "helm"}
+    for name, value in values.items():
+        sys.stdout.write(f"export {name}={shlex.quote(str(value))}\n")
+
+
+def down(run: Path) -> None:
+    """Stop in reverse order, remove the folder. What this did not start is not touched."""
+    processes = Processes(run)
+    saved = run / "state.json"
+    if saved.exists() and json.loads(saved.read_text())["node"]:
+        import node
+
+        node.down(run, Path(json.loads(saved.read_text())["home"]))
+    for name in reversed(processes.names()):
+        processes.stop(name)
+    shutil.rmtree(run, ignore_errors=True)
+    say("cluster stopped")
+
+
+def main() -> int:
+    """Parse, lock the run folder, act."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=ROOT / ".cache" / "cluster", help="run folder")
+    commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("up")
+    start.add_argument("--fake-nodes", type=int, default=8)
+    start.add_argument("--node", action="store_true", help="a real node too (root)")
+    commands.add_parser("restart").add_argument("program")
+    for name in ("env", "down", "build"):
+        commands.add_parser(name)
+    arguments = parser.parse_args()
+    run: Path = arguments.run.resolve()
+    try:
+        if sys.platform != "linux":
+            raise Trouble("the test cluster needs Linux; EGM_KUBECONFIG points the tests at a cluster that exists")
+        if arguments.command == "build":
+            sys.stdout.write(f"{binaries.ensure(say, node=True)}\n")
+            return 0
+        if arguments.command == "env":
+            env(run)
+            return 0
+        if arguments.command == "down" and not run.exists():
+            return 0
+        run.mkdir(parents=True, exist_ok=True)
+        with (run.parent / f"{run.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if arguments.command == "up":
+                run.mkdir(parents=True, exist_ok=True)  # a `down` may have held the lock before
+                up(run, arguments.fake_nodes, arguments.node)
+            elif arguments.command == "down":
+                down(run)
+            else:
+                Processes(run).restart(arguments.program)
+        return 0
+    except Trouble as trouble:
+        sys.stderr.write(f"error: {trouble}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
