@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-stack test-browser lint format types bench clean
+.PHONY: help setup demo test test-unit test-stack test-browser lint format types bench clean cluster cluster-env cluster-down test-cluster
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -41,6 +41,18 @@ test-unit: setup ## pure and fast tests, seconds
 test-stack: setup ## the real trainer and the real server on CPU, minutes
 	@$(BIN)/python -m pytest -q tests/stack
 
+test-cluster: setup ## API server, CRDs, simulated pods: on the cluster of `make cluster`, or on EGM_KUBECONFIG's
+	@$(BIN)/python -m pytest -q tests/cluster
+
+cluster: ## a real Kubernetes 1.34 with simulated GPU nodes, without root (NODE=1: a real node too, root; FAKE_NODES=n)
+	@python3 hack/cluster/cluster.py up $(if $(FAKE_NODES),--fake-nodes $(FAKE_NODES)) $(if $(filter 1,$(NODE)),--node)
+
+cluster-env: ## its shell exports: eval "$$(make -s cluster-env)"
+	@python3 hack/cluster/cluster.py env
+
+cluster-down: ## stop it and remove what it left
+	@python3 hack/cluster/cluster.py down
+
 lint: setup ## ruff, as CI runs it
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -53,5 +65,5 @@ types: setup ## mypy --strict over the package
 bench: setup ## benchmarks; JSON on stdout
 	@for b in bench/*.py; do $(BIN)/python $$b; done
 
-clean: ## remove what make and the runs made
+clean: cluster-down ## remove what make and the runs made
 	rm -rf .venv .cache runs .pytest_cache .ruff_cache .mypy_cache .hypothesis

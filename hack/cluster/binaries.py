@@ -37,7 +37,11 @@ class Program:
 
 # Without gitVersion the components call themselves v0.0.0-master, and version checks of clients go wrong.
 _K = "-X k8s.io/component-base/version"
-_KUBE_FLAGS = f"{_K}.gitVersion={{version}} {_K}.gitMajor=1 {_K}.gitMinor={{minor}} {_K}.gitTreeState=clean"
+_C = "-X k8s.io/client-go/pkg/version"
+_KUBE_FLAGS = (
+    f"{_K}.gitVersion={{version}} {_K}.gitMajor=1 {_K}.gitMinor={{minor}} {_K}.gitTreeState=clean "
+    f"{_C}.gitVersion={{version}} {_C}.gitMajor=1 {_C}.gitMinor={{minor}}"
+)
 OPERATOR = "github.com/kubeflow/training-operator"
 PROGRAMS = (
     Program("etcd", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3"),
@@ -107,7 +111,9 @@ def _operator_source(module: Path, scratch: Path) -> Path:
     before = source.read_text()
     after = before.replace('"/tmp/k8s-webhook-server/serving-certs"', '"k8s-webhook-server/serving-certs"')
     if before == after:
-        raise Trouble("pkg/cert/cert.go of the training-operator has changed: hack/cluster/binaries.py must be looked at")
+        raise Trouble(
+            "pkg/cert/cert.go of the training-operator has changed: hack/cluster/binaries.py must be looked at"
+        )
     source.write_text(after)
     return scratch / "source"
 

@@ -69,10 +69,13 @@ def up(run: Path, fake_nodes: int, real: bool) -> None:
     say("training-operator ready")
     if state["node"]:
         node.up(plane, home, say)
-    for what in (["wait", "--for=condition=Ready", "node/fake-0", "--timeout=1s"], ["get", "serviceaccount", "default"]):
+    for what in (
+        ["wait", "--for=condition=Ready", "node/fake-0", "--timeout=1s"],
+        ["get", "serviceaccount", "default"],
+    ):
         if fake_nodes or what[0] == "get":
             plane.processes.wait("simulated nodes", lambda w=what: plane.works(*w), 60, "kwok")  # type: ignore[misc]
-    say(f"cluster ready: eval \"$(make -s cluster-env)\" ; logs in {run / 'logs'}")
+    say(f'cluster ready: eval "$(make -s cluster-env)" ; logs in {run / "logs"}')
 
 
 def env(run: Path) -> None:

@@ -108,7 +108,11 @@ class ControlPlane:
     def _etcd(self) -> None:
         p, client, peer = self.pki.folder, self.ports["etcd"], self.ports["etcd-peer"]
         tls = [f"--cert-file={p}/etcd.crt", f"--key-file={p}/etcd.key", f"--trusted-ca-file={p}/ca.crt"]
-        peers = [f"--peer-cert-file={p}/etcd.crt", f"--peer-key-file={p}/etcd.key", f"--peer-trusted-ca-file={p}/ca.crt"]
+        peers = [
+            f"--peer-cert-file={p}/etcd.crt",
+            f"--peer-key-file={p}/etcd.key",
+            f"--peer-trusted-ca-file={p}/ca.crt",
+        ]
         self.processes.start("etcd", [
             str(self.bin / "etcd"), f"--data-dir={self.run}/etcd", "--log-level=warn",
             "--unsafe-no-fsync",  # a test cluster: a power cut may cost its data

@@ -32,9 +32,11 @@ class Authority:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         if not (folder / "ca.crt").exists():
-            usage = "keyUsage=critical,keyCertSign,cRLSign"
-            _openssl("req", "-x509", *_EC, "-days", "3650", "-subj", f"/CN={name}", "-addext", usage,
-                     "-keyout", "ca.key", "-out", "ca.crt", cwd=folder)  # fmt: skip
+            # RSA in the old form, and its own name as an alternative: the training-operator wants both of its authority
+            _openssl("genrsa", "-traditional", "-out", "ca.key", "2048", cwd=folder)
+            _openssl("req", "-x509", "-new", "-key", "ca.key", "-days", "3650", "-subj", f"/CN={name}", "-out", "ca.crt",
+                     "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-addext", f"subjectAltName=DNS:{name}",
+                     cwd=folder)  # fmt: skip
 
     def certificate(self, name: str, subject: str, *alternatives: str) -> None:
         """`NAME.crt`, `NAME.key` for client and server use; alternatives such as `IP:127.0.0.1`, `DNS:localhost`."""

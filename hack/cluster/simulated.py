@@ -52,14 +52,17 @@ def nodes(plane: ControlPlane, home: Path, count: int, *, taint: bool) -> None:
         plane.kubectl("create", "-f", "-", stdin={"apiVersion": "v1", "kind": "List", "items": wanted})
 
 
-def _operator_manifests(plane: ControlPlane, home: Path) -> Path:
+def _operator_manifests(plane: ControlPlane, home: Path, ca: bytes) -> Path:
     """Upstream's manifests (CRD, RBAC, webhook) less its Deployment, with a Service that leads to the process on this host."""
     folder = plane.run / "training-operator" / "manifests"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(home / "share" / "training-operator", folder)
     port = plane.ports["operator-webhook"]
-    ports = "\n".join(
-        f"    - {{op: add, path: /webhooks/{i}/clientConfig/service/port, value: {port}}}" for i in range(5)
+    bundle = base64.b64encode(ca).decode()
+    webhooks = "\n".join(
+        f"    - {{op: add, path: /webhooks/{i}/clientConfig/service/port, value: {port}}}\n"
+        f"    - {{op: add, path: /webhooks/{i}/clientConfig/caBundle, value: {bundle}}}"
+        for i in range(5)
     )
     # The API server takes an ExternalName as the webhook's host, and still checks the certificate for the Service's name.
     (folder / "kustomization.yaml").write_text(f"""
@@ -81,7 +84,7 @@ patches:
       value: {{type: ExternalName, externalName: "127.0.0.1", ports: [{{name: webhook-server, port: {port}}}]}}
 - target: {{kind: ValidatingWebhookConfiguration}}
   patch: |
-{ports}
+{webhooks}
 """)
     return folder
 
@@ -90,6 +93,8 @@ def training_operator(plane: ControlPlane, home: Path) -> None:
     """The operator as its service account, with working webhooks. Its certificates are made here and put where its pod would
     find the mounted Secret, so that it has nothing to wait for."""
     folder = plane.run / "training-operator"
+    if plane.processes.alive("training-operator"):
+        return
     pki = Authority(folder / "k8s-webhook-server" / "serving-certs", "training-operator-ca")
     pki.certificate("tls", f"/CN={SERVICE}", f"DNS:{SERVICE}")
     if not plane.works("get", "namespace", "kubeflow"):
@@ -105,8 +110,8 @@ def training_operator(plane: ControlPlane, home: Path) -> None:
         "data": data,
     }
     plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=secret)
-    # server-side: the CRD is larger than the annotation of a client-side apply; forced: the operator owns caBundle by then
-    manifests = _operator_manifests(plane, home)
+    # server-side: the CRD is larger than the annotation of a client-side apply; forced: the operator may own caBundle
+    manifests = _operator_manifests(plane, home, (pki.folder / "ca.crt").read_bytes())
     plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(manifests))
     health = plane.ports["operator-health"]
     plane.processes.start("training-operator", [
