@@ -56,7 +56,7 @@ NODE_PROGRAMS = (Program("coredns", "github.com/coredns/coredns"),)
 def _digest() -> str:
     files = sorted(p for p in VERSIONS.rglob("*") if p.is_file())
     sums = b"".join(f"{p.relative_to(VERSIONS)}\0".encode() + p.read_bytes() for p in files)
-    return hashlib.sha256(sums + Path(__file__).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(sums + repr(PROGRAMS + NODE_PROGRAMS).encode()).hexdigest()[:16]
 
 
 def cache() -> Path:
@@ -76,7 +76,7 @@ def version(program: Program) -> str:
 
 def _go(*argv: str, cwd: Path) -> str:
     env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-trimpath -buildvcs=false -mod=readonly", "GOWORK": "off"}
-    done = subprocess.run(["go", *argv], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(["go", *argv], cwd=cwd, env=env, capture_output=True, text=True)
     if done.returncode:
         raise Trouble(f"go {argv[0]} failed in {cwd}:\n{done.stderr.strip()[-3000:]}")
     return done.stdout
