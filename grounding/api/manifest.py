@@ -118,8 +118,8 @@ def _sentence(error: Any, model: type[BaseModel], path: Sequence[Any]) -> str:
         return f"there is no such field{_near(str(path[-1]), names)} (known: {', '.join(names)})"
     if kind == "missing":
         return "is missing"
-    if kind == "value_error":
-        return str(context.get("error", error["msg"]))
+    if kind == "rule":
+        return str(error["msg"])
     shown = repr(found) if not isinstance(found, (dict, list)) else "a mapping" if isinstance(found, dict) else "a list"
     if kind in _KINDS_OF_VALUE:
         return f"expected {_KINDS_OF_VALUE[kind]}, found {shown}"
@@ -159,14 +159,12 @@ def _one(node: Any) -> tuple[Job | None, list[Problem]]:
     model = KINDS[kind]
     try:
         job = resolve(model.model_validate(plain))
-        if isinstance(job, GroundingTrainJob) and job.spec.model.source is None and job.spec.model.train_job is None:
-            problems.append(
-                Problem(_line(node, ["spec", "model"]), "spec.model", "needs one of source and trainJob (or a preset)")
-            )
     except ValidationError as error:
         job = None
         for e in error.errors():
             path: list[int | str] = [p for p in e["loc"] if p != "[key]"]
+            if e["type"] == "rule" and e["ctx"]["path"]:
+                path.append(e["ctx"]["path"])
             text = ".".join(f"[{p}]" if isinstance(p, int) else str(p) for p in path).replace(".[", "[")
             problems.append(Problem(_line(node, path), text, _sentence(e, model, path)))
     return (None, problems) if problems else (job, [])

@@ -7,21 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from grounding.api.base import Fraction, Labels, Model, Name, Place, Places, Quantity, Rule, Seconds, Text
+from grounding.api.hyperparameters import Hyperparameters
+from grounding.api.status import EvalStatus, TrainStatus
+
 GROUP_VERSION = "grounding.egm.dev/v1alpha1"
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
-Override = Annotated[str, StringConstraints(pattern=r"^[+~]{0,2}[\w.@/-]+(=.*)?$")]
-Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Model(BaseModel):
-    """Base: unknown fields are refused, names are camelCase in YAML."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
 
 class Metadata(Model):
@@ -37,7 +30,7 @@ class Metadata(Model):
 class ModelRef(Model):
     """Which model to start from, or to measure: exactly one of source and trainJob."""
 
-    source: str | None = Field(
+    source: Place | None = Field(
         None,
         description="A folder, hf://owner/name, s3://bucket/path or pvc://claim/path. "
         "tiny:// is a tiny random Qwen3-VL built on the spot, for demos and tests.",
@@ -49,37 +42,41 @@ class ModelRef(Model):
         "qwen3-vl", description="Model family: decides prompt and patch size."
     )
 
-    @model_validator(mode="after")
-    def _one(self) -> ModelRef:
-        if self.source is not None and self.train_job is not None:
-            raise ValueError("exactly one of source and trainJob is wanted, found both")
-        return self
+    rules = (
+        Rule(
+            lambda m: m.source is None or m.train_job is None,
+            "!(has(self.source) && has(self.trainJob))",
+            "exactly one of source and trainJob is wanted, found both",
+        ),
+    )
 
 
 class Shapes(Model):
     """A synthetic set of pictures of coloured shapes with exact boxes, in the layout of the real data."""
 
-    seed: int = Field(7, description="Seed of the set; the same seed gives the same bytes.")
-    train: int = Field(6000, ge=1, description="Number of training expressions.")
-    per_file: int = Field(40, ge=1, description="Number of expressions in each of the eight evaluation files.")
+    seed: int = Field(7, ge=-(2**31), le=2**31 - 1, description="Seed of the set; the same seed gives the same bytes.")
+    train: int = Field(6000, ge=1, le=10_000_000, description="Number of training expressions.")
+    per_file: int = Field(
+        40, ge=1, le=1_000_000, description="Number of expressions in each of the eight evaluation files."
+    )
     size: int = Field(224, ge=64, le=1024, multiple_of=32, description="Width and height of a picture, pixels.")
 
 
 class TrainData(Model):
     """Training data: files with images, parquet prepared before, or the synthetic set."""
 
-    train: list[str] = Field(
+    train: Places = Field(
         default_factory=list,
         description="Training files: SFT rows for sft, conversations with <ref> and <box> for rl (JSON).",
     )
-    validation: list[str] = Field(
+    validation: Places = Field(
         default_factory=list, description="Evaluation files (jsonl) of which a tenth validates RL."
     )
-    images: list[str] = Field(
+    images: Places = Field(
         default_factory=list,
         description="Image sources, first match wins: folders, tar files, or split tars (x.tar.part_*).",
     )
-    prepared: str | None = Field(None, description="Folder with train.parquet and val.parquet prepared before.")
+    prepared: Place | None = Field(None, description="Folder with train.parquet and val.parquet prepared before.")
     prompt: Literal["qwen3", "qwen3_amodal", "grounding", "amodal"] = Field(
         "qwen3", description="Prompt template of RL rows."
     )
@@ -101,115 +98,44 @@ class Reward(Model):
 class Toleration(Model):
     """A Kubernetes toleration."""
 
-    key: str | None = Field(None, description="Taint key; absent matches all.")
+    key: Text | None = Field(None, description="Taint key; absent matches all.")
     operator: Literal["Exists", "Equal"] = Field("Equal", description="How key and value are compared.")
-    value: str | None = Field(None, description="Taint value.")
+    value: Text | None = Field(None, description="Taint value.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         None, description="Absent matches all."
     )
-    toleration_seconds: int | None = Field(None, description="How long NoExecute is tolerated, seconds.")
+    toleration_seconds: Seconds | None = Field(None, description="How long NoExecute is tolerated, seconds.")
 
 
 class Resources(Model):
     """What a training job runs on."""
 
-    nodes: int = Field(1, ge=1, description="Number of pods, one a node.")
+    nodes: int = Field(1, ge=1, le=1024, description="Number of pods, one a node.")
     gpus_per_node: int = Field(
         8, ge=0, le=16, description="GPUs of each pod. A machine without GPU takes the CPU path whatever stands here."
     )
     cpu: Quantity | None = Field(None, description="CPU request of a pod.")
     memory: Quantity | None = Field(None, description="Memory request of a pod.")
     shared_memory: Quantity | None = Field(None, description="Size of /dev/shm.")
-    node_selector: dict[str, str] = Field(default_factory=dict, description="Labels that the nodes must have.")
-    tolerations: list[Toleration] = Field(default_factory=list, description="Taints that are tolerated.")
-    topology: str | None = Field(None, description="Topology label that all pods share, for example a rack.")
-
-
-_Positive = Annotated[int, Field(ge=1)]
-_NonNegative = Annotated[int, Field(ge=0)]
-_Rate = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Hyperparameters(Model):
-    """Typed hyperparameters of SFT and RL. What is absent is filled by the preset; engineOverrides reach the rest."""
-
-    learning_rate: _Rate | None = Field(None, description="Peak learning rate.")
-    schedule: Literal["cosine", "constant", "linear"] | None = Field(
-        None, description="Learning rate schedule after the warm-up (linear: SFT only)."
+    node_selector: Labels = Field(default_factory=dict, description="Labels that the nodes must have.")
+    tolerations: Annotated[list[Toleration], Field(max_length=64)] = Field(
+        default_factory=list, description="Taints that are tolerated."
     )
-    warmup_steps: _NonNegative | None = Field(None, description="Warm-up in optimizer steps; wins over warmupRatio.")
-    warmup_ratio: Fraction | None = Field(None, description="Warm-up as a share of all steps (SFT).")
-    weight_decay: Annotated[float, Field(ge=0)] | None = Field(None, description="AdamW weight decay.")
-    adam_beta2: _Rate | None = Field(None, description="AdamW's second beta.")
-    max_grad_norm: Annotated[float, Field(ge=0)] | None = Field(None, description="Gradient norm clip.")
-    epochs: _Positive | None = Field(None, description="Passes over the data.")
-    max_steps: _Positive | None = Field(None, description="Optimizer steps; wins over epochs.")
-    batch_size: _Positive | None = Field(
-        None, description="Rows (SFT) or prompts (RL) an optimizer step, over all GPUs."
-    )
-    mini_batch_size: _Positive | None = Field(
-        None, description="RL: prompts an optimizer step inside a batch; equal to batchSize is on-policy."
-    )
-    micro_batch_size: _Positive | None = Field(
-        None, description="SFT: rows a GPU at once; the rest is gradient accumulation."
-    )
-    rollouts: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="RL: answers a prompt, the group that advantages are normalised in."
-    )
-    prompt_length: _Positive | None = Field(None, description="RL: longest prompt, tokens, image tokens included.")
-    response_length: _Positive | None = Field(None, description="RL: longest answer, tokens.")
-    max_length: _Positive | None = Field(None, description="SFT: longest row, tokens; a longer one is refused by name.")
-    min_pixels: _Positive | None = Field(None, description="SFT: smallest picture after resizing, pixels in all.")
-    max_pixels: _Positive | None = Field(None, description="SFT: largest picture after resizing, pixels in all.")
-    temperature: Annotated[float, Field(gt=0)] | None = Field(None, description="RL: sampling temperature of rollouts.")
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="RL: nucleus of rollouts.")
-    top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="RL: top-k of rollouts; -1 is off.")
-    kl_coefficient: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="RL: weight of the KL loss to the starting model; 0 is off and saves the reference model."
-    )
-    kl_type: Literal["low_var_kl", "kl", "abs", "mse", "full"] | None = Field(
-        None, description="RL: estimator of the KL loss."
-    )
-    entropy_coefficient: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="RL: weight of the entropy bonus."
-    )
-    loss: Literal["gspo", "vanilla", "clip_cov", "kl_cov", "gpg", "geo_mean", "cispo", "sapo"] | None = Field(
-        None, description="RL: policy loss, by verl's name."
-    )
-    loss_aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] | None = Field(
-        None, description="RL: how token losses become one; seq-mean-token-mean reproduces the reference's GSPO."
-    )
-    tokens_per_gpu: _Positive | None = Field(None, description="RL: tokens a GPU at once (dynamic batches).")
-    gradient_checkpointing: bool | None = Field(None, description="Recompute activations: less memory, more time.")
-    offload_parameters: bool | None = Field(None, description="RL: keep parameters in CPU memory between phases.")
-    offload_optimizer: bool | None = Field(None, description="RL: keep the optimizer in CPU memory between phases.")
-    gpu_memory_utilization: _Rate | None = Field(None, description="RL: share of GPU memory for the rollout engine.")
-    tensor_parallel: _Positive | None = Field(None, description="RL: GPUs that share one rollout engine.")
-    save_every: _Positive | None = Field(None, description="Steps between checkpoints: what a kill can cost.")
-    validate_every: _Positive | None = Field(None, description="RL: steps between validations.")
-    validate_before_train: bool | None = Field(None, description="RL: validate once before the first step.")
-    keep_checkpoints: _Positive | None = Field(None, description="Checkpoints that stay; older ones are removed.")
-    freeze_vision: bool | None = Field(None, description="SFT: freeze the vision tower but for its merger.")
-    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
-        None, description="Precision of training and rollouts on a GPU."
-    )
-    engine_overrides: list[Override] = Field(
-        default_factory=list, description="RL: verl (Hydra) overrides key=value, applied last."
-    )
+    topology: Text | None = Field(None, description="Topology label that all pods share, for example a rack.")
 
 
 class SecretKey(Model):
     """A key of a Secret in the job's namespace."""
 
-    name: str = Field(description="Name of the Secret.")
-    key: str = Field(description="Key in the Secret.")
+    name: Text = Field(description="Name of the Secret.")
+    key: Text = Field(description="Key in the Secret.")
 
 
 class Wandb(Model):
     """Weights & Biases."""
 
-    base_url: str | None = Field(None, description="Server; absent: the public one.")
-    project: str = Field("egm", description="Project that runs go to.")
+    base_url: Place | None = Field(None, description="Server; absent: the public one.")
+    project: Text = Field("egm", description="Project that runs go to.")
     api_key_secret: SecretKey | None = Field(None, description="Where the API key is; never written into the job.")
 
 
@@ -220,73 +146,107 @@ class Tracking(Model):
     wandb: Wandb | None = Field(None, description="Log to Weights & Biases.")
 
 
+_CHANGEABLE = {"suspend", "maxAttempts", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "podTemplate"}
+
+
 class _Lifecycle(Model):
-    output: str | None = Field(
+    output: Place | None = Field(
         None,
         description="Where results go on a cluster: s3://bucket/path, pvc://claim/path or file:///path. Local runs use runs/.",
     )
     suspend: bool = Field(
         False, description="Do not start; when running, stop after a checkpoint and give the nodes back."
     )
-    max_attempts: int = Field(3, ge=1, description="Starts before the job counts as failed.")
-    active_deadline_seconds: int | None = Field(
+    max_attempts: int = Field(3, ge=1, le=1000, description="Starts before the job counts as failed.")
+    active_deadline_seconds: Seconds | None = Field(
         None, ge=1, description="Longest time from start to end over all attempts."
     )
-    ttl_seconds_after_finished: int | None = Field(
-        None, ge=0, description="Delete the job this long after its end; absent: never."
+    ttl_seconds_after_finished: Seconds | None = Field(
+        None, description="Delete the job this long after its end; absent: never."
     )
-    queue: str | None = Field(None, description="Kueue queue that admits the job.")
-    priority_class_name: str | None = Field(None, description="Priority class of the pods.")
+    queue: Text | None = Field(None, description="Kueue queue that admits the job.")
+    priority_class_name: Text | None = Field(None, description="Priority class of the pods.")
     pod_template: dict[str, Any] | None = Field(
-        None, description="Pod template merged over ours by key; containers by name."
+        None,
+        description="Pod template merged over ours by key; containers by name. A change takes effect with the next attempt.",
     )
+
+
+_TRAIN = "(has(self.data.train) && size(self.data.train) > 0)"
 
 
 class TrainSpec(_Lifecycle):
     """What to train, on what, and how."""
 
     method: Literal["sft", "rl"] = Field(description="sft: supervised fine-tuning. rl: reinforcement learning by verl.")
-    preset: str | None = Field(
+    preset: Text | None = Field(
         None,
         description="Named set of values that fills absent fields: egm-4b-sft, egm-4b-rl, egm-8b-sft, egm-8b-rl, egm-internvl-rl, tiny-sft, tiny-rl.",
     )
-    seed: int = Field(42, ge=0, description="Seed of data order, initialisation and sampling.")
+    seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of data order, initialisation and sampling.")
     model: ModelRef = Field(default_factory=ModelRef, description="The model to start from.")  # type: ignore[arg-type]
     data: TrainData = Field(default_factory=TrainData, description="Training and validation data.")  # type: ignore[arg-type]
     reward: Reward = Field(default_factory=Reward, description="Reward of RL.")  # type: ignore[arg-type]
     resources: Resources = Field(default_factory=Resources, description="Nodes, GPUs, memory.")  # type: ignore[arg-type]
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters, description="Typed hyperparameters.")  # type: ignore[arg-type]
     tracking: Tracking = Field(default_factory=Tracking, description="Where metrics go.")  # type: ignore[arg-type]
-    start_deadline_seconds: int | None = Field(None, ge=1, description="Longest wait until all pods run.")
-    stall_timeout_seconds: int | None = Field(
+    start_deadline_seconds: Seconds | None = Field(None, ge=1, description="Longest wait until all pods run.")
+    stall_timeout_seconds: Seconds | None = Field(
         None, ge=60, description="Restart when no step was finished for this long."
     )
 
-    @model_validator(mode="after")
-    def _fits_method(self) -> TrainSpec:
-        if self.method == "sft" and self.reward != Reward():  # type: ignore[call-arg]
-            raise ValueError("reward belongs to method rl; sft has none")
-        data = self.data
-        if data.shapes and (data.train or data.prepared):
-            raise ValueError("data.shapes excludes data.train and data.prepared")
-        if not (data.shapes or data.train or data.prepared):
-            raise ValueError("data needs one of train, prepared and shapes")
-        if self.method == "rl" and data.train and not data.validation:
-            raise ValueError("data.validation is wanted beside data.train for method rl")
-        if self.method == "sft" and data.prepared:
-            raise ValueError("data.prepared is for method rl; sft reads data.train")
-        return self
+    changeable = frozenset(_CHANGEABLE | {"startDeadlineSeconds", "stallTimeoutSeconds"})
+    rules = (
+        Rule(
+            lambda s: s.method == "rl" or s.reward == Reward(),  # type: ignore[call-arg]
+            "{method} == 'rl' || !has(self.reward) "
+            "|| (self.reward.type == 'mix' && self.reward.alpha == 0.5 && self.reward.threshold == 0.5)",
+            "reward belongs to method rl; sft has none",
+            "reward",
+        ),
+        Rule(
+            lambda s: not (s.data.shapes and (s.data.train or s.data.prepared)),
+            f"!(has(self.data) && has(self.data.shapes) && ({_TRAIN} || has(self.data.prepared)))",
+            "data.shapes excludes data.train and data.prepared",
+            "data",
+        ),
+        Rule(
+            lambda s: bool(s.data.shapes or s.data.train or s.data.prepared),
+            f"has(self.data) && (has(self.data.shapes) || {_TRAIN} || has(self.data.prepared))",
+            "data needs one of train, prepared and shapes",
+            "data",
+        ),
+        Rule(
+            lambda s: not (s.method == "rl" and s.data.train and not s.data.validation),
+            f"!({{method}} == 'rl' && has(self.data) && {_TRAIN}"
+            " && !(has(self.data.validation) && size(self.data.validation) > 0))",
+            "data.validation is wanted beside data.train for method rl",
+            "data",
+        ),
+        Rule(
+            lambda s: not (s.method == "sft" and s.data.prepared),
+            "!({method} == 'sft' && has(self.data) && has(self.data.prepared))",
+            "data.prepared is for method rl; sft reads data.train",
+            "data",
+        ),
+        Rule(
+            lambda s: s.preset is not None or s.model.source is not None or s.model.train_job is not None,
+            "has(self.preset) || (has(self.model) && (has(self.model.source) || has(self.model.trainJob)))",
+            "needs one of source and trainJob (or a preset)",
+            "model",
+        ),
+    )
 
 
 class EvalData(Model):
     """What to measure on."""
 
-    files: list[str] = Field(
+    files: Places = Field(
         default_factory=list,
         description="Evaluation files (jsonl), or their stems; absent: the eight of RefCOCO, RefCOCO+ and RefCOCOg.",
     )
-    root: str | None = Field(None, description="Folder that relative files are under.")
-    images: list[str] = Field(
+    root: Place | None = Field(None, description="Folder that relative files are under.")
+    images: Places = Field(
         default_factory=list, description="Image sources: folders, tar files, or split tars (x.tar.part_*)."
     )
     shapes: Shapes | None = Field(None, description="Make and use the synthetic set instead of files.")
@@ -296,11 +256,11 @@ class Sampling(Model):
     """How answers are drawn; the defaults are the reference's."""
 
     max_tokens: int = Field(
-        4096, ge=1, description="Longest answer, tokens; a longer one is cut and counted as truncated."
+        4096, ge=1, le=1_000_000, description="Longest answer, tokens; a longer one is cut and counted as truncated."
     )
     temperature: float = Field(0.0, ge=0, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus.")
-    top_k: int = Field(20, ge=-1, description="Top-k; without effect at temperature 0.")
+    top_k: int = Field(20, ge=-1, le=2**31 - 1, description="Top-k; without effect at temperature 0.")
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="OpenAI's presence penalty.")
     repetition_penalty: float = Field(1.0, gt=0, description="1 is off.")
 
@@ -312,13 +272,20 @@ class EvalSpec(_Lifecycle):
     engine: Literal["sglang", "vllm", "transformers"] = Field(
         "sglang", description="Server software; transformers runs on a CPU."
     )
-    servers: int = Field(1, ge=1, description="Number of servers that share the work.")
+    servers: int = Field(1, ge=1, le=1000, description="Number of servers that share the work.")
+    min_servers: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Servers that must be ready before the first question is asked; others join as they come.",
+    )
     gpus_per_server: int | None = Field(
         None,
         ge=0,
+        le=16,
         description="GPUs of a server; each holds a replica (data parallel). Absent: 8, or none for engine transformers.",
     )
-    endpoints: list[str] = Field(
+    endpoints: Places = Field(
         default_factory=list, description="URLs of servers that run already; none are started then."
     )
     data: EvalData = Field(default_factory=EvalData, description="Files and images.")  # type: ignore[arg-type]
@@ -339,23 +306,48 @@ class EvalSpec(_Lifecycle):
             return 0
         return 8 if self.gpus_per_server is None else self.gpus_per_server
 
-    @model_validator(mode="after")
-    def _fits_engine(self) -> EvalSpec:
-        if self.engine == "transformers" and self.gpus_per_server:
-            raise ValueError("gpusPerServer must be 0 (or absent) for engine transformers")
-        if self.data.shapes and (self.data.files or self.data.root):
-            raise ValueError("data.shapes excludes data.files and data.root")
-        if self.model.source is None and self.model.train_job is None:
-            raise ValueError("model needs one of source and trainJob")
-        if not self.data.shapes and not self.data.images:
-            raise ValueError("data needs images (or shapes)")
-        return self
+    changeable = frozenset(_CHANGEABLE | {"servers"})
+    rules = (
+        Rule(
+            lambda s: not (s.engine == "transformers" and s.gpus_per_server),
+            "self.engine != 'transformers' || !has(self.gpusPerServer) || self.gpusPerServer == 0",
+            "gpusPerServer must be 0 (or absent) for engine transformers",
+            "gpusPerServer",
+        ),
+        Rule(
+            lambda s: s.min_servers <= s.servers,
+            "self.minServers <= self.servers",
+            "minServers must not be greater than servers",
+            "minServers",
+        ),
+        Rule(
+            lambda s: not (s.data.shapes and (s.data.files or s.data.root)),
+            "!(has(self.data) && has(self.data.shapes) "
+            "&& ((has(self.data.files) && size(self.data.files) > 0) || has(self.data.root)))",
+            "data.shapes excludes data.files and data.root",
+            "data",
+        ),
+        Rule(
+            lambda s: s.model.source is not None or s.model.train_job is not None,
+            "has(self.model.source) || has(self.model.trainJob)",
+            "model needs one of source and trainJob",
+            "model",
+        ),
+        Rule(
+            lambda s: bool(s.data.shapes or s.data.images),
+            "has(self.data) && (has(self.data.shapes) || (has(self.data.images) && size(self.data.images) > 0))",
+            "data needs images (or shapes)",
+            "data",
+        ),
+    )
+
+
+_Ignored = BeforeValidator(lambda _: None)  # a manifest read back from a cluster carries its status
 
 
 class _Job(Model):
     api_version: Literal["grounding.egm.dev/v1alpha1"] = Field(description="Always grounding.egm.dev/v1alpha1.")
     metadata: Metadata = Field(description="Name, namespace, labels, annotations.")
-    status: dict[str, Any] | None = Field(None, description="Written by the operator; ignored here.", exclude=True)
 
 
 class GroundingTrainJob(_Job):
@@ -364,6 +356,7 @@ class GroundingTrainJob(_Job):
     short_name: ClassVar[str] = "gtj"
     kind: Literal["GroundingTrainJob"] = Field(description="Always GroundingTrainJob.")
     spec: TrainSpec = Field(description="What is wanted.")
+    status: Annotated[TrainStatus | None, _Ignored] = Field(None, description="What is; the operator's.", exclude=True)
 
 
 class GroundingEvalJob(_Job):
@@ -372,6 +365,7 @@ class GroundingEvalJob(_Job):
     short_name: ClassVar[str] = "gej"
     kind: Literal["GroundingEvalJob"] = Field(description="Always GroundingEvalJob.")
     spec: EvalSpec = Field(description="What is wanted.")
+    status: Annotated[EvalStatus | None, _Ignored] = Field(None, description="What is; the operator's.", exclude=True)
 
 
 Job = GroundingTrainJob | GroundingEvalJob

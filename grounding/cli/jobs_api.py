@@ -1,4 +1,4 @@
-"""`egm validate`, `egm explain`: manifests before anything runs."""
+"""`egm validate`, `egm explain`, `egm crds`: manifests before anything runs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,36 @@ def explain(
     typer.echo(text(path, recursive=recursive, width=width), nl=False)
 
 
+def crds(
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write one file a kind to.")] = None,
+) -> None:
+    """Print the CustomResourceDefinitions of both kinds: `egm crds | kubectl apply --server-side -f -`."""
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+
+    from grounding.api.crd import crds as all_crds
+
+    yaml = YAML()
+    yaml.width, yaml.default_flow_style = 120, False
+    yaml.indent(mapping=2, sequence=2, offset=0)
+    yaml.representer.ignore_aliases = lambda _: True
+    texts = {}
+    for name, found in all_crds().items():
+        stream = StringIO()
+        yaml.dump(found, stream)
+        texts[name] = "# Made by `egm crds` from grounding/api; do not edit.\n" + stream.getvalue()
+    if output is None:
+        typer.echo("---\n".join(texts.values()), nl=False)
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (output / name).write_text(text, encoding="utf-8")
+        typer.echo(str(output / name))
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(validate)
     app.command()(explain)
+    app.command()(crds)

@@ -51,7 +51,7 @@ def test_the_manifests_of_the_project_are_valid(path: Path) -> None:
         ("v1alpha1", "v1", 1, "apiVersion", "expected grounding.egm.dev/v1alpha1"),
         ("name: one", "name: One_1", 4, "metadata.name", "'One_1'"),
         ("{trainJob: zero}", "{trainJob: zero, source: /m}", 7, "spec.model", "found both"),
-        ("shapes: {seed: 3}", "train: [a.json]", 5, "spec", "data.validation"),
+        ("shapes: {seed: 3}", "train: [a.json]", 8, "spec.data", "data.validation"),
         ("type: mix", "type: [mix", 12, "", "not valid YAML"),
         ("  name: one", "  name: one\n  name: two", 5, "", "duplicate key"),
         ("seed: 3", "seed: -", 9, "", ""),

@@ -1,0 +1,67 @@
+"""What every model of the API stands on: the base class, rules over several fields, and the types of values.
+
+A rule says once what must hold: `holds` decides here, `cel` on a Kubernetes API server (`egm crds`), and both give `message`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule over the fields of a model. `path`: the field, in YAML's name, that the mistake is shown at.
+
+    In `cel`, `{method}` stands for the method of a train job, which a preset may have given. Defaults are filled in where
+    `cel` runs, but presets are not.
+    """
+
+    holds: Callable[[Any], bool]
+    cel: str
+    message: str
+    path: str = ""
+
+
+class Model(BaseModel):
+    """Base: unknown fields are refused, names are camelCase in YAML, rules hold."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, allow_inf_nan=False
+    )
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    changeable: ClassVar[frozenset[str]] = frozenset()
+    """YAML names of the fields of a spec that may change after the job was created."""
+
+    @model_validator(mode="after")
+    def _rules_hold(self) -> Self:
+        for rule in self.rules:
+            if not rule.holds(self):
+                raise PydanticCustomError("rule", "{message}", {"message": rule.message, "path": rule.path})
+        return self
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+# Every text and list has a limit: the API server refuses rules whose cost it cannot bound.
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+Place = Annotated[str, StringConstraints(min_length=1, max_length=2048)]  # a path or URI
+Places = Annotated[list[Place], Field(max_length=256)]
+Override = Annotated[str, StringConstraints(pattern=r"^[+~]{0,2}[A-Za-z0-9_.@/-]+(=.*)?$", max_length=1024)]
+Quantity = Annotated[
+    str,
+    BeforeValidator(_as_text),  # `cpu: 8` is a number in YAML
+    StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32),
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+]
+Labels = Annotated[dict[str, Annotated[str, StringConstraints(max_length=63)]], Field(max_length=64)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[int, Field(ge=0, le=2**31 - 1)]
