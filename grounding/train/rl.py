@@ -44,6 +44,7 @@ METRICS = {
     "val-aux/grounding/iou/mean@1": "valIou",
     "val-aux/grounding/parsed/mean@1": "valParsed",
     "val-aux/grounding/score/mean@1": "valScore",
+    "val-aux/grounding/length/mean@1": "valLength",
 }
 
 
