@@ -74,7 +74,9 @@ def _box_in(text: str) -> Box | None:
     if box is None:
         return None
     x1, y1, x2, y2 = box
-    if not -inf < x1 + y1 + x2 + y2 < inf and not all(map(math.isfinite, box)):  # a sum may overflow without any of them
+    if not -inf < x1 + y1 + x2 + y2 < inf and not all(
+        map(math.isfinite, box)
+    ):  # a sum may overflow without any of them
         return None
     if x1 > x2:
         x1, x2 = x2, x1
@@ -161,11 +163,7 @@ def plain_parts(
     x1, y1, x2, y2 = box
     value = iou(fit(x1, y1, x2, y2, width, height), truth)
     passed = value >= threshold
-    if kind == "mix":
-        score = alpha * (1.0 if passed else 0.0) + (1.0 - alpha) * value
-    else:
-        score = _shape(kind, value, passed, alpha, threshold, text)
-    return score, value, passed, True
+    return _shape(kind, value, passed, alpha, threshold, text), value, passed, True
 
 
 def reward(
@@ -194,6 +192,8 @@ def reward(
 
 def _shape(kind: str, value: float, passed: bool, alpha: float, threshold: float, text: str) -> float:
     """IoU -> reward."""
+    if kind == "mix":
+        return alpha * (1.0 if passed else 0.0) + (1.0 - alpha) * value
     if kind == "eval":
         return 1.0 if passed else 0.0
     if kind == "sigmoid":
@@ -203,8 +203,7 @@ def _shape(kind: str, value: float, passed: bool, alpha: float, threshold: float
             return 0.0
     if kind == "normalized_exp":
         return _normalized_exp(value)
-    base = alpha * (1.0 if passed else 0.0) + (1.0 - alpha) * value
-    return base - _penalty(text) if kind == "penalty" else base
+    return alpha * (1.0 if passed else 0.0) + (1.0 - alpha) * value - _penalty(text)
 
 
 @lru_cache(maxsize=1)

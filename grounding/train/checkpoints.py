@@ -58,6 +58,11 @@ def _candidates(root: Path) -> Iterator[Checkpoint]:
                 yield Checkpoint(int(match[1]), path)
 
 
+def peek(root: str | Path) -> Checkpoint | None:
+    """The newest complete checkpoint under `root`; touches nothing."""
+    return next((c for c in sorted(_candidates(Path(root)), reverse=True) if is_complete(c.path)), None)
+
+
 def newest(root: str | Path) -> Checkpoint | None:
     """The newest complete checkpoint under `root`. Newer ones that are broken are renamed `broken-…` with a warning."""
     for checkpoint in sorted(_candidates(Path(root)), reverse=True):
