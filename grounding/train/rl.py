@@ -122,6 +122,9 @@ def train(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> int:
     total = _total_steps(job, rows)
     checkpoint = checkpoints.newest(out / "checkpoints")
     done = checkpoint.step if checkpoint else 0
+    if checkpoint and done < total:
+        spec = job.spec.resources
+        checkpoints.refuse_other_world(checkpoint, 1 if cpu else spec.nodes * spec.gpus_per_node)
     if done < total:
         attempt = time.strftime("%Y%m%dT%H%M%S")
         log = out / "verl" / f"metrics-{attempt}-from-{done}.jsonl"  # verl truncates its file at every start

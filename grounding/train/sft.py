@@ -159,6 +159,8 @@ def train(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -
     if h.freeze_vision:
         freeze_vision(model)
     checkpoint = checkpoints.newest(out / "checkpoints")
+    if checkpoint:
+        checkpoints.refuse_other_world(checkpoint, int(os.environ.get("WORLD_SIZE", "1")))
     recorder = _Recorder(out, checkpoint.step if checkpoint else 0, h.keep_checkpoints or 5)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, recorder.request_stop)
