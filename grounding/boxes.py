@@ -59,8 +59,10 @@ def fit(x1: float, y1: float, x2: float, y2: float, width: int, height: int) -> 
         left, right = _round_huge(x1 * width / SCALE, width), _round_huge(x2 * width / SCALE, width)
         top, bottom = _round_huge(y1 * height / SCALE, height), _round_huge(y2 * height / SCALE, height)
     last_x, last_y = width - 1, height - 1
-    left, right = max(0, min(left, last_x)), max(0, min(right, last_x))
-    top, bottom = max(0, min(top, last_y)), max(0, min(bottom, last_y))
+    if not (0 <= left <= last_x and 0 <= right <= last_x):
+        left, right = max(0, min(left, last_x)), max(0, min(right, last_x))
+    if not (0 <= top <= last_y and 0 <= bottom <= last_y):
+        top, bottom = max(0, min(top, last_y)), max(0, min(bottom, last_y))
     if left == right and width > 1:
         right = min(left + 1, last_x)
     if top == bottom and height > 1:

@@ -1,12 +1,14 @@
 """Checkpoints that can be trusted: complete ones are marked, the newest complete one wins, broken ones are set aside.
 
 Neither transformers nor verl writes a checkpoint atomically, so a process killed meanwhile leaves a folder that looks like
-one. The marker is written last and holds the size of every file: what it does not match is not a checkpoint.
+one. The marker is written last and holds the size of every file: what it does not match is not a checkpoint. It is not written
+before every rank's files are there and on the disk.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,7 +17,8 @@ from pathlib import Path
 
 import orjson
 
-from grounding.files import write_json
+from grounding.errors import Failure, UserError
+from grounding.files import fsync_folder, write_json
 
 MARKER = "complete.json"
 _STEP = re.compile(r"(?:checkpoint-|global_step_)(\d+)")
@@ -35,10 +38,83 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {p.relative_to(folder).as_posix(): p.stat().st_size for p in files}
 
 
+# verl: actor/{model,optim,extra_state}_world_size_4_rank_0.pt; transformers: rng_state.pth, or rng_state_0.pth a rank
+_VERL_RANK = re.compile(r"(.*)_world_size_(\d+)_rank_(\d+)\.pt")
+_SFT_RANK = re.compile(r"rng_state(?:_(\d+))?\.pth")
+
+
+def world_size(folder: Path) -> int | None:
+    """Number of processes that the checkpoint in `folder` was written by; None where its files do not say. Raises `Failure` for two answers."""
+    sizes = {int(m[2]) for p in folder.rglob("*.pt") if (m := _VERL_RANK.fullmatch(p.name))}
+    if len(sizes) > 1:
+        found = ", ".join(map(str, sorted(sizes)))
+        raise Failure(f"files of different world sizes: {found}", hint="Remove the folder.", file=folder)
+    if sizes:
+        return sizes.pop()
+    ranks = [m[1] for p in folder.glob("rng_state*.pth") if (m := _SFT_RANK.fullmatch(p.name))]
+    return None if not ranks else 1 if ranks == [None] else len(ranks)
+
+
+def absent_ranks(folder: Path) -> list[str]:
+    """Files that a rank should have written and that are not there."""
+    kinds: dict[tuple[Path, str, int], set[int]] = {}
+    for path in folder.rglob("*.pt"):
+        if match := _VERL_RANK.fullmatch(path.name):
+            kinds.setdefault((path.parent, match[1], int(match[2])), set()).add(int(match[3]))
+    absent = [
+        (parent / f"{kind}_world_size_{world}_rank_{rank}.pt").relative_to(folder).as_posix()
+        for (parent, kind, world), ranks in kinds.items()
+        for rank in sorted(set(range(world)) - ranks)
+    ]
+    numbered = {int(m[1]) for p in folder.glob("rng_state_*.pth") if (m := _SFT_RANK.fullmatch(p.name)) and m[1]}
+    return absent + [f"rng_state_{r}.pth" for r in range(max(numbered, default=-1)) if r not in numbered]
+
+
 def mark_complete(folder: str | Path) -> None:
-    """Write the marker of a checkpoint whose files are all there."""
+    """Write the marker of a checkpoint once its files are on the disk. Raises `Failure` where a rank's files are missing."""
     folder = Path(folder)
-    write_json(folder / MARKER, {"files": _sizes(folder)})
+    if absent := absent_ranks(folder):
+        raise Failure(
+            f"{len(absent)} files of other ranks are missing, {absent[0]} for one",
+            hint="All nodes must write to the same storage: the job's output has to be a volume that all pods mount (ReadWriteMany).",
+            file=folder,
+        )
+    folders = {folder}
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            folders.add(path)
+        elif path.is_file():
+            _sync(path)
+    for each in folders:
+        fsync_folder(each)
+    write_json(folder / MARKER, {"files": _sizes(folder), "worldSize": world_size(folder)})
+    fsync_folder(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def refuse_other_world(checkpoint: Checkpoint, processes: int) -> None:
+    """Raise `UserError` where the checkpoint's shards belong to another number of processes: neither verl nor FSDP can load them."""
+    found = world_size(checkpoint.path)
+    if found is None or found == processes:
+        return
+    actor = checkpoint.path / "actor"
+    way = f"Set resources back to {found} GPUs in all, or go on from its weights without the optimizer: "
+    if actor.is_dir():
+        way += f"`python -m verl.model_merger merge --backend fsdp --local_dir {actor} --target_dir DIR`, "
+    way += "then a job with another name whose model.source is that folder."
+    raise UserError(
+        f"this checkpoint was written by {found} processes, the job now has {processes}",
+        hint=way,
+        file=checkpoint.path,
+        field="spec.resources",
+    )
 
 
 def is_complete(folder: Path) -> bool:
@@ -56,6 +132,11 @@ def _candidates(root: Path) -> Iterator[Checkpoint]:
             match = _STEP.fullmatch(path.name)
             if match and path.is_dir():
                 yield Checkpoint(int(match[1]), path)
+
+
+def peek(root: str | Path) -> Checkpoint | None:
+    """The newest complete checkpoint under `root`; touches nothing."""
+    return next((c for c in sorted(_candidates(Path(root)), reverse=True) if is_complete(c.path)), None)
 
 
 def newest(root: str | Path) -> Checkpoint | None:

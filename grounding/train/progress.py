@@ -1,20 +1,22 @@
 """Progress of a training role: one line of JSON a step, the same form for SFT and RL.
 
 A line is `{"time", "stage", "step", "totalSteps", "metrics"}`. After a restart the lines of steps that are trained again are dropped
-first, so that a reader always sees one line a step.
+first, so that a reader always sees one line a step. What attempts have left in files of their own is stitched by `stitch`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from grounding.files import Appender, atomic_write, complete_lines
+
+Value = TypeVar("Value")
 
 
 def read_progress(path: str | Path) -> list[dict[str, Any]]:
@@ -23,31 +25,52 @@ def read_progress(path: str | Path) -> list[dict[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
+def stitch(attempts: Iterable[tuple[int, Iterable[tuple[int, Value]]]]) -> dict[int, Value]:
+    """Steps of several attempts as one history: every step once, in order, from the attempt that trained it last.
+
+    An attempt is (the step it continued from, its (step, value) pairs), oldest first. What an earlier attempt did
+    beyond that step was trained again, or is to be, and is dropped.
+    """
+    history: dict[int, Value] = {}
+    for resumed_from, steps in attempts:
+        history = {step: value for step, value in history.items() if step <= resumed_from}
+        history |= {step: value for step, value in steps if step > resumed_from or step not in history}
+    return dict(sorted(history.items()))
+
+
+def progress_line(at: float, stage: str, step: int, total: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """A step as it stands in the file."""
+    clean = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
+    return {"time": round(at, 3), "stage": stage, "step": step, "totalSteps": total, "metrics": clean}
+
+
 class ProgressWriter:
-    """Appends steps to `path`; `resume_from` is the step of the checkpoint that training continues from (0 = start)."""
+    """Appends steps to `path`; `resume_from` is the step of the checkpoint that training continues from (0 = start).
+
+    `known`: lines that may be missing in `path`, because the process that should have written them died first.
+    """
 
     def __init__(
-        self, path: str | Path, stage: str, total_steps: int, resume_from: int, clock: Callable[[], float] = time.time
+        self,
+        path: str | Path,
+        stage: str,
+        total_steps: int,
+        resume_from: int,
+        clock: Callable[[], float] = time.time,
+        known: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self.path, self.stage, self.total_steps, self._clock = Path(path), stage, total_steps, clock
-        kept = [line for line in read_progress(self.path) if line["step"] <= resume_from]
-        if self.path.exists():
+        before = [(line["step"], line) for line in read_progress(self.path)]
+        missing = [(line["step"], dict(line)) for line in known]
+        kept = list(stitch([(0, missing + before), (resume_from, ())]).values())
+        if self.path.exists() or kept:
             with atomic_write(self.path) as f:
                 f.writelines(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in kept)
         self._out = Appender(self.path)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one step; values that are not finite numbers are written as null, since JSON has no NaN."""
-        clean = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
-        self._out.write(
-            {
-                "time": round(self._clock(), 3),
-                "stage": self.stage,
-                "step": step,
-                "totalSteps": self.total_steps,
-                "metrics": clean,
-            }
-        )
+        self._out.write(progress_line(self._clock(), self.stage, step, self.total_steps, metrics))
 
     def close(self) -> None:
         """Force the lines to the disk."""

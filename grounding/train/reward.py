@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from grounding.scoring.egm_reward import reward_parts
+from grounding.scoring.egm_reward import plain_parts
 
 _log = logging.getLogger(__name__)
 
@@ -28,22 +28,22 @@ def compute_score(
 ) -> dict[str, float]:
     """Score one answer. `ground_truth`: 4 numbers in 0..1000 (list, tuple or array); `extra_info` holds width, height (pixels) and split.
 
-    Returns `score` (what RL maximises), `acc` (IoU >= threshold), `iou` and `parsed` (1 where a box was found).
+    Returns `score` (what RL maximises), `acc` (IoU >= threshold), `iou`, `parsed` (1 where a box was found) and `length` (of the answer, characters).
     """
     try:
         info = extra_info or {}
-        parts = reward_parts(
-            solution_str,
-            ground_truth,
-            int(info["width"]),
-            int(info["height"]),
-            split=info.get("split"),
-            reward_type=reward_type,
-            alpha=alpha,
-            threshold=threshold,
+        kind = "eval" if info.get("split") == "test" else reward_type
+        score, iou, passed, parsed = plain_parts(
+            solution_str, ground_truth, int(info["width"]), int(info["height"]), kind, alpha, threshold
         )
+        return {
+            "score": float(score),
+            "acc": 1.0 if passed else 0.0,
+            "iou": iou,
+            "parsed": 1.0 if parsed else 0.0,
+            "length": float(len(solution_str)),
+        }
     except Exception:
         _log.exception("a row could not be scored and counts 0: data_source=%s extra_info=%s", data_source, extra_info)
-        return {"score": 0.0, "acc": 0.0, "iou": 0.0, "parsed": 0.0}
-    score, iou, passed, parsed = parts
-    return {"score": float(score), "acc": float(passed), "iou": float(iou), "parsed": float(parsed)}
+        length = float(len(solution_str)) if isinstance(solution_str, str) else 0.0
+        return {"score": 0.0, "acc": 0.0, "iou": 0.0, "parsed": 0.0, "length": length}

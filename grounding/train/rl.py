@@ -18,8 +18,9 @@ from typing import Any
 from grounding.api import GroundingTrainJob
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
-from grounding.train import checkpoints, reward
-from grounding.train.progress import ProgressWriter, new_lines, parse_lines
+from grounding.files import complete_lines
+from grounding.train import checkpoints, reward, telemetry
+from grounding.train.progress import ProgressWriter, new_lines, parse_lines, progress_line, stitch
 from grounding.train.verl_overrides import overrides
 
 # verl's metric -> ours; the rest stays in verl's own log
@@ -35,15 +36,19 @@ METRICS = {
     "actor/grad_norm": "gradNorm",
     "actor/lr": "learningRate",
     "response_length/mean": "responseLength",
+    "response_length/clip_ratio": "responseClipped",
     "perf/throughput": "tokensPerSecond",
     "timing_s/gen": "secondsRollout",
     "timing_s/update_actor": "secondsUpdate",
+    "timing_s/ref": "secondsReference",
+    "timing_s/save_checkpoint": "secondsSave",
     "timing_s/testing": "secondsValidation",
     "timing_s/step": "secondsStep",
     "val-core/grounding/acc/mean@1": "valAccuracy",
     "val-aux/grounding/iou/mean@1": "valIou",
     "val-aux/grounding/parsed/mean@1": "valParsed",
     "val-aux/grounding/score/mean@1": "valScore",
+    "val-aux/grounding/length/mean@1": "valLength",
 }
 
 
@@ -118,9 +123,12 @@ def train(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> int:
     total = _total_steps(job, rows)
     checkpoint = checkpoints.newest(out / "checkpoints")
     done = checkpoint.step if checkpoint else 0
+    if checkpoint and done < total:
+        spec = job.spec.resources
+        checkpoints.refuse_other_world(checkpoint, 1 if cpu else spec.nodes * spec.gpus_per_node)
     if done < total:
         attempt = time.strftime("%Y%m%dT%H%M%S")
-        log = out / "verl" / f"metrics-{attempt}.jsonl"  # verl truncates its file at every start
+        log = out / "verl" / f"metrics-{attempt}-from-{done}.jsonl"  # verl truncates its file at every start
         log.parent.mkdir(parents=True, exist_ok=True)
         arguments = overrides(
             job,
@@ -147,10 +155,29 @@ def train(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> int:
     return 0
 
 
+def history(folder: Path, total: int) -> list[dict[str, Any]]:
+    """Progress lines from verl's own files of earlier attempts, `metrics-<when>-from-<step>.jsonl`, stitched: no step is lost or doubled.
+
+    verl writes a step before we have read it, so these files may know of steps that `progress.jsonl` does not.
+    """
+    attempts = []
+    for file in sorted(folder.glob("metrics-*-from-*.jsonl")):
+        origin = file.stem.rpartition("-")[2]
+        written = file.stat().st_mtime
+        steps = [
+            (line["step"], progress_line(written, "rl", line["step"], total, metrics(line["data"])))
+            for line in complete_lines(file)
+            if isinstance(line.get("step"), int) and isinstance(line.get("data"), dict)
+        ]
+        if origin.isdigit():
+            attempts.append((int(origin), steps))
+    return list(stitch(attempts).values())
+
+
 def _run(command: list[str], env: dict[str, str], out: Path, log: Path, total: int, done: int) -> int:
     """Run verl, turn its metrics into progress lines, pass SIGTERM and SIGINT on."""
     stopped: list[int] = []
-    writer = ProgressWriter(out / "progress.jsonl", "rl", total, done)
+    writer = ProgressWriter(out / "progress.jsonl", "rl", total, done, known=history(log.parent, total))
     child = subprocess.Popen(command, env=env, cwd=out, start_new_session=True)
 
     def stop(number: int, _: Any) -> None:
@@ -208,7 +235,11 @@ def export(actor: Path, out: Path, model: str) -> None:
 
 def main(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> None:
     """Entry point of `egm role rl`."""
-    code = train(job, data, model, out)
+    import torch
+
+    gpus = job.spec.resources.gpus_per_node * job.spec.resources.nodes if torch.cuda.is_available() else 0
+    with telemetry.serve(telemetry.source_of(job, out, gpus=gpus)):
+        code = train(job, data, model, out)
     if code == 143:
         sys.stderr.write("rl: stopped; the same command continues from the newest checkpoint\n")
     elif code:

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from grounding.api import GroundingTrainJob
 from grounding.data.images import open_images
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
-from grounding.train import checkpoints
+from grounding.train import checkpoints, telemetry
 from grounding.train.progress import ProgressWriter
 from grounding.train.sft_data import Collator, SftDataset, load_rows, raise_error
 
@@ -48,6 +49,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         self.out, self.resume_from, self.keep = out, resume_from, keep
         self.stopped = False
         self._writer: ProgressWriter | None = None
+        self._began, self._tokens = time.monotonic(), 0
 
     def request_stop(self, *_: object) -> None:
         self.stopped = True
@@ -56,10 +58,17 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             self._writer = ProgressWriter(self.out / "progress.jsonl", "sft", state.max_steps, self.resume_from)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began, self._tokens = time.monotonic(), int(state.num_input_tokens_seen)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if self._writer and logs and "loss" in logs:
             names = {"loss": "loss", "grad_norm": "gradNorm", "learning_rate": "learningRate"}
-            self._writer.step(state.global_step, {n: float(logs[k]) for k, n in names.items() if k in logs})
+            line = {n: float(logs[k]) for k, n in names.items() if k in logs}
+            line["secondsStep"] = took = time.monotonic() - self._began
+            if took > 0:
+                line["tokensPerSecond"] = (int(state.num_input_tokens_seen) - self._tokens) / took
+            self._writer.step(state.global_step, line)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.stopped:
@@ -114,6 +123,7 @@ def _arguments(job: GroundingTrainJob, out: Path, processes: int) -> TrainingArg
         save_total_limit=None,  # ours keeps only complete ones
         logging_steps=1,
         logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding",
         disable_tqdm=True,
         report_to=[],
         remove_unused_columns=False,
@@ -149,6 +159,8 @@ def train(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -
     if h.freeze_vision:
         freeze_vision(model)
     checkpoint = checkpoints.newest(out / "checkpoints")
+    if checkpoint:
+        checkpoints.refuse_other_world(checkpoint, int(os.environ.get("WORLD_SIZE", "1")))
     recorder = _Recorder(out, checkpoint.step if checkpoint else 0, h.keep_checkpoints or 5)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, recorder.request_stop)
@@ -203,7 +215,9 @@ def _tiny(out: Path, rows: list[dict[str, Any]], seed: int) -> Path:
 
 def main(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -> None:
     """Entry point of `egm role sft`."""
-    code = train(job, data, model_source, out)
+    rank, gpus = int(os.environ.get("RANK", "0")), torch.cuda.device_count() * job.spec.resources.nodes
+    with telemetry.serve(telemetry.source_of(job, out, gpus=gpus)) if rank == 0 else contextlib.nullcontext():
+        code = train(job, data, model_source, out)
     if code:
         sys.stderr.write("sft: stopped; a checkpoint was written, the same command continues from it\n")
     raise SystemExit(code)

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grounding.errors import Failure, UserError
 from grounding.train import checkpoints
 
 
@@ -57,3 +59,64 @@ def test_keep_newest(tmp_path_factory, steps: set[int], keep: int) -> None:
     assert left == set(sorted(steps)[-keep:])
     newest = checkpoints.newest(root)
     assert newest is not None and newest.step == max(steps)
+
+
+def _verl(root: Path, step: int, world: int) -> Path:
+    folder = root / f"global_step_{step}"
+    (folder / "actor" / "huggingface").mkdir(parents=True)
+    for rank in range(world):
+        for kind in ("model", "optim", "extra_state"):
+            (folder / "actor" / f"{kind}_world_size_{world}_rank_{rank}.pt").write_bytes(b"x" * (10 + rank))
+    (folder / "actor" / "huggingface" / "config.json").write_text("{}")
+    (folder / "data.pt").write_bytes(b"yy")
+    return folder
+
+
+@settings(max_examples=120, deadline=None)
+@given(data=st.data(), world=st.integers(1, 4))
+def test_no_part_of_a_checkpoint_is_taken_for_one(tmp_path_factory, data: st.DataObject, world: int) -> None:
+    """Any file cut short at any byte, or gone: the one before is taken, and this one is set aside, not lost."""
+    root = tmp_path_factory.mktemp("parts")
+    older, newer = _verl(root, 1, world), _verl(root, 2, world)
+    for folder in (older, newer):
+        checkpoints.mark_complete(folder)
+    files = sorted(p for p in newer.rglob("*") if p.is_file())
+    for path in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=3, unique=True)):
+        cut = data.draw(st.integers(-1, path.stat().st_size - 1))
+        if cut < 0:
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:cut])
+    assert checkpoints.peek(root) == checkpoints.Checkpoint(1, older)
+    assert newer.is_dir(), "looking must not touch it"
+    assert checkpoints.newest(root) == checkpoints.Checkpoint(1, older)
+    assert (root / "broken-global_step_2").is_dir() and not newer.exists()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), world=st.integers(2, 4))
+def test_a_checkpoint_without_some_rank_s_file_is_never_marked(tmp_path_factory, data, world: int) -> None:
+    folder = _verl(tmp_path_factory.mktemp("ranks"), 3, world)
+    shards = sorted((folder / "actor").glob("*.pt"))
+    gone = data.draw(st.sets(st.sampled_from(shards), min_size=1, max_size=world - 1))
+    for path in gone:
+        path.unlink()
+    with pytest.raises(Failure, match="other ranks are missing"):
+        checkpoints.mark_complete(folder)
+    assert not checkpoints.is_complete(folder)
+
+
+def test_another_world_size_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    made = checkpoints.Checkpoint(5, _verl(tmp_path, 5, 4))
+    checkpoints.refuse_other_world(made, 4)
+    with pytest.raises(UserError, match="written by 4 processes, the job now has 8") as refused:
+        checkpoints.refuse_other_world(made, 8)
+    assert "verl.model_merger merge" in refused.value.hint and "model.source" in refused.value.hint
+    sft = tmp_path / "checkpoint-7"
+    sft.mkdir()
+    assert checkpoints.world_size(sft) is None
+    (sft / "rng_state.pth").touch()
+    assert checkpoints.world_size(sft) == 1
+    (sft / "rng_state.pth").rename(sft / "rng_state_0.pth")
+    (sft / "rng_state_2.pth").touch()
+    assert checkpoints.absent_ranks(sft) == ["rng_state_1.pth"]

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grounding.train.progress import ProgressWriter, new_lines, parse_lines, read_progress
+from grounding.train.progress import ProgressWriter, new_lines, parse_lines, progress_line, read_progress, stitch
+from grounding.train.rl import history
 
 
 def test_lines_of_steps_trained_again_are_dropped(tmp_path: Path) -> None:
@@ -59,3 +61,38 @@ def test_new_lines_gives_every_whole_line_once(tmp_path_factory, lines: list[byt
 
 def test_parse_lines_skips_what_is_not_an_object() -> None:
     assert list(parse_lines([b'{"step": 1}', b"[1]", b"Traceback", b""])) == [{"step": 1}]
+
+
+def test_a_step_that_only_the_trainer_s_file_knows_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    ProgressWriter(path, "rl", 9, 0, clock=lambda: 1.0).step(1, {"score": 0.1})
+    known = [progress_line(1.0, "rl", step, 9, {"score": 9.0}) for step in (1, 2, 3)]
+    ProgressWriter(path, "rl", 9, 2, clock=lambda: 2.0, known=known).step(3, {"score": 0.3})
+    lines = read_progress(path)
+    assert [(line["step"], line["metrics"]["score"]) for line in lines] == [(1, 0.1), (2, 9.0), (3, 0.3)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 6)), min_size=1, max_size=6))
+def test_stitched_steps_are_in_order_once_each_and_from_the_last_attempt(plan: list[tuple[int, int]]) -> None:
+    attempts, reached = [], 0
+    for number, (origin, steps) in enumerate(plan):
+        origin = min(origin, reached)  # an attempt can only continue from what was reached
+        attempts.append((origin, [(step, number) for step in range(origin + 1, origin + steps + 1)]))
+        reached = origin + steps
+    history = stitch(attempts)
+    assert list(history) == list(range(1, reached + 1))
+    for step, number in history.items():
+        assert attempts[number][0] < step
+        assert not any(attempts[later][0] < step for later in range(number + 1, len(attempts)))
+
+
+def test_verl_s_files_of_several_attempts(tmp_path: Path) -> None:
+    def write(name: str, steps: list[tuple[int, float]]) -> None:
+        rows = [orjson.dumps({"step": s, "data": {"critic/score/mean": v}}) for s, v in steps]
+        (tmp_path / name).write_bytes(b"\n".join(rows) + b"\n")
+
+    write("metrics-20260101T000000-from-0.jsonl", [(0, 0.0), (1, 0.1), (2, 0.2), (3, 0.3)])
+    write("metrics-20260101T000100-from-2.jsonl", [(3, 0.33), (4, 0.4)])
+    (tmp_path / "metrics-20260101T000200-from-4.jsonl").write_bytes(b'{"step": 5, "da')
+    found = [(line["step"], line["metrics"]["score"]) for line in history(tmp_path, 9)]
+    assert found == [(0, 0.0), (1, 0.1), (2, 0.2), (3, 0.33), (4, 0.4)]

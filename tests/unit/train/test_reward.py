@@ -6,15 +6,15 @@ from hypothesis import strategies as st
 
 from grounding.train.reward import compute_score
 
-KEYS = {"score", "acc", "iou", "parsed"}
+KEYS = {"score", "acc", "iou", "parsed", "length"}
 INFO = {"width": 224, "height": 224, "split": "train"}
 
 
 def test_a_hit_and_a_miss() -> None:
     hit = compute_score("grounding", '[{"bbox_2d": [100, 100, 300, 300]}]', [100, 100, 300, 300], INFO)
-    assert hit == {"score": 1.0, "acc": 1.0, "iou": 1.0, "parsed": 1.0}
+    assert hit == {"score": 1.0, "acc": 1.0, "iou": 1.0, "parsed": 1.0, "length": 35.0}
     miss = compute_score("grounding", "[600, 600, 700, 700]", [100, 100, 300, 300], INFO)
-    assert miss == {"score": 0.0, "acc": 0.0, "iou": 0.0, "parsed": 1.0}
+    assert miss == {"score": 0.0, "acc": 0.0, "iou": 0.0, "parsed": 1.0, "length": 20.0}
     assert compute_score("grounding", "no box", [1, 2, 3, 4], INFO)["parsed"] == 0.0
 
 
@@ -26,7 +26,7 @@ def test_the_split_test_is_scored_by_passing_alone() -> None:
 
 
 def test_a_row_that_cannot_be_scored_counts_nothing_and_does_not_raise() -> None:
-    assert compute_score("grounding", "[1, 2, 3, 4]", [1, 2, 3, 4], None) == dict.fromkeys(KEYS, 0.0)
+    assert compute_score("grounding", "[1, 2, 3, 4]", [1, 2, 3, 4], None) == dict.fromkeys(KEYS, 0.0) | {"length": 12.0}
     assert compute_score("grounding", "[1, 2, 3, 4]", None, INFO)["score"] == 0.0
 
 

@@ -1,0 +1,174 @@
+"""Checkpoints on their way to a store and back: uploaded behind the training, the marker last; restored on a node that has none.
+
+In the store a checkpoint lies as it does on the disk, `checkpoints/<name>/…`, and counts once its `complete.json` is there. The store is
+asked through the few methods of `grounding.storage` that stand in `Store`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import orjson
+
+from grounding.errors import EgmError
+from grounding.train import checkpoints
+from grounding.train.checkpoints import MARKER, Checkpoint
+
+_log = logging.getLogger(__name__)
+_MARKED = re.compile(rf"checkpoints/((?:checkpoint-|global_step_)(\d+))/{re.escape(MARKER)}")
+
+
+class Entry(Protocol):
+    """A file of a store."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+
+
+class Store(Protocol):
+    """What is asked of a store; names are relative to its URI. Methods raise `EgmError`."""
+
+    uri: str
+
+    def entries(self, prefix: str = "") -> Iterator[Any]: ...
+    def read(self, name: str) -> bytes: ...
+    def write(self, name: str, data: bytes) -> None: ...
+    def upload(self, file: Path, name: str) -> None: ...
+    def download(self, name: str, file: Path) -> None: ...
+    def delete(self, name: str) -> None: ...
+
+
+def stored(store: Store) -> list[tuple[int, str]]:
+    """(step, name) of the complete checkpoints in the store, newest first."""
+    marked = (m for e in store.entries("checkpoints/") if (m := _MARKED.fullmatch(e.name)))
+    return sorted(((int(m[2]), m[1]) for m in marked), reverse=True)
+
+
+def push(store: Store, checkpoint: Checkpoint, stop: threading.Event | None = None) -> bool:
+    """Upload a complete checkpoint, its marker last. What the store has already in the right size stays. False where `stop` came first.
+
+    Raises `EgmError` of the store, and `OSError` where the folder goes away meanwhile.
+    """
+    base = f"checkpoints/{checkpoint.path.name}"
+    marker = (checkpoint.path / MARKER).read_bytes()
+    wanted: dict[str, int] = orjson.loads(marker)["files"]
+    present = {e.name: e.size for e in store.entries(f"{base}/")}
+    if f"{base}/{MARKER}" in present:
+        if store.read(f"{base}/{MARKER}") == marker:
+            return True
+        # a run that took this step again: until all of its files are there, the step does not count
+        store.delete(f"{base}/{MARKER}")
+        present = {}
+    for name, size in wanted.items():
+        if stop is not None and stop.is_set():
+            return False
+        if present.get(f"{base}/{name}") != size:
+            store.upload(checkpoint.path / name, f"{base}/{name}")
+    store.write(f"{base}/{MARKER}", marker)
+    return True
+
+
+def prune(store: Store, keep: int) -> None:
+    """Remove all but the newest `keep` complete checkpoints from the store; the marker goes first."""
+    for _, name in stored(store)[max(1, keep) :]:
+        store.delete(f"checkpoints/{name}/{MARKER}")
+        for entry in list(store.entries(f"checkpoints/{name}/")):
+            store.delete(entry.name)
+
+
+def restore(store: Store, root: Path) -> Checkpoint | None:
+    """Fetch the newest complete checkpoint that is newer than what lies under `root`; one that cannot be had whole is passed over with a warning.
+
+    Gives the newest complete one under `root` afterwards.
+    """
+    here = checkpoints.peek(root)
+    for step, name in stored(store):
+        if here is not None and here.step >= step:
+            break
+        folder, temporary = root / name, root / f".restore-{name}"
+        try:
+            files = orjson.loads(store.read(f"checkpoints/{name}/{MARKER}"))["files"]
+            for file in files:
+                _inside(file)
+                target = temporary / file
+                if not (target.is_file() and target.stat().st_size == files[file]):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    store.download(f"checkpoints/{name}/{file}", target)
+            (temporary / MARKER).write_bytes(store.read(f"checkpoints/{name}/{MARKER}"))
+        except (EgmError, ValueError, KeyError, TypeError) as error:
+            _log.warning("checkpoint %s of %s cannot be restored: %s", name, store.uri, error)
+            continue
+        if not checkpoints.is_complete(temporary):
+            _log.warning("checkpoint %s of %s is not whole; passed over", name, store.uri)
+            shutil.rmtree(temporary, ignore_errors=True)
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        _log.warning("checkpoint %s was restored from %s", name, store.uri)
+        return Checkpoint(step, folder)
+    return here
+
+
+def _inside(name: str) -> None:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts:
+        raise ValueError(f"{name!r} is no file of a checkpoint")
+
+
+class Uploader:
+    """Uploads the newest complete checkpoint whenever there is a new one, in a thread of its own. Trouble is a warning and tried again."""
+
+    def __init__(self, root: Path, store: Store, keep: int, interval_s: float = 5.0) -> None:
+        self.root, self.store, self.keep, self.interval_s = root, store, keep, interval_s
+        self.uploaded: Checkpoint | None = None
+        self._stop, self._now = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
+
+    def newest(self) -> dict[str, Any] | None:
+        """`{"step", "uri"}` of the newest checkpoint in the store that this process knows of."""
+        done = self.uploaded
+        return {"step": done.step, "uri": f"{self.store.uri}/checkpoints/{done.path.name}"} if done else None
+
+    def start(self) -> None:
+        """Begin to look for checkpoints."""
+        self._thread.start()
+
+    def close(self, patience_s: float) -> bool:
+        """Wait for the newest checkpoint to be uploaded, `patience_s` seconds at most; whether it is. The next run continues what is half there."""
+        self._now.set()
+        self._thread.join(patience_s)
+        if self._thread.is_alive():
+            self._stop.set()
+            self._now.set()
+            self._thread.join(5.0)
+        newest = checkpoints.peek(self.root)
+        return newest is None or (self.uploaded is not None and self.uploaded.step >= newest.step)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            last = self._now.wait(self.interval_s)
+            done = self._once()
+            if last and done:
+                return
+
+    def _once(self) -> bool:
+        newest = checkpoints.peek(self.root)
+        if newest is None or newest == self.uploaded:
+            return True
+        try:
+            if push(self.store, newest, self._stop):
+                self.uploaded = newest
+                prune(self.store, self.keep)
+                return True
+        except (EgmError, OSError, ValueError) as error:
+            _log.warning("checkpoint %s is not uploaded yet: %s", newest.path.name, error)
+            self._stop.wait(self.interval_s)
+        return False
