@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-stack test-browser lint format types bench clean cluster cluster-env cluster-down test-cluster
+.PHONY: help setup demo test test-unit test-s3 test-stack test-browser test-cluster lint format types bench clean cluster cluster-env cluster-down
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,10 +33,13 @@ setup: $(STAMP) ## make .venv with everything the demo and the tests need (quick
 demo: setup ## SFT, RL and the eight-file evaluation of a tiny model on this machine, about ten minutes
 	@$(BIN)/egm run -f jobs/demo.yaml
 
-test: setup lint types test-unit test-stack ## everything that CI runs
+test: setup lint types test-unit test-s3 test-stack ## everything that CI runs
 
 test-unit: setup ## pure and fast tests, seconds
 	@$(BIN)/python -m pytest -q tests/unit
+
+test-s3: setup ## storage and shipped results against a real S3 server on loopback, a minute or two
+	@$(BIN)/python -m pytest -q tests/s3
 
 test-stack: setup ## the real trainer and the real server on CPU, minutes
 	@$(BIN)/python -m pytest -q tests/stack

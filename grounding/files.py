@@ -134,6 +134,23 @@ def complete_lines(path: str | Path) -> Iterator[dict[str, Any]]:
                     yield value
 
 
+def drop_half_line(path: str | Path) -> None:
+    """Cut off a last line that a crash has left without its end. Nobody else may be writing."""
+    with Path(path).open("r+b") as f:
+        size = end = f.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 65536)
+            f.seek(start)
+            at = f.read(end - start).rfind(b"\n")
+            end = start + at + 1
+            if at >= 0 or not start:
+                break
+            end = start
+        if end != size:
+            f.truncate(end)
+            os.fsync(f.fileno())
+
+
 class Appender:
     """Append json lines to one file. Each line is written whole; fsync at most every `interval` seconds and on close.
 

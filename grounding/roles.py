@@ -60,12 +60,8 @@ _CPU_ENV: Mapping[str, str] = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
 }
-# FlashInfer's sampler breaks on older C libraries; the reference switches it off everywhere, and so do we, in this one place.
-_GPU_ENV: Mapping[str, str] = {
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    "SGLANG_IS_FLASHINFER_AVAILABLE": "false",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+# FlashInfer is switched off by whoever starts an engine: grounding/flashinfer.py
+_GPU_ENV: Mapping[str, str] = {"TOKENIZERS_PARALLELISM": "false"}
 
 
 def _environment(gpus: int, model: str) -> dict[str, str]:

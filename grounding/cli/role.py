@@ -62,9 +62,18 @@ def evaluate(job: JobFile, data: Data, out: Out) -> None:
     evaluate_role(job, data.absolute(), out.absolute())
 
 
+def _environment() -> None:
+    """The processes of a job, as the back ends start them."""
+    import os
+
+    from grounding import flashinfer
+
+    os.environ.update(flashinfer.environment(os.environ))
+
+
 def register(app: typer.Typer) -> None:
     """Add `egm role`."""
-    roles = typer.Typer(help="The processes of a job, as the back ends start them.", no_args_is_help=True)
+    roles = typer.Typer(callback=_environment, no_args_is_help=True)
     for command in (prepare, sft, rl, server, evaluate):
         roles.command(command.__name__)(command)
     app.add_typer(roles, name="role")

@@ -1,6 +1,7 @@
 """Result rows on disk: append-only parts under `results/`. A later row with the same key replaces an earlier one.
 
-One process writes at a time (a lock file says so) and each writes a part of its own, so a crash costs the requests in flight at most.
+One process writes at a time (a lock file says so) and each writes parts of its own, so a crash costs the requests in flight at most. Where a copy is
+kept elsewhere (`ship.py`), a part is closed at every interval and sent.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import secrets
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +20,9 @@ from numpy.typing import NDArray
 
 from grounding.data.records import Expression
 from grounding.errors import UserError
+from grounding.evaluate.ship import Remote
 from grounding.evaluate.work import Worklist
-from grounding.files import Appender, complete_lines
+from grounding.files import Appender, complete_lines, drop_half_line
 from grounding.scoring import Profile
 
 
@@ -134,7 +138,7 @@ def read_rows(out: Path) -> Iterator[dict[str, Any]]:
 class Results:
     """The results of one folder, opened for writing. `done` has what is known of each row of `work`."""
 
-    def __init__(self, out: Path, work: Worklist, scoring: str) -> None:
+    def __init__(self, out: Path, work: Worklist, scoring: str, remote: Remote | None = None) -> None:
         folder = out / "results"
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -145,31 +149,66 @@ class Results:
             raise UserError(
                 "another evaluation is writing there", file=out, hint="Wait for it, or choose another --out."
             ) from None
-        self.out, self._work, self._scoring = out, work, scoring
-        self.done = Tallies(len(work))
-        for number, row in numbered(read_rows(out), work):
-            self.done.set(number, row, scoring)
-        numbers = [int(p.stem[5:]) for p in folder.glob("part-*.jsonl") if p.stem[5:].isdigit()]
-        self._part = folder / f"part-{max(numbers, default=-1) + 1:05d}.jsonl"
+        self.out, self._work, self._scoring, self.remote = out, work, scoring, remote
         self._appender: Appender | None = None
+        self._retired: list[Appender] = []
+        self._closing = threading.Lock()  # nobody syncs what another thread has just closed
+        try:
+            if remote is not None:
+                for part in folder.glob("part-*.jsonl"):
+                    drop_half_line(part)
+                remote.pull()
+            self.done = Tallies(len(work))
+            for number, row in numbered(read_rows(out), work):
+                self.done.set(number, row, scoring)
+            known = [p.stem.split("-")[1] for p in folder.glob("part-*.jsonl")]
+            self._number = max((int(n) for n in known if n.isdigit()), default=-1) + 1
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _part(self) -> Path:
+        ending = f"-{secrets.token_hex(3)}" if self.remote is not None else ""
+        return self.out / "results" / f"part-{self._number:05d}{ending}.jsonl"
 
     def add(self, number: int, row: dict[str, Any]) -> None:
         """Append a row. A part comes into being with its first row."""
         if self._appender is None:
-            self._appender = Appender(self._part, interval=float("inf"))
+            self._appender = Appender(self._part(), interval=float("inf"))
+            self._number += 1
         self._appender.write(row)
         self.done.set(number, row, self._scoring)
 
     def sync(self) -> None:
         """Force what was added to the disk; slow, and safe to call from another thread."""
+        with self._closing:
+            appender = self._appender
+            if appender is not None and appender not in self._retired:
+                appender.sync()
+
+    def roll(self) -> None:
+        """Let the next row begin a part; from the thread that adds. `ship` closes and sends the old one."""
         if self._appender is not None:
-            self._appender.sync()
+            self._retired.append(self._appender)
+            self._appender = None
+
+    def ship(self, *, patient: bool = False) -> None:
+        """Send finished parts to where the copy is kept, if one is; slow, and safe to call from another thread. Raises `Failure`."""
+        with self._closing:
+            while self._retired:
+                self._retired.pop().close()
+        if self.remote is not None:
+            current = self._appender
+            parts = sorted((self.out / "results").glob("part-*.jsonl"))
+            self.remote.push([p for p in parts if current is None or p != current.path], patient=patient)
 
     def close(self) -> None:
-        """Sync the part and let the next one in."""
+        """Sync the parts and let the next one in."""
         try:
-            if self._appender is not None:
-                self._appender.close()
+            self.roll()
+            with self._closing:
+                while self._retired:
+                    self._retired.pop().close()
         finally:
             os.close(self._lock)
 

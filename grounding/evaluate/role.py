@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -11,6 +12,8 @@ from typing import Any
 
 from grounding.errors import Failure, UserError
 from grounding.evaluate.engines import Sampling, ServeOptions, get_engine
+from grounding.files import read_json
+from grounding.storage import fetch, is_remote, locate
 
 
 def _job(job_file: Path) -> Any:
@@ -23,10 +26,18 @@ def _job(job_file: Path) -> Any:
 
 
 def program(argv: list[str]) -> list[str]:
-    """The argv with its program beside this interpreter where it is there: the same environment, active or not."""
+    """The argv with its program beside this interpreter where it is there: the same environment, active or not.
+
+    `$EGM_ENGINE_PYTHON` names the interpreter of another environment, since engines' pins exclude each other; the words of `$EGM_ENGINE_ARGS`
+    are added at the end.
+    """
+    python = Path(os.environ.get("EGM_ENGINE_PYTHON") or sys.executable)
+    if not python.is_file():
+        raise UserError("no such interpreter", file=python, field="EGM_ENGINE_PYTHON")
+    argv = [*argv, *shlex.split(os.environ.get("EGM_ENGINE_ARGS", ""))]
     if argv[0] == "python":
-        return [sys.executable, *argv[1:]]
-    beside = Path(sys.executable).parent / argv[0]
+        return [str(python), *argv[1:]]
+    beside = python.parent / argv[0]
     found = str(beside) if beside.is_file() else shutil.which(argv[0])
     if found is None:
         raise UserError(
@@ -52,7 +63,9 @@ def _model_folder(model: str) -> str:
         folder = tempfile.mkdtemp(prefix="egm-tiny-")
         build(folder, demo_corpus())
         return folder
-    model = model.removeprefix("file://").removeprefix("hf://")
+    if is_remote(model) and not model.startswith("hf://"):
+        return str(fetch(model, say=lambda text: print(text, flush=True)))  # noqa: T201 - the role's log
+    model = model.removeprefix("hf://") if is_remote(model) else str(locate(model).folder)
     path = Path(model)
     if path.is_absolute() and not (path / "config.json").is_file():
         raise UserError("no model is there: config.json is absent", file=path)
@@ -64,16 +77,25 @@ def serve_role(job_file: Path, data: Path, model: str) -> None:
     job = _job(job_file)
     engine, port = get_engine(job.spec.engine), server_port()
     gpus = job.spec.server_gpus
-    options = ServeOptions(os.environ.get("EGM_HOST", "127.0.0.1"), port, _model_name(job), gpus or 0)
     folder = _model_folder(model)
-    argv = program(engine.command(folder, options))
-    env = dict(os.environ)
-    for name, value in engine.env.items():
-        if name != "HF_HUB_OFFLINE" or Path(folder).is_dir():  # a model of the hub has to be fetched
-            env.setdefault(name, value)
+    host, most = os.environ.get("EGM_HOST", "127.0.0.1"), _max_length(Path(folder))
+    argv = program(engine.command(folder, ServeOptions(host, port, _model_name(job), gpus or 0, most)))
+    env = dict(os.environ) | engine.environment(os.environ, gpus=gpus or 0)
+    if not Path(folder).is_dir() and "HF_HUB_OFFLINE" not in os.environ:  # a model of the hub has to be fetched
+        env.pop("HF_HUB_OFFLINE", None)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execvpe(argv[0], argv, env)  # noqa: S606  # no shell is meant: signals reach the server itself
+
+
+def _max_length(folder: Path) -> int:
+    """Tokens of a request at most: 32,768, or what a smaller model was made for."""
+    try:
+        config = read_json(folder / "config.json")
+        known = config.get("text_config", config).get("max_position_embeddings")
+    except (OSError, UserError, AttributeError):
+        known = None
+    return min(32768, known) if isinstance(known, int) else 32768
 
 
 def _model_name(job: Any) -> str:

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grounding.data.images import ImageStore, open_images
-from grounding.errors import UserError
+from grounding.errors import EgmError, UserError
 from grounding.evaluate.client import Client, Options, Server
 from grounding.evaluate.engines import Sampling
+from grounding.evaluate.parquet import write_parquet
 from grounding.evaluate.results import ERROR, Reply, Results, Tallies, rescore, score_row
+from grounding.evaluate.ship import Remote
 from grounding.evaluate.summary import summarise
 from grounding.evaluate.work import Worklist, read_worklist, settings_digest
 from grounding.files import read_json, write_json
@@ -42,6 +44,10 @@ class Evaluation:
     rescore: bool = False
     mode: str = "throughput"
     """throughput: as fast as the endpoints go. latency: a fixed concurrency, warmed up; only then are latencies a result"""
+    remote: str = ""
+    """Where a copy of `out` is kept: s3://bucket/prefix; empty: nowhere"""
+    ship_every_s: float = 30.0
+    """The copy is at most so old"""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -59,6 +65,8 @@ class Progress:
     asked: int = 0
     seconds: float = 0.0
     servers: Sequence[Server] = ()
+    warning: str = ""
+    """What does not stop the run, but should be known"""
 
     @property
     def per_second(self) -> float:
@@ -95,9 +103,10 @@ def plan(evaluation: Evaluation) -> Plan:
     """Read all rows and check all images. Raises `UserError` with file and line before anything is sent or written."""
     get_profile(evaluation.scoring)
     settings = settings_digest(evaluation.model, evaluation.client.request.prompt, evaluation.sampling)
+    if evaluation.rescore:  # answers are there already, pictures need not be
+        return Plan(read_worklist(evaluation.files, settings, None, evaluation.limit), open_images())
     images = open_images(*evaluation.images)
-    checked = None if evaluation.rescore else images
-    return Plan(read_worklist(evaluation.files, settings, checked, evaluation.limit), images)
+    return Plan(read_worklist(evaluation.files, settings, images, evaluation.limit), images)
 
 
 def run(
@@ -108,7 +117,8 @@ def run(
     Raises `Failure` when the endpoints are gone; what was answered stays, and the same call goes on from there.
     """
     profile, work, prompt = get_profile(evaluation.scoring), planned.work, evaluation.client.request.prompt
-    with Results(evaluation.out, work, profile.name) as results:
+    remote = Remote(evaluation.out, evaluation.remote) if evaluation.remote else None
+    with Results(evaluation.out, work, profile.name, remote) as results:
         if not evaluation.rescore:
             _same_measurement(evaluation, results)
         write_json(evaluation.out / "run_config.json", _config(evaluation))
@@ -143,10 +153,20 @@ def run(
             if len(todo) and not evaluation.rescore:
                 client = Client(_options(evaluation), work, planned.images, receive)
                 progress.servers = client.servers
-                asyncio.run(_watched(client, todo, results, progress, lag, start, publish, listen, interval))
-        finally:
-            summary = publish()
+                every = evaluation.ship_every_s
+                asyncio.run(_watched(client, todo, results, progress, lag, start, publish, listen, interval, every))
+        except BaseException:
+            publish()
             listen(progress)
+            results.roll()
+            with suppress(EgmError):  # it is said already what went wrong; rows are here, and sent by the next call
+                results.ship()
+            raise
+        summary = publish()
+        listen(progress)
+        results.roll()
+        write_parquet(evaluation.out, work)
+        results.ship(patient=True)
     return summary
 
 
@@ -160,12 +180,14 @@ async def _watched(
     publish: Callable[[], object],
     listen: Listener,
     interval: float,
+    ship_every_s: float,
 ) -> None:
     async def watch() -> None:
         published = synced = time.monotonic()
         while True:
             await asyncio.sleep(0.5)
             progress.seconds = time.monotonic() - start
+            progress.warning = results.remote.problem if results.remote is not None else ""
             listen(progress)
             if time.monotonic() - synced >= 1.0:
                 await asyncio.to_thread(results.sync)  # in the loop it would be measured as latency
@@ -175,7 +197,16 @@ async def _watched(
                 publish()
                 published = time.monotonic()
 
+    async def ship() -> None:
+        while True:
+            await asyncio.sleep(ship_every_s)
+            results.roll()
+            with suppress(EgmError):  # `Remote.problem` has it, and the next round begins with it
+                await asyncio.to_thread(results.ship)
+
     tasks = [asyncio.create_task(watch()), asyncio.create_task(lag.measure())]
+    if results.remote is not None:
+        tasks.append(asyncio.create_task(ship()))
     try:
         await client.run(todo)
     finally:

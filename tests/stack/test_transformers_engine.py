@@ -33,7 +33,9 @@ def test_real_server_end_to_end(tmp_path):
     engine = get_engine("transformers")
     argv = program(engine.command(str(model), ServeOptions("127.0.0.1", port, gpus=0)))
     log = (tmp_path / "server.log").open("wb")
-    server = subprocess.Popen(argv, env=os.environ | engine.env, stdout=log, stderr=subprocess.STDOUT)
+    server = subprocess.Popen(
+        argv, env=os.environ | engine.environment(os.environ, gpus=0), stdout=log, stderr=subprocess.STDOUT
+    )
     try:
         url, until = f"http://127.0.0.1:{port}", time.monotonic() + 150
         while True:

@@ -1,12 +1,14 @@
-"""Model servers behind one small interface: the command that starts one, its environment, readiness, request fields."""
+"""Model servers behind one small interface: the command that starts one, its environment, readiness, end, metrics, request
+fields."""
 
 from __future__ import annotations
 
 from grounding.errors import UserError
 from grounding.evaluate.engines import sglang, transformers, vllm
 from grounding.evaluate.engines.base import Engine, Routing, Sampling, ServeOptions
+from grounding.evaluate.engines.metrics import Metrics
 
-__all__ = ["ENGINES", "Engine", "Routing", "Sampling", "ServeOptions", "get_engine"]
+__all__ = ["ENGINES", "Engine", "Metrics", "Routing", "Sampling", "ServeOptions", "get_engine"]
 
 ENGINES: dict[str, Engine] = {e.name: e for e in (sglang.ENGINE, vllm.ENGINE, transformers.ENGINE)}
 """Every engine by name."""

@@ -11,7 +11,7 @@ from grounding.evaluate.engines.base import Engine, Sampling, ServeOptions
 
 
 def command(model: str, options: ServeOptions) -> list[str]:
-    """The argv of the server; the model is loaded at once and pinned, so that no request can load another."""
+    """The argv of the server; the model is loaded at once and pinned, so that no request can load another. It has no metrics."""
     device = ["--device", "auto", "--dtype", "auto"] if options.gpus else ["--device", "cpu", "--dtype", "float32"]
     return [
         *("transformers", "serve", model, "--host", options.host, "--port", str(options.port)),
@@ -32,5 +32,6 @@ ENGINE = Engine(
     env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     readiness="/health",  # /v1/models scans the hub's cache and may hang
     request_extras=request_extras,
+    grace_s=10.0,
     names_model=False,  # pinned: it answers under the folder's path only, which a client need not know
 )

@@ -1,0 +1,58 @@
+"""`egm serve`: the servers of an evaluation job, without the evaluation."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add `egm serve`."""
+    app.command("serve")(serve)
+
+
+def serve(
+    file: Annotated[Path, typer.Option("--file", "-f", help="Manifest with a GroundingEvalJob.")],
+    job: Annotated[str, typer.Option("--job", help="Which one, where the manifest holds several.")] = "",
+    port: Annotated[
+        int, typer.Option(min=0, max=65000, help="Port of the first server, the others follow; 0: free ones.")
+    ] = 30000,
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on. Servers ask nobody for a password: leave it at this machine."),
+    ] = "127.0.0.1",
+    grace: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds that requests in flight get at the end. [default: the engine's]"),
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder that holds the runs, as for egm run.")] = Path("runs"),
+) -> None:
+    """Start a job's servers, print their endpoints when they answer, stop them by Ctrl-C.
+
+    Endpoints go to standard output, one a line; the rest to standard error. A server that ends by itself is an error (exit 1).
+    """
+    import asyncio
+
+    from grounding.evaluate.engines import get_engine
+    from grounding.local.serve import chosen_job, serving
+    from grounding.local.serve import serve as run
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"serve: {text}\n")
+        sys.stderr.flush()
+
+    def ready(urls: list[str]) -> None:
+        sys.stdout.write("".join(f"{u}\n" for u in urls))
+        sys.stdout.flush()
+        say(f"ready; model name in requests: {name}. Ctrl-C stops.")
+
+    chosen = chosen_job(file, job)
+    name = chosen.spec.model.train_job or chosen.spec.model.source
+    seconds = get_engine(chosen.spec.engine).grace_s if grace is None else grace
+    what = serving(file, chosen, runs, port=port, host=host, grace_s=seconds)
+    code = asyncio.run(run(what, say, ready))
+    if code:
+        raise typer.Exit(code)

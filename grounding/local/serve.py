@@ -1,0 +1,168 @@
+"""`egm serve`: the servers of one GroundingEvalJob alone, on this machine, until they are told to stop.
+
+Each runs under the same nanny as in `egm run`. A server that ends by itself ends the others too; told to stop, each first answers what it has
+been asked, for the grace period of its engine, and is killed then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grounding.errors import Failure, UserError
+from grounding.local.gpus import machine_gpus
+from grounding.local.process import Child, claim_port, died, until_ready
+from grounding.local.scheduler import first_error, write_manifest
+from grounding.roles import Layout, Role, plan
+from grounding.runs import RoleState
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What to serve: `role` of a job, `port` the first of as many as there are servers (0: free ones)."""
+
+    role: Role
+    folder: Path
+    """Holds the job's description and the servers' logs"""
+    port: int = 30000
+    host: str = "127.0.0.1"
+    grace_s: float = 30.0
+    gpus: Sequence[str] = field(default_factory=machine_gpus)
+
+
+def chosen_job(manifest: Path, name: str) -> Any:
+    """The evaluation job of a manifest, presets filled in. Raises `UserError` where there is none, or several and no `name`."""
+    from grounding import api
+
+    jobs = [api.resolve(j) for j in api.load(manifest)]
+    named = [j for j in jobs if j.kind == "GroundingEvalJob" and name in ("", j.metadata.name)]
+    names = ", ".join(j.metadata.name for j in jobs if j.kind == "GroundingEvalJob")
+    if not named:
+        what = f"no GroundingEvalJob {name!r}" if name else "no GroundingEvalJob"
+        raise UserError(f"{what} is in the manifest", file=manifest, hint=f"It has: {names}." if names else "")
+    if len(named) > 1:
+        raise UserError("the manifest holds several GroundingEvalJobs", file=manifest, hint=f"Add --job: {names}.")
+    return named[0]
+
+
+def serving(manifest: Path, job: Any, runs: Path, **options: Any) -> Serving:
+    """How to serve a job; leaves its description in `runs/MANIFEST/serve-JOB`. Raises `UserError` for what cannot be served here."""
+    spec, run = job.spec, (runs / manifest.stem).absolute()
+    if spec.endpoints:
+        raise UserError("the job names servers that run already", file=manifest, field="spec.endpoints")
+    model = spec.model.source or str(run / spec.model.train_job / "model")
+    if spec.model.train_job and not Path(model, "config.json").is_file():
+        raise UserError(
+            f"{spec.model.train_job} has left no model yet",
+            file=model,
+            field="spec.model.trainJob",
+            hint=f"Run it first: egm run -f {manifest} --only {spec.model.train_job}",
+        )
+    folder = run / f"serve-{job.metadata.name}"
+    write_manifest(folder / "job.yaml", job.model_dump(mode="json", by_alias=True, exclude_none=True))
+    layout = Layout(str(folder / "job.yaml"), str(run / "data"), str(folder), model)
+    role = next(r for r in plan(job, layout) if r.name == "server")
+    return Serving(role, folder, **options)
+
+
+class _Servers:
+    def __init__(self, serving: Serving, say: Say) -> None:
+        self.serving, self.say = serving, say
+        self.children: list[Child] = []
+
+    async def start(self) -> list[str]:
+        """Start all and wait until all answer. Returns their URLs."""
+        role, wanted = self.serving.role, self.serving
+        if (need := role.gpus * role.replicas) > len(wanted.gpus):
+            raise UserError(
+                f"{role.replicas} servers need {need} GPUs, this machine offers {len(wanted.gpus)}",
+                field="spec.servers, spec.gpusPerServer",
+                hint="Ask for fewer, or set CUDA_VISIBLE_DEVICES.",
+            )
+        ports = [claim_port(wanted.port + i if wanted.port else 0, "--port") for i in range(role.replicas)]
+        for i, port in enumerate(ports):
+            env = {**role.env, "EGM_PORT": str(port), "EGM_HOST": wanted.host}
+            if role.gpus:
+                env["CUDA_VISIBLE_DEVICES"] = ",".join(wanted.gpus[i * role.gpus : (i + 1) * role.gpus])
+            log = wanted.folder / "logs" / f"server-{i}.log"
+            state = RoleState(name=f"server-{i}", kind="server", phase="Starting", port=port)
+            self.children.append(await Child.start(state, role.argv, env, log, 1, wanted.grace_s))
+        self.say(f"{role.replicas} starting; logs: {wanted.folder / 'logs'}")
+        urls = [f"http://{'127.0.0.1' if wanted.host == '0.0.0.0' else wanted.host}:{p}" for p in ports]  # noqa: S104
+        assert role.probe is not None
+        try:
+            async with asyncio.TaskGroup() as group:
+                for child, url in zip(self.children, urls, strict=True):
+                    group.create_task(until_ready(child, url + role.probe.path, role.probe))
+        except BaseExceptionGroup as error:
+            raise first_error(error) from None
+        return urls
+
+    async def first_end(self) -> Failure:
+        """Wait until a server ends by itself, and say how."""
+        waits = {asyncio.create_task(c.wait()): c for c in self.children}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waits:
+                task.cancel()
+        task = next(iter(done))
+        return died(waits[task], task.result(), f"by itself ({waits[task].state.name})")
+
+    async def stop(self) -> None:
+        """Stop all at once, gently first."""
+        running = [c for c in self.children if c.process.returncode is None]
+        if not running:
+            return
+        start = time.monotonic()
+        await asyncio.gather(*(c.stop(self.serving.grace_s) for c in running))
+        took = time.monotonic() - start
+        killed = "; killed after the grace period" if took >= self.serving.grace_s else ""
+        self.say(f"{len(running)} stopped in {took:.1f} s{killed}")
+
+    def hurry(self) -> None:
+        """Kill what is still stopping."""
+        for child in self.children:
+            child.signal()
+
+
+async def serve(serving: Serving, say: Say, ready: Callable[[list[str]], None]) -> int:
+    """Serve until SIGINT or SIGTERM (0 is returned), or until a server ends by itself (raises `Failure` with its last lines)."""
+    servers, loop, told = _Servers(serving, say), asyncio.get_running_loop(), asyncio.Event()
+
+    def on_signal() -> None:
+        if told.is_set():
+            say("killing")
+            servers.hurry()
+            return
+        told.set()
+        say(f"stopping: requests in flight get {serving.grace_s:.0f} s; once more kills")
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, on_signal)
+    asked = asyncio.create_task(told.wait())
+
+    async def work() -> Failure:
+        ready(await servers.start())
+        return await servers.first_end()
+
+    working = asyncio.create_task(work())
+    try:
+        await asyncio.wait({asked, working}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done() and not told.is_set():
+            raise working.result()
+    finally:
+        for task in (asked, working):
+            task.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await working
+        await servers.stop()
+    return 0

@@ -1,0 +1,29 @@
+"""Files by URI behind one small interface: folders (`file://`, `pvc://`, plain paths), S3 (`s3://`) and the Hugging Face hub (`hf://`).
+
+    store = open_store("s3://bucket/results/egm-8b")
+    store.write("summary.json", data)        # whole or not at all
+    fetch("s3://bucket/models/egm-8b")       # a local path; downloaded once a node, resumed, verified
+    send(folder, "s3://bucket/checkpoints/step-40", last="complete.json")
+
+Names within a store are relative, with `/`. S3's credentials, region and endpoint come from boto3's own chain (`AWS_ACCESS_KEY_ID`, profiles,
+pod identities; `AWS_ENDPOINT_URL_S3` for another server than Amazon's); nothing of them is kept or printed.
+"""
+
+from __future__ import annotations
+
+from grounding.storage.base import Entry, Location, Progress, Store, Transfer, is_remote, locate, open_store
+from grounding.storage.fetch import cache_folder, fetch, send
+
+__all__ = [
+    "Entry",
+    "Location",
+    "Progress",
+    "Store",
+    "Transfer",
+    "cache_folder",
+    "fetch",
+    "is_remote",
+    "locate",
+    "open_store",
+    "send",
+]

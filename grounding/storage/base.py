@@ -1,0 +1,208 @@
+"""What a store is, what a URI names, and the store of a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from grounding.errors import UserError
+from grounding.files import atomic_write
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes that have just been moved; from several threads at once."""
+
+
+class Entry(NamedTuple):
+    """A file of a store: size in bytes, a tag that another content does not have (may be empty), SHA-256 in hex where it is known."""
+
+    name: str
+    size: int
+    tag: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How bytes are moved. A failure that may pass (no connection, 429, 5xx) is tried again, with growing pauses, for `patience_s` seconds."""
+
+    parallel: int = 4
+    part_bytes: int = 16 << 20
+    patience_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Location:
+    """A URI taken apart: `root` is a bucket, or a repository of the hub; `path` what lies in it, or a path of this machine."""
+
+    scheme: str
+    root: str
+    path: str
+
+    @property
+    def folder(self) -> Path:
+        """The path of a `file` location."""
+        return Path(self.path)
+
+
+_HINT = "Write a path, file:///path, pvc://claim/path, s3://bucket/path or hf://owner/name."
+
+
+def locate(uri: str | Path, field: str = "") -> Location:
+    """What a URI names; pure but for `$EGM_PVC_ROOT`, under which claims are mounted (`/pvc` without it).
+
+    Raises `UserError` for what is no such URI.
+    """
+    text = str(uri)
+    if "://" not in text:
+        return Location("file", "", text)
+    parts = urlsplit(text)
+    path = unquote(parts.path)
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise UserError(f"{text} names another machine", field=field, hint="Write file:///path.")
+        return Location("file", "", path)
+    if parts.query or parts.fragment or not parts.netloc or parts.username is not None:
+        raise UserError(f"{text!r} is not understood", field=field, hint=_HINT)
+    if parts.scheme == "pvc":
+        claim = _inside(path, text, field)
+        return Location("file", "", str(Path(os.environ.get("EGM_PVC_ROOT", "/pvc")) / parts.netloc / claim))
+    if parts.scheme == "s3":
+        return Location("s3", parts.netloc, _inside(path, text, field))
+    if parts.scheme == "hf":
+        name, _, rest = _inside(path, text, field).partition("/")
+        if not name:
+            raise UserError(f"{text} names no repository", field=field, hint="Write hf://owner/name.")
+        return Location("hf", f"{text[5:].split('/')[0]}/{name}", rest)
+    raise UserError(f"{text}: unknown scheme {parts.scheme}://", field=field, hint=_HINT)
+
+
+def _inside(path: str, uri: str, field: str) -> str:
+    parts = [p for p in path.split("/") if p]
+    if ".." in parts or "." in parts:
+        raise UserError(f"{uri} may not hold . or ..", field=field)
+    return "/".join(parts)
+
+
+def is_remote(uri: str | Path) -> bool:
+    """Whether the bytes are not on a file system of this machine."""
+    return locate(uri).scheme != "file"
+
+
+def clean(name: str) -> str:
+    """The name as a relative path. Raises `UserError` for one that would lead out of the store."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\0" in name:
+        raise UserError(f"{name!r} is no name of a file in a store")
+    return "/".join(parts)
+
+
+class Store(ABC):
+    """A place that holds files by name. Methods raise `UserError` or `Failure` and may be called by several threads."""
+
+    uri: str
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise where nothing can be written or read there: no such bucket, no credentials, no server."""
+
+    @abstractmethod
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        """Every file whose name begins with `prefix`, ordered by name; without SHA-256."""
+
+    @abstractmethod
+    def find(self, name: str) -> Entry | None:
+        """One file, or None."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The whole content."""
+
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Replace the content: a reader sees the old or the new, never a part."""
+
+    @abstractmethod
+    def upload(self, file: Path, name: str, progress: Progress | None = None) -> None:
+        """Copy a local file there, whole or not at all; its SHA-256 is kept beside it."""
+
+    @abstractmethod
+    def download(self, name: str, file: Path, progress: Progress | None = None) -> None:
+        """Copy a file to `file`, whole, verified or not at all. What an interrupted call has left is continued."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+
+
+class FolderStore(Store):
+    """A folder of this machine (or of a volume mounted in it)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.uri = folder, str(folder)
+
+    def check(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        # hidden files are the unfinished ones of `atomic_write`
+        found = (p for p in self.folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+        named = sorted((p.relative_to(self.folder).as_posix(), p) for p in found)
+        for name, path in named:
+            if name.startswith(prefix):
+                stat = path.stat()
+                yield Entry(name, stat.st_size, f"{stat.st_mtime_ns:x}")
+
+    def find(self, name: str) -> Entry | None:
+        path = self.folder / clean(name)
+        if not path.is_file():
+            return None
+        stat = path.stat()
+        return Entry(name, stat.st_size, f"{stat.st_mtime_ns:x}")
+
+    def read(self, name: str) -> bytes:
+        return (self.folder / clean(name)).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        with atomic_write(self.folder / clean(name)) as f:
+            f.write(data)
+
+    def upload(self, file: Path, name: str, progress: Progress | None = None) -> None:
+        self._copy(file, self.folder / clean(name), progress)
+
+    def download(self, name: str, file: Path, progress: Progress | None = None) -> None:
+        self._copy(self.folder / clean(name), file, progress)
+
+    @staticmethod
+    def _copy(source: Path, target: Path, progress: Progress | None) -> None:
+        with source.open("rb") as reader, atomic_write(target) as writer:
+            shutil.copyfileobj(reader, writer, 1 << 20)
+        if progress is not None:
+            progress(target.stat().st_size)
+
+    def delete(self, name: str) -> None:
+        (self.folder / clean(name)).unlink(missing_ok=True)
+
+
+def open_store(uri: str | Path, transfer: Transfer | None = None, field: str = "") -> Store:
+    """The store that a URI names. Nothing is asked yet; `Store.check` does. Raises `UserError` for one that cannot be a store."""
+    place = locate(uri, field)
+    if place.scheme == "file":
+        return FolderStore(place.folder)
+    if place.scheme == "s3":
+        from grounding.storage.s3 import S3Store
+
+        return S3Store(place.root, place.path, transfer or Transfer())
+    raise UserError(f"nothing can be written to {uri}", field=field, hint="Write a path or s3://bucket/path.")
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file in hex."""
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

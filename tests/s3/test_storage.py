@@ -1,0 +1,181 @@
+"""Stores over a folder and over a real S3 server that is killed and restarted meanwhile."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from grounding.errors import Failure, UserError
+from grounding.storage import Transfer, fetch, open_store, send
+
+SMALL = Transfer(parallel=3, part_bytes=5 << 20, patience_s=60)  # S3's least part
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request, tmp_path):
+    if request.param == "folder":
+        return open_store(tmp_path / "store")
+    _, bucket = request.getfixturevalue("s3")
+    return open_store(f"s3://{bucket}/some/prefix", SMALL)
+
+
+def test_a_store_holds_files(store, tmp_path):
+    store.check()
+    assert list(store.entries()) == [] and store.find("a") is None
+    store.write("b/two.txt", b"22")
+    store.write("a.txt", b"1")
+    store.write("a.txt", b"one")
+    assert [(e.name, e.size) for e in store.entries()] == [("a.txt", 3), ("b/two.txt", 2)]
+    assert [e.name for e in store.entries("b/")] == ["b/two.txt"]
+    assert store.read("a.txt") == b"one"
+    big = tmp_path / "big"
+    big.write_bytes(os.urandom(12 << 20))
+    moved = []
+    store.upload(big, "big", moved.append)
+    store.download("big", tmp_path / "back", moved.append)
+    assert (tmp_path / "back").read_bytes() == big.read_bytes() and sum(moved) == 2 * (12 << 20)
+    store.delete("a.txt")
+    store.delete("a.txt")
+    assert store.find("a.txt") is None
+    with pytest.raises((UserError, OSError)):
+        store.read("a.txt")
+    assert not list(tmp_path.glob(".*partial*"))
+
+
+def test_transfers_outlive_a_restart_of_the_server(s3, tmp_path):
+    server, bucket = s3
+    store = open_store(f"s3://{bucket}", SMALL)
+    big = tmp_path / "big"
+    big.write_bytes(os.urandom(60 << 20))
+
+    def strike(seen):
+        """Kill the server at the third part, and start it again a little later."""
+        if len(seen) == 3:
+            server.kill()
+            threading.Timer(1.5, server.start).start()
+
+    for move in (lambda p: store.upload(big, "x/big", p), lambda p: store.download("x/big", tmp_path / "back", p)):
+        seen = []
+
+        def progress(count, seen=seen):
+            seen.append(count)
+            strike(seen)
+
+        move(progress)
+        assert sum(seen) == 60 << 20
+    assert (tmp_path / "back").read_bytes() == big.read_bytes()
+    uploads = server.client().list_multipart_uploads(Bucket=bucket).get("Uploads", [])
+    assert uploads == []
+
+
+def test_a_killed_download_goes_on(s3, tmp_path):
+    _server, bucket = s3
+    store = open_store(f"s3://{bucket}", SMALL)
+    big = tmp_path / "big"
+    big.write_bytes(os.urandom(40 << 20))
+    store.upload(big, "big")
+    code = (
+        "import os, sys\nfrom grounding.storage import *\n"
+        f"s = open_store('s3://{bucket}', Transfer(parallel=1, part_bytes=5 << 20))\n"
+        "seen = []\n"
+        "def progress(n):\n    seen.append(n)\n    len(seen) == 4 and os.kill(os.getpid(), 9)\n"
+        f"s.download('big', __import__('pathlib').Path({str(tmp_path / 'back')!r}), progress)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -9
+    assert (tmp_path / ".back.partial").exists() and not (tmp_path / "back").exists()
+    asked, client = [], store._client
+    real = client.get_object
+    client.get_object = lambda **k: asked.append(k["Range"]) or real(**k)
+    store.download("big", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == big.read_bytes()
+    assert len(asked) == 4  # of eight parts
+
+
+def test_an_object_that_is_replaced_meanwhile_is_begun_anew(s3, tmp_path):
+    _server, bucket = s3
+    store = open_store(f"s3://{bucket}", Transfer(1, 5 << 20, 30))
+    store.write("x", b"a" * (11 << 20))
+    seen = []
+
+    def progress(count):
+        seen.append(count)
+        if len(seen) == 1:
+            store.write("x", b"b" * (11 << 20))
+
+    store.download("x", tmp_path / "x", progress)
+    assert (tmp_path / "x").read_bytes() == b"b" * (11 << 20)
+
+
+def test_damage_is_found(s3, tmp_path):
+    server, bucket = s3
+    store = open_store(f"s3://{bucket}")
+    server.client().put_object(Bucket=bucket, Key="x", Body=b"bad", Metadata={"sha256": "0" * 64})
+    with pytest.raises(Failure, match="SHA-256"):
+        store.download("x", tmp_path / "x")
+    assert list(tmp_path.glob("*x*")) == []
+
+
+def test_errors_are_for_people(s3, tmp_path, monkeypatch):
+    _server, bucket = s3
+    quick = Transfer(patience_s=0.5)
+    with pytest.raises(UserError, match="no bucket 'absent'"):
+        open_store("s3://absent/x").check()
+    with pytest.raises(UserError, match="no such object"):
+        open_store(f"s3://{bucket}").download("nothing", tmp_path / "x")
+    with pytest.raises(UserError, match="nothing is there"):
+        fetch(f"s3://{bucket}/nothing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(UserError, match="access is denied") as caught:
+        open_store(f"s3://{bucket}").check()
+    assert "wrong" not in str(caught.value)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="no S3 credentials"):
+        open_store(f"s3://{bucket}").check()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(Failure, match=r"127\.0\.0\.1:9"):
+        open_store(f"s3://{bucket}", quick).check()
+    with pytest.raises(UserError, match="nothing can be written"):
+        open_store("hf://a/b")
+
+
+def test_a_folder_is_fetched_once_and_follows_changes(s3, tmp_path):
+    _, bucket = s3
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "config.json").write_text("{}")
+    (source / "sub/w.bin").write_bytes(os.urandom(1000))
+    uri = f"s3://{bucket}/model"
+    assert send(source, uri, last="config.json") == 2
+    assert send(source, uri, last="config.json") == 0
+    moved = []
+    target = fetch(uri, progress=moved.append)
+    assert (target / "sub/w.bin").read_bytes() == (source / "sub/w.bin").read_bytes() and sum(moved) == 1002
+    assert fetch(uri, progress=moved.append) == target and sum(moved) == 1002
+    (source / "sub/w.bin").write_bytes(b"new")
+    store = open_store(uri)
+    assert send(source, store, last="config.json") == 2  # the marker vouches anew
+    store.delete("config.json")
+    fetch(uri)
+    assert (target / "sub/w.bin").read_bytes() == b"new" and not (target / "config.json").exists()
+    store.write("one.tar", b"tar")
+    assert fetch(f"{uri}/one.tar").read_bytes() == b"tar"
+    store.write("one.tar", b"tar2")
+    assert fetch(f"{uri}/one.tar").read_bytes() == b"tar2"
+
+
+def test_one_process_of_a_node_fetches(s3, tmp_path):
+    _, bucket = s3
+    open_store(f"s3://{bucket}/m").write("big", os.urandom(30 << 20))
+    code = (
+        "import sys\nfrom grounding.storage import *\n"
+        f"moved=[]\nfetch('s3://{bucket}/m', transfer=Transfer(1, 5 << 20), progress=moved.append)\nprint(sum(moved))"
+    )
+    children = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    moved = sorted(int(c.communicate(timeout=60)[0]) for c in children)
+    assert moved == [0, 0, 30 << 20]
