@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 import torch
 import verl.utils.tensordict_utils as verl_tensordict
 import verl.workers.engine.base as verl_engine
@@ -39,3 +40,22 @@ def fix_3d_position_ids(data: Any) -> None:
 
 for module in (verl_tensordict, verl_engine, verl_engine_workers):
     module.maybe_fix_3d_position_ids = fix_3d_position_ids
+
+
+# ---- Ray gives its own daemons 30 s to start, which a busy machine needs more than once ----
+_ray_init = ray.init
+
+
+def _patient_init(*args: Any, **kwargs: Any) -> Any:
+    for left in (2, 1, 0):
+        try:
+            return _ray_init(*args, **kwargs)
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+            print("rl: Ray did not start within its 30 s; once more", flush=True)  # noqa: T201
+            ray.shutdown()
+    raise AssertionError("unreachable")
+
+
+ray.init = _patient_init

@@ -40,3 +40,32 @@ def test_verl_still_needs_it() -> None:
     verl_tensordict.maybe_fix_3d_position_ids(data)
     with pytest.raises((RuntimeError, AssertionError)):
         data["position_ids"].unbind()
+
+
+def test_ray_gets_another_chance_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from grounding.train import verl_fixes
+
+    tries = []
+
+    def slow(**_: object) -> str:
+        tries.append(1)
+        if len(tries) < 3:
+            raise Exception("The current node timed out during startup. This could happen")
+        return "started"
+
+    monkeypatch.setattr(verl_fixes, "_ray_init", slow)
+    assert ray.init is verl_fixes._patient_init
+    assert ray.init(num_cpus=1) == "started" and len(tries) == 3
+
+
+def test_another_error_of_ray_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grounding.train import verl_fixes
+
+    def broken(**_: object) -> None:
+        raise ValueError("num_cpus")
+
+    monkeypatch.setattr(verl_fixes, "_ray_init", broken)
+    with pytest.raises(ValueError, match="num_cpus"):
+        verl_fixes._patient_init()
