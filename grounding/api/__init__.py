@@ -1,5 +1,6 @@
 """The job API: two kinds, their presets, and manifests with line numbers."""
 
+from grounding.api.hyperparameters import Hyperparameters
 from grounding.api.manifest import ManifestError, Problem, check_references, load, load_job, parse
 from grounding.api.models import (
     KINDS,
@@ -7,7 +8,6 @@ from grounding.api.models import (
     EvalSpec,
     GroundingEvalJob,
     GroundingTrainJob,
-    Hyperparameters,
     Job,
     ModelRef,
     Reward,

@@ -58,8 +58,8 @@ Places = Annotated[list[Place], Field(max_length=256)]
 Override = Annotated[str, StringConstraints(pattern=r"^[+~]{0,2}[A-Za-z0-9_.@/-]+(=.*)?$", max_length=1024)]
 Quantity = Annotated[
     str,
-    BeforeValidator(_as_text),  # `cpu: 8` is a number in YAML
     StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32),
+    BeforeValidator(_as_text),  # `cpu: 8` is a number in YAML
     Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
 ]
 Labels = Annotated[dict[str, Annotated[str, StringConstraints(max_length=63)]], Field(max_length=64)]

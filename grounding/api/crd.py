@@ -21,7 +21,10 @@ Schema = dict[str, Any]
 
 _SFT_PRESETS = ", ".join(f"'{n}'" for n, p in PRESETS.items() if p["method"] == "sft")
 _METHOD = f"(has(self.method) ? self.method : (has(self.preset) && self.preset in [{_SFT_PRESETS}] ? 'sft' : 'rl'))"
-_KEPT = frozenset({"pattern", "minLength", "maxLength", "minItems", "maxItems", "maxProperties", "minimum", "maximum", "multipleOf", "enum", "format"})  # fmt: skip
+# what both languages say in the same words
+_KEPT = frozenset({"pattern", "minLength", "maxLength", "minItems", "maxItems", "maxProperties"}) | frozenset(
+    {"minimum", "maximum", "multipleOf", "enum", "format"}
+)
 
 
 class Inexpressible(TypeError):
@@ -73,6 +76,8 @@ class _Converter:
             if name in inside:
                 raise Inexpressible(path, f"{name}, which holds itself,")
             inside = (*inside, name)
+            texts = [found.get("description"), self.definitions[name].get("description")]
+            found = {**found, "description": " ".join(" ".join(filter(None, texts)).split())}
             found = {**self.definitions[name], **{k: v for k, v in found.items() if k != "$ref"}}
         if "const" in found:
             found = {**found, "enum": [found["const"]]}

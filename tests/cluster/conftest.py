@@ -1,0 +1,101 @@
+"""A Kubernetes for the tests: EGM_KUBECONFIG's when set, else the test cluster, started when it does not run.
+
+The test cluster is stopped afterwards when this session started it, unless EGM_KEEP_CLUSTER=1. Each test gets a namespace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grounding.api.crd import crds
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ["python3", str(ROOT / "hack" / "cluster" / "cluster.py")]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+
+
+@dataclass(frozen=True)
+class Kubectl:
+    """kubectl against the cluster of the tests, in one namespace."""
+
+    program: str
+    kubeconfig: str
+    namespace: str = "default"
+
+    def run(self, *argv: str, stdin: object = None) -> subprocess.CompletedProcess[str]:
+        """Run; objects on stdin are written as JSON, texts as they are."""
+        text = stdin if isinstance(stdin, str) or stdin is None else json.dumps(stdin)
+        command = [self.program, f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *argv]
+        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=110)
+
+    def __call__(self, *argv: str, stdin: object = None) -> str:
+        """Run and return what was printed; anything but success fails the test."""
+        done = self.run(*argv, stdin=stdin)
+        assert done.returncode == 0, f"kubectl {' '.join(argv)}: {done.stderr}"
+        return done.stdout
+
+    def get(self, *argv: str) -> Any:
+        """Parsed JSON of `kubectl get`."""
+        return json.loads(self("get", *argv, "-o", "json"))
+
+
+def _exports() -> dict[str, str] | None:
+    done = subprocess.run([*SCRIPT, "env"], capture_output=True, text=True)
+    if done.returncode:
+        return None
+    words = [shlex.split(line)[1] for line in done.stdout.splitlines()]
+    return dict(word.split("=", 1) for word in words)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Kubectl]:
+    """The cluster, with the CRDs of this checkout."""
+    given = os.environ.get("EGM_KUBECONFIG")
+    started = False
+    if given:
+        program = os.environ.get("KUBECTL") or shutil.which("kubectl")
+        assert program, "EGM_KUBECONFIG is set but there is no kubectl: put it on PATH or name it in KUBECTL"
+        found = Kubectl(program, given)
+    else:
+        started = _exports() is None
+        done = subprocess.run([*SCRIPT, "up"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        exports = _exports()
+        assert exports is not None
+        found = Kubectl(exports["KUBECTL"], exports["KUBECONFIG"])
+    try:
+        definitions = {"apiVersion": "v1", "kind": "List", "items": list(crds().values())}
+        found("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=definitions)
+        for item in crds().values():
+            found("wait", "--for=condition=Established", f"crd/{item['metadata']['name']}", "--timeout=30s")
+        yield found
+    finally:
+        if started and os.environ.get("EGM_KEEP_CLUSTER") != "1":
+            subprocess.run([*SCRIPT, "down"], check=True, capture_output=True)
+
+
+@pytest.fixture
+def kubectl(cluster: Kubectl) -> Iterator[Kubectl]:
+    """kubectl in a namespace of its own, which goes with the test."""
+    name = f"egm-test-{secrets.token_hex(4)}"
+    cluster("create", "namespace", name)
+    try:
+        yield Kubectl(cluster.program, cluster.kubeconfig, name)
+    finally:
+        cluster("delete", "namespace", name, "--wait=false")
