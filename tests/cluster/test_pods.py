@@ -23,8 +23,15 @@ def _pod(name: str, **annotations: str) -> dict[str, Any]:
             "name": name,
             "annotations": {f"egm.test/{k.replace('_', '-')}": v for k, v in annotations.items()},
         },
-        "spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "localhost/none:1"}]},
+        "spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "localhost/none:1"}], **_SIMULATED},
     }
+
+
+# beside a real node the simulated ones are tainted
+_SIMULATED = {
+    "nodeSelector": {"type": "kwok"},
+    "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],
+}
 
 
 def _until(kubectl: Any, pod: str, path: str, value: str) -> None:
@@ -65,7 +72,10 @@ def test_pods_do_what_their_annotations_say(kubectl: Any) -> None:
 
 def test_a_pytorchjob_runs_on_the_real_operator_and_a_wrong_one_is_refused(kubectl: Any) -> None:
     container = {"name": "pytorch", "image": "localhost/none:1", "resources": {"limits": {"nvidia.com/gpu": "4"}}}
-    pod = {"metadata": _pod("x", exit_code="0", delay="1s")["metadata"], "spec": {"containers": [container]}}
+    pod = {
+        "metadata": _pod("x", exit_code="0", delay="1s")["metadata"],
+        "spec": {"containers": [container], **_SIMULATED},
+    }
     del pod["metadata"]["name"]
     replica = {"replicas": 1, "restartPolicy": "Never", "template": pod}
     job = {
@@ -79,6 +89,27 @@ def test_a_pytorchjob_runs_on_the_real_operator_and_a_wrong_one_is_refused(kubec
     text = json.dumps({**job, "metadata": {"name": "wrong"}}).replace('"name": "pytorch"', '"name": "other"')
     refused = kubectl.run("create", "-f", "-", stdin=text)
     assert refused.returncode and "must have at least one container with name pytorch" in refused.stderr
+
+
+def test_pods_of_a_real_node_talk_to_each_other(kubectl: Any) -> None:
+    if kubectl.run("get", "node", "node1").returncode:
+        pytest.skip("no real node: `make cluster NODE=1` (root)")
+    say = "nc -l -p 8000"
+    ask = "until echo hello from $(hostname) | nc -w 3 server.$NAMESPACE.svc.cluster.local 8000; do sleep 1; done"
+    for name, command in (("server", say), ("client", ask)):
+        container = {
+            "name": "main",
+            "image": "localhost/busybox:1.35",
+            "command": ["sh", "-c", command],
+            "env": [{"name": "NAMESPACE", "value": kubectl.namespace}],
+        }
+        spec = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [container]}
+        pod = {**_pod(name), "spec": spec}
+        pod["metadata"]["labels"] = {"app": name}
+        kubectl("create", "-f", "-", stdin=pod)
+    kubectl("create", "service", "clusterip", "server", "--clusterip=None", "--tcp=8000:8000")
+    _until(kubectl, "server", ".status.phase", "Succeeded")
+    assert kubectl("logs", "server").strip() == "hello from client"
 
 
 def test_a_wrong_state_is_a_sentence(tmp_path: Path) -> None:

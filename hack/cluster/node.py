@@ -1,0 +1,193 @@
+"""A real node beside the simulated ones (`make cluster NODE=1`): containerd, kubelet, kube-proxy, CoreDNS on this host. Root only.
+
+One a machine: a bridge, iptables rules and a few fixed folders are the host's. `down` takes back what `up` changed. Images are
+built here and imported into containerd (`image.py`); nothing is pulled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import socket as sockets
+import string
+import subprocess
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import image
+from controlplane import ControlPlane
+from processes import Processes, Trouble
+
+HERE = Path(__file__).parent
+NODE, BRIDGE, ADDRESS, PODS = "node1", "egm0", "10.244.0.1", "10.244.0.0/24"
+DNS = "169.254.20.10"  # an alias of the loopback that CoreDNS listens on, as NodeLocal DNS does
+SYSCTLS = ("net.ipv4.ip_forward", "vm.overcommit_memory", "kernel.panic", "kernel.panic_on_oops")
+PROGRAMS = ("containerd", "ctr", "runc", "iptables", "ip", "conntrack", "busybox", "gcc", "sysctl")
+CNI = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
+DEBIAN = "containerd runc containernetworking-plugins iptables iproute2 conntrack busybox-static gcc libc6-dev procps"
+
+
+def _run(*argv: str, check: bool = True, env: dict[str, str] | None = None, timeout: float = 60) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **(env or {})}, timeout=timeout)
+    if check and done.returncode:
+        raise Trouble(f"{' '.join(argv)}: {done.stderr.strip()[-800:]}")
+    return done.stdout
+
+
+def address() -> None:
+    """The bridge of the pods, whose address is the node's and the API server's, whatever the host's network is."""
+    if os.geteuid() != 0:
+        raise Trouble("a real node needs root; without NODE=1 the cluster does not")
+    missing = [p for p in PROGRAMS if shutil.which(p) is None] + (
+        [] if any(c.is_dir() for c in CNI) else ["CNI plug-ins"]
+    )
+    if missing:
+        raise Trouble(f"a real node needs {', '.join(missing)}; on Debian: apt-get install {DEBIAN}")
+    if not Path(f"/sys/class/net/{BRIDGE}").exists():
+        _run("ip", "link", "add", BRIDGE, "type", "bridge")
+    _run("ip", "addr", "replace", f"{ADDRESS}/24", "dev", BRIDGE)
+    _run("ip", "link", "set", BRIDGE, "up")
+    _run("ip", "addr", "replace", f"{DNS}/32", "dev", "lo")
+
+
+def _fill(run: Path, name: str, target: Path) -> Path:
+    cni = next(c for c in CNI if c.is_dir())
+    values = {"run": run, "cni": cni, "bridge": BRIDGE, "pods": PODS, "node": NODE, "dns": DNS}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(string.Template((HERE / "node" / name).read_text()).substitute(values))
+    return target
+
+
+def _ctr(run: Path, *argv: str, check: bool = True) -> str:
+    return _run("ctr", "-a", f"{run}/containerd/containerd.sock", "-n", "k8s.io", *argv, check=check)
+
+
+def _images(run: Path, home: Path) -> None:
+    folder = run / "images"
+    folder.mkdir(exist_ok=True)
+    if not (folder / "busybox.tar").exists():
+        pause = folder / "pause"
+        _run("gcc", "-Os", "-static", "-DVERSION=3.10", "-o", str(pause), str(home / "share" / "pause.c"))
+        image.write(folder / "pause.tar", "localhost/pause:3.10", {"/pause": pause}, ["/pause"], {})
+        busybox = Path(shutil.which("busybox") or "")
+        links = {f"/bin/{a}": "busybox" for a in _run(str(busybox), "--list").split() if a != "busybox"}
+        image.write(folder / "busybox.tar", "localhost/busybox:1.35", {"/bin/busybox": busybox}, ["sh"], links)
+    for name in ("pause", "busybox"):
+        _ctr(run, "images", "import", str(folder / f"{name}.tar"))
+
+
+def up(plane: ControlPlane, home: Path, say: Callable[[str], None]) -> None:
+    """Start the node's programs; returns when it is Ready."""
+    run, processes = plane.run, plane.processes
+    kubelet = plane.pki.kubeconfig(
+        "kubelet", f"/O=system:nodes/CN=system:node:{NODE}", plane.server, f"IP:{ADDRESS}", f"DNS:{NODE}"
+    )
+    plane.pki.kubeconfig("kube-proxy", "/CN=system:kube-proxy", plane.server)
+    plane.pki.kubeconfig("coredns", "/CN=coredns", plane.server)
+    plane.kubectl("apply", "--server-side", "-f", str(HERE / "node" / "rbac.yaml"))
+    saved = run / "sysctls"  # the kubelet changes them
+    if not saved.exists():
+        saved.write_text(_run("sysctl", *SYSCTLS))
+    _run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    _run("sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1", check=False)
+    _fill(run, "pods.conflist", run / "cni" / "10-pods.conflist")
+    for name in ("kubelet.yaml", "kube-proxy.yaml", "Corefile"):
+        _fill(run, name, run / "node" / name)
+    processes.start(
+        "containerd", ["containerd", "--config", str(_fill(run, "containerd.toml", run / "node" / "containerd.toml"))]
+    )
+
+    def works(*argv: str) -> bool:
+        with contextlib.suppress(Trouble, subprocess.TimeoutExpired):
+            return bool(_ctr(run, *argv))
+        return False
+
+    processes.wait("containerd", lambda: works("version"), 30, "containerd")
+    _images(run, home)
+    processes.start("kubelet", [
+        str(plane.bin / "kubelet"), f"--config={run}/node/kubelet.yaml", f"--kubeconfig={kubelet}", f"--root-dir={run}/kubelet",
+        f"--cert-dir={run}/kubelet/pki", f"--hostname-override={NODE}", f"--node-ip={ADDRESS}",
+    ])  # fmt: skip
+    processes.start("kube-proxy", [str(plane.bin / "kube-proxy"), f"--config={run}/node/kube-proxy.yaml"])
+    processes.start("coredns", [str(plane.bin / "coredns"), "-conf", f"{run}/node/Corefile"])
+    ready = ("wait", "--for=condition=Ready", f"node/{NODE}", "--timeout=1s")
+    processes.wait("the node", lambda: plane.works(*ready), 120, "kubelet", "containerd", "kube-proxy")
+
+    def dns() -> bool:
+        with contextlib.suppress(OSError):
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            return bool(opener.open("http://127.0.0.1:8055/ready", timeout=2).status == 200)
+        return False
+
+    processes.wait("CoreDNS", dns, 30, "coredns")
+    say(f"node {NODE} ready")
+
+
+def _rules(run_table: str) -> list[str]:
+    return _run("iptables", "-t", run_table, "-S", check=False).splitlines()
+
+
+def _iptables() -> None:
+    """Remove the chains of kubelet, kube-proxy and CNI, and the jumps into them."""
+    ours = ("KUBE-", "CNI-")
+    for table in ("filter", "nat", "mangle"):
+        chains = [r.split()[1] for r in _rules(table) if r.startswith("-N ") and r.split()[1].startswith(ours)]
+        for rule in map(shlex.split, _rules(table)):
+            if rule[0] == "-A" and "-j" in rule and rule[rule.index("-j") + 1] in chains and rule[1] not in chains:
+                _run("iptables", "-t", table, "-D", *rule[1:], check=False)
+        for action in ("-F", "-X"):
+            for chain in chains:
+                _run("iptables", "-t", table, action, chain, check=False)
+
+
+def down(run: Path, home: Path) -> None:
+    """Stop the node and take back what it changed on the host."""
+    processes = Processes(run)
+    for name in ("kubelet", "kube-proxy", "coredns"):
+        processes.stop(name)
+    socket = run / "containerd" / "containerd.sock"
+    if socket.exists() and processes.alive("containerd"):  # containers outlive containerd: each pod has a shim
+        for what in ("tasks", "containers"):
+            for found in _ctr(run, what, "ls", "-q", check=False).split():
+                _ctr(run, what, "rm", *(["-f"] if what == "tasks" else []), found, check=False)
+    processes.stop("containerd")
+    for folder in Path("/proc").glob("[0-9]*"):  # shims of our containerd, told by its socket on their command line
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if words[0].endswith("containerd-shim-runc-v2") and str(socket) in words:
+                os.kill(int(folder.name), 9)
+    with contextlib.suppress(OSError, Trouble):
+        _run(str(home / "bin" / "kube-proxy"), "--cleanup", check=False)
+    _iptables()
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for mount in sorted((m for m in mounts if m.startswith(f"{run}/")), reverse=True):
+        _run("umount", "-l", mount, check=False)
+    for link in (["link", "del", BRIDGE], ["addr", "del", f"{DNS}/32", "dev", "lo"]):
+        _run("ip", *link, check=False)
+    if (run / "sysctls").exists():
+        _run("sysctl", "-qp", str(run / "sysctls"), check=False)
+    _left_behind()
+
+
+def _left_behind() -> None:
+    """What containerd, runc, libcni and the kubelet keep in places that no setting moves; what others use is not touched."""
+    for path in Path("/run/containerd/s").glob("*"):  # sockets of shims: ours are dead
+        with contextlib.suppress(OSError), sockets.socket(sockets.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) != 0:
+                path.unlink()
+    for path in Path("/var/lib/cni/results").glob("egm-pods-*"):
+        path.unlink(missing_ok=True)
+    groups = sorted(Path("/sys/fs/cgroup").glob("**/kubepods*/**/"), key=lambda p: -len(p.parts))
+    kubelet = Path("/var/lib/kubelet/device-plugins")
+    if not (kubelet / "kubelet_internal_checkpoint").exists() or not any(
+        _run("pgrep", "-x", "kubelet", check=False).split()
+    ):
+        (kubelet / "kubelet.sock").unlink(missing_ok=True)
+        (kubelet / "kubelet_internal_checkpoint").unlink(missing_ok=True)
+    folders = "/run/containerd/s /run/containerd/runc/k8s.io /run/containerd/runc /run/containerd /var/lib/cni/results /var/lib/cni"
+    for folder in (*groups, *map(Path, folders.split()), kubelet, kubelet.parent):
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only when empty
