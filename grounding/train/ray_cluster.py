@@ -108,23 +108,51 @@ class _Stop:
         self.asked = True
 
 
-@contextlib.contextmanager
-def _ray_node(pods: Pods, node: Node, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """This pod's Ray node while the block runs."""
-    mark = uuid.uuid4().hex
-    # Ray's sockets lie under it, and a socket's path has 107 bytes at most
-    with tempfile.TemporaryDirectory(prefix="egm-ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
-        child = subprocess.Popen(
-            start_command(pods, node, temporary),
-            env={**env, **ray_environment(pods, mark)},
+class RayNode:
+    """This pod's Ray node. Until `up` is set it is started again, twice at most: Ray gives itself 30 s, a busy machine needs more."""
+
+    def __init__(self, pods: Pods, node: Node, env: Mapping[str, str], temporary: str) -> None:
+        self.pods, self.node, self.env, self.temporary = pods, node, env, temporary
+        self.up, self._starts = False, 0
+        self._start()
+
+    def _start(self) -> None:
+        self._starts += 1
+        self.mark = uuid.uuid4().hex
+        self.child = subprocess.Popen(
+            start_command(self.pods, self.node, f"{self.temporary}/{self._starts}"),
+            env={**self.env, **ray_environment(self.pods, self.mark)},
             start_new_session=True,
             stdin=subprocess.DEVNULL,
         )
+
+    def ended(self) -> str:
+        """Why there is no node any more, in words; empty while it runs or gets another try."""
+        if self.child.poll() is None:
+            return ""
+        if not self.up and self._starts < 3:
+            _say(f"the Ray node of rank {self.pods.rank} did not start; once more")
+            end(self.mark)
+            self._start()
+            return ""
+        return f"the Ray node of rank {self.pods.rank} ended with exit code {self.child.returncode}"
+
+    def close(self) -> None:
+        """End it and everything that it started."""
+        end(self.mark)
+        self.child.wait()
+
+
+@contextlib.contextmanager
+def _ray_node(pods: Pods, node: Node, env: Mapping[str, str]) -> Iterator[RayNode]:
+    """This pod's Ray node while the block runs."""
+    # Ray's sockets lie under it, and a socket's path has 107 bytes at most
+    with tempfile.TemporaryDirectory(prefix="egm-ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        made = RayNode(pods, node, env, temporary)
         try:
-            yield child
+            yield made
         finally:
-            end(mark)
-            child.wait()
+            made.close()
 
 
 def shortfall(nodes: list[dict[str, Any]], roll: Roll, pods: Pods, node: Node) -> str:
@@ -143,7 +171,7 @@ def shortfall(nodes: list[dict[str, Any]], roll: Roll, pods: Pods, node: Node) -
     return ""
 
 
-def _wait(pods: Pods, node: Node, roll: Roll, head: subprocess.Popen[bytes], deadline_s: float, stop: _Stop) -> bool:
+def _wait(pods: Pods, node: Node, roll: Roll, head: RayNode, deadline_s: float, stop: _Stop) -> bool:
     """Wait for the whole gang; False where a signal came first. Raises `Failure` that names who is missing after `deadline_s`."""
     import ray
 
@@ -151,12 +179,12 @@ def _wait(pods: Pods, node: Node, roll: Roll, head: subprocess.Popen[bytes], dea
     connected = False
     try:
         while not stop.asked:
-            if head.poll() is not None:
-                raise Failure(f"Ray's head ended with exit code {head.returncode}", hint="Its message stands above.")
+            if why := head.ended():
+                raise Failure(why, hint="Its message stands above.")
             if not connected:
                 with contextlib.suppress(Exception):  # the head is still starting
                     ray.init(address=f"{pods.ip}:{pods.ray_port}", log_to_driver=False, logging_level="ERROR")
-                    connected = True
+                    connected = head.up = True
                     roll.ray = f"{pods.ip}:{pods.ray_port}"
             missing = shortfall(ray.nodes(), roll, pods, node) if connected else missing
             if not missing:
@@ -196,7 +224,7 @@ def lead(
             roll.state = "running"
 
             def lost() -> str:
-                return roll.lost(LOST_AFTER_S) or ("Ray's head has ended" if head.poll() is not None else "")
+                return roll.lost(LOST_AFTER_S) or head.ended()
 
             code = drive(f"{pods.ip}:{pods.ray_port}", lost)
             return code
@@ -227,11 +255,10 @@ def follow(pods: Pods, node: Node, env: Mapping[str, str], deadline_s: float) ->
                     return _EXIT.get(answer["state"], 1)
             elif time.monotonic() - heard > LOST_AFTER_S:
                 raise Failure(f"rank 0 at {pods.master}:{pods.port} has not answered for {LOST_AFTER_S:.0f} s")
-            if child.poll() is not None:
-                gang.say(pods, f"its Ray node ended with exit code {child.returncode}")
-                raise Failure(
-                    f"this pod's Ray node ended with exit code {child.returncode}", hint="Its message stands above."
-                )
+            child.up = child.up or (answer or {}).get("state") == "running"
+            if why := child.ended():
+                gang.say(pods, why)
+                raise Failure(why, hint="Its message stands above.")
             time.sleep(1.0)
 
 

@@ -316,6 +316,10 @@ def main(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> None:
         code = train(job, data, model, out)
     if code == 143:
         sys.stderr.write("rl: stopped; the same command continues from the newest checkpoint\n")
+    elif code and not first:
+        raise Failure(
+            "the run failed on rank 0", hint="Its log says why; the job starts again from its newest checkpoint."
+        )
     elif code:
         raise Failure(f"verl ended with exit code {code}", hint="Its log above says why; the same command continues.")
     raise SystemExit(code)
