@@ -6,7 +6,6 @@ newest complete checkpoint.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -21,7 +20,7 @@ from grounding.api import GroundingTrainJob
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
 from grounding.files import complete_lines
-from grounding.train import checkpoints, gang, ray_cluster, reward, telemetry
+from grounding.train import checkpoints, gang, ray_cluster, reward, telemetry, uploads
 from grounding.train.progress import ProgressWriter, new_lines, parse_lines, progress_line, stitch
 from grounding.train.verl_overrides import overrides
 
@@ -311,8 +310,14 @@ def main(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> None:
     import torch
 
     gpus = job.spec.resources.gpus_per_node * job.spec.resources.nodes if torch.cuda.is_available() else 0
+    model = uploads.local_model(model)
     first = os.environ.get("RANK", "0") == "0"
-    with telemetry.serve(telemetry.source_of(job, out, gpus=gpus)) if first else contextlib.nullcontext():
+    if first:
+        with uploads.kept(job, out) as uploader:
+            told = telemetry.source_of(job, out, gpus=gpus, uri=uploader.newest if uploader else None)
+            with telemetry.serve(told):
+                code = train(job, data, model, out)
+    else:
         code = train(job, data, model, out)
     if code == 143:
         sys.stderr.write("rl: stopped; the same command continues from the newest checkpoint\n")

@@ -28,7 +28,7 @@ from grounding.api import GroundingTrainJob
 from grounding.data.images import open_images
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
-from grounding.train import checkpoints, telemetry
+from grounding.train import checkpoints, telemetry, uploads
 from grounding.train.progress import ProgressWriter
 from grounding.train.sft_data import Collator, SftDataset, load_rows, raise_error
 
@@ -215,8 +215,14 @@ def _tiny(out: Path, rows: list[dict[str, Any]], seed: int) -> Path:
 
 def main(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -> None:
     """Entry point of `egm role sft`."""
-    rank, gpus = int(os.environ.get("RANK", "0")), torch.cuda.device_count() * job.spec.resources.nodes
-    with telemetry.serve(telemetry.source_of(job, out, gpus=gpus)) if rank == 0 else contextlib.nullcontext():
+    gpus = torch.cuda.device_count() * job.spec.resources.nodes
+    model_source = uploads.local_model(model_source)
+    if int(os.environ.get("RANK", "0")) == 0:
+        with uploads.kept(job, out) as uploader:
+            told = telemetry.source_of(job, out, gpus=gpus, uri=uploader.newest if uploader else None)
+            with telemetry.serve(told):
+                code = train(job, data, model_source, out)
+    else:
         code = train(job, data, model_source, out)
     if code:
         sys.stderr.write("sft: stopped; a checkpoint was written, the same command continues from it\n")
