@@ -20,7 +20,7 @@ import orjson
 
 from grounding.api import GroundingTrainJob
 from grounding.errors import EgmError, Failure
-from grounding.storage import Transfer, fetch, is_remote, locate, open_store, send
+from grounding.storage import Transfer, fetch, locate, open_store, send
 from grounding.train import checkpoints
 from grounding.train.checkpoints import MARKER, Checkpoint
 
@@ -180,7 +180,9 @@ class Uploader:
 
 def local_model(model: str) -> str:
     """The model as a folder of this machine; one of a store or the hub is fetched once a node."""
-    return str(fetch(model)) if "://" in model and is_remote(model) else model
+    if "://" not in model or model.startswith("tiny://"):
+        return model
+    return str(fetch(model))
 
 
 @contextlib.contextmanager

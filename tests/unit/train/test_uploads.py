@@ -207,3 +207,8 @@ def test_a_real_s3_server_that_goes_away_and_comes_back(tmp_path: Path, s3) -> N
         assert (there / "progress.jsonl").read_text() == '{"step": 2}\n'
     with uploads.kept(resolve(parse(JOB.replace("OUTPUT", "pvc://claim/x"))[0]), out) as nothing:
         assert nothing is None
+
+
+def test_a_model_is_fetched_where_it_is_not_here(tmp_path: Path) -> None:
+    assert uploads.local_model("tiny://") == "tiny://" and uploads.local_model("some/folder") == "some/folder"
+    assert uploads.local_model(tmp_path.as_uri()) == str(tmp_path)
