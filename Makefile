@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-s3 test-stack test-browser test-cluster lint format types bench clean cluster cluster-env cluster-down
+.PHONY: help setup demo test test-unit test-s3 test-stack test-gang test-browser test-cluster lint format types bench clean cluster cluster-env cluster-down
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,7 +42,10 @@ test-s3: setup ## storage and shipped results against a real S3 server on loopba
 	@$(BIN)/python -m pytest -q tests/s3
 
 test-stack: setup ## the real trainer and the real server on CPU, minutes
-	@$(BIN)/python -m pytest -q tests/stack
+	@$(BIN)/python -m pytest -q tests/stack --ignore=tests/stack/test_ray_cluster.py
+
+test-gang: setup ## RL over a Ray of two nodes, one of which is killed; root, minutes
+	@$(BIN)/python -m pytest -q tests/stack/test_ray_cluster.py
 
 test-cluster: setup ## API server, CRDs, simulated pods: on the cluster of `make cluster`, or on EGM_KUBECONFIG's
 	@$(BIN)/python -m pytest -q tests/cluster

@@ -1,6 +1,7 @@
 """Reinforcement learning: verl's own `main_ppo` as a child process, its metrics as progress lines, its last model as a folder.
 
-On a machine without a GPU it runs through `verl_cpu.py`. A run that was killed continues from the newest complete checkpoint.
+On a machine without a GPU it runs through `verl_cpu.py`; on several nodes over the Ray of `ray_cluster.py`. A run that was killed continues from the
+newest complete checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from grounding.api import GroundingTrainJob
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
 from grounding.files import complete_lines
-from grounding.train import checkpoints, reward, telemetry
+from grounding.train import checkpoints, gang, ray_cluster, reward, telemetry, uploads
 from grounding.train.progress import ProgressWriter, new_lines, parse_lines, progress_line, stitch
 from grounding.train.verl_overrides import overrides
 
@@ -58,9 +59,9 @@ def metrics(data: Mapping[str, Any]) -> dict[str, float]:
 
 
 def environment(
-    job: GroundingTrainJob, out: Path, metrics_file: Path, *, cpu: bool, validation_rows: int
+    job: GroundingTrainJob, out: Path, metrics_file: Path, *, cpu: bool, validation_rows: int, nodes: int = 1
 ) -> dict[str, str]:
-    """Environment of the verl processes; Ray hands it on to its workers."""
+    """Environment of the verl processes; Ray hands it on to its workers. On several nodes each starts its Ray with it."""
     h = job.spec.hyperparameters
     env = {
         "VERL_FILE_LOGGER_PATH": str(metrics_file),
@@ -82,8 +83,9 @@ def environment(
             "VERL_PLATFORM": "cpu",
             "VERL_ENGINE_DEVICE": "cuda",
             "RAY_AUTH_MODE": "disabled",
-            "EGM_ROLLOUTS_A_STEP": str((h.batch_size or 256) * (h.rollouts or 16)),
-            "EGM_ROLLOUTS_A_VALIDATION": str(validation_rows),
+            # several rollout servers share a step's requests in no fixed way: each answers what it has after a moment
+            "EGM_ROLLOUTS_A_STEP": str((h.batch_size or 256) * (h.rollouts or 16) if nodes == 1 else 0),
+            "EGM_ROLLOUTS_A_VALIDATION": str(validation_rows if nodes == 1 else 0),
             # rollout and update take turns, so both cores are free for each; busy waiting would cost the other processes
             "OMP_NUM_THREADS": "2",
             "OMP_WAIT_POLICY": "passive",
@@ -104,14 +106,22 @@ def _total_steps(job: GroundingTrainJob, rows: int) -> int:
 
 
 def train(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> int:
-    """Run to the end or to SIGTERM; leaves `out/model`. Returns verl's exit code, 143 when stopped."""
+    """Run to the end or to SIGTERM; leaves `out/model`. Returns verl's exit code, 143 when stopped.
+
+    On several nodes every pod calls it: rank 0 trains, the others lend it their Ray node and return what it came to.
+    """
     import torch
 
+    cpu = not torch.cuda.is_available()
+    pods = gang.from_environment(os.environ)
+    if pods and pods.rank:
+        return _follow(job, pods, out, cpu)
     if data.train_parquet is None or data.val_parquet is None:
         raise UserError("an RL job needs training and validation data", field="spec.data")
     if (out / "model" / "config.json").exists():
+        if pods:
+            gang.dismiss(pods, 60.0)
         return 0
-    cpu = not torch.cuda.is_available()
     rows = _rows(data.train_parquet)
     batch = job.spec.hyperparameters.batch_size or 256
     if rows < batch:
@@ -123,36 +133,80 @@ def train(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> int:
     total = _total_steps(job, rows)
     checkpoint = checkpoints.newest(out / "checkpoints")
     done = checkpoint.step if checkpoint else 0
-    if checkpoint and done < total:
-        spec = job.spec.resources
-        checkpoints.refuse_other_world(checkpoint, 1 if cpu else spec.nodes * spec.gpus_per_node)
     if done < total:
-        attempt = time.strftime("%Y%m%dT%H%M%S")
-        log = out / "verl" / f"metrics-{attempt}-from-{done}.jsonl"  # verl truncates its file at every start
-        log.parent.mkdir(parents=True, exist_ok=True)
-        arguments = overrides(
-            job,
-            train_file=data.train_parquet,
-            validation_file=data.val_parquet,
-            model=model,
-            out=out,
-            reward_file=Path(reward.__file__).resolve(),
-            cpu=cpu,
-            resume_from=checkpoint.path if checkpoint else None,
-        )
-        env = os.environ | environment(job, out, log, cpu=cpu, validation_rows=_rows(data.val_parquet))
-        start = f"resuming after step {done}" if checkpoint else "starting"
-        print(f"rl: {rows} rows, {total} steps, {start}; verl's metrics: {log}", flush=True)  # noqa: T201
-        code = _run([sys.executable, "-m", "verl.trainer.main_ppo", *arguments], env, out, log, total, done)
+        code = _train(job, data, model, out, cpu, pods, total, checkpoint)
         if code:
             return code
         checkpoint = checkpoints.newest(out / "checkpoints")
+    elif pods:
+        gang.dismiss(pods, 60.0)
     if checkpoint is None or checkpoint.step < total:
         raise Failure(
             "verl ended without the last checkpoint", hint="Its log above says why.", file=out / "checkpoints"
         )
     export(checkpoint.path / "actor", out, model)
     return 0
+
+
+def _train(
+    job: GroundingTrainJob,
+    data: JobData,
+    model: str,
+    out: Path,
+    cpu: bool,
+    pods: gang.Pods | None,
+    total: int,
+    checkpoint: checkpoints.Checkpoint | None,
+) -> int:
+    """Run verl from `checkpoint` on; its exit code."""
+    assert data.train_parquet and data.val_parquet
+    nodes, done = pods.nodes if pods else 1, checkpoint.step if checkpoint else 0
+    node = _node(job, cpu)
+    if checkpoint:
+        checkpoints.refuse_other_world(checkpoint, nodes * node.gpus)
+    attempt = time.strftime("%Y%m%dT%H%M%S")
+    log = out / "verl" / f"metrics-{attempt}-from-{done}.jsonl"  # verl truncates its file at every start
+    log.parent.mkdir(parents=True, exist_ok=True)
+    arguments = overrides(
+        job,
+        train_file=data.train_parquet,
+        validation_file=data.val_parquet,
+        model=model,
+        out=out,
+        reward_file=Path(reward.__file__).resolve(),
+        cpu=cpu,
+        resume_from=checkpoint.path if checkpoint else None,
+        nodes=nodes,
+    )
+    env = os.environ | environment(job, out, log, cpu=cpu, validation_rows=_rows(data.val_parquet), nodes=nodes)
+    start = f"resuming after step {done}" if checkpoint else "starting"
+    print(f"rl: {_rows(data.train_parquet)} rows, {total} steps, {start}; verl's metrics: {log}", flush=True)  # noqa: T201
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
+    if pods is not None:  # verl's runner may land on any pod, whose own environment knows another file or none
+        command.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={log}")
+    if pods is None:
+        return _run(command, env, out, log, total, done)
+    env = gang.environment_of_jobs(env)
+
+    def drive(address: str, lost: Callable[[], str]) -> int:
+        where = ray_cluster.ray_environment(pods, "") | {"RAY_ADDRESS": address}
+        return _run(command, env | where, out, log, total, done, lost)
+
+    return ray_cluster.lead(pods, node, env, _deadline(job), drive)
+
+
+def _follow(job: GroundingTrainJob, pods: gang.Pods, out: Path, cpu: bool) -> int:
+    env = environment(job, out, Path("/dev/null"), cpu=cpu, validation_rows=0, nodes=pods.nodes)
+    return ray_cluster.follow(pods, _node(job, cpu), gang.environment_of_jobs(os.environ | env), _deadline(job))
+
+
+def _node(job: GroundingTrainJob, cpu: bool) -> ray_cluster.Node:
+    gpus = 1 if cpu else job.spec.resources.gpus_per_node
+    return ray_cluster.Node(gpus, ray_cluster.cpu_slots(len(os.sched_getaffinity(0)), gpus))
+
+
+def _deadline(job: GroundingTrainJob) -> float:
+    return float(job.spec.start_deadline_seconds or 1800)
 
 
 def history(folder: Path, total: int) -> list[dict[str, Any]]:
@@ -174,19 +228,31 @@ def history(folder: Path, total: int) -> list[dict[str, Any]]:
     return list(stitch(attempts).values())
 
 
-def _run(command: list[str], env: dict[str, str], out: Path, log: Path, total: int, done: int) -> int:
-    """Run verl, turn its metrics into progress lines, pass SIGTERM and SIGINT on."""
-    stopped: list[int] = []
+def _run(
+    command: list[str],
+    env: dict[str, str],
+    out: Path,
+    log: Path,
+    total: int,
+    done: int,
+    lost: Callable[[], str] = lambda: "",
+) -> int:
+    """Run verl, turn its metrics into progress lines, pass SIGTERM and SIGINT on; what has not ended after most of the grace period is killed.
+
+    `lost` says why the run cannot go on (a node is gone), else nothing: verl may wait for a lost rank for ten minutes.
+    """
+    stopped: list[float] = []
     writer = ProgressWriter(out / "progress.jsonl", "rl", total, done, known=history(log.parent, total))
     child = subprocess.Popen(command, env=env, cwd=out, start_new_session=True)
 
     def stop(number: int, _: Any) -> None:
-        stopped.append(number)
+        stopped.append(time.monotonic())
         _signal_group(child, signal.SIGTERM)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    offset = 0
+    patience = 0.6 * float(os.environ.get("EGM_GRACE_SECONDS") or 30)
+    offset, why = 0, ""
     try:
         while True:
             ended = child.poll() is not None
@@ -194,14 +260,20 @@ def _run(command: list[str], env: dict[str, str], out: Path, log: Path, total: i
             for line in parse_lines(lines):
                 if isinstance(line.get("step"), int) and isinstance(line.get("data"), dict):
                     writer.step(line["step"], metrics(line["data"]))
-            if ended:
+            if ended or (stopped and time.monotonic() - stopped[0] > patience):
+                break
+            if not stopped and (why := lost()):
                 break
             time.sleep(0.5)
     finally:
         writer.close()
         _signal_group(child, signal.SIGKILL)  # Ray's processes, should any outlive their driver
         child.wait()
-    return 143 if stopped else child.returncode
+    if stopped:
+        return 143
+    if why or (child.returncode and (why := lost())):
+        raise Failure(why, hint="The job starts again from its newest checkpoint.")
+    return child.returncode
 
 
 def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
@@ -238,10 +310,21 @@ def main(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> None:
     import torch
 
     gpus = job.spec.resources.gpus_per_node * job.spec.resources.nodes if torch.cuda.is_available() else 0
-    with telemetry.serve(telemetry.source_of(job, out, gpus=gpus)):
+    model = uploads.local_model(model)
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        with uploads.kept(job, out) as uploader:
+            told = telemetry.source_of(job, out, gpus=gpus, uri=uploader.newest if uploader else None)
+            with telemetry.serve(told):
+                code = train(job, data, model, out)
+    else:
         code = train(job, data, model, out)
     if code == 143:
         sys.stderr.write("rl: stopped; the same command continues from the newest checkpoint\n")
+    elif code and not first:
+        raise Failure(
+            "the run failed on rank 0", hint="Its log says why; the job starts again from its newest checkpoint."
+        )
     elif code:
         raise Failure(f"verl ended with exit code {code}", hint="Its log above says why; the same command continues.")
     raise SystemExit(code)

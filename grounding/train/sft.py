@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from grounding.api import GroundingTrainJob
 from grounding.data.images import open_images
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
-from grounding.train import checkpoints, telemetry
+from grounding.train import checkpoints, telemetry, uploads
 from grounding.train.progress import ProgressWriter
 from grounding.train.sft_data import Collator, SftDataset, load_rows, raise_error
 
@@ -71,10 +72,11 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             self._writer.step(state.global_step, line)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.stopped:
+        if _any_rank(self.stopped):  # all ranks stop after the same step, or none could save
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        _barrier()  # the marker vouches for every rank's files
         if state.is_world_process_zero:
             checkpoints.mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
             checkpoints.keep_newest(args.output_dir, self.keep)
@@ -82,6 +84,25 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._writer:
             self._writer.close()
+
+
+def _distributed() -> bool:
+    return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
+
+
+def _barrier() -> None:
+    if _distributed():
+        torch.distributed.barrier()
+
+
+def _any_rank(flag: bool) -> bool:
+    """Whether `flag` is set on any rank."""
+    if not _distributed():
+        return flag
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    told = torch.tensor(int(flag), device=device)
+    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+    return bool(told.item())
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
@@ -140,10 +161,16 @@ def train(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -
         raise UserError("an SFT job needs spec.data.train (or spec.data.shapes)", field="spec.data")
     if (out / "model" / "config.json").exists():
         return 0
+    arguments = _arguments(job, out, int(os.environ.get("WORLD_SIZE", "1")))
+    _ = arguments.device  # the ranks find each other here
     set_seed(job.spec.seed)
     rows = load_rows(data.sft_rows)
+    first = int(os.environ.get("RANK", "0")) == 0
     source = model_source
     if source.startswith("tiny://"):
+        if first:
+            _tiny(out, rows, job.spec.seed)
+        _barrier()
         source = str(_tiny(out, rows, job.spec.seed))
     h = job.spec.hyperparameters
     original = AutoProcessor.from_pretrained(source)
@@ -158,7 +185,10 @@ def train(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -
     model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
     if h.freeze_vision:
         freeze_vision(model)
-    checkpoint = checkpoints.newest(out / "checkpoints")
+    # rank 0 alone sets broken ones aside
+    checkpoint = checkpoints.newest(out / "checkpoints") if first else None
+    _barrier()
+    checkpoint = checkpoint or checkpoints.peek(out / "checkpoints")
     if checkpoint:
         checkpoints.refuse_other_world(checkpoint, int(os.environ.get("WORLD_SIZE", "1")))
     recorder = _Recorder(out, checkpoint.step if checkpoint else 0, h.keep_checkpoints or 5)
@@ -166,7 +196,7 @@ def train(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -
         signal.signal(number, recorder.request_stop)
     trainer = _Trainer(
         model=model,
-        args=_arguments(job, out, int(os.environ.get("WORLD_SIZE", "1"))),
+        args=arguments,
         train_dataset=SftDataset(rows, processor),
         data_collator=Collator(open_images(*data.images), processor, model.config.image_token_id, h.max_length or 8192),
         callbacks=[recorder],
@@ -185,7 +215,8 @@ def train(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -
             file=out / "progress.jsonl",
         )
     if trainer.is_world_process_zero():
-        save_model(out, trainer.model, original)
+        save_model(out, trainer.accelerator.unwrap_model(trainer.model), original)
+    _barrier()
     return 0
 
 
@@ -213,10 +244,30 @@ def _tiny(out: Path, rows: list[dict[str, Any]], seed: int) -> Path:
     return folder
 
 
+def launcher(env: Mapping[str, str], gpus: int, arguments: list[str]) -> list[str]:
+    """The torchrun that starts a rank a GPU on each pod that PyTorchJob made; empty where one process is all, or this is a rank already. Pure."""
+    pods, ranks = int(env.get("WORLD_SIZE") or 1), max(1, gpus)
+    if "LOCAL_RANK" in env or pods * ranks == 1:
+        return []
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={pods}", f"--nproc-per-node={ranks}"]
+    command += [f"--node-rank={env.get('RANK') or 0}", f"--master-addr={env.get('MASTER_ADDR') or '127.0.0.1'}"]
+    command += [f"--master-port={env.get('MASTER_PORT') or 29500}", "--max-restarts=0"]
+    return [*command, "-m", "grounding.cli", *arguments]
+
+
 def main(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -> None:
-    """Entry point of `egm role sft`."""
-    rank, gpus = int(os.environ.get("RANK", "0")), torch.cuda.device_count() * job.spec.resources.nodes
-    with telemetry.serve(telemetry.source_of(job, out, gpus=gpus)) if rank == 0 else contextlib.nullcontext():
+    """Entry point of `egm role sft`; on several GPUs or nodes it becomes torchrun, which starts it again once a rank."""
+    command = launcher(os.environ, torch.cuda.device_count(), sys.argv[1:])
+    if command:
+        os.execv(sys.executable, command)  # noqa: S606
+    gpus = torch.cuda.device_count() * job.spec.resources.nodes
+    model_source = uploads.local_model(model_source)
+    if int(os.environ.get("RANK", "0")) == 0:
+        with uploads.kept(job, out) as uploader:
+            told = telemetry.source_of(job, out, gpus=gpus, uri=uploader.newest if uploader else None)
+            with telemetry.serve(told):
+                code = train(job, data, model_source, out)
+    else:
         code = train(job, data, model_source, out)
     if code:
         sys.stderr.write("sft: stopped; a checkpoint was written, the same command continues from it\n")

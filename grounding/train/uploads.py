@@ -6,7 +6,9 @@ asked through the few methods of `grounding.storage` that stand in `Store`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import re
 import shutil
 import threading
@@ -16,7 +18,9 @@ from typing import Any, Protocol
 
 import orjson
 
-from grounding.errors import EgmError
+from grounding.api import GroundingTrainJob
+from grounding.errors import EgmError, Failure
+from grounding.storage import Transfer, fetch, locate, open_store, send
 from grounding.train import checkpoints
 from grounding.train.checkpoints import MARKER, Checkpoint
 
@@ -172,3 +176,50 @@ class Uploader:
             _log.warning("checkpoint %s is not uploaded yet: %s", newest.path.name, error)
             self._stop.wait(self.interval_s)
         return False
+
+
+def local_model(model: str) -> str:
+    """The model as a folder of this machine; one of a store or the hub is fetched once a node."""
+    if "://" not in model or model.startswith("tiny://"):
+        return model
+    return str(fetch(model))
+
+
+@contextlib.contextmanager
+def kept(job: GroundingTrainJob, out: Path) -> Iterator[Uploader | None]:
+    """Around the training of rank 0: where the job's output is `s3://…`, continue from what is there and leave there what is made.
+
+    Checkpoints go behind the training; at the end (an error, or SIGTERM, too) the newest one and the progress lines, and the model when there is one.
+    Raises `Failure` where the finished model cannot be sent: the same command sends it.
+    """
+    uri = job.spec.output or ""
+    if "://" not in uri or locate(uri, "spec.output").scheme != "s3":
+        yield None
+        return
+    store = open_store(uri, field="spec.output")
+    store.check()
+    if not (out / "progress.jsonl").exists() and store.find("progress.jsonl") is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        store.download("progress.jsonl", out / "progress.jsonl")
+    restore(store, out / "checkpoints")
+    brief = open_store(uri, Transfer(patience_s=15.0), field="spec.output")
+    uploader = Uploader(out / "checkpoints", brief, job.spec.hyperparameters.keep_checkpoints or 3)
+    uploader.start()
+    try:
+        yield uploader
+    finally:
+        model = out / "model"
+        finished = (model / "config.json").exists()
+        patience = 3600.0 if finished else 0.5 * float(os.environ.get("EGM_GRACE_SECONDS") or 30)
+        if not uploader.close(patience):
+            _log.warning("the newest checkpoint is not in %s; it stays in %s", uri, out / "checkpoints")
+        try:
+            if (out / "progress.jsonl").exists():
+                brief.upload(out / "progress.jsonl", "progress.jsonl")
+            if finished:
+                send(model, f"{uri.rstrip('/')}/model", last="config.json")
+        except EgmError as error:
+            if finished:
+                hint = f"It lies in {model}; the same command sends it."
+                raise Failure(f"the model could not be sent to {uri}: {error.message}", hint=hint) from error
+            _log.warning("the progress lines are not in %s: %s", uri, error)

@@ -125,8 +125,8 @@ class HFServerAdapter(BaseRollout):  # type: ignore[misc]
 
     async def update_weights(self, weights: Any, global_steps: int | None = None, **_: Any) -> None:
         state = {name: tensor.detach().cpu() for name, tensor in weights}
-        if torch.distributed.get_rank() == 0:
-            await ray.get_actor(_server_name(0)).load_weights.remote(state, global_steps)
+        # one rollout server a rank: each gets the whole weights from its own
+        await ray.get_actor(_server_name(torch.distributed.get_rank())).load_weights.remote(state, global_steps)
 
 
 class HFServer:

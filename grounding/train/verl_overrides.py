@@ -38,12 +38,16 @@ def overrides(
     reward_file: Path,
     cpu: bool,
     resume_from: Path | None = None,
+    nodes: int = 1,
 ) -> list[str]:
-    """The arguments of `python -m verl.trainer.main_ppo` for a resolved RL job. Paths must be the same on every node."""
+    """The arguments of `python -m verl.trainer.main_ppo` for a resolved RL job. Paths must be the same on every node.
+
+    `nodes`: Ray nodes that are there; more than one means a Ray that runs already (`$RAY_ADDRESS`).
+    """
     spec, h = job.spec, job.spec.hyperparameters
     reward = spec.reward
     batch = h.batch_size or 256
-    gpus, nodes = (1, 1) if cpu else (spec.resources.gpus_per_node, spec.resources.nodes)
+    gpus = 1 if cpu else spec.resources.gpus_per_node
     prompt, response = h.prompt_length or 16384, h.response_length or 2048
     tokens = h.tokens_per_gpu or 25600
     keys: dict[str, Any] = {
@@ -124,37 +128,40 @@ def overrides(
     if h.adam_beta2:
         keys[f"{_ACTOR}.optim.betas"] = [0.9, h.adam_beta2]
     if cpu:
-        keys |= _cpu(h.dtype)
+        keys |= _CPU
+        if nodes == 1:
+            keys |= _CPU_RAY
     else:
         keys[f"{_ROLLOUT}.dtype"] = h.dtype or "bfloat16"
     return [f"{key}={_text(value)}" for key, value in keys.items()] + list(h.engine_overrides or [])
 
 
-def _cpu(dtype: str | None) -> dict[str, Any]:
-    """What the CPU path needs besides; see `verl_cpu.py`."""
-    return {
-        "trainer.device": "cpu",
-        "data.dataloader_num_workers": 0,
-        "reward.num_workers": 1,
-        "+actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
-        f"{_ACTOR}.strategy": "fsdp2",
-        f"{_REF}.strategy": "fsdp2",
-        f"{_ACTOR}.use_torch_compile": False,
-        f"{_ACTOR}.fsdp_config.use_torch_compile": False,
-        f"{_REF}.fsdp_config.use_torch_compile": False,
-        f"+{_ACTOR}.fsdp_config.mixed_precision.param_dtype": "fp32",
-        f"+{_REF}.fsdp_config.mixed_precision.param_dtype": "fp32",
-        # a tiny model is exported with every checkpoint; a large one is merged once at the end
-        f"{_ACTOR}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
-        f"{_ROLLOUT}.load_format": "auto",
-        f"{_ROLLOUT}.full_determinism": True,
-        f"{_ROLLOUT}.agent.num_workers": 1,
-        f"{_ROLLOUT}.agent.default_agent_loop": "numbered_single_turn_agent",
-        "trainer.v1.sampler.custom_sampler.path": "pkg://grounding.train.verl_cpu",
-        "trainer.v1.sampler.custom_sampler.name": "OrderedReplayBuffer",
-        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
-        # logical slots: Ray must place verl's actors on a machine with fewer cores than actors, and no GPU
-        "ray_kwargs.ray_init.num_cpus": 24,
-        "+ray_kwargs.ray_init.num_gpus": 1,
-        "+ray_kwargs.ray_init.include_dashboard": False,
-    }
+# what the CPU path needs besides; see `verl_cpu.py`
+_CPU: dict[str, Any] = {
+    "trainer.device": "cpu",
+    "data.dataloader_num_workers": 0,
+    "reward.num_workers": 1,
+    "+actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
+    f"{_ACTOR}.strategy": "fsdp2",
+    f"{_REF}.strategy": "fsdp2",
+    f"{_ACTOR}.use_torch_compile": False,
+    f"{_ACTOR}.fsdp_config.use_torch_compile": False,
+    f"{_REF}.fsdp_config.use_torch_compile": False,
+    f"+{_ACTOR}.fsdp_config.mixed_precision.param_dtype": "fp32",
+    f"+{_REF}.fsdp_config.mixed_precision.param_dtype": "fp32",
+    # a tiny model is exported with every checkpoint; a large one is merged once at the end
+    f"{_ACTOR}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
+    f"{_ROLLOUT}.load_format": "auto",
+    f"{_ROLLOUT}.full_determinism": True,
+    f"{_ROLLOUT}.agent.num_workers": 1,
+    f"{_ROLLOUT}.agent.default_agent_loop": "numbered_single_turn_agent",
+    "trainer.v1.sampler.custom_sampler.path": "pkg://grounding.train.verl_cpu",
+    "trainer.v1.sampler.custom_sampler.name": "OrderedReplayBuffer",
+    "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+}
+# logical slots of a Ray that verl starts itself: Ray must place verl's actors on a machine with fewer cores than actors, and no GPU
+_CPU_RAY: dict[str, Any] = {
+    "ray_kwargs.ray_init.num_cpus": 24,
+    "+ray_kwargs.ray_init.num_gpus": 1,
+    "+ray_kwargs.ray_init.include_dashboard": False,
+}

@@ -1,0 +1,280 @@
+"""Ray across the pods of a job: rank 0 starts the head, waits for everybody, runs the driver; the others join, watch, and leave with its result.
+
+Every pod has a Ray node of its own in a temporary folder of its own. Nothing here ever stops another Ray: what is ended is found by a token in
+the environment of what was started here. Any loss ends the run, since verl cannot go on without a rank: the gang starts again from the newest
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from grounding.errors import Failure
+from grounding.train import gang
+from grounding.train.gang import FINAL, Pods, Roll
+
+LOST_AFTER_S = float(os.environ.get("EGM_LOST_SECONDS") or 60)
+_MARK = "EGM_RAY_NODE"
+_EXIT = {"succeeded": 0, "stopped": 143}
+
+
+@dataclass(frozen=True)
+class Node:
+    """What this pod offers to Ray. Slots are logical: TransferQueue, agents and reward workers of verl each hold one."""
+
+    gpus: int
+    cpus: int
+
+
+def cpu_slots(cores: int, gpus: int) -> int:
+    """CPU slots of a pod: verl's placement takes up to 3 a GPU, TransferQueue 9, agents and rewards 8 each, the runner 1; all may land on one pod."""
+    return max(cores, 4 * gpus + 32)
+
+
+def _say(text: str) -> None:
+    print(f"ray: {text}", flush=True)  # noqa: T201
+
+
+def ray_environment(pods: Pods, mark: str) -> dict[str, str]:
+    """Environment of a Ray node and of what runs on it."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": pods.token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        # without it a node of several cores starts idle workers by the number of slots
+        "RAY_worker_maximum_startup_concurrency": "4",
+        _MARK: mark,
+    }
+
+
+def start_command(pods: Pods, node: Node, temporary: str) -> list[str]:
+    """`ray start` of this pod, in the foreground."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    command += [f"--num-cpus={node.cpus}", f"--num-gpus={node.gpus}", f"--node-ip-address={pods.ip}"]
+    if pods.rank == 0:
+        command += ["--head", f"--port={pods.ray_port}", "--include-dashboard=false", f"--temp-dir={temporary}"]
+    else:
+        command += [f"--address={pods.master}:{pods.ray_port}", f"--temp-dir={temporary}"]
+    return command
+
+
+def marked(mark: str) -> list[int]:
+    """Processes that carry `mark` in their environment."""
+    wanted, found = f"{_MARK}={mark}".encode(), []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
+
+
+def end(mark: str, grace_s: float = 10.0) -> None:
+    """End everything that carries `mark`: SIGTERM, and SIGKILL after `grace_s`."""
+    deadline, told = time.monotonic() + grace_s, set()
+    while left := marked(mark):
+        hard = time.monotonic() > deadline
+        if time.monotonic() > deadline + 10.0:
+            raise Failure(f"Ray's processes do not end: {', '.join(map(str, left))}")
+        for pid in left:
+            if hard or pid not in told:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL if hard else signal.SIGTERM)
+                told.add(pid)
+        time.sleep(0.1)
+
+
+class _Stop:
+    """SIGTERM and SIGINT, remembered. The handlers stay: whoever runs a driver later sets his own."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+
+class RayNode:
+    """This pod's Ray node. Until `up` is set it is started again, twice at most: Ray gives itself 30 s, a busy machine needs more."""
+
+    def __init__(self, pods: Pods, node: Node, env: Mapping[str, str], temporary: str) -> None:
+        self.pods, self.node, self.env, self.temporary = pods, node, env, temporary
+        self.up, self._starts = False, 0
+        self._start()
+
+    def _start(self) -> None:
+        self._starts += 1
+        self.mark = uuid.uuid4().hex
+        self.child = subprocess.Popen(
+            start_command(self.pods, self.node, f"{self.temporary}/{self._starts}"),
+            env={**self.env, **ray_environment(self.pods, self.mark)},
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def ended(self) -> str:
+        """Why there is no node any more, in words; empty while it runs or gets another try."""
+        if self.child.poll() is None:
+            return ""
+        if not self.up and self._starts < 3:
+            _say(f"the Ray node of rank {self.pods.rank} did not start; once more")
+            end(self.mark)
+            self._start()
+            return ""
+        return f"the Ray node of rank {self.pods.rank} ended with exit code {self.child.returncode}"
+
+    def close(self) -> None:
+        """End it and everything that it started."""
+        end(self.mark)
+        self.child.wait()
+
+
+@contextlib.contextmanager
+def _ray_node(pods: Pods, node: Node, env: Mapping[str, str]) -> Iterator[RayNode]:
+    """This pod's Ray node while the block runs."""
+    # Ray's sockets lie under it, and a socket's path has 107 bytes at most
+    with tempfile.TemporaryDirectory(prefix="egm-ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        made = RayNode(pods, node, env, temporary)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def shortfall(nodes: list[dict[str, Any]], roll: Roll, pods: Pods, node: Node) -> str:
+    """Who or what is missing, in words, from Ray's list of nodes; empty when the gang is whole. Pure."""
+    absent = roll.missing()
+    if absent:
+        return f"of {pods.nodes} pods, rank {', '.join(map(str, absent))} has not joined"
+    alive = {n["NodeManagerAddress"]: n.get("Resources", {}) for n in nodes if n.get("Alive")}
+    places = {0: pods.ip} | {rank: m.ip for rank, m in sorted(roll.members.items())}
+    for rank, ip in places.items():
+        if ip not in alive:
+            return f"Ray on rank {rank} ({ip}) is not up"
+        gpus = int(alive[ip].get("GPU", 0))
+        if gpus < node.gpus:
+            return f"rank {rank} ({ip}) offers {gpus} GPUs, {node.gpus} are wanted"
+    return ""
+
+
+def _wait(pods: Pods, node: Node, roll: Roll, head: RayNode, deadline_s: float, stop: _Stop) -> bool:
+    """Wait for the whole gang; False where a signal came first. Raises `Failure` that names who is missing after `deadline_s`."""
+    import ray
+
+    end_at, said, missing = time.monotonic() + deadline_s, "", "Ray's head is not up"
+    connected = False
+    try:
+        while not stop.asked:
+            if why := head.ended():
+                raise Failure(why, hint="Its message stands above.")
+            if not connected:
+                with contextlib.suppress(Exception):  # the head is still starting
+                    ray.init(address=f"{pods.ip}:{pods.ray_port}", log_to_driver=False, logging_level="ERROR")
+                    connected = head.up = True
+                    roll.ray = f"{pods.ip}:{pods.ray_port}"
+            missing = shortfall(ray.nodes(), roll, pods, node) if connected else missing
+            if not missing:
+                return True
+            if missing != said:
+                _say(f"waiting: {missing}")
+                said = missing
+            if lost := roll.lost(LOST_AFTER_S):
+                raise Failure(lost, hint="Its log says why; the job starts again from its newest checkpoint.")
+            if time.monotonic() > end_at:
+                raise Failure(
+                    f"the gang is not whole after {deadline_s:.0f} s: {missing}",
+                    hint="Look at that pod; spec.startDeadlineSeconds says how long to wait.",
+                )
+            time.sleep(0.5)
+        return False
+    finally:
+        if connected:
+            ray.shutdown()
+
+
+def lead(
+    pods: Pods, node: Node, env: Mapping[str, str], deadline_s: float, drive: Callable[[str, Callable[[], str]], int]
+) -> int:
+    """Rank 0. `drive(ray address, lost)` runs the driver and gives its exit code; it has to end it once `lost()` says why."""
+    stop = _Stop()
+    pods = replace(pods, ip=pods.ip or gang.own_address(pods.master))
+    roll = Roll(pods.nodes)
+    os.environ |= ray_environment(pods, "")  # this process asks Ray as well
+    with gang.meet(pods, roll), _ray_node(pods, node, env) as head:
+        code = 1
+        try:
+            if not _wait(pods, node, roll, head, deadline_s, stop):
+                code = 143
+                return code
+            _say(f"{pods.nodes} nodes with {node.gpus} GPUs each are there")
+            roll.state = "running"
+
+            def lost() -> str:
+                return roll.lost(LOST_AFTER_S) or head.ended()
+
+            code = drive(f"{pods.ip}:{pods.ray_port}", lost)
+            return code
+        finally:
+            # told while Ray still stands: a worker whose Ray goes first would call that a failure
+            roll.state = {0: "succeeded", 143: "stopped"}.get(code, "failed")  # type: ignore[assignment]
+            roll.told_all(10.0)
+
+
+def follow(pods: Pods, node: Node, env: Mapping[str, str], deadline_s: float) -> int:
+    """A worker. 0 when the run succeeded, 1 when it failed, 143 when this pod or rank 0 was told to stop."""
+    stop = _Stop()
+    pods = replace(pods, ip=pods.ip or gang.own_address(pods.master))
+    ended = _join(pods, deadline_s, stop)
+    if ended:
+        return _EXIT.get(ended, 1)
+    heard = time.monotonic()
+    with _ray_node(pods, node, env) as child:
+        while True:
+            if stop.asked:
+                gang.say(pods, "it was told to stop")
+                return 143
+            answer = gang.say(pods)
+            if answer is not None:
+                heard = time.monotonic()
+                if answer.get("state") in FINAL:
+                    _say(f"rank 0 says: {answer['state']}")
+                    return _EXIT.get(answer["state"], 1)
+            elif time.monotonic() - heard > LOST_AFTER_S:
+                raise Failure(f"rank 0 at {pods.master}:{pods.port} has not answered for {LOST_AFTER_S:.0f} s")
+            child.up = child.up or (answer or {}).get("state") == "running"
+            if why := child.ended():
+                gang.say(pods, why)
+                raise Failure(why, hint="Its message stands above.")
+            time.sleep(1.0)
+
+
+def _join(pods: Pods, deadline_s: float, stop: _Stop) -> str:
+    """Wait until rank 0's Ray answers. Gives how the run ended where it has ended before that, else an empty string."""
+    end_at = time.monotonic() + deadline_s
+    while not stop.asked:
+        answer = gang.say(pods) or {}
+        if answer.get("state") in FINAL:
+            return str(answer["state"])
+        if answer.get("ray"):
+            return ""
+        if time.monotonic() > end_at:
+            raise Failure(
+                f"rank 0 at {pods.master}:{pods.port} is not there after {deadline_s:.0f} s",
+                hint="Look at rank 0's log; spec.startDeadlineSeconds says how long to wait.",
+            )
+        time.sleep(0.5)
+    return "stopped"

@@ -1,0 +1,197 @@
+"""The override list against the verl that is installed: not only does it compose, what reads a key gets our value.
+
+What needs a GPU engine to be asked (vLLM's use of `max_model_len`) is followed as far as the typed configuration that verl hands to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from grounding.api import parse, resolve
+from grounding.train import reward
+from grounding.train.verl_overrides import overrides
+
+RL = "actor_rollout_ref"
+
+
+def _arguments(
+    preset: str, out: Path, model: str = "/m", cpu: bool = False, more: str = "", resume: bool = False
+) -> list[str]:
+    job = resolve(
+        parse(f"""
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingTrainJob
+metadata: {{name: rl}}
+spec:
+  preset: {preset}
+  data: {{train: [a.json], validation: [b.jsonl], images: [c.tar]}}
+  reward: {{type: mix, alpha: 0.25, threshold: 0.75}}
+  hyperparameters: {{saveEvery: 7{more}}}
+""")[0]
+    )
+    return overrides(
+        job,
+        train_file=out / "train.parquet",
+        validation_file=out / "val, 2.parquet",
+        model=model,
+        out=out,
+        reward_file=Path(reward.__file__),
+        cpu=cpu,
+        resume_from=out / "checkpoints" / "global_step_3" if resume else None,
+    )
+
+
+def _compose(arguments: list[str]) -> DictConfig:
+    import verl.trainer
+
+    folder = Path(next(iter(verl.trainer.__path__))) / "config"
+    with initialize_config_dir(str(folder), version_base=None):
+        return compose("ppo_trainer", overrides=arguments)
+
+
+@pytest.mark.parametrize(
+    ("preset", "cpu"), [("egm-4b-rl", False), ("egm-8b-rl", False), ("egm-internvl-rl", False), ("tiny-rl", True)]
+)
+def test_every_override_stands_in_the_composed_configuration(preset: str, cpu: bool, tmp_path: Path) -> None:
+    from verl.trainer.ppo.utils import need_reference_policy
+    from verl.utils.config import validate_config
+
+    arguments = _arguments(preset, tmp_path, cpu=cpu, resume=True)
+    config = _compose(arguments)
+    for override in OverridesParser.create().parse_overrides(arguments):
+        found = OmegaConf.select(config, override.key_or_group)
+        assert (list(found) if OmegaConf.is_list(found) else found) == override.value(), override.input_line
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=False)
+    assert need_reference_policy(config) == (preset in ("egm-4b-rl", "egm-8b-rl")), "only a KL loss needs one"
+    rollout = config[RL].rollout
+    assert rollout.max_model_len == config.data.max_prompt_length + config.data.max_response_length
+    assert rollout.enable_chunked_prefill and "+" not in rollout.name
+
+
+def test_engine_overrides_win(tmp_path: Path) -> None:
+    more = ", engineOverrides: ['trainer.save_freq=99', 'actor_rollout_ref.rollout.n=3']"
+    config = _compose(_arguments("egm-8b-rl", tmp_path, more=more))
+    assert config.trainer.save_freq == 99 and config[RL].rollout.n == 3
+
+
+def test_the_typed_configurations_that_verl_makes_hold_our_values(tmp_path: Path) -> None:
+    from verl.utils.config import omega_conf_to_dataclass
+
+    config = _compose(_arguments("egm-8b-rl", tmp_path, more=", tensorParallel: 2, adamBeta2: 0.95"))
+    actor = omega_conf_to_dataclass(config[RL].actor)
+    assert (actor.ppo_mini_batch_size, actor.ppo_max_token_len_per_gpu, actor.use_dynamic_bsz) == (256, 25600, True)
+    assert (actor.use_kl_loss, actor.kl_loss_coef, actor.kl_loss_type) == (True, 0.005, "low_var_kl")
+    assert (actor.policy_loss.loss_mode, actor.loss_agg_mode) == ("gspo", "seq-mean-token-mean")
+    assert (actor.optim.lr, actor.optim.lr_scheduler_type, actor.optim.lr_warmup_steps) == (3e-6, "cosine", 30)
+    assert tuple(actor.optim.betas) == (0.9, 0.95) and actor.optim.weight_decay == 0.01
+    assert actor.fsdp_config.param_offload and actor.fsdp_config.optimizer_offload
+    rollout = omega_conf_to_dataclass(config[RL].rollout)
+    assert (rollout.temperature, rollout.top_p, rollout.top_k, rollout.n) == (0.7, 0.9, 50, 16)
+    assert (rollout.max_model_len, rollout.enable_chunked_prefill) == (18432, True)
+    assert (rollout.tensor_model_parallel_size, rollout.dtype, rollout.val_kwargs.do_sample) == (2, "bfloat16", False)
+
+
+def test_the_optimizer_follows_the_schedule(tmp_path: Path) -> None:
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.workers.config.optimizer import build_optimizer
+
+    config = _compose(_arguments("egm-8b-rl", tmp_path))
+    optim = omega_conf_to_dataclass(config[RL].actor.optim)
+    made = build_optimizer([torch.nn.Parameter(torch.zeros(2))], optim)
+    group = made.param_groups[0]
+    assert type(made).__name__ == "AdamW" and group["lr"] == 3e-6 and group["weight_decay"] == 0.01
+
+
+class _Tokenizer:
+    """Decodes to the answer it was made with."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def decode(self, *_: Any, **__: Any) -> str:
+        return self.answer
+
+
+@pytest.mark.parametrize("truth", [[100, 100, 300, 300], np.array([100.0, 100.0, 300.0, 300.0])])
+def test_the_reward_manager_calls_our_function_with_its_arguments(tmp_path: Path, truth: Any) -> None:
+    from verl import DataProto
+    from verl.trainer.ppo.reward import load_reward_manager
+
+    config = _compose(_arguments("egm-8b-rl", tmp_path))
+
+    async def once(split: str) -> dict[str, Any]:
+        # half of the truth: IoU 0.5, which passes at 0.5 and does not at the job's 0.75
+        manager = load_reward_manager(config, _Tokenizer('[{"bbox_2d": [100, 100, 300, 200]}]'))
+        rows = {
+            "data_source": np.array(["grounding"], dtype=object),
+            "reward_model": np.array([{"style": "rule", "ground_truth": truth}], dtype=object),
+            "extra_info": np.array([{"split": split, "width": 1000, "height": 1000}], dtype=object),
+        }
+        tensors = {"responses": torch.ones(1, 4), "attention_mask": torch.ones(1, 9, dtype=torch.long)}
+        return await manager.run_single(DataProto.from_dict(tensors=tensors, non_tensors=rows))
+
+    told = asyncio.run(once("train"))
+    assert told["reward_score"] == 0.25 * 0.0 + (1.0 - 0.25) * 0.5
+    assert told["reward_extra_info"] == {"score": 0.375, "acc": 0.0, "iou": 0.5, "parsed": 1.0, "length": 35.0}
+    assert asyncio.run(once("test"))["reward_score"] == 0.0
+
+
+def test_gspo_is_aggregated_as_in_the_reference_s_tree(tmp_path: Path) -> None:
+    """Worked by hand: two answers of 1 and 4 tokens weigh the same, clipped at 0.2, whatever their lengths."""
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    from verl.utils.config import omega_conf_to_dataclass
+
+    actor = omega_conf_to_dataclass(_compose(_arguments("egm-8b-rl", tmp_path))[RL].actor)
+    loss = get_policy_loss_fn(actor.policy_loss.loss_mode)
+    mask = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    old = torch.zeros(2, 4)
+    new = torch.tensor([[0.1, 9.0, 9.0, 9.0], [0.4, 0.4, 0.0, 0.8]])
+    advantages = torch.tensor([[2.0] * 4, [-1.0] * 4])
+    first = -2.0 * min(math.exp(0.1), 1.2)  # the ratio of a sequence is the mean of its tokens' log ratios
+    second = max(math.exp((0.4 + 0.4 + 0.0 + 0.8) / 4), 1.2)
+    by_hand = (first + second) / 2
+    ours, told = loss(old, new, advantages, mask, loss_agg_mode=actor.loss_agg_mode, config=actor)
+    assert ours.item() == pytest.approx(by_hand, rel=1e-6)
+    by_length, _ = loss(old, new, advantages, mask, loss_agg_mode="token-mean", config=actor)
+    assert by_length.item() == pytest.approx((first + 4 * second) / 5, rel=1e-6)
+    assert abs(by_length.item() - by_hand) > 0.1, "the key would not matter"
+    assert 0.0 <= told["actor/pg_clipfrac"] <= 1.0
+
+
+def test_the_data_set_reads_patch_size_lengths_and_seed(tmp_path: Path, tiny_model: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+    from transformers import AutoProcessor
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+
+    Image.new("RGB", (96, 64)).save(tmp_path / "a.png")
+    row = {
+        "data_source": "grounding",
+        "prompt": [{"role": "user", "content": "<image>\nLocate it"}],
+        "images": [str(tmp_path / "a.png")],
+        "reward_model": {"style": "rule", "ground_truth": [1.0, 2.0, 3.0, 4.0]},
+        "extra_info": {"split": "train", "index": 0, "width": 96, "height": 64},
+    }
+    long = row | {"prompt": [{"role": "user", "content": "<image>\n" + "word " * 400}]}
+    pq.write_table(pa.Table.from_pylist([row, long]), tmp_path / "train.parquet")
+    more = ", promptLength: 200"
+    config = _compose(_arguments("egm-8b-rl", tmp_path, more=more, model=str(tiny_model)))
+    config.data.filter_overlong_prompts_workers = 1
+    with open_dict(config):
+        config.data.cache_dir = str(tmp_path / "cache")
+    processor = AutoProcessor.from_pretrained(tiny_model)
+    data = RLHFDataset(config.data.train_files, processor.tokenizer, config.data, processor)
+    assert (data.image_patch_size, data.max_prompt_length, data.truncation) == (16, 200, "error")
+    assert len(data) == 1, "the prompt over promptLength was kept"
+    assert data[0]["extra_info"]["width"] == 96
