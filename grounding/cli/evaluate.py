@@ -5,14 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from grounding.evaluate.run import Evaluation, Listener, Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -40,6 +35,24 @@ def _split(files: list[Path], images: list[Path], more: list[Path]) -> tuple[lis
     return files, images
 
 
+def _places(out: str, local: Path | None) -> tuple[Path, str]:
+    """(folder that rows are written to, URI of its copy or nothing). Raises `UserError` for a place that cannot hold results."""
+    from grounding.errors import UserError
+    from grounding.storage import cache_folder, is_remote, locate
+
+    place, remote = locate(out, "--out"), is_remote(out)
+    if place.scheme == "hf":
+        raise UserError(
+            "results cannot be written to the hub", field="--out", hint="Write a folder or s3://bucket/prefix."
+        )
+    if local is not None and not remote:
+        raise UserError("is for --out s3://… only", field="--local")
+    folder = (local or cache_folder() / "results" / place.root / place.path) if remote else place.folder
+    if folder.exists() and not folder.is_dir():
+        raise UserError("is a file, a folder was expected", file=folder, field="--out")
+    return folder, out if remote else ""
+
+
 def again(argv: list[str], *extra: str, without: tuple[str, ...] = ("--retry-errors",)) -> str:
     """The command to run again, with `extra` flags."""
     words = [w for w in argv if w not in without] + list(extra)
@@ -47,9 +60,14 @@ def again(argv: list[str], *extra: str, without: tuple[str, ...] = ("--retry-err
 
 
 def evaluate(
-    images: Annotated[list[Path], typer.Option("--images", help="Folder, tar or split tar of images; repeatable.")],
     model: Annotated[str, typer.Option("--model", help="The name the server serves the model under.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of rows and summary; the same command resumes there.")],
+    out: Annotated[
+        str,
+        typer.Option("--out", help="Folder or s3://BUCKET/PREFIX of rows and summary; the same command resumes there."),
+    ],
+    images: Annotated[
+        list[Path], typer.Option("--images", help="Folder, tar or split tar of images; repeatable.")
+    ] = [],  # noqa: B006
     files: Annotated[list[Path], typer.Option("--files", help="Evaluation files: --files A.jsonl B.jsonl …")] = [],  # noqa: B006
     more: Annotated[
         list[Path], typer.Argument(help="Further evaluation files.", metavar="[FILES]", show_default=False)
@@ -85,7 +103,15 @@ def evaluate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check rows and images, ask nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Ask failed rows again too.")] = False,
-    rescore: Annotated[bool, typer.Option("--rescore", help="Score stored answers again, without a server.")] = False,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Score stored answers again: no server, no images.")
+    ] = False,
+    local: Annotated[
+        Path | None, typer.Option(help="With --out s3://…: where rows are written first. [default: in the cache]")
+    ] = None,
+    ship_every: Annotated[
+        float, typer.Option("--ship-every", min=1, help="With --out s3://…: seconds between sendings.")
+    ] = 30.0,
 ) -> None:
     """Evaluate a model on RefCOCO files. The same command again goes on where it stopped."""
     import orjson
@@ -94,10 +120,14 @@ def evaluate(
     from grounding.errors import Failure, UserError
     from grounding.evaluate.client import Options, normalise
     from grounding.evaluate.engines import Sampling, get_engine
+    from grounding.evaluate.live import Live, headline, table
     from grounding.evaluate.request import Request
     from grounding.evaluate.run import Evaluation, plan, run
 
     files, images = _split(files, images, more)
+    if not images and not rescore:
+        raise UserError("no images are given", field="--images", hint="Write --images FOLDER or --images coco.tar.")
+    folder, remote = _places(out, local)
     for url in endpoint:
         normalise(url)
     if not endpoint and not (rescore or dry_run):
@@ -113,7 +143,20 @@ def evaluate(
         timeout_s=timeout,
     )
     evaluation = Evaluation(
-        tuple(files), tuple(images), out, model, client, sampling, scoring, limit, retry_errors, rescore, mode
+        tuple(files),
+        tuple(images),
+        folder,
+        model,
+        client,
+        sampling,
+        scoring,
+        limit,
+        retry_errors,
+        rescore,
+        mode,
+        remote=remote,
+        ship_every_s=ship_every,
+        engine=engine,
     )
     planned = plan(evaluation)
     console = Console(stderr=as_json)
@@ -127,85 +170,17 @@ def evaluate(
             )
         return
     try:
-        summary = _live(evaluation, planned, console, run)
+        with Live(console) as live:
+            summary = run(evaluation, planned, live)
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped; answers are kept. Go on with:\n  {again(sys.argv[1:])}\n")
         raise typer.Exit(130) from None
     if as_json:
         sys.stdout.write(orjson.dumps(summary, option=orjson.OPT_INDENT_2).decode() + "\n")
     else:
-        console.print(table(summary))
-        console.print(headline(summary))
+        console.print(table(summary, wide=console.width >= 110))
+        console.print(headline(summary), highlight=False, soft_wrap=True)
     if summary["reason"]:
         flag = ("--retry-errors",) if summary["errors"] else ()
         dropped = ("--retry-errors", "--rescore")
         raise Failure(summary["reason"], hint=f"Go on with:\n  {again(sys.argv[1:], *flag, without=dropped)}")
-
-
-def _live(evaluation: Evaluation, planned: Plan, console: Console, run: Any) -> dict[str, Any]:
-    """Run with a line that keeps itself current on a terminal, silent elsewhere."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f}  {task.fields[facts]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(planned.work), facts="")
-
-        def listen(p: Any) -> None:
-            accuracy = f"{100 * p.correct / p.answered:.1f} %" if p.answered else "–"
-            facts = f"{p.per_second:.1f}/s  Acc@0.5 {accuracy}  errors {p.errors}"
-            bar.update(task, completed=p.answered + p.errors, facts=facts)
-
-        listener: Listener = listen
-        result: dict[str, Any] = run(evaluation, planned, listener)
-        return result
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
-
-
-def table(summary: dict[str, Any]) -> Any:
-    """The table of the files, in the paper's order."""
-    from rich.table import Table
-
-    view = Table(title=f"{summary['model']}, Acc@0.5 in per cent ({summary['scoring']}, prompt {summary['prompt']})")
-    view.add_column("file")
-    for name in (
-        "n",
-        "Acc@0.5",
-        "@0.75",
-        "@0.9",
-        "mean IoU",
-        "errors",
-        "unparsed",
-        "truncated",
-        "tokens",
-        "p50 s",
-        "p90 s",
-    ):
-        view.add_column(name, justify="right")
-    for f in summary["files"]:
-        plain = [
-            f"{f[k]:.{d}f}" if f[k] is not None else "–"
-            for k, d in (("tokens_mean", 0), ("latency_p50", 3), ("latency_p90", 3))
-        ]
-        percents = [_percent(f[k]) for k in ("acc", "acc75", "acc90", "mean_iou")]
-        counts = [f"{f[k]:,}" for k in ("errors", "unparsed", "truncated")]
-        view.add_row(f["name"], f"{f['n']:,}", *percents, *counts, *plain)
-    return view
-
-
-def headline(summary: dict[str, Any]) -> str:
-    """One line: the means with their intervals, or why there are none."""
-    if summary["reason"]:
-        return f"No mean: {summary['reason']}."
-    ci = summary["ci95"]
-    parts = [
-        f"{name} {_percent(summary[name])} (95 % {_percent(ci[name][0])} to {_percent(ci[name][1])})"
-        for name in ("macro", "micro")
-    ]
-    return f"{', '.join(parts)}; {summary['requests_per_second']:.1f} requests/s"

@@ -12,7 +12,8 @@ from grounding.evaluate.results import numbered, read_rows
 from grounding.evaluate.work import Worklist
 from grounding.files import atomic_write
 
-_BATCH = 5000
+_BATCH, _GROUP = 500, 20
+"""Rows that are turned into columns at a time, and how many such pieces make a row group"""
 
 
 def schema() -> Any:
@@ -60,10 +61,16 @@ def write_parquet(out: Path, work: Worklist) -> Path:
     )
     columns, path = schema(), out / "results.parquet"
     with atomic_write(path) as f, pq.ParquetWriter(f, columns, compression="zstd") as writer:
-        while batch := list(itertools.islice(counting, _BATCH)):
-            arrays = [_array([row.get(c.name) for row in batch], c.type) for c in columns]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=columns))
+        pieces = iter(lambda: list(itertools.islice(counting, _BATCH)), [])
+        while group := [_piece(rows, columns) for rows in itertools.islice(pieces, _GROUP)]:
+            writer.write_table(pa.concat_tables(group).unify_dictionaries())
     return path
+
+
+def _piece(rows: list[dict[str, Any]], columns: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.Table.from_arrays([_array([r.get(c.name) for r in rows], c.type) for c in columns], schema=columns)
 
 
 def _array(values: list[Any], kind: Any) -> Any:

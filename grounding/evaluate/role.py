@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -105,14 +106,20 @@ def _model_name(job: Any) -> str:
 
 
 def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
-    """Ask the servers of `$EGM_ENDPOINTS`, or those the job names; leaves rows and summary under `out`."""
-    from grounding.data.jobdata import locate
+    """Ask the servers of `$EGM_ENDPOINTS`, or those the job names; leaves rows and summary under `out`.
+
+    `$EGM_OUTPUT` (s3://bucket/prefix) keeps a copy there, from which a new pod goes on; SIGTERM ends as Ctrl-C does, with the last rows sent.
+    """
+    from rich.console import Console
+
+    from grounding.data.jobdata import locate as locate_data
     from grounding.evaluate.client import Options
+    from grounding.evaluate.live import Live
     from grounding.evaluate.request import Request
     from grounding.evaluate.run import Evaluation, plan, run
 
     job = _job(job_file)
-    spec, where = job.spec, locate(job, data)
+    spec, where = job.spec, locate_data(job, data)
     given = [e for e in os.environ.get("EGM_ENDPOINTS", "").split(",") if e.strip()]
     endpoints = tuple(given or spec.endpoints or ())
     if not endpoints:
@@ -132,21 +139,21 @@ def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
     client = Options(endpoints, request, spec.concurrency or 64)
     # errors of an earlier attempt are asked again: a job is started again in order to finish
     evaluation = Evaluation(
-        where.eval_files, where.images, out, model, client, sampling, spec.scoring, retry_errors=True, mode=spec.mode
+        where.eval_files,
+        where.images,
+        out,
+        model,
+        client,
+        sampling,
+        spec.scoring,
+        retry_errors=True,
+        mode=spec.mode,
+        remote=os.environ.get("EGM_OUTPUT", ""),
+        engine=spec.engine,
     )
-    said = -1
-
-    def listen(progress: Any) -> None:
-        nonlocal said
-        tenth = 10 * (progress.answered + progress.errors) // max(1, progress.total)
-        if tenth != said:
-            said = tenth
-            sys.stdout.write(
-                f"{progress.answered + progress.errors} of {progress.total}, {progress.per_second:.1f} a second, {progress.errors} errors\n"
-            )
-            sys.stdout.flush()
-
-    summary = run(evaluation, plan(evaluation), listen)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    with Live(Console(force_terminal=False, width=200), every_s=10.0) as live:
+        summary = run(evaluation, plan(evaluation), live)
     if summary["errors"]:
         raise Failure(
             summary["reason"], file=out, hint="Answers are kept; start the job again to ask the failed ones again."

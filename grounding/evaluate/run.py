@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from grounding.data.images import ImageStore, open_images
 from grounding.errors import EgmError, UserError
 from grounding.evaluate.client import Client, Options, Server
-from grounding.evaluate.engines import Sampling
+from grounding.evaluate.engines import Metrics, Sampling, get_engine
 from grounding.evaluate.parquet import write_parquet
 from grounding.evaluate.results import ERROR, Reply, Results, Tallies, rescore, score_row
+from grounding.evaluate.scrape import scrape
 from grounding.evaluate.ship import Remote
 from grounding.evaluate.summary import summarise
 from grounding.evaluate.work import Worklist, read_worklist, settings_digest
@@ -48,6 +49,8 @@ class Evaluation:
     """Where a copy of `out` is kept: s3://bucket/prefix; empty: nowhere"""
     ship_every_s: float = 30.0
     """The copy is at most so old"""
+    engine: str = ""
+    """Whose metrics the endpoints may offer; empty: they are not asked"""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -65,6 +68,8 @@ class Progress:
     asked: int = 0
     seconds: float = 0.0
     servers: Sequence[Server] = ()
+    readings: dict[str, Metrics] = field(default_factory=dict)
+    """What servers said last of themselves, by endpoint"""
     warning: str = ""
     """What does not stop the run, but should be known"""
 
@@ -143,6 +148,8 @@ def run(
                 "requests_per_second": round(progress.per_second, 3) if progress.asked else pace,
                 "wall_seconds": round(before + progress.seconds, 3),
             }
+            if progress.servers:
+                summary["servers"] = [_server_facts(s, progress.readings.get(s.endpoint)) for s in progress.servers]
             if evaluation.mode == "latency":
                 summary |= latency_verdict(summary, lag)
             write_json(evaluation.out / "summary.json", summary)
@@ -153,8 +160,9 @@ def run(
             if len(todo) and not evaluation.rescore:
                 client = Client(_options(evaluation), work, planned.images, receive)
                 progress.servers = client.servers
-                every = evaluation.ship_every_s
-                asyncio.run(_watched(client, todo, results, progress, lag, start, publish, listen, interval, every))
+                asyncio.run(
+                    _watched(evaluation, client, todo, results, progress, lag, start, publish, listen, interval)
+                )
         except BaseException:
             publish()
             listen(progress)
@@ -171,6 +179,7 @@ def run(
 
 
 async def _watched(
+    evaluation: Evaluation,
     client: Client,
     todo: NDArray[np.int64],
     results: Results,
@@ -180,7 +189,6 @@ async def _watched(
     publish: Callable[[], object],
     listen: Listener,
     interval: float,
-    ship_every_s: float,
 ) -> None:
     async def watch() -> None:
         published = synced = time.monotonic()
@@ -199,7 +207,7 @@ async def _watched(
 
     async def ship() -> None:
         while True:
-            await asyncio.sleep(ship_every_s)
+            await asyncio.sleep(evaluation.ship_every_s)
             results.roll()
             with suppress(EgmError):  # `Remote.problem` has it, and the next round begins with it
                 await asyncio.to_thread(results.ship)
@@ -207,6 +215,8 @@ async def _watched(
     tasks = [asyncio.create_task(watch()), asyncio.create_task(lag.measure())]
     if results.remote is not None:
         tasks.append(asyncio.create_task(ship()))
+    if evaluation.engine and (engine := get_engine(evaluation.engine)).metric_names:
+        tasks.append(asyncio.create_task(scrape(engine, evaluation.client.endpoints, progress.readings)))
     try:
         await client.run(todo)
     finally:
@@ -215,6 +225,18 @@ async def _watched(
         for task in tasks:
             with suppress(asyncio.CancelledError):
                 await task
+
+
+def _server_facts(server: Server, reading: Metrics | None) -> dict[str, Any]:
+    """One endpoint of this process's run: what the client saw, and what the server said last (counted from its own start)."""
+    return {
+        "endpoint": server.endpoint,
+        "answered": server.answered,
+        "failed": server.failed,
+        "prompt_tokens": server.prompt_tokens,
+        "cached_tokens": server.cached_tokens,
+        "metrics": None if reading is None else asdict(reading),
+    }
 
 
 def _options(evaluation: Evaluation) -> Options:

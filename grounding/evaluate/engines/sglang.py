@@ -7,16 +7,14 @@ from grounding.evaluate.engines.base import Engine, ServeOptions, all_fields
 
 def command(model: str, options: ServeOptions) -> list[str]:
     """The argv of SGLang's server."""
-    copies = (
-        ["--dp-size", str(options.gpus), "--tp-size", "1"]
-        if options.gpus
-        else ["--device", "cpu", "--dtype", "float32"]
-    )
+    place = ["--dp-size", str(options.gpus), "--tp-size", "1"]
+    if not options.gpus:  # a share of a machine's memory would be all of it
+        place = ["--device", "cpu", "--dtype", "float32", "--max-total-tokens", str(max(65536, 2 * options.max_length))]
     return [
         *("python", "-m", "sglang.launch_server", "--model-path", model),
         *("--served-model-name", options.served_name or model),
         *("--host", options.host, "--port", str(options.port)),
-        *copies,
+        *place,
         *("--mem-fraction-static", "0.8", "--context-length", str(options.max_length)),
         # the cache report makes each answer say how much of its prompt was cached
         *("--trust-remote-code", "--enable-metrics", "--enable-cache-report"),

@@ -25,7 +25,7 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     "COLUMNS": "200",
 }
-TIMING = {"requests_per_second", "wall_seconds"}
+TIMING = {"requests_per_second", "wall_seconds", "servers"}
 
 
 def evaluation(dataset, *urls, out="out", **changes):

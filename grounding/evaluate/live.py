@@ -1,0 +1,227 @@
+"""What a running evaluation shows: a view that keeps itself current on a terminal, lines elsewhere, and the table at the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import rich.live
+    from rich.console import Console, Group
+
+    from grounding.evaluate.run import Progress
+
+_LINE_EVERY_S = 30.0
+_Z = 1.96
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson), 0..1; (0, 1) for none. For the running figure: the summary's is by image. Pure."""
+    if not n:
+        return 0.0, 1.0
+    p, z = correct / n, _Z * _Z / n
+    middle, half = (p + z / 2) / (1 + z), _Z * math.sqrt(p * (1 - p) / n + z / n / 4) / (1 + z)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def duration(seconds: float) -> str:
+    """A length of time in two units at most. Pure."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Pace:
+    """Replies a second over the last seconds, which is what the time left depends on."""
+
+    def __init__(self, window_s: float = 20.0) -> None:
+        self._window_s = window_s
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, asked: int) -> None:
+        """So many replies had come by `now`."""
+        self._seen.append((now, asked))
+        while now - self._seen[0][0] > self._window_s and len(self._seen) > 2:
+            self._seen.popleft()
+
+    @property
+    def per_second(self) -> float:
+        """0 before there are two measurements."""
+        if len(self._seen) < 2:
+            return 0.0
+        (start, first), (end, last) = self._seen[0], self._seen[-1]
+        return (last - first) / (end - start) if end > start else 0.0
+
+
+def _accuracy(p: Progress) -> str:
+    if not p.answered:
+        return "–"
+    low, high = wilson(p.correct, p.answered)
+    return f"{100 * p.correct / p.answered:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _left(p: Progress, pace: float) -> str:
+    rest = p.total - p.answered - p.errors
+    return duration(rest / pace) if rest and pace > 0 else ("–" if rest else "0 s")
+
+
+def line(p: Progress, pace: float) -> str:
+    """How far it is, as one line for a log. Pure."""
+    done = p.answered + p.errors
+    facts = [
+        f"{done:,} of {p.total:,} ({100 * done / max(1, p.total):.1f} %)",
+        f"{pace:.1f} requests/s",
+        f"Acc@0.5 {_accuracy(p)}",
+        f"{p.errors:,} errors",
+        f"{_left(p, pace)} left",
+    ]
+    return ", ".join(facts) + (f"; {p.warning}" if p.warning else "")
+
+
+def view(p: Progress, pace: float, width: int) -> Group:
+    """How far it is, for a terminal of `width` columns: totals, then a row an endpoint. Pure."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    done = p.answered + p.errors
+    head = Table.grid(padding=(0, 2))
+    head.add_row(
+        ProgressBar(max(1, p.total), done, width=max(10, min(40, width - 50))),
+        Text(f"{done:,}/{p.total:,}"),
+        Text(f"{pace:.1f}/s"),
+        Text(f"{_left(p, pace)} left"),
+    )
+    facts = Text.assemble(
+        ("Acc@0.5 ", "dim"),
+        (_accuracy(p), "bold"),
+        ("   errors ", "dim"),
+        (f"{p.errors:,}", "bold red" if p.errors else "bold"),
+    )
+    parts: list[Any] = [head, facts]
+    if p.servers:
+        parts.append(_endpoints(p, wide=width >= 100))
+    if p.warning:
+        parts.append(Text(p.warning, style="yellow"))
+    return Group(*parts)
+
+
+def _endpoints(p: Progress, *, wide: bool) -> Any:
+    from rich.table import Table
+
+    rows = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    rows.add_column("endpoint", overflow="ellipsis", no_wrap=True, min_width=12)
+    names = ["in flight", "limit", "latency", "cached"] + (
+        ["answered", "failed", "queued", "KV"] if wide else ["failed"]
+    )
+    for name in names:
+        rows.add_column(name, justify="right", no_wrap=True)
+    for s in p.servers:
+        reading = p.readings.get(s.endpoint)
+        cached = f"{100 * s.cached_tokens / s.prompt_tokens:.0f} %" if s.prompt_tokens and s.cached_tokens else "–"
+        if cached == "–" and reading is not None and reading.hit_rate is not None:
+            cached = f"{100 * reading.hit_rate:.0f} %"
+        limit = "away" if s.breaker.open else f"{s.limiter.limit}"
+        latency = f"{s.latency_s:.2f} s" if s.answered else "–"
+        more = [f"{s.failed:,}"]
+        if wide:
+            queued = "–" if reading is None or reading.queued is None else f"{reading.queued:,.0f}"
+            kv = "–" if reading is None or reading.kv_use is None else f"{100 * reading.kv_use:.0f} %"
+            more = [f"{s.answered:,}", *more, queued, kv]
+        rows.add_row(
+            s.endpoint.removeprefix("http://"),
+            f"{s.active}",
+            limit,
+            latency,
+            cached,
+            *more,
+            style="red" if s.breaker.open else "",
+        )
+    return rows
+
+
+class Live:
+    """Shows `Progress` as it is handed over: in place on a terminal, else a line now and then. A context manager."""
+
+    def __init__(self, console: Console, every_s: float = _LINE_EVERY_S) -> None:
+        self._console, self._every_s = console, every_s
+        self._pace, self._said = Pace(), 0.0
+        self._live: rich.live.Live | None = None
+
+    def __enter__(self) -> Live:
+        if self._console.is_terminal:
+            import rich.live
+
+            self._live = rich.live.Live(console=self._console, transient=True, auto_refresh=False)
+            self._live.__enter__()
+        self._said = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, value, trace)
+
+    def __call__(self, p: Progress) -> None:
+        now = time.monotonic()
+        self._pace.add(now, p.asked)
+        if self._live is not None:
+            self._live.update(view(p, self._pace.per_second, self._console.width), refresh=True)
+        elif now - self._said >= self._every_s:
+            self._said = now
+            self._console.print(line(p, self._pace.per_second), markup=False, highlight=False, soft_wrap=True)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def table(summary: dict[str, Any], *, wide: bool = True) -> Any:
+    """The table of the files, in the paper's order; `wide` adds what does not fit 80 columns."""
+    from rich.table import Table
+
+    title = f"{summary['model']}, Acc@0.5 in per cent ({summary['scoring']}, prompt {summary['prompt']})"
+    shown = Table(title=title, box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
+    shown.add_column("file", no_wrap=True)
+    percents = {"Acc@0.5": "acc", "mean IoU": "mean_iou"}
+    counts = {"errors": "errors", "unparsed": "unparsed"}
+    plain: dict[str, tuple[str, int]] = {}
+    if wide:
+        percents = {"Acc@0.5": "acc", "@0.75": "acc75", "@0.9": "acc90", "mean IoU": "mean_iou"}
+        counts["truncated"] = "truncated"
+        plain = {"tokens": ("tokens_mean", 0), "p50 s": ("latency_p50", 3), "p90 s": ("latency_p90", 3)}
+    for name in ("n", *percents, *counts, *plain):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for f in summary["files"]:
+        shown.add_row(
+            f["name"],
+            f"{f['n']:,}",
+            *(_percent(f[k]) for k in percents.values()),
+            *(f"{f[k]:,}" for k in counts.values()),
+            *(f"{f[k]:.{d}f}" if f[k] is not None else "–" for k, d in plain.values()),
+        )
+    return shown
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """The means with their intervals, or why there are none."""
+    if summary["reason"]:
+        return f"No mean: {summary['reason']}."
+    ci = summary["ci95"]
+    parts = [
+        f"{name} {_percent(summary[name])} (95 % {_percent(ci[name][0])} to {_percent(ci[name][1])})"
+        for name in ("macro", "micro")
+    ]
+    text = ", ".join(parts)
+    if summary.get("latency_refused"):
+        return f"{text}\nNo latency: {summary['latency_refused']}."
+    pace = summary["requests_per_second"]
+    return f"{text}; {pace:.1f} requests/s" if pace else text

@@ -1,0 +1,30 @@
+"""Asks the servers of a run for their metrics now and then; what they say is for the live view and the summary, never needed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+
+import aiohttp
+
+from grounding.evaluate.engines import Engine, Metrics
+
+
+async def scrape(engine: Engine, endpoints: Sequence[str], readings: dict[str, Metrics], every_s: float = 5.0) -> None:
+    """Until cancelled: keep the newest reading of each endpoint in `readings`; one that does not answer loses its own."""
+
+    async def one(session: aiohttp.ClientSession, endpoint: str) -> None:
+        url = endpoint.strip().rstrip("/").removesuffix("/v1") + "/metrics"
+        try:
+            async with session.get(url) as response:
+                response.raise_for_status()
+                readings[endpoint] = engine.metrics(await response.text())
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            readings.pop(endpoint, None)
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
+        while True:
+            with suppress(UnicodeDecodeError):
+                await asyncio.gather(*(one(session, e) for e in endpoints))
+            await asyncio.sleep(every_s)
