@@ -56,8 +56,8 @@ def dataset(folder: Path, rows: int, kib: int, an_image: int = 6) -> None:
 
 def ours(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
     """The whole evaluation; CPU from the first request on."""
-    from grounding.evaluate.client import Options
     from grounding.evaluate.engines import Sampling, get_engine
+    from grounding.evaluate.options import Options
     from grounding.evaluate.request import Request
     from grounding.evaluate.run import Evaluation, plan, run
 

@@ -107,7 +107,7 @@ def _model_name(job: Any) -> str:
 def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
     """Ask the servers of `$EGM_ENDPOINTS`, or those the job names; leaves rows and summary under `out`."""
     from grounding.data.jobdata import locate
-    from grounding.evaluate.client import Options
+    from grounding.evaluate.options import Options
     from grounding.evaluate.request import Request
     from grounding.evaluate.run import Evaluation, plan, run
 
