@@ -100,7 +100,10 @@ class Connection(asyncio.Protocol):
         self._headed = self._lasts = False
 
     async def exchange(self, head: bytes, pieces: Sequence[bytes], deadline: float) -> Answer:
-        """Send a request and return its answer. `deadline` is the loop's time. Raises `Broken`, and `TimeoutError` at the deadline."""
+        """Send a request, its first piece a small one, and return its answer. `deadline` is the loop's time.
+
+        Raises `Broken`, and `TimeoutError` at the deadline.
+        """
         if self._transport is None or self._transport.is_closing():
             raise _Stale("the connection was closed")
         self._reset()
@@ -108,8 +111,8 @@ class Connection(asyncio.Protocol):
         self._future = future = self._loop.create_future()
         timer = self._loop.call_at(deadline, self._too_late)
         self._start = perf_counter()
-        self._transport.write(head)
-        self._unsent.extend(memoryview(p) for p in pieces)
+        self._unsent.append(memoryview(head + pieces[0]))
+        self._unsent.extend(memoryview(p) for p in pieces[1:])
         self._push()
         try:
             answer: Answer = await future
