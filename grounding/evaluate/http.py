@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 from collections import deque
@@ -286,9 +287,9 @@ class Pool:
             raise Unreachable(f"no connection to {self._host}:{self._port} in {self._connect_s:g} s") from None
         except OSError as error:  # the name
             last = error
-        raise Unreachable(
-            f"{self._host}:{self._port}: {last.strerror if isinstance(last, OSError) else last}"
-        ) from last
+        named = isinstance(last, OSError) and (last.errno or 0) > 0 and not isinstance(last, ssl.SSLError)
+        problem = os.strerror(last.errno or 0) if named and isinstance(last, OSError) else str(last)
+        raise Unreachable(f"{self._host}:{self._port}: {problem}") from last
 
     async def _resolve(self) -> list[Any]:
         """The addresses, asked for once by all that connect at a time, and again after some seconds: a restarted pod has another."""
