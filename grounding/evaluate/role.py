@@ -129,7 +129,10 @@ def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
     # servers that the job started hold one copy a GPU; of others it knows nothing
     copies = max(1, spec.server_gpus or 1) if given else 1
     request = Request(sent, spec.prompt, engine.request_extras(sampling), routing=engine.routing(copies))
-    client = Options(endpoints, request, spec.concurrency or 64)
+    wait = os.environ.get("EGM_WAIT_SECONDS", "0")
+    if not wait.isdigit():
+        raise UserError(f"expected whole seconds in $EGM_WAIT_SECONDS, found {wait!r}")
+    client = Options(endpoints, request, spec.concurrency or 64, wait_s=float(wait))
     # errors of an earlier attempt are asked again: a job is started again in order to finish
     evaluation = Evaluation(
         where.eval_files, where.images, out, model, client, sampling, spec.scoring, retry_errors=True, mode=spec.mode
