@@ -4,7 +4,8 @@ A part of `python bench/evaluate`.
 
 For each number in flight and each server delay our whole client (reading, encoding, asking, scoring, writing rows) and a bare loop of aiohttp posts
 of the same bytes take turns, each in a process of its own against the same server process. "A core" is a second of CPU time of the client process.
-The latency that the client reports is compared with the one the server measured of itself.
+The latency that the client reports is compared with the one the server measured of itself, both without the first two rounds, in which all
+requests start at the same moment (latency mode leaves them out too).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def ours(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
 
     sampling = Sampling()
     request = Request("m", "qwen3", get_engine("sglang").request_extras(sampling))
-    client = Options((url,), request, in_flight, fixed=True)
+    client = Options((url,), request, in_flight, fixed=True, warm_up=2 * in_flight)
     with tempfile.TemporaryDirectory(dir=folder) as out:
         e = Evaluation((folder / "refcoco_val.jsonl",), (folder / "images",), Path(out), "m", client, sampling)
         planned = plan(e)
@@ -128,7 +129,9 @@ def measure_all(
                 if not folder.exists():
                     dataset(folder, rows, kib)
                 server = subprocess.Popen(
-                    [sys.executable, str(HERE / "server.py"), "--delay", str(delay)], stdout=subprocess.PIPE, text=True
+                    [sys.executable, str(HERE / "server.py"), "--delay", str(delay), "--skip", str(2 * in_flight)],
+                    stdout=subprocess.PIPE,
+                    text=True,
                 )
                 assert server.stdout is not None
                 url = f"http://127.0.0.1:{int(server.stdout.readline())}"

@@ -185,7 +185,7 @@ def measure(
     return found
 
 
-def servers_part(folder: Path, counts: list[int], rows: int) -> list[dict[str, Any]]:
+def servers_part(folder: Path, counts: list[int], rows: int, images: int) -> list[dict[str, Any]]:
     """Wall time and cache hits over so many servers, with and without affinity."""
     results = []
     for count in counts:
@@ -205,14 +205,14 @@ def servers_part(folder: Path, counts: list[int], rows: int) -> list[dict[str, A
                 "cache_hits": round(hits / asked, 4),
                 "client_cpu_s": round(found["cpu_s"], 1),
             }
-            result["ideal_s"] = round(ideal(rows, IMAGES if affinity else asked - hits, count), 1)
+            result["ideal_s"] = round(ideal(rows, images, count), 1)
             results.append(result)
             print(json.dumps(result), flush=True)
     return results
 
 
 def ideal(rows: float, misses: float, servers: int) -> float:
-    """Seconds if all slots were always busy and each image was encoded once."""
+    """Seconds if all slots were always busy and each image was encoded once, at one server."""
     return (rows * MODEL["delay"] + misses * MODEL["encode"]) / (MODEL["slots"] * servers)
 
 
