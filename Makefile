@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-s3 test-stack test-gang test-browser test-cluster lint format types bench clean cluster cluster-env cluster-down
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-browser test-cluster lint format types bench clean cluster cluster-env cluster-down
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,13 +33,16 @@ setup: $(STAMP) ## make .venv with everything the demo and the tests need (quick
 demo: setup ## SFT, RL and the eight-file evaluation of a tiny model on this machine, about ten minutes
 	@$(BIN)/egm run -f jobs/demo.yaml
 
-test: setup lint types test-unit test-s3 test-stack ## everything that CI runs
+test: setup lint types test-unit test-kill test-s3 test-stack ## everything that CI runs
 
 test-unit: setup ## pure and fast tests, seconds
 	@$(BIN)/python -m pytest -q tests/unit
 
 test-s3: setup ## storage and shipped results against a real S3 server on loopback, a minute or two
 	@$(BIN)/python -m pytest -q tests/s3
+
+test-kill: setup ## an evaluation killed twenty times, and on a full disk; about two minutes
+	@$(BIN)/python -m pytest -q tests/evaluate_kill
 
 test-stack: setup ## the real trainer and the real server on CPU, minutes
 	@$(BIN)/python -m pytest -q tests/stack --ignore=tests/stack/test_ray_cluster.py
@@ -69,7 +72,7 @@ types: setup ## mypy --strict over the package
 	@$(BIN)/mypy
 
 bench: setup ## benchmarks; JSON on stdout
-	@for b in bench/*.py; do $(BIN)/python $$b; done
+	@for b in bench/*.py bench/evaluate; do $(BIN)/python $$b; done
 
 clean: cluster-down ## remove what make and the runs made
 	rm -rf .venv .cache runs .pytest_cache .ruff_cache .mypy_cache .hypothesis

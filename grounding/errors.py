@@ -49,6 +49,11 @@ _OS_HINTS = {
         "the disk quota is used up",
         "Free some space and run the same command again: finished work is kept.",
     ),
+    errno.EFBIG: (
+        Failure,
+        "the file may not grow any more",
+        "Raise the limit (`ulimit -f unlimited`) and run the same command again: finished work is kept.",
+    ),
     errno.EACCES: (UserError, "permission denied", "Choose a folder you may write to, or change its permissions."),
     errno.EPERM: (UserError, "operation not permitted", "Choose a folder you may write to, or change its permissions."),
     errno.EROFS: (UserError, "the file system is read-only", "Choose a folder on a writable file system."),

@@ -1,19 +1,17 @@
 """Requests a second a core of the evaluation client, beside the HTTP library alone.
 
-    python bench/evaluate/client.py [--requests 20000] [--kib 160] [--out bench/evaluate/client.json]
+A part of `python bench/evaluate`.
 
 For each number in flight and each server delay our whole client (reading, encoding, asking, scoring, writing rows) and a bare loop of aiohttp posts
 of the same bytes take turns, each in a process of its own against the same server process. "A core" is a second of CPU time of the client process.
-The latency that the client reports is compared with the one the server measured of itself.
+The latency that the client reports is compared with the one the server measured of itself, both without the first two rounds, in which all
+requests start at the same moment (latency mode leaves them out too).
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
-import platform
 import random
 import resource
 import statistics
@@ -22,6 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +55,14 @@ def dataset(folder: Path, rows: int, kib: int, an_image: int = 6) -> None:
 
 def ours(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
     """The whole evaluation; CPU from the first request on."""
-    from grounding.evaluate.client import Options
     from grounding.evaluate.engines import Sampling, get_engine
+    from grounding.evaluate.options import Options
     from grounding.evaluate.request import Request
     from grounding.evaluate.run import Evaluation, plan, run
 
     sampling = Sampling()
     request = Request("m", "qwen3", get_engine("sglang").request_extras(sampling))
-    client = Options((url,), request, in_flight, fixed=True)
+    client = Options((url,), request, in_flight, fixed=True, warm_up=2 * in_flight)
     with tempfile.TemporaryDirectory(dir=folder) as out:
         e = Evaluation((folder / "refcoco_val.jsonl",), (folder / "images",), Path(out), "m", client, sampling)
         planned = plan(e)
@@ -113,30 +112,31 @@ def measured(kind: str, folder: Path, url: str, in_flight: int) -> dict[str, Any
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=20_000)
-    parser.add_argument("--kib", type=int, default=160)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--in-flight", type=int, nargs="*", default=[64, 512, 1024])
-    parser.add_argument("--delays", type=float, nargs="*", default=[0.0, 0.7])
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+def measure_all(
+    requests: int = 20_000,
+    rounds: int = 3,
+    in_flights: Sequence[int] = (64, 512, 1024),
+    delays: Sequence[float] = (0.0, 0.7),
+    kib: int = 160,
+) -> list[dict[str, Any]]:
+    """Every combination; one line of JSON each as it is known."""
     results = []
     with tempfile.TemporaryDirectory() as temporary:
-        for delay in arguments.delays:
-            for in_flight in arguments.in_flight:
-                rows = arguments.requests if not delay else min(arguments.requests, int(in_flight / delay * 12))
+        for delay in delays:
+            for in_flight in in_flights:
+                rows = requests if not delay else min(requests, int(in_flight / delay * 12))
                 folder = Path(temporary) / f"{rows}"
                 if not folder.exists():
-                    dataset(folder, rows, arguments.kib)
+                    dataset(folder, rows, kib)
                 server = subprocess.Popen(
-                    [sys.executable, str(HERE / "server.py"), "--delay", str(delay)], stdout=subprocess.PIPE, text=True
+                    [sys.executable, str(HERE / "server.py"), "--delay", str(delay), "--skip", str(2 * in_flight)],
+                    stdout=subprocess.PIPE,
+                    text=True,
                 )
                 assert server.stdout is not None
                 url = f"http://127.0.0.1:{int(server.stdout.readline())}"
                 pairs = []
-                for _ in range(arguments.rounds):
+                for _ in range(rounds):
                     us = measured("ours", folder, url, in_flight)
                     with urllib.request.urlopen(url + "/stats") as reply:
                         us["server"] = json.load(reply)
@@ -162,22 +162,9 @@ def main() -> None:
                     )
                 results.append(result)
                 print(json.dumps(result), flush=True)
-    text = json.dumps(
-        {
-            "what": "requests a second a core of the evaluation client",
-            "image_kib": arguments.kib,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-            "results": results,
-        },
-        indent=2,
-    )
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+    return results
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        kind, folder, url, in_flight = sys.argv[2:]
-        print(json.dumps({"ours": ours, "bare": bare}[kind](Path(folder), url, int(in_flight))))
-    else:
-        main()
+    kind, folder, url, in_flight = sys.argv[2:]
+    print(json.dumps({"ours": ours, "bare": bare}[kind](Path(folder), url, int(in_flight))))

@@ -41,6 +41,7 @@ class State:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.delay, self.encode, self.slots = arguments.delay, arguments.encode, arguments.slots
+        self.skip = arguments.skip
         self.cache_size, self.cache = arguments.cache, OrderedDict[int, None]()
         self.busy, self.waiting = 0, deque[tuple[Connection, int, float]]()
         self.requests = self.hits = 0
@@ -78,7 +79,7 @@ class State:
             self.work(*self.waiting.popleft())
 
     def stats(self) -> dict[str, float]:
-        seen = sorted(self.latencies)
+        seen = sorted(self.latencies[self.skip :] or self.latencies)
         self.latencies = []
         return {
             "requests": self.requests,
@@ -155,6 +156,7 @@ if __name__ == "__main__":
     parser.add_argument("--encode", type=float, default=0.0)
     parser.add_argument("--slots", type=int, default=0)
     parser.add_argument("--cache", type=int, default=2000)
+    parser.add_argument("--skip", type=int, default=0, help="leave the first so many out of the latencies, each time")
     try:
         asyncio.run(main(parser.parse_args()))
     except KeyboardInterrupt:

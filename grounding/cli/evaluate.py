@@ -118,9 +118,9 @@ def evaluate(
     from rich.console import Console
 
     from grounding.errors import Failure, UserError
-    from grounding.evaluate.client import Options, normalise
     from grounding.evaluate.engines import Sampling, get_engine
     from grounding.evaluate.live import Live, headline, table
+    from grounding.evaluate.options import Options, normalise
     from grounding.evaluate.request import Request
     from grounding.evaluate.run import Evaluation, plan, run
 

@@ -1,90 +1,63 @@
 """The client: questions -> chat completions over HTTP, many at once, each answered or recorded as failed.
 
-What is asked next says `dispatch.py`, how much at once and whether at all `limits.py`; here is the I/O. A question moves to the next endpoint when a
-request fails; once nothing is left to hand out, an idle endpoint asks again what another one keeps for too long.
+What is asked next says `dispatch.py`, how much at once and whether at all `limits.py`, the bytes move in `http.py`; here they come together.
+
+What a request that brought no answer means:
+
+| what came | for the endpoint | for the question |
+|---|---|---|
+| no connection | left alone at once, probed every 2 s at most | no try is used up; it goes to the next endpoint of its image's ranking |
+| time-out | limit cut; the fifth failure in a row opens the breaker | a try; asked again elsewhere after a pause |
+| connection lost, 5xx, no completion | the fifth in a row opens the breaker | a try; the same |
+| 429, 503 | limit cut; `Retry-After` is obeyed; 503 counts as a failure besides | one of its `refusals`; the same |
+| other 3xx, 4xx | it works; after eight in a row, while others answer, left alone | the other endpoints are asked; failed when none takes it |
+
+The run stops, and what was in flight is not recorded, when no endpoint is of use for `unreachable_s` (six times that while connections are
+made), and when question after question fails without an answer in between: that is not the questions' fault. Once nothing is
+left to hand out, an idle endpoint asks again what another one keeps for too long; the first answer counts and the other request is cut off.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
-import aiohttp
 import numpy as np
 from numpy.typing import NDArray
 
 from grounding.data.images import ImageStore
+from grounding.data.records import Expression
 from grounding.errors import Failure, UserError
 from grounding.evaluate.dispatch import Dispatcher, Job, ranking
+from grounding.evaluate.http import Answer, Broken, Pool, Turns, Unreachable
 from grounding.evaluate.limits import Breaker, Limiter
-from grounding.evaluate.request import Body, Request, encode, parse_reply
+from grounding.evaluate.options import Options, asked_pause, normalise, pause
+from grounding.evaluate.request import encode, parse_reply
 from grounding.evaluate.results import Reply
 from grounding.evaluate.work import Worklist
 
 RETRIED = frozenset({408, 425, 429})
 """Statuses below 500 that another try may mend."""
 _OVERLOADED = frozenset({429, 503})
-_TICK_S = 0.25
+_TICK_S = 0.1
+_IN_A_ROW = 8
+"""So many questions that fail without an answer in between are not the questions' fault; four times as many once something was answered"""
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to ask. Times are seconds."""
-
-    endpoints: tuple[str, ...]
-    request: Request
-    concurrency: int = 64
-    """Requests in flight over all endpoints, at most"""
-    fixed: bool = False
-    """Keep that many in flight from the start, instead of growing to it"""
-    warm_up: int = 0
-    """So many first answers are kept without their latency"""
-    first_alone: bool = True
-    """The first question of an image ahead of its siblings, which then find the image in the server's cache"""
-    attempts: int = 6
-    refusals: int = 20
-    """Answers of 429 and 503 that one question bears before it counts as failed"""
-    timeout_s: float = 600.0
-    backoff_s: float = 0.5
-    """The first pause between tries; it doubles up to 30 s"""
-    unreachable_s: float = 10.0
-    """Stop when no endpoint took a connection for so long; what was asked meanwhile is not recorded as failed"""
-    straggler_s: float = 5.0
-    """Nothing is asked twice before a request is so old, and three times as old as 95 % of the others"""
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit where the system lets it: each request in flight is a connection, and many shells allow 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 class Refused(Failure):
     """The server refuses every question for the same reason: a wrong model name or a field it does not know."""
-
-
-def normalise(endpoint: str) -> str:
-    """The chat completions URL of `http://host:port`, with or without `/v1`. Raises `UserError` for what is no http URL."""
-    url = endpoint.strip().rstrip("/").removesuffix("/chat/completions").removesuffix("/v1")
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        good = False
-    if not good:
-        raise UserError(f"{endpoint!r} is not an http URL", field="--endpoint", hint="Write http://HOST:PORT.")
-    return url + "/v1/chat/completions"
-
-
-def pause(attempt: int, retry_after: str | None, first_s: float, jitter: float) -> float:
-    """Seconds to wait after try `attempt` (from 0): what the server asks for (60 at most), else doubling to 30. `jitter` is 0..1."""
-    return asked_pause(retry_after) + min(30.0, first_s * 2.0 ** min(attempt, 20)) * (0.5 + 0.5 * jitter)
-
-
-def asked_pause(retry_after: str | None) -> float:
-    """Seconds of a Retry-After header, 60 at most; 0 for none and for a date, which is rare: there the doubling will do."""
-    try:
-        return min(60.0, max(0.0, float(retry_after or 0)))
-    except ValueError:
-        return 0.0
 
 
 @dataclass(eq=False)
@@ -98,72 +71,80 @@ class Server:
     active: int = 0
     answered: int = 0
     failed: int = 0
+    declined: int = 0
+    """Questions in a row that it will not take, whatever is tried"""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     latency_s: float = 0.0
     """Moving mean over some fifty answers"""
+    problem: str = ""
+    """What was wrong last"""
+
+
+Receive = Callable[[int, Expression, Reply], None]
 
 
 class Client:
-    """Asks the rows of a worklist and hands each reply to `receive(row, reply)`."""
+    """Asks the rows of a worklist and hands each reply to `receive(row, expression, reply)`."""
 
-    def __init__(
-        self, options: Options, work: Worklist, images: ImageStore, receive: Callable[[int, Reply], None]
-    ) -> None:
+    def __init__(self, options: Options, work: Worklist, images: ImageStore, receive: Receive) -> None:
         self.options, self.work, self.images, self._receive = options, work, images, receive
         endpoints = list(dict.fromkeys(options.endpoints))
         if not endpoints:
             raise UserError("no endpoint is given", field="--endpoint", hint="Write --endpoint http://HOST:PORT.")
         self.servers = [Server(e, normalise(e), Limiter(1)) for e in endpoints]
-        self._share()
-        self._answered = self._refused = 0
+        self._names = [s.endpoint for s in self.servers]
+        for server, most in zip(self.servers, self._shares(len(endpoints)), strict=True):
+            server.limiter = Limiter(most, fixed=options.fixed)
+        self._answered = self._lost = 0  # answers; questions given up since the last one
+        self._asleep = 0  # questions that pause before they are asked again
         self._recent: list[float] = []  # latencies of late, for what counts as a straggler
         self._running: dict[asyncio.Task[None], tuple[Job, int, float]] = {}
 
     async def run(self, rows: NDArray[np.int64]) -> None:
-        """Ask `rows`. Raises `Failure` when no endpoint can be reached or the server refuses every question."""
+        """Ask `rows`. Raises `Failure` when no endpoint is of use, `Refused` when the server refuses every question."""
         if not len(rows):
             return
-        work = self.work
+        work, loop = self.work, asyncio.get_running_loop()
         self._queue = Dispatcher(
-            rows,
-            work.image,
-            work.images,
-            [s.endpoint for s in self.servers],
-            first_alone=self.options.first_alone,
-            room=lambda index: 0 if self.servers[index].breaker.open else self.servers[index].limiter.limit,
+            rows, work.image, work.images, self._names, first_alone=self.options.first_alone, room=self._takes
         )
-        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        timeout = aiohttp.ClientTimeout(total=self.options.timeout_s, sock_connect=min(5.0, self.options.timeout_s))
-        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=60)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as self._session:
-            ticker = asyncio.create_task(self._tick())
-            try:
-                self._pump_all()
-                await self._end
-            finally:
-                ticker.cancel()
-                tasks = [ticker, *self._running]
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+        self._end: asyncio.Future[None] = loop.create_future()
+        allow_open_files(len(self.servers) + self.options.concurrency + 200)
+        turns, connect_s = Turns(), min(5.0, self.options.timeout_s)
+        self._pools = [Pool(s.url, turns, connect_s=connect_s) for s in self.servers]
+        self._started = time.monotonic()
+        ticker = asyncio.create_task(self._tick())
+        ticker.add_done_callback(self._broke)
+        try:
+            self._pump_all()
+            await self._end
+        finally:
+            tasks = [ticker, *self._running]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for pool in self._pools:
+                pool.close()
 
     # ---- who may ask ----
+    def _shares(self, count: int) -> list[int]:
+        each, more = divmod(max(self.options.concurrency, 1), count)
+        return [max(1, each + (number < more)) for number in range(count)]
+
     def _share(self) -> None:
         """Divide the concurrency among the endpoints that are there."""
         there = [s for s in self.servers if not s.breaker.open] or self.servers
-        each, more = divmod(max(self.options.concurrency, 1), len(there))
-        for number, server in enumerate(there):
-            fixed, most = self.options.fixed, max(1, each + (number < more))
-            if server.limiter.most == 1 and server.limiter.limit == 1:
-                server.limiter = Limiter(most, fixed=fixed)
-            else:
-                server.limiter.resize(most)
+        for server, most in zip(there, self._shares(len(there)), strict=True):
+            server.limiter.resize(most)
 
-    def _room(self, server: Server, now: float) -> bool:
-        if server.breaker.open:
-            return server.breaker.admits(now)
-        return server.active < server.limiter.limit
+    def _takes(self, index: int) -> int:
+        """How many questions an endpoint takes at once; 0 while it is down or wants to be left alone."""
+        breaker = self.servers[index].breaker
+        return 0 if breaker.open or breaker.waits(time.monotonic()) else self.servers[index].limiter.limit
+
+    def _room(self, server: Server) -> bool:
+        return server.breaker.admits(time.monotonic()) and (server.breaker.open or server.active < server.limiter.limit)
 
     def _pump_all(self) -> None:
         # one each in turn, so that no endpoint takes what is another's while that one has room
@@ -175,39 +156,65 @@ class Client:
         while self._start(index):
             pass
 
-    def _next(self, index: int, job: Job | None = None) -> Job | None:
-        """A question for an endpoint, if it has room and there is one; it counts as running there from now on."""
+    def _next(self, index: int, job: Job | None = None) -> tuple[Job, bool] | None:
+        """A question for an endpoint, if it has room and there is one, and whether it is the breaker's probe. It counts as running there from
+        now on."""
         server = self.servers[index]
-        if self._end.done() or not self._room(server, time.monotonic()):
+        if self._end.done() or not self._room(server):
             return None
-        job = job or self._queue.take(index)
-        if job is not None:
-            server.breaker.sent()
-            server.active += 1
-            job.at.append(index)
-        return job
+        if job is None:
+            if self._asleep >= max(16, self.options.concurrency):  # each holds its image: no more are begun
+                return None
+            job = self._queue.take(index)
+        if job is None:
+            return None
+        server.active += 1
+        job.at.append(index)
+        return job, server.breaker.sent()
 
     def _start(self, index: int, job: Job | None = None) -> bool:
         """Start one question at an endpoint, if it has room and there is one."""
-        job = self._next(index, job)
-        if job is None:
+        found = self._next(index, job)
+        if found is None:
             return False
-        task = asyncio.create_task(self._work(index, job))
-        self._running[task] = (job, index, time.monotonic())
+        task = asyncio.create_task(self._work(index, *found))
+        self._running[task] = (found[0], index, time.monotonic())
         task.add_done_callback(self._ended)
         return True
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
+        self._broke(task)
+
+    def _broke(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None and not self._end.done():
             self._end.set_exception(error)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
+            self._all_gone()
             self._pump_all()  # breakers that may be probed again
             if len(self.servers) > 1 and self._queue.idle:
                 self._ask_stragglers_again()
+
+    def _all_gone(self) -> None:
+        """Stop when no endpoint has been of use for too long."""
+        opened = [s.breaker.opened for s in self.servers if s.breaker.opened is not None]
+        if len(opened) < len(self.servers):
+            return
+        refused = all(s.breaker.refused for s in self.servers)
+        patience = self.options.unreachable_s * (1 if refused else 6)
+        now = time.monotonic()
+        if any(s.breaker.waits(now) for s in self.servers):
+            return
+        if now - max(opened) >= patience and (self._answered or now - self._started >= self.options.wait_s):
+            what = "can be reached" if refused else "answers"
+            problems = dict.fromkeys(f"{s.endpoint}: {s.problem}" for s in self.servers)
+            raise Failure(
+                f"no endpoint {what} ({'; '.join(problems)})",
+                hint="Nothing is lost. Start the server, then run the same command again.",
+            )
 
     def _ask_stragglers_again(self) -> None:
         if not self._recent:
@@ -221,23 +228,24 @@ class Client:
                     break
 
     # ---- one question ----
-    async def _work(self, index: int, job: Job) -> None:
+    async def _work(self, index: int, job: Job, probe: bool) -> None:
         """Ask a question, then the next one there is, at one endpoint."""
         server, task = self.servers[index], asyncio.current_task()
         assert task is not None
-        following: Job | None = job
-        while following is not None:
-            job = following
+        while True:
             try:
-                await self._attempt(server, index, job)
+                others_may = await self._attempt(server, index, job, probe)
             finally:
                 server.active -= 1
                 job.at.remove(index)
-            if self._queue.returned(job, index) or server.active + 1 < server.limiter.limit:
+                server.breaker.dropped(probe)
+            if others_may or server.active + 1 < server.limiter.limit:
                 self._pump_all()
             following = self._next(index)
-            if following is not None:
-                self._running[task] = (following, index, time.monotonic())
+            if following is None:
+                return
+            job, probe = following
+            self._running[task] = (job, index, time.monotonic())
 
     async def _picture(self, job: Job) -> bytes:
         """The image as a request carries it, made once for all questions of its group."""
@@ -248,46 +256,45 @@ class Client:
         picture: bytes = await asyncio.shield(group.picture)
         return picture
 
-    async def _attempt(self, server: Server, index: int, job: Job) -> None:
+    async def _attempt(self, server: Server, index: int, job: Job, probe: bool) -> bool:
+        """One request and what comes of it. Says whether other questions became ready."""
         expression = self.work.expression(job.row)
         try:
             picture = await self._picture(job)
         except UserError as error:  # this image's questions fail; the others do not
-            self._final(job, Reply(None, error=str(error)))
-            return
-        parts, headers = self.options.request.parts(picture, expression, self.work.images[job.group.image])
-        retry_after, status, problem, refused = None, 0, "", False
-        start = time.perf_counter()
+            return not job.done and self._final(job, index, expression, Reply(None, error=str(error)))
+        pieces, headers = self.options.request.parts(picture, expression, self.work.images[job.group.image])
+        answer, refused = None, False
         try:
-            async with self._session.post(server.url, data=Body(parts), headers=headers) as response:
-                raw = await response.read()
-                latency = time.perf_counter() - start
-                status, retry_after = response.status, response.headers.get("Retry-After")
-            if job.done:  # another endpoint was faster
-                return
-            if status == 200:
-                reply, cached = parse_reply(raw, latency)
-                self._succeeded(server, latency, reply, cached)
+            answer = await self._pools[index].post(pieces, headers, self.options.timeout_s)
+            if answer.status == 200:
+                reply, cached = parse_reply(answer.body, answer.latency_s)
+                self._succeeded(server, answer.latency_s, reply, cached)
+                if job.done:  # another endpoint was faster
+                    return False
                 if self._answered <= self.options.warm_up:
                     reply = reply._replace(latency_s=None)
-                self._final(job, reply)
-                return
-            problem = f"HTTP {status}: {raw[:300].decode(errors='replace')}"
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                return self._final(job, index, expression, reply)
+            problem = f"HTTP {answer.status}: {answer.body[:300].decode(errors='replace')}".rstrip(": ")
+        except Unreachable as error:
             refused, problem = True, str(error)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            name = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
-            problem = f"{name}: {error}".rstrip(": ")
-            if isinstance(error, TimeoutError):
-                server.limiter.overloaded(time.monotonic())
-        if not job.done:
-            self._failed(server, index, job, status, problem, retry_after, refused=refused)
+        except TimeoutError:
+            problem = f"no answer in {self.options.timeout_s:g} s"
+            server.limiter.overloaded(time.monotonic())
+        except (Broken, ValueError) as error:
+            problem = str(error)
+        server.failed += 1
+        server.problem = problem
+        if answer is not None and 300 <= answer.status < 500 and answer.status not in RETRIED:
+            return self._declined(server, index, job, expression, problem, probe)
+        return self._failed(server, index, job, expression, answer, problem, refused=refused, probe=probe)
 
     def _succeeded(self, server: Server, latency: float, reply: Reply, cached: int) -> None:
         was_open = server.breaker.open
         server.breaker.success()
         server.limiter.answered(time.monotonic(), server.active)
         server.answered += 1
+        server.declined = self._lost = 0
         server.latency_s += (latency - server.latency_s) * (0.02 if server.answered > 50 else 1 / server.answered)
         server.prompt_tokens += reply.prompt_tokens or 0
         server.cached_tokens += cached
@@ -298,80 +305,119 @@ class Client:
         if was_open:
             self._share()
 
-    def _failed(
-        self, server: Server, index: int, job: Job, status: int, problem: str, retry_after: str | None, *, refused: bool
-    ) -> None:
-        """What a request without an answer means: for the endpoint, and for the question, which is asked again or given up."""
-        now = time.monotonic()
-        server.failed += 1
-        if 400 <= status < 500 and status not in RETRIED:
-            server.breaker.success()  # it works; it is the question that it does not take
-            self._refuse(problem)
-            if not job.at[1:]:
-                self._final(job, Reply(None, error=problem))
-            return
-        if status in _OVERLOADED:
-            server.limiter.overloaded(now)
-            server.breaker.success()
-            if (seconds := asked_pause(retry_after)) > 0:
-                server.breaker.wait(now, seconds)
-            job.refusals += 1
+    def _declined(
+        self, server: Server, index: int, job: Job, expression: Expression, problem: str, probe: bool
+    ) -> bool:
+        """The endpoint will not take the question as it is. Another one may: it could serve another model, or limit requests otherwise."""
+        server.declined += 1
+        job.declined |= 1 << index
+        there = [i for i, s in enumerate(self.servers) if i != index and not s.breaker.open]
+        if server.declined >= _IN_A_ROW and any(self.servers[i].answered for i in there):
+            server.breaker.failures = server.breaker.tolerated
+            self._trouble(server, index, refused=False, probe=probe)
         else:
-            was_open = server.breaker.open
-            server.breaker.failure(now, refused=refused, jitter=random.random())
-            if server.breaker.open and not was_open:
-                self._share()
-            if refused:
-                self._unreachable(now, problem)
-            else:
-                job.tries += 1
-        if len(job.at) > 1:  # a copy of it is still on its way
-            return
+            server.breaker.success()
+        if job.done or len(job.at) > 1:  # answered elsewhere, or a copy of it is still on its way
+            return False
+        untried = [i for i in there if not job.declined >> i & 1]
+        if untried:
+            self._put(job, next(i for i in self._order(job) if i in untried))
+            return False
+        return self._give_up(job, index, expression, problem, declined=True)
+
+    def _failed(
+        self,
+        server: Server,
+        index: int,
+        job: Job,
+        expression: Expression,
+        answer: Answer | None,
+        problem: str,
+        *,
+        refused: bool,
+        probe: bool,
+    ) -> bool:
+        """What a request without an answer means: for the endpoint, and for the question, which is asked again or given up."""
+        asked_s = asked_pause(answer.headers.get(b"retry-after", b"").decode("latin-1")) if answer else 0.0
+        overloaded = answer is not None and answer.status in _OVERLOADED
+        if overloaded:
+            server.limiter.overloaded(time.monotonic())
+            server.breaker.wait(time.monotonic(), asked_s)
+        if answer is not None and answer.status == 429:
+            server.breaker.success()
+        else:
+            self._trouble(server, index, refused=refused, probe=probe)
+        if job.done or len(job.at) > 1:  # answered elsewhere, or a copy of it is still on its way
+            return False
+        # a server that is away is the run's trouble, not this question's
+        job.refusals += overloaded
+        job.tries += not overloaded and not refused
         if job.tries >= self.options.attempts or job.refusals >= self.options.refusals:
-            tries = job.tries + job.refusals
-            self._final(job, Reply(None, error=f"{problem} (after {tries} tries)"))
-            return
-        # a server that is away is the run's trouble, not this question's: no try is used up, and it goes elsewhere at once
-        wait = (
-            0.0
-            if refused and len(self.servers) > 1
-            else pause(max(0, job.tries + job.refusals - 1), retry_after, self.options.backoff_s, random.random())
+            return self._give_up(job, index, expression, f"{problem} (after {job.tries + job.refusals} tries)")
+        if refused:
+            self._again(job, index, probe)
+            return False
+        wait = pause(max(0, job.tries + job.refusals - 1), asked_s, self.options.backoff_s, random.random())
+        self._asleep += 1
+        asyncio.get_running_loop().call_later(wait, self._wake, job, index, probe)
+        return False
+
+    def _trouble(self, server: Server, index: int, *, refused: bool, probe: bool) -> None:
+        was_open = server.breaker.open
+        server.breaker.failure(time.monotonic(), refused=refused, jitter=random.random(), probe=probe)
+        if server.breaker.open and not was_open:
+            self._share()
+            self._queue.evacuate(index, lambda job: self._best(job, index))
+            asyncio.get_running_loop().call_soon(self._pump_all)
+
+    def _order(self, job: Job) -> list[int]:
+        return ranking(self.work.images[job.group.image], self._names)
+
+    def _best(self, job: Job, failed_at: int) -> int:
+        """The endpoint that the question's image prefers among those that are there, take it, and have not just failed."""
+        return min(
+            self._order(job),
+            key=lambda i: (job.declined >> i & 1, not self._takes(i), i == failed_at),
         )
-        asyncio.get_running_loop().call_later(wait, self._again, job, index)
 
-    def _again(self, job: Job, failed_at: int) -> None:
-        """Put a question back at the endpoint that its image prefers among those that are there and have not just failed."""
-        if job.done or self._end.done():
-            return
-        order = ranking(self.work.images[job.group.image], [s.endpoint for s in self.servers])
-        best = min(order, key=lambda i: (self.servers[i].breaker.open, i == failed_at))
-        self._queue.again(job, best)
-        self._pump(best)
+    def _wake(self, job: Job, failed_at: int, probed: bool) -> None:
+        self._asleep -= 1
+        self._again(job, failed_at, probed)
 
-    def _final(self, job: Job, reply: Reply) -> None:
-        self._queue.finish(job)
+    def _again(self, job: Job, failed_at: int, probed: bool) -> None:
+        # what was a probe goes behind the others, so that no question uses up its tries on an endpoint that is away
+        if not (job.done or self._end.done()):
+            self._put(job, self._best(job, failed_at), last=probed)
+
+    def _put(self, job: Job, index: int, *, last: bool = False) -> None:
+        self._queue.again(job, index, last=last)
+        asyncio.get_running_loop().call_soon(self._pump, index)
+
+    def _give_up(self, job: Job, index: int, expression: Expression, problem: str, *, declined: bool = False) -> bool:
+        self._lost += 1
+        if self._lost >= _IN_A_ROW * (4 if self._answered else 1):
+            if declined:
+                raise Refused(
+                    f"the server refuses every question: {problem}",
+                    hint="Check --model (the name the server serves it under) and --engine; then run the same command with --retry-errors.",
+                )
+            raise Failure(
+                f"question after question fails: {problem}",
+                hint="Look at the server's log. What failed is asked again by the same command with --retry-errors.",
+            )
+        return self._final(job, index, expression, Reply(None, error=problem))
+
+    def _final(self, job: Job, index: int, expression: Expression, reply: Reply) -> bool:
+        """The reply that counts. Says whether other questions became ready."""
+        if self._end.done():  # the run has stopped: nothing is recorded any more
+            return False
+        self._receive(job.row, expression, reply)
+        released = self._queue.finish(job, index)
         if len(job.at) > 1:  # the copy's answer is not waited for
             me = asyncio.current_task()
             for task, (other, _, _) in self._running.items():
                 if other is job and task is not me:
                     task.cancel()
-        self._receive(job.row, reply)
         if not self._queue.unfinished and not self._end.done():
             self._end.set_result(None)
-
-    def _unreachable(self, now: float, problem: str) -> None:
-        since = [s.breaker.down_since for s in self.servers]
-        known = [s for s in since if s is not None]
-        if len(known) == len(since) and now - max(known) >= self.options.unreachable_s:
-            raise Failure(
-                f"no endpoint can be reached ({', '.join(self.options.endpoints)}): {problem}",
-                hint="Nothing is lost. Start the server, then run the same command again.",
-            )
-
-    def _refuse(self, problem: str) -> None:
-        self._refused += 1
-        if not self._answered and self._refused >= 8:
-            raise Refused(
-                f"the server refuses every question: {problem}",
-                hint="Check --model (the name the server serves it under) and --engine; then run the same command with --retry-errors.",
-            )
+        return released

@@ -1,7 +1,20 @@
-"""Which question goes where: questions in groups of one image, dealt to endpoints, taken, stolen and given back.
+"""Which question goes where: questions in groups of one image, dealt to endpoints, taken, stolen and given back. Pure: no I/O, no clock.
 
-Pure bookkeeping: no I/O, no clock. An image's questions go to one endpoint, chosen by rendezvous hashing, whose cache then has the image
-encoded; an endpoint that runs dry takes whole images from the one that has most left. The memory is two numbers a row.
+A server that has an image encoded answers the image's other questions for a sixth of the work, so the unit of dealing is the image.
+
+1. *Deal.* Rows of all files are sorted by image. Each image has a home: the endpoint that comes first in its `ranking` (rendezvous hashing).
+   An endpoint's images lie in one range [low, high), in the order of their first row. Nothing else is stored: two numbers a row.
+2. *Take.* An endpoint that has room takes, in this order: (a) a question of an image that was begun there; (b) the first question of its next
+   image, at `low`; (c) when its range is empty, the first question of the *last* image, at `high`, of whoever has most images left. Whole images
+   are stolen, from the far end, so that owner and thief meet at most once. (d) When no image is left to begin anywhere, a question
+   that waits elsewhere for more than one round, or for an endpoint that is gone: better asked without the cache than late.
+3. *First alone.* The first question of an image goes ahead; its siblings are handed out, at the same endpoint, when it has its final reply.
+   When it fails and is asked elsewhere, they follow it there.
+4. *Give back.* A question whose request failed is put back (`again`) at the endpoint of the client's choice: the next of the image's ranking that
+   is not down. When an endpoint goes down its begun questions move in the same way (`evacuate`); its range stays where it is, is stolen
+   from as in (c), and is its own again when it comes back.
+
+Every row is in exactly one place: in a range, waiting in its group, in one ready queue, or with the client; `finish` takes it out.
 """
 
 from __future__ import annotations
@@ -21,10 +34,16 @@ def ranking(image: str, endpoints: Sequence[str]) -> list[int]:
     Rendezvous (highest random weight) hashing: Thaler and Ravishankar, 1998.
     """
 
-    def weight(index: int) -> bytes:
-        return hashlib.blake2b(f"{endpoints[index]}\0{image}".encode(), digest_size=8).digest()
+    return sorted(range(len(endpoints)), key=lambda index: _weight(image, endpoints[index]))
 
-    return sorted(range(len(endpoints)), key=weight)
+
+def first_of(image: str, endpoints: Sequence[str]) -> int:
+    """`ranking(image, endpoints)[0]`."""
+    return min(range(len(endpoints)), key=lambda index: _weight(image, endpoints[index]))
+
+
+def _weight(image: str, endpoint: str) -> bytes:
+    return hashlib.blake2b(f"{endpoint}\0{image}".encode(), digest_size=8).digest()
 
 
 class Group:
@@ -38,13 +57,14 @@ class Group:
 
 
 class Job:
-    """One question on its way. `tries`, `refusals` (429 and the like) and `at` (where it runs) are the client's to keep."""
+    """One question on its way. `tries`, `refusals` (429 and the like), `declined` (a bit for each endpoint that will not take it) and `at`
+    (where it runs) are the client's to keep."""
 
-    __slots__ = ("at", "done", "group", "refusals", "row", "tries")
+    __slots__ = ("at", "declined", "done", "group", "refusals", "row", "tries")
 
     def __init__(self, row: int, group: Group) -> None:
         self.row, self.group = row, group
-        self.tries = self.refusals = 0
+        self.tries = self.refusals = self.declined = 0
         self.at: list[int] = []
         self.done = False
 
@@ -77,7 +97,7 @@ class Dispatcher:
         appears[distinct] = first
         if len(self.endpoints) > 1:
             for image in distinct:
-                home[image] = ranking(names[image], self.endpoints)[0]
+                home[image] = first_of(names[image], self.endpoints)
         # by endpoint, then by image as it first appears, then as given
         order = np.lexsort((np.arange(len(rows)), appears[wanted], home[wanted]))
         self._rows = rows[order]
@@ -122,21 +142,26 @@ class Dispatcher:
         rows = self._rows[self._starts[index] : self._starts[index + 1]]
         return Group(int(self._images[rows[0]]), rows.tolist())
 
-    def returned(self, job: Job, endpoint: int) -> bool:
-        """A question came back, well or not: what waited for it may go, at that endpoint. Says whether something did."""
-        waiting, job.group.waiting = job.group.waiting, []
-        self._ready[endpoint].extend(Job(row, job.group) for row in waiting)
-        return bool(waiting)
-
-    def again(self, job: Job, endpoint: int) -> None:
-        """Put a question back, to be asked next at that endpoint."""
-        self._ready[endpoint].appendleft(job)
-
-    def finish(self, job: Job) -> None:
-        """A question has its final reply."""
+    def finish(self, job: Job, endpoint: int) -> bool:
+        """A question has its final reply, from that endpoint. What waited for it may go there; says whether something did."""
         job.done = True
         self.unfinished -= 1
-        job.group.open -= 1
+        group = job.group
+        group.open -= 1
+        waiting, group.waiting = group.waiting, []
+        self._ready[endpoint].extend(Job(row, group) for row in waiting)
+        return bool(waiting)
+
+    def again(self, job: Job, endpoint: int, *, last: bool = False) -> None:
+        """Put a question back, to be asked next at that endpoint, or after all others that were begun there."""
+        ready = self._ready[endpoint]
+        ready.append(job) if last else ready.appendleft(job)
+
+    def evacuate(self, endpoint: int, to: Callable[[Job], int]) -> None:
+        """Deal out anew what was begun at an endpoint that has gone. What it has not begun stays its own: others take it when they run dry."""
+        jobs, self._ready[endpoint] = self._ready[endpoint], deque()
+        for job in jobs:
+            self._ready[to(job)].append(job)
 
     @property
     def idle(self) -> bool:

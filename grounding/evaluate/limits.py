@@ -84,46 +84,67 @@ class Limiter:
 
 @dataclass
 class Breaker:
-    """Leaves an endpoint alone after failures and lets one question through now and then, until one is answered."""
+    """Leaves an endpoint alone after failures and lets one question through now and then, the probe, until one is answered.
+
+    Failures of questions that were on their way when it opened change nothing more: a server that dies with 500 questions failed once.
+    """
 
     tolerated: int = 5
     """So many failures in a row open it; a connection that is refused does at once"""
     first_s: float = 0.5
     longest_s: float = 10.0
+    longest_refused_s: float = 2.0
+    """A connection that is refused costs nothing, and a server that starts should not wait to be found"""
 
     def __post_init__(self) -> None:
-        self.failures, self.until, self._pause, self.probing = 0, -1.0, 0.0, False
-        self.down_since: float | None = None
+        self.failures, self.probing, self.refused = 0, False, False
+        self.opened: float | None = None
+        """When it opened; None while it is closed"""
+        self._retry_at, self._pause, self._not_before = 0.0, 0.0, float("-inf")
 
     @property
     def open(self) -> bool:
         """Whether it takes no more than a probe."""
-        return self.until >= 0
+        return self.opened is not None
+
+    def waits(self, now: float) -> bool:
+        """Whether the endpoint asked to be left alone."""
+        return now < self._not_before
 
     def admits(self, now: float) -> bool:
         """Whether a question may be sent now; `sent` has to be told."""
-        return not self.open or (now >= self.until and not self.probing)
+        return not self.waits(now) and (not self.open or (now >= self._retry_at and not self.probing))
 
-    def sent(self) -> None:
-        """A question goes out; through an open breaker it is the probe."""
-        self.probing = self.open
+    def sent(self) -> bool:
+        """A question goes out. Says whether it is the probe; what then comes of it has to be told in any case, be it `dropped`."""
+        if not self.open:
+            return False
+        self.probing = True
+        return True
+
+    def dropped(self, probe: bool) -> None:
+        """A question ended in a way that says nothing of the endpoint. Harmless after `success` or `failure`."""
+        if probe:
+            self.probing = False
 
     def success(self) -> None:
-        """An answer came, of whatever kind: the endpoint is there and works."""
-        self.failures, self.until, self._pause, self.probing, self.down_since = 0, -1.0, 0.0, False, None
+        """An answer came, of whatever kind: the endpoint is there and works. What it asked for by Retry-After stands."""
+        self.failures, self.opened, self._pause, self.probing, self.refused = 0, None, 0.0, False, False
 
-    def failure(self, now: float, *, refused: bool, jitter: float) -> None:
+    def failure(self, now: float, *, refused: bool, jitter: float, probe: bool = False) -> None:
         """No answer, or none of use. `refused`: not even a connection. `jitter` is 0..1."""
         self.failures += 1
-        if refused:
-            self.down_since = now if self.down_since is None else self.down_since
-        else:
-            self.down_since = None
-        if refused or self.probing or self.failures >= self.tolerated:
-            self._pause = min(self.longest_s, self._pause * 2 or self.first_s)
-            self.until = now + self._pause * (0.5 + 0.5 * jitter)
-        self.probing = False
+        if self.open and not probe:
+            return
+        if probe:
+            self.probing = False
+        if probe or refused or self.failures >= self.tolerated:
+            self.refused = refused
+            longest = self.longest_refused_s if refused else self.longest_s
+            self._pause = min(longest, self._pause * 2 or self.first_s)
+            self._retry_at = now + self._pause * (0.5 + 0.5 * jitter)
+            self.opened = now if self.opened is None else self.opened
 
     def wait(self, now: float, seconds: float) -> None:
         """The endpoint asked to be left alone so long (Retry-After)."""
-        self.until = max(self.until, now + seconds)
+        self._not_before = max(self._not_before, now + seconds)

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.payload import Payload
 from PIL import Image
 
 from grounding.data.images import ImageStore, complaint
@@ -50,38 +48,19 @@ class Request:
     def parts(self, picture: bytes, expression: Expression, image: str) -> tuple[tuple[bytes, ...], dict[str, str]]:
         """(pieces of the body, headers): image first, then the question. The encoded image is a piece of its own, never copied."""
         opening: bytes = self._opening  # type: ignore[attr-defined]
-        headers = _JSON
+        headers: dict[str, str] = {}
         if self.routing.copies > 1:
             rank = int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest()) % self.routing.copies
             if self.routing.field:
                 opening += f'"{self.routing.field}":{rank},'.encode()
             if self.routing.header:
-                headers = _JSON | {self.routing.header: str(rank)}
+                headers = {self.routing.header: str(rank)}
         question = orjson.dumps(render(self.prompt, expression.sent))
         return (opening + _BEFORE, picture, _BETWEEN + question + b"}]}]}"), headers
 
 
-_JSON = {"Content-Type": "application/json"}
 _BEFORE = b'"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"'
 _BETWEEN = b'","detail":"high"}},{"type":"text","text":'
-
-
-class Body(Payload):
-    """Pieces of bytes written one after the other, without joining them first."""
-
-    def __init__(self, pieces: tuple[bytes, ...]) -> None:
-        super().__init__(pieces, content_type="application/json")
-        self._size = sum(map(len, pieces))
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return b"".join(self._value).decode(encoding, errors)
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        for piece in self._value:
-            await writer.write(piece)
-
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        await self.write(writer)
 
 
 def mime_of(data: bytes) -> str:
@@ -116,6 +95,8 @@ def encode(images: ImageStore, name: str, request: Request) -> bytes:
             raise UserError("an image in a tar has no path to send", field=name, hint="Unpack the tar, or send data.")
         return orjson.dumps(path.as_uri())[1:-1]
     if request.images == "png" and not data.startswith(b"\x89PNG"):
+        if (problem := complaint(data, whole=True)) is not None:
+            raise UserError(f"the image cannot be decoded: {problem}", field=name)
         out = io.BytesIO()
         with Image.open(io.BytesIO(data)) as image:
             image.convert("RGB").save(out, "PNG", compress_level=1)

@@ -113,8 +113,8 @@ def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
     from rich.console import Console
 
     from grounding.data.jobdata import locate as locate_data
-    from grounding.evaluate.client import Options
     from grounding.evaluate.live import Live
+    from grounding.evaluate.options import Options
     from grounding.evaluate.request import Request
     from grounding.evaluate.run import Evaluation, plan, run
 
@@ -136,7 +136,10 @@ def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
     # servers that the job started hold one copy a GPU; of others it knows nothing
     copies = max(1, spec.server_gpus or 1) if given else 1
     request = Request(sent, spec.prompt, engine.request_extras(sampling), routing=engine.routing(copies))
-    client = Options(endpoints, request, spec.concurrency or 64)
+    wait = os.environ.get("EGM_WAIT_SECONDS", "0")
+    if not wait.isdigit():
+        raise UserError(f"expected whole seconds in $EGM_WAIT_SECONDS, found {wait!r}")
+    client = Options(endpoints, request, spec.concurrency or 64, wait_s=float(wait))
     # errors of an earlier attempt are asked again: a job is started again in order to finish
     evaluation = Evaluation(
         where.eval_files,

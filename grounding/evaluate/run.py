@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grounding.data.images import ImageStore, open_images
+from grounding.data.records import Expression
 from grounding.errors import EgmError, UserError
-from grounding.evaluate.client import Client, Options, Server
+from grounding.evaluate.client import Client, Server
 from grounding.evaluate.engines import Metrics, Sampling, get_engine
+from grounding.evaluate.options import Options
 from grounding.evaluate.parquet import write_parquet
 from grounding.evaluate.results import ERROR, Reply, Results, Tallies, rescore, score_row
 from grounding.evaluate.scrape import scrape
@@ -132,9 +134,9 @@ def run(
         progress.recount(results.done)
         (before, pace), start, lag = _timing_before(evaluation.out), time.monotonic(), Lag()
 
-        def receive(row: int, reply: Reply) -> None:
+        def receive(row: int, expression: Expression, reply: Reply) -> None:
             progress.count(results.done, row, -1)
-            results.add(row, score_row(work.key(row), work.expression(row), reply, evaluation.model, prompt, profile))
+            results.add(row, score_row(work.key(row), expression, reply, evaluation.model, prompt, profile))
             progress.count(results.done, row)
             progress.asked += 1
 

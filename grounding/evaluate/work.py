@@ -63,8 +63,7 @@ class Worklist:
 
     def key(self, row: int) -> str:
         """The key of a row: 32 hexadecimal digits."""
-        high, low = self.keys[row]
-        return f"{int(high):016x}{int(low):016x}"
+        return f"{self.keys.item(row, 0):016x}{self.keys.item(row, 1):016x}"
 
     def expression(self, row: int) -> Expression:
         """The row, read again from its file. Raises `Failure` when the file is not what it was."""

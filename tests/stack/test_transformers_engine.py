@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from grounding.evaluate.client import Options
 from grounding.evaluate.engines import Sampling, ServeOptions, get_engine
+from grounding.evaluate.options import Options
 from grounding.evaluate.request import Request
 from grounding.evaluate.results import read_rows
 from grounding.evaluate.role import program

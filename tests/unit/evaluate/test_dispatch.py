@@ -37,11 +37,12 @@ def test_every_question_is_handed_out_once_and_ends(images, endpoints, first_alo
             assert any(d._ready) and not d.idle
         if running and (job is None or chance.random() < 0.6):
             job, endpoint = running.pop(chance.randrange(len(running)))
-            d.returned(job, endpoint)
             if chance.random() < 0.2:
-                d.again(job, chance.randrange(endpoints))
+                d.again(job, chance.randrange(endpoints), last=chance.random() < 0.5)
+                if chance.random() < 0.3:
+                    d.evacuate(endpoint, lambda job: chance.randrange(endpoints))
             else:
-                d.finish(job)
+                d.finish(job, endpoint)
                 answered.append(job.row)
     assert sorted(answered) == list(range(len(images))) and d.idle
     assert all(d.take(e) is None for e in range(endpoints))
@@ -51,8 +52,8 @@ def test_the_first_of_an_image_goes_ahead():
     d = dispatcher([0, 1, 0, 0, 1], 1)
     first, other = d.take(0), d.take(0)
     assert (first.row, other.row, d.take(0)) == (0, 1, None)
-    assert d.returned(first, 0) and [d.take(0).row for _ in range(2)] == [2, 3]
-    assert d.take(0) is None and d.returned(other, 0) and d.take(0).row == 4
+    assert d.finish(first, 0) and [d.take(0).row for _ in range(2)] == [2, 3]
+    assert d.take(0) is None and d.finish(other, 0) and d.take(0).row == 4
     at_once = dispatcher([0, 1, 0, 0, 1], 1, first_alone=False)
     assert [at_once.take(0).row for _ in range(5)] == [0, 2, 3, 1, 4]
 
@@ -65,8 +66,7 @@ def test_images_stay_together_while_there_is_enough_to_do():
         for endpoint in range(4):
             job = d.take(endpoint)
             where.setdefault(images[job.row], set()).add(endpoint)
-            d.returned(job, endpoint)
-            d.finish(job)
+            d.finish(job, endpoint)
     assert all(len(endpoints) == 1 for endpoints in where.values())
 
 
@@ -77,8 +77,7 @@ def test_an_endpoint_that_runs_dry_takes_whole_images_from_the_fullest():
     while (job := d.take(0)) is not None:  # endpoint 1 does nothing at all
         rows.append(job.row)
         shared.setdefault(images[job.row], []).append(job.row)
-        d.returned(job, 0)
-        d.finish(job)
+        d.finish(job, 0)
     assert sorted(rows) == list(range(600))
     assert all(group == list(range(group[0], group[0] + 6)) for group in shared.values())
 
@@ -144,14 +143,46 @@ def test_a_breaker_opens_probes_and_closes():
     b = Breaker()
     for _ in range(4):
         b.failure(0.0, refused=False, jitter=1.0)
-    assert not b.open and b.admits(0.0)
+    assert not b.open and b.admits(0.0) and b.sent() is False
     b.failure(0.0, refused=False, jitter=1.0)
     assert b.open and not b.admits(0.4) and b.admits(0.6)
-    b.sent()
+    assert b.sent() is True
     assert not b.admits(0.7)  # one probe at a time
-    b.failure(0.7, refused=True, jitter=1.0)
-    assert b.down_since == 0.7 and not b.admits(1.6) and b.admits(1.8)  # twice as long
+    for _ in range(100):  # those that were on their way when it opened
+        b.failure(0.7, refused=False, jitter=1.0)
+    assert not b.admits(0.8)
+    b.failure(0.8, refused=True, jitter=1.0, probe=True)
+    assert b.opened == 0.0 and not b.admits(1.7) and b.admits(1.9)  # twice as long
+    assert b.sent() and not b.admits(9.0)
+    b.dropped(True)  # the probe was cancelled: the next one may go
+    assert b.admits(9.0)
     b.success()
-    assert not b.open and b.down_since is None and b.admits(1.8)
+    assert not b.open and b.admits(1.8)
     b.wait(5.0, 3.0)
+    b.success()  # an answer of another question does not end what Retry-After asks for
     assert not b.admits(7.0) and b.admits(8.0)
+
+
+@given(st.lists(st.tuples(st.sampled_from("sfrdw"), st.floats(0, 3), st.floats(0, 1)), max_size=100))
+def test_a_breaker_never_locks_an_endpoint_out(events):
+    b, now, out = Breaker(), 0.0, []
+    for kind, passed, jitter in events:
+        now += passed
+        if b.admits(now):
+            probe = b.sent()
+            assert not (probe and any(out))  # one probe at a time
+            out.append(probe)
+        if out and kind != "w":
+            probe = out.pop(0)
+            if kind == "s":
+                b.success()
+                out = [False] * len(out)  # it is closed: they are probes no more
+            elif kind == "d":
+                b.dropped(probe)
+            else:
+                b.failure(now, refused=kind == "r", jitter=jitter, probe=probe)
+        elif kind == "w":
+            b.wait(now, 2.0)
+    for probe in out:
+        b.dropped(probe)
+    assert b.admits(now + 12.0)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from grounding.data.records import Expression
 from grounding.errors import Failure, UserError
-from grounding.evaluate.client import normalise, pause
 from grounding.evaluate.dispatch import ranking
 from grounding.evaluate.engines import ENGINES, Routing, Sampling, ServeOptions
+from grounding.evaluate.options import asked_pause, normalise, pause
 from grounding.evaluate.request import Request, data_url, parse_reply
 from grounding.evaluate.results import Results, Tallies, read_rows
 from grounding.evaluate.role import program, server_port
@@ -207,9 +207,9 @@ def test_parse_reply_raises_value_error_only(raw):
 
 
 def test_pause_obeys_retry_after():
-    assert pause(0, "3", 0.5, 0.0) == 3.25
-    assert pause(20, None, 0.5, 1.0) == 30.0
-    assert pause(0, "Wed, 21 Oct 2026 07:28:00 GMT", 0.5, 1.0) == 0.5
+    assert pause(0, asked_pause("3"), 0.5, 0.0) == 3.25
+    assert pause(20, 0.0, 0.5, 1.0) == 30.0
+    assert [asked_pause(v) for v in (None, "", "-1", "900", "Wed, 21 Oct 2026 07:28:00 GMT")] == [0, 0, 0, 60, 0]
 
 
 @given(st.lists(st.text(max_size=5), min_size=2, max_size=6, unique=True), st.text(max_size=5))
@@ -224,7 +224,7 @@ def test_endpoint_forms(url):
     assert normalise(url) == "http://h:1/v1/chat/completions"
 
 
-@pytest.mark.parametrize("url", ["h:1", "ftp://h", "http://", "http://h:99999"])
+@pytest.mark.parametrize("url", ["h:1", "ftp://h", "http://", "http://h:99999", "http://[::1"])
 def test_endpoint_mistakes(url):
     with pytest.raises(UserError, match="not an http URL"):
         normalise(url)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from grounding.errors import Failure, UserError
-from grounding.evaluate.client import Options
 from grounding.evaluate.engines import Sampling, get_engine
+from grounding.evaluate.options import Options
 from grounding.evaluate.request import Request
 from grounding.evaluate.results import read_rows
 from grounding.evaluate.run import Evaluation, plan, run

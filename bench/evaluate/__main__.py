@@ -1,0 +1,67 @@
+"""All benchmarks of the evaluation client: `python bench/evaluate [--only client scale death memory] [--quick]`.
+
+JSON goes to `bench/evaluate/results.json`; parts that are not run keep their earlier results. What is measured: docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import client  # noqa: E402
+import scale  # noqa: E402
+
+PARTS = ("client", "scale", "death", "memory")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the rows, images and caches: minutes instead of half an hour"
+    )
+    parser.add_argument("--out", type=Path, default=HERE / "results.json")
+    arguments = parser.parse_args()
+
+    def save() -> None:
+        arguments.out.write_text(json.dumps(found, indent=2) + "\n")
+
+    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Linux, Python {platform.python_version()}"
+    part = 0.1 if arguments.quick else 1.0
+    if "client" in arguments.only:
+        found["client"] = client.measure_all(requests=int(20_000 * part), rounds=1 if arguments.quick else 3)
+        save()
+    if {"scale", "death"} & set(arguments.only):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            scale.MODEL["cache"] = int(scale.MODEL["cache"] * part)
+            images = int(scale.IMAGES * part)
+            size = scale.pictures(folder / "images", images)
+            rows = scale.eight_files(folder, images, part)
+            found["eight_files"] = {
+                "rows": rows,
+                "images": images,
+                "image_bytes_mean": size,
+                "server": scale.MODEL,
+            }
+            if "scale" in arguments.only:
+                found["scale"] = scale.servers_part(folder, [1, 2, 8], rows, images)
+                save()
+            if "death" in arguments.only:
+                found["death"] = scale.death_part(folder)
+                save()
+    if "memory" in arguments.only:
+        found["memory"] = scale.memory_part(int(1_000_000 * part))
+        save()
+
+
+if __name__ == "__main__":
+    main()
