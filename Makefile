@@ -33,7 +33,7 @@ setup: $(STAMP) ## make .venv with everything the demo and the tests need (quick
 demo: setup ## SFT, RL and the eight-file evaluation of a tiny model on this machine, about ten minutes
 	@$(BIN)/egm run -f jobs/demo.yaml
 
-test: setup lint types test-unit test-s3 test-stack ## everything that CI runs
+test: setup lint types test-unit test-browser test-s3 test-stack ## everything that CI runs
 
 test-unit: setup ## pure and fast tests, seconds
 	@$(BIN)/python -m pytest -q tests/unit
@@ -46,6 +46,9 @@ test-stack: setup ## the real trainer and the real server on CPU, minutes
 
 test-gang: setup ## RL over a Ray of two nodes, one of which is killed; root, minutes
 	@$(BIN)/python -m pytest -q tests/stack/test_ray_cluster.py
+
+test-browser: setup ## the report in a real Chromium; skipped where there is none, but in CI
+	@$(BIN)/python -m pytest -q tests/browser
 
 test-cluster: setup ## API server, CRDs, simulated pods: on the cluster of `make cluster`, or on EGM_KUBECONFIG's
 	@$(BIN)/python -m pytest -q tests/cluster

@@ -24,6 +24,7 @@ def compare(
     partial: Annotated[
         bool, typer.Option("--partial", help="Judge the questions both have answered, though one has others too.")
     ] = False,
+    html: Annotated[Path | None, typer.Option(metavar="OUT.html", help="Write a page of the flips too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON (fractions).")] = False,
 ) -> None:
     """Compare two evaluations question by question: flips, McNemar's test, intervals by a bootstrap over images.
@@ -45,6 +46,10 @@ def compare(
             hint="Questions pair by file, line, image, expression and box: are these evaluations of the same files?",
         )
     reasons = gate(found, min_macro, max_drop, partial=partial)
+    if html is not None:
+        from grounding.report import build_comparison
+
+        build_comparison(found, html, reasons)
     if as_json:
         asked = min_macro is not None or max_drop is not None
         verdict = {"passed": not reasons, "reasons": reasons} if asked else None
@@ -54,6 +59,8 @@ def compare(
         console.print(table(found, wide=console.width >= 100))
         for note in found.notes():
             console.print(f"note: {note}", markup=False, highlight=False)
+        if html is not None:
+            console.print(f"flips  {html}", markup=False, highlight=False, soft_wrap=True)
     if reasons:
         raise Failure("\n".join(reasons))
 

@@ -134,14 +134,13 @@ def test_the_last_row_of_a_question_counts_and_other_models_do_not(tmp_path: Pat
 
 
 nasty = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 2**70) | st.floats() | st.text(), st.lists, max_leaves=6
+    st.none() | st.booleans() | st.integers(-5, 2**63) | st.floats() | st.text(), st.lists, max_leaves=6
 )
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(sorted(row(0, True))), nasty, max_size=4))
 def test_rows_with_anything_in_them_are_read_or_left_out(tmp_path: Path, changes: dict[str, Any]) -> None:
-    changes = {k: v for k, v in changes.items() if not isinstance(v, int) or abs(v) < 2**63}
     found = store(
         tmp_path / "a", [row(0, True), row(1, True) | changes, row(2, True)], {"model": "m", "prompt": "qwen3"}
     )
