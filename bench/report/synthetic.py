@@ -182,7 +182,7 @@ def write(folder: Path, rows: int, images: int, seed: int) -> tuple[Path, Path]:
                 "bbox": thing[2],
             }
             questions.append((row, [other[2] for other in seen if other is not thing]))
-    for side, skill, model in (("a", 0.9, "EGM-8B-SFT"), ("b", 0.915, "EGM-8B")):
+    for side, skill, model in (("a", 0.9, "made-up-a"), ("b", 0.915, "made-up-b")):
         _evaluation(folder / side, questions, store, skill, model, seed)
     return folder / "a", folder / "b"
 

@@ -57,6 +57,11 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
+def summary_of(folder: Path) -> dict[str, Any]:
+    """The summary of an evaluation; empty where it has none yet."""
+    return _json(folder / "summary.json")
+
+
 def evaluation(folder: Path, name: str, data: Path, answers: Answers | None = None) -> Evaluation:
     """The evaluation under `folder`; `data` is where its run keeps prepared data. Raises `UserError` where there is none."""
     config = _json(folder / "run_config.json")
@@ -71,7 +76,7 @@ def evaluation(folder: Path, name: str, data: Path, answers: Answers | None = No
         except EgmError:
             images = ()  # the page says that pictures are missing
     found = answers or read_answers(folder, name)
-    return Evaluation(name, _json(folder / "summary.json"), found, images, config, _text(job_file))
+    return Evaluation(name, summary_of(folder), found, images, config, _text(job_file))
 
 
 def collect(run_dir: Path) -> Run:
