@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-browser test-cluster lint format types bench clean cluster cluster-env cluster-down
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-browser test-export test-cluster lint format types bench clean cluster cluster-env cluster-down
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,7 +33,7 @@ setup: $(STAMP) ## make .venv with everything the demo and the tests need (quick
 demo: setup ## SFT, RL and the eight-file evaluation of a tiny model on this machine, about ten minutes
 	@$(BIN)/egm run -f jobs/demo.yaml
 
-test: setup lint types test-unit test-kill test-s3 test-stack ## everything that CI runs
+test: setup lint types test-unit test-browser test-kill test-s3 test-stack ## everything that CI runs
 
 test-unit: setup ## pure and fast tests, seconds
 	@$(BIN)/python -m pytest -q tests/unit
@@ -49,6 +49,16 @@ test-stack: setup ## the real trainer and the real server on CPU, minutes
 
 test-gang: setup ## RL over a Ray of two nodes, one of which is killed; root, minutes
 	@$(BIN)/python -m pytest -q tests/stack/test_ray_cluster.py
+
+test-browser: setup ## the report in a real Chromium; skipped where there is none, but in CI
+	@$(BIN)/python -m pytest -q tests/browser
+
+# not in uv.lock: they would hold other packages back (trackio wants an older Pillow, inspect_ai an older fsspec)
+EXPORTERS := inspect_ai==0.3.285 wandb==0.31.0 trackio==0.43.0
+test-export: setup ## the exporters with the tools they write for, in an environment of their own; not part of `make test`
+	@$(UV) venv --quiet --allow-existing .cache/export
+	@VIRTUAL_ENV=.cache/export $(UV) pip install --quiet -e . $(EXPORTERS) pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout
+	@.cache/export/bin/python -m pytest -q tests/export
 
 test-cluster: setup ## API server, CRDs, simulated pods: on the cluster of `make cluster`, or on EGM_KUBECONFIG's
 	@$(BIN)/python -m pytest -q tests/cluster

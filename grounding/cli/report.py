@@ -13,14 +13,16 @@ def report(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="File to write; default FOLDER/report/index.html.")
     ] = None,
+    pictures: Annotated[int, typer.Option(min=0, help="Pictures to embed, at most.")] = 600,
+    picture_mb: Annotated[float, typer.Option(min=0, help="Megabytes of pictures in the page, at most.")] = 10.0,
 ) -> None:
-    """Write one self-contained HTML page: table, curves, histogram, gallery."""
+    """Write one self-contained HTML page: tables, kinds of errors, accuracy by group, curves, and a gallery of the answers."""
     from grounding.errors import UserError
-    from grounding.report import build
+    from grounding.report import Caps, build
 
     if not folder.is_dir():
         raise UserError("no such folder", file=folder)
-    typer.echo(build(folder, out))
+    typer.echo(build(folder, out, Caps(pictures=pictures, picture_bytes=int(picture_mb * 1e6))))
 
 
 def register(app: typer.Typer) -> None:

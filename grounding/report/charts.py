@@ -119,11 +119,11 @@ def histogram(title: str, groups: Sequence[tuple[str, Sequence[float]]], bins: i
         for b, value in enumerate(share):
             height = round(value / top * (_H - _TOP - _BOTTOM), 1)
             x, y = round(_LEFT + b * width + width * 0.1 + g * bar, 1), round(_H - _BOTTOM - height, 1)
-            label = f"{escape(name)}: {value:.1%} between {b / bins:g} and {(b + 1) / bins:g}"
+            label = f"{escape(name) or 'answers'}: {value:.1%} between {b / bins:g} and {(b + 1) / bins:g}"
             parts.append(
                 f'<rect class="bar {"ab"[g % 2]}" x="{x}" y="{y}" width="{bar:.1f}" height="{height}"><title>{label}</title></rect>'
             )
     half = _LEFT + 0.5 * (_W - _LEFT - _RIGHT)
     parts.append(f'<line class="mark" x1="{half}" x2="{half}" y1="{_TOP}" y2="{_H - _BOTTOM}"/></svg>')
-    legend = " ".join(f'<span class="key {"ab"[g % 2]}">{escape(n)}</span>' for g, (n, _) in enumerate(groups))
+    legend = " ".join(f'<span class="key {"ab"[g % 2]}">{escape(n)}</span>' for g, (n, _) in enumerate(groups) if n)
     return f"<figure><figcaption>{escape(title)} {legend}</figcaption>{''.join(parts)}</figure>"

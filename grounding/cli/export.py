@@ -1,0 +1,28 @@
+"""`egm export`: an evaluation for other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of one evaluation.")],
+    to: Annotated[str, typer.Option("--to", help="inspect, wandb or trackio; the tool must be installed.")],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="inspect: the .eval file. wandb: folder of offline runs.")
+    ] = None,
+    project: Annotated[str, typer.Option(help="wandb, trackio: the project.")] = "egm",
+    name: Annotated[str, typer.Option(help="wandb, trackio: the run's name; default the folder's.")] = "",
+) -> None:
+    """Write an evaluation as an inspect_ai log, or log it as a Weights & Biases or trackio run with a table of its rows."""
+    from grounding.report.export import export as write
+
+    typer.echo(write(folder, to, out, project=project, name=name))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(export)

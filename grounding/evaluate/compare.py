@@ -1,0 +1,239 @@
+"""Two evaluations of the same questions, paired: flips, exact McNemar, a bootstrap by image, and a gate on them. Pure statistics.
+
+A question is the same when file, line, image, expression and box are (`stored.Question`), whatever model, prompt or sampling answered it.
+Only questions that both sides answered are compared. Accuracies and differences are fractions; differences are B minus A.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grounding.evaluate.stored import Answers
+from grounding.evaluate.summary import DRAWS, SEED, file_order
+
+
+@dataclass(frozen=True)
+class Change:
+    """A versus B over one set of questions. `p` is McNemar's, None for the macro mean, which is no count of flips."""
+
+    name: str
+    n: int
+    acc_a: float
+    acc_b: float
+    iou_a: float
+    """Mean IoU"""
+    iou_b: float
+    diff: float
+    ci95: tuple[float, float]
+    lost: int
+    """Flips from correct to wrong"""
+    won: int
+    """Flips from wrong to correct"""
+    p: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What `compare` found. `pairs` is (N, 2): indices into the rows of A and of B."""
+
+    a: Answers
+    b: Answers
+    pairs: NDArray[np.int64]
+    only_a: int
+    only_b: int
+    errors_a: int
+    errors_b: int
+    files: tuple[Change, ...]
+    macro: Change | None
+    micro: Change | None
+
+    @property
+    def flips(self) -> NDArray[np.int64]:
+        """The pairs of which one is correct and the other is not."""
+        correct_a, correct_b = self.a.correct[self.pairs[:, 0]], self.b.correct[self.pairs[:, 1]]
+        flips: NDArray[np.int64] = self.pairs[correct_a != correct_b]
+        return flips
+
+    @property
+    def whole(self) -> bool:
+        """Whether both sides answered every question of either."""
+        return not (self.only_a or self.only_b or self.errors_a or self.errors_b)
+
+    def notes(self) -> list[str]:
+        """What a reader has to know before believing the figures, a sentence each."""
+        found = []
+        for name, answers, errors, only in (
+            ("A", self.a, self.errors_a, self.only_a),
+            ("B", self.b, self.errors_b, self.only_b),
+        ):
+            if only:
+                found.append(f"{only:,} questions are in {name} only; they are left out.")
+            if errors:
+                found.append(f"{errors:,} requests of {name} failed; their questions are left out.")
+            if answers.other_scoring:
+                found.append(
+                    f"{answers.other_scoring:,} rows of {name} were scored by another profile than {answers.scoring}."
+                )
+            if answers.left_out:
+                found.append(f"{answers.left_out:,} rows in {name}'s folder are of another model or prompt; not used.")
+        if self.a.scoring != self.b.scoring:
+            found.append(f"The scoring differs: {self.a.scoring} in A, {self.b.scoring} in B.")
+        if self.a.prompt != self.b.prompt:
+            found.append(f"The prompt differs: {self.a.prompt} in A, {self.b.prompt} in B.")
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """The comparison as JSON has it; `files` in the paper's order."""
+
+        def side(x: Answers) -> dict[str, Any]:
+            return {"folder": str(x.folder), "model": x.model, "prompt": x.prompt, "scoring": x.scoring, "rows": len(x)}
+
+        def change(c: Change | None) -> dict[str, Any] | None:
+            return None if c is None else {**vars(c), "ci95": list(c.ci95)}
+
+        return {
+            "a": side(self.a),
+            "b": side(self.b),
+            "pairs": len(self.pairs),
+            "only_a": self.only_a,
+            "only_b": self.only_b,
+            "errors_a": self.errors_a,
+            "errors_b": self.errors_b,
+            "macro": change(self.macro),
+            "micro": change(self.micro),
+            "files": [change(c) for c in self.files],
+            "notes": self.notes(),
+        }
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Two-sided p of the exact McNemar test: how likely flips are at least this uneven when either way is a coin's toss.
+
+    Exact to the last bit (integers until the final division), so also where the p is smaller than any float could sum up.
+    """
+    n, fewer = lost + won, min(lost, won)
+    if 2 * fewer >= n - 1:  # as even as can be: both tails together are everything
+        return 1.0
+    total = term = 1
+    for k in range(1, fewer + 1):
+        term = term * (n - k + 1) // k  # n over k
+        total += term
+    return (2 * total) / (1 << n)
+
+
+def compare(a: Answers, b: Answers) -> Comparison:
+    """Pair the questions of two evaluations and compare the pairs that both have answered."""
+    in_b = {q: i for i, q in enumerate(b.questions)}
+    both = [(i, in_b[q]) for i, q in enumerate(a.questions) if q in in_b]
+    pairs = np.array(both, dtype=np.int64).reshape(-1, 2)
+    pairs = pairs[a.answered[pairs[:, 0]] & b.answered[pairs[:, 1]]]
+    names = file_order([a.files[f] for f in np.unique(a.file[pairs[:, 0]])])
+    # numbered by what is paired alone, so that the draws are the same whichever side is called A
+    place = {name: i for i, name in enumerate(names)}
+    file = np.array([place.get(name, -1) for name in a.files], dtype=np.int64)[a.file[pairs[:, 0]]]
+    by_name = np.array(a.images, dtype=object)[a.image[pairs[:, 0]]]
+    image = np.unique(by_name, return_inverse=True)[1] if len(pairs) else np.zeros(0, dtype=np.int64)
+    sides = (a.correct[pairs[:, 0]], b.correct[pairs[:, 1]])
+    ious = (a.iou[pairs[:, 0]], b.iou[pairs[:, 1]])
+    changes, macro, micro = _changes(names, file, image, sides, ious) if len(pairs) else ((), None, None)
+    return Comparison(
+        a=a,
+        b=b,
+        pairs=pairs,
+        only_a=len(a) - len(both),
+        only_b=len(b) - len(both),
+        errors_a=int((~a.answered).sum()),
+        errors_b=int((~b.answered).sum()),
+        files=changes,
+        macro=macro,
+        micro=micro,
+    )
+
+
+_Pair = tuple[NDArray[Any], NDArray[Any]]
+
+
+def _changes(
+    names: list[str], file: NDArray[np.int64], image: NDArray[np.int64], correct: _Pair, iou: _Pair
+) -> tuple[tuple[Change, ...], Change, Change]:
+    a, b = correct
+    per_file, macro, micro = bootstrap(file, image, b.astype(np.int64) - a)
+
+    def change(name: str, rows: NDArray[np.bool_] | slice, ci: tuple[float, float]) -> Change:
+        before, after = a[rows], b[rows]
+        lost, won = int((before & ~after).sum()), int((~before & after).sum())
+        means = float(before.mean()), float(after.mean())
+        ious = float(iou[0][rows].mean()), float(iou[1][rows].mean())
+        diff = (won - lost) / len(before)
+        return Change(name, len(before), *means, *ious, diff, ci, lost, won, mcnemar(lost, won))
+
+    files = tuple(change(name, file == f, per_file[f]) for f, name in enumerate(names))
+    pooled = change("micro", slice(None), micro)
+
+    def mean(figure: str) -> float:
+        return float(np.mean([getattr(c, figure) for c in files]))
+
+    means = mean("acc_a"), mean("acc_b"), mean("iou_a"), mean("iou_b"), mean("diff")
+    return files, Change("macro", len(a), *means, macro, pooled.lost, pooled.won, None), pooled
+
+
+def bootstrap(
+    file: NDArray[np.int64], image: NDArray[np.int64], gain: NDArray[np.int64]
+) -> tuple[list[tuple[float, float]], tuple[float, float], tuple[float, float]]:
+    """95 % intervals of the mean gain: of each file, of the mean over files (macro) and over all rows (micro).
+
+    Images are drawn, not rows: the expressions of one image stand or fall together, in whatever file. Columns of N entries: number of the
+    row's file (0..F-1), of its image (0..M-1), and its gain (-1, 0, 1). The seed is fixed. A draw that misses a file leaves it out.
+    """
+    f, m = int(file.max()) + 1, int(image.max()) + 1
+    n, gains = np.zeros((m, f)), np.zeros((m, f))
+    np.add.at(n, (image, file), 1.0)
+    np.add.at(gains, (image, file), gain)
+    draw = np.random.default_rng(SEED)
+    found: list[NDArray[np.float64]] = []
+    block = max(1, min(100, 2_000_000 // m))  # for memory; the draws are the same in any blocks
+    for start in range(0, DRAWS, block):
+        size = min(block, DRAWS - start)
+        weight = draw.multinomial(m, np.full(m, 1.0 / m), size=size).astype(np.float64)
+        up, down = weight @ gains, weight @ n
+        means = np.where(down > 0, up / np.where(down > 0, down, 1), np.nan)
+        found.append(np.column_stack([means, np.nanmean(means, axis=1), up.sum(1) / down.sum(1)]))
+    low, high = np.nanquantile(np.concatenate(found), [0.025, 0.975], axis=0)
+    pairs = [(float(x), float(y)) for x, y in zip(low, high, strict=True)]
+    return pairs[:f], pairs[f], pairs[f + 1]
+
+
+def gate(
+    found: Comparison, min_macro: float | None = None, max_drop: float | None = None, *, partial: bool = False
+) -> list[str]:
+    """Why B does not pass, a sentence each; empty when it does. `min_macro` is in per cent, `max_drop` in percentage points.
+
+    Both judge the macro mean over the questions that both sides answered. Questions without a pair, failed requests and unequal scoring
+    fail the gate, unless `partial` says that a part is meant to be judged.
+    """
+    if min_macro is None and max_drop is None:
+        return []
+    reasons = []
+    if found.macro is None:
+        return ["No question was answered by both sides."]
+    if not found.whole and not partial:
+        reasons.append(
+            f"The two do not hold the same answered questions ({found.only_a:,} in A only, {found.only_b:,} in B only, "
+            f"{found.errors_a:,} and {found.errors_b:,} failed requests); --partial judges what they share."
+        )
+    if found.a.scoring != found.b.scoring or found.a.other_scoring or found.b.other_scoring:
+        reasons.append("The two are not scored by the same profile; `egm eval --rescore` scores stored answers again.")
+    before, after = 100 * found.macro.acc_a, 100 * found.macro.acc_b
+    # rounding errors of a mean must not decide
+    if min_macro is not None and after < min_macro - 1e-9:
+        reasons.append(f"The macro accuracy of B is {after:.2f} %, less than the {min_macro:g} % of --min-macro.")
+    if max_drop is not None and before - after > max_drop + 1e-9:
+        reasons.append(
+            f"The macro accuracy fell by {before - after:.2f} points (from {before:.2f} % to {after:.2f} %), "
+            f"more than the {max_drop:g} of --max-drop."
+        )
+    return reasons

@@ -1,0 +1,198 @@
+"""An evaluation for other tools: inspect_ai's `.eval` log, a Weights & Biases or trackio run. Opt-in: each tool is imported when asked for.
+
+A failed request is exported as an error without a score; means are exported only where the summary has them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from grounding.errors import UserError
+from grounding.evaluate.stored import Answers, read_answers
+from grounding.prompts import render
+from grounding.report.slices import KINDS, kinds
+
+COLUMNS = (
+    "file",
+    "line",
+    "image",
+    "sent",
+    "kind",
+    "iou",
+    "correct",
+    "true box",
+    "box",
+    "tokens",
+    "latency_s",
+    "answer",
+)
+_TEXT = 4000
+
+
+TOOLS = {"inspect_ai": "0.3.285", "wandb": "0.31.0", "trackio": "0.43.0"}
+"""The versions the exporters are tested with (`make test-export`). No extras: in one lock they would hold other packages back."""
+
+
+def _needed(module: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as e:
+        tool = module.split(".")[0]
+        if (e.name or "").split(".")[0] != tool:
+            raise
+        raise UserError(
+            f"this export needs {tool}, which is not installed",
+            field="--to",
+            hint=f"Install it beside egm: pip install '{tool}=={TOOLS[tool]}'.",
+        ) from None
+
+
+def figures(summary: dict[str, Any]) -> dict[str, float]:
+    """The summary's numbers as flat names: macro, micro, refcoco_val/acc … Pure."""
+    found = {k: summary.get(k) for k in ("macro", "micro", "done", "errors", "unparsed", "truncated")}
+    for f in summary.get("files", []):
+        found |= {f"{f['name']}/{k}": f.get(k) for k in ("n", "acc", "acc75", "acc90", "mean_iou", "tokens_mean")}
+    return {k: v for k, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def table(a: Answers) -> Iterator[list[Any]]:
+    """Rows of `COLUMNS`, in no particular order; boxes are xyxy pixels, an absent one is null."""
+    kind = kinds(a)
+    for i, row in a.rows():
+        q = a.questions[i]
+        text = str(row.get("error") or row.get("text") or "")
+        facts = [q.file, q.line, q.image, q.sent, KINDS[kind[i]], row.get("iou"), row.get("correct"), str(list(q.bbox))]
+        box = row.get("scaled_bbox")
+        yield [
+            *facts,
+            None if box is None else str(box),
+            row.get("completion_tokens"),
+            row.get("latency_s"),
+            text[-_TEXT:],
+        ]
+
+
+def export_inspect(a: Answers, summary: dict[str, Any], out: Path | None, **_: Any) -> str:
+    """Write `out`, a log that `inspect view` and inspect_ai's readers open. Every question is a sample."""
+    if out is None or out.suffix != ".eval":
+        raise UserError(
+            "the log needs a name that ends in .eval", field="OUT", hint="egm export DIR --to inspect OUT.eval"
+        )
+    log = _needed("inspect_ai.log")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.stem}.{os.getpid()}.eval")
+    try:
+        log.write_eval_log(_inspect_log(a, summary), str(temporary))
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return str(out)
+
+
+def _inspect_log(a: Answers, summary: dict[str, Any]) -> Any:
+    log, scorer = import_module("inspect_ai.log"), "egm/" + a.scoring
+    kind = kinds(a)
+    samples = [_inspect_sample(a, i, row, KINDS[kind[i]]) for i, row in a.rows()]
+    samples.sort(key=lambda s: s.id)
+    metrics = {k: log.EvalMetric(name=k, value=v) for k, v in figures(summary).items()}
+    answered = int(a.answered.sum())
+    score = log.EvalScore(
+        name=scorer, scorer=scorer, metrics=metrics, scored_samples=answered, unscored_samples=len(a) - answered
+    )
+    spec = log.EvalSpec(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        task="egm_grounding",
+        task_args={"prompt": a.prompt, "scoring": a.scoring, "files": list(a.files)},
+        dataset=log.EvalDataset(name="RefCOCO, RefCOCO+, RefCOCOg", samples=len(a), sample_ids=[s.id for s in samples]),
+        model=a.model or "unknown",
+        config=log.EvalConfig(),
+        metadata={"folder": a.folder.name, "reason": summary.get("reason")},
+    )
+    results = log.EvalResults(total_samples=len(a), completed_samples=answered, scores=[score])
+    whole = summary.get("reason") is None and answered == len(a)
+    return log.EvalLog(status="success" if whole else "error", eval=spec, results=results, samples=samples)
+
+
+def _inspect_sample(a: Answers, i: int, row: dict[str, Any], kind: str) -> Any:
+    log, model = import_module("inspect_ai.log"), import_module("inspect_ai.model")
+    q, text, scorer = a.questions[i], str(row.get("text") or ""), "egm/" + a.scoring
+    facts: dict[str, Any] = {"file": q.file, "line": q.line, "image": q.image, "sent": q.sent}
+    facts |= {k: row.get(k) for k in ("width", "height", "outcome", "finish_reason", "latency_s")}
+    message = model.ChatMessageUser(content=render(a.prompt, q.sent) if a.prompt else q.sent)
+    common = {"id": f"{q.file}:{q.line:06d}:{i:06d}", "epoch": 1, "input": [message], "target": str(list(q.bbox))}
+    if not a.answered[i]:
+        reason = str(row.get("error") or "request failed")
+        error = import_module("inspect_ai._util.error").EvalError(message=reason, traceback="", traceback_ansi="")
+        return log.EvalSample(**common, metadata=facts, error=error)
+    score = import_module("inspect_ai.scorer").Score(
+        value="C" if a.correct[i] else "I",
+        answer=None if row.get("scaled_bbox") is None else str(row["scaled_bbox"]),
+        metadata={"iou": row.get("iou"), "kind": kind},
+    )
+    output = model.ModelOutput.from_content(
+        a.model or "unknown", text, "max_tokens" if row.get("finish_reason") == "length" else "stop"
+    )
+    used = int(row.get("prompt_tokens") or 0), int(row.get("completion_tokens") or 0)
+    output.usage = model.ModelUsage(input_tokens=used[0], output_tokens=used[1], total_tokens=sum(used))
+    messages = [message, model.ChatMessageAssistant(content=text)]
+    return log.EvalSample(
+        **common,
+        metadata=facts,
+        messages=messages,
+        output=output,
+        scores={scorer: score},
+        total_time=row.get("latency_s"),
+    )
+
+
+def export_wandb(a: Answers, summary: dict[str, Any], out: Path | None, *, project: str, name: str) -> str:
+    """Log a run with the summary's figures and a table of all rows. WANDB_MODE=offline keeps it under `out` (default: here)."""
+    wandb = _needed("wandb")
+    run = wandb.init(project=project, name=name, dir=None if out is None else str(out), config=_settings(a))
+    with run:
+        run.log({"answers": wandb.Table(columns=list(COLUMNS), data=list(table(a)))} | figures(summary))
+        run.summary.update(figures(summary))
+    return f"wandb run {run.name} in {project}: {run.url or run.dir}"
+
+
+def export_trackio(a: Answers, summary: dict[str, Any], out: Path | None, *, project: str, name: str) -> str:
+    """Log a trackio run with the summary's figures and a table of all rows, into trackio's own folder (TRACKIO_DIR)."""
+    if out is not None:
+        raise UserError(
+            "trackio has a folder of its own", field="OUT", hint="Leave OUT away; TRACKIO_DIR sets the folder."
+        )
+    trackio = _needed("trackio")
+    trackio.init(project=project, name=name, config=_settings(a), auto_log_gpu=False, auto_log_cpu=False)
+    try:
+        trackio.log({"answers": trackio.Table(columns=list(COLUMNS), data=list(table(a)))} | figures(summary))
+    finally:
+        trackio.finish()
+    return f"trackio run {name} in {project}: trackio show --project {project}"
+
+
+def _settings(a: Answers) -> dict[str, Any]:
+    return {"model": a.model, "prompt": a.prompt, "scoring": a.scoring, "rows": len(a), "folder": a.folder.name}
+
+
+TARGETS: dict[str, Callable[..., str]] = {
+    "inspect": export_inspect,
+    "wandb": export_wandb,
+    "trackio": export_trackio,
+}
+
+
+def export(folder: Path, target: str, out: Path | None = None, *, project: str = "egm", name: str = "") -> str:
+    """Export the evaluation under `folder`; returns a line that says where it is. Raises `UserError` for an unknown or absent target."""
+    if target not in TARGETS:
+        raise UserError(f"unknown target {target!r}", field="--to", hint=f"Known: {', '.join(TARGETS)}.")
+    answers = read_answers(folder)
+    if not len(answers):
+        raise UserError("the evaluation holds no rows", file=folder)
+    from grounding.report.collect import summary_of
+
+    return TARGETS[target](answers, summary_of(folder), out, project=project, name=name or answers.name)

@@ -1,0 +1,116 @@
+"use strict";
+(() => {
+  const root = document.documentElement, toggle = document.getElementById("theme"), THEMES = ["auto", "light", "dark"];
+  const remember = { get: () => { try { return localStorage.getItem("egm-theme"); } catch { return null; } }, set: v => { try { localStorage.setItem("egm-theme", v); } catch { /* a browser that keeps nothing for files */ } } };
+  function paint(theme) {
+    if (theme === "auto") delete root.dataset.theme; else root.dataset.theme = theme;
+    toggle.textContent = "Theme: " + theme;
+  }
+  let theme = THEMES.includes(remember.get()) ? remember.get() : "auto";
+  toggle.hidden = false; paint(theme);
+  toggle.addEventListener("click", () => { theme = THEMES[(THEMES.indexOf(theme) + 1) % 3]; remember.set(theme); paint(theme); });
+
+  const source = document.getElementById("data");
+  if (!source) return;
+  const data = JSON.parse(source.textContent), TITLES = JSON.parse(document.getElementById("titles").textContent);
+  const form = document.getElementById("filter"), cards = document.getElementById("cards"), count = document.getElementById("count"), more = document.getElementById("more");
+  const STEP = 24, N = data.sent.length, jobs = data.answers, CORRECT = data.kinds.indexOf("correct");
+  const defaults = Object.fromEntries(new FormData(form));
+  let lower = null, kept = [], shown = 0;
+
+  const svg = (name, attributes) => { const e = document.createElementNS("http://www.w3.org/2000/svg", name); for (const k in attributes) e.setAttribute(k, attributes[k]); return e; };
+  const el = (name, text, cls) => { const e = document.createElement(name); if (text !== undefined) e.textContent = text; if (cls) e.className = cls; return e; };
+  const kindOf = (job, i) => job.kind[i] < 0 ? "missing" : data.kinds[job.kind[i]];
+  const boxOf = (columns, i) => columns.map(c => c[i]);
+  const name = k => TITLES.kinds[k] || k;
+
+  function outline(parent, box, cls, title) {
+    const at = { x: Math.min(box[0], box[2]), y: Math.min(box[1], box[3]), width: Math.abs(box[2] - box[0]), height: Math.abs(box[3] - box[1]) };
+    const r = svg("rect", { ...at, class: cls });
+    if (title) { const t = svg("title", {}); t.textContent = title; r.append(t); }
+    parent.append(r);
+  }
+  function verdict(job, i) {
+    const k = kindOf(job, i);
+    return name(k) + (job.iou[i] < 0 ? "" : `, IoU ${(job.iou[i] / 1000).toFixed(2)}`);
+  }
+  function card(i) {
+    const c = el("article", undefined, "card"), [w, h] = data.sizes[data.image[i]], sent = data.sent[i];
+    const said = jobs.map((j, n) => (jobs.length > 1 ? data.names[n] + ": " : "") + verdict(j, i)).join("; ");
+    const s = svg("svg", { viewBox: `0 0 ${w} ${h}`, role: "img", "aria-label": `${sent}. True box ${boxOf(data.truth, i).join(", ")} of ${w} by ${h} pixels. ${said}` });
+    const picture = data.pictures[data.image[i]];
+    if (picture) s.append(svg("image", { href: picture, width: w, height: h }));
+    else { const t = svg("text", { x: w / 2, y: h / 2, "font-size": w / 16 }); t.textContent = "picture not in this page"; s.append(svg("rect", { width: w, height: h, class: "rest" }), t); }
+    const boxes = [[boxOf(data.truth, i), "truth", "true box"]];
+    jobs.forEach((j, n) => { const b = boxOf(j.box, i); if (j.kind[i] >= 0 && Math.max(...b) >= 0) boxes.push([b, "guess g" + n % 2, data.names[n]]); });
+    for (const [b] of boxes) outline(s, b, "halo"); // all of them first, so that none hides a box below
+    for (const [b, cls, title] of boxes) outline(s, b, cls, title);
+    const text = el("div");
+    text.append(el("q", sent), el("div", `${TITLES.files[data.files[data.file[i]]] || data.files[data.file[i]]}, line ${data.line[i]}`, "soft"));
+    jobs.forEach((j, n) => {
+      if (j.kind[i] < 0) return;
+      const line = el("div");
+      if (jobs.length > 1) line.append(el("span", data.names[n] + ": ", "g" + n % 2));
+      line.append(el("span", verdict(j, i), "kind " + kindOf(j, i)));
+      if (j.tokens[i] >= 0) line.append(el("span", ` · ${j.tokens[i].toLocaleString("en")} tokens`, "soft"));
+      text.append(line);
+      if (j.texts[i] !== undefined) { const d = el("details"); d.append(el("summary", kindOf(j, i) === "failed" ? "reason" : "answer", "soft"), el("pre", j.texts[i])); text.append(d); }
+    });
+    c.append(s, text); return c;
+  }
+  function grow(focus) {
+    const next = kept.slice(shown, shown + STEP).map(card);
+    cards.append(...next); shown += next.length;
+    more.hidden = shown >= kept.length; more.textContent = `Show ${Math.min(STEP, kept.length - shown)} more`;
+    if (focus && next[0]) { next[0].tabIndex = -1; next[0].focus({ preventScroll: true }); }
+  }
+  const ORDERS = {
+    worst: job => (a, b) => (job.iou[a] < 0) - (job.iou[b] < 0) || job.iou[a] - job.iou[b] || a - b,
+    random: () => (a, b) => Math.imul(a + 1, 2654435761) - Math.imul(b + 1, 2654435761),
+    long: job => (a, b) => job.tokens[b] - job.tokens[a] || a - b,
+    file: () => (a, b) => a - b,
+  };
+  function show() {
+    const f = Object.fromEntries(new FormData(form)), job = jobs[Number(f.job || 0)] || jobs[0], word = f.text.trim().toLowerCase();
+    if (word && !lower) lower = data.sent.map(s => s.toLowerCase());
+    const file = f.file ? data.files.indexOf(f.file) : -1, kind = f.kind ? data.kinds.indexOf(f.kind) : -1, wrong = f.kind === "not-correct";
+    kept = [];
+    for (let i = 0; i < N; i++) {
+      if (job.kind[i] < 0 || file >= 0 && data.file[i] !== file) continue;
+      if (wrong ? job.kind[i] === CORRECT : kind >= 0 && job.kind[i] !== kind) continue;
+      if (f.flip) {
+        const before = jobs[0].kind[i] === CORRECT, after = jobs[1].kind[i] === CORRECT;
+        if (jobs[0].kind[i] < 0 || jobs[1].kind[i] < 0 || before === after || after !== (f.flip === "won")) continue;
+      }
+      if (f.pictured && data.pictures[data.image[i]] === undefined) continue;
+      if (word && !lower[i].includes(word)) continue;
+      kept.push(i);
+    }
+    kept.sort((ORDERS[f.order] || ORDERS.worst)(job));
+    cards.replaceChildren(); shown = 0; grow(false);
+    count.textContent = `${kept.length.toLocaleString("en")} of ${N.toLocaleString("en")}`;
+    const changed = new URLSearchParams();
+    for (const e of form.elements) if (e.name) {
+      const value = e.type === "checkbox" ? (e.checked ? "on" : "off") : e.value, usual = e.type === "checkbox" ? (e.defaultChecked ? "on" : "off") : defaults[e.name];
+      if (value !== usual) changed.set(e.name, value);
+    }
+    history.replaceState(null, "", "#" + changed);
+  }
+  function read() {
+    form.reset();
+    for (const [k, v] of new URLSearchParams(location.hash.slice(1))) {
+      const e = form.elements.namedItem(k);
+      if (!e) continue;
+      if (e.type === "checkbox") e.checked = v !== "off";
+      else { const before = e.value; e.value = v; if (e.value !== v) e.value = before; }
+    }
+    show();
+  }
+  let wait = 0;
+  form.addEventListener("input", e => { clearTimeout(wait); wait = setTimeout(show, e.target.type === "search" ? 120 : 0); });
+  form.addEventListener("submit", e => e.preventDefault());
+  more.addEventListener("click", () => grow(true));
+  document.addEventListener("click", e => { const a = e.target.closest("a.pick"); if (!a) return; e.preventDefault(); history.replaceState(null, "", a.getAttribute("href")); read(); form.scrollIntoView(); form.elements[0].focus({ preventScroll: true }); });
+  window.addEventListener("hashchange", read);
+  read();
+})();
