@@ -1,0 +1,344 @@
+"""What an image's questions on one server gain, and what a start costs: real servers on real GPUs, asked by our client.
+
+    python bench/gpu/serve_affinity.py --engine sglang --gpus 2 --out bench/gpu/sglang.json
+
+One server a GPU, started by the engine's own command line with the sizes of Qwen3-VL-4B and random weights (`model.py`), so nothing is
+downloaded; every answer has `--tokens` tokens. Pictures are JPEGs of 640 x 480 with about a photograph's bytes, six questions each. Arms:
+
+    affinity   `egm eval` as it is: an image's questions go to one server, the first ahead of the others
+    at-once    the same without the first one ahead (`--siblings-at-once`)
+    spread     the same rows in the same order, each to a server of its own hash, as a round robin of data-parallel copies does it
+    png        affinity, and the pictures are sent as PNG
+
+The arms take turns, `--repeats` times, and no two runs share a picture, so every cache is cold for every run. The servers' own counters of
+cached tokens are read before and after each. Before that all servers are started `--starts` times: launch to `/health`, and stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import platform
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+WIDTH, HEIGHT = 640, 480
+ARMS = ("affinity", "at-once", "spread", "png")
+EXTRA = {
+    "sglang": ["--load-format", "dummy", "--enable-cache-report"],
+    "vllm": ["--load-format", "dummy", "--enable-prompt-tokens-details"],
+}
+COUNTERS = {
+    "sglang": ("sglang:prompt_tokens_total", "sglang:cached_tokens_total", "sglang:generation_tokens_total"),
+    "vllm": (
+        "vllm:prompt_tokens_total",
+        "vllm:prefix_cache_queries_total",
+        "vllm:prefix_cache_hits_total",
+        "vllm:mm_cache_queries_total",
+        "vllm:mm_cache_hits_total",
+        "vllm:generation_tokens_total",
+    ),
+}
+
+
+# ---- pictures and rows ----
+def picture(seed: int) -> bytes:
+    """A JPEG of 640 x 480: noise of all sizes, as a photograph has it, and a shape."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    chance = np.random.default_rng(seed)
+    total = np.zeros((HEIGHT, WIDTH, 3), dtype=np.float32)
+    for scale, strength in ((160, 60), (40, 32), (10, 18), (4, 12), (2, 12), (1, 9)):
+        small = chance.normal(0, strength, (-(-HEIGHT // scale), -(-WIDTH // scale), 3)).astype(np.float32)
+        small = 0.75 * small.mean(2, keepdims=True) * 1.7 + 0.25 * small  # photographs are mostly light and dark
+        layers = [
+            Image.fromarray(np.ascontiguousarray(small[..., c])).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
+            for c in range(3)
+        ]
+        total += np.stack([np.asarray(layer) for layer in layers], 2)
+    image = Image.fromarray((total + chance.uniform(90, 160)).clip(0, 255).astype(np.uint8))
+    x, y = (int(v) for v in chance.integers(20, 300, 2))
+    ImageDraw.Draw(image).ellipse((x, y, x + 120, y + 90), fill=tuple(int(v) for v in chance.integers(0, 255, 3)))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def _write(task: tuple[Path, int]) -> int:
+    path, seed = task
+    data = picture(seed)
+    path.write_bytes(data)
+    return len(data)
+
+
+def dataset(folder: Path, first: int, images: int, an_image: int, *, one_each: bool) -> tuple[Path, Path]:
+    """(rows, image folder) over pictures `first`.. of `folder`. `one_each`: every row has a name of its own for its picture."""
+    here = folder / f"run-{first}"
+    (here / "images").mkdir(parents=True)
+    rows = here / "refcoco_val.jsonl"
+    with rows.open("w") as f:
+        for i in range(first, first + images):
+            for k in range(an_image):
+                name = f"{i}-{k}.jpg" if one_each else f"{i}.jpg"
+                if one_each or not k:
+                    os.link(folder / "pictures" / f"{i}.jpg", here / "images" / name)
+                box = [10 + k, 10, 200, 200]
+                row = {"image": name, "sent": f"the {k}th thing", "bbox": box, "width": WIDTH, "height": HEIGHT}
+                f.write(json.dumps(row) + "\n")
+    return rows, here / "images"
+
+
+# ---- servers ----
+class Server:
+    """A model server on one GPU."""
+
+    def __init__(self, engine: str, model: Path, gpu: int, python: str, log: Path, more: list[str]) -> None:
+        from grounding.evaluate.engines import ServeOptions, get_engine
+
+        chosen, port = get_engine(engine), 30_000 + 100 * gpu
+        self.url, self.engine, self.log = f"http://127.0.0.1:{port}", engine, log
+        command = chosen.command(str(model), ServeOptions(port=port, served_name="m", gpus=1))
+        command[0] = python if command[0] == "python" else command[0]
+        environment = os.environ | chosen.env | {"CUDA_VISIBLE_DEVICES": str(gpu), "HF_HUB_OFFLINE": "1"}
+        self.command, self.started = [*command, *EXTRA[engine], *more], time.monotonic()
+        self.process = subprocess.Popen(
+            self.command, env=environment, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True
+        )
+        self.readiness, self.seconds = self.url + chosen.readiness, 0.0
+
+    def ready(self, deadline_s: float) -> None:
+        """Wait until it answers; `seconds` is the time from the launch."""
+        while not self.seconds:
+            if self.process.poll() is not None or time.monotonic() - self.started > deadline_s:
+                tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
+                raise SystemExit(f"{tail}\n{self.engine} did not come up, see {self.log}")
+            try:
+                with urllib.request.urlopen(self.readiness, timeout=5) as reply:
+                    if reply.status == 200:
+                        self.seconds = time.monotonic() - self.started
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.25)
+
+    def counters(self) -> dict[str, float]:
+        """Its counters of tokens and cache hits, by name; summed over labels."""
+        found = dict.fromkeys(COUNTERS[self.engine], 0.0)
+        with urllib.request.urlopen(self.url + "/metrics", timeout=20) as reply:
+            for line in reply.read().decode().splitlines():
+                name = line.split("{")[0].split(" ")[0]
+                if name in found:
+                    found[name] += float(line.rsplit(" ", 1)[1])
+        return found
+
+    def stop(self) -> float:
+        """SIGTERM, SIGKILL after 20 s; the seconds it took."""
+        start = time.monotonic()
+        try:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(20)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+        return time.monotonic() - start
+
+
+# ---- one run ----
+def measure(
+    arm: str, servers: list[Server], rows: Path, images: Path, out: Path, tokens: int, in_flight: int
+) -> dict[str, Any]:
+    """One evaluation by `egm eval`'s own code, with what the servers counted meanwhile."""
+    from grounding.evaluate.client import Options
+    from grounding.evaluate.engines import Sampling, get_engine
+    from grounding.evaluate.request import Request
+    from grounding.evaluate.run import Evaluation, plan, run
+
+    sampling = Sampling(max_tokens=tokens)
+    extras = get_engine(servers[0].engine).request_extras(sampling) | {"ignore_eos": True}
+    request = Request("m", "qwen3", extras, "png" if arm == "png" else "data")
+    client = Options(
+        tuple(s.url for s in servers), request, in_flight * len(servers), fixed=True, first_alone=arm != "at-once"
+    )
+    evaluation = Evaluation((rows,), (images,), out, "m", client, sampling)
+    planned = plan(evaluation)
+    before = [s.counters() for s in servers]
+    start = time.monotonic()
+    summary = run(evaluation, planned)
+    wall = time.monotonic() - start
+    f = summary["files"][0]
+    if summary["errors"]:
+        raise SystemExit(f"{summary['errors']} of {f['n']} questions failed: {summary['reason']}")
+    counted = {
+        name: round(sum(s.counters()[name] - b[name] for s, b in zip(servers, before, strict=True)))
+        for name in COUNTERS[servers[0].engine]
+    }
+    result = {
+        "arm": arm,
+        "rows": f["n"],
+        "wall_s": round(wall, 3),
+        "requests_per_second": round(f["n"] / wall, 2),
+        **{key: round(f[key], 4) for key in ("latency_mean", "latency_p50", "latency_p90")},
+        "tokens_mean": f["tokens_mean"],
+        "counters": counted,
+    }
+    print(json.dumps(result), flush=True)
+    return result
+
+
+def machine() -> str:
+    """GPU, processor and interpreter in words."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        gpus = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+    except (OSError, subprocess.CalledProcessError):
+        gpus = []
+    names = ", ".join(f"{gpus.count(n)} x {n}" for n in dict.fromkeys(gpus)) or "no GPU"
+    return f"{names}; {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def summed_up(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of each arm and how they stand to `spread`, pair by pair."""
+    by = {arm: [r for r in runs if r["arm"] == arm] for arm in ARMS}
+    result: dict[str, Any] = {}
+    for arm, those in by.items():
+        if those:
+            keys = ("requests_per_second", "latency_mean", "latency_p90")
+            result[arm] = {k: round(statistics.median(r[k] for r in those), 4) for k in keys}
+            pairs = [
+                a["requests_per_second"] / b["requests_per_second"] for a, b in zip(those, by["spread"], strict=False)
+            ]
+            if pairs and arm != "spread":
+                result[arm]["times_spread"] = [round(p, 3) for p in pairs]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=sorted(EXTRA), default="sglang")
+    parser.add_argument("--gpus", type=int, default=2)
+    parser.add_argument(
+        "--model", type=Path, help="A folder made by model.py, or a real model (then set --server-args)."
+    )
+    parser.add_argument("--images", type=int, default=400, help="Pictures a run.")
+    parser.add_argument("--an-image", type=int, default=6, help="Questions a picture.")
+    parser.add_argument("--tokens", type=int, nargs="*", default=[100], help="Tokens of an answer; each is measured.")
+    parser.add_argument("--in-flight", type=int, default=64, help="Requests in flight, each server.")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--starts", type=int, default=2)
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=["affinity", "spread", "at-once"])
+    parser.add_argument("--server-python", default=sys.executable, help="The interpreter that has the engine.")
+    parser.add_argument("--server-args", default="", help="Further words for the server's command line.")
+    parser.add_argument("--deadline", type=float, default=600.0, help="Seconds a start may take.")
+    parser.add_argument("--budget", type=float, default=1e9, help="No further repeat starts after so many seconds.")
+    parser.add_argument("--logs", type=Path, help="Where the servers' logs go.")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    begun = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="egm-bench-"))
+    logs = arguments.logs or folder
+    logs.mkdir(parents=True, exist_ok=True)
+    model = arguments.model
+    if model is None:
+        from model import build
+
+        build(model := folder / "model")
+    servers: list[Server] = []
+    report: dict[str, Any] = {
+        "what": "affinity of images on model servers, and what a start costs",
+        "engine": arguments.engine,
+        "machine": machine(),
+        "model": "sizes of Qwen3-VL-4B, random weights",
+        "images_a_run": arguments.images,
+        "questions_an_image": arguments.an_image,
+        "in_flight_a_server": arguments.in_flight,
+        "starts": [],
+        "results": [],
+    }
+
+    def save() -> None:
+        if arguments.out:
+            arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+
+    def start() -> None:
+        servers[:] = [
+            Server(
+                arguments.engine,
+                model,
+                gpu,
+                arguments.server_python,
+                logs / f"{arguments.engine}-{gpu}.log",
+                arguments.server_args.split(),
+            )
+            for gpu in range(arguments.gpus)
+        ]
+
+    try:
+        start()
+        # the first start goes on while the pictures are drawn
+        (folder / "pictures").mkdir()
+        runs = 1 + len(arguments.arms) * arguments.repeats * len(arguments.tokens)
+        warm = 16 * arguments.gpus
+        tasks = [(folder / "pictures" / f"{i}.jpg", i) for i in range(warm + (runs - 1) * arguments.images)]
+        with multiprocessing.get_context("spawn").Pool(max(1, (os.cpu_count() or 2) - 2)) as pool:
+            report["image_bytes_mean"] = round(statistics.mean(pool.map(_write, tasks, chunksize=16)))
+        for turn in range(max(1, arguments.starts)):
+            if turn:
+                report["starts"][-1]["stop_s"] = [round(s.stop(), 2) for s in servers]
+                start()
+            for server in servers:
+                server.ready(arguments.deadline)
+            report["starts"].append({"ready_s": [round(s.seconds, 2) for s in servers]})
+            print(json.dumps(report["starts"][-1]), flush=True)
+            save()
+        report["command"] = " ".join(servers[0].command[1:])
+        rows, images = dataset(folder, 0, warm, arguments.an_image, one_each=False)
+        measure("affinity", servers, rows, images, folder / "out-warm", 32, arguments.in_flight)
+        following = warm
+        for turn in range(arguments.repeats):
+            if turn and time.monotonic() - begun > arguments.budget:
+                break
+            for tokens in arguments.tokens:
+                arms = list(arguments.arms)
+                if turn % 2:
+                    arms.reverse()
+                for arm in arms:
+                    rows, images = dataset(
+                        folder, following, arguments.images, arguments.an_image, one_each=arm == "spread"
+                    )
+                    found = measure(
+                        arm, servers, rows, images, folder / f"out-{following}", tokens, arguments.in_flight
+                    )
+                    following += arguments.images
+                    report["results"].append({"tokens": tokens, **found})
+                    report["summary"] = {
+                        str(n): summed_up([r for r in report["results"] if r["tokens"] == n]) for n in arguments.tokens
+                    }
+                    save()
+        print(json.dumps(report["summary"], indent=1), flush=True)
+    finally:
+        stops = [round(server.stop(), 2) for server in servers]
+        if report["starts"]:
+            report["starts"][-1].setdefault("stop_s", stops)
+        save()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    random.seed(0)
+    main()
