@@ -195,7 +195,7 @@ def _manifest(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda k: k.short_name)
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_what_the_models_accept_the_schema_accepts(kind: Any, data: st.DataObject) -> None:
     manifest = data.draw(_manifest(kind)) | {"metadata": {"name": "one"}}
