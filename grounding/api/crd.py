@@ -77,7 +77,7 @@ class _Converter:
                 raise Inexpressible(path, f"{name}, which holds itself,")
             inside = (*inside, name)
             texts = [found.get("description"), self.definitions[name].get("description")]
-            found = {**found, "description": " ".join(" ".join(filter(None, texts)).split())}
+            found = {**found, "description": " ".join(" ".join(dict.fromkeys(filter(None, texts))).split())}
             found = {**self.definitions[name], **{k: v for k, v in found.items() if k != "$ref"}}
         if "const" in found:
             found = {**found, "enum": [found["const"]]}

@@ -99,7 +99,8 @@ def explain(path: str, *, recursive: bool = False, width: int = 100) -> str:
     lines = [f"GROUP:      {group}", f"KIND:       {kind.__name__}", f"VERSION:    {version}", ""]
     if field is not None:
         lines += [f"FIELD: {steps[-1]} <{type_name(field.annotation)}>", *(f"  {note}" for note in _notes(field)), ""]
-    text = " ".join(t for t in (field.description if field else "", (model.__doc__ or "") if model else "") if t)
+    texts = (field.description if field else "", (model.__doc__ or "") if model else "")
+    text = " ".join(dict.fromkeys(filter(None, texts)))
     lines += ["DESCRIPTION:", _wrapped(text, "    ", width), ""]
     if model is not None:
         lines += ["FIELDS:", *_listed(model, "  ", recursive, width)]
