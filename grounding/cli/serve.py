@@ -18,7 +18,7 @@ def serve(
     file: Annotated[Path, typer.Option("--file", "-f", help="Manifest with a GroundingEvalJob.")],
     job: Annotated[str, typer.Option("--job", help="Which one, where the manifest holds several.")] = "",
     port: Annotated[
-        int, typer.Option(min=0, max=65000, help="Port of the first server, the others follow; 0: free ones.")
+        int, typer.Option(min=0, max=55000, help="Port of the first server, the others follow; 0: free ones.")
     ] = 30000,
     host: Annotated[
         str,

@@ -104,12 +104,15 @@ _handed_out: set[int] = set()
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nothing listens on, never the same one twice."""
+    """A TCP port on 127.0.0.1 that nothing listens on, never the same one twice.
+
+    Below 55,536, because SGLang adds 10,000 for a second port of its own and refuses what is then none.
+    """
     while True:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = int(s.getsockname()[1])
-        if port not in _handed_out:
+        if port < 55536 and port not in _handed_out:
             _handed_out.add(port)
             return port
 

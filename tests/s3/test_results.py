@@ -30,7 +30,12 @@ def environment():
 
 def call(dataset, server, out, *more):
     return subprocess.run(
-        command(dataset, server, out, *more), cwd=dataset, env=environment(), capture_output=True, text=True, timeout=90
+        command(dataset, server, out, *more),
+        cwd=dataset,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -61,7 +66,7 @@ def test_a_killed_pod_loses_one_interval_and_another_goes_on(s3, dataset, server
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        shipped, until = len(names(s3)), time.monotonic() + 60
+        shipped, until = len(names(s3)), time.monotonic() + 200
         while len(names(s3)) == shipped and time.monotonic() < until:
             time.sleep(0.05)
         time.sleep(0.6)
@@ -116,7 +121,7 @@ def test_rescoring_needs_the_store_alone(s3, dataset, server):
     for option in ("--images", "--endpoint"):
         at = words.index(option)
         del words[at : at + 2]
-    done = subprocess.run(words, cwd=dataset, env=environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, cwd=dataset, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (json.loads(done.stdout)["scoring"], json.loads(done.stdout)["done"], server.count) == ("egm-reward", 48, 48)
 
@@ -151,3 +156,42 @@ def test_mistakes_are_sentences(s3, dataset, server, monkeypatch):
     wrong = call(dataset, server, f"s3://{s3[1]}/run")
     assert wrong.returncode == 2 and "access is denied" in wrong.stderr and "hush" not in wrong.stderr
     assert server.count == 0
+
+
+def test_a_pod_that_is_told_to_stop_sends_its_last_rows(s3, dataset, server, monkeypatch):
+    _, bucket = s3
+    monkeypatch.setenv("EGM_OUTPUT", f"s3://{bucket}/run")
+    monkeypatch.setenv("EGM_ENDPOINTS", server.url)
+    job = {
+        "apiVersion": "grounding.egm.dev/v1alpha1",
+        "kind": "GroundingEvalJob",
+        "metadata": {"name": "e"},
+        "spec": {
+            "model": {"source": "m"},
+            "engine": "vllm",
+            "concurrency": 2,
+            "data": {"root": str(dataset), "files": ["refcoco_val"], "images": [str(dataset / "images")]},
+        },
+    }
+    (dataset / "job.yaml").write_text(json.dumps(job))  # JSON is YAML
+
+    def role(out):
+        words = ["role", "evaluate", "--job", "job.yaml", "--data", "data", "--out", out]
+        return subprocess.Popen(
+            [sys.executable, "-m", "grounding.cli", *words], cwd=dataset, env=environment(), stderr=subprocess.PIPE
+        )
+
+    server.delay = 0.2
+    child, until = role("one"), time.monotonic() + 200
+    while server.count < 7 and time.monotonic() < until:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 130 and b"Traceback" not in errors, errors
+    here = sum(p.read_bytes().count(b"\n") for p in (dataset / "one/results").glob("part-*.jsonl"))
+    there = sum(_body(s3, f"run/{n}").read().count(b"\n") for n in names(s3) if n.startswith("results/"))
+    assert here == there > 3
+    server.delay = 0
+    assert role("two").wait(300) == 0
+    assert json.loads((dataset / "two/summary.json").read_text())["done"] == 24
+    assert server.count <= 24 + 2
