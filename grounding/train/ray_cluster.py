@@ -53,6 +53,9 @@ def ray_environment(pods: Pods, mark: str) -> dict[str, str]:
         "RAY_AUTH_TOKEN": pods.token,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
+        # workers import torch and verl before they report; loss of a node is told by the roll call, so Ray need not be hasty
+        "RAY_worker_register_timeout_seconds": "300",
+        "RAY_health_check_failure_threshold": "10",
         # without it a node of several cores starts idle workers by the number of slots
         "RAY_worker_maximum_startup_concurrency": "4",
         _MARK: mark,
@@ -61,10 +64,16 @@ def ray_environment(pods: Pods, mark: str) -> dict[str, str]:
 
 def start_command(pods: Pods, node: Node, temporary: str) -> list[str]:
     """`ray start` of this pod, in the foreground."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    command = [sys.executable, "-m", "grounding.train.ray_start", "start", "--block", "--disable-usage-stats"]
     command += [f"--num-cpus={node.cpus}", f"--num-gpus={node.gpus}", f"--node-ip-address={pods.ip}"]
     if pods.rank == 0:
-        command += ["--head", f"--port={pods.ray_port}", "--include-dashboard=false", f"--temp-dir={temporary}"]
+        command += [
+            "--head",
+            f"--port={pods.ray_port}",
+            "--include-dashboard=false",
+            "--no-monitor",
+            f"--temp-dir={temporary}",
+        ]
     else:
         command += [f"--address={pods.master}:{pods.ray_port}", f"--temp-dir={temporary}"]
     return command

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grounding.api import parse, resolve
 from grounding.errors import Failure
 from grounding.train import checkpoints, uploads
 from grounding.train.checkpoints import Checkpoint
@@ -161,52 +159,6 @@ def test_the_uploader_follows_the_training_and_survives_trouble(tmp_path: Path) 
     broken = uploads.Uploader(root, FolderStore(tmp_path / "none", budget=0), keep=2, interval_s=0.02)
     broken.start()
     assert not broken.close(0.1)
-
-
-JOB = """
-apiVersion: grounding.egm.dev/v1alpha1
-kind: GroundingTrainJob
-metadata: {name: rl}
-spec:
-  preset: tiny-rl
-  data: {shapes: {}}
-  output: OUTPUT
-"""
-
-
-def test_a_real_s3_server_that_goes_away_and_comes_back(tmp_path: Path, s3) -> None:
-    """Everything that a job leaves comes to the server; a node with an empty disk goes on from there."""
-    from grounding.storage import open_store
-
-    server, bucket = s3
-    uri = f"s3://{bucket}/runs/rl"
-    job = resolve(parse(JOB.replace("OUTPUT", uri))[0])
-    out = tmp_path / "here"
-    with uploads.kept(job, out) as uploader:
-        assert uploader is not None
-        uploader.interval_s = 0.1
-        _make(out / "checkpoints", 1)
-        until = time.monotonic() + 60
-        while uploader.newest() is None:
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        server.kill()
-        last = _make(out / "checkpoints", 2)
-        time.sleep(0.5)
-        server.start()
-        (out / "progress.jsonl").write_text('{"step": 2}\n')
-        (out / "model").mkdir()
-        (out / "model" / "config.json").write_text("{}")
-        (out / "model" / "model.safetensors").write_bytes(b"weights")
-    assert uploader.newest() == {"step": 2, "uri": f"{uri}/checkpoints/global_step_2"}
-    names = {e.name for e in open_store(uri).entries()}
-    assert {"progress.jsonl", "model/config.json", "model/model.safetensors"} <= names
-    there = tmp_path / "there"
-    with uploads.kept(job, there):
-        assert _same(last.path, there / "checkpoints" / "global_step_2")
-        assert (there / "progress.jsonl").read_text() == '{"step": 2}\n'
-    with uploads.kept(resolve(parse(JOB.replace("OUTPUT", "pvc://claim/x"))[0]), out) as nothing:
-        assert nothing is None
 
 
 def test_a_model_is_fetched_where_it_is_not_here(tmp_path: Path) -> None:
