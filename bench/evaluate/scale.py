@@ -244,12 +244,13 @@ def death_part(folder: Path) -> dict[str, Any]:
 
 
 def memory_part(rows: int) -> dict[str, Any]:
-    """Peak RSS of the whole evaluation, from reading to summary, at 512 in flight."""
+    """Peak RSS of the whole evaluation, from reading to summary, at 512 in flight (memory.py)."""
     with tempfile.TemporaryDirectory() as temporary, Servers(1) as servers:
         folder = Path(temporary) / "set"
         million(folder, rows)
-        found = measure(folder, 512, servers.urls, fixed=True)
-    result = {k: round(v, 1) for k, v in found.items()} | {"in_flight": 512}
+        command = [sys.executable, str(HERE / "memory.py"), str(folder), servers.urls[0], str(rows // 50)]
+        reply = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = json.loads(reply.stdout)
     print(json.dumps(result), flush=True)
     return result
 
