@@ -120,6 +120,18 @@ def _statuses(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
 
 
+_SETTLE_S = 3.0
+
+
+def settled(owner_condition: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], now: float) -> bool:
+    """Whether what a controller says of its pods' end can be judged: the pods are seen at their end, too, or that has been waited for.
+
+    Owners and pods are watched apart, and the pods know what matters: exit codes and last words.
+    """
+    since = seconds(owner_condition.get("lastTransitionTime")) or 0.0
+    return now >= since + _SETTLE_S or any(not alive(p) for p in pods)
+
+
 @dataclass(frozen=True)
 class Death:
     """How a pod ended: exit code (None where no container tells), reason and message."""

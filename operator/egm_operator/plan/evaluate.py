@@ -18,6 +18,7 @@ from egm_operator.observe import (
     last_words,
     phase,
     ready,
+    settled,
     started,
     waiting,
 )
@@ -82,7 +83,10 @@ def plan(w: Work) -> None:
 
 def _succeeded_already(w: Work) -> bool:
     for job in w.seen.of("Job", "evaluate"):
-        if job_condition(job, "Complete") and not deleting(job):
+        if (end := job_condition(job, "Complete")) and not deleting(job):
+            if not settled(end, [p for p in w.seen.of("Pod", "evaluate") if phase(p) == "Succeeded"], w.now):
+                w.look_again(w.now + 1)
+                return True
             w.draft.attempt = max(
                 w.draft.attempt, attempts.newest(w, CLIENT.kind)
             )  # its start may not have been written down
@@ -114,9 +118,12 @@ def _run(w: Work) -> None:
         return
     n, job = under_way
     pods = w.seen.of("Pod", "evaluate", n)
-    if job_condition(job, "Failed"):
+    if end := job_condition(job, "Failed"):
+        if not settled(end, pods, w.now):
+            w.look_again(w.now + 1)
+            return
         deaths = [(d, p) for p in pods if (d := death(p))]
-        message = str(deaths[-1][0]) if deaths else str((job_condition(job, "Failed") or {}).get("message", ""))
+        message = str(deaths[-1][0]) if deaths else str(end.get("message", ""))
         lost = bool(deaths) and disrupted(deaths[-1][1])
         wrong = bool(deaths) and deaths[-1][0].code == 2 and not lost
         reason = Reason.USER_ERROR if wrong else Reason.EVICTED if lost else Reason.POD_FAILED

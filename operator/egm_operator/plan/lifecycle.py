@@ -7,7 +7,7 @@ from collections.abc import Callable
 from egm_operator.build import batch
 from egm_operator.build.places import model_left_by, output_of, places
 from egm_operator.build.pod import Context, config_map
-from egm_operator.observe import alive, death, deleting, job_condition, parse_job
+from egm_operator.observe import alive, death, deleting, job_condition, parse_job, settled
 from egm_operator.plan.work import Work
 from egm_operator.status import Condition, Phase, Reason, seconds, stamp
 from grounding.errors import UserError
@@ -126,6 +126,9 @@ def prepare(w: Work) -> bool:
         w.draft.condition(Condition.DATA_READY, True, Reason.PREPARED, "Data is prepared.")
         return False
     if end := job_condition(job, "Failed"):
+        if not settled(end, w.seen.of("Pod", "prepare"), w.now):
+            w.look_again(w.now + 1)
+            return True
         deaths = [d for p in w.seen.of("Pod", "prepare") if (d := death(p))]
         message = str(deaths[-1]) if deaths else str(end.get("message") or end.get("reason") or "")
         wrong = bool(deaths) and deaths[-1].code == 2

@@ -13,6 +13,7 @@ from egm_operator.observe import (
     ended,
     last_words,
     phase,
+    settled,
     started,
     waiting,
 )
@@ -92,7 +93,10 @@ def _count_gpus(w: Work) -> None:
 def _succeeded_already(w: Work) -> bool:
     """Success counts whatever the user has asked for meanwhile."""
     for gang in w.seen.of(pytorchjob.KIND):
-        if pytorchjob.condition(gang, "Succeeded") and not deleting(gang):
+        if (end := pytorchjob.condition(gang, "Succeeded")) and not deleting(gang):
+            if not settled(end, [p for p in w.seen.of("Pod", _method(w)) if pytorchjob.is_master(p)], w.now):
+                w.look_again(w.now + 1)
+                return True
             w.draft.attempt = max(
                 w.draft.attempt, attempts.newest(w, GANG.kind)
             )  # its start may not have been written down
@@ -163,6 +167,9 @@ def _failed(w: Work, n: int, gang: Raw, pods: list[Raw]) -> bool:
         attempts.failed(w, GANG, n, Reason.USER_ERROR if wrong else reason, str(end), again=not wrong)
         return True
     if over := pytorchjob.condition(gang, "Failed"):
+        if not settled(over, [], w.now):
+            w.look_again(w.now + 1)
+            return True
         attempts.failed(w, GANG, n, Reason.POD_FAILED, str(over.get("message") or over.get("reason") or ""))
         return True
     whole_since = w.draft.since(Condition.RUNNING)
