@@ -88,6 +88,7 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Raw]:
         **role.env,
         "HOME": "/tmp",  # noqa: S108  # an emptyDir; the root file system is read-only
         "EGM_TERMINATION_LOG": "/dev/termination-log",
+        "EGM_PVC_ROOT": CLAIMS,
         "EGM_JOB": f"{ctx.namespace}/{ctx.name}",
         **({} if ctx.places.shared else {"EGM_OUTPUT": ctx.places.output}),
         **extra,
