@@ -33,7 +33,7 @@ _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 class _Json(logging.Formatter):
     """One JSON object a line; the job's name where a line is about a job."""
 
-    _FIELDS = ("job", "kind", "lease")
+    _FIELDS = ("job", "kind", "lease", "requests")
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -218,7 +218,7 @@ async def serve(settings: Settings) -> None:
         if runner is not None:
             await runner.cleanup()
         await cluster.close()
-        _log.info("stopped")
+        _log.info("stopped", extra={"requests": dict(cluster.requests)})
 
 
 async def _signal() -> None:
