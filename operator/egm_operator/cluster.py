@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ PATHS = {
     "Job": ("/apis/batch/v1", "jobs"),
     "Pod": ("/api/v1", "pods"),
     "Service": ("/api/v1", "services"),
+    "Secret": ("/api/v1", "secrets"),
     "ConfigMap": ("/api/v1", "configmaps"),
 }
 WATCHED = ("GroundingTrainJob", "GroundingEvalJob", "PyTorchJob", "Job", "Pod")
@@ -121,6 +123,20 @@ class Cluster:
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         path = self.path(obj["kind"], meta["namespace"], meta["name"])
         return await self.request("PATCH", path, body=obj, query=query, content="application/apply-patch+yaml")
+
+    async def create_secret(self, obj: Raw) -> None:
+        """Make a Secret with a random token, unless it is there. It is never read: the right to create is enough."""
+        body = {**obj, "stringData": {"token": secrets.token_urlsafe(32)}}
+        try:
+            await self.request(
+                "POST",
+                self.path("Secret", obj["metadata"]["namespace"]),
+                body=body,
+                query={"fieldManager": FIELD_MANAGER},
+            )
+        except ApiError as error:
+            if error.status != 409:
+                raise
 
     async def patch(self, kind: str, namespace: str, name: str, body: Mapping[str, Any], sub: str = "") -> Raw:
         """JSON merge patch; a uid or resourceVersion in the body's metadata is a precondition."""

@@ -108,6 +108,9 @@ class Reconciler:
         namespace = key[1]
         try:
             for obj in todo.apply:
+                if obj["kind"] == "Secret":
+                    await self.cluster.create_secret(obj)
+                    continue
                 made = await self.cluster.apply(obj)
                 self.store.put({"apiVersion": obj["apiVersion"], "kind": obj["kind"], **made})
                 _log.info("applied %s %s", obj["kind"], obj["metadata"]["name"], extra={"job": f"{namespace}/{key[2]}"})

@@ -35,7 +35,7 @@ def objects(job: Job, upstream: Job | None, settings: Settings, namespace: str) 
     roles = {r.name: r for r in plan_roles(job, where.layout)}
     found = [config_map(ctx), batch.prepare(roles["prepare"], ctx)]
     if isinstance(job, GroundingTrainJob):
-        return [*found, pytorchjob.build(roles[job.spec.method], roles["prepare"], ctx, 1)]
+        return [*found, *pytorchjob.wanted(roles[job.spec.method], roles["prepare"], ctx, 1)[1:]]
     urls: list[str] = []
     if "server" in roles:
         urls = servers.endpoints(roles["server"], ctx)

@@ -53,6 +53,8 @@ def test_from_creation_to_success(drive: Drive, name: str) -> None:
     pods = drive.running(name, "rl", 2)
     master = next(p for p in pods if p["metadata"]["labels"]["training.kubeflow.org/replica-type"] == "master")
     env = {e["name"]: e.get("value") for e in master["spec"]["containers"][0]["env"]}
+    secret = drive.api.request("GET", f"/api/v1/namespaces/{drive.namespace}/secrets/{name}-token")
+    assert len(secret["data"]["token"]) > 40 and "RAY_AUTH_TOKEN" in env
     assert env["WORLD_SIZE"] == "2" and env["RANK"] == "0" and env["EGM_OUTPUT"] == "s3://bucket/out"
     report = {
         "step": 12,
@@ -228,6 +230,7 @@ def test_the_queue_s_label_and_suspension(drive: Drive, name: str) -> None:
     drive.phase(name, "Running")
 
 
+@pytest.mark.timeout(300)
 def test_deletion_leaves_nothing(api: Api, tmp_path: Path) -> None:
     for namespace in new_namespace(api):
         operator = Operator(namespace, tmp_path / "log", EGM_LEADER_ELECT="false").start()

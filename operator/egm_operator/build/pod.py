@@ -95,6 +95,10 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Raw]:
     }
     env: list[Raw] = [{"name": n, "value": v} for n, v in plain.items()]
     env.append({"name": "EGM_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
+    if role.replicas > 1 and role.kind == "task":  # Ray, and what pods tell each other beside it
+        reference = {"name": token_name(ctx), "key": "token"}
+        env.append({"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+        env.append({"name": "EGM_NODE_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
     wandb = ctx.job.spec.tracking.wandb if isinstance(ctx.job, GroundingTrainJob) else None
     if wandb is not None:
         env.append({"name": "WANDB_PROJECT", "value": wandb.project})
@@ -157,6 +161,16 @@ def config_map(ctx: Context) -> Raw:
         "data": {"job.yaml": job_file(ctx)},
         "immutable": True,
     }
+
+
+def token_name(ctx: Context) -> str:
+    """Name of the Secret with the word by which pods of one job know each other."""
+    return child(ctx.prefix, "token", 63)
+
+
+def token(ctx: Context) -> Raw:
+    """That Secret, without its value: `cluster.create_secret` draws one, once, so that plans stay pure and nobody reads it."""
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": ctx.meta(token_name(ctx), "token"), "type": "Opaque"}
 
 
 def template(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from egm_operator.build import pytorchjob
-from egm_operator.build.pod import config_map
 from egm_operator.observe import (
     alive,
     created,
@@ -41,7 +40,7 @@ class Gang:
     def start(self, w: Work, attempt: int) -> None:
         """Make it, with the file it reads."""
         ctx = w.place
-        w.create(config_map(ctx), pytorchjob.build(w.roles[_method(w)], w.roles["prepare"], ctx, attempt))
+        w.create(*pytorchjob.wanted(w.roles[_method(w)], w.roles["prepare"], ctx, attempt))
 
 
 GANG = Gang()

@@ -87,6 +87,16 @@ def test_a_gang() -> None:
     assert term["topologyKey"] == "rack" and term["labelSelector"]["matchLabels"]["grounding.egm.dev/job"] == "t"
 
 
+def test_pods_of_several_nodes_share_a_token_that_nobody_writes_down() -> None:
+    found = _job(TRAIN)
+    assert "data" not in found["Secret/t-token"] and "stringData" not in found["Secret/t-token"]
+    container = found["PyTorchJob/t-a1"]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+    assert {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": {"name": "t-token", "key": "token"}}} in container[
+        "env"
+    ]
+    assert "Secret/t-token" not in _job(TRAIN.replace("nodes: 3", "nodes: 1"))
+
+
 def test_claims_are_mounted_and_the_job_s_file_names_their_paths() -> None:
     found = _job(TRAIN)
     config = next(o for n, o in found.items() if n.startswith("ConfigMap"))
