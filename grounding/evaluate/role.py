@@ -113,6 +113,7 @@ def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
     from rich.console import Console
 
     from grounding.data.jobdata import locate as locate_data
+    from grounding.evaluate.last_words import leave
     from grounding.evaluate.live import Live
     from grounding.evaluate.options import Options
     from grounding.evaluate.request import Request
@@ -157,6 +158,7 @@ def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with Live(Console(force_terminal=False, width=200), every_s=10.0) as live:
         summary = run(evaluation, plan(evaluation), live)
+    leave(summary)
     if summary["errors"]:
         raise Failure(
             summary["reason"], file=out, hint="Answers are kept; start the job again to ask the failed ones again."

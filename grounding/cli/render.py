@@ -1,0 +1,33 @@
+"""`egm render`: what the operator would make of a manifest. The work is in the operator's package, which is an extra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def render(
+    files: Annotated[list[Path], typer.Option("-f", "--filename", help="Manifest; may be given more than once.")],
+    namespace: Annotated[str, typer.Option("-n", "--namespace", help="Namespace of jobs that name none.")] = "default",
+) -> None:
+    """Print the Kubernetes objects that the operator would make, with the settings of the environment (docs/operator.md)."""
+    import importlib
+    import os
+
+    from grounding.errors import UserError
+
+    try:  # by name: the package of the domain does not import the operator's
+        settings, found = (importlib.import_module(f"egm_operator.{m}") for m in ("settings", "render"))
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"this command needs {error.name}, which is not installed",
+            hint="Install the operator's extra: `pip install 'egm-grounding[operator]'`.",
+        ) from None
+    typer.echo(found.render(files, settings.load(os.environ), namespace), nl=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(render)

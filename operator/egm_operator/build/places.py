@@ -1,0 +1,81 @@
+"""Where a job's files are on a cluster: `pvc://claim/path` becomes a mount, everything else stays a URI for the role. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from grounding.api import Job
+from grounding.roles import Layout
+
+WORK = "/egm/work"
+CLAIMS = "/egm/claims"
+JOB_FOLDER = "/egm/job"
+JOB_FILE = f"{JOB_FOLDER}/job.yaml"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Paths that roles get, and the claims to mount for them.
+
+    `shared`: the work folder is a claim that all pods of the job see. Else it is each pod's own, and `output` is the URI that roles copy from and to.
+    """
+
+    layout: Layout
+    output: str
+    shared: bool
+    claims: tuple[str, ...] = ()
+    work_claim: str = ""
+    work_path: str = ""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """The job as its pods read it: claims as paths."""
+
+
+def _claim(uri: str) -> tuple[str, str]:
+    """Claim and path below it of a `pvc://` URI."""
+    claim, _, path = uri.removeprefix("pvc://").partition("/")
+    return claim, path.strip("/")
+
+
+def output_of(job: Job, namespace: str, default: str) -> str:
+    """Where a job writes; empty when nobody says."""
+    if job.spec.output:
+        return job.spec.output.rstrip("/")
+    return f"{default.rstrip('/')}/{namespace}/{job.metadata.name}" if default else ""
+
+
+def model_left_by(job: Job, namespace: str, default: str) -> str:
+    """The model that a finished train job leaves, as a URI; empty when it has no output."""
+    output = output_of(job, namespace, default)
+    return f"{output}/model" if output else ""
+
+
+def _localise(value: Any, claims: dict[str, None]) -> Any:
+    """`pvc://claim/path` anywhere in a spec -> the path under which pods see it."""
+    if isinstance(value, str) and value.startswith("pvc://"):
+        claim, path = _claim(value)
+        claims.setdefault(claim)
+        return f"{CLAIMS}/{claim}/{path}".rstrip("/")
+    if isinstance(value, str) and value.startswith("file:///"):
+        return value.removeprefix("file://")
+    if isinstance(value, dict):
+        return {k: v if k in ("output", "podTemplate") else _localise(v, claims) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_localise(v, claims) for v in value]
+    return value
+
+
+def places(job: Job, model: str, output: str) -> Places:
+    """Places of a resolved job whose model is `model` (a URI) and whose output is `output`."""
+    claims: dict[str, None] = {}
+    plain = job.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
+    plain.pop("status", None)
+    plain["metadata"] = {"name": job.metadata.name}
+    plain["spec"] = _localise(plain["spec"], claims)
+    model = _localise(model, claims)
+    for name in ("podTemplate", "suspend"):
+        plain["spec"].pop(name, None)
+    shared = output.startswith("pvc://")
+    claim, path = _claim(output) if shared else ("", "")
+    layout = Layout(job_file=JOB_FILE, data=f"{WORK}/data", out=WORK, model=model)
+    return Places(layout, output, shared, tuple(claims), claim, path, plain)

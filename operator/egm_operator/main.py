@@ -1,0 +1,243 @@
+"""Start-up: settings, logs, connections, watches, health, leadership; and an orderly stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import kopf
+import orjson
+from aiohttp import web
+
+from egm_operator import handlers
+from egm_operator.cluster import WATCHED, ApiError, Cluster
+from egm_operator.leader import Lease, lead
+from egm_operator.progress import Poller
+from egm_operator.queue import WorkQueue
+from egm_operator.reconcile import Reconciler
+from egm_operator.settings import Settings, load
+from egm_operator.store import Key, Store
+from grounding.errors import EgmError, Failure, UserError
+
+_log = logging.getLogger("egm_operator")
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line; the job's name where a line is about a job."""
+
+    _FIELDS = ("job", "kind", "lease", "requests")
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {f: value for f in self._FIELDS if (value := getattr(record, f, None)) is not None}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        job = getattr(record, "job", "")
+        text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.levelname[0]} {job + ': ' if job else ''}{record.getMessage()}"
+        return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+
+
+def set_up_logs(settings: Settings) -> None:
+    """Everything to stderr, in the chosen form."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    for chatty in ("kopf", "aiohttp.access", "kubernetes"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+
+
+class Operator:
+    """All parts of a running operator."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self.cluster, self.settings = cluster, settings
+        self.queue: WorkQueue[Key] = WorkQueue()
+        self.leads = False
+        self.store = Store(self._woken)
+        self.poller = Poller(self.store, cluster, settings, self._woken)
+        self.reconciler = Reconciler(cluster, self.store, self.queue, self.poller, settings)
+        self.watching, self.stop_watching = threading.Event(), threading.Event()
+
+    def _woken(self, key: Key) -> None:
+        if self.leads:  # a follower would only fill its queue
+            self.queue.add(key)
+
+    @property
+    def namespace(self) -> str:
+        """Namespace of the Lease."""
+        if self.settings.lease_namespace:
+            return self.settings.lease_namespace
+        try:
+            return _NAMESPACE_FILE.read_text().strip()
+        except OSError:
+            return "default"
+
+    async def watch(self) -> None:
+        """Run kopf until `stop_watching`. It has a thread and a loop of its own: at its end it cancels every task of its loop that it did not know
+        at its beginning, which would be our workers."""
+        registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
+        loop = asyncio.get_running_loop()
+
+        def seen(gone: bool, obj: dict[str, Any]) -> None:
+            loop.call_soon_threadsafe(self.store.drop if gone else self.store.put, obj)
+
+        handlers.register(registry, seen)
+        handlers.configure(settings)
+        where: dict[str, Any] = (
+            {"namespaces": list(self.settings.namespaces)} if self.settings.namespaces else {"clusterwide": True}
+        )
+
+        def run() -> None:
+            kopf.run(
+                registry=registry, settings=settings, ready_flag=self.watching, stop_flag=self.stop_watching, **where
+            )
+
+        await asyncio.to_thread(run)
+
+    async def resync(self) -> None:
+        """List everything: what a watch has missed is repaired, and every job is planned once."""
+        for kind in WATCHED:
+            if not self.settings.namespaces:
+                self.store.replace(kind, await self.cluster.list(kind))
+            for namespace in self.settings.namespaces:
+                self.store.replace(kind, await self.cluster.list(kind, namespace), [namespace])
+        for key in self.store.jobs():
+            self._woken(key)
+
+    async def work(self) -> None:
+        """What the leader does."""
+        while True:  # a fresh view, as new as any write of the leader before
+            try:
+                await self.resync()
+                break
+            except ApiError as error:
+                _log.warning("cannot list: %s", error)
+                await asyncio.sleep(1)
+        self.leads = True
+        for key in self.store.jobs():
+            self.queue.add(key)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.reconciler.run())
+                group.create_task(self.poller.run())
+                group.create_task(self._resync_now_and_then())
+        finally:
+            self.leads = False
+            self.queue.clear()
+
+    async def _resync_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.resync_seconds)
+            try:
+                await self.resync()
+            except ApiError as error:
+                _log.warning("cannot list: %s", error)
+
+    async def health(self) -> web.AppRunner | None:
+        """Serve /healthz and /readyz."""
+        if not self.settings.health_port:
+            return None
+
+        async def healthz(_: web.Request) -> web.Response:
+            return web.Response(text="ok\n")
+
+        async def readyz(_: web.Request) -> web.Response:
+            ready = self.watching.is_set()
+            return web.Response(text="ok\n" if ready else "the watches have not begun\n", status=200 if ready else 503)
+
+        app = web.Application()
+        app.router.add_get("/healthz", healthz)
+        app.router.add_get("/readyz", readyz)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self.settings.health_host, self.settings.health_port).start()
+        except OSError as error:
+            raise UserError(
+                f"port {self.settings.health_port} cannot be opened: {error.strerror}", field="EGM_HEALTH_PORT"
+            ) from None
+        return runner
+
+
+async def serve(settings: Settings) -> None:
+    """Run the operator until SIGTERM or SIGINT. A reconcile that has begun is finished, and the lease is given back."""
+    try:
+        cluster = await Cluster.connect()
+    except Exception as error:  # the client raises all sorts
+        raise UserError(
+            f"no cluster is configured: {error}", hint="Set KUBECONFIG, or run in a pod with a service account."
+        ) from None
+    operator = Operator(cluster, settings)
+    runner = None
+    tasks: list[asyncio.Task[None]] = []
+    watching: asyncio.Task[None] | None = None
+    try:
+        runner = await operator.health()
+        watching = asyncio.create_task(operator.watch(), name="watch")
+        if settings.leader_elect:
+            working = asyncio.create_task(
+                lead(Lease(cluster, operator.namespace, settings), operator.work), name="lead"
+            )
+        else:
+            working = asyncio.create_task(operator.work(), name="work")
+        stopping = asyncio.create_task(_signal(), name="signal")
+        tasks = [working, stopping]
+        _log.info("started; serves %s", ", ".join(settings.namespaces) or "all namespaces")
+        await asyncio.wait([watching, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in (watching, working):
+            if task.done() and not task.cancelled():
+                why = task.exception()
+                raise Failure(f"the operator stops: {why or task.get_name() + ' has ended'}") from why
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        operator.stop_watching.set()  # a thread cannot be cancelled
+        if watching is not None:
+            await asyncio.wait([watching], timeout=10)
+        if runner is not None:
+            await runner.cleanup()
+        await cluster.close()
+        _log.info("stopped", extra={"requests": dict(cluster.requests)})
+
+
+async def _signal() -> None:
+    """Wait for SIGTERM or SIGINT."""
+    told, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    await told.wait()
+    _log.info("asked to stop")
+
+
+def main() -> None:
+    """The program."""
+    try:
+        settings = load(os.environ)
+        set_up_logs(settings)
+        asyncio.run(serve(settings))
+    except EgmError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

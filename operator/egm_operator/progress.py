@@ -1,0 +1,94 @@
+"""Reads `/progress` of each running job's rank 0 (or client) now and then. What is known is kept by the pod's uid and read anew after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import aiohttp
+import orjson
+
+from egm_operator.build.pytorchjob import is_master
+from egm_operator.cluster import ApiError, Cluster
+from egm_operator.names import LABEL_ROLE, PROGRESS_PORT
+from egm_operator.observe import Report, annotated, phase
+from egm_operator.settings import Settings
+from egm_operator.store import Key, Raw, Store
+
+_log = logging.getLogger("egm_operator")
+_LIMIT = 64 * 1024
+
+
+def reporter(children: Iterable[Raw]) -> Raw | None:
+    """The pod that reports: rank 0 of a gang, or the client of an evaluation; the newest where attempts overlap."""
+    found = [
+        p
+        for p in children
+        if p["kind"] == "Pod"
+        and phase(p) == "Running"
+        and (is_master(p) or (p["metadata"].get("labels") or {}).get(LABEL_ROLE) == "evaluate")
+    ]
+    return max(found, key=lambda p: str(p["metadata"].get("creationTimestamp")), default=None)
+
+
+class Poller:
+    """Asks pods, keeps their last answers, wakes jobs whose answer has changed."""
+
+    def __init__(self, store: Store, cluster: Cluster | None, settings: Settings, wake: Callable[[Key], None]) -> None:
+        self.store, self.cluster, self.settings, self.wake = store, cluster, settings, wake
+        self._reports: dict[str, Report] = {}
+
+    def report(self, children: Iterable[Raw]) -> Report | None:
+        """The last answer of a job's reporting pod; an annotation stands in for an answer."""
+        pod = reporter(children)
+        if pod is None:
+            return None
+        if found := self._reports.get(pod["metadata"]["uid"]):
+            return found
+        body = annotated(pod)
+        return Report(float(body.get("time") or 0.0), body) if body else None
+
+    async def run(self) -> None:
+        """Ask every `progress_seconds`, until cancelled."""
+        limit = asyncio.Semaphore(64)
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
+            while True:
+                await asyncio.sleep(self.settings.progress_seconds)
+                if self.settings.progress_via == "off":
+                    continue
+                pods = {key: pod for key in self.store.jobs() if (pod := reporter(self.store.children(key)))}
+                alive = {p["metadata"]["uid"] for p in pods.values()}
+                self._reports = {uid: r for uid, r in self._reports.items() if uid in alive}
+
+                async def one(key: Key, pod: Raw) -> None:
+                    async with limit:
+                        body = await self._ask(session, pod)
+                    if body is not None:
+                        uid = pod["metadata"]["uid"]
+                        old = self._reports.get(uid)
+                        self._reports[uid] = Report(time.time(), body)
+                        if old is None or old.body != body:
+                            self.wake(key)
+
+                await asyncio.gather(*(one(k, p) for k, p in pods.items()))
+
+    async def _ask(self, session: aiohttp.ClientSession, pod: Raw) -> Mapping[str, Any] | None:
+        meta, address = pod["metadata"], (pod.get("status") or {}).get("podIP")
+        try:
+            if self.settings.progress_via == "proxy" and self.cluster is not None:
+                path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}:{PROGRESS_PORT}/proxy/progress"
+                body: Any = await self.cluster.request("GET", path)
+            elif address:
+                host = f"[{address}]" if ":" in address else address
+                async with session.get(f"http://{host}:{PROGRESS_PORT}/progress", allow_redirects=False) as answer:
+                    if answer.status != 200:
+                        return None
+                    body = orjson.loads(await answer.content.read(_LIMIT))
+            else:
+                return None
+        except (TimeoutError, aiohttp.ClientError, OSError, ApiError, orjson.JSONDecodeError):
+            return None
+        return body if isinstance(body, dict) else None

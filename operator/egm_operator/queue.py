@@ -1,0 +1,96 @@
+"""A work queue in the manner of client-go: a key waits once however often it is added, and is never with two workers.
+
+Added while a worker has it, it comes back when that worker is done. `after` adds later; an earlier time wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+class WorkQueue(Generic[K]):
+    """Keys to work on. `clock` is monotonic seconds."""
+
+    def __init__(self, clock: Callable[[], float] | None = None, base: float = 0.05, limit: float = 60.0) -> None:
+        self._clock = clock or (lambda: asyncio.get_running_loop().time())
+        self._base, self._limit = base, limit
+        self._ready: dict[K, None] = {}
+        self._working: set[K] = set()
+        self._again: set[K] = set()
+        self._due: dict[K, float] = {}
+        self._heap: list[tuple[float, int, K]] = []
+        self._failures: dict[K, int] = {}
+        self._count = 0
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._ready) + len(self._again)
+
+    def add(self, key: K) -> None:
+        """Work on `key` as soon as a worker is free."""
+        if key in self._working:
+            self._again.add(key)
+        else:
+            self._ready.setdefault(key)
+        self._changed.set()
+
+    def after(self, key: K, seconds: float) -> None:
+        """Work on `key` in `seconds` at the latest."""
+        due = self._clock() + max(0.0, seconds)
+        if due < self._due.get(key, float("inf")):
+            self._due[key] = due
+            self._count += 1
+            heapq.heappush(self._heap, (due, self._count, key))
+            self._changed.set()
+
+    def retry(self, key: K) -> float:
+        """Work on `key` again after a failure, later each time; returns in how many seconds."""
+        count = self._failures[key] = self._failures.get(key, 0) + 1
+        delay = min(self._limit, self._base * 2.0 ** min(count - 1, 32))
+        self.after(key, delay)
+        return delay
+
+    def forget(self, key: K) -> None:
+        """`key` was worked on without a failure."""
+        self._failures.pop(key, None)
+
+    def done(self, key: K) -> None:
+        """The worker has finished with `key`."""
+        self._working.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+
+    def clear(self) -> None:
+        """Forget everything that waits: another process leads now."""
+        self._ready.clear()
+        self._again.clear()
+        self._due.clear()
+        self._heap.clear()
+        self._failures.clear()
+
+    async def get(self) -> K:
+        """The next key; it is the caller's until `done`."""
+        while True:
+            now = self._clock()
+            while self._heap and self._heap[0][0] <= now:
+                due, _, key = heapq.heappop(self._heap)
+                if self._due.get(key) == due:  # else an earlier time has replaced it
+                    del self._due[key]
+                    self.add(key)
+            if self._ready:
+                key = next(iter(self._ready))
+                del self._ready[key]
+                self._working.add(key)
+                return key
+            self._changed.clear()
+            wait = self._heap[0][0] - now if self._heap else None
+            try:
+                await asyncio.wait_for(self._changed.wait(), wait)
+            except TimeoutError:
+                pass

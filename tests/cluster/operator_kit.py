@@ -1,0 +1,341 @@
+"""What the operator's cluster tests share: a small synchronous client, an operator as a process, and jobs whose pods are driven by annotations."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ruamel.yaml import YAML
+
+from grounding.api.crd import crds
+
+ROOT = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
+GROUP = "/apis/grounding.egm.dev/v1alpha1"
+PATHS = {
+    "gtj": (GROUP, "groundingtrainjobs"),
+    "gej": (GROUP, "groundingevaljobs"),
+    "pytorchjob": ("/apis/kubeflow.org/v1", "pytorchjobs"),
+    "job": ("/apis/batch/v1", "jobs"),
+    "pod": ("/api/v1", "pods"),
+    "service": ("/api/v1", "services"),
+    "configmap": ("/api/v1", "configmaps"),
+    "event": ("/api/v1", "events"),
+    "lease": ("/apis/coordination.k8s.io/v1", "leases"),
+}
+
+
+def kubeconfig() -> Path:
+    """Of the cluster that tests run on: EGM_KUBECONFIG, or the one of `make cluster`."""
+    return Path(os.environ.get("EGM_KUBECONFIG") or ROOT / ".cache" / "cluster" / "kubeconfig")
+
+
+class Api:
+    """JSON over HTTPS with the kubeconfig's client certificate."""
+
+    def __init__(self, path: Path) -> None:
+        found = YAML(typ="safe").load(path.read_text())
+        cluster, user = found["clusters"][0]["cluster"], found["users"][0]["user"]
+        self.server = cluster["server"]
+        self._ssl = ssl.create_default_context(
+            cafile=cluster.get("certificate-authority"),
+            cadata=base64.b64decode(cluster["certificate-authority-data"]).decode()
+            if "certificate-authority-data" in cluster
+            else None,
+        )
+        certificate, key = user.get("client-certificate"), user.get("client-key")
+        with tempfile.TemporaryDirectory() as folder:
+            if certificate is None:
+                certificate, key = Path(folder) / "crt", Path(folder) / "key"
+                certificate.write_bytes(base64.b64decode(user["client-certificate-data"]))
+                key.write_bytes(base64.b64decode(user["client-key-data"]))
+            self._ssl.load_cert_chain(certificate, key)
+        self._open = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._ssl)
+        ).open
+
+    def request(self, method: str, path: str, body: Any = None, content: str = "application/json") -> Any:
+        """Raises `urllib.error.HTTPError`."""
+        data = json.dumps(body).encode() if body is not None else None
+        asked = urllib.request.Request(
+            self.server + path, data, {"Content-Type": content, "Accept": "application/json"}, method=method
+        )
+        with self._open(asked, timeout=30) as answer:
+            return json.loads(answer.read())
+
+    def path(self, kind: str, namespace: str, name: str = "") -> str:
+        base, plural = PATHS[kind]
+        return f"{base}/namespaces/{namespace}/{plural}" + (f"/{name}" if name else "")
+
+    def create(self, kind: str, namespace: str, body: Any) -> Any:
+        return self.request("POST", self.path(kind, namespace), body)
+
+    def get(self, kind: str, namespace: str, name: str) -> Any:
+        try:
+            return self.request("GET", self.path(kind, namespace, name))
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    def list(self, kind: str, namespace: str, selector: str = "") -> list[Any]:
+        query = f"?labelSelector={selector}" if selector else ""
+        return list(self.request("GET", self.path(kind, namespace) + query)["items"])
+
+    def patch(self, kind: str, namespace: str, name: str, body: Any) -> Any:
+        return self.request("PATCH", self.path(kind, namespace, name), body, "application/merge-patch+json")
+
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        try:
+            self.request("DELETE", self.path(kind, namespace, name), {"propagationPolicy": "Background"})
+        except urllib.error.HTTPError as error:
+            if error.code != 404:
+                raise
+
+    def everything(self, namespace: str) -> list[str]:
+        """Every object of a namespace, of every kind that the server knows, but for what Kubernetes itself puts there and Events."""
+        left = []
+        groups = [
+            (f"/apis/{v['groupVersion']}")
+            for g in self.request("GET", "/apis")["groups"]
+            for v in [g["preferredVersion"]]
+        ]
+        for base in ["/api/v1", *groups]:
+            for resource in self.request("GET", base)["resources"]:
+                if not resource["namespaced"] or "list" not in resource["verbs"] or resource["name"] in ("events",):
+                    continue
+                for item in self.request("GET", f"{base}/namespaces/{namespace}/{resource['name']}").get("items") or []:
+                    left.append(f"{resource['name']}/{item['metadata']['name']}")
+        own = {"configmaps/kube-root-ca.crt", "serviceaccounts/default"}
+        return sorted(set(left) - own)
+
+
+def until(what: str, look: Callable[[], T], seconds: float = 60.0) -> T:
+    """The first true value of `look`. Fails with what it last saw."""
+    end, seen = time.monotonic() + seconds, None
+    while time.monotonic() < end:
+        seen = look()
+        if seen:
+            return seen
+        time.sleep(0.1)
+    raise AssertionError(f"waited {seconds:.0f} s for {what}; last seen: {seen!r}")
+
+
+_MORTAL = """
+import os, sys
+from egm_operator import cluster, main
+left, whole = int(sys.argv[1]), cluster.Cluster.request
+
+async def mortal(self, method, path, **more):
+    global left
+    try:
+        return await whole(self, method, path, **more)
+    finally:
+        if method != "GET" and "/leases" not in path:
+            left -= 1
+            if left == 0:
+                os._exit(9)
+
+cluster.Cluster.request = mortal
+main.main()
+"""
+
+
+class Operator:
+    """`python -m egm_operator` as a process."""
+
+    def __init__(self, namespaces: str, log: Path, die_after: int = 0, **settings: str) -> None:
+        """`die_after`: the process ends, as if killed, right after its n-th write to the API server was answered."""
+        self.log, self.die_after = log, die_after
+        self.env = {
+            **os.environ,
+            "KUBECONFIG": str(kubeconfig()),
+            "PYTHONUNBUFFERED": "1",
+            "EGM_NAMESPACES": namespaces,
+            "EGM_LEASE_NAMESPACE": namespaces.split(",")[0],
+            "EGM_LEASE_SECONDS": "3",
+            "EGM_BACKOFF_BASE_SECONDS": "1",
+            "EGM_PROGRESS_VIA": "off",
+            "EGM_LOG_FORMAT": "json",
+            "EGM_HEALTH_PORT": "0",
+            **settings,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Operator:
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(self._command(), env=self.env, stdout=out, stderr=out)
+        return self
+
+    def _command(self) -> list[str]:
+        if not self.die_after:
+            return [sys.executable, "-m", "egm_operator"]
+        return [sys.executable, "-c", _MORTAL, str(self.die_after)]
+
+    def kill(self) -> None:
+        """As the kernel kills: nothing is finished."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> int:
+        """As a kubelet stops; the exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(timeout=30)
+
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Its log."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+
+def train_job(
+    name: str, pods: dict[str, str] | None = None, nodes: int = 1, prepare_seconds: str = "0s", **spec: Any
+) -> dict[str, Any]:
+    """A train job whose pods do what the annotations `pods` say (hack/cluster/kwok/stages.yaml)."""
+    return {
+        "apiVersion": "grounding.egm.dev/v1alpha1",
+        "kind": "GroundingTrainJob",
+        "metadata": {"name": name},
+        "spec": {
+            "preset": "egm-8b-rl",
+            "data": {"train": ["/data/a.json"], "validation": ["/data/b.jsonl"], "images": ["/data/coco.tar"]},
+            "resources": {"nodes": nodes, "gpusPerNode": 1},
+            "output": "s3://bucket/out",
+            "podTemplate": {"metadata": {"annotations": pods or {}}},
+            **spec,
+        },
+    }
+
+
+def eval_job(name: str, servers: int = 2, **spec: Any) -> dict[str, Any]:
+    """An evaluation with servers of one GPU."""
+    return {
+        "apiVersion": "grounding.egm.dev/v1alpha1",
+        "kind": "GroundingEvalJob",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"source": "hf://JamesZGQ/EGM-8B"},
+            "servers": servers,
+            "gpusPerServer": 1,
+            "data": {"root": "/data/eval", "images": ["/data/coco.tar"]},
+            "output": "s3://bucket/eval",
+            **spec,
+        },
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def fresh_name(prefix: str = "j") -> str:
+    return f"{prefix}-{uuid.uuid4().hex[:8]}"
+
+
+class Drive:
+    """A namespace and the wish what becomes of its pods."""
+
+    def __init__(self, api: Api, namespace: str) -> None:
+        self.api, self.namespace = api, namespace
+
+    def status(self, name: str, kind: str = "gtj") -> dict[str, Any]:
+        found = self.api.get(kind, self.namespace, name)
+        return dict((found or {}).get("status") or {})
+
+    def phase(self, name: str, *wanted: str, kind: str = "gtj", seconds: float = 60.0) -> dict[str, Any]:
+        """Wait for one of these phases; the status then."""
+
+        def look() -> Any:
+            status = self.status(name, kind)
+            return status if status.get("phase") in wanted else None
+
+        try:
+            return until(f"{name} to be {wanted}", look, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; status: {json.dumps(self.status(name, kind), indent=1)}") from None
+
+    def pods(self, job: str, role: str = "", attempt: int | None = None, kind: str = "train") -> list[Any]:
+        selector = f"grounding.egm.dev/job={job},grounding.egm.dev/kind={kind}"
+        if role:
+            selector += f",grounding.egm.dev/role={role}"
+        if attempt is not None:
+            selector += f",grounding.egm.dev/attempt={attempt}"
+        return self.api.list(
+            "pod", self.namespace, selector.replace("=", "%3D").replace(",", "%2C").replace("/", "%2F")
+        )
+
+    def running(
+        self, job: str, role: str, count: int = 1, attempt: int | None = None, kind: str = "train"
+    ) -> list[Any]:
+        """Wait until that many pods of a role run."""
+
+        def look() -> list[Any] | None:
+            found = [p for p in self.pods(job, role, attempt, kind) if p["status"].get("phase") == "Running"]
+            return found if len(found) >= count else None
+
+        return until(f"{count} {role} pods of {job}", look)
+
+    def annotate(self, pod: Any, **what: str) -> None:
+        """Set KWOK wishes on a pod: exit_code="1", evict="true", progress=..."""
+        names = {
+            k: ("grounding.egm.dev/progress" if k == "progress" else f"egm.test/{k.replace('_', '-')}") for k in what
+        }
+        wishes = {"metadata": {"annotations": {names[k]: v for k, v in what.items()}}}
+        try:
+            self.api.patch("pod", self.namespace, pod["metadata"]["name"], wishes)
+        except urllib.error.HTTPError as error:
+            if error.code != 404:  # its gang has ended already
+                raise
+
+    def end(
+        self,
+        job: str,
+        role: str,
+        code: int = 0,
+        attempt: int | None = None,
+        kind: str = "train",
+        count: int = 1,
+        **what: str,
+    ) -> None:
+        """Let running pods of a role end."""
+        for pod in self.running(job, role, count, attempt, kind):
+            self.annotate(pod, exit_code=str(code), **what)
+
+    def prepared(self, job: str, kind: str = "train") -> None:
+        self.end(job, "prepare", 0, kind=kind)
+
+
+def new_namespace(api: Api, prefix: str = "op") -> Iterator[str]:
+    """A namespace, deleted afterwards; the CRDs are there before it."""
+    for crd in crds().values():
+        path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}?fieldManager=tests&force=true"
+        api.request("PATCH", path, crd, "application/apply-patch+yaml")
+    name = fresh_name(prefix)
+    api.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    until("the namespace's service account", lambda: any(True for _ in _accounts(api, name)))
+    yield name
+    api.request("DELETE", f"/api/v1/namespaces/{name}")
+
+
+def _accounts(api: Api, namespace: str) -> list[Any]:
+    return list(api.request("GET", f"/api/v1/namespaces/{namespace}/serviceaccounts")["items"])

@@ -1,0 +1,256 @@
+"""Builders: what a pod may do, where its files are, whose the objects are; and the merge of a user's template."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from egm_operator.build.merge import merge
+from egm_operator.names import child
+from egm_operator.render import objects, render
+from egm_operator.settings import Settings, load
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grounding.api import load as load_jobs
+from grounding.api import parse
+from grounding.errors import UserError
+
+JOBS = Path(__file__).parents[3] / "jobs"
+SETTINGS = Settings(default_output="pvc://egm/runs")
+
+
+def _pod_specs(obj: dict[str, Any]) -> list[dict[str, Any]]:
+    if obj["kind"] == "Pod":
+        return [obj["spec"]]
+    if obj["kind"] == "Job":
+        return [obj["spec"]["template"]["spec"]]
+    if obj["kind"] == "PyTorchJob":
+        return [r["template"]["spec"] for r in obj["spec"]["pytorchReplicaSpecs"].values()]
+    return []
+
+
+def _job(text: str, settings: Settings = SETTINGS) -> dict[str, dict[str, Any]]:
+    found = objects(parse(text)[0], None, settings, "ns")
+    return {f"{o['kind']}/{o['metadata']['name']}": o for o in found}
+
+
+TRAIN = """
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingTrainJob
+metadata: {name: t}
+spec:
+  preset: egm-8b-rl
+  data: {train: [pvc://coco/a.json], validation: [/d/b.jsonl], images: [/d/coco.tar]}
+  resources: {nodes: 3, gpusPerNode: 8, sharedMemory: 64Gi, topology: rack}
+"""
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda p: p.name)
+def test_every_pod_is_restricted_and_every_object_owned(path: Path) -> None:
+    jobs = load_jobs(path)
+    for job in jobs:
+        upstream = next((j for j in jobs if j.metadata.name == job.spec.model.train_job), None)
+        for obj in objects(job, upstream, SETTINGS, "ns"):
+            owner = obj["metadata"]["ownerReferences"][0]
+            assert owner["controller"] and owner["blockOwnerDeletion"] and owner["name"] == job.metadata.name
+            assert obj["metadata"]["namespace"] == "ns" and len(obj["metadata"]["name"]) <= 63
+            for spec in _pod_specs(obj):
+                assert spec["automountServiceAccountToken"] is False
+                assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["seccompProfile"] == {
+                    "type": "RuntimeDefault"
+                }
+                for container in [*spec["containers"], *spec.get("initContainers", [])]:
+                    context = container["securityContext"]
+                    assert context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"]
+                    assert context["capabilities"] == {"drop": ["ALL"]}
+                    assert container["command"][:2] == ["egm", "role"]
+                    named = {v["name"] for v in spec["volumes"]}
+                    assert {m["name"] for m in container["volumeMounts"]} <= named
+
+
+def test_a_gang() -> None:
+    gang = _job(TRAIN)["PyTorchJob/t-a1"]
+    master, worker = gang["spec"]["pytorchReplicaSpecs"]["Master"], gang["spec"]["pytorchReplicaSpecs"]["Worker"]
+    assert (master["replicas"], worker["replicas"]) == (1, 2) and master["template"] == worker["template"]
+    assert gang["spec"]["runPolicy"] == {"cleanPodPolicy": "Running", "schedulingPolicy": {"minAvailable": 3}}
+    spec = master["template"]["spec"]
+    assert (
+        spec["containers"][0]["name"] == "pytorch"
+        and spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    )
+    assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}} in spec["volumes"]
+    term = spec["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0]
+    assert term["topologyKey"] == "rack" and term["labelSelector"]["matchLabels"]["grounding.egm.dev/job"] == "t"
+
+
+def test_pods_of_several_nodes_share_a_token_that_nobody_writes_down() -> None:
+    found = _job(TRAIN)
+    assert "data" not in found["Secret/t-token"] and "stringData" not in found["Secret/t-token"]
+    container = found["PyTorchJob/t-a1"]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
+    assert {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": {"name": "t-token", "key": "token"}}} in container[
+        "env"
+    ]
+    assert "Secret/t-token" not in _job(TRAIN.replace("nodes: 3", "nodes: 1"))
+
+
+def test_claims_are_mounted_and_the_job_s_file_names_their_paths() -> None:
+    found = _job(TRAIN)
+    config = next(o for n, o in found.items() if n.startswith("ConfigMap"))
+    job = orjson.loads(config["data"]["job.yaml"])
+    assert job["spec"]["data"]["train"] == ["/egm/claims/coco/a.json"] and "podTemplate" not in job["spec"]
+    assert parse(config["data"]["job.yaml"])[0].metadata.name == "t"  # its pods can read it
+    spec = found["Job/t-prepare"]["spec"]["template"]["spec"]
+    mounts = {m["mountPath"]: m for m in spec["containers"][0]["volumeMounts"]}
+    assert mounts["/egm/claims/coco"]["readOnly"] and mounts["/egm/work"]["subPath"] == "runs/ns/t"
+    claims = {v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v}
+    assert claims == {"egm", "coco"} and "initContainers" not in spec
+
+
+def test_without_a_shared_claim_each_pod_prepares_for_itself() -> None:
+    gang = _job(TRAIN + "  output: s3://b/t\n")["PyTorchJob/t-a1"]
+    spec = gang["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    first = spec["initContainers"][0]
+    assert (
+        first["command"][2] == "prepare"
+        and "ports" not in first
+        and "nvidia.com/gpu" not in first["resources"]["requests"]
+    )
+    assert {"name": "EGM_OUTPUT", "value": "s3://b/t"} in first["env"]
+
+
+def test_secrets_are_referenced_never_copied() -> None:
+    text = TRAIN + "  tracking: {wandb: {apiKeySecret: {name: keys, key: wandb}, project: p}}\n"
+    gang = _job(text, Settings(default_output="s3://b/o", storage_secret="s3-credentials"))["PyTorchJob/t-a1"]
+    container = gang["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]
+    assert {"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "wandb"}}} in container[
+        "env"
+    ]
+    assert container["envFrom"] == [{"secretRef": {"name": "s3-credentials"}}]
+
+
+def test_the_user_s_template_is_merged_by_key() -> None:
+    text = (
+        TRAIN
+        + """
+  podTemplate:
+    metadata: {labels: {team: vision, grounding.egm.dev/job: other}}
+    spec:
+      tolerations: [{key: gpu, operator: Exists}]
+      containers:
+      - {name: main, env: [{name: NCCL_DEBUG, value: INFO}, {name: HOME, value: /scratch}], volumeMounts: [{name: d, mountPath: /d}]}
+      - {name: sidecar, image: x}
+      volumes: [{name: d, persistentVolumeClaim: {claimName: data}}]
+"""
+    )
+    gang = _job(text)["PyTorchJob/t-a1"]
+    template = gang["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    assert (
+        template["metadata"]["labels"]["team"] == "vision"
+        and template["metadata"]["labels"]["grounding.egm.dev/job"] == "t"
+    )
+    main, sidecar = template["spec"]["containers"]
+    env = {e["name"]: e.get("value") for e in main["env"]}
+    assert (
+        (env["NCCL_DEBUG"], env["HOME"]) == ("INFO", "/scratch")
+        and main["name"] == "pytorch"
+        and sidecar["name"] == "sidecar"
+    )
+    assert main["image"] == SETTINGS.train_image and {m["mountPath"] for m in main["volumeMounts"]} >= {
+        "/d",
+        "/egm/job",
+        "/tmp",
+    }
+    assert {"key": "gpu", "operator": "Exists"} in template["spec"]["tolerations"]
+
+
+def test_queue_and_priority_are_passed_on() -> None:
+    gang = _job(TRAIN + "  queue: q\n  priorityClassName: high\n")["PyTorchJob/t-a1"]
+    assert gang["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "q"
+    policy = gang["spec"]["runPolicy"]
+    assert policy["suspend"] and policy["schedulingPolicy"] == {
+        "minAvailable": 3,
+        "priorityClass": "high",
+        "queue": "q",
+    }
+    assert gang["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["priorityClassName"] == "high"
+
+
+def test_a_job_without_a_place_for_its_output() -> None:
+    with pytest.raises(UserError, match=r"spec\.output"):
+        render([JOBS / "demo.yaml"], Settings(), "default")
+
+
+_VALUE = st.recursive(
+    st.one_of(st.integers(0, 3), st.sampled_from(["a", "b"])),
+    lambda inner: st.dictionaries(st.sampled_from(["x", "y", "spec"]), inner, max_size=3),
+    max_leaves=6,
+)
+_NAMED = st.lists(
+    st.fixed_dictionaries({"name": st.sampled_from("abc")}, optional={"v": _VALUE}),
+    max_size=3,
+    unique_by=lambda e: e["name"],
+)
+_TEMPLATE = st.fixed_dictionaries(
+    {}, optional={"containers": _NAMED, "env": _NAMED, "tolerations": st.lists(_VALUE, max_size=2), "x": _VALUE}
+)
+
+
+@given(_TEMPLATE, _TEMPLATE)
+def test_merging_is_idempotent_keeps_keys_apart_and_changes_neither_side(
+    ours: dict[str, Any], theirs: dict[str, Any]
+) -> None:
+    before = copy.deepcopy((ours, theirs))
+    merged = merge(ours, theirs)
+    assert (ours, theirs) == before and merge(merged, theirs) == merged and merge(ours, {}) == ours
+    for field in ("containers", "env"):
+        names = [e["name"] for e in merged.get(field, [])]
+        assert len(names) == len(set(names))
+        assert set(names) == {e["name"] for e in [*ours.get(field, []), *theirs.get(field, [])]}
+
+
+@given(
+    st.from_regex(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True),
+    st.sampled_from(["a1", "prepare", "client-12"]),
+)
+def test_names_fit_and_do_not_collide(job: str, suffix: str) -> None:
+    name = child(job, suffix)
+    assert len(name) <= 52 and name.endswith(suffix) and child(job, suffix) == name
+    if len(job) < 63:
+        assert child(job + "x", suffix) != name
+
+
+def test_settings_from_the_environment() -> None:
+    found = load(
+        {"EGM_NAMESPACES": "b, a", "EGM_WORKERS": "3", "EGM_LEADER_ELECT": "false", "EGM_BACKOFF_BASE_SECONDS": "1.5"}
+    )
+    assert (
+        found.namespaces == ("a", "b")
+        and found.workers == 3
+        and not found.leader_elect
+        and found.backoff_base_seconds == 1.5
+    )
+    for name, value in (
+        ("EGM_WORKERS", "many"),
+        ("EGM_WORKERS", "0"),
+        ("EGM_LEADER_ELECT", "perhaps"),
+        ("EGM_PROGRESS_VIA", "pigeon"),
+    ):
+        with pytest.raises(UserError, match=name):
+            load({name: value})
+
+
+def test_every_setting_is_documented() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "operator.md").read_text()
+    for name in Settings.__dataclass_fields__:
+        assert f"`EGM_{name.upper()}`" in text, name
+
+
+def test_every_reason_is_documented() -> None:
+    from egm_operator.status import Reason
+
+    text = (Path(__file__).parents[3] / "docs" / "operator.md").read_text()
+    assert [r for r in Reason if f"`{r}`" not in text] == []

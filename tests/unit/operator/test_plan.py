@@ -1,0 +1,261 @@
+"""The plan as tables and with hypothesis: kills between any two writes, any order of what happens, and always the same end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from egm_operator.observe import Report
+from egm_operator.status import stamp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.operator.world import NOW, World, evaluation, train
+
+
+def _running(world: World) -> World:
+    """To the point at which everything runs."""
+    for _ in range(12):
+        world.controllers()
+        world.start()
+        world.reconcile()
+        world.end("prepare", 0)
+        if world.status.get("phase") == "Running":
+            return world
+    raise AssertionError(world.status)
+
+
+def test_a_life_without_trouble() -> None:
+    world = World(train())
+    world.settle()
+    assert world.status["phase"] == "Succeeded" and world.status["attempt"] == 1
+    assert world.created == ["Job/j-prepare", "PyTorchJob/j-a1"]
+    assert world.plan() == type(world.plan())()  # nothing more to do
+
+
+def test_an_evaluation_without_trouble() -> None:
+    world = World(evaluation())
+    world.settle()
+    assert world.status["phase"] == "Succeeded" and not world.alive("server")
+    assert world.created == ["Job/j-eval-prepare", "Pod/j-eval-server-0", "Pod/j-eval-server-1", "Job/j-eval-client-1"]
+
+
+@pytest.mark.parametrize("code", [1, 137, 143])
+def test_attempts_are_counted_and_wait_longer_each_time(code: int) -> None:
+    world = _running(World(train(maxAttempts=3)))
+    for attempt, wait in ((1, 10), (2, 20)):
+        world.end("rl", code, 1)
+        todo = world.reconcile()
+        assert world.status["phase"] == "Restarting" and todo.at == pytest.approx(world.now + wait)
+        world.now += wait + 1
+        _running(world)
+        assert world.status["attempt"] == attempt + 1
+    world.end("rl", code, 1, message="boom")
+    world.reconcile()
+    assert (
+        world.status["phase"] == "Failed"
+        and world.status["reason"] == "AttemptsExhausted"
+        and "boom" in world.status["message"]
+    )
+
+
+def test_between_attempts_no_pod_of_the_old_gang_lives() -> None:
+    world = _running(World(train()))
+    lingering = world.alive("rl", 1)
+    world.end("rl", 1, 1)
+    world.reconcile()
+    world.now += 60
+    world.write(
+        {
+            **lingering[0],
+            "metadata": {**lingering[0]["metadata"], "name": "slow", "uid": "slow"},
+            "status": {"phase": "Running"},
+        }
+    )
+    world.reconcile()
+    assert world.created.count("PyTorchJob/j-a2") == 0
+    world.store.drop(world.store.get("Pod", "n", "slow") or {})
+    world.reconcile()
+    assert world.created.count("PyTorchJob/j-a2") == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "seconds", "reason"),
+    [
+        ({"activeDeadlineSeconds": 100}, 101, "DeadlineExceeded"),
+        ({"stallTimeoutSeconds": 60, "maxAttempts": 1}, 61, "AttemptsExhausted"),
+    ],
+)
+def test_clocks(spec: dict[str, Any], seconds: float, reason: str) -> None:
+    world = _running(World(train(**spec)))
+    world.report = Report(world.now, {"step": 3, "totalSteps": 9, "time": world.now})
+    todo = world.reconcile()
+    assert todo.at is not None and todo.at <= world.now + seconds + 1
+    world.now += seconds
+    world.report = replace(world.report, received=world.now)
+    world.reconcile()
+    assert world.status["phase"] == "Failed" and world.status["reason"] == reason
+
+
+def test_a_gang_that_cannot_be_asked_is_not_known_to_stand_still() -> None:
+    world = _running(World(train(stallTimeoutSeconds=60)))
+    world.now += 1000
+    world.reconcile()
+    assert world.status["phase"] == "Running"
+    found = next(c for c in world.status["conditions"] if c["type"] == "ProgressAvailable")
+    assert found["status"] == "False" and found["reason"] == "NoAnswer"
+
+
+def test_the_start_deadline() -> None:
+    world = World(train(startDeadlineSeconds=30))
+    for _ in range(6):
+        world.controllers()
+        world.reconcile()
+        if not world.objects("PyTorchJob"):
+            world.start()
+            world.end("prepare", 0)
+    assert world.status["phase"] == "Pending"
+    world.now += 31
+    world.reconcile()
+    assert world.status["reason"] == "StartDeadlineExceeded" and not world.objects("PyTorchJob")
+
+
+def test_a_replaced_pod_ends_the_attempt() -> None:
+    world = _running(World(train()))
+    world.now += 100
+    world.store.drop(world.alive("rl")[1])
+    world.reconcile()
+    assert world.status["phase"] == "Running"  # nobody has replaced it yet
+    world.controllers()
+    world.reconcile()
+    assert world.status["reason"] == "PodReplaced" and world.status["phase"] == "Restarting"
+
+
+def test_suspension_waits_for_the_pods_and_is_no_attempt() -> None:
+    world = _running(World(train(activeDeadlineSeconds=50)))
+    world.edit(suspend=True)
+    world.reconcile()
+    assert world.status["reason"] == "Suspending"
+    world.controllers()
+    world.reconcile()
+    assert world.status["phase"] == "Suspended" and "startTime" not in world.status
+    world.now += 1000
+    world.edit(suspend=False)
+    _running(world)
+    assert world.status["attempt"] == 1
+
+
+def test_time_to_live() -> None:
+    world = World(train(ttlSecondsAfterFinished=60))
+    world.reconcile()
+    for _ in range(10):
+        world.controllers()
+        world.start()
+        world.reconcile()
+        world.end("prepare", 0)
+        world.end("rl", 0)
+    assert world.status["phase"] == "Succeeded"
+    assert world.plan().at == pytest.approx(NOW + 60)
+    world.now = NOW + 60
+    assert [d.kind for d in world.plan().delete] == ["GroundingTrainJob"]
+
+
+@pytest.mark.parametrize(
+    ("upstream", "reason"),
+    [(None, "UpstreamNotFound"), ("Running", "UpstreamNotReady"), ("Failed", "UpstreamFailed")],
+)
+def test_waiting_for_a_model(upstream: str | None, reason: str) -> None:
+    world = World(train(model={"trainJob": "first"}))
+    if upstream:
+        world.upstream = {**train(), "status": {"phase": upstream}}
+    world.reconcile()
+    assert world.status["reason"] == reason and not world.created
+    world.upstream = {**train(output="s3://b/first"), "status": {"phase": "Succeeded"}}
+    world.reconcile()
+    assert world.status["model"] == "s3://b/first/model" and world.created == ["Job/j-prepare"]
+
+
+def test_an_invalid_spec_is_told_and_can_be_mended() -> None:
+    world = World(train(output=None))
+    world.reconcile()
+    assert world.status["reason"] == "InvalidSpec" and "spec.output" in world.status["message"]
+    world.edit(output="s3://b/o")
+    world.settle()
+    assert world.status["phase"] == "Succeeded"
+
+
+def test_gpu_seconds_are_counted_once() -> None:
+    world = _running(World(train()))
+    for _ in range(40):
+        world.now += 37
+        world.report = Report(world.now, {"step": int(world.now - NOW), "totalSteps": 10_000, "time": world.now})
+        world.reconcile()
+    assert world.status["gpuSeconds"] == pytest.approx(2 * 8 * 40 * 37)
+
+
+def test_reports_of_any_form_break_nothing() -> None:
+    world = _running(World(train()))
+    for body in (
+        {"step": "x"},
+        {"step": float("nan")},
+        {"metrics": [1]},
+        {"checkpoint": {"step": None}},
+        {"step": 3, "totalSteps": 0, "time": "?"},
+    ):
+        world.report = Report(world.now, body)
+        world.reconcile()
+    assert world.status["phase"] == "Running"
+
+
+_HAPPENING = st.one_of(
+    st.tuples(st.just("reconcile"), st.integers(0, 6)),
+    st.tuples(st.sampled_from(["controllers", "start"]), st.just(0)),
+    st.tuples(st.just("fail"), st.integers(1, 2)),
+    st.tuples(st.just("succeed prepare"), st.just(0)),
+    st.tuples(st.just("suspend"), st.integers(0, 1)),
+    st.tuples(st.just("wait"), st.integers(1, 30)),
+)
+
+
+def _happen(world: World, what: str, number: int) -> None:
+    if what == "reconcile":
+        world.reconcile(writes=number)
+    elif what == "controllers":
+        world.controllers()
+    elif what == "start":
+        world.start()
+    elif what == "fail":
+        world.end("rl", 1, number)
+        world.end("evaluate", 1, number)
+    elif what == "succeed prepare":
+        world.end("prepare", 0)
+    elif what == "suspend":
+        world.edit(suspend=bool(number))
+    else:
+        world.now += number
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluation"])
+@given(st.lists(_HAPPENING, max_size=60))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_happens_the_job_ends_and_nothing_is_doubled(kind: str, happenings: list[tuple[str, int]]) -> None:
+    world = World(train(maxAttempts=3) if kind == "train" else evaluation(maxAttempts=3))
+    for what, number in happenings:
+        _happen(world, what, number)
+        attempts = {
+            p["metadata"]["labels"].get("grounding.egm.dev/attempt")
+            for p in world.alive("rl") + world.alive("evaluate")
+        }
+        assert len(attempts) <= 1  # never two gangs, never two clients
+        assert int(world.status.get("attempt") or 0) <= 3
+    world.edit(suspend=False)
+    world.settle()
+    assert world.status["phase"] in ("Succeeded", "Failed"), world.status
+    failures = len([e for e in world.created if e.startswith(("PyTorchJob", "Job/j-eval-client"))])
+    if world.status["phase"] == "Failed":
+        assert world.status["reason"] == "AttemptsExhausted" and failures >= 3
+    gangs = [n for n in world.created if n.startswith("PyTorchJob")]
+    assert len(set(gangs)) <= 3 and not world.alive()
+    assert world.plan().apply == [] and world.plan().delete == [] and world.plan().status is None
+    assert stamp(world.now)

@@ -1,0 +1,117 @@
+"""The cache and the queue: any order of events ends in the same state; a key is never with two workers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+from egm_operator.queue import WorkQueue
+from egm_operator.store import Store
+from hypothesis import given
+from hypothesis import strategies as st
+
+LABELS = {"grounding.egm.dev/job": "j", "grounding.egm.dev/kind": "train"}
+
+
+def _pod(name: int, version: int) -> dict[str, Any]:
+    meta = {"name": f"p{name}", "namespace": "n", "uid": f"u{name}", "resourceVersion": str(version), "labels": LABELS}
+    return {"kind": "Pod", "metadata": meta, "status": {"phase": f"v{version}"}}
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), max_size=40), st.integers())
+def test_the_same_events_in_any_order_end_in_the_same_state(events: list[tuple[int, int]], seed: int) -> None:
+    one, other = Store(), Store()
+    shuffled = events[:]
+    random.Random(seed).shuffle(shuffled)
+    for name, version in events:
+        one.put(_pod(name, version))
+    for name, version in [*shuffled, *shuffled]:  # doubled, too
+        other.put(_pod(name, version))
+    key = ("GroundingTrainJob", "n", "j")
+    assert one.children(key) == other.children(key)
+
+
+def test_a_name_used_again_is_another_object() -> None:
+    store = Store()
+    store.put(_pod(1, 5))
+    late = _pod(1, 5)
+    fresh = _pod(1, 2)
+    fresh["metadata"]["uid"] = "new"
+    store.put(fresh)
+    store.drop(late)  # the old one's end, told late
+    found = store.get("Pod", "n", "p1")
+    assert found is not None and found["metadata"]["uid"] == "new"
+
+
+def test_a_listing_drops_what_is_gone() -> None:
+    woken: list[Any] = []
+    store = Store(woken.append)
+    store.put(_pod(1, 1))
+    store.put(_pod(2, 1))
+    woken.clear()
+    store.replace("Pod", [_pod(2, 1)])
+    assert [c["metadata"]["name"] for c in store.children(("GroundingTrainJob", "n", "j"))] == ["p2"]
+    assert woken == [("GroundingTrainJob", "n", "j")]
+
+
+def test_who_waits_for_a_model_is_woken() -> None:
+    woken: list[Any] = []
+    store = Store(woken.append)
+    meta = {"namespace": "n", "uid": "a", "resourceVersion": "1"}
+    store.put({"kind": "GroundingEvalJob", "metadata": {**meta, "name": "e"}, "spec": {"model": {"trainJob": "t"}}})
+    woken.clear()
+    store.put({"kind": "GroundingTrainJob", "metadata": {**meta, "name": "t"}, "spec": {}})
+    assert ("GroundingEvalJob", "n", "e") in woken
+
+
+async def test_a_key_waits_once_and_comes_back_when_it_was_added_meanwhile() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    for _ in range(3):
+        queue.add("a")
+    assert await queue.get() == "a" and len(queue) == 0
+    queue.add("a")
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(queue.get(), 0.05)
+    queue.done("a")
+    assert await queue.get() == "a"
+
+
+async def test_the_earlier_time_wins_and_failures_wait_longer() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.after("a", 50)
+    queue.after("a", 0.01)
+    assert await asyncio.wait_for(queue.get(), 1) == "a"
+    delays = [queue.retry("b") for _ in range(12)]
+    assert delays == sorted(delays) and delays[-1] == 60.0 and len(set(delays)) > 5
+    queue.forget("b")
+    assert queue.retry("b") == delays[0]
+
+
+async def test_no_key_is_with_two_workers() -> None:
+    queue: WorkQueue[int] = WorkQueue()
+    held: set[int] = set()
+    worked = 0
+
+    async def worker() -> None:
+        nonlocal worked
+        while True:
+            key = await queue.get()
+            assert key not in held
+            held.add(key)
+            await asyncio.sleep(0.001)
+            held.discard(key)
+            worked += 1
+            queue.done(key)
+
+    workers = [asyncio.create_task(worker()) for _ in range(5)]
+    for i in range(200):
+        queue.add(i % 7)
+        if i % 5 == 0:
+            await asyncio.sleep(0.001)
+    await asyncio.sleep(0.2)
+    assert worked >= 7 and len(queue) == 0
+    for w in workers:
+        assert not w.done()
+        w.cancel()
