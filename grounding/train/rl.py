@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from grounding import flashinfer
 from grounding.api import GroundingTrainJob
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
@@ -75,8 +76,7 @@ def environment(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PYTHONUNBUFFERED": "1",
     }
-    # flash-infer's sampler breaks on older C libraries: one switch, off, as in the reference
-    env["VLLM_USE_FLASHINFER_SAMPLER"] = os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    env |= flashinfer.environment(os.environ)
     if cpu:
         env |= {
             "VERL_USE_EXTERNAL_MODULES": "grounding.train.verl_cpu",  # and with it verl_fixes
