@@ -126,7 +126,10 @@ def test_after_each_write(drive: Drive, tmp_path: Path) -> None:
         else:
             deaths += 1
         after += 1
-    last = Operator(drive.namespace, tmp_path / "log", **settings).start()
+    last = Operator(drive.namespace, tmp_path / "last", **settings).start()
+    until(
+        "its start", lambda: "started" in (tmp_path / "last").read_text()
+    )  # before that SIGTERM is the end, too, but not an orderly one
     until("all ends", lambda: _ended(drive, jobs))
     _check(drive, world, jobs)
     world.over.set()
