@@ -308,7 +308,8 @@ def main() -> None:
             save()
         report["command"] = " ".join(servers[0].command[1:])
         rows, images = dataset(folder, 0, warm, arguments.an_image, one_each=False)
-        measure("affinity", servers, rows, images, folder / "out-warm", 32, arguments.in_flight)
+        report["warm_up"] = measure("affinity", servers, rows, images, folder / "out-warm", 32, arguments.in_flight)
+        save()
         following = warm
         for turn in range(arguments.repeats):
             if turn and time.monotonic() - begun > arguments.budget:
