@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,7 +52,8 @@ def test_progress_metrics_and_health(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("EGM_PROGRESS_PORT", "0")
     monkeypatch.setenv("EGM_ATTEMPT", "2")
     monkeypatch.setenv("EGM_TERMINATION_LOG", str(tmp_path / "termination"))
-    with telemetry.serve(telemetry.source_of(resolve(parse(JOB)[0]), tmp_path, gpus=8)) as port:
+    source = telemetry.source_of(resolve(parse(JOB)[0]), tmp_path, gpus=8)
+    with telemetry.serve(replace(source, started=time.time() - 10.0)) as port:
         status, body = _get(port, "/progress")
         answer = json.loads(body)
         assert status == 200
@@ -77,7 +80,7 @@ def test_progress_metrics_and_health(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert samples["egm_train_step", None] == 7 and samples["egm_train_total_steps", None] == 300
         assert samples["egm_train_score", None] == 0.7 and samples["egm_train_parse_rate", None] == 0.9
         assert samples["egm_train_phase_seconds", "rollout"] == 3.0
-        assert samples["egm_train_gpu_seconds_total", None] > 0 and samples["egm_train_checkpoint_step", None] == 5
+        assert samples["egm_train_gpu_seconds_total", None] >= 80 and samples["egm_train_checkpoint_step", None] == 5
         # a new line is told at once
         ProgressWriter(tmp_path / "progress.jsonl", "rl", 300, 7).step(8, {"score": 0.8})
         assert json.loads(_get(port, "/progress")[1])["step"] == 8
