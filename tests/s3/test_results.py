@@ -181,7 +181,7 @@ def test_a_pod_that_is_told_to_stop_sends_its_last_rows(s3, dataset, server, mon
             [sys.executable, "-m", "grounding.cli", *words], cwd=dataset, env=environment(), stderr=subprocess.PIPE
         )
 
-    server.delay = 0.2
+    server.delay = 1.0  # so slow that a busy machine does not see its end before the signal
     child, until = role("one"), time.monotonic() + 200
     while server.count < 7 and time.monotonic() < until:
         time.sleep(0.02)
