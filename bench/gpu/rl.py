@@ -159,7 +159,7 @@ def chosen(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def summed_up(steps: list[dict[str, Any]], tries: list[dict[str, Any]]) -> dict[str, Any]:
-    """First against last, and a step's seconds by stage: medians without the first step of each attempt, which compiles."""
+    """First against last, and a step's seconds by stage: medians over the steps that had it, without each attempt's first, which compiles."""
     trained = [s for s in steps if s["step"] > 0 and "score" in s]
     some = max(1, len(trained) // 5)
     warm = [s for i, s in enumerate(trained) if i and s["attempt"] == trained[i - 1]["attempt"] and "seconds" in s]
@@ -172,7 +172,9 @@ def summed_up(steps: list[dict[str, Any]], tries: list[dict[str, Any]]) -> dict[
         "val_accuracy": accuracy,
         "first_step_s": [t.get("first_step_s") for t in tries],
         "steps_repeated": sum(a.get("at_step", 0) - b["after_step"] for a, b in itertools.pairwise(tries)),
-        "seconds_median": {n: round(statistics.median(s["seconds"].get(n, 0.0) for s in warm), 3) for n in stages},
+        "seconds_median": {
+            n: round(statistics.median(s["seconds"][n] for s in warm if n in s["seconds"]), 3) for n in stages
+        },
         "tokens_per_second_median": round(statistics.median(s["tokens_per_second"] for s in warm), 1) if warm else 0.0,
     }
 
