@@ -23,7 +23,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "images"
 PYTHONS = ("3.11", "3.12")  # the first one is resolved for, the others are checked
-SOURCES = ("antlr4-python3-runtime",)  # pure Python that is published as source alone; built by the setuptools of images/build
+SOURCES = (
+    "antlr4-python3-runtime",
+)  # pure Python that is published as source alone; built by the setuptools of images/build
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,23 @@ def _uv() -> str:
 
 def tested_versions() -> str:
     """All versions of uv.lock as constraints; no hashes."""
-    words = [_uv(), "export", "--frozen", "--all-extras", "--no-emit-project", "--no-hashes", "--no-annotate", "--no-header", "--quiet"]
+    words = [
+        _uv(),
+        "export",
+        "--frozen",
+        "--all-extras",
+        "--no-emit-project",
+        "--no-hashes",
+        "--no-annotate",
+        "--no-header",
+        "--quiet",
+    ]
     return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
-def command(lock: Lock, target: Path, *, python: str, constraints: Path | None, upgrade: bool, offline: bool) -> list[str]:
+def command(
+    lock: Lock, target: Path, *, python: str, constraints: Path | None, upgrade: bool, offline: bool
+) -> list[str]:
     """The words that resolve `lock` into `target`, whose versions are kept where they fit."""
     words = [_uv(), "pip", "compile", *lock.inputs, "--output-file", str(target), "--quiet"]
     words += ["--python-version", python, "--python-platform", f"x86_64-manylinux_{lock.glibc}"]
@@ -120,7 +134,11 @@ def resolve(
 
 def difference(old: dict[str, str], new: dict[str, str]) -> list[str]:
     """What would change, one package a line."""
-    return [f"{n}: {old.get(n, 'absent')} -> {new.get(n, 'absent')}" for n in sorted(old.keys() | new.keys()) if old.get(n) != new.get(n)]
+    return [
+        f"{n}: {old.get(n, 'absent')} -> {new.get(n, 'absent')}"
+        for n in sorted(old.keys() | new.keys())
+        if old.get(n) != new.get(n)
+    ]
 
 
 def check(lock: Lock, *, offline: bool = False) -> list[str]:
@@ -159,10 +177,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             if args.what == "refresh":
                 resolve(lock, lock.path, upgrade=args.upgrade, offline=args.offline)
-                print(f"{lock.path.relative_to(ROOT)}: {len(versions(lock.path.read_text()))} packages")
+                sys.stdout.write(f"{lock.path.relative_to(ROOT)}: {len(versions(lock.path.read_text()))} packages\n")
             elif changes := check(lock, offline=args.offline):
                 code = 1
-                print("\n".join(changes))
+                sys.stdout.write("".join(f"{c}\n" for c in changes))
         except subprocess.CalledProcessError as e:
             code = 1
             sys.stderr.write(f"error: {lock.name}: {e.stderr.strip()}\n")
