@@ -4,6 +4,7 @@
 #   VARIANT=cpu|gpu  ENGINE=sglang|vllm   which train or infer image (default: cpu)
 #   TAG=dev          its tag              REPOSITORY=localhost   its prefix
 #   BASE, BUILDER    images to stand on and to build in; made from Debian packages (images/base/debian.sh) where they are not given and not there
+#   NO_CACHE=1       build every step anew
 #   CACHE=FOLDER     uv's cache of wheels; default: that of this user
 #
 # Time stamps in layers are those of SOURCE_DATE_EPOCH (default: 0), so that the same sources and packages give the same layers.
@@ -34,7 +35,7 @@ cache=${CACHE:-${UV_CACHE_DIR:-$HOME/.cache/uv}}
 mkdir -p "$cache"
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml | head -1)
-arguments=(--build-arg "BASE=$BASE" --build-arg "BUILDER=$BUILDER")
+arguments=(${NO_CACHE:+--no-cache} --build-arg "BASE=$BASE" --build-arg "BUILDER=$BUILDER")
 [ "$what" = operator ] || arguments+=(--build-arg "VARIANT=$variant")
 [ "$what" != infer ] || arguments+=(--build-arg "ENGINE=$engine")
 # this machine's certificates and wheels lend a hand in the build's own steps; neither gets into a layer

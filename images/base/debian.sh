@@ -24,15 +24,18 @@ esac
 work=$(mktemp -d)
 container=
 trap '[ -z "$container" ] || buildah rm "$container" >/dev/null; rm -rf "$work"' EXIT
-leave_out=(/usr/share/{man,info,locale,lintian,doc}/'*' '/usr/lib/python3*/'{idlelib,lib2to3,pydoc_data,turtledemo}/'*')
+leave_out=(/usr/share/{man,info,locale,lintian,doc}/'*')
 options=()
 for path in "${leave_out[@]}"; do options+=(--dpkgopt="path-exclude=$path"); done
 options+=(--dpkgopt='path-include=/usr/share/doc/*/copyright')
 # No program of ours changes its user, so none needs a setuid bit. What names the machine or the moment goes, too.
 # shellcheck disable=SC2016
 options+=(
+  # what merged /usr at the bootstrap, and Perl, which came for that alone
+  --customize-hook='chroot "$1" dpkg --purge usrmerge $(chroot "$1" dpkg-query -W -f "\${Package}\n" | grep -E "^(perl|perl-modules-.*|libperl[0-9].*|lib.*-perl|libgdbm.*)$") >/dev/null'
   --customize-hook='find "$1" -xdev -perm /6000 -type f -exec chmod a-s {} +'
   --customize-hook='rm -rf "$1"/var/log/* "$1"/var/cache/ldconfig/* "$1"/var/cache/debconf/*-old "$1"/etc/machine-id "$1"/etc/hostname "$1"/etc/resolv.conf'
+  --customize-hook='rm -rf "$1"/usr/lib/python3*/pydoc_data "$1"/usr/lib/python3*/turtledemo "$1"/usr/lib/python3*/idlelib'
   --customize-hook='find "$1"/usr/lib/python3* "$1"/usr/share -name __pycache__ -prune -exec rm -rf {} +'
   --customize-hook='ln -sf python3 "$1"/usr/bin/python'
 )
