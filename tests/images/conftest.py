@@ -41,7 +41,9 @@ class Image:
 
     def run(self, *words: str, user: str = "10001:10001", timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """A command in the image, as its own user and with its own environment."""
-        return call("buildah", "run", "--isolation", "chroot", "--user", user, self.container, "--", *words, timeout=timeout)
+        return call(
+            "buildah", "run", "--isolation", "chroot", "--user", user, self.container, "--", *words, timeout=timeout
+        )
 
     @property
     def config(self) -> dict[str, Any]:
@@ -57,7 +59,9 @@ class Image:
 def build(what: str, tag: str = TAG, tree: Path = ROOT, **environ: str) -> tuple[str, float]:
     """Build one by the command of `make`; its name and the seconds it took."""
     began = time.monotonic()
-    done = call(str(tree / "images" / "build.sh"), what, env=os.environ | {"VARIANT": "cpu", "TAG": tag} | environ, timeout=3000)
+    done = call(
+        str(tree / "images" / "build.sh"), what, env=os.environ | {"VARIANT": "cpu", "TAG": tag} | environ, timeout=3000
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout.strip().splitlines()[-1], time.monotonic() - began
 

@@ -31,7 +31,9 @@ SECRETS = re.compile(
 
 @EVERY
 def test_every_entry_module_imports(images: Images, what: str) -> None:
-    done = images(what).run("python", "-c", "import sys, importlib\nfor name in sys.argv[1:]: importlib.import_module(name)", *ENTRIES[what])
+    done = images(what).run(
+        "python", "-c", "import sys, importlib\nfor name in sys.argv[1:]: importlib.import_module(name)", *ENTRIES[what]
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -44,9 +46,31 @@ def test_it_is_what_a_restricted_pod_wants(images: Images, what: str) -> None:
     assert version and config["Labels"]["org.opencontainers.image.version"] == version[1]
     found = call("find", str(image.root), "-xdev", "-type", "f", "-perm", "/6000")
     assert found.returncode == 0 and found.stdout == ""
-    loose = call("find", str(image.root / "opt/egm"), "-xdev", "!", "-type", "l", "(", "-perm", "/022", "-o", "!", "-perm", "-o+r", "-o", "!", "-uid", "0", ")")
+    loose = call(
+        "find",
+        str(image.root / "opt/egm"),
+        "-xdev",
+        "!",
+        "-type",
+        "l",
+        "(",
+        "-perm",
+        "/022",
+        "-o",
+        "!",
+        "-perm",
+        "-o+r",
+        "-o",
+        "!",
+        "-uid",
+        "0",
+        ")",
+    )
     assert loose.returncode == 0 and loose.stdout == ""
-    assert image.run("sh", "-c", "touch /opt/egm/x 2>/dev/null || touch /etc/x 2>/dev/null || id -u").stdout.strip() == "10001"
+    assert (
+        image.run("sh", "-c", "touch /opt/egm/x 2>/dev/null || touch /etc/x 2>/dev/null || id -u").stdout.strip()
+        == "10001"
+    )
 
 
 @EVERY
@@ -54,7 +78,12 @@ def test_no_secret_and_nothing_of_the_machine_is_in_it(images: Images, what: str
     image = images(what)
     bad = []
     packages = next((image.root / "opt/egm/lib").glob("python3.*")) / "site-packages"
-    ours = [*packages.glob("grounding/**/*"), *packages.glob("egm_operator/**/*"), *(image.root / "etc").rglob("*"), *(image.root / "root").rglob("*")]
+    ours = [
+        *packages.glob("grounding/**/*"),
+        *packages.glob("egm_operator/**/*"),
+        *(image.root / "etc").rglob("*"),
+        *(image.root / "root").rglob("*"),
+    ]
     for path in ours:
         if path.is_file() and not path.is_symlink():
             data = path.read_bytes()
@@ -62,16 +91,28 @@ def test_no_secret_and_nothing_of_the_machine_is_in_it(images: Images, what: str
                 bad.append(str(path.relative_to(image.root)))
     assert len(ours) > 200 and bad == []
     assert not SECRETS.search(json.dumps(image.config).encode())
-    assert not list((image.root / "var/cache/uv").glob("*")) and not (image.root / "tools").exists() and not (image.root / "src").exists()
+    assert (
+        not list((image.root / "var/cache/uv").glob("*"))
+        and not (image.root / "tools").exists()
+        and not (image.root / "src").exists()
+    )
 
 
 @EVERY
 def test_its_bill_of_materials_names_what_is_in_it(images: Images, what: str) -> None:
     image = images(what)
     bill = json.loads((image.root / "opt/egm/sbom.cdx.json").read_text())
-    assert bill["bomFormat"] == "CycloneDX" and bill["specVersion"] == "1.6" and re.fullmatch(r"urn:uuid:[0-9a-f-]{36}", bill["serialNumber"])
+    assert (
+        bill["bomFormat"] == "CycloneDX"
+        and bill["specVersion"] == "1.6"
+        and re.fullmatch(r"urn:uuid:[0-9a-f-]{36}", bill["serialNumber"])
+    )
     names = {c["purl"].split("@")[0] for c in bill["components"]}
-    lock = {"operator": "operator/requirements.txt", "train": "train/requirements-cpu.txt", "infer": "infer-transformers/requirements-cpu.txt"}[what]
+    lock = {
+        "operator": "operator/requirements.txt",
+        "train": "train/requirements-cpu.txt",
+        "infer": "infer-transformers/requirements-cpu.txt",
+    }[what]
     locked = re.findall(r"^([a-z0-9][a-z0-9._-]*)==", (ROOT / "images" / lock).read_text(), re.MULTILINE)
     assert {f"pkg:pypi/{n.replace('.', '-')}" for n in locked} == {n for n in names if n.startswith("pkg:pypi/")}
     assert {"pkg:deb/debian/libc6", "pkg:deb/debian/tini"} <= names
@@ -96,7 +137,19 @@ def test_prepare_runs_as_any_user(images: Images) -> None:
         "apiVersion: grounding.egm.dev/v1alpha1\nkind: GroundingEvalJob\nmetadata: {name: look}\n"
         "spec: {engine: transformers, model: {source: 'tiny://'}, data: {shapes: {}}}\n"
     )
-    done = image.run("tini", "-s", "--", "egm", "role", "prepare", "--job", "/tmp/job.yaml", "--data", "/tmp/any/data", user="23456:23456")
+    done = image.run(
+        "tini",
+        "-s",
+        "--",
+        "egm",
+        "role",
+        "prepare",
+        "--job",
+        "/tmp/job.yaml",
+        "--data",
+        "/tmp/any/data",
+        user="23456:23456",
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "prepare of evaluation job look; CPU" in done.stderr and list((image.root / "tmp/any/data").rglob("*.jsonl"))
 
@@ -135,7 +188,16 @@ def test_a_base_that_lacks_something_fails_at_once_and_by_name(tmp_path: Path, i
     call("buildah", "run", "--isolation", "chroot", container, "--", "rm", "/usr/bin/tini")
     call("buildah", "commit", container, "localhost/egm-bare:test")
     call("buildah", "rm", container)
-    done = call(str(ROOT / "images/build.sh"), "operator", env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "BASE": "localhost/egm-bare:test", "TAG": "bare"})
+    done = call(
+        str(ROOT / "images/build.sh"),
+        "operator",
+        env={
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/root",
+            "BASE": "localhost/egm-bare:test",
+            "TAG": "bare",
+        },
+    )
     call("buildah", "rmi", "localhost/egm-bare:test")
     assert done.returncode != 0 and "error: BASE has no tini" in done.stdout + done.stderr
 
@@ -146,5 +208,9 @@ def test_a_wrong_argument_is_told() -> None:
         (["train"], {"VARIANT": "tpu"}, "expected VARIANT=cpu or gpu, found tpu"),
         (["infer"], {"ENGINE": "other"}, "expected ENGINE=sglang or vllm, found other"),
     ):
-        done = call(str(ROOT / "images/build.sh"), *words, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", **environ})
+        done = call(
+            str(ROOT / "images/build.sh"),
+            *words,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", **environ},
+        )
         assert done.returncode == 2 and said in done.stderr
