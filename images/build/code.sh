@@ -7,7 +7,10 @@ cd /src
 uv venv --quiet --no-project --python "$(command -v python3)" /opt/egm
 uv pip install --quiet --no-config --offline --no-cache --python /opt/egm --no-deps /tmp/wheel/*.whl
 site=$(echo /opt/egm/lib/python3.*/site-packages)
-rm -f "$site"/egm_grounding-*.dist-info/direct_url.json "$site"/egm_grounding-*.dist-info/uv_*.json
+for note in direct_url.json uv_cache.json; do # when and from where it was installed
+  rm -f "$site"/egm_grounding-*.dist-info/$note
+  sed -i "\\|dist-info/$note,|d" "$site"/egm_grounding-*.dist-info/RECORD
+done
 /opt/egm/bin/python -m compileall -q --invalidation-mode unchecked-hash "$site/grounding" "$site/egm_operator"
 mkdir -p "/code$site"
 mv "$site/grounding" "$site/egm_operator" "$site"/egm_grounding-*.dist-info "/code$site/"
