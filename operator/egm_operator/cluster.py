@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -54,6 +55,8 @@ class Cluster:
     def __init__(self, api: client.ApiClient) -> None:
         self.api = api
         self.requests: dict[str, int] = {}
+        self.told: Callable[[str, str, int, float], None] = lambda *_: None
+        """Hears of each request: method, path, code (0: no answer), seconds."""
 
     @classmethod
     async def connect(cls, connections: int = 32) -> Cluster:
@@ -81,6 +84,7 @@ class Cluster:
     ) -> Raw:
         """One request, JSON in and out. Raises `ApiError`."""
         self.requests[method] = self.requests.get(method, 0) + 1
+        begun, code = time.perf_counter(), 0
         headers = {"Accept": "application/json", "Content-Type": content}
         try:
             asked = self.api.param_serialize(
@@ -94,12 +98,16 @@ class Cluster:
             asked = await asked if asyncio.iscoroutine(asked) else asked
             answer = await self.api.call_api(*asked, _request_timeout=30)
             data = await answer.read()
+            code = answer.status
         except ApiException as error:
-            raise _api_error(error.status or 0, error.body) from None
+            code = error.status or 0
+            raise _api_error(code, error.body) from None
         except NETWORK_ERRORS as error:
             raise ApiError(
                 0, "Unreachable", f"the API server does not answer: {error or type(error).__name__}"
             ) from None
+        finally:
+            self.told(method, path, code, time.perf_counter() - begun)
         if not 200 <= answer.status <= 299:
             raise _api_error(answer.status, data)
         found: Raw = orjson.loads(data) if data else {}

@@ -33,8 +33,12 @@ def register(registry: kopf.OperatorRegistry, seen: Callable[[bool, dict[str, An
         kopf.on.event(group, version, plural, registry=registry, id="watched")(watched)
 
 
-def configure(settings: kopf.OperatorSettings) -> None:
-    """kopf watches and nothing else: no peering, no finalizer, no annotation, no Event of its own."""
+def configure(settings: kopf.OperatorSettings, namespaced: bool = False) -> None:
+    """kopf watches and nothing else: no peering, no finalizer, no annotation, no Event of its own.
+
+    `namespaced`: nor does it watch namespaces and definitions, for which rights in the cluster's own scope would be needed.
+    """
+    settings.scanning.disabled = namespaced
     settings.peering.standalone = True
     settings.posting.enabled = False
     for plural in ("pytorchjobs", "jobs", "pods"):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from egm_operator.cluster import ApiError, Cluster
+from egm_operator.metrics.meters import Meters
 from egm_operator.observe import Observed
 from egm_operator.plan import Plan, plan
 from egm_operator.progress import Poller
@@ -30,9 +31,10 @@ class Reconciler:
         poller: Poller,
         settings: Settings,
         clock: Callable[[], float] = time.time,
+        meters: Meters | None = None,
     ) -> None:
         self.cluster, self.store, self.queue, self.poller = cluster, store, queue, poller
-        self.settings, self.clock = settings, clock
+        self.settings, self.clock, self.meters = settings, clock, meters or Meters()
         self.reconciles = self.failures = 0
 
     async def run(self) -> None:
@@ -58,12 +60,15 @@ class Reconciler:
     async def _once(self, key: Key) -> None:
         self.reconciles += 1
         extra = {"job": f"{key[1]}/{key[2]}", "kind": key[0]}
+        begun, result = time.perf_counter(), "error"
         try:
             await self.reconcile(key)
             self.queue.forget(key)
+            result = "ok"
         except ApiError as error:
             self.failures += 1
             if error.status == 409:
+                result = "conflict"
                 # somebody else has written; look at what is there now
                 if (fresh := await self._fresh(key)) is not None:
                     self.store.put(fresh)
@@ -75,6 +80,8 @@ class Reconciler:
             self.failures += 1
             delay = self.queue.retry(key)
             _log.exception("reconcile failed; tried again in %.1f s", delay, extra=extra)
+        finally:
+            self.meters.reconciled(key[0], result, time.perf_counter() - begun)
 
     async def _fresh(self, key: Key) -> Raw | None:
         try:
@@ -145,6 +152,7 @@ class Reconciler:
         body = {"metadata": {"resourceVersion": seen.meta["resourceVersion"], "uid": seen.meta["uid"]}, "status": patch}
         try:
             self.store.put({"kind": key[0], **await self.cluster.patch(*key, body, sub="status")})
+            self.meters.status_written(seen.raw, status, self.clock())
         except ApiError as error:
             if error.status != 404:  # gone meanwhile
                 raise

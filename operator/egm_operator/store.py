@@ -6,6 +6,7 @@ comparing resource versions of one object.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -62,6 +63,10 @@ class Store:
     def jobs(self) -> list[Key]:
         """Keys of all jobs."""
         return [k for k in self._objects if k[0] in ("GroundingTrainJob", "GroundingEvalJob")]
+
+    def counts(self) -> Counter[str]:
+        """How many objects there are of each kind."""
+        return Counter(kind for kind, _, _ in self._objects)
 
     def children(self, key: Key) -> list[Raw]:
         """Objects labelled as belonging to a job, in order of kind and name."""

@@ -1,0 +1,144 @@
+"""`/metrics`: a view of the cache taken in the event loop, turned into text in a thread, so that thousands of jobs do not hold up a reconcile.
+
+The replica that leads tells about jobs, the others about themselves alone: a sum over replicas counts nothing twice. Content negotiation is
+prometheus-client's: OpenMetrics where the scraper asks for it, else the classic text format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
+from typing import Any
+
+from aiohttp import web
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+
+from egm_operator.metrics.jobs import Facts, Meaning, Row, facts, families, pods_with_gpus
+from egm_operator.metrics.meters import Meters
+from egm_operator.queue import WorkQueue
+from egm_operator.store import Key, Raw, Store
+
+OWN_METRICS: dict[str, Meaning] = {
+    "egm_operator_build_info": Meaning("Versions of this process.", ("version", "kopf", "python"), "info"),
+    "egm_operator_leader": Meaning("1 while this replica leads."),
+    "egm_operator_watching": Meaning("1 when the watches have begun."),
+    "egm_operator_cached_objects": Meaning("Objects in the cache.", ("kind",)),
+    "egm_operator_queue_depth": Meaning("Jobs that wait for a worker."),
+    "egm_operator_queue_working": Meaning("Jobs that a worker has in hand."),
+    "egm_operator_queue_delayed": Meaning("Jobs that are to be looked at again at a later time."),
+    "egm_operator_queue_failing": Meaning("Jobs whose last reconcile has failed and is to be tried again."),
+}
+_LARGE = 16 * 1024
+
+
+@dataclass(frozen=True)
+class View:
+    """What is told at one scrape. `jobs`: a job with the number of its pods by role."""
+
+    own: Mapping[str, float]
+    cached: Mapping[str, int]
+    jobs: Iterable[tuple[Raw, Mapping[str, int]]]
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def own_families(view: View) -> Iterator[Metric]:
+    """What a replica says of itself."""
+    build = InfoMetricFamily("egm_operator_build", OWN_METRICS["egm_operator_build_info"].text)
+    build.add_metric(
+        (), {"version": _installed("egm-grounding"), "kopf": _installed("kopf"), "python": platform.python_version()}
+    )
+    yield build
+    for name, value in view.own.items():
+        yield GaugeMetricFamily(name, OWN_METRICS[name].text, value=value)
+    cached = GaugeMetricFamily("egm_operator_cached_objects", OWN_METRICS["egm_operator_cached_objects"].text, labels=["kind"])
+    for kind, count in sorted(view.cached.items()):
+        cached.add_metric([kind], count)
+    yield cached
+
+
+class _Sheet:
+    """What prometheus-client's encoders want: something to collect from."""
+
+    def __init__(self, *parts: Iterable[Metric]) -> None:
+        self._parts = parts
+
+    def collect(self) -> Iterator[Metric]:
+        return chain(*self._parts)
+
+
+class Exposition:
+    """Answers scrapes, one at a time."""
+
+    def __init__(
+        self,
+        store: Store,
+        queue: WorkQueue[Key],
+        meters: Meters,
+        leads: Callable[[], bool],
+        watching: Callable[[], bool],
+        limit: int,
+    ) -> None:
+        self.store, self.queue, self.meters = store, queue, meters
+        self.leads, self.watching, self.limit = leads, watching, limit
+        self._facts: dict[Key, tuple[Any, Any, Facts]] = {}
+        self._one = asyncio.Lock()
+
+    def view(self) -> View:
+        """The moment. Objects in the store are replaced and never changed, so that a thread may read them afterwards."""
+        leads = self.leads()
+        own = {
+            "egm_operator_leader": float(leads),
+            "egm_operator_watching": float(self.watching()),
+            "egm_operator_queue_depth": float(len(self.queue)),
+            "egm_operator_queue_working": float(self.queue.working),
+            "egm_operator_queue_delayed": float(self.queue.delayed),
+            "egm_operator_queue_failing": float(self.queue.failing),
+        }
+        jobs = []
+        for key in self.store.jobs() if leads else ():
+            raw = self.store.get(*key)
+            if raw is not None:
+                jobs.append((raw, pods_with_gpus(self.store.children(key))))
+        return View(own, self.store.counts(), jobs)
+
+    def _rows(self, view: View) -> Iterator[Row]:
+        """Specs are read again only when they have changed: that is most of the work of a first scrape."""
+        known, self._facts = self._facts, {}
+        for raw, pods in view.jobs:
+            meta = raw["metadata"]
+            key = (raw["kind"], str(meta.get("namespace", "")), meta["name"])
+            found = known.get(key)
+            if found is None or found[:2] != (meta.get("uid"), meta.get("generation")):
+                found = (meta.get("uid"), meta.get("generation"), facts(raw))
+            self._facts[key] = found
+            yield Row(raw, found[2], pods)
+
+    def render(self, view: View, accept: str = "", zipped: bool = False) -> tuple[str, bool, bytes]:
+        """Content type, whether it is compressed, body."""
+        encoder, content_type = choose_encoder(accept)
+        jobs = families(self._rows(view), self.limit) if view.own["egm_operator_leader"] else ()
+        body: bytes = encoder(_Sheet(self.meters.registry.collect(), own_families(view), jobs))
+        if zipped and len(body) > _LARGE:
+            return content_type, True, gzip.compress(body, compresslevel=1)
+        return content_type, False, body
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """GET /metrics."""
+        zipped = "gzip" in request.headers.get("Accept-Encoding", "")
+        async with self._one:
+            view = self.view()
+            kind, packed, body = await asyncio.to_thread(self.render, view, request.headers.get("Accept", ""), zipped)
+        headers = {"Content-Type": kind} | ({"Content-Encoding": "gzip"} if packed else {})
+        return web.Response(body=body, headers=headers)
