@@ -51,12 +51,12 @@ class Api:
         found = YAML(typ="safe").load(path.read_text())
         cluster, user = found["clusters"][0]["cluster"], found["users"][0]["user"]
         self.server = cluster["server"]
-        self._ssl = ssl.create_default_context(
-            cafile=cluster.get("certificate-authority"),
-            cadata=base64.b64decode(cluster["certificate-authority-data"]).decode()
+        self._ca = (
+            base64.b64decode(cluster["certificate-authority-data"]).decode()
             if "certificate-authority-data" in cluster
-            else None,
+            else (path.parent / cluster["certificate-authority"]).read_text()
         )
+        self._ssl = ssl.create_default_context(cadata=self._ca)
         certificate, key = user.get("client-certificate"), user.get("client-key")
         with tempfile.TemporaryDirectory() as folder:
             if certificate is None:
@@ -76,6 +76,22 @@ class Api:
         )
         with self._open(asked, timeout=30) as answer:
             return json.loads(answer.read())
+
+    def allowed(self, method: str, path: str, body: Any, token: str) -> bool:
+        """Whether the owner of a token may ask this; any other refusal is an error. Server-side apply."""
+        context = ssl.create_default_context(cadata=self._ca)
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+        headers = {"Content-Type": "application/apply-patch+yaml", "Authorization": f"Bearer {token}"}
+        asked = urllib.request.Request(self.server + path, json.dumps(body).encode(), headers, method=method)
+        try:
+            opener.open(asked, timeout=30).close()
+        except urllib.error.HTTPError as error:
+            if error.code == 403:
+                return False
+            raise AssertionError(error.read().decode()) from error
+        return True
 
     def path(self, kind: str, namespace: str, name: str = "") -> str:
         base, plural = PATHS[kind]

@@ -1,0 +1,41 @@
+{{/* Rights in the namespaces that are served. Every line is used, and tests/cluster/test_chart_rbac.py fails where one is missing or too much.
+Objects are made by server-side apply, which is a patch, and a create where the object is not there. */}}
+{{- define "egm.rules" -}}
+# the jobs themselves: get for a fresh view after a conflict, delete for ttlSecondsAfterFinished
+- apiGroups: [grounding.egm.dev]
+  resources: [groundingtrainjobs, groundingevaljobs]
+  verbs: [get, list, watch, delete]
+- apiGroups: [grounding.egm.dev]
+  resources: [groundingtrainjobs/status, groundingevaljobs/status]
+  verbs: [patch]
+# blockOwnerDeletion in ownerReferences, where the cluster enforces it (OwnerReferencesPermissionEnforcement)
+- apiGroups: [grounding.egm.dev]
+  resources: [groundingtrainjobs/finalizers, groundingevaljobs/finalizers]
+  verbs: [update]
+# gangs; prepare and client Jobs; servers
+- apiGroups: [kubeflow.org]
+  resources: [pytorchjobs]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch, create, patch, delete]
+# the job as its pods read it; names of servers
+- apiGroups: [""]
+  resources: [configmaps, services]
+  verbs: [create, patch]
+# the token by which a gang's pods know each other: made, never read
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
+{{- if eq .Values.settings.progressVia "proxy" }}
+- apiGroups: [""]
+  resources: [pods/proxy]
+  verbs: [get]
+{{- end }}
+{{- end -}}
