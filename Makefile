@@ -25,7 +25,7 @@ $(UV):
 	@$(INSTALLER)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 $(STAMP): pyproject.toml uv.lock | $(UV)
-	@$(UV) sync --frozen --quiet --extra cpu --extra operator --group dev --python "$$(command -v python3)"
+	@$(UV) sync --frozen --quiet --extra cpu --extra operator --group dev --compile-bytecode --python "$$(command -v python3)"
 	@touch $@
 
 setup: $(STAMP) ## make .venv with everything the demo and the tests need (quick the second time)

@@ -21,7 +21,7 @@ from grounding.evaluate.engines import Metrics, Sampling, get_engine
 from grounding.evaluate.options import Options
 from grounding.evaluate.parquet import write_parquet
 from grounding.evaluate.results import ERROR, Reply, Results, Tallies, rescore, score_row
-from grounding.evaluate.scrape import scrape
+from grounding.evaluate.scrape import read_once, scrape
 from grounding.evaluate.ship import Remote
 from grounding.evaluate.summary import summarise
 from grounding.evaluate.work import Worklist, read_worklist, settings_digest
@@ -217,10 +217,16 @@ async def _watched(
     tasks = [asyncio.create_task(watch()), asyncio.create_task(lag.measure())]
     if results.remote is not None:
         tasks.append(asyncio.create_task(ship()))
-    if evaluation.engine and (engine := get_engine(evaluation.engine)).metric_names:
+    engine = get_engine(evaluation.engine) if evaluation.engine else None
+    if engine is not None and not engine.metric_names:
+        engine = None
+    if engine is not None:
         tasks.append(asyncio.create_task(scrape(engine, evaluation.client.endpoints, progress.readings)))
     try:
         await client.run(todo)
+        if engine is not None:  # what the summary keeps is the state at the end
+            tasks.pop().cancel()
+            await read_once(engine, evaluation.client.endpoints, progress.readings)
     finally:
         for task in tasks:
             task.cancel()

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 import torch
 import verl.utils.tensordict_utils as verl_tensordict
+import verl.utils.torch_functional as verl_functional
 import verl.workers.engine.base as verl_engine
 import verl.workers.engine_workers as verl_engine_workers
 
@@ -40,6 +41,31 @@ def fix_3d_position_ids(data: Any) -> None:
 
 for module in (verl_tensordict, verl_engine, verl_engine_workers):
     module.maybe_fix_3d_position_ids = fix_3d_position_ids
+
+
+# ---- log-probabilities a block of tokens at a time ----
+_BLOCK = 1 << 25
+"""Logits of a block: 128 MiB of float32"""
+
+
+def logprobs_from_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Stands for verl's `logprobs_from_logits_v2`, which it takes where flash-attn is not installed.
+
+    That one goes through the first dimension one by one to save memory; with padding removed this is the tokens, tens of thousands of tiny
+    operations forward and backward. `logits` (..., vocabulary), `labels` (...); returns (...).
+    """
+    flat, wanted = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1, 1)
+    rows = max(1, _BLOCK // flat.shape[-1])
+    if logits.dtype in (torch.float32, torch.float64):
+        sums = torch.cat([torch.logsumexp(part, dim=-1) for part in flat.split(rows)])
+        found = flat.gather(-1, wanted)[:, 0] - sums
+    else:  # half precision: the difference of two large numbers would lose what matters
+        parts = zip(flat.split(rows), wanted.split(rows), strict=True)
+        found = torch.cat([part.log_softmax(-1).gather(-1, label)[:, 0] for part, label in parts])
+    return found.view(labels.shape)
+
+
+verl_functional.logprobs_from_logits_v2 = logprobs_from_logits
 
 
 # ---- Ray gives its own daemons 30 s to start, which a busy machine needs more than once ----

@@ -1,8 +1,10 @@
-"""Equally long samples: what verl as pinned makes of them, and what ours does."""
+"""Faults of the pinned verl: what it does, and what ours does."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from types import ModuleType
 
 import pytest
 import torch
@@ -69,3 +71,36 @@ def test_another_error_of_ray_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(verl_fixes, "_ray_init", broken)
     with pytest.raises(ValueError, match="num_cpus"):
         verl_fixes._patient_init()
+
+
+def _as_verl_has_it() -> ModuleType:
+    import verl.utils.torch_functional as mended
+
+    spec = importlib.util.spec_from_file_location("verl_torch_functional_again", mended.__file__)
+    assert spec and spec.loader
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7,), (2, 5), (1, 1), (0,)])
+def test_log_probabilities_by_blocks_are_verl_s(shape: tuple[int, ...], dtype: torch.dtype, monkeypatch) -> None:
+    import verl.utils.torch_functional as mended
+
+    from grounding.train import verl_fixes
+
+    monkeypatch.setattr(verl_fixes, "_BLOCK", 3 * 11)  # three tokens a block
+    assert mended.logprobs_from_logits_v2 is verl_fixes.logprobs_from_logits
+    torch.manual_seed(1)
+    logits = (8 * torch.randn(*shape, 11)).to(dtype)
+    labels, weights = torch.randint(11, shape), torch.randn(shape)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    found = verl_fixes.logprobs_from_logits(ours, labels)
+    if 0 in shape:
+        assert found.shape == shape
+        return
+    expected = _as_verl_has_it().logprobs_from_logits_v2(theirs, labels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
