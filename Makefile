@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-browser test-export test-cluster lint format types bench clean cluster cluster-env cluster-down
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-browser test-export test-cluster lint format types bench chart prometheus clean cluster cluster-env cluster-down
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -60,8 +60,19 @@ test-export: setup ## the exporters with the tools they write for, in an environ
 	@VIRTUAL_ENV=.cache/export $(UV) pip install --quiet -e . $(EXPORTERS) pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout
 	@.cache/export/bin/python -m pytest -q tests/export
 
-test-cluster: setup ## API server, CRDs, simulated pods: on the cluster of `make cluster`, or on EGM_KUBECONFIG's
+test-cluster: setup prometheus ## API server, CRDs, chart, dashboards: on the cluster of `make cluster`, or on EGM_KUBECONFIG's
 	@$(BIN)/python -m pytest -q tests/cluster
+
+chart: setup ## write what the chart holds of other sources: definitions, table of values, dashboards
+	@$(BIN)/python hack/chart/generate.py
+
+PROMETHEUS := .cache/prometheus
+$(PROMETHEUS)/usr/bin/prometheus:
+	@mkdir -p $(PROMETHEUS)
+	@cd $(PROMETHEUS) && apt-get download -qq prometheus && for f in prometheus_*.deb; do dpkg -x "$$f" . && rm "$$f"; done
+
+prometheus: ## Debian's Prometheus and promtool in .cache, unless they are on PATH
+	@{ command -v prometheus && command -v promtool; } >/dev/null 2>&1 || $(MAKE) -s $(PROMETHEUS)/usr/bin/prometheus
 
 cluster: ## a real Kubernetes 1.34 with simulated GPU nodes, without root (NODE=1: a real node too, root; FAKE_NODES=n)
 	@python3 hack/cluster/cluster.py up $(if $(FAKE_NODES),--fake-nodes $(FAKE_NODES)) $(if $(filter 1,$(NODE)),--node)

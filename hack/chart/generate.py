@@ -116,9 +116,16 @@ def readme() -> dict[Path, str]:
     return {path: before + BEGIN + "\n" + "\n".join(rows) + "\n" + END + after}
 
 
+def boards() -> dict[Path, str]:
+    """The dashboards' JSON."""
+    from dashboards import everything as made
+
+    return {CHART / "dashboards" / name: text for name, text in made().items()}
+
+
 def everything() -> dict[Path, str]:
     """All files that are written here."""
-    return crd_templates() | readme()
+    return crd_templates() | readme() | boards()
 
 
 def main() -> int:

@@ -38,6 +38,7 @@ class Meaning:
 JOB_METRICS: dict[str, Meaning] = {
     "egm_job_info": Meaning("What the job is.", ("method", "engine", "preset", "queue"), "info"),
     "egm_job_status": Meaning("1, with the job's phase and its reason.", ("phase", "reason")),
+    "egm_job_report_info": Meaning("Where the report of an evaluation lies.", ("uri",), "info"),
     "egm_job_created_timestamp_seconds": Meaning("When the job was created."),
     "egm_job_phase_timestamp_seconds": Meaning("Since when the job has been in its phase."),
     "egm_job_completion_timestamp_seconds": Meaning("When the job ended."),
@@ -202,6 +203,7 @@ def _evaluation(status: Mapping[str, Any], running: bool) -> Iterator[Sample]:
     yield "egm_job_requests_per_second", (), status.get("requestsPerSecond")
     yield "egm_job_servers", (), status.get("servers")
     yield "egm_job_servers_ready", (), status.get("readyServers")
+    yield "egm_job_report_info", (str(status.get("report") or ""),), 1 if status.get("report") else None
     accuracy = status.get("accuracy") or {}
     for mean in ("macro", "micro"):
         yield "egm_job_accuracy", (mean,), accuracy.get(mean)
