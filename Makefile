@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-browser test-export test-cluster lint format types bench chart prometheus clean cluster cluster-env cluster-down
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-browser test-export test-cluster lint format types bench chart lint-chart docs prometheus clean cluster cluster-env cluster-down
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -65,6 +65,18 @@ test-cluster: setup prometheus ## API server, CRDs, chart, dashboards: on the cl
 
 chart: setup ## write what the chart holds of other sources: definitions, table of values, dashboards
 	@$(BIN)/python hack/chart/generate.py
+
+# in environments of their own: checkov pins half of PyPI
+lint-chart: setup ## checkov over the rendered chart; not part of `make test`
+	@$(UV) venv --quiet --allow-existing .cache/checkov
+	@VIRTUAL_ENV=.cache/checkov $(UV) pip install --quiet checkov==3.3.30
+	@$(BIN)/python hack/chart/lint.py
+
+docs: setup ## the documentation as a site in .cache/site
+	@$(BIN)/python hack/docs/reference.py
+	@$(UV) venv --quiet --allow-existing .cache/mkdocs
+	@VIRTUAL_ENV=.cache/mkdocs $(UV) pip install --quiet mkdocs==1.6.1 mkdocs-material==9.8.1
+	@NO_MKDOCS_2_WARNING=1 .cache/mkdocs/bin/mkdocs build --quiet
 
 PROMETHEUS := .cache/prometheus
 $(PROMETHEUS)/usr/bin/prometheus:
