@@ -1,8 +1,8 @@
 """What a scrape of `/metrics` costs the operator: `python bench/operator/scrape.py --jobs 5000`. JSON on stdout, no cluster.
 
-A cache of N jobs (half of them trainings that run, half evaluations of eight files that have ended) with their pods. Times are CPU seconds of this
-process: of the view, which is taken in the event loop, and of the text, which is made in a thread; the first scrape reads all specs. `lag` is how late a
-task of the same event loop was at most while scrapes went on beside it.
+A cache of N jobs (half of them trainings that run, half evaluations of eight files that have ended) with their pods. Times are CPU
+seconds of this process: of the view, which is taken in the event loop, and of the text, which is made in a thread; the first scrape reads all specs.
+`lag` is how late a task of the same event loop was at most while scrapes went on beside it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from egm_operator.status import stamp
 from egm_operator.store import Key, Store
 
 NOW = 1_800_000_000.0
-FILES = ("refcoco_val", "refcoco_testA", "refcoco_testB", "refcoco+_val", "refcoco+_testA", "refcoco+_testB", "refcocog_val", "refcocog_test")
+FILES = (
+    "refcoco_val",
+    "refcoco_testA",
+    "refcoco_testB",
+    "refcoco+_val",
+    "refcoco+_testA",
+    "refcoco+_testB",
+    "refcocog_val",
+    "refcocog_test",
+)
 
 
 def jobs(count: int) -> list[dict[str, Any]]:
@@ -40,14 +49,28 @@ def jobs(count: int) -> list[dict[str, Any]]:
         ]
         common = {"conditions": conditions, "attempt": 1, "gpuSeconds": 3600.0 + i}
         if i % 2:
-            spec = {"preset": "egm-8b-rl", "data": {"train": ["/a"], "validation": ["/b"], "images": ["/c"]}, "output": "s3://b/o"}
+            spec = {
+                "preset": "egm-8b-rl",
+                "data": {"train": ["/a"], "validation": ["/b"], "images": ["/c"]},
+                "output": "s3://b/o",
+            }
             status = {
                 "phase": "Running", "reason": "AllPodsRunning", "checkpoint": {"step": 10, "uri": "s3://b/c"},
                 "progress": {"step": 12, "totalSteps": 300, "percent": 4.0, "etaSeconds": 4000, "time": stamp(NOW)},
                 "metrics": {"score": 0.7, "valAccuracy": 0.8},
             }  # fmt: skip
-            labels = {"grounding.egm.dev/job": f"job-{i}", "grounding.egm.dev/kind": "train", "grounding.egm.dev/role": "rl"}
-            pod = {"name": f"job-{i}-a1-master-0", "namespace": meta["namespace"], "uid": f"p{i}", "resourceVersion": "1", "labels": labels}
+            labels = {
+                "grounding.egm.dev/job": f"job-{i}",
+                "grounding.egm.dev/kind": "train",
+                "grounding.egm.dev/role": "rl",
+            }
+            pod = {
+                "name": f"job-{i}-a1-master-0",
+                "namespace": meta["namespace"],
+                "uid": f"p{i}",
+                "resourceVersion": "1",
+                "labels": labels,
+            }
             found.append({"kind": "Pod", "metadata": pod, "status": {"phase": "Running", "startTime": stamp(NOW)}})
             kind = "GroundingTrainJob"
         else:
@@ -58,7 +81,15 @@ def jobs(count: int) -> list[dict[str, Any]]:
                 "completionTime": stamp(NOW), "accuracy": {"macro": 0.9, "micro": 0.9, "ci95": [0.89, 0.91], "files": rows},
             }  # fmt: skip
             kind = "GroundingEvalJob"
-        found.append({"apiVersion": "grounding.egm.dev/v1alpha1", "kind": kind, "metadata": meta, "spec": spec, "status": {**common, **status}})
+        found.append(
+            {
+                "apiVersion": "grounding.egm.dev/v1alpha1",
+                "kind": kind,
+                "metadata": meta,
+                "spec": spec,
+                "status": {**common, **status},
+            }
+        )
     return found
 
 
@@ -112,7 +143,10 @@ async def measure(count: int, rounds: int) -> dict[str, Any]:
         "text_cpu_s": round(sorted(texts)[len(texts) // 2], 3),
         "compressed_cpu_s": round(zipped, 3),
         "event_loop_lag_max_s": round(lag, 3),
-        "memory_mb": {"before": round(before, 1), "peak": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)},
+        "memory_mb": {
+            "before": round(before, 1),
+            "peak": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        },
     }
 
 

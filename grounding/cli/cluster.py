@@ -1,4 +1,7 @@
-"""`egm top`, `egm submit`, `egm cancel`, and what `egm logs` and `egm report` do with `--cluster`. The work is in the operator's package, an extra."""
+"""`egm top`, `egm submit`, `egm cancel`, and what `egm logs` and `egm report` do with `--cluster`.
+
+The work is in the operator's package, an extra.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,9 @@ def top(
 def submit(
     files: Annotated[list[Path], typer.Option("-f", "--filename", help="Manifest; may be given more than once.")],
     namespace: Namespace = "",
-    wait: Annotated[bool, typer.Option("--wait", help="Until all have ended; exit code 1 where one has failed.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Until all have ended; exit code 1 where one has failed.")
+    ] = False,
 ) -> None:
     """Check manifests and apply them to the cluster. Jobs that are there already are left as they are, or changed as far as a job may change."""
     do = actions()
@@ -75,7 +80,9 @@ def cancel(
     do.run(work)
 
 
-def logs_of_cluster(job: str, role: str, namespace: str, kind: str, *, everything: bool, follow: bool, lines: int) -> None:
+def logs_of_cluster(
+    job: str, role: str, namespace: str, kind: str, *, everything: bool, follow: bool, lines: int
+) -> None:
     """`egm logs --cluster`."""
     do = actions()
 

@@ -78,7 +78,9 @@ def logs(
     cluster: Annotated[bool, typer.Option("--cluster", "-c", help="Of a job of the cluster.")] = False,
     namespace: Annotated[str, typer.Option("--namespace", "-n", help="Its namespace there.")] = "",
     kind: Annotated[str, typer.Option("--kind", help="train or eval, where both have a job of that name.")] = "",
-    everything: Annotated[bool, typer.Option("--all", help="Of all its pods there, not of rank 0 or the client.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Of all its pods there, not of rank 0 or the client.")
+    ] = False,
 ) -> None:
     """Print what a job's roles have written."""
     if cluster:

@@ -157,7 +157,10 @@ def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
         engine=spec.engine,
     )
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with Live(Console(force_terminal=False, width=200), every_s=10.0) as live, serve(job.metadata.name, out) as (teller, _):
+    with (
+        Live(Console(force_terminal=False, width=200), every_s=10.0) as live,
+        serve(job.metadata.name, out) as (teller, _),
+    ):
 
         def listen(progress: Progress) -> None:
             live(progress)

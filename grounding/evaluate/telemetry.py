@@ -35,7 +35,14 @@ ENDPOINT_COUNTERS = {
     "prompt_tokens": "Tokens of prompts.",
     "cached_tokens": "Tokens of prompts that were in the server's cache.",
 }
-FILE = {"answers": "n", "accuracy": "acc", "iou": "mean_iou", "errors": "errors", "unparsed": "unparsed", "truncated": "truncated"}
+FILE = {
+    "answers": "n",
+    "accuracy": "acc",
+    "iou": "mean_iou",
+    "errors": "errors",
+    "unparsed": "unparsed",
+    "truncated": "truncated",
+}
 _FILE_TEXT = {
     "answers": "Answered questions.",
     "accuracy": "Accuracy at IoU 0.5 of the answers so far, 0..1.",
@@ -84,7 +91,14 @@ class Teller:
         now = time.monotonic()
         self._pace.add(now, p.asked)
         pace, rest = self._pace.per_second, p.total - p.answered - p.errors
-        told = {"job": self._job, "stage": "evaluate", "done": p.answered, "total": p.total, "errors": p.errors, "time": time.time()}
+        told = {
+            "job": self._job,
+            "stage": "evaluate",
+            "done": p.answered,
+            "total": p.total,
+            "errors": p.errors,
+            "time": time.time(),
+        }
         told["requestsPerSecond"] = round(pace, 3)
         if pace > 0 or not rest:
             told["etaSeconds"] = round(rest / pace, 1) if rest else 0.0
@@ -115,7 +129,9 @@ class Teller:
 
         told = self._told
 
-        def family(kind: type[Any], name: str, text: str, samples: Iterable[tuple[tuple[str, ...], Any]], *labels: str) -> Any:
+        def family(
+            kind: type[Any], name: str, text: str, samples: Iterable[tuple[tuple[str, ...], Any]], *labels: str
+        ) -> Any:
             made = kind(f"egm_eval_{name}", text, labels=["job", *labels])
             for values, value in samples:
                 if isinstance(value, (int, float)):
@@ -132,7 +148,9 @@ class Teller:
         ):
             yield family(GaugeMetricFamily, name, text, [((), value)])
         yield family(CounterMetricFamily, "replies", "Final replies of this process.", [((), self._replies)])
-        latency = HistogramMetricFamily("egm_eval_latency_seconds", "Time of a request that was answered.", labels=["job"])
+        latency = HistogramMetricFamily(
+            "egm_eval_latency_seconds", "Time of a request that was answered.", labels=["job"]
+        )
         latency.add_metric([self._job], self._latencies[0], self._latencies[1])
         yield latency
         for kind, known in ((GaugeMetricFamily, ENDPOINT), (CounterMetricFamily, ENDPOINT_COUNTERS)):
@@ -141,8 +159,8 @@ class Teller:
                 yield family(kind, f"endpoint_{name}", text, values, "endpoint")
         files = self._files()
         for name, key in FILE.items():
-            values = [((str(f.get("name")),), f.get(key)) for f in files]
-            yield family(GaugeMetricFamily, f"file_{name}", _FILE_TEXT[name], values, "file")
+            rows = [((str(f.get("name")),), f.get(key)) for f in files]
+            yield family(GaugeMetricFamily, f"file_{name}", _FILE_TEXT[name], rows, "file")
 
     def _files(self) -> list[dict[str, Any]]:
         with contextlib.suppress(OSError, UserError, AttributeError):

@@ -1,8 +1,8 @@
 """Writes what the chart holds of other sources: `make chart`. `--check` writes nothing and fails where something is out of date.
 
-    charts/egm/templates/crd-*.yaml    the CustomResourceDefinitions of `egm crds`, with the keep policy and the off switch
-    charts/egm/README.md               the table of values, from the comments of values.yaml
-    charts/egm/dashboards/*.json       the dashboards of hack/chart/dashboards
+charts/egm/templates/crd-*.yaml    the CustomResourceDefinitions of `egm crds`, with the keep policy and the off switch
+charts/egm/README.md               the table of values, from the comments of values.yaml
+charts/egm/dashboards/*.json       the dashboards of hack/chart/dashboards
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ def everything() -> dict[Path, str]:
 def main() -> int:
     """Write, or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where something is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 where something is out of date"
+    )
     options = parser.parse_args()
     stale = [p for p, text in everything().items() if not p.exists() or p.read_text() != text]
     for path in stale:

@@ -1,4 +1,7 @@
-"""checkov over the chart as each file of charts/egm/ci renders it: `make lint-chart`. What is skipped stands in charts/egm/.checkov.yaml, with the reason."""
+"""checkov over the chart as each file of charts/egm/ci renders it: `make lint-chart`.
+
+What is skipped stands in charts/egm/.checkov.yaml, with the reason.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,15 @@ def main() -> int:
             rendered = Path(folder) / f"{values.stem}.yaml"
             made = helm("template", "egm", str(CHART), "-n", "egm-system", "-f", str(values), "--skip-crds").stdout
             rendered.write_text(made)
-            command = [str(ROOT / ".cache/checkov/bin/checkov"), "-f", str(rendered), "--framework", "kubernetes", "--compact", "--quiet"]
+            command = [
+                str(ROOT / ".cache/checkov/bin/checkov"),
+                "-f",
+                str(rendered),
+                "--framework",
+                "kubernetes",
+                "--compact",
+                "--quiet",
+            ]
             done = subprocess.run([*command, "--skip-download", "--config-file", str(CHART / ".checkov.yaml")])
             failed |= done.returncode
     return failed

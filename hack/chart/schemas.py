@@ -33,7 +33,14 @@ def ensure() -> Path:
         if (folder / "done").exists():
             return folder
         paths = [f"paths={package}" for package in PACKAGES]
-        command = ["go", "run", "sigs.k8s.io/controller-tools/cmd/controller-gen", "crd:crdVersions=v1", *paths, f"output:crd:dir={folder}"]
+        command = [
+            "go",
+            "run",
+            "sigs.k8s.io/controller-tools/cmd/controller-gen",
+            "crd:crdVersions=v1",
+            *paths,
+            f"output:crd:dir={folder}",
+        ]
         env = {**os.environ, "GOFLAGS": "-mod=readonly", "GOWORK": "off", "CGO_ENABLED": "0"}
         done = subprocess.run(command, cwd=HERE, env=env, capture_output=True, text=True)
         if done.returncode:

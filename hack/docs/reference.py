@@ -13,10 +13,11 @@ from grounding.api.explain import _notes, type_name
 from grounding.api.manifest import submodel
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
-HEAD = """# Reference
+HEAD = """\
+# Reference
 
-Every field of both kinds, written by `make docs` from the models that also give the CustomResourceDefinitions, `egm validate` and `egm explain`. A preset may fill fields that have no default here
-([jobs.md](jobs.md)).
+Every field of both kinds, written by `make docs` from the models that also give the CustomResourceDefinitions, `egm validate` and `egm
+explain`. A preset may fill fields that have no default here ([jobs.md](jobs.md)).
 """
 
 

@@ -52,7 +52,9 @@ def helm(*argv: str, check: bool = True, timeout: float = 120) -> subprocess.Com
     return done
 
 
-def template(*argv: str, chart: Path = CHART, namespace: str = "egm-system", release: str = "egm") -> list[dict[str, Any]]:
+def template(
+    *argv: str, chart: Path = CHART, namespace: str = "egm-system", release: str = "egm"
+) -> list[dict[str, Any]]:
     """The objects that Helm would send."""
     text = helm("template", release, str(chart), "--namespace", namespace, *argv).stdout
     return [obj for obj in YAML(typ="safe").load_all(text) if obj]
@@ -76,7 +78,9 @@ def granted(objects: Iterable[dict[str, Any]]) -> set[Right]:
 def account_kubeconfig(api: Api, namespace: str, account: str, path: Path) -> Path:
     """A kubeconfig with a token of a service account, as its pod would have."""
     asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
-    token = api.request("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token", asked)["status"]["token"]
+    token = api.request("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token", asked)["status"][
+        "token"
+    ]
     admin = YAML(typ="safe").load(kubeconfig().read_text())["clusters"][0]["cluster"]
     if "certificate-authority" in admin:
         ca = base64.b64encode((kubeconfig().parent / admin["certificate-authority"]).read_bytes()).decode()

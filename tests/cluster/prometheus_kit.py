@@ -114,7 +114,12 @@ def scrape_config(monitor: Mapping[str, Any], targets: Iterable[Mapping[str, str
     endpoint = (monitor["spec"].get("podMetricsEndpoints") or monitor["spec"]["endpoints"])[0]
     groups = []
     for target in targets:
-        labels = {"namespace": target["namespace"], "pod": target["pod"], "container": "main", "endpoint": endpoint["port"]}
+        labels = {
+            "namespace": target["namespace"],
+            "pod": target["pod"],
+            "container": "main",
+            "endpoint": endpoint["port"],
+        }
         meta = {
             "__meta_kubernetes_pod_label_" + re.sub(r"[^a-zA-Z0-9_]", "_", k.removeprefix("label:")): v
             for k, v in target.items()

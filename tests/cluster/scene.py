@@ -1,5 +1,5 @@
-"""A fleet in every state that dashboards and alerts speak of: the real operator with jobs on the control plane, the real telemetry of two trainings and of
-an evaluation that asks a real server, and the text of two engines, whose counters grow as time passes.
+"""A fleet in every state that dashboards and alerts speak of: the real operator with jobs on the control plane, the real telemetry of two trainings
+and of an evaluation that asks a real server, and the text of two engines, whose counters grow as time passes.
 """
 
 from __future__ import annotations
@@ -46,8 +46,15 @@ def fleet(drive: Drive, quota: str) -> None:
     """Jobs in every state. `quota`: another namespace, in which no Job can be made."""
     ahead = time.time() + 3600  # the operator takes the time of an annotation for that of the answer
     api, namespace = drive.api, drive.namespace
-    api.request("POST", f"/api/v1/namespaces/{quota}/resourcequotas", {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}})
-    until("the quota", lambda: api.request("GET", f"/api/v1/namespaces/{quota}/resourcequotas/none").get("status", {}).get("hard"))
+    api.request(
+        "POST",
+        f"/api/v1/namespaces/{quota}/resourcequotas",
+        {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}},
+    )
+    until(
+        "the quota",
+        lambda: api.request("GET", f"/api/v1/namespaces/{quota}/resourcequotas/none").get("status", {}).get("hard"),
+    )
     api.create("gtj", quota, train_job("refused"))
     for name in ("learns", "silent", "fails", "restarts", "done", "pulls"):
         api.create("gtj", namespace, train_job(name, maxAttempts=3, nodes=2 if name == "learns" else 1))
@@ -59,7 +66,12 @@ def fleet(drive: Drive, quota: str) -> None:
     api.create("gej", namespace, eval_job("measured", 1))
     api.create("gej", namespace, eval_job("waits", 1, model={"trainJob": "too-big"}))
     drive.running("pulls", "prepare")
-    api.patch("gtj", namespace, "pulls", {"spec": {"podTemplate": {"metadata": {"annotations": {"egm.test/waiting": "ImagePullBackOff"}}}}})
+    api.patch(
+        "gtj",
+        namespace,
+        "pulls",
+        {"spec": {"podTemplate": {"metadata": {"annotations": {"egm.test/waiting": "ImagePullBackOff"}}}}},
+    )
     for name in ("learns", "silent", "fails", "restarts", "done", "pulls", "too-big"):
         drive.prepared(name)
     for name in ("asks", "idle", "measured"):
@@ -72,7 +84,9 @@ def fleet(drive: Drive, quota: str) -> None:
         if pod["metadata"]["labels"]["training.kubeflow.org/replica-type"] == "master":
             told = {**figures, "time": ahead, "checkpoint": {"step": 10, "uri": "s3://b/c"}}
             drive.annotate(pod, progress=json.dumps(told))
-    drive.annotate(drive.running("silent", "rl")[0], progress=json.dumps({"step": 5, "totalSteps": 9, "time": time.time() - 60}))
+    drive.annotate(
+        drive.running("silent", "rl")[0], progress=json.dumps({"step": 5, "totalSteps": 9, "time": time.time() - 60})
+    )
     _, second = drive.running("asks", "server", 2, kind="eval")
     drive.annotate(second, ready="false")
     wrong = {"files": [{**FILES[0], "errors": 2}]}
@@ -91,7 +105,9 @@ def fleet(drive: Drive, quota: str) -> None:
         return any(c["type"] == condition and c["status"] == truth for c in drive.status(job).get("conditions", []))
 
     until("silence", lambda: known("silent", "ProgressAvailable", "False"))
-    until("an answer", lambda: known("learns", "ProgressAvailable", "True") and drive.status("learns").get("checkpoint"))
+    until(
+        "an answer", lambda: known("learns", "ProgressAvailable", "True") and drive.status("learns").get("checkpoint")
+    )
     until("the files", lambda: drive.status("asks", "gej").get("accuracy"))
 
 
@@ -106,21 +122,43 @@ def trainings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
             (folder / name).mkdir()
             writers[stage] = ProgressWriter(folder / name / "progress.jsonl", stage, 300, 0)
             source = telemetry.Source(
-                name, stage, folder / name / "progress.jsonl", gpus=8, limits=health.Limits(window=3), checkpoint=lambda: {"step": 10, "uri": "s3://b/c"}
+                name,
+                stage,
+                folder / name / "progress.jsonl",
+                gpus=8,
+                limits=health.Limits(window=3),
+                checkpoint=lambda: {"step": 10, "uri": "s3://b/c"},
             )
             ports[name] = stack.enter_context(telemetry.serve(source))
 
         def step(n: int) -> None:
-            seconds = {"secondsStep": 5.0, "secondsRollout": 3.0, "secondsUpdate": 1.5, "secondsReference": 0.3, "secondsSave": 0.1, "secondsValidation": 0.1}
+            seconds = {
+                "secondsStep": 5.0,
+                "secondsRollout": 3.0,
+                "secondsUpdate": 1.5,
+                "secondsReference": 0.3,
+                "secondsSave": 0.1,
+                "secondsValidation": 0.1,
+            }
             noise = dice.random() / 50
             rl = {
                 "score": (0.8 if n < 8 else 0.1) + noise, "klLoss": 0.01 + noise, "kl": 0.002 + noise, "entropy": 0.5 - noise, "clipFraction": 0.01,
-                "responseLength": 300 + 100 * noise, "responseClipped": 0.02, "tokensPerSecond": 1500.0, "gradNorm": 0.4 + noise, "learningRate": 3e-6,
+                "responseLength": 300 + 100 * noise, "responseClipped": 0.02, "tokensPerSecond": 1500.0, "gradNorm": 0.4 + noise,
+                "learningRate": 3e-6,
             }  # fmt: skip
             if n % 3 == 0:
                 rl |= {"valAccuracy": 0.8 + noise, "valIou": 0.75 + noise, "valParsed": 0.98}
             writers["rl"].step(n, rl | seconds)
-            writers["sft"].step(n, {"loss": 1.5 / (1 + n), "gradNorm": 1.0 + noise, "learningRate": 1e-5, "tokensPerSecond": 9000.0, "secondsStep": 2.0})
+            writers["sft"].step(
+                n,
+                {
+                    "loss": 1.5 / (1 + n),
+                    "gradNorm": 1.0 + noise,
+                    "learningRate": 1e-5,
+                    "tokensPerSecond": 9000.0,
+                    "secondsStep": 2.0,
+                },
+            )
 
         for n in range(14):
             step(n)
@@ -144,7 +182,8 @@ def trainings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
 
 @contextlib.contextmanager
 def evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A real run of the client over eight files, against a server that costs nothing (`bench/evaluate/server.py`); one endpoint is not there. Its port."""
+    """A real run of the client over eight files, against a server that costs nothing (`bench/evaluate/server.py`); one endpoint is
+    not there. Its port."""
     monkeypatch.setenv("EGM_PROGRESS_PORT", "0")
     images = folder / "images"
     images.mkdir()
@@ -162,7 +201,11 @@ def evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     request = Request("m", "qwen3", get_engine("vllm").request_extras(Sampling()))
     endpoints = (f"http://127.0.0.1:{found[0]}", "http://127.0.0.1:9")
     one = Evaluation(
-        tuple(folder / f"{n}.jsonl" for n in PAPER_ORDER), (images,), folder / "out", "m", Options(endpoints, request, concurrency=6, unreachable_s=600)
+        tuple(folder / f"{n}.jsonl" for n in PAPER_ORDER),
+        (images,),
+        folder / "out",
+        "m",
+        Options(endpoints, request, concurrency=6, unreachable_s=600),
     )
     with serve_evaluation("asks", one.out) as (teller, port):
 

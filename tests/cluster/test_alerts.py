@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # a table of series
 """Every alert fires when it should, says what it should, and is silent otherwise: `promtool test rules` over made-up series."""
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ RULES = YAML(typ="safe").load((CHART / "rules" / "alerts.yaml").read_text())
 ALERTS = {r["alert"]: r for g in RULES["groups"] for r in g["rules"]}
 T = 'kind="GroundingTrainJob",namespace="n",job_name="t"'
 E = 'kind="GroundingEvalJob",namespace="n",job_name="e"'
-LABELS = {"T": {"kind": "GroundingTrainJob", "namespace": "n", "job_name": "t"}, "E": {"kind": "GroundingEvalJob", "namespace": "n", "job_name": "e"}}
+LABELS = {
+    "T": {"kind": "GroundingTrainJob", "namespace": "n", "job_name": "t"},
+    "E": {"kind": "GroundingEvalJob", "namespace": "n", "job_name": "e"},
+}
 
 # alert -> [(series, when (minutes), labels and summary of what fires; None: nothing does)]
 # Values are promtool's: `a+bxn` begins at a and grows by b each minute; a series of `_` is not there.
@@ -183,7 +187,9 @@ def test_it_fires_and_is_silent(name: str, tmp_path: Path) -> None:
                 "alert_rule_test": [{"eval_time": f"{minute}m", "alertname": name, "exp_alerts": expected}],
             }
         )
-    (tmp_path / "test.json").write_text(json.dumps({"rule_files": ["rules.json"], "evaluation_interval": "1m", "tests": tests}))
+    (tmp_path / "test.json").write_text(
+        json.dumps({"rule_files": ["rules.json"], "evaluation_interval": "1m", "tests": tests})
+    )
     done = promtool("test", "rules", str(tmp_path / "test.json"))
     assert done.returncode == 0, done.stdout + done.stderr
 

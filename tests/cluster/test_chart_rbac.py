@@ -28,7 +28,17 @@ from tests.cluster.chart_kit import (
     rights,
     used,
 )
-from tests.cluster.operator_kit import Api, Drive, Operator, eval_job, fresh_name, kubeconfig, new_namespace, train_job, until
+from tests.cluster.operator_kit import (
+    Api,
+    Drive,
+    Operator,
+    eval_job,
+    fresh_name,
+    kubeconfig,
+    new_namespace,
+    train_job,
+    until,
+)
 
 pytestmark = [
     pytest.mark.skipif(bool(os.environ.get("EGM_KUBECONFIG")), reason="the audit log is the test cluster's"),
@@ -54,10 +64,25 @@ def namespace(api: Api) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def release(api: Api, namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     """The cluster-wide form, with progress through the API server: the most that it can be allowed."""
-    values = ["crds.install=false", "rbac.aggregateRoles=false", "settings.progressVia=proxy", "settings.progressSeconds=1"]
+    values = [
+        "crds.install=false",
+        "rbac.aggregateRoles=false",
+        "settings.progressVia=proxy",
+        "settings.progressSeconds=1",
+    ]
     name = f"w{namespace[-6:]}"
-    helm("install", name, str(ROOT / "charts/egm"), "-n", namespace, "--set", ",".join([*values, f"fullnameOverride={name}"]))
-    operator = deployed(api, namespace, tmp_path_factory.mktemp("op"), name, EGM_BACKOFF_BASE_SECONDS="1", EGM_LEASE_SECONDS="3")
+    helm(
+        "install",
+        name,
+        str(ROOT / "charts/egm"),
+        "-n",
+        namespace,
+        "--set",
+        ",".join([*values, f"fullnameOverride={name}"]),
+    )
+    operator = deployed(
+        api, namespace, tmp_path_factory.mktemp("op"), name, EGM_BACKOFF_BASE_SECONDS="1", EGM_LEASE_SECONDS="3"
+    )
     operator.start()
     until("its start", lambda: "leads" in operator.log.read_text())
     yield operator
@@ -122,7 +147,9 @@ def _conflicts(drive: Drive, user: str) -> None:
                 count += 1
                 for name in ("torn-a", "torn-b", "torn-c"):
                     try:
-                        drive.api.patch(kind, drive.namespace, name, {"metadata": {"annotations": {"count": str(count)}}})
+                        drive.api.patch(
+                            kind, drive.namespace, name, {"metadata": {"annotations": {"count": str(count)}}}
+                        )
                     except urllib.error.HTTPError as error:
                         if error.code != 404:
                             raise
@@ -175,7 +202,9 @@ def test_what_is_allowed_is_what_is_used(api: Api, namespace: str, asked: tuple[
     assert asked[0] - allowed == set(), "used and not allowed"
 
 
-def test_without_any_one_right_something_is_missing(api: Api, namespace: str, asked: tuple[set[Right], list[str]]) -> None:
+def test_without_any_one_right_something_is_missing(
+    api: Api, namespace: str, asked: tuple[set[Right], list[str]]
+) -> None:
     """The comparison above would see it; each is taken away in thought."""
     allowed = _roles(api, namespace)
     for right in allowed:
@@ -208,11 +237,16 @@ PLURAL = {
 }
 
 
-def test_rights_that_the_log_does_not_show_are_needed_all_the_same(api: Api, namespace: str, asked: Any, tmp_path: Path) -> None:
+def test_rights_that_the_log_does_not_show_are_needed_all_the_same(
+    api: Api, namespace: str, asked: Any, tmp_path: Path
+) -> None:
     """Accounts whose role lacks one right each: a create under a server-side apply, or the finalizers of an owner. Their apply is denied."""
     del asked
     owners = {}
-    for kind, short, job in (("GroundingTrainJob", "gtj", train_job("owner", suspend=True)), ("GroundingEvalJob", "gej", eval_job("owner", 1, suspend=True))):
+    for kind, short, job in (
+        ("GroundingTrainJob", "gtj", train_job("owner", suspend=True)),
+        ("GroundingEvalJob", "gej", eval_job("owner", 1, suspend=True)),
+    ):
         owners[kind] = api.create(short, namespace, job)["metadata"]["uid"]
     rules = api.request("GET", f"/apis/rbac.authorization.k8s.io/v1/clusterroles/w{namespace[-6:]}-operator")["rules"]
     allowed = rights(rules)
@@ -242,7 +276,9 @@ def test_rights_that_the_log_does_not_show_are_needed_all_the_same(api: Api, nam
             _, plural, path = PLURAL[obj["kind"]]
             where = f"{path}/namespaces/{namespace}/{plural}/{obj['metadata']['name']}-x?dryRun=All&fieldManager=t&force=true"
             named = {**obj, "metadata": {**obj["metadata"], "name": f"{obj['metadata']['name']}-x"}}
-            found[obj["kind"] + "/" + obj["metadata"]["ownerReferences"][0]["kind"]] = api.allowed("PATCH", where, named, token)
+            found[obj["kind"] + "/" + obj["metadata"]["ownerReferences"][0]["kind"]] = api.allowed(
+                "PATCH", where, named, token
+            )
         return found
 
     whole = attempts(None)
@@ -251,7 +287,10 @@ def test_rights_that_the_log_does_not_show_are_needed_all_the_same(api: Api, nam
         missing = attempts((group, plural, "create"))
         assert {k for k, good in missing.items() if not good} == {k for k in whole if k.startswith(f"{kind}/")}
     for right in FINALIZERS:
-        owner = {"groundingtrainjobs/finalizers": "GroundingTrainJob", "groundingevaljobs/finalizers": "GroundingEvalJob"}[right[1]]
+        owner = {
+            "groundingtrainjobs/finalizers": "GroundingTrainJob",
+            "groundingevaljobs/finalizers": "GroundingEvalJob",
+        }[right[1]]
         missing = attempts(right)
         assert {k for k, good in missing.items() if not good} == {k for k in whole if k.endswith(f"/{owner}")}
 

@@ -70,7 +70,9 @@ def test_who_may_view_or_edit_a_namespace_may_do_so_with_its_jobs(namespace: str
         until("aggregation", lambda: may("viewer", "list", "groundingtrainjobs.grounding.egm.dev"))
         kinds = ("groundingtrainjobs.grounding.egm.dev", "groundingevaljobs.grounding.egm.dev")
         for kind in kinds:
-            assert may("viewer", "watch", kind) and not may("viewer", "create", kind) and not may("viewer", "delete", kind)
+            assert (
+                may("viewer", "watch", kind) and not may("viewer", "create", kind) and not may("viewer", "delete", kind)
+            )
             until("aggregation", lambda k=kind: may("editer", "create", k))  # type: ignore[misc]
             assert may("editer", "delete", kind) and may("editer", "patch", kind)
             assert not may("editer", "patch", f"{kind.split('.')[0]}.grounding.egm.dev/status")
@@ -107,7 +109,9 @@ def test_jobs_outlive_upgrade_rollback_and_uninstall(api: Api, namespace: str, c
     def start(number: int) -> Any:
         folder = tmp_path / str(number)
         folder.mkdir()
-        return deployed(api, namespace, folder, EGM_LEASE_SECONDS="3", EGM_PROGRESS_VIA="off", EGM_BACKOFF_BASE_SECONDS="1").start()
+        return deployed(
+            api, namespace, folder, EGM_LEASE_SECONDS="3", EGM_PROGRESS_VIA="off", EGM_BACKOFF_BASE_SECONDS="1"
+        ).start()
 
     operator = start(0)
     drive.api.create("gtj", namespace, train_job("long", nodes=2))
@@ -118,7 +122,11 @@ def test_jobs_outlive_upgrade_rollback_and_uninstall(api: Api, namespace: str, c
     drive.phase("asks", "Running", kind="gej")
 
     def running() -> dict[str, str]:
-        return {p["metadata"]["name"]: p["metadata"]["uid"] for p in api.list("pod", namespace) if p["status"].get("phase") == "Running" and "-operator-" not in p["metadata"]["name"]}
+        return {
+            p["metadata"]["name"]: p["metadata"]["uid"]
+            for p in api.list("pod", namespace)
+            if p["status"].get("phase") == "Running" and "-operator-" not in p["metadata"]["name"]
+        }
 
     before = running()
     assert len(before) == 2 + 3

@@ -30,7 +30,7 @@ def _short(obj: dict[str, Any]) -> dict[str, Any]:
     if obj["kind"] == "CustomResourceDefinition":
         return {**obj, "spec": "..."}
     if "-dashboard-" in obj["metadata"]["name"]:
-        return {**obj, "data": {k: "..." for k in obj["data"]}}
+        return {**obj, "data": dict.fromkeys(obj["data"], "...")}
     return obj
 
 
@@ -54,7 +54,9 @@ def test_lint_and_snapshot(values: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_made_of_other_sources_is_up_to_date() -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "hack/chart/generate.py"), "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "hack/chart/generate.py"), "--check"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr + "`make chart` writes it"
 
 
@@ -131,7 +133,11 @@ def test_every_value_is_in_the_schema_and_refuses_neighbours() -> None:
 
 def test_a_cluster_without_pytorchjobs_is_told_at_install_time() -> None:
     done = helm("template", "egm", str(CHART), "--api-versions", "v1/Pod", check=False)
-    assert done.returncode != 0 and "training-operator v1.9" in done.stderr and "trainingOperator.check=warn" in done.stderr
+    assert (
+        done.returncode != 0
+        and "training-operator v1.9" in done.stderr
+        and "trainingOperator.check=warn" in done.stderr
+    )
     template("--api-versions", "v1/Pod", "--api-versions", "kubeflow.org/v1/PyTorchJob")
     template("--api-versions", "v1/Pod", "--set", "trainingOperator.check=warn")
 
@@ -192,6 +198,7 @@ def test_a_budget_comes_with_the_second_replica() -> None:
 def test_selectors_find_the_pods_that_the_operator_makes() -> None:
     """Monitors and the policy select by labels and ports of jobs' pods: those of real ones."""
     from egm_operator.render import objects
+
     from grounding.api import load as load_jobs
 
     jobs = {j.metadata.name: j for j in load_jobs(ROOT / "jobs" / "egm8b-pipeline.yaml")}
@@ -201,7 +208,9 @@ def test_selectors_find_the_pods_that_the_operator_makes() -> None:
     for gang in of_kind(made, "PyTorchJob"):
         pod = gang["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
         meta = pod["metadata"]  # the training-operator adds its own label
-        pods.append({**pod, "metadata": {**meta, "labels": {**meta["labels"], "training.kubeflow.org/replica-type": "master"}}})
+        pods.append(
+            {**pod, "metadata": {**meta, "labels": {**meta["labels"], "training.kubeflow.org/replica-type": "master"}}}
+        )
     monitors = of_kind(template("--set", "metrics.podMonitor.enabled=true"), "PodMonitor")
     assert len(monitors) == 3
     for monitor in monitors:
@@ -226,7 +235,10 @@ def test_alerts_can_be_left_out_and_lead_to_their_runbooks() -> None:
     for name, rule in found.items():
         link = rule["annotations"]["runbook_url"]
         assert link == f"docs/runbooks/{name}.md" and (ROOT / link).is_file()
-        assert "{{ $labels." in rule["annotations"]["summary"] + rule["annotations"]["description"] or "absent" in rule["expr"]
+        assert (
+            "{{ $labels." in rule["annotations"]["summary"] + rule["annotations"]["description"]
+            or "absent" in rule["expr"]
+        )
     first = next(iter(found))
     fewer = alerts("--set", f"metrics.rules.disabled={{{first}}}", "--set", "metrics.rules.runbooks=https://x/y")
     assert set(found) - set(fewer) == {first}
@@ -235,7 +247,9 @@ def test_alerts_can_be_left_out_and_lead_to_their_runbooks() -> None:
 
 
 def test_the_notes_name_the_next_commands() -> None:
-    shown = helm("install", "egm", str(CHART), "-n", "here", "--dry-run=client", "--set", "settings.storageSecret=s3").stdout
+    shown = helm(
+        "install", "egm", str(CHART), "-n", "here", "--dry-run=client", "--set", "settings.storageSecret=s3"
+    ).stdout
     notes = shown.split("NOTES:")[1]
     assert "rollout status deployment/egm-operator" in notes and "create secret generic s3" in notes
     assert re.search(r"kubectl get gtj,gej -A", notes) and "jobs/egm8b-pipeline.yaml" in notes

@@ -20,7 +20,9 @@ from tests.cluster.operator_kit import Api, Drive, Operator, free_port, kubeconf
 from tests.cluster.prometheus_kit import Prometheus, promtool, scrape_config, settle
 
 pytestmark = [
-    pytest.mark.skipif(bool(os.environ.get("EGM_KUBECONFIG")), reason="jobs are driven by the test cluster's annotations"),
+    pytest.mark.skipif(
+        bool(os.environ.get("EGM_KUBECONFIG")), reason="jobs are driven by the test cluster's annotations"
+    ),
     pytest.mark.timeout(600),
 ]
 RULES = YAML(typ="safe").load((CHART / "rules" / "alerts.yaml").read_text())
@@ -38,7 +40,12 @@ class Fleet:
 
 def _pod(address: int, namespace: str, pod: str, job: str, kind: str, **labels: str) -> dict[str, str]:
     found = {"grounding.egm.dev/job": job, "grounding.egm.dev/kind": kind, **labels}
-    return {"address": f"127.0.0.1:{address}", "namespace": namespace, "pod": pod, **{f"label:{k}": v for k, v in found.items()}}
+    return {
+        "address": f"127.0.0.1:{address}",
+        "namespace": namespace,
+        "pod": pod,
+        **{f"label:{k}": v for k, v in found.items()},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +59,14 @@ def fleet(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
     for namespace in new_namespace(api, "watched"):
         for quota in new_namespace(api, "full"):
             port = free_port()
-            settings = {"EGM_PROGRESS_STALE_SECONDS": "4", "EGM_BACKOFF_BASE_SECONDS": "2", "EGM_HEALTH_PORT": str(port)}
-            operator = Operator(f"{namespace},{quota}", folder / "operator.log", EGM_HEALTH_HOST="127.0.0.1", **settings).start()
+            settings = {
+                "EGM_PROGRESS_STALE_SECONDS": "4",
+                "EGM_BACKOFF_BASE_SECONDS": "2",
+                "EGM_HEALTH_PORT": str(port),
+            }
+            operator = Operator(
+                f"{namespace},{quota}", folder / "operator.log", EGM_HEALTH_HOST="127.0.0.1", **settings
+            ).start()
             (folder / "trainings").mkdir()
             (folder / "evaluation").mkdir()
             with (
@@ -63,10 +76,20 @@ def fleet(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
             ):
                 ports = {"operator": port, "evaluation": evaluation, **trainings, **engines}
                 scrapes = [
-                    scrape_config(service, [{"address": f"127.0.0.1:{port}", "namespace": "egm", "pod": "egm-operator-0"}]),
-                    scrape_config(pods["trainings"], [_pod(p, namespace, f"{n}-a1-master-0", n, "train") for n, p in trainings.items()]),
-                    scrape_config(pods["evaluations"], [_pod(evaluation, namespace, "asks-eval-client-1", "asks", "eval")]),
-                    scrape_config(pods["servers"], [_pod(p, namespace, f"{n}-eval-server-0", "asks", "eval") for n, p in engines.items()]),
+                    scrape_config(
+                        service, [{"address": f"127.0.0.1:{port}", "namespace": "egm", "pod": "egm-operator-0"}]
+                    ),
+                    scrape_config(
+                        pods["trainings"],
+                        [_pod(p, namespace, f"{n}-a1-master-0", n, "train") for n, p in trainings.items()],
+                    ),
+                    scrape_config(
+                        pods["evaluations"], [_pod(evaluation, namespace, "asks-eval-client-1", "asks", "eval")]
+                    ),
+                    scrape_config(
+                        pods["servers"],
+                        [_pod(p, namespace, f"{n}-eval-server-0", "asks", "eval") for n, p in engines.items()],
+                    ),
                 ]
                 prometheus = Prometheus(folder, scrapes, RULES)
                 scene.fleet(Drive(api, namespace), quota)

@@ -30,7 +30,9 @@ spec:
 
 def egm(*argv: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "KUBECONFIG": str(kubeconfig()), "COLUMNS": "160"}
-    return subprocess.run([sys.executable, "-m", "grounding.cli", *argv], capture_output=True, text=True, env=env, timeout=timeout)
+    return subprocess.run(
+        [sys.executable, "-m", "grounding.cli", *argv], capture_output=True, text=True, env=env, timeout=timeout
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,11 @@ def test_a_manifest_from_submission_to_its_result(drive: Drive, tmp_path: Path) 
     assert "changed in" in egm(*submit).stdout
     (tmp_path / "job.yaml").write_text(EVALUATION.replace("EGM-8B", "EGM-4B").replace("servers: 1", "servers: 2"))
     refused = egm(*submit)
-    assert refused.returncode == 2 and "model cannot change after the job was created" in refused.stderr and "Traceback" not in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "model cannot change after the job was created" in refused.stderr
+        and "Traceback" not in refused.stderr
+    )
     (tmp_path / "job.yaml").write_text(EVALUATION.replace("servers: 1", "servers: 2"))
     drive.prepared("asks", kind="eval")
     drive.phase("asks", "Running", kind="gej")
@@ -64,7 +70,10 @@ def test_a_manifest_from_submission_to_its_result(drive: Drive, tmp_path: Path) 
     nothing_yet = egm("report", "asks", "--cluster", "-n", drive.namespace)
     assert "Running:" in nothing_yet.stdout
     waits = subprocess.Popen(
-        [sys.executable, "-m", "grounding.cli", *submit, "--wait"], env={**os.environ, "KUBECONFIG": str(kubeconfig())}, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "grounding.cli", *submit, "--wait"],
+        env={**os.environ, "KUBECONFIG": str(kubeconfig())},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     drive.end("asks", "evaluate", 0, kind="eval", message=json.dumps(MEASURED))
     out, _ = waits.communicate(timeout=60)

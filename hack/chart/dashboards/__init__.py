@@ -15,4 +15,7 @@ from dashboards import evaluation, fleet, operator, training
 def everything() -> dict[str, str]:
     """JSON by file name."""
     made = {m.__name__.rpartition(".")[2]: m.dashboard() for m in (fleet, training, evaluation, operator)}
-    return {f"{name}.json": json.dumps(board.build(), cls=JSONEncoder, indent=1, sort_keys=True) + "\n" for name, board in made.items()}
+    return {
+        f"{name}.json": json.dumps(board.build(), cls=JSONEncoder, indent=1, sort_keys=True) + "\n"
+        for name, board in made.items()
+    }

@@ -20,8 +20,21 @@ def dashboard() -> Dashboard:
     made = made.with_panel(figure("Progress", f"egm_job_progress_ratio{{{JOB}}}", "percentunit", decimals=1))
     made = made.with_panel(figure("Time left", f"egm_job_eta_seconds{{{JOB}}}", "s"))
     made = made.with_panel(figure("Requests a second", f"egm_job_requests_per_second{{{JOB}}}", decimals=1))
-    made = made.with_panel(figure("Macro accuracy", f'egm_job_accuracy{{{JOB}, mean="macro"}}', "percentunit", decimals=2, text="Of all files; there is none while an answer is missing."))
-    made = made.with_panel(figure("Failed questions", f"sum by (job_name) (egm_job_file_errors{{{JOB}}}) or sum by (job_name) (egm_eval_errors{{{OF_JOB}}})"))
+    made = made.with_panel(
+        figure(
+            "Macro accuracy",
+            f'egm_job_accuracy{{{JOB}, mean="macro"}}',
+            "percentunit",
+            decimals=2,
+            text="Of all files; there is none while an answer is missing.",
+        )
+    )
+    made = made.with_panel(
+        figure(
+            "Failed questions",
+            f"sum by (job_name) (egm_job_file_errors{{{JOB}}}) or sum by (job_name) (egm_eval_errors{{{OF_JOB}}})",
+        )
+    )
     made = made.with_panel(figure("Servers ready", f"egm_job_servers_ready{{{JOB}}}"))
     made = made.with_panel(figure("GPUs", f"egm_job_gpus{{{JOB}}}"))
     made = made.with_panel(figure("GPU hours", f"egm_job_gpu_seconds_total{{{JOB}}} / 3600", "h", decimals=1))
@@ -52,11 +65,14 @@ def dashboard() -> Dashboard:
         )
     )
     made = made.with_panel(
-        lines("Accuracy of the answers so far", (f"egm_eval_file_accuracy{{{OF_JOB}}}", FILE), unit="percentunit", width=12)
+        lines(
+            "Accuracy of the answers so far",
+            (f"egm_eval_file_accuracy{{{OF_JOB}}}", FILE),
+            unit="percentunit",
+            width=12,
+        )
     )
-    made = made.with_panel(
-        bars("Answers by file", (f"egm_eval_file_answers{{{OF_JOB}}}", FILE), width=6)
-    )
+    made = made.with_panel(bars("Answers by file", (f"egm_eval_file_answers{{{OF_JOB}}}", FILE), width=6))
     made = made.with_panel(
         bars(
             "Answers of no use",
@@ -77,12 +93,24 @@ def dashboard() -> Dashboard:
             least=0,
         )
     )
-    made = made.with_panel(lines("Replies a second", (f"sum by (job_name) (rate(egm_eval_replies_total{{{OF_JOB}}}[$__rate_interval]))", NAME), least=0))
+    made = made.with_panel(
+        lines(
+            "Replies a second",
+            (f"sum by (job_name) (rate(egm_eval_replies_total{{{OF_JOB}}}[$__rate_interval]))", NAME),
+            least=0,
+        )
+    )
     made = made.with_panel(
         lines(
             "Latency",
-            (f"histogram_quantile(0.5, sum by (le, job_name) (rate(egm_eval_latency_seconds_bucket{{{OF_JOB}}}[$__rate_interval])))", f"{NAME} half"),
-            (f"histogram_quantile(0.9, sum by (le, job_name) (rate(egm_eval_latency_seconds_bucket{{{OF_JOB}}}[$__rate_interval])))", f"{NAME} nine of ten"),
+            (
+                f"histogram_quantile(0.5, sum by (le, job_name) (rate(egm_eval_latency_seconds_bucket{{{OF_JOB}}}[$__rate_interval])))",
+                f"{NAME} half",
+            ),
+            (
+                f"histogram_quantile(0.9, sum by (le, job_name) (rate(egm_eval_latency_seconds_bucket{{{OF_JOB}}}[$__rate_interval])))",
+                f"{NAME} nine of ten",
+            ),
             unit="s",
             text="Of the request alone, as the client sees it.",
         )
@@ -175,8 +203,14 @@ def dashboard() -> Dashboard:
     return made.with_panel(
         lines(
             "Time to the first token, nine of ten",
-            (f"histogram_quantile(0.9, sum by (le, pod) (rate(sglang:time_to_first_token_seconds_bucket{{{OF_JOB}}}[$__rate_interval])))", POD),
-            (f"histogram_quantile(0.9, sum by (le, pod) (rate(vllm:time_to_first_token_seconds_bucket{{{OF_JOB}}}[$__rate_interval])))", POD),
+            (
+                f"histogram_quantile(0.9, sum by (le, pod) (rate(sglang:time_to_first_token_seconds_bucket{{{OF_JOB}}}[$__rate_interval])))",
+                POD,
+            ),
+            (
+                f"histogram_quantile(0.9, sum by (le, pod) (rate(vllm:time_to_first_token_seconds_bucket{{{OF_JOB}}}[$__rate_interval])))",
+                POD,
+            ),
             unit="s",
             least=0,
         )

@@ -12,9 +12,18 @@ def dashboard() -> Dashboard:
     """The dashboard."""
     made = board("fleet", "Fleet", "All jobs: what runs, waits and fails, and the GPUs they hold.")
     made = made.with_row(row("Now"))
-    for title, phases in (("Running", "Running"), ("Waiting", "Pending|Preparing"), ("Restarting", "Restarting"), ("Suspended", "Suspended"), ("Failed", "Failed"), ("Succeeded", "Succeeded")):
+    for title, phases in (
+        ("Running", "Running"),
+        ("Waiting", "Pending|Preparing"),
+        ("Restarting", "Restarting"),
+        ("Suspended", "Suspended"),
+        ("Failed", "Failed"),
+        ("Succeeded", "Succeeded"),
+    ):
         made = made.with_panel(figure(title, f'sum(egm_jobs{{{NS}, phase=~"{phases}"}}) or vector(0)'))
-    made = made.with_panel(figure("GPUs held", f"sum(egm_job_gpus{{{NS}}})", text="GPUs of pods that nodes have taken."))
+    made = made.with_panel(
+        figure("GPUs held", f"sum(egm_job_gpus{{{NS}}})", text="GPUs of pods that nodes have taken.")
+    )
     made = made.with_panel(
         figure(
             "GPUs idle",
@@ -26,10 +35,19 @@ def dashboard() -> Dashboard:
         rows(
             "Jobs that have not ended",
             {
-                "Progress": (f'egm_job_progress_ratio{{{NS}}} and on (namespace, kind, job_name) egm_job_status{{phase!~"Succeeded|Failed"}}', "percentunit"),
+                "Progress": (
+                    f'egm_job_progress_ratio{{{NS}}} and on (namespace, kind, job_name) egm_job_status{{phase!~"Succeeded|Failed"}}',
+                    "percentunit",
+                ),
                 "Time left": (f"egm_job_eta_seconds{{{NS}}}", "s"),
-                "GPUs": (f'egm_job_gpus{{{NS}}} and on (namespace, kind, job_name) egm_job_status{{phase!~"Succeeded|Failed"}}', "short"),
-                "Attempts": (f'egm_job_attempts{{{NS}}} and on (namespace, kind, job_name) egm_job_status{{phase!~"Succeeded|Failed"}}', "short"),
+                "GPUs": (
+                    f'egm_job_gpus{{{NS}}} and on (namespace, kind, job_name) egm_job_status{{phase!~"Succeeded|Failed"}}',
+                    "short",
+                ),
+                "Attempts": (
+                    f'egm_job_attempts{{{NS}}} and on (namespace, kind, job_name) egm_job_status{{phase!~"Succeeded|Failed"}}',
+                    "short",
+                ),
                 "In this phase": (
                     "(time() - egm_job_phase_timestamp_seconds)"
                     " * on (namespace, kind, job_name) group_right "
@@ -52,9 +70,15 @@ def dashboard() -> Dashboard:
     )
     made = made.with_row(row("Over time"))
     made = made.with_panel(lines("Jobs by phase", (f"sum by (phase) (egm_jobs{{{NS}}})", "{{phase}}"), stacked=True))
-    made = made.with_panel(lines("GPUs by namespace", (f"sum by (namespace) (egm_job_gpus{{{NS}}})", "{{namespace}}"), stacked=True))
     made = made.with_panel(
-        lines("Why jobs wait", (f'sum by (reason) (egm_jobs{{{NS}, phase=~"Pending|Preparing|Restarting|Suspended"}})', "{{reason}}"), stacked=True)
+        lines("GPUs by namespace", (f"sum by (namespace) (egm_job_gpus{{{NS}}})", "{{namespace}}"), stacked=True)
+    )
+    made = made.with_panel(
+        lines(
+            "Why jobs wait",
+            (f'sum by (reason) (egm_jobs{{{NS}, phase=~"Pending|Preparing|Restarting|Suspended"}})', "{{reason}}"),
+            stacked=True,
+        )
     )
     made = made.with_row(row("Who, how long, how often"))
     made = made.with_panel(
@@ -68,7 +92,10 @@ def dashboard() -> Dashboard:
     made = made.with_panel(
         bars(
             "GPU hours by job",
-            (f"topk(20, sum by (namespace, job_name) (increase(egm_job_gpu_seconds_total{{{NS}}}[$__range]))) / 3600", "{{namespace}}/{{job_name}}"),
+            (
+                f"topk(20, sum by (namespace, job_name) (increase(egm_job_gpu_seconds_total{{{NS}}}[$__range]))) / 3600",
+                "{{namespace}}/{{job_name}}",
+            ),
             "h",
             text="The twenty that used most in the time that is shown.",
         )
@@ -97,8 +124,14 @@ def dashboard() -> Dashboard:
             "Evaluations that have ended",
             {
                 "Macro accuracy": (f'egm_job_accuracy{{{NS}, mean="macro"}}', "percentunit"),
-                "Low": (f'max by (namespace, kind, job_name) (egm_job_accuracy_bound{{{NS}, bound="low"}})', "percentunit"),
-                "High": (f'max by (namespace, kind, job_name) (egm_job_accuracy_bound{{{NS}, bound="high"}})', "percentunit"),
+                "Low": (
+                    f'max by (namespace, kind, job_name) (egm_job_accuracy_bound{{{NS}, bound="low"}})',
+                    "percentunit",
+                ),
+                "High": (
+                    f'max by (namespace, kind, job_name) (egm_job_accuracy_bound{{{NS}, bound="high"}})',
+                    "percentunit",
+                ),
             },
             {"namespace": "Namespace", "job_name": "Job"},
             width=12,

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from grafana_foundation_sdk.builders import bargauge, dashboard, prometheus, stat, statetimeline, table, timeseries
-from grafana_foundation_sdk.builders.common import ReduceDataOptions, StackingConfig, VizLegendOptions, VizTooltipOptions
+from grafana_foundation_sdk.builders.common import (
+    ReduceDataOptions,
+    StackingConfig,
+    VizLegendOptions,
+    VizTooltipOptions,
+)
 from grafana_foundation_sdk.models.common import (
     BarGaugeDisplayMode,
     BigValueColorMode,
@@ -57,7 +62,9 @@ def board(name: str, title: str, text: str, job: str = "") -> dashboard.Dashboar
         .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     )
     if name != "operator":
-        made = made.with_variable(_choice("namespace", "Namespace", "label_values(egm_jobs, namespace)", everything=True))
+        made = made.with_variable(
+            _choice("namespace", "Namespace", "label_values(egm_jobs, namespace)", everything=True)
+        )
     if job:
         values = f'label_values(egm_job_info{{kind="{job}", {IN_NAMESPACE}}}, job_name)'
         made = made.with_variable(_choice("job", "Job", values, everything=False))
@@ -87,7 +94,9 @@ def _targets(panel: Any, queries: tuple[Query, ...], *, instant: bool = False, r
     return panel.datasource(SOURCE)
 
 
-def figure(title: str, query: str, unit: str = "short", *, text: str = "", width: int = 3, decimals: int | None = None) -> stat.Panel:
+def figure(
+    title: str, query: str, unit: str = "short", *, text: str = "", width: int = 3, decimals: int | None = None
+) -> stat.Panel:
     """One number, as it is now."""
     panel = (
         stat.Panel()
@@ -125,7 +134,9 @@ def lines(
         .span(width)
         .line_width(1)
         .fill_opacity(40 if stacked else 0)
-        .legend(VizLegendOptions().display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM).show_legend(True))
+        .legend(
+            VizLegendOptions().display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM).show_legend(True)
+        )
         .tooltip(VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
     )
     if stacked:
@@ -137,7 +148,9 @@ def lines(
     return _targets(panel, queries)
 
 
-def bars(title: str, query: Query, unit: str = "short", *, text: str = "", width: int = 8, most: float | None = None) -> bargauge.Panel:
+def bars(
+    title: str, query: Query, unit: str = "short", *, text: str = "", width: int = 8, most: float | None = None
+) -> bargauge.Panel:
     """One bar a series, as it is now."""
     panel = (
         bargauge.Panel()
@@ -158,7 +171,9 @@ def bars(title: str, query: Query, unit: str = "short", *, text: str = "", width
 
 def states(title: str, query: Query, *, text: str = "", width: int = 24) -> statetimeline.Panel:
     """Which series there was, and when."""
-    panel = statetimeline.Panel().title(title).description(text).height(5).span(width).merge_values(True).fill_opacity(60)
+    panel = (
+        statetimeline.Panel().title(title).description(text).height(5).span(width).merge_values(True).fill_opacity(60)
+    )
     return _targets(panel, (query,))
 
 
@@ -181,7 +196,7 @@ def rows(
     value = "Value" if len(columns) == 1 else "Value #{}"
     named = {value.format(chr(65 + i)): heading for i, heading in enumerate(columns)}
     order = {name: i for i, name in enumerate([*labels, *named])}
-    hidden = {n: True for n in ("Time", "__name__", "instance", "job", "pod", "endpoint", "container", "service")}
+    hidden = dict.fromkeys(("Time", "__name__", "instance", "job", "pod", "endpoint", "container", "service"), True)
     panel = panel.with_transformation(DataTransformerConfig(id_val="merge", options={}))
     panel = panel.with_transformation(
         DataTransformerConfig(

@@ -12,7 +12,9 @@ NAME = "{{job_name}}"
 
 def dashboard() -> Dashboard:
     """The dashboard."""
-    made = board("training", "Training job", "One training, or several side by side: SFT and RL.", job="GroundingTrainJob")
+    made = board(
+        "training", "Training job", "One training, or several side by side: SFT and RL.", job="GroundingTrainJob"
+    )
     made = made.with_row(row("Now"))
     made = made.with_panel(figure("Progress", f"egm_job_progress_ratio{{{JOB}}}", "percentunit", decimals=1))
     made = made.with_panel(figure("Time left", f"egm_job_eta_seconds{{{JOB}}}", "s"))
@@ -24,7 +26,9 @@ def dashboard() -> Dashboard:
     made = made.with_panel(figure("GPU hours", f"egm_job_gpu_seconds_total{{{JOB}}} / 3600", "h", decimals=1))
     made = made.with_panel(states("Phase", (f"egm_job_status{{{JOB}}}", "{{job_name}}: {{phase}}, {{reason}}")))
     made = made.with_row(row("Does it learn?"))
-    made = made.with_panel(lines("Score", (f"egm_train_score{{{OF_JOB}}}", NAME), text="Mean reward of a step's answers (RL)."))
+    made = made.with_panel(
+        lines("Score", (f"egm_train_score{{{OF_JOB}}}", NAME), text="Mean reward of a step's answers (RL).")
+    )
     made = made.with_panel(
         lines(
             "Validation",
@@ -44,7 +48,13 @@ def dashboard() -> Dashboard:
             text="How far the policy has moved (RL).",
         )
     )
-    made = made.with_panel(lines("Entropy", (f"egm_train_entropy{{{OF_JOB}}}", NAME), text="Nats a token; near zero it explores no more (RL)."))
+    made = made.with_panel(
+        lines(
+            "Entropy",
+            (f"egm_train_entropy{{{OF_JOB}}}", NAME),
+            text="Nats a token; near zero it explores no more (RL).",
+        )
+    )
     made = made.with_panel(
         lines(
             "Length of answers",
@@ -75,7 +85,14 @@ def dashboard() -> Dashboard:
     made = made.with_panel(
         lines("Time of a step", (f'egm_train_phase_seconds{{{OF_JOB}, phase="step"}}', NAME), unit="s", least=0)
     )
-    made = made.with_panel(lines("Tokens a second", (f"egm_train_tokens_per_second{{{OF_JOB}}}", NAME), least=0, text="As the trainer counts: verl a GPU."))
+    made = made.with_panel(
+        lines(
+            "Tokens a second",
+            (f"egm_train_tokens_per_second{{{OF_JOB}}}", NAME),
+            least=0,
+            text="As the trainer counts: verl a GPU.",
+        )
+    )
     made = made.with_panel(
         lines(
             "Steps, and what is saved of them",

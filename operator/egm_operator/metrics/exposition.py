@@ -62,7 +62,9 @@ def own_families(view: View) -> Iterator[Metric]:
     yield build
     for name, value in view.own.items():
         yield GaugeMetricFamily(name, OWN_METRICS[name].text, value=value)
-    cached = GaugeMetricFamily("egm_operator_cached_objects", OWN_METRICS["egm_operator_cached_objects"].text, labels=["kind"])
+    cached = GaugeMetricFamily(
+        "egm_operator_cached_objects", OWN_METRICS["egm_operator_cached_objects"].text, labels=["kind"]
+    )
     for kind, count in sorted(view.cached.items()):
         cached.add_metric([kind], count)
     yield cached

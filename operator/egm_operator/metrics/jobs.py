@@ -1,7 +1,7 @@
 """Jobs as Prometheus metric families, computed from the cache at each scrape: a series is gone with its job. Pure.
 
-Every series of a job has the labels `namespace`, `kind` and `job_name` (a training and its evaluation may have one name); labels beyond these have values from closed lists, or (files of an evaluation) are
-bounded. Times are seconds since 1970, accuracies fractions (0..1).
+Every series of a job has the labels `namespace`, `kind` and `job_name` (a training and its evaluation may have one name); labels beyond these have
+values from closed lists, or (files of an evaluation) are bounded. Times are seconds since 1970, accuracies fractions (0..1).
 """
 
 from __future__ import annotations
@@ -95,12 +95,12 @@ def facts(raw: Mapping[str, Any]) -> Facts:
         job = parse_job(raw)
     except UserError:
         return Facts()
-    spec, common = job.spec, {"queue": job.spec.queue or "", "attempts": job.spec.max_attempts}
+    queue, attempts = job.spec.queue or "", job.spec.max_attempts
     if isinstance(job, GroundingTrainJob):
         train = job.spec
-        preset, gpus = train.preset or "", train.resources.gpus_per_node
-        return Facts(method=train.method or "", preset=preset, role=train.method or "", gpus=gpus, **common)  # type: ignore[arg-type]
-    return Facts(engine=spec.engine, role="server", gpus=spec.server_gpus, **common)  # type: ignore[union-attr, arg-type]
+        gpus = train.resources.gpus_per_node
+        return Facts(train.method, "", train.preset or "", queue, role=train.method, gpus=gpus, attempts=attempts)
+    return Facts("", job.spec.engine, "", queue, role="server", gpus=job.spec.server_gpus, attempts=attempts)
 
 
 def pods_with_gpus(children: Iterable[Raw]) -> Counter[str]:
@@ -173,7 +173,7 @@ def samples(row: Row) -> Iterator[Sample]:
     yield "egm_job_attempts_allowed", (), known.attempts
     yield "egm_job_gpus", (), known.gpus * row.pods.get(known.role, 0)
     # 0 from the beginning: what a counter has when it appears is lost to increase()
-    yield "egm_job_gpu_seconds_total", (), status.get("gpuSeconds") or 0.0
+    yield "egm_job_gpu_seconds_total", (), max(0.0, _number(status.get("gpuSeconds")) or 0.0)
     for condition in status.get("conditions") or []:
         if condition.get("type") == Condition.PROGRESS_AVAILABLE and phase == Phase.RUNNING:
             yield "egm_job_progress_available", (), float(condition.get("status") == "True")
@@ -233,7 +233,9 @@ def families(rows: Iterable[Row], limit: int) -> Iterator[Metric]:
         counts[row.raw["kind"], where, phase, reason] += 1
     fleet = {name: _family(name, meaning, meaning.labels) for name, meaning in FLEET_METRICS.items()}
     for values, count in sorted(counts.items()):
-        fleet["egm_jobs"].add_sample("egm_jobs", dict(zip(FLEET_METRICS["egm_jobs"].labels, values, strict=True)), count)
+        fleet["egm_jobs"].add_sample(
+            "egm_jobs", dict(zip(FLEET_METRICS["egm_jobs"].labels, values, strict=True)), count
+        )
     fleet["egm_jobs_left_out"].add_sample("egm_jobs_left_out", {}, max(0, len(rows) - limit))
     yield from fleet.values()
     if len(rows) > limit:

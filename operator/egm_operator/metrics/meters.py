@@ -24,7 +24,7 @@ class Meters:
     """Counters and histograms of one process, in a registry of their own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a series a counter that says no more than process_start_time_seconds
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series a counter that says no more than process_start_time_seconds
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._reconciles = Histogram(
@@ -106,5 +106,3 @@ def resource(path: str) -> str:
     if not rest:
         return "other"
     return f"{rest[0]}/{rest[2]}" if len(rest) > 2 else rest[0]
-
-

@@ -16,7 +16,7 @@ from rich.live import Live
 from ruamel.yaml import YAML
 
 from egm_operator.cluster import ApiError, Cluster
-from egm_operator.names import LABEL_JOB, LABEL_KIND, LABEL_ROLE, PLURALS
+from egm_operator.names import KIND_SHORT, LABEL_JOB, LABEL_KIND, LABEL_ROLE, PLURALS
 from egm_operator.progress import reporter
 from egm_operator.status import Phase
 from egm_operator.store import Raw
@@ -34,7 +34,9 @@ async def connected() -> AsyncIterator[Cluster]:
     try:
         cluster = await Cluster.connect(connections=4)
     except Exception as error:  # the client raises all sorts
-        raise UserError(f"no cluster is configured: {error}", hint="Set KUBECONFIG, or use `egm run` on this machine.") from None
+        raise UserError(
+            f"no cluster is configured: {error}", hint="Set KUBECONFIG, or use `egm run` on this machine."
+        ) from None
     try:
         yield cluster
     except ApiError as error:
@@ -45,7 +47,9 @@ async def connected() -> AsyncIterator[Cluster]:
 
 def _told(error: ApiError) -> UserError | Failure:
     if error.status in (401, 403):
-        return UserError(f"the API server refuses: {error.message}", hint="Ask who administers the namespace for the role `edit`.")
+        return UserError(
+            f"the API server refuses: {error.message}", hint="Ask who administers the namespace for the role `edit`."
+        )
     if error.status in (400, 409, 422):
         return UserError(error.message)
     return Failure(str(error))
@@ -77,9 +81,15 @@ async def jobs(cluster: Cluster, namespace: str) -> list[Raw]:
 
 async def find(cluster: Cluster, namespace: str, name: str, kind: str = "") -> Raw:
     """One job by name. Raises `UserError` where there is none, or a training and an evaluation of that name and nobody says which."""
-    found = [j for j in await jobs(cluster, namespace) if j["metadata"]["name"] == name and kind in ("", screen.KIND_SHORT[j["kind"]])]
+    found = [
+        j
+        for j in await jobs(cluster, namespace)
+        if j["metadata"]["name"] == name and kind in ("", KIND_SHORT[j["kind"]])
+    ]
     if not found:
-        raise UserError(f"no job {name!r} in namespace {namespace}", hint="`egm top` lists them; -n names another namespace.")
+        raise UserError(
+            f"no job {name!r} in namespace {namespace}", hint="`egm top` lists them; -n names another namespace."
+        )
     if len(found) > 1:
         raise UserError(f"{name!r} is a training and an evaluation", hint="Say which: --kind train or --kind eval.")
     return found[0]
@@ -112,8 +122,11 @@ def manifests(file: Path) -> list[Raw]:
     return [d for d in YAML(typ="safe").load_all(file.read_text(encoding="utf-8")) if d]
 
 
-async def submit(cluster: Cluster, file: Path, namespace: str, say: Callable[[str], None]) -> list[tuple[str, str, str]]:
-    """Apply a manifest's jobs, in order. Returns (kind, namespace, name) of each. What is there already is changed only as far as a job may change."""
+async def submit(
+    cluster: Cluster, file: Path, namespace: str, say: Callable[[str], None]
+) -> list[tuple[str, str, str]]:
+    """Apply a manifest's jobs, in order. Returns (kind, namespace, name) of each. What is there
+    already is changed only as far as a job may change."""
     made = []
     for doc in manifests(file):
         kind, meta = doc["kind"], {**doc["metadata"]}
@@ -134,7 +147,9 @@ def _generation(raw: Raw) -> int:
     return int(raw["metadata"].get("generation") or 0)
 
 
-async def wait(cluster: Cluster, wanted: list[tuple[str, str, str]], say: Callable[[str], None], every_s: float = 2.0) -> bool:
+async def wait(
+    cluster: Cluster, wanted: list[tuple[str, str, str]], say: Callable[[str], None], every_s: float = 2.0
+) -> bool:
     """Until all have ended; says each change of phase. Whether all have succeeded."""
     seen: dict[tuple[str, str, str], str] = {}
     while True:
@@ -167,7 +182,7 @@ async def cancel(cluster: Cluster, raw: Raw, *, pause: bool) -> str:
 async def pods(cluster: Cluster, raw: Raw, role: str = "") -> list[Raw]:
     """A job's pods, oldest first."""
     meta = raw["metadata"]
-    wanted = {LABEL_JOB: meta["name"], LABEL_KIND: screen.KIND_SHORT[raw["kind"]]} | ({LABEL_ROLE: role} if role else {})
+    wanted = {LABEL_JOB: meta["name"], LABEL_KIND: KIND_SHORT[raw["kind"]]} | ({LABEL_ROLE: role} if role else {})
     query = {"labelSelector": ",".join(f"{k}={v}" for k, v in wanted.items())}
     page = await cluster.request("GET", cluster.path("Pod", meta["namespace"]), query=query)
     found = [{"kind": "Pod", **p} for p in page.get("items") or []]
@@ -175,12 +190,23 @@ async def pods(cluster: Cluster, raw: Raw, role: str = "") -> list[Raw]:
 
 
 async def logs(
-    cluster: Cluster, raw: Raw, role: str, *, everything: bool, follow: bool, lines: int, out: Callable[[str], Any] = sys.stdout.write
+    cluster: Cluster,
+    raw: Raw,
+    role: str,
+    *,
+    everything: bool,
+    follow: bool,
+    lines: int,
+    out: Callable[[str], Any] = sys.stdout.write,
 ) -> None:
     """Print logs: of the pod that reports (rank 0, or the client), of all pods of a role, or of `everything`."""
     found = await pods(cluster, raw, role)
     if not found:
-        hint = "It has no pods yet, or no more." if not role else f"Roles: {', '.join(sorted({_role(p) for p in await pods(cluster, raw)}))}."
+        hint = (
+            "It has no pods yet, or no more."
+            if not role
+            else f"Roles: {', '.join(sorted({_role(p) for p in await pods(cluster, raw)}))}."
+        )
         raise UserError(f"no pod of {raw['metadata']['name']}" + (f" has the role {role!r}" if role else ""), hint=hint)
     if not (everything or role):
         found = [reporter(found) or found[-1]]
@@ -191,7 +217,12 @@ async def logs(
         name, mark = pod["metadata"]["name"], f"[{pod['metadata']['name']}] " if many else ""
         try:
             stream = await api.read_namespaced_pod_log(
-                name, pod["metadata"]["namespace"], follow=follow, tail_lines=lines, _preload_content=False, _request_timeout=None if follow else 30
+                name,
+                pod["metadata"]["namespace"],
+                follow=follow,
+                tail_lines=lines,
+                _preload_content=False,
+                _request_timeout=None if follow else 30,
             )
             if stream.status >= 400:
                 out(f"{mark}no log: {(await stream.read()).decode(errors='replace')[:300]}\n")

@@ -17,7 +17,15 @@ from egm_operator.observe import created
 from egm_operator.status import Phase, span
 from egm_operator.store import Raw
 
-_ORDER = (Phase.RUNNING, Phase.RESTARTING, Phase.PREPARING, Phase.PENDING, Phase.SUSPENDED, Phase.FAILED, Phase.SUCCEEDED)
+_ORDER = (
+    Phase.RUNNING,
+    Phase.RESTARTING,
+    Phase.PREPARING,
+    Phase.PENDING,
+    Phase.SUSPENDED,
+    Phase.FAILED,
+    Phase.SUCCEEDED,
+)
 _STYLE = {
     Phase.RUNNING: "green",
     Phase.RESTARTING: "yellow",
@@ -54,7 +62,9 @@ def line(raw: Mapping[str, Any], now: float) -> Line:
     meta, status = raw["metadata"], raw.get("status") or {}
     shown = status.get("columns") or {}
     progress = status.get("progress") or {}
-    part, whole = (progress.get("step"), progress.get("totalSteps")) if progress else (status.get("done"), status.get("total"))
+    part, whole = (
+        (progress.get("step"), progress.get("totalSteps")) if progress else (status.get("done"), status.get("total"))
+    )
     return Line(
         namespace=str(meta.get("namespace", "")),
         kind=KIND_SHORT[raw["kind"]],
@@ -131,7 +141,9 @@ def result(raw: Mapping[str, Any]) -> Group:
 
     for file in accuracy.get("files") or []:
         counts = [f"{file[k]:,}" if k in file else "–" for k in ("errors", "unparsed")]
-        files.add_row(str(file["name"]), f"{file.get('n', 0):,}", percent(file.get("acc")), percent(file.get("meanIou")), *counts)
+        files.add_row(
+            str(file["name"]), f"{file.get('n', 0):,}", percent(file.get("acc")), percent(file.get("meanIou")), *counts
+        )
     said = []
     if accuracy.get("macro") is not None:
         low, high = (accuracy.get("ci95") or [None, None])[:2]

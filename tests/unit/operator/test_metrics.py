@@ -27,7 +27,7 @@ from egm_operator.observe import Report
 from egm_operator.queue import WorkQueue
 from egm_operator.status import Phase, Reason, stamp
 from egm_operator.store import Key, Store
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain
@@ -79,7 +79,9 @@ def test_a_training_from_creation_to_its_end() -> None:
     world = World(train())
     mine = {"namespace": "n", "job_name": "j"}
     assert value(told(world.store), "egm_job_status", **mine, phase="Pending", reason="") == 1
-    assert value(told(world.store), "egm_job_gpu_seconds_total", **mine) == 0  # or increase() would lose the first hours
+    assert (
+        value(told(world.store), "egm_job_gpu_seconds_total", **mine) == 0
+    )  # or increase() would lose the first hours
     for _ in range(8):
         world.reconcile()
         world.controllers()
@@ -133,7 +135,10 @@ def test_gpus_are_those_that_nodes_have_given() -> None:
     waiting = {**pod, "status": {"phase": "Pending"}}
     assert pods_with_gpus([taken, over, waiting, taken]) == {"rl": 2}
     assert facts(train(resources={"nodes": 2, "gpusPerNode": 4})).gpus == 4
-    assert facts(evaluation(gpusPerServer=2)).gpus == 2 and facts(evaluation(engine="transformers", gpusPerServer=0)).gpus == 0
+    assert (
+        facts(evaluation(gpusPerServer=2)).gpus == 2
+        and facts(evaluation(engine="transformers", gpusPerServer=0)).gpus == 0
+    )
 
 
 def test_a_spec_that_cannot_be_read_is_counted_all_the_same() -> None:
@@ -263,13 +268,21 @@ async def test_the_queue_tells_how_long_a_key_has_waited() -> None:
 NASTY = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
 
 
-@given(st.dictionaries(st.sampled_from(["step", "totalSteps", "etaSeconds", "time"]), NASTY), NASTY, NASTY, st.text(max_size=8))
+@settings(deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["step", "totalSteps", "etaSeconds", "time"]), NASTY),
+    NASTY,
+    NASTY,
+    st.text(max_size=8),
+)
 def test_whatever_a_status_holds_the_text_can_be_read(progress: Any, done: Any, total: Any, name: str) -> None:
     progress = {k: v for k, v in progress.items() if k != "time" or isinstance(v, str)}
     files = [{"name": name, "n": done, "acc": total}]
     rows = [
         Row(job(phase="Running", progress=progress, gpuSeconds=done), Facts(), {}),
-        Row(job("GroundingEvalJob", phase="x", done=done, total=total, accuracy={"files": files}), Facts(queue=name), {}),
+        Row(
+            job("GroundingEvalJob", phase="x", done=done, total=total, accuracy={"files": files}), Facts(queue=name), {}
+        ),
     ]
     for family in families(rows, 10):
         assert all(isinstance(s.value, (int, float)) for s in family.samples)
@@ -314,13 +327,19 @@ def _documented() -> Iterator[str]:
 def test_every_metric_is_documented_and_no_other() -> None:
     meters = Meters()
     meters.reconciled("GroundingTrainJob", "ok", 0.1)
-    own = {f.name + ("_total" if f.type == "counter" else "") for f in meters.registry.collect() if f.name.startswith("egm_")}
+    own = {
+        f.name + ("_total" if f.type == "counter" else "")
+        for f in meters.registry.collect()
+        if f.name.startswith("egm_")
+    }
     assert sorted(_documented()) == sorted({*own, *JOB_METRICS, *FLEET_METRICS, *OWN_METRICS})
 
 
 def test_a_scrape_of_many_jobs_reads_no_spec_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr("egm_operator.metrics.exposition.facts", lambda raw: read.append(raw["metadata"]["name"]) or Facts())
+    monkeypatch.setattr(
+        "egm_operator.metrics.exposition.facts", lambda raw: read.append(raw["metadata"]["name"]) or Facts()
+    )
     one = exposition(store_of(*(job(name=f"j{i}") for i in range(3))))
     one.render(one.view())
     one.render(one.view())
