@@ -7,8 +7,8 @@ prometheus-client's: OpenMetrics where the scraper asks for it, else the classic
 from __future__ import annotations
 
 import asyncio
-import gzip
 import platform
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +19,7 @@ from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
-from egm_operator.metrics.jobs import Facts, Meaning, Row, facts, families, pods_with_gpus
+from egm_operator.metrics.jobs import Facts, Meaning, Row, facts, pods_with_gpus, text
 from egm_operator.metrics.meters import Meters
 from egm_operator.queue import WorkQueue
 from egm_operator.store import Key, Raw, Store
@@ -34,7 +34,7 @@ OWN_METRICS: dict[str, Meaning] = {
     "egm_operator_queue_delayed": Meaning("Jobs that are to be looked at again at a later time."),
     "egm_operator_queue_failing": Meaning("Jobs whose last reconcile has failed and is to be tried again."),
 }
-_LARGE = 16 * 1024
+_END = b"# EOF\n"
 
 
 @dataclass(frozen=True)
@@ -127,20 +127,23 @@ class Exposition:
             self._facts[key] = found
             yield Row(raw, found[2], pods)
 
-    def render(self, view: View, accept: str = "", zipped: bool = False) -> tuple[str, bool, bytes]:
-        """Content type, whether it is compressed, body."""
+    def render(self, view: View, accept: str = "", zipped: bool = False) -> tuple[str, bytes]:
+        """Content type and body, compressed with gzip where that is wanted."""
         encoder, content_type = choose_encoder(accept)
-        jobs = families(self._rows(view), self.limit) if view.own["egm_operator_leader"] else ()
-        body: bytes = encoder(_Sheet(self.meters.registry.collect(), own_families(view), jobs))
-        if zipped and len(body) > _LARGE:
-            return content_type, True, gzip.compress(body, compresslevel=1)
-        return content_type, False, body
+        body: bytes = encoder(_Sheet(self.meters.registry.collect(), own_families(view)))
+        open_metrics = body.endswith(_END)
+        jobs = text(self._rows(view), self.limit, open_metrics) if view.own["egm_operator_leader"] else iter(())
+        parts = chain([body.removesuffix(_END)], (c.encode() for c in jobs), [_END] if open_metrics else [])
+        if not zipped:
+            return content_type, b"".join(parts)
+        packing = zlib.compressobj(1, zlib.DEFLATED, 31)  # 31: with gzip's head
+        return content_type, b"".join([*(packing.compress(p) for p in parts), packing.flush()])
 
     async def handle(self, request: web.Request) -> web.Response:
         """GET /metrics."""
         zipped = "gzip" in request.headers.get("Accept-Encoding", "")
         async with self._one:
             view = self.view()
-            kind, packed, body = await asyncio.to_thread(self.render, view, request.headers.get("Accept", ""), zipped)
-        headers = {"Content-Type": kind} | ({"Content-Encoding": "gzip"} if packed else {})
+            kind, body = await asyncio.to_thread(self.render, view, request.headers.get("Accept", ""), zipped)
+        headers = {"Content-Type": kind} | ({"Content-Encoding": "gzip"} if zipped else {})
         return web.Response(body=body, headers=headers)

@@ -18,9 +18,9 @@ from egm_operator.metrics.jobs import (
     Facts,
     Row,
     facts,
-    families,
     phase_since,
     pods_with_gpus,
+    text,
 )
 from egm_operator.metrics.meters import Meters, resource
 from egm_operator.observe import Report
@@ -49,7 +49,7 @@ def exposition(store: Store, limit: int = 100, leads: bool = True, queue: WorkQu
 def told(store: Store, **more: Any) -> dict[str, list[tuple[dict[str, str], float]]]:
     """Samples by name, read back from the text."""
     one = exposition(store, **more)
-    _, _, body = one.render(one.view())
+    _, body = one.render(one.view())
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
     for family in plain(body.decode()):
         for sample in family.samples:
@@ -278,17 +278,16 @@ NASTY = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(
 def test_whatever_a_status_holds_the_text_can_be_read(progress: Any, done: Any, total: Any, name: str) -> None:
     progress = {k: v for k, v in progress.items() if k != "time" or isinstance(v, str)}
     files = [{"name": name, "n": done, "acc": total}]
-    rows = [
-        Row(job(phase="Running", progress=progress, gpuSeconds=done), Facts(), {}),
-        Row(
-            job("GroundingEvalJob", phase="x", done=done, total=total, accuracy={"files": files}), Facts(queue=name), {}
-        ),
+    jobs = [
+        job(phase="Running", progress=progress, gpuSeconds=done),
+        job("GroundingEvalJob", phase=name, done=done, total=total, accuracy={"files": files}),
     ]
-    for family in families(rows, 10):
-        assert all(isinstance(s.value, (int, float)) for s in family.samples)
-    one = exposition(store_of(rows[0].raw, rows[1].raw))
-    _, _, body = one.render(one.view(), "application/openmetrics-text; version=1.0.0")
-    list(open_metrics(body.decode()))
+    rows = [Row(raw, Facts(queue=name), {}) for raw in jobs]
+    for read, wanted in ((plain, False), (open_metrics, True)):
+        written = "".join(text(rows, 10, wanted)) + ("# EOF\n" if wanted else "")
+        found = {s.name: s for f in read(written) for s in f.samples}
+        assert found["egm_job_info"].labels["queue"] == name
+        assert "egm_job_file_accuracy" not in found or found["egm_job_file_accuracy"].labels["file"] == name
 
 
 @pytest.fixture
@@ -308,13 +307,13 @@ async def test_over_http_in_both_formats_compressed_when_wanted(client: Any) -> 
     async with client.get("/metrics", headers={"Accept": wanted, "Accept-Encoding": "gzip"}) as answer:
         assert answer.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
         assert answer.headers["Content-Encoding"] == "gzip"
-        text = gzip.decompress(await answer.read()).decode()
-    families_ = {f.name: f for f in open_metrics(text)}
-    assert text.endswith("# EOF\n") and families_["egm_job_gpu_seconds"].type == "counter"
-    assert len(families_["egm_job_status"].samples) == 61 and not [n for n in families_ if n.endswith("_created")]
+        body = gzip.decompress(await answer.read()).decode()
+    families = {f.name: f for f in open_metrics(body)}
+    assert body.endswith("# EOF\n") and families["egm_job_gpu_seconds"].type == "counter"
+    assert len(families["egm_job_status"].samples) == 61 and not [n for n in families if n.endswith("_created")]
     async with client.get("/metrics", headers={"Accept-Encoding": "identity"}) as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-        assert len(list(plain((await answer.read()).decode()))) == len(families_)
+        assert len(list(plain((await answer.read()).decode()))) == len(families)
 
 
 def _documented() -> Iterator[str]:
