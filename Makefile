@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-browser test-export test-cluster lint format types bench chart lint-chart docs prometheus clean cluster cluster-env cluster-down
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-demo test-browser test-export test-cluster lint format types bench chart lint-chart docs prometheus clean cluster cluster-env cluster-down
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ test-stack: setup ## the real trainer and the real server on CPU, minutes
 
 test-gang: setup ## RL over a Ray of two nodes, one of which is killed; root, minutes
 	@$(BIN)/python -m pytest -q tests/stack/test_ray_cluster.py
+
+test-demo: setup ## the demo killed at random moments ends in the same table; half an hour, not part of `make test`
+	@$(BIN)/python -m pytest -q -s tests/demo
 
 test-browser: setup ## the report in a real Chromium; skipped where there is none, but in CI
 	@$(BIN)/python -m pytest -q tests/browser

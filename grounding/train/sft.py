@@ -30,6 +30,7 @@ from grounding.data.images import open_images
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
 from grounding.train import checkpoints, telemetry, uploads
+from grounding.train.patch_embedding import use_matrix_product
 from grounding.train.progress import ProgressWriter
 from grounding.train.sft_data import Collator, SftDataset, load_rows, raise_error
 
@@ -182,6 +183,8 @@ def train(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -
             "longest_edge": h.max_pixels or size["longest_edge"],
         }
     dtype = _DTYPES[h.dtype or "bfloat16"] if torch.cuda.is_available() else torch.float32
+    if not torch.cuda.is_available():
+        use_matrix_product()
     model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
     if h.freeze_vision:
         freeze_vision(model)

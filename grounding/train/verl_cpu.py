@@ -36,9 +36,13 @@ from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutMode, RolloutReplica, RolloutReplicaRegistry, TokenOutput
 
 import grounding.train.verl_fixes  # noqa: F401  mends verl in this process
+from grounding.train.patch_embedding import use_matrix_product
 
 _SESSIONS = 1 << 16  # a request's number is prompt number * _SESSIONS + rollout number
 _BATCH_WAIT_S = 20.0
+
+
+use_matrix_product()
 
 
 # ---- process groups: the platform's name would be composed into the invalid "cpu:gloo,cpu:gloo" ----
