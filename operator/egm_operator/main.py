@@ -77,6 +77,7 @@ class Operator:
         self.poller = Poller(self.store, cluster, settings, self._woken)
         self.reconciler = Reconciler(cluster, self.store, self.queue, self.poller, settings)
         self.watching, self.stop_watching = threading.Event(), threading.Event()
+        self.listed = asyncio.Event()
 
     def _woken(self, key: Key) -> None:
         if self.leads:  # a follower would only fill its queue
@@ -101,7 +102,10 @@ class Operator:
         def seen(gone: bool, obj: dict[str, Any]) -> None:
             loop.call_soon_threadsafe(self.store.drop if gone else self.store.put, obj)
 
-        handlers.register(registry, seen)
+        def listed() -> None:
+            loop.call_soon_threadsafe(self.listed.set)
+
+        handlers.register(registry, seen, listed)
         handlers.configure(settings)
         where: dict[str, Any] = (
             {"namespaces": list(self.settings.namespaces)} if self.settings.namespaces else {"clusterwide": True}
@@ -116,11 +120,10 @@ class Operator:
 
     async def resync(self) -> None:
         """List everything: what a watch has missed is repaired, and every job is planned once."""
+        self.listed.clear()
         for kind in WATCHED:
-            if not self.settings.namespaces:
-                self.store.replace(kind, await self.cluster.list(kind))
-            for namespace in self.settings.namespaces:
-                self.store.replace(kind, await self.cluster.list(kind, namespace), [namespace])
+            for namespace in self.settings.namespaces or ("",):
+                self.store.replace(kind, await self.cluster.list(kind, namespace), namespace)
         for key in self.store.jobs():
             self._woken(key)
 
@@ -147,7 +150,11 @@ class Operator:
 
     async def _resync_now_and_then(self) -> None:
         while True:
-            await asyncio.sleep(self.settings.resync_seconds)
+            try:
+                await asyncio.wait_for(self.listed.wait(), self.settings.resync_seconds)
+                await asyncio.sleep(1)  # a listing is many events
+            except TimeoutError:
+                pass
             try:
                 await self.resync()
             except ApiError as error:

@@ -257,5 +257,5 @@ def test_whatever_happens_the_job_ends_and_nothing_is_doubled(kind: str, happeni
         assert world.status["reason"] == "AttemptsExhausted" and failures >= 3
     gangs = [n for n in world.created if n.startswith("PyTorchJob")]
     assert len(set(gangs)) <= 3 and not world.alive()
-    assert world.plan().apply == [] and world.plan().delete == [] and world.plan().status is None
+    assert world.plan().create == [] and world.plan().delete == [] and world.plan().status is None
     assert stamp(world.now)
