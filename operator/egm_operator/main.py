@@ -81,6 +81,7 @@ class Operator:
         self.poller = Poller(self.store, cluster, settings, self._woken)
         self.reconciler = Reconciler(cluster, self.store, self.queue, self.poller, settings, meters=self.meters)
         self.watching, self.stop_watching = threading.Event(), threading.Event()
+        self.listed = asyncio.Event()
 
     def _woken(self, key: Key) -> None:
         if self.leads:  # a follower would only fill its queue
@@ -105,7 +106,10 @@ class Operator:
         def seen(gone: bool, obj: dict[str, Any]) -> None:
             loop.call_soon_threadsafe(self.store.drop if gone else self.store.put, obj)
 
-        handlers.register(registry, seen)
+        def listed() -> None:
+            loop.call_soon_threadsafe(self.listed.set)
+
+        handlers.register(registry, seen, listed)
         handlers.configure(settings, namespaced=bool(self.settings.namespaces))
         where: dict[str, Any] = (
             {"namespaces": list(self.settings.namespaces)} if self.settings.namespaces else {"clusterwide": True}
@@ -120,11 +124,10 @@ class Operator:
 
     async def resync(self) -> None:
         """List everything: what a watch has missed is repaired, and every job is planned once."""
+        self.listed.clear()
         for kind in WATCHED:
-            if not self.settings.namespaces:
-                self.store.replace(kind, await self.cluster.list(kind))
-            for namespace in self.settings.namespaces:
-                self.store.replace(kind, await self.cluster.list(kind, namespace), [namespace])
+            for namespace in self.settings.namespaces or ("",):
+                self.store.replace(kind, await self.cluster.list(kind, namespace), namespace)
         for key in self.store.jobs():
             self._woken(key)
 
@@ -151,7 +154,11 @@ class Operator:
 
     async def _resync_now_and_then(self) -> None:
         while True:
-            await asyncio.sleep(self.settings.resync_seconds)
+            try:
+                await asyncio.wait_for(self.listed.wait(), self.settings.resync_seconds)
+                await asyncio.sleep(1)  # a listing is many events
+            except TimeoutError:
+                pass
             try:
                 await self.resync()
             except ApiError as error:

@@ -70,10 +70,10 @@ class WorkQueue(Generic[K]):
             heapq.heappush(self._heap, (due, self._count, key))
             self._changed.set()
 
-    def retry(self, key: K) -> float:
+    def retry(self, key: K, at_least: float = 0.0) -> float:
         """Work on `key` again after a failure, later each time; returns in how many seconds."""
         count = self._failures[key] = self._failures.get(key, 0) + 1
-        delay = min(self._limit, self._base * 2.0 ** min(count - 1, 32))
+        delay = max(at_least, min(self._limit, self._base * 2.0 ** min(count - 1, 32)))
         self.after(key, delay)
         return delay
 

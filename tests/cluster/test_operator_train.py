@@ -20,7 +20,7 @@ def api() -> Api:
 
 @pytest.fixture(scope="module")
 def drive(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
-    for namespace in new_namespace(api):
+    with new_namespace(api) as namespace:
         log: Path = tmp_path_factory.mktemp("operator") / "log"
         operator = Operator(namespace, log).start()
         yield Drive(api, namespace)
@@ -232,7 +232,7 @@ def test_the_queue_s_label_and_suspension(drive: Drive, name: str) -> None:
 
 @pytest.mark.timeout(300)
 def test_deletion_leaves_nothing(api: Api, tmp_path: Path) -> None:
-    for namespace in new_namespace(api):
+    with new_namespace(api) as namespace:
         operator = Operator(namespace, tmp_path / "log", EGM_LEADER_ELECT="false").start()
         drive = Drive(api, namespace)
         for job in ("early", "running", "ended"):
@@ -244,5 +244,5 @@ def test_deletion_leaves_nothing(api: Api, tmp_path: Path) -> None:
         drive.phase("ended", "Succeeded")
         for job in ("early", "running", "ended"):
             api.delete("gtj", namespace, job)
-        until("nothing to be left", lambda ns=namespace: not api.everything(ns))  # type: ignore[misc]
+        until("nothing to be left", lambda: not api.everything(namespace))
         assert operator.stop() == 0

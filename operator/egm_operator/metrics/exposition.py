@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
-from typing import Any
 
+import orjson
 from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
 from egm_operator.metrics.jobs import Facts, Meaning, Row, facts, pods_with_gpus, text
 from egm_operator.metrics.meters import Meters
+from egm_operator.observe import identity
 from egm_operator.queue import WorkQueue
 from egm_operator.store import Key, Raw, Store
 
@@ -39,11 +40,11 @@ _END = b"# EOF\n"
 
 @dataclass(frozen=True)
 class View:
-    """What is told at one scrape. `jobs`: a job with the number of its pods by role."""
+    """What is told at one scrape. `jobs`: each with what belongs to it, as JSON."""
 
     own: Mapping[str, float]
     cached: Mapping[str, int]
-    jobs: Iterable[tuple[Raw, Mapping[str, int]]]
+    jobs: Iterable[tuple[bytes, Iterable[bytes]]]
 
 
 def _installed(package: str) -> str:
@@ -94,11 +95,11 @@ class Exposition:
     ) -> None:
         self.store, self.queue, self.meters = store, queue, meters
         self.leads, self.watching, self.limit = leads, watching, limit
-        self._facts: dict[Key, tuple[Any, Any, Facts]] = {}
+        self._facts: dict[tuple[str, int], Facts] = {}
         self._one = asyncio.Lock()
 
     def view(self) -> View:
-        """The moment. Objects in the store are replaced and never changed, so that a thread may read them afterwards."""
+        """The moment."""
         leads = self.leads()
         own = {
             "egm_operator_leader": float(leads),
@@ -108,24 +109,16 @@ class Exposition:
             "egm_operator_queue_delayed": float(self.queue.delayed),
             "egm_operator_queue_failing": float(self.queue.failing),
         }
-        jobs = []
-        for key in self.store.jobs() if leads else ():
-            raw = self.store.get(*key)
-            if raw is not None:
-                jobs.append((raw, pods_with_gpus(self.store.children(key))))
-        return View(own, self.store.counts(), jobs)
+        return View(own, self.store.counts(), self.store.packed() if leads else ())
 
     def _rows(self, view: View) -> Iterator[Row]:
         """Specs are read again only when they have changed: that is most of the work of a first scrape."""
         known, self._facts = self._facts, {}
-        for raw, pods in view.jobs:
-            meta = raw["metadata"]
-            key = (raw["kind"], str(meta.get("namespace", "")), meta["name"])
-            found = known.get(key)
-            if found is None or found[:2] != (meta.get("uid"), meta.get("generation")):
-                found = (meta.get("uid"), meta.get("generation"), facts(raw))
-            self._facts[key] = found
-            yield Row(raw, found[2], pods)
+        for job, children in view.jobs:
+            raw: Raw = orjson.loads(job)
+            stands = identity(raw)
+            found = self._facts[stands] = known.get(stands) or facts(raw)
+            yield Row(raw, found, pods_with_gpus(map(orjson.loads, children)) if found.gpus else {})
 
     def render(self, view: View, accept: str = "", zipped: bool = False) -> tuple[str, bytes]:
         """Content type and body, compressed with gzip where that is wanted."""
