@@ -64,7 +64,7 @@ def parse_job(raw: Mapping[str, Any]) -> Job:
 
     The last few are remembered: uid and generation stand for a spec. Do not change what you get.
     """
-    return _parsed.get(identity(raw), lambda: _parse(raw))
+    return _parsed.get(identity(raw), lambda: read_job(raw))
 
 
 def identity(raw: Mapping[str, Any]) -> tuple[str, int]:
@@ -72,7 +72,8 @@ def identity(raw: Mapping[str, Any]) -> tuple[str, int]:
     return str(raw["metadata"].get("uid")), int(raw["metadata"].get("generation") or 0)
 
 
-def _parse(raw: Mapping[str, Any]) -> Job:
+def read_job(raw: Mapping[str, Any]) -> Job:
+    """The same, read anew: for threads, which must not share what is remembered."""
     spec = dict(raw.get("spec") or {})
     kind = str(raw["kind"])
     if kind == "GroundingTrainJob" and spec.get("preset") is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from egm_operator.names import LABEL_ROLE
-from egm_operator.observe import alive, created, parse_job, started
+from egm_operator.observe import alive, created, read_job, started
 from egm_operator.status import Condition, Phase, seconds
 from egm_operator.store import Raw
 from grounding.api import GroundingTrainJob
@@ -90,7 +90,7 @@ class Facts:
 def facts(raw: Mapping[str, Any]) -> Facts:
     """Read a job as the API server holds it."""
     try:
-        job = parse_job(raw)
+        job = read_job(raw)
     except UserError:
         return Facts()
     queue, attempts = job.spec.queue or "", job.spec.max_attempts
