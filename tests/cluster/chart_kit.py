@@ -132,10 +132,7 @@ def account_user(namespace: str, account: str = "egm-operator") -> str:
 
 
 def used(entries: Iterable[dict[str, Any]]) -> tuple[set[Right], list[str]]:
-    """The rights that requests made use of, and the requests that were denied.
-
-    The log has one verb a request. A server-side apply that makes an object needs a create besides its patch: such an answer is 201.
-    """
+    """The rights that requests made use of, and the requests that were denied."""
     found: set[Right] = set()
     denied: list[str] = []
     for entry in entries:
@@ -147,6 +144,4 @@ def used(entries: Iterable[dict[str, Any]]) -> tuple[set[Right], list[str]]:
         if entry.get("annotations", {}).get("authorization.k8s.io/decision") == "forbid" or code == 403:
             denied.append(f"{verb} {group}/{resource} {about.get('namespace', '')}/{about.get('name', '')}")
         found.add((group, resource, verb))
-        if verb == "patch" and code == 201:
-            found.add((group, resource, "create"))
     return found, denied

@@ -1,5 +1,4 @@
-{{/* Rights in the namespaces that are served. Every line is used, and tests/cluster/test_chart_rbac.py fails where one is missing or too much.
-Objects are made by server-side apply, which is a patch, and a create where the object is not there. */}}
+{{/* Rights in the namespaces that are served. Every line is used, and tests/cluster/test_chart_rbac.py fails where one is missing or too much. */}}
 {{- define "egm.rules" -}}
 # the jobs themselves: get for a fresh view after a conflict, delete for ttlSecondsAfterFinished
 - apiGroups: [grounding.egm.dev]
@@ -12,20 +11,20 @@ Objects are made by server-side apply, which is a patch, and a create where the 
 - apiGroups: [grounding.egm.dev]
   resources: [groundingtrainjobs/finalizers, groundingevaljobs/finalizers]
   verbs: [update]
-# gangs; prepare and client Jobs; servers
+# gangs; prepare and client Jobs: patched for suspension alone. get: to judge whose it is where a name is taken
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, delete]
 # the job as its pods read it; names of servers
 - apiGroups: [""]
   resources: [configmaps, services]
-  verbs: [create, patch]
+  verbs: [get, create]
 # the token by which a gang's pods know each other: made, never read
 - apiGroups: [""]
   resources: [secrets]
