@@ -17,13 +17,13 @@ CHART = ROOT / "charts" / "egm"
 
 def main() -> int:
     """Render and check."""
-    from tests.cluster.chart_kit import CI, helm
+    from tests.cluster.chart_kit import CI, VERSION, helm
 
     failed = 0
     for values in CI:
         with tempfile.TemporaryDirectory() as folder:
             rendered = Path(folder) / f"{values.stem}.yaml"
-            made = helm("template", "egm", str(CHART), "-n", "egm-system", "-f", str(values), "--skip-crds").stdout
+            made = helm("template", "egm", str(CHART), VERSION, "-n", "egm-system", "-f", str(values)).stdout
             rendered.write_text(made)
             command = [
                 str(ROOT / ".cache/checkov/bin/checkov"),

@@ -38,6 +38,10 @@ def helm_program() -> str:
     return found
 
 
+# `make cluster` builds a Helm that does not know which Kubernetes it was made for
+VERSION = "--kube-version=1.34.4"
+
+
 def helm(*argv: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Helm against the tests' cluster. Fails with what Helm said."""
     done = subprocess.run(
@@ -56,7 +60,7 @@ def template(
     *argv: str, chart: Path = CHART, namespace: str = "egm-system", release: str = "egm"
 ) -> list[dict[str, Any]]:
     """The objects that Helm would send."""
-    text = helm("template", release, str(chart), "--namespace", namespace, *argv).stdout
+    text = helm("template", release, str(chart), VERSION, "--namespace", namespace, *argv).stdout
     return [obj for obj in YAML(typ="safe").load_all(text) if obj]
 
 

@@ -174,3 +174,11 @@ def test_a_packaged_chart_is_the_chart(tmp_path: Path) -> None:
     helm("package", str(CHART), "-d", str(tmp_path))
     (package,) = tmp_path.glob("egm-*.tgz")
     assert template(chart=package) == template()
+
+
+def test_the_notes_name_the_next_commands(namespace: str) -> None:
+    values = "settings.storageSecret=s3,crds.install=false,rbac.aggregateRoles=false"
+    shown = helm("install", "egm", str(CHART), "-n", namespace, "--dry-run=server", "--set", values).stdout
+    notes = shown.split("NOTES:")[1]
+    assert "rollout status deployment/egm-operator" in notes and "create secret generic s3" in notes
+    assert "kubectl get gtj,gej -A" in notes and "jobs/egm8b-pipeline.yaml" in notes and "WARNING" not in notes
