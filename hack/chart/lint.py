@@ -1,30 +1,45 @@
 """checkov over the chart as each file of charts/egm/ci renders it: `make lint-chart`.
 
-What is skipped stands in charts/egm/.checkov.yaml, with the reason.
+What is skipped stands in charts/egm/.checkov.yaml, with the reason. Helm is $HELM, the one that `make cluster` has built, or the one on PATH.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 CHART = ROOT / "charts" / "egm"
+sys.path.insert(0, str(ROOT / "hack" / "cluster"))
+import binaries  # noqa: E402
 
 
 def main() -> int:
     """Render and check."""
-    from tests.cluster.chart_kit import CI, VERSION, helm
-
+    built = binaries.cache() / "bin" / "helm"
+    helm = os.environ.get("HELM") or (str(built) if built.exists() else shutil.which("helm"))
+    if helm is None:
+        raise SystemExit("error: there is no helm: `make cluster` builds one")
     failed = 0
-    for values in CI:
+    for values in sorted((CHART / "ci").glob("*-values.yaml")):
         with tempfile.TemporaryDirectory() as folder:
             rendered = Path(folder) / f"{values.stem}.yaml"
-            made = helm("template", "egm", str(CHART), VERSION, "-n", "egm-system", "-f", str(values)).stdout
-            rendered.write_text(made)
+            render = [
+                helm,
+                "template",
+                "egm",
+                str(CHART),
+                "--kube-version=1.34.4",
+                "-n",
+                "egm-system",
+                "-f",
+                str(values),
+            ]
+            rendered.write_text(subprocess.run(render, check=True, capture_output=True, text=True).stdout)
             command = [
                 str(ROOT / ".cache/checkov/bin/checkov"),
                 "-f",
@@ -34,8 +49,9 @@ def main() -> int:
                 "--compact",
                 "--quiet",
             ]
-            done = subprocess.run([*command, "--skip-download", "--config-file", str(CHART / ".checkov.yaml")])
-            failed |= done.returncode
+            failed |= subprocess.run(
+                [*command, "--skip-download", "--config-file", str(CHART / ".checkov.yaml")]
+            ).returncode
     return failed
 
 

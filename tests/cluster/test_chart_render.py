@@ -189,6 +189,11 @@ def test_the_pod_keeps_to_the_restricted_level() -> None:
     assert container["resources"]["limits"]["memory"] and container["resources"]["requests"]["cpu"]
 
 
+def test_the_policy_can_be_left_to_others() -> None:
+    assert of_kind(template(), "NetworkPolicy")
+    assert not of_kind(template("--set", "networkPolicy.enabled=false"), "NetworkPolicy")
+
+
 def test_a_budget_comes_with_the_second_replica() -> None:
     assert not of_kind(template(), "PodDisruptionBudget")
     assert of_kind(template("--set", "replicas=2"), "PodDisruptionBudget")
