@@ -106,13 +106,16 @@ def account_kubeconfig(api: Api, namespace: str, account: str, path: Path) -> Pa
 def deployed(api: Api, namespace: str, folder: Path, release: str = "egm", **settings: str) -> Operator:
     """The operator of a release as a process: the Deployment's environment, its service account's rights. Not started yet.
 
-    Nothing runs images here; what the kubelet would fill in (the pod's name) and a free port are put in its place.
+    Nothing runs images here; what the kubelet would fill in (the pod's name) and a free port are put in its place. Simulated pods have addresses at
+    which nothing must be asked: progress is read from annotations.
     """
     name = f"{release}-operator"
     pod = api.request("GET", f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}")["spec"]["template"]["spec"]
-    env = {e["name"]: e["value"] for e in pod["containers"][0]["env"] if "value" in e}
+    # an empty value is none for the API server
+    env = {e["name"]: e.get("value", "") for e in pod["containers"][0]["env"] if "valueFrom" not in e}
     config = account_kubeconfig(api, namespace, pod["serviceAccountName"], folder / f"{name}.kubeconfig")
     env |= {"KUBECONFIG": str(config), "EGM_HEALTH_PORT": str(free_port()), "EGM_HEALTH_HOST": "127.0.0.1"}
+    env["EGM_PROGRESS_VIA"] = "off"
     return Operator(namespace, folder / f"{name}.log", **{**env, **settings})
 
 

@@ -5,7 +5,10 @@ What the roles allow and what was used are the same set. A right that is missing
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -58,7 +61,8 @@ def api(cluster: Any) -> Api:
 
 @pytest.fixture(scope="module")
 def namespace(api: Api) -> Iterator[str]:
-    yield from new_namespace(api, "rbac")
+    with new_namespace(api, "rbac") as name:
+        yield name
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,6 @@ def release(api: Api, namespace: str, tmp_path_factory: pytest.TempPathFactory) 
         "crds.install=false",
         "rbac.aggregateRoles=false",
         "settings.progressVia=proxy",
-        "settings.progressSeconds=1",
     ]
     name = f"w{namespace[-6:]}"
     helm(
@@ -164,6 +167,38 @@ def _names_are_taken(drive: Drive) -> None:
         drive.api.delete(kind, drive.namespace, name)
 
 
+_READ = """
+import asyncio, json, sys
+from egm_operator.cluster import Cluster
+from egm_operator.progress import Poller
+from egm_operator.settings import Settings
+from egm_operator.store import Store
+
+async def ask():
+    cluster = await Cluster.connect()
+    poller = Poller(Store(), cluster, Settings(progress_via="proxy"), lambda _: None)
+    print(await poller._ask(None, json.load(sys.stdin)))
+    await cluster.close()
+
+asyncio.run(ask())
+"""
+
+
+def _progress(drive: Drive, config: str) -> None:
+    """`/progress` through the API server, by the operator's own reader and rights. The pod has no address, so that nothing is sent anywhere: the API
+    server refuses after it has allowed."""
+    container = {"name": "main", "image": "localhost/none:1"}
+    pod = {"metadata": {"name": "nowhere"}, "spec": {"nodeSelector": {"no": "where"}, "containers": [container]}}
+    made = drive.api.create("pod", drive.namespace, {"apiVersion": "v1", "kind": "Pod", **pod})
+
+    env = {**os.environ, "KUBECONFIG": config}
+    done = subprocess.run(
+        [sys.executable, "-c", _READ], input=json.dumps(made), env=env, capture_output=True, text=True
+    )
+    assert done.stdout == "None\n", done.stderr
+    drive.api.delete("pod", drive.namespace, "nowhere")
+
+
 def _conflicts(drive: Drive, user: str) -> None:
     """Somebody else writes the same jobs all the time, until the operator had to look again at one of each kind."""
     over = threading.Event()
@@ -207,6 +242,7 @@ def asked(api: Api, namespace: str, release: Operator) -> tuple[set[Right], list
     _pipeline(drive)
     _everything_else(drive)
     _names_are_taken(drive)
+    _progress(drive, release.env["KUBECONFIG"])
     _conflicts(drive, user)
     assert release.stop() == 0  # it gives the Lease back
     return used(audited(user))
@@ -321,7 +357,7 @@ def test_the_finalizers_of_owners_are_needed_though_the_log_does_not_show_it(
 
 def test_one_namespace_needs_nothing_of_the_cluster(api: Api, tmp_path: Path) -> None:
     """The namespaced form, by Roles alone: the pipeline, to its end, and nothing denied."""
-    for namespace in new_namespace(api, "narrow"):
+    with new_namespace(api, "narrow") as namespace:
         values = f"watchNamespaces={{{namespace}}},crds.install=false,rbac.aggregateRoles=false"
         helm("install", "egm", str(ROOT / "charts/egm"), "-n", namespace, "--set", values)
         kept = helm("get", "manifest", "egm", "-n", namespace).stdout

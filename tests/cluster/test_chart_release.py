@@ -25,7 +25,8 @@ def api(cluster: Any) -> Api:
 
 @pytest.fixture
 def namespace(api: Api) -> Iterator[str]:
-    yield from new_namespace(api, "release")
+    with new_namespace(api, "release") as name:
+        yield name
 
 
 @pytest.mark.parametrize("values", CI, ids=lambda p: p.name.removesuffix("-values.yaml"))

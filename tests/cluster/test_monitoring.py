@@ -56,51 +56,46 @@ def fleet(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
     monitors = template("--set", "metrics.podMonitor.enabled=true,metrics.serviceMonitor.enabled=true")
     pods = {m["metadata"]["name"].removeprefix("egm-"): m for m in of_kind(monitors, "PodMonitor")}
     (service,) = of_kind(monitors, "ServiceMonitor")
-    for namespace in new_namespace(api, "watched"):
-        for quota in new_namespace(api, "full"):
-            port = free_port()
-            settings = {
-                "EGM_PROGRESS_STALE_SECONDS": "4",
-                "EGM_BACKOFF_BASE_SECONDS": "2",
-                "EGM_HEALTH_PORT": str(port),
-            }
-            operator = Operator(
-                f"{namespace},{quota}", folder / "operator.log", EGM_HEALTH_HOST="127.0.0.1", **settings
-            ).start()
-            (folder / "trainings").mkdir()
-            (folder / "evaluation").mkdir()
-            with (
-                scene.trainings(folder / "trainings", patch) as trainings,
-                scene.evaluation(folder / "evaluation", patch) as evaluation,
-                scene.engines() as engines,
-            ):
-                ports = {"operator": port, "evaluation": evaluation, **trainings, **engines}
-                scrapes = [
-                    scrape_config(
-                        service, [{"address": f"127.0.0.1:{port}", "namespace": "egm", "pod": "egm-operator-0"}]
-                    ),
-                    scrape_config(
-                        pods["trainings"],
-                        [_pod(p, namespace, f"{n}-a1-master-0", n, "train") for n, p in trainings.items()],
-                    ),
-                    scrape_config(
-                        pods["evaluations"], [_pod(evaluation, namespace, "asks-eval-client-1", "asks", "eval")]
-                    ),
-                    scrape_config(
-                        pods["servers"],
-                        [_pod(p, namespace, f"{n}-eval-server-0", "asks", "eval") for n, p in engines.items()],
-                    ),
-                ]
-                prometheus = Prometheus(folder, scrapes, RULES)
-                scene.fleet(Drive(api, namespace), quota)
-                # a while without an API server: requests that get no answer
-                script = [sys.executable, str(ROOT / "hack/cluster/cluster.py"), "restart", "kube-apiserver"]
-                subprocess.run(script, check=True, capture_output=True)
-                until("the API server", lambda: _answers(api), 60)
-                settle(25)
-                yield Fleet(prometheus, operator, ports, namespace)
-                prometheus.stop()
-            assert operator.stop() == 0
+    with new_namespace(api, "watched") as namespace, new_namespace(api, "full") as quota:
+        port = free_port()
+        settings = {
+            "EGM_PROGRESS_STALE_SECONDS": "4",
+            "EGM_BACKOFF_BASE_SECONDS": "2",
+            "EGM_HEALTH_PORT": str(port),
+        }
+        operator = Operator(
+            f"{namespace},{quota}", folder / "operator.log", EGM_HEALTH_HOST="127.0.0.1", **settings
+        ).start()
+        (folder / "trainings").mkdir()
+        (folder / "evaluation").mkdir()
+        with (
+            scene.trainings(folder / "trainings", patch) as trainings,
+            scene.evaluation(folder / "evaluation", patch) as evaluation,
+            scene.engines() as engines,
+        ):
+            ports = {"operator": port, "evaluation": evaluation, **trainings, **engines}
+            scrapes = [
+                scrape_config(service, [{"address": f"127.0.0.1:{port}", "namespace": "egm", "pod": "egm-operator-0"}]),
+                scrape_config(
+                    pods["trainings"],
+                    [_pod(p, namespace, f"{n}-a1-master-0", n, "train") for n, p in trainings.items()],
+                ),
+                scrape_config(pods["evaluations"], [_pod(evaluation, namespace, "asks-eval-client-1", "asks", "eval")]),
+                scrape_config(
+                    pods["servers"],
+                    [_pod(p, namespace, f"{n}-eval-server-0", "asks", "eval") for n, p in engines.items()],
+                ),
+            ]
+            prometheus = Prometheus(folder, scrapes, RULES)
+            scene.fleet(Drive(api, namespace), quota)
+            # a while without an API server: requests that get no answer
+            script = [sys.executable, str(ROOT / "hack/cluster/cluster.py"), "restart", "kube-apiserver"]
+            subprocess.run(script, check=True, capture_output=True)
+            until("the API server", lambda: _answers(api), 60)
+            settle(25)
+            yield Fleet(prometheus, operator, ports, namespace)
+            prometheus.stop()
+        assert operator.stop() == 0
     patch.undo()
 
 

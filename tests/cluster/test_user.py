@@ -39,7 +39,7 @@ def egm(*argv: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
 def drive(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
     del cluster
     api = Api(kubeconfig())
-    for namespace in new_namespace(api, "user"):
+    with new_namespace(api, "user") as namespace:
         operator = Operator(namespace, tmp_path_factory.mktemp("operator") / "log").start()
         yield Drive(api, namespace)
         assert operator.stop() == 0
