@@ -65,8 +65,10 @@ def test_who_may_view_or_edit_a_namespace_may_do_so_with_its_jobs(namespace: str
         for role in ("view", "edit"):
             cluster("create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", "-n", namespace)
 
-        def may(user: str, verb: str, what: str) -> bool:
-            return cluster.run("auth", "can-i", verb, what, "-n", namespace, f"--as={user}").stdout.strip() == "yes"
+        def may(user: str, verb: str, what: str, *more: str) -> bool:
+            return (
+                cluster.run("auth", "can-i", verb, what, *more, "-n", namespace, f"--as={user}").stdout.strip() == "yes"
+            )
 
         until("aggregation", lambda: may("viewer", "list", "groundingtrainjobs.grounding.egm.dev"))
         kinds = ("groundingtrainjobs.grounding.egm.dev", "groundingevaljobs.grounding.egm.dev")
@@ -76,7 +78,7 @@ def test_who_may_view_or_edit_a_namespace_may_do_so_with_its_jobs(namespace: str
             )
             until("aggregation", lambda k=kind: may("editer", "create", k))  # type: ignore[misc]
             assert may("editer", "delete", kind) and may("editer", "patch", kind)
-            assert not may("editer", "patch", f"{kind.split('.')[0]}.grounding.egm.dev/status")
+            assert not may("editer", "patch", kind, "--subresource=status")
     finally:
         helm("uninstall", "aggregate", "-n", namespace)
 
@@ -89,7 +91,7 @@ def _older(folder: Path) -> Path:
     meta.write_text(meta.read_text().replace("version: 0.1.0", "version: 0.0.9"))
     crd = chart / "templates" / "crd-groundingtrainjobs.yaml"
     text = crd.read_text()
-    before = "      - name: Score\n        type: string\n        jsonPath: .status.columns.score\n"
+    before = "    - name: Score\n      type: string\n      jsonPath: .status.columns.score\n"
     assert text.count(before) == 1
     crd.write_text(text.replace(before, ""))
     return chart
