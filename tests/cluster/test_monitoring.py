@@ -130,6 +130,9 @@ def test_every_target_is_up(fleet: Fleet) -> None:
 def test_every_query_of_every_panel_has_data(fleet: Fleet, name: str) -> None:
     queries = list(_queries(BOARDS[name]["panels"]))
     assert len(queries) > 10
+    # a figure that shows 0 for nothing: without the 0 there is something, but of a phase that lasts two seconds here
+    bare = [(title, expr.removesuffix(" or vector(0)")) for title, expr in queries if title != "Restarting"]
+    queries += [pair for pair in bare if pair not in queries]
     empty = [f"{title}: {expr}" for title, expr in queries if not fleet.prometheus.query(_expand(expr))]
     assert empty == []
 
