@@ -7,7 +7,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -114,6 +114,27 @@ class Cluster:
             raise _api_error(answer.status, data, answer.headers)
         found: Raw = orjson.loads(data) if data else {}
         return found
+
+    async def lines(self, path: str, query: Mapping[str, str]) -> AsyncIterator[bytes]:
+        """Lines of an answer that may go on for long: a log. Raises `ApiError`."""
+        asked = self.api.param_serialize(
+            "GET",
+            path,
+            query_params=list(query.items()),
+            header_params={"Accept": "*/*"},
+            auth_settings=["BearerToken"],
+        )
+        asked = await asked if asyncio.iscoroutine(asked) else asked
+        try:
+            answer = await self.api.call_api(*asked, _request_timeout=7 * 86400.0)
+            if not 200 <= answer.status <= 299:
+                raise _api_error(answer.status, await answer.read(), answer.headers)
+            async for line in answer.response.content:
+                yield line
+        except ApiException as error:
+            raise _api_error(error.status or 0, error.body, error.headers or {}) from None
+        except NETWORK_ERRORS as error:
+            raise ApiError(0, "Unreachable", f"the API server does not answer: {error}") from None
 
     def path(self, kind: str, namespace: str, name: str = "", sub: str = "") -> str:
         """Path of an object, of a namespace's objects, or (namespace empty) of all."""

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kubernetes.aio import client, config
+from kubernetes.aio import config
 from rich.console import Console
 from rich.live import Live
 from ruamel.yaml import YAML
@@ -210,27 +210,17 @@ async def logs(
         raise UserError(f"no pod of {raw['metadata']['name']}" + (f" has the role {role!r}" if role else ""), hint=hint)
     if not (everything or role):
         found = [reporter(found) or found[-1]]
-    api = client.CoreV1Api(cluster.api)
     many = len(found) > 1
 
     async def one(pod: Raw) -> None:
         name, mark = pod["metadata"]["name"], f"[{pod['metadata']['name']}] " if many else ""
+        path = cluster.path("Pod", pod["metadata"]["namespace"], name, "log")
+        query = {"tailLines": str(lines)} | ({"follow": "true"} if follow else {})
         try:
-            stream = await api.read_namespaced_pod_log(
-                name,
-                pod["metadata"]["namespace"],
-                follow=follow,
-                tail_lines=lines,
-                _preload_content=False,
-                _request_timeout=None if follow else 30,
-            )
-            if stream.status >= 400:
-                out(f"{mark}no log: {(await stream.read()).decode(errors='replace')[:300]}\n")
-                return
-            async for text in stream.content:
+            async for text in cluster.lines(path, query):
                 out(mark + text.decode(errors="replace"))
-        except client.ApiException as error:
-            out(f"{mark}no log: {error.reason}\n")
+        except ApiError as error:
+            out(f"{mark}no log: {error.message}\n")
 
     await asyncio.gather(*(one(p) for p in found))
 

@@ -105,22 +105,38 @@ def table(found: Sequence[Line], *, namespaces: bool, width: int, rows: int | No
     head = Text("  ").join(
         Text(f"{counts[phase]} {phase.lower()}", style=_STYLE.get(phase, "")) for phase in _ORDER if counts[phase]
     )
-    body = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    names = [*(["namespace"] if namespaces else []), "job", "kind", "phase", "progress", "", "accuracy"]
     wide = width >= 120
-    names += ["req/s", "left"] + (["GPU hours", "try", "since"] if wide else [])
+    names = [
+        *(["namespace"] if namespaces else []),
+        "job",
+        "kind",
+        "phase",
+        "progress",
+        "",
+        "accuracy",
+        "req/s",
+        "left",
+    ]
+    names += ["GPU hours", "try", "since"] if wide else []
+    body = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in names:
         right = name in ("", "accuracy", "req/s", "left", "GPU hours", "try", "since")
         body.add_column(name, justify="right" if right else "left", no_wrap=True)
-    body.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)
+    shown: list[list[Text]] = []
     for one in found[:rows]:
-        cells: list[Any] = [one.namespace] if namespaces else []
-        cells += [one.name, one.kind, Text(one.phase, style=_STYLE.get(Phase(one.phase), ""))]
-        cells += [_bar(one.share), one.amount, one.figure, one.pace, one.eta]
+        cells = [Text(one.namespace)] if namespaces else []
+        cells += [Text(one.name), Text(one.kind), Text(one.phase, style=_STYLE.get(Phase(one.phase), ""))]
+        cells += [_bar(one.share), *map(Text, (one.amount, one.figure, one.pace, one.eta))]
         if wide:
-            cells += [one.gpu_hours, f"{one.attempt or ''}", span(one.in_phase)]
+            cells += map(Text, (one.gpu_hours, f"{one.attempt or ''}", span(one.in_phase)))
+        shown.append(cells)
+    # what the other columns leave is for the reason: a long sentence must not squeeze a name
+    taken = sum(2 + max([len(name), *(len(cells[i]) for cells in shown)]) for i, name in enumerate(names))
+    left = max(0, width - taken - 1)
+    body.add_column("", no_wrap=True)
+    for one, cells in zip(found, shown, strict=False):
         why = "" if one.phase in (Phase.RUNNING, Phase.SUCCEEDED) else f"{one.reason}: {one.message}".strip(": ")
-        body.add_row(*cells, Text(why, style="dim"))
+        body.add_row(*cells, Text(why if len(why) <= left else why[: max(0, left - 1)] + "…", style="dim"))
     parts: list[Any] = [head, body]
     if rows is not None and len(found) > rows:
         parts.append(Text(f"and {len(found) - rows} more", style="dim"))
