@@ -54,7 +54,9 @@ class Layout:
 
 
 # A process of torch on a busy machine with its default threads is ten times slower than with one; glibc gives memory back too eagerly.
+# A GPU that the machine has is hidden: -1 and not nothing, since Ray counts its logical GPUs against that variable.
 _CPU_ENV: Mapping[str, str] = {
+    "CUDA_VISIBLE_DEVICES": "-1",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "MALLOC_TRIM_THRESHOLD_": "1000000000",

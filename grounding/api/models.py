@@ -186,7 +186,7 @@ class TrainSpec(_Lifecycle):
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of data order, initialisation and sampling.")
     model: ModelRef = Field(default_factory=ModelRef, description="The model to start from.")  # type: ignore[arg-type]
     data: TrainData = Field(default_factory=TrainData, description="Training and validation data.")  # type: ignore[arg-type]
-    reward: Reward = Field(default_factory=Reward, description="Reward of RL.")  # type: ignore[arg-type]
+    reward: Reward = Field(default_factory=Reward, description="What RL maximises.")  # type: ignore[arg-type]
     resources: Resources = Field(default_factory=Resources, description="Nodes, GPUs, memory.")  # type: ignore[arg-type]
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters, description="Typed hyperparameters.")  # type: ignore[arg-type]
     tracking: Tracking = Field(default_factory=Tracking, description="Where metrics go.")  # type: ignore[arg-type]

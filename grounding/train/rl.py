@@ -6,7 +6,9 @@ newest complete checkpoint.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -82,7 +84,6 @@ def environment(
             "VERL_USE_EXTERNAL_MODULES": "grounding.train.verl_cpu",  # and with it verl_fixes
             "VERL_PLATFORM": "cpu",
             "VERL_ENGINE_DEVICE": "cuda",
-            "RAY_AUTH_MODE": "disabled",
             # several rollout servers share a step's requests in no fixed way: each answers what it has after a moment
             "EGM_ROLLOUTS_A_STEP": str((h.batch_size or 256) * (h.rollouts or 16) if nodes == 1 else 0),
             "EGM_ROLLOUTS_A_VALIDATION": str(validation_rows if nodes == 1 else 0),
@@ -92,6 +93,16 @@ def environment(
             "RAY_worker_niceness": "0",  # Ray's 15 lets anything else on the machine starve the training
         }
     return env
+
+
+def _own_ray(env: Mapping[str, str]) -> dict[str, str]:
+    """`env` with a token for the Ray that verl starts itself: left alone, Ray writes one into the home folder, which a pod may not have."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **env}
+
+
+def _has_flash_attention() -> bool:
+    """Whether what verl trains with by default is installed; it comes without wheels, so not every image has it."""
+    return importlib.util.find_spec("flash_attn") is not None
 
 
 def _rows(path: Path) -> int:
@@ -177,6 +188,8 @@ def _train(
         cpu=cpu,
         resume_from=checkpoint.path if checkpoint else None,
         nodes=nodes,
+        attention=None if _has_flash_attention() and not cpu else "sdpa",
+        cpu_slots=node.cpus,
     )
     env = os.environ | environment(job, out, log, cpu=cpu, validation_rows=_rows(data.val_parquet), nodes=nodes)
     start = f"resuming after step {done}" if checkpoint else "starting"
@@ -185,7 +198,7 @@ def _train(
     if pods is not None:  # verl's runner may land on any pod, whose own environment knows another file or none
         command.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={log}")
     if pods is None:
-        return _run(command, env, out, log, total, done)
+        return _run(command, _own_ray(env), out, log, total, done)
     env = gang.environment_of_jobs(env)
 
     def drive(address: str, lost: Callable[[], str]) -> int:

@@ -39,10 +39,14 @@ def overrides(
     cpu: bool,
     resume_from: Path | None = None,
     nodes: int = 1,
+    attention: str | None = None,
+    cpu_slots: int = 40,
 ) -> list[str]:
     """The arguments of `python -m verl.trainer.main_ppo` for a resolved RL job. Paths must be the same on every node.
 
-    `nodes`: Ray nodes that are there; more than one means a Ray that runs already (`$RAY_ADDRESS`).
+    `nodes`: Ray nodes that are there; more than one means a Ray that runs already (`$RAY_ADDRESS`). `attention`: transformers' name of the
+    trained model's attention, verl's FlashAttention 2 where it is None. `cpu_slots`: logical CPUs of a Ray that verl starts itself, on a
+    machine with GPUs.
     """
     spec, h = job.spec, job.spec.hyperparameters
     reward = spec.reward
@@ -127,28 +131,37 @@ def overrides(
         keys["trainer.resume_from_path"] = str(resume_from)
     if h.adam_beta2:
         keys[f"{_ACTOR}.optim.betas"] = [0.9, h.adam_beta2]
+    dtype = "float32" if cpu else h.dtype or "bfloat16"
+    if dtype in _MIXED:
+        keys |= {f"+{part}.fsdp_config.mixed_precision.param_dtype": _MIXED[dtype] for part in (_ACTOR, _REF)}
+    if attention:
+        keys["+actor_rollout_ref.model.override_config.attn_implementation"] = attention
+    if nodes == 1:
+        # verl waits in silence where Ray has fewer cores than verl has actors; each slot is an idle process of Ray, so few without a GPU
+        slots = 24 if cpu else cpu_slots
+        keys |= {"ray_kwargs.ray_init.num_cpus": slots, "+ray_kwargs.ray_init.include_dashboard": False}
     if cpu:
         keys |= _CPU
         if nodes == 1:
-            keys |= _CPU_RAY
+            keys["+ray_kwargs.ray_init.num_gpus"] = 1
     else:
-        keys[f"{_ROLLOUT}.dtype"] = h.dtype or "bfloat16"
+        keys[f"{_ROLLOUT}.dtype"] = dtype
     return [f"{key}={_text(value)}" for key, value in keys.items()] + list(h.engine_overrides or [])
 
+
+# our name -> verl's, where it is not what verl trains in anyway: without it rollouts alone would change their precision
+_MIXED = {"float32": "fp32", "float16": "fp16"}
 
 # what the CPU path needs besides; see `verl_cpu.py`
 _CPU: dict[str, Any] = {
     "trainer.device": "cpu",
     "data.dataloader_num_workers": 0,
     "reward.num_workers": 1,
-    "+actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
     f"{_ACTOR}.strategy": "fsdp2",
     f"{_REF}.strategy": "fsdp2",
     f"{_ACTOR}.use_torch_compile": False,
     f"{_ACTOR}.fsdp_config.use_torch_compile": False,
     f"{_REF}.fsdp_config.use_torch_compile": False,
-    f"+{_ACTOR}.fsdp_config.mixed_precision.param_dtype": "fp32",
-    f"+{_REF}.fsdp_config.mixed_precision.param_dtype": "fp32",
     # a tiny model is exported with every checkpoint; a large one is merged once at the end
     f"{_ACTOR}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
     f"{_ROLLOUT}.load_format": "auto",
@@ -158,10 +171,4 @@ _CPU: dict[str, Any] = {
     "trainer.v1.sampler.custom_sampler.path": "pkg://grounding.train.verl_cpu",
     "trainer.v1.sampler.custom_sampler.name": "OrderedReplayBuffer",
     "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
-}
-# logical slots of a Ray that verl starts itself: Ray must place verl's actors on a machine with fewer cores than actors, and no GPU
-_CPU_RAY: dict[str, Any] = {
-    "ray_kwargs.ray_init.num_cpus": 24,
-    "+ray_kwargs.ray_init.num_gpus": 1,
-    "+ray_kwargs.ray_init.include_dashboard": False,
 }

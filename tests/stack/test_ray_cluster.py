@@ -2,19 +2,24 @@
 
 Needs root and `ip`. As a script it does the same as often as wanted, each time killing a random node at a random step:
 
-    python tests/stack/test_ray_cluster.py --model FOLDER --count 10
+    python tests/stack/test_ray_cluster.py --model FOLDER --count 10 --out FILE.json
+
+`--parallel` runs so many gangs at a time, each in namespaces of its own; one wants some four cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import math
 import os
+import platform
 import random
 import secrets
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,21 +30,22 @@ from pathlib import Path
 
 import pytest
 
+from grounding.files import complete_lines
 from grounding.train import checkpoints
 from grounding.train.progress import read_progress
 
 STEPS = 5
-MANIFEST = f"""
+MANIFEST = """
 apiVersion: grounding.egm.dev/v1alpha1
 kind: GroundingTrainJob
-metadata: {{name: rl}}
+metadata: {name: rl}
 spec:
   preset: tiny-rl
-  model: {{source: MODEL}}
-  data: {{shapes: {{train: 48, perFile: 10}}}}
-  resources: {{nodes: 2}}
+  model: {source: MODEL}
+  data: {shapes: {train: 48, perFile: 10}}
+  resources: {nodes: 2}
   startDeadlineSeconds: 240
-  hyperparameters: {{maxSteps: {STEPS}, saveEvery: 1, validateEvery: 5, batchSize: 4, miniBatchSize: 4, rollouts: 4, responseLength: 24}}
+  hyperparameters: {maxSteps: STEPS, saveEvery: 1, validateEvery: 5, batchSize: 4, miniBatchSize: 4, rollouts: 4, responseLength: 24}
 """
 
 
@@ -111,6 +117,7 @@ class Gang:
                 "KUBERNETES_SERVICE_HOST": "10.0.0.1",
                 "GLOO_SOCKET_IFNAME": interface,
                 "EGM_TEST_POD": self.marks[rank],
+                "CUDA_VISIBLE_DEVICES": "-1",  # a machine with a GPU takes the CPU path too
             }
             role = [sys.executable, "-m", "grounding.cli", "role", "rl", "--job", str(folder / "job.yaml")]
             role += ["--data", str(folder / "data"), "--model", str(model), "--out", str(folder / "out")]
@@ -160,29 +167,47 @@ def ask(node: str, url: str) -> dict:
     return json.loads(done.stdout)
 
 
-def train_through_a_kill(folder: Path, model: Path, victim: int, at_step: int) -> dict:
+def _files(folder: Path) -> list[Path]:
+    """verl's own files, one an attempt, oldest first."""
+    return sorted((folder / "out" / "verl").glob("metrics-*-from-*.jsonl"))
+
+
+def _written(file: Path) -> list[int]:
+    return [line["step"] for line in complete_lines(file) if line["step"] > 0]
+
+
+def train_through_a_kill(folder: Path, model: Path, victim: int, at_step: int, steps: int = STEPS) -> dict:
     """Train; when `at_step` is done kill node `victim`; start the gang again until it succeeds. Gives what happened."""
     (folder / "out").mkdir(parents=True)
-    (folder / "job.yaml").write_text(MANIFEST.replace("MODEL", str(model)))
+    (folder / "job.yaml").write_text(MANIFEST.replace("MODEL", str(model)).replace("STEPS", str(steps)))
     role = [sys.executable, "-m", "grounding.cli", "role", "prepare"]
     subprocess.run([*role, "--job", folder / "job.yaml", "--data", folder / "data"], check=True)
-    began, attempts, killed_at = time.monotonic(), [], None
+    begun, attempts, killed_at, before = time.monotonic(), [], 0.0, 0
+    seconds: dict[str, float] = {}
     with two_nodes() as nodes:
         for attempt in range(1, 4):
+            started, earlier = time.monotonic(), len(_files(folder))
             gang = Gang(nodes, folder, model, attempt)
             try:
-                if killed_at is None:
-                    until = time.monotonic() + 420
+                if not killed_at:
+                    until = started + 420
                     while max(_steps(folder), default=0) < at_step:
                         assert time.monotonic() < until, "no step in time"
                         assert gang.pods[0].poll() is None and gang.pods[1].poll() is None, "ended too early"
                         time.sleep(0.05)
                     # the worker asks rank 0 as the operator does
                     report = ask(nodes[1][0], f"http://{nodes[0][2]}:8090/progress")
-                    assert report["step"] >= at_step and report["totalSteps"] == STEPS and report["attempt"] == attempt
+                    assert report["step"] >= at_step and report["totalSteps"] == steps and report["attempt"] == attempt
                     killed_at = time.monotonic()
                     gang.kill(victim)
-                codes = gang.wait(420)
+                    codes = gang.wait(420)
+                    seconds["gang_ended_after_kill"] = round(time.monotonic() - killed_at, 1)
+                    before = max(_written(_files(folder)[-1]))
+                else:
+                    while gang.pods[0].poll() is None and not any(_written(f) for f in _files(folder)[earlier:]):
+                        time.sleep(0.05)
+                    seconds.setdefault("first_step_after_start", round(time.monotonic() - started, 1))
+                    codes = gang.wait(420)
             finally:
                 gang.clear()
             attempts.append(codes)
@@ -190,18 +215,20 @@ def train_through_a_kill(folder: Path, model: Path, victim: int, at_step: int) -
                 break
     out = folder / "out"
     lines = [line for line in read_progress(out / "progress.jsonl") if line["step"] > 0]
-    resumed = [p.stem.rpartition("-")[2] for p in sorted((out / "verl").glob("metrics-*-from-*.jsonl"))]
+    resumed = [int(file.stem.rpartition("-")[2]) for file in _files(folder)]
     return {
         "victim": victim,
         "at_step": at_step,
         "codes": attempts,
+        "total": steps,
         "steps": [line["step"] for line in lines],
-        "scores": [line["metrics"]["score"] for line in lines],
-        "resumed_from": [int(r) for r in resumed],
+        "scores": [round(line["metrics"]["score"], 4) for line in lines],
+        "resumed_from": resumed,
+        "steps_repeated": before - resumed[-1] if len(attempts) > 1 else 0,
         "checkpoint": (checkpoints.peek(out / "checkpoints") or checkpoints.Checkpoint(0, out)).step,
-        "world_size": checkpoints.world_size(out / "checkpoints" / f"global_step_{STEPS}"),
+        "world_size": checkpoints.world_size(out / "checkpoints" / f"global_step_{steps}"),
         "model": (out / "model" / "config.json").exists(),
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": {**seconds, "all": round(time.monotonic() - begun, 1)},
     }
 
 
@@ -213,7 +240,7 @@ def check(told: dict) -> None:
         assert told["resumed_from"][0] == 0 and told["resumed_from"][-1] >= told["at_step"] - 1, told
         assert first[1 - told["victim"]] != 0, told
     assert last == [0, 0], told
-    assert told["steps"] == list(range(1, STEPS + 1)) and told["checkpoint"] == STEPS, told
+    assert told["steps"] == list(range(1, told["total"] + 1)) and told["checkpoint"] == told["total"], told
     assert told["world_size"] == 2 and told["model"], told
     assert all(math.isfinite(s) and 0.0 <= s <= 1.0 for s in told["scores"]), told
     assert max(told["scores"]) > 0.0, "a model that speaks scores something"
@@ -224,22 +251,65 @@ def test_a_gang_of_two_nodes_goes_on_when_one_is_killed(tmp_path: Path, speaking
     check(train_through_a_kill(tmp_path / "run", speaking_model, victim=1, at_step=2))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def one(model: Path, victim: int, at_step: int, steps: int) -> dict:
+    """A gang through its kill, checked; `failed` says what was not as it has to be, and where the logs are."""
+    folder = Path(tempfile.mkdtemp(prefix="egm-gang-"))
+    told: dict = {"victim": victim, "at_step": at_step}
+    try:
+        told = train_through_a_kill(folder / "run", model, victim, at_step, steps)
+        check(told)
+    except (AssertionError, subprocess.SubprocessError, OSError, ValueError) as error:
+        told |= {"failed": f"{type(error).__name__}: {error}", "logs": str(folder)}
+    else:
+        shutil.rmtree(folder)
+    print(json.dumps(told), flush=True)
+    return told
+
+
+def summed_up(told: list[dict]) -> dict:
+    """Medians over the gangs that were as they have to be, and how many those are."""
+    good = [t for t in told if "failed" not in t]
+    names = sorted({name for t in good for name in t["seconds"]})
+    half = [(t["scores"][: t["total"] // 2], t["scores"][-(t["total"] // 2) :]) for t in good]
+    return {
+        "good": len(good),
+        "of": len(told),
+        "steps_repeated_most": max((t["steps_repeated"] for t in good), default=0),
+        "seconds_median": {n: statistics.median(t["seconds"][n] for t in good if n in t["seconds"]) for n in names},
+        "score_first_half": round(statistics.mean(s for a, _ in half for s in a), 4) if half else 0.0,
+        "score_last_half": round(statistics.mean(s for _, b in half for s in b), 4) if half else 0.0,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a tiny model that speaks")
     parser.add_argument("--count", type=int, default=10)
+    parser.add_argument("--parallel", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    rng, good = random.Random(args.seed), 0
-    for _ in range(args.count):
-        folder = Path(tempfile.mkdtemp(prefix="egm-gang-"))
-        told = train_through_a_kill(folder / "run", args.model, rng.randrange(2), rng.randrange(1, STEPS))
-        print(json.dumps(told), flush=True)
-        check(told)
-        good += 1
-        shutil.rmtree(folder)
-    print(f"{good} of {args.count}")
+    rng = random.Random(args.seed)
+    kills = [(rng.randrange(2), rng.randrange(1, args.steps)) for _ in range(args.count)]
+    with concurrent.futures.ThreadPoolExecutor(args.parallel) as pool:
+        told = list(pool.map(lambda kill: one(args.model.resolve(), *kill, args.steps), kills))
+    summary = summed_up(told)
+    if args.out:
+        cores = len(os.sched_getaffinity(0))
+        report = {
+            "what": "RL on two nodes, network namespaces with a logical GPU each; a random one is killed after a random step",
+            "machine": f"{platform.machine()}, {cores} cores, Python {platform.python_version()}",
+            "at_a_time": args.parallel,
+            "seed": args.seed,
+            "summary": summary,
+            "gangs": told,
+        }
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(summary))
+    print(f"{summary['good']} of {summary['of']}")
+    return 0 if summary["good"] == summary["of"] else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,6 +24,13 @@ def test_the_demo_s_training() -> None:
     assert sft.after == ("prepare",) and sft.gpus == 0 and sft.env["OMP_NUM_THREADS"] == "1"
 
 
+def test_a_role_without_gpus_sees_none_of_the_machine_s() -> None:
+    """Not an empty value: Ray refuses a logical GPU then."""
+    roles = _plan("demo.yaml", "demo-sft") + _plan("demo.yaml", "demo-rl") + _plan("demo.yaml", "demo-after")
+    assert {r.env["CUDA_VISIBLE_DEVICES"] for r in roles} == {"-1"}
+    assert all("CUDA_VISIBLE_DEVICES" not in r.env for r in _plan("egm8b-rl.yaml", "egm8b-rl") if r.gpus)
+
+
 def test_the_demo_s_evaluation() -> None:
     prepare, server, evaluate = _plan("demo.yaml", "demo-before")
     assert [r.kind for r in (prepare, server, evaluate)] == ["task", "server", "task"]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from grounding.api import parse, resolve
+from grounding.train import rl
 from grounding.train.verl_overrides import overrides
 
 
@@ -23,7 +24,7 @@ spec:
     return resolve(parse(text)[0])
 
 
-def _made(job, cpu: bool = False, resume: Path | None = None) -> dict[str, str]:
+def _made(job, cpu: bool = False, resume: Path | None = None, **more) -> dict[str, str]:
     made = overrides(
         job,
         train_file=Path("/d/train.parquet"),
@@ -33,6 +34,7 @@ def _made(job, cpu: bool = False, resume: Path | None = None) -> dict[str, str]:
         reward_file=Path("/r.py"),
         cpu=cpu,
         resume_from=resume,
+        **more,
     )
     return dict(line.split("=", 1) for line in made)
 
@@ -109,3 +111,37 @@ def test_no_key_stands_twice(cpu: bool) -> None:
     )
     keys = [line.split("=", 1)[0].lstrip("+") for line in made]
     assert len(keys) == len(set(keys))
+
+
+ATTENTION = "+actor_rollout_ref.model.override_config.attn_implementation"
+MIXED = "+actor_rollout_ref.{}.fsdp_config.mixed_precision.param_dtype"
+
+
+def test_without_flash_attention_another_is_named() -> None:
+    assert ATTENTION not in _made(_job("egm-8b-rl"))
+    assert _made(_job("egm-8b-rl"), attention="sdpa")[ATTENTION] == "sdpa"
+
+
+@pytest.mark.parametrize(("dtype", "verl_s"), [("bfloat16", None), ("float16", "fp16"), ("float32", "fp32")])
+def test_training_and_rollouts_have_the_same_precision(dtype: str, verl_s: str | None) -> None:
+    made = _made(_job("egm-8b-rl", dtype=dtype))
+    assert made["actor_rollout_ref.rollout.dtype"] == dtype
+    assert [made.get(MIXED.format(part)) for part in ("actor", "ref")] == [verl_s, verl_s]
+
+
+def test_the_cpu_path_computes_in_single_precision() -> None:
+    assert _made(_job("tiny-rl", dtype="bfloat16"), cpu=True)[MIXED.format("actor")] == "fp32"
+
+
+def test_a_ray_of_its_own_has_a_slot_for_every_actor() -> None:
+    made = _made(_job("egm-8b-rl"), cpu_slots=64)
+    assert made["ray_kwargs.ray_init.num_cpus"] == "64" and "+ray_kwargs.ray_init.num_gpus" not in made
+    assert _made(_job("tiny-rl"), cpu=True)["+ray_kwargs.ray_init.num_gpus"] == "1"
+    assert not any(key.lstrip("+").startswith("ray_kwargs") for key in _made(_job("egm-8b-rl"), nodes=2))
+
+
+def test_a_ray_of_its_own_has_a_token_nobody_knows() -> None:
+    one, two = rl._own_ray({}), rl._own_ray({})
+    assert one["RAY_AUTH_MODE"] == "token" and len(one["RAY_AUTH_TOKEN"]) == 64
+    assert one["RAY_AUTH_TOKEN"] != two["RAY_AUTH_TOKEN"]
+    assert rl._own_ray({"RAY_AUTH_MODE": "disabled"})["RAY_AUTH_MODE"] == "disabled"
