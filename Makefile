@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-browser test-export test-cluster lint format types bench clean cluster cluster-env cluster-down
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-browser test-export test-cluster lint format types bench clean cluster cluster-env cluster-image cluster-down walk
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -68,6 +68,12 @@ cluster: ## a real Kubernetes 1.34 with simulated GPU nodes, without root (NODE=
 
 cluster-env: ## its shell exports: eval "$$(make -s cluster-env)"
 	@python3 hack/cluster/cluster.py env
+
+cluster-image: setup ## this checkout's environment as the operator's images, on the real node of `make cluster NODE=1`
+	@python3 hack/cluster/cluster.py image
+
+walk: ## the way of a user in a clean clone: cluster, apply, suspend, resume, delete; minutes
+	@hack/walk
 
 cluster-down: ## stop it and remove what it left
 	@python3 hack/cluster/cluster.py down
