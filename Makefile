@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-demo test-browser test-export test-cluster lint format types bench chart lint-chart docs prometheus clean cluster cluster-env cluster-down
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-demo test-browser test-export test-cluster lint format types bench chart lint-chart docs prometheus clean cluster cluster-env cluster-down cluster-image walk
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -87,13 +87,20 @@ $(PROMETHEUS)/usr/bin/prometheus:
 	@cd $(PROMETHEUS) && apt-get download -qq prometheus && for f in prometheus_*.deb; do dpkg -x "$$f" . && rm "$$f"; done
 
 prometheus: ## Debian's Prometheus and promtool in .cache, unless they are on PATH
-	@{ command -v prometheus && command -v promtool; } >/dev/null 2>&1 || $(MAKE) -s $(PROMETHEUS)/usr/bin/prometheus
+	@{ command -v prometheus && command -v promtool; } >/dev/null 2>&1 || ! command -v apt-get >/dev/null \
+	  || $(MAKE) -s $(PROMETHEUS)/usr/bin/prometheus
 
 cluster: ## a real Kubernetes 1.34 with simulated GPU nodes, without root (NODE=1: a real node too, root; FAKE_NODES=n)
 	@python3 hack/cluster/cluster.py up $(if $(FAKE_NODES),--fake-nodes $(FAKE_NODES)) $(if $(filter 1,$(NODE)),--node)
 
 cluster-env: ## its shell exports: eval "$$(make -s cluster-env)"
 	@python3 hack/cluster/cluster.py env
+
+cluster-image: setup ## this checkout's environment as the operator's images, on the real node of `make cluster NODE=1`
+	@python3 hack/cluster/cluster.py image
+
+walk: ## the way of a user in a clean clone: cluster, apply, suspend, resume, delete; minutes
+	@hack/walk
 
 cluster-down: ## stop it and remove what it left
 	@python3 hack/cluster/cluster.py down

@@ -1,7 +1,7 @@
 """What the watches have seen, by kind and name, with our own writes on top: a reconcile never sees the world older than what it did.
 
 A watch lags behind our writes. Each answer of the API server is put here at once, and an event older than what is here is left out, by
-comparing resource versions of one object. A uid that was seen to go never comes back.
+comparing resource versions of one object. What was seen to go does not come back with a late answer.
 
 Objects are kept as the JSON of the parts that plans read (`slim`): a tenth of the memory that dicts take, parsed when somebody asks.
 """
@@ -87,7 +87,8 @@ class Store:
         self._children: dict[Key, dict[tuple[str, str, str], None]] = {}
         self._waiting: dict[tuple[str, str], set[Key]] = {}
         self._wanted: dict[Key, tuple[str, str]] = {}
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._gone: OrderedDict[str, int] = OrderedDict()
+        """Uid -> version at which it was no longer there."""
         self._changed = changed
 
     def __len__(self) -> int:
@@ -121,7 +122,7 @@ class Store:
         """Take in an object, unless what is here is newer; wakes its job when something changed."""
         identity, uid = _identity(obj), str(obj["metadata"].get("uid", ""))
         old, at = self._entries.get(identity), version(obj)
-        if uid in self._gone or (old is not None and old.uid == uid and at <= old.version):
+        if at <= self._gone.get(uid, -1) or (old is not None and old.uid == uid and at <= old.version):
             return
         new = slim(obj)
         key = _job_of(new)
@@ -137,12 +138,12 @@ class Store:
         identity, uid = _identity(obj), obj["metadata"].get("uid")
         old = self._entries.get(identity)
         if old is not None and (not uid or old.uid == uid):
-            self._drop(identity, old)
+            self._drop(identity, old, version(obj))
 
-    def _drop(self, identity: tuple[str, str, str], old: _Entry) -> None:
+    def _drop(self, identity: tuple[str, str, str], old: _Entry, at: int) -> None:
         del self._entries[identity]
         if old.uid:
-            self._gone[old.uid] = None  # the answer to a write of ours may come after the end
+            self._gone[old.uid] = max(at, old.version)
         if len(self._gone) > _GONE_KEPT:
             self._gone.popitem(last=False)
         if old.job is not None and old.job in self._children:
@@ -167,7 +168,7 @@ class Store:
         found = {_identity(o) for o in objects}
         for identity, entry in list(self._entries.items()):
             if identity[0] == kind and identity not in found and namespace in ("", identity[1]) and entry.version <= at:
-                self._drop(identity, entry)
+                self._drop(identity, entry, at)
         for obj in objects:
             self.put(obj)
 
