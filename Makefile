@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-demo test-browser test-export test-cluster locks locks-check images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-env cluster-down
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-demo test-browser test-export test-cluster locks locks-check images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-env cluster-down chart lint-chart docs prometheus cluster-image walk
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -63,14 +63,44 @@ test-export: setup ## the exporters with the tools they write for, in an environ
 	@VIRTUAL_ENV=.cache/export $(UV) pip install --quiet -e . $(EXPORTERS) pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout
 	@.cache/export/bin/python -m pytest -q tests/export
 
-test-cluster: setup ## API server, CRDs, simulated pods: on the cluster of `make cluster`, or on EGM_KUBECONFIG's
+test-cluster: setup prometheus ## API server, CRDs, chart, dashboards: on the cluster of `make cluster`, or on EGM_KUBECONFIG's
 	@$(BIN)/python -m pytest -q tests/cluster
+
+chart: setup ## write what the chart holds of other sources: definitions, table of values, dashboards
+	@$(BIN)/python hack/chart/generate.py
+
+# in environments of their own: checkov pins half of PyPI
+lint-chart: setup ## checkov over the rendered chart; not part of `make test`
+	@$(UV) venv --quiet --allow-existing .cache/checkov
+	@VIRTUAL_ENV=.cache/checkov $(UV) pip install --quiet checkov==3.3.30
+	@$(BIN)/python hack/chart/lint.py
+
+docs: setup ## the documentation as a site in .cache/site
+	@$(BIN)/python hack/docs/reference.py
+	@$(UV) venv --quiet --allow-existing .cache/mkdocs
+	@VIRTUAL_ENV=.cache/mkdocs $(UV) pip install --quiet mkdocs==1.6.1 mkdocs-material==9.8.1
+	@NO_MKDOCS_2_WARNING=1 .cache/mkdocs/bin/mkdocs build --quiet
+
+PROMETHEUS := .cache/prometheus
+$(PROMETHEUS)/usr/bin/prometheus:
+	@mkdir -p $(PROMETHEUS)
+	@cd $(PROMETHEUS) && apt-get download -qq prometheus && for f in prometheus_*.deb; do dpkg -x "$$f" . && rm "$$f"; done
+
+prometheus: ## Debian's Prometheus and promtool in .cache, unless they are on PATH
+	@{ command -v prometheus && command -v promtool; } >/dev/null 2>&1 || ! command -v apt-get >/dev/null \
+	  || $(MAKE) -s $(PROMETHEUS)/usr/bin/prometheus
 
 cluster: ## a real Kubernetes 1.34 with simulated GPU nodes, without root (NODE=1: a real node too, root; FAKE_NODES=n)
 	@python3 hack/cluster/cluster.py up $(if $(FAKE_NODES),--fake-nodes $(FAKE_NODES)) $(if $(filter 1,$(NODE)),--node)
 
 cluster-env: ## its shell exports: eval "$$(make -s cluster-env)"
 	@python3 hack/cluster/cluster.py env
+
+cluster-image: setup ## this checkout's environment as the operator's images, on the real node of `make cluster NODE=1`
+	@python3 hack/cluster/cluster.py image
+
+walk: ## the way of a user in a clean clone: cluster, apply, suspend, resume, delete; minutes
+	@hack/walk
 
 cluster-down: ## stop it and remove what it left
 	@python3 hack/cluster/cluster.py down

@@ -10,7 +10,10 @@ import typer
 
 def report(
     folder: Annotated[
-        str, typer.Argument(help="A run (runs/demo), or the folder of one evaluation; s3://bucket/prefix too.")
+        str,
+        typer.Argument(
+            help="A run (runs/demo), or the folder of one evaluation; s3://bucket/prefix too. With --cluster: a job."
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -20,8 +23,17 @@ def report(
     ] = None,
     pictures: Annotated[int, typer.Option(min=0, help="Pictures to embed, at most.")] = 600,
     picture_mb: Annotated[float, typer.Option(min=0, help="Megabytes of pictures in the page, at most.")] = 10.0,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", "-c", help="Print the result of an evaluation job of the cluster instead.")
+    ] = False,
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Its namespace.")] = "",
 ) -> None:
     """Write one self-contained HTML page: tables, kinds of errors, accuracy by group, curves, and a gallery of the answers."""
+    if cluster:
+        from grounding.cli.cluster import report_of_cluster
+
+        report_of_cluster(folder, namespace)
+        return
     from grounding.cli.places import results_folder
     from grounding.report import Caps, build
     from grounding.storage import is_remote

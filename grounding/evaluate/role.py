@@ -117,7 +117,8 @@ def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
     from grounding.evaluate.live import Live
     from grounding.evaluate.options import Options
     from grounding.evaluate.request import Request
-    from grounding.evaluate.run import Evaluation, plan, run
+    from grounding.evaluate.run import Evaluation, Progress, plan, run
+    from grounding.evaluate.telemetry import serve
 
     job = _job(job_file)
     spec, where = job.spec, locate_data(job, data)
@@ -156,8 +157,16 @@ def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
         engine=spec.engine,
     )
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with Live(Console(force_terminal=False, width=200), every_s=10.0) as live:
-        summary = run(evaluation, plan(evaluation), live)
+    with (
+        Live(Console(force_terminal=False, width=200), every_s=10.0) as live,
+        serve(job.metadata.name, out) as (teller, _),
+    ):
+
+        def listen(progress: Progress) -> None:
+            live(progress)
+            teller(progress)
+
+        summary = run(evaluation, plan(evaluation), listen)
     leave(summary)
     if summary["errors"]:
         raise Failure(

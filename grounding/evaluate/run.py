@@ -24,6 +24,7 @@ from grounding.evaluate.results import ERROR, Reply, Results, Tallies, rescore, 
 from grounding.evaluate.scrape import read_once, scrape
 from grounding.evaluate.ship import Remote
 from grounding.evaluate.summary import summarise
+from grounding.evaluate.telemetry import Latencies
 from grounding.evaluate.work import Worklist, read_worklist, settings_digest
 from grounding.files import read_json, write_json
 from grounding.scoring import get_profile
@@ -72,6 +73,8 @@ class Progress:
     servers: Sequence[Server] = ()
     readings: dict[str, Metrics] = field(default_factory=dict)
     """What servers said last of themselves, by endpoint"""
+    latencies: Latencies = field(default_factory=Latencies)
+    """Of the answers of this process"""
     warning: str = ""
     """What does not stop the run, but should be known"""
 
@@ -139,6 +142,7 @@ def run(
             results.add(row, score_row(work.key(row), expression, reply, evaluation.model, prompt, profile))
             progress.count(results.done, row)
             progress.asked += 1
+            progress.latencies.add(reply.latency_s)
 
         def publish() -> dict[str, Any]:
             progress.seconds = time.monotonic() - start
