@@ -14,7 +14,7 @@ export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-0} TMPDIR=${TMPDIR:-/var/tmp}
 for program in mmdebstrap buildah; do
   command -v "$program" >/dev/null || { echo "error: $program is not installed; on Debian: apt-get install mmdebstrap buildah" >&2; exit 2; }
 done
-packages=python3-minimal,libpython3-stdlib,ca-certificates,tini,usr-is-merged
+packages=python3-minimal,libpython3-stdlib,libstdc++6,ca-certificates,tini,usr-is-merged
 case $kind in
   run) ;;
   gpu) packages+=,gcc,libc6-dev,libpython3-dev ;;

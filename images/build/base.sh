@@ -4,6 +4,7 @@ set -eu
 fail() { echo "error: BASE $1; what a base needs stands in docs/images.md" >&2; exit 1; }
 command -v python3 >/dev/null || fail "has no python3"
 python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || fail "has $(python3 -V), 3.11 or 3.12 is wanted"
+python3 -c 'import ctypes; ctypes.CDLL("libstdc++.so.6")' 2>/dev/null || fail "has no libstdc++"
 command -v tini >/dev/null || fail "has no tini"
 [ -s /etc/ssl/certs/ca-certificates.crt ] || fail "has no CA certificates"
 [ -f /var/lib/dpkg/status ] || fail "is not Debian's or a descendant"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# In a build stage: packages.sh TITLE  -> /opt/egm, a Python environment with exactly what /src/requirements.txt says, and its bill of materials.
+# In a build stage: packages.sh -> /opt/egm, a Python environment with exactly what /src/requirements.txt says.
 # What changes seldom and weighs most goes to /heavy, so that it is a layer of its own.
 set -eu
 export PYTHONHASHSEED=0
@@ -17,7 +17,6 @@ fi
 # Not by time stamps, which the image's layers do not keep
 /opt/egm/bin/python -m compileall -q -j "${JOBS:-2}" --invalidation-mode unchecked-hash \
   -x '/kubernetes/(aio/)?client/(models|api)/[a-z]' "$site" >/dev/null || true # templates that are no Python
-python3 /src/sbom.py "$1" "$site" /src/dpkg-status > /opt/egm/sbom.cdx.json
 rm -rf "$site"/_virtualenv* /opt/egm/CACHEDIR.TAG /opt/egm/.lock /opt/egm/.gitignore /opt/egm/bin/activate* /opt/egm/bin/deactivate* /opt/egm/bin/pydoc.bat
 find /opt/egm -perm /6000 -type f -exec chmod a-s {} +
 mkdir -p "/heavy$site"

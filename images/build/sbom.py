@@ -1,4 +1,4 @@
-"""The bill of materials of an image, CycloneDX 1.6 as JSON on stdout: sbom.py TITLE SITE_PACKAGES DPKG_STATUS.
+"""The bill of materials of an image, CycloneDX 1.6 as JSON on stdout: sbom.py TITLE DPKG_STATUS SITE_PACKAGES
 
 Python packages with versions and licences from their metadata, Debian packages from dpkg's status. The same packages give the same text.
 """
@@ -66,6 +66,6 @@ def bill(title: str, components: list[dict[str, object]]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    title, site, status = sys.argv[1:]
+    title, status, site = sys.argv[1:]
     found = bill(title, python_packages(site) + debian_packages(Path(status).read_text(encoding="utf-8")))
     json.dump(found, sys.stdout, indent=1, ensure_ascii=False)
