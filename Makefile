@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-demo test-browser test-export test-cluster lint format types bench chart lint-chart docs prometheus clean cluster cluster-env cluster-down cluster-image walk
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-demo test-browser test-export test-cluster locks locks-check images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-env cluster-down chart lint-chart docs prometheus cluster-image walk
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -104,6 +104,20 @@ walk: ## the way of a user in a clean clone: cluster, apply, suspend, resume, de
 
 cluster-down: ## stop it and remove what it left
 	@python3 hack/cluster/cluster.py down
+
+locks: | $(UV) ## write the images' lock files anew (UPGRADE=1: newest versions that fit)
+	@UV=$(abspath $(UV)) python3 images/locks.py refresh $(if $(UPGRADE),--upgrade)
+
+locks-check: | $(UV) ## resolve them anew and say what would change
+	@UV=$(abspath $(UV)) python3 images/locks.py check
+
+images: image-operator image-train image-infer ## build all images by buildah, root (VARIANT=cpu or gpu, ENGINE=sglang or vllm, TAG=dev, BASE=...)
+
+image-operator image-train image-infer:
+	@images/build.sh $(@:image-%=%)
+
+test-images: setup ## the images built and run, their locks resolved and installed; root, buildah, half an hour; not part of `make test`
+	@$(BIN)/python -m pytest -q -s tests/images
 
 lint: setup ## ruff, as CI runs it
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -185,27 +185,30 @@ def _wait(pods: Pods, node: Node, roll: Roll, head: RayNode, deadline_s: float, 
     import ray
 
     end_at, said, missing = time.monotonic() + deadline_s, "", "Ray's head is not up"
-    connected = False
+    connected, because = False, ""
     try:
         while not stop.asked:
             if why := head.ended():
                 raise Failure(why, hint="Its message stands above.")
             if not connected:
-                with contextlib.suppress(Exception):  # the head is still starting
+                try:
                     ray.init(address=f"{pods.ip}:{pods.ray_port}", log_to_driver=False, logging_level="ERROR")
                     connected = head.up = True
-                    roll.ray = f"{pods.ip}:{pods.ray_port}"
+                    roll.ray, because = f"{pods.ip}:{pods.ray_port}", ""
+                except Exception as error:  # the head is still starting
+                    because = f" ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]})"
+                    ray.shutdown()  # half a connection would refuse every further try: "called ray.init twice"
             missing = shortfall(ray.nodes(), roll, pods, node) if connected else missing
             if not missing:
                 return True
-            if missing != said:
-                _say(f"waiting: {missing}")
-                said = missing
+            if (now := missing + because) != said:
+                _say(f"waiting: {now}")
+                said = now
             if lost := roll.lost(LOST_AFTER_S):
                 raise Failure(lost, hint="Its log says why; the job starts again from its newest checkpoint.")
             if time.monotonic() > end_at:
                 raise Failure(
-                    f"the gang is not whole after {deadline_s:.0f} s: {missing}",
+                    f"the gang is not whole after {deadline_s:.0f} s: {missing}{because}",
                     hint="Look at that pod; spec.startDeadlineSeconds says how long to wait.",
                 )
             time.sleep(0.5)

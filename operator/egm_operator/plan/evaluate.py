@@ -27,6 +27,7 @@ from egm_operator.plan.work import Work
 from egm_operator.status import Condition, Phase, Reason
 from egm_operator.store import Raw
 from grounding.api import GroundingEvalJob
+from grounding.exits import retryable
 
 
 class Client:
@@ -127,7 +128,7 @@ def _run(w: Work) -> None:
         deaths = [(d, p) for p in pods if (d := death(p))]
         message = str(deaths[-1][0]) if deaths else str(end.get("message", ""))
         lost = bool(deaths) and disrupted(deaths[-1][1])
-        wrong = bool(deaths) and deaths[-1][0].code == 2 and not lost
+        wrong = bool(deaths) and not retryable(deaths[-1][0].code) and not lost
         reason = Reason.USER_ERROR if wrong else Reason.EVICTED if lost else Reason.POD_FAILED
         attempts.failed(w, CLIENT, n, reason, message, again=not wrong)
         if w.draft.new.get("completionTime"):

@@ -13,6 +13,7 @@ from egm_operator.plan.work import Work
 from egm_operator.settings import Settings
 from egm_operator.status import Condition, Phase, Reason, seconds, stamp
 from grounding.errors import UserError
+from grounding.exits import retryable
 from grounding.roles import Role
 from grounding.roles import plan as plan_roles
 
@@ -142,7 +143,7 @@ def prepare(w: Work) -> bool:
             return True
         deaths = [d for p in w.seen.of("Pod", "prepare") if (d := death(p))]
         message = str(deaths[-1]) if deaths else str(end.get("message") or end.get("reason") or "")
-        wrong = bool(deaths) and deaths[-1].code == 2
+        wrong = bool(deaths) and not retryable(deaths[-1].code)
         w.draft.condition(Condition.DATA_READY, False, Reason.PREPARE_FAILED, message)
         w.finish(False, Reason.USER_ERROR if wrong else Reason.PREPARE_FAILED, message)
         return True

@@ -21,6 +21,7 @@ from egm_operator.plan.work import Work
 from egm_operator.status import Condition, Phase, Reason, seconds
 from egm_operator.store import Raw
 from grounding.api import GroundingTrainJob
+from grounding.exits import retryable
 
 
 class Gang:
@@ -179,7 +180,7 @@ def _failed(w: Work, n: int, gang: Raw, pods: list[Raw]) -> bool:
             reason = Reason.EVICTED
         elif end.reason == "OOMKilled":
             reason = Reason.OUT_OF_MEMORY
-        wrong = end.code == 2 and reason == Reason.POD_FAILED
+        wrong = not retryable(end.code) and reason == Reason.POD_FAILED
         attempts.failed(w, GANG, n, Reason.USER_ERROR if wrong else reason, str(end), again=not wrong)
         return True
     if over := pytorchjob.condition(gang, "Failed"):

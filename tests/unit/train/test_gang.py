@@ -11,10 +11,11 @@ import urllib.error
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from grounding.errors import UserError
+from grounding.errors import Failure, UserError
 from grounding.train import gang, ray_cluster
 from grounding.train.gang import Pods, Roll
 from grounding.train.ray_cluster import Node, shortfall
@@ -164,3 +165,48 @@ def test_slots_and_commands() -> None:
     assert not any(TOKEN in part for part in head + worker), "a token has no place in a command line"
     env = ray_cluster.ray_environment(pods, "mark")
     assert env["RAY_AUTH_MODE"] == "token" and env["RAY_AUTH_TOKEN"] == TOKEN
+
+
+class _FakeRay(ModuleType):
+    """As Ray is: a try that fails half-way leaves something behind that refuses every other until `shutdown`."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__("ray")
+        self.failures, self.half, self.connected = failures, False, False
+
+    def init(self, **_: object) -> None:
+        if self.half:
+            raise RuntimeError("Maybe you called ray.init twice by accident?")
+        if self.failures:
+            self.failures, self.half = self.failures - 1, True
+            raise ConnectionError("the raylet is not there yet\nand more")
+        self.connected = True
+
+    def shutdown(self) -> None:
+        self.half = self.connected = False
+
+    def nodes(self) -> list[dict]:
+        return [{"NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": {"GPU": 1.0}}]
+
+
+class _Head:
+    up = False
+
+    def ended(self) -> str:
+        return ""
+
+
+def _waits(monkeypatch: pytest.MonkeyPatch, ray: _FakeRay, deadline_s: float) -> bool:
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    pods = Pods(0, 1, "m", 1, 6379, TOKEN, "10.0.0.1")
+    stop = SimpleNamespace(asked=False)
+    return ray_cluster._wait(pods, Node(1, 8), Roll(1), _Head(), deadline_s, stop)  # type: ignore[arg-type]
+
+
+def test_a_connection_that_failed_half_way_does_not_spoil_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _waits(monkeypatch, _FakeRay(failures=1), 30.0)
+
+
+def test_why_ray_could_not_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Failure, match=r"head is not up \(ConnectionError: the raylet is not there yet\)"):
+        _waits(monkeypatch, _FakeRay(failures=1000), 0.2)
