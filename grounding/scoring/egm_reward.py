@@ -170,8 +170,8 @@ def plain_parts(
 
 
 def taught_iou(text: Any, truth: Any, width: Any, height: Any) -> float:
-    """The IoU of an answer of the form that models are taught, -1 for any other: its last bracket is a JSON list of four whole numbers in 0..1000 with
-    the corners in order, and it has no `<answer>`.
+    """The IoU of an answer of the form that models are taught, -1 for any other: its last bracket is a JSON list of four whole numbers in 0..1000
+    with the corners in order, and it has no `<answer>`.
 
     The rules gone through one by one give the same number in three times the time, which is why this is one function without calls of ours.
     """
@@ -186,9 +186,9 @@ def taught_iou(text: Any, truth: Any, width: Any, height: Any) -> float:
     if "-" in bracket or "e" in bracket:
         return -1.0
     try:
-        x1, y1, x2, y2 = loads(bracket)
+        a, b, c, d = loads(bracket)
         left, top, right, bottom, area, across, down = _truth_and_grid(*truth, width, height)
-        x1, y1, x2, y2 = across[x1], down[y1], across[x2], down[y2]
+        x1, y1, x2, y2 = across[a], down[b], across[c], down[d]
     except (ValueError, TypeError, IndexError, UserError):
         return -1.0  # no JSON, not four, no whole number, more than 1000; or a truth that the slow way complains of
     if x1 >= x2 or y1 >= y2:
@@ -198,7 +198,8 @@ def taught_iou(text: Any, truth: Any, width: Any, height: Any) -> float:
     if wide <= 0.0 or high <= 0.0:
         return 0.0
     common = wide * high
-    return common / ((x2 - x1) * (y2 - y1) + area - common)
+    value: float = common / ((x2 - x1) * (y2 - y1) + area - common)
+    return value
 
 
 @lru_cache(maxsize=4096)  # a step asks for the same truth once a rollout
