@@ -5,13 +5,17 @@ Each is to be dropped once the verl that the lock names has it; the test beside 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ray
 import torch
 import verl.utils.tensordict_utils as verl_tensordict
 import verl.workers.engine.base as verl_engine
+import verl.workers.engine.fsdp.transformer_impl as verl_fsdp
 import verl.workers.engine_workers as verl_engine_workers
+
+from grounding.train import families
 
 
 def position_ids_by_length(ids: torch.Tensor) -> torch.Tensor:
@@ -40,6 +44,20 @@ def fix_3d_position_ids(data: Any) -> None:
 
 for module in (verl_tensordict, verl_engine, verl_engine_workers):
     module.maybe_fix_3d_position_ids = fix_3d_position_ids
+
+
+# ---- a frozen vision tower: `actor.freeze_vision_tower` is a key that nobody reads any more ----
+_build_module = verl_fsdp.FSDPEngine._build_module
+
+
+def _module(self: Any) -> Any:
+    module = _build_module(self)
+    if os.environ.get("EGM_FREEZE_VISION") == "1":
+        families.freeze_vision(module)
+    return module
+
+
+verl_fsdp.FSDPEngine._build_module = _module
 
 
 # ---- Ray gives its own daemons 30 s to start, which a busy machine needs more than once ----
