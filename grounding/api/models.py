@@ -139,11 +139,21 @@ class Wandb(Model):
     api_key_secret: SecretKey | None = Field(None, description="Where the API key is; never written into the job.")
 
 
-class Tracking(Model):
-    """Where metrics go besides the progress lines."""
+class Mlflow(Model):
+    """MLflow. Credentials are the environment's, as MLflow reads them (MLFLOW_TRACKING_TOKEN and others)."""
 
-    tensorboard: bool = Field(True, description="Write TensorBoard events (on GPUs).")
-    wandb: Wandb | None = Field(None, description="Log to Weights & Biases.")
+    tracking_uri: Place = Field(description="Server (http, https), or a store that MLflow knows.")
+    experiment: Text = Field("egm", description="Experiment that runs go to; made where it is not there.")
+
+
+class Tracking(Model):
+    """Where metrics go besides the progress lines. None of it can stop a run."""
+
+    tensorboard: bool = Field(True, description="Write TensorBoard events.")
+    wandb: Wandb | None = Field(
+        None, description="Log to Weights & Biases; offline where it cannot be reached or there is no key."
+    )
+    mlflow: Mlflow | None = Field(None, description="Log to MLflow.")
 
 
 _CHANGEABLE = {"suspend", "maxAttempts", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "podTemplate"}

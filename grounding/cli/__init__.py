@@ -57,6 +57,7 @@ for _area in [
     "report",
     "compare",
     "export",
+    "checkpoint",
     "score",
     "data",
     "role",

@@ -26,29 +26,40 @@ def _begin(role: str, path: Path, kind: str = "") -> Any:
     return job
 
 
+def _say(text: str) -> None:
+    """A line of the role's log."""
+    typer.echo(text)
+
+
+def _data(spec: Any, data: Path) -> Any:
+    """Where the job's data lies; what is in a store or on the hub is fetched first."""
+    from grounding.data.jobdata import bring, locate
+
+    bring(spec, say=_say)
+    return locate(spec, data.absolute())
+
+
 def prepare(job: JobFile, data: Data) -> None:
     """Make the job's data: parquet files, or the synthetic set."""
     from grounding.data.jobdata import materialise
 
-    materialise(_begin("prepare", job), data.absolute())
+    materialise(_begin("prepare", job), data.absolute(), say=_say)
 
 
 def sft(job: JobFile, data: Data, model: Model, out: Out) -> None:
     """Supervised fine-tuning."""
     spec = _begin("sft", job, "GroundingTrainJob")
-    from grounding.data.jobdata import locate
     from grounding.train import sft as role
 
-    role.main(spec, locate(spec, data.absolute()), model, out.absolute())
+    role.main(spec, _data(spec, data), model, out.absolute())
 
 
 def rl(job: JobFile, data: Data, model: Model, out: Out) -> None:
     """Reinforcement learning by verl."""
     spec = _begin("rl", job, "GroundingTrainJob")
-    from grounding.data.jobdata import locate
     from grounding.train import rl as role
 
-    role.main(spec, locate(spec, data.absolute()), model, out.absolute())
+    role.main(spec, _data(spec, data), model, out.absolute())
 
 
 def server(job: JobFile, data: Data, model: Model) -> None:

@@ -89,6 +89,8 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Raw]:
         "HOME": "/tmp",  # noqa: S108  # an emptyDir; the root file system is read-only
         "EGM_TERMINATION_LOG": "/dev/termination-log",
         "EGM_PVC_ROOT": CLAIMS,
+        # what is fetched lies beside the job's data: once for all pods that share the work folder, else once a pod
+        "EGM_CACHE": f"{WORK}/cache",
         "EGM_JOB": f"{ctx.namespace}/{ctx.name}",
         **({} if ctx.places.shared else {"EGM_OUTPUT": ctx.places.output}),
         **extra,
