@@ -85,7 +85,7 @@ def serve_role(job_file: Path, data: Path, model: str) -> None:
     job = _job(job_file)
     engine, port = get_engine(job.spec.engine), server_port()
     gpus = job.spec.server_gpus
-    folder = _model_folder(model, job.spec.model.family)
+    folder = _model_folder(model, job.spec.model.family_name)
     host, most = os.environ.get("EGM_HOST", "127.0.0.1"), _max_length(Path(folder))
     argv = program(engine.command(folder, ServeOptions(host, port, _model_name(job), gpus or 0, most)))
     env = dict(os.environ) | engine.environment(os.environ, gpus=gpus or 0)

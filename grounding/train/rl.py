@@ -79,7 +79,7 @@ def environment(
         "PYTHONUNBUFFERED": "1",
     }
     env |= flashinfer.environment(os.environ)
-    plugin = ",grounding.train.verl_internvl" if job.spec.model.family == "internvl" else ""
+    plugin = ",grounding.train.verl_internvl" if job.spec.model.family_name == "internvl" else ""
     env["VERL_USE_EXTERNAL_MODULES"] += plugin
     if cpu:
         env |= {
@@ -135,7 +135,7 @@ def train(job: GroundingTrainJob, data: JobData, model: str, out: Path, log: tra
         if pods:
             gang.dismiss(pods, 60.0)
         return 0
-    families.check(job.spec.model.family, model)
+    families.check(job.spec.model.family_name, model)
     rows = _rows(data.train_parquet)
     batch = job.spec.hyperparameters.batch_size or 256
     if rows < batch:
