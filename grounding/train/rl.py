@@ -79,6 +79,9 @@ def environment(
         "PYTHONUNBUFFERED": "1",
     }
     env |= flashinfer.environment(os.environ)
+    if not cpu and "OMP_NUM_THREADS" not in os.environ:
+        # verl's eight agents prepare pictures at the same time; left alone, each does so with a thread a core
+        env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // 8))
     if cpu:
         env |= {
             "VERL_USE_EXTERNAL_MODULES": "grounding.train.verl_cpu",  # and with it verl_fixes

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 import torch
 import verl.utils.tensordict_utils as verl_tensordict
+import verl.utils.torch_functional as verl_functional
 import verl.workers.engine.base as verl_engine
 import verl.workers.engine_workers as verl_engine_workers
 
@@ -40,6 +41,28 @@ def fix_3d_position_ids(data: Any) -> None:
 
 for module in (verl_tensordict, verl_engine, verl_engine_workers):
     module.maybe_fix_3d_position_ids = fix_3d_position_ids
+
+
+# ---- log-probabilities without FlashAttention: verl 0.9.1 launches its kernels once a token ----
+_CHUNK_BYTES = 1 << 28
+
+
+def logprobs_by_chunks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each label, in single precision (double stays double): `logits` (..., vocabulary), `labels` and result (...).
+
+    Stands for verl's `logprobs_from_logits_v2`, which goes row by row to save memory; rows are tokens there, as padding is removed, so a step
+    of the tiny model on a GPU spent most of its time launching kernels. Here they go in chunks of 256 MB (of single precision).
+    """
+    width = logits.shape[-1]
+    rows = max(1, _CHUNK_BYTES // (4 * width))
+    parts = []
+    for some, wanted in zip(logits.reshape(-1, width).split(rows), labels.reshape(-1).split(rows), strict=True):
+        exact = some if some.dtype == torch.float64 else some.float()
+        parts.append(exact.gather(-1, wanted[:, None]).squeeze(-1) - exact.logsumexp(-1))
+    return torch.cat(parts).view(labels.shape) if parts else logits.new_zeros(labels.shape, dtype=torch.float32)
+
+
+verl_functional.logprobs_from_logits_v2 = logprobs_by_chunks
 
 
 # ---- Ray gives its own daemons 30 s to start, which a busy machine needs more than once ----

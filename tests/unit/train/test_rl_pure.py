@@ -145,3 +145,17 @@ def test_a_ray_of_its_own_has_a_token_nobody_knows() -> None:
     assert one["RAY_AUTH_MODE"] == "token" and len(one["RAY_AUTH_TOKEN"]) == 64
     assert one["RAY_AUTH_TOKEN"] != two["RAY_AUTH_TOKEN"]
     assert rl._own_ray({"RAY_AUTH_MODE": "disabled"})["RAY_AUTH_MODE"] == "disabled"
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, "1"), (16, "2"), (192, "24")])
+def test_agents_share_the_cores(cores: int, threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    job = _job("egm-8b-rl")
+
+    def threads_of() -> str | None:
+        return rl.environment(job, Path("/o"), Path("/m"), cpu=False, validation_rows=1).get("OMP_NUM_THREADS")
+
+    assert threads_of() == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert threads_of() is None, "what the user has set stays"
