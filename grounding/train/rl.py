@@ -81,6 +81,9 @@ def environment(
     env |= flashinfer.environment(os.environ)
     plugin = ",grounding.train.verl_internvl" if job.spec.model.family_name == "internvl" else ""
     env["VERL_USE_EXTERNAL_MODULES"] += plugin
+    if not cpu and "OMP_NUM_THREADS" not in os.environ:
+        # verl's eight agents prepare pictures at the same time; left alone, each does so with a thread a core
+        env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // 8))
     if cpu:
         env |= {
             "VERL_USE_EXTERNAL_MODULES": f"grounding.train.verl_cpu{plugin}",  # and with it verl_fixes

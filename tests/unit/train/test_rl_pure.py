@@ -164,3 +164,17 @@ def test_a_frozen_tower_reaches_verl_by_the_environment() -> None:
     assert (key("egm-8b-rl"), key("egm-internvl-rl"), key("egm-8b-rl", freezeVision="true")) == (None, "True", "True")
     assert qwen["VERL_USE_EXTERNAL_MODULES"] == "grounding.train.verl_fixes"
     assert internvl["VERL_USE_EXTERNAL_MODULES"].endswith("verl_fixes,grounding.train.verl_internvl")
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, "1"), (16, "2"), (192, "24")])
+def test_agents_share_the_cores(cores: int, threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    job = _job("egm-8b-rl")
+
+    def threads_of() -> str | None:
+        return rl.environment(job, Path("/o"), Path("/m"), cpu=False, validation_rows=1).get("OMP_NUM_THREADS")
+
+    assert threads_of() == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert threads_of() is None, "what the user has set stays"
