@@ -184,8 +184,10 @@ def test_alerts_of_the_fleet_fire_and_carry_the_job(fleet: Fleet) -> None:
 
 # a job of the fleet for which the alert could be
 SUBJECTS = {
-    "EgmJobFailed": ("GroundingTrainJob", "fails"), "EgmJobStuck": ("GroundingTrainJob", "too-big"), "EgmJobImagePull": ("GroundingTrainJob", "pulls"),
-    "EgmJobRefused": ("GroundingTrainJob", "learns"), "EgmJobRestarting": ("GroundingTrainJob", "restarts"), "EgmJobGpusIdle": ("GroundingEvalJob", "idle"),
+    "EgmJobFailed": ("GroundingTrainJob", "fails"),
+    "EgmJobStuck": ("GroundingTrainJob", "too-big"), "EgmJobImagePull": ("GroundingTrainJob", "pulls"),
+    "EgmJobRefused": ("GroundingTrainJob", "learns"),
+    "EgmJobRestarting": ("GroundingTrainJob", "restarts"), "EgmJobGpusIdle": ("GroundingEvalJob", "idle"),
     "EgmTrainingStalled": ("GroundingTrainJob", "learns"), "EgmTrainingUnsaved": ("GroundingTrainJob", "silent"),
     "EgmTrainingSilent": ("GroundingTrainJob", "silent"), "EgmEvaluationServersMissing": ("GroundingEvalJob", "asks"),
     "EgmEvaluationErrors": ("GroundingEvalJob", "asks"),
