@@ -17,7 +17,8 @@ import orjson
 from aiohttp import web
 
 from egm_operator import handlers
-from egm_operator.cluster import WATCHED, ApiError, Cluster
+from egm_operator.api import Api, ApiError
+from egm_operator.cluster import WATCHED, Cluster
 from egm_operator.leader import Lease, lead
 from egm_operator.progress import Poller
 from egm_operator.queue import WorkQueue
@@ -189,7 +190,7 @@ class Operator:
 async def serve(settings: Settings) -> None:
     """Run the operator until SIGTERM or SIGINT. A reconcile that has begun is finished, and the lease is given back."""
     try:
-        cluster = await Cluster.connect()
+        cluster = Cluster(await Api.connect())
     except Exception as error:  # the client raises all sorts
         raise UserError(
             f"no cluster is configured: {error}", hint="Set KUBECONFIG, or run in a pod with a service account."
@@ -224,8 +225,8 @@ async def serve(settings: Settings) -> None:
             await asyncio.wait([watching], timeout=10)
         if runner is not None:
             await runner.cleanup()
-        await cluster.close()
-        _log.info("stopped", extra={"requests": dict(cluster.requests)})
+        await cluster.api.close()
+        _log.info("stopped", extra={"requests": dict(cluster.api.requests)})
 
 
 async def _signal() -> None:

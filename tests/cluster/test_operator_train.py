@@ -53,7 +53,9 @@ def test_from_creation_to_success(drive: Drive, name: str) -> None:
     pods = drive.running(name, "rl", 2)
     master = next(p for p in pods if p["metadata"]["labels"]["training.kubeflow.org/replica-type"] == "master")
     env = {e["name"]: e.get("value") for e in master["spec"]["containers"][0]["env"]}
-    reference = next(e["valueFrom"]["secretKeyRef"] for e in master["spec"]["containers"][0]["env"] if e["name"] == "RAY_AUTH_TOKEN")
+    reference = next(
+        e["valueFrom"]["secretKeyRef"] for e in master["spec"]["containers"][0]["env"] if e["name"] == "RAY_AUTH_TOKEN"
+    )
     secret = drive.api.request("GET", f"/api/v1/namespaces/{drive.namespace}/secrets/{reference['name']}")
     assert len(secret["data"]["token"]) > 40 and "RAY_AUTH_TOKEN" in env
     assert env["WORLD_SIZE"] == "2" and env["RANK"] == "0" and env["EGM_OUTPUT"] == "s3://bucket/out"
