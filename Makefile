@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-browser test-export test-cluster lint format types bench clean cluster cluster-env cluster-down
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-demo test-browser test-export test-cluster locks locks-check images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-env cluster-down chart lint-chart docs prometheus cluster-image walk
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -25,7 +25,7 @@ $(UV):
 	@$(INSTALLER)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 $(STAMP): pyproject.toml uv.lock | $(UV)
-	@$(UV) sync --frozen --quiet --extra cpu --extra operator --group dev --python "$$(command -v python3)"
+	@$(UV) sync --frozen --quiet --extra cpu --extra operator --group dev --compile-bytecode --python "$$(command -v python3)"
 	@touch $@
 
 setup: $(STAMP) ## make .venv with everything the demo and the tests need (quick the second time)
@@ -50,18 +50,45 @@ test-stack: setup ## the real trainer and the real server on CPU, minutes
 test-gang: setup ## RL over a Ray of two nodes, one of which is killed; root, minutes
 	@$(BIN)/python -m pytest -q tests/stack/test_ray_cluster.py
 
+test-demo: setup ## the demo killed at random moments ends in the same table; half an hour, not part of `make test`
+	@$(BIN)/python -m pytest -q -s tests/demo
+
 test-browser: setup ## the report in a real Chromium; skipped where there is none, but in CI
 	@$(BIN)/python -m pytest -q tests/browser
 
 # not in uv.lock: they would hold other packages back (trackio wants an older Pillow, inspect_ai an older fsspec)
-EXPORTERS := inspect_ai==0.3.285 wandb==0.31.0 trackio==0.43.0
+EXPORTERS := inspect_ai==0.3.285 wandb==0.31.0 trackio==0.43.0 mlflow-skinny==3.17.2
 test-export: setup ## the exporters with the tools they write for, in an environment of their own; not part of `make test`
 	@$(UV) venv --quiet --allow-existing .cache/export
-	@VIRTUAL_ENV=.cache/export $(UV) pip install --quiet -e . $(EXPORTERS) pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout
+	@VIRTUAL_ENV=.cache/export $(UV) pip install --quiet -e . $(EXPORTERS) hypothesis==6.170.15 pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout
 	@.cache/export/bin/python -m pytest -q tests/export
 
-test-cluster: setup ## API server, CRDs, simulated pods: on the cluster of `make cluster`, or on EGM_KUBECONFIG's
+test-cluster: setup prometheus ## API server, CRDs, chart, dashboards: on the cluster of `make cluster`, or on EGM_KUBECONFIG's
 	@$(BIN)/python -m pytest -q tests/cluster
+
+chart: setup ## write what the chart holds of other sources: definitions, table of values, dashboards
+	@$(BIN)/python hack/chart/generate.py
+
+# in environments of their own: checkov pins half of PyPI
+lint-chart: setup ## checkov over the rendered chart; not part of `make test`
+	@$(UV) venv --quiet --allow-existing .cache/checkov
+	@VIRTUAL_ENV=.cache/checkov $(UV) pip install --quiet checkov==3.3.30
+	@$(BIN)/python hack/chart/lint.py
+
+docs: setup ## the documentation as a site in .cache/site
+	@$(BIN)/python hack/docs/reference.py
+	@$(UV) venv --quiet --allow-existing .cache/mkdocs
+	@VIRTUAL_ENV=.cache/mkdocs $(UV) pip install --quiet mkdocs==1.6.1 mkdocs-material==9.8.1
+	@NO_MKDOCS_2_WARNING=1 .cache/mkdocs/bin/mkdocs build --quiet
+
+PROMETHEUS := .cache/prometheus
+$(PROMETHEUS)/usr/bin/prometheus:
+	@mkdir -p $(PROMETHEUS)
+	@cd $(PROMETHEUS) && apt-get download -qq prometheus && for f in prometheus_*.deb; do dpkg -x "$$f" . && rm "$$f"; done
+
+prometheus: ## Debian's Prometheus and promtool in .cache, unless they are on PATH
+	@{ command -v prometheus && command -v promtool; } >/dev/null 2>&1 || ! command -v apt-get >/dev/null \
+	  || $(MAKE) -s $(PROMETHEUS)/usr/bin/prometheus
 
 cluster: ## a real Kubernetes 1.34 with simulated GPU nodes, without root (NODE=1: a real node too, root; FAKE_NODES=n)
 	@python3 hack/cluster/cluster.py up $(if $(FAKE_NODES),--fake-nodes $(FAKE_NODES)) $(if $(filter 1,$(NODE)),--node)
@@ -69,8 +96,28 @@ cluster: ## a real Kubernetes 1.34 with simulated GPU nodes, without root (NODE=
 cluster-env: ## its shell exports: eval "$$(make -s cluster-env)"
 	@python3 hack/cluster/cluster.py env
 
+cluster-image: setup ## this checkout's environment as the operator's images, on the real node of `make cluster NODE=1`
+	@python3 hack/cluster/cluster.py image
+
+walk: ## the way of a user in a clean clone: cluster, apply, suspend, resume, delete; minutes
+	@hack/walk
+
 cluster-down: ## stop it and remove what it left
 	@python3 hack/cluster/cluster.py down
+
+locks: | $(UV) ## write the images' lock files anew (UPGRADE=1: newest versions that fit)
+	@UV=$(abspath $(UV)) python3 images/locks.py refresh $(if $(UPGRADE),--upgrade)
+
+locks-check: | $(UV) ## resolve them anew and say what would change
+	@UV=$(abspath $(UV)) python3 images/locks.py check
+
+images: image-operator image-train image-infer ## build all images by buildah, root (VARIANT=cpu or gpu, ENGINE=sglang or vllm, TAG=dev, BASE=...)
+
+image-operator image-train image-infer:
+	@images/build.sh $(@:image-%=%)
+
+test-images: setup ## the images built and run, their locks resolved and installed; root, buildah, half an hour; not part of `make test`
+	@$(BIN)/python -m pytest -q -s tests/images
 
 lint: setup ## ruff, as CI runs it
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

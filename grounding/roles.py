@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from grounding.api import EvalSpec, GroundingEvalJob, GroundingTrainJob, Job
+from grounding.api import GroundingEvalJob, GroundingTrainJob, Job
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,12 @@ _CPU_ENV: Mapping[str, str] = {
 _GPU_ENV: Mapping[str, str] = {"TOKENIZERS_PARALLELISM": "false"}
 
 
-def _environment(gpus: int, model: str) -> dict[str, str]:
+def _environment(job: Job, gpus: int, model: str) -> dict[str, str]:
     env = dict(_GPU_ENV if gpus else _CPU_ENV)
-    if "://" not in model:
-        env["HF_HUB_OFFLINE"] = "1"  # a model in a folder needs no hub
+    data = job.spec.data.model_dump(mode="json").values()
+    named = [model, *(v for value in data for v in (value if isinstance(value, list) else [value]))]
+    if not any(isinstance(n, str) and n.startswith("hf://") for n in named):
+        env["HF_HUB_OFFLINE"] = "1"  # nobody may ask the hub on the side
     return env
 
 
@@ -84,20 +86,20 @@ def _train(job: GroundingTrainJob, layout: Layout) -> tuple[Role, ...]:
     gpus = 0 if tiny else resources.gpus_per_node
     where = ("--data", layout.data, "--model", layout.model, "--out", layout.out)
     argv = ("egm", "role", method, "--job", layout.job_file, *where)
-    env = _environment(gpus, layout.model)
+    env = _environment(job, gpus, layout.model)
     return (_prepare(layout), Role(method, argv, replicas=resources.nodes, gpus=gpus, env=env, after=("prepare",)))
 
 
-def _server(spec: EvalSpec, layout: Layout) -> Role:
-    gpus = spec.server_gpus
+def _server(job: GroundingEvalJob, layout: Layout) -> Role:
+    gpus = job.spec.server_gpus
     argv = ("egm", "role", "server", "--job", layout.job_file, "--data", layout.data, "--model", layout.model)
     return Role(
         "server",
         argv,
         kind="server",
-        replicas=spec.servers,
+        replicas=job.spec.servers,
         gpus=gpus,
-        env=_environment(gpus, layout.model),
+        env=_environment(job, gpus, layout.model),
         ports={"http": 0},
         probe=Probe("/health", timeout_s=300.0 if gpus == 0 else 1800.0),
         after=("prepare",),
@@ -110,7 +112,7 @@ def _evaluate(job: GroundingEvalJob, layout: Layout) -> tuple[Role, ...]:
     if job.spec.endpoints:
         env["EGM_ENDPOINTS"] = ",".join(job.spec.endpoints)
         return (_prepare(layout), Role("evaluate", argv, env=env, after=("prepare",)))
-    return (_prepare(layout), _server(job.spec, layout), Role("evaluate", argv, env=env, after=("server",)))
+    return (_prepare(layout), _server(job, layout), Role("evaluate", argv, env=env, after=("server",)))
 
 
 def plan(job: Job, layout: Layout) -> tuple[Role, ...]:

@@ -37,7 +37,7 @@ def main() -> None:
     found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Linux, Python {platform.python_version()}"
     part = 0.1 if arguments.quick else 1.0
     if "client" in arguments.only:
-        found["client"] = client.measure_all(requests=int(20_000 * part), rounds=1 if arguments.quick else 3)
+        found["client"] = client.measure_all(requests=int(60_000 * part), rounds=1 if arguments.quick else 3)
         save()
     if {"scale", "death"} & set(arguments.only):
         with tempfile.TemporaryDirectory() as temporary:

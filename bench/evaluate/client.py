@@ -113,7 +113,7 @@ def measured(kind: str, folder: Path, url: str, in_flight: int) -> dict[str, Any
 
 
 def measure_all(
-    requests: int = 20_000,
+    requests: int = 60_000,
     rounds: int = 3,
     in_flights: Sequence[int] = (64, 512, 1024),
     delays: Sequence[float] = (0.0, 0.7),

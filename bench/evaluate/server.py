@@ -33,6 +33,8 @@ ANSWER = json.dumps(
         "usage": {"prompt_tokens": 300, "completion_tokens": 24, "total_tokens": 324},
     }
 ).encode()
+_SAMPLE = (2048, 3072)
+"""Bytes of a body that tell its image: far enough in to lie behind the head that all JPEGs share"""
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(ANSWER) + ANSWER
 
 
@@ -96,7 +98,7 @@ class Connection(asyncio.BufferedProtocol):
     shared = bytearray(1 << 20)
 
     def __init__(self, state: State) -> None:
-        self.state, self.head, self.left, self.image, self.start = state, b"", 0, 0, 0.0
+        self.state, self.head, self.left, self.length, self.image, self.start = state, b"", 0, 0, 0, 0.0
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -109,9 +111,10 @@ class Connection(asyncio.BufferedProtocol):
         data = memoryview(self.shared)[:nbytes]
         while len(data):
             if self.left:
-                if self.image == 0 and len(data) > 4096:
-                    self.image = zlib.crc32(data[2048:3072]) or 1
-                taken = min(self.left, len(data))
+                taken, at = min(self.left, len(data)), self.length - self.left
+                low, high = max(0, _SAMPLE[0] - at), min(taken, _SAMPLE[1] - at)
+                if low < high:
+                    self.image = zlib.crc32(data[low:high], self.image)
                 self.left -= taken
                 data = data[taken:]
                 if not self.left:
@@ -132,7 +135,8 @@ class Connection(asyncio.BufferedProtocol):
                 continue
             lower = head.lower()
             at = lower.find(b"content-length:") + 15
-            self.left, self.image = int(lower[at : lower.find(b"\r\n", at)]), 0
+            self.length = self.left = int(lower[at : lower.find(b"\r\n", at)])
+            self.image = 0
 
     def send(self, data: bytes) -> None:
         if self.transport is not None and not self.transport.is_closing():

@@ -74,7 +74,9 @@ class Hyperparameters(Model):
     validate_every: _Positive | None = Field(None, description="RL: steps between validations.")
     validate_before_train: bool | None = Field(None, description="RL: validate once before the first step.")
     keep_checkpoints: _Positive | None = Field(None, description="Checkpoints that stay; older ones are removed.")
-    freeze_vision: bool | None = Field(None, description="SFT: freeze the vision tower but for its merger.")
+    freeze_vision: bool | None = Field(
+        None, description="Freeze the vision tower but for its merger. RL without it: InternVL's alone."
+    )
     dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
         None, description="Precision of training and rollouts on a GPU."
     )

@@ -38,8 +38,9 @@ class ModelRef(Model):
     train_job: Name | None = Field(
         None, description="Name of a GroundingTrainJob; this job waits for it and takes the model it leaves."
     )
-    family: Literal["qwen3-vl", "internvl"] = Field(
-        "qwen3-vl", description="Model family: decides prompt and patch size."
+    family: Literal["qwen3-vl", "internvl"] | None = Field(
+        None,
+        description="Model family; absent: the preset's, else qwen3-vl. Training refuses a model of the other one.",
     )
 
     rules = (
@@ -49,6 +50,11 @@ class ModelRef(Model):
             "exactly one of source and trainJob is wanted, found both",
         ),
     )
+
+    @property
+    def family_name(self) -> Literal["qwen3-vl", "internvl"]:
+        """The family, the default filled in."""
+        return self.family or "qwen3-vl"
 
 
 class Shapes(Model):
@@ -139,11 +145,21 @@ class Wandb(Model):
     api_key_secret: SecretKey | None = Field(None, description="Where the API key is; never written into the job.")
 
 
-class Tracking(Model):
-    """Where metrics go besides the progress lines."""
+class Mlflow(Model):
+    """MLflow. Credentials are the environment's, as MLflow reads them (MLFLOW_TRACKING_TOKEN and others)."""
 
-    tensorboard: bool = Field(True, description="Write TensorBoard events (on GPUs).")
-    wandb: Wandb | None = Field(None, description="Log to Weights & Biases.")
+    tracking_uri: Place = Field(description="Server (http, https), or a store that MLflow knows.")
+    experiment: Text = Field("egm", description="Experiment that runs go to; made where it is not there.")
+
+
+class Tracking(Model):
+    """Where metrics go besides the progress lines. None of it can stop a run."""
+
+    tensorboard: bool = Field(True, description="Write TensorBoard events.")
+    wandb: Wandb | None = Field(
+        None, description="Log to Weights & Biases; offline where it cannot be reached or there is no key."
+    )
+    mlflow: Mlflow | None = Field(None, description="Log to MLflow.")
 
 
 _CHANGEABLE = {"suspend", "maxAttempts", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "podTemplate"}
@@ -152,7 +168,8 @@ _CHANGEABLE = {"suspend", "maxAttempts", "activeDeadlineSeconds", "ttlSecondsAft
 class _Lifecycle(Model):
     output: Place | None = Field(
         None,
-        description="Where results go on a cluster: s3://bucket/path, pvc://claim/path or file:///path. Local runs use runs/.",
+        description="Where results go: s3://bucket/path (or file:///path), kept up to date by `egm run` and on a cluster alike; "
+        "pvc://claim/path on a cluster alone. Local runs have all of it in runs/ as well.",
     )
     suspend: bool = Field(
         False, description="Do not start; when running, stop after a checkpoint and give the nodes back."
@@ -186,7 +203,7 @@ class TrainSpec(_Lifecycle):
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of data order, initialisation and sampling.")
     model: ModelRef = Field(default_factory=ModelRef, description="The model to start from.")  # type: ignore[arg-type]
     data: TrainData = Field(default_factory=TrainData, description="Training and validation data.")  # type: ignore[arg-type]
-    reward: Reward = Field(default_factory=Reward, description="Reward of RL.")  # type: ignore[arg-type]
+    reward: Reward = Field(default_factory=Reward, description="What RL maximises.")  # type: ignore[arg-type]
     resources: Resources = Field(default_factory=Resources, description="Nodes, GPUs, memory.")  # type: ignore[arg-type]
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters, description="Typed hyperparameters.")  # type: ignore[arg-type]
     tracking: Tracking = Field(default_factory=Tracking, description="Where metrics go.")  # type: ignore[arg-type]

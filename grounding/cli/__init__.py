@@ -47,7 +47,21 @@ def _egm(
 
 
 # the order of `egm --help`: what a user meets first stands first
-for _area in ["jobs_api", "render", "run", "serve", "evaluate", "report", "compare", "export", "score", "data", "role"]:
+for _area in [
+    "jobs_api",
+    "render",
+    "run",
+    "cluster",
+    "serve",
+    "evaluate",
+    "report",
+    "compare",
+    "export",
+    "checkpoint",
+    "score",
+    "data",
+    "role",
+]:
     importlib.import_module(f"grounding.cli.{_area}").register(app)
 
 

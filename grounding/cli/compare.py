@@ -12,8 +12,11 @@ if TYPE_CHECKING:
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="DIR_A", help="The evaluation to compare with: before.")],
-    b: Annotated[Path, typer.Argument(metavar="DIR_B", help="The evaluation to judge: after.")],
+    a: Annotated[
+        str,
+        typer.Argument(metavar="DIR_A", help="The evaluation to compare with: before. A folder or s3://bucket/prefix."),
+    ],
+    b: Annotated[str, typer.Argument(metavar="DIR_B", help="The evaluation to judge: after.")],
     min_macro: Annotated[
         float | None, typer.Option(min=0, max=100, help="Fail when B's macro Acc@0.5 is below this, in per cent.")
     ] = None,
@@ -34,12 +37,13 @@ def compare(
     import orjson
     from rich.console import Console
 
+    from grounding.cli.places import results_folder
     from grounding.errors import Failure, UserError
     from grounding.evaluate.compare import compare as pair
     from grounding.evaluate.compare import gate
     from grounding.evaluate.stored import read_answers
 
-    found = pair(read_answers(a), read_answers(b))
+    found = pair(read_answers(results_folder(a)), read_answers(results_folder(b)))
     if not len(found.pairs):
         raise UserError(
             f"no question was answered in both {a} and {b}",

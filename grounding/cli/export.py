@@ -9,7 +9,7 @@ import typer
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of one evaluation.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder of one evaluation, or s3://bucket/prefix.")],
     to: Annotated[str, typer.Option("--to", help="inspect, wandb or trackio; the tool must be installed.")],
     out: Annotated[
         Path | None, typer.Argument(metavar="[OUT]", help="inspect: the .eval file. wandb: folder of offline runs.")
@@ -18,9 +18,10 @@ def export(
     name: Annotated[str, typer.Option(help="wandb, trackio: the run's name; default the folder's.")] = "",
 ) -> None:
     """Write an evaluation as an inspect_ai log, or log it as a Weights & Biases or trackio run with a table of its rows."""
+    from grounding.cli.places import results_folder
     from grounding.report.export import export as write
 
-    typer.echo(write(folder, to, out, project=project, name=name))
+    typer.echo(write(results_folder(folder), to, out, project=project, name=name))
 
 
 def register(app: typer.Typer) -> None:

@@ -75,8 +75,19 @@ def logs(
     runs: Runs = Path("runs"),
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the job ends.")] = False,
     lines: Annotated[int, typer.Option("--tail", min=0, help="Lines of each log to begin with.")] = 100,
+    cluster: Annotated[bool, typer.Option("--cluster", "-c", help="Of a job of the cluster.")] = False,
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Its namespace there.")] = "",
+    kind: Annotated[str, typer.Option("--kind", help="train or eval, where both have a job of that name.")] = "",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Of all its pods there, not of rank 0 or the client.")
+    ] = False,
 ) -> None:
     """Print what a job's roles have written."""
+    if cluster:
+        from grounding.cli.cluster import logs_of_cluster
+
+        logs_of_cluster(job, role, namespace, kind, everything=everything, follow=follow, lines=lines)
+        return
     import time
 
     from grounding.errors import UserError

@@ -1,23 +1,25 @@
-"""The data of a job: where it lies (`locate`, pure) and how it gets there (`materialise`, idempotent).
+"""The data of a job: where it lies (`locate`, pure), and how it gets there (`bring`, `materialise`; idempotent).
 
-Whatever is made lies in a folder named by a digest of what it is made from, and is finished when that folder holds
-`done.json`; so the jobs of one run share it, and a run that was killed starts it again.
+Files of a store or the hub (`s3://`, `hf://`) lie in this machine's cache (`grounding.storage`), to which `bring` fetches them. Whatever is made
+lies in a folder named by a digest of what it is made from, and is finished when that folder holds `done.json`; so the jobs of one run share it, and a
+run that was killed starts it again.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 import orjson
 
 from grounding.data import shapes
-from grounding.errors import UserError
+from grounding.data.images import parts_of
+from grounding.errors import EgmError, UserError
 from grounding.files import atomic_write, read_json, write_json
+from grounding.storage import fetch, is_remote, local_path
 
 if TYPE_CHECKING:
     from grounding.api import EvalData, Job, TrainData
@@ -32,22 +34,6 @@ class JobData:
     val_parquet: Path | None = None
     eval_files: tuple[Path, ...] = ()
     images: tuple[Path, ...] = ()
-
-
-def local_path(source: str, field: str) -> Path:
-    """The path a data source of a job names. Raises `UserError` for one that is not on this machine."""
-    parts = urlsplit(source)
-    if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost"):
-            raise UserError(f"{source} names another machine", field=field, hint="Write file:///path.")
-        return Path(unquote(parts.path))
-    if "://" in source:
-        raise UserError(
-            f"{source} is not on this machine",
-            field=field,
-            hint="Copy it to a folder this machine can read, and give that path.",
-        )
-    return Path(source)
 
 
 def _paths(sources: Sequence[str], field: str) -> tuple[Path, ...]:
@@ -97,30 +83,30 @@ def _prepared_folder(inputs: _Inputs, prompt: str, fraction: float, seed: int, d
     return data / f"prepared-{digest}"
 
 
-def _eval_files(data: EvalData) -> tuple[Path, ...]:
-    root = local_path(data.root, "spec.data.root") if data.root else None
-    names = list(data.files) or list(shapes.EIGHT_FILES)
-    files = []
-    for i, name in enumerate(names):
-        path = local_path(name, f"spec.data.files[{i}]")
-        if path.suffix not in (".jsonl", ".json"):
-            path = path.with_name(path.name + ".jsonl")
-        files.append(root / path if root is not None else path)
-    return tuple(files)
+def _eval_sources(data: EvalData) -> list[str]:
+    """Path or URI of each evaluation file."""
+    sources = []
+    for name in data.files or shapes.EIGHT_FILES:
+        named = name if PurePosixPath(name).suffix in (".jsonl", ".json") else f"{name}.jsonl"
+        root = data.root or ""
+        stands_alone = not root or "://" in named or named.startswith("/")
+        sources.append(named if stands_alone else f"{root.rstrip('/')}/{named}")
+    return sources
 
 
-def _ready(prepared: str) -> tuple[Path, Path]:
-    """(train, validation) of data prepared before: a folder, or the training file with its sibling."""
-    path = local_path(prepared, "spec.data.prepared")
-    if path.suffix == ".parquet":
-        return path, path.with_name(path.name.replace("train", "val", 1) if "train" in path.name else "val.parquet")
-    return path / "train.parquet", path / "val.parquet"
+def _prepared_sources(prepared: str) -> tuple[str, str]:
+    """(train, validation), paths or URIs, of data prepared before: a folder, or the training file with its sibling."""
+    folder, _, name = prepared.rpartition("/")
+    if not name.endswith(".parquet"):
+        return f"{prepared.rstrip('/')}/train.parquet", f"{prepared.rstrip('/')}/val.parquet"
+    sibling = name.replace("train", "val", 1) if "train" in name else "val.parquet"
+    return prepared, f"{folder}/{sibling}" if folder or prepared.startswith("/") else sibling
 
 
 def locate(job: Job, data: Path, *, validation_fraction: float = 0.1) -> JobData:
-    """Where the job's data lies, or will lie once it is made under the folder `data`. Touches no file.
+    """Where the job's data lies, or will lie once it is fetched, or made under the folder `data`. Touches no file.
 
-    Raises `UserError` for sources that are not on this machine.
+    Raises `UserError` for a source that is no path and no URI.
     """
     made = _shape_set(job.spec.data)
     root = None if made is None else data / f"shapes-{made.digest}"
@@ -128,7 +114,10 @@ def locate(job: Job, data: Path, *, validation_fraction: float = 0.1) -> JobData
         if root is not None:
             inputs = _set_inputs(root)
             return JobData(eval_files=inputs.validation, images=inputs.images)
-        return JobData(eval_files=_eval_files(job.spec.data), images=_paths(job.spec.data.images, "spec.data.images"))
+        return JobData(
+            eval_files=_paths(_eval_sources(job.spec.data), "spec.data.files"),
+            images=_paths(job.spec.data.images, "spec.data.images"),
+        )
 
     spec = job.spec
     inputs = _train_inputs(spec.data, root)
@@ -140,7 +129,7 @@ def locate(job: Job, data: Path, *, validation_fraction: float = 0.1) -> JobData
             rows = data / f"sft-{_digest([str(p) for p in inputs.train])}" / "sft.json"
         return JobData(sft_rows=rows, images=inputs.images)
     if root is None and spec.data.prepared:
-        train, validation = _ready(spec.data.prepared)
+        train, validation = _paths(_prepared_sources(spec.data.prepared), "spec.data.prepared")
         return JobData(train_parquet=train, val_parquet=validation, images=inputs.images)
     folder = _prepared_folder(inputs, spec.data.prompt, validation_fraction, spec.seed, data)
     return JobData(train_parquet=folder / "train.parquet", val_parquet=folder / "val.parquet", images=inputs.images)
@@ -164,17 +153,63 @@ def _need(paths: Sequence[Path], field: str) -> None:
             raise UserError("no such file", file=path, field=field)
 
 
-def materialise(job: Job, data: Path, *, validation_fraction: float = 0.1, workers: int | None = None) -> JobData:
-    """Make what the job needs under the folder `data` and say where it lies; at once when it is there already.
+def _need_images(paths: Sequence[Path]) -> None:
+    _need([p for p in paths if not parts_of(p)], "spec.data.images")
+
+
+def sources(job: Job, *, prepares: bool) -> list[tuple[str, str]]:
+    """(path or URI, its field) of everything that a process of the job reads: the one that prepares, or those after it. Pure."""
+    found: dict[str, Sequence[str]] = {}
+    if job.kind == "GroundingEvalJob":
+        found = {"files": [] if job.spec.data.shapes else _eval_sources(job.spec.data), "images": job.spec.data.images}
+        return _numbered(found)
+    data, method = job.spec.data, job.spec.method
+    if method == "rl" and data.prepared:
+        found = {"prepared": _prepared_sources(data.prepared)}
+    elif method == "sft":
+        found = {"train": data.train if prepares or len(data.train) == 1 else [], "images": data.images}
+    elif prepares:  # what RL trains on is a copy, pictures included
+        found = {"train": data.train, "validation": data.validation, "images": data.images}
+    return _numbered(found)
+
+
+def _numbered(found: dict[str, Sequence[str]]) -> list[tuple[str, str]]:
+    return [(s, f"spec.data.{field}[{i}]") for field, many in found.items() for i, s in enumerate(many)]
+
+
+def bring(job: Job, *, prepares: bool = False, say: Callable[[str], None] = lambda _: None) -> None:
+    """Fetch what `sources` names and is not on a file system of this machine; what is here and has not changed stays. `say` hears how far it is.
+
+    Raises `UserError` for what is not there, `Failure` for what cannot be had.
+    """
+    for source, field in dict(sources(job, prepares=prepares)).items():
+        if not is_remote(source):
+            continue
+        try:
+            fetch(source.split(".part_")[0], say=say)
+        except EgmError as error:
+            raise type(error)(error.message, hint=error.hint, file=error.file, field=field) from None
+
+
+def materialise(
+    job: Job,
+    data: Path,
+    *,
+    validation_fraction: float = 0.1,
+    workers: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> JobData:
+    """Fetch and make what the job needs, the latter under the folder `data`, and say where it lies; at once when it is there already.
 
     Raises `UserError` for files that are absent or wrong. Safe to repeat after a crash at any point.
     """
     located = locate(job, data, validation_fraction=validation_fraction)
+    bring(job, prepares=True, say=say)
     made = _shape_set(job.spec.data)
     root = None if made is None else data / f"shapes-{made.digest}"
     if made is not None and root is not None:
         shapes.generate(root, made)
-    _need(located.images, "spec.data.images")
+    _need_images(located.images)
     if job.kind == "GroundingEvalJob":
         _need(located.eval_files, "spec.data.files")
         return located

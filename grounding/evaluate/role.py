@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 from grounding.errors import Failure, UserError
 from grounding.evaluate.engines import Sampling, ServeOptions, get_engine
 from grounding.files import read_json
-from grounding.storage import fetch, is_remote, locate
+from grounding.storage import destination, fetch, is_remote, locate
 
 
 def _job(job_file: Path) -> Any:
@@ -56,17 +57,23 @@ def server_port() -> int:
     return int(value)
 
 
-def _model_folder(model: str) -> str:
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - the role's log
+
+
+def _model_folder(model: str, family: str) -> str:
     """The folder of the model; `tiny://` is built on the spot."""
     if model.startswith("tiny://"):
         from grounding.train.tiny import build, demo_corpus
 
         folder = tempfile.mkdtemp(prefix="egm-tiny-")
-        build(folder, demo_corpus())
+        build(folder, demo_corpus(), family=family)
         return folder
-    if is_remote(model) and not model.startswith("hf://"):
-        return str(fetch(model, say=lambda text: print(text, flush=True)))  # noqa: T201 - the role's log
-    model = model.removeprefix("hf://") if is_remote(model) else str(locate(model).folder)
+    if is_remote(model):
+        if model.startswith("hf://") and importlib.util.find_spec("huggingface_hub") is None:
+            return model.removeprefix("hf://")  # the engine's environment has it, and fetches by itself
+        return str(fetch(model, say=_say))
+    model = str(locate(model).folder)
     path = Path(model)
     if path.is_absolute() and not (path / "config.json").is_file():
         raise UserError("no model is there: config.json is absent", file=path)
@@ -78,7 +85,7 @@ def serve_role(job_file: Path, data: Path, model: str) -> None:
     job = _job(job_file)
     engine, port = get_engine(job.spec.engine), server_port()
     gpus = job.spec.server_gpus
-    folder = _model_folder(model)
+    folder = _model_folder(model, job.spec.model.family_name)
     host, most = os.environ.get("EGM_HOST", "127.0.0.1"), _max_length(Path(folder))
     argv = program(engine.command(folder, ServeOptions(host, port, _model_name(job), gpus or 0, most)))
     env = dict(os.environ) | engine.environment(os.environ, gpus=gpus or 0)
@@ -108,18 +115,21 @@ def _model_name(job: Any) -> str:
 def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
     """Ask the servers of `$EGM_ENDPOINTS`, or those the job names; leaves rows and summary under `out`.
 
-    `$EGM_OUTPUT` (s3://bucket/prefix) keeps a copy there, from which a new pod goes on; SIGTERM ends as Ctrl-C does, with the last rows sent.
+    A copy is kept in the job's output (`storage.destination`), from which a new pod goes on; SIGTERM ends as Ctrl-C does, with the last rows sent.
     """
     from rich.console import Console
 
+    from grounding.data.jobdata import bring
     from grounding.data.jobdata import locate as locate_data
     from grounding.evaluate.last_words import leave
     from grounding.evaluate.live import Live
     from grounding.evaluate.options import Options
     from grounding.evaluate.request import Request
-    from grounding.evaluate.run import Evaluation, plan, run
+    from grounding.evaluate.run import Evaluation, Progress, plan, run
+    from grounding.evaluate.telemetry import serve
 
     job = _job(job_file)
+    bring(job, say=_say)
     spec, where = job.spec, locate_data(job, data)
     given = [e for e in os.environ.get("EGM_ENDPOINTS", "").split(",") if e.strip()]
     endpoints = tuple(given or spec.endpoints or ())
@@ -152,12 +162,20 @@ def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
         spec.scoring,
         retry_errors=True,
         mode=spec.mode,
-        remote=os.environ.get("EGM_OUTPUT", ""),
+        remote=destination(spec.output),
         engine=spec.engine,
     )
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with Live(Console(force_terminal=False, width=200), every_s=10.0) as live:
-        summary = run(evaluation, plan(evaluation), live)
+    with (
+        Live(Console(force_terminal=False, width=200), every_s=10.0) as live,
+        serve(job.metadata.name, out) as (teller, _),
+    ):
+
+        def listen(progress: Progress) -> None:
+            live(progress)
+            teller(progress)
+
+        summary = run(evaluation, plan(evaluation), listen)
     leave(summary)
     if summary["errors"]:
         raise Failure(

@@ -21,9 +21,10 @@ from grounding.evaluate.engines import Metrics, Sampling, get_engine
 from grounding.evaluate.options import Options
 from grounding.evaluate.parquet import write_parquet
 from grounding.evaluate.results import ERROR, Reply, Results, Tallies, rescore, score_row
-from grounding.evaluate.scrape import scrape
+from grounding.evaluate.scrape import read_once, scrape
 from grounding.evaluate.ship import Remote
 from grounding.evaluate.summary import summarise
+from grounding.evaluate.telemetry import Latencies
 from grounding.evaluate.work import Worklist, read_worklist, settings_digest
 from grounding.files import read_json, write_json
 from grounding.scoring import get_profile
@@ -72,6 +73,8 @@ class Progress:
     servers: Sequence[Server] = ()
     readings: dict[str, Metrics] = field(default_factory=dict)
     """What servers said last of themselves, by endpoint"""
+    latencies: Latencies = field(default_factory=Latencies)
+    """Of the answers of this process"""
     warning: str = ""
     """What does not stop the run, but should be known"""
 
@@ -139,6 +142,7 @@ def run(
             results.add(row, score_row(work.key(row), expression, reply, evaluation.model, prompt, profile))
             progress.count(results.done, row)
             progress.asked += 1
+            progress.latencies.add(reply.latency_s)
 
         def publish() -> dict[str, Any]:
             progress.seconds = time.monotonic() - start
@@ -217,10 +221,16 @@ async def _watched(
     tasks = [asyncio.create_task(watch()), asyncio.create_task(lag.measure())]
     if results.remote is not None:
         tasks.append(asyncio.create_task(ship()))
-    if evaluation.engine and (engine := get_engine(evaluation.engine)).metric_names:
+    engine = get_engine(evaluation.engine) if evaluation.engine else None
+    if engine is not None and not engine.metric_names:
+        engine = None
+    if engine is not None:
         tasks.append(asyncio.create_task(scrape(engine, evaluation.client.endpoints, progress.readings)))
     try:
         await client.run(todo)
+        if engine is not None:  # what the summary keeps is the state at the end
+            tasks.pop().cancel()
+            await read_once(engine, evaluation.client.endpoints, progress.readings)
     finally:
         for task in tasks:
             task.cancel()

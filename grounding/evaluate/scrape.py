@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 
 import aiohttp
 
 from grounding.evaluate.engines import Engine, Metrics
 
 
-async def scrape(engine: Engine, endpoints: Sequence[str], readings: dict[str, Metrics], every_s: float = 5.0) -> None:
-    """Until cancelled: keep the newest reading of each endpoint in `readings`; one that does not answer loses its own."""
+async def read_once(engine: Engine, endpoints: Sequence[str], readings: dict[str, Metrics], limit_s: float = 3) -> None:
+    """Put the newest reading of each endpoint into `readings`; one that does not answer loses its own."""
 
     async def one(session: aiohttp.ClientSession, endpoint: str) -> None:
         url = endpoint.strip().rstrip("/").removesuffix("/v1") + "/metrics"
@@ -20,11 +19,15 @@ async def scrape(engine: Engine, endpoints: Sequence[str], readings: dict[str, M
             async with session.get(url) as response:
                 response.raise_for_status()
                 readings[endpoint] = engine.metrics(await response.text())
-        except (aiohttp.ClientError, TimeoutError, ValueError):
+        except (aiohttp.ClientError, TimeoutError, ValueError):  # a text that cannot be decoded is a ValueError
             readings.pop(endpoint, None)
 
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
-        while True:
-            with suppress(UnicodeDecodeError):
-                await asyncio.gather(*(one(session, e) for e in endpoints))
-            await asyncio.sleep(every_s)
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=limit_s)) as session:
+        await asyncio.gather(*(one(session, e) for e in endpoints))
+
+
+async def scrape(engine: Engine, endpoints: Sequence[str], readings: dict[str, Metrics], every_s: float = 5.0) -> None:
+    """`read_once` every few seconds until cancelled."""
+    while True:
+        await read_once(engine, endpoints, readings)
+        await asyncio.sleep(every_s)

@@ -16,6 +16,8 @@ from functools import lru_cache
 from math import inf
 from typing import Any, NamedTuple
 
+from orjson import loads
+
 from grounding.boxes import Box, fit, iou, relative_exact
 from grounding.errors import UserError
 from grounding.scoring.answers import PLAIN, PLAIN_NUMBER, box_of, first_numbers, last_numbers
@@ -154,16 +156,65 @@ def plain_parts(
         )
     if width is None or height is None:
         raise UserError("the image's width and height are needed", field="width" if width is None else "height")
-    box = extract_box(text)
-    if box is None:
-        return 0.0, 0.0, False, False
-    truth = _truth(ground_truth_relative, width, height)
-    if truth is None:
-        return 0.0, 0.0, False, True
-    x1, y1, x2, y2 = box
-    value = iou(fit(x1, y1, x2, y2, width, height), truth)
+    value = taught_iou(text, ground_truth_relative, width, height)
+    if value < 0.0:
+        box = extract_box(text)
+        if box is None:
+            return 0.0, 0.0, False, False
+        truth = _truth(ground_truth_relative, width, height)
+        if truth is None:
+            return 0.0, 0.0, False, True
+        value = iou(fit(*box, width, height), truth)
     passed = value >= threshold
     return _shape(kind, value, passed, alpha, threshold, text), value, passed, True
+
+
+def taught_iou(text: Any, truth: Any, width: Any, height: Any) -> float:
+    """The IoU of an answer of the form that models are taught, -1 for any other: its last bracket is a JSON list of four whole numbers in 0..1000
+    with the corners in order, and it has no `<answer>`.
+
+    The rules gone through one by one give the same number in three times the time, which is why this is one function without calls of ours.
+    """
+    if type(text) is not str or type(truth) is not list:
+        return -1.0
+    # a single character is found without a look at each; an answer's tags are two
+    if text.find("<", text.find("<") + 1) >= 0 and ("<a" in text or "<A" in text):
+        return -1.0
+    start = text.rfind("[", 0, text.rfind("]"))
+    bracket = text[start : text.find("]", start) + 1]
+    # below, a minus would count from the end and `true` would be 1; `1e2` is two numbers by the rules. JSON reads no other number differently
+    if "-" in bracket or "e" in bracket:
+        return -1.0
+    try:
+        a, b, c, d = loads(bracket)
+        left, top, right, bottom, area, across, down = _truth_and_grid(*truth, width, height)
+        x1, y1, x2, y2 = across[a], down[b], across[c], down[d]
+    except (ValueError, TypeError, IndexError, UserError):
+        return -1.0  # no JSON, not four, no whole number, more than 1000; or a truth that the slow way complains of
+    if x1 >= x2 or y1 >= y2:
+        return -1.0
+    wide = (x2 if x2 < right else right) - (x1 if x1 > left else left)
+    high = (y2 if y2 < bottom else bottom) - (y1 if y1 > top else top)
+    if wide <= 0.0 or high <= 0.0:
+        return 0.0
+    common = wide * high
+    value: float = common / ((x2 - x1) * (y2 - y1) + area - common)
+    return value
+
+
+@lru_cache(maxsize=4096)  # a step asks for the same truth once a rollout
+def _truth_and_grid(
+    x1: Any, y1: Any, x2: Any, y2: Any, width: int, height: int
+) -> tuple[float, float, float, float, float, list[float], list[float]]:
+    """The truth in whole pixels, its area, and the pixels that whole coordinates are rounded to, across and down."""
+    left, top, right, bottom = _truth_pixels(x1, y1, x2, y2, width, height)
+    return left, top, right, bottom, (right - left) * (bottom - top), _pixels(width), _pixels(height)
+
+
+@lru_cache(maxsize=512)  # pictures of one width are many, widths are few
+def _pixels(size: int) -> list[float]:
+    """The whole pixel that each of the coordinates 0, 1, …, 1000 is rounded to in an image of this width or height."""
+    return [fit(v, 0, v, 0, size, size)[0] for v in range(1001)]
 
 
 def reward(

@@ -11,18 +11,34 @@ pod identities; `AWS_ENDPOINT_URL_S3` for another server than Amazon's); nothing
 
 from __future__ import annotations
 
-from grounding.storage.base import Entry, Location, Progress, Store, Transfer, is_remote, locate, open_store
-from grounding.storage.fetch import cache_folder, fetch, send
+from grounding.storage.base import (
+    Entry,
+    Location,
+    Progress,
+    Store,
+    Transfer,
+    cache_folder,
+    destination,
+    is_remote,
+    local_path,
+    locate,
+    open_store,
+)
+from grounding.storage.fetch import Spoken, fetch, in_words, send
 
 __all__ = [
     "Entry",
     "Location",
     "Progress",
+    "Spoken",
     "Store",
     "Transfer",
     "cache_folder",
+    "destination",
     "fetch",
+    "in_words",
     "is_remote",
+    "local_path",
     "locate",
     "open_store",
     "send",

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -39,7 +39,8 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Location:
-    """A URI taken apart: `root` is a bucket, or a repository of the hub; `path` what lies in it, or a path of this machine."""
+    """A URI taken apart: `root` is a bucket, or a repository of the hub (`owner/name`, `datasets/owner/name`, each with `@revision` or without);
+    `path` what lies in it, or a path of this machine."""
 
     scheme: str
     root: str
@@ -51,7 +52,7 @@ class Location:
         return Path(self.path)
 
 
-_HINT = "Write a path, file:///path, pvc://claim/path, s3://bucket/path or hf://owner/name."
+_HINT = "Write a path, file:///path, pvc://claim/path, s3://bucket/path, hf://owner/name or hf://datasets/owner/name."
 
 
 def locate(uri: str | Path, field: str = "") -> Location:
@@ -76,10 +77,11 @@ def locate(uri: str | Path, field: str = "") -> Location:
     if parts.scheme == "s3":
         return Location("s3", parts.netloc, _inside(path, text, field))
     if parts.scheme == "hf":
-        name, _, rest = _inside(path, text, field).partition("/")
-        if not name:
+        words = [parts.netloc, *_inside(path, text, field).split("/")]
+        owner = 1 if words[0] == "datasets" else 0
+        if len(words) < owner + 2 or not words[owner + 1]:
             raise UserError(f"{text} names no repository", field=field, hint="Write hf://owner/name.")
-        return Location("hf", f"{text[5:].split('/')[0]}/{name}", rest)
+        return Location("hf", "/".join(words[: owner + 2]), "/".join(words[owner + 2 :]))
     raise UserError(f"{text}: unknown scheme {parts.scheme}://", field=field, hint=_HINT)
 
 
@@ -93,6 +95,32 @@ def _inside(path: str, uri: str, field: str) -> str:
 def is_remote(uri: str | Path) -> bool:
     """Whether the bytes are not on a file system of this machine."""
     return locate(uri).scheme != "file"
+
+
+def cache_folder() -> Path:
+    """Where fetched files lie: `$EGM_CACHE`, else `$XDG_CACHE_HOME/egm`, else `~/.cache/egm`."""
+    given = os.environ.get("EGM_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "egm"
+
+
+def local_path(uri: str | Path, field: str = "", cache: Path | None = None) -> Path:
+    """Where on this machine the files of a URI are, or will be once they are fetched. Nothing is asked or moved.
+
+    Raises `UserError` for what is no such URI.
+    """
+    place = locate(uri, field)
+    if place.scheme == "file":
+        return place.folder
+    return (cache or cache_folder()) / place.scheme / place.root / place.path
+
+
+def destination(output: str | None, environ: Mapping[str, str] = os.environ) -> str:
+    """The URI that a job's folder is copied to while it runs: `$EGM_OUTPUT`, which the operator sets, else the job's `output`.
+
+    Empty where the folder itself is all there is: without either, and for `pvc://`, which the operator mounts as that folder.
+    """
+    uri = (environ.get("EGM_OUTPUT") or output or "").rstrip("/")
+    return "" if uri.startswith("pvc://") else uri
 
 
 def clean(name: str) -> str:

@@ -5,22 +5,64 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from grounding.errors import UserError
+from grounding.errors import Failure, UserError
 from grounding.files import read_json, write_json
-from grounding.storage.base import Entry, Progress, Store, Transfer, clean, locate, open_store, sha256_of
+from grounding.storage.base import (
+    Entry,
+    Location,
+    Progress,
+    Store,
+    Transfer,
+    cache_folder,
+    clean,
+    local_path,
+    locate,
+    open_store,
+    sha256_of,
+)
 
 MARKER = ".egm-fetched.json"
 """In a fetched folder: what it was fetched from, written last."""
 
 
-def cache_folder() -> Path:
-    """Where fetched files lie: `$EGM_CACHE`, else `$XDG_CACHE_HOME/egm`, else `~/.cache/egm`."""
-    given = os.environ.get("EGM_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "egm"
+class Spoken:
+    """A `Progress` in sentences: what has been moved, every `every_s` seconds. Called by several threads."""
+
+    def __init__(self, what: str, say: Callable[[str], None], every_s: float = 10.0) -> None:
+        self.what, self.moved, self._say, self._every = what, 0, say, every_s
+        self._began = self._told = time.monotonic()
+        self._lock = threading.Lock()
+
+    def __call__(self, count: int) -> None:
+        now = time.monotonic()
+        with self._lock:
+            self.moved += count
+            if now - self._told < self._every:
+                return
+            self._told = now
+            pace = self.moved / (now - self._began)
+        self._say(f"{self.what}: {in_words(self.moved)} so far, {in_words(pace)}/s")
+
+    def end(self) -> None:
+        """The last sentence; none where nothing had to be moved."""
+        if self.moved:
+            self._say(f"{self.what}: {in_words(self.moved)} in {time.monotonic() - self._began:.0f} s")
+
+
+def in_words(size: float) -> str:
+    """Bytes as people write them."""
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.0f} {units[0]}" if units[0] == "bytes" or size >= 100 else f"{size:.1f} {units[0]}"
 
 
 @contextmanager
@@ -46,62 +88,93 @@ def fetch(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """A local path of what a URI names, a file or a folder. Nothing is moved twice: what lies in `cache` and has not changed stays.
+    """A local path of what a URI names: a file, a folder, or a file in parts (`x.tar` of which `x.tar.part_*` are there, which come to lie side by
+    side). Nothing is moved twice: what lies in `cache` and has not changed stays; where nobody can be asked whether it has, it is used as it is.
 
-    Several processes of one machine may ask at once; one of them fetches. Raises `UserError` where nothing is there.
+    Several processes of one machine may ask at once; one of them fetches. `say` hears how far it is where `progress` is not given. Raises
+    `UserError` where nothing is there, `Failure` where it cannot be had.
     """
     place = locate(uri)
     if place.scheme == "file":
         if not place.folder.exists():
             raise UserError("no such file or folder", file=place.folder)
         return place.folder
-    if place.scheme == "hf":
-        from grounding.storage.hub import fetch_hub
-
-        return fetch_hub(place.root, place.path)
-    cache = cache or cache_folder()
-    store = open_store(f"s3://{place.root}", transfer)
-    target = cache / "s3" / place.root / place.path
-    lock = cache / "locks" / hashlib.sha256(f"{place.root}/{place.path}".encode()).hexdigest()[:24]
+    cache, transfer = cache or cache_folder(), transfer or Transfer()
+    target = local_path(uri, cache=cache)
+    lock = cache / "locks" / hashlib.sha256(f"{place.scheme}/{place.root}/{place.path}".encode()).hexdigest()[:24]
+    spoken = Spoken(f"fetching {uri}", say)
     with _locked(lock, say):
-        inside = f"{place.path}/" if place.path else ""
-        wanted = list(store.entries(inside))
-        if wanted:
-            _folder(store, wanted, inside, target, progress)
+        whole = any(_known(marker)[1] for marker in _markers(target))
+        brief = replace(transfer, patience_s=min(15.0, transfer.patience_s))
+        try:
+            copy = _wanted(_source(place, brief if whole else transfer), place.path, target)
+        except Failure as error:
+            if not whole:
+                raise
+            say(f"{uri} cannot be asked whether it has changed, what was fetched before is used: {error.message}")
             return target
-        single = store.find(place.path) if place.path else None
-        if single is None:
+        if copy is None:
             raise UserError("nothing is there", file=str(uri))
-        known = target.with_name(f".{target.name}{MARKER}")
-        if not (target.is_file() and _read(known) == {"": [single.size, single.tag]}):
-            store.download(place.path, target, progress)
-            write_json(known, {"": [single.size, single.tag]})
+        copy.take(_source(place, transfer) if whole else copy.store, progress or spoken)
+    spoken.end()
     return target
 
 
-def _read(marker: Path) -> object:
+def _source(place: Location, transfer: Transfer) -> Store:
+    if place.scheme == "hf":
+        from grounding.storage.hub import HubStore
+
+        return HubStore(place.root, transfer)
+    return open_store(f"s3://{place.root}", transfer)
+
+
+def _markers(target: Path) -> tuple[Path, Path]:
+    """Where it is written what was fetched: in a folder, or beside a file (or its parts)."""
+    return target / MARKER, target.with_name(f".{target.name}{MARKER}")
+
+
+def _known(marker: Path) -> tuple[dict[str, Any], bool]:
+    """(name -> [size, tag] of files that an earlier call has left under the marker's folder, whether these were all)."""
     try:
-        return read_json(marker) if marker.exists() else {}
-    except UserError:
-        return {}
+        found = read_json(marker) if marker.is_file() else {}
+        files = {n: v for n, v in dict(found.get("files", {})).items() if (marker.parent / clean(n)).is_file()}
+        return files, bool(found.get("whole")) and len(files) == len(found["files"])
+    except (UserError, AttributeError, TypeError, ValueError):
+        return {}, False
 
 
-def _folder(store: Store, wanted: list[Entry], inside: str, target: Path, progress: Progress | None) -> None:
-    marker = target / MARKER
-    before = _read(marker)
-    known = before if isinstance(before, dict) else {}
-    now = {clean(e.name[len(inside) :]): [e.size, e.tag] for e in wanted}
-    if known == now and all((target / n).is_file() for n in now):
-        return
-    done = {n: v for n, v in known.items() if now.get(n) == v and (target / n).is_file()}
-    for name in sorted(set(known) - set(now)):  # ours, and gone from the store: a folder of two versions is none
-        (target / clean(name)).unlink(missing_ok=True)
-    for name, facts in now.items():
-        if name not in done:
-            store.download(inside + name, target / name, progress)
-            done[name] = facts
-            write_json(marker, done)  # a kill here keeps what is whole
-    write_json(marker, now)
+@dataclass(frozen=True)
+class _Copy:
+    """What a URI names, as files of a store by their names under the folder of `marker`."""
+
+    store: Store
+    files: dict[str, Entry]
+    marker: Path
+
+    def take(self, store: Store, progress: Progress) -> None:
+        """Download what is missing or has changed; the marker knows at any time which files are whole."""
+        now = {name: [e.size, e.tag] for name, e in self.files.items()}
+        known, whole = _known(self.marker)
+        if whole and known == now:
+            return
+        done = {n: v for n, v in known.items() if now.get(n) == v}
+        for name in sorted(set(known) - set(now)):  # ours, and gone from the store: a folder of two versions is none
+            (self.marker.parent / name).unlink(missing_ok=True)
+        for name, entry in self.files.items():
+            if name not in done:
+                write_json(self.marker, {"whole": False, "files": done})
+                store.download(entry.name, self.marker.parent / name, progress)
+                done[name] = now[name]
+        write_json(self.marker, {"whole": True, "files": done})
+
+
+def _wanted(store: Store, path: str, target: Path) -> _Copy | None:
+    inside, (folder, beside) = f"{path}/" if path else "", _markers(target)
+    if found := list(store.entries(inside)):
+        return _Copy(store, {clean(e.name[len(inside) :]): e for e in found}, folder)
+    single = store.find(path) if path else None
+    files = [single] if single else [*store.entries(f"{path}.part_")]
+    return _Copy(store, {e.name.rpartition("/")[2]: e for e in files}, beside) if files else None
 
 
 def send(

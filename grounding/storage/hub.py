@@ -1,33 +1,207 @@
-"""The Hugging Face hub, by `huggingface_hub`: it resumes, verifies and locks by itself; here its errors become sentences."""
+"""A repository of the Hugging Face hub as a store that can be read: `huggingface_hub` lists it and says where its files are; they are downloaded as
+those of S3 are.
+
+`huggingface_hub` itself begins a broken file anew, gives up after some seconds, and compares sizes alone. What its own cache holds already is linked
+instead of downloaded.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
+
+import tenacity
 
 from grounding.errors import Failure, UserError
+from grounding.storage.base import Entry, Progress, Store, Transfer, clean, sha256_of
+from grounding.storage.parts import Partial
+
+T = TypeVar("T")
 
 
-def fetch_hub(repository: str, path: str) -> Path:
-    """A local folder (or file, where `path` names one) of `owner/name` or `owner/name@revision`, fetched into the hub's own cache."""
-    try:
-        from huggingface_hub import errors, hf_hub_download, snapshot_download
-    except ModuleNotFoundError:
-        raise UserError(
-            "hf:// needs huggingface_hub, which is not installed",
-            hint="Install the extra that holds it: pip install 'egm-grounding[train]'.",
-        ) from None
-    name, _, revision = repository.partition("@")
-    where = f"hf://{repository}"
-    try:
-        if path and "." in Path(path).name:
-            return Path(hf_hub_download(name, path, revision=revision or None))
-        patterns = [f"{path}/*"] if path else None
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns)) / path
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
-        raise UserError(
-            "the hub has no such repository, revision or file, or it is closed to you",
-            file=where,
-            hint="Check the name; for a gated model set HF_TOKEN.",
-        ) from None
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
-        raise Failure(f"cannot be fetched: {str(error).splitlines()[0]}", file=where) from None
+class HubStore(Store):
+    """The files of `[datasets/]owner/name[@revision]` at one commit: the one that the revision names when it is first asked."""
+
+    def __init__(self, repository: str, transfer: Transfer) -> None:
+        try:
+            import huggingface_hub
+        except ModuleNotFoundError:
+            raise UserError(
+                "hf:// needs huggingface_hub, which is not installed",
+                hint="Install the extra that holds it: pip install 'egm-grounding[train]'.",
+            ) from None
+        self._hub, self.transfer, self.uri = huggingface_hub, transfer, f"hf://{repository}"
+        self.kind = "dataset" if repository.startswith("datasets/") else "model"
+        self.name, _, self.revision = repository.removeprefix("datasets/").partition("@")
+        self._files: dict[str, Entry] = {}
+        self._commit = ""
+        self._lock = threading.Lock()
+
+    def _listed(self) -> dict[str, Entry]:
+        with self._lock:
+            if not self._commit:
+                api = self._hub.HfApi()
+
+                def ask() -> tuple[str, dict[str, Entry]]:
+                    facts = api.repo_info(self.name, repo_type=self.kind, revision=self.revision or None)
+                    tree = api.list_repo_tree(self.name, repo_type=self.kind, revision=facts.sha, recursive=True)
+                    return facts.sha, {f.path: _entry(f) for f in tree if hasattr(f, "blob_id")}
+
+                self._commit, self._files = self._try(ask)
+            return self._files
+
+    def _try(self, call: Callable[[], T], name: str = "") -> T:
+        """The call's result, repeated while its failure may pass; anything else as an error for people."""
+        import httpx
+
+        errors = self._hub.errors
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(passes),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
+            stop=tenacity.stop_after_delay(self.transfer.patience_s),
+            reraise=True,
+        )
+        where = f"{self.uri}/{name}" if name else self.uri
+        try:
+            return retrying(call)
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
+            raise UserError(
+                "the hub has no such repository, revision or file, or it is closed to you",
+                file=where,
+                hint="Check the name (a data set is hf://datasets/owner/name); for a gated one set HF_TOKEN.",
+            ) from None
+        except errors.HFValidationError as error:
+            raise UserError(str(error).splitlines()[0], file=where) from None
+        except errors.OfflineModeIsEnabled:
+            raise Failure("is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub", file=where) from None
+        except (OSError, httpx.HTTPError) as error:
+            text = str(error).strip().splitlines() or [type(error).__name__]
+            hint = "Check the network and HF_ENDPOINT, then run the same command again."
+            raise Failure(f"cannot be fetched: {text[0]}", file=where, hint=hint) from None
+
+    def check(self) -> None:
+        self._listed()
+
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
+        yield from sorted(e for name, e in self._listed().items() if name.startswith(prefix))
+
+    def find(self, name: str) -> Entry | None:
+        return self._listed().get(clean(name))
+
+    def read(self, name: str) -> bytes:
+        entry = self._need(name)
+        return self._get(self._address(entry), 0, entry.size, entry.name) if entry.size else b""
+
+    def download(self, name: str, file: Path, progress: Progress | None = None) -> None:
+        entry = self._need(name)
+        known = self._hub.try_to_load_from_cache(self.name, name, repo_type=self.kind, revision=self._commit)
+        if isinstance(known, str) and Path(known).stat().st_size == entry.size and _is(Path(known), entry):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.unlink(missing_ok=True)
+            file.symlink_to(Path(known).absolute())
+            return
+        partial, address = Partial(entry, file, self.transfer), _Once(lambda: self._address(entry))
+        partial.fill(lambda start, end: self._get_again(address, start, end, name), progress)
+        if not _is(partial.path, entry):
+            partial.discard()
+            raise Failure(
+                "what was downloaded is not what the hub holds (its digest differs)",
+                file=f"{self.uri}/{name}",
+                hint="It was removed; run the same command again.",
+            )
+        partial.finish()
+
+    def _need(self, name: str) -> Entry:
+        entry = self.find(name)
+        if entry is None:
+            raise UserError("the repository has no such file", file=f"{self.uri}/{name}")
+        return entry
+
+    def _address(self, entry: Entry) -> str:
+        """Where the bytes are: of large files, an address of a CDN that is good for a while."""
+        url = self._hub.hf_hub_url(self.name, entry.name, repo_type=self.kind, revision=self._commit)
+        location: str = self._try(lambda: self._hub.get_hf_file_metadata(url).location, entry.name)
+        return location
+
+    def _get_again(self, address: _Once, start: int, end: int, name: str) -> bytes:
+        try:
+            return self._get(address.value(), start, end, name)
+        except UserError:  # the address has expired
+            return self._get(address.value(renewed=True), start, end, name)
+
+    def _get(self, url: str, start: int, end: int, name: str) -> bytes:
+        import httpx
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        if httpx.URL(url).host == httpx.URL(self._hub.constants.ENDPOINT).host:  # a CDN's address is its own permission
+            headers |= build_hf_headers()
+
+        def body() -> bytes:
+            reply = get_session().get(url, headers=headers, timeout=60.0, follow_redirects=True)
+            hf_raise_for_status(reply)
+            data = bytes(reply.content)
+            if reply.status_code == 200:  # a server that knows no ranges
+                data = data[start:end]
+            if len(data) != end - start:
+                raise httpx.RemoteProtocolError(f"{len(data)} bytes came of {end - start}")
+            return data
+
+        return self._try(body, name)
+
+    def write(self, name: str, data: bytes) -> None:
+        raise self._read_only()
+
+    def upload(self, file: Path, name: str, progress: Progress | None = None) -> None:
+        raise self._read_only()
+
+    def delete(self, name: str) -> None:
+        raise self._read_only()
+
+    def _read_only(self) -> UserError:
+        return UserError(f"nothing can be written to {self.uri}", hint="Write a path or s3://bucket/path.")
+
+
+class _Once:
+    """A value that is made when it is first asked for, by one of several threads."""
+
+    def __init__(self, make: Callable[[], str]) -> None:
+        self._make, self._value, self._lock = make, "", threading.Lock()
+
+    def value(self, renewed: bool = False) -> str:
+        with self._lock:
+            if renewed or not self._value:
+                self._value = self._make()
+            return self._value
+
+
+def _entry(file: Any) -> Entry:
+    """Large files are named by SHA-256, others by git's digest."""
+    digest = file.lfs.sha256 if file.lfs is not None else ""
+    return Entry(file.path, file.lfs.size if file.lfs is not None else file.size, digest or file.blob_id, digest)
+
+
+def _is(file: Path, entry: Entry) -> bool:
+    if entry.sha256:
+        return sha256_of(file) == entry.sha256
+    digest = hashlib.sha1(f"blob {entry.size}\0".encode(), usedforsecurity=False)
+    with file.open("rb") as f:
+        while data := f.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest() == entry.tag
+
+
+def passes(error: BaseException) -> bool:
+    """Whether another try may mend it: no connection, a body that broke off, 429, 5xx."""
+    import httpx
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int):
+        return status >= 500 or status == 429
+    return isinstance(error, httpx.TransportError | ConnectionError)

@@ -10,7 +10,6 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,8 +30,8 @@ from botocore.exceptions import (
 )
 
 from grounding.errors import Failure, UserError
-from grounding.files import fsync_folder, read_json, write_json
 from grounding.storage.base import Entry, Progress, Store, Transfer, clean, sha256_of
+from grounding.storage.parts import Partial, each
 
 T = TypeVar("T")
 _MOST_PARTS = 9000  # S3 takes 10,000
@@ -216,7 +215,7 @@ class S3Store(Store):
             return {"PartNumber": number, "ETag": sent["ETag"]}
 
         try:
-            parts = self._each(send, range(1, -(-size // step) + 1))
+            parts = each(send, range(1, -(-size // step) + 1), self.transfer.parallel)
             whole = {"Parts": parts}
             try:
                 self._try(lambda: client.complete_multipart_upload(MultipartUpload=whole, **place), name)
@@ -229,14 +228,6 @@ class S3Store(Store):
                 client.abort_multipart_upload(**place)
             raise
 
-    def _each(self, call: Callable[[int], T], numbers: range) -> list[T]:
-        """Results of a call for each number, several at a time; the first failure ends it, and what was not begun is left."""
-        pool = ThreadPoolExecutor(self.transfer.parallel, "s3")
-        try:
-            return list(pool.map(call, numbers))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
     # ---- download ----
     def download(self, name: str, file: Path, progress: Progress | None = None) -> None:
         for _ in range(3):  # an object that is replaced meanwhile is begun anew
@@ -248,64 +239,32 @@ class S3Store(Store):
         raise Failure("keeps changing while it is downloaded", file=f"{self.uri}/{name}")
 
     def _download(self, entry: Entry, file: Path, progress: Progress | None) -> bool:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial, journal = file.with_name(f".{file.name}.partial"), file.with_name(f".{file.name}.partial.json")
-        step, place = self.transfer.part_bytes, {"Bucket": self.bucket, "Key": self._key(entry.name)}
-        count = -(-entry.size // step)
-        facts = {"tag": entry.tag, "size": entry.size, "step": step}
-        have = _finished(journal, facts) if partial.exists() and partial.stat().st_size == entry.size else set()
-        lock = threading.Lock()
-        fd = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
+        place = {"Bucket": self.bucket, "Key": self._key(entry.name)}
 
-        def get(number: int) -> None:
-            start, end = number * step, min(entry.size, (number + 1) * step)
-            if number not in have:
-                span = {"Range": f"bytes={start}-{end - 1}", "IfMatch": entry.tag}
+        def get(start: int, end: int) -> bytes:
+            span = {"Range": f"bytes={start}-{end - 1}", "IfMatch": entry.tag}
 
-                def body() -> bytes:
-                    data: bytes = self._client.get_object(**place, **span)["Body"].read()
-                    if len(data) != end - start:
-                        raise IncompleteReadError(actual_bytes=len(data), expected_bytes=end - start)
-                    return data
+            def body() -> bytes:
+                data: bytes = self._client.get_object(**place, **span)["Body"].read()
+                if len(data) != end - start:
+                    raise IncompleteReadError(actual_bytes=len(data), expected_bytes=end - start)
+                return data
 
-                data = self._try(body, entry.name)
-                os.pwrite(fd, data, start)
-                os.fsync(fd)
-                with lock:
-                    have.add(number)
-                    write_json(journal, facts | {"done": sorted(have)})
-            if progress is not None:
-                progress(end - start)
+            return self._try(body, entry.name)
 
+        partial = Partial(entry, file, self.transfer)
         try:
-            os.ftruncate(fd, entry.size)
-            self._each(get, range(count))
+            partial.fill(get, progress)
         except Failure:
             if self.find(entry.name) != entry:
                 return False
             raise
-        finally:
-            os.close(fd)
-        if entry.sha256 and sha256_of(partial) != entry.sha256:
-            partial.unlink()
-            journal.unlink(missing_ok=True)
+        if entry.sha256 and sha256_of(partial.path) != entry.sha256:
+            partial.discard()
             raise Failure(
                 "what was downloaded is not what was uploaded (its SHA-256 differs)",
                 file=f"{self.uri}/{entry.name}",
                 hint="Run the same command again; should it persist, the object is damaged and has to be uploaded anew.",
             )
-        partial.replace(file)
-        journal.unlink(missing_ok=True)
-        fsync_folder(file.parent)
+        partial.finish()
         return True
-
-
-def _finished(journal: Path, facts: dict[str, Any]) -> set[int]:
-    """Numbers of the parts that an interrupted download has left, where it was of the same object."""
-    if not journal.exists():
-        return set()
-    try:
-        found = read_json(journal)
-        return set(found["done"]) if {k: found[k] for k in facts} == facts else set()
-    except (UserError, KeyError, TypeError):
-        return set()

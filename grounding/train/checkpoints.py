@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -100,20 +101,23 @@ def _sync(path: Path) -> None:
 
 
 def refuse_other_world(checkpoint: Checkpoint, processes: int) -> None:
-    """Raise `UserError` where the checkpoint's shards belong to another number of processes: neither verl nor FSDP can load them."""
+    """Raise `UserError` where the checkpoint's shards belong to another number of processes: verl cannot load them."""
     found = world_size(checkpoint.path)
     if found is None or found == processes:
         return
-    actor = checkpoint.path / "actor"
-    way = f"Set resources back to {found} GPUs in all, or go on from its weights without the optimizer: "
-    if actor.is_dir():
-        way += f"`python -m verl.model_merger merge --backend fsdp --local_dir {actor} --target_dir DIR`, "
-    way += "then a job with another name whose model.source is that folder."
     raise UserError(
         f"this checkpoint was written by {found} processes, the job now has {processes}",
-        hint=way,
+        hint=way_out(checkpoint),
         file=checkpoint.path,
         field="spec.resources",
+    )
+
+
+def way_out(checkpoint: Checkpoint) -> str:
+    """What to do with a checkpoint that the job's resources do not fit."""
+    return (
+        f"Set resources back to {world_size(checkpoint.path) or 1} GPUs in all, or go on from its weights without the optimizer: "
+        f"`egm checkpoint export {checkpoint.path} DIR`, then a job with another name whose model.source is that folder."
     )
 
 
@@ -162,3 +166,35 @@ def keep_newest(root: str | Path, keep: int) -> None:
     for aside in root.glob("broken-*"):
         if complete:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint in a job's folder or its output: bytes in all, and whether every file is there in its size."""
+
+    step: int
+    name: str
+    size: int
+    whole: bool
+
+
+def inventory(store: Any) -> list[Found]:
+    """The checkpoints under `checkpoints/` of a store (`grounding.storage`), oldest first; the marker decides what is whole."""
+    sizes: dict[str, dict[str, int]] = {}
+    for entry in store.entries("checkpoints/"):
+        _, name, *rest = entry.name.split("/")
+        if rest and _STEP.fullmatch(name):
+            sizes.setdefault(name, {})["/".join(rest)] = entry.size
+    found = []
+    for name, files in sizes.items():
+        wanted: dict[str, int] = {}
+        if MARKER in files:
+            wanted = orjson.loads(store.read(f"checkpoints/{name}/{MARKER}"))["files"]
+        # a folder's listing passes over hidden files, of which torch writes one
+        whole = bool(wanted) and all(files.get(n) == size for n, size in wanted.items() if not _hidden(n))
+        found.append(Found(int(_STEP.fullmatch(name)[1]), name, sum(files.values()), whole))  # type: ignore[index]
+    return sorted(found, key=lambda f: f.step)
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from grounding.scoring.egm_reward import plain_parts
+from grounding.scoring.egm_reward import plain_parts, taught_iou
 
 _log = logging.getLogger(__name__)
 
@@ -33,11 +33,21 @@ def compute_score(
     try:
         info = extra_info or {}
         kind = "eval" if info.get("split") == "test" else reward_type
-        score, iou, passed, parsed = plain_parts(
-            solution_str, ground_truth, int(info["width"]), int(info["height"]), kind, alpha, threshold
-        )
+        if kind == "mix":
+            iou = taught_iou(solution_str, ground_truth, info["width"], info["height"])
+            if iou >= 0.0:  # nearly every answer
+                acc = 1.0 if iou >= threshold else 0.0
+                return {
+                    "score": alpha * acc + (1.0 - alpha) * iou,
+                    "acc": acc,
+                    "iou": iou,
+                    "parsed": 1.0,
+                    "length": float(len(solution_str)),
+                }
+        width, height = int(info["width"]), int(info["height"])
+        score, iou, passed, parsed = plain_parts(solution_str, ground_truth, width, height, kind, alpha, threshold)
         return {
-            "score": float(score),
+            "score": score,
             "acc": 1.0 if passed else 0.0,
             "iou": iou,
             "parsed": 1.0 if parsed else 0.0,

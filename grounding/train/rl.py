@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +22,10 @@ from grounding.api import GroundingTrainJob
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
 from grounding.files import complete_lines
-from grounding.train import checkpoints, gang, ray_cluster, reward, telemetry, uploads
+from grounding.train import checkpoints, families, gang, ray_cluster, reward, telemetry, tracking, uploads
+from grounding.train.export import export
 from grounding.train.progress import ProgressWriter, new_lines, parse_lines, progress_line, stitch
-from grounding.train.verl_overrides import overrides
+from grounding.train.verl_overrides import freezes_vision, overrides
 
 # verl's metric -> ours; the rest stays in verl's own log
 METRICS = {
@@ -68,9 +68,9 @@ def environment(
     h = job.spec.hyperparameters
     env = {
         "VERL_FILE_LOGGER_PATH": str(metrics_file),
-        "TENSORBOARD_DIR": str(out / "tensorboard"),
         "EGM_KEEP_CHECKPOINTS": str(h.keep_checkpoints or 3),
         "EGM_SEED": str(job.spec.seed),
+        "EGM_FREEZE_VISION": str(int(freezes_vision(job))),
         "TOKENIZERS_PARALLELISM": "false",
         "HYDRA_FULL_ERROR": "1",
         "VERL_USE_EXTERNAL_MODULES": "grounding.train.verl_fixes",
@@ -79,12 +79,14 @@ def environment(
         "PYTHONUNBUFFERED": "1",
     }
     env |= flashinfer.environment(os.environ)
+    plugin = ",grounding.train.verl_internvl" if job.spec.model.family_name == "internvl" else ""
+    env["VERL_USE_EXTERNAL_MODULES"] += plugin
     if not cpu and "OMP_NUM_THREADS" not in os.environ:
         # verl's eight agents prepare pictures at the same time; left alone, each does so with a thread a core
         env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // 8))
     if cpu:
         env |= {
-            "VERL_USE_EXTERNAL_MODULES": "grounding.train.verl_cpu",  # and with it verl_fixes
+            "VERL_USE_EXTERNAL_MODULES": f"grounding.train.verl_cpu{plugin}",  # and with it verl_fixes
             "VERL_PLATFORM": "cpu",
             "VERL_ENGINE_DEVICE": "cuda",
             # several rollout servers share a step's requests in no fixed way: each answers what it has after a moment
@@ -119,8 +121,8 @@ def _total_steps(job: GroundingTrainJob, rows: int) -> int:
     return h.max_steps or max(1, rows // (h.batch_size or 256)) * (h.epochs or 3)
 
 
-def train(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> int:
-    """Run to the end or to SIGTERM; leaves `out/model`. Returns verl's exit code, 143 when stopped.
+def train(job: GroundingTrainJob, data: JobData, model: str, out: Path, log: tracking.Log = tracking.nowhere) -> int:
+    """Run to the end or to SIGTERM; leaves `out/model`. Returns verl's exit code, 143 when stopped. `log` gets verl's metrics of each step.
 
     On several nodes every pod calls it: rank 0 trains, the others lend it their Ray node and return what it came to.
     """
@@ -136,6 +138,7 @@ def train(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> int:
         if pods:
             gang.dismiss(pods, 60.0)
         return 0
+    families.check(job.spec.model.family_name, model)
     rows = _rows(data.train_parquet)
     batch = job.spec.hyperparameters.batch_size or 256
     if rows < batch:
@@ -148,7 +151,7 @@ def train(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> int:
     checkpoint = checkpoints.newest(out / "checkpoints")
     done = checkpoint.step if checkpoint else 0
     if done < total:
-        code = _train(job, data, model, out, cpu, pods, total, checkpoint)
+        code = _train(job, data, model, out, cpu, pods, total, checkpoint, log)
         if code:
             return code
         checkpoint = checkpoints.newest(out / "checkpoints")
@@ -158,7 +161,7 @@ def train(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> int:
         raise Failure(
             "verl ended without the last checkpoint", hint="Its log above says why.", file=out / "checkpoints"
         )
-    export(checkpoint.path / "actor", out, model)
+    export(checkpoint.path, out / "model", Path(model))
     return 0
 
 
@@ -171,6 +174,7 @@ def _train(
     pods: gang.Pods | None,
     total: int,
     checkpoint: checkpoints.Checkpoint | None,
+    track: tracking.Log,
 ) -> int:
     """Run verl from `checkpoint` on; its exit code."""
     assert data.train_parquet and data.val_parquet
@@ -201,12 +205,12 @@ def _train(
     if pods is not None:  # verl's runner may land on any pod, whose own environment knows another file or none
         command.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={log}")
     if pods is None:
-        return _run(command, _own_ray(env), out, log, total, done)
+        return _run(command, _own_ray(env), out, log, total, done, track)
     env = gang.environment_of_jobs(env)
 
     def drive(address: str, lost: Callable[[], str]) -> int:
         where = ray_cluster.ray_environment(pods, "") | {"RAY_ADDRESS": address}
-        return _run(command, env | where, out, log, total, done, lost)
+        return _run(command, env | where, out, log, total, done, track, lost)
 
     return ray_cluster.lead(pods, node, env, _deadline(job), drive)
 
@@ -251,6 +255,7 @@ def _run(
     log: Path,
     total: int,
     done: int,
+    track: tracking.Log,
     lost: Callable[[], str] = lambda: "",
 ) -> int:
     """Run verl, turn its metrics into progress lines, pass SIGTERM and SIGINT on; what has not ended after most of the grace period is killed.
@@ -276,6 +281,7 @@ def _run(
             for line in parse_lines(lines):
                 if isinstance(line.get("step"), int) and isinstance(line.get("data"), dict):
                     writer.step(line["step"], metrics(line["data"]))
+                    track(line["step"], line["data"])
             if ended or (stopped and time.monotonic() - stopped[0] > patience):
                 break
             if not stopped and (why := lost()):
@@ -299,28 +305,6 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
         pass
 
 
-def export(actor: Path, out: Path, model: str) -> None:
-    """`out/model`: the actor as a Hugging Face folder. Uses the export in the checkpoint, else verl's merger."""
-    temporary = out / ".model.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    exported = actor / "huggingface"
-    if any(exported.glob("*.safetensors")):
-        shutil.copytree(exported, temporary)
-    else:
-        command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-        command += ["--local_dir", str(actor), "--target_dir", str(temporary)]
-        if subprocess.run(command, check=False).returncode:
-            raise Failure("verl's model merger failed", hint="Its message stands above.", file=actor)
-    # the processor of the model we started from: verl's copy may lack files of the image processor
-    source = Path(model)
-    if source.is_dir():
-        for file in source.iterdir():
-            if file.suffix in {".json", ".jinja", ".txt"} and not (temporary / file.name).exists():
-                shutil.copy2(file, temporary / file.name)
-    shutil.rmtree(out / "model", ignore_errors=True)
-    temporary.rename(out / "model")
-
-
 def main(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> None:
     """Entry point of `egm role rl`."""
     import torch
@@ -331,8 +315,8 @@ def main(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> None:
     if first:
         with uploads.kept(job, out) as uploader:
             told = telemetry.source_of(job, out, gpus=gpus, uri=uploader.newest if uploader else None)
-            with telemetry.serve(told):
-                code = train(job, data, model, out)
+            with telemetry.serve(told), tracking.tracked(job, out) as log:
+                code = train(job, data, model, out, log)
     else:
         code = train(job, data, model, out)
     if code == 143:

@@ -6,12 +6,13 @@ Hyperparameters, label mask and freezing are the reference's (see `docs/training
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +30,22 @@ from grounding.api import GroundingTrainJob
 from grounding.data.images import open_images
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
-from grounding.train import checkpoints, telemetry, uploads
+from grounding.train import checkpoints, families, sft_shard, telemetry, tracking, uploads
+from grounding.train.export import assemble
+from grounding.train.patch_embedding import use_matrix_product
 from grounding.train.progress import ProgressWriter
 from grounding.train.sft_data import Collator, SftDataset, load_rows, raise_error
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def freeze_vision(model: Any) -> None:
-    """Freeze the vision tower but for its merger, which the reference trains; the deepstack mergers stay frozen as there."""
-    vision = model.model.visual
-    vision.requires_grad_(False)
-    vision.merger.requires_grad_(True)
-
-
 class _Recorder(TrainerCallback):  # type: ignore[misc]
     """Progress lines, completeness markers, and a clean stop on SIGTERM (a checkpoint first)."""
 
-    def __init__(self, out: Path, resume_from: int, keep: int) -> None:
-        self.out, self.resume_from, self.keep = out, resume_from, keep
+    def __init__(
+        self, out: Path, resume_from: int, keep: int, log: tracking.Log, furnish: Callable[[Path], None]
+    ) -> None:
+        self.out, self.resume_from, self.keep, self.log, self.furnish = out, resume_from, keep, log, furnish
         self.stopped = False
         self._writer: ProgressWriter | None = None
         self._began, self._tokens = time.monotonic(), 0
@@ -70,6 +68,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             if took > 0:
                 line["tokensPerSecond"] = (int(state.num_input_tokens_seen) - self._tokens) / took
             self._writer.step(state.global_step, line)
+            self.log(state.global_step, line)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if _any_rank(self.stopped):  # all ranks stop after the same step, or none could save
@@ -78,7 +77,9 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         _barrier()  # the marker vouches for every rank's files
         if state.is_world_process_zero:
-            checkpoints.mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self.furnish(folder)
+            checkpoints.mark_complete(folder)
             checkpoints.keep_newest(args.output_dir, self.keep)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -122,7 +123,9 @@ def _arguments(job: GroundingTrainJob, out: Path, processes: int) -> TrainingArg
             f"batchSize {total} is not a multiple of microBatchSize {micro} x {processes} processes",
             field="spec.hyperparameters.batchSize",
         )
-    return TrainingArguments(
+    dtype = _DTYPES[h.dtype or "bfloat16"]
+    shard = sft_shard.wanted(os.environ, processes, not cpu)
+    arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=total // (micro * processes),
@@ -134,7 +137,8 @@ def _arguments(job: GroundingTrainJob, out: Path, processes: int) -> TrainingArg
         weight_decay=h.weight_decay or 0.0,
         adam_beta2=h.adam_beta2 or 0.999,
         max_grad_norm=h.max_grad_norm if h.max_grad_norm is not None else 1.0,
-        bf16=h.dtype == "bfloat16" and not cpu,
+        bf16=dtype == torch.bfloat16 and not cpu,
+        fp16=dtype == torch.float16 and not cpu,
         use_cpu=cpu,
         gradient_checkpointing=bool(h.gradient_checkpointing),
         seed=job.spec.seed,
@@ -152,46 +156,71 @@ def _arguments(job: GroundingTrainJob, out: Path, processes: int) -> TrainingArg
         dataloader_num_workers=1 if cpu else 8,
         dataloader_persistent_workers=True,
         dataloader_pin_memory=not cpu,
+        **(sft_shard.settings() if shard else {}),
     )
+    if shard:
+        sft_shard.tune(arguments, torch.float32 if cpu else dtype)
+    return arguments
 
 
-def train(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -> int:
+def train(
+    job: GroundingTrainJob, data: JobData, model_source: str, out: Path, log: tracking.Log = tracking.nowhere
+) -> int:
     """Train to the end or to SIGTERM; leaves `out/model`. Returns the exit code: 0 finished, 143 stopped with a checkpoint."""
     if data.sft_rows is None:
         raise UserError("an SFT job needs spec.data.train (or spec.data.shapes)", field="spec.data")
     if (out / "model" / "config.json").exists():
         return 0
-    arguments = _arguments(job, out, int(os.environ.get("WORLD_SIZE", "1")))
+    processes, first = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0")) == 0
+    arguments = _arguments(job, out, processes)
     _ = arguments.device  # the ranks find each other here
+    _one_storage(out, first)
     set_seed(job.spec.seed)
     rows = load_rows(data.sft_rows)
-    first = int(os.environ.get("RANK", "0")) == 0
     source = model_source
     if source.startswith("tiny://"):
         if first:
-            _tiny(out, rows, job.spec.seed)
+            _tiny(job, out, rows)
         _barrier()
-        source = str(_tiny(out, rows, job.spec.seed))
+        source = str(_tiny(job, out, rows))
+    families.check(job.spec.model.family_name, source)
     h = job.spec.hyperparameters
     original = AutoProcessor.from_pretrained(source)
     processor = AutoProcessor.from_pretrained(source)
     if h.max_pixels or h.min_pixels:
+        if job.spec.model.family_name == "internvl":
+            raise UserError(
+                "InternVL cuts pictures into tiles of one size; minPixels and maxPixels are Qwen3-VL's",
+                field="spec.hyperparameters",
+                hint="Leave both out, or choose the tiles in the model's preprocessor_config.json (max_patches).",
+            )
         size = dict(processor.image_processor.size)
         processor.image_processor.size = {
             "shortest_edge": h.min_pixels or size["shortest_edge"],
             "longest_edge": h.max_pixels or size["longest_edge"],
         }
+    if not torch.cuda.is_available():
+        use_matrix_product()
+    # in float32 whatever is computed in: at these learning rates bfloat16 has too few digits for a step to change a weight
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa")
     dtype = _DTYPES[h.dtype or "bfloat16"] if torch.cuda.is_available() else torch.float32
-    model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
     if h.freeze_vision:
-        freeze_vision(model)
+        families.freeze_vision(model)
     # rank 0 alone sets broken ones aside
     checkpoint = checkpoints.newest(out / "checkpoints") if first else None
     _barrier()
     checkpoint = checkpoint or checkpoints.peek(out / "checkpoints")
     if checkpoint:
-        checkpoints.refuse_other_world(checkpoint, int(os.environ.get("WORLD_SIZE", "1")))
-    recorder = _Recorder(out, checkpoint.step if checkpoint else 0, h.keep_checkpoints or 5)
+        _refuse_other_kind(checkpoint, bool(arguments.fsdp))
+
+    def furnish(folder: Path) -> None:
+        """What a checkpoint lacks to be exported by itself."""
+        config = copy.deepcopy(model.config)
+        config.dtype = dtype
+        config.save_pretrained(folder)
+        original.save_pretrained(folder)
+
+    recorder = _Recorder(out, checkpoint.step if checkpoint else 0, h.keep_checkpoints or 5, log, furnish)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, recorder.request_stop)
     trainer = _Trainer(
@@ -214,10 +243,50 @@ def train(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -
             hint="Lower spec.hyperparameters.learningRate; the progress lines show the step it began at.",
             file=out / "progress.jsonl",
         )
+    weights = sft_shard.whole(trainer) if arguments.fsdp else None  # asks all ranks
     if trainer.is_world_process_zero():
-        save_model(out, trainer.accelerator.unwrap_model(trainer.model), original)
+        save_model(out, _finished(trainer, weights, dtype), original)
     _barrier()
     return 0
+
+
+def _finished(trainer: Any, weights: dict[str, torch.Tensor] | None, dtype: torch.dtype) -> Any:
+    """The trained model in one piece and in the dtype that the job names."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return model.to(dtype) if weights is None else assemble(model.config, weights, dtype)
+
+
+def _one_storage(out: Path, first: bool) -> None:
+    """Raise `UserError` on a node whose `out` is not rank 0's: checkpoints hold files of all ranks, and resuming needs all of them."""
+    if not _distributed():
+        return
+    token = [os.urandom(8).hex() if first else ""]
+    torch.distributed.broadcast_object_list(token, src=0)
+    sign = out / f".ranks-{token[0]}"
+    if first:
+        out.mkdir(parents=True, exist_ok=True)
+        sign.touch()
+    _barrier()
+    apart = _any_rank(not sign.exists())
+    if first:
+        sign.unlink()
+    if apart:
+        hint = "Give the job an output on a claim that all nodes can mount (pvc://, ReadWriteMany)."
+        raise UserError("the nodes of this job do not share their storage", field="spec.output", file=out, hint=hint)
+
+
+def _refuse_other_kind(checkpoint: checkpoints.Checkpoint, sharded: bool) -> None:
+    """Raise `UserError` where a checkpoint of sharded ranks is to be continued by one process, or the other way round. Their number may differ."""
+    if sft_shard.is_sharded(checkpoint.path) == sharded:
+        return
+    found = checkpoints.world_size(checkpoint.path) or 1
+    raise UserError(
+        f"this checkpoint was written by {found} {'ranks' if found > 1 else 'process'}, "
+        + ("the job now has several GPUs" if sharded else "the job now has one GPU or none"),
+        file=checkpoint.path,
+        field="spec.resources",
+        hint=checkpoints.way_out(checkpoint),
+    )
 
 
 def save_model(out: Path, model: Any, processor: Any) -> None:
@@ -231,7 +300,7 @@ def save_model(out: Path, model: Any, processor: Any) -> None:
     temporary.rename(out / "model")
 
 
-def _tiny(out: Path, rows: list[dict[str, Any]], seed: int) -> Path:
+def _tiny(job: GroundingTrainJob, out: Path, rows: list[dict[str, Any]]) -> Path:
     """The random tiny model of this job, built once."""
     from grounding.train.tiny import build
 
@@ -239,7 +308,7 @@ def _tiny(out: Path, rows: list[dict[str, Any]], seed: int) -> Path:
     if not folder.exists():
         shutil.rmtree(temporary, ignore_errors=True)
         texts = [turn["value"] for row in rows[:2000] for turn in row["conversations"]]
-        build(temporary, ["user\nassistant\n", *texts], seed=seed)
+        build(temporary, ["user\nassistant\n", *texts], seed=job.spec.seed, family=job.spec.model.family_name)
         temporary.rename(folder)
     return folder
 
@@ -265,8 +334,8 @@ def main(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) ->
     if int(os.environ.get("RANK", "0")) == 0:
         with uploads.kept(job, out) as uploader:
             told = telemetry.source_of(job, out, gpus=gpus, uri=uploader.newest if uploader else None)
-            with telemetry.serve(told):
-                code = train(job, data, model_source, out)
+            with telemetry.serve(told), tracking.tracked(job, out) as log:
+                code = train(job, data, model_source, out, log)
     else:
         code = train(job, data, model_source, out)
     if code:

@@ -83,7 +83,7 @@ class SftDataset(Dataset[Example]):  # type: ignore[misc]
 
 
 class Collator:
-    """Examples -> one batch, padded on the right; pictures are concatenated, as Qwen3-VL takes them.
+    """Examples -> one batch, padded on the right; pictures (InternVL: their tiles) are concatenated, as both families take them.
 
     The processor is called once a batch: called once a row it costs more than a small model's step. Called in a loader's process, where an
     exception would come back as the text of a traceback: an error for people is returned as `{"error": …}`, see `raise_error`.
@@ -127,14 +127,20 @@ class Collator:
         pad = torch.nn.utils.rnn.pad_sequence
         input_ids = pad(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
         lengths = torch.tensor([len(i) for i in ids])
-        return {
+        batch = {
             "input_ids": input_ids,
             "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
             "labels": pad(labels, batch_first=True, padding_value=IGNORE),
-            "mm_token_type_ids": (input_ids == self.image_token_id).int(),
-            "pixel_values": torch.as_tensor(inputs["pixel_values"]),
-            "image_grid_thw": torch.as_tensor(inputs["image_grid_thw"]),
+            "pixel_values": _tensor(inputs["pixel_values"]),
         }
+        if "image_grid_thw" in inputs:  # Qwen3-VL's positions are of two dimensions
+            batch["image_grid_thw"] = _tensor(inputs["image_grid_thw"])
+            batch["mm_token_type_ids"] = (input_ids == self.image_token_id).int()
+        return batch
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    return torch.stack(list(values)) if isinstance(values, list | tuple) else torch.as_tensor(values)
 
 
 def raise_error(batches: Iterable[dict[str, Any]]) -> None:

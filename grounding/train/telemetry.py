@@ -1,30 +1,25 @@
-"""`/progress`, `/metrics` and `/healthz` of rank 0: what the progress lines say, over HTTP.
+"""`/progress` and `/metrics` of rank 0: what the progress lines say, over HTTP.
 
-The file of progress lines is the one source; nothing is counted twice, and a restarted process answers as the old one did. Off unless
-`$EGM_PROGRESS_PORT` is set. On a cluster it listens on all interfaces, since the operator and Prometheus ask from other pods; elsewhere on this
-machine alone. It hands out figures only and takes no input but the path.
+The file of progress lines is the one source; nothing is counted twice, and a restarted process answers as the old one did.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from grounding.api import GroundingTrainJob
 from grounding.runs import training_facts
+from grounding.telemetry import listen
 from grounding.train import checkpoints, health
 from grounding.train.progress import read_progress
-
-_log = logging.getLogger(__name__)
 
 # progress line's metric -> Prometheus name and help; what belongs to a phase of the step becomes a label
 GAUGES = {
@@ -148,73 +143,14 @@ class _Reader:
         return families(self.answer())
 
 
-def _handler(reader: _Reader) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 10  # a client that sends nothing must not hold a thread
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            try:
-                if path == "/healthz":
-                    self._send(200, "text/plain; charset=utf-8", b"ok\n")
-                elif path == "/progress":
-                    self._send(200, "application/json", json.dumps(reader.answer()).encode())
-                elif path == "/metrics":
-                    self._send(200, *_exposition(reader))
-                else:
-                    self._send(404, "text/plain; charset=utf-8", b"not here; try /progress, /metrics, /healthz\n")
-            except (BrokenPipeError, ConnectionResetError, TimeoutError):
-                pass
-            except Exception:
-                _log.exception("telemetry: %s could not be answered", path)
-                with contextlib.suppress(OSError):
-                    self._send(500, "text/plain; charset=utf-8", b"see the log of this process\n")
-
-        def _send(self, status: int, kind: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            """A line a request would drown the role's log."""
-
-    return Handler
-
-
-def _exposition(reader: _Reader) -> tuple[str, bytes]:
-    from prometheus_client import CollectorRegistry, generate_latest
-    from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(reader)
-    return str(CONTENT_TYPE_PLAIN_0_0_4), bytes(generate_latest(registry))
-
-
 @contextlib.contextmanager
 def serve(source: Source) -> Iterator[int]:
-    """Serve while the block runs; gives the port, 0 where none is wanted. At the end the last answer goes to `$EGM_TERMINATION_LOG`.
-
-    A port that cannot be had is a warning: training matters more than its telemetry.
-    """
+    """Serve while the block runs; gives the port, 0 where none is wanted. At the end the last answer goes to `$EGM_TERMINATION_LOG`."""
     reader = _Reader(source)
-    server: ThreadingHTTPServer | None = None
-    wanted = os.environ.get("EGM_PROGRESS_PORT", "")
-    if wanted:
-        host = "0.0.0.0" if os.environ.get("KUBERNETES_SERVICE_HOST") else "127.0.0.1"  # noqa: S104
-        try:
-            server = ThreadingHTTPServer((host, int(wanted)), _handler(reader))
-            server.daemon_threads = True
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
-        except (OSError, ValueError, OverflowError) as error:
-            _log.warning("no /progress: port %s cannot be had: %s", wanted, error)
     try:
-        yield server.server_address[1] if server else 0
+        with listen(reader) as port:
+            yield port
     finally:
-        if server:
-            server.shutdown()
-            server.server_close()
         if log := os.environ.get("EGM_TERMINATION_LOG"):
             with contextlib.suppress(OSError):
                 last_words(Path(log), reader.answer())

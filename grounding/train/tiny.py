@@ -1,4 +1,4 @@
-"""A tiny Qwen3-VL built on the spot: real model class, real processor, random weights, nothing downloaded.
+"""A tiny Qwen3-VL (or InternVL, `tiny_internvl.py`) built on the spot: real model class, real processor, random weights, nothing downloaded.
 
 It is for demos and tests: about 0.9 million parameters, 224 x 224 pictures, a tokenizer that writes digits one by one.
 The initialisation is larger than Qwen's 0.02 and the vision tower starts from sinusoidal positions, because a model of
@@ -41,7 +41,8 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class TinySize:
-    """Sizes of the tiny model. `image` is the picture's side in pixels, `init` the standard deviation of the weights."""
+    """Sizes of the tiny model. `image` is the picture's side in pixels, `init` the standard deviation of the weights; `tied`: one matrix embeds and
+    predicts, as in the 4B models."""
 
     hidden: int = 128
     layers: int = 2
@@ -51,9 +52,11 @@ class TinySize:
     vision_heads: int = 4
     image: int = 224
     init: float = 0.08
+    tied: bool = False
 
 
-def _tokenizer(corpus: list[str]) -> Any:
+def make_tokenizer(corpus: list[str], special: list[str]) -> Any:
+    """A byte-level BPE of about 440 tokens that writes digits one by one, `special` first."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -65,14 +68,11 @@ def _tokenizer(corpus: list[str]) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=440,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=SPECIAL_TOKENS,
+        special_tokens=special,
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")  # noqa: S106
-    fast.image_token, fast.video_token = "<|image_pad|>", "<|video_pad|>"
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")  # noqa: S106
 
 
 def _vision_positions(grid: int, width: int) -> Any:
@@ -88,8 +88,15 @@ def _vision_positions(grid: int, width: int) -> Any:
     return torch.cat([rows, columns], -1).reshape(grid * grid, width)
 
 
-def build(out: str | Path, corpus: list[str], *, seed: int = 0, size: TinySize | None = None) -> None:
+def build(
+    out: str | Path, corpus: list[str], *, seed: int = 0, size: TinySize | None = None, family: str = "qwen3-vl"
+) -> None:
     """Write model, processor and tokenizer to `out` as a Hugging Face folder. `corpus`: texts the tokenizer learns merges from."""
+    if family == "internvl":
+        from grounding.train.tiny_internvl import build as build_internvl
+
+        build_internvl(out, corpus, seed=seed, size=size or TinySize())
+        return
     import torch
     from transformers import (
         Qwen2VLImageProcessor,
@@ -100,7 +107,9 @@ def build(out: str | Path, corpus: list[str], *, seed: int = 0, size: TinySize |
     )
 
     size = size or TinySize()
-    tokenizer = _tokenizer(corpus)
+    tokenizer = make_tokenizer(corpus, SPECIAL_TOKENS)
+    tokenizer.image_token, tokenizer.video_token = "<|image_pad|>", "<|video_pad|>"
+    tokenizer.chat_template = CHAT_TEMPLATE
     image_processor = Qwen2VLImageProcessor(
         patch_size=16,
         merge_size=2,
@@ -158,7 +167,7 @@ def build(out: str | Path, corpus: list[str], *, seed: int = 0, size: TinySize |
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=False,
+        tie_word_embeddings=size.tied,
     )
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").float()
@@ -183,4 +192,4 @@ def demo_corpus() -> list[str]:
 if __name__ == "__main__":
     import sys
 
-    build(sys.argv[1], demo_corpus())
+    build(sys.argv[1], demo_corpus(), family=sys.argv[2] if len(sys.argv) > 2 else "qwen3-vl")

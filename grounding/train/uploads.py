@@ -20,11 +20,14 @@ import orjson
 
 from grounding.api import GroundingTrainJob
 from grounding.errors import EgmError, Failure
-from grounding.storage import Transfer, fetch, locate, open_store, send
+from grounding.storage import Spoken, Transfer, destination, fetch, open_store, send
 from grounding.train import checkpoints
 from grounding.train.checkpoints import MARKER, Checkpoint
 
 _log = logging.getLogger(__name__)
+PROGRESS = "progress.jsonl"
+RECORD = ("validation", "tensorboard", "wandb", "verl")
+"""Folders of a job that go to its output at the end besides; rollouts are too much, they stay"""
 _MARKED = re.compile(rf"checkpoints/((?:checkpoint-|global_step_)(\d+))/{re.escape(MARKER)}")
 
 
@@ -168,6 +171,9 @@ class Uploader:
         if newest is None or newest == self.uploaded:
             return True
         try:
+            lines = self.root.parent / PROGRESS  # a node that takes over has no other copy
+            if lines.exists():
+                self.store.upload(lines, PROGRESS)
             if push(self.store, newest, self._stop):
                 self.uploaded = newest
                 prune(self.store, self.keep)
@@ -182,25 +188,29 @@ def local_model(model: str) -> str:
     """The model as a folder of this machine; one of a store or the hub is fetched once a node."""
     if "://" not in model or model.startswith("tiny://"):
         return model
-    return str(fetch(model))
+    return str(fetch(model, say=_say))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - the role's log
 
 
 @contextlib.contextmanager
 def kept(job: GroundingTrainJob, out: Path) -> Iterator[Uploader | None]:
-    """Around the training of rank 0: where the job's output is `s3://…`, continue from what is there and leave there what is made.
+    """Around the training of rank 0: where the job has an output (`storage.destination`), continue from what is there and leave there what is made.
 
-    Checkpoints go behind the training; at the end (an error, or SIGTERM, too) the newest one and the progress lines, and the model when there is one.
-    Raises `Failure` where the finished model cannot be sent: the same command sends it.
+    Checkpoints and progress lines go behind the training; at the end (an error, or SIGTERM, too) the newest ones and what `RECORD` names, and the
+    model when there is one. Raises `Failure` where the finished model cannot be sent: the same command sends it.
     """
-    uri = job.spec.output or ""
-    if "://" not in uri or locate(uri, "spec.output").scheme != "s3":
+    uri = destination(job.spec.output)
+    if not uri:
         yield None
         return
     store = open_store(uri, field="spec.output")
     store.check()
-    if not (out / "progress.jsonl").exists() and store.find("progress.jsonl") is not None:
+    if not (out / PROGRESS).exists() and store.find(PROGRESS) is not None:
         out.mkdir(parents=True, exist_ok=True)
-        store.download("progress.jsonl", out / "progress.jsonl")
+        store.download(PROGRESS, out / PROGRESS)
     restore(store, out / "checkpoints")
     brief = open_store(uri, Transfer(patience_s=15.0), field="spec.output")
     uploader = Uploader(out / "checkpoints", brief, job.spec.hyperparameters.keep_checkpoints or 3)
@@ -214,10 +224,15 @@ def kept(job: GroundingTrainJob, out: Path) -> Iterator[Uploader | None]:
         if not uploader.close(patience):
             _log.warning("the newest checkpoint is not in %s; it stays in %s", uri, out / "checkpoints")
         try:
-            if (out / "progress.jsonl").exists():
-                brief.upload(out / "progress.jsonl", "progress.jsonl")
+            if (out / PROGRESS).exists():
+                brief.upload(out / PROGRESS, PROGRESS)
             if finished:
-                send(model, f"{uri.rstrip('/')}/model", last="config.json")
+                spoken = Spoken(f"sending {uri}/model", _say)
+                send(model, f"{uri}/model", last="config.json", progress=spoken)
+                spoken.end()
+            for name in RECORD:
+                if (out / name).is_dir():
+                    send(out / name, f"{uri}/{name}", transfer=None if finished else Transfer(patience_s=5.0))
         except EgmError as error:
             if finished:
                 hint = f"It lies in {model}; the same command sends it."

@@ -34,11 +34,17 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.workers.rollout import base as verl_rollout_base
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutMode, RolloutReplica, RolloutReplicaRegistry, TokenOutput
+from verl.workers.rollout.utils import get_vision_placeholder_token_ids
 
 import grounding.train.verl_fixes  # noqa: F401  mends verl in this process
+from grounding.train import families
+from grounding.train.patch_embedding import use_matrix_product
 
 _SESSIONS = 1 << 16  # a request's number is prompt number * _SESSIONS + rollout number
 _BATCH_WAIT_S = 20.0
+
+
+use_matrix_product()
 
 
 # ---- process groups: the platform's name would be composed into the invalid "cpu:gloo,cpu:gloo" ----
@@ -201,9 +207,9 @@ class HFServer:
         images = [image for _, images in requests for image in images or []]
         config = self.model.config
         if images:
-            seen = self.processor.image_processor(images=images, return_tensors="pt")
-            inputs |= {"pixel_values": seen["pixel_values"], "image_grid_thw": seen["image_grid_thw"]}
-            inputs["mm_token_type_ids"] = (ids == config.image_token_id).int()
+            inputs |= families.seen(self.processor, images)
+            if "image_grid_thw" in inputs:
+                inputs["mm_token_type_ids"] = (ids == config.image_token_id).int()
         sampling: dict[str, Any] = {"do_sample": temperature > 0}
         if temperature > 0:
             torch.manual_seed((self.seed * 1_000_003 + (self.step or 0)) * 1_009 + part)
@@ -214,7 +220,7 @@ class HFServer:
             max_new_tokens=length,
             return_dict_in_generate=True,
             output_logits=want_logprobs,
-            suppress_tokens=[config.image_token_id, config.video_token_id],
+            suppress_tokens=get_vision_placeholder_token_ids(self.processor),
         )
         end = self.model.generation_config.eos_token_id
         ends = set(end if isinstance(end, list) else [end])

@@ -5,6 +5,7 @@ Each is to be dropped once the verl that the lock names has it; the test beside 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ray
@@ -12,7 +13,10 @@ import torch
 import verl.utils.tensordict_utils as verl_tensordict
 import verl.utils.torch_functional as verl_functional
 import verl.workers.engine.base as verl_engine
+import verl.workers.engine.fsdp.transformer_impl as verl_fsdp
 import verl.workers.engine_workers as verl_engine_workers
+
+from grounding.train import families
 
 
 def position_ids_by_length(ids: torch.Tensor) -> torch.Tensor:
@@ -63,6 +67,20 @@ def logprobs_by_chunks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tens
 
 
 verl_functional.logprobs_from_logits_v2 = logprobs_by_chunks
+
+
+# ---- a frozen vision tower: `actor.freeze_vision_tower` is a key that nobody reads any more ----
+_build_module = verl_fsdp.FSDPEngine._build_module
+
+
+def _module(self: Any) -> Any:
+    module = _build_module(self)
+    if os.environ.get("EGM_FREEZE_VISION") == "1":
+        families.freeze_vision(module)
+    return module
+
+
+verl_fsdp.FSDPEngine._build_module = _module
 
 
 # ---- Ray gives its own daemons 30 s to start, which a busy machine needs more than once ----

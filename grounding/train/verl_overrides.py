@@ -28,6 +28,12 @@ def _text(value: Any) -> str:
     return text
 
 
+def freezes_vision(job: GroundingTrainJob) -> bool:
+    """Whether RL leaves the vision tower as it is: the reference trains Qwen3-VL's, and its InternVL tree never trains one."""
+    wanted = job.spec.hyperparameters.freeze_vision
+    return wanted if wanted is not None else job.spec.model.family_name == "internvl"
+
+
 def overrides(
     job: GroundingTrainJob,
     *,
@@ -67,7 +73,7 @@ def overrides(
         "data.filter_overlong_prompts_workers": 16,
         "data.truncation": "error",
         "data.image_key": "images",
-        "data.image_patch_size": 16 if spec.model.family == "qwen3-vl" else 14,
+        "data.image_patch_size": 16 if spec.model.family_name == "qwen3-vl" else 14,
         "data.trust_remote_code": False,
         "data.seed": spec.seed,
         "reward.custom_reward_function.path": str(reward_file),
@@ -112,7 +118,8 @@ def overrides(
         f"{_ROLLOUT}.val_kwargs.do_sample": False,
         "trainer.project_name": "egm",
         "trainer.experiment_name": job.metadata.name,
-        "trainer.logger": ["console", "file"] + (["tensorboard"] if not cpu else []),
+        # the file is what progress lines and tracking are made from: its other loggers end a run when their server goes away
+        "trainer.logger": ["console", "file"],
         "trainer.n_gpus_per_node": gpus,
         "trainer.nnodes": nodes,
         "trainer.save_freq": h.save_every or 10,
@@ -125,6 +132,8 @@ def overrides(
         "trainer.checkpoint_callback_class": "grounding.train.verl_hooks.MarkComplete",
         "trainer.resume_mode": "resume_path" if resume_from else "disable",
     }
+    if freezes_vision(job):  # FSDP may then not flatten frozen and trained weights into one
+        keys[f"{_ACTOR}.fsdp_config.use_orig_params"] = True
     if h.max_steps:
         keys["trainer.total_training_steps"] = h.max_steps
     if resume_from:

@@ -4,6 +4,7 @@
     cluster.py up [--fake-nodes N] [--node]   control plane, N simulated nodes of 8 GPUs, training-operator; --node adds a real one
     cluster.py env                            shell exports: KUBECONFIG, KUBECTL, HELM
     cluster.py restart PROGRAM                stop one program and start it again, as kube-apiserver
+    cluster.py image                          this checkout's virtual environment as the operator's images, on the real node
     cluster.py down                           stop what was started, remove the run folder
     cluster.py build                          the binaries alone
 
@@ -112,7 +113,7 @@ def main() -> int:
     start.add_argument("--fake-nodes", type=int, default=8)
     start.add_argument("--node", action="store_true", help="a real node too (root)")
     commands.add_parser("restart").add_argument("program")
-    for name in ("env", "down", "build"):
+    for name in ("env", "down", "build", "image"):
         commands.add_parser(name)
     arguments = parser.parse_args()
     run: Path = arguments.run.resolve()
@@ -135,6 +136,12 @@ def main() -> int:
                 up(run, arguments.fake_nodes, arguments.node)
             elif arguments.command == "down":
                 down(run)
+            elif arguments.command == "image":
+                import node
+
+                if not Processes(run).alive("containerd"):
+                    raise Trouble("no real node runs; `make cluster NODE=1` starts one")
+                node.environment(run, ROOT, say)
             else:
                 Processes(run).restart(arguments.program)
         return 0

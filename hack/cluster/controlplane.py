@@ -136,7 +136,9 @@ class ControlPlane:
             f"--tls-cert-file={p}/apiserver.crt", f"--tls-private-key-file={p}/apiserver.key", f"--client-ca-file={p}/ca.crt",
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
             f"--service-account-key-file={p}/serviceaccount.pub", f"--service-account-signing-key-file={p}/serviceaccount.key",
-            "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged",
+            "--authorization-mode=Node,RBAC", "--allow-privileged",
+            # the second: who lets an owner block its deletion must have the right to (OpenShift does so)
+            "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
             f"--kubelet-client-certificate={p}/kubelet-client.crt", f"--kubelet-client-key={p}/kubelet-client.key",
             f"--kubelet-certificate-authority={p}/ca.crt", "--kubelet-preferred-address-types=InternalIP",
             f"--requestheader-client-ca-file={p}/ca.crt", "--requestheader-allowed-names=front-proxy",

@@ -71,12 +71,26 @@ def _images(run: Path, home: Path) -> None:
     if not (folder / "busybox.tar").exists():
         pause = folder / "pause"
         _run("gcc", "-Os", "-static", "-DVERSION=3.10", "-o", str(pause), str(home / "share" / "pause.c"))
-        image.write(folder / "pause.tar", "localhost/pause:3.10", {"/pause": pause}, ["/pause"], {})
+        image.write(folder / "pause.tar", ["localhost/pause:3.10"], {"/pause": pause}, ["/pause"], {})
         busybox = Path(shutil.which("busybox") or "")
         links = {f"/bin/{a}": "busybox" for a in _run(str(busybox), "--list").split() if a != "busybox"}
-        image.write(folder / "busybox.tar", "localhost/busybox:1.35", {"/bin/busybox": busybox}, ["sh"], links)
+        image.write(folder / "busybox.tar", ["localhost/busybox:1.35"], {"/bin/busybox": busybox}, ["sh"], links)
     for name in ("pause", "busybox"):
         _ctr(run, "images", "import", str(folder / f"{name}.tar"))
+
+
+def environment(run: Path, root: Path, say: Callable[[str], None]) -> None:
+    """This checkout's virtual environment as the operator's default images, on the node."""
+    if not (root / ".venv" / "bin" / "egm").exists():
+        raise Trouble("there is no .venv here; `make setup` makes it")
+    busybox = Path(shutil.which("busybox") or "")
+    applets = _run(str(busybox), "--list").split()
+    target = run / "images" / "egm.tar"
+    image.environment(root, target, ["localhost/egm-train:dev", "localhost/egm-infer:dev"], busybox, applets)
+    say(f"image written, {target.stat().st_size / 2**30:.1f} GiB")
+    _run("ctr", "-a", f"{run}/containerd/containerd.sock", "-n", "k8s.io", "images", "import", str(target), timeout=900)
+    target.unlink()
+    say("image imported")
 
 
 def up(plane: ControlPlane, home: Path, say: Callable[[str], None]) -> None:

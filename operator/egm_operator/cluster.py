@@ -1,4 +1,4 @@
-"""The API server, as the operator uses it: server-side apply, merge patches, deletions with preconditions, listings. All I/O of objects is here."""
+"""The API server, as the operator uses it: creations, merge patches, deletions with preconditions, listings. All I/O of objects is here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -14,9 +15,9 @@ import orjson
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
-from egm_operator.names import FIELD_MANAGER, GROUP, LABEL_JOB, VERSION
+from egm_operator.names import FIELD_MANAGER, GROUP, LABEL_JOB, LABEL_UID, VERSION
 from egm_operator.status import stamp
-from egm_operator.store import Raw
+from egm_operator.store import Listing, Raw, version
 
 _log = logging.getLogger("egm_operator")
 
@@ -36,16 +37,16 @@ NETWORK_ERRORS = (aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.Ti
 
 
 class ApiError(Exception):
-    """The API server refused, or could not be asked (`status` 0)."""
+    """The API server refused, or could not be asked (`status` 0). `after`: seconds that it wants to be left alone for."""
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
-        self.status, self.reason, self.message = status, reason, message
+    def __init__(self, status: int, reason: str, message: str, after: float = 0.0) -> None:
+        self.status, self.reason, self.message, self.after = status, reason, message, after
         super().__init__(f"{status} {reason}: {message}" if status else message)
 
     @property
     def final(self) -> bool:
-        """Whether asking the same again is answered the same: the object itself is refused (invalid, forbidden by a policy)."""
-        return self.status in (400, 403, 413, 422)
+        """Whether asking the same again is answered the same: the object itself is refused (invalid, forbidden by a policy, its name is taken)."""
+        return self.status in (400, 403, 413, 422) or self.reason == "Taken"
 
 
 class Cluster:
@@ -54,6 +55,8 @@ class Cluster:
     def __init__(self, api: client.ApiClient) -> None:
         self.api = api
         self.requests: dict[str, int] = {}
+        self.told: Callable[[str, str, int, float], None] = lambda *_: None
+        """Hears of each request: method, path, code (0: no answer), seconds."""
 
     @classmethod
     async def connect(cls, connections: int = 32) -> Cluster:
@@ -64,7 +67,9 @@ class Cluster:
         except config.ConfigException:
             await config.load_kube_config(client_configuration=configuration)
         configuration.connection_pool_maxsize = connections
-        return cls(client.ApiClient(configuration=configuration))
+        api = client.ApiClient(configuration=configuration)
+        api.user_agent = FIELD_MANAGER
+        return cls(api)
 
     async def close(self) -> None:
         """Close connections."""
@@ -81,6 +86,7 @@ class Cluster:
     ) -> Raw:
         """One request, JSON in and out. Raises `ApiError`."""
         self.requests[method] = self.requests.get(method, 0) + 1
+        begun, code = time.perf_counter(), 0
         headers = {"Accept": "application/json", "Content-Type": content}
         try:
             asked = self.api.param_serialize(
@@ -94,16 +100,41 @@ class Cluster:
             asked = await asked if asyncio.iscoroutine(asked) else asked
             answer = await self.api.call_api(*asked, _request_timeout=30)
             data = await answer.read()
+            code = answer.status
         except ApiException as error:
-            raise _api_error(error.status or 0, error.body) from None
+            code = error.status or 0
+            raise _api_error(code, error.body, error.headers or {}) from None
         except NETWORK_ERRORS as error:
             raise ApiError(
                 0, "Unreachable", f"the API server does not answer: {error or type(error).__name__}"
             ) from None
+        finally:
+            self.told(method, path, code, time.perf_counter() - begun)
         if not 200 <= answer.status <= 299:
-            raise _api_error(answer.status, data)
+            raise _api_error(answer.status, data, answer.headers)
         found: Raw = orjson.loads(data) if data else {}
         return found
+
+    async def lines(self, path: str, query: Mapping[str, str]) -> AsyncIterator[bytes]:
+        """Lines of an answer that may go on for long: a log. Raises `ApiError`."""
+        asked = self.api.param_serialize(
+            "GET",
+            path,
+            query_params=list(query.items()),
+            header_params={"Accept": "*/*"},
+            auth_settings=["BearerToken"],
+        )
+        asked = await asked if asyncio.iscoroutine(asked) else asked
+        try:
+            answer = await self.api.call_api(*asked, _request_timeout=7 * 86400.0)
+            if not 200 <= answer.status <= 299:
+                raise _api_error(answer.status, await answer.read(), answer.headers)
+            async for line in answer.response.content:
+                yield line
+        except ApiException as error:
+            raise _api_error(error.status or 0, error.body, error.headers or {}) from None
+        except NETWORK_ERRORS as error:
+            raise ApiError(0, "Unreachable", f"the API server does not answer: {error}") from None
 
     def path(self, kind: str, namespace: str, name: str = "", sub: str = "") -> str:
         """Path of an object, of a namespace's objects, or (namespace empty) of all."""
@@ -117,26 +148,22 @@ class Cluster:
         ]
         return "/".join(parts)
 
-    async def apply(self, obj: Raw) -> Raw:
-        """Server-side apply as the operator's one field manager."""
-        meta = obj["metadata"]
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        path = self.path(obj["kind"], meta["namespace"], meta["name"])
-        return await self.request("PATCH", path, body=obj, query=query, content="application/apply-patch+yaml")
+    async def create(self, obj: Raw) -> Raw | None:
+        """Make an object, or find the one that an earlier life of the operator made for the same job. What is not the job's is never touched.
 
-    async def create_secret(self, obj: Raw) -> None:
-        """Make a Secret with a random token, unless it is there. It is never read: the right to create is enough."""
-        body = {**obj, "stringData": {"token": secrets.token_urlsafe(32)}}
+        None for a Secret that is there: it gets a random token and is never read, so that the right to create is enough.
+        """
+        kind, meta = obj["kind"], obj["metadata"]
+        body = {**obj, "stringData": {"token": secrets.token_urlsafe(32)}} if kind == "Secret" else obj
+        query = {"fieldManager": FIELD_MANAGER}
         try:
-            await self.request(
-                "POST",
-                self.path("Secret", obj["metadata"]["namespace"]),
-                body=body,
-                query={"fieldManager": FIELD_MANAGER},
-            )
+            return await self.request("POST", self.path(kind, meta["namespace"]), body=body, query=query)
         except ApiError as error:
-            if error.status != 409:
+            if error.reason != "AlreadyExists":
                 raise
+            if kind == "Secret":
+                return None
+        return _judge(obj, await self.get(kind, meta["namespace"], meta["name"]))
 
     async def patch(self, kind: str, namespace: str, name: str, body: Mapping[str, Any], sub: str = "") -> Raw:
         """JSON merge patch; a uid or resourceVersion in the body's metadata is a precondition."""
@@ -167,8 +194,8 @@ class Cluster:
             if error.status not in (404, 409):
                 raise
 
-    async def list(self, kind: str, namespace: str = "") -> list[Raw]:
-        """All objects of a watched kind that belong to jobs; empty where the cluster does not know the kind."""
+    async def list(self, kind: str, namespace: str = "") -> Listing:
+        """All objects of a watched kind that belong to jobs; none where the cluster does not know the kind."""
         query = {"limit": "500"}
         if kind not in ("GroundingTrainJob", "GroundingEvalJob"):
             query["labelSelector"] = LABEL_JOB
@@ -178,13 +205,12 @@ class Cluster:
                 page = await self.request("GET", self.path(kind, namespace), query=query)
             except ApiError as error:
                 if error.status == 404:
-                    return []
+                    return [], 0
                 raise
-            version = page.get("apiVersion")
-            found += [{"apiVersion": version, "kind": kind, **item} for item in page.get("items") or []]
+            found += [{"apiVersion": page.get("apiVersion"), "kind": kind, **item} for item in page.get("items") or []]
             token = (page.get("metadata") or {}).get("continue")
             if not token:
-                return found
+                return found, version(page)
             query["continue"] = token
 
     async def event(self, job: Raw, reason: str, message: str, warning: bool, now: float, attempt: int) -> None:
@@ -221,10 +247,25 @@ class Cluster:
                 _log.warning("event %s was not posted: %s", reason, error)
 
 
-def _api_error(status: int, body: Any) -> ApiError:
+def _judge(wanted: Raw, there: Raw | None) -> Raw:
+    """The object that has the wanted one's name, if it is the job's own. Raises `ApiError`: `Leftover` if it will go, `Taken` if it will stay."""
+    what = f"{wanted['kind']} {wanted['metadata']['name']}"
+    labels = ((there or {}).get("metadata") or {}).get("labels") or {}
+    ours = wanted["metadata"]["labels"]
+    if there is not None and labels.get(LABEL_JOB) != ours[LABEL_JOB]:
+        text = f"{what} is there already and is not this job's: delete it, or give the job another name."
+        raise ApiError(409, "Taken", text)
+    if there is None or there["metadata"].get("deletionTimestamp") or labels.get(LABEL_UID) != ours[LABEL_UID]:
+        raise ApiError(409, "Leftover", f"{what} of before is not gone yet.")
+    return there
+
+
+def _api_error(status: int, body: Any, headers: Mapping[str, str]) -> ApiError:
+    wait = headers.get("Retry-After", "")
+    after = min(float(wait), 60.0) if wait.isdigit() else 0.0
     try:
         told = orjson.loads(body)
-        return ApiError(status, str(told.get("reason") or ""), str(told.get("message") or ""))
+        return ApiError(status, str(told.get("reason") or ""), str(told.get("message") or ""), after)
     except (orjson.JSONDecodeError, TypeError, AttributeError):
         text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
-        return ApiError(status, "", text[:300])
+        return ApiError(status, "", text[:300], after)

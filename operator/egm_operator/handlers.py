@@ -1,4 +1,8 @@
-"""kopf handlers: a watch's event goes into the store, which wakes the job's key. They return nothing and write nothing."""
+"""kopf handlers: a watch's event goes into the store, which wakes the job's key. They return nothing and write nothing.
+
+kopf lists anew when a watch cannot be continued (the API server was away), and does not tell what has gone meanwhile. It marks what a listing
+found by events without a type; `listed` is called for each, so that the operator can look for itself.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,14 @@ RESOURCES: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def register(registry: kopf.OperatorRegistry, seen: Callable[[bool, dict[str, Any]], None]) -> None:
+def register(
+    registry: kopf.OperatorRegistry, seen: Callable[[bool, dict[str, Any]], None], listed: Callable[[], None]
+) -> None:
     """One handler for all watched kinds: `seen` gets whether an object is gone, and the object."""
 
     async def watched(event: Any, **_: Any) -> None:
+        if event["type"] is None:
+            listed()
         seen(event["type"] == "DELETED", event["object"])
 
     async def login(**arguments: Any) -> kopf.ConnectionInfo | None:
@@ -33,8 +41,42 @@ def register(registry: kopf.OperatorRegistry, seen: Callable[[bool, dict[str, An
         kopf.on.event(group, version, plural, registry=registry, id="watched")(watched)
 
 
-def configure(settings: kopf.OperatorSettings) -> None:
-    """kopf watches and nothing else: no peering, no finalizer, no annotation, no Event of its own."""
+class _NoDiff(kopf.DiffBaseStorage):
+    """kopf copies and compares the whole of each object for handlers of changes, which we have none of."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Nor is there any progress of handlers to keep."""
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence
+
+    def store(self, **_: Any) -> None:
+        return None
+
+    purge = touch = store
+
+
+def configure(settings: kopf.OperatorSettings, namespaced: bool = False) -> None:
+    """kopf watches and nothing else: no peering, no finalizer, no annotation, no Event of its own.
+
+    `namespaced`: nor does it watch namespaces and definitions, for which rights in the cluster's own scope would be needed.
+    """
+    settings.scanning.disabled = namespaced
+    settings.persistence.diffbase_storage = _NoDiff()
+    settings.persistence.progress_storage = _NoProgress()
     settings.peering.standalone = True
     settings.posting.enabled = False
     for plural in ("pytorchjobs", "jobs", "pods"):

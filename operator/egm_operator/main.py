@@ -19,6 +19,8 @@ from aiohttp import web
 from egm_operator import handlers
 from egm_operator.cluster import WATCHED, ApiError, Cluster
 from egm_operator.leader import Lease, lead
+from egm_operator.metrics.exposition import Exposition
+from egm_operator.metrics.meters import Meters
 from egm_operator.progress import Poller
 from egm_operator.queue import WorkQueue
 from egm_operator.reconcile import Reconciler
@@ -71,12 +73,15 @@ class Operator:
 
     def __init__(self, cluster: Cluster, settings: Settings) -> None:
         self.cluster, self.settings = cluster, settings
-        self.queue: WorkQueue[Key] = WorkQueue()
+        self.meters = Meters()
+        self.queue: WorkQueue[Key] = WorkQueue(waited=self.meters.waited)
+        cluster.told = self.meters.asked
         self.leads = False
         self.store = Store(self._woken)
         self.poller = Poller(self.store, cluster, settings, self._woken)
-        self.reconciler = Reconciler(cluster, self.store, self.queue, self.poller, settings)
+        self.reconciler = Reconciler(cluster, self.store, self.queue, self.poller, settings, meters=self.meters)
         self.watching, self.stop_watching = threading.Event(), threading.Event()
+        self.listed = asyncio.Event()
 
     def _woken(self, key: Key) -> None:
         if self.leads:  # a follower would only fill its queue
@@ -101,8 +106,11 @@ class Operator:
         def seen(gone: bool, obj: dict[str, Any]) -> None:
             loop.call_soon_threadsafe(self.store.drop if gone else self.store.put, obj)
 
-        handlers.register(registry, seen)
-        handlers.configure(settings)
+        def listed() -> None:
+            loop.call_soon_threadsafe(self.listed.set)
+
+        handlers.register(registry, seen, listed)
+        handlers.configure(settings, namespaced=bool(self.settings.namespaces))
         where: dict[str, Any] = (
             {"namespaces": list(self.settings.namespaces)} if self.settings.namespaces else {"clusterwide": True}
         )
@@ -116,11 +124,10 @@ class Operator:
 
     async def resync(self) -> None:
         """List everything: what a watch has missed is repaired, and every job is planned once."""
+        self.listed.clear()
         for kind in WATCHED:
-            if not self.settings.namespaces:
-                self.store.replace(kind, await self.cluster.list(kind))
-            for namespace in self.settings.namespaces:
-                self.store.replace(kind, await self.cluster.list(kind, namespace), [namespace])
+            for namespace in self.settings.namespaces or ("",):
+                self.store.replace(kind, await self.cluster.list(kind, namespace), namespace)
         for key in self.store.jobs():
             self._woken(key)
 
@@ -147,14 +154,18 @@ class Operator:
 
     async def _resync_now_and_then(self) -> None:
         while True:
-            await asyncio.sleep(self.settings.resync_seconds)
+            try:
+                await asyncio.wait_for(self.listed.wait(), self.settings.resync_seconds)
+                await asyncio.sleep(1)  # a listing is many events
+            except TimeoutError:
+                pass
             try:
                 await self.resync()
             except ApiError as error:
                 _log.warning("cannot list: %s", error)
 
     async def health(self) -> web.AppRunner | None:
-        """Serve /healthz and /readyz."""
+        """Serve /healthz, /readyz and /metrics."""
         if not self.settings.health_port:
             return None
 
@@ -168,6 +179,10 @@ class Operator:
         app = web.Application()
         app.router.add_get("/healthz", healthz)
         app.router.add_get("/readyz", readyz)
+        metrics = Exposition(
+            self.store, self.queue, self.meters, lambda: self.leads, self.watching.is_set, self.settings.metrics_jobs
+        )
+        app.router.add_get("/metrics", metrics.handle)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         try:

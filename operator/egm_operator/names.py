@@ -9,6 +9,8 @@ VERSION = "v1alpha1"
 FIELD_MANAGER = "egm-operator"
 
 LABEL_JOB = f"{GROUP}/job"
+LABEL_UID = f"{GROUP}/uid"
+"""The job's uid: a job that is created again under its old name is another job."""
 LABEL_KIND = f"{GROUP}/kind"
 LABEL_ROLE = f"{GROUP}/role"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
@@ -43,13 +45,14 @@ def label_value(job: str) -> str:
     return job[:63]
 
 
-def labels(kind: str, job: str, role: str, attempt: int | None = None) -> dict[str, str]:
+def labels(kind: str, job: str, uid: str, role: str, attempt: int | None = None) -> dict[str, str]:
     """Labels of an object that belongs to a job. Kinds are apart: a train and an eval job may have one name."""
     found = {
         "app.kubernetes.io/managed-by": FIELD_MANAGER,
         "app.kubernetes.io/part-of": "egm",
         LABEL_JOB: label_value(job),
         LABEL_KIND: KIND_SHORT[kind],
+        LABEL_UID: uid,
         LABEL_ROLE: role,
     }
     if attempt is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from egm_operator.memo import Memo
 from egm_operator.names import ANNOTATION_PROGRESS, GROUP, LABEL_ATTEMPT, LABEL_ROLE, VERSION
 from egm_operator.status import seconds
 from egm_operator.store import Raw
@@ -55,8 +56,24 @@ class Observed:
         return found
 
 
+_parsed: Memo[tuple[str, int], Job] = Memo()
+
+
 def parse_job(raw: Mapping[str, Any]) -> Job:
-    """The validated job of an API object, preset filled in. Raises `UserError` naming the field."""
+    """The validated job of an API object, preset filled in. Raises `UserError` naming the field.
+
+    The last few are remembered: uid and generation stand for a spec. Do not change what you get.
+    """
+    return _parsed.get(identity(raw), lambda: read_job(raw))
+
+
+def identity(raw: Mapping[str, Any]) -> tuple[str, int]:
+    """What stands for a job's spec: its uid and generation."""
+    return str(raw["metadata"].get("uid")), int(raw["metadata"].get("generation") or 0)
+
+
+def read_job(raw: Mapping[str, Any]) -> Job:
+    """The same, read anew: for threads, which must not share what is remembered."""
     spec = dict(raw.get("spec") or {})
     kind = str(raw["kind"])
     if kind == "GroundingTrainJob" and spec.get("preset") is not None:
@@ -67,7 +84,7 @@ def parse_job(raw: Mapping[str, Any]) -> Job:
         if spec["method"] != preset["method"]:
             raise UserError(f"preset {spec['preset']} is for method {preset['method']}", field="spec.method")
         spec = merge(spec)
-    meta = {k: v for k, v in raw["metadata"].items() if k in ("name", "namespace", "labels", "annotations")}
+    meta = {k: v for k, v in raw["metadata"].items() if k in ("name", "namespace")}
     try:
         job = KINDS[kind].model_validate(
             {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind, "metadata": meta, "spec": spec}
@@ -179,7 +196,7 @@ def disrupted(pod: Mapping[str, Any]) -> bool:
 
 
 def waiting(pod: Mapping[str, Any]) -> tuple[str, str]:
-    """Why a pod does not run yet: (`Unschedulable`, `ImagePull` or empty, message)."""
+    """Why a pod does not run yet: (the reason `Unschedulable` or `ImagePull`, or empty; message)."""
     for c in (pod.get("status") or {}).get("conditions") or []:
         if c.get("type") == "PodScheduled" and c.get("status") == "False":
             return "Unschedulable", str(c.get("message") or "")

@@ -49,7 +49,8 @@ class Poller:
         if found := self._reports.get(pod["metadata"]["uid"]):
             return found
         body = annotated(pod)
-        return Report(float(body.get("time") or 0.0), body) if body else None
+        at = body.get("time")
+        return Report(float(at) if isinstance(at, (int, float)) else 0.0, body) if body else None
 
     async def run(self) -> None:
         """Ask every `progress_seconds`, until cancelled."""

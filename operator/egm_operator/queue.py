@@ -16,10 +16,17 @@ K = TypeVar("K", bound=Hashable)
 class WorkQueue(Generic[K]):
     """Keys to work on. `clock` is monotonic seconds."""
 
-    def __init__(self, clock: Callable[[], float] | None = None, base: float = 0.05, limit: float = 60.0) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] | None = None,
+        base: float = 0.05,
+        limit: float = 60.0,
+        waited: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        """`waited` is told how long (seconds) a key has waited when a worker takes it."""
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
-        self._base, self._limit = base, limit
-        self._ready: dict[K, None] = {}
+        self._base, self._limit, self._waited = base, limit, waited
+        self._ready: dict[K, float] = {}  # since when
         self._working: set[K] = set()
         self._again: set[K] = set()
         self._due: dict[K, float] = {}
@@ -31,12 +38,27 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         return len(self._ready) + len(self._again)
 
+    @property
+    def working(self) -> int:
+        """Keys that a worker has."""
+        return len(self._working)
+
+    @property
+    def delayed(self) -> int:
+        """Keys that come later."""
+        return len(self._due)
+
+    @property
+    def failing(self) -> int:
+        """Keys that are tried again after a failure."""
+        return len(self._failures)
+
     def add(self, key: K) -> None:
         """Work on `key` as soon as a worker is free."""
         if key in self._working:
             self._again.add(key)
         else:
-            self._ready.setdefault(key)
+            self._ready.setdefault(key, self._clock())
         self._changed.set()
 
     def after(self, key: K, seconds: float) -> None:
@@ -48,10 +70,10 @@ class WorkQueue(Generic[K]):
             heapq.heappush(self._heap, (due, self._count, key))
             self._changed.set()
 
-    def retry(self, key: K) -> float:
+    def retry(self, key: K, at_least: float = 0.0) -> float:
         """Work on `key` again after a failure, later each time; returns in how many seconds."""
         count = self._failures[key] = self._failures.get(key, 0) + 1
-        delay = min(self._limit, self._base * 2.0 ** min(count - 1, 32))
+        delay = max(at_least, min(self._limit, self._base * 2.0 ** min(count - 1, 32)))
         self.after(key, delay)
         return delay
 
@@ -85,7 +107,7 @@ class WorkQueue(Generic[K]):
                     self.add(key)
             if self._ready:
                 key = next(iter(self._ready))
-                del self._ready[key]
+                self._waited(self._clock() - self._ready.pop(key))
                 self._working.add(key)
                 return key
             self._changed.clear()

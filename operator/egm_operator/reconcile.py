@@ -7,7 +7,9 @@ import logging
 import time
 from collections.abc import Callable
 
-from egm_operator.cluster import ApiError, Cluster
+from egm_operator.cluster import WATCHED, ApiError, Cluster
+from egm_operator.metrics.meters import Meters
+from egm_operator.names import LABEL_UID
 from egm_operator.observe import Observed
 from egm_operator.plan import Plan, plan
 from egm_operator.progress import Poller
@@ -30,9 +32,10 @@ class Reconciler:
         poller: Poller,
         settings: Settings,
         clock: Callable[[], float] = time.time,
+        meters: Meters | None = None,
     ) -> None:
         self.cluster, self.store, self.queue, self.poller = cluster, store, queue, poller
-        self.settings, self.clock = settings, clock
+        self.settings, self.clock, self.meters = settings, clock, meters or Meters()
         self.reconciles = self.failures = 0
 
     async def run(self) -> None:
@@ -58,23 +61,28 @@ class Reconciler:
     async def _once(self, key: Key) -> None:
         self.reconciles += 1
         extra = {"job": f"{key[1]}/{key[2]}", "kind": key[0]}
+        begun, result = time.perf_counter(), "error"
         try:
             await self.reconcile(key)
             self.queue.forget(key)
+            result = "ok"
         except ApiError as error:
             self.failures += 1
             if error.status == 409:
+                result = "conflict"
                 # somebody else has written; look at what is there now
                 if (fresh := await self._fresh(key)) is not None:
                     self.store.put(fresh)
                 self.queue.retry(key)
                 return
-            delay = self.queue.retry(key)
+            delay = self.queue.retry(key, error.after)
             _log.warning("%s; tried again in %.1f s", error, delay, extra=extra)
         except Exception:
             self.failures += 1
             delay = self.queue.retry(key)
             _log.exception("reconcile failed; tried again in %.1f s", delay, extra=extra)
+        finally:
+            self.meters.reconciled(key[0], result, time.perf_counter() - begun)
 
     async def _fresh(self, key: Key) -> Raw | None:
         try:
@@ -107,17 +115,13 @@ class Reconciler:
     async def _act(self, key: Key, seen: Observed, todo: Plan, now: float) -> None:
         namespace = key[1]
         try:
-            for obj in todo.apply:
-                if obj["kind"] == "Secret":
-                    await self.cluster.create_secret(obj)
-                    continue
-                made = await self.cluster.apply(obj)
-                self.store.put({"apiVersion": obj["apiVersion"], "kind": obj["kind"], **made})
-                _log.info("applied %s %s", obj["kind"], obj["metadata"]["name"], extra={"job": f"{namespace}/{key[2]}"})
+            for obj in todo.create:
+                made = await self.cluster.create(obj)
+                if made is not None and obj["kind"] in WATCHED:
+                    self.store.put({"apiVersion": obj["apiVersion"], "kind": obj["kind"], **made})
+                _log.info("created %s %s", obj["kind"], obj["metadata"]["name"], extra={"job": f"{namespace}/{key[2]}"})
         except ApiError as error:
-            if not error.final:
-                raise
-            await self._refused(key, seen, error, now)
+            await self._not_made(key, seen, error, now)
             raise
         for change in todo.patch:
             body = {**change.body, "metadata": {"uid": change.uid}}
@@ -145,25 +149,30 @@ class Reconciler:
         body = {"metadata": {"resourceVersion": seen.meta["resourceVersion"], "uid": seen.meta["uid"]}, "status": patch}
         try:
             self.store.put({"kind": key[0], **await self.cluster.patch(*key, body, sub="status")})
+            self.meters.status_written(seen.raw, status, self.clock())
         except ApiError as error:
             if error.status != 404:  # gone meanwhile
                 raise
 
-    async def _refused(self, key: Key, seen: Observed, error: ApiError, now: float) -> None:
-        """An object that the API server refuses is the user's business (a pod template, a policy, a quota): say so where he looks."""
+    async def _not_made(self, key: Key, seen: Observed, error: ApiError, now: float) -> None:
+        """An object that the API server refuses is the user's business (a pod template, a policy, a quota, a name): say so where he looks."""
         draft = Draft(seen.raw.get("status"), int(seen.meta.get("generation") or 0), now)
         phase = Phase(draft.new.get("phase") or Phase.PENDING)
-        draft.phase(phase, Reason.REFUSED, f"The API server refuses an object of this job: {error.message}")
-        if draft.get(Condition.RUNNING) and not draft.is_true(Condition.RUNNING):
-            draft.condition(Condition.RUNNING, False, Reason.REFUSED, error.message)
-        status = draft.build()
-        if status is not None:
+        if error.reason == "Leftover":
+            draft.phase(phase, Reason.STOPPING, f"Waits: {error.message}")
+        elif error.final:
+            draft.phase(phase, Reason.REFUSED, f"The API server refuses an object of this job: {error.message}")
+            if draft.get(Condition.RUNNING) and not draft.is_true(Condition.RUNNING):
+                draft.condition(Condition.RUNNING, False, Reason.REFUSED, error.message)
+        else:
+            return
+        if (status := draft.build()) is None:
+            return
+        if error.final:
             await self.cluster.event(seen.raw, str(Reason.REFUSED), draft.new["message"], True, now, draft.attempt)
-            await self._write_status(key, seen, status)
+        await self._write_status(key, seen, status)
 
 
 def _belongs(child: Raw, job: Raw) -> bool:
-    """Whether a labelled object is of this job and not of one that had its name before; pods belong through their controllers."""
-    owners = child["metadata"].get("ownerReferences") or []
-    ours = [o for o in owners if o.get("kind") == job["kind"]]
-    return all(o.get("uid") == job["metadata"]["uid"] for o in ours)
+    """Whether a labelled object is of this job and not of one that had its name before."""
+    return bool((child["metadata"].get("labels") or {}).get(LABEL_UID) == job["metadata"]["uid"])

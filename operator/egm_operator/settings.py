@@ -56,8 +56,10 @@ class Settings:
     identity: str = ""
     """Name in the Lease; empty: host name and process id."""
     health_port: int = 8080
-    """Port of /healthz and /readyz; 0: none."""
+    """Port of /healthz, /readyz and /metrics; 0: none."""
     health_host: str = "0.0.0.0"  # noqa: S104  # probes come from the kubelet
+    metrics_jobs: int = 10000
+    """Jobs with series of their own on /metrics, at most; totals count all."""
     log_level: str = "INFO"
     log_format: str = "json"
     """json or text."""

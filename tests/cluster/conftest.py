@@ -90,6 +90,19 @@ def cluster() -> Iterator[Kubectl]:
             subprocess.run([*SCRIPT, "down"], check=True, capture_output=True)
 
 
+@pytest.fixture(scope="session")
+def monitoring(cluster: Kubectl) -> None:
+    """The definitions of the Prometheus operator's and Kueue's kinds, which the chart has objects of."""
+    done = subprocess.run(["python3", str(ROOT / "hack/chart/schemas.py")], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    wanted = ("servicemonitors", "podmonitors", "prometheusrules", "localqueues")
+    for path in sorted(Path(done.stdout.strip()).glob("*.yaml")):
+        if path.stem.rpartition("_")[2] in wanted:
+            cluster("apply", "--server-side", "--force-conflicts", "-f", str(path))
+            name = json.loads(cluster("create", "--dry-run=client", "-o", "json", "-f", str(path)))["metadata"]["name"]
+            cluster("wait", "--for=condition=Established", f"crd/{name}", "--timeout=30s")
+
+
 @pytest.fixture
 def kubectl(cluster: Kubectl) -> Iterator[Kubectl]:
     """kubectl in a namespace of its own, which goes with the test."""

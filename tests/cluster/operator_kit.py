@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import json
 import os
 import signal
@@ -11,11 +13,11 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-import urllib.error
-import urllib.request
+import urllib.parse
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,38 +46,87 @@ def kubeconfig() -> Path:
     return Path(os.environ.get("EGM_KUBECONFIG") or ROOT / ".cache" / "cluster" / "kubeconfig")
 
 
+class ApiError(OSError):
+    """The API server said no."""
+
+    def __init__(self, code: int, text: str) -> None:
+        self.code = code
+        super().__init__(f"{code}: {text[:500]}")
+
+
 class Api:
-    """JSON over HTTPS with the kubeconfig's client certificate."""
+    """JSON over HTTPS with the kubeconfig's client certificate; a connection a thread, kept open."""
 
     def __init__(self, path: Path) -> None:
         found = YAML(typ="safe").load(path.read_text())
         cluster, user = found["clusters"][0]["cluster"], found["users"][0]["user"]
         self.server = cluster["server"]
-        self._ssl = ssl.create_default_context(
-            cafile=cluster.get("certificate-authority"),
-            cadata=base64.b64decode(cluster["certificate-authority-data"]).decode()
+        self._ca = (
+            base64.b64decode(cluster["certificate-authority-data"]).decode()
             if "certificate-authority-data" in cluster
-            else None,
+            else (path.parent / cluster["certificate-authority"]).read_text()
         )
+        self.ssl = ssl.create_default_context(cadata=self._ca)
         certificate, key = user.get("client-certificate"), user.get("client-key")
         with tempfile.TemporaryDirectory() as folder:
             if certificate is None:
                 certificate, key = Path(folder) / "crt", Path(folder) / "key"
                 certificate.write_bytes(base64.b64decode(user["client-certificate-data"]))
                 key.write_bytes(base64.b64decode(user["client-key-data"]))
-            self._ssl.load_cert_chain(certificate, key)
-        self._open = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._ssl)
-        ).open
+            self.ssl.load_cert_chain(certificate, key)
+        self._local = threading.local()
+
+    def _connection(self) -> http.client.HTTPSConnection:
+        found: http.client.HTTPSConnection | None = getattr(self._local, "connection", None)
+        if found is None:
+            where = urllib.parse.urlsplit(self.server)
+            found = http.client.HTTPSConnection(str(where.hostname), where.port, context=self.ssl, timeout=30)
+            self._local.connection = found
+        return found
 
     def request(self, method: str, path: str, body: Any = None, content: str = "application/json") -> Any:
-        """Raises `urllib.error.HTTPError`."""
+        """Raises `ApiError` with the server's answer, and `OSError` where there is none."""
         data = json.dumps(body).encode() if body is not None else None
-        asked = urllib.request.Request(
-            self.server + path, data, {"Content-Type": content, "Accept": "application/json"}, method=method
-        )
-        with self._open(asked, timeout=30) as answer:
-            return json.loads(answer.read())
+        headers = {"Content-Type": content, "Accept": "application/json"}
+        for again in (True, False):
+            connection = self._connection()
+            fresh = connection.sock is None
+            try:
+                connection.request(method, path, data, headers)
+                answer = connection.getresponse()
+                text = answer.read()
+                break
+            except (http.client.HTTPException, OSError) as error:
+                connection.close()
+                if fresh or not again:  # else the server has closed a connection that was idle
+                    raise error if isinstance(error, OSError) else ConnectionError(repr(error)) from error
+        if answer.status >= 400:
+            raise ApiError(answer.status, text.decode(errors="replace"))
+        return json.loads(text)
+
+    def lines(self, path: str) -> Iterator[bytes]:
+        """Lines of a watch, until the server ends it; on a connection of its own."""
+        where = urllib.parse.urlsplit(self.server)
+        connection = http.client.HTTPSConnection(str(where.hostname), where.port, context=self.ssl)
+        with contextlib.closing(connection):
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise ApiError(answer.status, answer.read().decode(errors="replace"))
+            yield from answer
+
+    def allowed(self, path: str, body: Any, token: str) -> bool:
+        """Whether the owner of a token may make this object; any other refusal is an error."""
+        where = urllib.parse.urlsplit(self.server)
+        context = ssl.create_default_context(cadata=self._ca)  # without our own certificate
+        connection = http.client.HTTPSConnection(str(where.hostname), where.port, context=context, timeout=30)
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+        with contextlib.closing(connection):
+            connection.request("POST", path, json.dumps(body).encode(), headers)
+            answer = connection.getresponse()
+            text = answer.read().decode(errors="replace")
+        assert answer.status in (200, 201, 403), text
+        return answer.status != 403
 
     def path(self, kind: str, namespace: str, name: str = "") -> str:
         base, plural = PATHS[kind]
@@ -87,7 +138,7 @@ class Api:
     def get(self, kind: str, namespace: str, name: str) -> Any:
         try:
             return self.request("GET", self.path(kind, namespace, name))
-        except urllib.error.HTTPError as error:
+        except ApiError as error:
             if error.code == 404:
                 return None
             raise
@@ -102,7 +153,7 @@ class Api:
     def delete(self, kind: str, namespace: str, name: str) -> None:
         try:
             self.request("DELETE", self.path(kind, namespace, name), {"propagationPolicy": "Background"})
-        except urllib.error.HTTPError as error:
+        except ApiError as error:
             if error.code != 404:
                 raise
 
@@ -158,9 +209,13 @@ main.main()
 class Operator:
     """`python -m egm_operator` as a process."""
 
-    def __init__(self, namespaces: str, log: Path, die_after: int = 0, **settings: str) -> None:
+    def __init__(
+        self, namespaces: str, log: Path, die_after: int = 0, command: Sequence[str] = (), **settings: str
+    ) -> None:
         """`die_after`: the process ends, as if killed, right after its n-th write to the API server was answered."""
-        self.log, self.die_after = log, die_after
+        self.log, self.command = log, list(command) or [sys.executable, "-m", "egm_operator"]
+        if die_after:
+            self.command = [sys.executable, "-c", _MORTAL, str(die_after)]
         self.env = {
             **os.environ,
             "KUBECONFIG": str(kubeconfig()),
@@ -178,13 +233,8 @@ class Operator:
 
     def start(self) -> Operator:
         with self.log.open("ab") as out:
-            self.process = subprocess.Popen(self._command(), env=self.env, stdout=out, stderr=out)
+            self.process = subprocess.Popen(self.command, env=self.env, stdout=out, stderr=out)
         return self
-
-    def _command(self) -> list[str]:
-        if not self.die_after:
-            return [sys.executable, "-m", "egm_operator"]
-        return [sys.executable, "-c", _MORTAL, str(self.die_after)]
 
     def kill(self) -> None:
         """As the kernel kills: nothing is finished."""
@@ -262,6 +312,12 @@ class Drive:
         found = self.api.get(kind, self.namespace, name)
         return dict((found or {}).get("status") or {})
 
+    def writes(self) -> object:
+        """Changes when an operator has written: versions of the jobs, which nobody else writes, and names of what it makes."""
+        made = {o["metadata"]["name"] for kind in ("job", "pytorchjob") for o in self.api.list(kind, self.namespace)}
+        jobs = [o["metadata"] for kind in ("gtj", "gej") for o in self.api.list(kind, self.namespace)]
+        return made, {(m["name"], m["resourceVersion"]) for m in jobs}
+
     def phase(self, name: str, *wanted: str, kind: str = "gtj", seconds: float = 60.0) -> dict[str, Any]:
         """Wait for one of these phases; the status then."""
 
@@ -303,9 +359,19 @@ class Drive:
         wishes = {"metadata": {"annotations": {names[k]: v for k, v in what.items()}}}
         try:
             self.api.patch("pod", self.namespace, pod["metadata"]["name"], wishes)
-        except urllib.error.HTTPError as error:
+        except ApiError as error:
             if error.code != 404:  # its gang has ended already
                 raise
+
+    def begin(self, pod: Any) -> None:
+        """Let a pod that waits by `egm.test/waiting` run."""
+        wishes = {"metadata": {"annotations": {"egm.test/waiting": None}}}
+        self.api.patch("pod", self.namespace, pod["metadata"]["name"], wishes)
+
+    def report(self, job: str, step: int, total: int = 9) -> None:
+        """Let rank 0 report a step, by its annotation."""
+        for pod in self.pods(job, "rl"):
+            self.annotate(pod, progress=json.dumps({"step": step, "totalSteps": total, "time": time.time()}))
 
     def end(
         self,
@@ -325,6 +391,7 @@ class Drive:
         self.end(job, "prepare", 0, kind=kind)
 
 
+@contextlib.contextmanager
 def new_namespace(api: Api, prefix: str = "op") -> Iterator[str]:
     """A namespace, deleted afterwards; the CRDs are there before it."""
     for crd in crds().values():
@@ -333,8 +400,10 @@ def new_namespace(api: Api, prefix: str = "op") -> Iterator[str]:
     name = fresh_name(prefix)
     api.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
     until("the namespace's service account", lambda: any(True for _ in _accounts(api, name)))
-    yield name
-    api.request("DELETE", f"/api/v1/namespaces/{name}")
+    try:
+        yield name
+    finally:
+        api.request("DELETE", f"/api/v1/namespaces/{name}")
 
 
 def _accounts(api: Api, namespace: str) -> list[Any]:

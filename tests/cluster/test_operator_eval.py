@@ -37,7 +37,7 @@ SUMMARY = {
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
     api = Api(kubeconfig())
-    for namespace in new_namespace(api):
+    with new_namespace(api) as namespace:
         log: Path = tmp_path_factory.mktemp("operator") / "log"
         operator = Operator(namespace, log).start()
         yield Drive(api, namespace)
@@ -152,13 +152,13 @@ def test_suspended_it_gives_the_gpus_back(drive: Drive, name: str) -> None:
 
 def test_servers_that_never_become_ready_end_the_job(tmp_path: Path) -> None:
     api = Api(kubeconfig())
-    for namespace in new_namespace(api):
+    with new_namespace(api) as namespace:
         operator = Operator(namespace, tmp_path / "log", EGM_SERVER_START_SECONDS="-1797").start()
         drive = Drive(api, namespace)
         _create(drive, "never", 1, podTemplate={"metadata": {"annotations": {"egm.test/ready": "false"}}})
         status = drive.phase("never", "Failed", kind="gej")
         assert status["reason"] == "ServersNotReady" and "0 of 1" in status["message"]
-        until("the servers to go", lambda d=drive: d.pods("never", "server", kind="eval") == [])  # type: ignore[misc]
+        until("the servers to go", lambda: drive.pods("never", "server", kind="eval") == [])
         assert operator.stop() == 0
 
 

@@ -20,7 +20,7 @@ def api() -> Api:
 
 @pytest.fixture(scope="module")
 def drive(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
-    for namespace in new_namespace(api):
+    with new_namespace(api) as namespace:
         log: Path = tmp_path_factory.mktemp("operator") / "log"
         operator = Operator(namespace, log).start()
         yield Drive(api, namespace)
@@ -53,7 +53,10 @@ def test_from_creation_to_success(drive: Drive, name: str) -> None:
     pods = drive.running(name, "rl", 2)
     master = next(p for p in pods if p["metadata"]["labels"]["training.kubeflow.org/replica-type"] == "master")
     env = {e["name"]: e.get("value") for e in master["spec"]["containers"][0]["env"]}
-    secret = drive.api.request("GET", f"/api/v1/namespaces/{drive.namespace}/secrets/{name}-token")
+    reference = next(
+        e["valueFrom"]["secretKeyRef"] for e in master["spec"]["containers"][0]["env"] if e["name"] == "RAY_AUTH_TOKEN"
+    )
+    secret = drive.api.request("GET", f"/api/v1/namespaces/{drive.namespace}/secrets/{reference['name']}")
     assert len(secret["data"]["token"]) > 40 and "RAY_AUTH_TOKEN" in env
     assert env["WORLD_SIZE"] == "2" and env["RANK"] == "0" and env["EGM_OUTPUT"] == "s3://bucket/out"
     report = {
@@ -232,7 +235,7 @@ def test_the_queue_s_label_and_suspension(drive: Drive, name: str) -> None:
 
 @pytest.mark.timeout(300)
 def test_deletion_leaves_nothing(api: Api, tmp_path: Path) -> None:
-    for namespace in new_namespace(api):
+    with new_namespace(api) as namespace:
         operator = Operator(namespace, tmp_path / "log", EGM_LEADER_ELECT="false").start()
         drive = Drive(api, namespace)
         for job in ("early", "running", "ended"):
@@ -244,5 +247,5 @@ def test_deletion_leaves_nothing(api: Api, tmp_path: Path) -> None:
         drive.phase("ended", "Succeeded")
         for job in ("early", "running", "ended"):
             api.delete("gtj", namespace, job)
-        until("nothing to be left", lambda ns=namespace: not api.everything(ns))  # type: ignore[misc]
+        until("nothing to be left", lambda: not api.everything(namespace))
         assert operator.stop() == 0

@@ -89,6 +89,31 @@ def test_a_killed_pod_loses_one_interval_and_another_goes_on(s3, dataset, server
             assert _body(s3, f"run/{name}").read().endswith(b"\n")
 
 
+def test_report_and_comparison_read_what_is_in_the_store(s3, dataset, server):
+    _, bucket = s3
+    for name in ("a", "b"):
+        assert call(dataset, server, f"s3://{bucket}/{name}", "--local", name).returncode == 0
+
+    def egm(*words):
+        return subprocess.run(
+            [sys.executable, "-m", "grounding.cli", *words],
+            cwd=dataset,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    compared = egm("compare", f"s3://{bucket}/a", f"s3://{bucket}/b", "--max-drop", "0", "--json")
+    assert compared.returncode == 0, compared.stderr
+    assert json.loads(compared.stdout)["gate"] == {"passed": True, "reasons": []}
+    page = egm("report", f"s3://{bucket}/a")
+    assert page.returncode == 0, page.stderr
+    assert (dataset / "report/index.html").stat().st_size > 20_000 and page.stdout.strip() == "report/index.html"
+    missing = egm("report", f"s3://{bucket}/nowhere")
+    assert missing.returncode == 2 and "nothing is there" in missing.stderr and "Traceback" not in missing.stderr
+
+
 def _body(s3, key):
     server, bucket = s3
     return server.client().get_object(Bucket=bucket, Key=key)["Body"]

@@ -169,6 +169,40 @@ def test_a_folder_is_fetched_once_and_follows_changes(s3, tmp_path):
     assert fetch(f"{uri}/one.tar").read_bytes() == b"tar2"
 
 
+def test_a_tar_in_parts_is_fetched_as_its_parts(s3, tmp_path):
+    _, bucket = s3
+    store = open_store(f"s3://{bucket}/data")
+    for name, data in (("coco.tar.part_aa", b"one"), ("coco.tar.part_ab", b"two"), ("coco.tar2", b"not of it")):
+        store.write(name, data)
+    tar = fetch(f"s3://{bucket}/data/coco.tar")
+    assert not tar.exists() and sorted(p.name for p in tar.parent.iterdir() if p.name[0] != ".") == [
+        "coco.tar.part_aa",
+        "coco.tar.part_ab",
+    ]
+    assert (tar.parent / "coco.tar.part_ab").read_bytes() == b"two"
+    store.delete("coco.tar.part_ab")
+    fetch(f"s3://{bucket}/data/coco.tar")
+    assert [p.name for p in tar.parent.glob("coco*")] == ["coco.tar.part_aa"]
+
+
+def test_what_is_here_is_used_while_the_store_is_away(s3, tmp_path):
+    server, bucket = s3
+    store = open_store(f"s3://{bucket}/m")
+    for name in ("a", "b"):
+        store.write(name, name.encode())
+    quick, said = Transfer(patience_s=0.5), []
+    folder = fetch(f"s3://{bucket}/m", transfer=quick)
+    server.kill()
+    try:
+        assert fetch(f"s3://{bucket}/m", transfer=quick, say=said.append) == folder
+        assert "what was fetched before is used" in said[-1]
+        (folder / "b").unlink()
+        with pytest.raises(Failure):  # half of it is not what was asked for
+            fetch(f"s3://{bucket}/m", transfer=quick)
+    finally:
+        server.start()
+
+
 def test_one_process_of_a_node_fetches(s3, tmp_path):
     _, bucket = s3
     open_store(f"s3://{bucket}/m").write("big", os.urandom(30 << 20))

@@ -99,7 +99,7 @@ def test_a_thinking_template_s_opening_is_trained() -> None:
 def test_vision_is_frozen_but_for_its_merger(tiny_model: Path) -> None:
     from transformers import AutoModelForImageTextToText
 
-    from grounding.train.sft import freeze_vision
+    from grounding.train.families import freeze_vision
 
     model = AutoModelForImageTextToText.from_pretrained(tiny_model)
     freeze_vision(model)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grounding.errors import UserError
-from grounding.storage import fetch, is_remote, locate
+from grounding.storage import Spoken, destination, fetch, in_words, is_remote, locate
 from grounding.storage.base import clean
 
 
@@ -18,7 +18,18 @@ def test_what_uris_name(monkeypatch):
     assert locate("pvc://claim/x/y").path == "/mnt/claims/claim/x/y" and not is_remote("pvc://claim/x")
     assert (locate("s3://bucket//x//y/").root, locate("s3://bucket//x//y/").path) == ("bucket", "x/y")
     assert (locate("hf://o/n/sub").root, locate("hf://o/n/sub").path) == ("o/n", "sub")
-    for bad in ("file://host/x", "gs://b/x", "s3:///x", "s3://b/../x", "hf://o", "s3://b/x?y", "s3://user@b/x"):
+    data = locate("hf://datasets/o/n@main/a/b.json")
+    assert (data.root, data.path) == ("datasets/o/n@main", "a/b.json")
+    for bad in (
+        "hf://datasets/o",
+        "file://host/x",
+        "gs://b/x",
+        "s3:///x",
+        "s3://b/../x",
+        "hf://o",
+        "s3://b/x?y",
+        "s3://user@b/x",
+    ):
         with pytest.raises(UserError):
             locate(bad)
 
@@ -37,3 +48,29 @@ def test_what_is_here_already_is_not_moved(tmp_path):
     assert fetch(f"file://{tmp_path}/m") == tmp_path / "m"
     with pytest.raises(UserError, match="no such file"):
         fetch(tmp_path / "absent")
+
+
+def test_where_a_job_s_folder_is_copied_to():
+    assert destination("s3://b/x/", {}) == "s3://b/x" and destination(None, {}) == ""
+    assert destination("s3://b/x", {"EGM_OUTPUT": "s3://b/y"}) == "s3://b/y", "the operator knows a default"
+    assert destination("pvc://claim/x", {}) == "", "that is the folder itself"
+    assert destination("file:///x", {"EGM_OUTPUT": ""}) == "file:///x"
+
+
+def test_progress_is_told_now_and_then():
+    said = []
+    spoken = Spoken("fetching x", said.append, every_s=0.0)
+    spoken(2_500_000)
+    spoken.end()
+    assert said[0].startswith("fetching x: 2.5 MB so far") and said[1].startswith("fetching x: 2.5 MB in")
+    quiet = Spoken("x", said.append)
+    quiet(1)
+    Spoken("nothing", said.append).end()
+    assert len(said) == 2
+    assert [in_words(n) for n in (0, 999, 12_345, 3.2e9, 1e15)] == [
+        "0 bytes",
+        "999 bytes",
+        "12.3 kB",
+        "3.2 GB",
+        "1000 TB",
+    ]

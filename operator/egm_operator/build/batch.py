@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from egm_operator.build.pod import PROGRESS_ENV, Context, Raw, queued, template
 from egm_operator.names import PROGRESS_PORT, child
+from grounding.exits import final_codes
 from grounding.roles import Role
 
-# The user's mistake (exit code 2) is not tried again; a pod that a node lost is no failure of the job.
+# What another start would end with again (exits.py) is not tried again; a pod that a node lost is no failure of the job.
 _POLICY = {
     "rules": [
-        {"action": "FailJob", "onExitCodes": {"containerName": "egm", "operator": "In", "values": [2]}},
+        {"action": "FailJob", "onExitCodes": {"containerName": "egm", "operator": "In", "values": final_codes()}},
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
 }

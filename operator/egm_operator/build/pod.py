@@ -10,7 +10,7 @@ import orjson
 
 from egm_operator.build.merge import merge
 from egm_operator.build.places import CLAIMS, JOB_FOLDER, WORK, Places
-from egm_operator.names import GROUP, LABEL_JOB, LABEL_KIND, PROGRESS_PORT, QUEUE_LABEL, child, labels, prefix
+from egm_operator.names import GROUP, LABEL_UID, PROGRESS_PORT, QUEUE_LABEL, child, labels, prefix
 from egm_operator.settings import Settings
 from grounding.api import GroundingTrainJob, Job
 from grounding.roles import Role
@@ -40,7 +40,7 @@ class Context:
 
     def meta(self, name: str, role: str, attempt: int | None = None) -> Raw:
         """Metadata of an object that the job owns; the queue label goes along."""
-        found = labels(self.job.kind, self.name, role, attempt)
+        found = labels(self.job.kind, self.name, self.uid, role, attempt)
         return {
             "name": name,
             "namespace": self.namespace,
@@ -89,6 +89,8 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Raw]:
         "HOME": "/tmp",  # noqa: S108  # an emptyDir; the root file system is read-only
         "EGM_TERMINATION_LOG": "/dev/termination-log",
         "EGM_PVC_ROOT": CLAIMS,
+        # what is fetched lies beside the job's data: once for all pods that share the work folder, else once a pod
+        "EGM_CACHE": f"{WORK}/cache",
         "EGM_JOB": f"{ctx.namespace}/{ctx.name}",
         **({} if ctx.places.shared else {"EGM_OUTPUT": ctx.places.output}),
         **extra,
@@ -142,7 +144,7 @@ def _volumes(ctx: Context) -> tuple[list[Raw], list[Raw]]:
 
 def job_file_name(ctx: Context) -> str:
     """Name of the ConfigMap that holds the job; it changes with its content, so that a running pod's file never does."""
-    digest = hashlib.sha256(job_file(ctx).encode()).hexdigest()[:10]
+    digest = hashlib.sha256(f"{ctx.uid}\0{job_file(ctx)}".encode()).hexdigest()[:10]
     return child(ctx.prefix, f"job-{digest}", 63)
 
 
@@ -164,8 +166,8 @@ def config_map(ctx: Context) -> Raw:
 
 
 def token_name(ctx: Context) -> str:
-    """Name of the Secret with the word by which pods of one job know each other."""
-    return child(ctx.prefix, "token", 63)
+    """Name of the Secret with the word by which pods of one job know each other; never that of an earlier job, which may be on its way out."""
+    return child(ctx.prefix, f"token-{hashlib.sha256(ctx.uid.encode()).hexdigest()[:10]}", 63)
 
 
 def token(ctx: Context) -> Raw:
@@ -235,9 +237,9 @@ def template(
     if ctx.job.spec.priority_class_name:
         spec["priorityClassName"] = ctx.job.spec.priority_class_name
     if isinstance(ctx.job, GroundingTrainJob):
-        spec |= _placement(ctx.job, role)
+        spec |= _placement(ctx, ctx.job, role)
     meta: Raw = {
-        "labels": labels(ctx.job.kind, ctx.name, role.name, attempt),
+        "labels": labels(ctx.job.kind, ctx.name, ctx.uid, role.name, attempt),
         "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"} if role.gpus else {},
     }
     if not meta["annotations"]:
@@ -259,7 +261,7 @@ def _users(ctx: Context, container: str, role: Role) -> Raw:
     return {"metadata": {k: v for k, v in meta.items() if k in ("labels", "annotations")}, "spec": spec}
 
 
-def _placement(job: GroundingTrainJob, role: Role) -> Raw:
+def _placement(ctx: Context, job: GroundingTrainJob, role: Role) -> Raw:
     """Node labels, tolerations, and one rack for all pods where the job asks for it."""
     resources = job.spec.resources
     spec: Raw = {}
@@ -268,8 +270,7 @@ def _placement(job: GroundingTrainJob, role: Role) -> Raw:
     if resources.tolerations:
         spec["tolerations"] = [t.model_dump(by_alias=True, exclude_none=True) for t in resources.tolerations]
     if resources.topology and role.name != "prepare":
-        found = labels(job.kind, job.metadata.name, role.name)
-        selector = {"matchLabels": {k: found[k] for k in (LABEL_JOB, LABEL_KIND)}}
+        selector = {"matchLabels": {LABEL_UID: ctx.uid}}
         term = {"topologyKey": resources.topology, "labelSelector": selector}
         spec["affinity"] = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
     return spec

@@ -31,7 +31,7 @@ def endpoints(role: Role, ctx: Context) -> list[str]:
 
 def selector(ctx: Context) -> dict[str, str]:
     """Labels by which servers of a job are found."""
-    return {k: v for k, v in labels(ctx.job.kind, ctx.name, "server").items() if k.startswith(f"{GROUP}/")}
+    return {k: v for k, v in labels(ctx.job.kind, ctx.name, ctx.uid, "server").items() if k.startswith(f"{GROUP}/")}
 
 
 def service(ctx: Context) -> Raw:

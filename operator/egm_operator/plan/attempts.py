@@ -7,10 +7,11 @@ object of attempt N is made again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from egm_operator.names import LABEL_ATTEMPT
-from egm_operator.observe import deleting
+from egm_operator.observe import deleting, waiting
 from egm_operator.plan.work import Work
 from egm_operator.status import Condition, Phase, Reason
 from egm_operator.store import Raw
@@ -36,10 +37,15 @@ def backoff(w: Work, attempt: int) -> float:
     return float(min(w.settings.backoff_limit_seconds, w.settings.backoff_base_seconds * 2.0 ** min(attempt - 1, 30)))
 
 
+def number(obj: Raw) -> int:
+    """The attempt that an object belongs to; 0 for none."""
+    text = str((obj["metadata"].get("labels") or {}).get(LABEL_ATTEMPT, ""))
+    return int(text) if text.isdigit() else 0
+
+
 def newest(w: Work, kind: str) -> int:
     """The greatest number on objects of `kind`; 0 where there are none."""
-    numbers = (str((c["metadata"].get("labels") or {}).get(LABEL_ATTEMPT, "")) for c in w.seen.of(kind))
-    return max((int(n) for n in numbers if n.isdigit()), default=0)
+    return max((number(c) for c in w.seen.of(kind)), default=0)
 
 
 def current(w: Work, unit: Unit) -> tuple[int, Raw] | None:
@@ -48,12 +54,16 @@ def current(w: Work, unit: Unit) -> tuple[int, Raw] | None:
     n = max(recorded, seen)
     if w.draft.is_true(Condition.RESTARTING):
         if seen <= recorded:
+            note = w.draft.get(Condition.RESTARTING)
+            if n >= w.job.spec.max_attempts:  # there are fewer now
+                why = str(note.get("message", "")).partition(" failed: ")[2]
+                failed(w, unit, n, Reason(note["reason"]), why)
+                return None
             old = unit.get(w, n)
             w.remove(old)
             due = w.draft.since(Condition.RESTARTING) + backoff(w, n)
             if old is not None or unit.pods(w, n) or w.now < due:
-                why = str(w.draft.get(Condition.RESTARTING).get("message", ""))
-                w.draft.phase(Phase.RESTARTING, Reason(w.draft.get(Condition.RESTARTING)["reason"]), why)
+                w.draft.phase(Phase.RESTARTING, Reason(note["reason"]), str(note.get("message", "")))
                 if w.now < due:
                     w.look_again(due)
                 return None
@@ -74,6 +84,18 @@ def current(w: Work, unit: Unit) -> tuple[int, Raw] | None:
         w.tell(Reason.STARTING, f"Attempt {n} of {w.job.spec.max_attempts} starts.")
     w.draft.phase(Phase.PENDING, Reason.STARTING, f"Attempt {n} of {w.job.spec.max_attempts} starts.")
     return None
+
+
+def pending(w: Work, attempt: int, pods: Sequence[Raw], running: int, wanted: int) -> None:
+    """Say why not all pods of an attempt run. Its start has been told: where nothing is known yet, that stands."""
+    for pod in pods:
+        why, message = waiting(pod)
+        if why:
+            w.draft.phase(Phase.PENDING, Reason(why), message)
+            return
+    start = f"Attempt {attempt} of {w.job.spec.max_attempts} starts."
+    if running or w.draft.new.get("message") != start:
+        w.draft.phase(Phase.PENDING, Reason.PODS_PENDING, f"{running} of {wanted} pods run.")
 
 
 def failed(w: Work, unit: Unit, attempt: int, reason: Reason, message: str, again: bool = True) -> None:

@@ -27,6 +27,7 @@ from egm_operator.plan.work import Work
 from egm_operator.status import Condition, Phase, Reason
 from egm_operator.store import Raw
 from grounding.api import GroundingEvalJob
+from grounding.exits import retryable
 
 
 class Client:
@@ -63,7 +64,7 @@ def _remove_servers(w: Work) -> bool:
 def stop(w: Work) -> bool:
     """Stop client and servers. Answers so far are kept by the client; the next one asks the rest."""
     for job in w.seen.of("Job", "evaluate"):
-        if not (job_condition(job, "Complete") or job_condition(job, "Failed")):
+        if not (job_condition(job, "Complete") or job_condition(job, "Failed") or _succeeded(w, job)):
             w.remove(job)
     gone = _remove_servers(w)
     return lifecycle.stop_prepare(w) and gone and not any(alive(p) for p in w.seen.of("Pod", "evaluate"))
@@ -81,26 +82,28 @@ def plan(w: Work) -> None:
     _run(w)
 
 
+def _succeeded(w: Work, job: Raw) -> list[Raw]:
+    """Pods of a client that have ended well. They tell a second or two before their Job does, and servers hold GPUs until then."""
+    n = attempts.number(job)
+    return [p for p in w.seen.of("Pod", "evaluate", n) if phase(p) == "Succeeded"]
+
+
 def _succeeded_already(w: Work) -> bool:
     for job in w.seen.of("Job", "evaluate"):
-        if (end := job_condition(job, "Complete")) and not deleting(job):
-            if not settled(end, [p for p in w.seen.of("Pod", "evaluate") if phase(p) == "Succeeded"], w.now):
-                w.look_again(w.now + 1)
-                return True
-            w.draft.attempt = max(
-                w.draft.attempt, attempts.newest(w, CLIENT.kind)
-            )  # its start may not have been written down
-            for pod in w.seen.of("Pod", "evaluate"):
-                _take_in(w, last_words(pod))
-            _remove_servers(w)
-            macro = (w.draft.new.get("accuracy") or {}).get("macro")
-            text = (
-                f"All questions are answered: macro accuracy {macro:.4f}."
-                if isinstance(macro, float)
-                else "All questions are answered."
-            )
-            w.finish(True, Reason.COMPLETED, text)
+        done, end = _succeeded(w, job), job_condition(job, "Complete")
+        if deleting(job) or not (done or end):
+            continue
+        if not done and end and not settled(end, done, w.now):
+            w.look_again(w.now + 1)
             return True
+        w.draft.attempt = max(w.draft.attempt, attempts.newest(w, CLIENT.kind))  # its start may not be written down
+        for pod in done:
+            _take_in(w, last_words(pod))
+        _remove_servers(w)
+        macro = (w.draft.new.get("accuracy") or {}).get("macro")
+        result = f": macro accuracy {macro:.4f}" if isinstance(macro, float) else ""
+        w.finish(True, Reason.COMPLETED, f"All questions are answered{result}.")
+        return True
     return False
 
 
@@ -125,7 +128,7 @@ def _run(w: Work) -> None:
         deaths = [(d, p) for p in pods if (d := death(p))]
         message = str(deaths[-1][0]) if deaths else str(end.get("message", ""))
         lost = bool(deaths) and disrupted(deaths[-1][1])
-        wrong = bool(deaths) and deaths[-1][0].code == 2 and not lost
+        wrong = bool(deaths) and not retryable(deaths[-1][0].code) and not lost
         reason = Reason.USER_ERROR if wrong else Reason.EVICTED if lost else Reason.POD_FAILED
         attempts.failed(w, CLIENT, n, reason, message, again=not wrong)
         if w.draft.new.get("completionTime"):
@@ -142,9 +145,7 @@ def _run(w: Work) -> None:
             f"Attempt {n} of {w.job.spec.max_attempts}: the client runs{servers_text}.",
         )
     else:
-        why, message = next(((a, b) for p in pods for a, b in [waiting(p)] if a), ("", "The client's pod is starting."))
-        reason = {"Unschedulable": Reason.UNSCHEDULABLE, "ImagePull": Reason.IMAGE_PULL}.get(why, Reason.PODS_PENDING)
-        w.draft.phase(Phase.PENDING, reason, message)
+        attempts.pending(w, n, pods, 0, 1)
 
 
 def _keep_servers(w: Work) -> int:
@@ -172,7 +173,7 @@ def _wait_for_servers(w: Work, up: int) -> None:
     assert isinstance(w.job, GroundingEvalJob)
     role, pods = w.roles["server"], w.seen.of("Pod", "server")
     why, message = next(((a, b) for p in pods for a, b in [waiting(p)] if a or b), ("", ""))
-    reason = {"Unschedulable": Reason.UNSCHEDULABLE, "ImagePull": Reason.IMAGE_PULL}.get(why, Reason.SERVERS_STARTING)
+    reason = Reason(why or Reason.SERVERS_STARTING)
     wanted = min(w.job.spec.min_servers, role.replicas)
     text = f"{up} of {role.replicas} servers are ready, {wanted} wanted to begin." + (f" {message}" if message else "")
     w.draft.phase(Phase.PENDING, reason, text)
@@ -185,7 +186,7 @@ def _wait_for_servers(w: Work, up: int) -> None:
         w.look_again(due)
         return
     _remove_servers(w)
-    w.plan.apply.clear()
+    w.plan.create.clear()
     w.finish(False, Reason.SERVERS_NOT_READY, f"Too few servers became ready in time: {text}")
 
 

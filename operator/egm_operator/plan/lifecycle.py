@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from egm_operator.build import batch
 from egm_operator.build.places import model_left_by, output_of, places
 from egm_operator.build.pod import Context, config_map
-from egm_operator.observe import alive, death, deleting, job_condition, parse_job, settled
+from egm_operator.memo import Memo
+from egm_operator.observe import alive, death, deleting, identity, job_condition, parse_job, phase, settled, waiting
 from egm_operator.plan.work import Work
+from egm_operator.settings import Settings
 from egm_operator.status import Condition, Phase, Reason, seconds, stamp
 from grounding.errors import UserError
+from grounding.exits import retryable
 from grounding.roles import Role
 from grounding.roles import plan as plan_roles
 
@@ -78,18 +81,18 @@ def model(w: Work) -> bool:
     uri = w.draft.new.get("model") or reference.source
     if not uri:
         upstream, name = w.seen.upstream, reference.train_job
-        phase = ((upstream or {}).get("status") or {}).get("phase")
+        state = ((upstream or {}).get("status") or {}).get("phase")
         if upstream is None:
             return _wait(w, Reason.UPSTREAM_NOT_FOUND, f"GroundingTrainJob {name} is not there (yet).")
-        if phase == Phase.FAILED:
+        if state == Phase.FAILED:
             return _wait(
                 w,
                 Reason.UPSTREAM_FAILED,
                 f"GroundingTrainJob {name} has failed; delete it and create it again, or this job.",
             )
-        if phase != Phase.SUCCEEDED:
+        if state != Phase.SUCCEEDED:
             return _wait(
-                w, Reason.UPSTREAM_NOT_READY, f"Waits for GroundingTrainJob {name}, which is {phase or Phase.PENDING}."
+                w, Reason.UPSTREAM_NOT_READY, f"Waits for GroundingTrainJob {name}, which is {state or Phase.PENDING}."
             )
         try:
             uri = model_left_by(parse_job(upstream), namespace, default)
@@ -98,10 +101,18 @@ def model(w: Work) -> bool:
     found = Reason.MODEL_GIVEN if reference.source else Reason.MODEL_FOUND
     w.draft.condition(Condition.MODEL_READY, True, found, str(uri))
     w.draft.new["model"] = uri
-    where = places(w.job, str(uri), output)
-    w.ctx = Context(w.job, namespace, str(w.seen.meta["uid"]), where, w.settings)
-    w.roles = {r.name: r for r in plan_roles(w.job, where.layout)}
+    w.ctx, w.roles = _placed.get((*identity(w.seen.raw), str(uri), w.settings), lambda: _place(w, str(uri), output))
     return False
+
+
+_placed: Memo[tuple[str, int, str, Settings], tuple[Context, Mapping[str, Role]]] = Memo()
+
+
+def _place(w: Work, uri: str, output: str) -> tuple[Context, Mapping[str, Role]]:
+    """What builders need, for a job whose model is at `uri`."""
+    where = places(w.job, uri, output)
+    context = Context(w.job, str(w.seen.meta["namespace"]), str(w.seen.meta["uid"]), where, w.settings)
+    return context, {r.name: r for r in plan_roles(w.job, where.layout)}
 
 
 def _wait(w: Work, reason: Reason, message: str) -> bool:
@@ -122,7 +133,8 @@ def prepare(w: Work) -> bool:
         w.draft.condition(Condition.DATA_READY, False, Reason.PREPARING, "Data is being prepared.")
         w.draft.phase(Phase.PREPARING, Reason.PREPARING, "Data is being prepared.")
         return True
-    if job_condition(job, "Complete"):
+    # the pod says it a second or two before the Job does, whose controller gathers its pods' changes
+    if job_condition(job, "Complete") or any(phase(p) == "Succeeded" for p in w.seen.of("Pod", "prepare")):
         w.draft.condition(Condition.DATA_READY, True, Reason.PREPARED, "Data is prepared.")
         return False
     if end := job_condition(job, "Failed"):
@@ -131,13 +143,14 @@ def prepare(w: Work) -> bool:
             return True
         deaths = [d for p in w.seen.of("Pod", "prepare") if (d := death(p))]
         message = str(deaths[-1]) if deaths else str(end.get("message") or end.get("reason") or "")
-        wrong = bool(deaths) and deaths[-1].code == 2
+        wrong = bool(deaths) and not retryable(deaths[-1].code)
         w.draft.condition(Condition.DATA_READY, False, Reason.PREPARE_FAILED, message)
         w.finish(False, Reason.USER_ERROR if wrong else Reason.PREPARE_FAILED, message)
         return True
     if job["spec"].get("suspend"):
         w.patch(job, {"spec": {"suspend": False}})
-    w.draft.phase(Phase.PREPARING, Reason.PREPARING, "Data is being prepared.")
+    why, message = next(((a, b) for p in w.seen.of("Pod", "prepare") for a, b in [waiting(p)] if a), ("", ""))
+    w.draft.phase(Phase.PREPARING, Reason(why or Reason.PREPARING), message or "Data is being prepared.")
     return True
 
 

@@ -14,7 +14,6 @@ from egm_operator.observe import (
     phase,
     settled,
     started,
-    waiting,
 )
 from egm_operator.plan import attempts, lifecycle
 from egm_operator.plan.progress import last_step_time, take_in
@@ -22,6 +21,7 @@ from egm_operator.plan.work import Work
 from egm_operator.status import Condition, Phase, Reason, seconds
 from egm_operator.store import Raw
 from grounding.api import GroundingTrainJob
+from grounding.exits import retryable
 
 
 class Gang:
@@ -125,10 +125,11 @@ def _run(w: Work) -> None:
     pods = w.seen.of("Pod", _method(w), n)
     wanted = w.roles[_method(w)].replicas
     _take_in_report(w, pods)
+    if pytorchjob.is_suspended(gang):
+        _held(w, n, gang, pods)
+        return
     if _failed(w, n, gang, pods):
         return
-    if pytorchjob.is_suspended(gang) and not w.job.spec.queue:
-        w.patch(gang, pytorchjob.suspension(gang, False))
     running = [p for p in pods if phase(p) in ("Running", "Succeeded") and not deleting(p)]
     if len(running) >= wanted:
         # a fresh transition for each attempt: what follows asks since when this gang has been whole
@@ -141,14 +142,31 @@ def _run(w: Work) -> None:
         _progress_condition(w)
         _watch_for_stalls(w, n)
         return
-    reason, message = _why_pending(w, gang, pods, len(running), wanted)
-    if w.draft.is_true(
-        Condition.RUNNING
-    ):  # a pod is gone: the condition keeps the time that tells a new pod from those of the beginning
-        w.draft.phase(Phase.RUNNING, reason, message)
+    if w.draft.is_true(Condition.RUNNING):
+        # a pod is gone: the condition keeps the time that tells a new pod from those of the beginning
+        w.draft.phase(Phase.RUNNING, Reason.PODS_PENDING, f"{len(running)} of {wanted} pods run.")
         return
-    w.draft.phase(Phase.PENDING, reason, message)
+    attempts.pending(w, n, pods, len(running), wanted)
     _start_deadline(w, gang)
+
+
+def _held(w: Work, n: int, gang: Raw, pods: list[Raw]) -> None:
+    """The gang's pods are not wanted: its queue has not admitted it or has taken the place back, or the user's suspension ends now.
+
+    Pods that such a stop has ended are no failure, and those that come are a fresh gang.
+    """
+    queue = w.job.spec.queue
+    reason = Reason.QUEUED if queue else Reason.RESUMED
+    if w.draft.is_true(Condition.RUNNING):
+        w.draft.condition(Condition.RUNNING, False, reason, "Its pods have been stopped.")
+    if queue:
+        w.draft.phase(Phase.PENDING, reason, f"Waits for queue {queue} to admit it.")
+        _start_deadline(w, gang)
+    elif any(alive(p) or deleting(p) for p in pods):
+        w.draft.phase(Phase.PENDING, Reason.STOPPING, f"Waits until the stopped pods of attempt {n} are gone.")
+    else:
+        w.patch(gang, pytorchjob.suspension(gang, False))
+        w.draft.phase(Phase.PENDING, Reason.STARTING, f"Attempt {n} of {w.job.spec.max_attempts} starts.")
 
 
 def _failed(w: Work, n: int, gang: Raw, pods: list[Raw]) -> bool:
@@ -162,7 +180,7 @@ def _failed(w: Work, n: int, gang: Raw, pods: list[Raw]) -> bool:
             reason = Reason.EVICTED
         elif end.reason == "OOMKilled":
             reason = Reason.OUT_OF_MEMORY
-        wrong = end.code == 2 and reason == Reason.POD_FAILED
+        wrong = not retryable(end.code) and reason == Reason.POD_FAILED
         attempts.failed(w, GANG, n, Reason.USER_ERROR if wrong else reason, str(end), again=not wrong)
         return True
     if over := pytorchjob.condition(gang, "Failed"):
@@ -184,16 +202,6 @@ def _failed(w: Work, n: int, gang: Raw, pods: list[Raw]) -> bool:
                 )
                 return True
     return False
-
-
-def _why_pending(w: Work, gang: Raw, pods: list[Raw], running: int, wanted: int) -> tuple[Reason, str]:
-    if pytorchjob.is_suspended(gang) and w.job.spec.queue:
-        return Reason.QUEUED, f"Waits for queue {w.job.spec.queue} to admit it."
-    for pod in pods:
-        why, message = waiting(pod)
-        if why:
-            return (Reason.UNSCHEDULABLE if why == "Unschedulable" else Reason.IMAGE_PULL), message
-    return Reason.PODS_PENDING, f"{running} of {wanted} pods run."
 
 
 def _start_deadline(w: Work, gang: Raw) -> None:

@@ -45,12 +45,12 @@ class Event:
 
 @dataclass
 class Plan:
-    """What to do, in this order: `apply` and `patch`, then `events`, then `status` (None: nothing to write), then `delete`.
+    """What to do, in this order: `create` and `patch`, then `events`, then `status` (None: nothing to write), then `delete`.
 
     Status stands before deletions: what a deleted object told must be written down before it is gone. `at`: when to look again at the latest.
     """
 
-    apply: list[Raw] = field(default_factory=list)
+    create: list[Raw] = field(default_factory=list)
     patch: list[Patch] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     status: Raw | None = None
@@ -80,7 +80,7 @@ class Work:
 
     def create(self, *objects: Raw) -> None:
         """Make these objects, in this order."""
-        self.plan.apply.extend(objects)
+        self.plan.create.extend(objects)
 
     def remove(self, obj: Raw | None) -> None:
         """Delete an object, unless it is going already."""

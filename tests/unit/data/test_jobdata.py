@@ -6,7 +6,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 
-from grounding.data.jobdata import local_path, locate, materialise
+from grounding.data.jobdata import locate, materialise, sources
 from grounding.data.shapes import EIGHT_FILES
 from grounding.errors import UserError
 
@@ -112,8 +112,8 @@ def test_own_files_are_used_where_they_lie(tmp_path: Path) -> None:
         (train_job("sft"), "spec.data.train"),
         (train_job("rl", train=["nowhere.json"]), "spec.data.train: no such file"),
         (train_job("rl"), "spec.data: a job of method rl"),
-        (train_job("sft", train=["s3://bucket/x.json"]), r"spec\.data\.train\[0\]: s3://bucket/x.json is not on"),
-        (eval_job(root="hf://x/y"), "spec.data.root: hf://x/y is not on"),
+        (train_job("sft", train=["gs://bucket/x.json"]), r"spec\.data\.train\[0\]: gs://bucket/x.json: unknown scheme"),
+        (train_job("sft", train=["file://host/a.json"]), "another machine"),
         (eval_job(root="nowhere"), "spec.data.files: no such file"),
         (eval_job(images=["nowhere"]), "spec.data.images: no such file"),
     ],
@@ -123,8 +123,40 @@ def test_what_is_absent_or_elsewhere_is_named(job: Any, words: str, tmp_path: Pa
         materialise(job, tmp_path)
 
 
-def test_file_urls() -> None:
-    assert local_path("file:///a/b%20c", "f") == Path("/a/b c")
-    assert local_path("file://localhost/a", "f") == Path("/a")
-    with pytest.raises(UserError, match="another machine"):
-        local_path("file://host/a", "f")
+def test_what_lies_in_a_store_is_looked_for_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EGM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EGM_PVC_ROOT", "/claims")
+    job = train_job("sft", train=["s3://b/x/sft.json"], images=["hf://datasets/o/d@v1/coco.tar", "pvc://c/images"])
+    found = locate(job, tmp_path / "data")
+    assert found.sft_rows == tmp_path / "cache/s3/b/x/sft.json"
+    assert found.images == (tmp_path / "cache/hf/datasets/o/d@v1/coco.tar", Path("/claims/c/images"))
+    evaluation = eval_job(root="s3://b/eval/", files=["refcoco_val", "/own.jsonl", "hf://o/d/x.json"], images=[])
+    assert locate(evaluation, tmp_path).eval_files == (
+        tmp_path / "cache/s3/b/eval/refcoco_val.jsonl",
+        Path("/own.jsonl"),
+        tmp_path / "cache/hf/o/d/x.json",
+    )
+    ready = locate(train_job("rl", prepared="s3://b/ready"), tmp_path)
+    assert ready.train_parquet == tmp_path / "cache/s3/b/ready/train.parquet"
+    assert not (tmp_path / "cache").exists(), "nothing is fetched by looking"
+
+
+def test_each_role_asks_for_what_it_reads(tmp_path: Path) -> None:
+    rl = train_job("rl", train=["s3://b/rl.json"], validation=["s3://b/v.jsonl"], images=["s3://b/coco.tar"])
+    assert [s for s, _ in sources(rl, prepares=True)] == ["s3://b/rl.json", "s3://b/v.jsonl", "s3://b/coco.tar"]
+    assert sources(rl, prepares=False) == [], "RL reads the copies that preparation has made"
+    sft = train_job("sft", train=["s3://b/1.json", "s3://b/2.json"], images=["i"])
+    assert [f for _, f in sources(sft, prepares=True)][:2] == ["spec.data.train[0]", "spec.data.train[1]"]
+    assert [s for s, _ in sources(sft, prepares=False)] == ["i"], "several files were merged into one"
+    assert [s for s, _ in sources(train_job("rl", prepared="s3://b/p/train.parquet"), prepares=False)] == [
+        "s3://b/p/train.parquet",
+        "s3://b/p/val.parquet",
+    ]
+    assert sources(eval_job(shapes=SHAPES), prepares=True) == []
+
+
+def test_a_split_tar_is_named_as_a_whole(tmp_path: Path) -> None:
+    for name in ("coco.tar.part_aa", "coco.tar.part_ab", "a.json"):
+        (tmp_path / name).write_bytes(b"[1]")
+    job = train_job("sft", train=[str(tmp_path / "a.json")], images=[str(tmp_path / "coco.tar")])
+    assert materialise(job, tmp_path / "data").images == (tmp_path / "coco.tar",)

@@ -14,6 +14,7 @@ class Server:
 
     def __init__(self):
         self.count, self.plan, self.bodies, self.delay = 0, lambda n, body: None, [], 0.0
+        self.metrics = lambda: ""
         self._loop = asyncio.new_event_loop()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
@@ -26,6 +27,7 @@ class Server:
         async def up():
             app = web.Application(client_max_size=1 << 26)
             app.router.add_post("/v1/chat/completions", self._answer)
+            app.router.add_get("/metrics", self._metrics)
             self.runner = web.AppRunner(app, shutdown_timeout=0.1)
             await self.runner.setup()
             site = web.TCPSite(self.runner, "127.0.0.1", 0)
@@ -35,6 +37,9 @@ class Server:
 
         self._loop.run_until_complete(up())
         self._loop.run_forever()
+
+    async def _metrics(self, request):
+        return web.Response(text=text) if (text := self.metrics()) else web.Response(status=404)
 
     async def _answer(self, request):
         body = await request.json()

@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -81,7 +80,8 @@ def test_no_row_is_lost_or_counted_as_wrong(dataset, server, mischief):
     reference = go(evaluation(dataset, server.url, out="reference"))
     start = server.count
     server.plan = lambda n, body: mischief if n in range(start + 5, start + 9) else None
-    summary = go(evaluation(dataset, server.url, timeout_s=0.5))
+    limit = 1.0 if mischief == "hang" else 30.0  # a busy machine may take its time to connect
+    summary = go(evaluation(dataset, server.url, timeout_s=limit, unreachable_s=10.0))
     assert steady(summary) == steady(reference)
     assert server.count > start + 48
 
@@ -189,26 +189,10 @@ def call(dataset, server, out, *more):
     )
 
 
-def test_kill_9_at_random_moments_gives_the_same_table(dataset, server):
-    reference = json.loads(call(dataset, server, "reference", "--json").stdout)
-    server.delay, before = 0.04, server.count
-    chance = random.Random(3)
-    for _ in range(3):
-        want = server.count + chance.randint(4, 10)
-        child = subprocess.Popen(
-            command(dataset, server, "out"),
-            cwd=dataset,
-            env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while server.count < want and child.poll() is None:
-            time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    summary = json.loads(call(dataset, server, "out", "--json").stdout)
-    assert steady(summary) == steady(reference)
-    assert 48 <= server.count - before <= 48 + 3 * 2
+def test_the_summary_keeps_what_servers_said_at_the_end(dataset, server):
+    server.metrics = lambda: f"sglang:prompt_tokens_total {10 * server.count}\n"
+    summary = go(evaluation(dataset, server.url, engine="sglang"))
+    assert summary["servers"][0]["metrics"]["prompt_tokens"] == 10 * summary["total"]
 
 
 def test_command_line(dataset, server):
@@ -233,6 +217,8 @@ def test_ctrl_c_says_how_to_go_on(dataset, server):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background job ignores Ctrl-C, and its children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while server.count < 5 and child.poll() is None:
         time.sleep(0.01)

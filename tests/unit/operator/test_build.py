@@ -10,7 +10,7 @@ import orjson
 import pytest
 from egm_operator.build.merge import merge
 from egm_operator.names import child
-from egm_operator.render import objects, render
+from egm_operator.render import UID, objects, render
 from egm_operator.settings import Settings, load
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,17 +84,16 @@ def test_a_gang() -> None:
     )
     assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}} in spec["volumes"]
     term = spec["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0]
-    assert term["topologyKey"] == "rack" and term["labelSelector"]["matchLabels"]["grounding.egm.dev/job"] == "t"
+    assert term["topologyKey"] == "rack" and term["labelSelector"]["matchLabels"] == {"grounding.egm.dev/uid": UID}
 
 
 def test_pods_of_several_nodes_share_a_token_that_nobody_writes_down() -> None:
     found = _job(TRAIN)
-    assert "data" not in found["Secret/t-token"] and "stringData" not in found["Secret/t-token"]
+    name, secret = next((n.partition("/")[2], o) for n, o in found.items() if n.startswith("Secret/t-token-"))
+    assert "data" not in secret and "stringData" not in secret
     container = found["PyTorchJob/t-a1"]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
-    assert {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": {"name": "t-token", "key": "token"}}} in container[
-        "env"
-    ]
-    assert "Secret/t-token" not in _job(TRAIN.replace("nodes: 3", "nodes: 1"))
+    assert {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": {"name": name, "key": "token"}}} in container["env"]
+    assert not [n for n in _job(TRAIN.replace("nodes: 3", "nodes: 1")) if n.startswith("Secret/")]
 
 
 def test_claims_are_mounted_and_the_job_s_file_names_their_paths() -> None:

@@ -146,6 +146,65 @@ def test_suspension_waits_for_the_pods_and_is_no_attempt() -> None:
     assert world.status["attempt"] == 1
 
 
+def test_pods_that_a_stop_has_ended_are_no_failure() -> None:
+    """Resumed before it has stopped, and with a queue that takes its place back: SIGTERM makes exit codes, too."""
+    for spec in ({}, {"queue": "q"}):
+        world = World(train(**spec))
+        for _ in range(12):
+            world.controllers()
+            world.start()
+            for gang in world.objects("PyTorchJob"):  # Kueue admits
+                if spec and gang["spec"]["runPolicy"]["suspend"]:
+                    world.write({**gang, "spec": {"runPolicy": {"suspend": False}}})
+            world.reconcile()
+            world.end("prepare", 0)
+        assert world.status["phase"] == "Running"
+        gang = world.objects("PyTorchJob")[0]
+        if spec:
+            world.write({**gang, "spec": {"runPolicy": {"suspend": True}}})
+        else:
+            world.edit(suspend=True)
+            world.reconcile()
+            world.edit(suspend=False)
+        world.end("rl", 143)
+        world.reconcile()
+        assert world.status["phase"] == "Pending" and world.status["attempt"] == 1, world.status
+        assert world.status["reason"] == ("Queued" if spec else "Starting")
+
+
+def test_fewer_attempts_while_the_next_is_waited_for() -> None:
+    world = _running(World(train(maxAttempts=3)))
+    world.end("rl", 1, 1, message="boom")
+    world.reconcile()
+    assert world.status["phase"] == "Restarting"
+    world.edit(maxAttempts=1)
+    world.reconcile()
+    assert world.status["reason"] == "AttemptsExhausted"
+    assert world.status["message"].startswith("Attempt 1 of 1 failed (PodFailed): pod ")
+
+
+def test_the_preparing_pod_s_word_is_enough() -> None:
+    world = World(train())
+    world.reconcile()
+    world.controllers()
+    world.start()
+    world.end("prepare", 0)  # its Job's controller has not noticed
+    world.reconcile()
+    assert world.created == ["Job/j-prepare", "PyTorchJob/j-a1"]
+
+
+def test_why_data_is_not_prepared_yet() -> None:
+    world = World(train())
+    world.reconcile()
+    world.controllers()
+    pod = world.alive("prepare")[0]
+    held = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+    world.write({**pod, "status": {"phase": "Pending", "containerStatuses": [{"image": "x:1", "state": held}]}})
+    world.reconcile()
+    assert (world.status["phase"], world.status["reason"]) == ("Preparing", "ImagePull")
+    assert world.status["message"] == "x:1: no such image"
+
+
 def test_time_to_live() -> None:
     world = World(train(ttlSecondsAfterFinished=60))
     world.reconcile()
@@ -257,5 +316,5 @@ def test_whatever_happens_the_job_ends_and_nothing_is_doubled(kind: str, happeni
         assert world.status["reason"] == "AttemptsExhausted" and failures >= 3
     gangs = [n for n in world.created if n.startswith("PyTorchJob")]
     assert len(set(gangs)) <= 3 and not world.alive()
-    assert world.plan().apply == [] and world.plan().delete == [] and world.plan().status is None
+    assert world.plan().create == [] and world.plan().delete == [] and world.plan().status is None
     assert stamp(world.now)

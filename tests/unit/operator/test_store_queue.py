@@ -51,9 +51,33 @@ def test_a_listing_drops_what_is_gone() -> None:
     store.put(_pod(1, 1))
     store.put(_pod(2, 1))
     woken.clear()
-    store.replace("Pod", [_pod(2, 1)])
+    store.replace("Pod", ([_pod(2, 1)], 5))
     assert [c["metadata"]["name"] for c in store.children(("GroundingTrainJob", "n", "j"))] == ["p2"]
     assert woken == [("GroundingTrainJob", "n", "j")]
+
+
+def test_a_listing_does_not_drop_what_was_made_after_it() -> None:
+    store = Store()
+    store.put(_pod(1, 7))
+    store.replace("Pod", ([], 5))
+    assert store.get("Pod", "n", "p1") is not None
+
+
+def test_what_is_gone_does_not_come_back_with_a_late_answer() -> None:
+    store = Store()
+    store.put(_pod(1, 1))
+    store.drop(_pod(1, 3))
+    store.put(_pod(1, 2))  # the answer to a write, overtaken by the watch
+    assert store.get("Pod", "n", "p1") is None and store.children(("GroundingTrainJob", "n", "j")) == []
+
+
+def test_an_object_that_is_read_may_be_changed() -> None:
+    store = Store()
+    store.put(_pod(1, 1))
+    found = store.get("Pod", "n", "p1")
+    assert found is not None
+    found["status"]["phase"] = "other"
+    assert store.get("Pod", "n", "p1") != found
 
 
 def test_who_waits_for_a_model_is_woken() -> None:

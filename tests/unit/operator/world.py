@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
-from egm_operator.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_KIND, LABEL_ROLE
+from egm_operator.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_KIND, LABEL_ROLE, LABEL_UID
 from egm_operator.observe import Observed, Report
 from egm_operator.plan import Plan, plan
 from egm_operator.settings import Settings
@@ -15,6 +16,7 @@ from egm_operator.store import Store, slim
 SETTINGS = Settings(backoff_base_seconds=10.0)
 NOW = 1_800_000_000.0
 _FINAL = ("Succeeded", "Failed")
+_COUNT = itertools.count()
 
 
 def train(**spec: Any) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def _job(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     meta = {
         "name": "j",
         "namespace": "n",
-        "uid": "job-uid",
+        "uid": f"job-uid-{next(_COUNT)}",
         "generation": 1,
         "resourceVersion": "1",
         "creationTimestamp": stamp(NOW),
@@ -69,17 +71,21 @@ class World:
         self.report: Report | None = None
         self.upstream: dict[str, Any] | None = None
         self.events: list[str] = []
+        self.specs: dict[str, Any] = {}
+        """By an object's uid: what the store has no use for."""
+        self.owners: dict[str, str] = {}
         self.store.put(raw)
 
     # ------------------------------------------------------------ what the API server does
-    def write(self, obj: dict[str, Any]) -> None:
-        """Store an object under a new version."""
+    def write(self, obj: dict[str, Any]) -> str:
+        """Store an object under a new version; its uid."""
         self.version += 1
         obj = copy.deepcopy(obj)
         obj["metadata"]["resourceVersion"] = str(self.version)
         obj["metadata"].setdefault("uid", f"uid-{self.version}")
         obj["metadata"].setdefault("creationTimestamp", stamp(self.now))
         self.store.put(obj)
+        return str(obj["metadata"]["uid"])
 
     @property
     def job(self) -> dict[str, Any]:
@@ -107,7 +113,8 @@ class World:
 
     def edit(self, **spec: Any) -> None:
         """The user changes the spec."""
-        self.write({**self.job, "spec": {**self.job["spec"], **spec}})
+        meta = {**self.job["metadata"], "generation": self.job["metadata"]["generation"] + 1}
+        self.write({**self.job, "metadata": meta, "spec": {**self.job["spec"], **spec}})
 
     # ------------------------------------------------------------ what the operator does
     def plan(self) -> Plan:
@@ -118,14 +125,14 @@ class World:
     def reconcile(self, writes: int = 1_000_000) -> Plan:
         """Plan, and carry out the first `writes` of what it says: fewer is a kill."""
         todo = self.plan()
-        steps: list[Any] = [("apply", o) for o in todo.apply] + [("patch", p) for p in todo.patch]
+        steps: list[Any] = [("create", o) for o in todo.create] + [("patch", p) for p in todo.patch]
         steps += [("event", e) for e in todo.events] + ([("status", todo.status)] if todo.status is not None else [])
         steps += [("delete", d) for d in todo.delete]
         for what, thing in steps[:writes]:
             getattr(self, f"_{what}")(thing)
         return todo
 
-    def _apply(self, obj: dict[str, Any]) -> None:
+    def _create(self, obj: dict[str, Any]) -> None:
         meta = obj["metadata"]
         if self.store.get(obj["kind"], meta["namespace"], meta["name"]) is None:
             if obj["kind"] not in ("ConfigMap", "Service", "Secret"):
@@ -133,24 +140,13 @@ class World:
             fresh = copy.deepcopy(obj)
             if obj["kind"] == "Pod":
                 fresh["status"] = {"phase": "Pending"}
-            fresh["_spec"] = obj.get("spec")
-            self.write(fresh)
-            kept = self.store.get(obj["kind"], meta["namespace"], meta["name"])
-            assert kept is not None
-            kept["_spec"] = obj.get("spec")
+            self.specs[self.write(fresh)] = obj.get("spec")
 
     def _patch(self, patch: Any) -> None:
         found = self.store.get(patch.kind, "n", patch.name)
         if found is not None and found["metadata"]["uid"] == patch.uid:
             spec = {**found["spec"], **patch.body["spec"]}
-            self._rewrite(found, spec=spec)
-
-    def _rewrite(self, found: dict[str, Any], **parts: Any) -> None:
-        kept = found.get("_spec")
-        self.write({**found, **parts})
-        new = self.store.get(found["kind"], "n", found["metadata"]["name"])
-        if new is not None and kept is not None:
-            new["_spec"] = kept
+            self.write({**found, "spec": spec})
 
     def _event(self, event: Any) -> None:
         self.events.append(event.reason)
@@ -164,14 +160,17 @@ class World:
             return
         self.store.drop(found)
         if target.kind != "Pod":
-            for pod in [p for p in self.objects("Pod") if p.get("_owner") == target.uid]:
+            for pod in self._owned(target.uid):
                 self.store.drop(pod)
+
+    def _owned(self, uid: str) -> list[dict[str, Any]]:
+        return [p for p in self.objects("Pod") if self.owners.get(p["metadata"]["uid"]) == uid]
 
     # ------------------------------------------------------------ what controllers and nodes do
     def controllers(self) -> None:
         """Make missing pods, remove those of suspended owners, tell the end."""
         for owner in [*self.objects("PyTorchJob"), *self.objects("Job")]:
-            pods = [p for p in self.objects("Pod") if p.get("_owner") == owner["metadata"]["uid"]]
+            pods = self._owned(owner["metadata"]["uid"])
             gang = owner["kind"] == "PyTorchJob"
             suspended = owner["spec"]["runPolicy"]["suspend"] if gang else owner["spec"]["suspend"]
             if any(c["type"] in (*_FINAL, "Complete") for c in (owner.get("status") or {}).get("conditions", [])):
@@ -181,18 +180,18 @@ class World:
                     self.store.drop(pod)
                 continue
             self._make_pods(owner, pods, gang)
-            pods = [p for p in self.objects("Pod") if p.get("_owner") == owner["metadata"]["uid"]]
+            pods = self._owned(owner["metadata"]["uid"])
             if any(p["status"]["phase"] == "Failed" for p in pods):
-                self._rewrite(owner, status={"conditions": [{"type": "Failed", "status": "True"}]})
+                self.write({**owner, "status": {"conditions": [{"type": "Failed", "status": "True"}]}})
                 for pod in pods:
                     if pod["status"]["phase"] not in _FINAL:
                         self.store.drop(pod)
             elif pods and all(p["status"]["phase"] == "Succeeded" for p in pods):
                 done = "Succeeded" if gang else "Complete"
-                self._rewrite(owner, status={"conditions": [{"type": done, "status": "True"}]})
+                self.write({**owner, "status": {"conditions": [{"type": done, "status": "True"}]}})
 
     def _make_pods(self, owner: dict[str, Any], pods: list[dict[str, Any]], gang: bool) -> None:
-        spec = owner.get("_spec") or {}
+        spec = self.specs.get(owner["metadata"]["uid"]) or {}
         wanted = [("", 1)]
         if gang:
             wanted = [(role.lower(), r["replicas"]) for role, r in spec["pytorchReplicaSpecs"].items()]
@@ -205,27 +204,16 @@ class World:
                 labels = {
                     k: v
                     for k, v in owner["metadata"]["labels"].items()
-                    if k in (LABEL_JOB, LABEL_KIND, LABEL_ROLE, LABEL_ATTEMPT)
+                    if k in (LABEL_JOB, LABEL_KIND, LABEL_ROLE, LABEL_ATTEMPT, LABEL_UID)
                 }
                 if role:
                     labels["training.kubeflow.org/replica-type"] = role
-                self.write(
-                    {
-                        "kind": "Pod",
-                        "metadata": {"name": name, "namespace": "n", "labels": labels},
-                        "status": {"phase": "Pending"},
-                    }
-                )
-                made = self.store.get("Pod", "n", name)
-                assert made is not None
-                made["_owner"] = owner["metadata"]["uid"]
+                meta = {"name": name, "namespace": "n", "labels": labels}
+                made = self.write({"kind": "Pod", "metadata": meta, "status": {"phase": "Pending"}})
+                self.owners[made] = owner["metadata"]["uid"]
 
     def _pod(self, pod: dict[str, Any], **status: Any) -> None:
-        owner = pod.get("_owner")
         self.write({**pod, "status": {**pod["status"], **status}})
-        new = self.store.get("Pod", "n", pod["metadata"]["name"])
-        assert new is not None
-        new["_owner"] = owner
 
     def start(self) -> None:
         """Pending pods run and are ready."""
@@ -251,14 +239,14 @@ class World:
             self.controllers()
             self.start()
             todo = self.reconcile()
-            if todo.apply or todo.patch or todo.delete or todo.status is not None:
+            if todo.create or todo.patch or todo.delete or todo.status is not None:
                 continue
             roles = {p["metadata"]["labels"][LABEL_ROLE] for p in self.alive()} - {"server"}
             if roles:
                 self.end(sorted(roles)[0], 0)
             elif todo.at is not None:
                 self.now = max(self.now + 1, todo.at)
-            elif not (self.reconcile().apply or self.alive()):
+            elif not (self.reconcile().create or self.alive()):
                 return
 
 

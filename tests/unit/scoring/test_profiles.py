@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grounding.boxes import fit, iou
 from grounding.errors import UserError
 from grounding.scoring import PROFILES, answers, egm_eval, egm_reward, get_profile, vlmevalkit
 
@@ -171,6 +172,41 @@ def test_any_text_is_rewarded(text, truth, width, height, kind, alpha, threshold
     assert 0.0 <= parts.iou <= 1.0 and parts.score <= 1.0
     assert parts.passed == (parts.parsed and parts.iou >= threshold)
     assert kind == "penalty" or parts.score >= 0.0
+
+
+_numbers = st.one_of(
+    st.integers(-3, 1003),
+    st.floats(-5, 1005),
+    st.sampled_from(["true", "null", "1e2", "-0", "01", "5.", ".5", "+7", '"8"', "[9", "\u0661", "9" * 30, "138.0"]),
+)
+_between = st.sampled_from([", ", ",", " ", ",\n  ", ", ,", " , "])
+_lists = st.builds(
+    lambda numbers, between, end: "[" + between.join(map(str, numbers)) + end,
+    st.lists(_numbers, max_size=6),
+    _between,
+    st.sampled_from(["]", "", "]]", "}]"]),
+)
+_around = st.sampled_from(
+    ["", "because </think>\n", "<answer>", "</answer>", "<ANSWER>[1, 2, 3, 4]</ANSWER>", "[]", "a ] b", "x [", "<a>"]
+)
+_truths = st.one_of(
+    st.lists(st.integers(0, 1000).map(float), min_size=4, max_size=4),
+    st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=5),
+    st.tuples(*[st.floats(0, 1000)] * 4),
+)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(_around, _lists, _around, _truths, st.integers(1, 700), st.integers(1, 700))
+def test_the_short_way_says_what_the_rules_say(before, numbers, after, truth, width, height):
+    """`taught_iou` takes what it is sure of; what it takes has the score that going through the rules gives, to the last bit."""
+    text = before + numbers + after
+    short = egm_reward.taught_iou(text, truth, width, height)
+    box, pixels = egm_reward.extract_box(text), egm_reward._truth(truth, width, height)
+    if box is None or pixels is None:
+        assert short == -1.0
+    elif short >= 0.0:
+        assert short == iou(fit(*box, width, height), pixels)
 
 
 @given(st.tuples(*[st.integers(0, 1000)] * 4), sides, sides)

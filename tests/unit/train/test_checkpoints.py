@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grounding.errors import Failure, UserError
+from grounding.storage import open_store
 from grounding.train import checkpoints
 
 
@@ -111,7 +112,7 @@ def test_another_world_size_is_refused_with_the_way_out(tmp_path: Path) -> None:
     checkpoints.refuse_other_world(made, 4)
     with pytest.raises(UserError, match="written by 4 processes, the job now has 8") as refused:
         checkpoints.refuse_other_world(made, 8)
-    assert "verl.model_merger merge" in refused.value.hint and "model.source" in refused.value.hint
+    assert "egm checkpoint export" in refused.value.hint and "model.source" in refused.value.hint
     sft = tmp_path / "checkpoint-7"
     sft.mkdir()
     assert checkpoints.world_size(sft) is None
@@ -120,3 +121,31 @@ def test_another_world_size_is_refused_with_the_way_out(tmp_path: Path) -> None:
     (sft / "rng_state.pth").rename(sft / "rng_state_0.pth")
     (sft / "rng_state_2.pth").touch()
     assert checkpoints.absent_ranks(sft) == ["rng_state_1.pth"]
+
+
+def test_a_job_s_checkpoints_are_listed_with_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from grounding.cli import run as egm
+
+    root = tmp_path / "checkpoints"
+    for name in ("global_step_5", "global_step_10", "global_step_15"):
+        folder = _make(root, name, complete=name != "global_step_15")
+        (folder / ".metadata").write_bytes(b"torch's own are hidden")
+    (root / "global_step_10" / "data.pt").unlink()
+    (root / "broken-global_step_3").mkdir()
+    (root / "broken-global_step_3" / "x").touch()
+    found = checkpoints.inventory(open_store(tmp_path))
+    assert [(f.step, f.whole) for f in found] == [(5, True), (10, False), (15, False)]
+    assert found[2].size == 101
+    assert egm(["checkpoint", "list", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[0] == "global_step_5" and lines[1].endswith("not whole")
+
+
+def test_what_is_no_checkpoint_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from grounding.cli import run as egm
+
+    (tmp_path / "empty").mkdir()
+    for folder, words in (("empty", "no checkpoint of SFT or RL"), ("absent", "no such file or folder")):
+        assert egm(["checkpoint", "export", str(tmp_path / folder), str(tmp_path / "out")]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

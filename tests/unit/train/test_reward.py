@@ -1,6 +1,10 @@
 """What verl gets: always the same keys, never an exception."""
 
+import json
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +20,27 @@ def test_a_hit_and_a_miss() -> None:
     miss = compute_score("grounding", "[600, 600, 700, 700]", [100, 100, 300, 300], INFO)
     assert miss == {"score": 0.0, "acc": 0.0, "iou": 0.0, "parsed": 1.0, "length": 20.0}
     assert compute_score("grounding", "no box", [1, 2, 3, 4], INFO)["parsed"] == 0.0
+
+
+VECTORS = Path(__file__).parents[1] / "scoring" / "data" / "score_vectors.jsonl"
+
+
+@pytest.mark.parametrize("container", [list, tuple, np.array])
+def test_the_reference_s_vectors_bit_for_bit(container) -> None:
+    """The 400 answers, by the entry that verl calls."""
+    for line in VECTORS.read_text().splitlines():
+        vector = json.loads(line)
+        case = vector["reward"]
+        got = compute_score(
+            "grounding",
+            vector["text"],
+            container(case["ground_truth"]),
+            {"width": vector["width"], "height": vector["height"], "split": case["split"]},
+            reward_type=case["reward_type"],
+            alpha=case["alpha"],
+            threshold=case["threshold"],
+        )
+        assert got["score"] == case["expect"], vector["text"]
 
 
 def test_the_split_test_is_scored_by_passing_alone() -> None:

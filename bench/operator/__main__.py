@@ -1,0 +1,286 @@
+"""The operator under load, on the cluster of `make cluster`: `python bench/operator [--jobs 100 1000 5000] [--check]`. JSON on stdout.
+
+For each number N, in a namespace of its own with an operator of its own:
+
+1. burst    N training jobs of one pod are created as fast as the API server takes them. The simulated pod that prepares data ends at once,
+            the one that trains runs on. To the last PyTorchJob, and to the last job that is Running: jobs a second.
+2. idle     nothing happens for a while: memory, CPU.
+3. end      the training pods are told to end, as fast as the API server takes it. To the last job that is Succeeded: jobs a second, and
+            from a PyTorchJob's success to its job's.
+4. steady   100 more jobs, `--rate` a second: latencies of a cluster that is not busy. From a job's creation to its PyTorchJob (between the
+            two a whole batch/v1 Job is scheduled, runs and ends), and from the preparing pod's end to the PyTorchJob.
+
+Times are of this process, which watches the API server. CPU seconds are of every process: where the two cores go that are not ours. Results
+are kept in `results.json` beside this file, and `--check` holds them against `ranges.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "cluster"))
+
+import ranges  # noqa: E402
+import usage  # noqa: E402
+from operator_kit import Api, Operator, kubeconfig, new_namespace, train_job, until  # noqa: E402
+from watches import Server, Watch, conditions, phase  # noqa: E402
+
+RUN = ROOT / ".cache" / "cluster"
+NODES, GPUS = 20, 1000
+STEADY = 100
+_MERGE = "application/merge-patch+json"
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    """Median, 99th percentile and greatest, seconds."""
+    ordered = sorted(values)
+    at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+    return {name: round(ordered[min(len(ordered) - 1, int(q * len(ordered)))], 3) for name, q in at.items()}
+
+
+def per_job(used: dict[str, float], jobs: int) -> dict[str, float]:
+    """CPU seconds a job, processes that used next to nothing left out."""
+    return {name: round(s / jobs, 4) for name, s in sorted(used.items(), key=lambda x: -x[1]) if s / jobs >= 0.0005}
+
+
+def nodes(api: Api) -> None:
+    """Simulated nodes with room for every job; kept apart from those of the tests."""
+    capacity = {"cpu": "100000", "memory": "1000Ti", "pods": "5000", "nvidia.com/gpu": str(GPUS)}
+    there = {n["metadata"]["name"] for n in api.request("GET", "/api/v1/nodes")["items"]}
+    for name in {f"bench-{i}" for i in range(NODES)} - there:
+        meta = {"name": name, "labels": {"type": "bench"}, "annotations": {"kwok.x-k8s.io/node": "fake"}}
+        status = {"capacity": capacity, "allocatable": capacity}
+        api.request("POST", "/api/v1/nodes", {"metadata": meta, "status": status})
+
+
+def job(name: str) -> dict[str, Any]:
+    """A training job whose data is prepared at once and whose pod runs until it is told to end."""
+    found = train_job(name, {"egm.test/prepare-exit-code": "0"})
+    found["spec"]["resources"]["nodeSelector"] = {"type": "bench"}
+    return found
+
+
+class Bench:
+    """One namespace, one operator, N jobs."""
+
+    def __init__(self, server: Server, namespace: str, pid: int, options: argparse.Namespace) -> None:
+        self.server, self.namespace, self.options, self.pid = server, namespace, options, pid
+        self.meter = usage.Meter({"operator": pid, "bench": os.getpid(), **usage.control_plane(RUN)})
+        self.jobs = Watch(server, "gtj", namespace, phase)
+        self.gangs = Watch(server, "pytorchjob", namespace, conditions)
+        self.steps = Watch(server, "job", namespace, conditions)
+        query = "&labelSelector=grounding.egm.dev%2Frole%3Dprepare"
+        self.preparing = Watch(server, "pod", namespace, phase, query)
+        self.made: dict[str, float] = {}
+
+    async def create(self, names: list[str], rate: float) -> None:
+        """Create jobs, `rate` a second, or (0) with sixteen requests in flight."""
+        path, begun = self.server.api.path("gtj", self.namespace), time.monotonic()
+        limit = asyncio.Semaphore(16)
+
+        async def one(name: str, due: float) -> None:
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            async with limit:
+                await self.server.request("POST", path, job(name))
+                self.made[name] = time.monotonic()
+
+        await asyncio.gather(*(one(n, begun + (i / rate if rate else 0)) for i, n in enumerate(names)))
+
+    async def end(self, names: list[str]) -> None:
+        """Tell the training pods of jobs to end well."""
+        limit = asyncio.Semaphore(16)
+        wish = {"metadata": {"annotations": {"egm.test/exit-code": "0"}}}
+
+        async def one(name: str) -> None:
+            async with limit:
+                path = self.server.api.path("pod", self.namespace, f"{name}-a1-master-0")
+                await self.server.request("PATCH", path, wish, _MERGE)
+
+        await asyncio.gather(*(one(n) for n in names))
+
+    def latencies(self, names: list[str]) -> dict[str, Any]:
+        """From creation to the first object and the PyTorchJob, and from the end of preparing to the PyTorchJob."""
+        gang = {n: self.gangs.seen[f"{n}-a1"]["there"] for n in names}
+        prepared = {
+            n.rsplit("-prepare-", 1)[0]: m["succeeded"] for n, m in self.preparing.seen.items() if "succeeded" in m
+        }
+        return {
+            "create_to_first_object_s": quantiles(
+                [self.steps.seen[f"{n}-prepare"]["there"] - self.made[n] for n in names]
+            ),
+            "create_to_pytorchjob_s": quantiles([gang[n] - self.made[n] for n in names]),
+            "prepared_to_pytorchjob_s": quantiles([gang[n] - prepared[n] for n in names]),
+        }
+
+    def finishes(self, names: list[str]) -> dict[str, float]:
+        """From a PyTorchJob's success to its job's."""
+        return quantiles([self.jobs.seen[n]["succeeded"] - self.gangs.seen[f"{n}-a1"]["succeeded"] for n in names])
+
+    async def run(self, count: int) -> dict[str, Any]:
+        """All parts; the report."""
+        watching = [await w.begin() for w in (self.jobs, self.gangs, self.steps, self.preparing)]
+        report: dict[str, Any] = {"jobs": count, "load_before": round(os.getloadavg()[0], 2)}
+        try:
+            report["memory_before"] = usage.memory(self.pid)
+            await self._burst(report, count)
+            await self._idle(report, count)
+            await self._end(report, count)
+            if self.options.rate:
+                await self._steady(report)
+        finally:
+            for task in watching:
+                task.cancel()
+        return report
+
+    async def _burst(self, report: dict[str, Any], count: int) -> None:
+        names, seconds = [f"b{i}" for i in range(count)], self.options.timeout
+        self.meter.lap()
+        begun = time.monotonic()
+        await self.create(names, 0)
+        created = time.monotonic()
+        gangs = await self.gangs.until("there", count, seconds)
+        used = self.meter.lap()
+        running = await self.jobs.until("running", count, seconds)
+        after = self.meter.lap()
+        report["burst"] = {
+            "seconds": {
+                "creating": round(created - begun, 2),
+                "to_all_pytorchjobs": round(gangs - begun, 2),
+                "to_all_running": round(running - begun, 2),
+            },
+            "jobs_per_second_to_pytorchjob": round(count / (gangs - begun), 2),
+            "jobs_per_second_to_running": round(count / (running - begun), 2),
+            **self.latencies(names),
+            "cpu_seconds_per_job_to_pytorchjob": per_job(used, count),
+            "cpu_seconds_per_job_to_running": per_job({n: used[n] + after[n] for n in used}, count),
+        }
+
+    async def _idle(self, report: dict[str, Any], count: int) -> None:
+        await asyncio.sleep(10)  # what is still under way
+        self.meter.lap()
+        await asyncio.sleep(self.options.idle)
+        used = self.meter.lap()["operator"]
+        report["idle"] = {
+            **usage.memory(self.pid),
+            "operator_cpu_percent": round(100 * used / self.options.idle, 2) if self.options.idle else None,
+        }
+
+    async def _end(self, report: dict[str, Any], count: int) -> None:
+        names = [f"b{i}" for i in range(count)]
+        self.meter.lap()
+        begun = time.monotonic()
+        await self.end(names)
+        ended = await self.jobs.until("succeeded", count, self.options.timeout)
+        report["end"] = {
+            "seconds": round(ended - begun, 2),
+            "jobs_per_second": round(count / (ended - begun), 2),
+            "finish_to_succeeded_s": self.finishes(names),
+            "cpu_seconds_per_job": per_job(self.meter.lap(), count),
+        }
+
+    async def _steady(self, report: dict[str, Any]) -> None:
+        names, count = [f"s{i}" for i in range(STEADY)], len(self.made)
+        await asyncio.sleep(5)
+        self.meter.lap()
+        await self.create(names, self.options.rate)
+        await self.jobs.until("running", count + STEADY, self.options.timeout)
+        used = self.meter.lap()
+        await self.end(names)
+        await self.jobs.until("succeeded", count + STEADY, self.options.timeout)
+        report["steady"] = {
+            "jobs": STEADY,
+            "jobs_per_second": self.options.rate,
+            **self.latencies(names),
+            "finish_to_succeeded_s": self.finishes(names),
+            "cpu_seconds_per_job_to_running": per_job(used, STEADY),
+        }
+
+
+@contextmanager
+def operator(namespace: str, options: argparse.Namespace) -> Any:
+    """An operator as a process, with its defaults."""
+    log = Path(tempfile.mkdtemp()) / "operator.log"
+    more = {"EGM_LEASE_SECONDS": "15", "EGM_BACKOFF_BASE_SECONDS": "10", "EGM_PROGRESS_VIA": "pod"}
+    found = Operator(namespace, log, command=options.operator, **more).start()
+    try:
+        until("its start", lambda: log.exists() and '"leads"' in log.read_text())
+        time.sleep(2)
+        yield found
+    finally:
+        if found.running():
+            found.stop()
+
+
+async def measure(count: int, namespace: str, running: Operator, options: argparse.Namespace) -> dict[str, Any]:
+    """One number of jobs."""
+    assert running.process is not None
+    async with aclosing(Server(Api(kubeconfig()))) as server:  # type: ignore[type-var]
+        return await Bench(server, namespace, running.process.pid, options).run(count)
+
+
+def one(count: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure with `count` jobs, then wait until their objects are gone."""
+    api = Api(kubeconfig())
+    nodes(api)
+    report: dict[str, Any] = {}
+    with new_namespace(api, "bench") as namespace:
+        with operator(namespace, options) as running:
+            report = asyncio.run(measure(count, namespace, running, options))
+            running.stop()
+        lines = [line for line in running.lines() if line["level"] in ("warning", "error")]
+        report["warnings"] = len(lines)
+        all_jobs = count + (STEADY if options.rate else 0)
+        if counted := usage.audited(RUN / "logs", "egm-operator", namespace):
+            report["requests_per_job"] = {k: round(v / all_jobs, 2) for k, v in counted.items() if v >= all_jobs / 50}
+            writes = [v for k, v in counted.items() if k.split()[0] in ("create", "patch", "update", "delete")]
+            report["writes_per_job"] = round(sum(writes) / all_jobs, 2)
+            report["patches_per_job"] = round(
+                sum(v for k, v in counted.items() if k.startswith("patch ")) / all_jobs, 2
+            )
+    until("the namespace to go", lambda: _gone(api, namespace), 900)
+    return report
+
+
+def _gone(api: Api, namespace: str) -> bool:
+    return namespace not in {n["metadata"]["name"] for n in api.request("GET", "/api/v1/namespaces")["items"]}
+
+
+def main() -> int:
+    """Measure, print, keep, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, nargs="+", default=[100, 1000, 5000])
+    parser.add_argument("--rate", type=float, default=4.0, help="jobs a second of the steady part; 0: leave it out")
+    parser.add_argument("--idle", type=float, default=30.0, help="seconds of the idle part")
+    parser.add_argument("--timeout", type=float, default=1800.0)
+    parser.add_argument("--out", type=Path, default=HERE / "results.json")
+    parser.add_argument(
+        "--check", action="store_true", help="exit code 1 where a figure is out of the range of ranges.json"
+    )
+    parser.add_argument(
+        "--operator", nargs="+", default=[sys.executable, "-m", "egm_operator"], help="as a profiler wants it"
+    )
+    options = parser.parse_args()
+    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Linux, Python {platform.python_version()}"
+    for count in options.jobs:
+        found[str(count)] = one(count, options)
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    shown = {"machine": found["machine"], **{str(c): found[str(c)] for c in options.jobs}}
+    sys.stdout.write(json.dumps(shown, indent=1) + "\n")
+    return ranges.check(shown, HERE / "ranges.json") if options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+{{/* Name of the release's objects: the release's name where it holds the chart's, else both. 40 leaves room for suffixes within 63. */}}
+{{- define "egm.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Name of the operator's objects. */}}
+{{- define "egm.operator" -}}
+{{- include "egm.fullname" . }}-operator
+{{- end -}}
+
+{{- define "egm.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "egm.operator" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- required "serviceAccount.name is wanted where serviceAccount.create is false" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels that select; they cannot change in the life of a release. */}}
+{{- define "egm.selector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{- define "egm.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "egm.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: egm
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "egm.image" -}}
+{{- $image := printf "%s/%s" .Values.image.registry .Values.image.repository | trimPrefix "/" -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" $image .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $image (default .Chart.AppVersion .Values.image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The settings as environment: `gpuResource` is EGM_GPU_RESOURCE. JSON, since a template would print 1000000 as 1e+06. */}}
+{{- define "egm.settings" -}}
+{{- range $key, $value := .Values.settings }}
+{{- $text := ternary $value (toJson $value) (kindIs "string" $value) }}
+{{- if not (has $text (list "" "null")) }}
+- name: EGM_{{ $key | snakecase | upper }}
+  value: {{ $text | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Where jobs' pods are, as a monitor selects namespaces. */}}
+{{- define "egm.namespaces" -}}
+{{- if .Values.watchNamespaces -}}
+matchNames:
+{{- range .Values.watchNamespaces }}
+- {{ . }}
+{{- end }}
+{{- else -}}
+any: true
+{{- end -}}
+{{- end -}}
+
+{{/* Only a real cluster (or --api-versions) knows kinds beside versions; `helm template` and `helm lint` know versions alone. */}}
+{{- define "egm.pytorchjobMissing" -}}
+{{- if and (.Capabilities.APIVersions.Has "v1/Pod") (not (.Capabilities.APIVersions.Has "kubeflow.org/v1/PyTorchJob")) -}}
+true
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,40 @@
+{{/* Rights in the namespaces that are served. Every line is used, and tests/cluster/test_chart_rbac.py fails where one is missing or too much. */}}
+{{- define "egm.rules" -}}
+# the jobs themselves: get for a fresh view after a conflict, delete for ttlSecondsAfterFinished
+- apiGroups: [grounding.egm.dev]
+  resources: [groundingtrainjobs, groundingevaljobs]
+  verbs: [get, list, watch, delete]
+- apiGroups: [grounding.egm.dev]
+  resources: [groundingtrainjobs/status, groundingevaljobs/status]
+  verbs: [patch]
+# blockOwnerDeletion in ownerReferences, where the cluster enforces it (OwnerReferencesPermissionEnforcement)
+- apiGroups: [grounding.egm.dev]
+  resources: [groundingtrainjobs/finalizers, groundingevaljobs/finalizers]
+  verbs: [update]
+# gangs; prepare and client Jobs: patched for suspension alone. get: to judge whose it is where a name is taken
+- apiGroups: [kubeflow.org]
+  resources: [pytorchjobs]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, create, delete]
+# the job as its pods read it; names of servers
+- apiGroups: [""]
+  resources: [configmaps, services]
+  verbs: [get, create]
+# the token by which a gang's pods know each other: made, never read
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
+{{- if eq .Values.settings.progressVia "proxy" }}
+- apiGroups: [""]
+  resources: [pods/proxy]
+  verbs: [get]
+{{- end }}
+{{- end -}}

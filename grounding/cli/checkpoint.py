@@ -1,0 +1,47 @@
+"""`egm checkpoint ...`: what training has left to go on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Place = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder global_step_N or checkpoint-N, or its URI.")]
+
+
+def listed(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A job's folder or its output (s3://…).")],
+) -> None:
+    """List the checkpoints of a job: step, size, processes, and whether each is whole."""
+    from grounding.storage import in_words, open_store
+    from grounding.train.checkpoints import inventory
+
+    found = inventory(open_store(folder))
+    if not found:
+        typer.echo(f"No checkpoints in {folder}/checkpoints.", err=True)
+    for one in found:
+        state = "whole" if one.whole else "not whole"
+        typer.echo(f"{one.name:<20} {in_words(one.size):>10}  {state}")
+
+
+def export(
+    checkpoint: Place,
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; replaced where it is there.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of the model that training started from, for files that are missing.")
+    ] = None,
+) -> None:
+    """Write a checkpoint's weights as a Hugging Face folder: to serve it, or to start another job from it."""
+    from grounding.storage import fetch
+    from grounding.train.export import export as write
+
+    typer.echo(write(fetch(checkpoint, say=typer.echo), out.absolute(), model))
+
+
+def register(app: typer.Typer) -> None:
+    """Add `egm checkpoint`."""
+    group = typer.Typer(no_args_is_help=True, help="Checkpoints of training: list them, export one as a model.")
+    group.command("list")(listed)
+    group.command("export")(export)
+    app.add_typer(group, name="checkpoint")

@@ -1,0 +1,113 @@
+"""`egm top`, `egm submit`, `egm cancel`, and what `egm logs` and `egm report` do with `--cluster`.
+
+The work is in the operator's package, an extra.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace; empty: that of the current context.")]
+Kind = Annotated[str, typer.Option("--kind", help="train or eval, where both have a job of that name.")]
+
+
+def actions() -> Any:
+    """The module of the operator's package that talks to a cluster. Raises `UserError` where the extra is not installed."""
+    import importlib
+
+    from grounding.errors import UserError
+
+    try:  # by name: the package of the domain does not import the operator's
+        return importlib.import_module("egm_operator.user.actions")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"this command needs {error.name}, which is not installed",
+            hint="Install the operator's extra: `pip install 'egm-grounding[operator]'`.",
+        ) from None
+
+
+def top(
+    namespace: Namespace = "",
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Jobs of all namespaces.")] = False,
+    ended: Annotated[bool, typer.Option("--ended/--no-ended", help="Also jobs that have ended.")] = True,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once and leave.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.5, help="Seconds between two looks.")] = 2.0,
+) -> None:
+    """The jobs of a cluster, as they go on."""
+    from rich.console import Console
+
+    do = actions()
+    where = "" if everywhere else namespace or do.here()
+    do.run(lambda cluster: do.top(cluster, where, ended=ended, once=once, every_s=every, console=Console()))
+
+
+def submit(
+    files: Annotated[list[Path], typer.Option("-f", "--filename", help="Manifest; may be given more than once.")],
+    namespace: Namespace = "",
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Until all have ended; exit code 1 where one has failed.")
+    ] = False,
+) -> None:
+    """Check manifests and apply them to the cluster. Jobs that are there already are left as they are, or changed as far as a job may change."""
+    do = actions()
+    for file in files:
+        do.manifests(file)  # nothing is sent while a file is wrong
+
+    async def work(cluster: Any) -> bool:
+        made = [key for file in files for key in await do.submit(cluster, file, namespace or do.here(), typer.echo)]
+        return bool(not wait or await do.wait(cluster, made, typer.echo))
+
+    if not do.run(work):
+        raise typer.Exit(1)
+
+
+def cancel(
+    job: Annotated[str, typer.Argument(help="Its name.")],
+    namespace: Namespace = "",
+    kind: Kind = "",
+    pause: Annotated[bool, typer.Option("--pause", help="Suspend it instead: it can go on later.")] = False,
+) -> None:
+    """Delete a job of the cluster, with all that runs for it. Checkpoints and answers that it has written stay."""
+    do = actions()
+
+    async def work(cluster: Any) -> None:
+        raw = await do.find(cluster, namespace or do.here(), job, kind)
+        typer.echo(await do.cancel(cluster, raw, pause=pause))
+
+    do.run(work)
+
+
+def logs_of_cluster(
+    job: str, role: str, namespace: str, kind: str, *, everything: bool, follow: bool, lines: int
+) -> None:
+    """`egm logs --cluster`."""
+    do = actions()
+
+    async def work(cluster: Any) -> None:
+        raw = await do.find(cluster, namespace or do.here(), job, kind)
+        await do.logs(cluster, raw, role, everything=everything, follow=follow, lines=lines)
+
+    do.run(work)
+
+
+def report_of_cluster(job: str, namespace: str) -> None:
+    """`egm report --cluster`."""
+    from rich.console import Console
+
+    do = actions()
+
+    async def work(cluster: Any) -> None:
+        raw = await do.find(cluster, namespace or do.here(), job, "eval")
+        Console().print(do.screen.result(raw))
+
+    do.run(work)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(top)
+    app.command()(submit)
+    app.command()(cancel)

@@ -1,0 +1,57 @@
+"""Log lines of a role's process: level by `$EGM_LOG_LEVEL` (INFO), form by `$EGM_LOG_FORMAT` (text, or json for collectors), all on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+
+from grounding.errors import UserError
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+FORMS = ("text", "json")
+
+
+class Json(logging.Formatter):
+    """One JSON object a line, times in UTC; `context` stands in every line."""
+
+    def __init__(self, context: Mapping[str, str]) -> None:
+        super().__init__()
+        self.context = dict(context)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        line = {
+            "time": moment,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **self.context,
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+class Text(logging.Formatter):
+    """For people: hour, first letter of the level, logger, message."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
+
+
+def set_up(environ: Mapping[str, str], context: Mapping[str, str]) -> None:
+    """Configure the root logger, once, over whatever was there. Raises `UserError` that names the variable."""
+    level = environ.get("EGM_LOG_LEVEL", "").upper() or "INFO"
+    form = environ.get("EGM_LOG_FORMAT", "").lower() or "text"
+    for name, found, allowed in (("EGM_LOG_LEVEL", level, LEVELS), ("EGM_LOG_FORMAT", form, FORMS)):
+        if found not in allowed:
+            raise UserError(f"expected one of {', '.join(allowed)}, found {found!r}", field=name)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Json(context) if form == "json" else Text())
+    # libraries speak when something is wrong; everything they have to say comes with DEBUG
+    logging.basicConfig(level=level if level in ("DEBUG", "ERROR") else "WARNING", handlers=[handler], force=True)
+    logging.getLogger("grounding").setLevel(level)

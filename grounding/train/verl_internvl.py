@@ -1,0 +1,54 @@
+"""InternVL under verl 0.9, which does not know it: a plug-in through `VERL_USE_EXTERNAL_MODULES`, for the native Hugging Face layout.
+
+What verl does by itself: its default builder for vision models renders the prompt through the processor, positions have one dimension, the model is
+transformers' own. What is mended here: pictures whose placeholders verl has stripped from the text, and prompts whose placeholders vLLM is to widen
+again. The vision tower is frozen by `verl_fixes`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import verl.experimental.agent_loop.agent_loop as verl_agent_loop
+import verl.workers.rollout.utils as verl_rollout
+
+_processor_inputs = verl_agent_loop.build_multimodal_processor_inputs
+
+
+def is_internvl(processor: Any) -> bool:
+    """Whether this is InternVL's processor."""
+    return type(processor).__name__ == "InternVLProcessor"
+
+
+def processor_inputs(processor: Any, *, text: Any, images: Any = None, **kwargs: Any) -> Any:
+    """verl's `build_multimodal_processor_inputs`. To get the pictures of an answer it decodes the tokens without special ones; InternVL's processor
+    wants a placeholder for each picture and refuses. The text is thrown away by the caller, so that any will do."""
+    if is_internvl(processor) and images and not any(processor.image_token in t for t in text):
+        text = [processor.image_token * len(images)]
+    return _processor_inputs(processor, text=text, images=images, **kwargs)
+
+
+verl_agent_loop.build_multimodal_processor_inputs = processor_inputs
+
+
+def narrowed(prompt_ids: list[int], processor: Any) -> list[int]:
+    """`<img>`, many `<IMG_CONTEXT>`, `</img>` -> one `<IMG_CONTEXT>`, which vLLM widens again to all of it."""
+    ids = np.asarray(prompt_ids)
+    context = ids == processor.image_token_id
+    keep = ~np.isin(ids, (processor.start_image_token_id, processor.end_image_token_id))
+    keep[1:] &= ~(context[1:] & context[:-1])
+    return [int(i) for i in ids[keep]]
+
+
+_dedup = verl_rollout.qwen2_5_vl_dedup_image_tokens
+
+
+def dedup(prompt_ids: list[int], processor: Any) -> Any:
+    """verl's function of the same place, which knows Qwen's pictures alone."""
+    return narrowed(prompt_ids, processor) if is_internvl(processor) else _dedup(prompt_ids, processor)
+
+
+verl_rollout.qwen2_5_vl_dedup_image_tokens = (
+    dedup  # before its vLLM server is imported, which takes the name from there
+)

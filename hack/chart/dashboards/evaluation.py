@@ -1,0 +1,217 @@
+"""Evaluation job: the eight files, how far, how fast, and how the servers do."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from dashboards.kit import OF_JOB, bars, board, figure, lines, row, rows, states
+
+JOB = f'kind="GroundingEvalJob", {OF_JOB}'
+NAME = "{{job_name}}"
+FILE = "{{job_name}} {{file}}"
+SERVER = "{{endpoint}}"
+POD = "{{pod}}"
+
+
+def dashboard() -> Dashboard:
+    """The dashboard."""
+    made = board("evaluation", "Evaluation job", "One evaluation, or several side by side.", job="GroundingEvalJob")
+    made = made.with_row(row("Now"))
+    made = made.with_panel(figure("Progress", f"egm_job_progress_ratio{{{JOB}}}", "percentunit", decimals=1))
+    made = made.with_panel(figure("Time left", f"egm_job_eta_seconds{{{JOB}}}", "s"))
+    made = made.with_panel(figure("Requests a second", f"egm_job_requests_per_second{{{JOB}}}", decimals=1))
+    made = made.with_panel(
+        figure(
+            "Macro accuracy",
+            f'egm_job_accuracy{{{JOB}, mean="macro"}}',
+            "percentunit",
+            decimals=2,
+            text="Of all files; there is none while an answer is missing.",
+        )
+    )
+    made = made.with_panel(
+        figure(
+            "Failed questions",
+            f"sum by (job_name) (egm_job_file_errors{{{JOB}}}) or sum by (job_name) (egm_eval_errors{{{OF_JOB}}})",
+        )
+    )
+    made = made.with_panel(figure("Servers ready", f"egm_job_servers_ready{{{JOB}}}"))
+    made = made.with_panel(figure("GPUs", f"egm_job_gpus{{{JOB}}}"))
+    made = made.with_panel(figure("GPU hours", f"egm_job_gpu_seconds_total{{{JOB}}} / 3600", "h", decimals=1))
+    made = made.with_panel(states("Phase", (f"egm_job_status{{{JOB}}}", "{{job_name}}: {{phase}}, {{reason}}")))
+    made = made.with_row(row("The files"))
+    made = made.with_panel(
+        rows(
+            "Result",
+            {
+                "Accuracy": (f"egm_job_file_accuracy{{{JOB}}}", "percentunit"),
+                "Mean IoU": (f"egm_job_file_iou{{{JOB}}}", "percentunit"),
+                "Questions": (f"egm_job_file_questions{{{JOB}}}", "short"),
+                "Failed": (f"egm_job_file_errors{{{JOB}}}", "short"),
+                "Without a box": (f"egm_job_file_unparsed{{{JOB}}}", "short"),
+            },
+            {"job_name": "Job", "file": "File"},
+            width=16,
+            text="Of evaluations that have ended.",
+        )
+    )
+    made = made.with_panel(
+        rows(
+            "Report",
+            {"": (f"egm_job_report_info{{{JOB}}}", "none")},
+            {"job_name": "Job", "uri": "Where it lies"},
+            width=8,
+            links={"Where it lies": ("Open", "${__value.raw}")},
+        )
+    )
+    made = made.with_panel(
+        lines(
+            "Accuracy of the answers so far",
+            (f"egm_eval_file_accuracy{{{OF_JOB}}}", FILE),
+            unit="percentunit",
+            width=12,
+        )
+    )
+    made = made.with_panel(bars("Answers by file", (f"egm_eval_file_answers{{{OF_JOB}}}", FILE), width=6))
+    made = made.with_panel(
+        bars(
+            "Answers of no use",
+            (
+                f"sum by (job_name, file) (egm_eval_file_unparsed{{{OF_JOB}}} + egm_eval_file_errors{{{OF_JOB}}})",
+                FILE,
+            ),
+            width=6,
+            text="Without a box, or failed.",
+        )
+    )
+    made = made.with_row(row("The client"))
+    made = made.with_panel(
+        lines(
+            "Questions",
+            (f"egm_eval_answered{{{OF_JOB}}}", f"{NAME} answered"),
+            (f"egm_eval_questions{{{OF_JOB}}}", f"{NAME} in all"),
+            least=0,
+        )
+    )
+    made = made.with_panel(
+        lines(
+            "Replies a second",
+            (f"sum by (job_name) (rate(egm_eval_replies_total{{{OF_JOB}}}[$__rate_interval]))", NAME),
+            least=0,
+        )
+    )
+    made = made.with_panel(
+        lines(
+            "Latency",
+            (
+                f"histogram_quantile(0.5, sum by (le, job_name) (rate(egm_eval_latency_seconds_bucket{{{OF_JOB}}}[$__rate_interval])))",
+                f"{NAME} half",
+            ),
+            (
+                f"histogram_quantile(0.9, sum by (le, job_name) (rate(egm_eval_latency_seconds_bucket{{{OF_JOB}}}[$__rate_interval])))",
+                f"{NAME} nine of ten",
+            ),
+            unit="s",
+            text="Of the request alone, as the client sees it.",
+        )
+    )
+    made = made.with_panel(
+        lines(
+            "Requests in flight",
+            (f"egm_eval_endpoint_in_flight{{{OF_JOB}}}", SERVER),
+            (f"sum by (job_name) (egm_eval_endpoint_limit{{{OF_JOB}}})", f"{NAME} limit"),
+            least=0,
+        )
+    )
+    made = made.with_panel(
+        lines(
+            "Requests that failed",
+            (f"rate(egm_eval_endpoint_failures_total{{{OF_JOB}}}[$__rate_interval])", SERVER),
+            unit="reqps",
+            least=0,
+            text="A second; each is asked again.",
+        )
+    )
+    made = made.with_panel(
+        lines(
+            "Prompt tokens found in a cache",
+            (
+                f"sum by (endpoint) (rate(egm_eval_endpoint_cached_tokens_total{{{OF_JOB}}}[$__rate_interval]))"
+                f" / sum by (endpoint) (rate(egm_eval_endpoint_prompt_tokens_total{{{OF_JOB}}}[$__rate_interval]))",
+                SERVER,
+            ),
+            unit="percentunit",
+            least=0,
+            most=1,
+            text="As the answers say.",
+        )
+    )
+    made = made.with_row(row("The servers"))
+    made = made.with_panel(
+        lines(
+            "Requests that run",
+            (f"sum by (pod) (sglang:num_running_reqs{{{OF_JOB}}})", POD),
+            (f"sum by (pod) (vllm:num_requests_running{{{OF_JOB}}})", POD),
+            least=0,
+        )
+    )
+    made = made.with_panel(
+        lines(
+            "Requests that wait",
+            (f"sum by (pod) (sglang:num_queue_reqs{{{OF_JOB}}})", POD),
+            (f"sum by (pod) (vllm:num_requests_waiting{{{OF_JOB}}})", POD),
+            least=0,
+        )
+    )
+    made = made.with_panel(
+        lines(
+            "Use of the cache of keys and values",
+            (f"max by (pod) (sglang:token_usage{{{OF_JOB}}})", POD),
+            (f"max by (pod) (vllm:kv_cache_usage_perc{{{OF_JOB}}})", POD),
+            unit="percentunit",
+            least=0,
+            most=1,
+            text="Of the fullest copy.",
+        )
+    )
+    made = made.with_panel(
+        lines(
+            "Tokens generated a second",
+            (f"sum by (pod) (rate(sglang:generation_tokens_total{{{OF_JOB}}}[$__rate_interval]))", POD),
+            (f"sum by (pod) (rate(vllm:generation_tokens_total{{{OF_JOB}}}[$__rate_interval]))", POD),
+            least=0,
+        )
+    )
+    made = made.with_panel(
+        lines(
+            "Hits of the prefix cache",
+            (
+                f"sum by (pod) (rate(sglang:cached_tokens_total{{{OF_JOB}}}[$__rate_interval]))"
+                f" / sum by (pod) (rate(sglang:prompt_tokens_total{{{OF_JOB}}}[$__rate_interval]))",
+                POD,
+            ),
+            (
+                f"sum by (pod) (rate(vllm:prefix_cache_hits_total{{{OF_JOB}}}[$__rate_interval]))"
+                f" / sum by (pod) (rate(vllm:prefix_cache_queries_total{{{OF_JOB}}}[$__rate_interval]))",
+                POD,
+            ),
+            unit="percentunit",
+            least=0,
+            most=1,
+        )
+    )
+    return made.with_panel(
+        lines(
+            "Time to the first token, nine of ten",
+            (
+                f"histogram_quantile(0.9, sum by (le, pod) (rate(sglang:time_to_first_token_seconds_bucket{{{OF_JOB}}}[$__rate_interval])))",
+                POD,
+            ),
+            (
+                f"histogram_quantile(0.9, sum by (le, pod) (rate(vllm:time_to_first_token_seconds_bucket{{{OF_JOB}}}[$__rate_interval])))",
+                POD,
+            ),
+            unit="s",
+            least=0,
+        )
+    )

@@ -1,0 +1,221 @@
+"""What the dashboards share: variables, links, and panels with a query, a unit and a place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grafana_foundation_sdk.builders import bargauge, dashboard, prometheus, stat, statetimeline, table, timeseries
+from grafana_foundation_sdk.builders.common import (
+    ReduceDataOptions,
+    StackingConfig,
+    VizLegendOptions,
+    VizTooltipOptions,
+)
+from grafana_foundation_sdk.models.common import (
+    BarGaugeDisplayMode,
+    BigValueColorMode,
+    BigValueGraphMode,
+    LegendDisplayMode,
+    LegendPlacement,
+    StackingMode,
+    TooltipDisplayMode,
+    VizOrientation,
+)
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DashboardLinkType,
+    DataSourceRef,
+    DataTransformerConfig,
+    DynamicConfigValue,
+    VariableRefresh,
+    VariableSort,
+)
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+IN_NAMESPACE = 'namespace=~"$namespace"'
+OF_JOB = 'namespace=~"$namespace", job_name=~"$job"'
+Query = tuple[str, str]
+"""PromQL, and how a series is called."""
+
+
+def board(name: str, title: str, text: str, job: str = "") -> dashboard.Dashboard:
+    """An empty dashboard with variables and links. `job`: the kind whose jobs can be chosen."""
+    made = (
+        dashboard.Dashboard(f"EGM / {title}")
+        .uid(f"egm-{name}")
+        .description(text)
+        .tags(["egm"])
+        .timezone("browser")
+        .time("now-6h", "now")
+        .refresh("30s")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .readonly()
+        .link(
+            dashboard.DashboardLink("EGM")
+            .type(DashboardLinkType.DASHBOARDS)
+            .tags(["egm"])
+            .as_dropdown(False)
+            .include_vars(True)
+            .keep_time(True)
+        )
+        .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+    )
+    if name != "operator":
+        made = made.with_variable(
+            _choice("namespace", "Namespace", "label_values(egm_jobs, namespace)", everything=True)
+        )
+    if job:
+        values = f'label_values(egm_job_info{{kind="{job}", {IN_NAMESPACE}}}, job_name)'
+        made = made.with_variable(_choice("job", "Job", values, everything=False))
+    return made
+
+
+def _choice(name: str, label: str, query: str, *, everything: bool) -> dashboard.QueryVariable:
+    made = (
+        dashboard.QueryVariable(name)
+        .label(label)
+        .datasource(SOURCE)
+        .query({"query": query, "refId": name})
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(VariableSort.ALPHABETICAL_ASC)
+        .multi(True)
+    )
+    return made.include_all(True).all_value(".*") if everything else made
+
+
+def _targets(panel: Any, queries: tuple[Query, ...], *, instant: bool = False, rows: bool = False) -> Any:
+    for number, (expr, legend) in enumerate(queries):
+        target = prometheus.Dataquery().datasource(SOURCE).expr(expr).legend_format(legend).ref_id(chr(65 + number))
+        target = target.instant() if instant else target.range()
+        if rows:
+            target = target.format(PromQueryFormat.TABLE)
+        panel = panel.with_target(target)
+    return panel.datasource(SOURCE)
+
+
+def figure(
+    title: str, query: str, unit: str = "short", *, text: str = "", width: int = 3, decimals: int | None = None
+) -> stat.Panel:
+    """One number, as it is now."""
+    panel = (
+        stat.Panel()
+        .title(title)
+        .description(text)
+        .unit(unit)
+        .height(4)
+        .span(width)
+        .graph_mode(BigValueGraphMode.NONE)
+        .color_mode(BigValueColorMode.NONE)
+        .reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
+    )
+    if decimals is not None:
+        panel = panel.decimals(decimals)
+    return _targets(panel, ((query, ""),), instant=True)
+
+
+def lines(
+    title: str,
+    *queries: Query,
+    unit: str = "short",
+    text: str = "",
+    width: int = 8,
+    stacked: bool = False,
+    least: float | None = None,
+    most: float | None = None,
+) -> timeseries.Panel:
+    """Series over time."""
+    panel = (
+        timeseries.Panel()
+        .title(title)
+        .description(text)
+        .unit(unit)
+        .height(8)
+        .span(width)
+        .line_width(1)
+        .fill_opacity(40 if stacked else 0)
+        .legend(
+            VizLegendOptions().display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM).show_legend(True)
+        )
+        .tooltip(VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
+    )
+    if stacked:
+        panel = panel.stacking(StackingConfig().mode(StackingMode.NORMAL))
+    if least is not None:
+        panel = panel.min(least)
+    if most is not None:
+        panel = panel.max(most)
+    return _targets(panel, queries)
+
+
+def bars(
+    title: str, query: Query, unit: str = "short", *, text: str = "", width: int = 8, most: float | None = None
+) -> bargauge.Panel:
+    """One bar a series, as it is now."""
+    panel = (
+        bargauge.Panel()
+        .title(title)
+        .description(text)
+        .unit(unit)
+        .min(0)
+        .height(8)
+        .span(width)
+        .orientation(VizOrientation.HORIZONTAL)
+        .display_mode(BarGaugeDisplayMode.BASIC)
+        .reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
+    )
+    if most is not None:
+        panel = panel.max(most)
+    return _targets(panel, (query,), instant=True)
+
+
+def states(title: str, query: Query, *, text: str = "", width: int = 24) -> statetimeline.Panel:
+    """Which series there was, and when."""
+    panel = (
+        statetimeline.Panel().title(title).description(text).height(5).span(width).merge_values(True).fill_opacity(60)
+    )
+    return _targets(panel, (query,))
+
+
+def rows(
+    title: str,
+    columns: dict[str, tuple[str, str]],
+    labels: dict[str, str],
+    *,
+    text: str = "",
+    width: int = 24,
+    height: int = 10,
+    links: dict[str, tuple[str, str]] | None = None,
+) -> table.Panel:
+    """A table of series that have the same labels. `columns`: heading -> (query, unit); `labels`: label -> heading, in order; others are hidden.
+
+    `links`: heading of a label -> (title, URL).
+    """
+    panel = table.Panel().title(title).description(text).height(height).span(width)
+    panel = _targets(panel, tuple((query, "") for query, _ in columns.values()), instant=True, rows=True)
+    value = "Value" if len(columns) == 1 else "Value #{}"
+    named = {value.format(chr(65 + i)): heading for i, heading in enumerate(columns)}
+    order = {name: i for i, name in enumerate([*labels, *named])}
+    hidden = dict.fromkeys(("Time", "__name__", "instance", "job", "pod", "endpoint", "container", "service"), True)
+    panel = panel.with_transformation(DataTransformerConfig(id_val="merge", options={}))
+    panel = panel.with_transformation(
+        DataTransformerConfig(
+            id_val="organize",
+            options={
+                "excludeByName": {n: v for n, v in hidden.items() if n not in labels},
+                "indexByName": order,
+                "renameByName": {**labels, **named},
+            },
+        )
+    )
+    for heading, (_, unit) in columns.items():
+        panel = panel.override_by_name(heading, [DynamicConfigValue(id_val="unit", value=unit)])
+    for heading, (name, url) in (links or {}).items():
+        link = DynamicConfigValue(id_val="links", value=[{"title": name, "url": url}])
+        panel = panel.override_by_name(heading, [link])
+    return panel
+
+
+def row(title: str) -> dashboard.Row:
+    """A heading."""
+    return dashboard.Row(title)

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Builds one image: images/build.sh operator|train|infer. Without a daemon, by buildah; root.
+#
+#   VARIANT=cpu|gpu  ENGINE=sglang|vllm   which train or infer image (default: cpu)
+#   TAG=dev          its tag              REPOSITORY=localhost   its prefix
+#   BASE, BUILDER    images to stand on and to build in; made from Debian packages (images/base/debian.sh) where they are not given and not there
+#   NO_CACHE=1       build every step anew
+#   CACHE=FOLDER     uv's cache of wheels; default: that of this user
+#
+# Time stamps in layers are those of SOURCE_DATE_EPOCH (default: 0), so that the same sources and packages give the same layers.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+what=${1:?operator, train or infer} variant=${VARIANT:-cpu} engine=${ENGINE:-sglang}
+case $what in
+  operator) file=images/Dockerfile.operator variant=cpu ;;
+  train | infer) file=Dockerfile.$what ;;
+  *) echo "error: expected operator, train or infer, found $what" >&2; exit 2 ;;
+esac
+case $variant in cpu | gpu) ;; *) echo "error: expected VARIANT=cpu or gpu, found $variant" >&2; exit 2 ;; esac
+if [ "$what" = infer ] && [ ! -f "images/infer-$engine/requirements.txt" ]; then
+  echo "error: expected ENGINE=sglang or vllm, found $engine" >&2; exit 2
+fi
+command -v buildah >/dev/null || { echo "error: buildah is not installed; on Debian: apt-get install buildah" >&2; exit 2; }
+suite=${SUITE:-bookworm}
+wanted() { # IMAGE KIND: make it where it is not there
+  buildah inspect --type image "$1" >/dev/null 2>&1 || images/base/debian.sh "$2" "$1" >&2
+}
+if [ -z "${BASE:-}" ]; then
+  if [ "$variant" = gpu ]; then BASE=localhost/egm-base-gpu:$suite; wanted "$BASE" gpu
+  else BASE=localhost/egm-base:$suite; wanted "$BASE" run; fi
+fi
+if [ -z "${BUILDER:-}" ]; then BUILDER=localhost/egm-builder:$suite; wanted "$BUILDER" build; fi
+name=${REPOSITORY:-localhost}/egm-$what:${TAG:-dev}
+cache=${CACHE:-${UV_CACHE_DIR:-$HOME/.cache/uv}}
+mkdir -p "$cache"
+revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml | head -1)
+arguments=(${NO_CACHE:+--no-cache} --build-arg "BASE=$BASE" --build-arg "BUILDER=$BUILDER")
+[ "$what" = operator ] || arguments+=(--build-arg "VARIANT=$variant")
+[ "$what" != infer ] || arguments+=(--build-arg "ENGINE=$engine")
+# this machine's certificates and wheels lend a hand in the build's own steps; neither gets into a layer
+buildah build --isolation chroot --layers --pull-never --format oci --timestamp "${SOURCE_DATE_EPOCH:-0}" --ignorefile .dockerignore \
+  --volume /etc/ssl/certs/ca-certificates.crt:/etc/ssl/certs/ca-certificates.crt:ro --volume "$cache:/var/cache/uv" \
+  --build-arg UV_NO_CACHE=false --build-arg UV_CACHE_DIR=/var/cache/uv --build-arg "REVISION=$revision" --build-arg "VERSION=$version" \
+  "${arguments[@]}" --file "$file" --tag "$name" .
+echo "$name"

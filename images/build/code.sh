@@ -1,0 +1,20 @@
+#!/bin/sh
+# In a build stage: /src, the project -> /code, what its wheel puts into /opt/egm; with `modules` without the command line, which asks for more packages. Quick: a change of code runs this and nothing else.
+set -eu
+export PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=315532800 # the oldest moment that a zip archive can hold
+cd /src
+/tools/bin/hatchling build -t wheel -d /tmp/wheel >/dev/null 2>&1
+uv venv --quiet --no-project --python "$(command -v python3)" /opt/egm
+uv pip install --quiet --no-config --offline --no-cache --python /opt/egm --no-deps /tmp/wheel/*.whl
+site=$(echo /opt/egm/lib/python3.*/site-packages)
+for note in direct_url.json uv_cache.json; do # when and from where it was installed
+  rm -f "$site"/egm_grounding-*.dist-info/$note
+  sed -i "\\|dist-info/$note,|d" "$site"/egm_grounding-*.dist-info/RECORD
+done
+/opt/egm/bin/python -m compileall -q --invalidation-mode unchecked-hash "$site/grounding" "$site/egm_operator"
+mkdir -p "/code$site"
+mv "$site/grounding" "$site/egm_operator" "$site"/egm_grounding-*.dist-info "/code$site/"
+if [ "${1:-}" != modules ]; then
+  mkdir -p /code/opt/egm/bin
+  mv /opt/egm/bin/egm /code/opt/egm/bin/
+fi

@@ -1,0 +1,191 @@
+"""The images' lock files: `make locks` compiles each `requirements.in` (and the project's extras) to exact versions with hashes.
+
+A lock is resolved for the oldest Python that the project supports and holds for the newer ones (`check` resolves for those too). What CPU images and
+the operator hold are the versions of uv.lock, which every test runs with; GPU locks stand apart, as engines' pins exclude some of them.
+
+    locks.py refresh [NAME ...] [--upgrade]     write the locks; without --upgrade versions stay where they still fit
+    locks.py check   [NAME ...] [--offline]     resolve anew and say what would change; exit code 1 where something would
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "images"
+PYTHONS = ("3.11", "3.12")  # the first one is resolved for, the others are checked
+SOURCES = (
+    "antlr4-python3-runtime",
+)  # pure Python that is published as source alone; built by the setuptools of images/build
+
+
+@dataclass(frozen=True)
+class Lock:
+    """One lock file: `images/<folder>/requirements[-cpu].txt`.
+
+    `extras` of pyproject.toml count as requirements. `tested`: versions are uv.lock's. `glibc` is the oldest C library that a wheel may ask for.
+    """
+
+    folder: str
+    extras: tuple[str, ...] = ()
+    project: bool = True
+    cpu: bool = False
+    tested: bool = False
+    glibc: str = "2_28"
+
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+        return f"{self.folder}-cpu" if self.cpu else self.folder
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return FOLDER / self.folder / ("requirements-cpu.txt" if self.cpu else "requirements.txt")
+
+    @property
+    def inputs(self) -> list[str]:
+        """Its requirement files, from the project's root."""
+        own = FOLDER / self.folder / "requirements.in"
+        use_own = own.exists() and not self.cpu
+        return [*(["pyproject.toml"] if self.project else []), *([str(own.relative_to(ROOT))] if use_own else [])]
+
+
+LOCKS = (
+    Lock("build", project=False),
+    Lock("operator", project=False, tested=True),
+    Lock("train", extras=("train", "rl"), glibc="2_34"),
+    Lock("train", extras=("train", "rl"), cpu=True, tested=True),
+    Lock("infer-sglang", glibc="2_34"),
+    Lock("infer-vllm", glibc="2_34"),
+    Lock("infer-transformers", extras=("serve",), cpu=True, tested=True),
+)
+
+
+def _uv() -> str:
+    found = os.environ.get("UV") or shutil.which("uv")
+    if not found:
+        raise SystemExit("error: uv is not there; run this by `make locks`")
+    return found
+
+
+def tested_versions() -> str:
+    """All versions of uv.lock as constraints; no hashes."""
+    words = [
+        _uv(),
+        "export",
+        "--frozen",
+        "--all-extras",
+        "--no-emit-project",
+        "--no-hashes",
+        "--no-annotate",
+        "--no-header",
+        "--quiet",
+    ]
+    return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def command(
+    lock: Lock, target: Path, *, python: str, constraints: Path | None, upgrade: bool, offline: bool
+) -> list[str]:
+    """The words that resolve `lock` into `target`, whose versions are kept where they fit."""
+    words = [_uv(), "pip", "compile", *lock.inputs, "--output-file", str(target), "--quiet"]
+    words += ["--python-version", python, "--python-platform", f"x86_64-manylinux_{lock.glibc}"]
+    words += ["--generate-hashes", "--no-emit-index-url", "--custom-compile-command", "make locks"]
+    words += ["--only-binary", ":all:", *(w for name in SOURCES for w in ("--no-binary", name))]
+    for extra in lock.extras:
+        words += ["--extra", extra]
+    for kind in ("overrides", "excludes"):
+        if (file := FOLDER / lock.folder / f"{kind}.txt").exists():
+            words += [f"--{kind}", str(file.relative_to(ROOT))]
+    if not lock.cpu:
+        words.append("--no-config")  # pyproject.toml leaves out what only GPU kernels load
+    if constraints:
+        words += ["--constraints", str(constraints), "--no-annotate"]  # annotations would name the constraints' file
+    return words + (["--upgrade"] if upgrade else []) + (["--offline"] if offline else [])
+
+
+def versions(text: str) -> dict[str, str]:
+    """Name -> version of every line of a lock."""
+    return dict(re.findall(r"^([a-z0-9][a-z0-9._-]*)==([^\s;\\]+)", text, re.MULTILINE))
+
+
+def resolve(
+    lock: Lock, target: Path, *, python: str = PYTHONS[0], only: str = "", upgrade: bool = False, offline: bool = False
+) -> None:
+    """Resolve into `target`, within the constraints `only`. Raises `subprocess.CalledProcessError` with uv's words in `stderr`."""
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = None
+        if only or lock.tested:
+            constraints = Path(folder) / "only.txt"
+            constraints.write_text(only or tested_versions())
+        words = command(lock, target, python=python, constraints=constraints, upgrade=upgrade, offline=offline)
+        subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)
+
+
+def difference(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    """What would change, one package a line."""
+    return [
+        f"{n}: {old.get(n, 'absent')} -> {new.get(n, 'absent')}"
+        for n in sorted(old.keys() | new.keys())
+        if old.get(n) != new.get(n)
+    ]
+
+
+def check(lock: Lock, *, offline: bool = False) -> list[str]:
+    """Resolve anew, for each Python; what would change."""
+    found = []
+    old = lock.path.read_text()
+    for python in PYTHONS:
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "requirements.txt"
+            target.write_text(old)
+            # a newer Python may take newer versions; asked is whether it can do with these
+            only = "" if python == PYTHONS[0] else "".join(f"{n}=={v}\n" for n, v in versions(old).items())
+            resolve(lock, target, python=python, only=only, offline=offline)
+            new = target.read_text()
+        changes = difference(versions(old), versions(new))
+        found += [f"{lock.name}, Python {python}: {c}" for c in changes]
+        if python == PYTHONS[0] and new != old and not changes:
+            found.append(f"{lock.name}: hashes or notes differ")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="The images' lock files.")
+    parser.add_argument("what", choices=("refresh", "check"))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(x.name for x in LOCKS))
+    parser.add_argument("--upgrade", action="store_true")
+    parser.add_argument("--offline", action="store_true")
+    args = parser.parse_args(argv)
+    if unknown := set(args.names) - {x.name for x in LOCKS}:
+        parser.error(f"no such lock: {', '.join(sorted(unknown))}; there are {', '.join(x.name for x in LOCKS)}")
+    code = 0
+    for lock in LOCKS:
+        if args.names and lock.name not in args.names:
+            continue
+        try:
+            if args.what == "refresh":
+                resolve(lock, lock.path, upgrade=args.upgrade, offline=args.offline)
+                sys.stdout.write(f"{lock.path.relative_to(ROOT)}: {len(versions(lock.path.read_text()))} packages\n")
+            elif changes := check(lock, offline=args.offline):
+                code = 1
+                sys.stdout.write("".join(f"{c}\n" for c in changes))
+        except subprocess.CalledProcessError as e:
+            code = 1
+            sys.stderr.write(f"error: {lock.name}: {e.stderr.strip()}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

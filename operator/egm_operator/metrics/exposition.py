@@ -1,0 +1,142 @@
+"""`/metrics`: a view of the cache taken in the event loop, turned into text in a thread, so that thousands of jobs do not hold up a reconcile.
+
+The replica that leads tells about jobs, the others about themselves alone: a sum over replicas counts nothing twice. Content negotiation is
+prometheus-client's: OpenMetrics where the scraper asks for it, else the classic text format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
+
+import orjson
+from aiohttp import web
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+
+from egm_operator.metrics.jobs import Facts, Meaning, Row, facts, pods_with_gpus, text
+from egm_operator.metrics.meters import Meters
+from egm_operator.observe import identity
+from egm_operator.queue import WorkQueue
+from egm_operator.store import Key, Raw, Store
+
+OWN_METRICS: dict[str, Meaning] = {
+    "egm_operator_build_info": Meaning("Versions of this process.", ("version", "kopf", "python"), "info"),
+    "egm_operator_leader": Meaning("1 while this replica leads."),
+    "egm_operator_watching": Meaning("1 when the watches have begun."),
+    "egm_operator_cached_objects": Meaning("Objects in the cache.", ("kind",)),
+    "egm_operator_queue_depth": Meaning("Jobs that wait for a worker."),
+    "egm_operator_queue_working": Meaning("Jobs that a worker has in hand."),
+    "egm_operator_queue_delayed": Meaning("Jobs that are to be looked at again at a later time."),
+    "egm_operator_queue_failing": Meaning("Jobs whose last reconcile has failed and is to be tried again."),
+}
+_END = b"# EOF\n"
+
+
+@dataclass(frozen=True)
+class View:
+    """What is told at one scrape. `jobs`: each with what belongs to it, as JSON."""
+
+    own: Mapping[str, float]
+    cached: Mapping[str, int]
+    jobs: Iterable[tuple[bytes, Iterable[bytes]]]
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def own_families(view: View) -> Iterator[Metric]:
+    """What a replica says of itself."""
+    build = InfoMetricFamily("egm_operator_build", OWN_METRICS["egm_operator_build_info"].text)
+    build.add_metric(
+        (), {"version": _installed("egm-grounding"), "kopf": _installed("kopf"), "python": platform.python_version()}
+    )
+    yield build
+    for name, value in view.own.items():
+        yield GaugeMetricFamily(name, OWN_METRICS[name].text, value=value)
+    cached = GaugeMetricFamily(
+        "egm_operator_cached_objects", OWN_METRICS["egm_operator_cached_objects"].text, labels=["kind"]
+    )
+    for kind, count in sorted(view.cached.items()):
+        cached.add_metric([kind], count)
+    yield cached
+
+
+class _Sheet:
+    """What prometheus-client's encoders want: something to collect from."""
+
+    def __init__(self, *parts: Iterable[Metric]) -> None:
+        self._parts = parts
+
+    def collect(self) -> Iterator[Metric]:
+        return chain(*self._parts)
+
+
+class Exposition:
+    """Answers scrapes, one at a time."""
+
+    def __init__(
+        self,
+        store: Store,
+        queue: WorkQueue[Key],
+        meters: Meters,
+        leads: Callable[[], bool],
+        watching: Callable[[], bool],
+        limit: int,
+    ) -> None:
+        self.store, self.queue, self.meters = store, queue, meters
+        self.leads, self.watching, self.limit = leads, watching, limit
+        self._facts: dict[tuple[str, int], Facts] = {}
+        self._one = asyncio.Lock()
+
+    def view(self) -> View:
+        """The moment."""
+        leads = self.leads()
+        own = {
+            "egm_operator_leader": float(leads),
+            "egm_operator_watching": float(self.watching()),
+            "egm_operator_queue_depth": float(len(self.queue)),
+            "egm_operator_queue_working": float(self.queue.working),
+            "egm_operator_queue_delayed": float(self.queue.delayed),
+            "egm_operator_queue_failing": float(self.queue.failing),
+        }
+        return View(own, self.store.counts(), self.store.packed() if leads else ())
+
+    def _rows(self, view: View) -> Iterator[Row]:
+        """Specs are read again only when they have changed: that is most of the work of a first scrape."""
+        known, self._facts = self._facts, {}
+        for job, children in view.jobs:
+            raw: Raw = orjson.loads(job)
+            stands = identity(raw)
+            found = self._facts[stands] = known.get(stands) or facts(raw)
+            yield Row(raw, found, pods_with_gpus(map(orjson.loads, children)) if found.gpus else {})
+
+    def render(self, view: View, accept: str = "", zipped: bool = False) -> tuple[str, bytes]:
+        """Content type and body, compressed with gzip where that is wanted."""
+        encoder, content_type = choose_encoder(accept)
+        body: bytes = encoder(_Sheet(self.meters.registry.collect(), own_families(view)))
+        open_metrics = body.endswith(_END)
+        jobs = text(self._rows(view), self.limit, open_metrics) if view.own["egm_operator_leader"] else iter(())
+        parts = chain([body.removesuffix(_END)], (c.encode() for c in jobs), [_END] if open_metrics else [])
+        if not zipped:
+            return content_type, b"".join(parts)
+        packing = zlib.compressobj(1, zlib.DEFLATED, 31)  # 31: with gzip's head
+        return content_type, b"".join([*(packing.compress(p) for p in parts), packing.flush()])
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """GET /metrics."""
+        zipped = "gzip" in request.headers.get("Accept-Encoding", "")
+        async with self._one:
+            view = self.view()
+            kind, body = await asyncio.to_thread(self.render, view, request.headers.get("Accept", ""), zipped)
+        headers = {"Content-Type": kind} | ({"Content-Encoding": "gzip"} if zipped else {})
+        return web.Response(body=body, headers=headers)

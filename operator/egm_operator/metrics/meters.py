@@ -1,0 +1,108 @@
+"""What the operator does, counted as it happens: reconciles, requests to the API server, waits in the queue, phases that have ended.
+
+Counters begin at zero with the process; of several replicas the one that leads counts. Labels have values from closed lists: no name of a job or of
+an object, no path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
+
+from egm_operator.metrics.jobs import phase_since
+from egm_operator.status import Phase
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
+_PHASES = (1.0, 5.0, 15.0, _MINUTE, 5 * _MINUTE, 15 * _MINUTE, _HOUR, 4 * _HOUR, 12 * _HOUR, _DAY, 3 * _DAY, 7 * _DAY)
+FINAL = (Phase.SUCCEEDED, Phase.FAILED)
+
+
+class Meters:
+    """Counters and histograms of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series a counter that says no more than process_start_time_seconds
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._reconciles = Histogram(
+            "egm_operator_reconcile_duration_seconds",
+            "Time of a reconcile. result: ok, conflict (somebody else wrote meanwhile), error.",
+            ("kind", "result"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._requests = Histogram(
+            "egm_operator_api_request_duration_seconds",
+            "Time of a request to the API server. code: 2xx, the code of a refusal, or 0 where there was no answer.",
+            ("method", "resource", "code"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._waits = Histogram(
+            "egm_operator_queue_wait_seconds",
+            "Time that a job waited for a worker.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._phases = Histogram(
+            "egm_job_phase_duration_seconds",
+            "Time that jobs have spent in a phase that is over.",
+            ("kind", "phase"),
+            buckets=_PHASES,
+            registry=self.registry,
+        )
+        self._failures = Counter(
+            "egm_job_attempts_failed",
+            "Attempts that have failed, by the reason.",
+            ("kind", "reason"),
+            registry=self.registry,
+        )
+        self._finished = Counter(
+            "egm_jobs_finished",
+            "Jobs that have ended, by how and why.",
+            ("kind", "phase", "reason"),
+            registry=self.registry,
+        )
+
+    def reconciled(self, kind: str, result: str, seconds: float) -> None:
+        """A reconcile is over."""
+        self._reconciles.labels(kind, result).observe(seconds)
+
+    def asked(self, method: str, path: str, code: int, seconds: float) -> None:
+        """A request has been answered with `code`; 0: not at all."""
+        told = "2xx" if 200 <= code <= 299 else str(code)
+        self._requests.labels(method, resource(path), told).observe(seconds)
+
+    def waited(self, seconds: float) -> None:
+        """A worker has taken a key."""
+        self._waits.observe(seconds)
+
+    def status_written(self, raw: Mapping[str, Any], status: Mapping[str, Any], now: float) -> None:
+        """The status of the job `raw` is now `status`."""
+        before = str((raw.get("status") or {}).get("phase") or Phase.PENDING)
+        phase, kind = str(status.get("phase") or Phase.PENDING), str(raw["kind"])
+        if phase == before:
+            return
+        if before not in FINAL:  # a spec that is mended leaves Failed; that was no phase to measure
+            self._phases.labels(kind, before).observe(max(0.0, now - phase_since(raw)))
+        if phase == Phase.RESTARTING:
+            self._failures.labels(kind, str(status.get("reason") or "")).inc()
+        if phase in FINAL:
+            self._finished.labels(kind, phase, str(status.get("reason") or "")).inc()
+
+
+def resource(path: str) -> str:
+    """The resource of an API path, with its subresource: `pods/proxy` for the progress of a pod. No name is in it.
+
+    `/api/v1/namespaces/n/pods/p:8090/proxy/progress`, `/apis/batch/v1/jobs`, ...
+    """
+    parts = path.partition("?")[0].strip("/").split("/")
+    rest = parts[2:] if parts[0] == "api" else parts[3:]
+    if len(rest) > 2 and rest[0] == "namespaces":
+        rest = rest[2:]
+    if not rest:
+        return "other"
+    return f"{rest[0]}/{rest[2]}" if len(rest) > 2 else rest[0]

@@ -1,0 +1,154 @@
+"""What the chart's tests share: Helm, rendered objects, a kubeconfig of the chart's service account, and who asked the API server for what."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tests.cluster.operator_kit import Api, Operator, free_port, kubeconfig
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts" / "egm"
+AUDIT = ROOT / ".cache" / "cluster" / "logs" / "audit.log"
+CI = sorted((CHART / "ci").glob("*-values.yaml"))
+
+Right = tuple[str, str, str]
+"""API group, resource (with its subresource), verb."""
+
+
+def helm_program() -> str:
+    """$HELM, the one that `make cluster` has built, or the one on PATH."""
+    sys.path.insert(0, str(ROOT / "hack" / "cluster"))
+    try:
+        import binaries  # type: ignore[import-not-found]
+    finally:
+        sys.path.pop(0)
+    built = binaries.cache() / "bin" / "helm"
+    found = os.environ.get("HELM") or (str(built) if built.exists() else shutil.which("helm"))
+    assert found, "there is no helm: `make cluster` builds one"
+    return found
+
+
+# `make cluster` builds a Helm that does not know which Kubernetes it was made for
+VERSION = "--kube-version=1.34.4"
+
+
+def helm(*argv: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Helm against the tests' cluster. Fails with what Helm said."""
+    done = subprocess.run(
+        [helm_program(), *argv],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "KUBECONFIG": str(kubeconfig())},
+    )
+    if check:
+        assert done.returncode == 0, f"helm {' '.join(argv)}:\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def template(
+    *argv: str, chart: Path = CHART, namespace: str = "egm-system", release: str = "egm"
+) -> list[dict[str, Any]]:
+    """The objects that Helm would send."""
+    text = helm("template", release, str(chart), VERSION, "--namespace", namespace, *argv).stdout
+    return [obj for obj in YAML(typ="safe").load_all(text) if obj]
+
+
+def of_kind(objects: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [o for o in objects if o["kind"] == kind]
+
+
+def rights(rules: Iterable[Mapping[str, Any]]) -> set[Right]:
+    """Rules of a role, one by one."""
+    return {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+
+
+def granted(objects: Iterable[dict[str, Any]]) -> set[Right]:
+    """All that the operator's roles allow; the roles of users are not its own."""
+    own = [o for o in objects if o["kind"] in ("Role", "ClusterRole") and "-operator" in o["metadata"]["name"]]
+    return {right for role in own for right in rights(role["rules"])}
+
+
+def account_kubeconfig(api: Api, namespace: str, account: str, path: Path) -> Path:
+    """A kubeconfig with a token of a service account, as its pod would have."""
+    asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
+    token = api.request("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token", asked)["status"][
+        "token"
+    ]
+    admin = YAML(typ="safe").load(kubeconfig().read_text())["clusters"][0]["cluster"]
+    if "certificate-authority" in admin:
+        ca = base64.b64encode((kubeconfig().parent / admin["certificate-authority"]).read_bytes()).decode()
+    else:
+        ca = admin["certificate-authority-data"]
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": admin["server"], "certificate-authority-data": ca}}],
+        "users": [{"name": "u", "user": {"token": token}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u", "namespace": namespace}}],
+        "current-context": "x",
+    }
+    path.write_text(json.dumps(config))  # JSON is YAML
+    path.chmod(0o600)
+    return path
+
+
+def deployed(api: Api, namespace: str, folder: Path, release: str = "egm", **settings: str) -> Operator:
+    """The operator of a release as a process: the Deployment's environment, its service account's rights. Not started yet.
+
+    Nothing runs images here; what the kubelet would fill in (the pod's name) and a free port are put in its place. Simulated pods have addresses at
+    which nothing must be asked: progress is read from annotations.
+    """
+    name = f"{release}-operator"
+    pod = api.request("GET", f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}")["spec"]["template"]["spec"]
+    # an empty value is none for the API server
+    env = {e["name"]: e.get("value", "") for e in pod["containers"][0]["env"] if "valueFrom" not in e}
+    config = account_kubeconfig(api, namespace, pod["serviceAccountName"], folder / f"{name}.kubeconfig")
+    env |= {"KUBECONFIG": str(config), "EGM_HEALTH_PORT": str(free_port()), "EGM_HEALTH_HOST": "127.0.0.1"}
+    env["EGM_PROGRESS_VIA"] = "off"
+    return Operator(namespace, folder / f"{name}.log", **{**env, **settings})
+
+
+def audited(user: str) -> Iterator[dict[str, Any]]:
+    """What a user has asked the API server for, oldest first, over the files that were rolled."""
+    files = [*sorted(AUDIT.parent.glob("audit-*.log")), AUDIT]
+    for path in files:
+        with path.open() as lines:
+            for line in lines:
+                if user in line:
+                    try:
+                        entry = json.loads(line)
+                    except json.JSONDecodeError:  # the line that is being written
+                        continue
+                    if entry["user"]["username"] == user:
+                        yield entry
+
+
+def account_user(namespace: str, account: str = "egm-operator") -> str:
+    return f"system:serviceaccount:{namespace}:{account}"
+
+
+def used(entries: Iterable[dict[str, Any]]) -> tuple[set[Right], list[str]]:
+    """The rights that requests made use of, and the requests that were denied."""
+    found: set[Right] = set()
+    denied: list[str] = []
+    for entry in entries:
+        about = entry.get("objectRef")
+        if not about or "resource" not in about:
+            continue  # discovery: everybody's
+        resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
+        group, verb, code = about.get("apiGroup", ""), entry["verb"], (entry.get("responseStatus") or {}).get("code")
+        if entry.get("annotations", {}).get("authorization.k8s.io/decision") == "forbid" or code == 403:
+            denied.append(f"{verb} {group}/{resource} {about.get('namespace', '')}/{about.get('name', '')}")
+        found.add((group, resource, verb))
+    return found, denied

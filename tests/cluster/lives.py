@@ -1,0 +1,105 @@
+"""Whole lives of jobs, driven from outside: the first attempt fails, the second succeeds. And what must hold at the end, whatever happened."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import defaultdict
+
+from tests.cluster.operator_kit import Drive, eval_job, train_job, until
+
+ENDS = ("Succeeded", "Failed")
+Jobs = list[tuple[str, str]]
+"""Kind (gtj, gej) and name."""
+
+
+class World(threading.Thread):
+    """Lets pods end as a job's life wants it (first attempts fail, second ones succeed) and notes every object it sees."""
+
+    def __init__(self, drive: Drive) -> None:
+        super().__init__(daemon=True)
+        self.drive, self.over = drive, threading.Event()
+        self.uids: dict[str, set[str]] = defaultdict(set)
+        self.told: set[str] = set()
+        self.phases: dict[str, list[str]] = defaultdict(list)
+
+    def __enter__(self) -> World:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join(30)
+
+    def run(self) -> None:
+        while not self.over.wait(0.1):
+            with contextlib.suppress(OSError):
+                self._look()
+
+    def _look(self) -> None:
+        pods = self.drive.api.list("pod", self.drive.namespace)
+        # after the pods and before they are told to end: a pod's owner is there as long as the pod runs
+        for kind in ("pytorchjob", "job"):
+            for obj in self.drive.api.list(kind, self.drive.namespace):
+                self.uids[f"{kind}/{obj['metadata']['name']}"].add(obj["metadata"]["uid"])
+        for kind in ("gtj", "gej"):
+            for obj in self.drive.api.list(kind, self.drive.namespace):
+                phase = obj.get("status", {}).get("phase", "")
+                seen = self.phases[obj["metadata"]["name"]]
+                if not seen or seen[-1] != phase:
+                    seen.append(phase)
+        for pod in pods:
+            labels, uid = pod["metadata"]["labels"], pod["metadata"]["uid"]
+            if (
+                pod["status"].get("phase") != "Running"
+                or labels["grounding.egm.dev/role"] == "server"
+                or uid in self.told
+            ):
+                continue
+            first = labels.get("grounding.egm.dev/attempt") == "1"
+            self.drive.annotate(pod, exit_code="1" if first else "0")
+            self.told.add(uid)
+
+
+def make_jobs(drive: Drive, count: int) -> Jobs:
+    """`count` trainings (one node and two, in turn) and as many evaluations."""
+    made: Jobs = []
+    for i in range(count):
+        drive.api.create("gtj", drive.namespace, train_job(f"t{i}", nodes=1 + i % 2))
+        drive.api.create("gej", drive.namespace, eval_job(f"e{i}", 1))
+        made += [("gtj", f"t{i}"), ("gej", f"e{i}")]
+    return made
+
+
+def check(drive: Drive, world: World, jobs: Jobs) -> None:
+    """What must hold when all jobs have ended."""
+    for kind, name in jobs:
+        status = drive.status(name, kind)
+        assert status["phase"] == "Succeeded" and status["attempt"] == 2, (name, status, world.phases[name])
+        assert status["reason"] == "Completed", status
+        conditions = {c["type"]: c["status"] for c in status["conditions"]}
+        true = {t for t, s in conditions.items() if s == "True"}
+        assert true - {"ProgressAvailable"} == {"ModelReady", "DataReady", "Succeeded"}, (name, conditions)
+    double = {n: u for n, u in world.uids.items() if len(u) != 1}
+    assert not double, double
+    for kind, name in jobs:
+        wanted = {f"pytorchjob/{name}-a1", f"pytorchjob/{name}-a2", f"job/{name}-prepare"}
+        if kind == "gej":
+            wanted = {f"job/{name}-eval-client-1", f"job/{name}-eval-client-2", f"job/{name}-eval-prepare"}
+        seen = {n for n in world.uids if n.split("/")[1].startswith(f"{name}-")}
+        assert seen == wanted, (seen, wanted)
+    until(
+        "the servers to go",
+        lambda: not [p for p in drive.api.list("pod", drive.namespace) if "-server-" in p["metadata"]["name"]],
+    )
+    for kind, name in jobs:
+        drive.api.delete(kind, drive.namespace, name)
+    until(
+        "nothing to be left",
+        lambda: not [n for n in drive.api.everything(drive.namespace) if not n.startswith("leases")],
+    )
+
+
+def ended(drive: Drive, jobs: Jobs) -> bool:
+    """Whether all have ended."""
+    return all(drive.status(n, k).get("phase") in ENDS for k, n in jobs)

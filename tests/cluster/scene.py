@@ -1,0 +1,271 @@
+"""A fleet in every state that dashboards and alerts speak of: the real operator with jobs on the control plane, the real telemetry of two trainings
+and of an evaluation that asks a real server, and the text of two engines, whose counters grow as time passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from grounding.evaluate.engines import Sampling, get_engine
+from grounding.evaluate.options import Options
+from grounding.evaluate.request import Request
+from grounding.evaluate.run import Evaluation, plan, run
+from grounding.evaluate.summary import PAPER_ORDER
+from grounding.evaluate.telemetry import serve as serve_evaluation
+from grounding.train import health, telemetry
+from grounding.train.progress import ProgressWriter
+from tests.cluster.operator_kit import ROOT, Drive, eval_job, train_job, until
+
+HERE = Path(__file__).parent
+FILES = [{"name": f, "n": 1000, "acc": 0.9, "mean_iou": 0.81, "errors": 0, "unparsed": 3} for f in PAPER_ORDER]
+MEASURED = {
+    "done": 8000,
+    "total": 8000,
+    "requestsPerSecond": 55.0,
+    "report": "https://bucket.example.org/eval/report/index.html",
+    "accuracy": {"macro": 0.9, "micro": 0.9, "ci95": [0.89, 0.91], "files": FILES},
+}
+
+
+def fleet(drive: Drive, quota: str) -> None:
+    """Jobs in every state. `quota`: another namespace, in which no Job can be made."""
+    ahead = time.time() + 3600  # the operator takes the time of an annotation for that of the answer
+    api, namespace = drive.api, drive.namespace
+    api.request(
+        "POST",
+        f"/api/v1/namespaces/{quota}/resourcequotas",
+        {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}},
+    )
+    until(
+        "the quota",
+        lambda: api.request("GET", f"/api/v1/namespaces/{quota}/resourcequotas/none").get("status", {}).get("hard"),
+    )
+    api.create("gtj", quota, train_job("refused"))
+    for name in ("learns", "silent", "fails", "restarts", "done", "pulls"):
+        api.create("gtj", namespace, train_job(name, maxAttempts=3, nodes=2 if name == "learns" else 1))
+    api.create("gtj", namespace, train_job("too-big", resources={"nodes": 1, "gpusPerNode": 16}))
+    api.create("gtj", namespace, train_job("paused", suspend=True))
+    never = {"metadata": {"annotations": {"egm.test/ready": "false"}}}
+    api.create("gej", namespace, eval_job("asks", 2))
+    api.create("gej", namespace, eval_job("idle", 2, minServers=2, podTemplate=never))
+    api.create("gej", namespace, eval_job("measured", 1))
+    api.create("gej", namespace, eval_job("waits", 1, model={"trainJob": "too-big"}))
+    drive.running("pulls", "prepare")
+    api.patch(
+        "gtj",
+        namespace,
+        "pulls",
+        {"spec": {"podTemplate": {"metadata": {"annotations": {"egm.test/waiting": "ImagePullBackOff"}}}}},
+    )
+    for name in ("learns", "silent", "fails", "restarts", "done", "pulls", "too-big"):
+        drive.prepared(name)
+    for name in ("asks", "idle", "measured"):
+        drive.prepared(name, kind="eval")
+    drive.end("fails", "rl", 2, message="error: /data/a.json:3: no such field")
+    drive.end("restarts", "rl", 137, attempt=1, reason="OOMKilled")
+    drive.end("done", "rl", 0)
+    figures = {"step": 12, "totalSteps": 300, "etaSeconds": 4000, "metrics": {"score": 0.61, "valAccuracy": 0.8}}
+    for pod in drive.running("learns", "rl", 2):
+        if pod["metadata"]["labels"]["training.kubeflow.org/replica-type"] == "master":
+            told = {**figures, "time": ahead, "checkpoint": {"step": 10, "uri": "s3://b/c"}}
+            drive.annotate(pod, progress=json.dumps(told))
+    drive.annotate(
+        drive.running("silent", "rl")[0], progress=json.dumps({"step": 5, "totalSteps": 9, "time": time.time() - 60})
+    )
+    _, second = drive.running("asks", "server", 2, kind="eval")
+    drive.annotate(second, ready="false")
+    wrong = {"files": [{**FILES[0], "errors": 2}]}
+    asking = {"done": 40, "total": 400, "requestsPerSecond": 10.0, "etaSeconds": 36, "time": ahead, "accuracy": wrong}
+    drive.annotate(drive.running("asks", "evaluate", kind="eval")[0], progress=json.dumps(asking))
+    drive.end("measured", "evaluate", 0, kind="eval", message=json.dumps(MEASURED))
+    drive.running("restarts", "rl", attempt=2)
+    for name, kind, wanted in (
+        ("fails", "gtj", "UserError"), ("too-big", "gtj", "Unschedulable"), ("pulls", "gtj", "ImagePull"), ("idle", "gej", "ServersStarting"),
+        ("measured", "gej", "Completed"), ("paused", "gtj", "SuspendedByUser"), ("waits", "gej", "UpstreamNotReady"), ("done", "gtj", "Completed"),
+    ):  # fmt: skip
+        until(f"{name} to be {wanted}", lambda n=name, k=kind, w=wanted: drive.status(n, k).get("reason") == w)  # type: ignore[misc]
+    until("the refusal", lambda: Drive(api, quota).status("refused").get("reason") == "Refused")
+
+    def known(job: str, condition: str, truth: str) -> bool:
+        return any(c["type"] == condition and c["status"] == truth for c in drive.status(job).get("conditions", []))
+
+    until("silence", lambda: known("silent", "ProgressAvailable", "False"))
+    until(
+        "an answer", lambda: known("learns", "ProgressAvailable", "True") and drive.status("learns").get("checkpoint")
+    )
+    until("the files", lambda: drive.status("asks", "gej").get("accuracy"))
+
+
+@contextlib.contextmanager
+def trainings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """Real telemetry, over progress lines that grow: RL whose score falls (a health rule speaks), and SFT. Ports by name."""
+    monkeypatch.setenv("EGM_PROGRESS_PORT", "0")
+    over, dice = threading.Event(), random.Random(7)
+    with contextlib.ExitStack() as stack:
+        ports, writers = {}, {}
+        for name, stage in (("learns", "rl"), ("done", "sft")):
+            (folder / name).mkdir()
+            writers[stage] = ProgressWriter(folder / name / "progress.jsonl", stage, 300, 0)
+            source = telemetry.Source(
+                name,
+                stage,
+                folder / name / "progress.jsonl",
+                gpus=8,
+                limits=health.Limits(window=3),
+                checkpoint=lambda: {"step": 10, "uri": "s3://b/c"},
+            )
+            ports[name] = stack.enter_context(telemetry.serve(source))
+
+        def step(n: int) -> None:
+            seconds = {
+                "secondsStep": 5.0,
+                "secondsRollout": 3.0,
+                "secondsUpdate": 1.5,
+                "secondsReference": 0.3,
+                "secondsSave": 0.1,
+                "secondsValidation": 0.1,
+            }
+            noise = dice.random() / 50
+            rl = {
+                "score": (0.8 if n < 8 else 0.1) + noise, "klLoss": 0.01 + noise, "kl": 0.002 + noise, "entropy": 0.5 - noise, "clipFraction": 0.01,
+                "responseLength": 300 + 100 * noise, "responseClipped": 0.02, "tokensPerSecond": 1500.0, "gradNorm": 0.4 + noise,
+                "learningRate": 3e-6,
+            }  # fmt: skip
+            if n % 3 == 0:
+                rl |= {"valAccuracy": 0.8 + noise, "valIou": 0.75 + noise, "valParsed": 0.98}
+            writers["rl"].step(n, rl | seconds)
+            writers["sft"].step(
+                n,
+                {
+                    "loss": 1.5 / (1 + n),
+                    "gradNorm": 1.0 + noise,
+                    "learningRate": 1e-5,
+                    "tokensPerSecond": 9000.0,
+                    "secondsStep": 2.0,
+                },
+            )
+
+        for n in range(14):
+            step(n)
+
+        def go_on() -> None:
+            n = 14
+            while not over.wait(1.0):
+                step(n)
+                n += 1
+
+        thread = threading.Thread(target=go_on, daemon=True)
+        thread.start()
+        try:
+            yield ports
+        finally:
+            over.set()
+            thread.join()
+            for writer in writers.values():
+                writer.close()
+
+
+@contextlib.contextmanager
+def evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A real run of the client over eight files, against a server that costs nothing (`bench/evaluate/server.py`); one endpoint is
+    not there. Its port."""
+    monkeypatch.setenv("EGM_PROGRESS_PORT", "0")
+    images = folder / "images"
+    images.mkdir()
+    for i in range(40):
+        Image.new("RGB", (64, 64), (6 * i, 10, 10)).save(images / f"{i}.jpg")
+    row = {"bbox": [6, 6, 32, 38], "width": 64, "height": 64}
+    for name in PAPER_ORDER:
+        lines = [json.dumps({**row, "image": f"{i % 40}.jpg", "sent": f"thing {i}"}) for i in range(400)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    command = [sys.executable, str(ROOT / "bench/evaluate/server.py"), "--delay", "0.2"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    found = re.search(r"\d{4,5}", server.stdout.readline())
+    assert found
+    request = Request("m", "qwen3", get_engine("vllm").request_extras(Sampling()))
+    endpoints = (f"http://127.0.0.1:{found[0]}", "http://127.0.0.1:9")
+    one = Evaluation(
+        tuple(folder / f"{n}.jsonl" for n in PAPER_ORDER),
+        (images,),
+        folder / "out",
+        "m",
+        Options(endpoints, request, concurrency=6, unreachable_s=600),
+    )
+    with serve_evaluation("asks", one.out) as (teller, port):
+
+        def ask() -> None:
+            with contextlib.suppress(Exception):  # it is cut off at the end
+                run(one, plan(one), teller, interval=1.0)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            yield port
+        finally:
+            server.kill()
+            server.wait()
+
+
+def engines() -> contextlib.AbstractContextManager[dict[str, int]]:
+    """What SGLang and vLLM tell, in the form that their documentation gives. Ports by name."""
+    return texts({path.stem: path.read_text() for path in sorted((HERE / "exposition").glob("*.txt"))})
+
+
+@contextlib.contextmanager
+def texts(told: dict[str, str]) -> Iterator[dict[str, int]]:
+    """Texts at `/metrics`; counters grow by a tenth of themselves a second. Ports by name."""
+    begun, grows = time.monotonic(), re.compile(r"(_total|_bucket|_sum|_count)\{")
+    servers = {}
+
+    def serve(text: str) -> ThreadingHTTPServer:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                factor = 1 + (time.monotonic() - begun) / 10
+                lines = []
+                for line in text.splitlines():
+                    if grows.search(line) and not line.startswith("#"):
+                        series, _, value = line.rpartition(" ")
+                        line = f"{series} {float(value) * factor}"
+                    lines.append(line)
+                body = ("\n".join(lines) + "\n").encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        return made
+
+    for name, text in told.items():
+        servers[name] = serve(text)
+    try:
+        yield {name: server.server_address[1] for name, server in servers.items()}
+    finally:
+        for server in servers.values():
+            server.shutdown()
+            server.server_close()
+
+
+def text_of(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())

@@ -1,0 +1,241 @@
+"""The chart without a cluster: lint, snapshots, what values are refused, and that it says what the operator understands.
+
+EGM_UPDATE=1 writes the snapshots anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from egm_operator.settings import Settings, load
+from ruamel.yaml import YAML
+
+from tests.cluster.chart_kit import CHART, CI, ROOT, VERSION, granted, helm, of_kind, template
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+# what the chart itself decides
+BY_CHART = {"namespaces", "identity", "lease_name", "lease_namespace", "health_port", "health_host", "leader_elect"}
+
+
+def _short(obj: dict[str, Any]) -> dict[str, Any]:
+    """Definitions and dashboards are made by `make chart` and tested elsewhere; here it matters that they are there."""
+    if obj["kind"] == "CustomResourceDefinition":
+        return {**obj, "spec": "..."}
+    if "-dashboard-" in obj["metadata"]["name"]:
+        return {**obj, "data": dict.fromkeys(obj["data"], "...")}
+    return obj
+
+
+@pytest.mark.parametrize("values", CI, ids=lambda p: p.name.removesuffix("-values.yaml"))
+def test_lint_and_snapshot(values: Path, tmp_path: Path) -> None:
+    helm("lint", str(CHART), VERSION, "--strict", "-f", str(values))
+    objects = [_short(o) for o in template("-f", str(values))]
+    names = [(o["apiVersion"], o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects]
+    assert len(set(names)) == len(names)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.width = False, 1000
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    made = tmp_path / "made.yaml"
+    with made.open("w") as out:
+        yaml.dump_all(objects, out)
+    kept = SNAPSHOTS / f"{values.name.removesuffix('-values.yaml')}.yaml"
+    if os.environ.get("EGM_UPDATE") == "1":
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(made.read_text())
+    assert made.read_text() == kept.read_text(), "the chart has changed: look at it, then EGM_UPDATE=1"
+
+
+def _key(field: str) -> str:
+    first, *rest = field.split("_")
+    return first + "".join(w.capitalize() for w in rest)
+
+
+def test_every_setting_of_the_operator_is_a_value_with_the_same_default() -> None:
+    values = YAML(typ="safe").load((CHART / "values.yaml").read_text())["settings"]
+    wanted = {_key(f.name): getattr(Settings(), f.name) for f in fields(Settings) if f.name not in BY_CHART}
+    assert values == wanted
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]["properties"]
+    assert set(schema) == set(wanted)
+
+
+def _environment(*argv: str) -> dict[str, str]:
+    (deployment,) = of_kind(template(*argv), "Deployment")
+    found = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    return {e["name"]: e.get("value", "filled-in") for e in found}
+
+
+@pytest.mark.parametrize("values", CI, ids=lambda p: p.name.removesuffix("-values.yaml"))
+def test_the_operator_understands_the_environment(values: Path) -> None:
+    environ = _environment("-f", str(values))
+    settings = load({k: v for k, v in environ.items() if k.startswith("EGM_")})
+    given = YAML(typ="safe").load(values.read_text()) or {}
+    for field in fields(Settings):
+        wanted = (given.get("settings") or {}).get(_key(field.name))
+        if wanted is not None:
+            assert getattr(settings, field.name) == wanted
+    assert settings.namespaces == tuple(given.get("watchNamespaces", ()))
+    assert settings.leader_elect and settings.lease_namespace == "egm-system"
+    known = {f"EGM_{f.name.upper()}" for f in fields(Settings)} | {e["name"] for e in given.get("extraEnv", [])}
+    assert set(environ) <= known
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("replica=2", "replica"),
+        ("settings.gpuResorce=x", "gpuResorce"),
+        ("metrics.serviceMonitor.enable=true", "enable"),
+        ("settings.progressVia=carrier-pigeon", "progressVia"),
+        ("settings.workers=0", "workers"),
+        ("image.digest=sha256:12", "digest"),
+        ("watchNamespaces={A_B}", "watchNamespaces"),
+        ("kueue.localQueues[0].name=a", "localQueues"),
+        ("settings.defaultOutput=/data", "defaultOutput"),
+        ("crds.install=perhaps", "install"),
+    ],
+)
+def test_wrong_values_are_refused_with_their_name(wrong: str, told: str) -> None:
+    done = helm("template", "egm", str(CHART), VERSION, "--set", wrong, check=False)
+    assert done.returncode != 0 and told in done.stderr and "values" in done.stderr
+
+
+def test_every_value_is_in_the_schema_and_refuses_neighbours() -> None:
+    """No object of the schema with keys of its own is open."""
+
+    def check(schema: dict[str, Any], path: str) -> None:
+        if "properties" in schema and path != "extraEnv[]":
+            assert schema.get("additionalProperties") is False, path
+        for key, inner in schema.get("properties", {}).items():
+            check(inner, f"{path}.{key}".lstrip("."))
+        if isinstance(schema.get("items"), dict):
+            check(schema["items"], f"{path}[]")
+
+    whole = json.loads((CHART / "values.schema.json").read_text())
+    check(whole, "")
+    for name, definition in whole["definitions"].items():
+        check(definition, name)
+
+
+def test_a_cluster_without_pytorchjobs_is_told_at_install_time() -> None:
+    done = helm("template", "egm", str(CHART), VERSION, "--api-versions", "v1/Pod", check=False)
+    assert (
+        done.returncode != 0
+        and "training-operator v1.9" in done.stderr
+        and "trainingOperator.check=warn" in done.stderr
+    )
+    template("--api-versions", "v1/Pod", "--api-versions", "kubeflow.org/v1/PyTorchJob")
+    template("--api-versions", "v1/Pod", "--set", "trainingOperator.check=warn")
+
+
+def test_definitions_are_those_of_the_models_and_are_kept() -> None:
+    from grounding.api.crd import crds
+
+    kept = {o["metadata"]["name"]: o for o in of_kind(template(), "CustomResourceDefinition")}
+    assert {n: o["spec"] for n, o in kept.items()} == {c["metadata"]["name"]: c["spec"] for c in crds().values()}
+    for obj in kept.values():
+        assert obj["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    free = of_kind(template("--set", "crds.keep=false"), "CustomResourceDefinition")
+    assert free and not any("annotations" in o["metadata"] for o in free)
+    assert not of_kind(template("--set", "crds.install=false"), "CustomResourceDefinition")
+
+
+def test_both_forms_of_rights_are_the_same_but_for_the_cluster_s_own_scope() -> None:
+    wide, narrow = template(), template("--set", "watchNamespaces={team-a,team-b}")
+    assert granted(wide) - granted(narrow) == {
+        ("apiextensions.k8s.io", "customresourcedefinitions", v) for v in ("list", "watch")
+    }
+    assert granted(narrow) <= granted(wide)
+    assert not [o for o in narrow if o["kind"] == "ClusterRoleBinding"]
+    everywhere = {o["metadata"]["namespace"] for o in of_kind(narrow, "RoleBinding")}
+    assert everywhere == {"team-a", "team-b", "egm-system"}
+    nothing_wide = template("-f", str(CHART / "ci" / "namespaced-values.yaml"))
+    assert not [o["kind"] for o in nothing_wide if o["kind"].startswith(("Cluster", "CustomResource"))]
+    assert ("", "pods/proxy", "get") in granted(nothing_wide) - granted(wide)
+
+
+def test_no_right_is_a_wildcard_and_secrets_cannot_be_read() -> None:
+    found = granted(template("--set", "settings.progressVia=proxy"))
+    assert not [r for r in found if "*" in "".join(r)]
+    assert {v for g, r, v in found if r == "secrets"} == {"create"}
+
+
+def test_the_pod_keeps_to_the_restricted_level() -> None:
+    (deployment,) = of_kind(template(), "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsUser"] >= 10000 and pod["automountServiceAccountToken"] is False
+    assert container["securityContext"] == {
+        "runAsNonRoot": True,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container)
+    assert container["resources"]["limits"]["memory"] and container["resources"]["requests"]["cpu"]
+
+
+def test_the_policy_can_be_left_to_others() -> None:
+    assert of_kind(template(), "NetworkPolicy")
+    assert not of_kind(template("--set", "networkPolicy.enabled=false"), "NetworkPolicy")
+
+
+def test_a_budget_comes_with_the_second_replica() -> None:
+    assert not of_kind(template(), "PodDisruptionBudget")
+    assert of_kind(template("--set", "replicas=2"), "PodDisruptionBudget")
+
+
+def test_selectors_find_the_pods_that_the_operator_makes() -> None:
+    """Monitors and the policy select by labels and ports of jobs' pods: those of real ones."""
+    from egm_operator.render import objects
+
+    from grounding.api import load as load_jobs
+
+    jobs = {j.metadata.name: j for j in load_jobs(ROOT / "jobs" / "egm8b-pipeline.yaml")}
+    made = [o for j in jobs.values() for o in objects(j, jobs.get(j.spec.model.train_job or ""), Settings(), "n")]
+    pods: list[dict[str, Any]] = [o for o in made if o["kind"] == "Pod"]
+    pods += [o["spec"]["template"] for o in made if o["kind"] == "Job"]
+    for gang in of_kind(made, "PyTorchJob"):
+        pod = gang["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
+        meta = pod["metadata"]  # the training-operator adds its own label
+        pods.append(
+            {**pod, "metadata": {**meta, "labels": {**meta["labels"], "training.kubeflow.org/replica-type": "master"}}}
+        )
+    monitors = of_kind(template("--set", "metrics.podMonitor.enabled=true"), "PodMonitor")
+    assert len(monitors) == 3
+    for monitor in monitors:
+        labels = monitor["spec"]["selector"]["matchLabels"]
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        found = [p for p in pods if labels.items() <= p["metadata"]["labels"].items()]
+        assert found, labels
+        for pod in found:
+            assert endpoint["port"] in {p["name"] for p in pod["spec"]["containers"][0]["ports"]}
+    (policy,) = of_kind(template(), "NetworkPolicy")
+    peers = [e for e in policy["spec"]["egress"] if e.get("to") and "podSelector" in e["to"][0]]
+    assert peers[0]["ports"] == [{"protocol": "TCP", "port": 8090}]
+    assert all("grounding.egm.dev/job" in p["metadata"]["labels"] for p in pods)
+
+
+def test_alerts_can_be_left_out_and_lead_to_their_runbooks() -> None:
+    def alerts(*argv: str) -> dict[str, dict[str, Any]]:
+        (rule,) = of_kind(template("--set", "metrics.rules.enabled=true", *argv), "PrometheusRule")
+        return {r["alert"]: r for group in rule["spec"]["groups"] for r in group["rules"]}
+
+    source = YAML(typ="safe").load((CHART / "rules" / "alerts.yaml").read_text())
+    kept = {r["alert"]: r for g in source["groups"] for r in g["rules"]}
+    found = alerts()
+    for name, rule in found.items():
+        link = rule["annotations"]["runbook_url"]
+        assert link == f"docs/runbooks/{name}.md" and (ROOT / link).is_file()
+        # Prometheus' templates are not Helm's
+        assert rule["annotations"]["summary"] == kept[name]["annotations"]["summary"]
+    first = next(iter(found))
+    fewer = alerts("--set", f"metrics.rules.disabled={{{first}}}", "--set", "metrics.rules.runbooks=https://x/y")
+    assert set(found) - set(fewer) == {first}
+    assert all(r["annotations"]["runbook_url"].startswith("https://x/y/Egm") for r in fewer.values())
+    assert {p.stem for p in (ROOT / "docs" / "runbooks").glob("Egm*.md")} == set(found)

@@ -1,0 +1,244 @@
+"""Every reason and every condition of the operator is reached on a real control plane: the table fails when one in the code has no case."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from egm_operator.status import Condition, Reason
+
+from tests.cluster import phases
+from tests.cluster.operator_kit import Api, Drive, Operator, kubeconfig, new_namespace, train_job, until
+
+Case = Callable[[Drive, str], None]
+
+
+class Recorder(threading.Thread):
+    """Every reason that a job's status, conditions and Events have had, by the job's name; a watch misses none."""
+
+    def __init__(self, api: Api, namespace: str, kind: str) -> None:
+        super().__init__(daemon=True)
+        self.api, self.path = api, api.path(kind, namespace)
+        self.seen: dict[str, dict[str, str]] = defaultdict(dict)
+        """Job -> reason -> message."""
+        self.conditions: set[str] = set()
+        self.version = api.request("GET", self.path)["metadata"]["resourceVersion"]
+
+    def run(self) -> None:
+        query = f"?watch=1&timeoutSeconds=600&resourceVersion={self.version}"
+        for line in self.api.lines(self.path + query):
+            obj = json.loads(line)["object"]
+            status, seen = obj.get("status") or {}, self.seen[obj["metadata"]["name"]]
+            for part in [status, *status.get("conditions", [])]:
+                if part.get("reason"):
+                    seen[part["reason"]] = str(part.get("message", ""))
+            self.conditions |= {c["type"] for c in status.get("conditions", []) if c["status"] == "True"}
+
+
+def _create(drive: Drive, kind: str, job: dict[str, Any]) -> None:
+    drive.api.create(kind, drive.namespace, job)
+
+
+def upstream_not_ready(drive: Drive, name: str) -> None:
+    _create(drive, "gtj", train_job(f"{name}-before", suspend=True))
+    _create(drive, "gtj", train_job(name, model={"trainJob": f"{name}-before"}))
+
+
+def upstream_failed(drive: Drive, name: str) -> None:
+    _create(drive, "gtj", train_job(f"{name}-before", {"egm.test/exit-code": "2"}))
+    _create(drive, "gtj", train_job(name, model={"trainJob": f"{name}-before"}))
+
+
+def upstream_succeeded(drive: Drive, name: str) -> None:
+    _create(drive, "gtj", train_job(f"{name}-before", {"egm.test/exit-code": "0"}))
+    _create(drive, "gtj", train_job(name, model={"trainJob": f"{name}-before"}))
+
+
+def image_pull(drive: Drive, name: str) -> None:
+    _create(drive, "gtj", train_job(name, {"egm.test/waiting": "ImagePullBackOff"}))
+
+
+def pods_pending(drive: Drive, name: str) -> None:
+    """One of two pods takes longer."""
+    wishes = {"egm.test/waiting": "ContainerCreating", "egm.test/prepare-exit-code": "0"}
+    _create(drive, "gtj", train_job(name, wishes, nodes=2))
+    drive.begin(until("the preparing pod", lambda: drive.pods(name, "prepare"))[0])
+    drive.begin(until("the gang", lambda: p if len(p := drive.pods(name, "rl")) == 2 else None)[0])
+
+
+def stopping(drive: Drive, name: str) -> None:
+    phases.suspending(drive, name)
+    drive.api.patch("gtj", drive.namespace, name, {"spec": {"suspend": False}})
+
+
+def resumed(drive: Drive, name: str) -> None:
+    phases.suspended(drive, name)
+    drive.api.patch("gtj", drive.namespace, name, {"spec": {"suspend": False}})
+
+
+def answering(drive: Drive, name: str) -> None:
+    phases.running(drive, name)
+    drive.report(name, 3)
+
+
+def stalled(drive: Drive, name: str) -> None:
+    """Rank 0 answers, and says the same step for a minute."""
+    _create(drive, "gtj", train_job(name, stallTimeoutSeconds=60))
+    drive.prepared(name)
+    drive.phase(name, "Running")
+    end = time.monotonic() + 90
+    while drive.status(name).get("reason") != "Stalled" and time.monotonic() < end:
+        drive.report(name, 3)
+        time.sleep(0.5)
+
+
+def restarted(drive: Drive, name: str) -> None:
+    phases.restarting(drive, name)
+    drive.running(name, "rl", 2, attempt=2)
+
+
+def replaced(drive: Drive, name: str) -> None:
+    phases.running(drive, name)
+    time.sleep(2.1)  # times of objects have whole seconds
+    pod = drive.running(name, "rl", 2)[0]
+    # gone at once, as with a node: nobody sees it fail
+    drive.api.request(
+        "DELETE", drive.api.path("pod", drive.namespace, pod["metadata"]["name"]), {"gracePeriodSeconds": 0}
+    )
+
+
+def _ending(**what: str) -> Case:
+    def case(drive: Drive, name: str) -> None:
+        phases.running(drive, name)
+        drive.annotate(drive.running(name, "rl", 2)[0], **what)
+
+    return case
+
+
+def attempts_exhausted(drive: Drive, name: str) -> None:
+    _create(drive, "gtj", train_job(name, {"egm.test/prepare-exit-code": "0"}, maxAttempts=1))
+    drive.end(name, "rl", 1)
+
+
+def deadline(drive: Drive, name: str) -> None:
+    _create(drive, "gtj", train_job(name, activeDeadlineSeconds=1))
+
+
+def start_deadline(drive: Drive, name: str) -> None:
+    _create(drive, "gtj", train_job(name, startDeadlineSeconds=1, resources={"nodes": 1, "gpusPerNode": 16}))
+    drive.prepared(name)
+
+
+def prepare_failed(drive: Drive, name: str) -> None:
+    _create(
+        drive, "gtj", train_job(name, {"egm.test/exit-code": "1", "egm.test/message": "no space left"}, maxAttempts=1)
+    )
+
+
+def invalid_spec(drive: Drive, name: str) -> None:
+    job = train_job(name)
+    del job["spec"]["output"]
+    _create(drive, "gtj", job)
+
+
+def refused(drive: Drive, name: str) -> None:
+    template = {"spec": {"containers": [{"name": "main", "imagePullPolicy": "Sometimes"}]}}
+    _create(drive, "gtj", train_job(name, podTemplate=template))
+
+
+CASES: dict[Reason, Case] = {
+    Reason.UPSTREAM_NOT_FOUND: phases.waiting,
+    Reason.UPSTREAM_NOT_READY: upstream_not_ready,
+    Reason.UPSTREAM_FAILED: upstream_failed,
+    Reason.PREPARING: phases.preparing,
+    Reason.STARTING: phases.running,
+    Reason.QUEUED: phases.queued,
+    Reason.UNSCHEDULABLE: phases.starting,
+    Reason.IMAGE_PULL: image_pull,
+    Reason.PODS_PENDING: pods_pending,
+    Reason.SERVERS_STARTING: phases.eval_starting,
+    Reason.STOPPING: stopping,
+    Reason.MODEL_GIVEN: phases.preparing,
+    Reason.MODEL_FOUND: upstream_succeeded,
+    Reason.PREPARED: phases.running,
+    Reason.ALL_PODS_RUNNING: phases.running,
+    Reason.CLIENT_RUNNING: phases.eval_running,
+    Reason.ANSWERING: answering,
+    Reason.RESTARTED: restarted,
+    Reason.RESUMED: resumed,
+    Reason.COMPLETED: phases.succeeded,
+    Reason.SUSPENDED: phases.suspended,
+    Reason.SUSPENDING: phases.suspending,
+    Reason.NO_ANSWER: phases.running,
+    Reason.POD_FAILED: phases.restarting,
+    Reason.POD_REPLACED: replaced,
+    Reason.EVICTED: _ending(evict="true"),
+    Reason.OUT_OF_MEMORY: _ending(exit_code="137", reason="OOMKilled"),
+    Reason.STALLED: stalled,
+    Reason.SERVERS_NOT_READY: phases.eval_starting,
+    Reason.ATTEMPTS_EXHAUSTED: attempts_exhausted,
+    Reason.DEADLINE_EXCEEDED: deadline,
+    Reason.START_DEADLINE_EXCEEDED: start_deadline,
+    Reason.PREPARE_FAILED: prepare_failed,
+    Reason.USER_ERROR: phases.failed,
+    Reason.INVALID_SPEC: invalid_spec,
+    Reason.REFUSED: refused,
+}
+Seen = dict[str, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def seen(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Callable[[Case], tuple[str, Seen]], list[Recorder]]]:
+    """Runs a case once however many reasons it is for; gives its job's name and what was recorded so far."""
+    api = Api(kubeconfig())
+    settings = {"EGM_PROGRESS_STALE_SECONDS": "3", "EGM_SERVER_START_SECONDS": "-1797", "EGM_BACKOFF_BASE_SECONDS": "2"}
+    with new_namespace(api, "reason") as namespace:
+        recorders = [Recorder(Api(kubeconfig()), namespace, kind) for kind in ("gtj", "gej")]
+        for recorder in recorders:
+            recorder.start()
+        log: Path = tmp_path_factory.mktemp("operator") / "log"
+        operator = Operator(namespace, log, EGM_LEADER_ELECT="false", **settings).start()
+        drive, running = Drive(api, namespace), {}
+        with ThreadPoolExecutor(6) as pool:
+            for i, case in enumerate(dict.fromkeys(CASES.values())):
+                running[case] = (f"case-{i}", pool.submit(case, drive, f"case-{i}"))
+
+            def get(case: Case) -> tuple[str, Seen]:
+                name, future = running[case]
+                assert isinstance(future, Future)
+                future.result(200)
+                return name, {n: r for recorder in recorders for n, r in recorder.seen.items()}
+
+            yield get, recorders
+        assert operator.running() and operator.stop() == 0
+        assert not [line for line in operator.lines() if "exception" in line]
+
+
+def test_every_reason_has_a_case() -> None:
+    assert set(CASES) == set(Reason)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("reason", list(CASES), ids=str)
+def test_a_reason_is_reached_and_says_something(seen: Any, reason: Reason) -> None:
+    get, _ = seen
+    name, _ = get(CASES[reason])
+    recorded = until(f"{reason}", lambda: r if reason in (r := get(CASES[reason])[1].get(name, {})) else None, 30)
+    assert len(recorded[reason]) > 5, recorded[reason]
+
+
+@pytest.mark.timeout(300)
+def test_every_condition_is_reached(seen: Any) -> None:
+    get, recorders = seen
+    for case in CASES.values():
+        get(case)
+    until("all conditions", lambda: {c for r in recorders for c in r.conditions} == {str(c) for c in Condition}, 30)

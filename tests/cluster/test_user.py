@@ -1,0 +1,118 @@
+"""`egm submit`, `top`, `logs`, `report` and `cancel` as a user runs them, against the real API server and the real operator."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.operator_kit import Api, Drive, Operator, kubeconfig, new_namespace, until
+from tests.cluster.scene import MEASURED
+
+EVALUATION = """
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingEvalJob
+metadata: {name: asks}
+spec:
+  model: {source: hf://JamesZGQ/EGM-8B}
+  servers: 1
+  gpusPerServer: 1
+  data: {root: /data/eval, images: [/data/coco.tar]}
+  output: s3://bucket/asks
+"""
+
+
+def egm(*argv: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "KUBECONFIG": str(kubeconfig()), "COLUMNS": "160"}
+    return subprocess.run(
+        [sys.executable, "-m", "grounding.cli", *argv], capture_output=True, text=True, env=env, timeout=timeout
+    )
+
+
+@pytest.fixture(scope="module")
+def drive(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
+    del cluster
+    api = Api(kubeconfig())
+    with new_namespace(api, "user") as namespace:
+        operator = Operator(namespace, tmp_path_factory.mktemp("operator") / "log").start()
+        yield Drive(api, namespace)
+        assert operator.stop() == 0
+
+
+def test_a_manifest_from_submission_to_its_result(drive: Drive, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(EVALUATION)
+    submit = ["submit", "-f", str(tmp_path / "job.yaml"), "-n", drive.namespace]
+    done = egm(*submit)
+    assert done.returncode == 0 and "groundingevaljob/asks created" in done.stdout, done.stderr
+    assert "unchanged" in egm(*submit).stdout
+    (tmp_path / "job.yaml").write_text(EVALUATION.replace("servers: 1", "servers: 2"))
+    assert "changed in" in egm(*submit).stdout
+    (tmp_path / "job.yaml").write_text(EVALUATION.replace("EGM-8B", "EGM-4B").replace("servers: 1", "servers: 2"))
+    refused = egm(*submit)
+    assert (
+        refused.returncode == 2
+        and "model cannot change after the job was created" in refused.stderr
+        and "Traceback" not in refused.stderr
+    )
+    (tmp_path / "job.yaml").write_text(EVALUATION.replace("servers: 1", "servers: 2"))
+    drive.prepared("asks", kind="eval")
+    drive.phase("asks", "Running", kind="gej")
+    top = egm("top", "-n", drive.namespace)
+    assert top.returncode == 0 and "asks" in top.stdout and "Running" in top.stdout and "1 running" in top.stdout
+    everywhere = egm("top", "-A", "--no-ended")
+    assert drive.namespace in everywhere.stdout
+    nothing_yet = egm("report", "asks", "--cluster", "-n", drive.namespace)
+    assert "Running:" in nothing_yet.stdout
+    waits = subprocess.Popen(
+        [sys.executable, "-m", "grounding.cli", *submit, "--wait"],
+        env={**os.environ, "KUBECONFIG": str(kubeconfig())},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    drive.end("asks", "evaluate", 0, kind="eval", message=json.dumps(MEASURED))
+    out, _ = waits.communicate(timeout=60)
+    assert waits.returncode == 0 and "asks: Succeeded" in out
+    report = egm("report", "asks", "--cluster", "-n", drive.namespace)
+    assert "refcocog_test" in report.stdout and "macro 90.00" in report.stdout and MEASURED["report"] in report.stdout
+    cancelled = egm("cancel", "asks", "-n", drive.namespace)
+    assert cancelled.returncode == 0 and "s3://bucket/asks" in cancelled.stdout
+    until("it to be gone", lambda: drive.api.get("gej", drive.namespace, "asks") is None)
+
+
+def test_pause(drive: Drive, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(EVALUATION.replace("asks", "rests"))
+    egm("submit", "-f", str(tmp_path / "job.yaml"), "-n", drive.namespace)
+    drive.running("rests", "prepare", kind="eval")
+    assert "suspended" in egm("cancel", "rests", "--pause", "-n", drive.namespace).stdout
+    drive.phase("rests", "Suspended", kind="gej")
+
+
+def test_mistakes_are_sentences(drive: Drive, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(EVALUATION.replace("servers: 1", "severs: 1"))
+    for argv, told in (
+        (["submit", "-f", str(tmp_path / "bad.yaml"), "-n", drive.namespace], "severs"),
+        (["cancel", "nobody", "-n", drive.namespace], "no job 'nobody'"),
+        (["logs", "nobody", "--cluster", "-n", drive.namespace], "no job 'nobody'"),
+    ):
+        done = egm(*argv)
+        assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
+    env = {**os.environ, "KUBECONFIG": str(tmp_path / "none"), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "grounding.cli", "top"], capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and "no cluster is configured" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_logs_of_pods_that_have_none_say_so(drive: Drive, tmp_path: Path) -> None:
+    """Simulated pods have no logs; a real node's are read by the same call."""
+    (tmp_path / "job.yaml").write_text(EVALUATION.replace("asks", "quiet"))
+    egm("submit", "-f", str(tmp_path / "job.yaml"), "-n", drive.namespace)
+    drive.running("quiet", "prepare", kind="eval")
+    done = egm("logs", "quiet", "prepare", "--cluster", "-n", drive.namespace)
+    assert done.returncode == 0 and "no log:" in done.stdout
+    wrong = egm("logs", "quiet", "rl", "--cluster", "-n", drive.namespace)
+    assert wrong.returncode == 2 and "prepare" in wrong.stderr

@@ -1,0 +1,67 @@
+"""The demo, killed with `kill -9` at random moments and started again, ends in the table of an undisturbed one.
+
+Half an hour of two cores: `make test-demo`. `EGM_DEMO_KILLS` is how often (6), `EGM_DEMO_REFERENCE` a finished run folder (`runs/demo`) of this very
+checkout, which saves the undisturbed run.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+KILLS = int(os.environ.get("EGM_DEMO_KILLS", "6"))
+
+
+def start(runs, log):
+    command = [sys.executable, "-m", "grounding.cli", "run", "-f", "jobs/demo.yaml", "--runs", str(runs)]
+    with log.open("ab") as sink:
+        return subprocess.Popen(command, cwd=REPOSITORY, stdout=sink, stderr=sink, start_new_session=True)
+
+
+def table(run):
+    """Everything of both evaluations but times."""
+    found = {}
+    for job in ("demo-before", "demo-after"):
+        summary = json.loads((run / job / "summary.json").read_text())
+        assert summary["done"] == summary["total"] and not summary["errors"]
+        files = [{k: v for k, v in f.items() if "latency" not in k} for f in summary["files"]]
+        found[job] = {k: summary[k] for k in ("macro", "micro", "ci95", "unparsed", "truncated")} | {"files": files}
+    return found
+
+
+def curve(run):
+    """Step and score of each step of RL: what training did, whenever it did it."""
+    lines = [json.loads(line) for line in (run / "demo-rl/progress.jsonl").read_text().splitlines()]
+    return [(line["step"], line["metrics"].get("score")) for line in lines if "step" in line]
+
+
+@pytest.mark.timeout(7200)
+def test_a_demo_killed_at_random_moments_ends_in_the_same_table(tmp_path):
+    log = tmp_path / "log"
+    given = os.environ.get("EGM_DEMO_REFERENCE")
+    reference = Path(given) if given else tmp_path / "reference/demo"
+    if not given:
+        assert start(tmp_path / "reference", log).wait() == 0, log.read_text()[-3000:]
+    seed = int(os.environ.get("EGM_DEMO_SEED", random.randrange(1000)))
+    print(f"EGM_DEMO_SEED={seed}")
+    chance = random.Random(seed)
+    for _ in range(KILLS):
+        child = start(tmp_path / "runs", log)
+        try:
+            code = child.wait(chance.uniform(5, 150))
+            assert code == 0, log.read_text()[-3000:]
+            break  # it was done before the next kill
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            time.sleep(chance.uniform(0, 3))  # sometimes while the supervisors still stop what was left
+    assert start(tmp_path / "runs", log).wait() == 0, log.read_text()[-3000:]
+    assert table(tmp_path / "runs/demo") == table(reference)
+    assert curve(tmp_path / "runs/demo") == curve(reference)
