@@ -113,7 +113,8 @@ class Server:
         self.url, self.engine, self.log = f"http://127.0.0.1:{port}", engine, log
         command = chosen.command(str(model), ServeOptions(port=port, served_name="m", gpus=1))
         command[0] = python if command[0] == "python" else command[0]
-        environment = os.environ | chosen.env | {"CUDA_VISIBLE_DEVICES": str(gpu), "HF_HUB_OFFLINE": "1"}
+        ours = chosen.environment(os.environ, gpus=1)
+        environment = os.environ | ours | {"CUDA_VISIBLE_DEVICES": str(gpu), "HF_HUB_OFFLINE": "1"}
         self.command, self.started = [*command, *EXTRA[engine], *more], time.monotonic()
         self.process = subprocess.Popen(
             self.command, env=environment, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True
