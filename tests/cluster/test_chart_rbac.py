@@ -297,7 +297,6 @@ def _manifests(api: Api, namespace: str, owners: dict[str, str]) -> list[dict[st
 PLURAL = {
     "Pod": ("", "pods", "/api/v1"),
     "Service": ("", "services", "/api/v1"),
-    "ConfigMap": ("", "configmaps", "/api/v1"),
     "Job": ("batch", "jobs", "/apis/batch/v1"),
     "PyTorchJob": ("kubeflow.org", "pytorchjobs", "/apis/kubeflow.org/v1"),
 }
