@@ -1,4 +1,4 @@
-"""A real S3 server (SeaweedFS) on loopback, for the tests of storage and of what uses it."""
+"""For all tests: no example is timed, since machines are busy; a real S3 server (SeaweedFS) on loopback for those that ask for it."""
 
 import json
 import os
@@ -12,6 +12,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("egm", deadline=None)
+settings.load_profile("egm")
 
 KEY, SECRET = "test-key", "test-secret-0123456789"  # of this server alone
 

@@ -210,8 +210,8 @@ def versions() -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="A model that SFT left; without it the tiny one is trained here.")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--kill-at", type=int, default=13, help="Kill once this step is done; 0 never.")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--kill-at", type=int, default=17, help="Kill once this step is done; 0 never.")
     parser.add_argument("--batch", type=int, default=32, help="Prompts a step.")
     parser.add_argument("--rollouts", type=int, default=8, help="Answers a prompt.")
     parser.add_argument("--rows", type=int, default=6000, help="Training rows of the shapes set.")
@@ -241,7 +241,7 @@ def main() -> int:
             preset=preset,
             model=model,
             rows=arguments.rows,
-            per_file=40,
+            per_file=200,
             hyperparameters=json.dumps(hyperparameters),
         )
         (folder / f"{name}.yaml").write_text(text)

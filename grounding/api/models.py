@@ -38,8 +38,9 @@ class ModelRef(Model):
     train_job: Name | None = Field(
         None, description="Name of a GroundingTrainJob; this job waits for it and takes the model it leaves."
     )
-    family: Literal["qwen3-vl", "internvl"] = Field(
-        "qwen3-vl", description="Model family: decides prompt and patch size."
+    family: Literal["qwen3-vl", "internvl"] | None = Field(
+        None,
+        description="Model family; absent: the preset's, else qwen3-vl. Training refuses a model of the other one.",
     )
 
     rules = (
@@ -49,6 +50,11 @@ class ModelRef(Model):
             "exactly one of source and trainJob is wanted, found both",
         ),
     )
+
+    @property
+    def family_name(self) -> Literal["qwen3-vl", "internvl"]:
+        """The family, the default filled in."""
+        return self.family or "qwen3-vl"
 
 
 class Shapes(Model):
@@ -162,7 +168,8 @@ _CHANGEABLE = {"suspend", "maxAttempts", "activeDeadlineSeconds", "ttlSecondsAft
 class _Lifecycle(Model):
     output: Place | None = Field(
         None,
-        description="Where results go on a cluster: s3://bucket/path, pvc://claim/path or file:///path. Local runs use runs/.",
+        description="Where results go: s3://bucket/path (or file:///path), kept up to date by `egm run` and on a cluster alike; "
+        "pvc://claim/path on a cluster alone. Local runs have all of it in runs/ as well.",
     )
     suspend: bool = Field(
         False, description="Do not start; when running, stop after a checkpoint and give the nodes back."

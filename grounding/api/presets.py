@@ -91,7 +91,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "egm-8b-sft": _egm("sft", "hf://Qwen/Qwen3-VL-8B-Thinking", _SFT),
     "egm-4b-rl": _egm("rl", "hf://JamesZGQ/EGM-4B-SFT", _RL),
     "egm-8b-rl": _egm("rl", "hf://JamesZGQ/EGM-8B-SFT", _RL),
-    "egm-internvl-rl": _egm("rl", "hf://OpenGVLab/InternVL3-8B-hf", _INTERNVL_RL, data={"prompt": "grounding"}),
+    "egm-internvl-rl": {
+        **_egm("rl", "hf://OpenGVLab/InternVL3-8B-hf", _INTERNVL_RL, data={"prompt": "grounding"}),
+        "model": {"source": "hf://OpenGVLab/InternVL3-8B-hf", "family": "internvl"},
+    },
     "tiny-sft": _egm(
         "sft",
         "tiny://",

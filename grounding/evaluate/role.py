@@ -85,7 +85,7 @@ def serve_role(job_file: Path, data: Path, model: str) -> None:
     job = _job(job_file)
     engine, port = get_engine(job.spec.engine), server_port()
     gpus = job.spec.server_gpus
-    folder = _model_folder(model, job.spec.model.family)
+    folder = _model_folder(model, job.spec.model.family_name)
     host, most = os.environ.get("EGM_HOST", "127.0.0.1"), _max_length(Path(folder))
     argv = program(engine.command(folder, ServeOptions(host, port, _model_name(job), gpus or 0, most)))
     env = dict(os.environ) | engine.environment(os.environ, gpus=gpus or 0)
@@ -165,6 +165,9 @@ def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
         remote=destination(spec.output),
         engine=spec.engine,
     )
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job ignores it, and its children inherit that
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with (
         Live(Console(force_terminal=False, width=200), every_s=10.0) as live,

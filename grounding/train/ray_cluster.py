@@ -197,7 +197,6 @@ def _wait(pods: Pods, node: Node, roll: Roll, head: RayNode, deadline_s: float, 
                     roll.ray, because = f"{pods.ip}:{pods.ray_port}", ""
                 except Exception as error:  # the head is still starting
                     because = f" ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]})"
-                    ray.shutdown()  # half a connection would refuse every further try: "called ray.init twice"
             missing = shortfall(ray.nodes(), roll, pods, node) if connected else missing
             if not missing:
                 return True

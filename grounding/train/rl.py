@@ -79,8 +79,11 @@ def environment(
         "PYTHONUNBUFFERED": "1",
     }
     env |= flashinfer.environment(os.environ)
-    plugin = ",grounding.train.verl_internvl" if job.spec.model.family == "internvl" else ""
+    plugin = ",grounding.train.verl_internvl" if job.spec.model.family_name == "internvl" else ""
     env["VERL_USE_EXTERNAL_MODULES"] += plugin
+    if not cpu and "OMP_NUM_THREADS" not in os.environ:
+        # verl's eight agents prepare pictures at the same time; left alone, each does so with a thread a core
+        env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // 8))
     if cpu:
         env |= {
             "VERL_USE_EXTERNAL_MODULES": f"grounding.train.verl_cpu{plugin}",  # and with it verl_fixes
@@ -135,7 +138,7 @@ def train(job: GroundingTrainJob, data: JobData, model: str, out: Path, log: tra
         if pods:
             gang.dismiss(pods, 60.0)
         return 0
-    families.check(job.spec.model.family, model)
+    families.check(job.spec.model.family_name, model)
     rows = _rows(data.train_parquet)
     batch = job.spec.hyperparameters.batch_size or 256
     if rows < batch:

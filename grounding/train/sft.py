@@ -183,12 +183,12 @@ def train(
             _tiny(job, out, rows)
         _barrier()
         source = str(_tiny(job, out, rows))
-    families.check(job.spec.model.family, source)
+    families.check(job.spec.model.family_name, source)
     h = job.spec.hyperparameters
     original = AutoProcessor.from_pretrained(source)
     processor = AutoProcessor.from_pretrained(source)
     if h.max_pixels or h.min_pixels:
-        if job.spec.model.family == "internvl":
+        if job.spec.model.family_name == "internvl":
             raise UserError(
                 "InternVL cuts pictures into tiles of one size; minPixels and maxPixels are Qwen3-VL's",
                 field="spec.hyperparameters",
@@ -308,7 +308,7 @@ def _tiny(job: GroundingTrainJob, out: Path, rows: list[dict[str, Any]]) -> Path
     if not folder.exists():
         shutil.rmtree(temporary, ignore_errors=True)
         texts = [turn["value"] for row in rows[:2000] for turn in row["conversations"]]
-        build(temporary, ["user\nassistant\n", *texts], seed=job.spec.seed, family=job.spec.model.family)
+        build(temporary, ["user\nassistant\n", *texts], seed=job.spec.seed, family=job.spec.model.family_name)
         temporary.rename(folder)
     return folder
 

@@ -20,7 +20,7 @@ import orjson
 
 from grounding.api import GroundingTrainJob
 from grounding.errors import EgmError, Failure
-from grounding.storage import Transfer, destination, fetch, open_store, send
+from grounding.storage import Spoken, Transfer, destination, fetch, open_store, send
 from grounding.train import checkpoints
 from grounding.train.checkpoints import MARKER, Checkpoint
 
@@ -188,7 +188,11 @@ def local_model(model: str) -> str:
     """The model as a folder of this machine; one of a store or the hub is fetched once a node."""
     if "://" not in model or model.startswith("tiny://"):
         return model
-    return str(fetch(model, say=lambda text: print(text, flush=True)))  # noqa: T201 - the role's log
+    return str(fetch(model, say=_say))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - the role's log
 
 
 @contextlib.contextmanager
@@ -223,7 +227,9 @@ def kept(job: GroundingTrainJob, out: Path) -> Iterator[Uploader | None]:
             if (out / PROGRESS).exists():
                 brief.upload(out / PROGRESS, PROGRESS)
             if finished:
-                send(model, f"{uri}/model", last="config.json")
+                spoken = Spoken(f"sending {uri}/model", _say)
+                send(model, f"{uri}/model", last="config.json", progress=spoken)
+                spoken.end()
             for name in RECORD:
                 if (out / name).is_dir():
                     send(out / name, f"{uri}/{name}", transfer=None if finished else Transfer(patience_s=5.0))

@@ -47,29 +47,26 @@ for module in (verl_tensordict, verl_engine, verl_engine_workers):
     module.maybe_fix_3d_position_ids = fix_3d_position_ids
 
 
-# ---- log-probabilities a block of tokens at a time ----
-_BLOCK = 1 << 25
-"""Logits of a block: 128 MiB of float32"""
+# ---- log-probabilities without FlashAttention: verl 0.9.1 launches its kernels once a token ----
+_CHUNK_BYTES = 1 << 28
 
 
-def logprobs_from_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Stands for verl's `logprobs_from_logits_v2`, which it takes where flash-attn is not installed.
+def logprobs_by_chunks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each label, in single precision (double stays double): `logits` (..., vocabulary), `labels` and result (...).
 
-    That one goes through the first dimension one by one to save memory; with padding removed this is the tokens, tens of thousands of tiny
-    operations forward and backward. `logits` (..., vocabulary), `labels` (...); returns (...).
+    Stands for verl's `logprobs_from_logits_v2`, which goes row by row to save memory; rows are tokens there, as padding is removed, so a step
+    of the tiny model on a GPU spent most of its time launching kernels. Here they go in chunks of 256 MB (of single precision).
     """
-    flat, wanted = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1, 1)
-    rows = max(1, _BLOCK // flat.shape[-1])
-    if logits.dtype in (torch.float32, torch.float64):
-        sums = torch.cat([torch.logsumexp(part, dim=-1) for part in flat.split(rows)])
-        found = flat.gather(-1, wanted)[:, 0] - sums
-    else:  # half precision: the difference of two large numbers would lose what matters
-        parts = zip(flat.split(rows), wanted.split(rows), strict=True)
-        found = torch.cat([part.log_softmax(-1).gather(-1, label)[:, 0] for part, label in parts])
-    return found.view(labels.shape)
+    width = logits.shape[-1]
+    rows = max(1, _CHUNK_BYTES // (4 * width))
+    parts = []
+    for some, wanted in zip(logits.reshape(-1, width).split(rows), labels.reshape(-1).split(rows), strict=True):
+        exact = some if some.dtype == torch.float64 else some.float()
+        parts.append(exact.gather(-1, wanted[:, None]).squeeze(-1) - exact.logsumexp(-1))
+    return torch.cat(parts).view(labels.shape) if parts else logits.new_zeros(labels.shape, dtype=torch.float32)
 
 
-verl_functional.logprobs_from_logits_v2 = logprobs_from_logits
+verl_functional.logprobs_from_logits_v2 = logprobs_by_chunks
 
 
 # ---- a frozen vision tower: `actor.freeze_vision_tower` is a key that nobody reads any more ----

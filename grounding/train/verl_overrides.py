@@ -31,7 +31,7 @@ def _text(value: Any) -> str:
 def freezes_vision(job: GroundingTrainJob) -> bool:
     """Whether RL leaves the vision tower as it is: the reference trains Qwen3-VL's, and its InternVL tree never trains one."""
     wanted = job.spec.hyperparameters.freeze_vision
-    return wanted if wanted is not None else job.spec.model.family == "internvl"
+    return wanted if wanted is not None else job.spec.model.family_name == "internvl"
 
 
 def overrides(
@@ -73,7 +73,7 @@ def overrides(
         "data.filter_overlong_prompts_workers": 16,
         "data.truncation": "error",
         "data.image_key": "images",
-        "data.image_patch_size": 16 if spec.model.family == "qwen3-vl" else 14,
+        "data.image_patch_size": 16 if spec.model.family_name == "qwen3-vl" else 14,
         "data.trust_remote_code": False,
         "data.seed": spec.seed,
         "reward.custom_reward_function.path": str(reward_file),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -179,6 +180,36 @@ def test_alerts_of_the_fleet_fire_and_carry_the_job(fleet: Fleet) -> None:
     assert "EgmOperatorDown" not in found and "EgmOperatorBlind" not in found
     for alert in (a for many in found.values() for a in many):
         assert "<no value>" not in alert["annotations"]["summary"] + alert["annotations"]["description"], alert
+
+
+# a job of the fleet for which the alert could be
+SUBJECTS = {
+    "EgmJobFailed": ("GroundingTrainJob", "fails"),
+    "EgmJobStuck": ("GroundingTrainJob", "too-big"), "EgmJobImagePull": ("GroundingTrainJob", "pulls"),
+    "EgmJobRefused": ("GroundingTrainJob", "learns"),
+    "EgmJobRestarting": ("GroundingTrainJob", "restarts"), "EgmJobGpusIdle": ("GroundingEvalJob", "idle"),
+    "EgmTrainingStalled": ("GroundingTrainJob", "learns"), "EgmTrainingUnsaved": ("GroundingTrainJob", "silent"),
+    "EgmTrainingSilent": ("GroundingTrainJob", "silent"), "EgmEvaluationServersMissing": ("GroundingEvalJob", "asks"),
+    "EgmEvaluationErrors": ("GroundingEvalJob", "asks"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(SUBJECTS))
+def test_what_a_runbook_says_to_look_at_is_there(fleet: Fleet, cluster: Any, name: str) -> None:
+    """Its commands that read objects are run, for a job of the fleet; logs and addresses of pods are not simulated."""
+    kind, job = SUBJECTS[name]
+    text = (ROOT / "docs" / "runbooks" / f"{name}.md").read_text()
+    commands = [line.strip() for line in text.splitlines() if line.startswith("    kubectl -n NAMESPACE ")]
+    ran = 0
+    for command in commands:
+        words = shlex.split(command.split(" | ")[0].split(" # ")[0])[1:]
+        if words[2] not in ("get", "describe"):
+            continue
+        words = [w.replace("NAMESPACE", fleet.namespace).replace("KIND", kind).replace("NAME", job) for w in words]
+        done = cluster.run(*words)
+        assert done.returncode == 0 and "No resources found" not in done.stderr, (words, done.stderr)
+        ran += 1
+    assert ran, text
 
 
 def test_series_of_one_job_can_be_joined_across_sources(fleet: Fleet) -> None:

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from grounding.cli import run as egm
-from grounding.errors import UserError
-from grounding.train import checkpoints, families
+from grounding.train import checkpoints
 from grounding.train.progress import read_progress
 
 SFT = """
@@ -133,15 +132,6 @@ spec:
         tokens = net.generate(**inputs, max_new_tokens=40, do_sample=False)
     answer = processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert row["text"] == answer
-
-
-def test_other_layouts_and_families_are_refused_with_the_way(tmp_path: Path, model: Path) -> None:
-    families.check("internvl", model)
-    with pytest.raises(UserError, match=r"Set spec\.model\.family to internvl"):
-        families.check("qwen3-vl", model)
-    (tmp_path / "config.json").write_text('{"model_type": "internvl_chat"}')
-    with pytest.raises(UserError, match="-hf"):
-        families.check("internvl", tmp_path)
 
 
 def test_prompts_are_narrowed_to_what_vllm_widens(model: Path) -> None:

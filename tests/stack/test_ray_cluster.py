@@ -45,7 +45,7 @@ spec:
   data: {shapes: {train: 48, perFile: 10}}
   resources: {nodes: 2}
   startDeadlineSeconds: 240
-  hyperparameters: {maxSteps: STEPS, saveEvery: 1, validateEvery: 5, batchSize: 4, miniBatchSize: 4, rollouts: 4, responseLength: 24}
+  hyperparameters: {maxSteps: STEPS, saveEvery: 1, validateEvery: 5, batchSize: 4, miniBatchSize: 4, rollouts: 4, responseLength: 48}
 """
 
 

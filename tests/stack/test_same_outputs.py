@@ -123,7 +123,7 @@ def _parquet(data: bytes) -> Any:
 
 def _complete(data: bytes) -> Any:
     """The sizes of files whose content is the same."""
-    return {k: v for k, v in json.loads(data)["files"].items() if not re.search(r"training_args\.bin|extra_state", k)}
+    return {k: v for k, v in json.loads(data)["files"].items() if not re.search(r"training_args\.bin|trainer_state|extra_state", k)}
 
 
 def _shards(data: bytes) -> Any:
@@ -134,14 +134,22 @@ def _shards(data: bytes) -> Any:
 
 
 def _verl(data: bytes) -> Any:
-    clock = ("perf/", "timing", "training/rollout")
-    return [(line["step"], {k: v for k, v in line["data"].items() if not k.startswith(clock)}) for line in _lines(data)]
+    clock = re.compile(r"(actor/)?perf/|timing_")
+    return [(line["step"], {k: v for k, v in line["data"].items() if not clock.match(k)}) for line in _lines(data)]
+
+
+def _state(data: bytes) -> Any:
+    state = json.loads(data)
+    clock = {"train_runtime", "train_tokens_per_second"}
+    state["log_history"] = [{k: v for k, v in line.items() if k not in clock} for line in state["log_history"]]
+    return state
 
 
 # What may differ: where a job ran, when, how long it took, and what Python draws at the start of a process.
 DECLARED: dict[str, Callable[[bytes], Any] | None] = {
     r"(warm|rl)/progress\.jsonl": _progress,
     r"warm/checkpoints/[^/]+/training_args\.bin": None,  # pickled, with the path of the job's folder
+    r"warm/checkpoints/[^/]+/trainer_state\.json": _state,
     r"rl/checkpoints/[^/]+/actor/(model|optim)_world_size_1_rank_0\.pt": _shards,
     r"rl/checkpoints/[^/]+/actor/extra_state_world_size_1_rank_0\.pt": None,  # random states that nothing draws from
     r"(warm|rl)/checkpoints/[^/]+/complete\.json": _complete,

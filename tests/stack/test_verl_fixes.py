@@ -1,10 +1,10 @@
-"""Faults of the pinned verl: what it does, and what ours does."""
+"""Equally long samples: what verl as pinned makes of them, and what ours does."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from types import ModuleType
+import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -44,6 +44,62 @@ def test_verl_still_needs_it() -> None:
         data["position_ids"].unbind()
 
 
+@pytest.fixture
+def by_rows() -> Callable[..., torch.Tensor]:
+    """verl's own, and everything of ours in place again afterwards."""
+    import verl.utils.torch_functional as verl_functional
+
+    from grounding.train import verl_fixes
+
+    theirs = importlib.reload(verl_functional).logprobs_from_logits_v2
+    verl_functional.logprobs_from_logits_v2 = verl_fixes.logprobs_by_chunks
+    return theirs
+
+
+@pytest.mark.parametrize("shape", [(7, 11), (2, 5, 11), (1, 11), (0, 11)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_log_probabilities_are_those_of_verl(
+    shape: tuple[int, ...], dtype: torch.dtype, by_rows: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from grounding.train import verl_fixes
+
+    monkeypatch.setattr(verl_fixes, "_CHUNK_BYTES", 4 * 11 * 3)  # three rows at a time
+    torch.manual_seed(0)
+    logits = (4 * torch.randn(shape)).to(dtype)
+    labels = torch.randint(0, 11, shape[:-1])
+    one, two = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    ours = verl_fixes.logprobs_by_chunks(one, labels)
+    assert ours.shape == labels.shape and ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    if not labels.numel():
+        return
+    theirs = by_rows(two, labels)
+    close = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(ours, theirs.to(ours.dtype), **close)
+    weights = torch.randn(shape[:-1])
+    (ours * weights).sum().backward()
+    (theirs * weights).sum().backward()
+    torch.testing.assert_close(one.grad, two.grad, **close)
+
+
+def test_verl_still_goes_token_by_token(by_rows: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails once it does not: then `logprobs_by_chunks` may go."""
+    calls, real = [], torch.logsumexp
+    monkeypatch.setattr(torch, "logsumexp", lambda *a, **k: calls.append(1) or real(*a, **k))
+    by_rows(torch.randn(9, 5), torch.zeros(9, dtype=torch.long))
+    assert len(calls) == 9
+
+
+def test_verl_calls_ours_where_there_is_no_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    import verl.utils.torch_functional as verl_functional
+
+    import grounding.train.verl_fixes as verl_fixes
+
+    assert verl_functional.logprobs_from_logits_v2 is verl_fixes.logprobs_by_chunks
+    monkeypatch.setenv("VERL_DISABLE_FLASH_ATTN_CE", "1")
+    found = verl_functional.logprobs_from_logits(torch.zeros(3, 8), torch.zeros(3, dtype=torch.long))
+    torch.testing.assert_close(found, torch.full((3,), -math.log(8)))
+
+
 def test_ray_gets_another_chance_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
@@ -71,36 +127,3 @@ def test_another_error_of_ray_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(verl_fixes, "_ray_init", broken)
     with pytest.raises(ValueError, match="num_cpus"):
         verl_fixes._patient_init()
-
-
-def _as_verl_has_it() -> ModuleType:
-    import verl.utils.torch_functional as mended
-
-    spec = importlib.util.spec_from_file_location("verl_torch_functional_again", mended.__file__)
-    assert spec and spec.loader
-    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-    return module
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(7,), (2, 5), (1, 1), (0,)])
-def test_log_probabilities_by_blocks_are_verl_s(shape: tuple[int, ...], dtype: torch.dtype, monkeypatch) -> None:
-    import verl.utils.torch_functional as mended
-
-    from grounding.train import verl_fixes
-
-    monkeypatch.setattr(verl_fixes, "_BLOCK", 3 * 11)  # three tokens a block
-    assert mended.logprobs_from_logits_v2 is verl_fixes.logprobs_from_logits
-    torch.manual_seed(1)
-    logits = (8 * torch.randn(*shape, 11)).to(dtype)
-    labels, weights = torch.randint(11, shape), torch.randn(shape)
-    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    found = verl_fixes.logprobs_from_logits(ours, labels)
-    if 0 in shape:
-        assert found.shape == shape
-        return
-    expected = _as_verl_has_it().logprobs_from_logits_v2(theirs, labels)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    (found * weights).sum().backward()
-    (expected * weights).sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad)

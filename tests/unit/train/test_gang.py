@@ -168,22 +168,18 @@ def test_slots_and_commands() -> None:
 
 
 class _FakeRay(ModuleType):
-    """As Ray is: a try that fails half-way leaves something behind that refuses every other until `shutdown`."""
+    """Cannot be reached `failures` times."""
 
     def __init__(self, failures: int) -> None:
         super().__init__("ray")
-        self.failures, self.half, self.connected = failures, False, False
+        self.failures = failures
 
     def init(self, **_: object) -> None:
-        if self.half:
-            raise RuntimeError("Maybe you called ray.init twice by accident?")
         if self.failures:
-            self.failures, self.half = self.failures - 1, True
+            self.failures -= 1
             raise ConnectionError("the raylet is not there yet\nand more")
-        self.connected = True
 
-    def shutdown(self) -> None:
-        self.half = self.connected = False
+    def shutdown(self) -> None: ...
 
     def nodes(self) -> list[dict]:
         return [{"NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": {"GPU": 1.0}}]
@@ -203,10 +199,13 @@ def _waits(monkeypatch: pytest.MonkeyPatch, ray: _FakeRay, deadline_s: float) ->
     return ray_cluster._wait(pods, Node(1, 8), Roll(1), _Head(), deadline_s, stop)  # type: ignore[arg-type]
 
 
-def test_a_connection_that_failed_half_way_does_not_spoil_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_is_not_up_yet_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _waits(monkeypatch, _FakeRay(failures=1), 30.0)
+    assert "waiting: Ray's head is not up (ConnectionError: the raylet is not there yet)" in capsys.readouterr().out
 
 
-def test_why_ray_could_not_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_why_ray_could_not_be_reached_is_told_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Failure, match=r"head is not up \(ConnectionError: the raylet is not there yet\)"):
         _waits(monkeypatch, _FakeRay(failures=1000), 0.2)

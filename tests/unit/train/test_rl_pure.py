@@ -145,3 +145,36 @@ def test_a_ray_of_its_own_has_a_token_nobody_knows() -> None:
     assert one["RAY_AUTH_MODE"] == "token" and len(one["RAY_AUTH_TOKEN"]) == 64
     assert one["RAY_AUTH_TOKEN"] != two["RAY_AUTH_TOKEN"]
     assert rl._own_ray({"RAY_AUTH_MODE": "disabled"})["RAY_AUTH_MODE"] == "disabled"
+
+
+def test_a_frozen_tower_reaches_verl_by_the_environment() -> None:
+    """verl has no key for it that anybody reads; InternVL's plug-in comes along with its family."""
+    from grounding.train.rl import environment
+
+    def made(preset: str, **more: str) -> dict[str, str]:
+        return environment(_job(preset, **more), Path("/o"), Path("/m"), cpu=False, validation_rows=0)
+
+    def key(preset: str, **more: str) -> str | None:
+        return _made(_job(preset, **more)).get("actor_rollout_ref.actor.fsdp_config.use_orig_params")
+
+    qwen, internvl = made("egm-8b-rl"), made("egm-internvl-rl")
+    assert (qwen["EGM_FREEZE_VISION"], internvl["EGM_FREEZE_VISION"]) == ("0", "1")
+    assert made("egm-8b-rl", freezeVision="true")["EGM_FREEZE_VISION"] == "1"
+    assert made("egm-internvl-rl", freezeVision="false")["EGM_FREEZE_VISION"] == "0"
+    assert (key("egm-8b-rl"), key("egm-internvl-rl"), key("egm-8b-rl", freezeVision="true")) == (None, "True", "True")
+    assert qwen["VERL_USE_EXTERNAL_MODULES"] == "grounding.train.verl_fixes"
+    assert internvl["VERL_USE_EXTERNAL_MODULES"].endswith("verl_fixes,grounding.train.verl_internvl")
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, "1"), (16, "2"), (192, "24")])
+def test_agents_share_the_cores(cores: int, threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    job = _job("egm-8b-rl")
+
+    def threads_of() -> str | None:
+        return rl.environment(job, Path("/o"), Path("/m"), cpu=False, validation_rows=1).get("OMP_NUM_THREADS")
+
+    assert threads_of() == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert threads_of() is None, "what the user has set stays"

@@ -1,0 +1,19 @@
+"""What is checked in and made of other sources is what those sources make today: the chart's definitions, table and dashboards, and the reference."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("script", "target"), [("hack/chart/generate.py", "chart"), ("hack/docs/reference.py", "docs")]
+)
+def test_up_to_date(script: str, target: str) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / script), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stderr}`make {target}` writes it"
