@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-gang test-demo test-browser test-export test-cluster locks locks-check images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-env cluster-down chart lint-chart docs prometheus cluster-image walk
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-train test-gang test-demo test-browser test-export test-cluster locks locks-check images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-env cluster-down chart lint-chart docs prometheus cluster-image walk
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -45,7 +45,11 @@ test-kill: setup ## an evaluation killed twenty times, and on a full disk; about
 	@$(BIN)/python -m pytest -q tests/evaluate_kill
 
 test-stack: setup ## the real trainer and the real server on CPU, minutes
-	@$(BIN)/python -m pytest -q tests/stack --ignore=tests/stack/test_ray_cluster.py
+	@$(BIN)/python -m pytest -q tests/stack $(foreach t,ray_cluster $(TRAIN),--ignore=tests/stack/test_$(t).py)
+
+TRAIN := same_outputs sft_shard internvl export
+test-train: setup ## the same outputs by either back end, sharded SFT, InternVL, export; by name, a quarter of an hour
+	@$(BIN)/python -m pytest -q $(TRAIN:%=tests/stack/test_%.py)
 
 test-gang: setup ## RL over a Ray of two nodes, one of which is killed; root, minutes
 	@$(BIN)/python -m pytest -q tests/stack/test_ray_cluster.py

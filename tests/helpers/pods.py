@@ -41,7 +41,12 @@ class Pod:
         for volume in self.spec["volumes"]:
             folder = self.root / volume["name"]
             folder.mkdir()
-            if "configMap" in volume:
+            if "downwardAPI" in volume:  # the job, out of an annotation
+                for item in volume["downwardAPI"]["items"]:
+                    name = item["fieldRef"]["fieldPath"].removeprefix("metadata.annotations['").removesuffix("']")
+                    text = template["metadata"]["annotations"][name]
+                    (folder / item["path"]).write_text(text.replace("/egm/", f"{self.root}/"))
+            elif "configMap" in volume:
                 for name, text in configs[volume["configMap"]["name"]]["data"].items():
                     (folder / name).write_text(text.replace("/egm/", f"{self.root}/"))
             else:
