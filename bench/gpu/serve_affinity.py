@@ -11,7 +11,7 @@ downloaded; every answer has `--tokens` tokens. Pictures are JPEGs of 640 x 480 
     png        affinity, and the pictures are sent as PNG
 
 The arms take turns, `--repeats` times, and no two runs share a picture, so every cache is cold for every run. The servers' own counters of
-cached tokens are read before and after each. Before that all servers are started `--starts` times: launch to `/health`, and stop.
+cached tokens are read before and after each. All servers are started `--starts` times, the first before the arms: launch to `/health`, and stop.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ class Server:
         self.url, self.engine, self.log = f"http://127.0.0.1:{port}", engine, log
         command = chosen.command(str(model), ServeOptions(port=port, served_name="m", gpus=1))
         command[0] = python if command[0] == "python" else command[0]
-        environment = os.environ | chosen.env | {"CUDA_VISIBLE_DEVICES": str(gpu), "HF_HUB_OFFLINE": "1"}
+        ours = chosen.environment(os.environ, gpus=1)
+        environment = os.environ | ours | {"CUDA_VISIBLE_DEVICES": str(gpu), "HF_HUB_OFFLINE": "1"}
         self.command, self.started = [*command, *EXTRA[engine], *more], time.monotonic()
         self.process = subprocess.Popen(
             self.command, env=environment, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True
@@ -288,6 +289,13 @@ def main() -> None:
             for gpu in range(arguments.gpus)
         ]
 
+    def wait() -> None:
+        for server in servers:
+            server.ready(arguments.deadline)
+        report["starts"].append({"ready_s": [round(s.seconds, 2) for s in servers]})
+        print(json.dumps(report["starts"][-1]), flush=True)
+        save()
+
     try:
         start()
         # the first start goes on while the pictures are drawn
@@ -297,15 +305,7 @@ def main() -> None:
         tasks = [(folder / "pictures" / f"{i}.jpg", i) for i in range(warm + (runs - 1) * arguments.images)]
         with multiprocessing.get_context("spawn").Pool(max(1, (os.cpu_count() or 2) - 2)) as pool:
             report["image_bytes_mean"] = round(statistics.mean(pool.map(_write, tasks, chunksize=16)))
-        for turn in range(max(1, arguments.starts)):
-            if turn:
-                report["starts"][-1]["stop_s"] = [round(s.stop(), 2) for s in servers]
-                start()
-            for server in servers:
-                server.ready(arguments.deadline)
-            report["starts"].append({"ready_s": [round(s.seconds, 2) for s in servers]})
-            print(json.dumps(report["starts"][-1]), flush=True)
-            save()
+        wait()
         report["command"] = " ".join(servers[0].command[1:])
         rows, images = dataset(folder, 0, warm, arguments.an_image, one_each=False)
         report["warm_up"] = measure("affinity", servers, rows, images, folder / "out-warm", 32, arguments.in_flight)
@@ -332,6 +332,10 @@ def main() -> None:
                     }
                     save()
         print(json.dumps(report["summary"], indent=1), flush=True)
+        for _ in range(1, arguments.starts):
+            report["starts"][-1]["stop_s"] = [round(s.stop(), 2) for s in servers]
+            start()
+            wait()
     finally:
         stops = [round(server.stop(), 2) for server in servers]
         if report["starts"]:

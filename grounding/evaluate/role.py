@@ -165,6 +165,9 @@ def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
         remote=destination(spec.output),
         engine=spec.engine,
     )
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job ignores it, and its children inherit that
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with (
         Live(Console(force_terminal=False, width=200), every_s=10.0) as live,

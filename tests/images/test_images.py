@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
+import time
+import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +28,12 @@ ENTRIES = {
         "verl.trainer.main_ppo", "verl.model_merger", "torch.distributed.run", "ray",
     ],
 }  # fmt: skip
+JOB = """
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingEvalJob
+metadata: {name: look}
+spec: {engine: transformers, model: {source: 'tiny://'}, data: {shapes: {}}}
+"""
 SECRETS = re.compile(
     rb"-----BEGIN (RSA |EC |OPENSSH |)PRIVATE KEY-----|AKIA[0-9A-Z]{16}|ghp_[0-9A-Za-z]{36}|hf_[0-9A-Za-z]{34}|sk-[0-9A-Za-z]{40,}"
 )
@@ -132,11 +142,7 @@ def test_the_operator_starts_and_says_what_it_lacks(images: Images) -> None:
 
 def test_prepare_runs_as_any_user(images: Images) -> None:
     image = images("train")
-    job = image.root / "tmp" / "job.yaml"
-    job.write_text(
-        "apiVersion: grounding.egm.dev/v1alpha1\nkind: GroundingEvalJob\nmetadata: {name: look}\n"
-        "spec: {engine: transformers, model: {source: 'tiny://'}, data: {shapes: {}}}\n"
-    )
+    (image.root / "tmp" / "job.yaml").write_text(JOB)
     done = image.run(
         "tini",
         "-s",
@@ -152,6 +158,31 @@ def test_prepare_runs_as_any_user(images: Images) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "prepare of evaluation job look; CPU" in done.stderr and list((image.root / "tmp/any/data").rglob("*.jsonl"))
+
+
+def test_the_server_answers_as_any_user(images: Images) -> None:
+    """The real server of transformers with the tiny model, started as a pod starts it; `timeout` is the kubelet that stops it."""
+    image = images("infer")
+    (image.root / "tmp" / "job.yaml").write_text(JOB)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["env", f"EGM_PORT={port}", "HF_HUB_OFFLINE=1", "timeout", "150", "tini", "-s", "--"]
+    words += ["egm", "role", "server", "--job", "/tmp/job.yaml", "--data", "/tmp/data", "--model", "tiny://"]
+    began, answered = time.monotonic(), 0.0
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(image.run, *words, user="23456:23456")
+        while not run.done():
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+                    answered = answered or (time.monotonic() - began) * (answer.status == 200)
+            except OSError:
+                pass
+            time.sleep(1)
+        done = run.result()
+    print(f"infer: the server answered after {answered:.0f} s")
+    assert answered and done.returncode == 124, done.stderr[-3000:]
+    assert "server of evaluation job look; transformers on port" in done.stderr
 
 
 def _tree(target: Path) -> Path:

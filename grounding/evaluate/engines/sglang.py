@@ -26,7 +26,8 @@ ENGINE = Engine(
     command=command,
     # not SGL_FORCE_SHUTDOWN: it drops the requests in flight. A request that SGLang lost track of (0.5.12 does, of an image that
     # cannot be decoded, which the client never sends) holds its end up no longer than the grace period.
-    env={},
+    # its one event loop copies picture features with a thread a core, which cost a fifth of all requests (docs/benchmarks.md)
+    env={"OMP_NUM_THREADS": "4"},
     cpu_env={"SGLANG_USE_CPU_ENGINE": "1"},
     readiness="/health",  # /v1/models answers before the warm-up is done
     request_extras=all_fields,

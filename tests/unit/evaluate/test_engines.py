@@ -118,6 +118,11 @@ def test_a_server_without_a_gpu():
     assert ENGINES["sglang"].environment({"SGLANG_USE_CPU_ENGINE": "0"}, gpus=0).get("SGLANG_USE_CPU_ENGINE") is None
 
 
+def test_sglang_does_not_take_a_thread_a_core() -> None:
+    assert ENGINES["sglang"].environment({}, gpus=1)["OMP_NUM_THREADS"] == "4"
+    assert "OMP_NUM_THREADS" not in ENGINES["sglang"].environment({"OMP_NUM_THREADS": "16"}, gpus=1)
+
+
 def test_the_engine_s_own_interpreter(monkeypatch, tmp_path):
     other = tmp_path / "python"
     other.touch()

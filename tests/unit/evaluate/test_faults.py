@@ -127,7 +127,11 @@ def test_servers_that_are_still_to_come(data, tmp_path, servers):
         for port in ports[:2]:
             time.sleep(0.8)
             late.extend(servers(lambda n, q: "good", port=port))
-            late[-1].delay = 0.05
+            late[
+                -1
+            ].delay = 1.0  # slow until all are there, so that something is left for the second on a busy machine too
+        for server in late:
+            server.delay = 0.01
 
     thread = threading.Thread(target=start)
     thread.start()

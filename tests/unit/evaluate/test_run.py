@@ -217,6 +217,8 @@ def test_ctrl_c_says_how_to_go_on(dataset, server):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background job ignores Ctrl-C, and its children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while server.count < 5 and child.poll() is None:
         time.sleep(0.01)
