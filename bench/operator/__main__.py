@@ -21,6 +21,7 @@ import asyncio
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 import time
@@ -213,7 +214,7 @@ def operator(namespace: str, options: argparse.Namespace) -> Any:
     """An operator as a process, with its defaults."""
     log = Path(tempfile.mkdtemp()) / "operator.log"
     more = {"EGM_LEASE_SECONDS": "15", "EGM_BACKOFF_BASE_SECONDS": "10", "EGM_PROGRESS_VIA": "pod"}
-    found = Operator(namespace, log, command=options.operator, **more).start()
+    found = Operator(namespace, log, command=shlex.split(options.operator), **more).start()
     try:
         until("its start", lambda: log.exists() and '"leads"' in log.read_text())
         time.sleep(2)
@@ -226,7 +227,7 @@ def operator(namespace: str, options: argparse.Namespace) -> Any:
 async def measure(count: int, namespace: str, running: Operator, options: argparse.Namespace) -> dict[str, Any]:
     """One number of jobs."""
     assert running.process is not None
-    async with aclosing(Server(Api(kubeconfig()))) as server:  # type: ignore[type-var]
+    async with aclosing(Server(Api(kubeconfig()))) as server:
         return await Bench(server, namespace, running.process.pid, options).run(count)
 
 
@@ -269,7 +270,7 @@ def main() -> int:
         "--check", action="store_true", help="exit code 1 where a figure is out of the range of ranges.json"
     )
     parser.add_argument(
-        "--operator", nargs="+", default=[sys.executable, "-m", "egm_operator"], help="as a profiler wants it"
+        "--operator", default=f"{sys.executable} -m egm_operator", help="command, as a profiler wants it"
     )
     options = parser.parse_args()
     found = json.loads(options.out.read_text()) if options.out.exists() else {}

@@ -25,7 +25,7 @@ class Server:
             connector=aiohttp.TCPConnector(ssl=api.ssl, limit=64), headers={"User-Agent": "bench"}, read_bufsize=2**21
         )
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         await self._session.close()
 
     async def request(self, method: str, path: str, body: Any = None, content: str = "application/json") -> Any:

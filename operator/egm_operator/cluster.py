@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import secrets
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
-import orjson
-from kubernetes.aio import client, config
-from kubernetes.aio.client.exceptions import ApiException
-
+from egm_operator.api import Api, ApiError
 from egm_operator.names import FIELD_MANAGER, GROUP, LABEL_JOB, LABEL_UID, VERSION
 from egm_operator.status import stamp
 from egm_operator.store import Listing, Raw, version
@@ -29,112 +23,19 @@ PATHS = {
     "Pod": ("/api/v1", "pods"),
     "Service": ("/api/v1", "services"),
     "Secret": ("/api/v1", "secrets"),
-    "ConfigMap": ("/api/v1", "configmaps"),
 }
 WATCHED = ("GroundingTrainJob", "GroundingEvalJob", "PyTorchJob", "Job", "Pod")
 
-NETWORK_ERRORS = (aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.TimeoutError)
-
-
-class ApiError(Exception):
-    """The API server refused, or could not be asked (`status` 0). `after`: seconds that it wants to be left alone for."""
-
-    def __init__(self, status: int, reason: str, message: str, after: float = 0.0) -> None:
-        self.status, self.reason, self.message, self.after = status, reason, message, after
-        super().__init__(f"{status} {reason}: {message}" if status else message)
-
-    @property
-    def final(self) -> bool:
-        """Whether asking the same again is answered the same: the object itself is refused (invalid, forbidden by a policy, its name is taken)."""
-        return self.status in (400, 403, 413, 422) or self.reason == "Taken"
-
 
 class Cluster:
-    """A connection to one API server."""
+    """Objects of one cluster."""
 
-    def __init__(self, api: client.ApiClient) -> None:
+    def __init__(self, api: Api) -> None:
         self.api = api
-        self.requests: dict[str, int] = {}
-        self.told: Callable[[str, str, int, float], None] = lambda *_: None
-        """Hears of each request: method, path, code (0: no answer), seconds."""
 
-    @classmethod
-    async def connect(cls, connections: int = 32) -> Cluster:
-        """By the current kubeconfig ($KUBECONFIG), or as a pod."""
-        configuration = client.Configuration()
-        try:
-            config.load_incluster_config(client_configuration=configuration)
-        except config.ConfigException:
-            await config.load_kube_config(client_configuration=configuration)
-        configuration.connection_pool_maxsize = connections
-        api = client.ApiClient(configuration=configuration)
-        api.user_agent = FIELD_MANAGER
-        return cls(api)
-
-    async def close(self) -> None:
-        """Close connections."""
-        await self.api.close()
-
-    async def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: Any = None,
-        query: Mapping[str, str] | None = None,
-        content: str = "application/json",
-    ) -> Raw:
-        """One request, JSON in and out. Raises `ApiError`."""
-        self.requests[method] = self.requests.get(method, 0) + 1
-        begun, code = time.perf_counter(), 0
-        headers = {"Accept": "application/json", "Content-Type": content}
-        try:
-            asked = self.api.param_serialize(
-                method,
-                path,
-                query_params=list((query or {}).items()),
-                header_params=headers,
-                body=body,
-                auth_settings=["BearerToken"],
-            )
-            asked = await asked if asyncio.iscoroutine(asked) else asked
-            answer = await self.api.call_api(*asked, _request_timeout=30)
-            data = await answer.read()
-            code = answer.status
-        except ApiException as error:
-            code = error.status or 0
-            raise _api_error(code, error.body, error.headers or {}) from None
-        except NETWORK_ERRORS as error:
-            raise ApiError(
-                0, "Unreachable", f"the API server does not answer: {error or type(error).__name__}"
-            ) from None
-        finally:
-            self.told(method, path, code, time.perf_counter() - begun)
-        if not 200 <= answer.status <= 299:
-            raise _api_error(answer.status, data, answer.headers)
-        found: Raw = orjson.loads(data) if data else {}
-        return found
-
-    async def lines(self, path: str, query: Mapping[str, str]) -> AsyncIterator[bytes]:
-        """Lines of an answer that may go on for long: a log. Raises `ApiError`."""
-        asked = self.api.param_serialize(
-            "GET",
-            path,
-            query_params=list(query.items()),
-            header_params={"Accept": "*/*"},
-            auth_settings=["BearerToken"],
-        )
-        asked = await asked if asyncio.iscoroutine(asked) else asked
-        try:
-            answer = await self.api.call_api(*asked, _request_timeout=7 * 86400.0)
-            if not 200 <= answer.status <= 299:
-                raise _api_error(answer.status, await answer.read(), answer.headers)
-            async for line in answer.response.content:
-                yield line
-        except ApiException as error:
-            raise _api_error(error.status or 0, error.body, error.headers or {}) from None
-        except NETWORK_ERRORS as error:
-            raise ApiError(0, "Unreachable", f"the API server does not answer: {error}") from None
+    async def request(self, method: str, path: str, **more: Any) -> Raw:
+        """One request, as `Api.request`."""
+        return await self.api.request(method, path, **more)
 
     def path(self, kind: str, namespace: str, name: str = "", sub: str = "") -> str:
         """Path of an object, of a namespace's objects, or (namespace empty) of all."""
@@ -258,14 +159,3 @@ def _judge(wanted: Raw, there: Raw | None) -> Raw:
     if there is None or there["metadata"].get("deletionTimestamp") or labels.get(LABEL_UID) != ours[LABEL_UID]:
         raise ApiError(409, "Leftover", f"{what} of before is not gone yet.")
     return there
-
-
-def _api_error(status: int, body: Any, headers: Mapping[str, str]) -> ApiError:
-    wait = headers.get("Retry-After", "")
-    after = min(float(wait), 60.0) if wait.isdigit() else 0.0
-    try:
-        told = orjson.loads(body)
-        return ApiError(status, str(told.get("reason") or ""), str(told.get("message") or ""), after)
-    except (orjson.JSONDecodeError, TypeError, AttributeError):
-        text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
-        return ApiError(status, "", text[:300], after)

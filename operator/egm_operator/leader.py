@@ -13,7 +13,8 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
-from egm_operator.cluster import ApiError, Cluster
+from egm_operator.api import ApiError
+from egm_operator.cluster import Cluster
 from egm_operator.settings import Settings
 from egm_operator.store import Raw
 

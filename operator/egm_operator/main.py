@@ -17,7 +17,8 @@ import orjson
 from aiohttp import web
 
 from egm_operator import handlers
-from egm_operator.cluster import WATCHED, ApiError, Cluster
+from egm_operator.api import Api, ApiError
+from egm_operator.cluster import WATCHED, Cluster
 from egm_operator.leader import Lease, lead
 from egm_operator.metrics.exposition import Exposition
 from egm_operator.metrics.meters import Meters
@@ -75,7 +76,7 @@ class Operator:
         self.cluster, self.settings = cluster, settings
         self.meters = Meters()
         self.queue: WorkQueue[Key] = WorkQueue(waited=self.meters.waited)
-        cluster.told = self.meters.asked
+        cluster.api.told = self.meters.asked
         self.leads = False
         self.store = Store(self._woken)
         self.poller = Poller(self.store, cluster, settings, self._woken)
@@ -197,7 +198,7 @@ class Operator:
 async def serve(settings: Settings) -> None:
     """Run the operator until SIGTERM or SIGINT. A reconcile that has begun is finished, and the lease is given back."""
     try:
-        cluster = await Cluster.connect()
+        cluster = Cluster(await Api.connect())
     except Exception as error:  # the client raises all sorts
         raise UserError(
             f"no cluster is configured: {error}", hint="Set KUBECONFIG, or run in a pod with a service account."
@@ -232,8 +233,8 @@ async def serve(settings: Settings) -> None:
             await asyncio.wait([watching], timeout=10)
         if runner is not None:
             await runner.cleanup()
-        await cluster.close()
-        _log.info("stopped", extra={"requests": dict(cluster.requests)})
+        await cluster.api.close()
+        _log.info("stopped", extra={"requests": dict(cluster.api.requests)})
 
 
 async def _signal() -> None:

@@ -15,6 +15,8 @@ LABEL_KIND = f"{GROUP}/kind"
 LABEL_ROLE = f"{GROUP}/role"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_INDEX = f"{GROUP}/index"
+ANNOTATION_JOB = f"{GROUP}/job.yaml"
+"""On a pod: the job as the pod reads it, from a file that the kubelet makes of this; a ConfigMap would be one object more to make and to name."""
 ANNOTATION_PROGRESS = f"{GROUP}/progress"
 """On a pod: the JSON of `/progress`, for networks in which the operator cannot reach pods."""
 

@@ -11,8 +11,9 @@ from typing import Any
 import aiohttp
 import orjson
 
+from egm_operator.api import ApiError
 from egm_operator.build.pytorchjob import is_master
-from egm_operator.cluster import ApiError, Cluster
+from egm_operator.cluster import Cluster
 from egm_operator.names import LABEL_ROLE, PROGRESS_PORT
 from egm_operator.observe import Report, annotated, phase
 from egm_operator.settings import Settings

@@ -7,7 +7,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from egm_operator.cluster import WATCHED, ApiError, Cluster
+from egm_operator.api import ApiError
+from egm_operator.cluster import WATCHED, Cluster
 from egm_operator.metrics.meters import Meters
 from egm_operator.names import LABEL_UID
 from egm_operator.observe import Observed

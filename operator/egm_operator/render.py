@@ -8,7 +8,7 @@ from pathlib import Path
 
 from egm_operator.build import batch, pytorchjob, servers
 from egm_operator.build.places import model_left_by, output_of, places
-from egm_operator.build.pod import Context, Raw, config_map
+from egm_operator.build.pod import Context, Raw
 from egm_operator.settings import Settings
 from grounding.api import GroundingTrainJob, Job, load
 from grounding.errors import UserError
@@ -33,9 +33,9 @@ def objects(job: Job, upstream: Job | None, settings: Settings, namespace: str) 
     where = places(job, model, output)
     ctx = Context(job, namespace, UID, where, settings)
     roles = {r.name: r for r in plan_roles(job, where.layout)}
-    found = [config_map(ctx), batch.prepare(roles["prepare"], ctx)]
+    found = [batch.prepare(roles["prepare"], ctx)]
     if isinstance(job, GroundingTrainJob):
-        return [*found, *pytorchjob.wanted(roles[job.spec.method], roles["prepare"], ctx, 1)[1:]]
+        return [*found, *pytorchjob.wanted(roles[job.spec.method], roles["prepare"], ctx, 1)]
     urls: list[str] = []
     if "server" in roles:
         urls = servers.endpoints(roles["server"], ctx)

@@ -35,7 +35,6 @@ PATHS = {
     "job": ("/apis/batch/v1", "jobs"),
     "pod": ("/api/v1", "pods"),
     "service": ("/api/v1", "services"),
-    "configmap": ("/api/v1", "configmaps"),
     "event": ("/api/v1", "events"),
     "lease": ("/apis/coordination.k8s.io/v1", "leases"),
 }
@@ -188,8 +187,8 @@ def until(what: str, look: Callable[[], T], seconds: float = 60.0) -> T:
 
 _MORTAL = """
 import os, sys
-from egm_operator import cluster, main
-left, whole = int(sys.argv[1]), cluster.Cluster.request
+from egm_operator import api, main
+left, whole = int(sys.argv[1]), api.Api.request
 
 async def mortal(self, method, path, **more):
     global left
@@ -201,7 +200,7 @@ async def mortal(self, method, path, **more):
             if left == 0:
                 os._exit(9)
 
-cluster.Cluster.request = mortal
+api.Api.request = mortal
 main.main()
 """
 

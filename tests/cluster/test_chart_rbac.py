@@ -169,16 +169,17 @@ def _names_are_taken(drive: Drive) -> None:
 
 _READ = """
 import asyncio, json, sys
+from egm_operator.api import Api
 from egm_operator.cluster import Cluster
 from egm_operator.progress import Poller
 from egm_operator.settings import Settings
 from egm_operator.store import Store
 
 async def ask():
-    cluster = await Cluster.connect()
+    cluster = Cluster(await Api.connect())
     poller = Poller(Store(), cluster, Settings(progress_via="proxy"), lambda _: None)
     print(await poller._ask(None, json.load(sys.stdin)))
-    await cluster.close()
+    await cluster.api.close()
 
 asyncio.run(ask())
 """
@@ -296,7 +297,6 @@ def _manifests(api: Api, namespace: str, owners: dict[str, str]) -> list[dict[st
 PLURAL = {
     "Pod": ("", "pods", "/api/v1"),
     "Service": ("", "services", "/api/v1"),
-    "ConfigMap": ("", "configmaps", "/api/v1"),
     "Job": ("batch", "jobs", "/apis/batch/v1"),
     "PyTorchJob": ("kubeflow.org", "pytorchjobs", "/apis/kubeflow.org/v1"),
 }

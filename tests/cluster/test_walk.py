@@ -81,8 +81,9 @@ def test_a_job_from_apply_to_delete(kubectl: Any, operator: Operator) -> None:
     mounts = {m["mountPath"]: m["name"] for m in main["volumeMounts"]}
     volumes = {v["name"]: v for v in pod["spec"]["volumes"]}
     assert mounts["/egm/job"] == "job" and mounts["/dev/shm"] == "shm" and mounts["/egm/work"] == "work"
-    config = kubectl.get("configmap", volumes["job"]["configMap"]["name"])
-    assert json.loads(config["data"]["job.yaml"])["spec"]["preset"] == "egm-8b-rl"
+    file = volumes["job"]["downwardAPI"]["items"][0]
+    assert file["path"] == "job.yaml" and "grounding.egm.dev/job.yaml" in file["fieldRef"]["fieldPath"]
+    assert json.loads(pod["metadata"]["annotations"]["grounding.egm.dev/job.yaml"])["spec"]["preset"] == "egm-8b-rl"
     service = kubectl.get("service", "egm8b-rl-a1-master-0")
     assert (
         service["spec"]["clusterIP"] == "None"

@@ -123,7 +123,11 @@ def _parquet(data: bytes) -> Any:
 
 def _complete(data: bytes) -> Any:
     """The sizes of files whose content is the same."""
-    return {k: v for k, v in json.loads(data)["files"].items() if not re.search(r"training_args\.bin|trainer_state|extra_state", k)}
+    return {
+        k: v
+        for k, v in json.loads(data)["files"].items()
+        if not re.search(r"training_args\.bin|trainer_state|extra_state", k)
+    }
 
 
 def _shards(data: bytes) -> Any:

@@ -21,9 +21,9 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, create, delete]
-# the job as its pods read it; names of servers
+# names of servers
 - apiGroups: [""]
-  resources: [configmaps, services]
+  resources: [services]
   verbs: [get, create]
 # the token by which a gang's pods know each other: made, never read
 - apiGroups: [""]

@@ -11,7 +11,8 @@ from grounding.roles import Layout
 WORK = "/egm/work"
 CLAIMS = "/egm/claims"
 JOB_FOLDER = "/egm/job"
-JOB_FILE = f"{JOB_FOLDER}/job.yaml"
+JOB_FILE_NAME = "job.yaml"
+JOB_FILE = f"{JOB_FOLDER}/{JOB_FILE_NAME}"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from egm_operator.build.merge import merge
-from egm_operator.build.places import CLAIMS, JOB_FOLDER, WORK, Places
-from egm_operator.names import GROUP, LABEL_UID, PROGRESS_PORT, QUEUE_LABEL, child, labels, prefix
+from egm_operator.build.places import CLAIMS, JOB_FILE_NAME, JOB_FOLDER, WORK, Places
+from egm_operator.names import ANNOTATION_JOB, GROUP, LABEL_UID, PROGRESS_PORT, QUEUE_LABEL, child, labels, prefix
 from egm_operator.settings import Settings
 from grounding.api import GroundingTrainJob, Job
 from grounding.roles import Role
@@ -58,6 +58,7 @@ class Context:
         }
 
 
+_JOB_FIELD = f"metadata.annotations['{ANNOTATION_JOB}']"
 _RESTRICTED_POD = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 _RESTRICTED = {
     "allowPrivilegeEscalation": False,
@@ -116,7 +117,7 @@ def _volumes(ctx: Context) -> tuple[list[Raw], list[Raw]]:
     """Volumes of the pod, and where its container mounts them."""
     places = ctx.places
     volumes: list[Raw] = [
-        {"name": "job", "configMap": {"name": job_file_name(ctx)}},
+        {"name": "job", "downwardAPI": {"items": [{"path": JOB_FILE_NAME, "fieldRef": {"fieldPath": _JOB_FIELD}}]}},
         {"name": "tmp", "emptyDir": {}},
     ]
     mounts: list[Raw] = [
@@ -142,27 +143,9 @@ def _volumes(ctx: Context) -> tuple[list[Raw], list[Raw]]:
     return volumes, mounts
 
 
-def job_file_name(ctx: Context) -> str:
-    """Name of the ConfigMap that holds the job; it changes with its content, so that a running pod's file never does."""
-    digest = hashlib.sha256(f"{ctx.uid}\0{job_file(ctx)}".encode()).hexdigest()[:10]
-    return child(ctx.prefix, f"job-{digest}", 63)
-
-
 def job_file(ctx: Context) -> str:
     """The job as its pods read it: JSON, which is YAML too."""
-    return orjson.dumps(ctx.places.manifest, option=orjson.OPT_INDENT_2).decode()
-
-
-def config_map(ctx: Context) -> Raw:
-    """The ConfigMap of the job's file."""
-    meta = ctx.meta(job_file_name(ctx), "job")
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": meta,
-        "data": {"job.yaml": job_file(ctx)},
-        "immutable": True,
-    }
+    return orjson.dumps(ctx.places.manifest).decode()
 
 
 def token_name(ctx: Context) -> str:
@@ -238,26 +221,25 @@ def template(
         spec["priorityClassName"] = ctx.job.spec.priority_class_name
     if isinstance(ctx.job, GroundingTrainJob):
         spec |= _placement(ctx, ctx.job, role)
-    meta: Raw = {
-        "labels": labels(ctx.job.kind, ctx.name, ctx.uid, role.name, attempt),
-        "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"} if role.gpus else {},
-    }
-    if not meta["annotations"]:
-        del meta["annotations"]
+    annotations = {ANNOTATION_JOB: job_file(ctx)}
+    if role.gpus:
+        annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] = "false"
+    meta = {"labels": labels(ctx.job.kind, ctx.name, ctx.uid, role.name, attempt), "annotations": annotations}
     return merge({"metadata": meta, "spec": spec}, _users(ctx, container, role))
 
 
 def _users(ctx: Context, container: str, role: Role) -> Raw:
-    """The user's pod template for this role. A container called `main` stands for ours, whatever the role; labels that the operator finds its
-    pods by are not his to change."""
+    """The user's pod template for this role. A container called `main` stands for ours, whatever the role; labels and annotations of our own
+    are not his to change."""
     template: Raw = dict(ctx.job.spec.pod_template or {})
     spec = dict(template.get("spec") or {})
     if "containers" in spec:
         spec["containers"] = [{**c, "name": container} if c.get("name") == "main" else c for c in spec["containers"]]
     spec.pop("restartPolicy", None)
     meta = dict(template.get("metadata") or {})
-    if meta.get("labels"):
-        meta["labels"] = {k: v for k, v in meta["labels"].items() if not k.startswith(f"{GROUP}/")}
+    for part in ("labels", "annotations"):
+        if meta.get(part):
+            meta[part] = {k: v for k, v in meta[part].items() if not k.startswith(f"{GROUP}/")}
     return {"metadata": {k: v for k, v in meta.items() if k in ("labels", "annotations")}, "spec": spec}
 
 

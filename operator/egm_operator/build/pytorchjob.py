@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from egm_operator.build.pod import PROGRESS_ENV, Context, Raw, config_map, queued, template, token
+from egm_operator.build.pod import PROGRESS_ENV, Context, Raw, queued, template, token
 from egm_operator.names import PROGRESS_PORT, child
 from grounding.roles import Role
 
@@ -27,7 +27,7 @@ def name(prefix: str, attempt: int) -> str:
 def wanted(role: Role, prepare: Role, ctx: Context, attempt: int) -> list[Raw]:
     """All objects of an attempt, in the order in which they are made."""
     secrets = [token(ctx)] if role.replicas > 1 else []
-    return [config_map(ctx), *secrets, build(role, prepare, ctx, attempt)]
+    return [*secrets, build(role, prepare, ctx, attempt)]
 
 
 def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Raw:

@@ -80,7 +80,7 @@ def current(w: Work, unit: Unit) -> tuple[int, Raw] | None:
     unit.start(w, n)
     if w.draft.is_true(Condition.RUNNING):
         w.draft.condition(Condition.RUNNING, False, Reason.STARTING, f"Attempt {n} starts.")
-    if n > recorded:
+    if n > max(recorded, 1):  # that the first one starts is no news
         w.tell(Reason.STARTING, f"Attempt {n} of {w.job.spec.max_attempts} starts.")
     w.draft.phase(Phase.PENDING, Reason.STARTING, f"Attempt {n} of {w.job.spec.max_attempts} starts.")
     return None

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from egm_operator.build import batch, servers
-from egm_operator.build.pod import config_map
 from egm_operator.observe import (
     alive,
     created,
@@ -47,7 +46,7 @@ class Client:
         """Make it, with the file it reads."""
         ctx = w.place
         urls = servers.endpoints(w.roles["server"], ctx) if "server" in w.roles else []
-        w.create(config_map(ctx), batch.client(w.roles["evaluate"], w.roles["prepare"], ctx, attempt, urls))
+        w.create(batch.client(w.roles["evaluate"], w.roles["prepare"], ctx, attempt, urls))
 
 
 CLIENT = Client()
@@ -161,7 +160,7 @@ def _keep_servers(w: Work) -> int:
         if name not in wanted or not alive(pod):  # spec.servers has become smaller, or the pod cannot come back
             w.remove(pod)
     if missing:
-        w.create(config_map(ctx), servers.service(ctx), *missing)
+        w.create(servers.service(ctx), *missing)
     up = sum(ready(p) for p in there.values())
     # for the scale subresource
     selector = ",".join(f"{k}={v}" for k, v in servers.selector(ctx).items())

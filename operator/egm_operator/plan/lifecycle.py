@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from egm_operator.build import batch
 from egm_operator.build.places import model_left_by, output_of, places
-from egm_operator.build.pod import Context, config_map
+from egm_operator.build.pod import Context
 from egm_operator.memo import Memo
 from egm_operator.observe import alive, death, deleting, identity, job_condition, parse_job, phase, settled, waiting
 from egm_operator.plan.work import Work
@@ -129,7 +129,7 @@ def prepare(w: Work) -> bool:
     job = w.seen.child("Job", batch.prepare_name(ctx.prefix))
     if job is None or deleting(job):
         if job is None:
-            w.create(config_map(ctx), batch.prepare(role(w, "prepare"), ctx))
+            w.create(batch.prepare(role(w, "prepare"), ctx))
         w.draft.condition(Condition.DATA_READY, False, Reason.PREPARING, "Data is being prepared.")
         w.draft.phase(Phase.PREPARING, Reason.PREPARING, "Data is being prepared.")
         return True

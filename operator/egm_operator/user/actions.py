@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.live import Live
 from ruamel.yaml import YAML
 
-from egm_operator.cluster import ApiError, Cluster
+from egm_operator.api import LOG, Api, ApiError
+from egm_operator.cluster import Cluster
 from egm_operator.names import KIND_SHORT, LABEL_JOB, LABEL_KIND, LABEL_ROLE, PLURALS
 from egm_operator.progress import reporter
 from egm_operator.status import Phase
@@ -32,7 +33,7 @@ T = TypeVar("T")
 async def connected() -> AsyncIterator[Cluster]:
     """A connection by the current kubeconfig. Raises `UserError` where there is none."""
     try:
-        cluster = await Cluster.connect(connections=4)
+        cluster = Cluster(await Api.connect())
     except Exception as error:  # the client raises all sorts
         raise UserError(
             f"no cluster is configured: {error}", hint="Set KUBECONFIG, or use `egm run` on this machine."
@@ -42,7 +43,7 @@ async def connected() -> AsyncIterator[Cluster]:
     except ApiError as error:
         raise _told(error) from None
     finally:
-        await cluster.close()
+        await cluster.api.close()
 
 
 def _told(error: ApiError) -> UserError | Failure:
@@ -217,8 +218,8 @@ async def logs(
         path = cluster.path("Pod", pod["metadata"]["namespace"], name, "log")
         query = {"tailLines": str(lines)} | ({"follow": "true"} if follow else {})
         try:
-            async for text in cluster.lines(path, query):
-                out(mark + text.decode(errors="replace"))
+            async for text in cluster.api.lines(path, query, LOG):
+                out(mark + text.decode(errors="replace") + "\n")
         except ApiError as error:
             out(f"{mark}no log: {error.message}\n")
 

@@ -98,11 +98,16 @@ def test_pods_of_several_nodes_share_a_token_that_nobody_writes_down() -> None:
 
 def test_claims_are_mounted_and_the_job_s_file_names_their_paths() -> None:
     found = _job(TRAIN)
-    config = next(o for n, o in found.items() if n.startswith("ConfigMap"))
-    job = orjson.loads(config["data"]["job.yaml"])
+    template = found["Job/t-prepare"]["spec"]["template"]
+    text = template["metadata"]["annotations"]["grounding.egm.dev/job.yaml"]
+    job = orjson.loads(text)
     assert job["spec"]["data"]["train"] == ["/egm/claims/coco/a.json"] and "podTemplate" not in job["spec"]
-    assert parse(config["data"]["job.yaml"])[0].metadata.name == "t"  # its pods can read it
-    spec = found["Job/t-prepare"]["spec"]["template"]["spec"]
+    assert parse(text)[0].metadata.name == "t"  # its pods can read it
+    spec = template["spec"]
+    file = next(v for v in spec["volumes"] if v["name"] == "job")["downwardAPI"]["items"]
+    assert file == [
+        {"path": "job.yaml", "fieldRef": {"fieldPath": "metadata.annotations['grounding.egm.dev/job.yaml']"}}
+    ]
     mounts = {m["mountPath"]: m for m in spec["containers"][0]["volumeMounts"]}
     assert mounts["/egm/claims/coco"]["readOnly"] and mounts["/egm/work"]["subPath"] == "runs/ns/t"
     claims = {v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v}
@@ -136,7 +141,9 @@ def test_the_user_s_template_is_merged_by_key() -> None:
         TRAIN
         + """
   podTemplate:
-    metadata: {labels: {team: vision, grounding.egm.dev/job: other}}
+    metadata:
+      labels: {team: vision, grounding.egm.dev/job: other}
+      annotations: {note: x, grounding.egm.dev/job.yaml: other}
     spec:
       tolerations: [{key: gpu, operator: Exists}]
       containers:
@@ -151,6 +158,8 @@ def test_the_user_s_template_is_merged_by_key() -> None:
         template["metadata"]["labels"]["team"] == "vision"
         and template["metadata"]["labels"]["grounding.egm.dev/job"] == "t"
     )
+    notes = template["metadata"]["annotations"]
+    assert notes["note"] == "x" and notes["grounding.egm.dev/job.yaml"].startswith("{")
     main, sidecar = template["spec"]["containers"]
     env = {e["name"]: e.get("value") for e in main["env"]}
     assert (

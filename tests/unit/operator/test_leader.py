@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from egm_operator.cluster import ApiError
+from egm_operator.api import ApiError
 from egm_operator.leader import Lease, lead
 from egm_operator.settings import Settings
 

@@ -135,7 +135,7 @@ class World:
     def _create(self, obj: dict[str, Any]) -> None:
         meta = obj["metadata"]
         if self.store.get(obj["kind"], meta["namespace"], meta["name"]) is None:
-            if obj["kind"] not in ("ConfigMap", "Service", "Secret"):
+            if obj["kind"] not in ("Service", "Secret"):
                 self.created.append(f"{obj['kind']}/{meta['name']}")
             fresh = copy.deepcopy(obj)
             if obj["kind"] == "Pod":

@@ -1,0 +1,113 @@
+"""On a real kubelet (`make cluster NODE=1`, `make cluster-image`): the demo's four jobs as pods, from SFT to the evaluation after RL; minutes.
+
+The image is this checkout's virtual environment. Pods are the operator's own: not root, read-only root file system, no capabilities.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.cluster.operator_kit import ROOT, Operator, until
+
+JOBS = ("gtj/demo-sft", "gej/demo-before", "gtj/demo-rl", "gej/demo-after")
+
+
+@pytest.fixture
+def node(kubectl: Any) -> Any:
+    """kubectl, where a real node has the image and a volume."""
+    if kubectl.run("get", "node", "node1").returncode:
+        pytest.skip("no real node: `make cluster NODE=1` (root)")
+    images = [n for i in kubectl.get("node", "node1")["status"]["images"] for n in i["names"]]
+    if "localhost/egm-train:dev" not in images:
+        pytest.skip("the node has no image of this checkout: `make cluster-image`")
+    return kubectl
+
+
+@pytest.fixture
+def claim(node: Any, tmp_path: Path) -> Iterator[Path]:
+    """The claim `egm`, a folder of this host."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    for path in (folder, *folder.parents):  # pods are user 1000
+        if path.is_relative_to("/tmp") and path != Path("/tmp"):
+            path.chmod(0o777)
+    name = node.namespace
+    shared: dict[str, Any] = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
+    volume = {"capacity": {"storage": "10Gi"}, "hostPath": {"path": str(folder)}, **shared}
+    wish = {"resources": {"requests": {"storage": "10Gi"}}, "volumeName": name, **shared}
+    node(
+        "create",
+        "-f",
+        "-",
+        stdin={"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": volume},
+    )
+    node(
+        "create",
+        "-f",
+        "-",
+        stdin={"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "egm"}, "spec": wish},
+    )
+    yield folder
+    node("delete", "persistentvolume", name, "--wait=false")
+
+
+def _demo() -> list[Any]:
+    """`jobs/demo.yaml`, with requests that let two pods share two cores."""
+    jobs = list(YAML(typ="safe").load_all(ROOT / "jobs" / "demo.yaml"))
+    small = {"name": "main", "resources": {"requests": {"cpu": "100m", "memory": "1Gi"}}}
+    for job in jobs:
+        job["spec"]["podTemplate"] = {"spec": {"containers": [small]}}
+    return jobs
+
+
+@pytest.mark.timeout(3600)
+def test_the_demo_as_pods(node: Any, claim: Path, tmp_path: Path) -> None:
+    settings = {"EGM_DEFAULT_OUTPUT": "pvc://egm/runs", "EGM_PROGRESS_VIA": "pod", "EGM_PROGRESS_SECONDS": "2"}
+    settings |= {"EGM_LEADER_ELECT": "false", "KUBECONFIG": node.kubeconfig}
+    operator = Operator(node.namespace, tmp_path / "log", **settings).start()
+    node("create", "-f", "-", stdin={"apiVersion": "v1", "kind": "List", "items": _demo()})
+    answered: set[str] = set()
+    proxied: Any = None
+    end = time.monotonic() + 3000
+    while time.monotonic() < end:
+        states = {f"{k}/{j['metadata']['name']}": j for k in ("gtj", "gej") for j in node.get(k)["items"]}
+        phases = {n: j.get("status", {}).get("phase") for n, j in states.items()}
+        bad = {n: states[n]["status"]["message"] for n, p in phases.items() if p == "Failed"}
+        assert not bad, bad
+        for name, job in states.items():
+            if job.get("status", {}).get("progress") or job.get("status", {}).get("done"):
+                answered.add(name)
+        if phases.get("gtj/demo-rl") == "Running" and proxied is None:
+            where = f"/api/v1/namespaces/{node.namespace}/pods/demo-rl-a1-master-0:8090/proxy/progress"
+            asked = node.run("get", "--raw", where)
+            proxied = json.loads(asked.stdout) if asked.returncode == 0 else None
+        if set(phases.values()) == {"Succeeded"} and len(phases) == len(JOBS):
+            break
+        time.sleep(2)
+    else:
+        raise AssertionError(phases)
+    assert answered == set(JOBS), answered  # over HTTP from the pods, while they ran or with their last words
+    assert proxied and proxied["job"] == "demo-rl"  # EGM_PROGRESS_VIA=proxy asks this way
+    for name, job in states.items():
+        assert job["status"]["attempt"] == 1, name
+        if name.startswith("gej/"):
+            assert job["status"]["accuracy"]["macro"] > 0.2 and job["status"]["done"] == job["status"]["total"]
+        else:
+            assert job["status"]["progress"]["step"] == job["status"]["progress"]["totalSteps"] > 0
+    before, after = (states[f"gej/demo-{w}"]["status"]["accuracy"]["macro"] for w in ("before", "after"))
+    assert after > before - 0.05, (before, after)
+    log = node("logs", "demo-sft-a1-master-0")
+    assert log.strip()
+    assert (claim / "runs" / node.namespace / "demo-rl" / "model").is_dir()
+    for name in JOBS:
+        node("delete", name)
+    until("the pods to go", lambda: node.get("pods")["items"] == [], 60)
+    assert operator.stop() == 0
+    assert not [line for line in operator.lines() if "exception" in line]
