@@ -74,7 +74,7 @@ chart: setup ## write what the chart holds of other sources: definitions, table 
 	@$(BIN)/python hack/chart/generate.py
 
 # in environments of their own: checkov pins half of PyPI
-lint-chart: setup ## checkov over the rendered chart; not part of `make test`
+lint-chart: setup ## checkov and kube-score over the rendered chart; not part of `make test`
 	@$(UV) venv --quiet --allow-existing .cache/checkov
 	@VIRTUAL_ENV=.cache/checkov $(UV) pip install --quiet checkov==3.3.30
 	@$(BIN)/python hack/chart/lint.py

@@ -1,6 +1,7 @@
-"""checkov over the chart as each file of charts/egm/ci renders it: `make lint-chart`.
+"""checkov and kube-score over the chart as each file of charts/egm/ci renders it: `make lint-chart`.
 
-What is skipped stands in charts/egm/.checkov.yaml, with the reason. Helm is $HELM, the one that `make cluster` has built, or the one on PATH.
+What checkov skips stands in charts/egm/.checkov.yaml, what kube-score does in `IGNORED`, with the reasons.
+Helm is $HELM, the one that `make cluster` has built, or the one on PATH.
 """
 
 from __future__ import annotations
@@ -17,6 +18,26 @@ CHART = ROOT / "charts" / "egm"
 sys.path.insert(0, str(ROOT / "hack" / "cluster"))
 import binaries  # noqa: E402
 
+# Pull policy: as in .checkov.yaml. Replicas: one works, a second one stands by; who wants that says `replicas: 2`.
+IGNORED = ("container-image-pull-policy", "deployment-replicas")
+
+
+def kube_score(rendered: Path) -> int:
+    """Exit code of kube-score, built from its pinned module; 0 where there is no Go."""
+    if shutil.which("go") is None:
+        sys.stderr.write("kube-score is not run: there is no Go\n")
+        return 0
+    command = ["go", "run", "github.com/zegl/kube-score/cmd/kube-score", "score", "--kubernetes-version=v1.34"]
+    command += ["--output-format=ci", "--exit-one-on-warning", *(f"--ignore-test={name}" for name in IGNORED)]
+    env = {**os.environ, "GOFLAGS": "-mod=readonly", "GOWORK": "off", "CGO_ENABLED": "0"}
+    done = subprocess.run(
+        [*command, str(rendered)], cwd=ROOT / "hack/chart/score", env=env, capture_output=True, text=True
+    )
+    told = [line for line in done.stdout.splitlines() if not line.startswith(("[OK", "[SKIPPED"))]
+    sys.stdout.write("".join(f"kube-score: {line}\n" for line in told or ["nothing to say"]))
+    sys.stderr.write(done.stderr)
+    return done.returncode
+
 
 def main() -> int:
     """Render and check."""
@@ -28,30 +49,12 @@ def main() -> int:
     for values in sorted((CHART / "ci").glob("*-values.yaml")):
         with tempfile.TemporaryDirectory() as folder:
             rendered = Path(folder) / f"{values.stem}.yaml"
-            render = [
-                helm,
-                "template",
-                "egm",
-                str(CHART),
-                "--kube-version=1.34.4",
-                "-n",
-                "egm-system",
-                "-f",
-                str(values),
-            ]
-            rendered.write_text(subprocess.run(render, check=True, capture_output=True, text=True).stdout)
-            command = [
-                str(ROOT / ".cache/checkov/bin/checkov"),
-                "-f",
-                str(rendered),
-                "--framework",
-                "kubernetes",
-                "--compact",
-                "--quiet",
-            ]
-            failed |= subprocess.run(
-                [*command, "--skip-download", "--config-file", str(CHART / ".checkov.yaml")]
-            ).returncode
+            render = [helm, "template", "egm", str(CHART), "--kube-version=1.34.4", "-n", "egm-system"]
+            done = subprocess.run([*render, "-f", str(values)], check=True, capture_output=True, text=True)
+            rendered.write_text(done.stdout)
+            checkov = [str(ROOT / ".cache/checkov/bin/checkov"), "-f", str(rendered), "--framework", "kubernetes"]
+            checkov += ["--compact", "--quiet", "--skip-download", "--config-file", str(CHART / ".checkov.yaml")]
+            failed |= subprocess.run(checkov).returncode | kube_score(rendered)
     return failed
 
 
