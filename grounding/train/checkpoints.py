@@ -138,6 +138,11 @@ def _candidates(root: Path) -> Iterator[Checkpoint]:
                 yield Checkpoint(int(match[1]), path)
 
 
+def complete(root: str | Path) -> list[Checkpoint]:
+    """The complete checkpoints under `root`, newest first; touches nothing."""
+    return sorted((c for c in _candidates(Path(root)) if is_complete(c.path)), reverse=True)
+
+
 def peek(root: str | Path) -> Checkpoint | None:
     """The newest complete checkpoint under `root`; touches nothing."""
     return next((c for c in sorted(_candidates(Path(root)), reverse=True) if is_complete(c.path)), None)
@@ -157,14 +162,13 @@ def newest(root: str | Path) -> Checkpoint | None:
 
 def keep_newest(root: str | Path, keep: int) -> None:
     """Remove all but the newest `keep` complete checkpoints, and what was set aside as broken before them."""
-    root = Path(root)
-    complete = sorted((c for c in _candidates(root) if is_complete(c.path)), reverse=True)
-    for checkpoint in complete[max(1, keep) :]:
+    root, kept = Path(root), complete(root)
+    for checkpoint in kept[max(1, keep) :]:
         # the marker goes first: a folder half removed by a crash must not look complete
         (checkpoint.path / MARKER).unlink(missing_ok=True)
         shutil.rmtree(checkpoint.path, ignore_errors=True)
     for aside in root.glob("broken-*"):
-        if complete:
+        if kept:
             shutil.rmtree(aside, ignore_errors=True)
 
 

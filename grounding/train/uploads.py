@@ -159,6 +159,11 @@ class Uploader:
         newest = checkpoints.peek(self.root)
         return newest is None or (self.uploaded is not None and self.uploaded.step >= newest.step)
 
+    def complete(self) -> None:
+        """After `close` of a run that is over: send the older checkpoints that stay, too, which were passed over while a newer one was there to send."""
+        for checkpoint in reversed(checkpoints.complete(self.root)[: self.keep]):
+            push(self.store, checkpoint)
+
     def _run(self) -> None:
         while not self._stop.is_set():
             last = self._now.wait(self.interval_s)
@@ -227,6 +232,7 @@ def kept(job: GroundingTrainJob, out: Path) -> Iterator[Uploader | None]:
             if (out / PROGRESS).exists():
                 brief.upload(out / PROGRESS, PROGRESS)
             if finished:
+                uploader.complete()
                 spoken = Spoken(f"sending {uri}/model", _say)
                 send(model, f"{uri}/model", last="config.json", progress=spoken)
                 spoken.end()

@@ -156,6 +156,8 @@ def test_the_uploader_follows_the_training_and_survives_trouble(tmp_path: Path) 
     _make(root, 2)
     assert uploader.close(30.0)
     assert uploader.newest() == {"step": 2, "uri": f"{store.uri}/checkpoints/global_step_2"}
+    uploader.complete()
+    assert uploads.stored(store) == [(2, "global_step_2"), (1, "global_step_1")], "the output holds what is kept here"
     broken = uploads.Uploader(root, FolderStore(tmp_path / "none", budget=0), keep=2, interval_s=0.02)
     broken.start()
     assert not broken.close(0.1)
