@@ -12,7 +12,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from grounding.api import GroundingTrainJob
 from grounding.data.images import open_images
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
-from grounding.train import checkpoints, families, sft_shard, telemetry, tracking, uploads
+from grounding.train import checkpoints, families, sft_shard, telemetry, torchrun, tracking, uploads
 from grounding.train.export import assemble
 from grounding.train.patch_embedding import use_matrix_product
 from grounding.train.progress import ProgressWriter
@@ -106,8 +107,25 @@ def _any_rank(flag: bool) -> bool:
     return bool(told.item())
 
 
+def _begin_loading(begin: Callable[[int], None] | None, number: int) -> None:
+    """In a loader's process: it ends with its trainer and by nothing else, or a stopped trainer would have no batch to finish its step with.
+
+    torchrun signals whole process groups, as a terminal's Ctrl-C does.
+    """
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, signal.SIG_IGN)
+    if begin:
+        begin(number)
+
+
 class _Trainer(Trainer):  # type: ignore[misc]
     """The Trainer, which knows that a loader's process may hand over an error in the place of a batch."""
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        base = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+        base.worker_init_fn = partial(_begin_loading, base.worker_init_fn)
+        return loader
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, items = super().get_batch_samples(*args, **kwargs)
@@ -313,20 +331,9 @@ def _tiny(job: GroundingTrainJob, out: Path, rows: list[dict[str, Any]]) -> Path
     return folder
 
 
-def launcher(env: Mapping[str, str], gpus: int, arguments: list[str]) -> list[str]:
-    """The torchrun that starts a rank a GPU on each pod that PyTorchJob made; empty where one process is all, or this is a rank already. Pure."""
-    pods, ranks = int(env.get("WORLD_SIZE") or 1), max(1, gpus)
-    if "LOCAL_RANK" in env or pods * ranks == 1:
-        return []
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={pods}", f"--nproc-per-node={ranks}"]
-    command += [f"--node-rank={env.get('RANK') or 0}", f"--master-addr={env.get('MASTER_ADDR') or '127.0.0.1'}"]
-    command += [f"--master-port={env.get('MASTER_PORT') or 29500}", "--max-restarts=0"]
-    return [*command, "-m", "grounding.cli", *arguments]
-
-
 def main(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) -> None:
     """Entry point of `egm role sft`; on several GPUs or nodes it becomes torchrun, which starts it again once a rank."""
-    command = launcher(os.environ, torch.cuda.device_count(), sys.argv[1:])
+    command = torchrun.launcher(os.environ, torch.cuda.device_count(), sys.argv[1:])
     if command:
         os.execv(sys.executable, command)  # noqa: S606
     gpus = torch.cuda.device_count() * job.spec.resources.nodes

@@ -160,7 +160,7 @@ class Uploader:
         return newest is None or (self.uploaded is not None and self.uploaded.step >= newest.step)
 
     def complete(self) -> None:
-        """After `close` of a run that is over: send the older checkpoints that stay, too, which were passed over while a newer one was there to send."""
+        """After `close` of a run that is over: send the older checkpoints that stay, too; a newer one may have come before their turn."""
         for checkpoint in reversed(checkpoints.complete(self.root)[: self.keep]):
             push(self.store, checkpoint)
 

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from grounding.train import checkpoints
 from grounding.train.progress import read_progress
-from grounding.train.sft import launcher
+from grounding.train.torchrun import launcher
 
 MANIFEST = """
 apiVersion: grounding.egm.dev/v1alpha1
@@ -67,6 +68,10 @@ def _losses(out: Path) -> list[float]:
     return [line["metrics"]["loss"] for line in read_progress(out / "progress.jsonl")]
 
 
+def _last_step(out: Path) -> int:
+    return int(read_progress(out / "progress.jsonl")[-1]["step"])
+
+
 def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
     role = _prepare(tmp_path)
     one, two = tmp_path / "one", tmp_path / "two"
@@ -78,6 +83,31 @@ def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
     newest = checkpoints.peek(two / "checkpoints")
     assert newest is not None and newest.step == 4 and checkpoints.world_size(newest.path) == 2
     assert (two / "model" / "config.json").exists()
+
+
+def test_a_mistake_of_the_ranks_is_one_of_the_whole(tmp_path: Path) -> None:
+    role = _prepare(tmp_path, MANIFEST.replace("microBatchSize: 4", "microBatchSize: 8"))
+    run = [sys.executable, "-m", "grounding.train.torchrun", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    command = [*run, f"--master-port={_port()}", "-m", "grounding.cli", *role, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"})
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "batchSize 8 is not a multiple" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_sigterm_to_the_launcher_ends_the_ranks_with_a_checkpoint(tmp_path: Path) -> None:
+    role = _prepare(tmp_path, MANIFEST.replace("maxSteps: 4", "maxSteps: 400"))
+    out = tmp_path / "out"
+    out.mkdir()
+    run = [sys.executable, "-m", "grounding.train.torchrun", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    command = [*run, f"--master-port={_port()}", "-m", "grounding.cli", *role, str(out)]
+    with subprocess.Popen(command, env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"}) as child:
+        while not (out / "progress.jsonl").exists() or not _losses(out):
+            assert child.poll() is None
+            time.sleep(0.05)
+        child.terminate()
+        assert child.wait(90) == 143
+    newest = checkpoints.peek(out / "checkpoints")
+    assert newest is not None and newest.step >= _last_step(out), "no checkpoint of where it was stopped"
 
 
 def test_ranks_see_disjoint_rows_in_a_seeded_order(tmp_path: Path) -> None:

@@ -1,0 +1,54 @@
+"""torchrun that ends as its ranks ended: `python -m grounding.train.torchrun` with the arguments of `torch.distributed.run`.
+
+torch's own turns every failure into exit code 1, by which a mistake (2) would be tried again and an orderly stop (143) would count as a failure.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from grounding import exits
+
+
+def launcher(env: Mapping[str, str], gpus: int, arguments: list[str]) -> list[str]:
+    """The torchrun that starts a rank a GPU on each pod that PyTorchJob made; empty where one process is all, or this is a rank already. Pure."""
+    pods, ranks = int(env.get("WORLD_SIZE") or 1), max(1, gpus)
+    if "LOCAL_RANK" in env or pods * ranks == 1:
+        return []
+    command = [sys.executable, "-m", "grounding.train.torchrun", f"--nnodes={pods}", f"--nproc-per-node={ranks}"]
+    command += [f"--node-rank={env.get('RANK') or 0}", f"--master-addr={env.get('MASTER_ADDR') or '127.0.0.1'}"]
+    command += [f"--master-port={env.get('MASTER_PORT') or 29500}", "--max-restarts=0"]
+    return [*command, "-m", "grounding.cli", *arguments]
+
+
+def exit_code(ranks: Mapping[int, int], first: int) -> int:
+    """The code of a whole node from those of its ranks that failed (negative: a signal); `first` is the rank that failed first. Pure.
+
+    A mistake is one on whichever rank it was seen: the others may have been ended, or have lost their peer, before they saw it.
+    """
+    if exits.MISTAKE in ranks.values():
+        return exits.MISTAKE
+    code = ranks[first]
+    return 128 - code if code < 0 else code
+
+
+def main() -> None:
+    """Run the ranks and end with their exit code."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as run
+
+    try:
+        run()
+    except ChildFailedError as error:
+        first, _ = error.get_first_failure()
+        code = exit_code({rank: failure.exitcode for rank, failure in error.failures.items()}, first)
+        sys.stderr.write(f"sft: rank {first} ended with exit code {code}; its lines above say why\n")
+    except SignalException as error:  # it has passed the signal on and waited
+        code = 128 + int(error.sigval)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()
