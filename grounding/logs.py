@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from grounding.errors import UserError
 
@@ -15,11 +15,11 @@ FORMS = ("text", "json")
 
 
 class Json(logging.Formatter):
-    """One JSON object a line, times in UTC; `context` stands in every line."""
+    """One JSON object a line, times in UTC; `context` stands in every line, an attribute of `fields` where a record has it."""
 
-    def __init__(self, context: Mapping[str, str]) -> None:
+    def __init__(self, context: Mapping[str, str], fields: Sequence[str] = ()) -> None:
         super().__init__()
-        self.context = dict(context)
+        self.context, self.fields = dict(context), fields
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -30,17 +30,19 @@ class Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             **self.context,
+            **{name: value for name in self.fields if (value := getattr(record, name, None)) is not None},
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line, ensure_ascii=False, default=str)
 
 
 class Text(logging.Formatter):
-    """For people: hour, first letter of the level, logger, message."""
+    """For people: hour, first letter of the level, logger (or what else `subject` names, of which `default` is one), message."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    def __init__(self, subject: str = "name", default: str = "") -> None:
+        form = f"%(asctime)s %(levelname).1s %({subject})s: %(message)s"
+        super().__init__(form, datefmt="%H:%M:%S", defaults={subject: default} if default else None)
 
 
 def set_up(environ: Mapping[str, str], context: Mapping[str, str]) -> None:

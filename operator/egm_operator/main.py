@@ -8,12 +8,10 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import kopf
-import orjson
 from aiohttp import web
 
 from egm_operator import handlers
@@ -27,41 +25,18 @@ from egm_operator.queue import WorkQueue
 from egm_operator.reconcile import Reconciler
 from egm_operator.settings import Settings, load
 from egm_operator.store import Key, Store
+from grounding import logs
 from grounding.errors import EgmError, Failure, UserError
 
 _log = logging.getLogger("egm_operator")
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
-class _Json(logging.Formatter):
-    """One JSON object a line; the job's name where a line is about a job."""
-
-    _FIELDS = ("job", "kind", "lease", "requests")
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line |= {f: value for f in self._FIELDS if (value := getattr(record, f, None)) is not None}
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
-
-
-class _Text(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        job = getattr(record, "job", "")
-        text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.levelname[0]} {job + ': ' if job else ''}{record.getMessage()}"
-        return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
-
-
 def set_up_logs(settings: Settings) -> None:
     """Everything to stderr, in the chosen form."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
+    json = logs.Json({}, ("job", "kind", "lease", "requests"))
+    handler.setFormatter(json if settings.log_format == "json" else logs.Text("job", "operator"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
