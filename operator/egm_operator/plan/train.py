@@ -224,6 +224,7 @@ def _progress_condition(w: Work) -> None:
     stale = max(last, since) + w.settings.progress_stale_seconds
     if w.seen.report is not None and w.now < stale:
         w.draft.condition(Condition.PROGRESS_AVAILABLE, True, Reason.ANSWERING, "Rank 0 reports its progress.")
+        w.look_again(stale)  # nothing else would wake the job when the answers stop
     elif w.now >= stale:
         text = "Rank 0 does not answer on /progress; the last known progress stands, and stalls cannot be told."
         w.draft.condition(Condition.PROGRESS_AVAILABLE, False, Reason.NO_ANSWER, text)
