@@ -1,0 +1,1 @@
+export function States() { return <div>states</div>; }
