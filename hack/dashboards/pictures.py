@@ -33,7 +33,18 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BOARDS = ROOT / "charts" / "egm" / "dashboards"
 BUILT = ROOT / ".cache" / "pictures"
-ICONS = HERE / "node_modules" / "@grafana" / "ui" / "dist" / "public" / "img" / "icons"
+PACKAGES = HERE / "node_modules"
+ICONS = PACKAGES / "@grafana" / "ui" / "dist" / "public" / "img" / "icons"
+FONTS = {
+    "inter/Inter-Regular.woff2": PACKAGES / "@fontsource" / "inter" / "files" / "inter-latin-400-normal.woff2",
+    "inter/Inter-Medium.woff2": PACKAGES / "@fontsource" / "inter" / "files" / "inter-latin-500-normal.woff2",
+    "roboto/L0xTDF4xlVMF-BfR8bXMIhJHg45mwgGEFl0_3vrtSM1J-gEPT5Ese6hmHSh0mQ.woff2": PACKAGES
+    / "@fontsource"
+    / "roboto-mono"
+    / "files"
+    / "roboto-mono-latin-400-normal.woff2",
+}
+"""Where Grafana's styles look for fonts -> where they lie."""
 ADDRESS = "http://page.invalid/"  # answered below; no name is ever looked up
 WIDTH = 1600
 SCALE = 1.0
@@ -47,7 +58,7 @@ def build() -> None:
         raise plan.Mistake("the page's packages are not there: `npm ci` in hack/dashboards, or `make pictures`")
     command = [
         str(HERE / "node_modules" / ".bin" / "esbuild"), str(HERE / "page" / "main.jsx"), "--bundle", f"--outfile={BUILT / 'page.js'}",
-        "--jsx=automatic", "--loader:.woff2=dataurl", "--loader:.woff=empty", "--loader:.ttf=empty", "--minify", "--log-level=warning",
+        "--jsx=automatic", "--loader:.ttf=empty", "--minify", "--log-level=warning",
         '--define:process.env.NODE_ENV="production"',
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
@@ -79,7 +90,9 @@ class Prometheus:
         return self("query_range", query=question.expr, start=begin, end=end, step=view.step)
 
 
-def choices(board: Mapping[str, Any], wanted: Wanted, prometheus: Prometheus, view: plan.View) -> dict[str, tuple[str, ...]]:
+def choices(
+    board: Mapping[str, Any], wanted: Wanted, prometheus: Prometheus, view: plan.View
+) -> dict[str, tuple[str, ...]]:
     """Values of all variables, each by those before it."""
     found: dict[str, tuple[str, ...]] = {}
     for variable in plan.variables(board):
@@ -90,7 +103,9 @@ def choices(board: Mapping[str, Any], wanted: Wanted, prometheus: Prometheus, vi
     return found
 
 
-def told(board: Mapping[str, Any], wanted: Wanted, prometheus: Prometheus, view: plan.View) -> tuple[dict[str, Any], list[str]]:
+def told(
+    board: Mapping[str, Any], wanted: Wanted, prometheus: Prometheus, view: plan.View
+) -> tuple[dict[str, Any], list[str]]:
     """What the page needs to draw a board, and the titles of panels that would be empty."""
     if problems := plan.unknown(board):
         raise plan.Mistake("\n".join(problems))
@@ -103,22 +118,29 @@ def told(board: Mapping[str, Any], wanted: Wanted, prometheus: Prometheus, view:
         {"label": v.get("label") or v["name"], "values": ["All" if c == ".*" else c for c in chosen[v["name"]]]}
         for v in plan.variables(board)
     ]
-    page = {"title": board["title"], "panels": panels, "variables": labels, "from": 1000 * view.begin, "to": 1000 * view.end}
+    page = {
+        "title": board["title"],
+        "panels": panels,
+        "variables": labels,
+        "from": 1000 * view.begin,
+        "to": 1000 * view.end,
+    }
     return page, [panel["title"] for panel in panels if plan.empty(panel, panel["frames"])]
 
 
 def _answer(route: Route) -> None:
     """The page, its script and stylesheet, and Grafana's icons, from files; anything else is not there."""
     path = urllib.parse.urlsplit(route.request.url).path.lstrip("/")
-    icon = ICONS / path.removeprefix("public/build/img/icons/")
+    icon, font = ICONS / path.removeprefix("public/build/img/icons/"), FONTS.get(path.removeprefix("public/fonts/"))
     if not path:
         route.fulfill(path=HERE / "page" / "index.html", content_type="text/html")
     elif path in ("page.js", "page.css"):
         route.fulfill(path=BUILT / path)
     elif path.startswith("public/") and icon.is_file():
         route.fulfill(path=icon, content_type="image/svg+xml")
+    elif font:
+        route.fulfill(path=font, content_type="font/woff2")
     else:
-        print("refused", route.request.url, file=sys.stderr)
         route.abort()
 
 
@@ -150,6 +172,9 @@ def draw(page: Page, data: Mapping[str, Any]) -> bytes:
     page.on("pageerror", lambda e: complaints.append(str(e)))
     page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     page.goto(ADDRESS)
+    # all of it in sight from the beginning: tables draw what is
+    bottom = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in data["panels"])
+    page.set_viewport_size({"width": WIDTH, "height": 40 * bottom + 100})
     page.evaluate("data => window.draw(data)", data)
     try:
         page.wait_for_function("document.body.dataset.drawn", timeout=60_000)
@@ -168,7 +193,9 @@ def small(png: bytes) -> bytes:
     return out.getvalue()
 
 
-def pictures(address: str, out: Path, view: plan.View, wanted: Mapping[str, Wanted], names: Sequence[str] = ()) -> dict[str, list[str]]:
+def pictures(
+    address: str, out: Path, view: plan.View, wanted: Mapping[str, Wanted], names: Sequence[str] = ()
+) -> dict[str, list[str]]:
     """Write a picture of each board; titles of empty panels by board. `wanted`: values of variables by board, `*` for all boards."""
     BUILT.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -196,11 +223,15 @@ def _wanted(texts: Sequence[str]) -> dict[str, dict[str, list[str]]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prometheus", required=True, help="its address, such as http://127.0.0.1:9090")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "pictures", help="folder for the pictures (docs/pictures)")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs" / "pictures", help="folder for the pictures (docs/pictures)"
+    )
     parser.add_argument("--minutes", type=float, default=60, help="how much time they show, up to --end (60)")
     parser.add_argument("--end", type=float, help="in seconds since 1970 (now)")
     parser.add_argument("--scrape", type=float, default=15, help="seconds between two scrapes (15)")
-    parser.add_argument("--set", action="append", default=[], metavar="[DASHBOARD:]VARIABLE=VALUE", help="may be given several times")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="[DASHBOARD:]VARIABLE=VALUE", help="may be given several times"
+    )
     parser.add_argument("dashboards", nargs="*", help="names of files without .json (all)")
     asked = parser.parse_args()
     end = asked.end or time.time()

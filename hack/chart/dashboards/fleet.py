@@ -56,6 +56,7 @@ def dashboard() -> Dashboard:
                 ),
             },
             {"namespace": "Namespace", "kind": "Kind", "job_name": "Job", "phase": "Phase", "reason": "Reason"},
+            height=12,
             links={
                 "Job": (
                     "Training",

@@ -1,5 +1,5 @@
 // Frames as plain data -> frames as Grafana's components want them: transformed, then with units, colours, limits and links applied.
-import { applyFieldOverrides, dateTime, FieldColorModeId, ThresholdsMode, toDataFrame, transformDataFrame } from '@grafana/data';
+import { applyFieldOverrides, cacheFieldDisplayNames, dateTime, FieldColorModeId, ThresholdsMode, toDataFrame, transformDataFrame } from '@grafana/data';
 import { firstValueFrom } from 'rxjs';
 
 // what Grafana takes for a field without thresholds and colours; each kind of panel has its own default of the latter
@@ -50,6 +50,7 @@ export async function prepared(data, theme) {
       }
       const fieldConfig = config(panel);
       const series = applyFieldOverrides({ data: frames, fieldConfig, replaceVariables, theme, timeZone: 'utc' });
+      cacheFieldDisplayNames(series);
       return { ...panel, fieldConfig, series };
     })
   );

@@ -1,8 +1,4 @@
 // Draws one dashboard: `draw(data)`, with what pictures.py gathered, sets `data-drawn` on the body when it stands.
-import '@fontsource/inter/latin-400.css';
-import '@fontsource/inter/latin-500.css';
-import '@fontsource/roboto-mono/latin-400.css';
-import '@fontsource/roboto-mono/latin-500.css';
 import './setup.js';
 
 import { createTheme, ThemeContext } from '@grafana/data';
@@ -27,15 +23,19 @@ async function settled() {
 }
 
 window.draw = async (data) => {
+  const root = createRoot(document.getElementById('board'));
+  const show = (board) =>
+    root.render(
+      <ThemeContext.Provider value={theme}>
+        <GlobalStyles isExtensionSidebarOpen={false} />
+        {board}
+        <PortalContainer />
+      </ThemeContext.Provider>
+    );
+  show(null); // the styles name the fonts
+  await settled();
   await Promise.all(FONTS.map((font) => document.fonts.load(font)));
-  const panels = await prepared(data, theme);
-  createRoot(document.getElementById('board')).render(
-    <ThemeContext.Provider value={theme}>
-      <GlobalStyles isExtensionSidebarOpen={false} />
-      <Board {...data} panels={panels} theme={theme} />
-      <PortalContainer />
-    </ThemeContext.Provider>
-  );
+  show(<Board {...data} panels={await prepared(data, theme)} theme={theme} />);
   await settled();
   document.body.dataset.drawn = 'yes';
 };

@@ -7,13 +7,15 @@ export function Bars({ panel, theme, width, height }) {
   const values = getFieldDisplayValues({
     data: series, reduceOptions: options.reduceOptions, fieldConfig, replaceVariables: (text) => text, theme, timeZone: 'utc',
   });
+  // a bar alone needs no name: the panel's title says what it is
+  const named = (display) => (values.length > 1 ? display : { ...display, title: undefined });
   return (
     <VizRepeater
       getValues={() => values}
       getAlignmentFactors={(all) => getDisplayValueAlignmentFactors(all)}
       renderValue={({ value, alignmentFactors, width, height, orientation }) => (
         <BarGauge
-          value={value.display}
+          value={named(value.display)}
           width={width}
           height={height}
           orientation={orientation}
