@@ -232,6 +232,7 @@ def main() -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="[DASHBOARD:]VARIABLE=VALUE", help="may be given several times"
     )
+    parser.add_argument("--complete", action="store_true", help="fail where a panel has no data")
     parser.add_argument("dashboards", nargs="*", help="names of files without .json (all)")
     asked = parser.parse_args()
     end = asked.end or time.time()
@@ -242,9 +243,9 @@ def main() -> int:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
     for name, titles in empty.items():
-        size = (asked.out / f"dashboard-{name}.png").stat().st_size
-        print(f"dashboard-{name}.png: {size // 1000} kB" + (f"; without data: {', '.join(titles)}" if titles else ""))
-    return 0
+        path = asked.out / f"dashboard-{name}.png"
+        print(f"{path}: {path.stat().st_size // 1000} kB" + (f"; without data: {', '.join(titles)}" if titles else ""))
+    return int(asked.complete and any(empty.values()))
 
 
 if __name__ == "__main__":
