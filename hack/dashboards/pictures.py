@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import Page, Route, sync_playwright
+from playwright.sync_api import BrowserContext, Error, Route, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -47,7 +47,6 @@ FONTS = {
 """Where Grafana's styles look for fonts -> where they lie."""
 ADDRESS = "http://page.invalid/"  # answered below; no name is ever looked up
 WIDTH = 1600
-SCALE = 1.0
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--hide-scrollbars"]
 Wanted = Mapping[str, Sequence[str]]
 
@@ -145,8 +144,8 @@ def _answer(route: Route) -> None:
 
 
 @contextmanager
-def browser() -> Iterator[Page]:
-    """A page in a Chromium that reaches nothing."""
+def browser() -> Iterator[BrowserContext]:
+    """A Chromium that reaches nothing."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         raise plan.Mistake("there is no Chromium on PATH; on Debian: apt-get install chromium")
@@ -154,21 +153,20 @@ def browser() -> Iterator[Page]:
         opened = playwright.chromium.launch(executable_path=path, args=FLAGS)
         context = opened.new_context(
             viewport={"width": WIDTH, "height": 1000},
-            device_scale_factor=SCALE,
             color_scheme="dark",
             reduced_motion="reduce",
             timezone_id="UTC",
             locale="en-US",
         )
-        page = context.new_page()
-        page.route("**/*", _answer)
-        yield page
+        context.route("**/*", _answer)
+        yield context
         opened.close()
 
 
-def draw(page: Page, data: Mapping[str, Any]) -> bytes:
+def draw(chromium: BrowserContext, data: Mapping[str, Any]) -> bytes:
     """The board as PNG, all of it."""
     complaints: list[str] = []
+    page = chromium.new_page()
     page.on("pageerror", lambda e: complaints.append(str(e)))
     page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     page.goto(ADDRESS)
@@ -178,11 +176,13 @@ def draw(page: Page, data: Mapping[str, Any]) -> bytes:
     page.evaluate("data => window.draw(data)", data)
     try:
         page.wait_for_function("document.body.dataset.drawn", timeout=60_000)
-    except Exception as error:
+    except Error as error:
         raise plan.Mistake(f"{data['title']}: {'; '.join(complaints) or error}") from None
     if complaints:
         raise plan.Mistake(f"{data['title']}: {'; '.join(complaints)}")
-    return page.locator("#board").screenshot(animations="disabled")
+    png = page.locator("#board").screenshot(animations="disabled")
+    page.close()
+    return png
 
 
 def small(png: bytes) -> bytes:
@@ -197,15 +197,23 @@ def pictures(
     address: str, out: Path, view: plan.View, wanted: Mapping[str, Wanted], names: Sequence[str] = ()
 ) -> dict[str, list[str]]:
     """Write a picture of each board; titles of empty panels by board. `wanted`: values of variables by board, `*` for all boards."""
+    boards = {path.stem: json.loads(path.read_text()) for path in sorted(BOARDS.glob("*.json"))}
+    if strange := [n for n in (*names, *wanted) if n not in (*boards, "*")]:
+        raise plan.Mistake(f"there is no dashboard {', '.join(strange)}; there are {', '.join(boards)}")
+    for name in (n for n in wanted if n != "*"):
+        there = [v["name"] for v in plan.variables(boards[name])]
+        if strange := [n for n in wanted[name] if n not in there]:
+            raise plan.Mistake(
+                f"{name}: there is no variable {', '.join(strange)}; there are {', '.join(there) or 'none'}"
+            )
     BUILT.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     build()
     prometheus, empty = Prometheus(address), {}
-    boards = {path.stem: json.loads(path.read_text()) for path in sorted(BOARDS.glob("*.json"))}
-    with browser() as page:
+    with browser() as chromium:
         for name in names or boards:
             data, empty[name] = told(boards[name], {**wanted.get("*", {}), **wanted.get(name, {})}, prometheus, view)
-            (out / f"dashboard-{name}.png").write_bytes(small(draw(page, data)))
+            (out / f"dashboard-{name}.png").write_bytes(small(draw(chromium, data)))
     return empty
 
 

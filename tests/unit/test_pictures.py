@@ -124,6 +124,15 @@ def test_a_variable_says_where_its_values_are() -> None:
         plan.values_query({"name": "n", "query": "query_result(a)"})
 
 
+@pytest.mark.parametrize("name", sorted(BOARDS))
+def test_rows_of_a_table_can_be_joined(name: str) -> None:
+    """Grafana joins two rows only where all that both have is the same: each query must keep the same labels, and no name of a metric."""
+    for panel in plan.flat(BOARDS[name]):
+        if panel["type"] == "table":
+            kept = {re.match(r"max by \([\w, ]+\) \(", target["expr"]) for target in panel["targets"]}
+            assert len({found and found[0] for found in kept}) == 1 and None not in kept, panel["title"]
+
+
 def _question(**changed: Any) -> Any:
     values = {"panel": 0, "ref": "B", "expr": "m", "legend": "", "instant": False, "table": False, **changed}
     return plan.Question(**values)

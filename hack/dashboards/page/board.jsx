@@ -57,7 +57,6 @@ function place({ x, y, w, h }) {
 function Panel({ panel, theme, timeRange }) {
   const { left, top, width, height } = place(panel.gridPos);
   const Drawn = PANELS[panel.type];
-  const full = panel.type === 'table' || panel.type === 'timeseries' || panel.type === 'state-timeline';
   return (
     <div style={{ position: 'absolute', left, top, width, height }}>
       <PanelChrome
@@ -65,7 +64,7 @@ function Panel({ panel, theme, timeRange }) {
         description={panel.description || undefined}
         width={width}
         height={height}
-        padding={full && panel.type === 'table' ? 'none' : 'md'}
+        padding={panel.type === 'table' ? 'none' : 'md'}
       >
         {(innerWidth, innerHeight) =>
           panel.series.some((frame) => frame.length) ? (

@@ -5,9 +5,9 @@ import { measureText, UPlotChart, UPlotConfigBuilder } from '@grafana/ui';
 
 const FONT = 12;
 
-// [from, to, value] of each run of equal values; `step`: how long the last one lasts
+// [from, to, value] of each run of equal values; where a series is gone, Grafana's filler has put nulls
 function runs(frame, end) {
-  const filled = applyNullInsertThreshold({ frame });
+  const filled = applyNullInsertThreshold({ frame, refFieldPseudoMax: end });
   const [{ values: times }, { values }] = filled.fields;
   const found = [];
   for (let i = 0; i < times.length; i++) {
