@@ -61,10 +61,10 @@ test-browser: setup ## the report in a real Chromium; skipped where there is non
 	@$(BIN)/python -m pytest -q tests/browser
 
 # not in uv.lock: they would hold other packages back (trackio wants an older Pillow, inspect_ai an older fsspec)
-EXPORTERS := inspect_ai==0.3.285 wandb==0.31.0 trackio==0.43.0 mlflow-skinny==3.17.2
+EXPORTERS := inspect_ai==0.3.285 wandb==0.31.0 trackio==0.43.0 mlflow-skinny==3.17.2 sqlalchemy==2.1.9 alembic==1.20.1
 test-export: setup ## the exporters with the tools they write for, in an environment of their own; not part of `make test`
 	@$(UV) venv --quiet --allow-existing .cache/export
-	@VIRTUAL_ENV=.cache/export $(UV) pip install --quiet -e . $(EXPORTERS) hypothesis==6.170.15 pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout
+	@VIRTUAL_ENV=.cache/export $(UV) pip install --quiet -e . $(EXPORTERS) hypothesis==6.170.15 pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout==2.4.0
 	@.cache/export/bin/python -m pytest -q tests/export
 
 test-cluster: setup prometheus ## API server, CRDs, chart, dashboards: on the cluster of `make cluster`, or on EGM_KUBECONFIG's

@@ -1,17 +1,37 @@
 """InternVL under verl 0.9, which does not know it: a plug-in through `VERL_USE_EXTERNAL_MODULES`, for the native Hugging Face layout.
 
 What verl does by itself: its default builder for vision models renders the prompt through the processor, positions have one dimension, the model is
-transformers' own. What is mended here: pictures whose placeholders verl has stripped from the text, and prompts whose placeholders vLLM is to widen
-again. The vision tower is frozen by `verl_fixes`.
+transformers' own. What is mended here: the processor, which verl takes for none as its name is not on verl's list; pictures whose placeholders verl
+has stripped from the text; and prompts whose placeholders vLLM is to widen again. The vision tower is frozen by `verl_fixes`.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import verl.experimental.agent_loop.agent_loop as verl_agent_loop
+import verl.utils.tokenizer as verl_tokenizer
 import verl.workers.rollout.utils as verl_rollout
+from transformers import AutoConfig, AutoProcessor
+
+_hf_processor = verl_tokenizer.hf_processor
+
+
+def hf_processor(name_or_path: Any, **kwargs: Any) -> Any:
+    """verl's function of that name. Like its Gemma, InternVL has one position a token, so that there is nothing to bind to its processor."""
+    config = AutoConfig.from_pretrained(name_or_path, **kwargs)
+    if config.model_type != "internvl":
+        return _hf_processor(name_or_path, **kwargs)
+    processor = AutoProcessor.from_pretrained(name_or_path, **kwargs)
+    processor.config = config
+    return processor
+
+
+for _module in list(sys.modules.values()):  # whoever has taken the name from there already
+    if getattr(_module, "__name__", "").startswith("verl") and vars(_module).get("hf_processor") is _hf_processor:
+        _module.hf_processor = hf_processor  # type: ignore[attr-defined]
 
 _processor_inputs = verl_agent_loop.build_multimodal_processor_inputs
 

@@ -92,8 +92,13 @@ class Cluster:
         try:
             await self.request("DELETE", self.path(kind, namespace, name), body=body)
         except ApiError as error:
-            if error.status not in (404, 409):
+            if error.status == 404:
+                return
+            if error.status != 409:
                 raise
+            there = await self.get(kind, namespace, name)
+            if there is not None and there["metadata"]["uid"] == uid and "deletionTimestamp" not in there["metadata"]:
+                raise  # not the precondition: it is still to be deleted
 
     async def list(self, kind: str, namespace: str = "") -> Listing:
         """All objects of a watched kind that belong to jobs; none where the cluster does not know the kind."""

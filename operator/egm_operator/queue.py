@@ -31,7 +31,8 @@ class WorkQueue(Generic[K]):
         self._again: set[K] = set()
         self._due: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []
-        self._failures: dict[K, int] = {}
+        self._failures: dict[K, tuple[int, float]] = {}
+        """How often, and when it is tried again."""
         self._count = 0
         self._changed = asyncio.Event()
 
@@ -71,9 +72,17 @@ class WorkQueue(Generic[K]):
             self._changed.set()
 
     def retry(self, key: K, at_least: float = 0.0) -> float:
-        """Work on `key` again after a failure, later each time; returns in how many seconds."""
-        count = self._failures[key] = self._failures.get(key, 0) + 1
-        delay = max(at_least, min(self._limit, self._base * 2.0 ** min(count - 1, 32)))
+        """Work on `key` again after a failure, later each time; returns in how many seconds.
+
+        A failure before the next try was due (an event had woken the key) does not put it off: a second of many events would end in a minute's wait.
+        """
+        now = self._clock()
+        count, due = self._failures.get(key, (0, now))
+        delay = due - now
+        if delay <= 0.0:
+            count, delay = count + 1, min(self._limit, self._base * 2.0 ** min(count, 32))
+        delay = max(at_least, delay)
+        self._failures[key] = (count, now + delay)
         self.after(key, delay)
         return delay
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from grounding.api.crd import crds
+from tests.cluster.operator_kit import Operator
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ["python3", str(ROOT / "hack" / "cluster" / "cluster.py")]
@@ -28,6 +29,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.cluster)
+
+
+@pytest.fixture(autouse=True)
+def _no_operator_outlives_its_test() -> Iterator[None]:
+    """One that a failed test leaves behind would work on, and against the next test."""
+    before = len(Operator.started)  # a module's own is among these: fixtures of a wider scope come first
+    yield
+    for operator in Operator.started[before:]:
+        if operator.running():
+            operator.kill()
 
 
 @dataclass(frozen=True)

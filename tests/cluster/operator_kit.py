@@ -19,7 +19,7 @@ import urllib.parse
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from ruamel.yaml import YAML
 
@@ -208,6 +208,8 @@ main.main()
 class Operator:
     """`python -m egm_operator` as a process."""
 
+    started: ClassVar[list[Operator]] = []
+
     def __init__(
         self, namespaces: str, log: Path, die_after: int = 0, command: Sequence[str] = (), **settings: str
     ) -> None:
@@ -233,6 +235,7 @@ class Operator:
     def start(self) -> Operator:
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(self.command, env=self.env, stdout=out, stderr=out)
+        self.started.append(self)
         return self
 
     def kill(self) -> None:

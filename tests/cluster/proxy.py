@@ -54,8 +54,8 @@ class Proxy(threading.Thread):
         """How often each fault has happened."""
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._open: set[web.Request] = set()
+        self._ending = asyncio.Event()
+        self._open: dict[int, web.Request] = {}
 
     def __enter__(self) -> Proxy:
         self.start()
@@ -63,14 +63,14 @@ class Proxy(threading.Thread):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self._loop.call_soon_threadsafe(self._ending.set)
         self.join(10)
 
     def cut(self) -> None:
         """Hang up on every request that is under way."""
 
         def hang_up() -> None:
-            for request in list(self._open):
+            for request in list(self._open.values()):
                 _hang_up(request)
 
         self._loop.call_soon_threadsafe(hang_up)
@@ -104,15 +104,15 @@ class Proxy(threading.Thread):
             await site.start()
             self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
             self._ready.set()
-            await self._stop.wait()
+            await self._ending.wait()
             await runner.cleanup()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        self._open.add(request)
+        self._open[id(request)] = request
         try:
             return await self._answer(request)
         finally:
-            self._open.discard(request)
+            self._open.pop(id(request), None)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         watch = request.query.get("watch") in ("1", "true")

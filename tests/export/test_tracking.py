@@ -23,7 +23,7 @@ spec:
 
 def test_attempts_of_a_job_are_one_run(tmp_path: Path) -> None:
     client = pytest.importorskip("mlflow.tracking").MlflowClient
-    uri = (tmp_path / "mlruns").as_uri()
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     job = resolve(parse(JOB.replace("URI", uri))[0])
     for attempt in ((1, 2), (2, 3)):
         with tracking.tracked(job, tmp_path) as log:

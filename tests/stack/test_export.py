@@ -26,6 +26,7 @@ spec:
   data: {shapes: {train: 48, perFile: 10}}
   hyperparameters:
     maxSteps: 1
+    warmupSteps: 0
     saveEvery: 1
     validateEvery: 100
     validateBeforeTrain: false

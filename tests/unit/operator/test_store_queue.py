@@ -107,10 +107,24 @@ async def test_the_earlier_time_wins_and_failures_wait_longer() -> None:
     queue.after("a", 50)
     queue.after("a", 0.01)
     assert await asyncio.wait_for(queue.get(), 1) == "a"
-    delays = [queue.retry("b") for _ in range(12)]
+    now = 0.0
+    queue = WorkQueue(clock=lambda: now)
+    delays = []
+    for _ in range(12):
+        delays.append(queue.retry("b"))
+        now += delays[-1]
     assert delays == sorted(delays) and delays[-1] == 60.0 and len(set(delays)) > 5
     queue.forget("b")
     assert queue.retry("b") == delays[0]
+
+
+async def test_failures_of_a_key_that_events_wake_do_not_put_off_its_next_try() -> None:
+    now = 0.0
+    queue: WorkQueue[str] = WorkQueue(clock=lambda: now)
+    delays = [queue.retry("a") for _ in range(30)]
+    assert set(delays) == {delays[0]}, "thirty failures at one moment are one"
+    now += delays[0]
+    assert queue.retry("a") > delays[0]
 
 
 async def test_no_key_is_with_two_workers() -> None:

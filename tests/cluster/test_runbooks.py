@@ -1,0 +1,193 @@
+"""The runbooks are followed: every command of theirs is run on a fleet in every state, and the cure they name cures.
+
+Pods are simulated, so that none has a log or answers on a port: of such a command it is looked whether it finds its pods.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import scene
+from tests.cluster.chart_kit import CHART, helm
+from tests.cluster.operator_kit import ROOT, Api, Drive, Operator, kubeconfig, new_namespace, train_job, until
+
+pytestmark = [
+    pytest.mark.skipif(
+        bool(os.environ.get("EGM_KUBECONFIG")), reason="jobs are driven by the test cluster's annotations"
+    ),
+    pytest.mark.timeout(600),
+]
+BOOKS = {p.stem: p.read_text() for p in sorted((ROOT / "docs" / "runbooks").glob("Egm*.md"))}
+# the job of the fleet that an alert would be about: (kind, name, one of its pods)
+ABOUT = {
+    "EgmEvaluationErrors": ("gej", "asks", "asks-eval-server-0"),
+    "EgmEvaluationServersMissing": ("gej", "asks", "asks-eval-server-1"),
+    "EgmJobFailed": ("gtj", "fails", ""),
+    "EgmJobGpusIdle": ("gej", "idle", "idle-eval-server-0"),
+    "EgmJobImagePull": ("gtj", "pulls", "pulls-a1-master-0"),
+    "EgmJobRefused": ("gtj", "refused", ""),
+    "EgmJobRestarting": ("gtj", "restarts", "restarts-a2-master-0"),
+    "EgmJobStuck": ("gtj", "too-big", "too-big-a1-master-0"),
+    "EgmTrainingSilent": ("gtj", "silent", "silent-a1-master-0"),
+    "EgmTrainingStalled": ("gtj", "learns", "learns-a1-master-0"),
+    "EgmTrainingUnhealthy": ("gtj", "learns", "learns-a1-master-0"),
+    "EgmTrainingUnsaved": ("gtj", "learns", "learns-a1-master-0"),
+}
+QUIET = ("--previous", "grep 403", "get secret", "Refused")  # nothing to be seen is an answer as well
+
+
+@dataclass
+class Place:
+    """Where the commands run."""
+
+    drive: Drive
+    quota: str
+    release: str
+    path: str
+    folder: Path
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        """A line of a runbook, in a shell as its reader has one."""
+        env = {**os.environ, "KUBECONFIG": str(kubeconfig()), "PATH": self.path}
+        return subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command],
+            capture_output=True,
+            text=True,
+            env=env,
+            cwd=self.folder,
+            timeout=110,
+        )
+
+
+@pytest.fixture(scope="module")
+def place(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("runbooks")
+    (folder / "bin").mkdir()
+    program = shutil.which(cluster.program) or cluster.program
+    (folder / "bin" / "kubectl").symlink_to(program)
+    (folder / "bin" / "egm").symlink_to(Path(sys.executable).parent / "egm")
+    api = Api(kubeconfig())
+    with (
+        new_namespace(api, "book") as namespace,
+        new_namespace(api, "full") as quota,
+        new_namespace(api, "egm") as release,
+    ):
+        helm("install", "egm", str(CHART), "--namespace", release, "--set", "crds.enabled=false")
+        settings = {"EGM_PROGRESS_STALE_SECONDS": "4", "EGM_BACKOFF_BASE_SECONDS": "2"}
+        operator = Operator(f"{namespace},{quota}", folder / "log", **settings).start()
+        drive = Drive(api, namespace)
+        scene.fleet(drive, quota)
+        yield Place(drive, quota, release, f"{folder / 'bin'}:{os.environ['PATH']}", folder)
+        assert operator.stop() == 0
+        helm("uninstall", "egm", "--namespace", release)
+
+
+def _commands(book: str) -> list[str]:
+    look = book[book.index("## Look") : book.index("## Do")]
+    lines = [line.strip() for line in look.splitlines() if line.startswith("    ")]
+    return [line for line in lines if "# in Prometheus" not in line]  # queries: test_monitoring asks those
+
+
+def _simulated(command: str) -> str:
+    """The same pods, looked for instead of read."""
+    if "port-forward" in command:
+        return re.sub(r"port-forward (\S+) .*", r"get pod \1", command)
+    if " logs " in command:
+        parts = [part.partition("|")[0] for part in command.split(";") if "--previous" not in part]
+        text = re.sub(r" --(tail=\d+|all-containers|prefix)", "", ";".join(parts))
+        return re.sub(
+            r" logs (?!-l|deployment)(\S+)",
+            r" get pod \1",
+            text.replace(" logs -l", " get pods -l").replace(" logs deployment", " get deployment"),
+        )
+    return command
+
+
+@pytest.mark.parametrize("alert", sorted(BOOKS))
+def test_what_to_look_at_can_be_looked_at(alert: str, place: Place) -> None:
+    kind, name, pod = ABOUT.get(alert, ("gtj", "learns", ""))
+    namespace = place.quota if name == "refused" else place.drive.namespace
+    (place.folder / "JOB.yaml").write_text(
+        "apiVersion: grounding.egm.dev/v1alpha1\nkind: GroundingTrainJob\nmetadata: {name: looked-at}\nspec: {preset: tiny-sft, data: {shapes: {}}}\n"
+    )
+    assert _commands(BOOKS[alert])
+    for line in _commands(BOOKS[alert]):
+        command = _simulated(line)
+        if "top pod" in command:  # the cluster has no metrics server
+            continue
+        for word, what in (("NAMESPACE", namespace), ("KIND", kind), ("NAME", name), ("POD", pod)):
+            command = re.sub(rf"\b{word}\b", what, command)
+        command = command.replace("-n egm ", f"-n {place.release} ").replace(
+            "serviceaccount:egm:", f"serviceaccount:{place.release}:"
+        )
+        done = place.run(command)
+        quiet = any(word in line for word in QUIET)
+        assert done.returncode == 0 or (quiet and not done.stderr), f"{command}: {done.stdout}{done.stderr}"
+        assert done.stdout.strip() or quiet, f"{command} shows nothing"
+        assert "No resources found" not in done.stderr, command
+
+
+def test_a_refused_job_goes_on_when_the_quota_is_raised(place: Place) -> None:
+    assert place.run(f"kubectl -n {place.quota} describe quota").stdout.count("count/jobs.batch")
+    raised = (
+        """kubectl -n QUOTA patch resourcequota none --type=merge -p '{"spec":{"hard":{"count/jobs.batch":"5"}}}'"""
+    )
+    assert place.run(raised.replace("QUOTA", place.quota)).returncode == 0
+    Drive(place.drive.api, place.quota).running("refused", "prepare")
+
+
+def test_a_failed_job_runs_when_it_is_made_again(place: Place) -> None:
+    drive = place.drive
+    assert place.run(f"kubectl -n {drive.namespace} delete gtj fails").returncode == 0
+    drive.api.create("gtj", drive.namespace, train_job("fails"))
+    drive.prepared("fails")
+    drive.running("fails", "rl")
+
+
+def test_an_evaluation_that_waits_for_servers_takes_fewer(place: Place) -> None:
+    assert place.run(f"kubectl -n {place.drive.namespace} scale gej/idle --replicas=1").returncode == 0
+    until("one server", lambda: len(place.drive.pods("idle", "server", kind="eval")) == 1)
+
+
+def test_an_image_that_is_there_after_all_is_pulled(place: Place) -> None:
+    drive = place.drive
+    drive.api.patch(
+        "gtj",
+        drive.namespace,
+        "pulls",
+        {"spec": {"podTemplate": {"metadata": {"annotations": {"egm.test/waiting": None}}}}},
+    )
+    for suspend in ("true", "false"):
+        patch = f"""kubectl -n {drive.namespace} patch gtj pulls --type=merge -p '{{"spec":{{"suspend":{suspend}}}}}'"""
+        assert place.run(patch).returncode == 0
+        until(
+            f"suspend {suspend}", lambda s=suspend: (drive.status("pulls").get("phase") == "Suspended") == (s == "true")
+        )  # type: ignore[misc]
+    drive.running("pulls", "rl")
+
+
+def test_a_job_that_no_node_fits_asks_for_less(place: Place) -> None:
+    drive = place.drive
+    less = """kubectl -n NAMESPACE patch gtj too-big --type=merge -p '{"spec":{"resources":{"gpusPerNode":1}}}'"""
+    refused = place.run(less.replace("NAMESPACE", drive.namespace))
+    assert refused.returncode and "immutable" in refused.stderr  # as EgmJobStuck says: made again
+    assert place.run(f"kubectl -n {drive.namespace} delete gtj too-big").returncode == 0
+    drive.api.create("gtj", drive.namespace, train_job("too-big"))
+    drive.prepared("too-big")
+    drive.running("too-big", "rl")
+
+
+def test_a_gang_that_hangs_is_restarted_by_deleting_one_of_its_pods(place: Place) -> None:
+    drive = place.drive
+    assert place.run(f"kubectl -n {drive.namespace} delete pod learns-a1-worker-0").returncode == 0
+    drive.running("learns", "rl", 2, attempt=2)
