@@ -35,6 +35,13 @@ PICTURES = os.environ.get("EGM_PICTURES")
 VARIABLES = {"$__rate_interval": "20s", "$__range": "10m", "$__interval": "5s", "$namespace": ".*", "$job": ".*"}
 
 
+@pytest.fixture(autouse=True)
+def _one_purpose(request: pytest.FixtureRequest) -> None:
+    """What is drawn has gone on for minutes, too long for what the other tests want to see, so it is drawn alone."""
+    if PICTURES and request.node.name != "test_pictures_of_the_dashboards":
+        pytest.skip("EGM_PICTURES: the fleet is drawn")
+
+
 class Fleet:
     """What runs, since when, and where it answers."""
 
@@ -154,6 +161,7 @@ def test_every_variable_has_values(fleet: Fleet, name: str) -> None:
 
 
 @pytest.mark.skipif(not PICTURES, reason="EGM_PICTURES names no folder")
+@pytest.mark.timeout(1200)
 def test_pictures_of_the_dashboards(fleet: Fleet) -> None:
     """Every panel of every dashboard drawn from what the fleet has told since it began."""
     scene.live(Drive(Api(kubeconfig()), fleet.namespace), 330)
@@ -239,7 +247,10 @@ def test_series_of_one_job_can_be_joined_across_sources(fleet: Fleet) -> None:
     assert {s["metric"]["job_name"] for s in fleet.prometheus.query(joined)} == {"learns"}
     engines = "sglang:num_running_reqs * on (namespace, kind, job_name) group_left egm_job_status"
     assert {s["metric"]["kind"] for s in fleet.prometheus.query(engines)} == {"GroundingEvalJob"}
-    assert fleet.prometheus.query('{__name__=~"egm_.*", exported_job!=""}') == []
+    for label in ("exported_job", "exported_endpoint"):
+        assert fleet.prometheus.query(f'{{__name__=~"egm_.*", {label}!=""}}') == []
+    asked = {s["metric"]["endpoint"] for s in fleet.prometheus.query("egm_eval_endpoint_limit")}
+    assert len(asked) == 2 and "127.0.0.1:9" in asked  # servers, not the name of the client's port
     assert fleet.prometheus.query("sglang:max_total_num_tokens") == []  # not among those that are kept
 
 
