@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-train test-gang test-demo test-browser test-export test-cluster locks locks-check images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-env cluster-down chart lint-chart docs prometheus cluster-image walk
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-train test-gang test-demo test-browser test-export test-cluster locks locks-check images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-env cluster-down chart lint-chart docs prometheus cluster-image walk pictures
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -93,6 +93,16 @@ $(PROMETHEUS)/usr/bin/prometheus:
 prometheus: ## Debian's Prometheus and promtool in .cache, unless they are on PATH
 	@{ command -v prometheus && command -v promtool; } >/dev/null 2>&1 || ! command -v apt-get >/dev/null \
 	  || $(MAKE) -s $(PROMETHEUS)/usr/bin/prometheus
+
+PAGE := hack/dashboards/node_modules/.package-lock.json
+$(PAGE): hack/dashboards/package-lock.json
+	@command -v npm >/dev/null || { echo "error: pictures are drawn by Grafana's npm packages, and there is no npm; on Debian: apt-get install npm" >&2; exit 2; }
+	@cd hack/dashboards && npm ci --silent
+	@touch $@
+
+pictures: setup prometheus $(PAGE) ## the dashboards as docs/pictures, of a fleet in the test cluster, ten minutes (FROM=http://...: of that Prometheus, MINUTES=60)
+	@$(if $(FROM),$(BIN)/python hack/dashboards/pictures.py --prometheus $(FROM) --minutes $(or $(MINUTES),60),\
+	  EGM_PICTURES=docs/pictures $(BIN)/python -m pytest -q -s tests/cluster/test_monitoring.py -k pictures)
 
 cluster: ## a real Kubernetes 1.34 with simulated GPU nodes, without root (NODE=1: a real node too, root; FAKE_NODES=n)
 	@python3 hack/cluster/cluster.py up $(if $(FAKE_NODES),--fake-nodes $(FAKE_NODES)) $(if $(filter 1,$(NODE)),--node)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import random
 import re
 import subprocess
@@ -40,6 +41,8 @@ MEASURED = {
     "report": "https://bucket.example.org/eval/report/index.html",
     "accuracy": {"macro": 0.9, "micro": 0.9, "ci95": [0.89, 0.91], "files": FILES},
 }
+
+ASKING = {"files": [{**FILES[0], "errors": 2}]}
 
 
 def fleet(drive: Drive, quota: str) -> None:
@@ -89,8 +92,7 @@ def fleet(drive: Drive, quota: str) -> None:
     )
     _, second = drive.running("asks", "server", 2, kind="eval")
     drive.annotate(second, ready="false")
-    wrong = {"files": [{**FILES[0], "errors": 2}]}
-    asking = {"done": 40, "total": 400, "requestsPerSecond": 10.0, "etaSeconds": 36, "time": ahead, "accuracy": wrong}
+    asking = {"done": 40, "total": 400, "requestsPerSecond": 10.0, "etaSeconds": 36, "time": ahead, "accuracy": ASKING}
     drive.annotate(drive.running("asks", "evaluate", kind="eval")[0], progress=json.dumps(asking))
     drive.end("measured", "evaluate", 0, kind="eval", message=json.dumps(MEASURED))
     drive.running("restarts", "rl", attempt=2)
@@ -111,8 +113,66 @@ def fleet(drive: Drive, quota: str) -> None:
     until("the files", lambda: drive.status("asks", "gej").get("accuracy"))
 
 
+def live(drive: Drive, seconds: float) -> None:
+    """Let the jobs that run get on for a while, and short ones come and end, so that pictures show more than a moment."""
+    (learns,) = (
+        p
+        for p in drive.pods("learns", "rl")
+        if p["metadata"]["labels"]["training.kubeflow.org/replica-type"] == "master"
+    )
+    (asks,) = drive.pods("asks", "evaluate", kind="eval")
+    begun, short = time.time(), list[str]()
+    while (passed := time.time() - begun) < seconds:
+        n, done = 12 + int(passed / 3), 40 + int(passed)
+        if passed >= 40 * (1 + len(short)):
+            short.append(f"short-{len(short) + 1}")
+            drive.api.create("gtj", drive.namespace, train_job(short[-1], maxAttempts=1))
+            drive.prepared(short[-1])
+            drive.end(short[-1], "rl", (0, 2, 0, 137)[len(short) % 4])
+        metrics = {"score": round(0.61 + n / 1000, 3) if n < 75 else 0.1, "valAccuracy": round(0.8 + n / 2000, 3)}
+        told = {"step": n, "totalSteps": 300, "etaSeconds": 3 * (300 - n), "metrics": metrics}
+        checkpoint = {"step": n - n % 10, "uri": "s3://b/c"}
+        drive.annotate(learns, progress=json.dumps({**told, "time": begun + 3600 + n, "checkpoint": checkpoint}))
+        told = {
+            "done": done,
+            "total": 400,
+            "requestsPerSecond": 1.0,
+            "etaSeconds": max(0, 400 - done),
+            "accuracy": ASKING,
+        }
+        drive.annotate(asks, progress=json.dumps({**told, "time": begun + 3600 + n}))
+        time.sleep(3)
+
+
+def _rl(n: int, falls_at: int, noise: float) -> dict[str, float]:
+    """A step of RL that goes well until its reward collapses. `noise`: of mean 0, some tenths."""
+    fallen, learned = max(0, n - falls_at), 1 - math.exp(-n / 60)
+    rl = {
+        "score": max(0.1 + noise / 50, 0.45 + 0.33 * learned + noise / 20 - fallen / 10),
+        "klLoss": 0.012 * learned * (1 + noise / 4) + fallen / 20000, "kl": 0.002 * (1 + noise / 2), "entropy": 0.6 - 0.25 * learned + noise / 50,
+        "clipFraction": 0.01 * (1 + noise), "gradNorm": 0.4 + noise / 10, "learningRate": 3e-6 * min(1.0, n / 30),
+        "responseLength": 180 + 140 * learned + 8 * noise, "responseClipped": 0.02 * (1 + noise), "tokensPerSecond": 1500 + 60 * noise,
+    }  # fmt: skip
+    if n % 3 == 0:
+        rl |= {
+            "valAccuracy": 0.7 + 0.12 * learned + noise / 100,
+            "valIou": 0.66 + 0.1 * learned + noise / 100,
+            "valParsed": 0.98 + noise / 200,
+        }
+    stages = {"secondsRollout": 2.4 + learned + noise / 5, "secondsUpdate": 1.5 + noise / 20, "secondsReference": 0.3}
+    stages |= {"secondsSave": 0.4 if n % 10 == 0 else 0.0, "secondsValidation": 0.6 if n % 3 == 0 else 0.0}
+    return rl | stages | {"secondsStep": sum(stages.values())}
+
+
+def _sft(n: int, noise: float) -> dict[str, float]:
+    return {
+        "loss": 0.4 + 1.1 * math.exp(-n / 60) + noise / 40, "gradNorm": 1.0 + noise / 5, "learningRate": 1e-5 * min(1.0, n / 60),
+        "tokensPerSecond": 9000 + 100 * noise, "secondsStep": 2.0 + noise / 20,
+    }  # fmt: skip
+
+
 @contextlib.contextmanager
-def trainings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+def trainings(folder: Path, monkeypatch: pytest.MonkeyPatch, falls_at: int = 8) -> Iterator[dict[str, int]]:
     """Real telemetry, over progress lines that grow: RL whose score falls (a health rule speaks), and SFT. Ports by name."""
     monkeypatch.setenv("EGM_PROGRESS_PORT", "0")
     over, dice = threading.Event(), random.Random(7)
@@ -132,33 +192,8 @@ def trainings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
             ports[name] = stack.enter_context(telemetry.serve(source))
 
         def step(n: int) -> None:
-            seconds = {
-                "secondsStep": 5.0,
-                "secondsRollout": 3.0,
-                "secondsUpdate": 1.5,
-                "secondsReference": 0.3,
-                "secondsSave": 0.1,
-                "secondsValidation": 0.1,
-            }
-            noise = dice.random() / 50
-            rl = {
-                "score": (0.8 if n < 8 else 0.1) + noise, "klLoss": 0.01 + noise, "kl": 0.002 + noise, "entropy": 0.5 - noise, "clipFraction": 0.01,
-                "responseLength": 300 + 100 * noise, "responseClipped": 0.02, "tokensPerSecond": 1500.0, "gradNorm": 0.4 + noise,
-                "learningRate": 3e-6,
-            }  # fmt: skip
-            if n % 3 == 0:
-                rl |= {"valAccuracy": 0.8 + noise, "valIou": 0.75 + noise, "valParsed": 0.98}
-            writers["rl"].step(n, rl | seconds)
-            writers["sft"].step(
-                n,
-                {
-                    "loss": 1.5 / (1 + n),
-                    "gradNorm": 1.0 + noise,
-                    "learningRate": 1e-5,
-                    "tokensPerSecond": 9000.0,
-                    "secondsStep": 2.0,
-                },
-            )
+            writers["rl"].step(n, _rl(n, falls_at, dice.gauss(0, 0.3)))
+            writers["sft"].step(n, _sft(n, dice.gauss(0, 0.3)))
 
         for n in range(14):
             step(n)
@@ -181,25 +216,29 @@ def trainings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
 
 
 @contextlib.contextmanager
-def evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A real run of the client over eight files, against a server that costs nothing (`bench/evaluate/server.py`); one endpoint is
-    not there. Its port."""
+def evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int = 400) -> Iterator[int]:
+    """A real run of the client over eight files, against a server that costs nothing (`bench/evaluate/server.py`) and always gives one box, which
+    is right for most questions; one endpoint is not there. Its port."""
     monkeypatch.setenv("EGM_PROGRESS_PORT", "0")
     images = folder / "images"
     images.mkdir()
     for i in range(40):
         Image.new("RGB", (64, 64), (6 * i, 10, 10)).save(images / f"{i}.jpg")
-    row = {"bbox": [6, 6, 32, 38], "width": 64, "height": 64}
-    for name in PAPER_ORDER:
-        lines = [json.dumps({**row, "image": f"{i % 40}.jpg", "sent": f"thing {i}"}) for i in range(400)]
+    dice = random.Random(7)
+    for place, name in enumerate(PAPER_ORDER):
+        found = [[6, 6, 32, 38] if dice.random() > 0.08 + place / 60 else [40, 40, 60, 60] for _ in range(rows)]
+        lines = [
+            json.dumps({"bbox": box, "width": 64, "height": 64, "image": f"{i % 40}.jpg", "sent": f"thing {i}"})
+            for i, box in enumerate(found)
+        ]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     command = [sys.executable, str(ROOT / "bench/evaluate/server.py"), "--delay", "0.2"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
-    found = re.search(r"\d{4,5}", server.stdout.readline())
-    assert found
+    told = re.search(r"\d{4,5}", server.stdout.readline())
+    assert told
     request = Request("m", "qwen3", get_engine("vllm").request_extras(Sampling()))
-    endpoints = (f"http://127.0.0.1:{found[0]}", "http://127.0.0.1:9")
+    endpoints = (f"http://127.0.0.1:{told[0]}", "http://127.0.0.1:9")
     one = Evaluation(
         tuple(folder / f"{n}.jsonl" for n in PAPER_ORDER),
         (images,),
@@ -228,19 +267,21 @@ def engines() -> contextlib.AbstractContextManager[dict[str, int]]:
 
 @contextlib.contextmanager
 def texts(told: dict[str, str]) -> Iterator[dict[str, int]]:
-    """Texts at `/metrics`; counters grow by a tenth of themselves a second. Ports by name."""
+    """Texts at `/metrics`; counters grow by a tenth of themselves a second, what else has labels swings by a fifth. Ports by name."""
     begun, grows = time.monotonic(), re.compile(r"(_total|_bucket|_sum|_count)\{")
     servers = {}
 
     def serve(text: str) -> ThreadingHTTPServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                factor = 1 + (time.monotonic() - begun) / 10
-                lines = []
-                for line in text.splitlines():
+                passed, lines = time.monotonic() - begun, []
+                for place, line in enumerate(text.splitlines()):
+                    series, _, value = line.rpartition(" ")
                     if grows.search(line) and not line.startswith("#"):
-                        series, _, value = line.rpartition(" ")
-                        line = f"{series} {float(value) * factor}"
+                        line = f"{series} {float(value) * (1 + passed / 10)}"
+                    elif "{" in line and not line.startswith("#"):
+                        swung = float(value) * (1 + math.sin(passed / 15 + place) / 5)
+                        line = f"{series} {round(swung) if swung >= 1 else swung}"
                     lines.append(line)
                 body = ("\n".join(lines) + "\n").encode()
                 self.send_response(200)

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,24 @@ pytestmark = [
 RULES = YAML(typ="safe").load((CHART / "rules" / "alerts.yaml").read_text())
 ALERTS = {r["alert"]: r for g in RULES["groups"] for r in g["rules"]}
 BOARDS = {p.stem: json.loads(p.read_text()) for p in sorted((CHART / "dashboards").glob("*.json"))}
+PICTURES = os.environ.get("EGM_PICTURES")
+"""A folder for pictures of the dashboards; this takes minutes longer, in which the jobs get on (`make pictures`)."""
 VARIABLES = {"$__rate_interval": "20s", "$__range": "10m", "$__interval": "5s", "$namespace": ".*", "$job": ".*"}
 
 
+@pytest.fixture(autouse=True)
+def _one_purpose(request: pytest.FixtureRequest) -> None:
+    """What is drawn has gone on for minutes, too long for what the other tests want to see, so it is drawn alone."""
+    if PICTURES and request.node.name != "test_pictures_of_the_dashboards":
+        pytest.skip("EGM_PICTURES: the fleet is drawn")
+
+
 class Fleet:
-    """What runs, and where it answers."""
+    """What runs, since when, and where it answers."""
 
     def __init__(self, prometheus: Prometheus, operator: Operator, ports: dict[str, int], namespace: str) -> None:
         self.prometheus, self.operator, self.ports, self.namespace = prometheus, operator, ports, namespace
+        self.begun = time.time()
 
 
 def _pod(address: int, namespace: str, pod: str, job: str, kind: str, **labels: str) -> dict[str, str]:
@@ -70,8 +81,8 @@ def fleet(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
         (folder / "trainings").mkdir()
         (folder / "evaluation").mkdir()
         with (
-            scene.trainings(folder / "trainings", patch) as trainings,
-            scene.evaluation(folder / "evaluation", patch) as evaluation,
+            scene.trainings(folder / "trainings", patch, falls_at=270 if PICTURES else 8) as trainings,
+            scene.evaluation(folder / "evaluation", patch, rows=2500 if PICTURES else 400) as evaluation,
             scene.engines() as engines,
         ):
             ports = {"operator": port, "evaluation": evaluation, **trainings, **engines}
@@ -87,15 +98,15 @@ def fleet(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
                     [_pod(p, namespace, f"{n}-eval-server-0", "asks", "eval") for n, p in engines.items()],
                 ),
             ]
-            prometheus = Prometheus(folder, scrapes, RULES)
+            made = Fleet(Prometheus(folder, scrapes, RULES), operator, ports, namespace)
             scene.fleet(Drive(api, namespace), quota)
             # a while without an API server: requests that get no answer
             script = [sys.executable, str(ROOT / "hack/cluster/cluster.py"), "restart", "kube-apiserver"]
             subprocess.run(script, check=True, capture_output=True)
             until("the API server", lambda: _answers(api), 60)
             settle(25)
-            yield Fleet(prometheus, operator, ports, namespace)
-            prometheus.stop()
+            yield made
+            made.prometheus.stop()
         assert operator.stop() == 0
     patch.undo()
 
@@ -147,6 +158,24 @@ def test_every_variable_has_values(fleet: Fleet, name: str) -> None:
         assert found, variable
         values = fleet.prometheus.api(f"label/{found[2]}/values", **{"match[]": _expand(found[1])})
         assert fleet.namespace in values or "asks" in values or "learns" in values, (variable["name"], values)
+
+
+@pytest.mark.skipif(not PICTURES, reason="EGM_PICTURES names no folder")
+@pytest.mark.timeout(1200)
+def test_pictures_of_the_dashboards(fleet: Fleet) -> None:
+    """Every panel of every dashboard drawn from what the fleet has told since it began."""
+    scene.live(Drive(Api(kubeconfig()), fleet.namespace), 330)
+    while int(time.time()) % 60 != 26:  # where no label of an axis is cut off
+        time.sleep(0.2)
+    chosen = ("training:job=learns", "training:job=done", "evaluation:job=asks", "evaluation:job=measured")
+    command = [
+        sys.executable, str(ROOT / "hack/dashboards/pictures.py"), "--prometheus", f"http://127.0.0.1:{fleet.prometheus.port}",
+        "--out", str(PICTURES), "--minutes", str((time.time() - fleet.begun) / 60), "--scrape", "3", "--complete",
+        *(f"--set={one}" for one in chosen),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # no number of an alert's condition can be reached within a test: hours, shares
@@ -218,7 +247,10 @@ def test_series_of_one_job_can_be_joined_across_sources(fleet: Fleet) -> None:
     assert {s["metric"]["job_name"] for s in fleet.prometheus.query(joined)} == {"learns"}
     engines = "sglang:num_running_reqs * on (namespace, kind, job_name) group_left egm_job_status"
     assert {s["metric"]["kind"] for s in fleet.prometheus.query(engines)} == {"GroundingEvalJob"}
-    assert fleet.prometheus.query('{__name__=~"egm_.*", exported_job!=""}') == []
+    for label in ("exported_job", "exported_endpoint"):
+        assert fleet.prometheus.query(f'{{__name__=~"egm_.*", {label}!=""}}') == []
+    asked = {s["metric"]["endpoint"] for s in fleet.prometheus.query("egm_eval_endpoint_limit")}
+    assert len(asked) == 2 and "127.0.0.1:9" in asked  # servers, not the name of the client's port
     assert fleet.prometheus.query("sglang:max_total_num_tokens") == []  # not among those that are kept
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from dashboards.kit import OF_JOB, bars, board, figure, lines, row, rows, states
@@ -12,16 +14,18 @@ FILE = "{{job_name}} {{file}}"
 SERVER = "{{endpoint}}"
 POD = "{{pod}}"
 
+now = partial(figure, name=NAME)
+
 
 def dashboard() -> Dashboard:
     """The dashboard."""
     made = board("evaluation", "Evaluation job", "One evaluation, or several side by side.", job="GroundingEvalJob")
     made = made.with_row(row("Now"))
-    made = made.with_panel(figure("Progress", f"egm_job_progress_ratio{{{JOB}}}", "percentunit", decimals=1))
-    made = made.with_panel(figure("Time left", f"egm_job_eta_seconds{{{JOB}}}", "s"))
-    made = made.with_panel(figure("Requests a second", f"egm_job_requests_per_second{{{JOB}}}", decimals=1))
+    made = made.with_panel(now("Progress", f"egm_job_progress_ratio{{{JOB}}}", "percentunit", decimals=1))
+    made = made.with_panel(now("Time left", f"egm_job_eta_seconds{{{JOB}}}", "s"))
+    made = made.with_panel(now("Requests a second", f"egm_job_requests_per_second{{{JOB}}}", decimals=1))
     made = made.with_panel(
-        figure(
+        now(
             "Macro accuracy",
             f'egm_job_accuracy{{{JOB}, mean="macro"}}',
             "percentunit",
@@ -30,14 +34,14 @@ def dashboard() -> Dashboard:
         )
     )
     made = made.with_panel(
-        figure(
+        now(
             "Failed questions",
             f"sum by (job_name) (egm_job_file_errors{{{JOB}}}) or sum by (job_name) (egm_eval_errors{{{OF_JOB}}})",
         )
     )
-    made = made.with_panel(figure("Servers ready", f"egm_job_servers_ready{{{JOB}}}"))
-    made = made.with_panel(figure("GPUs", f"egm_job_gpus{{{JOB}}}"))
-    made = made.with_panel(figure("GPU hours", f"egm_job_gpu_seconds_total{{{JOB}}} / 3600", "h", decimals=1))
+    made = made.with_panel(now("Servers ready", f"egm_job_servers_ready{{{JOB}}}"))
+    made = made.with_panel(now("GPUs", f"egm_job_gpus{{{JOB}}}"))
+    made = made.with_panel(now("GPU hours", f"egm_job_gpu_seconds_total{{{JOB}}} / 3600", "h", decimals=1))
     made = made.with_panel(states("Phase", (f"egm_job_status{{{JOB}}}", "{{job_name}}: {{phase}}, {{reason}}")))
     made = made.with_row(row("The files"))
     made = made.with_panel(
@@ -50,8 +54,8 @@ def dashboard() -> Dashboard:
                 "Failed": (f"egm_job_file_errors{{{JOB}}}", "short"),
                 "Without a box": (f"egm_job_file_unparsed{{{JOB}}}", "short"),
             },
-            {"job_name": "Job", "file": "File"},
-            width=16,
+            {"namespace": "Namespace", "job_name": "Job", "file": "File"},
+            height=11,
             text="Of evaluations that have ended.",
         )
     )
@@ -59,8 +63,8 @@ def dashboard() -> Dashboard:
         rows(
             "Report",
             {"": (f"egm_job_report_info{{{JOB}}}", "none")},
-            {"job_name": "Job", "uri": "Where it lies"},
-            width=8,
+            {"namespace": "Namespace", "job_name": "Job", "uri": "Where it lies"},
+            height=4,
             links={"Where it lies": ("Open", "${__value.raw}")},
         )
     )
@@ -69,6 +73,7 @@ def dashboard() -> Dashboard:
             "Accuracy of the answers so far",
             (f"egm_eval_file_accuracy{{{OF_JOB}}}", FILE),
             unit="percentunit",
+            most=1,
             width=12,
         )
     )

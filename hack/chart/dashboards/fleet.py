@@ -56,6 +56,7 @@ def dashboard() -> Dashboard:
                 ),
             },
             {"namespace": "Namespace", "kind": "Kind", "job_name": "Job", "phase": "Phase", "reason": "Reason"},
+            height=12,
             links={
                 "Job": (
                     "Training",
@@ -93,11 +94,11 @@ def dashboard() -> Dashboard:
         bars(
             "GPU hours by job",
             (
-                f"topk(20, sum by (namespace, job_name) (increase(egm_job_gpu_seconds_total{{{NS}}}[$__range]))) / 3600",
+                f"topk(10, sum by (namespace, job_name) (increase(egm_job_gpu_seconds_total{{{NS}}}[$__range]))) / 3600",
                 "{{namespace}}/{{job_name}}",
             ),
             "h",
-            text="The twenty that used most in the time that is shown.",
+            text="The ten that used most in the time that is shown.",
         )
     )
     made = made.with_panel(

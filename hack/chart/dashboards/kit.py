@@ -9,6 +9,7 @@ from grafana_foundation_sdk.builders.common import (
     ReduceDataOptions,
     StackingConfig,
     VizLegendOptions,
+    VizTextDisplayOptions,
     VizTooltipOptions,
 )
 from grafana_foundation_sdk.models.common import (
@@ -19,6 +20,7 @@ from grafana_foundation_sdk.models.common import (
     LegendPlacement,
     StackingMode,
     TooltipDisplayMode,
+    VisibilityMode,
     VizOrientation,
 )
 from grafana_foundation_sdk.models.dashboard import (
@@ -27,6 +29,7 @@ from grafana_foundation_sdk.models.dashboard import (
     DataSourceRef,
     DataTransformerConfig,
     DynamicConfigValue,
+    FieldColorModeId,
     VariableRefresh,
     VariableSort,
 )
@@ -71,6 +74,21 @@ def board(name: str, title: str, text: str, job: str = "") -> dashboard.Dashboar
     return made
 
 
+PHASES = {
+    "Pending": "yellow",
+    "Preparing": "light-blue",
+    "Running": "green",
+    "Restarting": "orange",
+    "Suspended": "purple",
+    "Succeeded": "blue",
+    "Failed": "red",
+}
+
+
+def _color(name: str) -> dashboard.FieldColor:
+    return dashboard.FieldColor().mode(FieldColorModeId.FIXED).fixed_color(name)
+
+
 def _choice(name: str, label: str, query: str, *, everything: bool) -> dashboard.QueryVariable:
     made = (
         dashboard.QueryVariable(name)
@@ -95,9 +113,16 @@ def _targets(panel: Any, queries: tuple[Query, ...], *, instant: bool = False, r
 
 
 def figure(
-    title: str, query: str, unit: str = "short", *, text: str = "", width: int = 3, decimals: int | None = None
+    title: str,
+    query: str,
+    unit: str = "short",
+    *,
+    name: str = "",
+    text: str = "",
+    width: int = 3,
+    decimals: int | None = None,
 ) -> stat.Panel:
-    """One number, as it is now."""
+    """One number, as it is now; or several, each with its `name`."""
     panel = (
         stat.Panel()
         .title(title)
@@ -111,7 +136,7 @@ def figure(
     )
     if decimals is not None:
         panel = panel.decimals(decimals)
-    return _targets(panel, ((query, ""),), instant=True)
+    return _targets(panel, ((query, name),), instant=True)
 
 
 def lines(
@@ -123,6 +148,7 @@ def lines(
     stacked: bool = False,
     least: float | None = None,
     most: float | None = None,
+    decimals: int | None = None,
 ) -> timeseries.Panel:
     """Series over time."""
     panel = (
@@ -145,13 +171,15 @@ def lines(
         panel = panel.min(least)
     if most is not None:
         panel = panel.max(most)
+    if decimals is not None:
+        panel = panel.decimals(decimals)
     return _targets(panel, queries)
 
 
 def bars(
     title: str, query: Query, unit: str = "short", *, text: str = "", width: int = 8, most: float | None = None
 ) -> bargauge.Panel:
-    """One bar a series, as it is now."""
+    """One bar a series, as it is now. In one colour: Grafana would show all above 80 in red. In letters of one size: it would fill the panel."""
     panel = (
         bargauge.Panel()
         .title(title)
@@ -162,6 +190,8 @@ def bars(
         .span(width)
         .orientation(VizOrientation.HORIZONTAL)
         .display_mode(BarGaugeDisplayMode.BASIC)
+        .color_scheme(_color("blue"))
+        .text(VizTextDisplayOptions().title_size(12).value_size(14))
         .reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
     )
     if most is not None:
@@ -170,10 +200,20 @@ def bars(
 
 
 def states(title: str, query: Query, *, text: str = "", width: int = 24) -> statetimeline.Panel:
-    """Which series there was, and when."""
+    """Which series there was, and when; in the colour of the phase that its name holds."""
     panel = (
-        statetimeline.Panel().title(title).description(text).height(5).span(width).merge_values(True).fill_opacity(60)
+        statetimeline.Panel()
+        .title(title)
+        .description(text)
+        .height(5)
+        .span(width)
+        .merge_values(True)
+        .fill_opacity(60)
+        .show_value(VisibilityMode.NEVER)
     )
+    for phase, color in PHASES.items():
+        fixed = DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": color})
+        panel = panel.override_by_regexp(f"/: {phase}, /", [fixed])
     return _targets(panel, (query,))
 
 
@@ -189,22 +229,25 @@ def rows(
 ) -> table.Panel:
     """A table of series that have the same labels. `columns`: heading -> (query, unit); `labels`: label -> heading, in order; others are hidden.
 
-    `links`: heading of a label -> (title, URL).
+    A column without a heading is not shown either. `links`: heading of a label -> (title, URL).
+
+    Rows of several queries become one where their labels are the same, so each query keeps those of the table and no other: a name alone
+    (`__name__`) would keep them apart.
     """
     panel = table.Panel().title(title).description(text).height(height).span(width)
-    panel = _targets(panel, tuple((query, "") for query, _ in columns.values()), instant=True, rows=True)
+    by = ", ".join(labels)
+    queries = tuple((f"max by ({by}) ({query})", "") for query, _ in columns.values())
+    panel = _targets(panel, queries, instant=True, rows=True)
     value = "Value" if len(columns) == 1 else "Value #{}"
     named = {value.format(chr(65 + i)): heading for i, heading in enumerate(columns)}
-    order = {name: i for i, name in enumerate([*labels, *named])}
-    hidden = dict.fromkeys(("Time", "__name__", "instance", "job", "pod", "endpoint", "container", "service"), True)
     panel = panel.with_transformation(DataTransformerConfig(id_val="merge", options={}))
     panel = panel.with_transformation(
         DataTransformerConfig(
             id_val="organize",
             options={
-                "excludeByName": {n: v for n, v in hidden.items() if n not in labels},
-                "indexByName": order,
-                "renameByName": {**labels, **named},
+                "excludeByName": dict.fromkeys(["Time", *(n for n, heading in named.items() if not heading)], True),
+                "indexByName": {name: i for i, name in enumerate([*labels, *named])},
+                "renameByName": {**labels, **{n: heading for n, heading in named.items() if heading}},
             },
         )
     )

@@ -134,13 +134,14 @@ def dashboard() -> Dashboard:
             "CPU",
             (f"rate(process_cpu_seconds_total[$__rate_interval]){mine}", "{{instance}}"),
             least=0,
+            width=6,
             text="Cores; it uses one at most.",
         )
     )
     made = made.with_panel(
-        lines("Memory", (f"process_resident_memory_bytes{mine}", "{{instance}}"), unit="bytes", least=0)
+        lines("Memory", (f"process_resident_memory_bytes{mine}", "{{instance}}"), unit="bytes", least=0, width=6)
     )
     made = made.with_panel(
-        lines("Objects in the cache", ("sum by (kind) (egm_operator_cached_objects)", "{{kind}}"), least=0)
+        lines("Objects in the cache", ("sum by (kind) (egm_operator_cached_objects)", "{{kind}}"), least=0, width=6)
     )
-    return made.with_panel(lines("Open files", (f"process_open_fds{mine}", "{{instance}}"), least=0, width=8))
+    return made.with_panel(lines("Open files", (f"process_open_fds{mine}", "{{instance}}"), least=0, width=6))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from dashboards.kit import OF_JOB, board, figure, lines, row, states
 
 JOB = f'kind="GroundingTrainJob", {OF_JOB}'
 NAME = "{{job_name}}"
+
+now = partial(figure, name=NAME)
 
 
 def dashboard() -> Dashboard:
@@ -16,14 +20,14 @@ def dashboard() -> Dashboard:
         "training", "Training job", "One training, or several side by side: SFT and RL.", job="GroundingTrainJob"
     )
     made = made.with_row(row("Now"))
-    made = made.with_panel(figure("Progress", f"egm_job_progress_ratio{{{JOB}}}", "percentunit", decimals=1))
-    made = made.with_panel(figure("Time left", f"egm_job_eta_seconds{{{JOB}}}", "s"))
-    made = made.with_panel(figure("Attempt", f"egm_job_attempts{{{JOB}}}"))
-    made = made.with_panel(figure("Score", f"egm_job_score{{{JOB}}}", decimals=3, text="Mean reward of the last step."))
-    made = made.with_panel(figure("Validation", f"egm_job_validation_accuracy{{{JOB}}}", "percentunit", decimals=1))
-    made = made.with_panel(figure("Newest checkpoint", f"egm_job_checkpoint_step{{{JOB}}}", text="Its step."))
-    made = made.with_panel(figure("GPUs", f"egm_job_gpus{{{JOB}}}"))
-    made = made.with_panel(figure("GPU hours", f"egm_job_gpu_seconds_total{{{JOB}}} / 3600", "h", decimals=1))
+    made = made.with_panel(now("Progress", f"egm_job_progress_ratio{{{JOB}}}", "percentunit", decimals=1))
+    made = made.with_panel(now("Time left", f"egm_job_eta_seconds{{{JOB}}}", "s"))
+    made = made.with_panel(now("Attempt", f"egm_job_attempts{{{JOB}}}"))
+    made = made.with_panel(now("Score", f"egm_job_score{{{JOB}}}", decimals=3, text="Mean reward of the last step."))
+    made = made.with_panel(now("Validation", f"egm_job_validation_accuracy{{{JOB}}}", "percentunit", decimals=1))
+    made = made.with_panel(now("Checkpoint", f"egm_job_checkpoint_step{{{JOB}}}", text="Step of the newest one."))
+    made = made.with_panel(now("GPUs", f"egm_job_gpus{{{JOB}}}"))
+    made = made.with_panel(now("GPU hours", f"egm_job_gpu_seconds_total{{{JOB}}} / 3600", "h", decimals=1))
     made = made.with_panel(states("Phase", (f"egm_job_status{{{JOB}}}", "{{job_name}}: {{phase}}, {{reason}}")))
     made = made.with_row(row("Does it learn?"))
     made = made.with_panel(
@@ -71,7 +75,9 @@ def dashboard() -> Dashboard:
         )
     )
     made = made.with_panel(lines("Gradient norm", (f"egm_train_grad_norm{{{OF_JOB}}}", NAME)))
-    made = made.with_panel(lines("Learning rate", (f"egm_train_learning_rate{{{OF_JOB}}}", NAME), unit="sci"))
+    made = made.with_panel(
+        lines("Learning rate", (f"egm_train_learning_rate{{{OF_JOB}}}", NAME), unit="sci", decimals=1)
+    )
     made = made.with_row(row("How fast?"))
     made = made.with_panel(
         lines(
