@@ -25,6 +25,7 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -231,8 +232,8 @@ async def measure(count: int, namespace: str, running: Operator, options: argpar
         return await Bench(server, namespace, running.process.pid, options).run(count)
 
 
-def one(count: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure with `count` jobs, then wait until their objects are gone."""
+def one(count: int, options: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> None:
+    """Measure with `count` jobs, hand the report over, then wait until their objects are gone."""
     api = Api(kubeconfig())
     nodes(api)
     report: dict[str, Any] = {}
@@ -250,8 +251,8 @@ def one(count: int, options: argparse.Namespace) -> dict[str, Any]:
             report["patches_per_job"] = round(
                 sum(v for k, v in counted.items() if k.startswith("patch ")) / all_jobs, 2
             )
+    keep(report)  # what is left is minutes
     until("the namespace to go", lambda: _gone(api, namespace), 900)
-    return report
 
 
 def _gone(api: Api, namespace: str) -> bool:
@@ -276,8 +277,12 @@ def main() -> int:
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Linux, Python {platform.python_version()}"
     for count in options.jobs:
-        found[str(count)] = one(count, options)
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+        def keep(report: dict[str, Any], count: int = count) -> None:
+            found[str(count)] = report
+            options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+        one(count, options, keep)
     shown = {"machine": found["machine"], **{str(c): found[str(c)] for c in options.jobs}}
     sys.stdout.write(json.dumps(shown, indent=1) + "\n")
     return ranges.check(shown, HERE / "ranges.json") if options.check else 0

@@ -93,7 +93,12 @@ class Operator:
 
         def run() -> None:
             kopf.run(
-                registry=registry, settings=settings, ready_flag=self.watching, stop_flag=self.stop_watching, **where
+                registry=registry,
+                settings=settings,
+                memories=handlers.Forgetful(),
+                ready_flag=self.watching,
+                stop_flag=self.stop_watching,
+                **where,
             )
 
         await asyncio.to_thread(run)
