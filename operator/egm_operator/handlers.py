@@ -90,5 +90,7 @@ def configure(settings: kopf.OperatorSettings, namespaced: bool = False) -> None
     for plural in ("pytorchjobs", "jobs", "pods"):
         settings.watching.label_selectors[plural] = LABEL_JOB
     settings.watching.chunk_size = 500
+    # each object's worker holds its last event, whole, for as long as it waits for another: 5 s would be hundreds of pods
+    settings.queueing.idle_timeout = 0.2
     settings.networking.request_timeout = 60
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)

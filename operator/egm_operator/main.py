@@ -24,7 +24,7 @@ from egm_operator.progress import Poller
 from egm_operator.queue import WorkQueue
 from egm_operator.reconcile import Reconciler
 from egm_operator.settings import Settings, load
-from egm_operator.store import Key, Store
+from egm_operator.store import Key, Store, slim
 from grounding import logs
 from grounding.errors import EgmError, Failure, UserError
 
@@ -80,7 +80,8 @@ class Operator:
         loop = asyncio.get_running_loop()
 
         def seen(gone: bool, obj: dict[str, Any]) -> None:
-            loop.call_soon_threadsafe(self.store.drop if gone else self.store.put, obj)
+            # slim before it waits for its turn: whole, a backlog of a busy moment would take tens of megabytes
+            loop.call_soon_threadsafe(self.store.drop if gone else self.store.put, slim(obj))
 
         def listed() -> None:
             loop.call_soon_threadsafe(self.listed.set)
