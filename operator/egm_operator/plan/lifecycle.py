@@ -25,6 +25,10 @@ def finished(w: Work, stop: Stop) -> bool:
     """A job that has ended: what still runs is stopped, and the job is deleted when its time to live is over."""
     if not w.draft.new.get("completionTime"):
         return False
+    for condition, phase_ in ((Condition.SUCCEEDED, Phase.SUCCEEDED), (Condition.FAILED, Phase.FAILED)):
+        if w.draft.is_true(condition):  # says it again, should somebody else have written over it
+            told = w.draft.get(condition)
+            w.draft.new |= {"phase": str(phase_), "reason": told["reason"], "message": told["message"]}
     stop(w)
     ttl, end = w.job.spec.ttl_seconds_after_finished, seconds(w.draft.new["completionTime"])
     if ttl is not None and end is not None:

@@ -11,7 +11,7 @@ from egm_operator.status import stamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.operator.world import NOW, World, evaluation, train
+from tests.unit.operator.world import NOW, SETTINGS, World, evaluation, train
 
 
 def _running(world: World) -> World:
@@ -105,6 +105,26 @@ def test_a_gang_that_cannot_be_asked_is_not_known_to_stand_still() -> None:
     assert world.status["phase"] == "Running"
     found = next(c for c in world.status["conditions"] if c["type"] == "ProgressAvailable")
     assert found["status"] == "False" and found["reason"] == "NoAnswer"
+
+
+def test_a_rank_0_that_answers_is_looked_at_again_when_it_must_have_answered_anew() -> None:
+    world = _running(World(train()))
+    world.report = Report(world.now, {"step": 3, "totalSteps": 9})
+    todo = world.reconcile()
+    assert todo.at is not None and todo.at <= world.now + SETTINGS.progress_stale_seconds
+    world.now += SETTINGS.progress_stale_seconds + 1
+    world.reconcile()
+    found = next(c for c in world.status["conditions"] if c["type"] == "ProgressAvailable")
+    assert (found["status"], found["reason"]) == ("False", "NoAnswer")
+
+
+def test_what_somebody_writes_over_an_end_is_restored() -> None:
+    world = World(train())
+    world.settle()
+    true = dict(world.status)
+    world.status.update(phase="Pending", reason="Nonsense", message="nonsense")
+    world.reconcile()
+    assert world.status == true
 
 
 def test_the_start_deadline() -> None:
