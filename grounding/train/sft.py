@@ -108,12 +108,11 @@ def _any_rank(flag: bool) -> bool:
 
 
 def _begin_loading(begin: Callable[[int], None] | None, number: int) -> None:
-    """In a loader's process: it ends with its trainer and by nothing else, or a stopped trainer would have no batch to finish its step with.
+    """In a loader's process: a terminal's Ctrl-C, which every process gets, is the trainer's business; without rows it could not finish its step.
 
-    torchrun signals whole process groups, as a terminal's Ctrl-C does.
+    SIGTERM keeps its meaning: by it Python ends the loaders of a trainer that has failed. torchrun must not send it to them (`torchrun.py`).
     """
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if begin:
         begin(number)
 

@@ -1,12 +1,15 @@
 """torchrun that ends as its ranks ended: `python -m grounding.train.torchrun` with the arguments of `torch.distributed.run`.
 
 torch's own turns every failure into exit code 1, by which a mistake (2) would be tried again and an orderly stop (143) would count as a failure.
+And it signals each rank's whole process group, so that the processes that load rows are gone before the rank has taken its last checkpoint.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from grounding import exits
 
@@ -33,12 +36,29 @@ def exit_code(ranks: Mapping[int, int], first: int) -> int:
     return 128 - code if code < 0 else code
 
 
+def _gently() -> None:
+    """Let torch's SIGTERM and SIGINT reach the ranks alone; what it kills after its patience is killed with all it has started."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
+
+    whole = SubprocessHandler.close
+
+    def close(self: Any, death_sig: signal.Signals | None = None) -> None:
+        wanted = death_sig or signal.SIGTERM
+        if wanted == signal.SIGKILL:
+            whole(self, wanted)
+        else:
+            self.proc.send_signal(wanted)
+
+    SubprocessHandler.close = close
+
+
 def main() -> None:
     """Run the ranks and end with their exit code."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as run
 
+    _gently()
     try:
         run()
     except ChildFailedError as error:

@@ -122,7 +122,8 @@ def test_what_somebody_writes_over_an_end_is_restored() -> None:
     world = World(train())
     world.settle()
     true = dict(world.status)
-    world.status.update(phase="Pending", reason="Nonsense", message="nonsense")
+    world.write({**world.job, "status": {**true, "phase": "Pending", "reason": "Nonsense", "message": "nonsense"}})
+    assert world.status != true
     world.reconcile()
     assert world.status == true
 
