@@ -121,10 +121,15 @@ def _body(s3, key):
 
 def test_a_store_that_is_away_for_a_while_loses_nothing(s3, dataset, server):
     store, bucket = s3
-    server.delay = 0.1
+    server.delay, before = 0.1, server.count
 
     def strike():
-        time.sleep(2.5)
+        until = time.monotonic() + 60
+        while (
+            not server.count and time.monotonic() < until
+        ):  # not while the client starts: a store that is away then is an error at once
+            time.sleep(0.05)
+        time.sleep(0.5)
         store.kill()
         time.sleep(2)
         store.start()
