@@ -125,9 +125,8 @@ def test_a_store_that_is_away_for_a_while_loses_nothing(s3, dataset, server):
 
     def strike():
         until = time.monotonic() + 60
-        while (
-            not server.count and time.monotonic() < until
-        ):  # not while the client starts: a store that is away then is an error at once
+        # not while the client starts: a store that is away then is an error at once
+        while server.count == before and time.monotonic() < until:
             time.sleep(0.05)
         time.sleep(0.5)
         store.kill()
