@@ -222,14 +222,13 @@ def _progress_condition(w: Work) -> None:
     since = w.draft.since(Condition.RUNNING)
     last = w.seen.report.received if w.seen.report else since
     stale = max(last, since) + w.settings.progress_stale_seconds
-    if w.seen.report is not None and w.now < stale:
-        w.draft.condition(Condition.PROGRESS_AVAILABLE, True, Reason.ANSWERING, "Rank 0 reports its progress.")
-        w.look_again(stale)  # nothing else would wake the job when the answers stop
-    elif w.now >= stale:
+    if w.now >= stale:
         text = "Rank 0 does not answer on /progress; the last known progress stands, and stalls cannot be told."
         w.draft.condition(Condition.PROGRESS_AVAILABLE, False, Reason.NO_ANSWER, text)
-    else:
-        w.look_again(stale)
+        return
+    if w.seen.report is not None:
+        w.draft.condition(Condition.PROGRESS_AVAILABLE, True, Reason.ANSWERING, "Rank 0 reports its progress.")
+    w.look_again(stale)  # nothing else would wake the job when answers stop, or never come
 
 
 def _watch_for_stalls(w: Work, n: int) -> None:
