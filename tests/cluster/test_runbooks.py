@@ -150,12 +150,17 @@ def test_a_refused_job_goes_on_when_the_quota_is_raised(place: Place) -> None:
     Drive(place.drive.api, place.quota).running("refused", "prepare")
 
 
-def test_a_failed_job_runs_when_it_is_made_again(place: Place) -> None:
+def _made_again(place: Place, name: str) -> None:
+    """Delete a training and apply it anew, on one GPU: it runs."""
     drive = place.drive
-    assert place.run(f"kubectl -n {drive.namespace} delete gtj fails").returncode == 0
-    drive.api.create("gtj", drive.namespace, train_job("fails"))
-    drive.prepared("fails")
-    drive.running("fails", "rl")
+    assert place.run(f"kubectl -n {drive.namespace} delete gtj {name}").returncode == 0
+    drive.api.create("gtj", drive.namespace, train_job(name))
+    drive.prepared(name)
+    drive.running(name, "rl")
+
+
+def test_a_failed_job_runs_when_it_is_made_again(place: Place) -> None:
+    _made_again(place, "fails")
 
 
 def test_an_evaluation_that_waits_for_servers_takes_fewer(place: Place) -> None:
@@ -179,10 +184,7 @@ def test_a_job_that_no_node_fits_asks_for_less(place: Place) -> None:
     less = """kubectl -n NAMESPACE patch gtj too-big --type=merge -p '{"spec":{"resources":{"gpusPerNode":1}}}'"""
     refused = place.run(less.replace("NAMESPACE", drive.namespace))
     assert refused.returncode and "cannot change" in refused.stderr  # as EgmJobStuck says: made again
-    assert place.run(f"kubectl -n {drive.namespace} delete gtj too-big").returncode == 0
-    drive.api.create("gtj", drive.namespace, train_job("too-big"))
-    drive.prepared("too-big")
-    drive.running("too-big", "rl")
+    _made_again(place, "too-big")
 
 
 def test_a_gang_that_hangs_is_restarted_by_deleting_one_of_its_pods(place: Place) -> None:
