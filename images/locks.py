@@ -33,6 +33,7 @@ class Lock:
     """One lock file: `images/<folder>/requirements[-cpu].txt`.
 
     `extras` of pyproject.toml count as requirements. `tested`: versions are uv.lock's. `glibc` is the oldest C library that a wheel may ask for.
+    `entries`: the modules by which the image's work begins; where each imports, no package is missing.
     """
 
     folder: str
@@ -41,6 +42,7 @@ class Lock:
     cpu: bool = False
     tested: bool = False
     glibc: str = "2_28"
+    entries: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -60,14 +62,22 @@ class Lock:
         return [*(["pyproject.toml"] if self.project else []), *([str(own.relative_to(ROOT))] if use_own else [])]
 
 
+_VLLM = ("vllm.entrypoints.openai.api_server",)
+_TRAIN = (
+    *("grounding.data.jobdata", "grounding.train.sft", "grounding.train.rl", "grounding.train.ray_cluster"),
+    *("grounding.train.reward", "verl.trainer.main_ppo", "verl.model_merger", "torch.distributed.run", "ray"),
+)
+_INFER = ("grounding.evaluate.role", "grounding.evaluate.run", "grounding.startup", "torchvision")
+_OPERATOR = ("egm_operator.main", "egm_operator.render", "grounding.api", "grounding.roles")
+_TRANSFORMERS = ("transformers.cli.serve", "uvicorn", "openai")
 LOCKS = (
     Lock("build", project=False),
-    Lock("operator", project=False, tested=True),
-    Lock("train", extras=("train", "rl"), glibc="2_34"),
-    Lock("train", extras=("train", "rl"), cpu=True, tested=True),
-    Lock("infer-sglang", glibc="2_34"),
-    Lock("infer-vllm", glibc="2_34"),
-    Lock("infer-transformers", extras=("serve",), cpu=True, tested=True),
+    Lock("operator", project=False, tested=True, entries=_OPERATOR),
+    Lock("train", extras=("train", "rl"), glibc="2_34", entries=(*_TRAIN, *_VLLM)),
+    Lock("train", extras=("train", "rl"), cpu=True, tested=True, entries=_TRAIN),
+    Lock("infer-sglang", glibc="2_34", entries=(*_INFER, "sglang.launch_server", "sglang.srt.entrypoints.http_server")),
+    Lock("infer-vllm", glibc="2_34", entries=(*_INFER, *_VLLM)),
+    Lock("infer-transformers", extras=("serve",), cpu=True, tested=True, entries=(*_INFER, *_TRANSFORMERS)),
 )
 
 

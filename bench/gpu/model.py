@@ -78,9 +78,9 @@ def build(out: Path) -> None:
         Qwen3VLVideoProcessor,
     )
 
-    from grounding.train.tiny import CHAT_TEMPLATE, _tokenizer, demo_corpus
+    from grounding.train.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, demo_corpus, make_tokenizer
 
-    small = _tokenizer(demo_corpus())
+    small = make_tokenizer(demo_corpus(), SPECIAL_TOKENS)
     state = json.loads(small.backend_tokenizer.to_str())
     vocabulary = state["model"]["vocab"]
     used = len(small)

@@ -13,21 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from by_path import module
 
 from .conftest import ROOT, Image, build, call
 
 Images = Callable[[str], Image]
+LOCKS = module(ROOT / "images" / "locks.py").LOCKS
 EVERY = pytest.mark.parametrize("what", ["operator", "infer", "train"])
 pytestmark = pytest.mark.timeout(3600)
 
-ENTRIES = {
-    "operator": ["egm_operator.main", "egm_operator.render", "grounding.api", "grounding.roles"],
-    "infer": ["grounding.evaluate.role", "grounding.evaluate.run", "grounding.startup", "transformers.cli.serve", "uvicorn", "openai", "torchvision"],
-    "train": [
-        "grounding.data.jobdata", "grounding.train.sft", "grounding.train.rl", "grounding.train.ray_cluster", "grounding.train.reward",
-        "verl.trainer.main_ppo", "verl.model_merger", "torch.distributed.run", "ray",
-    ],
-}  # fmt: skip
+LOCK = {"operator": "operator", "infer": "infer-transformers-cpu", "train": "train-cpu"}
 JOB = """
 apiVersion: grounding.egm.dev/v1alpha1
 kind: GroundingEvalJob
@@ -41,9 +36,11 @@ SECRETS = re.compile(
 
 @EVERY
 def test_every_entry_module_imports(images: Images, what: str) -> None:
+    entries = next(x.entries for x in LOCKS if x.name == LOCK[what])
     done = images(what).run(
-        "python", "-c", "import sys, importlib\nfor name in sys.argv[1:]: importlib.import_module(name)", *ENTRIES[what]
+        "python", "-c", "import sys, importlib\nfor name in sys.argv[1:]: importlib.import_module(name)", *entries
     )
+    assert entries
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -118,12 +115,8 @@ def test_its_bill_of_materials_names_what_is_in_it(images: Images, what: str) ->
         and re.fullmatch(r"urn:uuid:[0-9a-f-]{36}", bill["serialNumber"])
     )
     names = {c["purl"].split("@")[0] for c in bill["components"]}
-    lock = {
-        "operator": "operator/requirements.txt",
-        "train": "train/requirements-cpu.txt",
-        "infer": "infer-transformers/requirements-cpu.txt",
-    }[what]
-    locked = re.findall(r"^([a-z0-9][a-z0-9._-]*)==", (ROOT / "images" / lock).read_text(), re.MULTILINE)
+    lock = next(x.path for x in LOCKS if x.name == LOCK[what])
+    locked = re.findall(r"^([a-z0-9][a-z0-9._-]*)==", lock.read_text(), re.MULTILINE)
     assert {f"pkg:pypi/{n.replace('.', '-')}" for n in locked} == {n for n in names if n.startswith("pkg:pypi/")}
     assert {"pkg:deb/debian/libc6", "pkg:deb/debian/tini"} <= names
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
-import sys
 from typing import Any
 
 import pytest
+from by_path import module
 
 from .conftest import ROOT
 
-_spec = importlib.util.spec_from_file_location("locks", ROOT / "images" / "locks.py")
-assert _spec and _spec.loader
-locks: Any = importlib.util.module_from_spec(_spec)
-sys.modules["locks"] = locks
-_spec.loader.exec_module(locks)
+locks = module(ROOT / "images" / "locks.py")
 
 
 @pytest.mark.timeout(600)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from by_path import module
 
 ROOT = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location("locks", ROOT / "images" / "locks.py")
-assert _spec and _spec.loader
-locks: Any = importlib.util.module_from_spec(_spec)
-sys.modules["locks"] = locks
-_spec.loader.exec_module(locks)
+locks = module(ROOT / "images" / "locks.py")
 EVERY = [pytest.param(x, id=x.name) for x in locks.LOCKS]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 

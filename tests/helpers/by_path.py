@@ -1,0 +1,17 @@
+"""Scripts outside the package as modules: `images/locks.py`, `bench/gpu/prove.py`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def module(path: Path) -> Any:
+    """The script at `path`, imported under its file's name."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    found = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
