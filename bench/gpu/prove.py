@@ -5,7 +5,7 @@
     python bench/gpu/prove.py infer-sglang --work runs --out bench/gpu/proven-infer-sglang.json --model runs/prove-train/sft/model
 
 Compares the installed packages with the lock, imports the entry modules of the image, and lets `egm run` do the image's work with the tiny model: SFT
-and three steps of RL (verl, FSDP, vLLM's rollouts) for `train`; the engine's server with pictures, asked by the evaluation's own client, for the others.
+and three steps of RL (verl, FSDP, vLLM's rollouts) for `train`; the engine's server with pictures, asked by the evaluation's client, for the others.
 Packages that the machine brings (`--given 'torch*' 'nvidia-*'`) may have other versions: the report names each. Exit code 1 where anything is not
 as it should be.
 """
@@ -89,7 +89,7 @@ def imports(modules: Sequence[str]) -> tuple[dict[str, float], str]:
 
 
 # ---- work ----
-def manifest(lock: str, model: str) -> list[dict[str, Any]]:
+def manifest(lock: str, model: str, gpus: int = 1) -> list[dict[str, Any]]:
     """The jobs that prove it. Pure."""
 
     def job(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -98,27 +98,31 @@ def manifest(lock: str, model: str) -> list[dict[str, Any]]:
         return {**head, "spec": {"data": shapes, **spec}}
 
     if lock in ENGINES:
-        served = {"engine": ENGINES[lock], "servers": 1, "gpusPerServer": 1, "sampling": {"maxTokens": 48}}
+        served = {"engine": ENGINES[lock], "servers": 1, "gpusPerServer": gpus, "sampling": {"maxTokens": 48}}
         return [job("GroundingEvalJob", "eval", {"model": {"source": model}, **served})]
-    one = {"nodes": 1, "gpusPerNode": 1}
+    where = {"nodes": 1, "gpusPerNode": gpus}
     recipe = RECIPE | {"maxSteps": STEPS, "saveEvery": STEPS, "validateEvery": STEPS}
-    sft: dict[str, Any] = {"preset": "tiny-sft", "resources": one, "hyperparameters": {"dtype": "bfloat16"}}
-    if model != "tiny://":
-        sft["model"] = {"source": model}
+    each = {"dtype": "bfloat16", "microBatchSize": 16 // gpus}
+    sft = {"preset": "tiny-sft", "model": {"source": model}, "resources": where, "hyperparameters": each}
     rl = {"batchSize": 32, "miniBatchSize": 32, "rollouts": 8, **recipe}
     return [
         job("GroundingTrainJob", "sft", sft),
         job(
             "GroundingTrainJob",
             "rl",
-            {"preset": "tiny-rl", "model": {"trainJob": "sft"}, "resources": one, "hyperparameters": rl},
+            {"preset": "tiny-rl", "model": {"trainJob": "sft"}, "resources": where, "hyperparameters": rl},
         ),
     ]
 
 
-def run(lock: str, model: str, work: Path) -> tuple[dict[str, Any], str]:
+def run(lock: str, model: str, gpus: int, work: Path) -> tuple[dict[str, Any], str]:
     """Let `egm run` do the jobs in `work`; what came of each, and what went wrong in words."""
-    jobs, file = manifest(lock, model), work / f"prove-{lock}.yaml"
+    source = model
+    if model == "tiny://":  # which a job would train on the CPU
+        from grounding.train.tiny import build, demo_corpus
+
+        build(source := str(work / "tiny"), demo_corpus())
+    jobs, file = manifest(lock, source, gpus), work / f"prove-{lock}.yaml"
     file.write_text("\n---\n".join(json.dumps(job, indent=1) for job in jobs) + "\n")
     code = subprocess.run([sys.executable, "-m", "grounding.cli", "run", "-f", file, "--runs", work]).returncode
     told, why = {}, f"egm run ended with exit code {code}" if code else ""
@@ -179,6 +183,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lock", choices=sorted(known))
     parser.add_argument("--model", default="tiny://", help="What is served; a folder counts as trained.")
+    parser.add_argument("--gpus", type=int, choices=(1, 2, 4, 8), default=1, help="Ranks of training; copies served.")
     parser.add_argument("--given", nargs="*", default=[], metavar="PATTERN", help="Packages that the machine brings.")
     parser.add_argument("--left-out", default="", metavar="WORDS", help="For the report: what was removed of packages.")
     parser.add_argument("--packages-only", action="store_true", help="Packages and imports alone; no GPU is needed.")
@@ -195,6 +200,7 @@ def main() -> int:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **({} if arguments.packages_only else driver()),
         "machine": machine(),
+        "gpus_used": arguments.gpus,
         "left_out": arguments.left_out,
         "packages": packages,
     }
@@ -212,7 +218,7 @@ def main() -> int:
     why = why or ("an entry module cannot be imported" if said else "")
     save(why or "not done")
     if not arguments.packages_only:
-        report["jobs"], fault = run(lock.name, arguments.model, work)
+        report["jobs"], fault = run(lock.name, arguments.model, arguments.gpus, work)
         why = why or fault
     save(why)
     print(json.dumps(report.get("jobs", {}), indent=1))

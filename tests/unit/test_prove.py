@@ -11,6 +11,7 @@ import pytest
 from by_path import module
 
 from grounding import api
+from grounding.roles import Layout, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 prove = module(ROOT / "bench" / "gpu" / "prove.py")
@@ -33,17 +34,16 @@ def test_another_version_is_a_fault_but_its_local_part_is_not() -> None:
     }
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
 @pytest.mark.parametrize("lock", ["train", "infer-sglang", "infer-vllm"])
-def test_its_jobs_are_good_jobs_on_a_gpu(lock: str, tmp_path: Path) -> None:
+def test_its_jobs_are_good_jobs_on_gpus(lock: str, gpus: int, tmp_path: Path) -> None:
     file = tmp_path / "jobs.yaml"
-    file.write_text("\n---\n".join(json.dumps(job) for job in prove.manifest(lock, "tiny://")))
+    file.write_text("\n---\n".join(json.dumps(job) for job in prove.manifest(lock, "/a/model", gpus)))
     jobs = [api.resolve(job) for job in api.load(file)]
     api.check_references(jobs)
-    if lock == "train":
-        assert [(j.spec.method, j.spec.resources.gpus_per_node) for j in jobs] == [("sft", 1), ("rl", 1)]
-        assert [j.spec.hyperparameters.dtype for j in jobs] == ["bfloat16", "bfloat16"]
-    else:
-        assert [(j.spec.engine, j.spec.server_gpus) for j in jobs] == [(prove.ENGINES[lock], 1)]
+    layout = Layout("job.yaml", "data", "out", "/a/model")
+    on_gpus = {role.name: role.gpus for job in jobs for role in plan(job, layout) if role.gpus}
+    assert on_gpus == ({"sft": gpus, "rl": gpus} if lock == "train" else {"server": gpus})
 
 
 def test_a_module_that_does_not_import_is_told() -> None:
