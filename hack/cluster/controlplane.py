@@ -19,8 +19,8 @@ NOWHERE = "192.0.2.1"  # TEST-NET-1: an advertised address may not be loopback, 
 PORTS = ("etcd", "etcd-peer", "apiserver", "operator-webhook", "operator-health")
 # The defaults (20 to 50 requests a second) are for clusters that many share; a benchmark would measure them.
 FAST = ("--kube-api-qps=500", "--kube-api-burst=1000")
-# Go's collector takes a fifth of these programs' time where all share two cores; memory is there
-LAZY = {"GOGC": "400"}
+# Go's collector takes a fifth of these programs' time where all share two cores; memory, up to a point, is there
+LAZY = {"GOGC": "400", "GOMEMLIMIT": "2GiB"}
 
 
 def free_ports() -> dict[str, int]:
