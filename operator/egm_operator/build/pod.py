@@ -10,7 +10,17 @@ import orjson
 
 from egm_operator.build.merge import merge
 from egm_operator.build.places import CLAIMS, JOB_FILE_NAME, JOB_FOLDER, WORK, Places
-from egm_operator.names import ANNOTATION_JOB, GROUP, LABEL_UID, PROGRESS_PORT, QUEUE_LABEL, child, labels, prefix
+from egm_operator.names import (
+    ANNOTATION_JOB,
+    GROUP,
+    LABEL_UID,
+    PREPARE,
+    PROGRESS_PORT,
+    QUEUE_LABEL,
+    child,
+    labels,
+    prefix,
+)
 from egm_operator.settings import Settings
 from grounding.api import GroundingTrainJob, Job
 from grounding.roles import Role
@@ -211,7 +221,7 @@ def template(
     }
     if prepare is not None and not ctx.places.shared:
         first = {k: v for k, v in main.items() if k not in ("ports", "readinessProbe", "startupProbe")}
-        first |= {"name": "prepare", "command": list(prepare.argv), "resources": _resources(prepare, ctx)}
+        first |= {"name": PREPARE, "command": list(prepare.argv), "resources": _resources(prepare, ctx)}
         spec["initContainers"] = [first]
     if settings.service_account:
         spec["serviceAccountName"] = settings.service_account

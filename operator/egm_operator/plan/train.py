@@ -71,9 +71,14 @@ def plan(w: Work) -> None:
     _count_gpus(w)
     if lifecycle.finished(w, stop) or _succeeded_already(w):
         return
-    if lifecycle.deadline(w, _end) or lifecycle.suspend(w, stop) or lifecycle.model(w) or lifecycle.prepare(w):
+    if lifecycle.deadline(w, _end) or lifecycle.suspend(w, stop) or lifecycle.model(w) or _prepare(w):
         return
     _run(w)
+
+
+def _prepare(w: Work) -> bool:
+    """Once for all, where the pods share a folder. Else each prepares for itself before it starts (build/pod.py): what a Job made would be lost."""
+    return w.place.places.shared and lifecycle.prepare(w)
 
 
 def _end(w: Work) -> bool:
@@ -136,6 +141,8 @@ def _run(w: Work) -> None:
         if not w.draft.is_true(Condition.RUNNING):
             w.tell(Reason.ALL_PODS_RUNNING, f"All {wanted} pods of attempt {n} run.")
         w.draft.condition(Condition.RUNNING, True, Reason.ALL_PODS_RUNNING, f"All {wanted} pods of attempt {n} run.")
+        if not w.draft.is_true(Condition.DATA_READY):
+            w.draft.condition(Condition.DATA_READY, True, Reason.PREPARED, "Each pod has prepared its data.")
         w.draft.phase(
             Phase.RUNNING, Reason.ALL_PODS_RUNNING, f"Attempt {n} of {w.job.spec.max_attempts}: all {wanted} pods run."
         )

@@ -115,7 +115,9 @@ def test_claims_are_mounted_and_the_job_s_file_names_their_paths() -> None:
 
 
 def test_without_a_shared_claim_each_pod_prepares_for_itself() -> None:
-    gang = _job(TRAIN + "  output: s3://b/t\n")["PyTorchJob/t-a1"]
+    found = _job(TRAIN + "  output: s3://b/t\n")
+    assert "Job/t-prepare" not in found
+    gang = found["PyTorchJob/t-a1"]
     spec = gang["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
     first = spec["initContainers"][0]
     assert (

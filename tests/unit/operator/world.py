@@ -27,7 +27,7 @@ def train(**spec: Any) -> dict[str, Any]:
             "preset": "egm-8b-rl",
             "data": {"train": ["/data/a.json"], "validation": ["/data/b.jsonl"], "images": ["/data/coco.tar"]},
             "resources": {"nodes": 2, "gpusPerNode": 8},
-            "output": "s3://bucket/out",
+            "output": "pvc://claim/out",
             **spec,
         },
     )
