@@ -68,7 +68,7 @@ test-export: setup ## the exporters with the tools they write for, in an environ
 	@.cache/export/bin/python -m pytest -q tests/export
 
 CONTROL_PLANE := walk crds chart_rbac runbooks operator_faults operator_killed operator_many operator_progress
-test-control-plane: setup ## what users do and what breaks, on a real control plane; CI runs it; minutes, and half an hour more where its programs must be built
+test-control-plane: setup cluster-programs ## what users do and what breaks, on a real control plane; CI runs it; minutes, and half an hour more where its programs must be built
 	@$(BIN)/python -m pytest -q $(CONTROL_PLANE:%=tests/cluster/test_%.py)
 
 test-cluster: setup prometheus ## API server, CRDs, chart, dashboards: on the cluster of `make cluster`, or on EGM_KUBECONFIG's

@@ -209,10 +209,20 @@ def waiting(pod: Mapping[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def preparing(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod is at preparing its own data (build/pod.py)."""
+def _preparation(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    """State of the init container in which a pod prepares its own data (build/pod.py); empty where it has none."""
     found = (pod.get("status") or {}).get("initContainerStatuses") or []
-    return any(s.get("name") == PREPARE and "running" in (s.get("state") or {}) for s in found)
+    return next((s.get("state") or {} for s in found if s.get("name") == PREPARE), {})
+
+
+def preparing(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod is at preparing its own data."""
+    return _preparation(pod).get("running") is not None
+
+
+def prepared_in_vain(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod could not prepare its own data."""
+    return bool((_preparation(pod).get("terminated") or {}).get("exitCode"))
 
 
 def started(pod: Mapping[str, Any]) -> float | None:

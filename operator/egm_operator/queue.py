@@ -75,6 +75,12 @@ class WorkQueue(Generic[K]):
             self._due[key] = due
             self._count += 1
             heapq.heappush(self._heap, (due, self._count, key))
+            if (
+                len(self._heap) > 2 * len(self._due) + 1000
+            ):  # what earlier times have replaced would stay until its own time
+                self._heap = [(at, i, k) for i, (k, at) in enumerate(self._due.items())]
+                self._count = len(self._heap)
+                heapq.heapify(self._heap)
             self._changed.set()
 
     def retry(self, key: K, at_least: float = 0.0) -> float:
@@ -127,7 +133,10 @@ class WorkQueue(Generic[K]):
                 if self._due.get(key) == due:  # else an earlier time has replaced it
                     del self._due[key]
                     self._rests.pop(key, None)
-                    self.add(key)
+                    if key in self._working:
+                        self._again.add(key)
+                    else:
+                        self._ready.setdefault(key, due)
             if self._ready:
                 key = next(iter(self._ready))
                 self._waited(self._clock() - self._ready.pop(key))

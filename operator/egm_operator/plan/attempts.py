@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from egm_operator.names import LABEL_ATTEMPT
-from egm_operator.observe import deleting, preparing, waiting
+from egm_operator.observe import deleting, waiting
 from egm_operator.plan.work import Work
 from egm_operator.status import Condition, Phase, Reason
 from egm_operator.store import Raw
@@ -93,9 +93,6 @@ def pending(w: Work, attempt: int, pods: Sequence[Raw], running: int, wanted: in
         if why:
             w.draft.phase(Phase.PENDING, Reason(why), message)
             return
-    if any(preparing(p) for p in pods):
-        w.draft.phase(Phase.PREPARING, Reason.PREPARING, "Data is being prepared, by each pod for itself.")
-        return
     start = f"Attempt {attempt} of {w.job.spec.max_attempts} starts."
     if running or w.draft.new.get("message") != start:
         w.draft.phase(Phase.PENDING, Reason.PODS_PENDING, f"{running} of {wanted} pods run.")

@@ -128,6 +128,26 @@ def test_without_a_shared_claim_each_pod_prepares_for_itself() -> None:
     assert {"name": "EGM_OUTPUT", "value": "s3://b/t"} in first["env"]
 
 
+def test_what_the_user_mounts_for_main_is_there_when_data_is_prepared() -> None:
+    text = (
+        TRAIN
+        + """  output: s3://b/t
+  podTemplate:
+    spec:
+      containers:
+        - {name: main, image: mine:1, env: [{name: A, value: b}], volumeMounts: [{name: data, mountPath: /data}], resources: {limits: {x/y: 1}}}
+      volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
+"""
+    )
+    spec = _job(text)["PyTorchJob/t-a1"]["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    (first,), (main,) = spec["initContainers"], spec["containers"]
+    for container in (first, main):
+        assert container["image"] == "mine:1" and {"name": "A", "value": "b"} in container["env"]
+        assert "/data" in [m["mountPath"] for m in container["volumeMounts"]]
+    assert first["command"][2] == "prepare" and "x/y" not in first["resources"].get("limits", {})
+    assert {"name": "CUDA_VISIBLE_DEVICES", "value": "-1"} in first["env"]
+
+
 def test_secrets_are_referenced_never_copied() -> None:
     text = TRAIN + "  tracking: {wandb: {apiKeySecret: {name: keys, key: wandb}, project: p}}\n"
     gang = _job(text, Settings(default_output="s3://b/o", storage_secret="s3-credentials"))["PyTorchJob/t-a1"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from egm_operator.metrics.jobs import phase_since
 from egm_operator.observe import Report
 from egm_operator.status import stamp
 from hypothesis import HealthCheck, given, settings
@@ -45,6 +46,12 @@ def test_pods_that_share_no_folder_prepare_for_themselves() -> None:
     world.write({**pod, "status": {"phase": "Pending", "initContainerStatuses": [first]}})
     world.reconcile()
     assert (world.status["phase"], world.status["reason"]) == ("Preparing", "Preparing")
+    assert phase_since(world.job) == world.now
+    world.now += 300
+    first["state"] = {"terminated": {"exitCode": 0}}
+    world.write({**pod, "status": {"phase": "Pending", "initContainerStatuses": [first]}})
+    world.reconcile()
+    assert world.status["phase"] == "Preparing" and phase_since(world.job) == world.now - 300, "until all pods run"
     world.start()
     world.reconcile()
     conditions = {c["type"]: c["status"] for c in world.status["conditions"]}
@@ -54,9 +61,18 @@ def test_pods_that_share_no_folder_prepare_for_themselves() -> None:
     assert world.status["phase"] == "Succeeded" and world.created == ["PyTorchJob/j-a1"]
 
 
+def test_a_preparing_job_of_an_older_operator_goes() -> None:
+    world = World(train())
+    world.reconcile()
+    world.controllers()
+    world.edit(output="s3://b/o")
+    world.reconcile()
+    assert world.created == ["Job/j-prepare", "PyTorchJob/j-a1"] and world.objects("Job") == []
+
+
 @pytest.mark.parametrize(("code", "phase", "reason"), [(2, "Failed", "UserError"), (1, "Restarting", "PodFailed")])
 def test_a_pod_that_cannot_prepare_its_data(code: int, phase: str, reason: str) -> None:
-    world = World(train(output="s3://b/o"))
+    world = World(train(output="s3://b/o", resources={"nodes": 1, "gpusPerNode": 8}))
     world.reconcile()
     world.controllers()
     pod = world.alive("rl")[0]
@@ -327,6 +343,7 @@ _HAPPENING = st.one_of(
     st.tuples(st.sampled_from(["controllers", "start"]), st.just(0)),
     st.tuples(st.just("fail"), st.integers(1, 2)),
     st.tuples(st.just("succeed prepare"), st.just(0)),
+    st.tuples(st.just("prepares"), st.integers(-1, 1)),
     st.tuples(st.just("suspend"), st.integers(0, 1)),
     st.tuples(st.just("wait"), st.integers(1, 30)),
 )
@@ -342,6 +359,8 @@ def _happen(world: World, what: str, number: int) -> None:
     elif what == "fail":
         world.end("rl", 1, number)
         world.end("evaluate", 1, number)
+    elif what == "prepares":
+        world.prepares(None if number < 0 else number)
     elif what == "succeed prepare":
         world.end("prepare", 0)
     elif what == "suspend":

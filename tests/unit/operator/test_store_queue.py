@@ -161,6 +161,20 @@ async def test_a_train_of_events_is_one_look_at_its_end() -> None:
     assert list(queue._rests) == ["c"], "pauses that are over are forgotten"
 
 
+async def test_times_that_earlier_ones_replace_do_not_pile_up() -> None:
+    now = 0.0
+    queue: WorkQueue[str] = WorkQueue(clock=lambda: now, pause=0.2)
+    queue.add("a")
+    for _ in range(5000):
+        assert await queue.get() == "a"
+        queue.after("a", 86400.0 - now)
+        queue.done("a")
+        queue.add("a")  # its own write
+        now += 0.25
+    assert queue.delayed == 1 and len(queue._heap) < 1100
+    assert await queue.get() == "a"
+
+
 async def test_no_key_is_with_two_workers() -> None:
     queue: WorkQueue[int] = WorkQueue()
     held: set[int] = set()
