@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-train test-gang test-demo test-browser test-export test-cluster locks locks-check images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-env cluster-down chart lint-chart docs prometheus cluster-image walk pictures
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-train test-gang test-demo test-browser test-export test-control-plane test-cluster locks locks-check images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-programs cluster-env cluster-down chart lint-chart docs prometheus cluster-image walk pictures
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -67,6 +67,10 @@ test-export: setup ## the exporters with the tools they write for, in an environ
 	@VIRTUAL_ENV=.cache/export $(UV) pip install --quiet -e . $(EXPORTERS) hypothesis==6.170.15 pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout==2.4.0
 	@.cache/export/bin/python -m pytest -q tests/export
 
+CONTROL_PLANE := walk crds chart_rbac runbooks operator_faults operator_killed operator_many operator_progress
+test-control-plane: setup cluster-programs ## what users do and what breaks, on a real control plane; CI runs it; minutes, and half an hour more where its programs must be built
+	@$(BIN)/python -m pytest -q $(CONTROL_PLANE:%=tests/cluster/test_%.py)
+
 test-cluster: setup prometheus ## API server, CRDs, chart, dashboards: on the cluster of `make cluster`, or on EGM_KUBECONFIG's
 	@$(BIN)/python -m pytest -q tests/cluster
 
@@ -106,6 +110,9 @@ pictures: setup prometheus $(PAGE) ## the dashboards as docs/pictures, of a flee
 
 cluster: ## a real Kubernetes 1.34 with simulated GPU nodes, without root (NODE=1: a real node too, root; FAKE_NODES=n)
 	@python3 hack/cluster/cluster.py up $(if $(FAKE_NODES),--fake-nodes $(FAKE_NODES)) $(if $(filter 1,$(NODE)),--node)
+
+cluster-programs: ## build them, which `make cluster` does, too, when they are not there: half an hour, once a version
+	@python3 hack/cluster/cluster.py build
 
 cluster-env: ## its shell exports: eval "$$(make -s cluster-env)"
 	@python3 hack/cluster/cluster.py env

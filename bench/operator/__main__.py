@@ -2,13 +2,15 @@
 
 For each number N, in a namespace of its own with an operator of its own:
 
-1. burst    N training jobs of one pod are created as fast as the API server takes them. The simulated pod that prepares data ends at once,
-            the one that trains runs on. To the last PyTorchJob, and to the last job that is Running: jobs a second.
+1. burst    N training jobs of one pod are created as fast as the API server takes them. The simulated pod that trains runs on. To the last
+            PyTorchJob, and to the last job that is Running: jobs a second.
 2. idle     nothing happens for a while: memory, CPU.
 3. end      the training pods are told to end, as fast as the API server takes it. To the last job that is Succeeded: jobs a second, and
             from a PyTorchJob's success to its job's.
-4. steady   100 more jobs, `--rate` a second: latencies of a cluster that is not busy. From a job's creation to its PyTorchJob (between the
-            two a whole batch/v1 Job is scheduled, runs and ends), and from the preparing pod's end to the PyTorchJob.
+4. steady   100 more jobs, `--rate` a second: latencies of a cluster that is not busy, from a job's creation to its PyTorchJob.
+
+The jobs write to S3, as those of `jobs/` do. `--shared`: to a claim; then the data is prepared once by a batch/v1 Job, which is scheduled, runs
+and ends (at once) between a job's creation and its PyTorchJob.
 
 Times are of this process, which watches the API server. CPU seconds are of every process: where the two cores go that are not ours. Results
 are kept in `results.json` beside this file, and `--check` holds them against `ranges.json`.
@@ -67,9 +69,10 @@ def nodes(api: Api) -> None:
         api.request("POST", "/api/v1/nodes", {"metadata": meta, "status": status})
 
 
-def job(name: str) -> dict[str, Any]:
+def job(name: str, shared: bool) -> dict[str, Any]:
     """A training job whose data is prepared at once and whose pod runs until it is told to end."""
-    found = train_job(name, {"egm.test/prepare-exit-code": "0"})
+    output = "pvc://egm/out" if shared else "s3://bucket/out"
+    found = train_job(name, {"egm.test/prepare-exit-code": "0"}, output=output)
     found["spec"]["resources"]["nodeSelector"] = {"type": "bench"}
     return found
 
@@ -95,7 +98,7 @@ class Bench:
         async def one(name: str, due: float) -> None:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             async with limit:
-                await self.server.request("POST", path, job(name))
+                await self.server.request("POST", path, job(name, self.options.shared))
                 self.made[name] = time.monotonic()
 
         await asyncio.gather(*(one(n, begun + (i / rate if rate else 0)) for i, n in enumerate(names)))
@@ -113,16 +116,18 @@ class Bench:
         await asyncio.gather(*(one(n) for n in names))
 
     def latencies(self, names: list[str]) -> dict[str, Any]:
-        """From creation to the first object and the PyTorchJob, and from the end of preparing to the PyTorchJob."""
+        """From creation to the PyTorchJob; with a preparing Job also to that, and from its pod's end to the PyTorchJob."""
         gang = {n: self.gangs.seen[f"{n}-a1"]["there"] for n in names}
+        found = {"create_to_pytorchjob_s": quantiles([gang[n] - self.made[n] for n in names])}
+        if not self.options.shared:
+            return found
         prepared = {
             n.rsplit("-prepare-", 1)[0]: m["succeeded"] for n, m in self.preparing.seen.items() if "succeeded" in m
         }
-        return {
+        return found | {
             "create_to_first_object_s": quantiles(
                 [self.steps.seen[f"{n}-prepare"]["there"] - self.made[n] for n in names]
             ),
-            "create_to_pytorchjob_s": quantiles([gang[n] - self.made[n] for n in names]),
             "prepared_to_pytorchjob_s": quantiles([gang[n] - prepared[n] for n in names]),
         }
 
@@ -264,6 +269,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, nargs="+", default=[100, 1000, 5000])
     parser.add_argument("--rate", type=float, default=4.0, help="jobs a second of the steady part; 0: leave it out")
+    parser.add_argument("--shared", action="store_true", help="jobs that write to a claim, with a preparing Job each")
     parser.add_argument("--idle", type=float, default=30.0, help="seconds of the idle part")
     parser.add_argument("--timeout", type=float, default=1800.0)
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
@@ -276,14 +282,18 @@ def main() -> int:
     options = parser.parse_args()
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Linux, Python {platform.python_version()}"
+
+    def key(count: int) -> str:
+        return f"{count} shared" if options.shared else str(count)
+
     for count in options.jobs:
 
         def keep(report: dict[str, Any], count: int = count) -> None:
-            found[str(count)] = report
+            found[key(count)] = report
             options.out.write_text(json.dumps(found, indent=1) + "\n")
 
         one(count, options, keep)
-    shown = {"machine": found["machine"], **{str(c): found[str(c)] for c in options.jobs}}
+    shown = {"machine": found["machine"], **{key(c): found[key(c)] for c in options.jobs}}
     sys.stdout.write(json.dumps(shown, indent=1) + "\n")
     return ranges.check(shown, HERE / "ranges.json") if options.check else 0
 

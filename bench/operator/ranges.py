@@ -20,7 +20,9 @@ def figure(report: Any, path: str) -> float | None:
 def check(found: dict[str, Any], file: Path) -> int:
     """Print what is out of its range, on stderr; 1 when anything is, or is missing."""
     wrong = []
-    for count, limits in json.loads(file.read_text())["ranges"].items():
+    ranges = json.loads(file.read_text())["ranges"]
+    wrong += [f"{count} jobs: no ranges are known" for count in found if count != "machine" and count not in ranges]
+    for count, limits in ranges.items():
         if count not in found:
             continue
         for path, limit in limits.items():

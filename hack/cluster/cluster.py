@@ -6,7 +6,7 @@
     cluster.py restart PROGRAM                stop one program and start it again, as kube-apiserver
     cluster.py image                          this checkout's virtual environment as the operator's images, on the real node
     cluster.py down                           stop what was started, remove the run folder
-    cluster.py build                          the binaries alone
+    cluster.py build [--node]                 the binaries alone
 
 All state is in one run folder (`--run`, default .cache/cluster of this checkout). See docs/cluster.md.
 """
@@ -113,7 +113,8 @@ def main() -> int:
     start.add_argument("--fake-nodes", type=int, default=8)
     start.add_argument("--node", action="store_true", help="a real node too (root)")
     commands.add_parser("restart").add_argument("program")
-    for name in ("env", "down", "build", "image"):
+    commands.add_parser("build").add_argument("--node", action="store_true", help="those of a real node too")
+    for name in ("env", "down", "image"):
         commands.add_parser(name)
     arguments = parser.parse_args()
     run: Path = arguments.run.resolve()
@@ -121,7 +122,7 @@ def main() -> int:
         if sys.platform != "linux":
             raise Trouble("the test cluster needs Linux; EGM_KUBECONFIG points the tests at a cluster that exists")
         if arguments.command == "build":
-            sys.stdout.write(f"{binaries.ensure(say, node=True)}\n")
+            sys.stdout.write(f"{binaries.ensure(say, node=arguments.node)}\n")
             return 0
         if arguments.command == "env":
             env(run)

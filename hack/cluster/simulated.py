@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from controlplane import FAST, ControlPlane
+from controlplane import FAST, LAZY, ControlPlane
 from pki import Authority
 
 HERE = Path(__file__).parent
@@ -45,7 +45,7 @@ def nodes(plane: ControlPlane, home: Path, count: int, *, taint: bool) -> None:
         str(plane.bin / "kwok"), f"--kubeconfig={plane.pki.folder}/kwok.kubeconfig", f"--config={config}",
         "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake", "--node-ip=192.0.2.2", "--cidr=10.245.0.0/16",
         "--node-lease-duration-seconds=40",
-    ])  # fmt: skip
+    ], LAZY)  # fmt: skip
     there = set(plane.kubectl("get", "nodes", "-o", "name").split())
     wanted = [_node(i, taint=taint) for i in range(count) if f"node/fake-{i}" not in there]
     if wanted:
@@ -121,7 +121,7 @@ def training_operator(plane: ControlPlane, home: Path) -> None:
         f"--pytorch-init-container-template-file={HERE}/conf/init-container.yaml",
         "--metrics-bind-address=0", f"--health-probe-bind-address=127.0.0.1:{health}",
         f"--webhook-server-port={plane.ports['operator-webhook']}",
-    ], env={"MY_POD_NAMESPACE": "kubeflow", "TMPDIR": str(folder)}, cwd=folder)  # fmt: skip
+    ], env={**LAZY, "MY_POD_NAMESPACE": "kubeflow", "TMPDIR": str(folder)}, cwd=folder)  # fmt: skip
 
     def ready() -> bool:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

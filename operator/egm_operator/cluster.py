@@ -11,7 +11,7 @@ from typing import Any
 from egm_operator.api import Api, ApiError
 from egm_operator.names import FIELD_MANAGER, GROUP, LABEL_JOB, LABEL_UID, VERSION
 from egm_operator.status import stamp
-from egm_operator.store import Listing, Raw, version
+from egm_operator.store import Listing, Raw, slim, version
 
 _log = logging.getLogger("egm_operator")
 
@@ -101,7 +101,7 @@ class Cluster:
                 raise  # not the precondition: it is still to be deleted
 
     async def list(self, kind: str, namespace: str = "") -> Listing:
-        """All objects of a watched kind that belong to jobs; none where the cluster does not know the kind."""
+        """All objects of a watched kind that belong to jobs, slim; none where the cluster does not know the kind."""
         query = {"limit": "500"}
         if kind not in ("GroundingTrainJob", "GroundingEvalJob"):
             query["labelSelector"] = LABEL_JOB
@@ -113,7 +113,8 @@ class Cluster:
                 if error.status == 404:
                     return [], 0
                 raise
-            found += [{"apiVersion": page.get("apiVersion"), "kind": kind, **item} for item in page.get("items") or []]
+            # slim page by page: whole, the pods of 5,000 jobs would take hundreds of megabytes
+            found += [slim({"apiVersion": page.get("apiVersion"), "kind": kind, **i}) for i in page.get("items") or []]
             token = (page.get("metadata") or {}).get("continue")
             if not token:
                 return found, version(page)

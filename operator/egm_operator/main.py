@@ -29,6 +29,7 @@ from grounding import logs
 from grounding.errors import EgmError, Failure, UserError
 
 _log = logging.getLogger("egm_operator")
+_PAUSE_S = 0.2  # less than anybody notices, more than a train of events takes
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -50,7 +51,7 @@ class Operator:
     def __init__(self, cluster: Cluster, settings: Settings) -> None:
         self.cluster, self.settings = cluster, settings
         self.meters = Meters()
-        self.queue: WorkQueue[Key] = WorkQueue(waited=self.meters.waited)
+        self.queue: WorkQueue[Key] = WorkQueue(waited=self.meters.waited, pause=_PAUSE_S)
         cluster.api.told = self.meters.asked
         self.leads = False
         self.store = Store(self._woken)

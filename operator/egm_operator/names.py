@@ -26,6 +26,8 @@ KIND_SHORT = {"GroundingTrainJob": "train", "GroundingEvalJob": "eval"}
 PLURALS = {"GroundingTrainJob": "groundingtrainjobs", "GroundingEvalJob": "groundingevaljobs"}
 KIND_OF_SHORT = {short: kind for kind, short in KIND_SHORT.items()}
 
+PREPARE = "prepare"
+"""The init container in which a pod makes its own data."""
 PROGRESS_PORT = 8090
 SERVER_PORT = 8000
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from egm_operator.memo import Memo
-from egm_operator.names import ANNOTATION_PROGRESS, GROUP, LABEL_ATTEMPT, LABEL_ROLE, VERSION
+from egm_operator.names import ANNOTATION_PROGRESS, GROUP, LABEL_ATTEMPT, LABEL_ROLE, PREPARE, VERSION
 from egm_operator.status import seconds
 from egm_operator.store import Raw
 from grounding.api import KINDS, PRESETS, GroundingTrainJob, Job
@@ -207,6 +207,22 @@ def waiting(pod: Mapping[str, Any]) -> tuple[str, str]:
         if held.get("reason") == "CrashLoopBackOff":
             return "", f"{pod['metadata']['name']}: {held.get('message') or held['reason']}"
     return "", ""
+
+
+def _preparation(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    """State of the init container in which a pod prepares its own data (build/pod.py); empty where it has none."""
+    found = (pod.get("status") or {}).get("initContainerStatuses") or []
+    return next((s.get("state") or {} for s in found if s.get("name") == PREPARE), {})
+
+
+def preparing(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod is at preparing its own data."""
+    return _preparation(pod).get("running") is not None
+
+
+def prepared_in_vain(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod could not prepare its own data."""
+    return bool((_preparation(pod).get("terminated") or {}).get("exitCode"))
 
 
 def started(pod: Mapping[str, Any]) -> float | None:

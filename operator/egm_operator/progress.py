@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -21,6 +21,7 @@ from egm_operator.store import Key, Raw, Store
 
 _log = logging.getLogger("egm_operator")
 _LIMIT = 64 * 1024
+_AT_ONCE = 64
 
 
 def reporter(children: Iterable[Raw]) -> Raw | None:
@@ -55,27 +56,30 @@ class Poller:
 
     async def run(self) -> None:
         """Ask every `progress_seconds`, until cancelled."""
-        limit = asyncio.Semaphore(64)
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
             while True:
                 await asyncio.sleep(self.settings.progress_seconds)
                 if self.settings.progress_via == "off":
                     continue
-                pods = {key: pod for key in self.store.jobs() if (pod := reporter(self.store.children(key)))}
-                alive = {p["metadata"]["uid"] for p in pods.values()}
+                keys, alive = iter(self.store.jobs()), set[str]()
+                await asyncio.gather(*(self._round(session, keys, alive) for _ in range(_AT_ONCE)))
                 self._reports = {uid: r for uid, r in self._reports.items() if uid in alive}
 
-                async def one(key: Key, pod: Raw) -> None:
-                    async with limit:
-                        body = await self._ask(session, pod)
-                    if body is not None:
-                        uid = pod["metadata"]["uid"]
-                        old = self._reports.get(uid)
-                        self._reports[uid] = Report(time.time(), body)
-                        if old is None or old.body != body:
-                            self.wake(key)
-
-                await asyncio.gather(*(one(k, p) for k, p in pods.items()))
+    async def _round(self, session: aiohttp.ClientSession, keys: Iterator[Key], alive: set[str]) -> None:
+        """Ask the pods of one job after the other; `alive` gets their uids. A pod is looked up when it is its turn: thousands would not be small."""
+        for key in keys:
+            pod = reporter(self.store.children(key))
+            if pod is None:
+                await asyncio.sleep(0)  # thousands of jobs that do not run are a while
+                continue
+            uid = pod["metadata"]["uid"]
+            alive.add(uid)
+            body = await self._ask(session, pod)
+            if body is not None:
+                old = self._reports.get(uid)
+                self._reports[uid] = Report(time.time(), body)
+                if old is None or old.body != body:
+                    self.wake(key)
 
     async def _ask(self, session: aiohttp.ClientSession, pod: Raw) -> Mapping[str, Any] | None:
         meta, address = pod["metadata"], (pod.get("status") or {}).get("podIP")

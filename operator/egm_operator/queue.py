@@ -1,6 +1,8 @@
 """A work queue in the manner of client-go: a key waits once however often it is added, and is never with two workers.
 
-Added while a worker has it, it comes back when that worker is done. `after` adds later; an earlier time wins.
+Added while a worker has it, or in the `pause` after that, it comes back when the pause is over: what happens to a job happens in trains
+(an object is there, has a pod, which has a node, and runs), and one look at the end of a train costs as much as one at each event.
+`after` adds later; an earlier time wins.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ class WorkQueue(Generic[K]):
         base: float = 0.05,
         limit: float = 60.0,
         waited: Callable[[float], None] = lambda _: None,
+        pause: float = 0.0,
     ) -> None:
-        """`waited` is told how long (seconds) a key has waited when a worker takes it."""
+        """`waited` is told how long (seconds) a key has waited when a worker takes it; `pause` in seconds."""
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
-        self._base, self._limit, self._waited = base, limit, waited
+        self._base, self._limit, self._waited, self._pause = base, limit, waited, pause
         self._ready: dict[K, float] = {}  # since when
         self._working: set[K] = set()
         self._again: set[K] = set()
+        self._rests: dict[K, float] = {}  # until when; the first ends first
         self._due: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []
         self._failures: dict[K, tuple[int, float]] = {}
@@ -55,12 +59,14 @@ class WorkQueue(Generic[K]):
         return len(self._failures)
 
     def add(self, key: K) -> None:
-        """Work on `key` as soon as a worker is free."""
+        """Work on `key` as soon as a worker is free and the key's pause is over."""
         if key in self._working:
             self._again.add(key)
+        elif (left := self._rests.get(key, 0.0) - self._clock()) > 0.0:
+            self.after(key, left)
         else:
             self._ready.setdefault(key, self._clock())
-        self._changed.set()
+            self._changed.set()
 
     def after(self, key: K, seconds: float) -> None:
         """Work on `key` in `seconds` at the latest."""
@@ -69,6 +75,12 @@ class WorkQueue(Generic[K]):
             self._due[key] = due
             self._count += 1
             heapq.heappush(self._heap, (due, self._count, key))
+            if (
+                len(self._heap) > 2 * len(self._due) + 1000
+            ):  # what earlier times have replaced would stay until its own time
+                self._heap = [(at, i, k) for i, (k, at) in enumerate(self._due.items())]
+                self._count = len(self._heap)
+                heapq.heapify(self._heap)
             self._changed.set()
 
     def retry(self, key: K, at_least: float = 0.0) -> float:
@@ -93,6 +105,12 @@ class WorkQueue(Generic[K]):
     def done(self, key: K) -> None:
         """The worker has finished with `key`."""
         self._working.discard(key)
+        if self._pause:
+            now = self._clock()
+            while self._rests and next(iter(self._rests.values())) <= now:
+                del self._rests[next(iter(self._rests))]
+            self._rests.pop(key, None)  # it ends last now
+            self._rests[key] = now + self._pause
         if key in self._again:
             self._again.discard(key)
             self.add(key)
@@ -102,6 +120,7 @@ class WorkQueue(Generic[K]):
         self._ready.clear()
         self._again.clear()
         self._due.clear()
+        self._rests.clear()
         self._heap.clear()
         self._failures.clear()
 
@@ -113,7 +132,11 @@ class WorkQueue(Generic[K]):
                 due, _, key = heapq.heappop(self._heap)
                 if self._due.get(key) == due:  # else an earlier time has replaced it
                     del self._due[key]
-                    self.add(key)
+                    self._rests.pop(key, None)
+                    if key in self._working:
+                        self._again.add(key)
+                    else:
+                        self._ready.setdefault(key, due)
             if self._ready:
                 key = next(iter(self._ready))
                 self._waited(self._clock() - self._ready.pop(key))

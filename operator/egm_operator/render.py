@@ -33,10 +33,13 @@ def objects(job: Job, upstream: Job | None, settings: Settings, namespace: str) 
     where = places(job, model, output)
     ctx = Context(job, namespace, UID, where, settings)
     roles = {r.name: r for r in plan_roles(job, where.layout)}
-    found = [batch.prepare(roles["prepare"], ctx)]
+    first = batch.prepare(roles["prepare"], ctx)
     if isinstance(job, GroundingTrainJob):
-        return [*found, *pytorchjob.wanted(roles[job.spec.method], roles["prepare"], ctx, 1)]
-    urls: list[str] = []
+        return [
+            *([first] if where.shared else []),
+            *pytorchjob.wanted(roles[job.spec.method], roles["prepare"], ctx, 1),
+        ]
+    found, urls = [first], list[str]()
     if "server" in roles:
         urls = servers.endpoints(roles["server"], ctx)
         found += [

@@ -63,7 +63,7 @@ def _pod_status(status: Mapping[str, Any]) -> Raw:
     kept["conditions"] = [c for c in status.get("conditions") or [] if c.get("type") in _POD_CONDITIONS]
     for name in ("initContainerStatuses", "containerStatuses"):
         if found := status.get(name):
-            kept[name] = [{"image": c.get("image"), "state": c.get("state")} for c in found]
+            kept[name] = [{n: c.get(n) for n in ("name", "image", "state")} for c in found]
     return kept
 
 

@@ -157,7 +157,7 @@ class Api:
                 raise
 
     def everything(self, namespace: str) -> list[str]:
-        """Every object of a namespace, of every kind that the server knows, but for what Kubernetes itself puts there and Events."""
+        """Every object of a namespace, of every kind that the server knows, but for what Kubernetes puts there, the tests' claim, and Events."""
         left = []
         groups = [
             (f"/apis/{v['groupVersion']}")
@@ -170,7 +170,7 @@ class Api:
                     continue
                 for item in self.request("GET", f"{base}/namespaces/{namespace}/{resource['name']}").get("items") or []:
                     left.append(f"{resource['name']}/{item['metadata']['name']}")
-        own = {"configmaps/kube-root-ca.crt", "serviceaccounts/default"}
+        own = {"configmaps/kube-root-ca.crt", "serviceaccounts/default", "persistentvolumeclaims/egm"}
         return sorted(set(left) - own)
 
 
@@ -270,7 +270,7 @@ def train_job(
             "preset": "egm-8b-rl",
             "data": {"train": ["/data/a.json"], "validation": ["/data/b.jsonl"], "images": ["/data/coco.tar"]},
             "resources": {"nodes": nodes, "gpusPerNode": 1},
-            "output": "s3://bucket/out",
+            "output": "pvc://egm/out",
             "podTemplate": {"metadata": {"annotations": pods or {}}},
             **spec,
         },
@@ -402,10 +402,24 @@ def new_namespace(api: Api, prefix: str = "op") -> Iterator[str]:
     name = fresh_name(prefix)
     api.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
     until("the namespace's service account", lambda: any(True for _ in _accounts(api, name)))
+    _claim(api, name)
     try:
         yield name
     finally:
         api.request("DELETE", f"/api/v1/namespaces/{name}")
+        api.request("DELETE", f"/api/v1/persistentvolumes/{name}")
+
+
+def _claim(api: Api, namespace: str) -> None:
+    """The claim `egm`, where training jobs of these tests write; nothing is behind it."""
+    shared: dict[str, Any] = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
+    to = {"claimRef": {"namespace": namespace, "name": "egm"}, "persistentVolumeReclaimPolicy": "Retain"}
+    volume = {"capacity": {"storage": "1Gi"}, "hostPath": {"path": "/nowhere"}, **to, **shared}
+    api.request("POST", "/api/v1/persistentvolumes", {"metadata": {"name": namespace}, "spec": volume})
+    claims = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+    wish = {"resources": {"requests": {"storage": "1Gi"}}, "volumeName": namespace, **shared}
+    api.request("POST", claims, {"metadata": {"name": "egm"}, "spec": wish})
+    until("the claim", lambda: api.request("GET", f"{claims}/egm")["status"].get("phase") == "Bound")
 
 
 def _accounts(api: Api, namespace: str) -> list[Any]:

@@ -170,10 +170,9 @@ def test_endpoints_that_run_already_need_no_server(drive: Drive, name: str) -> N
 
 
 def test_one_name_for_a_training_and_its_evaluation(drive: Drive, name: str) -> None:
-    drive.api.create("gtj", drive.namespace, train_job(name))
+    drive.api.create("gtj", drive.namespace, train_job(name, output="s3://bucket/out"))
     drive.api.create("gej", drive.namespace, eval_job(name, 1, model={"trainJob": name}))
     until("to wait", lambda: drive.status(name, "gej").get("reason") == "UpstreamNotReady")
-    drive.prepared(name)
     drive.end(name, "rl", 0)
     drive.phase(name, "Succeeded")
     drive.prepared(name, kind="eval")

@@ -58,7 +58,11 @@ def test_from_creation_to_success(drive: Drive, name: str) -> None:
     )
     secret = drive.api.request("GET", f"/api/v1/namespaces/{drive.namespace}/secrets/{reference['name']}")
     assert len(secret["data"]["token"]) > 40 and "RAY_AUTH_TOKEN" in env
-    assert env["WORLD_SIZE"] == "2" and env["RANK"] == "0" and env["EGM_OUTPUT"] == "s3://bucket/out"
+    assert env["WORLD_SIZE"] == "2" and env["RANK"] == "0" and "EGM_OUTPUT" not in env
+    claims = {
+        v["persistentVolumeClaim"]["claimName"] for v in master["spec"]["volumes"] if "persistentVolumeClaim" in v
+    }
+    assert claims == {"egm"}  # the work folder is where the output is
     report = {
         "step": 12,
         "totalSteps": 300,
@@ -185,7 +189,7 @@ def test_a_job_waits_for_the_model_of_another(drive: Drive, name: str) -> None:
     drive.prepared(name)
     drive.end(name, "rl", 0)
     status = drive.phase(f"{name}-b", "Succeeded")
-    assert status["model"] == "s3://bucket/out/model"
+    assert status["model"] == "pvc://egm/out/model"
 
 
 def test_failed_preparation_is_the_end(drive: Drive, name: str) -> None:

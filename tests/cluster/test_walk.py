@@ -65,7 +65,6 @@ def _left(kubectl: Any) -> list[str]:
 @pytest.mark.timeout(240)
 def test_a_job_from_apply_to_delete(kubectl: Any, operator: Operator) -> None:
     kubectl("apply", "-f", str(JOBS / "egm8b-rl.yaml"))
-    _end(kubectl, "egm8b-rl", "prepare")
     kubectl("wait", "gtj/egm8b-rl", "--for=jsonpath={.status.phase}=Running", "--timeout=60s")
 
     gang = kubectl.get("pytorchjob", "egm8b-rl-a1")
@@ -73,6 +72,8 @@ def test_a_job_from_apply_to_delete(kubectl: Any, operator: Operator) -> None:
     assert {k: r["replicas"] for k, r in gang["spec"]["pytorchReplicaSpecs"].items()} == {"Master": 1}
     pod = _pod(kubectl, "egm8b-rl", "rl")
     assert pod["metadata"]["name"] == "egm8b-rl-a1-master-0"
+    first = next(c for c in pod["spec"]["initContainers"] if c["name"] == "prepare")  # each pod has a folder of its own
+    assert first["command"][:3] == ["egm", "role", "prepare"] and kubectl.get("jobs")["items"] == []
     main = pod["spec"]["containers"][0]
     assert main["resources"]["limits"]["nvidia.com/gpu"] == "8" and main["command"][:3] == ["egm", "role", "rl"]
     env = {e["name"]: e.get("value") for e in main["env"]}
@@ -138,7 +139,6 @@ def test_the_pipeline_waits_in_order(kubectl: Any, operator: Operator) -> None:
     for waiting in ("gtj/egm8b-pipeline-rl", "gej/egm8b-pipeline-eval"):
         kubectl("wait", waiting, "--for=jsonpath={.status.reason}=UpstreamNotReady", "--timeout=60s")
     for job, role in (("egm8b-pipeline-sft", "sft"), ("egm8b-pipeline-rl", "rl")):
-        _end(kubectl, job, "prepare")
         _end(kubectl, job, role)
         kubectl("wait", f"gtj/{job}", "--for=condition=Succeeded", "--timeout=60s")
     _end(kubectl, "egm8b-pipeline-eval", "prepare")

@@ -10,7 +10,17 @@ import orjson
 
 from egm_operator.build.merge import merge
 from egm_operator.build.places import CLAIMS, JOB_FILE_NAME, JOB_FOLDER, WORK, Places
-from egm_operator.names import ANNOTATION_JOB, GROUP, LABEL_UID, PROGRESS_PORT, QUEUE_LABEL, child, labels, prefix
+from egm_operator.names import (
+    ANNOTATION_JOB,
+    GROUP,
+    LABEL_UID,
+    PREPARE,
+    PROGRESS_PORT,
+    QUEUE_LABEL,
+    child,
+    labels,
+    prefix,
+)
 from egm_operator.settings import Settings
 from grounding.api import GroundingTrainJob, Job
 from grounding.roles import Role
@@ -211,8 +221,8 @@ def template(
     }
     if prepare is not None and not ctx.places.shared:
         first = {k: v for k, v in main.items() if k not in ("ports", "readinessProbe", "startupProbe")}
-        first |= {"name": "prepare", "command": list(prepare.argv), "resources": _resources(prepare, ctx)}
-        spec["initContainers"] = [first]
+        first |= {"name": PREPARE, "command": list(prepare.argv), "resources": _resources(prepare, ctx)}
+        spec["initContainers"] = [first | {"env": _environment(prepare, ctx, {})}]
     if settings.service_account:
         spec["serviceAccountName"] = settings.service_account
     if settings.image_pull_secret:
@@ -225,15 +235,22 @@ def template(
     if role.gpus:
         annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] = "false"
     meta = {"labels": labels(ctx.job.kind, ctx.name, ctx.uid, role.name, attempt), "annotations": annotations}
-    return merge({"metadata": meta, "spec": spec}, _users(ctx, container, role))
+    return merge({"metadata": meta, "spec": spec}, _users(ctx, container, "initContainers" in spec))
 
 
-def _users(ctx: Context, container: str, role: Role) -> Raw:
-    """The user's pod template for this role. A container called `main` stands for ours, whatever the role; labels and annotations of our own
-    are not his to change."""
+# of `main`, what preparing needs as well: where the data lies and how it is reached, not what training asks of a node
+_OF_BOTH = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext")
+
+
+def _users(ctx: Context, container: str, prepares: bool) -> Raw:
+    """The user's pod template. A container called `main` stands for ours, whatever the role, and for the one that prepares data before it; labels
+    and annotations of our own are not his to change."""
     template: Raw = dict(ctx.job.spec.pod_template or {})
     spec = dict(template.get("spec") or {})
     if "containers" in spec:
+        ours = [{k: c[k] for k in _OF_BOTH if k in c} for c in spec["containers"] if c.get("name") == "main"]
+        if prepares and ours:
+            spec["initContainers"] = [{**ours[0], "name": PREPARE}, *(spec.get("initContainers") or [])]
         spec["containers"] = [{**c, "name": container} if c.get("name") == "main" else c for c in spec["containers"]]
     spec.pop("restartPolicy", None)
     meta = dict(template.get("metadata") or {})

@@ -56,7 +56,7 @@ class Meters:
         )
         self._failures = Counter(
             "egm_job_attempts_failed",
-            "Attempts that have failed, by the reason.",
+            "Attempts that have failed and were followed by another, by the reason; a job that fails for good counts in egm_jobs_finished.",
             ("kind", "reason"),
             registry=self.registry,
         )

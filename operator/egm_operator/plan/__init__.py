@@ -7,7 +7,7 @@ It asks the policies of a kind in turn, from the end of a job's life to its begi
 3. activeDeadlineSeconds is over: the end                                             (lifecycle.deadline)
 4. spec.suspend: stop, wait until nothing runs                                        (lifecycle.suspend)
 5. model.trainJob has not succeeded: wait                                             (lifecycle.model)
-6. data is not prepared: prepare                                                      (lifecycle.prepare)
+6. data is not prepared, and not each pod's own business: prepare                      (lifecycle.prepare)
 7. attempts: start, watch, and after a failure clear away, wait and start the next    (attempts, train, evaluate)
 
 Level-triggered: each planning looks at all there is, so events may be lost, doubled or out of order. Every object has a name that follows from

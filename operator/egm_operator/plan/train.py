@@ -12,8 +12,10 @@ from egm_operator.observe import (
     ended,
     last_words,
     phase,
+    preparing,
     settled,
     started,
+    waiting,
 )
 from egm_operator.plan import attempts, lifecycle
 from egm_operator.plan.progress import last_step_time, take_in
@@ -71,9 +73,25 @@ def plan(w: Work) -> None:
     _count_gpus(w)
     if lifecycle.finished(w, stop) or _succeeded_already(w):
         return
-    if lifecycle.deadline(w, _end) or lifecycle.suspend(w, stop) or lifecycle.model(w) or lifecycle.prepare(w):
+    if lifecycle.deadline(w, _end) or lifecycle.suspend(w, stop) or lifecycle.model(w) or _prepare(w):
         return
     _run(w)
+
+
+def _prepare(w: Work) -> bool:
+    """Once for all, where the pods share a folder. Else each prepares for itself before it starts (build/pod.py): what a Job made would be lost."""
+    if w.place.places.shared:
+        return lifecycle.prepare(w)
+    for job in w.seen.of("Job", "prepare"):  # of an operator that made one all the same
+        w.remove(job)
+    return False
+
+
+def _prepares_itself(w: Work, pods: list[Raw]) -> bool:
+    """Whether the pods of an attempt are at preparing their own data: from the first that begins until all run, unless one cannot even begin."""
+    if any(preparing(p) for p in pods):
+        w.draft.condition(Condition.DATA_READY, False, Reason.PREPARING, "Each pod prepares its own data.")
+    return w.draft.get(Condition.DATA_READY).get("status") == "False" and not any(waiting(p)[0] for p in pods)
 
 
 def _end(w: Work) -> bool:
@@ -96,6 +114,8 @@ def _succeeded_already(w: Work) -> bool:
             if not settled(end, [p for p in w.seen.of("Pod", _method(w)) if pytorchjob.is_master(p)], w.now):
                 w.look_again(w.now + 1)
                 return True
+            if not w.draft.is_true(Condition.DATA_READY):
+                w.draft.condition(Condition.DATA_READY, True, Reason.PREPARED, "Its data was prepared.")
             w.draft.attempt = max(
                 w.draft.attempt, attempts.newest(w, GANG.kind)
             )  # its start may not have been written down
@@ -136,6 +156,8 @@ def _run(w: Work) -> None:
         if not w.draft.is_true(Condition.RUNNING):
             w.tell(Reason.ALL_PODS_RUNNING, f"All {wanted} pods of attempt {n} run.")
         w.draft.condition(Condition.RUNNING, True, Reason.ALL_PODS_RUNNING, f"All {wanted} pods of attempt {n} run.")
+        if not w.draft.is_true(Condition.DATA_READY):
+            w.draft.condition(Condition.DATA_READY, True, Reason.PREPARED, "Each pod has prepared its data.")
         w.draft.phase(
             Phase.RUNNING, Reason.ALL_PODS_RUNNING, f"Attempt {n} of {w.job.spec.max_attempts}: all {wanted} pods run."
         )
@@ -146,7 +168,10 @@ def _run(w: Work) -> None:
         # a pod is gone: the condition keeps the time that tells a new pod from those of the beginning
         w.draft.phase(Phase.RUNNING, Reason.PODS_PENDING, f"{len(running)} of {wanted} pods run.")
         return
-    attempts.pending(w, n, pods, len(running), wanted)
+    if _prepares_itself(w, pods):
+        w.draft.phase(Phase.PREPARING, Reason.PREPARING, f"Attempt {n}: each pod prepares its own data.")
+    else:
+        attempts.pending(w, n, pods, len(running), wanted)
     _start_deadline(w, gang)
 
 

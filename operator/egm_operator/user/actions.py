@@ -17,7 +17,8 @@ from ruamel.yaml import YAML
 
 from egm_operator.api import LOG, Api, ApiError
 from egm_operator.cluster import Cluster
-from egm_operator.names import KIND_SHORT, LABEL_JOB, LABEL_KIND, LABEL_ROLE, PLURALS
+from egm_operator.names import KIND_SHORT, LABEL_JOB, LABEL_KIND, LABEL_ROLE, PLURALS, PREPARE
+from egm_operator.observe import prepared_in_vain, preparing
 from egm_operator.progress import reporter
 from egm_operator.status import Phase
 from egm_operator.store import Raw
@@ -201,7 +202,9 @@ async def logs(
     out: Callable[[str], Any] = sys.stdout.write,
 ) -> None:
     """Print logs: of the pod that reports (rank 0, or the client), of all pods of a role, or of `everything`."""
-    found = await pods(cluster, raw, role)
+    found, preparation = await pods(cluster, raw, role), False
+    if not found and role == PREPARE:  # not by a Job of its own, but by each pod for itself
+        found, preparation = [p for p in await pods(cluster, raw) if _prepares(p)], True
     if not found:
         hint = (
             "It has no pods yet, or no more."
@@ -217,6 +220,8 @@ async def logs(
         name, mark = pod["metadata"]["name"], f"[{pod['metadata']['name']}] " if many else ""
         path = cluster.path("Pod", pod["metadata"]["namespace"], name, "log")
         query = {"tailLines": str(lines)} | ({"follow": "true"} if follow else {})
+        if preparation or preparing(pod) or prepared_in_vain(pod):  # its main container has not begun
+            query["container"] = PREPARE
         try:
             async for text in cluster.api.lines(path, query, LOG):
                 out(mark + text.decode(errors="replace") + "\n")
@@ -224,6 +229,10 @@ async def logs(
             out(f"{mark}no log: {error.message}\n")
 
     await asyncio.gather(*(one(p) for p in found))
+
+
+def _prepares(pod: Raw) -> bool:
+    return any(c["name"] == PREPARE for c in pod["spec"].get("initContainers") or [])
 
 
 def _role(pod: Raw) -> str:

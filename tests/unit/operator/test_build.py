@@ -115,7 +115,9 @@ def test_claims_are_mounted_and_the_job_s_file_names_their_paths() -> None:
 
 
 def test_without_a_shared_claim_each_pod_prepares_for_itself() -> None:
-    gang = _job(TRAIN + "  output: s3://b/t\n")["PyTorchJob/t-a1"]
+    found = _job(TRAIN + "  output: s3://b/t\n")
+    assert "Job/t-prepare" not in found
+    gang = found["PyTorchJob/t-a1"]
     spec = gang["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
     first = spec["initContainers"][0]
     assert (
@@ -124,6 +126,26 @@ def test_without_a_shared_claim_each_pod_prepares_for_itself() -> None:
         and "nvidia.com/gpu" not in first["resources"]["requests"]
     )
     assert {"name": "EGM_OUTPUT", "value": "s3://b/t"} in first["env"]
+
+
+def test_what_the_user_mounts_for_main_is_there_when_data_is_prepared() -> None:
+    text = (
+        TRAIN
+        + """  output: s3://b/t
+  podTemplate:
+    spec:
+      containers:
+        - {name: main, image: mine:1, env: [{name: A, value: b}], volumeMounts: [{name: data, mountPath: /data}], resources: {limits: {x/y: 1}}}
+      volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
+"""
+    )
+    spec = _job(text)["PyTorchJob/t-a1"]["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    (first,), (main,) = spec["initContainers"], spec["containers"]
+    for container in (first, main):
+        assert container["image"] == "mine:1" and {"name": "A", "value": "b"} in container["env"]
+        assert "/data" in [m["mountPath"] for m in container["volumeMounts"]]
+    assert first["command"][2] == "prepare" and "x/y" not in first["resources"].get("limits", {})
+    assert {"name": "CUDA_VISIBLE_DEVICES", "value": "-1"} in first["env"]
 
 
 def test_secrets_are_referenced_never_copied() -> None:

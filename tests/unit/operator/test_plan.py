@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from egm_operator.metrics.jobs import phase_since
 from egm_operator.observe import Report
 from egm_operator.status import stamp
 from hypothesis import HealthCheck, given, settings
@@ -32,6 +33,55 @@ def test_a_life_without_trouble() -> None:
     assert world.status["phase"] == "Succeeded" and world.status["attempt"] == 1
     assert world.created == ["Job/j-prepare", "PyTorchJob/j-a1"]
     assert world.plan() == type(world.plan())()  # nothing more to do
+
+
+def test_pods_that_share_no_folder_prepare_for_themselves() -> None:
+    """A Job's work would be lost: it has a folder of its own, too."""
+    world = World(train(output="s3://b/o", resources={"nodes": 1, "gpusPerNode": 8}))
+    world.reconcile()
+    world.controllers()
+    assert world.created == ["PyTorchJob/j-a1"]
+    pod = world.alive("rl")[0]
+    first = {"name": "prepare", "image": "i", "state": {"running": {}}}
+    world.write({**pod, "status": {"phase": "Pending", "initContainerStatuses": [first]}})
+    world.reconcile()
+    assert (world.status["phase"], world.status["reason"]) == ("Preparing", "Preparing")
+    assert phase_since(world.job) == world.now
+    world.now += 300
+    first["state"] = {"terminated": {"exitCode": 0}}
+    world.write({**pod, "status": {"phase": "Pending", "initContainerStatuses": [first]}})
+    world.reconcile()
+    assert world.status["phase"] == "Preparing" and phase_since(world.job) == world.now - 300, "until all pods run"
+    world.start()
+    world.reconcile()
+    conditions = {c["type"]: c["status"] for c in world.status["conditions"]}
+    assert world.status["phase"] == "Running" and conditions["DataReady"] == conditions["Running"] == "True"
+    world.end("rl", 0)
+    world.settle()
+    assert world.status["phase"] == "Succeeded" and world.created == ["PyTorchJob/j-a1"]
+
+
+def test_a_preparing_job_of_an_older_operator_goes() -> None:
+    world = World(train())
+    world.reconcile()
+    world.controllers()
+    world.edit(output="s3://b/o")
+    world.reconcile()
+    assert world.created == ["Job/j-prepare", "PyTorchJob/j-a1"] and world.objects("Job") == []
+
+
+@pytest.mark.parametrize(("code", "phase", "reason"), [(2, "Failed", "UserError"), (1, "Restarting", "PodFailed")])
+def test_a_pod_that_cannot_prepare_its_data(code: int, phase: str, reason: str) -> None:
+    world = World(train(output="s3://b/o", resources={"nodes": 1, "gpusPerNode": 8}))
+    world.reconcile()
+    world.controllers()
+    pod = world.alive("rl")[0]
+    ended = {"terminated": {"exitCode": code, "message": "error: a.json, line 3: no box"}}
+    first = {"name": "prepare", "image": "i", "state": ended}
+    world.write({**pod, "status": {"phase": "Failed", "initContainerStatuses": [first]}})
+    world.reconcile()
+    assert (world.status["phase"], world.status["reason"]) == (phase, reason)
+    assert "line 3: no box" in world.status["message"]
 
 
 def test_an_evaluation_without_trouble() -> None:
@@ -293,6 +343,7 @@ _HAPPENING = st.one_of(
     st.tuples(st.sampled_from(["controllers", "start"]), st.just(0)),
     st.tuples(st.just("fail"), st.integers(1, 2)),
     st.tuples(st.just("succeed prepare"), st.just(0)),
+    st.tuples(st.just("prepares"), st.integers(-1, 1)),
     st.tuples(st.just("suspend"), st.integers(0, 1)),
     st.tuples(st.just("wait"), st.integers(1, 30)),
 )
@@ -308,6 +359,8 @@ def _happen(world: World, what: str, number: int) -> None:
     elif what == "fail":
         world.end("rl", 1, number)
         world.end("evaluate", 1, number)
+    elif what == "prepares":
+        world.prepares(None if number < 0 else number)
     elif what == "succeed prepare":
         world.end("prepare", 0)
     elif what == "suspend":
@@ -316,11 +369,13 @@ def _happen(world: World, what: str, number: int) -> None:
         world.now += number
 
 
-@pytest.mark.parametrize("kind", ["train", "evaluation"])
+@pytest.mark.parametrize("kind", ["train", "apart", "evaluation"])
 @given(st.lists(_HAPPENING, max_size=60))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_happens_the_job_ends_and_nothing_is_doubled(kind: str, happenings: list[tuple[str, int]]) -> None:
-    world = World(train(maxAttempts=3) if kind == "train" else evaluation(maxAttempts=3))
+    """`apart`: a training whose pods share no folder."""
+    apart = {"output": "s3://b/o"} if kind == "apart" else {}
+    world = World(evaluation(maxAttempts=3) if kind == "evaluation" else train(maxAttempts=3, **apart))
     for what, number in happenings:
         _happen(world, what, number)
         attempts = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import Any
 
@@ -125,6 +126,53 @@ async def test_failures_of_a_key_that_events_wake_do_not_put_off_its_next_try() 
     assert set(delays) == {delays[0]}, "thirty failures at one moment are one"
     now += delays[0]
     assert queue.retry("a") > delays[0]
+
+
+async def test_a_train_of_events_is_one_look_at_its_end() -> None:
+    now = 0.0
+    queue: WorkQueue[str] = WorkQueue(clock=lambda: now, pause=0.2)
+
+    async def comes(key: str) -> bool:
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(queue.get(), 0.01) == key
+        return False
+
+    queue.add("a")
+    assert await comes("a"), "the first event is answered at once"
+    queue.add("a")
+    queue.done("a")
+    for now in (0.05, 0.1, 0.15):  # noqa: B007  # the queue's clock reads it
+        queue.add("a")
+        assert not await comes("a")
+    queue.add("b")
+    assert await comes("b"), "another key need not wait"
+    now = 0.21
+    assert await comes("a")
+    queue.done("a")
+    now = 0.5
+    queue.add("a")
+    assert await comes("a"), "after its pause it is answered at once again"
+    queue.done("a")
+    queue.done("b")
+    now = 1.0
+    queue.add("c")
+    assert await comes("c")
+    queue.done("c")
+    assert list(queue._rests) == ["c"], "pauses that are over are forgotten"
+
+
+async def test_times_that_earlier_ones_replace_do_not_pile_up() -> None:
+    now = 0.0
+    queue: WorkQueue[str] = WorkQueue(clock=lambda: now, pause=0.2)
+    queue.add("a")
+    for _ in range(5000):
+        assert await queue.get() == "a"
+        queue.after("a", 86400.0 - now)
+        queue.done("a")
+        queue.add("a")  # its own write
+        now += 0.25
+    assert queue.delayed == 1 and len(queue._heap) < 1100
+    assert await queue.get() == "a"
 
 
 async def test_no_key_is_with_two_workers() -> None:

@@ -27,7 +27,7 @@ def train(**spec: Any) -> dict[str, Any]:
             "preset": "egm-8b-rl",
             "data": {"train": ["/data/a.json"], "validation": ["/data/b.jsonl"], "images": ["/data/coco.tar"]},
             "resources": {"nodes": 2, "gpusPerNode": 8},
-            "output": "s3://bucket/out",
+            "output": "pvc://claim/out",
             **spec,
         },
     )
@@ -222,6 +222,14 @@ class World:
                 self._pod(
                     pod, phase="Running", startTime=stamp(self.now), conditions=[{"type": "Ready", "status": "True"}]
                 )
+
+    def prepares(self, code: int | None) -> None:
+        """Pods that are not running yet are at preparing their own data (None), or have ended that with an exit code."""
+        for pod in self.alive("rl"):
+            if pod["status"]["phase"] == "Pending":
+                state = {"running": {}} if code is None else {"terminated": {"exitCode": code}}
+                first = [{"name": "prepare", "image": "i", "state": state}]
+                self._pod(pod, phase="Failed" if code else "Pending", initContainerStatuses=first)
 
     def end(self, role: str, code: int, count: int = 100, message: str = "", reason: str = "") -> None:
         """Running pods of a role end."""
