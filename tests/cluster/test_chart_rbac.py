@@ -100,7 +100,6 @@ def _pipeline(drive: Drive) -> None:
     for job in YAML(typ="safe").load_all((ROOT / "jobs/egm8b-pipeline.yaml").read_text()):
         drive.api.create(kinds[job["kind"]], drive.namespace, job)
     for stage, role in (("egm8b-pipeline-sft", "sft"), ("egm8b-pipeline-rl", "rl")):
-        drive.prepared(stage)
         drive.end(stage, role, 0)
         drive.phase(stage, "Succeeded")
     last = "egm8b-pipeline-eval"

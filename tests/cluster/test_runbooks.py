@@ -119,7 +119,7 @@ def test_what_to_look_at_can_be_looked_at(alert: str, place: Place) -> None:
     namespace = place.quota if name == "refused" else place.drive.namespace
     (place.folder / "JOB.yaml").write_text(
         "apiVersion: grounding.egm.dev/v1alpha1\nkind: GroundingTrainJob\nmetadata: {name: looked-at}\n"
-        "spec: {preset: tiny-sft, data: {shapes: {}}, output: s3://bucket/x}\n"
+        "spec: {preset: tiny-sft, data: {shapes: {}}, output: pvc://egm/x}\n"
     )
     assert _commands(BOOKS[alert])
     for line in _commands(BOOKS[alert]):
