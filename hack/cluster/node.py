@@ -94,6 +94,7 @@ def environment(run: Path, root: Path, say: Callable[[str], None]) -> None:
     say(f"image written, {target.stat().st_size / 2**30:.1f} GiB")
     _run("ctr", "-a", f"{run}/containerd/containerd.sock", "-n", "k8s.io", "images", "import", str(target), timeout=900)
     target.unlink()
+    (run / "images" / "loaded.json").unlink(missing_ok=True)  # the same names are other images now
     say("image imported")
 
 
