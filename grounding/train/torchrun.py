@@ -59,6 +59,7 @@ def main() -> None:
     from torch.distributed.run import main as run
 
     _gently()
+    code = exits.DONE
     try:
         run()
     except ChildFailedError as error:

@@ -54,4 +54,4 @@ def test_master_and_worker_learn_what_one_process_learns(pipeline: Pipeline, cla
     egm("run", "-f", str(manifest), "--runs", str(tmp_path / "runs"))
     here = _losses(tmp_path / "runs" / "gang" / "gang" / "progress.jsonl")
     assert [step for step, _ in there] == [step for step, _ in here] == list(range(1, STEPS + 1))
-    assert max(abs(a - b) for (_, a), (_, b) in zip(there, here, strict=True)) < 0.02, (there, here)
+    assert max(abs(a - b) for (_, a), (_, b) in zip(there, here, strict=True)) < 0.002, (there, here)

@@ -51,7 +51,7 @@ def _port() -> int:
 
 
 def _torchrun(*command: str) -> None:
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    run = [sys.executable, "-m", "grounding.train.torchrun", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
     subprocess.run(
         [*run, f"--master-port={_port()}", *command], check=True, env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
     )
