@@ -64,7 +64,9 @@ def _suspend(pipeline: Pipeline, job: str, suspend: bool) -> None:
 def test_disturbed_in_every_stage_it_ends_in_the_same_table(
     pipeline: Pipeline, release: Kubectl, here: Read, tmp_path: Path
 ) -> None:
-    pipeline.submit(demo(), tmp_path)
+    jobs = demo()
+    jobs[2]["spec"]["suspend"] = True  # RL waits for its turn, else it is over before the first evaluation is
+    pipeline.submit(jobs, tmp_path)
 
     # SFT: the pod is killed; then it is suspended and let go on
     pipeline.step("gtj/demo-sft", 20, LONG)
@@ -85,7 +87,8 @@ def test_disturbed_in_every_stage_it_ends_in_the_same_table(
     pipeline.kill("demo-before", "evaluate")
     pipeline.phase("gej/demo-before", "Succeeded", seconds=LONG)
 
-    # RL: the pod is killed; then the node is drained, S3 and operator with it, and comes back
+    # RL: it was submitted suspended; the pod is killed; then the node is drained, S3 and operator with it, and comes back
+    _suspend(pipeline, "gtj/demo-rl", False)
     pipeline.step("gtj/demo-rl", 1, LONG)
     pipeline.kill("demo-rl", "rl")
     until("a second attempt", lambda: pipeline.job("gtj/demo-rl").get("attempt") == 2, 120)
