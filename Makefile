@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-train test-gang test-demo test-browser test-export test-control-plane test-cluster locks locks-check images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-programs cluster-env cluster-down chart lint-chart docs prometheus cluster-image walk pictures
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-train test-gang test-demo test-browser test-export test-control-plane test-cluster locks locks-check images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-programs cluster-env cluster-down node node-images e2e chart lint-chart docs prometheus cluster-image walk pictures
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -108,11 +108,21 @@ pictures: setup prometheus $(PAGE) ## the dashboards as docs/pictures, of a flee
 	@$(if $(FROM),$(BIN)/python hack/dashboards/pictures.py --prometheus $(FROM) --minutes $(or $(MINUTES),60),\
 	  EGM_PICTURES=docs/pictures $(BIN)/python -m pytest -q -s tests/cluster/test_monitoring.py -k pictures)
 
-cluster: ## a real Kubernetes 1.34 with simulated GPU nodes, without root (NODE=1: a real node too, root; FAKE_NODES=n)
+cluster: ## a real Kubernetes 1.34 with simulated GPU nodes, without root (NODE=1: as `make node`; FAKE_NODES=n)
 	@python3 hack/cluster/cluster.py up $(if $(FAKE_NODES),--fake-nodes $(FAKE_NODES)) $(if $(filter 1,$(NODE)),--node)
 
 cluster-programs: ## build them, which `make cluster` does, too, when they are not there: half an hour, once a version
 	@python3 hack/cluster/cluster.py build
+
+node: ## the same with a real node: containerd, kubelet, kube-proxy, CoreDNS on this machine; root
+	@python3 hack/cluster/cluster.py up --node $(if $(FAKE_NODES),--fake-nodes $(FAKE_NODES))
+
+node-images: images ## the images of `make images`, on the real node
+	@python3 hack/cluster/cluster.py load $(foreach i,operator train infer,localhost/egm-$(i):$(or $(TAG),dev))
+
+# IMAGES=checkout: this checkout's environment instead of built images, for who is in a hurry
+e2e: setup node $(if $(filter checkout,$(IMAGES)),cluster-image,node-images) ## the pipeline as pods on a real node, by the chart and the built images, with disturbances; root, buildah, half an hour
+	@$(BIN)/python -m pytest -q -s tests/e2e
 
 cluster-env: ## its shell exports: eval "$$(make -s cluster-env)"
 	@python3 hack/cluster/cluster.py env

@@ -33,14 +33,15 @@ if [ -z "${BUILDER:-}" ]; then BUILDER=localhost/egm-builder:$suite; wanted "$BU
 name=${REPOSITORY:-localhost}/egm-$what:${TAG:-dev}
 cache=${CACHE:-${UV_CACHE_DIR:-$HOME/.cache/uv}}
 mkdir -p "$cache"
+scripts=$(cat images/build/{base.sh,packages.sh,sbom.py,requirements.txt} "$([ "$what" = operator ] && echo images/operator/leave-out.txt || echo /dev/null)" | sha256sum | cut -c1-16)
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml | head -1)
 arguments=(${NO_CACHE:+--no-cache} --build-arg "BASE=$BASE" --build-arg "BUILDER=$BUILDER")
 [ "$what" = operator ] || arguments+=(--build-arg "VARIANT=$variant")
 [ "$what" != infer ] || arguments+=(--build-arg "ENGINE=$engine")
-# this machine's certificates and wheels lend a hand in the build's own steps; neither gets into a layer
+# this machine's certificates and wheels lend a hand in the build's own steps; neither gets into a layer, since they are mounted over what is there
 buildah build --isolation chroot --layers --pull-never --format oci --timestamp "${SOURCE_DATE_EPOCH:-0}" --ignorefile .dockerignore \
-  --volume /etc/ssl/certs/ca-certificates.crt:/etc/ssl/certs/ca-certificates.crt:ro --volume "$cache:/var/cache/uv" \
-  --build-arg UV_NO_CACHE=false --build-arg UV_CACHE_DIR=/var/cache/uv --build-arg "REVISION=$revision" --build-arg "VERSION=$version" \
+  --volume /etc/ssl/certs/ca-certificates.crt:/etc/ssl/certs/ca-certificates.crt:ro --volume "$cache:/media" \
+  --build-arg UV_NO_CACHE=false --build-arg UV_CACHE_DIR=/media --build-arg "SCRIPTS=$scripts" --build-arg "REVISION=$revision" --build-arg "VERSION=$version" \
   "${arguments[@]}" --file "$file" --tag "$name" .
 echo "$name"

@@ -276,3 +276,29 @@ def crd(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> dict[str, Any
 def crds() -> dict[str, dict[str, Any]]:
     """All of them, by file name."""
     return {f"{kind.__name__.lower()}s.yaml": crd(kind) for kind in KINDS.values()}
+
+
+def text(definition: dict[str, Any]) -> str:
+    """A definition as YAML that Helm and kubectl read as it is meant: they go by YAML 1.1, to which a plain `n` or `on` is a truth value."""
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    def quoted(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {quoted(k): quoted(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [quoted(v) for v in value]
+        return DoubleQuotedScalarString(value) if isinstance(value, str) and value.lower() in _TRUTHS else value
+
+    yaml = YAML()
+    yaml.width, yaml.default_flow_style = 120, False
+    yaml.indent(mapping=2, sequence=2, offset=0)
+    yaml.representer.ignore_aliases = lambda _: True
+    stream = StringIO()
+    yaml.dump(quoted(definition), stream)
+    return stream.getvalue()
+
+
+_TRUTHS = {"y", "n", "yes", "no", "on", "off"}

@@ -58,21 +58,11 @@ def crds(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write one file a kind to.")] = None,
 ) -> None:
     """Print the CustomResourceDefinitions of both kinds: `egm crds | kubectl apply --server-side -f -`."""
-    from io import StringIO
-
-    from ruamel.yaml import YAML
-
     from grounding.api.crd import crds as all_crds
+    from grounding.api.crd import text as written
 
-    yaml = YAML()
-    yaml.width, yaml.default_flow_style = 120, False
-    yaml.indent(mapping=2, sequence=2, offset=0)
-    yaml.representer.ignore_aliases = lambda _: True
-    texts = {}
-    for name, found in all_crds().items():
-        stream = StringIO()
-        yaml.dump(found, stream)
-        texts[name] = "# Made by `egm crds` from grounding/api; do not edit.\n" + stream.getvalue()
+    head = "# Made by `egm crds` from grounding/api; do not edit.\n"
+    texts = {name: head + written(found) for name, found in all_crds().items()}
     if output is None:
         typer.echo("---\n".join(texts.values()), nl=False)
         return

@@ -190,7 +190,10 @@ def train(
         return 0
     processes, first = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0")) == 0
     arguments = _arguments(job, out, processes)
-    _ = arguments.device  # the ranks find each other here
+    if (
+        arguments.device.type == "cpu"
+    ):  # the ranks find each other here; each calls its processor cpu:0, by which torch.load cannot resume
+        arguments._setup_devices = torch.device("cpu")
     _one_storage(out, first)
     set_seed(job.spec.seed)
     rows = load_rows(data.sft_rows)

@@ -59,7 +59,7 @@ def main() -> None:
     from torch.distributed.run import main as run
 
     _gently()
-    code = 0
+    code = exits.DONE
     try:
         run()
     except ChildFailedError as error:

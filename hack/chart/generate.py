@@ -12,12 +12,10 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 from grounding.api.crd import crds
+from grounding.api.crd import text as written
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "egm"
@@ -41,14 +39,9 @@ metadata:
 
 def crd_templates() -> dict[Path, str]:
     """A template for each definition."""
-    yaml = YAML()
-    yaml.width, yaml.default_flow_style = 120, False
-    yaml.representer.ignore_aliases = lambda _: True
     found = {}
     for name, definition in crds().items():
-        stream = StringIO()
-        yaml.dump(definition, stream)
-        text = stream.getvalue()
+        text = written(definition)
         if "{{" in text:  # Helm would take it for its own
             raise SystemExit(f"{name}: holds {{{{, which has to be escaped here first")
         meta = f"metadata:\n  name: {definition['metadata']['name']}\n"

@@ -5,6 +5,7 @@
     cluster.py env                            shell exports: KUBECONFIG, KUBECTL, HELM
     cluster.py restart PROGRAM                stop one program and start it again, as kube-apiserver
     cluster.py image                          this checkout's virtual environment as the operator's images, on the real node
+    cluster.py load NAME...                   images of buildah's store, on the real node
     cluster.py down                           stop what was started, remove the run folder
     cluster.py build [--node]                 the binaries alone
 
@@ -114,6 +115,7 @@ def main() -> int:
     start.add_argument("--node", action="store_true", help="a real node too (root)")
     commands.add_parser("restart").add_argument("program")
     commands.add_parser("build").add_argument("--node", action="store_true", help="those of a real node too")
+    commands.add_parser("load").add_argument("names", nargs="+")
     for name in ("env", "down", "image"):
         commands.add_parser(name)
     arguments = parser.parse_args()
@@ -137,12 +139,15 @@ def main() -> int:
                 up(run, arguments.fake_nodes, arguments.node)
             elif arguments.command == "down":
                 down(run)
-            elif arguments.command == "image":
+            elif arguments.command in ("image", "load"):
                 import node
 
                 if not Processes(run).alive("containerd"):
-                    raise Trouble("no real node runs; `make cluster NODE=1` starts one")
-                node.environment(run, ROOT, say)
+                    raise Trouble("no real node runs; `make node` starts one")
+                if arguments.command == "image":
+                    node.environment(run, ROOT, say)
+                else:
+                    node.load(run, arguments.names, say)
             else:
                 Processes(run).restart(arguments.program)
         return 0

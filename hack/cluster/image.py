@@ -67,7 +67,8 @@ def write(
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Cmd": list(command), "Env": [f"PATH={path}"], "WorkingDir": "/"},
+            # who asks for its own name gets one, whatever user it runs as
+            "config": {"Cmd": list(command), "Env": [f"PATH={path}", "USER=egm", "LOGNAME=egm"], "WorkingDir": "/"},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
         }
     ).encode()

@@ -7,14 +7,16 @@ built here and imported into containerd (`image.py`); nothing is pulled.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import shutil
 import socket as sockets
 import string
 import subprocess
+import tempfile
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import image
@@ -86,11 +88,42 @@ def environment(run: Path, root: Path, say: Callable[[str], None]) -> None:
     busybox = Path(shutil.which("busybox") or "")
     applets = _run(str(busybox), "--list").split()
     target = run / "images" / "egm.tar"
-    image.environment(root, target, ["localhost/egm-train:dev", "localhost/egm-infer:dev"], busybox, applets)
+    image.environment(
+        root, target, [f"localhost/egm-{n}:dev" for n in ("operator", "train", "infer")], busybox, applets
+    )
     say(f"image written, {target.stat().st_size / 2**30:.1f} GiB")
     _run("ctr", "-a", f"{run}/containerd/containerd.sock", "-n", "k8s.io", "images", "import", str(target), timeout=900)
     target.unlink()
+    (run / "images" / "loaded.json").unlink(missing_ok=True)  # the same names are other images now
     say("image imported")
+
+
+def load(run: Path, names: Sequence[str], say: Callable[[str], None]) -> None:
+    """Images of buildah's store, as `make images` leaves them there, on the node. Streamed: no file of them lies between. What is there stays."""
+    record = run / "images" / "loaded.json"
+    loaded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
+    for name in names:
+        found = _run("buildah", "images", "--quiet", "--no-trunc", name, check=False).split()
+        if not found:
+            raise Trouble(f"there is no image {name}; `make images` builds it")
+        if loaded.get(name) == found[0] and name in _ctr(run, "images", "ls", "-q").split():
+            say(f"{name} is there")
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            pipe = f"{folder}/image"
+            os.mkfifo(pipe)
+            ctr = ["ctr", "-a", f"{run}/containerd/containerd.sock", "-n", "k8s.io", "images", "import", pipe]
+            taking = subprocess.Popen(ctr, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            try:
+                _run("buildah", "push", "--quiet", name, f"docker-archive:{pipe}:{name}", timeout=1800)
+                _, told = taking.communicate(timeout=1800)
+            finally:
+                taking.kill()  # where nothing came through the pipe it waits for ever
+        if taking.returncode:
+            raise Trouble(f"{name} was not imported: {told.strip()[-800:]}")
+        loaded[name] = found[0]
+        record.write_text(json.dumps(loaded))
+        say(f"{name} imported")
 
 
 def up(plane: ControlPlane, home: Path, say: Callable[[str], None]) -> None:

@@ -4,7 +4,6 @@ Half an hour of two cores: `make test-demo`. `EGM_DEMO_KILLS` is how often (6), 
 checkout, which saves the undisturbed run.
 """
 
-import json
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tables import curve, table
 
 REPOSITORY = Path(__file__).parents[2]
 KILLS = int(os.environ.get("EGM_DEMO_KILLS", "6"))
@@ -23,23 +23,6 @@ def start(runs, log):
     command = [sys.executable, "-m", "grounding.cli", "run", "-f", "jobs/demo.yaml", "--runs", str(runs)]
     with log.open("ab") as sink:
         return subprocess.Popen(command, cwd=REPOSITORY, stdout=sink, stderr=sink, start_new_session=True)
-
-
-def table(run):
-    """Everything of both evaluations but times."""
-    found = {}
-    for job in ("demo-before", "demo-after"):
-        summary = json.loads((run / job / "summary.json").read_text())
-        assert summary["done"] == summary["total"] and not summary["errors"]
-        files = [{k: v for k, v in f.items() if "latency" not in k} for f in summary["files"]]
-        found[job] = {k: summary[k] for k in ("macro", "micro", "ci95", "unparsed", "truncated")} | {"files": files}
-    return found
-
-
-def curve(run):
-    """Step and score of each step of RL: what training did, whenever it did it."""
-    lines = [json.loads(line) for line in (run / "demo-rl/progress.jsonl").read_text().splitlines()]
-    return [(line["step"], line["metrics"].get("score")) for line in lines if "step" in line]
 
 
 @pytest.mark.timeout(7200)
@@ -63,5 +46,8 @@ def test_a_demo_killed_at_random_moments_ends_in_the_same_table(tmp_path):
             child.wait()
             time.sleep(chance.uniform(0, 3))  # sometimes while the supervisors still stop what was left
     assert start(tmp_path / "runs", log).wait() == 0, log.read_text()[-3000:]
-    assert table(tmp_path / "runs/demo") == table(reference)
-    assert curve(tmp_path / "runs/demo") == curve(reference)
+    killed, undisturbed = (
+        lambda name, run=run: (run / name).read_text() for run in (tmp_path / "runs/demo", reference)
+    )
+    assert table(killed) == table(undisturbed)
+    assert curve(killed) == curve(undisturbed)

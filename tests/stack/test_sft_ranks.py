@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -83,6 +84,12 @@ def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
     newest = checkpoints.peek(two / "checkpoints")
     assert newest is not None and newest.step == 4 and checkpoints.world_size(newest.path) == 2
     assert (two / "model" / "config.json").exists()
+
+    whole = _losses(two)
+    for lost in (two / "model", newest.path):  # as if both had been killed after step 2
+        shutil.rmtree(lost)
+    _torchrun("-m", "grounding.cli", *role, str(two))
+    assert _losses(two) == whole and (two / "model" / "config.json").exists()
 
 
 def test_a_mistake_of_the_ranks_is_one_of_the_whole(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from grounding.api import KINDS, PRESETS
 from grounding.api.base import Labels, Model, Quantity
-from grounding.api.crd import PRESET_FIELDS, Inexpressible, _Converter, crd, crds, schema
+from grounding.api.crd import PRESET_FIELDS, Inexpressible, _Converter, crd, crds, schema, text
 from grounding.api.manifest import submodel
 from grounding.cli import run
 
@@ -27,6 +27,16 @@ def _walk(found: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str
     for key in ("items", "additionalProperties"):
         if key in found:
             yield from _walk(found[key], f"{path}[]")
+
+
+def test_written_it_is_read_the_same_by_yaml_1_1() -> None:
+    """Helm and kubectl read that: to them a plain `n` is false, and the API server drops the field that is called so."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.version = (1, 1)  # type: ignore[assignment]
+    for definition in crds().values():
+        assert yaml.load(text(definition)) == definition
 
 
 @pytest.fixture(params=list(KINDS.values()), ids=lambda k: k.short_name)

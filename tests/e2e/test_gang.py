@@ -1,0 +1,57 @@
+"""SFT as a gang: a PyTorchJob's master and worker, two ranks over a shared claim; the worker is killed, the gang goes on from its checkpoint.
+What it learns is what one process of `egm run` learns, but for the rounding of sums that are added up in another order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.operator_kit import until
+from tests.e2e.kit import Pipeline, egm, folder_claim, write
+
+STEPS = 24
+
+
+def _job(**spec: Any) -> dict[str, Any]:
+    steps = {"maxSteps": STEPS, "saveEvery": 4, "warmupSteps": 4, "microBatchSize": 8}
+    shapes = {"seed": 7, "train": 400, "perFile": 2}
+    spec = {"preset": "tiny-sft", "data": {"shapes": shapes}, "hyperparameters": steps, **spec}
+    kind = {"apiVersion": "grounding.egm.dev/v1alpha1", "kind": "GroundingTrainJob"}
+    return {**kind, "metadata": {"name": "gang"}, "spec": spec}
+
+
+@pytest.fixture
+def claim(pipeline: Pipeline, tmp_path: Path) -> Iterator[Path]:
+    """The claim `egm`, a folder of this host."""
+    for path in (tmp_path, *tmp_path.parents):  # pods are user 1000
+        if path.is_relative_to("/tmp") and path != Path("/tmp"):
+            path.chmod(0o777)
+    with folder_claim(pipeline.kubectl, "egm", tmp_path / "volume"):
+        yield tmp_path / "volume"
+
+
+def _losses(path: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(line["step"], line["metrics"]["loss"]) for line in lines if "step" in line]
+
+
+def test_master_and_worker_learn_what_one_process_learns(pipeline: Pipeline, claim: Path, tmp_path: Path) -> None:
+    job = _job(resources={"nodes": 2, "gpusPerNode": 1}, output="pvc://egm/gang")
+    pipeline.submit([job], tmp_path)
+    pipeline.step("gtj/gang", 4)
+    names = {p["metadata"]["name"] for p in pipeline.pods("gang", "sft")}
+    assert names == {"gang-a1-master-0", "gang-a1-worker-0"}
+    pipeline.kill("gang", "sft", 1)
+    until("a second attempt", lambda: pipeline.job("gtj/gang").get("attempt") == 2, 180)
+    assert pipeline.phase("gtj/gang", "Succeeded", seconds=600)["attempt"] == 2
+    there = _losses(claim / "gang" / "progress.jsonl")
+
+    manifest = write([_job()], tmp_path / "gang.yaml")
+    egm("run", "-f", str(manifest), "--runs", str(tmp_path / "runs"))
+    here = _losses(tmp_path / "runs" / "gang" / "gang" / "progress.jsonl")
+    assert [step for step, _ in there] == [step for step, _ in here] == list(range(1, STEPS + 1))
+    assert max(abs(a - b) for (_, a), (_, b) in zip(there, here, strict=True)) < 0.002, (there, here)
