@@ -128,7 +128,7 @@ class EvalStatus(_Status):
     accuracy: Accuracy | None = Field(None, description="Result, once nothing is missing.")
     requests_per_second: float | None = Field(None, ge=0, description="Requests a second over all servers.")
     eta_seconds: int | None = Field(None, ge=0, description="Estimated time to the end, seconds.")
-    report: str | None = Field(None, description="Where the report lies.")
+    report: str | None = Field(None, description="Where the results lie, of which `egm report` makes the page.")
     servers: int | None = Field(None, ge=0, description="Servers that exist (scale subresource).")
     ready_servers: int | None = Field(None, ge=0, description="Servers that answer.")
     selector: str | None = Field(None, description="Label selector of the servers' pods (scale subresource).")

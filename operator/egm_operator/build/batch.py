@@ -40,7 +40,7 @@ def prepare(role: Role, ctx: Context) -> Raw:
 
 def client(role: Role, prepare_role: Role, ctx: Context, attempt: int, endpoints: list[str]) -> Raw:
     """The Job that asks the servers; one a attempt, attempts are counted by the plan."""
-    env = {**PROGRESS_ENV, "EGM_ATTEMPT": str(attempt)}
+    env = {**PROGRESS_ENV, "EGM_ATTEMPT": str(attempt), "EGM_RESULTS": ctx.places.output}
     if endpoints:
         env["EGM_ENDPOINTS"] = ",".join(endpoints)
     pod = template(role, ctx, attempt=attempt, extra_env=env, ports={"progress": PROGRESS_PORT}, prepare=prepare_role)
