@@ -41,8 +41,12 @@ def short(summary: Mapping[str, Any], report: str = "") -> bytes:
 
 
 def leave(summary: Mapping[str, Any]) -> None:
-    """Write it to `$EGM_TERMINATION_LOG`, where that is set, with `$EGM_RESULTS` (a URI) as where the results lie. Those are on the disk already: what cannot be written here is no failure."""
+    """Write it to `$EGM_TERMINATION_LOG`, where that is set, with `$EGM_RESULTS` (a URI) as where the results lie.
+
+    Those are there already: that it cannot be written here is no failure.
+    """
     log = os.environ.get("EGM_TERMINATION_LOG")
     if log:
         with contextlib.suppress(OSError):
-            Path(log).write_bytes(short(summary, os.environ.get("EGM_RESULTS", "")))  # a mounted file: it is written to, never replaced
+            # a mounted file: it is written to, never replaced
+            Path(log).write_bytes(short(summary, os.environ.get("EGM_RESULTS", "")))

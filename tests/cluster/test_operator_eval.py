@@ -165,7 +165,11 @@ def test_servers_that_never_become_ready_end_the_job(tmp_path: Path) -> None:
 def test_endpoints_that_run_already_need_no_server(drive: Drive, name: str) -> None:
     _create(drive, name, 1, endpoints=["http://here:1"])
     client = drive.running(name, "evaluate", kind="eval")[0]
-    assert {"name": "EGM_ENDPOINTS", "value": "http://here:1"} in client["spec"]["containers"][0]["env"]
+    env = client["spec"]["containers"][0]["env"]
+    assert {"name": "EGM_ENDPOINTS", "value": "http://here:1"} in env and {
+        "name": "EGM_RESULTS",
+        "value": "s3://bucket/eval",
+    } in env
     assert drive.pods(name, "server", kind="eval") == []
 
 

@@ -43,6 +43,10 @@ def test_it_fits(files: int) -> None:
 def test_it_is_written_where_the_container_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EGM_TERMINATION_LOG", str(tmp_path / "log"))
     leave(_summary(8))
-    assert orjson.loads((tmp_path / "log").read_bytes())["accuracy"]["files"][0]["acc"] == 0.12346
+    left = orjson.loads((tmp_path / "log").read_bytes())
+    assert left["accuracy"]["files"][0]["acc"] == 0.12346 and "report" not in left
+    monkeypatch.setenv("EGM_RESULTS", "s3://b/ns/e")
+    leave(_summary(8))
+    assert orjson.loads((tmp_path / "log").read_bytes())["report"] == "s3://b/ns/e"
     monkeypatch.setenv("EGM_TERMINATION_LOG", str(tmp_path / "absent" / "log"))
     leave(_summary(8))  # no failure
