@@ -135,17 +135,15 @@ class Bench:
         """From a PyTorchJob's success to its job's."""
         return quantiles([self.jobs.seen[n]["succeeded"] - self.gangs.seen[f"{n}-a1"]["succeeded"] for n in names])
 
-    async def run(self, count: int) -> dict[str, Any]:
-        """All parts; the report."""
+    async def run(self, count: int, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """All parts; the report, which `keep` gets after each: the parts are minutes."""
         watching = [await w.begin() for w in (self.jobs, self.gangs, self.steps, self.preparing)]
         report: dict[str, Any] = {"jobs": count, "load_before": round(os.getloadavg()[0], 2)}
         try:
             report["memory_before"] = usage.memory(self.pid)
-            await self._burst(report, count)
-            await self._idle(report, count)
-            await self._end(report, count)
-            if self.options.rate:
-                await self._steady(report)
+            for part in (self._burst, self._idle, self._end, *([self._steady] if self.options.rate else [])):
+                await part(report, count)
+                keep(report)
         finally:
             for task in watching:
                 task.cancel()
@@ -197,8 +195,8 @@ class Bench:
             "cpu_seconds_per_job": per_job(self.meter.lap(), count),
         }
 
-    async def _steady(self, report: dict[str, Any]) -> None:
-        names, count = [f"s{i}" for i in range(STEADY)], len(self.made)
+    async def _steady(self, report: dict[str, Any], count: int) -> None:
+        names = [f"s{i}" for i in range(STEADY)]
         await asyncio.sleep(5)
         self.meter.lap()
         await self.create(names, self.options.rate)
@@ -230,11 +228,17 @@ def operator(namespace: str, options: argparse.Namespace) -> Any:
             found.stop()
 
 
-async def measure(count: int, namespace: str, running: Operator, options: argparse.Namespace) -> dict[str, Any]:
+async def measure(
+    count: int,
+    namespace: str,
+    running: Operator,
+    options: argparse.Namespace,
+    keep: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
     """One number of jobs."""
     assert running.process is not None
     async with aclosing(Server(Api(kubeconfig()))) as server:
-        return await Bench(server, namespace, running.process.pid, options).run(count)
+        return await Bench(server, namespace, running.process.pid, options).run(count, keep)
 
 
 def one(count: int, options: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> None:
@@ -244,7 +248,7 @@ def one(count: int, options: argparse.Namespace, keep: Callable[[dict[str, Any]]
     report: dict[str, Any] = {}
     with new_namespace(api, "bench") as namespace:
         with operator(namespace, options) as running:
-            report = asyncio.run(measure(count, namespace, running, options))
+            report = asyncio.run(measure(count, namespace, running, options, keep))
             running.stop()
         lines = [line for line in running.lines() if line["level"] in ("warning", "error")]
         report["warnings"] = len(lines)
