@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from egm_operator.api import Api, ApiError
 from egm_operator.names import FIELD_MANAGER, GROUP, LABEL_JOB, LABEL_UID, VERSION
 from egm_operator.status import stamp
-from egm_operator.store import Listing, Raw, slim, version
+from egm_operator.store import Raw, version
 
 _log = logging.getLogger("egm_operator")
 
@@ -100,24 +100,26 @@ class Cluster:
             if there is not None and there["metadata"]["uid"] == uid and "deletionTimestamp" not in there["metadata"]:
                 raise  # not the precondition: it is still to be deleted
 
-    async def list(self, kind: str, namespace: str = "") -> Listing:
-        """All objects of a watched kind that belong to jobs, slim; none where the cluster does not know the kind."""
+    async def list(self, kind: str, namespace: str, take: Callable[[Raw], None]) -> int:
+        """Hand all objects of a watched kind that belong to jobs to `take`; the resource version at which they were all there were.
+
+        None, and 0, where the cluster does not know the kind. One after the other: the pods of 5,000 jobs together would be a hundred megabytes.
+        """
         query = {"limit": "500"}
         if kind not in ("GroundingTrainJob", "GroundingEvalJob"):
             query["labelSelector"] = LABEL_JOB
-        found: list[Raw] = []
         while True:
             try:
                 page = await self.request("GET", self.path(kind, namespace), query=query)
             except ApiError as error:
                 if error.status == 404:
-                    return [], 0
+                    return 0
                 raise
-            # slim page by page: whole, the pods of 5,000 jobs would take hundreds of megabytes
-            found += [slim({"apiVersion": page.get("apiVersion"), "kind": kind, **i}) for i in page.get("items") or []]
+            for item in page.get("items") or []:
+                take({"apiVersion": page.get("apiVersion"), "kind": kind, **item})
             token = (page.get("metadata") or {}).get("continue")
             if not token:
-                return found, version(page)
+                return version(page)
             query["continue"] = token
 
     async def event(self, job: Raw, reason: str, message: str, warning: bool, now: float, attempt: int) -> None:

@@ -110,7 +110,9 @@ class Operator:
         self.listed.clear()
         for kind in WATCHED:
             for namespace in self.settings.namespaces or ("",):
-                self.store.replace(kind, await self.cluster.list(kind, namespace), namespace)
+                found: set[Key] = set()
+                at = await self.cluster.list(kind, namespace, lambda obj, found=found: found.add(self.store.put(obj)))  # type: ignore[misc]
+                self.store.keep(kind, found, at, namespace)
         for key in self.store.jobs():
             self._woken(key)
 

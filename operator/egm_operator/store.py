@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,6 @@ from egm_operator.status import stamp
 Raw = dict[str, Any]
 Key = tuple[str, str, str]
 """Kind (GroundingTrainJob or GroundingEvalJob), namespace, name of a job."""
-Listing = tuple[list[Raw], int]
-"""Objects, and the resource version at which they were all there were."""
 
 
 def version(obj: Mapping[str, Any]) -> int:
@@ -119,12 +117,12 @@ class Store:
         """Objects labelled as belonging to a job, in order of kind and name."""
         return [_load(self._entries[i]) for i in sorted(self._children.get(key, ()))]
 
-    def put(self, obj: Mapping[str, Any]) -> None:
-        """Take in an object, unless what is here is newer; wakes its job when something changed."""
+    def put(self, obj: Mapping[str, Any]) -> Key:
+        """Take in an object, unless what is here is newer; wakes its job when something changed. What it is known by."""
         identity, uid = _identity(obj), str(obj["metadata"].get("uid", ""))
         old, at = self._entries.get(identity), version(obj)
         if at <= self._gone.get(uid, -1) or (old is not None and old.uid == uid and at <= old.version):
-            return
+            return identity
         new = slim(obj)
         key = _job_of(new)
         self._entries[identity] = _Entry(at, uid, key, _packed(new))
@@ -133,6 +131,7 @@ class Store:
         if identity[0] in PLURALS:
             self._index(identity, (new["spec"].get("model") or {}).get("trainJob"))
         self._wake(identity, key)
+        return identity
 
     def drop(self, obj: Mapping[str, Any]) -> None:
         """Forget an object that is gone, if it is the one that is here."""
@@ -163,15 +162,11 @@ class Store:
             obj["metadata"].setdefault("deletionTimestamp", stamp(now))
             entry.data = _packed(obj)
 
-    def replace(self, kind: str, listing: Listing, namespace: str = "") -> None:
-        """All objects of a kind (in a namespace, or everywhere) as a listing found them: what is older and not among them is gone."""
-        objects, at = listing
-        found = {_identity(o) for o in objects}
+    def keep(self, kind: str, found: Set[Key], at: int, namespace: str = "") -> None:
+        """A listing of a kind (in a namespace, or everywhere) found these at version `at`: what is older and not among them is gone."""
         for identity, entry in list(self._entries.items()):
             if identity[0] == kind and identity not in found and namespace in ("", identity[1]) and entry.version <= at:
                 self._drop(identity, entry, at)
-        for obj in objects:
-            self.put(obj)
 
     def _index(self, identity: Key, wanted: str | None) -> None:
         """Remember who waits for which train job."""

@@ -21,6 +21,10 @@ def _pod(name: int, version: int) -> dict[str, Any]:
     return {"kind": "Pod", "metadata": meta, "status": {"phase": f"v{version}"}}
 
 
+def _listed(store: Store, pods: list[dict[str, Any]], at: int) -> None:
+    store.keep("Pod", {store.put(p) for p in pods}, at)
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), max_size=40), st.integers())
 def test_the_same_events_in_any_order_end_in_the_same_state(events: list[tuple[int, int]], seed: int) -> None:
     one, other = Store(), Store()
@@ -52,7 +56,7 @@ def test_a_listing_drops_what_is_gone() -> None:
     store.put(_pod(1, 1))
     store.put(_pod(2, 1))
     woken.clear()
-    store.replace("Pod", ([_pod(2, 1)], 5))
+    _listed(store, [_pod(2, 1)], 5)
     assert [c["metadata"]["name"] for c in store.children(("GroundingTrainJob", "n", "j"))] == ["p2"]
     assert woken == [("GroundingTrainJob", "n", "j")]
 
@@ -60,7 +64,7 @@ def test_a_listing_drops_what_is_gone() -> None:
 def test_a_listing_does_not_drop_what_was_made_after_it() -> None:
     store = Store()
     store.put(_pod(1, 7))
-    store.replace("Pod", ([], 5))
+    _listed(store, [], 5)
     assert store.get("Pod", "n", "p1") is not None
 
 
