@@ -33,7 +33,7 @@ setup: $(STAMP) ## make .venv with everything the demo and the tests need (quick
 demo: setup ## SFT, RL and the eight-file evaluation of a tiny model on this machine, about ten minutes
 	@$(BIN)/egm run -f jobs/demo.yaml
 
-test: setup lint types test-unit test-browser test-kill test-s3 test-stack ## everything that CI runs
+test: setup lint types test-unit test-browser test-kill test-s3 test-stack ## what CI runs, but for test-control-plane
 
 test-unit: setup ## pure and fast tests, seconds
 	@$(BIN)/python -m pytest -q tests/unit

@@ -60,13 +60,20 @@ class WorkQueue(Generic[K]):
 
     def add(self, key: K) -> None:
         """Work on `key` as soon as a worker is free and the key's pause is over."""
-        if key in self._working:
-            self._again.add(key)
-        elif (left := self._rests.get(key, 0.0) - self._clock()) > 0.0:
+        now = self._clock()
+        left = self._rests.get(key, 0.0) - now
+        if left > 0.0 and key not in self._working:
             self.after(key, left)
         else:
-            self._ready.setdefault(key, self._clock())
+            self._enter(key, now)
             self._changed.set()
+
+    def _enter(self, key: K, since: float) -> None:
+        """`key` is wanted now: it waits for a worker, or for the one that has it."""
+        if key in self._working:
+            self._again.add(key)
+        else:
+            self._ready.setdefault(key, since)
 
     def after(self, key: K, seconds: float) -> None:
         """Work on `key` in `seconds` at the latest."""
@@ -75,9 +82,8 @@ class WorkQueue(Generic[K]):
             self._due[key] = due
             self._count += 1
             heapq.heappush(self._heap, (due, self._count, key))
-            if (
-                len(self._heap) > 2 * len(self._due) + 1000
-            ):  # what earlier times have replaced would stay until its own time
+            # what earlier times have replaced would stay until its own time
+            if len(self._heap) > 2 * len(self._due) + 1000:
                 self._heap = [(at, i, k) for i, (k, at) in enumerate(self._due.items())]
                 self._count = len(self._heap)
                 heapq.heapify(self._heap)
@@ -133,10 +139,7 @@ class WorkQueue(Generic[K]):
                 if self._due.get(key) == due:  # else an earlier time has replaced it
                     del self._due[key]
                     self._rests.pop(key, None)
-                    if key in self._working:
-                        self._again.add(key)
-                    else:
-                        self._ready.setdefault(key, due)
+                    self._enter(key, due)
             if self._ready:
                 key = next(iter(self._ready))
                 self._waited(self._clock() - self._ready.pop(key))
