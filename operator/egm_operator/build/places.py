@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from grounding.api import Job
+from grounding.api import GroundingTrainJob, Job
+from grounding.errors import UserError
 from grounding.roles import Layout
 
 WORK = "/egm/work"
@@ -43,6 +44,22 @@ def output_of(job: Job, namespace: str, default: str) -> str:
     if job.spec.output:
         return job.spec.output.rstrip("/")
     return f"{default.rstrip('/')}/{namespace}/{job.metadata.name}" if default else ""
+
+
+def checked_output(job: Job, namespace: str, default: str) -> str:
+    """Where a job writes. Raises `UserError` where nobody says, and where its pods could not work there."""
+    output = output_of(job, namespace, default)
+    if not output:
+        raise UserError("is missing: say where results go (pvc://claim/path or s3://bucket/path)", field="spec.output")
+    several = isinstance(job, GroundingTrainJob) and job.spec.resources.nodes > 1
+    if several and not output.startswith("pvc://"):
+        hint = "Write to pvc://claim/path with a ReadWriteMany claim, or train on one node."
+        raise UserError(
+            f"is {output}: pods of several nodes share checkpoints and data through a folder",
+            field="spec.output",
+            hint=hint,
+        )
+    return output
 
 
 def model_left_by(job: Job, namespace: str, default: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from egm_operator.build import batch
-from egm_operator.build.places import model_left_by, output_of, places
+from egm_operator.build.places import checked_output, model_left_by, places
 from egm_operator.build.pod import Context
 from egm_operator.memo import Memo
 from egm_operator.observe import alive, death, deleting, identity, job_condition, parse_job, phase, settled, waiting
@@ -79,9 +79,7 @@ def suspend(w: Work, stop: Stop) -> bool:
 def model(w: Work) -> bool:
     """model.trainJob: wait until that job has succeeded. Afterwards the model stands in the status, and nobody asks again."""
     reference, namespace, default = w.job.spec.model, str(w.seen.meta["namespace"]), w.settings.default_output
-    output = output_of(w.job, namespace, default)
-    if not output:
-        raise UserError("is missing: say where results go (pvc://claim/path or s3://bucket/path)", field="spec.output")
+    output = checked_output(w.job, namespace, default)
     uri = w.draft.new.get("model") or reference.source
     if not uri:
         upstream, name = w.seen.upstream, reference.train_job

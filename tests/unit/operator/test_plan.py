@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from tests.unit.operator.world import NOW, SETTINGS, World, evaluation, train
 
+ONE_NODE = {"nodes": 1, "gpusPerNode": 8}
+
 
 def _running(world: World) -> World:
     """To the point at which everything runs."""
@@ -37,7 +39,7 @@ def test_a_life_without_trouble() -> None:
 
 def test_pods_that_share_no_folder_prepare_for_themselves() -> None:
     """A Job's work would be lost: it has a folder of its own, too."""
-    world = World(train(output="s3://b/o", resources={"nodes": 1, "gpusPerNode": 8}))
+    world = World(train(output="s3://b/o", resources=ONE_NODE))
     world.reconcile()
     world.controllers()
     assert world.created == ["PyTorchJob/j-a1"]
@@ -62,7 +64,7 @@ def test_pods_that_share_no_folder_prepare_for_themselves() -> None:
 
 
 def test_a_preparing_job_of_an_older_operator_goes() -> None:
-    world = World(train())
+    world = World(train(resources=ONE_NODE))
     world.reconcile()
     world.controllers()
     world.edit(output="s3://b/o")
@@ -72,7 +74,7 @@ def test_a_preparing_job_of_an_older_operator_goes() -> None:
 
 @pytest.mark.parametrize(("code", "phase", "reason"), [(2, "Failed", "UserError"), (1, "Restarting", "PodFailed")])
 def test_a_pod_that_cannot_prepare_its_data(code: int, phase: str, reason: str) -> None:
-    world = World(train(output="s3://b/o", resources={"nodes": 1, "gpusPerNode": 8}))
+    world = World(train(output="s3://b/o", resources=ONE_NODE))
     world.reconcile()
     world.controllers()
     pod = world.alive("rl")[0]
@@ -311,6 +313,10 @@ def test_an_invalid_spec_is_told_and_can_be_mended() -> None:
     world.reconcile()
     assert world.status["reason"] == "InvalidSpec" and "spec.output" in world.status["message"]
     world.edit(output="s3://b/o")
+    world.reconcile()
+    assert world.status["reason"] == "InvalidSpec" and "of several nodes share" in world.status["message"]
+    assert not world.created
+    world.edit(resources=ONE_NODE)
     world.settle()
     assert world.status["phase"] == "Succeeded"
 
@@ -374,7 +380,7 @@ def _happen(world: World, what: str, number: int) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_happens_the_job_ends_and_nothing_is_doubled(kind: str, happenings: list[tuple[str, int]]) -> None:
     """`apart`: a training whose pods share no folder."""
-    apart = {"output": "s3://b/o"} if kind == "apart" else {}
+    apart = {"output": "s3://b/o", "resources": ONE_NODE} if kind == "apart" else {}
     world = World(evaluation(maxAttempts=3) if kind == "evaluation" else train(maxAttempts=3, **apart))
     for what, number in happenings:
         _happen(world, what, number)
