@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -22,6 +23,8 @@ _NETWORK = (aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.TimeoutE
 _REQUEST = aiohttp.ClientTimeout(total=30)
 # A quiet watch is told a bookmark every minute or so: one that says nothing for longer hangs.
 _WATCH = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=100)
+_STUMBLES = (0.1, 0.3)
+"""Seconds before the second and the third try: a look at a job is many requests, and one that fails lets all of them be made again."""
 LOG = aiohttp.ClientTimeout(total=None, sock_connect=10)
 """A pod may say nothing for hours"""
 
@@ -37,6 +40,11 @@ class ApiError(Exception):
     def final(self) -> bool:
         """Whether asking the same again is answered the same: the object itself is refused (invalid, forbidden by a policy, its name is taken)."""
         return self.status in (400, 403, 413, 422) or self.reason == "Taken"
+
+    @property
+    def stumble(self) -> bool:
+        """Whether it may be over in a moment. Not 429: a busy server wants to be left alone."""
+        return self.status in (0, 500, 502, 503, 504)
 
 
 class Api:
@@ -78,10 +86,25 @@ class Api:
         body: Any = None,
         query: Mapping[str, str] | None = None,
         content: str = "application/json",
+        retry: bool = True,
     ) -> Raw:
-        """One request, JSON in and out. Raises `ApiError`."""
-        self.requests[method] = self.requests.get(method, 0) + 1
+        """One request, JSON in and out; made again where that may help (every write of ours may come twice). Raises `ApiError`."""
         data = orjson.dumps(body) if body is not None else None
+        for pause in (*(_STUMBLES if retry else ()), None):
+            begun = time.perf_counter()
+            try:
+                return await self._request(method, path, data, query, content)
+            except ApiError as error:
+                slow = time.perf_counter() - begun > 5.0  # hangs, rather: others decide for how long
+                if pause is None or slow or not error.stumble:
+                    raise
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+        raise AssertionError("the last try returns or raises")
+
+    async def _request(
+        self, method: str, path: str, data: bytes | None, query: Mapping[str, str] | None, content: str
+    ) -> Raw:
+        self.requests[method] = self.requests.get(method, 0) + 1
         for again in (True, False):
             begun, code = time.perf_counter(), 0
             try:

@@ -86,7 +86,7 @@ class Poller:
         try:
             if self.settings.progress_via == "proxy" and self.cluster is not None:
                 path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}:{PROGRESS_PORT}/proxy/progress"
-                body: Any = await self.cluster.request("GET", path)
+                body: Any = await self.cluster.request("GET", path, retry=False)
             elif address:
                 host = f"[{address}]" if ":" in address else address
                 async with session.get(f"http://{host}:{PROGRESS_PORT}/progress", allow_redirects=False) as answer:
