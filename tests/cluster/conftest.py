@@ -29,6 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.cluster)
+    # tests come in random order; those that change what others of their module look at come after these
+    for path in {i.path for i in items if i.get_closest_marker("last")}:
+        places = [n for n, i in enumerate(items) if i.path == path]
+        ordered = sorted((items[n] for n in places), key=lambda i: i.get_closest_marker("last") is not None)
+        for n, item in zip(places, ordered, strict=True):
+            items[n] = item
 
 
 @pytest.fixture(autouse=True)

@@ -141,6 +141,7 @@ def test_what_to_look_at_can_be_looked_at(alert: str, place: Place) -> None:
         assert quiet or "No resources found" not in done.stderr, command
 
 
+@pytest.mark.last
 def test_a_refused_job_goes_on_when_the_quota_is_raised(place: Place) -> None:
     assert place.run(f"kubectl -n {place.quota} describe quota").stdout.count("count/jobs.batch")
     raised = (
@@ -159,10 +160,12 @@ def _made_again(place: Place, name: str) -> None:
     drive.running(name, "rl")
 
 
+@pytest.mark.last
 def test_a_failed_job_runs_when_it_is_made_again(place: Place) -> None:
     _made_again(place, "fails")
 
 
+@pytest.mark.last
 def test_an_evaluation_that_waits_for_servers_takes_fewer(place: Place) -> None:
     drive = place.drive
     assert place.run(f"kubectl -n {drive.namespace} delete gej idle").returncode == 0
@@ -171,6 +174,7 @@ def test_an_evaluation_that_waits_for_servers_takes_fewer(place: Place) -> None:
     drive.running("idle", "evaluate", kind="eval")
 
 
+@pytest.mark.last
 def test_an_image_that_is_there_after_all_is_pulled(place: Place) -> None:
     drive = place.drive
     there = {"spec": {"podTemplate": {"metadata": {"annotations": {"egm.test/waiting": None}}}}}
@@ -179,6 +183,7 @@ def test_an_image_that_is_there_after_all_is_pulled(place: Place) -> None:
     drive.running("pulls", "rl")
 
 
+@pytest.mark.last
 def test_a_job_that_no_node_fits_asks_for_less(place: Place) -> None:
     drive = place.drive
     less = """kubectl -n NAMESPACE patch gtj too-big --type=merge -p '{"spec":{"resources":{"gpusPerNode":1}}}'"""
@@ -187,6 +192,7 @@ def test_a_job_that_no_node_fits_asks_for_less(place: Place) -> None:
     _made_again(place, "too-big")
 
 
+@pytest.mark.last
 def test_a_gang_that_hangs_is_restarted_by_deleting_one_of_its_pods(place: Place) -> None:
     drive = place.drive
     assert place.run(f"kubectl -n {drive.namespace} delete pod learns-a1-worker-0").returncode == 0
