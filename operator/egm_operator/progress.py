@@ -56,7 +56,9 @@ class Poller:
 
     async def run(self) -> None:
         """Ask every `progress_seconds`, until cancelled."""
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
+        # each pod is asked so seldom that a connection kept for it would be one of thousands, ten kilobytes each
+        connector = aiohttp.TCPConnector(limit=_AT_ONCE, force_close=True)
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=3)) as session:
             while True:
                 await asyncio.sleep(self.settings.progress_seconds)
                 if self.settings.progress_via == "off":
