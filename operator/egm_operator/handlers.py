@@ -13,6 +13,7 @@ from typing import Any
 import kopf
 from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
+from egm_operator.cluster import PAGE
 from egm_operator.names import GROUP, LABEL_JOB, VERSION
 
 RESOURCES: tuple[tuple[str, str, str], ...] = (
@@ -89,7 +90,7 @@ def configure(settings: kopf.OperatorSettings, namespaced: bool = False) -> None
     settings.posting.enabled = False
     for plural in ("pytorchjobs", "jobs", "pods"):
         settings.watching.label_selectors[plural] = LABEL_JOB
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = PAGE
     # each object's worker holds its last event, whole, for as long as it waits for another: 5 s would be hundreds of pods
     settings.queueing.idle_timeout = 0.2
     settings.networking.request_timeout = 60
