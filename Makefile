@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-train test-gang test-demo test-browser test-export test-control-plane test-cluster locks locks-check images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-programs cluster-env cluster-down node node-images e2e chart lint-chart docs prometheus cluster-image walk pictures
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-train test-gang test-demo test-browser test-export test-control-plane test-cluster locks locks-check audit images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-programs cluster-env cluster-down node node-images e2e chart lint-chart docs prometheus cluster-image walk pictures
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -141,6 +141,14 @@ locks: | $(UV) ## write the images' lock files anew (UPGRADE=1: newest versions 
 
 locks-check: | $(UV) ## resolve them anew and say what would change
 	@UV=$(abspath $(UV)) python3 images/locks.py check
+
+LOCKS ?= $(wildcard images/*/requirements*.txt)
+# in an environment of its own, as checkov
+audit: | $(UV) ## known vulnerabilities in what the images' locks hold, by pip-audit; asks osv.dev (SERVICE=pypi: PyPI)
+	@$(UV) venv --quiet --allow-existing .cache/audit
+	@VIRTUAL_ENV=.cache/audit $(UV) pip install --quiet pip-audit==2.10.1
+	@bad=0; for lock in $(LOCKS); do echo "$$lock"; \
+	  .cache/audit/bin/pip-audit --progress-spinner off --disable-pip --require-hashes -s $(or $(SERVICE),osv) -r $$lock || bad=1; done; exit $$bad
 
 images: image-operator image-train image-infer ## build all images by buildah, root (VARIANT=cpu or gpu, ENGINE=sglang or vllm, TAG=dev, BASE=...)
 
