@@ -24,6 +24,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -284,6 +285,7 @@ def main() -> int:
         "--operator", default=f"{sys.executable} -m egm_operator", help="command, as a profiler wants it"
     )
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the operator that was started goes, too
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Linux, Python {platform.python_version()}"
 
