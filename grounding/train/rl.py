@@ -22,7 +22,7 @@ from grounding.api import GroundingTrainJob
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
 from grounding.files import complete_lines
-from grounding.train import checkpoints, families, gang, ray_cluster, reward, telemetry, tracking, uploads
+from grounding.train import checkpoints, families, gang, rank0, ray_cluster, reward, tracking, uploads
 from grounding.train.export import export
 from grounding.train.progress import ProgressWriter, new_lines, parse_lines, progress_line, stitch
 from grounding.train.verl_overrides import freezes_vision, overrides
@@ -313,10 +313,8 @@ def main(job: GroundingTrainJob, data: JobData, model: str, out: Path) -> None:
     model = uploads.local_model(model)
     first = os.environ.get("RANK", "0") == "0"
     if first:
-        with uploads.kept(job, out) as uploader:
-            told = telemetry.source_of(job, out, gpus=gpus, uri=uploader.newest if uploader else None)
-            with telemetry.serve(told), tracking.tracked(job, out) as log:
-                code = train(job, data, model, out, log)
+        with rank0.surrounded(job, out, gpus) as log:
+            code = train(job, data, model, out, log)
     else:
         code = train(job, data, model, out)
     if code == 143:

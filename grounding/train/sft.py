@@ -31,7 +31,7 @@ from grounding.api import GroundingTrainJob
 from grounding.data.images import open_images
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
-from grounding.train import checkpoints, families, sft_shard, telemetry, torchrun, tracking, uploads
+from grounding.train import checkpoints, families, rank0, sft_shard, torchrun, tracking, uploads
 from grounding.train.export import assemble
 from grounding.train.patch_embedding import use_matrix_product
 from grounding.train.progress import ProgressWriter
@@ -341,10 +341,8 @@ def main(job: GroundingTrainJob, data: JobData, model_source: str, out: Path) ->
     gpus = torch.cuda.device_count() * job.spec.resources.nodes
     model_source = uploads.local_model(model_source)
     if int(os.environ.get("RANK", "0")) == 0:
-        with uploads.kept(job, out) as uploader:
-            told = telemetry.source_of(job, out, gpus=gpus, uri=uploader.newest if uploader else None)
-            with telemetry.serve(told), tracking.tracked(job, out) as log:
-                code = train(job, data, model_source, out, log)
+        with rank0.surrounded(job, out, gpus) as log:
+            code = train(job, data, model_source, out, log)
     else:
         code = train(job, data, model_source, out)
     if code:

@@ -134,7 +134,7 @@ class _Reader:
                 found = self.source.progress.stat()
                 if (found.st_mtime_ns, found.st_size) != self._stamp:
                     self._stamp, self._lines = (found.st_mtime_ns, found.st_size), read_progress(self.source.progress)
-            if time.monotonic() - self._checkpoint[0] > 5.0:
+            if time.monotonic() - self._checkpoint[0] > 2.0:
                 self._checkpoint = (time.monotonic(), self.source.checkpoint())
             return progress(self.source, self._lines, self._checkpoint[1], time.time())
 
@@ -145,15 +145,16 @@ class _Reader:
 
 @contextlib.contextmanager
 def serve(source: Source) -> Iterator[int]:
-    """Serve while the block runs; gives the port, 0 where none is wanted. At the end the last answer goes to `$EGM_TERMINATION_LOG`."""
-    reader = _Reader(source)
-    try:
-        with listen(reader) as port:
-            yield port
-    finally:
-        if log := os.environ.get("EGM_TERMINATION_LOG"):
-            with contextlib.suppress(OSError):
-                last_words(Path(log), reader.answer())
+    """Serve while the block runs; gives the port, 0 where none is wanted."""
+    with listen(_Reader(source)) as port:
+        yield port
+
+
+def leave(source: Source) -> None:
+    """Write the last answer to `$EGM_TERMINATION_LOG`, where that is set: when the newest checkpoint has gone where it belongs."""
+    if log := os.environ.get("EGM_TERMINATION_LOG"):
+        with contextlib.suppress(OSError):
+            last_words(Path(log), _Reader(source).answer())
 
 
 def last_words(path: Path, answer: dict[str, Any]) -> None:

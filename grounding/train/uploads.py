@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from grounding.errors import EgmError, Failure
 from grounding.storage import Spoken, Transfer, destination, fetch, open_store, send
 from grounding.train import checkpoints
 from grounding.train.checkpoints import MARKER, Checkpoint
+from grounding.train.progress import read_progress
 
 _log = logging.getLogger(__name__)
 PROGRESS = "progress.jsonl"
@@ -133,8 +135,9 @@ def _inside(name: str) -> None:
 class Uploader:
     """Uploads the newest complete checkpoint whenever there is a new one, in a thread of its own. Trouble is a warning and tried again."""
 
-    def __init__(self, root: Path, store: Store, keep: int, interval_s: float = 5.0) -> None:
-        self.root, self.store, self.keep, self.interval_s = root, store, keep, interval_s
+    def __init__(self, root: Path, store: Store, keep: int, interval_s: float = 5.0, line_s: float = 10.0) -> None:
+        """Looks every `interval_s` seconds; `line_s`: how long a checkpoint waits for its step's progress line."""
+        self.root, self.store, self.keep, self.interval_s, self.line_s = root, store, keep, interval_s, line_s
         self.uploaded: Checkpoint | None = None
         self._stop, self._now = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
@@ -171,6 +174,13 @@ class Uploader:
             if last and done:
                 return
 
+    def _await(self, lines: Path, step: int) -> None:
+        """Trainers write a step's line a moment after its checkpoint. Sent without it, the next node would take the step as done: it had no line."""
+        end = time.monotonic() + self.line_s
+        while time.monotonic() < end and not any(line["step"] >= step for line in read_progress(lines)):
+            if self._stop.wait(0.1):
+                return
+
     def _once(self) -> bool:
         newest = checkpoints.peek(self.root)
         if newest is None or newest == self.uploaded:
@@ -178,6 +188,7 @@ class Uploader:
         try:
             lines = self.root.parent / PROGRESS  # a node that takes over has no other copy
             if lines.exists():
+                self._await(lines, newest.step)
                 self.store.upload(lines, PROGRESS)
             if push(self.store, newest, self._stop):
                 self.uploaded = newest

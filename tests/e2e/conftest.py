@@ -24,7 +24,7 @@ RUN = ROOT / ".cache" / "cluster"
 SETTINGS = {
     "defaultOutput": f"s3://{BUCKET}/runs",
     "storageSecret": "s3",
-    "progressSeconds": "2",
+    "progressSeconds": "1",
     "backoffBaseSeconds": "2",
     "graceSeconds": "30",
 }

@@ -29,7 +29,7 @@ RESTRICTED = {
 _SHAPES = {"train": 1500, "perFile": 6}
 _SMALL: dict[str, dict[str, int]] = {
     "demo-sft": {"maxSteps": 160, "saveEvery": 20, "warmupSteps": 10},
-    "demo-rl": {"maxSteps": 6, "saveEvery": 1, "validateEvery": 6, "batchSize": 4, "miniBatchSize": 4, "rollouts": 4},
+    "demo-rl": {"maxSteps": 16, "saveEvery": 1, "validateEvery": 8, "batchSize": 4, "miniBatchSize": 4, "rollouts": 4},
 }
 _REQUESTS = {"requests": {"cpu": "50m", "memory": "256Mi"}}  # all of it on two cores
 

@@ -13,11 +13,11 @@ import pytest
 from tests.cluster.operator_kit import until
 from tests.e2e.kit import Pipeline, egm, folder_claim, write
 
-STEPS = 24
+STEPS = 96
 
 
 def _job(**spec: Any) -> dict[str, Any]:
-    steps = {"maxSteps": STEPS, "saveEvery": 4, "warmupSteps": 4, "microBatchSize": 8}
+    steps = {"maxSteps": STEPS, "saveEvery": 8, "warmupSteps": 4, "microBatchSize": 8}
     shapes = {"seed": 7, "train": 400, "perFile": 2}
     spec = {"preset": "tiny-sft", "data": {"shapes": shapes}, "hyperparameters": steps, **spec}
     kind = {"apiVersion": "grounding.egm.dev/v1alpha1", "kind": "GroundingTrainJob"}
@@ -42,16 +42,19 @@ def _losses(path: Path) -> list[tuple[int, float]]:
 def test_master_and_worker_learn_what_one_process_learns(pipeline: Pipeline, claim: Path, tmp_path: Path) -> None:
     job = _job(resources={"nodes": 2, "gpusPerNode": 1}, output="pvc://egm/gang")
     pipeline.submit([job], tmp_path)
-    pipeline.step("gtj/gang", 4)
+    pipeline.step("gtj/gang", 8)
     names = {p["metadata"]["name"] for p in pipeline.pods("gang", "sft")}
     assert names == {"gang-a1-master-0", "gang-a1-worker-0"}
     pipeline.kill("gang", "sft", 1)
     until("a second attempt", lambda: pipeline.job("gtj/gang").get("attempt") == 2, 180)
-    assert pipeline.phase("gtj/gang", "Succeeded", seconds=600)["attempt"] == 2
+    status = pipeline.phase("gtj/gang", "Succeeded", seconds=600)
+    assert status["attempt"] == 2 and status["progress"]["step"] == status["checkpoint"]["step"] == STEPS
     there = _losses(claim / "gang" / "progress.jsonl")
 
     manifest = write([_job()], tmp_path / "gang.yaml")
     egm("run", "-f", str(manifest), "--runs", str(tmp_path / "runs"))
     here = _losses(tmp_path / "runs" / "gang" / "gang" / "progress.jsonl")
     assert [step for step, _ in there] == [step for step, _ in here] == list(range(1, STEPS + 1))
-    assert max(abs(a - b) for (_, a), (_, b) in zip(there, here, strict=True)) < 0.002, (there, here)
+    apart = [abs(a - b) for (_, a), (_, b) in zip(there, here, strict=True)]
+    print(f"losses differ by {max(apart[:24]):.6f} over 24 steps, {max(apart):.6f} over all")
+    assert max(apart[:24]) < 0.002 and max(apart) < 0.05, (there, here)  # what is added up in another order drifts

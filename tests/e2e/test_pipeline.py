@@ -35,6 +35,10 @@ def test_the_table_is_that_of_egm_run(pipeline: Pipeline, here: Read, s3: tuple[
     for name in ("gtj/demo-sft", "gej/demo-before", "gtj/demo-rl", "gej/demo-after"):
         status = pipeline.phase(name, "Succeeded", seconds=LONG)
         assert status["attempt"] == 1, status
+        if name.startswith("gtj"):  # what is told at the end is what there is at the end
+            assert status["progress"]["step"] == status["checkpoint"]["step"] == status["progress"]["totalSteps"], (
+                status
+            )
     print(f"the pipeline took {time.monotonic() - began:.0f} s")
     _same(pipeline, here)
 
@@ -80,11 +84,11 @@ def test_disturbed_in_every_stage_it_ends_in_the_same_table(
     _suspend(pipeline, "gtj/demo-sft", False)
     assert pipeline.phase("gtj/demo-sft", "Succeeded", seconds=LONG)["attempt"] == 2
 
-    # the evaluation before RL: a server and the client are killed; and the operator, which must take note of nothing twice
+    # the evaluation before RL: client and server are killed; and the operator, which must take note of nothing twice
     until("answers", lambda: pipeline.job("gej/demo-before").get("done"), LONG)
+    pipeline.kill("demo-before", "evaluate")
     pipeline.kill("demo-before", "server", 1)
     release("delete", "pod", "-l", "app.kubernetes.io/name=egm", "--grace-period=0", "--force")
-    pipeline.kill("demo-before", "evaluate")
     pipeline.phase("gej/demo-before", "Succeeded", seconds=LONG)
 
     # RL: it was submitted suspended; the pod is killed; then the node is drained, S3 and operator with it, and comes back
@@ -92,9 +96,10 @@ def test_disturbed_in_every_stage_it_ends_in_the_same_table(
     pipeline.step("gtj/demo-rl", 1, LONG)
     pipeline.kill("demo-rl", "rl")
     until("a second attempt", lambda: pipeline.job("gtj/demo-rl").get("attempt") == 2, 120)
-    pipeline.step("gtj/demo-rl", 3, LONG)
+    pipeline.step("gtj/demo-rl", 8, LONG)
     _drained(pipeline.kubectl)
-    assert pipeline.phase("gtj/demo-rl", "Succeeded", seconds=LONG)["attempt"] == 3
+    status = pipeline.phase("gtj/demo-rl", "Succeeded", seconds=LONG)
+    assert status["attempt"] == 3 and status["progress"]["step"] == status["checkpoint"]["step"] == 16
     pipeline.phase("gej/demo-after", "Succeeded", seconds=LONG)
     _same(pipeline, here)
 

@@ -85,6 +85,7 @@ def test_progress_metrics_and_health(tmp_path: Path, monkeypatch: pytest.MonkeyP
         # a new line is told at once
         ProgressWriter(tmp_path / "progress.jsonl", "rl", 300, 7).step(8, {"score": 0.8})
         assert json.loads(_get(port, "/progress")[1])["step"] == 8
+    telemetry.leave(source)
     assert json.loads((tmp_path / "termination").read_text())["step"] == 8
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from grounding.errors import Failure
 from grounding.train import checkpoints, uploads
 from grounding.train.checkpoints import Checkpoint
+from grounding.train.uploads import PROGRESS
 
 
 class _Entry(NamedTuple):
@@ -161,6 +162,29 @@ def test_the_uploader_follows_the_training_and_survives_trouble(tmp_path: Path) 
     broken = uploads.Uploader(root, FolderStore(tmp_path / "none", budget=0), keep=2, interval_s=0.02)
     broken.start()
     assert not broken.close(0.1)
+
+
+def test_a_checkpoint_waits_for_its_steps_line(tmp_path: Path) -> None:
+    """RL under verl: the step is saved, then its metrics are written, then we read them."""
+    root, store, lines = (
+        tmp_path / "here" / "checkpoints",
+        FolderStore(tmp_path / "store"),
+        tmp_path / "here" / PROGRESS,
+    )
+    uploader = uploads.Uploader(root, store, keep=2, interval_s=0.02, line_s=30.0)
+    _make(root, 2)
+    lines.write_text('{"step": 1}\n')
+    uploader.start()
+    threading.Event().wait(0.4)
+    assert uploads.stored(store) == []
+    with lines.open("a") as f:
+        f.write('{"step": 2}\n')
+    assert uploader.close(30.0) and uploads.stored(store) == [(2, "global_step_2")]
+    assert (store.folder / PROGRESS).read_text() == lines.read_text()
+    late = uploads.Uploader(root, FolderStore(tmp_path / "late"), keep=2, interval_s=0.02, line_s=0.2)
+    _make(root, 3)  # a trainer that tells of no step keeps no checkpoint back for ever
+    late.start()
+    assert late.close(30.0) and late.newest() is not None
 
 
 def test_a_model_is_fetched_where_it_is_not_here(tmp_path: Path) -> None:
