@@ -29,6 +29,7 @@ from grounding import logs
 from grounding.errors import EgmError, Failure, UserError
 
 _log = logging.getLogger("egm_operator")
+_LEAVING_S, _LEAVING_AT_ONCE = 10.0, 20
 _PAUSE_S = 0.2  # less than anybody notices, more than a train of events takes
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -133,6 +134,7 @@ class Operator:
                 group.create_task(self.reconciler.run())
                 group.create_task(self.poller.run())
                 group.create_task(self._resync_now_and_then())
+                group.create_task(self._ask_after_the_leaving())
         finally:
             self.leads = False
             self.queue.clear()
@@ -148,6 +150,25 @@ class Operator:
                 await self.resync()
             except ApiError as error:
                 _log.warning("cannot list: %s", error)
+
+    async def _ask_after_the_leaving(self) -> None:
+        """A watch that begins after an object has gone never tells of it, nor does kopf tell of a listing that is empty: its job would wait for
+        the next resync. So whatever is being deleted for two rounds is asked for, a few a round."""
+        before: set[Key] = set()
+        while True:
+            await asyncio.sleep(_LEAVING_S)
+            now = self.store.leaving()
+            for identity in list(now & before)[:_LEAVING_AT_ONCE]:
+                known = self.store.get(*identity)
+                try:
+                    there = await self.cluster.get(*identity)
+                except ApiError:
+                    continue
+                if there is not None:
+                    self.store.put({"kind": identity[0], **there})
+                elif known is not None:
+                    self.store.drop(known)
+            before = now
 
     async def health(self) -> web.AppRunner | None:
         """Serve /healthz, /readyz and /metrics."""

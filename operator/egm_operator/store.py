@@ -106,6 +106,10 @@ class Store:
         """How many objects there are of each kind."""
         return Counter(kind for kind, _, _ in self._entries)
 
+    def leaving(self) -> set[Key]:
+        """Objects that are being deleted, by kind, namespace and name."""
+        return {identity for identity, entry in self._entries.items() if b'"deletionTimestamp"' in entry.data}
+
     def packed(self) -> list[tuple[bytes, list[bytes]]]:
         """Each job and the objects that belong to it, as JSON: a moment that another thread may read."""
         return [
