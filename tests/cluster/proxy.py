@@ -17,7 +17,15 @@ from aiohttp import web
 
 from tests.cluster.operator_kit import Api
 
-_HOP = {"host", "connection", "transfer-encoding", "content-length", "content-encoding", "keep-alive"}
+_HOP = {
+    "host",
+    "connection",
+    "transfer-encoding",
+    "content-length",
+    "content-encoding",
+    "keep-alive",
+    "accept-encoding",
+}
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,9 @@ class Proxy(threading.Thread):
             return _hang_up(request)
         body = await request.read()
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
+        headers["Accept-Encoding"] = (
+            "identity"  # of its encoding an answer is told nothing further on; a listing of some pods comes compressed
+        )
         url = self.api.server + request.raw_path
         try:
             async with self._session.request(request.method, url, data=body or None, headers=headers) as answer:
