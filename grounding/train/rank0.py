@@ -20,6 +20,4 @@ def surrounded(job: GroundingTrainJob, out: Path, gpus: int) -> Iterator[trackin
             with telemetry.serve(told), tracking.tracked(job, out) as log:
                 yield log
         finally:
-            telemetry.leave(
-                told
-            )  # again when the newest checkpoint has gone where it belongs, if there is time for that
+            telemetry.leave(told)  # and again when the newest checkpoint is where it belongs, should there be time

@@ -94,7 +94,7 @@ def test_watches_that_are_cut_or_expire(api: Api, drive: Drive, tmp_path: Path) 
         operator = Operator(drive.namespace, tmp_path / "log", KUBECONFIG=str(config), **SETTINGS)
         _live(drive, operator)
         assert operator.stop() == 0
-        assert between.done["cut"] >= 6 and between.done["expired"] >= 2, between.done
+        assert between.done["cut"] >= 10 and between.done["expired"] >= 3, between.done
 
 
 @pytest.mark.timeout(240)

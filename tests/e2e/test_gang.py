@@ -55,6 +55,4 @@ def test_master_and_worker_learn_what_one_process_learns(pipeline: Pipeline, cla
     egm("run", "-f", str(manifest), "--runs", str(tmp_path / "runs"))
     here = _losses(tmp_path / "runs" / "gang" / "gang" / "progress.jsonl")
     assert [step for step, _ in there] == [step for step, _ in here] == list(range(1, STEPS + 1))
-    apart = [abs(a - b) for (_, a), (_, b) in zip(there, here, strict=True)]
-    print(f"losses differ by {max(apart[:24]):.6f} over 24 steps, {max(apart):.6f} over all")
-    assert max(apart[:24]) < 0.002 and max(apart) < 0.05, (there, here)  # what is added up in another order drifts
+    assert max(abs(a - b) for (_, a), (_, b) in zip(there, here, strict=True)) < 0.002, (there, here)
