@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import signal
 import sys
 import threading
@@ -158,7 +159,9 @@ class Operator:
         while True:
             await asyncio.sleep(_LEAVING_S)
             now = self.store.leaving()
-            for identity in list(now & before)[:_LEAVING_AT_ONCE]:
+            still = sorted(now & before)
+            random.shuffle(still)  # those that take long must not keep the others from their turn
+            for identity in still[:_LEAVING_AT_ONCE]:
                 known = self.store.get(*identity)
                 try:
                     there = await self.cluster.get(*identity)

@@ -133,9 +133,8 @@ class Proxy(threading.Thread):
             return _hang_up(request)
         body = await request.read()
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
-        headers["Accept-Encoding"] = (
-            "identity"  # of its encoding an answer is told nothing further on; a listing of some pods comes compressed
-        )
+        # a listing of some pods would come compressed, and of its encoding nothing is told further on
+        headers["Accept-Encoding"] = "identity"
         url = self.api.server + request.raw_path
         try:
             async with self._session.request(request.method, url, data=body or None, headers=headers) as answer:
