@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from grounding.errors import Failure, UserError
 from grounding.files import fsync_folder, write_json
 
 MARKER = "complete.json"
+METRICS = "metrics.json"
 _STEP = re.compile(r"(?:checkpoint-|global_step_)(\d+)")
 _log = logging.getLogger(__name__)
 
@@ -69,6 +70,20 @@ def absent_ranks(folder: Path) -> list[str]:
     ]
     numbered = {int(m[1]) for p in folder.glob("rng_state_*.pth") if (m := _SFT_RANK.fullmatch(p.name)) and m[1]}
     return absent + [f"rng_state_{r}.pth" for r in range(max(numbered, default=-1)) if r not in numbered]
+
+
+def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
+    """Leave the metrics of its own step in a checkpoint that is not marked yet: a trainer that logs a step after saving it may be killed between."""
+    write_json(Path(folder) / METRICS, metrics)
+
+
+def metrics_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `write_metrics` left, by the trainer's own names; empty where there is nothing that can be read."""
+    try:
+        found = orjson.loads((checkpoint.path / METRICS).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def mark_complete(folder: str | Path) -> None:

@@ -25,17 +25,26 @@ def read_progress(path: str | Path) -> list[dict[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def stitch(attempts: Iterable[tuple[int, Iterable[tuple[int, Value]]]]) -> dict[int, Value]:
+def stitch(
+    attempts: Iterable[tuple[int, Iterable[tuple[int, Value]]]],
+    both: Callable[[Value, Value], Value] = lambda old, _: old,
+) -> dict[int, Value]:
     """Steps of several attempts as one history: every step once, in order, from the attempt that trained it last.
 
     An attempt is (the step it continued from, its (step, value) pairs), oldest first. What an earlier attempt did
-    beyond that step was trained again, or is to be, and is dropped.
+    beyond that step was trained again, or is to be, and is dropped. `both` joins what two attempts know of a step that was not.
     """
     history: dict[int, Value] = {}
     for resumed_from, steps in attempts:
         history = {step: value for step, value in history.items() if step <= resumed_from}
-        history |= {step: value for step, value in steps if step > resumed_from or step not in history}
+        for step, value in steps:
+            history[step] = both(history[step], value) if step in history and step <= resumed_from else value
     return dict(sorted(history.items()))
+
+
+def joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of a step of which two know something: the newer one, with what metrics only the older one has."""
+    return {**old, **new, "metrics": {**old.get("metrics", {}), **new.get("metrics", {})}}
 
 
 def progress_line(at: float, stage: str, step: int, total: int, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -47,7 +56,7 @@ def progress_line(at: float, stage: str, step: int, total: int, metrics: Mapping
 class ProgressWriter:
     """Appends steps to `path`; `resume_from` is the step of the checkpoint that training continues from (0 = start).
 
-    `known`: lines that may be missing in `path`, because the process that should have written them died first.
+    `known`: lines that may be missing in `path`, or be poorer there, because the process that should have written them died first.
     """
 
     def __init__(
@@ -60,17 +69,21 @@ class ProgressWriter:
         known: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self.path, self.stage, self.total_steps, self._clock = Path(path), stage, total_steps, clock
-        before = [(line["step"], line) for line in read_progress(self.path)]
-        missing = [(line["step"], dict(line)) for line in known]
-        kept = list(stitch([(0, missing + before), (resume_from, ())]).values())
+        kept: dict[int, dict[str, Any]] = {}
+        for line in (*known, *read_progress(self.path)):
+            if (step := int(line["step"])) <= resume_from:
+                kept[step] = joined(kept.get(step, {}), line)
         if self.path.exists() or kept:
             with atomic_write(self.path) as f:
-                f.writelines(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in kept)
+                f.writelines(orjson.dumps(kept[step], option=orjson.OPT_APPEND_NEWLINE) for step in sorted(kept))
+        self._resumed = kept.get(resume_from, {"step": resume_from})
         self._out = Appender(self.path)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one step; values that are not finite numbers are written as null, since JSON has no NaN."""
-        self._out.write(progress_line(self._clock(), self.stage, step, self.total_steps, metrics))
+        line = progress_line(self._clock(), self.stage, step, self.total_steps, metrics)
+        # a run may begin with the validation that the last one owes
+        self._out.write(joined(self._resumed, line) if step == self._resumed["step"] else line)
 
     def close(self) -> None:
         """Force the lines to the disk."""

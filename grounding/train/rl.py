@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,18 @@ from grounding.errors import Failure, UserError
 from grounding.files import complete_lines
 from grounding.train import checkpoints, families, gang, rank0, ray_cluster, reward, tracking, uploads
 from grounding.train.export import export
-from grounding.train.progress import ProgressWriter, new_lines, parse_lines, progress_line, stitch
+from grounding.train.progress import (
+    ProgressWriter,
+    joined,
+    new_lines,
+    parse_lines,
+    progress_line,
+    read_progress,
+    stitch,
+)
 from grounding.train.verl_overrides import freezes_vision, overrides
+
+VERL = "verl"  # the folder of verl's own files in a job's
 
 # verl's metric -> ours; the rest stays in verl's own log
 METRICS = {
@@ -150,13 +160,20 @@ def train(job: GroundingTrainJob, data: JobData, model: str, out: Path, log: tra
     total = _total_steps(job, rows)
     checkpoint = checkpoints.newest(out / "checkpoints")
     done = checkpoint.step if checkpoint else 0
-    if done < total:
-        code = _train(job, data, model, out, cpu, pods, total, checkpoint, log)
+    own, logged = carried(checkpoint, total), history(out / VERL, total)
+    lines = [*own, *logged, *read_progress(out / "progress.jsonl")]
+    if checkpoint and own and len([line for line in lines if line["step"] == done]) == 1:
+        log(done, checkpoints.metrics_of(checkpoint))
+    known, owed = own + logged, owes_validation(job, done, total, lines)
+    if done < total or owed:
+        code = _train(job, data, model, out, cpu, pods, total, checkpoint, known, owed, log)
         if code:
             return code
         checkpoint = checkpoints.newest(out / "checkpoints")
-    elif pods:
-        gang.dismiss(pods, 60.0)
+    else:
+        ProgressWriter(out / "progress.jsonl", "rl", total, done, known=known).close()
+        if pods:
+            gang.dismiss(pods, 60.0)
     if checkpoint is None or checkpoint.step < total:
         raise Failure(
             "verl ended without the last checkpoint", hint="Its log above says why.", file=out / "checkpoints"
@@ -174,16 +191,18 @@ def _train(
     pods: gang.Pods | None,
     total: int,
     checkpoint: checkpoints.Checkpoint | None,
+    known: list[dict[str, Any]],
+    owed: bool,
     track: tracking.Log,
 ) -> int:
-    """Run verl from `checkpoint` on; its exit code."""
+    """Run verl from `checkpoint` on, with its validation first where that is `owed`; its exit code. `known`: progress lines of earlier attempts."""
     assert data.train_parquet and data.val_parquet
     nodes, done = pods.nodes if pods else 1, checkpoint.step if checkpoint else 0
     node = _node(job, cpu)
     if checkpoint:
         checkpoints.refuse_other_world(checkpoint, nodes * node.gpus)
     attempt = time.strftime("%Y%m%dT%H%M%S")
-    log = out / "verl" / f"metrics-{attempt}-from-{done}.jsonl"  # verl truncates its file at every start
+    log = out / VERL / f"metrics-{attempt}-from-{done}.jsonl"  # verl truncates its file at every start
     log.parent.mkdir(parents=True, exist_ok=True)
     arguments = overrides(
         job,
@@ -194,6 +213,7 @@ def _train(
         reward_file=Path(reward.__file__).resolve(),
         cpu=cpu,
         resume_from=checkpoint.path if checkpoint else None,
+        validate="" if not owed else "first" if done < total else "only",
         nodes=nodes,
         attention=None if _has_flash_attention() and not cpu else "sdpa",
         cpu_slots=node.cpus,
@@ -204,13 +224,14 @@ def _train(
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
     if pods is not None:  # verl's runner may land on any pod, whose own environment knows another file or none
         command.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={log}")
+    writer = ProgressWriter(out / "progress.jsonl", "rl", total, done, known=known)
     if pods is None:
-        return _run(command, _own_ray(env), out, log, total, done, track)
+        return _run(command, _own_ray(env), out, log, writer, track)
     env = gang.environment_of_jobs(env)
 
     def drive(address: str, lost: Callable[[], str]) -> int:
         where = ray_cluster.ray_environment(pods, "") | {"RAY_ADDRESS": address}
-        return _run(command, env | where, out, log, total, done, track, lost)
+        return _run(command, env | where, out, log, writer, track, lost)
 
     return ray_cluster.lead(pods, node, env, _deadline(job), drive)
 
@@ -245,7 +266,25 @@ def history(folder: Path, total: int) -> list[dict[str, Any]]:
         ]
         if origin.isdigit():
             attempts.append((int(origin), steps))
-    return list(stitch(attempts).values())
+    return list(stitch(attempts, joined).values())
+
+
+def carried(checkpoint: checkpoints.Checkpoint | None, total: int) -> list[dict[str, Any]]:
+    """The progress line that a checkpoint has of its own step, if any; verl may have died before it logged that step, or validated after it."""
+    found = checkpoints.metrics_of(checkpoint) if checkpoint else {}
+    if checkpoint is None or not found:
+        return []
+    written = (checkpoint.path / checkpoints.METRICS).stat().st_mtime
+    return [progress_line(written, "rl", checkpoint.step, total, metrics(found))]
+
+
+def owes_validation(job: GroundingTrainJob, done: int, total: int, lines: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the run that left the checkpoint of step `done` died before the validation that was due after it. Pure."""
+    h = job.spec.hyperparameters
+    if any(override.lstrip("+").startswith("trainer.test_freq=") for override in h.engine_overrides or []):
+        return False  # whoever sets verl's own key is asked nothing more
+    due = 0 < done <= total and (done == total or done % (h.validate_every or 10) == 0)
+    return due and not any(line["step"] == done and "valAccuracy" in line["metrics"] for line in lines)
 
 
 def _run(
@@ -253,8 +292,7 @@ def _run(
     env: dict[str, str],
     out: Path,
     log: Path,
-    total: int,
-    done: int,
+    writer: ProgressWriter,
     track: tracking.Log,
     lost: Callable[[], str] = lambda: "",
 ) -> int:
@@ -263,7 +301,6 @@ def _run(
     `lost` says why the run cannot go on (a node is gone), else nothing: verl may wait for a lost rank for ten minutes.
     """
     stopped: list[float] = []
-    writer = ProgressWriter(out / "progress.jsonl", "rl", total, done, known=history(log.parent, total))
     child = subprocess.Popen(command, env=env, cwd=out, start_new_session=True)
 
     def stop(number: int, _: Any) -> None:

@@ -136,7 +136,7 @@ class Uploader:
     """Uploads the newest complete checkpoint whenever there is a new one, in a thread of its own. Trouble is a warning and tried again."""
 
     def __init__(self, root: Path, store: Store, keep: int, interval_s: float = 5.0, line_s: float = 10.0) -> None:
-        """Looks every `interval_s` seconds; `line_s`: how long a checkpoint waits for its step's progress line."""
+        """Looks every `interval_s` seconds; `line_s`: how long a checkpoint waits for the progress lines before it."""
         self.root, self.store, self.keep, self.interval_s, self.line_s = root, store, keep, interval_s, line_s
         self.uploaded: Checkpoint | None = None
         self._stop, self._now = threading.Event(), threading.Event()
@@ -175,9 +175,9 @@ class Uploader:
                 return
 
     def _await(self, lines: Path, step: int) -> None:
-        """Trainers write a step's line a moment after its checkpoint. Sent without it, the next node would take the step as done: it had no line."""
+        """A checkpoint brings its own step's metrics; the lines before it must not be behind, or the next node would have a gap there."""
         end = time.monotonic() + self.line_s
-        while time.monotonic() < end and not any(line["step"] >= step for line in read_progress(lines)):
+        while time.monotonic() < end and not any(line["step"] >= step - 1 for line in read_progress(lines)):
             if self._stop.wait(0.1):
                 return
 

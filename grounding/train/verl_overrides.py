@@ -7,7 +7,7 @@ table against the reference's script). `engineOverrides` come last and win.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from grounding.api import GroundingTrainJob
 
@@ -44,12 +44,14 @@ def overrides(
     reward_file: Path,
     cpu: bool,
     resume_from: Path | None = None,
+    validate: Literal["", "first", "only"] = "",
     nodes: int = 1,
     attention: str | None = None,
     cpu_slots: int = 40,
 ) -> list[str]:
     """The arguments of `python -m verl.trainer.main_ppo` for a resolved RL job. Paths must be the same on every node.
 
+    `validate`: what a resumed run owes, its checkpoint's validation before it trains on, or that alone.
     `nodes`: Ray nodes that are there; more than one means a Ray that runs already (`$RAY_ADDRESS`). `attention`: transformers' name of the
     trained model's attention, verl's FlashAttention 2 where it is None. `cpu_slots`: logical CPUs of a Ray that verl starts itself, on a
     machine with GPUs.
@@ -124,7 +126,7 @@ def overrides(
         "trainer.nnodes": nodes,
         "trainer.save_freq": h.save_every or 10,
         "trainer.test_freq": h.validate_every or 10,
-        "trainer.val_before_train": bool(h.validate_before_train) and resume_from is None,
+        "trainer.val_before_train": bool(validate) or (bool(h.validate_before_train) and resume_from is None),
         "trainer.total_epochs": h.epochs or 3,
         "trainer.default_local_dir": str(out / "checkpoints"),
         "trainer.rollout_data_dir": str(out / "rollouts"),
@@ -136,6 +138,8 @@ def overrides(
         keys[f"{_ACTOR}.fsdp_config.use_orig_params"] = True
     if h.max_steps:
         keys["trainer.total_training_steps"] = h.max_steps
+    if validate == "only":
+        keys["trainer.val_only"] = True
     if resume_from:
         keys["trainer.resume_from_path"] = str(resume_from)
     if h.adam_beta2:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from grounding.train import checkpoints
+from grounding.train import checkpoints, rl
 from grounding.train.progress import read_progress
 
 MANIFEST = """
@@ -52,23 +52,38 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, speaking_mode
 
     subprocess.run(command(straight), check=True)
 
-    child = subprocess.Popen(command(killed), start_new_session=True)
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and not _metrics(killed):
-        assert child.poll() is None, "ended before it could be stopped"
-        time.sleep(0.05)
-    os.kill(child.pid, signal.SIGTERM)
-    assert child.wait(120) == 143
-    done = checkpoints.newest(killed / "checkpoints")
-    assert done is not None and 1 <= done.step < 8, "killed too late: the run was over"
+    def kill_after(step: int) -> None:
+        """End the run in the moment in which the checkpoint of `step` is complete: verl has not logged that step yet, nor validated."""
+        child = subprocess.Popen(command(killed), start_new_session=True)
+        deadline = time.monotonic() + 600
+        while time.monotonic() < deadline and not (checkpoints.peek(killed / "checkpoints") or done).step >= step:
+            assert child.poll() is None, "ended before it could be stopped"
+            time.sleep(0.01)
+        os.kill(child.pid, signal.SIGTERM)
+        assert child.wait(120) == 143
+
+    done = checkpoints.Checkpoint(0, killed)
+    kill_after(3)
+    done = checkpoints.newest(killed / "checkpoints") or done
+    assert 3 <= done.step < 8, "killed too late: the run was over"
+    kill_after(8)
+    assert not (killed / "model").exists(), "killed too late: the run was over"
     subprocess.run(command(killed), check=True)
 
     names = ("score", "gradNorm", "entropy", "responseLength")
     assert [step for step, _ in _metrics(straight)] == list(range(1, 9))
     assert _metrics(killed, *names) == _metrics(straight, *names)
     assert all(values[1] > 0 for _, values in _metrics(straight, *names)), "rewards did not differ"
-    last = read_progress(straight / "progress.jsonl")[-1]["metrics"]
+    last, again = (read_progress(out / "progress.jsonl")[-1]["metrics"] for out in (straight, killed))
     assert 0.0 <= last["valAccuracy"] <= 1.0 and last["valParsed"] > 0.0
+    validated = ("valAccuracy", "valIou", "valParsed", "valScore", "valLength")
+    assert [again[name] for name in validated] == [last[name] for name in validated]
+    lines = {line["step"]: line["metrics"] for line in read_progress(straight / "progress.jsonl")}
+    for checkpoint in checkpoints.complete(straight / "checkpoints"):
+        brought = rl.metrics(checkpoints.metrics_of(checkpoint))
+        assert brought.pop("tokensPerSecond") > 0 and brought.pop("secondsStep") > 0
+        exact = {name for name in lines[checkpoint.step] if not name.startswith(("val", "seconds", "tokens"))}
+        assert {name: brought[name] for name in exact} == {name: lines[checkpoint.step][name] for name in exact}
     one, two = (load_file(out / "model" / "model.safetensors") for out in (straight, killed))
     assert all(torch.equal(one[name], two[name]) for name in one)
     before = load_file(speaking_model / "model.safetensors")

@@ -72,6 +72,22 @@ def test_a_step_that_only_the_trainer_s_file_knows_is_not_lost(tmp_path: Path) -
     assert [(line["step"], line["metrics"]["score"]) for line in lines] == [(1, 0.1), (2, 9.0), (3, 0.3)]
 
 
+def test_what_several_know_of_a_step_becomes_one_line(tmp_path: Path) -> None:
+    """The checkpoint has the step's metrics, the file its time, and the validation comes first in the next run."""
+    path = tmp_path / "progress.jsonl"
+    ProgressWriter(path, "rl", 9, 0, clock=lambda: 1.0).step(1, {"score": 0.1})
+    carried = [progress_line(2.0, "rl", 2, 9, {"score": 0.2, "loss": 0.3})]
+    writer = ProgressWriter(path, "rl", 9, 2, clock=lambda: 3.0, known=carried)
+    assert [line["step"] for line in read_progress(path)] == [1, 2]
+    writer.step(2, {"valAccuracy": 0.5})
+    writer.step(3, {"score": 0.4})
+    assert [(line["step"], line["metrics"]) for line in read_progress(path)] == [
+        (1, {"score": 0.1}),
+        (2, {"score": 0.2, "loss": 0.3, "valAccuracy": 0.5}),
+        (3, {"score": 0.4}),
+    ]
+
+
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 6)), min_size=1, max_size=6))
 def test_stitched_steps_are_in_order_once_each_and_from_the_last_attempt(plan: list[tuple[int, int]]) -> None:
     attempts, reached = [], 0
@@ -93,6 +109,8 @@ def test_verl_s_files_of_several_attempts(tmp_path: Path) -> None:
 
     write("metrics-20260101T000000-from-0.jsonl", [(0, 0.0), (1, 0.1), (2, 0.2), (3, 0.3)])
     write("metrics-20260101T000100-from-2.jsonl", [(3, 0.33), (4, 0.4)])
-    (tmp_path / "metrics-20260101T000200-from-4.jsonl").write_bytes(b'{"step": 5, "da')
+    validation = orjson.dumps({"step": 4, "data": {"val-core/grounding/acc/mean@1": 0.9}})  # owed by the one before
+    (tmp_path / "metrics-20260101T000200-from-4.jsonl").write_bytes(validation + b'\n{"step": 5, "da')
     found = [(line["step"], line["metrics"]["score"]) for line in history(tmp_path, 9)]
     assert found == [(0, 0.0), (1, 0.1), (2, 0.2), (3, 0.33), (4, 0.4)]
+    assert history(tmp_path, 9)[-1]["metrics"] == {"score": 0.4, "valAccuracy": 0.9}

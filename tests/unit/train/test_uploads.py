@@ -164,25 +164,25 @@ def test_the_uploader_follows_the_training_and_survives_trouble(tmp_path: Path) 
     assert not broken.close(0.1)
 
 
-def test_a_checkpoint_waits_for_its_steps_line(tmp_path: Path) -> None:
-    """RL under verl: the step is saved, then its metrics are written, then we read them."""
+def test_a_checkpoint_waits_for_the_lines_before_it(tmp_path: Path) -> None:
+    """RL under verl: a step's metrics are written behind our back, and read a moment later; its own step's the checkpoint has in it."""
     root, store, lines = (
         tmp_path / "here" / "checkpoints",
         FolderStore(tmp_path / "store"),
         tmp_path / "here" / PROGRESS,
     )
     uploader = uploads.Uploader(root, store, keep=2, interval_s=0.02, line_s=30.0)
-    _make(root, 2)
+    _make(root, 3)
     lines.write_text('{"step": 1}\n')
     uploader.start()
     threading.Event().wait(0.4)
     assert uploads.stored(store) == []
     with lines.open("a") as f:
         f.write('{"step": 2}\n')
-    assert uploader.close(30.0) and uploads.stored(store) == [(2, "global_step_2")]
+    assert uploader.close(30.0) and uploads.stored(store) == [(3, "global_step_3")]
     assert (store.folder / PROGRESS).read_text() == lines.read_text()
     late = uploads.Uploader(root, FolderStore(tmp_path / "late"), keep=2, interval_s=0.02, line_s=0.2)
-    _make(root, 3)  # a trainer that tells of no step keeps no checkpoint back for ever
+    _make(root, 4)  # a trainer that tells of no step keeps no checkpoint back for ever
     late.start()
     assert late.close(30.0) and late.newest() is not None
 
