@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-train test-gang test-demo test-browser test-export test-control-plane test-cluster locks locks-check audit images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-programs cluster-env cluster-down node node-images e2e chart lint-chart docs prometheus cluster-image walk pictures
+.PHONY: help setup demo test test-unit test-kill test-s3 test-stack test-train test-gang test-demo test-browser test-export test-control-plane test-cluster test-node locks locks-check audit images image-operator image-train image-infer test-images lint format types bench clean cluster cluster-programs cluster-env cluster-down node node-images e2e chart lint-chart docs prometheus cluster-image walk pictures
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,7 +33,7 @@ setup: $(STAMP) ## make .venv with everything the demo and the tests need (quick
 demo: setup ## SFT, RL and the eight-file evaluation of a tiny model on this machine, about ten minutes
 	@$(BIN)/egm run -f jobs/demo.yaml
 
-test: setup lint types test-unit test-browser test-kill test-s3 test-stack ## what CI runs, but for test-control-plane
+test: setup lint types test-unit test-browser test-kill test-s3 test-stack ## what CI runs, but for test-control-plane and test-node
 
 test-unit: setup ## pure and fast tests, seconds
 	@$(BIN)/python -m pytest -q tests/unit
@@ -121,7 +121,11 @@ node-images: images ## the images of `make images`, on the real node
 	@python3 hack/cluster/cluster.py load $(foreach i,operator train infer,localhost/egm-$(i):$(or $(TAG),dev))
 
 # IMAGES=checkout: this checkout's environment instead of built images, for who is in a hurry
-e2e: setup node $(if $(filter checkout,$(IMAGES)),cluster-image,node-images) ## the pipeline as pods on a real node, by the chart and the built images, with disturbances; root, buildah, half an hour
+NODE_IMAGES = $(if $(filter checkout,$(IMAGES)),cluster-image,node-images)
+test-node: setup node $(NODE_IMAGES) ## the part of e2e that CI runs: the chart's release, a gang of two pods that loses one; root, buildah, ten minutes
+	@$(BIN)/python -m pytest -q -s tests/e2e/test_gang.py
+
+e2e: setup node $(NODE_IMAGES) ## the pipeline as pods on a real node, by the chart and the built images, with disturbances; root, buildah, half an hour
 	@$(BIN)/python -m pytest -q -s tests/e2e
 
 cluster-env: ## its shell exports: eval "$$(make -s cluster-env)"

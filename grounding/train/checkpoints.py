@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,16 +75,16 @@ def absent_ranks(folder: Path) -> list[str]:
 
 def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
     """Leave the metrics of its own step in a checkpoint that is not marked yet: a trainer that logs a step after saving it may be killed between."""
-    write_json(Path(folder) / METRICS, metrics)
+    write_json(Path(folder) / METRICS, {"time": time.time(), "data": dict(metrics)})
 
 
-def metrics_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `write_metrics` left, by the trainer's own names; empty where there is nothing that can be read."""
+def metrics_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What `write_metrics` left: `{"time": seconds since the epoch, "data": metrics by the trainer's own names}`; None where it did not."""
     try:
         found = orjson.loads((checkpoint.path / METRICS).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return {"time": float(found["time"]), "data": dict(found["data"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def mark_complete(folder: str | Path) -> None:

@@ -73,17 +73,27 @@ class ProgressWriter:
         for line in (*known, *read_progress(self.path)):
             if (step := int(line["step"])) <= resume_from:
                 kept[step] = joined(kept.get(step, {}), line)
+        self._kept = [kept[step] for step in sorted(kept)]
         if self.path.exists() or kept:
-            with atomic_write(self.path) as f:
-                f.writelines(orjson.dumps(kept[step], option=orjson.OPT_APPEND_NEWLINE) for step in sorted(kept))
-        self._resumed = kept.get(resume_from, {"step": resume_from})
+            self._rewrite()
         self._out = Appender(self.path)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one step; values that are not finite numbers are written as null, since JSON has no NaN."""
         line = progress_line(self._clock(), self.stage, step, self.total_steps, metrics)
-        # a run may begin with the validation that the last one owes
-        self._out.write(joined(self._resumed, line) if step == self._resumed["step"] else line)
+        if self._kept and self._kept[-1]["step"] == step:
+            # the run begins with the validation that the last one owes: one line a step all the same
+            self._kept[-1] = joined(self._kept[-1], line)
+            self._out.close()
+            self._rewrite()
+            self._out = Appender(self.path)
+        else:
+            self._kept = []
+            self._out.write(line)
+
+    def _rewrite(self) -> None:
+        with atomic_write(self.path) as f:
+            f.writelines(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in self._kept)
 
     def close(self) -> None:
         """Force the lines to the disk."""

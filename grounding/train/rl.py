@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +21,10 @@ from grounding import flashinfer
 from grounding.api import GroundingTrainJob
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
-from grounding.files import complete_lines
-from grounding.train import checkpoints, families, gang, rank0, ray_cluster, reward, tracking, uploads
+from grounding.train import attempts, checkpoints, families, gang, rank0, ray_cluster, reward, tracking, uploads
 from grounding.train.export import export
-from grounding.train.progress import (
-    ProgressWriter,
-    joined,
-    new_lines,
-    parse_lines,
-    progress_line,
-    read_progress,
-    stitch,
-)
+from grounding.train.progress import ProgressWriter, new_lines, parse_lines
 from grounding.train.verl_overrides import freezes_vision, overrides
-
-VERL = "verl"  # the folder of verl's own files in a job's
-
-# verl's metric -> ours; the rest stays in verl's own log
-METRICS = {
-    "critic/score/mean": "score",
-    "critic/rewards/mean": "reward",
-    "actor/loss": "loss",
-    "actor/pg_loss": "policyLoss",
-    "actor/kl_loss": "klLoss",
-    "actor/ppo_kl": "kl",
-    "actor/entropy": "entropy",
-    "actor/pg_clipfrac": "clipFraction",
-    "actor/grad_norm": "gradNorm",
-    "actor/lr": "learningRate",
-    "response_length/mean": "responseLength",
-    "response_length/clip_ratio": "responseClipped",
-    "perf/throughput": "tokensPerSecond",
-    "timing_s/gen": "secondsRollout",
-    "timing_s/update_actor": "secondsUpdate",
-    "timing_s/ref": "secondsReference",
-    "timing_s/save_checkpoint": "secondsSave",
-    "timing_s/testing": "secondsValidation",
-    "timing_s/step": "secondsStep",
-    "val-core/grounding/acc/mean@1": "valAccuracy",
-    "val-aux/grounding/iou/mean@1": "valIou",
-    "val-aux/grounding/parsed/mean@1": "valParsed",
-    "val-aux/grounding/score/mean@1": "valScore",
-    "val-aux/grounding/length/mean@1": "valLength",
-}
-
-
-def metrics(data: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics that a progress line carries, by our names."""
-    return {ours: float(data[theirs]) for theirs, ours in METRICS.items() if isinstance(data.get(theirs), (int, float))}
 
 
 def environment(
@@ -158,22 +114,22 @@ def train(job: GroundingTrainJob, data: JobData, model: str, out: Path, log: tra
             file=data.train_parquet,
         )
     total = _total_steps(job, rows)
-    checkpoint = checkpoints.newest(out / "checkpoints")
-    done = checkpoint.step if checkpoint else 0
-    own, logged = carried(checkpoint, total), history(out / VERL, total)
-    lines = [*own, *logged, *read_progress(out / "progress.jsonl")]
-    if checkpoint and own and len([line for line in lines if line["step"] == done]) == 1:
-        log(done, checkpoints.metrics_of(checkpoint))
-    known, owed = own + logged, owes_validation(job, done, total, lines)
-    if done < total or owed:
-        code = _train(job, data, model, out, cpu, pods, total, checkpoint, known, owed, log)
-        if code:
+    start = attempts.start(job, out, total, (pods.nodes if pods else 1) * _node(job, cpu).gpus)
+    if start.unlogged:
+        log(start.done, start.unlogged)
+    if start.done < total or start.validate:
+        code = _train(job, data, model, out, cpu, pods, total, start, log)
+        if code and (pods or code == 143 or start.validate != "only"):
             return code
-        checkpoint = checkpoints.newest(out / "checkpoints")
+        if code:
+            sys.stderr.write(
+                f"rl: the last validation failed (verl's exit code {code}); the model is exported without it\n"
+            )
     else:
-        ProgressWriter(out / "progress.jsonl", "rl", total, done, known=known).close()
+        ProgressWriter(out / "progress.jsonl", "rl", total, start.done, known=start.known).close()
         if pods:
             gang.dismiss(pods, 60.0)
+    checkpoint = checkpoints.newest(out / "checkpoints")
     if checkpoint is None or checkpoint.step < total:
         raise Failure(
             "verl ended without the last checkpoint", hint="Its log above says why.", file=out / "checkpoints"
@@ -190,19 +146,17 @@ def _train(
     cpu: bool,
     pods: gang.Pods | None,
     total: int,
-    checkpoint: checkpoints.Checkpoint | None,
-    known: list[dict[str, Any]],
-    owed: bool,
+    start: attempts.Start,
     track: tracking.Log,
 ) -> int:
-    """Run verl from `checkpoint` on, with its validation first where that is `owed`; its exit code. `known`: progress lines of earlier attempts."""
+    """Run verl from `start` on; its exit code."""
     assert data.train_parquet and data.val_parquet
-    nodes, done = pods.nodes if pods else 1, checkpoint.step if checkpoint else 0
+    nodes, done, checkpoint = pods.nodes if pods else 1, start.done, start.checkpoint
     node = _node(job, cpu)
     if checkpoint:
         checkpoints.refuse_other_world(checkpoint, nodes * node.gpus)
     attempt = time.strftime("%Y%m%dT%H%M%S")
-    log = out / VERL / f"metrics-{attempt}-from-{done}.jsonl"  # verl truncates its file at every start
+    log = out / attempts.VERL / f"metrics-{attempt}-from-{done}.jsonl"  # verl truncates its file at every start
     log.parent.mkdir(parents=True, exist_ok=True)
     arguments = overrides(
         job,
@@ -213,18 +167,20 @@ def _train(
         reward_file=Path(reward.__file__).resolve(),
         cpu=cpu,
         resume_from=checkpoint.path if checkpoint else None,
-        validate="" if not owed else "first" if done < total else "only",
+        validate=start.validate,
         nodes=nodes,
         attention=None if _has_flash_attention() and not cpu else "sdpa",
         cpu_slots=node.cpus,
     )
     env = os.environ | environment(job, out, log, cpu=cpu, validation_rows=_rows(data.val_parquet), nodes=nodes)
-    start = f"resuming after step {done}" if checkpoint else "starting"
-    print(f"rl: {_rows(data.train_parquet)} rows, {total} steps, {start}; verl's metrics: {log}", flush=True)  # noqa: T201
+    how = f"resuming after step {done}" if checkpoint else "starting"
+    if start.validate:
+        how += ", its validation first" if start.validate == "first" else ", for its validation alone"
+    print(f"rl: {_rows(data.train_parquet)} rows, {total} steps, {how}; verl's metrics: {log}", flush=True)  # noqa: T201
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
     if pods is not None:  # verl's runner may land on any pod, whose own environment knows another file or none
         command.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={log}")
-    writer = ProgressWriter(out / "progress.jsonl", "rl", total, done, known=known)
+    writer = ProgressWriter(out / "progress.jsonl", "rl", total, done, known=start.known)
     if pods is None:
         return _run(command, _own_ray(env), out, log, writer, track)
     env = gang.environment_of_jobs(env)
@@ -248,43 +204,6 @@ def _node(job: GroundingTrainJob, cpu: bool) -> ray_cluster.Node:
 
 def _deadline(job: GroundingTrainJob) -> float:
     return float(job.spec.start_deadline_seconds or 1800)
-
-
-def history(folder: Path, total: int) -> list[dict[str, Any]]:
-    """Progress lines from verl's own files of earlier attempts, `metrics-<when>-from-<step>.jsonl`, stitched: no step is lost or doubled.
-
-    verl writes a step before we have read it, so these files may know of steps that `progress.jsonl` does not.
-    """
-    attempts = []
-    for file in sorted(folder.glob("metrics-*-from-*.jsonl")):
-        origin = file.stem.rpartition("-")[2]
-        written = file.stat().st_mtime
-        steps = [
-            (line["step"], progress_line(written, "rl", line["step"], total, metrics(line["data"])))
-            for line in complete_lines(file)
-            if isinstance(line.get("step"), int) and isinstance(line.get("data"), dict)
-        ]
-        if origin.isdigit():
-            attempts.append((int(origin), steps))
-    return list(stitch(attempts, joined).values())
-
-
-def carried(checkpoint: checkpoints.Checkpoint | None, total: int) -> list[dict[str, Any]]:
-    """The progress line that a checkpoint has of its own step, if any; verl may have died before it logged that step, or validated after it."""
-    found = checkpoints.metrics_of(checkpoint) if checkpoint else {}
-    if checkpoint is None or not found:
-        return []
-    written = (checkpoint.path / checkpoints.METRICS).stat().st_mtime
-    return [progress_line(written, "rl", checkpoint.step, total, metrics(found))]
-
-
-def owes_validation(job: GroundingTrainJob, done: int, total: int, lines: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the run that left the checkpoint of step `done` died before the validation that was due after it. Pure."""
-    h = job.spec.hyperparameters
-    if any(override.lstrip("+").startswith("trainer.test_freq=") for override in h.engine_overrides or []):
-        return False  # whoever sets verl's own key is asked nothing more
-    due = 0 < done <= total and (done == total or done % (h.validate_every or 10) == 0)
-    return due and not any(line["step"] == done and "valAccuracy" in line["metrics"] for line in lines)
 
 
 def _run(
@@ -317,7 +236,7 @@ def _run(
             offset, lines = new_lines(log, offset)
             for line in parse_lines(lines):
                 if isinstance(line.get("step"), int) and isinstance(line.get("data"), dict):
-                    writer.step(line["step"], metrics(line["data"]))
+                    writer.step(line["step"], attempts.metrics(line["data"]))
                     track(line["step"], line["data"])
             if ended or (stopped and time.monotonic() - stopped[0] > patience):
                 break

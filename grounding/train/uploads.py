@@ -135,9 +135,13 @@ def _inside(name: str) -> None:
 class Uploader:
     """Uploads the newest complete checkpoint whenever there is a new one, in a thread of its own. Trouble is a warning and tried again."""
 
-    def __init__(self, root: Path, store: Store, keep: int, interval_s: float = 5.0, line_s: float = 10.0) -> None:
-        """Looks every `interval_s` seconds; `line_s`: how long a checkpoint waits for the progress lines before it."""
+    def __init__(
+        self, root: Path, store: Store, keep: int, interval_s: float = 5.0, line_s: float = 10.0, tell_s: float = 60.0
+    ) -> None:
+        """Looks every `interval_s` seconds; `line_s`: how long a checkpoint waits for the progress lines before it; `tell_s`: between uploads of
+        progress lines that no checkpoint brings."""
         self.root, self.store, self.keep, self.interval_s, self.line_s = root, store, keep, interval_s, line_s
+        self.tell_s, self._told, self._again = tell_s, 0.0, 0.0
         self.uploaded: Checkpoint | None = None
         self._stop, self._now = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
@@ -181,15 +185,31 @@ class Uploader:
             if self._stop.wait(0.1):
                 return
 
+    def _tell(self, lines: Path) -> None:
+        self._told, self._again = lines.stat().st_mtime, time.monotonic() + self.tell_s
+        self.store.upload(lines, PROGRESS)
+
+    def _tell_between(self, lines: Path) -> None:
+        """What was measured after the checkpoint, a validation for one, would be lost with a pod that is lost before the next."""
+        if time.monotonic() < self._again or not lines.exists() or lines.stat().st_mtime <= self._told:
+            return
+        try:
+            self._tell(lines)
+        except (EgmError, OSError, ValueError) as error:
+            _log.warning("the progress lines are not uploaded yet: %s", error)
+
     def _once(self) -> bool:
         newest = checkpoints.peek(self.root)
-        if newest is None or newest == self.uploaded:
+        if newest is None:
+            return True
+        lines = self.root.parent / PROGRESS  # a node that takes over has no other copy
+        if newest == self.uploaded:
+            self._tell_between(lines)
             return True
         try:
-            lines = self.root.parent / PROGRESS  # a node that takes over has no other copy
             if lines.exists():
                 self._await(lines, newest.step)
-                self.store.upload(lines, PROGRESS)
+                self._tell(lines)
             if push(self.store, newest, self._stop):
                 self.uploaded = newest
                 prune(self.store, self.keep)

@@ -39,6 +39,36 @@ def _run(*argv: str, check: bool = True, env: dict[str, str] | None = None, time
     return done.stdout
 
 
+def refused(folder: Path) -> str:
+    """What of a real node this machine does not let its user do, whatever is installed; empty where it lets all. `folder`: where images will lie."""
+    if os.geteuid() != 0:
+        return "a real node needs root"
+    folder.mkdir(parents=True, exist_ok=True)
+    tree = Path("/sys/fs/cgroup")
+    controllers = [tree] if (tree / "cgroup.controllers").exists() else [tree / n for n in ("memory", "cpu", "pids")]
+    groups = [str(controller / f"egm-{os.getpid()}") for controller in controllers]
+    forward = "/proc/sys/net/ipv4/ip_forward"
+    overlay = (
+        "mkdir lower upper work both && mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay both"
+    )
+    with tempfile.TemporaryDirectory(dir=folder) as empty:
+        for what, argv in {
+            "namespaces": ["unshare", "--mount", "--pid", "--ipc", "--uts", "--net", "--cgroup", "--fork", "true"],
+            "overlay mounts": ["unshare", "--mount", "sh", "-ec", overlay],
+            "bridges": ["unshare", "--net", "ip", "link", "add", "egm-probe", "type", "bridge"],
+            "iptables": ["unshare", "--net", "iptables", "-t", "nat", "-S"],
+            "control groups": ["sh", "-ec", 'mkdir "$@" && rmdir "$@"', "sh", *groups],
+            "sysctls": ["sh", "-ec", f"value=$(cat {forward}); echo $value > {forward}"],
+        }.items():
+            try:
+                done = subprocess.run(argv, cwd=empty, capture_output=True, text=True, timeout=20)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                return f"{what}: {error}"
+            if done.returncode:
+                return f"{what}: {done.stderr.strip()[-200:]}"
+    return ""
+
+
 def address() -> None:
     """The bridge of the pods, whose address is the node's and the API server's, whatever the host's network is."""
     if os.geteuid() != 0:

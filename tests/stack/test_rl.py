@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from grounding.train import checkpoints, rl
+from grounding.train import attempts, checkpoints
 from grounding.train.progress import read_progress
 
 MANIFEST = """
@@ -70,6 +70,8 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, speaking_mode
     assert not (killed / "model").exists(), "killed too late: the run was over"
     subprocess.run(command(killed), check=True)
 
+    assert list((killed / "verl").glob("metrics-*-from-8.jsonl")), "verl was not asked for the last validation"
+
     names = ("score", "gradNorm", "entropy", "responseLength")
     assert [step for step, _ in _metrics(straight)] == list(range(1, 9))
     assert _metrics(killed, *names) == _metrics(straight, *names)
@@ -80,7 +82,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, speaking_mode
     assert [again[name] for name in validated] == [last[name] for name in validated]
     lines = {line["step"]: line["metrics"] for line in read_progress(straight / "progress.jsonl")}
     for checkpoint in checkpoints.complete(straight / "checkpoints"):
-        brought = rl.metrics(checkpoints.metrics_of(checkpoint))
+        brought = attempts.metrics(checkpoints.metrics_of(checkpoint)["data"])
         assert brought.pop("tokensPerSecond") > 0 and brought.pop("secondsStep") > 0
         exact = {name for name in lines[checkpoint.step] if not name.startswith(("val", "seconds", "tokens"))}
         assert {name: brought[name] for name in exact} == {name: lines[checkpoint.step][name] for name in exact}

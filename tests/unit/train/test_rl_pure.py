@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from grounding.api import parse, resolve
-from grounding.train import checkpoints, rl
-from grounding.train.progress import progress_line
+from grounding.train import rl
 from grounding.train.verl_overrides import overrides
 
 
@@ -91,42 +89,6 @@ def test_a_validation_that_a_run_died_in_is_made_up_for() -> None:
     first, only = (_made(_job("egm-8b-rl"), resume=checkpoint, validate=how) for how in ("first", "only"))
     assert first["trainer.val_before_train"] == only["trainer.val_before_train"] == "True"
     assert "trainer.val_only" not in first and only["trainer.val_only"] == "True"
-
-
-@pytest.mark.parametrize(
-    ("done", "metrics", "owed"),
-    [
-        (0, {}, False),
-        (5, {}, True),  # every fifth step
-        (5, {"score": 1.0}, True),
-        (5, {"valAccuracy": 0.5}, False),
-        (7, {}, False),
-        (12, {}, True),  # the last
-        (12, {"valAccuracy": 0.5}, False),
-        (15, {}, False),  # maxSteps was lowered: nothing is trained any more
-    ],
-)
-def test_what_validation_is_owed(done: int, metrics: dict[str, float], owed: bool) -> None:
-    lines = [
-        progress_line(1.0, "rl", step, 12, {"valAccuracy": 0.5} if step < done else metrics)
-        for step in range(1, done + 1)
-    ]
-    assert rl.owes_validation(_job("egm-8b-rl", validateEvery="5"), done, 12, lines) is owed
-    asked = _job("egm-8b-rl", validateEvery="5", engineOverrides="[trainer.test_freq=-1]")
-    assert not rl.owes_validation(asked, done, 12, lines)
-
-
-def test_a_checkpoint_brings_the_line_of_its_step(tmp_path: Path) -> None:
-    folder = tmp_path / "global_step_3"
-    folder.mkdir()
-    (folder / "weights").write_bytes(b"w")
-    checkpoints.write_metrics(folder, {"critic/score/mean": np.float64(0.5), "actor/grad_norm": 2.0})
-    checkpoints.mark_complete(folder)
-    checkpoint = checkpoints.newest(tmp_path)
-    (line,) = rl.carried(checkpoint, 9)
-    assert (line["step"], line["totalSteps"], line["metrics"]) == (3, 9, {"score": 0.5, "gradNorm": 2.0})
-    (folder / checkpoints.METRICS).write_bytes(b"[")
-    assert rl.carried(checkpoint, 9) == rl.carried(None, 9) == [], "one of an older release has none"
 
 
 def test_engine_overrides_come_last() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,6 +186,30 @@ def test_a_checkpoint_waits_for_the_lines_before_it(tmp_path: Path) -> None:
     _make(root, 4)  # a trainer that tells of no step keeps no checkpoint back for ever
     late.start()
     assert late.close(30.0) and late.newest() is not None
+
+
+def test_lines_go_without_a_checkpoint_too(tmp_path: Path) -> None:
+    """Else a pod that is lost late after its last checkpoint takes what was measured at it along."""
+    root, store, lines = tmp_path / "checkpoints", FolderStore(tmp_path / "store"), tmp_path / PROGRESS
+    _make(root, 2)
+    lines.write_text('{"step": 1}\n')
+    uploader = uploads.Uploader(root, store, keep=2, interval_s=0.02, tell_s=0.1)
+    uploader.start()
+    try:
+        _until(lambda: uploader.newest() is not None)
+        for text in ('{"step": 2}\n', '{"step": 3}\n'):
+            with lines.open("a") as f:
+                f.write(text)
+            _until(lambda: (store.folder / PROGRESS).read_text() == lines.read_text())
+    finally:
+        assert uploader.close(30.0)
+
+
+def _until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_model_is_fetched_where_it_is_not_here(tmp_path: Path) -> None:

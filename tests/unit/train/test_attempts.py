@@ -1,0 +1,102 @@
+"""What an RL run that was killed has left, and what the next one makes of it."""
+
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from grounding.api import parse, resolve
+from grounding.train import attempts, checkpoints
+from grounding.train.progress import progress_line
+
+ACCURACY = "val-core/grounding/acc/mean@1"
+
+
+def _job(**hyperparameters: str):
+    extra = "".join(f", {k}: {v}" for k, v in hyperparameters.items())
+    text = f"""
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingTrainJob
+metadata: {{name: rl}}
+spec:
+  preset: egm-8b-rl
+  data: {{train: [a.json], validation: [b.jsonl], images: [c.tar]}}
+  hyperparameters: {{validateEvery: 5{extra}}}
+"""
+    return resolve(parse(text)[0])
+
+
+def _checkpoint(out: Path, step: int) -> checkpoints.Checkpoint:
+    folder = out / "checkpoints" / f"global_step_{step}"
+    (folder / "actor").mkdir(parents=True)
+    (folder / "actor" / "model_world_size_1_rank_0.pt").write_bytes(b"w")
+    checkpoints.write_metrics(folder, {"critic/score/mean": np.float64(0.5), "actor/grad_norm": 2.0})
+    checkpoints.mark_complete(folder)
+    return checkpoints.Checkpoint(step, folder)
+
+
+def _verl(out: Path, name: str, *steps: tuple[int, str, float]) -> None:
+    (out / attempts.VERL).mkdir(exist_ok=True)
+    rows = [orjson.dumps({"step": step, "data": {metric: value}}) + b"\n" for step, metric, value in steps]
+    (out / attempts.VERL / name).write_bytes(b"".join(rows))
+
+
+@pytest.mark.parametrize(
+    ("done", "metrics", "owed"),
+    [
+        (0, {}, False),
+        (5, {}, True),  # every fifth step
+        (5, {"score": 1.0}, True),
+        (5, {"valAccuracy": 0.5}, False),
+        (7, {}, False),
+        (12, {}, True),  # the last
+        (12, {"valAccuracy": 0.5}, False),
+        (15, {}, False),  # maxSteps was lowered: nothing is trained any more
+    ],
+)
+def test_what_validation_is_owed(done: int, metrics: dict[str, float], owed: bool) -> None:
+    lines = [progress_line(1.0, "rl", 0, 12, {"valAccuracy": 0.1})] + [
+        progress_line(1.0, "rl", step, 12, {"valAccuracy": 0.5} if step < done else metrics)
+        for step in range(1, done + 1)
+    ]
+    assert attempts.owes_validation(_job(), done, 12, lines) is owed
+    asked = _job(engineOverrides="[trainer.test_freq=-1]")
+    assert not attempts.owes_validation(asked, done, 12, lines)
+    elsewhere = [{**line, "metrics": {}} for line in lines]  # a `val_kwargs.n` of 4 has its figures under other names
+    assert not attempts.owes_validation(_job(), done, 12, elsewhere)
+
+
+def test_a_checkpoint_brings_the_line_of_its_step(tmp_path: Path) -> None:
+    checkpoint = _checkpoint(tmp_path, 3)
+    (line,) = attempts.carried(checkpoint, 9)
+    assert (line["step"], line["totalSteps"], line["metrics"]) == (3, 9, {"score": 0.5, "gradNorm": 2.0})
+    (checkpoint.path / checkpoints.METRICS).write_bytes(b"[")
+    assert attempts.carried(checkpoint, 9) == attempts.carried(None, 9) == [], "one of an older release has none"
+
+
+def test_where_a_run_goes_on(tmp_path: Path) -> None:
+    """Killed between the saving of step 10 and the line about it, then in the validation that was made up for."""
+    _verl(
+        tmp_path,
+        "metrics-1-from-0.jsonl",
+        (0, ACCURACY, 0.1),
+        *((n, "critic/score/mean", n / 10) for n in range(1, 10)),
+    )
+    _checkpoint(tmp_path, 10)
+    start = attempts.start(_job(), tmp_path, 12, 1)
+    assert (start.done, start.validate, [line["step"] for line in start.known]) == (10, "first", [10, *range(10)])
+    assert start.unlogged == {"critic/score/mean": 0.5, "actor/grad_norm": 2.0}
+    assert attempts.start(_job(), tmp_path, 10, 1).validate == "only"
+    assert attempts.start(_job(), tmp_path, 10, 8).validate == "", "its shards cannot be loaded by eight"
+    _verl(tmp_path, "metrics-2-from-10.jsonl")
+    assert attempts.start(_job(), tmp_path, 12, 1).validate == "", "once: it may fail every time"
+    _verl(tmp_path, "metrics-2-from-10.jsonl", (10, ACCURACY, 0.2))
+    start = attempts.start(_job(), tmp_path, 12, 1)
+    assert start.validate == "" and start.unlogged is None
+    assert start.known[-1]["metrics"] == {"valAccuracy": 0.2} and start.known[0]["metrics"]["score"] == 0.5
+
+
+def test_the_first_start(tmp_path: Path) -> None:
+    start = attempts.start(_job(), tmp_path, 12, 1)
+    assert (start.checkpoint, start.done, start.known, start.validate, start.unlogged) == (None, 0, [], "", None)
