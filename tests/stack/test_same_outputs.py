@@ -126,7 +126,7 @@ def _complete(data: bytes) -> Any:
     return {
         k: v
         for k, v in json.loads(data)["files"].items()
-        if not re.search(r"training_args\.bin|trainer_state|extra_state", k)
+        if not re.search(r"training_args\.bin|trainer_state|extra_state|metrics\.json", k)
     }
 
 
@@ -139,7 +139,12 @@ def _shards(data: bytes) -> Any:
 
 def _verl(data: bytes) -> Any:
     clock = re.compile(r"(actor/)?perf/|timing_")
-    return [(line["step"], {k: v for k, v in line["data"].items() if not clock.match(k)}) for line in _lines(data)]
+    return [(line.get("step"), {k: v for k, v in line["data"].items() if not clock.match(k)}) for line in _lines(data)]
+
+
+def _step(data: bytes) -> Any:
+    """A checkpoint's metrics of its own step."""
+    return _verl(json.dumps(json.loads(data)).encode())
 
 
 def _state(data: bytes) -> Any:
@@ -156,6 +161,7 @@ DECLARED: dict[str, Callable[[bytes], Any] | None] = {
     r"warm/checkpoints/[^/]+/trainer_state\.json": _state,
     r"rl/checkpoints/[^/]+/actor/(model|optim)_world_size_1_rank_0\.pt": _shards,
     r"rl/checkpoints/[^/]+/actor/extra_state_world_size_1_rank_0\.pt": None,  # random states that nothing draws from
+    r"rl/checkpoints/[^/]+/metrics\.json": _step,
     r"(warm|rl)/checkpoints/[^/]+/complete\.json": _complete,
     r"(warm|rl)/tensorboard/events": None,  # times, host, process
     r"rl/verl/metrics\.jsonl": _verl,
