@@ -286,6 +286,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the operator that was started goes, too
+    if not kubeconfig().exists():
+        parser.error(f"there is no {kubeconfig()}; `make cluster` starts a cluster, EGM_KUBECONFIG names another")
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Linux, Python {platform.python_version()}"
 
