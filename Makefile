@@ -67,7 +67,7 @@ test-export: setup ## the exporters with the tools they write for, in an environ
 	@VIRTUAL_ENV=.cache/export $(UV) pip install --quiet -e . $(EXPORTERS) hypothesis==6.170.15 pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout==2.4.0
 	@.cache/export/bin/python -m pytest -q tests/export
 
-CONTROL_PLANE := walk crds chart_rbac runbooks operator_faults operator_killed operator_many operator_progress
+CONTROL_PLANE := walk crds chart_render chart_rbac runbooks operator_faults operator_killed operator_many operator_progress
 test-control-plane: setup cluster-programs ## what users do and what breaks, on a real control plane; CI runs it; minutes, and half an hour more where its programs must be built
 	@$(BIN)/python -m pytest -q $(CONTROL_PLANE:%=tests/cluster/test_%.py)
 
