@@ -5,7 +5,7 @@ verl saves a step, validates it, and then logs it: one that was killed in betwee
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,13 @@ def metrics(data: Mapping[str, Any]) -> dict[str, float]:
     return {ours: float(data[theirs]) for theirs, ours in METRICS.items() if isinstance(data.get(theirs), (int, float))}
 
 
+def logged(lines: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Step and metrics, by verl's names, of the lines that verl's file logger wrote; other lines are passed over."""
+    for line in lines:
+        if isinstance(line.get("step"), int) and isinstance(line.get("data"), dict):
+            yield line["step"], line["data"]
+
+
 def history(folder: Path, total: int) -> list[dict[str, Any]]:
     """Progress lines from verl's own files of earlier attempts, `metrics-<when>-from-<step>.jsonl`, stitched: no step is lost or doubled.
 
@@ -61,21 +68,12 @@ def history(folder: Path, total: int) -> list[dict[str, Any]]:
         origin = file.stem.rpartition("-")[2]
         written = file.stat().st_mtime
         steps = [
-            (line["step"], progress_line(written, "rl", line["step"], total, metrics(line["data"])))
-            for line in complete_lines(file)
-            if isinstance(line.get("step"), int) and isinstance(line.get("data"), dict)
+            (step, progress_line(written, "rl", step, total, metrics(data)))
+            for step, data in logged(complete_lines(file))
         ]
         if origin.isdigit():
             attempts.append((int(origin), steps))
     return list(stitch(attempts, joined).values())
-
-
-def carried(checkpoint: checkpoints.Checkpoint | None, total: int) -> list[dict[str, Any]]:
-    """The progress line that a checkpoint has of its own step, if any."""
-    found = checkpoints.metrics_of(checkpoint) if checkpoint else None
-    if checkpoint is None or found is None:
-        return []
-    return [progress_line(found["time"], "rl", checkpoint.step, total, metrics(found["data"]))]
 
 
 def owes_validation(job: GroundingTrainJob, done: int, total: int, lines: Iterable[Mapping[str, Any]]) -> bool:
@@ -109,13 +107,14 @@ def start(job: GroundingTrainJob, out: Path, total: int, processes: int) -> Star
     """What the attempts before this one have left in `out`. Sets broken checkpoints aside."""
     checkpoint = checkpoints.newest(out / "checkpoints")
     done = checkpoint.step if checkpoint else 0
-    own, logged = carried(checkpoint, total), history(out / VERL, total)
-    told = [*logged, *read_progress(out / "progress.jsonl")]
+    carried = checkpoints.metrics_of(checkpoint) if checkpoint else None
+    own = [progress_line(carried["time"], "rl", done, total, metrics(carried["data"]))] if carried else []
+    before = history(out / VERL, total)
+    told = [*before, *read_progress(out / "progress.jsonl")]
     owed = owes_validation(job, done, total, own + told)
     if checkpoint and owed:
         # once: what fails in it every time must not keep the training from going on, or its model from being exported
         tried = any((out / VERL).glob(f"metrics-*-from-{done}.jsonl"))
         owed = not tried and (done < total or checkpoints.world_size(checkpoint.path) in (None, processes))
-    found = checkpoints.metrics_of(checkpoint) if checkpoint else None
-    unlogged = found["data"] if found and not any(line["step"] == done for line in told) else None
-    return Start(checkpoint, own + logged, ("first" if done < total else "only") if owed else "", unlogged)
+    unlogged = carried["data"] if carried and not any(line["step"] == done for line in told) else None
+    return Start(checkpoint, own + before, ("first" if done < total else "only") if owed else "", unlogged)

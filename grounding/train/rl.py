@@ -234,10 +234,9 @@ def _run(
         while True:
             ended = child.poll() is not None
             offset, lines = new_lines(log, offset)
-            for line in parse_lines(lines):
-                if isinstance(line.get("step"), int) and isinstance(line.get("data"), dict):
-                    writer.step(line["step"], attempts.metrics(line["data"]))
-                    track(line["step"], line["data"])
+            for step, metrics in attempts.logged(parse_lines(lines)):
+                writer.step(step, attempts.metrics(metrics))
+                track(step, metrics)
             if ended or (stopped and time.monotonic() - stopped[0] > patience):
                 break
             if not stopped and (why := lost()):

@@ -8,6 +8,7 @@
     cluster.py load NAME...                   images of buildah's store, on the real node
     cluster.py down                           stop what was started, remove the run folder
     cluster.py build [--node]                 the binaries alone
+    cluster.py packages                       Debian's packages that a real node wants
     cluster.py check                          whether this machine lets a real node run; says what it refuses and ends with 3
 
 All state is in one run folder (`--run`, default .cache/cluster of this checkout). See docs/cluster.md.
@@ -118,7 +119,7 @@ def main() -> int:
     commands.add_parser("restart").add_argument("program")
     commands.add_parser("build").add_argument("--node", action="store_true", help="those of a real node too")
     commands.add_parser("load").add_argument("names", nargs="+")
-    for name in ("env", "down", "image", "check"):
+    for name in ("env", "down", "image", "packages", "check"):
         commands.add_parser(name)
     arguments = parser.parse_args()
     run: Path = arguments.run.resolve()
@@ -128,9 +129,12 @@ def main() -> int:
         if arguments.command == "build":
             sys.stdout.write(f"{binaries.ensure(say, node=arguments.node)}\n")
             return 0
-        if arguments.command == "check":
+        if arguments.command in ("packages", "check"):
             import node
 
+            if arguments.command == "packages":
+                sys.stdout.write(f"{node.DEBIAN}\n")
+                return 0
             why = node.refused(run.parent)
             sys.stdout.write(f"{why}\n" if why else "")
             return REFUSED if why else 0

@@ -137,14 +137,17 @@ def _shards(data: bytes) -> Any:
         return pickled, {n: saved.read(n) for n in saved.namelist() if "/data/" in n}
 
 
+def _clockless(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in metrics.items() if not re.match(r"(actor/)?perf/|timing_", k)}
+
+
 def _verl(data: bytes) -> Any:
-    clock = re.compile(r"(actor/)?perf/|timing_")
-    return [(line.get("step"), {k: v for k, v in line["data"].items() if not clock.match(k)}) for line in _lines(data)]
+    return [(line["step"], _clockless(line["data"])) for line in _lines(data)]
 
 
 def _step(data: bytes) -> Any:
     """A checkpoint's metrics of its own step."""
-    return _verl(json.dumps(json.loads(data)).encode())
+    return _clockless(json.loads(data)["data"])
 
 
 def _state(data: bytes) -> Any:

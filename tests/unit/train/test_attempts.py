@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
+from rl_jobs import rl_job
 
-from grounding.api import parse, resolve
 from grounding.train import attempts, checkpoints
 from grounding.train.progress import progress_line
 
@@ -14,17 +14,7 @@ ACCURACY = "val-core/grounding/acc/mean@1"
 
 
 def _job(**hyperparameters: str):
-    extra = "".join(f", {k}: {v}" for k, v in hyperparameters.items())
-    text = f"""
-apiVersion: grounding.egm.dev/v1alpha1
-kind: GroundingTrainJob
-metadata: {{name: rl}}
-spec:
-  preset: egm-8b-rl
-  data: {{train: [a.json], validation: [b.jsonl], images: [c.tar]}}
-  hyperparameters: {{validateEvery: 5{extra}}}
-"""
-    return resolve(parse(text)[0])
+    return rl_job("egm-8b-rl", validateEvery=5, **hyperparameters)
 
 
 def _checkpoint(out: Path, step: int) -> checkpoints.Checkpoint:
@@ -69,10 +59,15 @@ def test_what_validation_is_owed(done: int, metrics: dict[str, float], owed: boo
 
 def test_a_checkpoint_brings_the_line_of_its_step(tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path, 3)
-    (line,) = attempts.carried(checkpoint, 9)
+    (line,) = attempts.start(_job(), tmp_path, 9, 1).known
     assert (line["step"], line["totalSteps"], line["metrics"]) == (3, 9, {"score": 0.5, "gradNorm": 2.0})
     (checkpoint.path / checkpoints.METRICS).write_bytes(b"[")
-    assert attempts.carried(checkpoint, 9) == attempts.carried(None, 9) == [], "one of an older release has none"
+    checkpoints.mark_complete(checkpoint.path)
+    assert attempts.start(_job(), tmp_path, 9, 1).known == [], "one that cannot be read tells nothing"
+    (checkpoint.path / checkpoints.METRICS).unlink()
+    checkpoints.mark_complete(checkpoint.path)
+    older = attempts.start(_job(), tmp_path, 9, 1)
+    assert (older.done, older.known) == (3, []), "one of an older release has none"
 
 
 def test_where_a_run_goes_on(tmp_path: Path) -> None:

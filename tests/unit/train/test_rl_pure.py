@@ -3,25 +3,14 @@
 from pathlib import Path
 
 import pytest
+from rl_jobs import rl_job
 
-from grounding.api import parse, resolve
 from grounding.train import rl
 from grounding.train.verl_overrides import overrides
 
 
 def _job(preset: str, **hyperparameters: str):
-    extra = "".join(f", {k}: {v}" for k, v in hyperparameters.items())
-    text = f"""
-apiVersion: grounding.egm.dev/v1alpha1
-kind: GroundingTrainJob
-metadata: {{name: rl}}
-spec:
-  preset: {preset}
-  data: {{train: [a.json], validation: [b.jsonl], images: [c.tar]}}
-  reward: {{type: mix, alpha: 0.25, threshold: 0.75}}
-  hyperparameters: {{saveEvery: 7{extra}}}
-"""
-    return resolve(parse(text)[0])
+    return rl_job(preset, saveEvery=7, **hyperparameters)
 
 
 def _made(job, cpu: bool = False, resume: Path | None = None, **more) -> dict[str, str]:

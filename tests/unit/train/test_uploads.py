@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from grounding.errors import Failure
 from grounding.train import checkpoints, uploads
 from grounding.train.checkpoints import Checkpoint
 from grounding.train.uploads import PROGRESS
+from tests.cluster.operator_kit import until
 
 
 class _Entry(NamedTuple):
@@ -196,20 +196,13 @@ def test_lines_go_without_a_checkpoint_too(tmp_path: Path) -> None:
     uploader = uploads.Uploader(root, store, keep=2, interval_s=0.02, tell_s=0.1)
     uploader.start()
     try:
-        _until(lambda: uploader.newest() is not None)
+        until("the checkpoint in the store", uploader.newest)
         for text in ('{"step": 2}\n', '{"step": 3}\n'):
             with lines.open("a") as f:
                 f.write(text)
-            _until(lambda: (store.folder / PROGRESS).read_text() == lines.read_text())
+            until("its lines there", lambda: (store.folder / PROGRESS).read_text() == lines.read_text())
     finally:
         assert uploader.close(30.0)
-
-
-def _until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_model_is_fetched_where_it_is_not_here(tmp_path: Path) -> None:
