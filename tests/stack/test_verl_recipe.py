@@ -16,8 +16,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
+from rl_jobs import rl_job
 
-from grounding.api import parse, resolve
 from grounding.train import reward
 from grounding.train.verl_overrides import overrides
 
@@ -25,22 +25,10 @@ RL = "actor_rollout_ref"
 
 
 def _arguments(
-    preset: str, out: Path, model: str = "/m", cpu: bool = False, more: str = "", resume: bool = False
+    preset: str, out: Path, model: str = "/m", cpu: bool = False, resume: bool = False, **changed: object
 ) -> list[str]:
-    job = resolve(
-        parse(f"""
-apiVersion: grounding.egm.dev/v1alpha1
-kind: GroundingTrainJob
-metadata: {{name: rl}}
-spec:
-  preset: {preset}
-  data: {{train: [a.json], validation: [b.jsonl], images: [c.tar]}}
-  reward: {{type: mix, alpha: 0.25, threshold: 0.75}}
-  hyperparameters: {{saveEvery: 7{more}}}
-""")[0]
-    )
     return overrides(
-        job,
+        rl_job(preset, saveEvery=7, **changed),
         train_file=out / "train.parquet",
         validation_file=out / "val, 2.parquet",
         model=model,
@@ -79,15 +67,15 @@ def test_every_override_stands_in_the_composed_configuration(preset: str, cpu: b
 
 
 def test_engine_overrides_win(tmp_path: Path) -> None:
-    more = ", engineOverrides: ['trainer.save_freq=99', 'actor_rollout_ref.rollout.n=3']"
-    config = _compose(_arguments("egm-8b-rl", tmp_path, more=more))
+    wanted = ["trainer.save_freq=99", "actor_rollout_ref.rollout.n=3"]
+    config = _compose(_arguments("egm-8b-rl", tmp_path, engineOverrides=wanted))
     assert config.trainer.save_freq == 99 and config[RL].rollout.n == 3
 
 
 def test_the_typed_configurations_that_verl_makes_hold_our_values(tmp_path: Path) -> None:
     from verl.utils.config import omega_conf_to_dataclass
 
-    config = _compose(_arguments("egm-8b-rl", tmp_path, more=", tensorParallel: 2, adamBeta2: 0.95"))
+    config = _compose(_arguments("egm-8b-rl", tmp_path, tensorParallel=2, adamBeta2=0.95))
     actor = omega_conf_to_dataclass(config[RL].actor)
     assert (actor.ppo_mini_batch_size, actor.ppo_max_token_len_per_gpu, actor.use_dynamic_bsz) == (256, 25600, True)
     assert (actor.use_kl_loss, actor.kl_loss_coef, actor.kl_loss_type) == (True, 0.005, "low_var_kl")
@@ -185,8 +173,7 @@ def test_the_data_set_reads_patch_size_lengths_and_seed(tmp_path: Path, tiny_mod
     }
     long = row | {"prompt": [{"role": "user", "content": "<image>\n" + "word " * 400}]}
     pq.write_table(pa.Table.from_pylist([row, long]), tmp_path / "train.parquet")
-    more = ", promptLength: 200"
-    config = _compose(_arguments("egm-8b-rl", tmp_path, more=more, model=str(tiny_model)))
+    config = _compose(_arguments("egm-8b-rl", tmp_path, promptLength=200, model=str(tiny_model)))
     config.data.filter_overlong_prompts_workers = 1
     with open_dict(config):
         config.data.cache_dir = str(tmp_path / "cache")
