@@ -2,7 +2,7 @@
 
     python bench/reward.py [--reference PATH/verl/verl/utils/reward_score/grounding.py] [--seconds 10] [--out bench/reward.json]
 
-The reference's file is not part of this project; fetch it and name it. Without it the plain port of `bench/scoring.py` stands in. Both are called
+The reference's file is not part of this project; fetch it and name it. Without it the plain port of `bench/scoring.py` is used. Both are called
 by keyword with data_source, solution_str, ground_truth and extra_info, as verl's reward manager does, and take turns in one process in rounds of 200
 answers; scores are compared first, bit for bit. Time is the thread's CPU time, since a round is shorter than a busy machine's time slice; a case's
 ratio is that of the fastest rounds. `mean_ratio` is over the realistic cases: reasoning of 300 to 2,000 characters and a JSON box.
@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from scoring import Row, plain_reward, rows
 
-from grounding.train.reward import compute_score
+from grounding.train.rl.reward import compute_score
 
 Call = dict[str, Any]
 # words of reasoning, kind of answer, realistic
@@ -43,7 +43,7 @@ CASES = [
 
 
 def calls(sample: list[Row]) -> list[Call]:
-    """The arguments that verl's reward manager passes for each row."""
+    """Return the arguments that verl's reward manager passes for each row."""
     made = []
     for text, _, truth, width, height in sample:
         info = {"width": width, "height": height, "split": "train", "num_turns": 2, "rollout_reward_scores": {}}
@@ -55,7 +55,7 @@ def calls(sample: list[Row]) -> list[Call]:
 
 
 def load(path: Path | None) -> tuple[str, Callable[..., float]]:
-    """Name and function of what ours is measured against."""
+    """Return name and function of what ours is measured against."""
     if path is None:
 
         def port(solution_str: str, ground_truth: list[float], extra_info: dict[str, Any], **_: Any) -> float:

@@ -126,7 +126,7 @@ def rows(words: int, kind: str, count: int, seed: int = 7) -> list[Row]:
 
 
 def rate(score: Callable[[Row], object], sample: list[Row]) -> float:
-    """Rows per second over one pass."""
+    """Return rows per second over one pass."""
     begin = time.perf_counter()
     for row in sample:
         score(row)

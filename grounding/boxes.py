@@ -7,13 +7,35 @@ part of the contract: published numbers are compared bit for bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
+from functools import lru_cache
+from math import ceil, inf, sqrt
+from typing import Literal
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2; the function that takes or gives one says in which space."""
 
+Space = Literal[
+    "xyxy",
+    "xywh",
+    "relative",
+    "fraction",
+    "cxcywh",
+    "yxyx",
+    "relative-xywh",
+    "relative-cxcywh",
+    "relative-yxyx",
+    "fraction-xywh",
+    "fraction-cxcywh",
+    "fraction-yxyx",
+]
+"""How true boxes may be written: a scale and an order. Scale: pixels, or `relative` (0..1000), or `fraction` (0..1). Order: `xyxy`,
+two corners, which is meant if none is named; `xywh`, corner and size; `cxcywh`, centre and size, as YOLO writes; `yxyx`, y before x."""
+
 SCALE = 1000.0
 """The width and the height of every image in relative coordinates."""
+
+_GRID, _LEAST, _MOST = 28, 3136, 12_845_056
+"""Qwen2.5-VL's `preprocessor_config.json`: two patches of 14 pixels, `min_pixels`, `max_pixels`"""
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
@@ -55,7 +77,7 @@ def fit(x1: float, y1: float, x2: float, y2: float, width: int, height: int) -> 
     try:
         left, right = round(x1 * width / SCALE), round(x2 * width / SCALE)
         top, bottom = round(y1 * height / SCALE), round(y2 * height / SCALE)
-    except OverflowError:  # beyond the largest float: the border that it lies behind
+    except OverflowError:  # beyond the largest float: the border that it is behind
         left, right = _round_huge(x1 * width / SCALE, width), _round_huge(x2 * width / SCALE, width)
         top, bottom = _round_huge(y1 * height / SCALE, height), _round_huge(y2 * height / SCALE, height)
     last_x, last_y = width - 1, height - 1
@@ -114,8 +136,31 @@ def relative_exact(box: Sequence[float], width: int, height: int) -> Box:
     return x1 * SCALE / width, y1 * SCALE / height, x2 * SCALE / width, y2 * SCALE / height
 
 
+@lru_cache(maxsize=4096)
+def resized(width: int, height: int) -> tuple[int, int]:
+    """Return the size that Qwen2.5-VL's processor gives a picture: multiples of 28, within the bounds of its published configuration."""
+    wide, high = (
+        round(width / _GRID) * _GRID,
+        round(height / _GRID) * _GRID,
+    )  # 0 below half of a step, so made larger below
+    if wide * high > _MOST:
+        ratio = sqrt(width * height / _MOST)
+        wide, high = (max(_GRID, int(side / ratio / _GRID) * _GRID) for side in (width, height))
+    elif wide * high < _LEAST:
+        ratio = sqrt(_LEAST / (width * height))
+        wide, high = (ceil(side * ratio / _GRID) * _GRID for side in (width, height))
+    return wide, high
+
+
+def from_resized(box: Sequence[float], width: int, height: int) -> Box:
+    """Pixels of the picture as Qwen2.5-VL's processor resizes it -> pixels of the picture as stored, not rounded and not clipped."""
+    wide, high = resized(width, height)
+    x1, y1, x2, y2 = box
+    return x1 * width / wide, y1 * height / high, x2 * width / wide, y2 * height / high
+
+
 def ordered(box: Sequence[float]) -> Box:
-    """The same box with x1 <= x2 and y1 <= y2."""
+    """Return the same box with x1 <= x2 and y1 <= y2."""
     x1, y1, x2, y2 = box
     if x1 > x2:
         x1, x2 = x2, x1

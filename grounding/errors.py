@@ -7,7 +7,29 @@ The command line prints either without a traceback.
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
+
+_CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, movements of the cursor
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles and links
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
+
+
+def printable(text: str) -> str:
+    """Return a foreign text (a server's, a file's) without what moves a terminal's cursor, changes its title or reverses its direction.
+
+    Line feeds and tabs stay. A sequence becomes one replacement character, so that it can be seen that something was there.
+    """
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def from_checkout(extra: str) -> str:
+    """Return how to install an extra. The package is in no index, so that only the checkout's folder can be installed."""
+    return (
+        f"Install the extra that holds it, in the folder of the checkout: `pip install '.[{extra}]'`, or `make setup`."
+    )
 
 
 class EgmError(Exception):
@@ -70,6 +92,6 @@ _OS_HINTS = {
 
 
 def from_os_error(error: OSError) -> EgmError:
-    """The error for people that an `OSError` stands for; the file name is kept where the system gave one."""
+    """Return the error for people that an `OSError` stands for; the file name is kept where the system gave one."""
     kind, message, hint = _OS_HINTS.get(error.errno or 0, (Failure, error.strerror or str(error), ""))
     return kind(message, hint=hint, file=str(error.filename or ""))

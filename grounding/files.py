@@ -1,20 +1,30 @@
-"""Durable files: atomic replacement, append with fsync, json lines read with line numbers.
+"""Durable files: atomic replacement, published folders, append with fsync, json lines read with line numbers.
 
 No reader ever sees half a file, and no line that was reported as written is lost by a crash.
+
+The protocol of a folder (`publish`): write it beside its place, fsync every file and folder, write a manifest with
+the size and SHA-256 of every file, rename, fsync the parent. A reader that finds a manifest whose sizes are right
+has all of the folder, whatever happened before.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import orjson
 
 from grounding.errors import UserError
+from grounding.failpoints import failpoint
+from grounding.failpoints import wanted as failpoints_wanted
 
 
 def fsync_folder(folder: Path) -> None:
@@ -24,6 +34,14 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents so that they survive a power cut: a file is lost with a folder that is."""
+    new = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in new:
+        fsync_folder(each.parent)
 
 
 @contextmanager
@@ -38,10 +56,11 @@ def _named(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: str | Path, *, private: bool = False) -> Iterator[IO[bytes]]:
     """Open a temporary sibling for writing; on success it replaces `path`, on any error it is removed.
 
-    A link keeps pointing where it does; a device or pipe (`/dev/stdout`) is written to, never replaced.
+    A link keeps pointing where it does; a device or pipe (`/dev/stdout`) is written to, never replaced. `private`: only the owner may
+    read the file.
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -49,19 +68,214 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
             yield f
         return
     path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _named(path):
             with temporary.open("wb") as f:
+                if private:
+                    os.fchmod(f.fileno(), 0o600)
                 yield f
                 f.flush()
                 os.fsync(f.fileno())
+            failpoint("files.replace", path.name)
             temporary.replace(path)
         fsync_folder(path.parent)
+        failpoint("files.replaced", path.name)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        raise
+
+
+MANIFEST = "egm-manifest.json"
+"""In a published folder: the size and SHA-256 of every other file, and what the folder belongs to."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a published folder holds. `files`: name -> (bytes, SHA-256 in hex); `facts`: what its writer recorded."""
+
+    files: Mapping[str, tuple[int, str]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Manifest | None:
+        """Return the manifest that `data` holds; None if it is not one."""
+        try:
+            document = orjson.loads(data)
+            files = {str(n): (int(f["size"]), str(f["sha256"])) for n, f in document["files"].items()}
+            return cls(files, dict(document["facts"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    with _named(file), file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+WHOLE = 64 << 20
+"""Bytes up to which `fingerprint` reads all of a file"""
+_SAMPLES = 64
+
+
+def fingerprint(file: Path) -> str:
+    """Return a digest of a file: of all of it up to 64 MiB, else of its size and 64 pieces spread over it."""
+    size = file.stat().st_size
+    found = hashlib.sha256(str(size).encode())
+    with _named(file), file.open("rb") as f:
+        if size <= WHOLE:
+            while data := f.read(1 << 20):
+                found.update(data)
+        else:
+            for i in range(_SAMPLES):
+                f.seek((size - (1 << 16)) * i // (_SAMPLES - 1))
+                found.update(f.read(1 << 16))
+    return found.hexdigest()
+
+
+_END_BYTES = 4096
+
+
+def ends_digest(file: IO[bytes]) -> str:
+    """Return a digest of an open file's size and of its first and last 4 KiB: enough to tell two pictures apart."""
+    size = file.seek(0, os.SEEK_END)
+    found = hashlib.sha256(str(size).encode())
+    for start, length in ((0, _END_BYTES), (max(_END_BYTES, size - _END_BYTES), _END_BYTES)):
+        file.seek(start)
+        found.update(file.read(length))
+    return found.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 of a value's JSON, in which the order of fields does not count."""
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def md5_of(file: Path) -> str:
+    """Return the MD5 of a file in hex: the ETag of an object that was sent in one piece."""
+    with _named(file), file.open("rb") as f:
+        return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def files_below(folder: Path) -> dict[str, Path]:
+    """Return every file below `folder` by its relative name, in order of name."""
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file() or p.is_symlink()}
+    return dict(sorted(found.items()))
+
+
+def sync_tree(folder: Path) -> None:
+    """Force every file and folder below `folder`, and `folder` itself, to the disk."""
+    folders = {folder}
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            folders.add(path)
+        elif path.is_file():
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+    for each in folders:
+        fsync_folder(each)
+
+
+def digests(files: Mapping[str, Path]) -> dict[str, tuple[int, str]]:
+    """Return (size, SHA-256) of each file; several are read at a time, because a checkpoint can hold 100 GB."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(files, pool.map(lambda p: (p.stat().st_size, sha256_of(p)), files.values()), strict=True))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of a published folder; None if there is none that can be read."""
+    try:
+        return Manifest.parse((folder / MANIFEST).read_bytes())
+    except OSError:
+        return None
+
+
+def is_published(folder: Path) -> bool:
+    """Return whether `folder` has a manifest and every file that it names is there in its size."""
+    manifest = read_manifest(folder)
+    if manifest is None or not manifest.files:
+        return False
+    try:
+        return all((folder / name).stat().st_size == size for name, (size, _) in manifest.files.items())
+    except OSError:
+        return False
+
+
+def damaged(folder: Path) -> list[str]:
+    """Return the names of a published folder's files that are absent or whose content is not the manifest's."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return [MANIFEST]
+    there = {n: folder / n for n, (size, _) in manifest.files.items() if _has_size(folder / n, size)}
+    found = digests(there)
+    return [name for name, wanted in manifest.files.items() if found.get(name) != wanted]
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def refuse_foreign(folder: Path, *, hint: str = "Choose another folder, or empty this one yourself.") -> None:
+    """Raise `UserError` if `folder` holds anything that `publish` has not written: that is never deleted."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir():
+        raise UserError("is not a folder", file=folder, hint=hint)
+    manifest = read_manifest(folder)
+    own = set(manifest.files) | {MANIFEST} if manifest else set()
+    known = own | {parent.as_posix() for name in own for parent in Path(name).parents}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in known:
+            what = "holds other files than those" if manifest else "is not empty and was not"
+            raise UserError(f"the folder {what} written by an earlier export ({name})", file=folder, hint=hint)
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Force the files of `folder` to the disk, then write the manifest that vouches for them."""
+    sync_tree(folder)
+    failpoint("publish.synced", folder.name)
+    files = {name: path for name, path in files_below(folder).items() if name != MANIFEST}
+    listed = {name: {"size": size, "sha256": digest} for name, (size, digest) in digests(files).items()}
+    write_json(folder / MANIFEST, {"files": listed, "facts": dict(facts) if facts else {}})
+
+
+@contextmanager
+def publish(folder: str | Path, facts: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    """Yield an empty folder to write in; on success it becomes `folder`, whole, and on any error it is removed.
+
+    `folder` may be absent, empty, or published before; anything else is refused by `UserError` and stays as it is.
+    """
+    folder = Path(os.path.realpath(folder))
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    if not folder.exists() and is_published(old):  # a process was killed between the two renames below
+        old.rename(folder)
+    refuse_foreign(folder)
+    make_folder(folder.parent)
+    for left in (temporary, old):  # what a killed process has left must not take the room of this one
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        yield temporary
+        failpoint("publish.written", folder.name)
+        write_manifest(temporary, facts)
+        failpoint("publish.manifest", folder.name)
+        refuse_foreign(folder)  # someone may have put a file there while this was written
+        if folder.exists():
+            folder.rename(old)
+        failpoint("publish.rename", folder.name)
+        temporary.rename(folder)
+        fsync_folder(folder.parent)
+        failpoint("publish.renamed", folder.name)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
@@ -77,7 +291,7 @@ def read_json(path: str | Path) -> Any:
     """Read one JSON document; a broken one is a `UserError` that names the file and the place."""
     path = Path(path)
     try:
-        return orjson.loads(path.read_bytes())
+        return orjson.loads(path.read_bytes().removeprefix(_UTF8_MARK))
     except orjson.JSONDecodeError as e:
         raise UserError(f"not valid JSON: {e.msg} (column {e.colno})", file=path, line=e.lineno) from None
 
@@ -92,18 +306,37 @@ class Line(NamedTuple):
 
 
 def json_object(raw: bytes, file: Path, line: int) -> dict[str, Any]:
-    """The object of one line. Raises `UserError` with file and line where it is none."""
+    """Return the object of one line, without a byte order mark. Raises `UserError` with file and line where it is none."""
     try:
-        value = orjson.loads(raw)
+        value = orjson.loads(raw.removeprefix(_UTF8_MARK))
     except orjson.JSONDecodeError as e:
-        raise UserError(f"not valid JSON: {e.msg} (column {e.colno})", file=file, line=line) from None
+        known = next((what for start, what in _OTHER_FORMS if raw.startswith(start)), None) if line == 1 else None
+        if known is not None:
+            raise UserError(f"is no text of JSON lines, but {known}", file=file, hint="Convert it first.") from None
+        text = "not UTF-8" if "UTF-8" in e.msg else f"not valid JSON: {e.msg} (column {e.colno})"
+        raise UserError(text, file=file, line=line, hint=_LIST_HINT if raw.startswith(b"[") else "") from None
     if not isinstance(value, dict):
-        raise UserError(f"expected a JSON object, found {type(value).__name__}", file=file, line=line)
+        hint = _LIST_HINT if isinstance(value, list) else ""
+        raise UserError(f"expected a JSON object, found {type(value).__name__}", file=file, line=line, hint=hint)
     return value
 
 
+_LIST_HINT = "A JSON list is read from a file whose name ends in .json."
+_UTF8_MARK = b"\xef\xbb\xbf"
+_OTHER_FORMS = (
+    (b"\x1f\x8b", "compressed by gzip"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+    (b"BZh", "compressed by bzip2"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"PAR1", "a parquet file"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+"""First bytes of what is given for JSON lines by mistake"""
+
+
 def read_jsonl_lines(path: str | Path) -> Iterator[Line]:
-    """Every object of a json lines file with its place; blank lines are skipped. Raises `UserError` as `json_object` does."""
+    """Yield every object of a json lines file with its place; blank lines are skipped. Raises `UserError` as `json_object` does."""
     path = Path(path)
     offset = 0
     with path.open("rb") as f:
@@ -135,7 +368,7 @@ def complete_lines(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def drop_half_line(path: str | Path) -> None:
-    """Cut off a last line that a crash has left without its end. Nobody else may be writing."""
+    """Cut off a last line that a crash has left without its end. No one else may be writing."""
     with Path(path).open("r+b") as f:
         size = end = f.seek(0, os.SEEK_END)
         while end:
@@ -165,24 +398,31 @@ class Appender:
         if size and os.pread(self._fd, 1, size - 1) != b"\n":
             os.write(self._fd, b"\n")
         self._synced = time.monotonic()
+        self._failpoints = failpoints_wanted()
 
     def write(self, value: Any) -> None:
         """Append one object as a line, whole or not at all: what a full disk cut short is taken back."""
         data = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
-        view, size = memoryview(data), os.fstat(self._fd).st_size
+        view, written = memoryview(data), 0
         with _named(self.path):
             try:
                 while view:  # a short write happens on a nearly full disk
-                    view = view[os.write(self._fd, view) :]
+                    some = os.write(self._fd, view)
+                    written += some
+                    view = view[some:]
             except OSError:
-                os.ftruncate(self._fd, size)
+                if written:
+                    os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
                 raise
+        if self._failpoints:
+            failpoint("append.written", self.path.name)
         if time.monotonic() - self._synced >= self.interval:
             self.sync()
 
     def sync(self) -> None:
         """Force what was written to the disk."""
         os.fsync(self._fd)
+        failpoint("append.synced", self.path.name)
         self._synced = time.monotonic()
 
     def close(self) -> None:

@@ -6,10 +6,11 @@ Both back ends consume the same list, so what the demo runs is what the cluster 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from grounding.api import GroundingEvalJob, GroundingTrainJob, Job
+from grounding.runtime.environment import Environment
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Layout:
     out: str
     model: str
     """Resolved model: a folder, an `hf://…`/`s3://…` URI, or `tiny://`"""
+    models: tuple[str, ...] = ()
+    """The same of each model of a sweep over models, in their order"""
 
 
 # A process of torch on a busy machine with its default threads is ten times slower than with one; glibc gives memory back too eagerly.
@@ -62,7 +65,7 @@ _CPU_ENV: Mapping[str, str] = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
 }
-# FlashInfer is switched off by whoever starts an engine: grounding/flashinfer.py
+# FlashInfer is switched off by whoever starts an engine: grounding/runtime/flashinfer.py
 _GPU_ENV: Mapping[str, str] = {"TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -71,7 +74,7 @@ def _environment(job: Job, gpus: int, model: str) -> dict[str, str]:
     data = job.spec.data.model_dump(mode="json").values()
     named = [model, *(v for value in data for v in (value if isinstance(value, list) else [value]))]
     if not any(isinstance(n, str) and n.startswith("hf://") for n in named):
-        env["HF_HUB_OFFLINE"] = "1"  # nobody may ask the hub on the side
+        env["HF_HUB_OFFLINE"] = "1"  # no one may ask the hub on the side
     return env
 
 
@@ -82,17 +85,16 @@ def _prepare(layout: Layout) -> Role:
 
 def _train(job: GroundingTrainJob, layout: Layout) -> tuple[Role, ...]:
     method, resources = job.spec.method, job.spec.resources
-    tiny = layout.model.startswith("tiny://") or job.spec.hyperparameters.dtype == "float32"
-    gpus = 0 if tiny else resources.gpus_per_node
+    gpus = 0 if layout.model.startswith("tiny://") else resources.gpus_per_node
     where = ("--data", layout.data, "--model", layout.model, "--out", layout.out)
     argv = ("egm", "role", method, "--job", layout.job_file, *where)
     env = _environment(job, gpus, layout.model)
     return (_prepare(layout), Role(method, argv, replicas=resources.nodes, gpus=gpus, env=env, after=("prepare",)))
 
 
-def _server(job: GroundingEvalJob, layout: Layout) -> Role:
+def _server(job: GroundingEvalJob, layout: Layout, which: tuple[str, ...]) -> Role:
     gpus = job.spec.server_gpus
-    argv = ("egm", "role", "server", "--job", layout.job_file, "--data", layout.data, "--model", layout.model)
+    argv = ("egm", "role", "server", "--job", layout.job_file, "--data", layout.data, "--model", layout.model, *which)
     return Role(
         "server",
         argv,
@@ -106,15 +108,32 @@ def _server(job: GroundingEvalJob, layout: Layout) -> Role:
     )
 
 
-def _evaluate(job: GroundingEvalJob, layout: Layout) -> tuple[Role, ...]:
-    argv = ("egm", "role", "evaluate", "--job", layout.job_file, "--data", layout.data, "--out", layout.out)
+def plan_model(job: GroundingEvalJob, layout: Layout, name: str = "") -> tuple[Role, ...]:
+    """Return the roles that measure one model, whose place is `layout.model`; `name`: which one of a sweep over models."""
+    which = ("--only-model", name) if name else ()
+    argv = ("egm", "role", "evaluate", "--job", layout.job_file, "--data", layout.data, "--out", layout.out, *which)
     env = dict(_CPU_ENV)
     if job.spec.endpoints:
-        env["EGM_ENDPOINTS"] = ",".join(job.spec.endpoints)
+        env |= Environment(endpoints=tuple(job.spec.endpoints)).as_environ()
         return (_prepare(layout), Role("evaluate", argv, env=env, after=("prepare",)))
-    return (_prepare(layout), _server(job, layout), Role("evaluate", argv, env=env, after=("server",)))
+    asked = (*argv, "--model", layout.model)
+    return (_prepare(layout), _server(job, layout, which), Role("evaluate", asked, env=env, after=("server",)))
+
+
+def _evaluate(job: GroundingEvalJob, layout: Layout) -> tuple[Role, ...]:
+    """Return the roles of an evaluation. Several models are measured one after the other, each by servers of its own."""
+    names = job.spec.several_models
+    if not names:
+        return plan_model(job, layout)
+    found: list[Role] = []
+    for name, model in zip(names, layout.models, strict=True):
+        prepare, server, evaluate = plan_model(job, replace(layout, model=model), name)
+        found += [] if found else [prepare]
+        found.append(replace(server, name=f"server-{name}", after=(found[-1].name,)))
+        found.append(replace(evaluate, name=f"evaluate-{name}", after=(found[-1].name,)))
+    return tuple(found)
 
 
 def plan(job: Job, layout: Layout) -> tuple[Role, ...]:
-    """The roles of a resolved job, in an order in which each stands behind those it waits for."""
+    """Return the roles of a resolved job, in an order in which each is behind those it waits for."""
     return _train(job, layout) if isinstance(job, GroundingTrainJob) else _evaluate(job, layout)

@@ -46,7 +46,7 @@ class Lock:
 
     @property
     def name(self) -> str:
-        """What it is called on the command line."""
+        """Return what it is called on the command line."""
         return f"{self.folder}-cpu" if self.cpu else self.folder
 
     @property
@@ -64,16 +64,16 @@ class Lock:
 
 _VLLM = ("vllm.entrypoints.openai.api_server",)
 _TRAIN = (
-    *("grounding.data.jobdata", "grounding.train.sft", "grounding.train.rl", "grounding.train.ray_cluster"),
-    *("grounding.train.reward", "verl.trainer.main_ppo", "verl.model_merger", "torch.distributed.run", "ray"),
+    *("grounding.data.jobdata", "grounding.train.sft.run", "grounding.train.rl.run", "grounding.train.rl.ray_cluster"),
+    *("grounding.train.rl.reward", "verl.trainer.main_ppo", "verl.model_merger", "torch.distributed.run", "ray"),
 )
-_INFER = ("grounding.evaluate.role", "grounding.evaluate.run", "grounding.startup", "torchvision")
-_OPERATOR = ("egm_operator.main", "egm_operator.render", "grounding.api", "grounding.roles")
+_INFER = ("grounding.evaluate.role", "grounding.evaluate.run", "grounding.runtime.startup", "torchvision")
+_OPERATOR = ("egm_operator.controller.main", "egm_operator.render", "grounding.api", "grounding.roles")
 _TRANSFORMERS = ("transformers.cli.serve", "uvicorn", "openai")
 LOCKS = (
     Lock("build", project=False),
     Lock("operator", project=False, tested=True, entries=_OPERATOR),
-    Lock("train", extras=("train", "rl"), glibc="2_34", entries=(*_TRAIN, *_VLLM)),
+    Lock("train", extras=("train", "rl", "gpu"), glibc="2_34", entries=(*_TRAIN, *_VLLM)),
     Lock("train", extras=("train", "rl"), cpu=True, tested=True, entries=_TRAIN),
     Lock("infer-sglang", glibc="2_34", entries=(*_INFER, "sglang.launch_server", "sglang.srt.entrypoints.http_server")),
     Lock("infer-vllm", glibc="2_34", entries=(*_INFER, *_VLLM)),
@@ -107,7 +107,7 @@ def tested_versions() -> str:
 def command(
     lock: Lock, target: Path, *, python: str, constraints: Path | None, upgrade: bool, offline: bool
 ) -> list[str]:
-    """The words that resolve `lock` into `target`, whose versions are kept where they fit."""
+    """Return the words that resolve `lock` into `target`, whose versions are kept where they fit."""
     words = [_uv(), "pip", "compile", *lock.inputs, "--output-file", str(target), "--quiet"]
     words += ["--python-version", python, "--python-platform", f"x86_64-manylinux_{lock.glibc}"]
     words += ["--generate-hashes", "--no-emit-index-url", "--custom-compile-command", "make locks"]
@@ -125,7 +125,7 @@ def command(
 
 
 def versions(text: str) -> dict[str, str]:
-    """Name -> version of every line of a lock."""
+    """Return name -> version of every line of a lock."""
     return dict(re.findall(r"^([a-z0-9][a-z0-9._-]*)==([^\s;\\]+)", text, re.MULTILINE))
 
 
@@ -143,7 +143,7 @@ def resolve(
 
 
 def difference(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """What would change, one package a line."""
+    """Return what would change, one package a line."""
     return [
         f"{n}: {old.get(n, 'absent')} -> {new.get(n, 'absent')}"
         for n in sorted(old.keys() | new.keys())

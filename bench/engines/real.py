@@ -3,7 +3,7 @@
     python bench/engines/real.py sglang --python /path/of/its/environment/bin/python [--work DIR]
 
 For a machine without a GPU: a tiny random Qwen3-VL in float32, so its figures speak of the protocol, not of speed. How the environments are
-made stands in docs/evaluation.md (Engines). SGLang gets a stub of its CUDA kernels (stub_kernels.py).
+made is in docs/evaluation.md (Engines). SGLang gets a stub of its CUDA kernels (stub_kernels.py).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     env = os.environ | {"EGM_ENGINE_PYTHON": a.python, "HF_HUB_OFFLINE": "1"}
     model = work / "model"
     if not (model / "config.json").exists():
-        subprocess.run([sys.executable, "-m", "grounding.train.tiny", str(model)], check=True)
+        subprocess.run([sys.executable, "-m", "grounding.models.tiny", str(model)], check=True)
     stub_kernels.write(work / "stub")
     if a.engine == "sglang":
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(work / "stub"), env.get("PYTHONPATH"))))

@@ -1,4 +1,4 @@
-"""All benchmarks of the evaluation client: `python bench/evaluate [--only client scale death memory] [--quick]`.
+"""All benchmarks of the evaluation client: `python bench/evaluate [--only client scale death memory fleet] [--quick] [--against TREE]`.
 
 JSON goes to `bench/evaluate/results.json`; parts that are not run keep their earlier results. What is measured: docs/benchmarks.md.
 """
@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,9 +17,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import client  # noqa: E402
+import fleet  # noqa: E402
 import scale  # noqa: E402
 
-PARTS = ("client", "scale", "death", "memory")
+PARTS = ("client", "scale", "death", "memory", "fleet")
 
 
 def main() -> None:
@@ -26,6 +28,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument(
         "--quick", action="store_true", help="a tenth of the rows, images and caches: minutes instead of half an hour"
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="TREE", help="compare the client with another checkout's, and nothing else"
     )
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     arguments = parser.parse_args()
@@ -36,6 +41,13 @@ def main() -> None:
     found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Linux, Python {platform.python_version()}"
     part = 0.1 if arguments.quick else 1.0
+    if arguments.against is not None:
+        tree = arguments.against.resolve()
+        commit = subprocess.run(["git", "-C", tree, "rev-parse", "--short", "HEAD"], check=True, capture_output=True)
+        rows = client.compare(tree, requests=int(60_000 * part), rounds=6 if arguments.quick else 10)
+        found["against"] = {"commit": commit.stdout.decode().strip(), "runs": rows}
+        save()
+        return
     if "client" in arguments.only:
         found["client"] = client.measure_all(requests=int(60_000 * part), rounds=1 if arguments.quick else 3)
         save()
@@ -60,6 +72,9 @@ def main() -> None:
                 save()
     if "memory" in arguments.only:
         found["memory"] = scale.memory_part(int(1_000_000 * part))
+        save()
+    if "fleet" in arguments.only:
+        found["fleet"] = fleet.fleet_part([8, 64, 256], int(57_457 * part))
         save()
 
 

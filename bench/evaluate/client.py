@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import resource
 import statistics
@@ -54,10 +55,10 @@ def dataset(folder: Path, rows: int, kib: int, an_image: int = 6) -> None:
 
 
 def ours(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
-    """The whole evaluation; CPU from the first request on."""
+    """Return the whole evaluation; CPU from the first request on."""
+    from grounding.evaluate.client.options import Options
+    from grounding.evaluate.client.request import Request
     from grounding.evaluate.engines import Sampling, get_engine
-    from grounding.evaluate.options import Options
-    from grounding.evaluate.request import Request
     from grounding.evaluate.run import Evaluation, plan, run
 
     sampling = Sampling()
@@ -69,14 +70,14 @@ def ours(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
         start, wall = cpu(), time.perf_counter()
         summary = run(e, planned)
         seconds, wall = cpu() - start, time.perf_counter() - wall
-    f = summary["files"][0]
-    assert summary["errors"] == 0, summary["reason"]
+    f = summary.files[0]
+    assert summary.errors == 0, summary.reason
     return {
-        "n": f["n"],
+        "n": f.n,
         "cpu": seconds,
         "wall": wall,
-        "latency_mean": f["latency_mean"],
-        "latency_p50": f["latency_p50"],
+        "latency_mean": f.latency_mean,
+        "latency_p50": f.latency_p50,
     }
 
 
@@ -105,11 +106,48 @@ def bare(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
     return {"n": total, "cpu": seconds, "wall": wall}
 
 
-def measured(kind: str, folder: Path, url: str, in_flight: int) -> dict[str, Any]:
-    """One run in a fresh process."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", kind, str(folder), url, str(in_flight)]
-    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def measured(kind: str, folder: Path, url: str, in_flight: int, tree: Path | None = None) -> dict[str, Any]:
+    """One run in a fresh process; `tree` is another checkout, whose package and whose copy of this file are taken."""
+    script = Path(__file__).resolve() if tree is None else tree / "bench" / "evaluate" / "client.py"
+    command = [sys.executable, str(script), "--child", kind, str(folder), url, str(in_flight)]
+    environment = os.environ | {"PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def compare(
+    tree: Path, requests: int, rounds: int, in_flights: Sequence[int] = (64, 512), kib: int = 160
+) -> list[dict[str, Any]]:
+    """This checkout and another one in turn, against one server that answers at once; who begins changes with each round."""
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        dataset(folder, requests, kib)
+        command = [sys.executable, str(HERE / "server.py"), "--delay", "0", "--skip", "0"]
+        for in_flight in in_flights:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+                assert server.stdout is not None
+                url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+                pace: dict[bool, list[float]] = {True: [], False: []}
+                for number in range(rounds):
+                    for before in (True, False) if number % 2 else (False, True):
+                        run = measured("ours", folder, url, in_flight, tree if before else None)
+                        pace[before].append(run["n"] / run["cpu"])
+                server.terminate()
+            ratios = [now / then for now, then in zip(pace[False], pace[True], strict=True)]
+            result = {
+                "in_flight": in_flight,
+                "rounds": rounds,
+                "requests": requests,
+                "before_requests_per_core_second": round(statistics.median(pace[True])),
+                "requests_per_core_second": round(statistics.median(pace[False])),
+                "ratio": round(statistics.median(ratios), 3),
+                "ratios": [round(r, 3) for r in ratios],
+            }
+            results.append(result)
+            print(json.dumps(result), flush=True)
+    return results
 
 
 def measure_all(
@@ -119,7 +157,7 @@ def measure_all(
     delays: Sequence[float] = (0.0, 0.7),
     kib: int = 160,
 ) -> list[dict[str, Any]]:
-    """Every combination; one line of JSON each as it is known."""
+    """Return every combination; one line of JSON each as it is known."""
     results = []
     with tempfile.TemporaryDirectory() as temporary:
         for delay in delays:

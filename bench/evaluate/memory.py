@@ -1,7 +1,7 @@
 """Peak memory of one evaluation of a million rows, stage by stage. A part of `python bench/evaluate`; needs a few minutes of one core.
 
-All rows are read, checked and dealt. To end in minutes all but `asked` of them have their answer already, written here as an earlier run would have
-left it; these are read back, the others are asked at 512 in flight, and all are summed up and written as parquet.
+All rows are read, checked and distributed. All but `asked` of them already have an answer, written here as by an earlier run, so that the
+benchmark takes only minutes. These answers are read back, the other rows are asked at 512 in flight, and all are summarised and written as parquet.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ def peak_mb() -> float:
 
 
 def main(folder: Path, url: str, asked: int) -> None:
-    from grounding.evaluate.dispatch import Dispatcher
+    from grounding.evaluate.client.dispatch import Dispatcher
+    from grounding.evaluate.client.options import Options
+    from grounding.evaluate.client.request import Request
     from grounding.evaluate.engines import Sampling, get_engine
-    from grounding.evaluate.options import Options
-    from grounding.evaluate.request import Request
-    from grounding.evaluate.results import Reply, score_row
+    from grounding.evaluate.reply import Reply
+    from grounding.evaluate.results.writer import score_row
     from grounding.evaluate.run import Evaluation, plan, run
     from grounding.scoring import get_profile
 
@@ -58,7 +59,7 @@ def main(folder: Path, url: str, asked: int) -> None:
         note("answers_written", start)
         summary = run(e, planned)
         note("asked_and_summed_up", start)
-    assert summary["done"] == summary["total"] == len(work), summary["reason"]
+    assert summary.done == summary.total == len(work), summary.reason
     print(json.dumps({"rows": len(work), "asked": asked, "in_flight": 512, "peak_mb": found}))
 
 

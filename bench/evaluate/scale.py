@@ -86,7 +86,7 @@ def pictures(folder: Path, count: int) -> int:
 
 
 def eight_files(folder: Path, images: int = IMAGES, scale: float = 1.0) -> int:
-    """The eight files with their true numbers of rows over `images` images; the RefCOCO sets share theirs. Returns the rows written."""
+    """Write the eight files with their true numbers of rows over `images` images; the RefCOCO sets share theirs. Returns the rows written."""
     chance, rows = random.Random(1), 0
     pools = {
         "refcoco_": range(0, images // 3),
@@ -123,10 +123,10 @@ def million(folder: Path, rows: int) -> None:
 
 def child(arguments: list[str]) -> dict[str, Any]:
     """One evaluation in a fresh process: `folder out concurrency affinity fixed URL…`. Affinity 0 deals rows as if each had an image of its own."""
-    from grounding.evaluate import client as module
+    from grounding.evaluate.client import client as module
+    from grounding.evaluate.client.options import Options
+    from grounding.evaluate.client.request import Request
     from grounding.evaluate.engines import Sampling, get_engine
-    from grounding.evaluate.options import Options
-    from grounding.evaluate.request import Request
     from grounding.evaluate.run import Evaluation, plan, run
 
     folder, out, concurrency, affinity, fixed, *urls = arguments
@@ -142,14 +142,14 @@ def child(arguments: list[str]) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF)
     summary = run(e, planned)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    assert summary["errors"] == 0 and summary["done"] == summary["total"], summary["reason"]
+    assert summary.errors == 0 and summary.done == summary.total, summary.reason
     cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     wall = time.perf_counter() - start
-    return {"rows": summary["done"], "read_s": read, "wall_s": wall, "cpu_s": cpu, "peak_mb": used.ru_maxrss / 1024}
+    return {"rows": summary.done, "read_s": read, "wall_s": wall, "cpu_s": cpu, "peak_mb": used.ru_maxrss / 1024}
 
 
 def by_row(kind: Any) -> Any:
-    """A dispatcher that knows nothing of images: rows in the order of the files, each to whichever endpoint has room. The baseline."""
+    """Return a dispatcher that knows nothing of images: rows in the order of the files, each to whichever endpoint has room. The baseline."""
     import numpy as np
 
     class ByRow(kind):

@@ -3,7 +3,7 @@
     python bench/evaluate/server.py [--delay 0.7] [--encode 0.1] [--slots 64] [--cache 2000]
 
 Answers every request after `delay` seconds. With `--encode` it models a server's image cache: the first request of an image takes that much
-longer; with `--slots` so many requests are worked on at a time, the others wait. Prints its port. `GET /stats` tells what it saw:
+longer; with `--slots` so many requests are worked on at a time, the others wait. Prints its ports. `GET /stats` tells what it saw:
 requests, cache hits, and its own latency (from a request's first byte to its answer) as mean, p50 and p90, in seconds.
 """
 
@@ -34,7 +34,7 @@ ANSWER = json.dumps(
     }
 ).encode()
 _SAMPLE = (2048, 3072)
-"""Bytes of a body that tell its image: far enough in to lie behind the head that all JPEGs share"""
+"""Bytes of a body by which its image is identified: far enough in to be behind the head that all JPEGs share"""
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(ANSWER) + ANSWER
 
 
@@ -144,18 +144,19 @@ class Connection(asyncio.BufferedProtocol):
 
 
 async def main(arguments: argparse.Namespace) -> None:
-    state = State(arguments)
-    listener = socket.create_server(("127.0.0.1", arguments.port), backlog=4096)
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(state), sock=listener, backlog=4096)
-    sys.stdout.write(f"{listener.getsockname()[1]}\n")
+    state, loop = State(arguments), asyncio.get_running_loop()
+    for number in range(arguments.ports):
+        listener = socket.create_server(("127.0.0.1", arguments.port if number == 0 else 0), backlog=4096)
+        await loop.create_server(lambda: Connection(state), sock=listener, backlog=4096)
+        sys.stdout.write(f"{listener.getsockname()[1]}\n")
     sys.stdout.flush()
-    async with server:
-        await server.serve_forever()
+    await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--ports", type=int, default=1, help="listen on so many, each an endpoint of its own")
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--encode", type=float, default=0.0)
     parser.add_argument("--slots", type=int, default=0)

@@ -78,7 +78,8 @@ def build(out: Path) -> None:
         Qwen3VLVideoProcessor,
     )
 
-    from grounding.train.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, demo_corpus, make_tokenizer
+    from grounding.models.tiny import SPECIAL_TOKENS, demo_corpus
+    from grounding.models.tiny_parts import CHAT_TEMPLATE, make_tokenizer
 
     small = make_tokenizer(demo_corpus(), SPECIAL_TOKENS)
     state = json.loads(small.backend_tokenizer.to_str())

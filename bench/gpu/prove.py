@@ -27,8 +27,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from grounding.runs import read_state
-from grounding.train.progress import read_progress
+from grounding.local.runs import read_state
+from grounding.progress import read_progress
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT / "images"), str(ROOT / "bench" / "gpu")]
@@ -37,7 +37,7 @@ from rl import RECIPE, machine, measured  # noqa: E402
 
 STEPS = 3
 PER_FILE = 20  # questions in each of the eight files
-OURS = ("egm-grounding", "pip")  # what stands in no lock: the project itself, and what a new environment comes with
+OURS = ("egm-grounding", "pip")  # what is in no lock: the project itself, and what a new environment comes with
 ENGINES = {"infer-sglang": "sglang", "infer-vllm": "vllm"}
 IMPORT = """
 import importlib, json, sys, time
@@ -50,17 +50,17 @@ for name in sys.argv[1:]:
 
 # ---- packages ----
 def normal(name: str) -> str:
-    """A package's name as the index writes it."""
+    """Return a package's name as the index writes it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def installed() -> dict[str, str]:
-    """Name -> version of every package of this environment."""
+    """Return name -> version of every package of this environment."""
     return {normal(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()}
 
 
 def compare(locked: Mapping[str, str], found: Mapping[str, str], given: Sequence[str] = ()) -> dict[str, Any]:
-    """What is installed against what the lock says: name -> [lock, machine], None where it is not there. Pure.
+    """Return what is installed against what the lock says: name -> [lock, machine], None if it is not there. Pure.
 
     `differ` are faults; `given` are packages whose name fits a pattern of `given`, all of them, equal or not. A version's local part, as in
     2.11.0+cu130, does not count: the index has it without.
@@ -90,7 +90,7 @@ def imports(modules: Sequence[str]) -> tuple[dict[str, float], str]:
 
 # ---- work ----
 def manifest(lock: str, model: str, gpus: int = 1) -> list[dict[str, Any]]:
-    """The jobs that prove it. Pure."""
+    """Return the jobs that prove it. Pure."""
 
     def job(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
         shapes = {"shapes": {"seed": 7, "train": 6000, "perFile": PER_FILE}}
@@ -119,7 +119,7 @@ def run(lock: str, model: str, gpus: int, work: Path) -> tuple[dict[str, Any], s
     """Let `egm run` do the jobs in `work`; what came of each, and what went wrong in words."""
     source = model
     if model == "tiny://":  # which a job would train on the CPU
-        from grounding.train.tiny import build, demo_corpus
+        from grounding.models.tiny import build, demo_corpus
 
         build(source := str(work / "tiny"), demo_corpus())
     jobs, file = manifest(lock, source, gpus), work / f"prove-{lock}.yaml"
@@ -150,7 +150,7 @@ def of_sft(folder: Path, _: str) -> tuple[dict[str, Any], str]:
 
 
 def of_rl(folder: Path, _: str) -> tuple[dict[str, Any], str]:
-    """A line a step, from verl's own file."""
+    """Return a line a step, from verl's own file."""
     steps = measured(folder)
     if [s["step"] for s in steps if s["step"] > 0] != list(range(1, STEPS + 1)):
         return {"steps": steps}, f"the steps of RL are not 1 to {STEPS}"
@@ -158,7 +158,7 @@ def of_rl(folder: Path, _: str) -> tuple[dict[str, Any], str]:
 
 
 def of_eval(folder: Path, model: str) -> tuple[dict[str, Any], str]:
-    """The evaluation's figures; only a trained model is asked to be right."""
+    """Return the evaluation's figures; only a trained model is asked to be right."""
     summary = json.loads((folder / "summary.json").read_text())
     told = {k: summary[k] for k in ("errors", "unparsed", "macro")} | {"rows": sum(f["n"] for f in summary["files"])}
     told["latency_p50"] = round(statistics.median(f["latency_p50"] for f in summary["files"]), 4)
@@ -169,7 +169,7 @@ def of_eval(folder: Path, model: str) -> tuple[dict[str, Any], str]:
 
 
 def driver() -> dict[str, str]:
-    """The GPU and its driver. Raises `SystemExit` where there is none."""
+    """Return the GPU and its driver. Raises `SystemExit` if there is none."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         told = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -3,7 +3,7 @@
     python bench/gpu/rl.py --out bench/gpu/rl.json
 
 Draws the shapes set, trains the tiny model by SFT (unless `--model` names a folder), then by `egm role rl`: verl's main_ppo, FSDP and vLLM on the
-GPU, nothing of the CPU path. Once step `--kill-at` is done every process of the run gets SIGKILL, and the same command goes on from the
+GPU, nothing of the CPU path. Once step `--kill-at` is done every process of the run gets SIGKILL, and the same command continues from the
 newest checkpoint. Needs one GPU and the packages of verl's `vllm` extra. Exit code 1 where a step is missing or the score has not risen.
 """
 
@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from grounding.files import complete_lines
-from grounding.train import checkpoints
-from grounding.train.progress import read_progress
+from grounding.progress import read_progress
+from grounding.train.checkpoints import local as checkpoints
 
 JOB = """apiVersion: grounding.egm.dev/v1alpha1
 kind: GroundingTrainJob
@@ -125,7 +125,7 @@ def metric_files(out: Path) -> list[Path]:
 
 
 def measured(out: Path) -> list[dict[str, Any]]:
-    """A line a step as it counts in the end, from verl's own files: scores, validation, seconds by stage."""
+    """Return a line a step as it counts in the end, from verl's own files: scores, validation, seconds by stage."""
     steps: dict[int, dict[str, Any]] = {}
     for number, file in enumerate(metric_files(out), 1):
         origin = int(file.stem.rpartition("-")[2])
@@ -180,7 +180,7 @@ def summed_up(steps: list[dict[str, Any]], tries: list[dict[str, Any]]) -> dict[
 
 
 def failed(steps: list[dict[str, Any]], summary: dict[str, Any], wanted: int, model: Path) -> str:
-    """What went wrong, in words; empty where nothing did."""
+    """Return what went wrong, in words; empty where nothing did."""
     if [s["step"] for s in steps if s["step"] > 0] != list(range(1, wanted + 1)):
         return f"the steps are not 1 to {wanted}"
     first, last = (v for k, v in summary.items() if k.startswith("score_"))

@@ -56,7 +56,7 @@ COUNTERS = {
 
 # ---- pictures and rows ----
 def picture(seed: int) -> bytes:
-    """A JPEG of 640 x 480: noise of all sizes, as a photograph has it, and a shape."""
+    """Return a JPEG of 640 x 480: noise of all sizes, as a photograph has it, and a shape."""
     import numpy as np
     from PIL import Image, ImageDraw
 
@@ -165,9 +165,9 @@ def measure(
     arm: str, servers: list[Server], rows: Path, images: Path, out: Path, tokens: int, in_flight: int
 ) -> dict[str, Any]:
     """One evaluation by `egm eval`'s own code, with what the servers counted meanwhile."""
-    from grounding.evaluate.client import Options
+    from grounding.evaluate.client.client import Options
+    from grounding.evaluate.client.request import Request
     from grounding.evaluate.engines import Sampling, get_engine
-    from grounding.evaluate.request import Request
     from grounding.evaluate.run import Evaluation, plan, run
 
     sampling = Sampling(max_tokens=tokens)
@@ -182,20 +182,21 @@ def measure(
     start = time.monotonic()
     summary = run(evaluation, planned)
     wall = time.monotonic() - start
-    f = summary["files"][0]
-    if summary["errors"]:
-        raise SystemExit(f"{summary['errors']} of {f['n']} questions failed: {summary['reason']}")
+    f = summary.files[0]
+    if summary.errors:
+        raise SystemExit(f"{summary.errors} of {f.n} questions failed: {summary.reason}")
     counted = {
         name: round(sum(s.counters()[name] - b[name] for s, b in zip(servers, before, strict=True)))
         for name in COUNTERS[servers[0].engine]
     }
+    latencies = {"latency_mean": f.latency_mean, "latency_p50": f.latency_p50, "latency_p90": f.latency_p90}
     result = {
         "arm": arm,
-        "rows": f["n"],
+        "rows": f.n,
         "wall_s": round(wall, 3),
-        "requests_per_second": round(f["n"] / wall, 2),
-        **{key: round(f[key], 4) for key in ("latency_mean", "latency_p50", "latency_p90")},
-        "tokens_mean": f["tokens_mean"],
+        "requests_per_second": round(f.n / wall, 2),
+        **{key: round(value, 4) for key, value in latencies.items() if value is not None},
+        "tokens_mean": f.tokens_mean,
         "counters": counted,
     }
     print(json.dumps(result), flush=True)
@@ -298,7 +299,7 @@ def main() -> None:
 
     try:
         start()
-        # the first start goes on while the pictures are drawn
+        # the first start continues while the pictures are drawn
         (folder / "pictures").mkdir()
         runs = 1 + len(arguments.arms) * arguments.repeats * len(arguments.tokens)
         warm = 16 * arguments.gpus

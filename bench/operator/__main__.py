@@ -71,7 +71,7 @@ def nodes(api: Api) -> None:
 
 
 def job(name: str, shared: bool) -> dict[str, Any]:
-    """A training job whose data is prepared at once and whose pod runs until it is told to end."""
+    """Return a training job whose data is prepared at once and whose pod runs until it is asked to end."""
     output = "pvc://egm/out" if shared else "s3://bucket/out"
     found = train_job(name, {"egm.test/prepare-exit-code": "0"}, output=output)
     found["spec"]["resources"]["nodeSelector"] = {"type": "bench"}
@@ -137,7 +137,7 @@ class Bench:
         return quantiles([self.jobs.seen[n]["succeeded"] - self.gangs.seen[f"{n}-a1"]["succeeded"] for n in names])
 
     async def run(self, count: int, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """All parts; the report, which `keep` gets after each: the parts are minutes."""
+        """Return all parts; the report, which `keep` gets after each: the parts are minutes."""
         watching = [await w.begin() for w in (self.jobs, self.gangs, self.steps, self.preparing)]
         report: dict[str, Any] = {"jobs": count, "load_before": round(os.getloadavg()[0], 2)}
         try:
@@ -218,7 +218,11 @@ class Bench:
 def operator(namespace: str, options: argparse.Namespace) -> Any:
     """An operator as a process, with its defaults."""
     log = Path(tempfile.mkdtemp()) / "operator.log"
-    more = {"EGM_LEASE_SECONDS": "15", "EGM_BACKOFF_BASE_SECONDS": "10", "EGM_PROGRESS_VIA": "pod"}
+    more = {
+        "EGM_OPERATOR_LEASE_SECONDS": "15",
+        "EGM_OPERATOR_BACKOFF_BASE_SECONDS": "10",
+        "EGM_OPERATOR_PROGRESS_VIA": "pod",
+    }
     found = Operator(namespace, log, command=shlex.split(options.operator), **more).start()
     try:
         until("its start", lambda: log.exists() and '"leads"' in log.read_text())

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def figure(report: Any, path: str) -> float | None:
-    """The figure at `a/b/c`, or None."""
+    """Return the figure at `a/b/c`, or None."""
     for part in path.split("/"):
         if not isinstance(report, dict) or part not in report:
             return None

@@ -2,7 +2,7 @@
 
 A cache of N jobs (half of them trainings that run, half evaluations of eight files that have ended) with their pods. Times are CPU
 seconds of this process: of the view, which is taken in the event loop, and of the text, which is made in a thread; the first scrape reads all specs.
-`lag` is how late a task of the same event loop was at most while scrapes went on beside it.
+`lag` is how late a task of the same event loop was at most while scrapes continued beside it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import time
 from typing import Any
 
 from aiohttp.test_utils import make_mocked_request
+from egm_operator.controller.work_queue import WorkQueue
+from egm_operator.kube.cache import Key, Store
 from egm_operator.metrics.exposition import Exposition
 from egm_operator.metrics.meters import Meters
-from egm_operator.queue import WorkQueue
 from egm_operator.status import stamp
-from egm_operator.store import Key, Store
 
 NOW = 1_800_000_000.0
 FILES = (

@@ -36,7 +36,7 @@ class Meter:
         self._before = {name: cpu(pid) for name, pid in pids.items()}
 
     def lap(self) -> dict[str, float]:
-        """Name -> CPU seconds since the last lap."""
+        """Return name -> CPU seconds since the last lap."""
         now = {name: cpu(pid) for name, pid in self.pids.items()}
         used = {name: round(now[name] - self._before[name], 3) for name in now}
         self._before = now
@@ -44,7 +44,7 @@ class Meter:
 
 
 def audited(logs: Path, agent: str, namespace: str) -> dict[str, int] | None:
-    """Requests of a user agent in a namespace: `verb resource/subresource` -> how many. None where no audit log tells (all of) them."""
+    """Requests of a user agent in a namespace: `verb resource/subresource` -> how many. None if no audit log tells (all of) them."""
     files = sorted(logs.glob("audit*.log"), key=lambda p: p.stat().st_mtime_ns)
     if not files:
         return None

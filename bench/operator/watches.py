@@ -50,7 +50,7 @@ class Server:
 
 
 def phase(obj: Mapping[str, Any]) -> list[str]:
-    """The phase of a job or a pod, as a mark."""
+    """Return the phase of a job or a pod, as a mark."""
     found = (obj.get("status") or {}).get("phase")
     return [found.lower()] if found else []
 

@@ -56,7 +56,7 @@ Thing = tuple[str, str, list[float]]
 
 
 def picture(rng: random.Random, width: int, height: int) -> tuple[bytes, list[Thing]]:
-    """A JPEG of some things on a grained ground, about as heavy as a photograph of COCO, and what is on it."""
+    """Return a JPEG of some things on a grained ground, about as heavy as a photograph of COCO, and what is on it."""
     ground = [
         Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize((width, height)) for _ in range(3)
     ]
@@ -103,7 +103,7 @@ def expression(rng: random.Random, thing: Thing, width: int, long: bool) -> str:
 
 
 def answered(rng: random.Random, row: dict[str, Any], others: list[list[float]], skill: float) -> dict[str, Any]:
-    """An answer in the model's form: right, loose, on another object, without a box, cut off, or failed."""
+    """Return an answer in the model's form: right, loose, on another object, without a box, cut off, or failed."""
     width, height, (x1, y1, x2, y2) = row["width"], row["height"], row["bbox"]
     luck = rng.random()
     near = 0.03 if luck < skill else 0.25
@@ -195,7 +195,7 @@ def _evaluation(
     model: str,
     seed: int,
 ) -> None:
-    from grounding.evaluate.stored import read_answers
+    from grounding.evaluate.results.reader import read_answers
     from grounding.evaluate.summary import interval
 
     (out / "results").mkdir(parents=True, exist_ok=True)
@@ -250,7 +250,7 @@ def main() -> None:
     if not arguments.report:
         return
     from grounding.evaluate.compare import compare
-    from grounding.evaluate.stored import read_answers
+    from grounding.evaluate.results.reader import read_answers
     from grounding.report import build, build_comparison
 
     figures: dict[str, Any] = {"rows": len(read_answers(b))}

@@ -1,7 +1,7 @@
 """The job API: two kinds, their presets, and manifests with line numbers."""
 
 from grounding.api.hyperparameters import Hyperparameters
-from grounding.api.manifest import ManifestError, Problem, check_references, load, load_job, parse
+from grounding.api.manifest import ManifestError, Problem, check_references, load, load_job, parse, read
 from grounding.api.models import (
     KINDS,
     EvalData,
@@ -16,7 +16,17 @@ from grounding.api.models import (
     TrainData,
     TrainSpec,
 )
-from grounding.api.presets import PRESETS, resolve
+from grounding.api.presets import PRESETS
+from grounding.api.resolved import (
+    ResolvedEvalJob,
+    ResolvedJob,
+    ResolvedTrainJob,
+    RlHyperparameters,
+    RlJob,
+    SftHyperparameters,
+    SftJob,
+    resolve,
+)
 
 __all__ = [
     "KINDS",
@@ -30,8 +40,15 @@ __all__ = [
     "ManifestError",
     "ModelRef",
     "Problem",
+    "ResolvedEvalJob",
+    "ResolvedJob",
+    "ResolvedTrainJob",
     "Reward",
+    "RlHyperparameters",
+    "RlJob",
     "Sampling",
+    "SftHyperparameters",
+    "SftJob",
     "Shapes",
     "TrainData",
     "TrainSpec",
@@ -39,5 +56,6 @@ __all__ = [
     "load",
     "load_job",
     "parse",
+    "read",
     "resolve",
 ]

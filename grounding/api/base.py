@@ -1,15 +1,15 @@
-"""What every model of the API stands on: the base class, rules over several fields, and the types of values.
+"""What every model of the API is built on: the base class, rules over several fields, and the types of values.
 
 A rule says once what must hold: `holds` decides here, `cel` on a Kubernetes API server (`egm crds`), and both give `message`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
@@ -46,6 +46,55 @@ class Model(BaseModel):
         return self
 
 
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_known(model: type[M], found: object) -> M:
+    """Return what in `found` has the form of a model whose fields are all optional; leave out everything else.
+
+    For what people, or other versions of a program, have written: one bad value must not hide the good ones.
+    """
+    kept: Any = found if isinstance(found, Mapping) else {}
+    while True:
+        try:
+            return model.model_validate(kept)
+        except ValidationError as error:
+            kept = _copied(kept) if kept is found else kept
+            bad = {_place_of(kept, mistake["loc"], mistake["type"] == "missing") for mistake in error.errors()}
+        if () in bad:
+            return model()
+        for path in sorted(bad, reverse=True):  # from the end, so that the places of list items before it stay
+            if not any(path[:length] in bad for length in range(1, len(path))):
+                _remove(kept, path)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _copied(v) for k, v in value.items()}
+    return [_copied(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _place_of(kept: Any, location: tuple[int | str, ...], missing: bool) -> tuple[int | str, ...]:
+    """Return the place of a mistake as far as it is there: what is missing has none, and a choice between types adds names."""
+    path: list[int | str] = []
+    at = kept
+    for step in location[:-1] if missing else location:
+        there = (
+            step in at if isinstance(at, dict) else isinstance(at, list) and isinstance(step, int) and step < len(at)
+        )
+        if not there:
+            break
+        path.append(step)
+        at = at[step]
+    return tuple(path)
+
+
+def _remove(kept: Any, path: tuple[int | str, ...]) -> None:
+    for step in path[:-1]:
+        kept = kept[step]
+    del kept[path[-1]]
+
+
 def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -65,3 +114,6 @@ Quantity = Annotated[
 Labels = Annotated[dict[str, Annotated[str, StringConstraints(max_length=63)]], Field(max_length=64)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+ROW_SUFFIXES = (".jsonl", ".json", ".parquet")
+"""Endings of the files that rows are read from"""

@@ -91,7 +91,8 @@ class _Converter:
             raise Inexpressible(path, " and ".join(unknown))
         schema.update({k: found[k] for k in ("description", *sorted(_KEPT)) if k in found})
         default = found.get("default")
-        if default is not None and kind not in {"object", "array"} and path not in PRESET_FIELDS:
+        # kubectl sends a list whole, and finds a default in it to differ from the manifest for ever
+        if default is not None and kind not in {"object", "array"} and path not in PRESET_FIELDS and "[]" not in path:
             schema["default"] = default
         if kind in {"integer", "number"}:
             _number(schema, found)
@@ -160,7 +161,7 @@ def _frozen(spec: Schema, changeable: frozenset[str]) -> list[dict[str, str]]:
 
 
 def _presets(spec: Schema) -> list[dict[str, str]]:
-    """What `manifest` checks when it looks up the preset."""
+    """Return what `manifest` checks when it looks up the preset."""
     spec["properties"]["preset"]["enum"] = list(PRESETS)
     return [
         _rule("has(self.method) || has(self.preset)", "one of method and preset is wanted", "method"),
@@ -197,10 +198,15 @@ _WIDE = [
     ("Attempts", "integer", ".status.attempt"),
     ("GPU-Hours", "string", ".status.columns.gpuHours"),
 ]
+_WIDE_TRAIN = [
+    ("Saved", "date", ".status.saved.time"),
+    ("Uploaded", "date", ".status.uploaded.time"),
+]
+"""Ages, which kubectl computes from a time"""
 
 
 def schema(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> Schema:
-    """The structural schema of a kind. Raises `Inexpressible`."""
+    """Return the structural schema of a kind. Raises `Inexpressible`."""
     found = kind.model_json_schema(by_alias=True)
     convert = _Converter(found.get("$defs", {}))
     made = {name: convert.schema(field, name) for name, field in found["properties"].items()}
@@ -232,7 +238,7 @@ def schema(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> Schema:
 
 
 def crd(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> dict[str, Any]:
-    """The CustomResourceDefinition of a kind."""
+    """Return the CustomResourceDefinition of a kind."""
     group, version = GROUP_VERSION.split("/")
     singular = kind.__name__.lower()
     subresources: dict[str, Any] = {"status": {}}
@@ -243,7 +249,8 @@ def crd(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> dict[str, Any
             "labelSelectorPath": ".status.selector",
         }
     columns = [{"name": n, "type": t, "jsonPath": p} for n, t, p in _COLUMNS[kind.__name__]]
-    columns[-1:-1] = [{"name": n, "type": t, "jsonPath": p, "priority": 1} for n, t, p in _WIDE]  # type: ignore[dict-item]
+    wide = [*_WIDE, *(_WIDE_TRAIN if kind is GroundingTrainJob else [])]
+    columns[-1:-1] = [{"name": n, "type": t, "jsonPath": p, "priority": 1} for n, t, p in wide]  # type: ignore[dict-item]
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -274,12 +281,12 @@ def crd(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> dict[str, Any
 
 
 def crds() -> dict[str, dict[str, Any]]:
-    """All of them, by file name."""
+    """Return all of them, by file name."""
     return {f"{kind.__name__.lower()}s.yaml": crd(kind) for kind in KINDS.values()}
 
 
 def text(definition: dict[str, Any]) -> str:
-    """A definition as YAML that Helm and kubectl read as it is meant: they go by YAML 1.1, to which a plain `n` or `on` is a truth value."""
+    """Return a definition as YAML that Helm and kubectl read as it is meant: they go by YAML 1.1, to which a plain `n` or `on` is a truth value."""
     from io import StringIO
 
     from ruamel.yaml import YAML

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import textwrap
+from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -11,13 +12,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from grounding.api.hyperparameters import Hyperparameters
 from grounding.api.manifest import submodel
 from grounding.api.models import GROUP_VERSION, KINDS
+from grounding.api.presets import PRESETS
+from grounding.api.resolved import DERIVED, HYPERPARAMETERS, defaults, method_fields
 from grounding.errors import UserError
 
 
 def type_name(annotation: Any) -> str:
-    """A type as `kubectl explain` would write it: string, integer, []Object, enum and so on."""
+    """Return a type as `kubectl explain` would write it: string, integer, []Object, enum and so on."""
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
         return type_name(next(a for a in get_args(annotation) if a is not NoneType))
@@ -31,13 +35,47 @@ def type_name(annotation: Any) -> str:
         return type_name(get_args(annotation)[0])
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "Object"
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return "string"
     return {bool: "boolean", int: "integer", float: "number", str: "string"}.get(annotation, "any")
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:
     if get_origin(annotation) is Literal:
         return tuple(str(a) for a in get_args(annotation))
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return tuple(str(member) for member in annotation)
     return next((found for a in get_args(annotation) if (found := _choices(a))), ())
+
+
+def shown(value: Any) -> str:
+    """Return a value as YAML has it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {shown(each)}" for key, each in value.items())
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _hyperparameter_notes(name: str) -> list[str]:
+    """Return the default of a hyperparameter for each method, and for each preset that differs from it."""
+    notes = []
+    for method in HYPERPARAMETERS:
+        if name not in method_fields(method):
+            continue
+        own = defaults(method).get(name)
+        others = [
+            f"{preset} {shown(value) if value is not None else 'none'}"
+            for preset, spec in PRESETS.items()
+            if spec["method"] == method and (value := defaults(method, preset).get(name)) != own
+        ]
+        base = DERIVED.get((method, name), "none") if own is None else shown(own)
+        notes.append(f"default of {method}: {base}" + (f" ({', '.join(others)})" if others else ""))
+    return notes
+
+
+def notes(model: type[BaseModel], field: FieldInfo) -> list[str]:
+    """Return choices and defaults of a field of `model`, a line each."""
+    found = _notes(field)
+    return [*found, *_hyperparameter_notes(str(field.alias))] if model is Hyperparameters else found
 
 
 def _notes(field: FieldInfo) -> list[str]:
@@ -48,8 +86,7 @@ def _notes(field: FieldInfo) -> list[str]:
     if field.is_required():
         notes.append("required")
     elif field.default not in (None, PydanticUndefined):
-        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-        notes.append(f"default: {default}")
+        notes.append(f"default: {shown(field.default)}")
     return notes
 
 
@@ -66,13 +103,13 @@ def _listed(model: type[BaseModel], indent: str, recursive: bool, width: int) ->
             lines += _listed(inner, indent + "  ", True, width) if inner else []
             continue
         lines.append(_wrapped(field.description or "", indent + "  ", width))
-        lines += [_wrapped(note, indent + "  ", width) for note in _notes(field)]
+        lines += [_wrapped(note, indent + "  ", width) for note in notes(model, field)]
         lines.append("")
     return lines
 
 
 def explain(path: str, *, recursive: bool = False, width: int = 100) -> str:
-    """The text for a path such as `gtj.spec.reward`. Raises `UserError` with suggestions for one that leads nowhere."""
+    """Return the text for a path such as `gtj.spec.reward`. Raises `UserError` with suggestions for one that leads nowhere."""
     first, *steps = path.split(".")
     names = {n.lower(): k for k in KINDS.values() for n in (k.__name__, k.__name__ + "s", k.short_name)}
     kind = names.get(first.lower())
@@ -84,6 +121,7 @@ def explain(path: str, *, recursive: bool = False, width: int = 100) -> str:
         )
     model: type[BaseModel] | None = kind
     field: FieldInfo | None = None
+    owner: type[BaseModel] = kind
     walked = first
     for step in steps:
         fields = {f.alias or n: f for n, f in model.model_fields.items()} if model else {}
@@ -93,12 +131,17 @@ def explain(path: str, *, recursive: bool = False, width: int = 100) -> str:
             raise UserError(
                 f"{walked} has no field {step!r}", hint=(f"Did you mean {near[0]}? " if near else "") + known
             )
+        owner = model if model is not None else owner
         field, walked = fields[step], f"{walked}.{step}"
         model = submodel(field.annotation)
     group, version = GROUP_VERSION.split("/")
     lines = [f"GROUP:      {group}", f"KIND:       {kind.__name__}", f"VERSION:    {version}", ""]
     if field is not None:
-        lines += [f"FIELD: {steps[-1]} <{type_name(field.annotation)}>", *(f"  {note}" for note in _notes(field)), ""]
+        lines += [
+            f"FIELD: {steps[-1]} <{type_name(field.annotation)}>",
+            *(f"  {note}" for note in notes(owner, field)),
+            "",
+        ]
     texts = (field.description if field else "", (model.__doc__ or "") if model else "")
     text = " ".join(dict.fromkeys(filter(None, texts)))
     lines += ["DESCRIPTION:", _wrapped(text, "    ", width), ""]

@@ -4,46 +4,117 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from grounding.api.base import Fraction, Model, Override
+from grounding.api.families import FamilyName
 
-_Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
-_NonNegative = Annotated[int, Field(ge=0, le=2**31 - 1)]
-_Rate = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+NonNegative = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Figure = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(/[A-Za-z0-9][A-Za-z0-9_-]*)?$", max_length=127)
+]
+Loss = Literal["gspo", "vanilla", "clip_cov", "kl_cov", "gpg", "geo_mean", "cispo", "sapo"]
+LossAggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
+RolloutEngine = Literal["vllm", "sglang"]
+Advantage = Literal["grpo", "dr-grpo", "rloo"]
+Algorithm = Literal["grpo", "gspo", "dr-grpo", "rloo"]
+
+
+class ClipRange(Model):
+    """How far the policy may move from the one that drew the answers: the ratio of probabilities is clipped to 1 - low ... 1 + high."""
+
+    low: Rate = Field(0.2, description="Below 1.")
+    high: Annotated[float, Field(gt=0, le=10)] = Field(
+        0.2, description="Above 1; larger than low is DAPO's clip-higher."
+    )
+
+
+AdaptedLayer = Literal[
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "qkv",
+    "linear_fc1",
+    "linear_fc2",
+    "projection_layer",
+    "fc1",
+    "fc2",
+]
+TEXT_LAYERS: tuple[AdaptedLayer, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers of the language models of all families; a mixture's experts are no linear layers"""
+VISION_LAYERS: dict[FamilyName, tuple[AdaptedLayer, ...]] = {
+    "qwen3-vl": ("qkv", "linear_fc1", "linear_fc2"),
+    "qwen3.5": ("qkv", "linear_fc1", "linear_fc2"),
+    "qwen2.5-vl": ("qkv", "gate_proj", "up_proj", "down_proj"),
+    "internvl": ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2"),
+}
+"""Linear layers of the vision tower of each family"""
+
+
+class Lora(Model):
+    """Low-rank adapters: only they are trained, every weight of the model stays as it is. The exported model has them merged in."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(16, description="Rank of an adapter's two matrices.")
+    alpha: Annotated[int, Field(ge=1, le=65536)] = Field(
+        32, description="An adapter's product is multiplied by alpha / rank."
+    )
+    targets: Annotated[list[AdaptedLayer], Field(min_length=1, max_length=13)] = Field(
+        default_factory=lambda: list(TEXT_LAYERS),
+        description="Linear layers that get an adapter, by the last part of their name. Absent: the seven of the language model. "
+        "Layers of the vision tower get one only if freezeVision is false.",
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="SFT: share of an adapter's inputs that is set to 0 in training."
+    )
+
+    @property
+    def scale(self) -> float:
+        """Return the factor of an adapter's product."""
+        return self.alpha / self.rank
 
 
 class Hyperparameters(Model):
     """Typed hyperparameters of SFT and RL. What is absent is filled by the preset; engineOverrides reach the rest."""
 
-    learning_rate: _Rate | None = Field(None, description="Peak learning rate.")
+    learning_rate: Rate | None = Field(None, description="Peak learning rate.")
     schedule: Literal["cosine", "constant", "linear"] | None = Field(
         None, description="Learning rate schedule after the warm-up (linear: SFT only)."
     )
-    warmup_steps: _NonNegative | None = Field(None, description="Warm-up in optimizer steps; wins over warmupRatio.")
+    warmup_steps: NonNegative | None = Field(None, description="Warm-up in optimizer steps; wins over warmupRatio.")
     warmup_ratio: Fraction | None = Field(None, description="Warm-up as a share of all steps (SFT).")
     weight_decay: Annotated[float, Field(ge=0)] | None = Field(None, description="AdamW weight decay.")
-    adam_beta2: _Rate | None = Field(None, description="AdamW's second beta.")
+    adam_beta2: Rate | None = Field(None, description="AdamW's second beta.")
     max_grad_norm: Annotated[float, Field(ge=0)] | None = Field(None, description="Gradient norm clip.")
-    epochs: _Positive | None = Field(None, description="Passes over the data.")
-    max_steps: _Positive | None = Field(None, description="Optimizer steps; wins over epochs.")
-    batch_size: _Positive | None = Field(
+    epochs: Positive | None = Field(
+        None, description="Passes over the data. If it is given without maxSteps, the preset's maxSteps is not used."
+    )
+    max_steps: Positive | None = Field(None, description="Optimizer steps; wins over epochs.")
+    batch_size: Positive | None = Field(
         None, description="Rows (SFT) or prompts (RL) an optimizer step, over all GPUs."
     )
-    mini_batch_size: _Positive | None = Field(
-        None, description="RL: prompts an optimizer step inside a batch; equal to batchSize is on-policy."
+    mini_batch_size: Positive | None = Field(
+        None,
+        description="RL: prompts an optimizer step inside a batch; equal to batchSize is on-policy. "
+        "If only batchSize is given: the same share of it as in the preset.",
     )
-    micro_batch_size: _Positive | None = Field(
-        None, description="SFT: rows a GPU at once; the rest is gradient accumulation."
+    micro_batch_size: Positive | None = Field(
+        None,
+        description="SFT: rows a GPU computes at once, at most. Unset: tokensPerGpu is the only bound.",
     )
     rollouts: Annotated[int, Field(ge=2, le=1024)] | None = Field(
         None, description="RL: answers a prompt, the group that advantages are normalised in."
     )
-    prompt_length: _Positive | None = Field(None, description="RL: longest prompt, tokens, image tokens included.")
-    response_length: _Positive | None = Field(None, description="RL: longest answer, tokens.")
-    max_length: _Positive | None = Field(None, description="SFT: longest row, tokens; a longer one is refused by name.")
-    min_pixels: _Positive | None = Field(None, description="SFT: smallest picture after resizing, pixels in all.")
-    max_pixels: _Positive | None = Field(None, description="SFT: largest picture after resizing, pixels in all.")
+    prompt_length: Positive | None = Field(None, description="RL: longest prompt, tokens, image tokens included.")
+    response_length: Positive | None = Field(None, description="RL: longest answer, tokens.")
+    max_length: Positive | None = Field(None, description="SFT: longest row, tokens; a longer one is refused by name.")
+    min_pixels: Positive | None = Field(None, description="SFT: smallest picture after resizing, pixels in all.")
+    max_pixels: Positive | None = Field(None, description="SFT: largest picture after resizing, pixels in all.")
     temperature: Annotated[float, Field(gt=0)] | None = Field(None, description="RL: sampling temperature of rollouts.")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="RL: nucleus of rollouts.")
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = Field(
@@ -58,25 +129,51 @@ class Hyperparameters(Model):
     entropy_coefficient: Annotated[float, Field(ge=0)] | None = Field(
         None, description="RL: weight of the entropy bonus."
     )
-    loss: Literal["gspo", "vanilla", "clip_cov", "kl_cov", "gpg", "geo_mean", "cispo", "sapo"] | None = Field(
-        None, description="RL: policy loss, by verl's name."
+    algorithm: Algorithm | None = Field(
+        None, description="RL: sets loss, lossAggregation and advantage together; each given by itself wins."
     )
-    loss_aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] | None = Field(
-        None, description="RL: how token losses become one; seq-mean-token-mean reproduces the reference's GSPO."
+    advantage: Advantage | None = Field(
+        None,
+        description="RL: what an answer's reward is compared with. grpo: mean and deviation of its group; "
+        "dr-grpo: the mean alone; rloo: the mean of the other answers.",
     )
-    tokens_per_gpu: _Positive | None = Field(None, description="RL: tokens a GPU at once (dynamic batches).")
-    gradient_checkpointing: bool | None = Field(None, description="Recompute activations: less memory, more time.")
+    clip_range: ClipRange | None = Field(None, description="RL: clipping of the policy's ratio.")
+    loss: Loss | None = Field(None, description="RL: policy loss, by verl's name.")
+    loss_aggregation: LossAggregation | None = Field(
+        None,
+        description="RL: how token losses become one; seq-mean-token-mean reproduces the reference's GSPO, "
+        "seq-mean-token-sum-norm (by a constant length) is Dr. GRPO's.",
+    )
+    tokens_per_gpu: Positive | None = Field(
+        None,
+        description="Tokens a GPU computes at once, the rest of the batch is accumulated. SFT, unset: as the GPU's memory allows.",
+    )
+    gradient_checkpointing: bool | None = Field(
+        None,
+        description="Recompute activations: less memory, more time. SFT, unset: in as few layers as the GPU's memory allows.",
+    )
     offload_parameters: bool | None = Field(None, description="RL: keep parameters in CPU memory between phases.")
     offload_optimizer: bool | None = Field(None, description="RL: keep the optimizer in CPU memory between phases.")
-    gpu_memory_utilization: _Rate | None = Field(None, description="RL: share of GPU memory for the rollout engine.")
-    tensor_parallel: _Positive | None = Field(None, description="RL: GPUs that share one rollout engine.")
-    save_every: _Positive | None = Field(None, description="Steps between checkpoints: what a kill can cost.")
-    validate_every: _Positive | None = Field(None, description="RL: steps between validations.")
-    validate_before_train: bool | None = Field(None, description="RL: validate once before the first step.")
-    keep_checkpoints: _Positive | None = Field(None, description="Checkpoints that stay; older ones are removed.")
-    freeze_vision: bool | None = Field(
-        None, description="Freeze the vision tower but for its merger. RL without it: InternVL's alone."
+    rollout_engine: RolloutEngine | None = Field(
+        None,
+        description="RL: what draws the answers on GPUs; sglang needs an image that has it. On a CPU transformers does.",
     )
+    gpu_memory_utilization: Rate | None = Field(None, description="RL: share of GPU memory for the rollout engine.")
+    tensor_parallel: Positive | None = Field(None, description="RL: GPUs that share one rollout engine.")
+    save_every: Positive | None = Field(None, description="Steps between checkpoints: what a kill can cost.")
+    validate_every: Positive | None = Field(
+        None,
+        description="Steps between validations; the last step is always validated. SFT: if the job has validation data.",
+    )
+    validate_before_train: bool | None = Field(None, description="Validate once before the first step.")
+    keep_best: Figure | None = Field(
+        None,
+        description="Keep the checkpoint with the best figure as well, and export it instead of the last: a metric (valAccuracy, valIou, "
+        "valScore, valParsed; SFT: valLoss, valTokenAccuracy), a validation set's name (its valAccuracy or valLoss), or metric/set.",
+    )
+    keep_checkpoints: Positive | None = Field(None, description="Checkpoints that stay; older ones are removed.")
+    freeze_vision: bool | None = Field(None, description="Freeze the vision tower but for its merger.")
+    lora: Lora | None = Field(None, description="Train low-rank adapters instead of the weights; absent: the weights.")
     dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
         None, description="Precision of training and rollouts on a GPU."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -14,8 +14,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from grounding.api.models import GROUP_VERSION, KINDS, GroundingEvalJob, GroundingTrainJob, Job
-from grounding.api.presets import PRESETS, resolve
+from grounding.api import checks
+from grounding.api.hyperparameters import Hyperparameters
+from grounding.api.models import GROUP_VERSION, KINDS, GroundingEvalJob, GroundingTrainJob
+from grounding.api.pod_template import problems
+from grounding.api.presets import PRESETS
+from grounding.api.resolved import HYPERPARAMETERS, ResolvedJob, method_fields, resolve
 from grounding.errors import UserError
 
 
@@ -38,7 +42,7 @@ class ManifestError(UserError):
 
 
 def _line(node: Any, path: Sequence[Any], key_itself: bool = False) -> int:
-    """The line (from 1) of what `path` names, or of the nearest thing above it that is there."""
+    """Return the line (from 1) of what `path` names, or of the nearest thing above it that is there."""
     line = getattr(getattr(node, "lc", None), "line", None)
     line = 1 if line is None else line + 1
     for step in path:
@@ -52,6 +56,21 @@ def _line(node: Any, path: Sequence[Any], key_itself: bool = False) -> int:
             line = position[0] + 1
         node = node[step]
     return line
+
+
+_MOST_NODES = 100_000
+"""Values in one manifest, aliases counted each time they are used: ten lines of aliases can stand for a billion values"""
+
+
+def _count(node: Any, left: int) -> int:
+    """Return how many of `left` values remain after those of a YAML node; negative if there are more."""
+    left -= 1
+    children = [*node.keys(), *node.values()] if isinstance(node, dict) else node if isinstance(node, list) else []
+    for child in children:
+        if left < 0:
+            break
+        left = _count(child, left)
+    return left
 
 
 def _plain(node: Any) -> Any:
@@ -74,7 +93,7 @@ def _near(word: str, words: Iterable[str]) -> str:
 
 
 def _fields(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
-    """Names of the fields of the model that stands at `path`."""
+    """Return the names of the fields of the model that is at `path`."""
     current: Any = model
     for step in path:
         if isinstance(step, int):
@@ -89,7 +108,7 @@ def _fields(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
 
 
 def submodel(annotation: Any) -> type[BaseModel] | None:
-    """The model inside an annotation such as `Shapes | None` or `list[Toleration]`."""
+    """Return the model inside an annotation such as `Shapes | None` or `list[Toleration]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for a in get_args(annotation) if (found := submodel(a))), None)
@@ -129,49 +148,128 @@ def _sentence(error: Any, model: type[BaseModel], path: Sequence[Any]) -> str:
     return f"{error['msg'][0].lower()}{error['msg'][1:]}, found {shown}"
 
 
-def _one(node: Any) -> tuple[Job | None, list[Problem]]:
-    """One document -> the resolved job, or its problems."""
-    if not isinstance(node, CommentedMap):
-        return None, [Problem(_line(node, ()), "", f"expected a job, found {type(node).__name__}")]
-    kind, version = node.get("kind"), node.get("apiVersion")
+@dataclass(frozen=True)
+class Finding:
+    """One mistake of a document: the path of what is wrong, and a sentence."""
+
+    path: tuple[int | str, ...]
+    message: str
+
+    @property
+    def field(self) -> str:
+        """Return the path as people write it: `spec.data.images[0]`."""
+        return ".".join(f"[{p}]" if isinstance(p, int) else str(p) for p in self.path).replace(".[", "[")
+
+
+def _pod_templates(spec: object) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Yield each pod template of a spec as written, with its place."""
+    if not isinstance(spec, dict):
+        return
+    if isinstance(spec.get("podTemplate"), dict):
+        yield ("podTemplate",), spec["podTemplate"]
+    if isinstance(spec.get("podTemplates"), dict):
+        for role, template in spec["podTemplates"].items():
+            if isinstance(template, dict):
+                yield ("podTemplates", str(role)), template
+
+
+def _preset_findings(spec: dict[str, Any]) -> list[Finding]:
+    """Check the preset of a train job's spec, and write the method that it implies into `spec`."""
+    preset, method = spec["preset"], spec.get("method")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        spec.setdefault("method", "rl")  # the right preset would have filled it: one mistake, one line
+        text = f"{preset!r} is not a preset{_near(str(preset), PRESETS)} (known: {', '.join(PRESETS)})"
+        return [Finding(("spec", "preset"), text)]
+    if method in (None, PRESETS[preset]["method"]):
+        spec["method"] = PRESETS[preset]["method"]
+        return []
+    return [Finding(("spec", "method"), f"preset {preset} is for method {PRESETS[preset]['method']}, found {method!r}")]
+
+
+def _findings(error: ValidationError, model: type[BaseModel]) -> list[Finding]:
+    """Return what pydantic found, in our words."""
+    found = []
+    for e in error.errors():
+        path: list[int | str] = [p for p in e["loc"] if p != "[key]"]
+        if e["type"] == "rule" and e["ctx"]["path"]:
+            path.append(e["ctx"]["path"])
+        found.append(Finding(tuple(path), _sentence(e, model, path)))
+    return found
+
+
+def read(document: Mapping[str, Any]) -> tuple[ResolvedJob | None, list[Finding]]:
+    """Return the resolved job of one document of plain values, or what is wrong with it.
+
+    Every way into the project calls it: the command line, the roles, the local back end and the operator.
+    """
+    kind, version = document.get("kind"), document.get("apiVersion")
     if not isinstance(kind, str) or kind not in KINDS:
         text = "is missing" if kind is None else f"{kind!r} is not a kind of this project{_near(str(kind), KINDS)}"
-        return None, [Problem(_line(node, ["kind"]), "kind", f"{text} (known: {', '.join(KINDS)})")]
-    problems = []
+        return None, [Finding(("kind",), f"{text} (known: {', '.join(KINDS)})")]
+    found = [Finding(path, text) for path, text in checks.misspelt(KINDS[kind], dict(document), submodel)]
     if version != GROUP_VERSION:
-        problems.append(
-            Problem(_line(node, ["apiVersion"]), "apiVersion", f"expected {GROUP_VERSION}, found {version!r}")
-        )
-    plain = _plain(node)
-    plain["apiVersion"] = GROUP_VERSION
+        found.append(Finding(("apiVersion",), f"expected {GROUP_VERSION}, found {version!r}"))
+    plain = {**document, "apiVersion": GROUP_VERSION}
     spec = plain.get("spec")
+    for where, template in _pod_templates(spec):
+        found += [Finding(("spec", *where, *path), text) for path, text in problems(template)]
     if kind == "GroundingTrainJob" and isinstance(spec, dict) and spec.get("preset") is not None:
-        preset = spec["preset"]
-        if preset not in PRESETS:
-            text = f"{preset!r} is not a preset{_near(str(preset), PRESETS)} (known: {', '.join(PRESETS)})"
-            problems.append(Problem(_line(node, ["spec", "preset"]), "spec.preset", text))
-            spec.setdefault("method", "rl")  # the right preset would have filled it: one mistake, one line
-        elif spec.get("method") in (None, PRESETS[preset]["method"]):
-            spec["method"] = PRESETS[preset]["method"]
-        else:
-            text = f"preset {preset} is for method {PRESETS[preset]['method']}, found {spec['method']!r}"
-            problems.append(Problem(_line(node, ["spec", "method"]), "spec.method", text))
-    model = KINDS[kind]
+        plain["spec"] = spec = dict(spec)
+        found += _preset_findings(spec)
+    if kind == "GroundingTrainJob" and isinstance(spec, dict):
+        plain["spec"], effectless = _with_effect(spec)
+        found += effectless
     try:
-        job = resolve(model.model_validate(plain))
+        job = KINDS[kind].model_validate(plain)
     except ValidationError as error:
-        job = None
-        for e in error.errors():
-            path: list[int | str] = [p for p in e["loc"] if p != "[key]"]
-            if e["type"] == "rule" and e["ctx"]["path"]:
-                path.append(e["ctx"]["path"])
-            text = ".".join(f"[{p}]" if isinstance(p, int) else str(p) for p in path).replace(".[", "[")
-            problems.append(Problem(_line(node, path), text, _sentence(e, model, path)))
-    return (None, problems) if problems else (job, [])
+        return None, [*found, *_findings(error, KINDS[kind])]
+    if any(finding.field in ("spec.preset", "spec.method") for finding in found):
+        return None, found
+    try:
+        resolved = resolve(job)
+    except ValidationError as error:
+        return None, [*found, *_findings(error, KINDS[kind])]
+    found += [_below_spec(*each) for each in checks.check(resolved)]
+    return (None, found) if found else (resolved, [])
 
 
-def parse(text: str, file: str | Path = "<text>") -> list[Job]:
-    """All jobs of a manifest, presets filled in. Raises `ManifestError` with every mistake of it."""
+_HYPERPARAMETER_NAMES = frozenset(str(field.alias) for field in Hyperparameters.model_fields.values())
+
+
+def _with_effect(spec: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """Return a train job's spec without the hyperparameters that have no effect for its method, and a finding for each of those."""
+    given, method = spec.get("hyperparameters"), spec.get("method")
+    if not isinstance(given, dict) or not isinstance(method, str) or method not in HYPERPARAMETERS:
+        return spec, []
+    known = {key: value for key, value in given.items() if key in _HYPERPARAMETER_NAMES}
+    fields = method_fields(method)
+    kept = {key: value for key, value in given.items() if key in fields or key not in known}
+    found = [_below_spec(*each) for each in checks.without_effect(spec, known)]
+    return {**spec, "hyperparameters": kept}, found
+
+
+def _below_spec(field: str, message: str) -> Finding:
+    steps = [int(step) if step.isdigit() else step for step in field.split(".")]
+    return Finding(("spec", *steps), message)
+
+
+def refuse_placeholders(jobs: Sequence[ResolvedJob], file: str | Path) -> None:
+    """Refuse to start a job that still holds a name of an example. Raises `UserError`."""
+    for job in jobs:
+        for field, message in checks.placeholders(job):
+            raise UserError(message, file=file, field=f"{job.metadata.name}: spec.{field}")
+
+
+def _one(node: Any) -> tuple[ResolvedJob | None, list[Problem]]:
+    """Return the resolved job of one YAML document, or its problems."""
+    if not isinstance(node, CommentedMap):
+        return None, [Problem(_line(node, ()), "", f"expected a job, found {type(node).__name__}")]
+    job, found = read(_plain(node))
+    return job, [Problem(_line(node, f.path), f.field, f.message) for f in found]
+
+
+def parse(text: str, file: str | Path = "<text>") -> list[ResolvedJob]:
+    """Return all jobs of a manifest, resolved. Raises `ManifestError` with every mistake of it."""
     yaml = YAML(typ="rt")
     yaml.allow_duplicate_keys = False
     try:
@@ -185,7 +283,16 @@ def parse(text: str, file: str | Path = "<text>") -> list[Job]:
         raise ManifestError(file, [Problem(1, "", f"not valid YAML: {message}")]) from None
     if not nodes:
         raise ManifestError(file, [Problem(1, "", "the file holds no job")])
-    jobs: list[Job] = []
+    left = _MOST_NODES
+    for node in nodes:
+        try:
+            left = _count(node, left)
+        except RecursionError:
+            left = -1
+        if left < 0:
+            text = f"expected at most {_MOST_NODES:,} values without a loop, found more; aliases count each time they are used"
+            raise ManifestError(file, [Problem(_line(node, ()), "", text)])
+    jobs: list[ResolvedJob] = []
     problems: list[Problem] = []
     seen: dict[tuple[str, str], int] = {}
     for node in nodes:
@@ -206,8 +313,8 @@ def parse(text: str, file: str | Path = "<text>") -> list[Job]:
     return jobs
 
 
-def load(path: str | Path) -> list[Job]:
-    """All jobs of a YAML or JSON file, presets filled in. Raises `UserError`."""
+def load(path: str | Path) -> list[ResolvedJob]:
+    """Return all jobs of a YAML or JSON file, resolved. Raises `UserError`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -215,8 +322,15 @@ def load(path: str | Path) -> list[Job]:
     return parse(text, path)
 
 
-def load_job(path: str | Path, name: str | None = None) -> Job:
-    """The job `name` of a file, or its only job."""
+def line_of(path: str | Path, name: str, field: Sequence[int | str]) -> int:
+    """Return the line (from 1) of a field of the job `name` in a file that has been loaded, or of the nearest thing above it."""
+    nodes = YAML(typ="rt").load_all(Path(path).read_text(encoding="utf-8"))
+    found = (node for node in nodes if isinstance(node, CommentedMap) and node["metadata"]["name"] == name)
+    return next((_line(node, field) for node in found), 1)
+
+
+def load_job(path: str | Path, name: str | None = None) -> ResolvedJob:
+    """Return the job `name` of a file, resolved, or its only job."""
     jobs = load(path)
     if name is None and len(jobs) == 1:
         return jobs[0]
@@ -227,18 +341,22 @@ def load_job(path: str | Path, name: str | None = None) -> Job:
     raise UserError(f"no job {name!r}" if name else "holds more than one job", file=path, hint=f"Its jobs: {names}.")
 
 
-def check_references(jobs: Sequence[Job]) -> None:
+def check_references(jobs: Sequence[ResolvedJob]) -> None:
     """Refuse `model.trainJob` that names no train job of `jobs`, and jobs that wait for each other. Raises `UserError`."""
     by_name = {job.metadata.name: job for job in jobs}
     for job in jobs:
-        wanted = job.spec.model.train_job
-        if wanted is not None and not isinstance(by_name.get(wanted), GroundingTrainJob):
-            trains = [n for n, j in by_name.items() if isinstance(j, GroundingTrainJob)]
-            raise UserError(
-                f"{wanted!r} is not a GroundingTrainJob of this file{_near(wanted, trains)}",
-                field=f"{job.kind} {job.metadata.name}: spec.model.trainJob",
-            )
-        chain, current = [job.metadata.name], wanted
+        swept = isinstance(job, GroundingEvalJob) and bool(job.spec.several_models)
+        for n, model in enumerate(job.spec.models):
+            wanted = model.train_job
+            if wanted is not None and not isinstance(by_name.get(wanted), GroundingTrainJob):
+                trains = [n for n, j in by_name.items() if isinstance(j, GroundingTrainJob)]
+                place = f"sweep.models.{n}" if swept else "model"
+                raise UserError(
+                    f"{wanted!r} is not a GroundingTrainJob of this file{_near(wanted, trains)}",
+                    field=f"{job.kind} {job.metadata.name}: spec.{place}.trainJob",
+                )
+        # an evaluation is no one's model, so that only a train job can be part of a circle
+        chain, current = [job.metadata.name], job.spec.model.train_job
         while current is not None:
             if current in chain:
                 raise UserError(
@@ -248,4 +366,14 @@ def check_references(jobs: Sequence[Job]) -> None:
             current = by_name[current].spec.model.train_job if current in by_name else None
 
 
-__all__ = ["GroundingEvalJob", "ManifestError", "Problem", "check_references", "load", "load_job", "parse", "submodel"]
+__all__ = [
+    "GroundingEvalJob",
+    "ManifestError",
+    "Problem",
+    "check_references",
+    "load",
+    "load_job",
+    "parse",
+    "read",
+    "submodel",
+]

@@ -1,31 +1,29 @@
-"""Presets: named sets of values, and `resolve`, which merges one under a job's explicit fields. Pure.
+"""Presets: named sets of values, over one table of defaults for each method. `resolved.py` merges them under a job's own values. Pure.
 
 Figures of the `egm-*` presets are the reference's (README tables in `docs/jobs.md`); the `tiny-*` ones were tuned for two CPU cores.
 """
 
 from __future__ import annotations
 
-import copy
-from typing import Any, TypeVar
-
-from grounding.api.models import GroundingEvalJob, GroundingTrainJob, Job
+from typing import Any
 
 _SFT: dict[str, Any] = {
     "learningRate": 1e-5,
     "schedule": "cosine",
     "warmupRatio": 0.03,
     "weightDecay": 0.0,
+    "adamBeta2": 0.999,
     "maxGradNorm": 1.0,
     "epochs": 1,
     "batchSize": 128,
-    "microBatchSize": 8,
     "maxLength": 8192,
     "minPixels": 784,
     "maxPixels": 50176,
     "dtype": "bfloat16",
-    "gradientCheckpointing": True,
     "freezeVision": True,
     "saveEvery": 50,
+    "validateEvery": 50,
+    "validateBeforeTrain": True,
     "keepCheckpoints": 5,
 }
 _RL: dict[str, Any] = {
@@ -33,6 +31,7 @@ _RL: dict[str, Any] = {
     "schedule": "cosine",
     "warmupSteps": 30,
     "weightDecay": 0.01,
+    "adamBeta2": 0.999,
     "maxGradNorm": 1.0,
     "epochs": 3,
     "batchSize": 256,
@@ -46,12 +45,16 @@ _RL: dict[str, Any] = {
     "klCoefficient": 0.005,
     "klType": "low_var_kl",
     "entropyCoefficient": 0.0,
+    "algorithm": "gspo",
+    "advantage": "grpo",
+    "clipRange": {"low": 0.2, "high": 0.2},
     "loss": "gspo",
     "lossAggregation": "seq-mean-token-mean",
     "tokensPerGpu": 25600,
     "gradientCheckpointing": True,
     "offloadParameters": True,
     "offloadOptimizer": True,
+    "rolloutEngine": "vllm",
     "gpuMemoryUtilization": 0.8,
     "tensorParallel": 1,
     "dtype": "bfloat16",
@@ -60,8 +63,18 @@ _RL: dict[str, Any] = {
     "validateBeforeTrain": True,
     "keepCheckpoints": 3,
 }
+TABLES: dict[str, dict[str, Any]] = {"sft": _SFT, "rl": _RL}
+"""Defaults of each method: the reference's recipe. A job without a preset gets them; a preset names what differs, None for no value"""
+
+ALGORITHMS: dict[str, dict[str, str]] = {
+    "grpo": {"advantage": "grpo", "loss": "vanilla", "lossAggregation": "token-mean"},
+    "gspo": {"advantage": "grpo", "loss": "gspo", "lossAggregation": "seq-mean-token-mean"},
+    "dr-grpo": {"advantage": "dr-grpo", "loss": "vanilla", "lossAggregation": "seq-mean-token-sum-norm"},
+    "rloo": {"advantage": "rloo", "loss": "vanilla", "lossAggregation": "token-mean"},
+}
+"""What `algorithm` sets; a field that the job gives by itself wins"""
+
 _INTERNVL_RL: dict[str, Any] = {
-    **_RL,
     "epochs": 5,
     "promptLength": 28672,
     "responseLength": 4096,
@@ -76,26 +89,30 @@ _INTERNVL_RL: dict[str, Any] = {
 }
 
 
-def _egm(method: str, source: str, hyperparameters: dict[str, Any], **spec: Any) -> dict[str, Any]:
+def _preset(
+    method: str, source: str | None, hyperparameters: dict[str, Any], *, gpus: int = 8, **spec: Any
+) -> dict[str, Any]:
     return {
         "method": method,
-        "model": {"source": source},
-        "resources": {"nodes": 1, "gpusPerNode": 8},
+        "model": {} if source is None else {"source": source},
+        "resources": {"nodes": 1, "gpusPerNode": gpus},
         "hyperparameters": hyperparameters,
         **spec,
     }
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "egm-4b-sft": _egm("sft", "hf://Qwen/Qwen3-VL-4B-Thinking", _SFT),
-    "egm-8b-sft": _egm("sft", "hf://Qwen/Qwen3-VL-8B-Thinking", _SFT),
-    "egm-4b-rl": _egm("rl", "hf://JamesZGQ/EGM-4B-SFT", _RL),
-    "egm-8b-rl": _egm("rl", "hf://JamesZGQ/EGM-8B-SFT", _RL),
+    "egm-2b-sft": _preset("sft", "hf://Qwen/Qwen3-VL-2B-Thinking", {}),
+    "egm-4b-sft": _preset("sft", "hf://Qwen/Qwen3-VL-4B-Thinking", {}),
+    "egm-8b-sft": _preset("sft", "hf://Qwen/Qwen3-VL-8B-Thinking", {}),
+    "egm-2b-rl": _preset("rl", None, {}),  # no one has published an EGM-2B-SFT to start from
+    "egm-4b-rl": _preset("rl", "hf://JamesZGQ/EGM-4B-SFT", {}),
+    "egm-8b-rl": _preset("rl", "hf://JamesZGQ/EGM-8B-SFT", {}),
     "egm-internvl-rl": {
-        **_egm("rl", "hf://OpenGVLab/InternVL3-8B-hf", _INTERNVL_RL, data={"prompt": "grounding"}),
+        **_preset("rl", "hf://OpenGVLab/InternVL3-8B-hf", _INTERNVL_RL, data={"prompt": "grounding"}),
         "model": {"source": "hf://OpenGVLab/InternVL3-8B-hf", "family": "internvl"},
     },
-    "tiny-sft": _egm(
+    "tiny-sft": _preset(
         "sft",
         "tiny://",
         {
@@ -108,16 +125,17 @@ PRESETS: dict[str, dict[str, Any]] = {
             "maxSteps": 700,
             "epochs": 1,
             "batchSize": 16,
-            "microBatchSize": 16,
             "maxLength": 512,
+            "minPixels": None,
+            "maxPixels": None,
             "dtype": "float32",
             "freezeVision": False,
-            "gradientCheckpointing": False,
             "saveEvery": 50,
             "keepCheckpoints": 2,
         },
+        gpus=0,
     ),
-    "tiny-rl": _egm(
+    "tiny-rl": _preset(
         "rl",
         "tiny://",
         {
@@ -142,6 +160,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "lossAggregation": "seq-mean-token-mean",
             "tokensPerGpu": 1536,
             "gradientCheckpointing": False,
+            "offloadParameters": False,
+            "offloadOptimizer": False,
             "tensorParallel": 1,
             "dtype": "float32",
             "saveEvery": 5,
@@ -149,39 +169,6 @@ PRESETS: dict[str, dict[str, Any]] = {
             "validateBeforeTrain": True,
             "keepCheckpoints": 2,
         },
+        gpus=0,
     ),
 }
-
-J = TypeVar("J", GroundingTrainJob, GroundingEvalJob)
-
-
-def _under(base: dict[str, Any], explicit: dict[str, Any]) -> dict[str, Any]:
-    """`explicit` over `base`, folder by folder; lists and values are replaced whole."""
-    merged = copy.deepcopy(base)
-    for key, value in explicit.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _under(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def merge(spec: dict[str, Any]) -> dict[str, Any]:
-    """A train job's spec (plain, camelCase) with its preset filled in under the explicit fields."""
-    preset = PRESETS.get(str(spec.get("preset")))
-    if preset is None:
-        return spec
-    base = copy.deepcopy(preset)
-    explicit_model = spec.get("model") or {}
-    if explicit_model.get("trainJob") or explicit_model.get("source"):
-        base["model"] = {k: v for k, v in base["model"].items() if k not in ("source", "trainJob")}
-    return _under(base, spec)
-
-
-def resolve(job: Job) -> Job:
-    """The job with its preset filled in. Idempotent: explicit fields win, and a resolved job holds all of them."""
-    if not isinstance(job, GroundingTrainJob):
-        return job
-    plain = job.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
-    plain["spec"] = merge(plain["spec"])
-    return GroundingTrainJob.model_validate(plain)

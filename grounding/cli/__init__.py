@@ -12,13 +12,15 @@ from typing import Annotated
 
 import typer
 
-from grounding.errors import EgmError, from_os_error
+from grounding.cli.summaries import Group
+from grounding.errors import EgmError, from_os_error, printable
+from grounding.runtime import environment
 
 app = typer.Typer(
     name="egm",
+    cls=Group,
     help="Visual grounding, from data to the eight-file RefCOCO evaluation: on this machine or on Kubernetes.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -49,26 +51,39 @@ def _egm(
 # the order of `egm --help`: what a user meets first stands first
 for _area in [
     "jobs_api",
+    "plan",
+    "init",
     "render",
     "run",
+    "doctor",
     "cluster",
     "serve",
+    "ask",
     "evaluate",
     "report",
     "compare",
     "export",
     "checkpoint",
     "score",
+    "rescore",
     "data",
     "role",
 ]:
     importlib.import_module(f"grounding.cli.{_area}").register(app)
 
 
+def _debug() -> bool:
+    """Return whether errors show their traceback; a variable that cannot be understood is no reason to hide the error itself."""
+    try:
+        return environment.of_process().debug
+    except EgmError:
+        return False
+
+
 def _complain(error: EgmError) -> int:
-    if os.environ.get("EGM_DEBUG") == "1":
+    if _debug():
         raise error
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(f"error: {printable(str(error))}\n")
     return error.exit_code
 
 
@@ -96,7 +111,7 @@ def run(argv: list[str] | None = None) -> int:
     except OSError as error:
         return _complain(from_os_error(error))
     except ModuleNotFoundError as error:
-        from grounding.errors import UserError
+        from grounding.errors import UserError, from_checkout
 
         missing = (error.name or "").split(".")[0]
         if missing not in {"torch", "transformers", "verl", "ray", "accelerate", "torchvision"}:
@@ -104,6 +119,6 @@ def run(argv: list[str] | None = None) -> int:
         return _complain(
             UserError(
                 f"this command needs {missing}, which is not installed",
-                hint="Install the extra that holds it: `pip install 'egm-grounding[cpu]'` on a machine without a GPU.",
+                hint=from_checkout("cpu"),
             )
         )

@@ -6,26 +6,29 @@ The work is in the operator's package, an extra.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from grounding.runtime.verdicts import Verdict
 
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace; empty: that of the current context.")]
 Kind = Annotated[str, typer.Option("--kind", help="train or eval, where both have a job of that name.")]
 
 
-def actions() -> Any:
-    """The module of the operator's package that talks to a cluster. Raises `UserError` where the extra is not installed."""
+def actions(module: str = "actions") -> Any:
+    """Return the module of the operator's package that talks to a cluster. Raises `UserError` where the extra is not installed."""
     import importlib
 
-    from grounding.errors import UserError
+    from grounding.errors import UserError, from_checkout
 
     try:  # by name: the package of the domain does not import the operator's
-        return importlib.import_module("egm_operator.user.actions")
+        return importlib.import_module(f"egm_operator.cli.{module}")
     except ModuleNotFoundError as error:
         raise UserError(
             f"this command needs {error.name}, which is not installed",
-            hint="Install the operator's extra: `pip install 'egm-grounding[operator]'`.",
+            hint=from_checkout("operator"),
         ) from None
 
 
@@ -36,7 +39,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print the table once and leave.")] = False,
     every: Annotated[float, typer.Option("--every", min=0.5, help="Seconds between two looks.")] = 2.0,
 ) -> None:
-    """The jobs of a cluster, as they go on."""
+    """The jobs of a cluster, as they continue."""
     from rich.console import Console
 
     do = actions()
@@ -104,6 +107,25 @@ def report_of_cluster(job: str, namespace: str) -> None:
         Console().print(do.screen.result(raw))
 
     do.run(work)
+
+
+def claims_of(files: list[Path]) -> list[str]:
+    """Return the volume claims that the jobs of manifests name by `pvc://`. Raises `ManifestError`."""
+    import re
+
+    from grounding.api import load
+
+    texts = [job.model_dump_json() for file in files for job in load(file)]
+    return sorted({name for text in texts for name in re.findall(r'"pvc://([^/"]+)', text)})
+
+
+def doctor_of_cluster(namespace: str, files: list[Path]) -> list[Verdict]:
+    """`egm doctor --cluster`."""
+    do, doctor = actions(), actions("doctor")
+    claims = claims_of(files)
+    world = do.run(lambda cluster: doctor.look(cluster, namespace or do.here(), claims))
+    found: list[Verdict] = doctor.judge(world)
+    return found
 
 
 def register(app: typer.Typer) -> None:

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from grounding.evaluate.compare import Change, Comparison
+    from grounding.evaluate.published import Reproduction
 
 
 def compare(
@@ -16,7 +17,16 @@ def compare(
         str,
         typer.Argument(metavar="DIR_A", help="The evaluation to compare with: before. A folder or s3://bucket/prefix."),
     ],
-    b: Annotated[str, typer.Argument(metavar="DIR_B", help="The evaluation to judge: after.")],
+    b: Annotated[str, typer.Argument(metavar="[DIR_B]", help="The evaluation to judge: after.")] = "",
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MORE]", help="Further evaluations. All are compared with DIR_A; a sweep is all its settings."
+        ),
+    ] = None,
+    paper: Annotated[
+        str, typer.Option(metavar="MODEL", help="Compare DIR_A with a published result instead, such as EGM-8B.")
+    ] = "",
     min_macro: Annotated[
         float | None, typer.Option(min=0, max=100, help="Fail when B's macro Acc@0.5 is below this, in per cent.")
     ] = None,
@@ -27,13 +37,37 @@ def compare(
     partial: Annotated[
         bool, typer.Option("--partial", help="Judge the questions both have answered, though one has others too.")
     ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Fail for every note as well: other settings, another served model, a note beside either number.",
+        ),
+    ] = False,
+    out_table: Annotated[
+        Path | None,
+        typer.Option("--table", metavar="OUT", help="Of several: write the table as well, .csv or .parquet."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(metavar="OUT.html", help="Write a page of the flips too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON (fractions).")] = False,
 ) -> None:
     """Compare two evaluations question by question: flips, McNemar's test, intervals by a bootstrap over images.
 
-    Exit code 1 when --min-macro or --max-drop is not met, with the reason; without them the comparison itself is a success.
+    More than two, or a sweep, are compared with the first one, by intervals that hold for all of them together.
+
+    Exit code 1 when --min-macro or --max-drop is not met, or with --strict for a note, with the reason; without them the comparison
+    itself is a success.
+    With --paper, exit code 1 unless the published result is reproduced.
     """
+    names = [a, *filter(None, [b]), *(more or [])]
+    if not paper and (len(names) > 2 or _is_sweep(names)):
+        gates = {"--min-macro": min_macro, "--max-drop": max_drop, "--html": html, "--partial": partial or None}
+        against_first(names, out_table, [g for g, v in gates.items() if v is not None], as_json=as_json, strict=strict)
+        return
+    if paper or not b:
+        others = bool(min_macro is not None or max_drop is not None or html)
+        against_paper(a, b, paper, as_json=as_json, others=others, strict=strict)
+        return
     import orjson
     from rich.console import Console
 
@@ -41,7 +75,7 @@ def compare(
     from grounding.errors import Failure, UserError
     from grounding.evaluate.compare import compare as pair
     from grounding.evaluate.compare import gate
-    from grounding.evaluate.stored import read_answers
+    from grounding.evaluate.results.reader import read_answers
 
     found = pair(read_answers(results_folder(a)), read_answers(results_folder(b)))
     if not len(found.pairs):
@@ -49,13 +83,13 @@ def compare(
             f"no question was answered in both {a} and {b}",
             hint="Questions pair by file, line, image, expression and box: are these evaluations of the same files?",
         )
-    reasons = gate(found, min_macro, max_drop, partial=partial)
+    reasons = gate(found, min_macro, max_drop, partial=partial, strict=strict)
     if html is not None:
         from grounding.report import build_comparison
 
         build_comparison(found, html, reasons)
     if as_json:
-        asked = min_macro is not None or max_drop is not None
+        asked = min_macro is not None or max_drop is not None or strict
         verdict = {"passed": not reasons, "reasons": reasons} if asked else None
         typer.echo(orjson.dumps(found.as_dict() | {"gate": verdict}, option=orjson.OPT_INDENT_2).decode())
     else:
@@ -69,15 +103,121 @@ def compare(
         raise Failure("\n".join(reasons))
 
 
+def _is_sweep(names: list[str]) -> bool:
+    """Return whether any of the places is a sweep. Raises `UserError` for a folder that is not there."""
+    from grounding.cli.places import results_folder
+    from grounding.evaluate.sweep import is_sweep
+
+    return any(is_sweep(results_folder(name)) for name in names)
+
+
+def against_first(names: list[str], out: Path | None, gates: list[str], *, as_json: bool, strict: bool) -> None:
+    """Compare several evaluations, or the settings of sweeps, with the first one. Raises `Failure` for notes if `strict`."""
+    import orjson
+    from rich.console import Console
+
+    from grounding.cli.places import results_folder
+    from grounding.errors import Failure, UserError
+    from grounding.evaluate.compare_several import compare_several
+    from grounding.evaluate.results.reader import read_answers
+    from grounding.report.several_table import several_rows, several_table, write_table
+    from grounding.report.sources import labelled
+
+    if gates:
+        raise UserError("is for two evaluations", field=gates[0], hint="Compare two, or leave it out.")
+    folders = labelled([results_folder(name) for name in names])
+    if len(folders) < 2:
+        raise UserError("a second evaluation is needed", hint=f"{names[0]} holds one.")
+    answers = [read_answers(folder) for _, folder in folders]
+    found = compare_several(answers, [label for label, _ in folders])
+    if found is None:
+        raise UserError(
+            "no question was answered in all of them",
+            hint="Questions pair by file, line, image, expression and box: are these evaluations of the same files?",
+        )
+    notes = [
+        *found.notes(),
+        *(f"{label}: {n}." for (label, _), a in zip(folders, answers, strict=True) for n in a.notes()),
+    ]
+    if out is not None:
+        write_table(several_rows(found), out)
+    if as_json:
+        typer.echo(orjson.dumps(found.as_dict() | {"notes": notes}, option=orjson.OPT_INDENT_2).decode())
+    else:
+        console = Console()
+        console.print(several_table(found))
+        for note in notes:
+            console.print(f"note: {note}", markup=False, highlight=False)
+    if strict and notes:
+        raise Failure(f"--strict: {' '.join(notes)}")
+
+
+def against_paper(a: str, b: str, paper: str, *, as_json: bool, others: bool, strict: bool) -> None:
+    """Compare one evaluation with a published result. Raises `Failure` if it is not reproduced."""
+    import orjson
+    from rich.console import Console
+
+    from grounding.cli.places import results_folder
+    from grounding.errors import Failure, UserError
+    from grounding.evaluate.published import find, reproduce
+    from grounding.evaluate.results.reader import read_answers
+
+    if not paper:
+        raise UserError("a second evaluation is needed", hint="Give DIR_B, or --paper MODEL for a published result.")
+    if b or others:
+        raise UserError(
+            "--paper compares one evaluation with published figures",
+            field="--paper",
+            hint="Leave out DIR_B, --min-macro, --max-drop and --html, which need two evaluations.",
+        )
+    result = reproduce(read_answers(results_folder(a)), find(paper))
+    if as_json:
+        typer.echo(orjson.dumps(result.as_dict(), option=orjson.OPT_INDENT_2).decode())
+    else:
+        console = Console()
+        console.print(paper_table(result))
+        console.print(f"source: {result.published.title}, {result.published.url}", markup=False, highlight=False)
+        for note in result.notes:
+            console.print(f"note: {note}", markup=False, highlight=False)
+        if result.verdict == "reproduced":
+            console.print(result.sentence(), markup=False, highlight=False)
+    if result.verdict != "reproduced":
+        raise Failure(result.sentence())
+    if strict and result.notes:
+        raise Failure(f"--strict: {' '.join(result.notes)}")
+
+
+def paper_table(result: Reproduction) -> Any:
+    """Return the files, then the macro mean; accuracies in per cent, differences in points."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"Acc@0.5 in per cent, beside the published {result.published.name}"
+    view = Table(title=escape(title), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    view.add_column("file", no_wrap=True)
+    for name in ("n", "ours", "95 %", "published", "diff"):
+        view.add_column(name, justify="right", no_wrap=True)
+    view.add_column("verdict", no_wrap=True)
+    for line in (*result.files, result.macro):
+        if line is result.macro:
+            view.add_section()
+        ours = "-" if line.ours is None else f"{100 * line.ours:.2f}"
+        ci = "-" if line.ci95 is None else f"{100 * line.ci95[0]:.2f} {100 * line.ci95[1]:.2f}"
+        diff = "-" if line.diff is None else f"{100 * line.diff:+.2f}"
+        view.add_row(line.name, f"{line.n:,}", ours, ci, f"{100 * line.published:.2f}", diff, line.verdict)
+    return view
+
+
 def significance(p: float | None) -> str:
-    """A p for people; none for the macro mean."""
+    """Return a p for people; none for the macro mean."""
     if p is None:
         return ""
     return "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def table(found: Comparison, *, wide: bool = True) -> Any:
-    """The files in the paper's order, then the means; accuracies in per cent, differences in points. Without `wide`, 80 columns."""
+    """Return the files in the paper's order, then the means; accuracies in per cent, differences in points. Without `wide`, 80 columns."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""`egm data …`: prepare, lint, flip, reasoning, shapes."""
+"""`egm data …`: prepare, import, lint, flip, reasoning, shapes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,41 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from grounding.cli.access import CaFileOption, HeaderEnvOption
+from grounding.cli.places import input_path
+from grounding.cli.summaries import Group
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from grounding.data.problems import Problem
 
 ImagesOption = Annotated[
-    list[Path], typer.Option("--images", help="Folder, tar, or split tar (coco.tar.part_*); may be repeated.")
+    list[Path],
+    typer.Option(
+        "--images",
+        parser=input_path,
+        metavar="PATH",
+        help="Folder, tar, or split tar (coco.tar.part_*); may be repeated.",
+    ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
-data = typer.Typer(help="Prepare, check and make grounding data.", no_args_is_help=True)
+DecodeOption = Annotated[
+    bool, typer.Option("--decode-images", help="Decode each picture whole, instead of looking at its two ends.")
+]
+TruthOption = Annotated[
+    str,
+    typer.Option(
+        "--truth",
+        metavar="SPACE",
+        help="How boxes are written: xyxy, xywh, cxcywh or yxyx (pixels); relative (0..1000) or fraction (0..1), with -xywh, "
+        "-cxcywh or -yxyx added if they are no corners. Default: xyxy in evaluation files, relative in training rows.",
+    ),
+]
+
+data = typer.Typer(cls=Group, help="Prepare, check and make grounding data.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -58,9 +81,9 @@ def _show(problems: list[Problem], limit: int = 20) -> None:
     if not problems:
         return
     table = Table("severity", "where", "kind", "what", box=None, pad_edge=False)
-    for p in sorted(problems, key=lambda p: p.severity)[:limit]:
+    for p in sorted(problems, key=lambda p: (p.kind != "whole-file", p.severity))[:limit]:
         colour = "red" if p.severity == "error" else "yellow"
-        what = escape(p.message)
+        what = escape(f"{p.message}. {p.hint}" if p.hint else p.message)
         table.add_row(f"[{colour}]{p.severity}[/]", escape(f"{Path(p.file).name}:{p.row}"), p.kind, what)
     console = Console()
     console.print(table)
@@ -73,19 +96,49 @@ def prepare(
     out: OutOption,
     images: ImagesOption,
     train: Annotated[
-        list[Path] | None, typer.Option(help="RL training rows (JSON list or .jsonl); repeatable.")
+        list[Path] | None,
+        typer.Option(parser=input_path, metavar="PATH", help="RL training rows (.json, .jsonl, .parquet); repeatable."),
     ] = None,
-    evaluation: Annotated[list[Path] | None, typer.Option("--eval", help="Evaluation file; may be repeated.")] = None,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option("--eval", parser=input_path, metavar="PATH", help="Evaluation file; may be repeated."),
+    ] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.000001,
+            max=1000,
+            help="How often each row of a training file is taken, one for each --train; 1 by default.",
+        ),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="Prompt template: qwen3, qwen3_amodal, grounding, amodal.")] = "qwen3",
     fraction: Annotated[float, typer.Option(help="Share of each evaluation file used for validation.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of the validation sample.")] = 42,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads that read images. Default: 4 a core.")] = None,
-    max_missing: Annotated[int, typer.Option(min=0, help="Rows that may be left out before it is an error.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that read images. Default: 4.")] = None,
+    skip_broken: Annotated[
+        int,
+        typer.Option(
+            "--skip-broken",
+            "--max-missing",
+            min=0,
+            metavar="N",
+            help="Leave out up to N rows that cannot be used; more are an error.",
+        ),
+    ] = 0,
+    decode_images: DecodeOption = False,
+    truth: TruthOption = "",
+    eval_truth: Annotated[
+        str, typer.Option("--eval-truth", metavar="SPACE", help="The same for the evaluation files.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Make train.parquet and val.parquet for reinforcement learning."""
     from grounding.data.prepare import prepare as run
+    from grounding.data.spaces import parse_space
+    from grounding.errors import UserError
 
+    if weight and len(weight) != len(train or []):
+        raise UserError(f"{len(weight)} weights for {len(train or [])} training files", field="--weight")
     with _progress("reading images") as (bar, task):
         result = run(
             train or [],
@@ -96,7 +149,11 @@ def prepare(
             fraction=fraction,
             seed=seed,
             workers=workers,
-            max_missing=max_missing,
+            max_missing=skip_broken,
+            decode=decode_images,
+            truth=parse_space(truth or None, "--truth"),
+            eval_truth=parse_space(eval_truth or None, "--eval-truth"),
+            weights=weight or [],
             begin=lambda n: bar.update(task, total=n),
             advance=lambda n: bar.advance(task, n),
         )
@@ -108,15 +165,92 @@ def prepare(
     typer.echo(f"{out}: {result.train} training rows, {result.validation} validation rows, {result.left_out} left out")
 
 
-@data.command()
-def lint(
-    files: Annotated[list[Path], typer.Argument(help="Evaluation files (.jsonl) and RL training files (.json).")],
-    images: ImagesOption,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that read images.")] = 8,
+@data.command("import")
+def import_(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files of one of the public forms, folders of them, or their URIs (hf://datasets/owner/name)."
+        ),
+    ],
+    out: OutOption,
+    images: Annotated[
+        list[Path],
+        typer.Option(
+            "--images",
+            parser=input_path,
+            metavar="PATH",
+            help="Pictures, if a row does not say its picture's size; may be repeated.",
+        ),
+    ] = [],  # noqa: B006
+    form: Annotated[
+        str, typer.Option("--format", help="auto, evaluation, swift, llama-factory, lmms, refer, vlm-r1 or cocoa.")
+    ] = "auto",
+    boxes: Annotated[
+        str, typer.Option(help="Space of the boxes: pixels, pixels-xywh, 0..1000 or 0..1. Default: the form's own.")
+    ] = "",
+    target: Annotated[str, typer.Option("--as", help="What to write: evaluation, rl or sft rows.")] = "evaluation",
+    name: Annotated[str, typer.Option(help="Name of the written file. Default: that of the file.")] = "",
+    amodal: Annotated[
+        bool, typer.Option("--amodal", help="With --as rl or sft: the box of the whole object, hidden parts included.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check rows and their images. Exit code 1 when a row cannot be used."""
+    """Turn public forms of grounding data into rows of this project."""
+    from typing import get_args
+
+    from grounding.data.importers import Format, Space, Target, import_files
+    from grounding.errors import UserError
+    from grounding.storage import fetch
+
+    for flag, value, allowed in (
+        ("--format", form, ("auto", *get_args(Format))),
+        ("--boxes", boxes, ("", *get_args(Space))),
+        ("--as", target, get_args(Target)),
+    ):
+        if value not in allowed:
+            raise UserError(f"expected one of {', '.join(a for a in allowed if a)}, found {value!r}", field=flag)
+    with _progress("importing") as (bar, task):
+        made = import_files(
+            [fetch(file, say=lambda text: typer.echo(text, err=True)) for file in files],
+            images,
+            out,
+            form=None if form == "auto" else form,  # type: ignore[arg-type]  # checked above
+            space=boxes or None,  # type: ignore[arg-type]
+            target=target,  # type: ignore[arg-type]
+            name=name,
+            amodal=amodal,
+            advance=lambda n: bar.advance(task, n),
+        )
+    if as_json:
+        _print_json({"files": {str(p): n for p, n in made.files.items()}, "pictures": made.pictures})
+        return
+    for path, rows in made.files.items():
+        typer.echo(f"{path}: {rows} rows")
+    if made.pictures:
+        typer.echo(f"{out / 'images'}: {made.pictures} pictures")
+
+
+@data.command()
+def lint(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            parser=input_path, metavar="FILES", help="Evaluation files (.jsonl) and RL training files (.json)."
+        ),
+    ],
+    images: ImagesOption,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read images.")] = 8,
+    decode_images: DecodeOption = False,
+    truth: TruthOption = "",
+    skip_broken: Annotated[
+        int, typer.Option("--skip-broken", min=0, metavar="N", help="Exit with 0 if up to N rows cannot be used.")
+    ] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Check rows and their images. Exit code 1 if a row cannot be used, 2 if a whole file is in another space."""
     from grounding.data.lint import lint as run
+    from grounding.data.spaces import parse_space
 
     with _progress("checking") as (bar, task):
         rows, problems = run(
@@ -125,6 +259,8 @@ def lint(
             workers,
             begin=lambda n: bar.update(task, total=n),
             advance=lambda n: bar.advance(task, n),
+            decode=decode_images,
+            truth=parse_space(truth or None, "--truth"),
         )
     errors = sum(p.severity == "error" for p in problems)
     if as_json:
@@ -133,7 +269,9 @@ def lint(
     else:
         _show(problems, limit=50)
         typer.echo(f"{rows} rows in {len(files)} files: {errors} errors, {len(problems) - errors} warnings")
-    if errors:
+    if any(p.kind == "whole-file" for p in problems):
+        raise typer.Exit(2)
+    if len({(p.file, p.row) for p in problems if p.severity == "error"}) > skip_broken:
         raise typer.Exit(1)
 
 
@@ -163,12 +301,16 @@ def flip(
 
 @data.command()
 def reasoning(
-    rows: Annotated[Path, typer.Argument(help="RL training rows (JSON list or .jsonl).")],
+    rows: Annotated[
+        Path, typer.Argument(parser=input_path, metavar="ROWS", help="RL training rows (JSON list or .jsonl).")
+    ],
     images: ImagesOption,
     out: Annotated[Path, typer.Option("--out", help="Answers, appended (.jsonl); the SFT file lies beside it.")],
     endpoint: Annotated[str, typer.Option(help="OpenAI-compatible base URL, up to and with /v1.")] = "",
     model: Annotated[str, typer.Option(help="Model name as the endpoint knows it.")] = "",
     api_key_env: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY",
+    header_env: HeaderEnvOption = [],  # noqa: B006
+    ca_file: CaFileOption = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 64,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 800,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.7,
@@ -176,7 +318,7 @@ def reasoning(
         bool, typer.Option("--finish", help="Ask nothing; write the SFT file from what is there.")
     ] = False,
 ) -> None:
-    """Let a stronger model write the reasoning for SFT. Run it again to go on where it stopped."""
+    """Let a stronger model write the reasoning for SFT. Run it again to continue where it stopped."""
     import asyncio
     import os
 
@@ -184,6 +326,7 @@ def reasoning(
     from grounding.data.reasoning import Endpoint, collect, read_tasks
     from grounding.data.reasoning import finish as write_sft
     from grounding.errors import Failure, UserError
+    from grounding.runtime.access import access_of
 
     if out.suffix != ".jsonl":
         raise UserError(f"--out must be a .jsonl file, found {out}")
@@ -192,7 +335,8 @@ def reasoning(
     if not only_finish:
         if not endpoint or not model:
             raise UserError("--endpoint and --model are needed (or --finish)")
-        server = Endpoint(endpoint, model, os.environ.get(api_key_env), max_tokens, temperature, concurrency)
+        access = access_of(os.environ, api_key_env, header_env, ca_file)
+        server = Endpoint(endpoint, model, access, max_tokens, temperature, concurrency)
         with _progress("asking") as (bar, task):
             bar.update(task, total=len(tasks))
             outcome = asyncio.run(collect(tasks, store, out, server, lambda n: bar.advance(task, n)))

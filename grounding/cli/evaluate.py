@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from grounding.cli.access import CaFileOption, HeaderEnvOption
+from grounding.cli.places import input_path
+from grounding.evaluate.sampling import Sampling
 
 
 def register(app: typer.Typer) -> None:
@@ -16,19 +22,23 @@ def register(app: typer.Typer) -> None:
 
 
 def _split(files: list[Path], images: list[Path], more: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Give what stands alone to the option it followed: `--files A B` and `--images coco.tar.part_*` as the shell expands it."""
+    """Give what is alone to the option it followed: `--files A B` and `--images coco.tar.part_*` as the shell expands it."""
+    from grounding.api.base import ROW_SUFFIXES
+    from grounding.data.images import stem_of_part
     from grounding.errors import UserError
 
     files, images = list(files), list(images)
-    for path in more:
-        if path.suffix in (".jsonl", ".json"):
+    odd = [path for path in files if path.suffix not in ROW_SUFFIXES]
+    for path in [*odd, *more]:
+        if path.suffix in ROW_SUFFIXES:
             files.append(path)
-        elif ".part_" in path.name:
+        elif stem_of_part(path.name) is not None and path not in odd:
             images.append(path)
         else:
             raise UserError(
                 f"what is {path}?",
-                hint="Evaluation files end in .jsonl; give each further image source its own --images.",
+                hint="Evaluation files end in .jsonl, .json or .parquet; give each further image source its own --images. "
+                "`egm data import` makes them from other forms, such as refs(unc).p.",
             )
     if not files:
         raise UserError("no evaluation file is given", field="--files", hint="Write --files A.jsonl B.jsonl …")
@@ -54,9 +64,25 @@ def _places(out: str, local: Path | None) -> tuple[Path, str]:
 
 
 def again(argv: list[str], *extra: str, without: tuple[str, ...] = ("--retry-errors",)) -> str:
-    """The command to run again, with `extra` flags."""
+    """Return the command to run again, with `extra` flags."""
     words = [w for w in argv if w not in without] + list(extra)
     return shlex.join(["egm", *words])
+
+
+def _body(text: str) -> dict[str, Any]:
+    """Return the request fields of `--extra-body`. Raises `UserError`."""
+    from grounding.errors import UserError
+
+    try:
+        value = json.loads(text) if text else {}
+    except ValueError as error:
+        raise UserError(f"not JSON: {error}", field="--extra-body") from None
+    if not isinstance(value, dict):
+        raise UserError(f"expected a JSON object, found {text}", field="--extra-body")
+    for name, why in (("n", "--samples says how many answers a question has"), ("stream", "answers are read whole")):
+        if value.get(name):
+            raise UserError(f"{name}: {why}", field="--extra-body")
+    return value
 
 
 def evaluate(
@@ -66,16 +92,31 @@ def evaluate(
         typer.Option("--out", help="Folder or s3://BUCKET/PREFIX of rows and summary; the same command resumes there."),
     ],
     images: Annotated[
-        list[Path], typer.Option("--images", help="Folder, tar or split tar of images; repeatable.")
+        list[Path],
+        typer.Option(
+            "--images", parser=input_path, metavar="PATH", help="Folder, tar or split tar of images; repeatable."
+        ),
     ] = [],  # noqa: B006
-    files: Annotated[list[Path], typer.Option("--files", help="Evaluation files: --files A.jsonl B.jsonl …")] = [],  # noqa: B006
+    files: Annotated[
+        list[Path],
+        typer.Option("--files", parser=input_path, metavar="PATH", help="Evaluation files: --files A.jsonl B.jsonl …"),
+    ] = [],  # noqa: B006
     more: Annotated[
-        list[Path], typer.Argument(help="Further evaluation files.", metavar="[FILES]", show_default=False)
+        list[Path],
+        typer.Argument(parser=input_path, help="Further evaluation files.", metavar="[FILES]", show_default=False),
     ] = [],  # noqa: B006
     endpoint: Annotated[list[str], typer.Option("--endpoint", help="http://HOST:PORT of a server; repeatable.")] = [],  # noqa: B006
-    prompt: Annotated[str, typer.Option(help="Prompt by name.")] = "qwen3",
-    scoring: Annotated[str, typer.Option(help="Scoring profile: egm, egm-reward or vlmevalkit.")] = "egm",
-    engine: Annotated[str, typer.Option(help="What the server is: sglang, vllm or transformers.")] = "sglang",
+    prompt: Annotated[
+        str, typer.Option(help="Prompt by name, or a template of your own with {sent} in the place of the expression.")
+    ] = "qwen3",
+    system: Annotated[str, typer.Option(help="A system message before each question.")] = "",
+    scoring: Annotated[
+        str,
+        typer.Option(
+            help="Scoring profile: egm, egm-eval-pixels, answer-after-thinking, egm-reward, vlmevalkit; or FILE.py[:FUNCTION]."
+        ),
+    ] = "egm",
+    engine: Annotated[str, typer.Option(help="What the server is: sglang, vllm, transformers or openai.")] = "sglang",
     copies: Annotated[
         int, typer.Option("--dp-size", min=1, help="Copies of the model behind each endpoint (data parallelism).")
     ] = 1,
@@ -96,13 +137,108 @@ def evaluate(
     decode_images: Annotated[
         bool, typer.Option("--decode-images", help="Decode each image whole before it is sent, not its end alone.")
     ] = False,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 4096,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = Sampling.max_tokens,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = Sampling.temperature,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus.")] = Sampling.top_p,
+    top_k: Annotated[int, typer.Option(min=-1, help="Top-k; -1 is off.")] = Sampling.top_k,
+    presence_penalty: Annotated[float, typer.Option(min=-2, max=2)] = Sampling.presence_penalty,
+    repetition_penalty: Annotated[float, typer.Option(min=0, help="1 is off.")] = Sampling.repetition_penalty,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the server's random numbers, if the temperature is not 0.")
+    ] = None,
+    samples: Annotated[
+        list[int],
+        typer.Option(
+            min=1, max=64, help="Answers to each question, for votes; needs a temperature. Repeatable: a sweep."
+        ),
+    ] = [],  # noqa: B006
+    thinking_budget: Annotated[
+        list[int],
+        typer.Option(
+            min=0, help="Tokens of thought, at most; 0: none. Repeatable: a sweep. [default: as the model likes]"
+        ),
+    ] = [],  # noqa: B006
+    max_pixels: Annotated[
+        list[int],
+        typer.Option(
+            min=1024, help="Send a picture with more pixels smaller. Repeatable: a sweep. [default: as it is stored]"
+        ),
+    ] = [],  # noqa: B006
+    min_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Send a picture with fewer pixels larger. [default: as it is stored]", show_default=False
+        ),
+    ] = None,
+    model_config: Annotated[
+        Path | None,
+        typer.Option(exists=True, help="The model's folder or config.json: the summary then counts operations."),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs behind all endpoints: the summary then counts GPU-seconds.")
+    ] = None,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(min=0, help="In US dollars: the summary then says what was spent.")
+    ] = None,
+    extra_body: Annotated[
+        str, typer.Option(help="JSON object of request fields to add; null leaves a field out: '{\"top_k\": null}'.")
+    ] = "",
+    api_key_env: Annotated[
+        str, typer.Option(help="Environment variable of the API key, sent as a bearer token if it is set.")
+    ] = "OPENAI_API_KEY",
+    header_env: HeaderEnvOption = [],  # noqa: B006
+    ca_file: CaFileOption = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 600.0,
     attempts: Annotated[int, typer.Option(min=1, help="Tries before a request counts as failed.")] = 6,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for servers that still load: refused connections and 503.")
+    ] = 0.0,
+    max_errors: Annotated[
+        int, typer.Option(min=0, help="Up to so many failed rows count as wrong; the summary says how many.")
+    ] = 0,
+    errors_as_wrong: Annotated[
+        bool, typer.Option("--errors-as-wrong", help="All failed rows count as wrong; the summary says how many.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if the summary has a note beside its numbers.")
+    ] = False,
+    mixed_models: Annotated[
+        bool,
+        typer.Option(
+            "--mixed-models", help="Go on if endpoints say that they serve different models; a note says which."
+        ),
+    ] = False,
+    truth: Annotated[
+        str,
+        typer.Option(
+            metavar="SPACE",
+            help="How the true boxes are written: xyxy, xywh, cxcywh or yxyx (pixels); relative (0..1000) or fraction (0..1), with "
+            "-xywh, -cxcywh or -yxyx added if they are no corners. Default: xyxy, and a file that looks otherwise is an error.",
+        ),
+    ] = "",
+    box_remap: Annotated[
+        str,
+        typer.Option(
+            help="How answers become pixels: scale (they are 0..1000), keep (they are pixels), or resized (Qwen2.5-VL's)."
+        ),
+    ] = "",
+    skip_broken: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Leave out up to N rows that cannot be used; the summary says so.")
+    ] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="The first rows of each file only.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check rows and images, ask nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Ask failed rows again too.")] = False,
+    retry_truncated: Annotated[
+        int,
+        typer.Option(
+            "--retry-truncated",
+            min=0,
+            metavar="TOKENS",
+            help="Ask only the answers that were cut off, again and with so many tokens.",
+            show_default=False,
+        ),
+    ] = 0,
     rescore: Annotated[
         bool, typer.Option("--rescore", help="Score stored answers again: no server, no images.")
     ] = False,
@@ -113,16 +249,22 @@ def evaluate(
         float, typer.Option("--ship-every", min=1, help="With --out s3://…: seconds between sendings.")
     ] = 30.0,
 ) -> None:
-    """Evaluate a model on RefCOCO files. The same command again goes on where it stopped."""
+    """Evaluate a model on RefCOCO files. The same command again continues where it stopped."""
     import orjson
     from rich.console import Console
 
+    from grounding.data.spaces import parse_space
     from grounding.errors import Failure, UserError
-    from grounding.evaluate.engines import Sampling, get_engine
-    from grounding.evaluate.live import Live, headline, table
-    from grounding.evaluate.options import Options, normalise
-    from grounding.evaluate.request import Request
+    from grounding.evaluate.client.options import Options, normalise
+    from grounding.evaluate.client.request import Request
+    from grounding.evaluate.costs import Hardware, read_shape
+    from grounding.evaluate.guard import Truths
+    from grounding.evaluate.live import Live, headline, table, why_not
+    from grounding.evaluate.method import Method
     from grounding.evaluate.run import Evaluation, plan, run
+    from grounding.evaluate.sweep import Axes, check_sweep, run_sweep, sweep_table
+    from grounding.evaluate.with_engine import with_engine
+    from grounding.runtime.access import access_of
 
     files, images = _split(files, images, more)
     if not images and not rescore:
@@ -132,17 +274,25 @@ def evaluate(
         normalise(url)
     if not endpoint and not (rescore or dry_run):
         raise UserError("no endpoint is given", field="--endpoint", hint="Write --endpoint http://HOST:PORT.")
-    sampling, chosen = Sampling(max_tokens=max_tokens), get_engine(engine)
-    extras, routing = chosen.request_extras(sampling), chosen.routing(copies)
+    sampling = Sampling(max_tokens, temperature, top_p, top_k, presence_penalty, repetition_penalty, seed)
+    methods = Axes(tuple(thinking_budget), tuple(samples), tuple(max_pixels)).methods(Method(min_pixels=min_pixels))
+    if len(methods) > 1 and rescore:
+        raise UserError(
+            "several settings are scored again one by one", field="--rescore", hint="egm rescore OUT/settings/NAME."
+        )
     client = Options(
         tuple(endpoint),
-        Request(model, prompt, extras, send_images, routing, decode_images),
+        Request(model, prompt, images=send_images, decode=decode_images, system=system, body=_body(extra_body)),
         concurrency,
         first_alone=not siblings_at_once,
         attempts=attempts,
         timeout_s=timeout,
+        wait_s=wait,
+        mixed=mixed_models,
+        access=access_of(os.environ, api_key_env, header_env, ca_file),
+        method=methods[0],
     )
-    evaluation = Evaluation(
+    asked = Evaluation(
         tuple(files),
         tuple(images),
         folder,
@@ -155,32 +305,54 @@ def evaluate(
         rescore,
         mode,
         remote=remote,
-        ship_every_s=ship_every,
+        replicate_every_s=ship_every,
         engine=engine,
+        max_errors=sys.maxsize if errors_as_wrong else max_errors,
+        retry_truncated=retry_truncated,
+        truths=Truths(parse_space(truth or None, "--truth"), skip_broken=skip_broken, decode=decode_images),
+        hardware=Hardware(gpus, price_per_gpu_hour, shape=None if model_config is None else read_shape(model_config)),
     )
+    evaluation = with_engine(asked, copies, box_remap)
+    check_sweep(evaluation, methods)
     planned = plan(evaluation)
     console = Console(stderr=as_json)
     if dry_run:
-        facts = {"total": len(planned.work), "images": len(planned.work.images), "files": len(files)}
+        left_out = len(planned.work.left_out)
+        facts = {
+            "total": len(planned.work),
+            "images": len(planned.work.images),
+            "files": len(files),
+            "left_out": left_out,
+        }
         if as_json:
             sys.stdout.write(orjson.dumps(facts).decode() + "\n")
         else:
             console.print(
-                f"{facts['total']:,} expressions on {facts['images']:,} images in {len(files)} files: all in order."
+                f"{facts['total']:,} expressions on {facts['images']:,} images in {len(files)} files: "
+                + (f"{left_out} further rows are left out." if left_out else "all in order.")
             )
         return
     try:
         with Live(console) as live:
-            summary = run(evaluation, planned, live)
+            summary = run(evaluation, planned, live) if len(methods) == 1 else run_sweep(evaluation, methods, live)
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped; answers are kept. Go on with:\n  {again(sys.argv[1:])}\n")
         raise typer.Exit(130) from None
     if as_json:
-        sys.stdout.write(orjson.dumps(summary, option=orjson.OPT_INDENT_2).decode() + "\n")
+        sys.stdout.write(orjson.dumps(summary.document(), option=orjson.OPT_INDENT_2).decode() + "\n")
+    elif len(methods) > 1:
+        console.print(sweep_table(summary))
+        for note in summary.notes:
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     else:
         console.print(table(summary, wide=console.width >= 110))
         console.print(headline(summary), highlight=False, soft_wrap=True)
-    if summary["reason"]:
-        flag = ("--retry-errors",) if summary["errors"] else ()
+    if summary.reason:
+        flag = ("--retry-errors",) if summary.errors else ()
         dropped = ("--retry-errors", "--rescore")
-        raise Failure(summary["reason"], hint=f"Go on with:\n  {again(sys.argv[1:], *flag, without=dropped)}")
+        raise Failure(
+            why_not(summary.reason, summary.problems),
+            hint=f"Go on with:\n  {again(sys.argv[1:], *flag, without=dropped)}",
+        )
+    if strict and summary.notes:
+        raise Failure(f"--strict: {'; '.join(summary.notes)}")

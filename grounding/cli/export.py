@@ -16,12 +16,22 @@ def export(
     ] = None,
     project: Annotated[str, typer.Option(help="wandb, trackio: the project.")] = "egm",
     name: Annotated[str, typer.Option(help="wandb, trackio: the run's name; default the folder's.")] = "",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Write nothing and exit with 1 if there is a note beside the numbers.")
+    ] = False,
 ) -> None:
     """Write an evaluation as an inspect_ai log, or log it as a Weights & Biases or trackio run with a table of its rows."""
     from grounding.cli.places import results_folder
+    from grounding.errors import Failure
     from grounding.report.export import export as write
 
-    typer.echo(write(results_folder(folder), to, out, project=project, name=name))
+    def hear(notes: list[str]) -> None:
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
+        if strict and notes:
+            raise Failure("--strict: nothing was exported, because of the notes above")
+
+    typer.echo(write(results_folder(folder), to, out, project=project, name=name, hear=hear))
 
 
 def register(app: typer.Typer) -> None:

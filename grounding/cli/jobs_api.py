@@ -2,43 +2,130 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from grounding.api.manifest import Problem
+    from grounding.api.resolved import ResolvedJob
 
 
 def validate(
     files: Annotated[list[Path], typer.Option("-f", "--filename", help="Manifest; may be given more than once.")],
     json: Annotated[bool, typer.Option("--json", help="Print jobs and problems as JSON.")] = False,
 ) -> None:
-    """Check manifests and say every mistake with its line; exit code 2 where there is one."""
+    """Check manifests, and the model folders that they name, and say every mistake with its line; exit code 2 where there is one."""
     import orjson
 
-    from grounding.api import ManifestError, load
-
-    wrong, report = False, []
+    report: list[dict[str, Any]] = []
     for file in files:
-        try:
-            jobs = load(file)
-        except ManifestError as error:
-            wrong = True
-            report += [
-                {"file": str(file), "ok": False, "line": p.line, "path": p.path, "message": p.message}
-                for p in error.problems
-            ]
-            if not json:
-                sys.stderr.write(f"error: {error}\n")
-            continue
-        for job in jobs:
-            report.append({"file": str(file), "ok": True, "kind": job.kind, "name": job.metadata.name})
-            if not json:
-                typer.echo(f"{job.kind.lower()}/{job.metadata.name} is valid ({file})")
+        report += _validate(file, quiet=json)
     if json:
         typer.echo(orjson.dumps(report, option=orjson.OPT_INDENT_2).decode())
-    if wrong:
+    if not all(each["ok"] for each in report):
         raise typer.Exit(2)
+
+
+def _validate(file: Path, *, quiet: bool) -> list[dict[str, Any]]:
+    """Return a record for each job and each problem of a file, and print them unless `quiet`."""
+    from grounding.api import ManifestError, load
+    from grounding.api.checks import placeholders
+
+    def say(text: str) -> None:
+        if not quiet:
+            sys.stderr.write(text + "\n")
+
+    try:
+        jobs = load(file)
+    except ManifestError as error:
+        say(f"error: {error}")
+        return [
+            {"file": str(file), "ok": False, "line": p.line, "path": p.path, "message": p.message}
+            for p in error.problems
+        ]
+    report: list[dict[str, Any]] = []
+    for job in jobs:
+        found = [*_model_problems(file, job), *_function_problems(file, job)]
+        for problem in found:
+            say(f"error: {file}:{problem.line}: {problem.path}: {problem.message}")
+            report.append({"file": str(file), "ok": False, **dataclasses.asdict(problem)})
+        if found:
+            continue
+        report.append({"file": str(file), "ok": True, "kind": job.kind, "name": job.metadata.name})
+        if not quiet:
+            typer.echo(f"{job.kind.lower()}/{job.metadata.name} is valid ({file})")
+        for field, message in [*placeholders(job), *_unseen(job)]:
+            say(f"warning: {file}: {job.metadata.name}: spec.{field}: {message}")
+    return report
+
+
+def _model_problems(file: Path, job: ResolvedJob) -> Iterator[Problem]:
+    """Yield what is wrong with the models of a job that are folders of this machine."""
+    from grounding.api.checks import model_fields
+    from grounding.api.manifest import Problem, line_of
+    from grounding.models.folder import examine, of_source
+
+    for field, model in model_fields(job):
+        folder = of_source(model.source)
+        if folder is None or not folder.is_dir():
+            continue
+        family = model.family_name if job.kind == "GroundingTrainJob" else None
+        for problem in examine(folder, family).problems:
+            line = line_of(file, job.metadata.name, ("spec", *_path(field), "source"))
+            yield Problem(line, f"spec.{field}.source", f"{problem.file}: {problem.what}. {problem.remedy}")
+
+
+def _path(field: str) -> tuple[int | str, ...]:
+    return tuple(int(part) if part.isdigit() else part for part in field.split("."))
+
+
+def _function_problems(file: Path, job: ResolvedJob) -> Iterator[Problem]:
+    """Yield what is wrong with the reward or the scoring of a job's own, if it is a file of this machine. Nothing of it is run."""
+    from grounding.api.manifest import Problem, line_of
+    from grounding.errors import UserError
+    from grounding.models.folder import of_source
+    from grounding.scoring import own_function, own_profile, own_reward
+
+    if job.kind == "GroundingTrainJob":
+        source, name, form = job.spec.reward.file, job.spec.reward.entry_point, own_reward.FORM
+    else:
+        source, name, form = job.spec.scoring_file, job.spec.scoring_entry_point, own_profile.FORM
+    place = of_source(source)
+    if place is None or not place.exists():
+        return
+    try:
+        own_function.inspect(place, name, form)
+    except UserError as error:
+        line = line_of(file, job.metadata.name, tuple(form.field.split(".")))
+        where = f"{error.file}:{error.line}" if error.line else error.file
+        yield Problem(line, form.field, f"{where}: {error.message}. {error.hint}".rstrip())
+
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def _unseen(job: ResolvedJob) -> Iterator[tuple[str, str]]:
+    """Yield the field and a sentence for each model that is a folder which this machine does not have."""
+    from grounding.api.checks import model_fields
+    from grounding.models.folder import of_source
+
+    if job.kind == "GroundingEvalJob" and job.spec.endpoints:
+        return  # it is the name by which the endpoints know the model
+    for field, model in model_fields(job):
+        folder = of_source(model.source)
+        if folder is not None and not folder.is_dir():
+            hub = (
+                f" If the hub's model is meant, write hf://{model.source}."
+                if _HUB_NAME.fullmatch(model.source or "")
+                else ""
+            )
+            yield f"{field}.source", f"{folder} is no folder of this machine, so the model was not looked at.{hub}"
 
 
 def explain(

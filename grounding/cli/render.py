@@ -16,14 +16,14 @@ def render(
     import importlib
     import os
 
-    from grounding.errors import UserError
+    from grounding.errors import UserError, from_checkout
 
     try:  # by name: the package of the domain does not import the operator's
         settings, found = (importlib.import_module(f"egm_operator.{m}") for m in ("settings", "render"))
     except ModuleNotFoundError as error:
         raise UserError(
             f"this command needs {error.name}, which is not installed",
-            hint="Install the operator's extra: `pip install 'egm-grounding[operator]'`.",
+            hint=from_checkout("operator"),
         ) from None
     typer.echo(found.render(files, settings.load(os.environ), namespace), nl=False)
 

@@ -10,9 +10,10 @@ import typer
 
 def report(
     folder: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            help="A run (runs/demo), or the folder of one evaluation; s3://bucket/prefix too. With --cluster: a job."
+            help="A run (runs/demo), a sweep, or the folder of one evaluation; s3://bucket/prefix too. Several: accuracy "
+            "against cost of all. With --cluster: a job."
         ),
     ],
     out: Annotated[
@@ -23,24 +24,40 @@ def report(
     ] = None,
     pictures: Annotated[int, typer.Option(min=0, help="Pictures to embed, at most.")] = 600,
     picture_mb: Annotated[float, typer.Option(min=0, help="Megabytes of pictures in the page, at most.")] = 10.0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if the page has a note beside its numbers; it is written.")
+    ] = False,
     cluster: Annotated[
         bool, typer.Option("--cluster", "-c", help="Print the result of an evaluation job of the cluster instead.")
     ] = False,
     namespace: Annotated[str, typer.Option("--namespace", "-n", help="Its namespace.")] = "",
 ) -> None:
-    """Write one self-contained HTML page: tables, kinds of errors, accuracy by group, curves, and a gallery of the answers."""
+    """Write one self-contained HTML page: tables, kinds of errors, accuracy by group, curves, and a gallery of the answers.
+
+    Of a sweep, or of several folders: accuracy against latency, tokens, operations, GPU time and money, and the table as CSV.
+    """
     if cluster:
         from grounding.cli.cluster import report_of_cluster
 
-        report_of_cluster(folder, namespace)
+        for job in folder:
+            report_of_cluster(job, namespace)
         return
     from grounding.cli.places import results_folder
-    from grounding.report import Caps, build
+    from grounding.errors import Failure
+    from grounding.evaluate.sweep import is_sweep
+    from grounding.report import Caps, build_scaling, build_with_notes, scaling_notes
     from grounding.storage import is_remote
 
-    if is_remote(folder) and out is None:  # the cache is no place to look for a page
+    if out is None and (len(folder) > 1 or is_remote(folder[0])):  # the cache is no place to look for a page
         out = Path("report/index.html")
-    typer.echo(build(results_folder(folder), out, Caps(pictures=pictures, picture_bytes=int(picture_mb * 1e6))))
+    found = [results_folder(place) for place in folder]
+    if len(found) > 1 or is_sweep(found[0]):
+        path, notes = build_scaling(found, out or found[0] / "report" / "index.html"), scaling_notes(found)
+    else:
+        path, notes = build_with_notes(found[0], out, Caps(pictures=pictures, picture_bytes=int(picture_mb * 1e6)))
+    typer.echo(path)
+    if strict and notes:
+        raise Failure("--strict: " + " ".join(notes))
 
 
 def register(app: typer.Typer) -> None:

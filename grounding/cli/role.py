@@ -1,4 +1,4 @@
-"""`egm role ...`: what both back ends start. Turns a job file into work; people rarely call it."""
+"""`egm role ...`: what both back ends start. Run one role of a job file; people rarely call it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from grounding.cli.summaries import Group
+
 JobFile = Annotated[Path, typer.Option("--job", help="A resolved job manifest.")]
 Data = Annotated[Path, typer.Option("--data", help="Folder of prepared data.")]
 Model = Annotated[str, typer.Option("--model", help="Model folder, or URI.")]
@@ -14,12 +16,12 @@ Out = Annotated[Path, typer.Option("--out", help="The job's folder.")]
 
 
 def _begin(role: str, path: Path, kind: str = "") -> Any:
-    """The job of a role's file, once the process is set up for its work."""
-    from grounding import startup
-    from grounding.api import load_job, resolve
+    """Return the job of a role's file, once the process is set up for its work."""
+    from grounding.api import load_job
     from grounding.errors import UserError
+    from grounding.runtime import startup
 
-    job = resolve(load_job(path))
+    job = load_job(path)
     if kind and job.kind != kind:
         raise UserError(f"expected a {kind}, found a {job.kind}", file=path)
     startup.begin(role, job)
@@ -32,7 +34,7 @@ def _say(text: str) -> None:
 
 
 def _data(spec: Any, data: Path) -> Any:
-    """Where the job's data lies; what is in a store or on the hub is fetched first."""
+    """Return where the job's data lies; what is in a store or on the hub is fetched first."""
     from grounding.data.jobdata import bring, locate
 
     bring(spec, say=_say)
@@ -43,13 +45,24 @@ def prepare(job: JobFile, data: Data) -> None:
     """Make the job's data: parquet files, or the synthetic set."""
     from grounding.data.jobdata import materialise
 
-    materialise(_begin("prepare", job), data.absolute(), say=_say)
+    spec = _begin("prepare", job)
+    if spec.kind == "GroundingTrainJob" and spec.spec.reward.file is not None:  # before GPUs are bound
+        from grounding.scoring import own_reward
+        from grounding.storage import fetch
+
+        own_reward.inspect(fetch(spec.spec.reward.file, say=_say), spec.spec.reward.entry_point)
+    if spec.kind == "GroundingEvalJob" and spec.spec.scoring_file is not None:
+        from grounding.scoring import own_profile
+        from grounding.storage import fetch
+
+        own_profile.of_file(fetch(spec.spec.scoring_file, say=_say), spec.spec.scoring_entry_point)
+    materialise(spec, data.absolute(), say=_say)
 
 
 def sft(job: JobFile, data: Data, model: Model, out: Out) -> None:
     """Supervised fine-tuning."""
     spec = _begin("sft", job, "GroundingTrainJob")
-    from grounding.train import sft as role
+    from grounding.train.sft import run as role
 
     role.main(spec, _data(spec, data), model, out.absolute())
 
@@ -57,37 +70,48 @@ def sft(job: JobFile, data: Data, model: Model, out: Out) -> None:
 def rl(job: JobFile, data: Data, model: Model, out: Out) -> None:
     """Reinforcement learning by verl."""
     spec = _begin("rl", job, "GroundingTrainJob")
-    from grounding.train import rl as role
+    from grounding.train.rl import run as role
 
     role.main(spec, _data(spec, data), model, out.absolute())
 
 
-def server(job: JobFile, data: Data, model: Model) -> None:
+OnlyModel = Annotated[str, typer.Option("--only-model", help="Which model of a sweep over models (spec.sweep.models).")]
+
+
+def server(job: JobFile, data: Data, model: Model, only: OnlyModel = "") -> None:
     """Serve a model over OpenAI chat completions on $EGM_PORT."""
     _begin("server", job, "GroundingEvalJob")
     from grounding.evaluate.role import serve_role
 
-    serve_role(job, data.absolute(), model)
+    serve_role(job, data.absolute(), model, only)
 
 
-def evaluate(job: JobFile, data: Data, out: Out) -> None:
+def evaluate(
+    job: JobFile,
+    data: Data,
+    out: Out,
+    model: Annotated[
+        str, typer.Option("--model", help="Model folder or URI that the servers load, if it is known.")
+    ] = "",
+    only: OnlyModel = "",
+) -> None:
     """Ask the servers of $EGM_ENDPOINTS about every expression of the eight files."""
     _begin("evaluate", job, "GroundingEvalJob")
     from grounding.evaluate.role import evaluate_role
 
-    evaluate_role(job, data.absolute(), out.absolute())
+    evaluate_role(job, data.absolute(), out.absolute(), model, only)
 
 
 def _first() -> None:
     """The processes of a job, as the back ends start them."""
-    from grounding import startup
+    from grounding.runtime import startup
 
     startup.first()
 
 
 def register(app: typer.Typer) -> None:
     """Add `egm role`."""
-    roles = typer.Typer(callback=_first, no_args_is_help=True)
+    roles = typer.Typer(cls=Group, callback=_first, no_args_is_help=True)
     for command in (prepare, sft, rl, server, evaluate):
         roles.command(command.__name__)(command)
     app.add_typer(roles, name="role")

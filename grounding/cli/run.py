@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from grounding.runtime.grace import DEFAULT_S
+
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs, one folder a manifest.")]
 
 
@@ -24,14 +26,30 @@ def run(
     parallel: Annotated[
         int, typer.Option("--parallel", "--jobs-parallel", min=1, help="Jobs that may run at the same time.")
     ] = 2,
+    grace: Annotated[
+        float,
+        typer.Option(
+            min=1, help="Seconds that roles get to save their work when the run is stopped (Ctrl-C, SIGTERM)."
+        ),
+    ] = DEFAULT_S,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Set earlier work aside, here and in the jobs' outputs, and start anew.")
+    ] = False,
+    preflight: Annotated[
+        bool, typer.Option("--preflight/--no-preflight", help="Check this machine first, as egm doctor does.")
+    ] = True,
 ) -> None:
     """Run a manifest's jobs on this machine. The same command again continues where it stopped."""
     from rich.console import Console
 
     from grounding.local.command import Order, execute, works_of
+    from grounding.preflight.command import before_run
 
-    order = Order(file, runs, only, parallel)
-    code = execute(order, works_of(file), Console(), Console(stderr=True))
+    order = Order(file, runs, only, parallel, grace, restart)
+    works = works_of(file)
+    if preflight:
+        before_run(order, works)
+    code = execute(order, works, Console(), Console(stderr=True))
     if code:
         raise typer.Exit(code)
 
@@ -49,8 +67,9 @@ def get(
 
     import orjson
 
-    from grounding.local.screen import columns
-    from grounding.runs import camel, find_job, views
+    from grounding.errors import printable
+    from grounding.local.runs import camel, find_job, views
+    from grounding.local.screen import columns, upload_problems
 
     found = list(views(runs))
     if job:
@@ -65,8 +84,10 @@ def get(
         return
     for line in columns(found, wide=output == "wide", now=time.time()):
         typer.echo(line)
+    for problem in upload_problems(found):
+        typer.echo(problem)
     if job and found[0].message:
-        typer.echo(f"\n{found[0].reason}: {found[0].message}")
+        typer.echo(printable(f"\n{found[0].reason}: {found[0].message}"))
 
 
 def logs(
@@ -91,7 +112,7 @@ def logs(
     import time
 
     from grounding.errors import UserError
-    from grounding.runs import find_job, follow_logs, is_running, read_state, tail
+    from grounding.local.runs import find_job, follow_logs, is_running, read_state, tail
 
     folder = find_job(runs, job)
     known = {p.stem: p for p in sorted((folder / "logs").glob("*.log"), key=lambda p: p.stat().st_mtime)}

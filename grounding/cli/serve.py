@@ -22,23 +22,30 @@ def serve(
     ] = 30000,
     host: Annotated[
         str,
-        typer.Option(help="Address to listen on. Servers ask nobody for a password: leave it at this machine."),
+        typer.Option(help="Address to listen on. Beyond this machine, requests must carry a key, which is printed."),
     ] = "127.0.0.1",
     grace: Annotated[
         float | None,
         typer.Option(min=0, help="Seconds that requests in flight get at the end. [default: the engine's]"),
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder that holds the runs, as for egm run.")] = Path("runs"),
+    preflight: Annotated[
+        bool, typer.Option("--preflight/--no-preflight", help="Check this machine first, as egm doctor does.")
+    ] = True,
 ) -> None:
     """Start a job's servers, print their endpoints when they answer, stop them by Ctrl-C.
 
-    Endpoints go to standard output, one a line; the rest to standard error. A server that ends by itself is an error (exit 1).
+    Endpoints go to standard output, one a line; the rest to standard error. A server that ends by itself is an error (exit 1). With a key in
+    $EGM_API_KEY the servers refuse requests without it.
     """
     import asyncio
+    import secrets
 
     from grounding.evaluate.engines import get_engine
-    from grounding.local.serve import chosen_job, serving
+    from grounding.local.serve import chosen_job, require_model, serving
     from grounding.local.serve import serve as run
+    from grounding.preflight.command import before_serving
+    from grounding.runtime import environment
 
     def say(text: str) -> None:
         sys.stderr.write(f"serve: {text}\n")
@@ -48,11 +55,18 @@ def serve(
         sys.stdout.write("".join(f"{u}\n" for u in urls))
         sys.stdout.flush()
         say(f"ready; model name in requests: {name}. Ctrl-C stops.")
+        if drawn:
+            say(f"requests must carry a key: export OPENAI_API_KEY={drawn}")
 
     chosen = chosen_job(file, job)
     name = chosen.spec.model.train_job or chosen.spec.model.source
     seconds = get_engine(chosen.spec.engine).grace_s if grace is None else grace
-    what = serving(file, chosen, runs, port=port, host=host, grace_s=seconds)
+    require_model(chosen)
+    given = environment.of_process().api_key
+    drawn = secrets.token_urlsafe(32) if not given and host not in ("127.0.0.1", "::1", "localhost") else ""
+    what = serving(file, chosen, runs, port=port, host=host, grace_s=seconds, key=given if given else drawn)
+    if preflight:
+        before_serving(file, chosen, what, runs)
     code = asyncio.run(run(what, say, ready))
     if code:
         raise typer.Exit(code)

@@ -31,7 +31,7 @@ PIXEL_BOXES = ("bbox", "modal_bbox", "amodal_bbox")
 
 
 def _like(model: str, word: str) -> str:
-    """`word` in the letter case of `model`, letter by letter; the last letter's case goes on."""
+    """`word` in the letter case of `model`, letter by letter; the last letter's case continues."""
     cases = [c.isupper() for c in model] + [model[-1].isupper()] * len(word)
     return "".join(c.upper() if upper else c for c, upper in zip(word, cases, strict=False))
 
@@ -52,7 +52,7 @@ def _flip_relative(match: re.Match[str]) -> str:
     try:
         x1, y1, x2, y2 = (Decimal(p.strip()) for p in parts)
     except (ValueError, ArithmeticError):
-        return match[0]  # not four numbers: lint says so, a flip does not mend it
+        return match[0]  # not four numbers: lint says so, a flip does not fix it
     return f"{match[1]}{1000 - x2}, {y1}, {1000 - x1}, {y2}{match[3]}"
 
 
@@ -62,7 +62,7 @@ def flip_text(text: str) -> str:
 
 
 def flip_row(row: dict[str, Any], width: int, image: str) -> dict[str, Any]:
-    """A row about the mirrored picture `image`; `width` is the picture's, in pixels. Other fields are kept."""
+    """Return a row about the mirrored picture `image`; `width` is the picture's, in pixels. Other fields are kept."""
     flipped = dict(row, image=image)
     for name in PIXEL_BOXES:
         box = row.get(name)
@@ -79,7 +79,7 @@ def flip_row(row: dict[str, Any], width: int, image: str) -> dict[str, Any]:
 
 
 def flip_image(data: bytes) -> bytes:
-    """The mirrored picture in the same format. JPEG is written at quality 95 without chroma subsampling; metadata such
+    """Return the mirrored picture in the same format. JPEG is written at quality 95 without chroma subsampling; metadata such
     as an EXIF rotation is dropped, since boxes are about the pixels as stored."""
     with Image.open(io.BytesIO(data)) as image:
         kind = image.format or "PNG"

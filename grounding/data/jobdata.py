@@ -1,24 +1,43 @@
-"""The data of a job: where it lies (`locate`, pure), and how it gets there (`bring`, `materialise`; idempotent).
+"""The data of a job: where it is (`locate`, pure), and how it gets there (`bring`, `materialise`; idempotent).
 
-Files of a store or the hub (`s3://`, `hf://`) lie in this machine's cache (`grounding.storage`), to which `bring` fetches them. Whatever is made
-lies in a folder named by a digest of what it is made from, and is finished when that folder holds `done.json`; so the jobs of one run share it, and a
+Files of a store or the hub (`s3://`, `hf://`) are in this machine's cache (`grounding.storage`), to which `bring` fetches them. Whatever is made
+is in a folder named by a digest of what it is made from, and is finished when that folder holds `done.json`; so the jobs of one run share it, and a
 run that was killed starts it again.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from grounding.api import RlJob, SftJob
+from grounding.api.base import ROW_SUFFIXES
+from grounding.boxes import Space
 from grounding.data import shapes
-from grounding.data.images import parts_of
+from grounding.data.images import parts_of, stem_of_part
+from grounding.data.mixture import times
+from grounding.data.problems import check_answers, too_many
+from grounding.data.records import read_rows
 from grounding.errors import EgmError, UserError
-from grounding.files import atomic_write, read_json, write_json
+from grounding.failpoints import failpoint
+from grounding.files import (
+    MANIFEST,
+    WHOLE,
+    atomic_write,
+    digest_of,
+    fingerprint,
+    is_published,
+    read_json,
+    sha256_of,
+    write_json,
+    write_manifest,
+)
 from grounding.storage import fetch, is_remote, local_path
 
 if TYPE_CHECKING:
@@ -27,9 +46,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobData:
-    """Paths of a job's data; None or empty where the kind of job has no use for it."""
+    """Paths of a job's data; None or empty if the kind of job has no use for it."""
 
     sft_rows: Path | None = None
+    sft_validation: tuple[tuple[str, Path], ...] = ()
+    """Files of SFT rows that validate the training, each with the name of its set, which may be empty"""
     train_parquet: Path | None = None
     val_parquet: Path | None = None
     eval_files: tuple[Path, ...] = ()
@@ -41,12 +62,14 @@ def _paths(sources: Sequence[str], field: str) -> tuple[Path, ...]:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
+    return digest_of(value)[:12]
 
 
 def _shape_set(data: TrainData | EvalData) -> shapes.ShapeSet | None:
     s = data.shapes
-    return None if s is None else shapes.ShapeSet(seed=s.seed, train=s.train, per_file=s.per_file, size=s.size)
+    if s is None:
+        return None
+    return shapes.ShapeSet(seed=s.seed, train=s.train, per_file=s.per_file, size=s.size, reasoning=s.reasoning)
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,13 @@ class _Inputs:
     train: tuple[Path, ...]
     validation: tuple[Path, ...]
     images: tuple[Path, ...]
+    truth: Space | None = None
+    validation_truth: Space | None = None
+    skip_broken: int = 0
+    sets: tuple[str, ...] = ()
+    """The validation set of each file of `validation`; empty if none has a name"""
+    weights: tuple[float, ...] = ()
+    """How often each row of a file of `train` is taken; empty: once"""
 
 
 def _set_inputs(root: Path) -> _Inputs:
@@ -68,18 +98,41 @@ def _train_inputs(data: TrainData, root: Path | None) -> _Inputs:
         return _set_inputs(root)
     return _Inputs(
         _paths(data.train, "spec.data.train"),
-        _paths(data.validation, "spec.data.validation"),
+        tuple(path for _, path in _validation(data)),
         _paths(data.images, "spec.data.images"),
+        data.truth,
+        data.validation_truth,
+        data.skip_broken,
+        tuple(name for name, _ in _validation(data)) if data.validation_sets else (),
+        tuple(data.weights),
     )
 
 
+def _validation(data: TrainData) -> tuple[tuple[str, Path], ...]:
+    """Return the files that validate a training, each with the name of its set; it is empty for a set without one."""
+    plain = [("", path) for path in _paths(data.validation, "spec.data.validation")]
+    named = [
+        (name, path)
+        for name, files in data.validation_sets.items()
+        for path in _paths(files, f"spec.data.validationSets.{name}")
+    ]
+    return (*plain, *named)
+
+
 def _prepared_folder(inputs: _Inputs, prompt: str, fraction: float, seed: int, data: Path) -> Path:
-    # relative to the data folder where they lie in it, so that the run's folder may be named in any way
+    # relative to the data folder where they are in it, so that the run's folder may be named in any way
     names = [
         [p.relative_to(data).as_posix() if p.is_relative_to(data) else str(p) for p in paths]
         for paths in (inputs.train, inputs.validation, inputs.images)
     ]
-    digest = _digest([names, prompt, fraction, seed])
+    how: list[Any] = [
+        inputs.truth,
+        inputs.validation_truth,
+        inputs.skip_broken,
+        *([inputs.sets] if inputs.sets else []),
+    ]
+    how += [list(inputs.weights)] if inputs.weights else []
+    digest = _digest([names, prompt, fraction, seed, *(how if any(how) else [])])
     return data / f"prepared-{digest}"
 
 
@@ -87,7 +140,7 @@ def _eval_sources(data: EvalData) -> list[str]:
     """Path or URI of each evaluation file."""
     sources = []
     for name in data.files or shapes.EIGHT_FILES:
-        named = name if PurePosixPath(name).suffix in (".jsonl", ".json") else f"{name}.jsonl"
+        named = name if PurePosixPath(name).suffix in ROW_SUFFIXES else f"{name}.jsonl"
         root = data.root or ""
         stands_alone = not root or "://" in named or named.startswith("/")
         sources.append(named if stands_alone else f"{root.rstrip('/')}/{named}")
@@ -104,7 +157,7 @@ def _prepared_sources(prepared: str) -> tuple[str, str]:
 
 
 def locate(job: Job, data: Path, *, validation_fraction: float = 0.1) -> JobData:
-    """Where the job's data lies, or will lie once it is fetched, or made under the folder `data`. Touches no file.
+    """Return where the job's data lies, or will lie once it is fetched, or made under the folder `data`. Touches no file.
 
     Raises `UserError` for a source that is no path and no URI.
     """
@@ -122,29 +175,81 @@ def locate(job: Job, data: Path, *, validation_fraction: float = 0.1) -> JobData
     spec = job.spec
     inputs = _train_inputs(spec.data, root)
     if spec.method == "sft":
+        checks = _validation(spec.data)
         if root is not None:
-            return JobData(sft_rows=root / "train_data/sft.json", images=inputs.images)
-        rows = inputs.train[0] if len(inputs.train) == 1 else None
+            return JobData(root / "train_data/sft.json", checks, images=inputs.images)
+        rows = inputs.train[0] if _as_it_is(spec.data) else None
         if rows is None and inputs.train:
-            rows = data / f"sft-{_digest([str(p) for p in inputs.train])}" / "sft.json"
-        return JobData(sft_rows=rows, images=inputs.images)
+            mixed = [list(inputs.weights), spec.seed] if inputs.weights else []
+            rows = data / f"sft-{_digest([*(str(p) for p in inputs.train), *mixed])}" / "sft.json"
+        return JobData(sft_rows=rows, sft_validation=checks, images=inputs.images)
     if root is None and spec.data.prepared:
         train, validation = _paths(_prepared_sources(spec.data.prepared), "spec.data.prepared")
+        if inputs.images:  # the copy names each picture where it is on this machine
+            folder = data / f"resolved-{_digest([str(p) for p in (train, validation, *inputs.images)])}"
+            train, validation = folder / "train.parquet", folder / "val.parquet"
         return JobData(train_parquet=train, val_parquet=validation, images=inputs.images)
     folder = _prepared_folder(inputs, spec.data.prompt, validation_fraction, spec.seed, data)
     return JobData(train_parquet=folder / "train.parquet", val_parquet=folder / "val.parquet", images=inputs.images)
 
 
-def _fingerprint(paths: Sequence[Path]) -> list[list[object]]:
-    """Absolute path, size and time of each input: another value means that what was made from it is stale, as it is
-    when the whole folder was moved, because prepared rows hold absolute paths of images."""
-    stats = [(p.absolute(), p.stat()) for p in paths if p.exists()]
-    return [[str(p), s.st_size, s.st_mtime_ns] for p, s in stats]
+@dataclass(frozen=True)
+class _Made:
+    """What was made from which content. `inputs`: absolute path -> digest. Where the inputs are counts, because prepared rows
+    hold absolute paths of pictures."""
+
+    inputs: Mapping[str, str]
+
+    @classmethod
+    def of(cls, rows: Sequence[Path], images: Sequence[Path] = ()) -> _Made:
+        """Look at files of rows and at folders and tars of pictures as they are now."""
+        found = {str(path.absolute()): sha256_of(path) for path in rows if path.exists()}
+        for source in images:
+            if source.is_dir():
+                found[str(source.absolute())] = _state_of_folder(source)
+            else:
+                parts = parts_of(source) if stem_of_part(source.name) is not None or not source.exists() else [source]
+                found |= {str(part.absolute()): _state_of_tar(part) for part in parts}
+        return cls(found)
+
+    @property
+    def digest(self) -> str:
+        return digest_of(dict(self.inputs))
+
+    def document(self, **counts: int) -> dict[str, Any]:
+        """Return `done.json`."""
+        return {"digest": self.digest, "inputs": dict(self.inputs), **counts}
 
 
-def _fresh(folder: Path, inputs: list[list[object]]) -> bool:
+def _state_of_tar(part: Path) -> str:
+    """Return a digest of a tar; of a large one also its times, since samples miss a single picture."""
+    stat = part.stat()
+    times = [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] if stat.st_size > WHOLE else []
+    return digest_of([fingerprint(part), *times])
+
+
+def _state_of_folder(folder: Path) -> str:
+    """Return a digest of name, size and times of every file: prepared rows name pictures of a folder where they are, so that
+    its files need not be read; any write to one of them changes a time."""
+    found: list[list[object]] = []
+    for top, below, files in os.walk(folder, followlinks=True):
+        below.sort()
+        for name in sorted(files):
+            with suppress(OSError):
+                stat = Path(top, name).stat()
+                place = os.path.relpath(Path(top, name), folder)
+                found.append([place, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino])
+    return digest_of(found)
+
+
+def _as_it_is(data: TrainData) -> bool:
+    """Return whether SFT reads the training file itself: it is one, of which each row is taken once."""
+    return len(data.train) == 1 and not data.weights
+
+
+def _fresh(folder: Path, made: _Made) -> bool:
     done = folder / "done.json"
-    return done.is_file() and read_json(done).get("inputs") == inputs
+    return done.is_file() and read_json(done).get("digest") == made.digest and is_published(folder)
 
 
 def _need(paths: Sequence[Path], field: str) -> None:
@@ -165,12 +270,21 @@ def sources(job: Job, *, prepares: bool) -> list[tuple[str, str]]:
         return _numbered(found)
     data, method = job.spec.data, job.spec.method
     if method == "rl" and data.prepared:
-        found = {"prepared": _prepared_sources(data.prepared)}
+        if prepares or not data.images:  # with images, RL reads the copy that preparation has made
+            found = {"prepared": _prepared_sources(data.prepared), "images": data.images}
     elif method == "sft":
-        found = {"train": data.train if prepares or len(data.train) == 1 else [], "images": data.images}
+        found = {"train": data.train if prepares or _as_it_is(data) else [], "images": data.images}
+        found |= _validation_sources(data)
     elif prepares:  # what RL trains on is a copy, pictures included
-        found = {"train": data.train, "validation": data.validation, "images": data.images}
+        found = {"train": data.train, **_validation_sources(data), "images": data.images}
     return _numbered(found)
+
+
+def _validation_sources(data: TrainData) -> dict[str, Sequence[str]]:
+    return {
+        "validation": data.validation,
+        **{f"validationSets.{n}": files for n, files in data.validation_sets.items()},
+    }
 
 
 def _numbered(found: dict[str, Sequence[str]]) -> list[tuple[str, str]]:
@@ -178,7 +292,7 @@ def _numbered(found: dict[str, Sequence[str]]) -> list[tuple[str, str]]:
 
 
 def bring(job: Job, *, prepares: bool = False, say: Callable[[str], None] = lambda _: None) -> None:
-    """Fetch what `sources` names and is not on a file system of this machine; what is here and has not changed stays. `say` hears how far it is.
+    """Fetch what `sources` names and is not on a file system of this machine; what is here and has not changed stays. `say` gets the progress.
 
     Raises `UserError` for what is not there, `Failure` for what cannot be had.
     """
@@ -199,7 +313,7 @@ def materialise(
     workers: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> JobData:
-    """Fetch and make what the job needs, the latter under the folder `data`, and say where it lies; at once when it is there already.
+    """Fetch and make what the job needs, the latter under the folder `data`, and say where it is; at once when it is there already.
 
     Raises `UserError` for files that are absent or wrong. Safe to repeat after a crash at any point.
     """
@@ -219,15 +333,21 @@ def materialise(
     if spec.method == "sft":
         if located.sft_rows is None:
             raise UserError("a job of method sft needs training rows", field="spec.data.train")
-        if len(inputs.train) > 1:
-            _merge(inputs.train, located.sft_rows)
+        if inputs.train and not _as_it_is(spec.data) and root is None:
+            _merge(inputs.train, located.sft_rows, inputs.weights, spec.seed)
         _need([located.sft_rows], "spec.data.train")
+        _need([path for _, path in located.sft_validation], "spec.data.validation")
+        checked = [] if made is not None else [located.sft_rows]
+        files = list(dict.fromkeys([*checked, *(path for _, path in located.sft_validation)]))
+        for path in files:
+            check_answers(path, spec.data.truth, "spec.data.truth:")
+        _check_sft(files, inputs.images, job.spec.hyperparameters.max_length if isinstance(job, SftJob) else None, data)
         return located
     train, validation = located.train_parquet, located.val_parquet
     if train is None or validation is None:  # unreachable for rl; says so to the type checker
         raise UserError("a job of method rl needs training data", field="spec.data")
     if root is None and spec.data.prepared:
-        _need([train, validation], "spec.data.prepared")
+        _resolve(spec.data.prepared, inputs.images, train, validation, spec.data.truth)
         return located
     _need(inputs.train, "spec.data.train")
     _need(inputs.validation, "spec.data.validation")
@@ -237,17 +357,75 @@ def materialise(
             field="spec.data",
             hint="Give spec.data.train and spec.data.validation, spec.data.prepared, or spec.data.shapes.",
         )
-    _prepare(inputs, train.parent, spec.data.prompt, validation_fraction, spec.seed, workers)
+    longest = job.spec.hyperparameters.prompt_length if isinstance(job, RlJob) else None
+    _prepare(inputs, train.parent, spec.data.prompt, validation_fraction, spec.seed, workers, longest)
     return located
 
 
-def _prepare(inputs: _Inputs, folder: Path, prompt: str, fraction: float, seed: int, workers: int | None) -> None:
+def _check_sft(files: Sequence[Path], images: Sequence[Path], longest: int | None, data: Path) -> None:
+    """Look at every row and picture that SFT will train on or validate with, once for their content.
+
+    Raises `UserError` with the rows that cannot be used: found out in training, each would cost what ran before it.
+    """
+    from grounding.data import sft_rows
+    from grounding.data.images import embedded_sources, open_images
+
+    if not files or longest is None:
+        return
+    made = _Made.of(files, images)
+    done = data / f"checked-{_digest([made.digest, longest])}.json"
+    if done.is_file():
+        return
+    store = open_images(*images, *embedded_sources(files))
+    wrong = [problem for path in files for problem in sft_rows.errors(path, store, longest)]
+    if wrong:
+        hint = "Correct these rows or leave them out; `egm data lint` shows more of a file."
+        raise UserError(too_many(wrong, 0), file=wrong[0].file, hint=hint)
+    write_json(done, made.document())
+
+
+def _resolve(prepared: str, images: Sequence[Path], train: Path, validation: Path, truth: Space | None = None) -> None:
+    """Find the pictures of data prepared before: in `images` if there are any, else where its rows say."""
+    from grounding.data.images import open_images
+    from grounding.data.prepare import Placer
+    from grounding.data.prepared import check, check_truths, resolve
+
+    given = _paths(_prepared_sources(prepared), "spec.data.prepared")
+    _need(given, "spec.data.prepared")
+    if truth is None:
+        for path in given:
+            check_truths(path)
+    if not images:
+        for path in given:
+            check(path)
+        return
+    folder, made = train.parent, _Made.of(given, images)
+    if _fresh(folder, made):
+        return
+    for name in ("done.json", MANIFEST):
+        (folder / name).unlink(missing_ok=True)
+    placer = Placer(open_images(*images), folder / "images")
+    rows = [resolve(source, images, target, placer) for source, target in zip(given, (train, validation), strict=True)]
+    write_manifest(folder)
+    write_json(folder / "done.json", made.document(train=rows[0], validation=rows[1]))
+
+
+def _prepare(
+    inputs: _Inputs,
+    folder: Path,
+    prompt: str,
+    fraction: float,
+    seed: int,
+    workers: int | None,
+    longest: int | None = None,
+) -> None:
     from grounding.data.prepare import prepare
 
-    state = _fingerprint([*inputs.train, *inputs.validation])
-    if _fresh(folder, state):
+    made = _Made.of([*inputs.train, *inputs.validation], inputs.images)
+    if _fresh(folder, made):
         return
-    (folder / "done.json").unlink(missing_ok=True)
+    for name in ("done.json", MANIFEST):
+        (folder / name).unlink(missing_ok=True)
     result = prepare(
         inputs.train,
         inputs.validation,
@@ -257,22 +435,33 @@ def _prepare(inputs: _Inputs, folder: Path, prompt: str, fraction: float, seed: 
         fraction=fraction,
         seed=seed,
         workers=workers,
+        max_missing=inputs.skip_broken,
+        truth=inputs.truth,
+        eval_truth=inputs.validation_truth,
+        options=("spec.data.truth:", "spec.data.validationTruth:"),
+        sets=inputs.sets,
+        weights=inputs.weights,
+        longest=longest,
     )
-    write_json(folder / "done.json", {"inputs": state, "train": result.train, "validation": result.validation})
+    write_manifest(folder)
+    failpoint("prepare.manifest", folder.name)
+    write_json(folder / "done.json", made.document(train=result.train, validation=result.validation))
 
 
-def _merge(files: Sequence[Path], target: Path) -> None:
-    """Several SFT files as one list."""
+def _merge(files: Sequence[Path], target: Path, weights: Sequence[float], seed: int) -> None:
+    """Write several SFT files as one list, in which each row is as often as its file's weight says."""
     _need(files, "spec.data.train")
-    state = _fingerprint(files)
-    if _fresh(target.parent, state):
+    made = _Made.of(files)
+    if _fresh(target.parent, made):
         return
     rows: list[Any] = []
-    for file in files:
-        part = read_json(file)
-        if not isinstance(part, list):
-            raise UserError("expected a JSON list of rows", file=file)
-        rows += part
+    for number, file in enumerate(files):
+        found = [row for _, row in read_rows(file)]
+        often = times(len(found), weights[number], seed + number).tolist() if weights else [1] * len(found)
+        rows += [row for row, count in zip(found, often, strict=True) for _ in range(count)]
+    for name in ("done.json", MANIFEST):
+        (target.parent / name).unlink(missing_ok=True)
     with atomic_write(target) as f:
         f.write(orjson.dumps(rows))
-    write_json(target.parent / "done.json", {"inputs": state, "rows": len(rows)})
+    write_manifest(target.parent)
+    write_json(target.parent / "done.json", made.document(rows=len(rows)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from grounding.data.images import open_images
-from grounding.data.problems import Problem, check_rows, read_evaluation, read_training
+from grounding.boxes import Space
+from grounding.data.images import embedded_sources, open_images
+from grounding.data.problems import Problem, WholeFiles, check_rows, read_evaluation, read_training
 from grounding.data.records import Expression, TrainingRow, read_rows
 from grounding.errors import UserError
 
@@ -20,6 +21,8 @@ def is_evaluation(path: Path) -> bool:
     row = first[1]
     if not isinstance(row, dict):
         return path.suffix == ".jsonl"
+    if isinstance(row.get("reward_model"), dict):
+        raise UserError("the file holds prepared RL rows, which lint does not read", file=path)
     if any(row.get(name) is not None for name in ("bbox", "modal_bbox")):
         return True
     return not isinstance(row.get("conversations"), list)
@@ -31,15 +34,21 @@ def lint(
     workers: int,
     begin: Callable[[int], None] = lambda _: None,
     advance: Callable[[int], None] = lambda _: None,
+    *,
+    decode: bool = False,
+    truth: Space | None = None,
 ) -> tuple[int, list[Problem]]:
-    """(number of rows, problems in the order of files and rows)."""
-    store = open_images(*images)
+    """(number of rows, problems in the order of files and rows; those of a whole file first).
+
+    `decode` reads every picture whole; `truth` declares the space of all boxes.
+    """
+    store = open_images(*images, *embedded_sources(files))
     problems: list[Problem] = []
     evaluation: list[tuple[Path, Expression]] = []
     training: list[tuple[Path, TrainingRow]] = []
     for path in files:
         if is_evaluation(path):
-            expressions, bad = read_evaluation(path)
+            expressions, bad = read_evaluation(path, truth)
             evaluation += [(path, e) for e in expressions]
         else:
             rows, bad = read_training(path)
@@ -47,10 +56,12 @@ def lint(
         problems += bad
     total = len(evaluation) + len(training)
     begin(total)
-    for _ in check_rows(evaluation, store, workers, problems):
+    whole = WholeFiles(truth)
+    for _ in check_rows(evaluation, store, workers, problems, decode=decode, whole=whole):
         advance(1)
-    for _ in check_rows(training, store, workers, problems):
+    for _ in check_rows(training, store, workers, problems, decode=decode, truth=truth, whole=whole):
         advance(1)
+    problems += whole.problems()
     order = {str(path): i for i, path in enumerate(files)}
     broken = sum(p.kind == "broken-row" for p in problems)
-    return total + broken, sorted(problems, key=lambda p: (order.get(p.file, 0), p.row))
+    return total + broken, sorted(problems, key=lambda p: (order.get(p.file, 0), p.kind != "whole-file", p.row))

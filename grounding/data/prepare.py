@@ -7,19 +7,32 @@ The same input gives the same bytes, whatever the number of workers. Rows that c
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 
-from grounding.data.images import ImageStore, open_images
-from grounding.data.problems import Problem, check_rows, read_evaluation, read_training
-from grounding.data.records import Expression, TrainingRow
+from grounding.boxes import Space
+from grounding.data.images import ImageStore, clean_name, embedded_sources, open_images
+from grounding.data.mixture import times
+from grounding.data.pictures import Picture, as_png
+from grounding.data.problems import (
+    Problem,
+    WholeFiles,
+    check_rows,
+    iterate_training,
+    read_evaluation,
+    row_problem,
+    too_many,
+)
+from grounding.data.records import Expression, TrainingRow, count_rows, last_reference
 from grounding.errors import UserError
 from grounding.files import atomic_write
+from grounding.prompts import asks_for_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,7 +51,7 @@ class Prepared:
 
 
 def schema() -> pa.Schema:
-    """The columns verl reads. `ground_truth` is relative xyxy (0..1000), floats in both files."""
+    """Return the columns verl reads. `ground_truth` is relative xyxy (0..1000), floats in both files."""
     import pyarrow as pa
 
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
@@ -63,7 +76,7 @@ def schema() -> pa.Schema:
 
 
 def _content(text: str) -> str:
-    """A user message: the picture first, then the text."""
+    """Return a user message: the picture first, then the text."""
     return text if text.startswith("<image>") else f"<image>\n{text}"
 
 
@@ -73,9 +86,23 @@ def _ask(prompt: str, sent: str) -> str:
     return _content(render(prompt, sent).rstrip())  # preparation has no trailing blank; only evaluation has
 
 
-def _row(content: str, image: str, truth: Sequence[float], extra: Row) -> Row:
+SOURCE = "grounding"
+"""verl's `data_source` of rows; that of a validation set with a name is `grounding:name`, so that verl counts each by itself"""
+
+
+def source_of(name: str) -> str:
+    """Return the `data_source` of a validation set; the name may be empty."""
+    return f"{SOURCE}:{name}" if name else SOURCE
+
+
+def set_of(source: str) -> str:
+    """Return the name of the validation set that a `data_source` stands for; other programs' rows are a set of the source's name."""
+    return source.removeprefix(SOURCE).removeprefix(":") if source.partition(":")[0] == SOURCE else source
+
+
+def _row(content: str, image: str, truth: Sequence[float], extra: Row, source: str = SOURCE) -> Row:
     return {
-        "data_source": "grounding",
+        "data_source": source,
         "prompt": [{"role": "user", "content": content}],
         "images": [image],
         "ability": "grounding",
@@ -85,9 +112,15 @@ def _row(content: str, image: str, truth: Sequence[float], extra: Row) -> Row:
 
 
 def training_row(row: TrainingRow, index: int, image: str, size: tuple[int, int], prompt: str) -> Row:
-    """A row of train.parquet. `size` is the image's (width, height) in pixels; a row without `sent` asks what its
-    conversation asks, whatever the prompt's name."""
-    content = _ask(prompt, row.sent) if row.sent is not None else _content(row.human)
+    """Return a row of train.parquet. `size` is the image's (width, height) in pixels.
+
+    A row without `sent` asks what its conversation asks. The exception are the prompts of Qwen: if the conversation holds
+    `<ref>…</ref>`, which are InternVL's words, the expression is taken out of it.
+    """
+    sent = row.sent
+    if sent is None and prompt.startswith("qwen3"):
+        sent = last_reference([row.human])
+    content = _ask(prompt, sent) if sent is not None else _content(row.human)
     extra = {
         "split": "train",
         "index": index,
@@ -99,8 +132,8 @@ def training_row(row: TrainingRow, index: int, image: str, size: tuple[int, int]
     return _row(content, image, row.box, extra)
 
 
-def validation_row(row: Expression, image: str, size: tuple[int, int], prompt: str) -> Row:
-    """A row of val.parquet; the ground truth is pixels * 1000 / size, unrounded."""
+def validation_row(row: Expression, image: str, size: tuple[int, int], prompt: str, name: str = "") -> Row:
+    """Return a row of val.parquet; the ground truth is pixels * 1000 / size, unrounded. `name` is that of its validation set."""
     width, height = size
     x1, y1, x2, y2 = row.bbox
     truth = (x1 * 1000.0 / width, y1 * 1000.0 / height, x2 * 1000.0 / width, y2 * 1000.0 / height)
@@ -112,35 +145,93 @@ def validation_row(row: Expression, image: str, size: tuple[int, int], prompt: s
         "width": width,
         "question": row.sent,
     }
-    return _row(_ask(prompt, row.sent), image, truth, extra)
+    return _row(_ask(prompt, row.sent), image, truth, extra, source_of(name))
 
 
 def sample(rows: Sequence[Expression], fraction: float, seed: int) -> list[Expression]:
-    """A seeded share of one file, at least one row: the rows, and their order, that the reference takes."""
+    """Return a seeded share of one file, at least one row: the rows, and their order, that the reference takes."""
     if not rows:
         return []
     order = np.random.default_rng(seed).permutation(len(rows))
     return [rows[i] for i in order[: max(1, int(len(rows) * fraction))]]
 
 
-def _placed(name: str, store: ImageStore, folder: Path) -> str:
-    """A path the trainer can open: the image itself, or a copy under `folder` of one that lies in an archive."""
-    path = store.path(name)
-    if path is None:
-        path = folder.absolute() / name
-        if not path.is_file():
-            with atomic_write(path) as f:
-                f.write(store.read(name))
-    return str(path)
+class Placer:
+    """Gives pictures a path that the trainer can open: the picture itself, or a copy under `folder` if it is in an archive.
+
+    Copies are not forced to the disk one by one, which costs more than all the rest; call `sync` before anything refers to them.
+    """
+
+    def __init__(self, store: ImageStore, folder: Path) -> None:
+        self._store, self._folder = store, folder.absolute()
+        self._known: dict[str, str] = {}
+        self._copied = False
+
+    def place(self, name: str, *, deep: bool = False) -> str:
+        """Return the absolute path of a picture. Raises `MissingImage` or `AmbiguousImage`.
+
+        A `deep` picture, of more than 8 bits, becomes a copy of 8 bits, because the trainer's loader would clip it to white.
+        """
+        found = self._known.get(name)
+        if found is None:
+            path = self._store.path(name)
+            found = self._known[name] = str(self._copy(name, deep) if deep or path is None else path)
+        return found
+
+    def _copy(self, name: str, deep: bool) -> Path:
+        path = self._folder / clean_name(name)
+        data = as_png(self._store.read(name)) if deep else self._store.read(name)
+        if not path.is_file() or path.read_bytes() != data:  # another picture may have the same name and size
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            temporary.write_bytes(data)
+            temporary.replace(path)
+            self._copied = True
+        return path
+
+    def sync(self) -> None:
+        """Force the copies to the disk, all at once."""
+        if self._copied:
+            os.sync()
+            self._copied = False
 
 
-def write_parquet(path: Path, rows: list[Row]) -> None:
-    """Write rows of `schema()` atomically; equal rows give equal bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+_GROUP = 8192
+"""Rows of a row group: what is in memory before it is written"""
 
-    with atomic_write(path) as f:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema()), f, compression="zstd", row_group_size=8192)
+
+class RowWriter:
+    """Writes rows of `schema()` to a parquet file, a row group at a time; equal rows give equal bytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        import pyarrow.parquet as pq
+
+        self._schema = schema()
+        self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
+        self._rows: list[Row] = []
+        self.written = 0
+
+    def write(self, row: Row) -> None:
+        """Add a row."""
+        self._rows.append(row)
+        self.written += 1
+        if len(self._rows) == _GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write what is left, unless an error ends the writing, and the file's end."""
+        if kind is None and (self._rows or not self.written):
+            self._flush()
+        self._writer.close()
 
 
 def prepare(
@@ -154,65 +245,106 @@ def prepare(
     seed: int = 42,
     workers: int | None = None,
     max_missing: int = 0,
+    decode: bool = False,
+    truth: Space | None = None,
+    eval_truth: Space | None = None,
+    options: tuple[str, str] = ("--truth", "--eval-truth"),
+    sets: Sequence[str] = (),
+    weights: Sequence[float] = (),
+    longest: int | None = None,
     begin: Callable[[int], None] = lambda _: None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Prepared:
     """Write `out`/train.parquet and `out`/val.parquet, each when its input is given, and `out`/problems.jsonl.
 
-    `begin` is told the number of rows, `advance` of every row done. Raises `UserError` when more than `max_missing`
-    rows cannot be used; then no parquet file is written, and problems.jsonl names all of them.
+    `begin` gets the number of rows, `advance` is called for every row done. Raises `UserError` when more than `max_missing`
+    rows cannot be used; then no parquet file is written, and problems.jsonl names all of them. `decode` reads every picture
+    whole. `truth` and `eval_truth` declare the space of the boxes of training and of evaluation files; a file that looks like
+    another space is an error. `options` is how a caller declares the two. `sets` names the validation set of each evaluation file, `weights`
+    says how often each row of a training file is taken (`mixture`), `longest` how many tokens a question may have.
     """
     if not 0 < fraction <= 1:
         raise UserError(f"{fraction} is no share of a file; give more than 0 and at most 1", field="fraction")
     if not train and not evaluation:
         raise UserError("nothing to prepare: give training files, evaluation files or both")
-    workers = workers or min(16, 4 * (os.cpu_count() or 1))
-    store = open_images(*images)
+    if workers is None:
+        workers = _WORKERS
+    store = open_images(*images, *embedded_sources([*train, *evaluation]))
+    named = dict(zip(evaluation, sets, strict=True)) if sets else {}
     problems: list[Problem] = []
+    placer = Placer(store, out / "images")
 
-    training: list[tuple[Path, TrainingRow]] = []
-    for path in train:
-        good, bad = read_training(path)
-        training += [(path, row) for row in good]
-        problems += bad
     questions: list[tuple[Path, Expression]] = []
+    looks = WholeFiles(truth, options[0]), WholeFiles(eval_truth, options[1])
     for path in evaluation:
-        expressions, bad = read_evaluation(path)
+        expressions, bad = read_evaluation(path, eval_truth, amodal=asks_for_whole(prompt))
+        for expression in expressions:  # all of them, since the sample may be too small to judge by
+            if looks[1].wanted(expression):
+                size = expression.width, expression.height
+                odd = row_problem(expression, Picture(size))
+                looks[1].add(path, expression, size, odd=bool(odd and odd[0] == "empty-box"))
         questions += [(path, row) for row in sample(expressions, fraction, seed)]
         problems += bad
-    begin(len(training) + len(questions))
+    rows_of = {path: count_rows(path) for path in train}
+    begin(sum(rows_of[path] for path in train) + len(questions))
+    often = (
+        {
+            path: times(rows_of[path], weight, seed + number)
+            for number, (path, weight) in enumerate(zip(train, weights, strict=True))
+        }
+        if weights
+        else None
+    )
 
-    train_rows: list[Row] = []
-    for index, (_, row, size) in enumerate(check_rows(training, store, workers, problems)):
-        train_rows.append(training_row(row, index, _placed(row.image, store, out / "images"), size, prompt))
-        advance(1)
-    val_rows: list[Row] = []
-    for _, expression, size in check_rows(questions, store, workers, problems):
-        val_rows.append(validation_row(expression, _placed(expression.image, store, out / "images"), size, prompt))
-        advance(1)
-    mixed = np.random.default_rng(seed).permutation(len(val_rows))
-    val_rows = [val_rows[i] for i in mixed]
+    def train_rows() -> Iterator[Row]:
+        rows = ((path, row) for path in train for row in iterate_training(path, problems))
+        checked = check_rows(
+            rows, store, workers, problems, decode=decode, truth=truth, whole=looks[0], longest=longest
+        )
+        index = 0
+        for path, row, picture in checked:
+            advance(1)
+            for _ in range(1 if often is None else int(often[path][row.row - 1])):
+                yield training_row(row, index, placer.place(row.image, deep=picture.deep), picture.size, prompt)
+                index += 1
 
-    with atomic_write(out / "problems.jsonl") as f:
-        f.writelines(orjson.dumps(p.as_dict(), option=orjson.OPT_APPEND_NEWLINE) for p in problems)
-    errors = [p for p in problems if p.severity == "error"]
-    if len(errors) > max_missing:
-        raise UserError(too_many(errors, max_missing), file=out / "problems.jsonl", hint=_HINT)
-    for given, rows, name in ((train, train_rows, "train"), (evaluation, val_rows, "val")):
-        if given and not rows:
-            raise UserError(f"no usable row is left for {name}.parquet", file=given[0])
-        if given:
-            write_parquet(out / f"{name}.parquet", rows)
-    return Prepared(len(train_rows), len(val_rows), len(errors), problems)
+    def val_rows() -> list[Row]:
+        rows = []
+        for path, expression, picture in check_rows(
+            questions, store, workers, problems, decode=decode, longest=longest
+        ):
+            place = placer.place(expression.image, deep=picture.deep)
+            rows.append(validation_row(expression, place, picture.size, prompt, named.get(path, "")))
+            advance(1)
+        mixed = np.random.default_rng(seed).permutation(len(rows))
+        return [rows[i] for i in mixed]
+
+    counts = {"train": 0, "val": 0}
+    with ExitStack() as files:  # an error inside leaves neither file
+        for name, given, rows in (("train", train, train_rows), ("val", evaluation, val_rows)):
+            if given:
+                file = files.enter_context(atomic_write(out / f"{name}.parquet"))
+                writer = files.enter_context(RowWriter(file))
+                for row in rows():
+                    writer.write(row)
+                counts[name] = writer.written
+        wrong = [problem for look in looks for problem in look.problems()]
+        problems[:0] = wrong
+        with atomic_write(out / "problems.jsonl") as f:
+            f.writelines(orjson.dumps(p.as_dict(), option=orjson.OPT_APPEND_NEWLINE) for p in problems)
+        if wrong:
+            raise wrong[0].as_error()
+        errors = list({(p.file, p.row): p for p in reversed(problems) if p.severity == "error"}.values())[::-1]
+        if len(errors) > max_missing:
+            raise UserError(too_many(errors, max_missing), file=out / "problems.jsonl", hint=_HINT)
+        for name, given in (("train", train), ("val", evaluation)):
+            if given and not counts[name]:
+                raise UserError(f"no usable row is left for {name}.parquet", file=given[0])
+        placer.sync()
+    return Prepared(counts["train"], counts["val"], len(errors), problems)
 
 
-_HINT = (
-    "Mend the data or the image sources, or allow so many rows to be left out with `egm data prepare --max-missing`."
-)
+_WORKERS = 4
+"""Threads that read headers: they wait for a slow disk at the same time; more of them only wait for the interpreter"""
 
-
-def too_many(errors: Sequence[Problem], limit: int) -> str:
-    """The sentence about rows that cannot be used, with the first ones by name."""
-    first = "".join(f"\n  {p.file}:{p.row}: {p.kind}: {p.message}" for p in errors[:5])
-    rest = f"\n  … and {len(errors) - 5} more" if len(errors) > 5 else ""
-    return f"{len(errors)} rows cannot be used, {limit} are allowed:{first}{rest}"
+_HINT = "Correct the data or the image sources, or allow so many rows to be left out with `--skip-broken N`."

@@ -1,18 +1,23 @@
-"""What can be wrong with data, found row by row: for `egm data lint`, and for `prepare`, which leaves bad rows out.
+"""What can be wrong with data: the one check of rows, boxes and pictures, at every door of the product.
 
-An `error` makes a row unusable; a `warning` is worth a look (a box a little outside, a row given twice).
+`egm data lint` reports what it finds, `prepare` leaves bad rows out, and an evaluation stops at them before anything is sent. An
+`error` makes a row unusable; a `warning` is worth a look (a box a little outside, a row given twice).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
+from grounding.boxes import Space, relative_exact
+from grounding.data import pictures, spaces
 from grounding.data.images import ImageStore, MissingImage
+from grounding.data.pictures import Picture
 from grounding.data.records import (
     Expression,
     TrainingRow,
@@ -20,6 +25,7 @@ from grounding.data.records import (
     parse_training_row,
     read_rows,
 )
+from grounding.data.spaces import Look
 from grounding.errors import UserError
 
 Size = tuple[int, int]
@@ -34,8 +40,43 @@ Kind = Literal[
     "box-outside",
     "placeholder",
     "duplicate",
+    "aspect",
+    "orientation",
+    "deep-picture",
+    "animation",
+    "several-boxes",
+    "extra-turns",
+    "long-prompt",
+    "too-long",
+    "whole-file",
 ]
-WARNINGS: frozenset[str] = frozenset({"box-outside", "duplicate"})
+WARNINGS: frozenset[str] = frozenset(
+    {
+        "box-outside",
+        "duplicate",
+        "orientation",
+        "deep-picture",
+        "animation",
+        "several-boxes",
+        "extra-turns",
+        "long-prompt",
+    }
+)
+
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+def is_error(kind: Kind) -> bool:
+    """Return whether a row with such a finding cannot be used."""
+    return kind not in WARNINGS
+
+
+LONGEST_QUESTION = 2000
+"""Characters. Expressions of the public sets have at most some 250; a trainer drops prompts beyond its limit of tokens"""
+_MARKS = re.compile(r"<image>|<video>|<audio>|</?img>|<IMG_CONTEXT>|<\|[A-Za-z0-9_]+\|>")
+"""What a processor or a chat template replaces by a picture, or takes for the end of a turn"""
+_SMALLEST_SIDE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +88,13 @@ class Problem:
     row: int
     image: str
     message: str
+    hint: str = ""
+    """What to do, if the message does not say it"""
 
     @property
     def severity(self) -> Literal["error", "warning"]:
-        return "warning" if self.kind in WARNINGS else "error"
+        """Return whether the row can be used."""
+        return "error" if is_error(self.kind) else "warning"
 
     def as_dict(self) -> dict[str, str | int]:
         """For a json line."""
@@ -60,111 +104,321 @@ class Problem:
             "file": self.file,
             "row": self.row,
             "image": self.image,
-            "message": self.message,
+            "message": f"{self.message}. {self.hint}" if self.hint else self.message,
         }
 
+    def as_error(self) -> UserError:
+        """Return the finding as an error that ends a command."""
+        return UserError(self.message, file=self.file, line=self.row, hint=self.hint)
 
-def read_evaluation(path: Path) -> tuple[list[Expression], list[Problem]]:
-    """The good rows of an evaluation file, and a problem for each broken one."""
+
+def read_evaluation(
+    path: Path, truth: Space | None = None, *, amodal: bool | None = None
+) -> tuple[list[Expression], list[Problem]]:
+    """Return the good rows of an evaluation file, boxes in pixels, and a problem for each broken one. `truth` is the declared space.
+
+    `amodal` says which of two boxes is asked for, as in `parse_expression`.
+    """
     good: list[Expression] = []
     bad: list[Problem] = []
     for number, row in read_rows(path):
         try:
             if not isinstance(row, dict):
                 raise UserError(f"expected an object, found {type(row).__name__}")
-            good.append(parse_expression(row, path, number))
+            good.append(parse_expression(row, path, number, truth, amodal=amodal))
         except UserError as e:
-            bad.append(_broken(path, number, row, e))
+            bad.append(broken_row(path, number, row, e))
     return good, bad
+
+
+def iterate_training(path: Path, sink: list[Problem]) -> Iterator[TrainingRow]:
+    """Yield the good rows of an RL training file one by one; a problem for each broken one goes to `sink`."""
+    for number, row in read_rows(path):
+        try:
+            yield parse_training_row(row, path, number)
+        except UserError as e:
+            sink.append(broken_row(path, number, row, e))
 
 
 def read_training(path: Path) -> tuple[list[TrainingRow], list[Problem]]:
-    """The good rows of an RL training file, and a problem for each broken one."""
-    good: list[TrainingRow] = []
+    """Return the good rows of an RL training file, and a problem for each broken one."""
     bad: list[Problem] = []
-    for number, row in read_rows(path):
-        try:
-            good.append(parse_training_row(row, path, number))
-        except UserError as e:
-            bad.append(_broken(path, number, row, e))
-    return good, bad
+    return list(iterate_training(path, bad)), bad
 
 
-def _broken(path: Path, number: int, row: object, error: UserError) -> Problem:
+def broken_row(path: Path, number: int, row: object, error: UserError) -> Problem:
+    """Return the problem that a row which cannot be parsed is."""
     image = row.get("image") if isinstance(row, dict) else None
     text = f"{error.field}: {error.message}" if error.field else error.message
     return Problem("broken-row", str(path), number, image if isinstance(image, str) else "", text)
 
 
 def box_problem(box: tuple[float, float, float, float], width: float, height: float) -> tuple[Kind, str] | None:
-    """What is wrong with a box xyxy in an image of this size (both in one space); None when nothing is."""
+    """Return what is wrong with a box xyxy in an image of this size (both in one space); None when nothing is."""
     x1, y1, x2, y2 = box
     if x2 <= x1 or y2 <= y1:
-        return "empty-box", f"the box {list(box)} is empty or its corners are reversed"
+        return "empty-box", f"the box {_shown(box)} is empty or its corners are reversed"
     if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-        return "empty-box", f"the box {list(box)} lies wholly outside {width} x {height}"
+        return "empty-box", f"the box {_shown(box)} lies wholly outside {width} x {height}"
     if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
-        return "box-outside", f"the box {list(box)} reaches outside {width} x {height}"
+        return "box-outside", f"the box {_shown(box)} reaches outside {width} x {height}"
+    if x2 <= 1 and y2 <= 1 and min(width, height) >= _SMALLEST_SIDE and any(v != int(v) for v in box):
+        return "empty-box", f"the box {_shown(box)} is less than a pixel of {width} x {height}; is it in fractions?"
     return None
 
 
-def row_problem(row: Expression | TrainingRow, size: Size | UserError) -> tuple[Kind, str] | None:
-    """The worst thing about one row, given its image's size in pixels or why it has none."""
-    if isinstance(size, UserError):
-        return ("missing-image" if isinstance(size, MissingImage) else "unreadable-image"), size.message
-    if row.width is not None and row.height is not None and (row.width, row.height) != size:
-        stated = f"the row says {row.width} x {row.height}, the image has {size[0]} x {size[1]} pixels"
-        return "size-mismatch", stated
+def _shown(box: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{v:.12g}" for v in box) + "]"
+
+
+Finding = tuple[Kind, str]
+
+
+def picture_problem(error: UserError) -> Finding:
+    """Return the finding for a picture that cannot be used."""
+    return ("missing-image" if isinstance(error, MissingImage) else "unreadable-image"), error.message
+
+
+def too_long(text: str, tokens: int, field: str) -> Finding | None:
+    """Return the finding for a text that cannot fit into `tokens`, the job's `field`: a word is at least one token."""
+    if len(text) <= 2 * tokens or (words := len(text.split())) <= tokens:
+        return None
+    return "too-long", f"the text has {words:,} words, and {field} is {tokens:,} tokens"
+
+
+def row_problem(row: Expression | TrainingRow, picture: Picture | UserError) -> Finding | None:
+    """Return the worst thing about one row, given its picture's header or why it cannot be used."""
+    if isinstance(picture, UserError):
+        return picture_problem(picture)
+    if row.width is not None and row.height is not None and (row.width, row.height) != picture.size:
+        return "size-mismatch", mismatch((row.width, row.height), row.image, picture)
     text = row.sent or ""
     if isinstance(row, TrainingRow) and row.sent is None:
         text = row.human.removeprefix("<image>")
-    for mark in ("<image>", "<video>", "<audio>"):
-        if mark in text:  # the trainer would look for one more picture
-            return "placeholder", f"the text holds {mark}, which stands for a picture or clip"
-    width, height = size if isinstance(row, Expression) else (1000, 1000)
+    if "<" in text and (mark := _MARKS.search(text)) is not None:  # the trainer would look for one more picture
+        return "placeholder", f"the text holds {mark.group()}, which stands for a picture, a clip or a turn"
+    width, height = picture.size if isinstance(row, Expression) else (1000, 1000)
     return box_problem(row.bbox if isinstance(row, Expression) else row.box, width, height)
 
 
-def image_sizes(names: Iterable[str], store: ImageStore, workers: int) -> Iterator[Size | UserError]:
-    """Sizes in the order of `names`, by several threads; a name's error stands in its place."""
+def mismatch(stated: Size, name: str, picture: Picture) -> str:
+    """Return the sentence about a row whose stated size is not its picture's."""
+    width, height = picture.size
+    text = f"the row says {stated[0]} x {stated[1]} pixels, but {name} is {width} x {height}"
+    if picture.orientation >= 5 and stated == (height, width):
+        text += (
+            f" as stored; the row describes it turned by its EXIF orientation {picture.orientation}, which is never applied: "
+            "turn the picture itself (for example with `exiftran -a`), or give boxes of the picture as stored"
+        )
+    return text
 
-    def one(name: str) -> Size | UserError:
+
+def _has_odd_text(row: Expression | TrainingRow, characters: int) -> bool:
+    """Return whether `_text_findings` may find something, for one a text of more than so many characters; asked for every row."""
+    if isinstance(row, Expression):
+        return len(row.sent) > characters
+    return row.turns > 2 or row.boxes > 1 or len(row.sent or row.human) > characters
+
+
+def _text_findings(row: Expression | TrainingRow, longest: int | None) -> Iterator[Finding]:
+    """Yield what else is worth a look in a row's texts."""
+    text = row.human if isinstance(row, TrainingRow) and row.sent is None else row.sent
+    if text is not None and longest is not None and (found := too_long(text, longest, "promptLength")) is not None:
+        yield found
+    elif text is not None and len(text) > LONGEST_QUESTION:
+        yield "long-prompt", f"the question has {len(text):,} characters; a trainer drops prompts beyond its limit"
+    if isinstance(row, TrainingRow):
+        if row.turns > 2:
+            yield "extra-turns", f"the conversation has {row.turns} turns; RL uses the first two, SFT refuses the row"
+        if row.boxes > 1:
+            yield "several-boxes", f"the answer holds {row.boxes} boxes; the last one is used"
+
+
+class WholeFiles:
+    """Looks at files as a whole: rows that look right one by one may be in another space together.
+
+    `truth` is the declared space of the boxes, None if none is declared; `option` is how to declare one.
+    """
+
+    def __init__(self, truth: Space | None = None, option: str = "--truth") -> None:
+        self._truth, self._option = truth, option
+        self._looks: dict[Path, _FileLook] = {}
+
+    def add(self, path: Path, row: Expression | TrainingRow, size: Size, *, odd: bool = False) -> None:
+        """Take in a row, its box as it is written. `odd`: its box is wrong by itself; the first such row is the one that is named."""
+        found = self._looks.get(path)
+        if found is None:
+            found = self._looks[path] = _FileLook(Look(self._expected(row)), _number(row), row.image)
+        if odd and not found.odd:
+            found.number, found.image, found.odd = _number(row), row.image, True
+        if isinstance(row, TrainingRow):
+            found.look.add(row.box, size)
+        elif found.look.expected == "xyxy":
+            found.look.add(row.bbox, size)
+        else:
+            found.look.add(relative_exact(row.bbox, *size), size)
+
+    def _expected(self, row: Expression | TrainingRow) -> Literal["xyxy", "relative"]:
+        if self._truth is not None:
+            return "relative" if self._truth.startswith("relative") else "xyxy"
+        return "xyxy" if isinstance(row, Expression) else "relative"
+
+    def wanted(self, row: Expression | TrainingRow) -> bool:
+        """Return whether the file of such rows is looked at: nothing is declared, or 0..1000, which pixels are easily taken for."""
+        if self._truth is None:
+            return True
+        return isinstance(row, Expression) and self._truth.startswith("relative")
+
+    def problems(self) -> Iterator[Problem]:
+        """One problem for each file whose boxes as a whole look like another space."""
+        for path, found in self._looks.items():
+            impression = found.look.impression()
+            if impression is None:
+                continue
+            remedy = impression.remedy
+            if self._truth is None:
+                remedy += f" If the boxes are right, declare --truth {found.look.expected}."
+            remedy = remedy.replace("--truth", self._option)
+            yield Problem("whole-file", str(path), found.number, found.image, impression.message, remedy)
+
+
+@dataclass
+class _FileLook:
+    look: Look
+    number: int
+    image: str
+    odd: bool = False
+
+
+def _number(row: Expression | TrainingRow) -> int:
+    return row.line if isinstance(row, Expression) else row.row
+
+
+BATCH = 4096
+"""Rows that are in memory at once"""
+_SHARE = 64
+"""Pictures that a thread takes at once: handing over one by one costs more than reading a header"""
+
+
+class Headers:
+    """Headers of pictures by name, each read once, by several threads; an error is in a header's place."""
+
+    def __init__(self, store: ImageStore, workers: int, *, decode: bool) -> None:
+        self._store, self._decode, self._known = store, decode, dict[str, Picture | UserError]()
+        self._equal = dict[Picture, Picture]()  # pictures of one size share one object
+        self._pool = ThreadPoolExecutor(max_workers=workers) if workers > 1 else None
+
+    def _one(self, name: str) -> Picture | UserError:
         try:
-            return store.size(name)
+            return self._store.look(name, decode=self._decode)
         except UserError as e:
             return e
 
-    pending = iter(names)
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        while batch := list(islice(pending, 1024)):  # bounded: `map` would take all names at once
-            yield from pool.map(one, batch)
+    def _some(self, names: Sequence[str]) -> list[Picture | UserError]:
+        return [self._one(name) for name in names]
+
+    def of(self, names: Sequence[str]) -> tuple[list[Picture | UserError], dict[str, list[Finding]]]:
+        """Return the headers of `names`, in their order, and what is wrong with those that are new and can be read."""
+        new = [name for name in dict.fromkeys(names) if name not in self._known]
+        shares = [new[i : i + _SHARE] for i in range(0, len(new), _SHARE)]
+        odd: dict[str, list[Finding]] = {}
+        for share, found in zip(shares, (self._pool.map if self._pool else map)(self._some, shares), strict=True):
+            for name, picture in zip(share, found, strict=True):
+                if isinstance(picture, UserError):
+                    self._known[name] = picture
+                    continue
+                self._known[name] = self._equal.setdefault(picture, picture)
+                if problems := pictures.problems_of(picture):
+                    odd[name] = [(kind, message) for kind, message in problems]
+        return [self._known[name] for name in names], odd
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool:
+            self._pool.shutdown()
 
 
 def check_rows(
-    rows: Iterable[tuple[Path, T]], store: ImageStore, workers: int, sink: list[Problem]
-) -> Iterator[tuple[Path, T, Size]]:
-    """Yield the usable rows with their image's size, in order; every finding goes to `sink`.
+    rows: Iterable[tuple[Path, T]],
+    store: ImageStore,
+    workers: int,
+    sink: list[Problem],
+    *,
+    decode: bool = False,
+    truth: Space | None = None,
+    whole: WholeFiles | None = None,
+    longest: int | None = None,
+) -> Iterator[tuple[Path, T, Picture]]:
+    """Yield the usable rows with their picture's header, in order; every finding goes to `sink`. Few rows are in memory at once.
 
-    A row is a duplicate when image, text and box have been there before; the first one stands.
+    A row is a duplicate when image, text and box have been there before; the first one stands. `decode` reads every picture whole.
+    `truth` declares the space of training rows, which are converted to 0..1000 here (`Expression`s are in pixels already). `whole`
+    takes in each row with a picture. `longest`: a question with more words than so many tokens cannot be used.
     """
-    given = list(rows)
-    seen: dict[tuple[object, ...], tuple[Path, int]] = {}
-    sizes = image_sizes((row.image for _, row in given), store, workers)
-    for (path, row), size in zip(given, sizes, strict=True):
-        number = row.line if isinstance(row, Expression) else row.row
-        found = row_problem(row, size)
-        if found:
-            sink.append(Problem(found[0], str(path), number, row.image, found[1]))
-            if sink[-1].severity == "error":
-                continue
-        if isinstance(row, Expression):
-            key: tuple[object, ...] = (path, row.image, row.sent, row.bbox)
-        else:
-            key = (row.image, row.sent or row.human, row.box)
-        if key in seen:
-            first = seen[key]
-            sink.append(Problem("duplicate", str(path), number, row.image, f"the same as row {first[1]} of {first[0]}"))
-        else:
-            seen[key] = (path, number)
-        if not isinstance(size, UserError):
-            yield path, row, size
+    characters = LONGEST_QUESTION if longest is None else min(LONGEST_QUESTION, 2 * longest)
+    pending, headers = iter(rows), Headers(store, workers, decode=decode)
+    files: dict[Path, int] = {}
+    seen: dict[int, int] = {}  # hash of a row -> its file's number and its own, in one integer
+    too_long: set[str] = set()
+    try:
+        while batch := list(islice(pending, BATCH)):
+            found_pictures, odd = headers.of([row.image for _, row in batch])
+            too_long.update(name for name, found in odd.items() if any(kind == "aspect" for kind, _ in found))
+            for (path, row), picture in zip(batch, found_pictures, strict=True):
+                number = _number(row)
+                if truth is not None and isinstance(row, TrainingRow) and not isinstance(picture, UserError):
+                    row = replace(row, box=spaces.to_relative(row.box, picture.size, truth))
+                found = row_problem(row, picture)
+                if whole is not None and not isinstance(picture, UserError) and whole.wanted(row):
+                    whole.add(path, row, picture.size, odd=found is not None and found[0] == "empty-box")
+                findings: list[Finding] = [found] if found is not None else []
+                if odd and row.image in odd:  # said once a picture, not once a row
+                    findings += odd.pop(row.image)
+                elif too_long and row.image in too_long and isinstance(picture, Picture):
+                    findings += pictures.problems_of(picture)[:1]
+                if _has_odd_text(row, characters):
+                    findings += _text_findings(row, longest)
+                for kind, message in findings:
+                    sink.append(Problem(kind, str(path), number, row.image, message))
+                if isinstance(picture, UserError) or any(is_error(kind) for kind, _ in findings):
+                    continue
+                if isinstance(row, Expression):
+                    key = hash((path, row.image, row.sent, row.bbox))
+                else:
+                    key = hash((row.image, row.sent or row.human, row.box))
+                here = files.setdefault(path, len(files)) << 40 | number
+                first = seen.setdefault(key, here)
+                if first != here:
+                    other, at = list(files)[first >> 40], first & (1 << 40) - 1
+                    sink.append(Problem("duplicate", str(path), number, row.image, f"the same as row {at} of {other}"))
+                yield path, row, picture
+    finally:
+        headers.close()
+
+
+def check_answers(path: Path, truth: Space | None, option: str) -> None:
+    """Look at the boxes in the answers of SFT rows, which are trained as they are written. Raises `UserError` if they are not 0..1000.
+
+    `truth` is what the user declares: with it the boxes are right. No picture is read; rows that state no size count as square.
+    """
+    whole = WholeFiles(truth, option)
+    for number, value in read_rows(path):
+        try:
+            row = parse_training_row(value, path, number)
+        except UserError:
+            continue  # training says what is wrong with a row
+        if not whole.wanted(row):
+            return
+        size = (1000, 1000) if row.width is None or row.height is None else (row.width, row.height)
+        found = box_problem(row.box, 1000, 1000)
+        whole.add(path, row, size, odd=found is not None and found[0] == "empty-box")
+    for problem in whole.problems():
+        hint = f"SFT trains on answers as they are written: write their boxes in 0..1000. If they are right, declare {option} relative."
+        raise UserError(problem.message, file=path, line=problem.row, hint=hint)
+
+
+def too_many(errors: Sequence[Problem], limit: int) -> str:
+    """Return the sentence about rows that cannot be used, with the first ones by name."""
+    first = "".join(f"\n  {p.file}:{p.row}: {p.kind}: {p.message}" for p in errors[:5])
+    rest = f"\n  … and {len(errors) - 5} more" if len(errors) > 5 else ""
+    return f"{len(errors)} rows cannot be used, {limit} are allowed:{first}{rest}"

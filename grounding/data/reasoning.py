@@ -1,6 +1,6 @@
 """SFT targets by a stronger model: it sees the picture with the true box drawn in green, and writes why it is there.
 
-Answers are appended to a file as they come, so the same command again goes on where it stopped. A failed request is
+Answers are appended to a file as they come, so the same command again continues where it stopped. A failed request is
 tried again and then counted; it never becomes training text. An answer that gives the drawn box away is refused.
 """
 
@@ -12,7 +12,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from PIL import Image, ImageDraw
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from grounding.data.images import ImageStore
+from grounding.data.pictures import to_rgb
 from grounding.data.problems import read_training
 from grounding.data.records import Box, last_reference
 from grounding.errors import Failure, UserError
 from grounding.files import Appender, atomic_write, complete_lines
+from grounding.runtime.access import Access
 
 _GIVEAWAY = re.compile(
     r"\bgreen[\s-]+(?:\w+[\s-]+)?(?:b?box|bounding|rectangle|outline|frame|border|highlight)"
@@ -68,7 +70,7 @@ class Rejected(Exception):
 
 
 def read_tasks(path: Path) -> list[Task]:
-    """The tasks of an RL training file. Raises `UserError` for a broken row or one without an expression."""
+    """Return the tasks of an RL training file. Raises `UserError` for a broken row or one without an expression."""
     rows, problems = read_training(path)
     if problems:
         first = problems[0]
@@ -84,9 +86,9 @@ def read_tasks(path: Path) -> list[Task]:
 
 
 def draw_box(data: bytes, box: Box) -> bytes:
-    """The picture with the relative box (0..1000) drawn in green, as JPEG bytes of the same size."""
+    """Return the picture with the relative box (0..1000) drawn in green, as JPEG bytes of the same size."""
     with Image.open(io.BytesIO(data)) as opened:
-        image = opened.convert("RGB")
+        image = to_rgb(opened)
     w, h = image.size
     x1, x2 = sorted((box[0] * w / 1000, box[2] * w / 1000))
     y1, y2 = sorted((box[1] * h / 1000, box[3] * h / 1000))
@@ -97,7 +99,7 @@ def draw_box(data: bytes, box: Box) -> bytes:
 
 
 def framed(store: ImageStore, task: Task) -> bytes:
-    """The task's picture with its box. Raises `Rejected` where the picture is absent or unreadable."""
+    """Return the task's picture with its box. Raises `Rejected` where the picture is absent or unreadable."""
     try:
         data = store.read(task.image)
     except UserError as e:
@@ -109,7 +111,7 @@ def framed(store: ImageStore, task: Task) -> bytes:
 
 
 def accept(text: object, finish_reason: object) -> str:
-    """The answer, fit for training. Raises `Rejected` for one that is empty, cut off, or gives the hint away."""
+    """Return the answer, fit for training. Raises `Rejected` for one that is empty, cut off, or gives the hint away."""
     if not isinstance(text, str) or not text.strip():
         raise Rejected("the answer is empty")
     if finish_reason == "length":
@@ -125,9 +127,10 @@ def accept(text: object, finish_reason: object) -> str:
 
 
 def target(reasoning: str, sent: str, box: Box) -> str:
-    """The SFT answer: reasoning, the end of thinking, and the box as fenced JSON; the label is escaped as JSON."""
-    listing = f'[{{"bbox_2d": {[round(v) for v in box]}, "label": {orjson.dumps(sent).decode()}}}]'
-    return f"{reasoning}\n</think>\n\n```json\n{listing}\n```"
+    """Return the SFT answer: reasoning, the end of thinking, and the box as Qwen3-VL itself writes it: a fenced JSON list over several
+    lines with a tab. The label is escaped as JSON, so that the list can always be read."""
+    listing = f'{{"bbox_2d": {[round(v) for v in box]}, "label": {orjson.dumps(sent).decode()}}}'
+    return f"{reasoning}\n</think>\n\n```json\n[\n\t{listing}\n]\n```"
 
 
 def sft_row(task: Task, reasoning: str, width: int, height: int) -> dict[str, Any]:
@@ -152,7 +155,7 @@ def answers(out: Path) -> dict[str, str]:
 
 
 def request_body(task: Task, picture: bytes, model: str, max_tokens: int, temperature: float) -> dict[str, Any]:
-    """An OpenAI chat completion request about the framed picture."""
+    """Return an OpenAI chat completion request about the framed picture."""
     url = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
     content = [
         {"type": "image_url", "image_url": {"url": url, "detail": "high"}},
@@ -166,13 +169,16 @@ def request_body(task: Task, picture: bytes, model: str, max_tokens: int, temper
     }
 
 
+_PATH = "/chat/completions"
+
+
 @dataclass(frozen=True)
 class Endpoint:
-    """An OpenAI-compatible server. `url` ends before `/chat/completions`; times are seconds."""
+    """An OpenAI-compatible server. `url` ends before `/chat/completions`, or with it; times are seconds."""
 
     url: str
     model: str
-    api_key: str | None = None
+    access: Access = field(default_factory=Access)
     max_tokens: int = 800
     temperature: float = 0.7
     concurrency: int = 64
@@ -183,13 +189,13 @@ class Endpoint:
     async def ask(self, session: aiohttp.ClientSession, task: Task, picture: bytes) -> str:
         """One request. Raises `Rejected` for what is worth another try, `UserError` for what never will be."""
         body = request_body(task, picture, self.model, self.max_tokens, self.temperature)
-        url = f"{self.url.rstrip('/')}/chat/completions"
+        url = f"{self.url.rstrip('/').removesuffix(_PATH)}{_PATH}"
         try:
             async with session.post(url, data=orjson.dumps(body)) as response:
                 raw = await response.read()
         except (aiohttp.ClientError, TimeoutError) as e:
-            raise Rejected(f"{type(e).__name__}: {e}") from None
-        text = raw[:200].decode(errors="replace")
+            raise Rejected(self.access.hide(f"{type(e).__name__}: {e}")) from None
+        text = self.access.hide(raw.decode(errors="replace"))[:200]  # some servers repeat the key that they refuse
         if response.status in (401, 403, 404):
             raise UserError(f"{url} answered {response.status}: {text}", hint="Check --endpoint, --model and the key.")
         if response.status != 200:
@@ -239,11 +245,10 @@ async def collect(
                 new, in_a_row = new + 1, 0
             advance(1)
 
-    headers = {"Content-Type": "application/json"}
-    if endpoint.api_key:
-        headers["Authorization"] = f"Bearer {endpoint.api_key}"
+    headers = {"Content-Type": "application/json", **endpoint.access.headers}
     timeout = aiohttp.ClientTimeout(total=endpoint.timeout_s)
-    connector = aiohttp.TCPConnector(limit=endpoint.concurrency)
+    secure = endpoint.access.context() if endpoint.url.startswith("https:") else True
+    connector = aiohttp.TCPConnector(limit=endpoint.concurrency, ssl=secure)
     with Appender(out) as log:
         async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session:
             try:

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grounding.data.images import clean_name
+import orjson
+
+from grounding.boxes import Space
+from grounding.data import spaces
+from grounding.data.images import PICTURES, EmbeddedNames, clean_name
 from grounding.errors import UserError
 from grounding.files import read_json, read_jsonl
 
 Box = tuple[float, float, float, float]
+
 
 _REF = re.compile(r"<ref>(.*?)</ref>", re.DOTALL)
 _BOX = re.compile(r"<box>\s*\[(.*?)\]\s*</box>", re.DOTALL)
@@ -37,6 +42,9 @@ class Expression:
     bbox: Box
     width: int
     height: int
+    visible: Box | None = None
+    """What is visible of the object, and `amodal`, the whole of it, in the same pixels: only of a row that has both"""
+    amodal: Box | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +60,24 @@ class TrainingRow:
     box: Box
     width: int | None
     height: int | None
+    turns: int = 2
+    """Turns of the conversation; only the first two are used"""
+    boxes: int = 1
+    """Different boxes in the answer, thoughts left out; the last one is used"""
 
 
 def _numbers(value: object) -> Box | None:
-    if not isinstance(value, list | tuple) or len(value) != 4:
+    if not isinstance(value, (list, tuple)) or len(value) != 4:
         return None
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in value):
-        return None
-    x1, y1, x2, y2 = (float(v) for v in value)
-    return x1, y1, x2, y2
+    for v in value:  # every question that is asked passes here
+        if not isinstance(v, (int, float)) or isinstance(v, bool) or not math.isfinite(v):
+            return None
+    x1, y1, x2, y2 = value
+    return float(x1), float(y1), float(x2), float(y2)
 
 
 def _turns(row: dict[str, Any], file: Path, line: int) -> list[str]:
-    """The texts of `conversations`, in order; none when the field is absent."""
+    """Return the texts of `conversations`, in order; none when the field is absent."""
     turns = row.get("conversations", [])
     texts = [t.get("value") if isinstance(t, dict) else None for t in turns] if isinstance(turns, list) else [None]
     if not all(isinstance(t, str) for t in texts):
@@ -73,7 +86,7 @@ def _turns(row: dict[str, Any], file: Path, line: int) -> list[str]:
 
 
 def unquote(text: str) -> str:
-    """The text without blanks around it and without one pair of quotes around it."""
+    """Return the text without blanks around it and without one pair of quotes around it."""
     text = text.strip()
     if len(text) >= 2 and _QUOTES.get(text[0]) == text[-1]:
         text = text[1:-1].strip()
@@ -81,13 +94,13 @@ def unquote(text: str) -> str:
 
 
 def last_reference(texts: list[str]) -> str | None:
-    """What the last `<ref>…</ref>` of the texts holds, unquoted."""
+    """Return what the last `<ref>…</ref>` of the texts holds, unquoted."""
     found = _REF.findall("\n".join(texts))
     return unquote(found[-1]) if found else None
 
 
 def last_box(texts: list[str]) -> Box | None:
-    """The last `<box>[x1, y1, x2, y2]</box>` of the texts, 0..1000; None when there is none or it is broken."""
+    """Return the last `<box>[x1, y1, x2, y2]</box>` of the texts, 0..1000; None when there is none or it is broken."""
     return _box_of(_BOX, "\n".join(texts))
 
 
@@ -101,16 +114,30 @@ def _box_of(pattern: re.Pattern[str], text: str) -> Box | None:
         return None
 
 
+def file_stem(file: Path) -> str:
+    """Return the name of an evaluation file without its ending, such as `refcoco+_val`."""
+    return file.name.removesuffix(".jsonl").removesuffix(".json").removesuffix(".parquet")
+
+
 def _size(row: dict[str, Any], name: str, file: Path, line: int) -> int:
     value = row.get(name)
+    if type(value) is int and 0 < value < 1_000_000:  # nearly always
+        return value
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6 and value == int(value):
         return int(value)
     found = "it is absent" if value is None else f"found {value!r}"
-    raise UserError(f"expected the image's {name} in pixels, {found}", file=file, line=line, field=name)
+    hint = "`egm data import` turns other forms of data into such rows." if value is None else ""
+    raise UserError(f"expected the image's {name} in pixels, {found}", file=file, line=line, field=name, hint=hint)
+
+
+def image_of(row: Mapping[str, Any]) -> object:
+    """Return what a row names as its picture: `image`, or the only one of a list in `image` or `images`."""
+    value = row.get("image") if row.get("image") is not None else row.get("images")
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _image(row: dict[str, Any], file: Path, line: int) -> str:
-    value = row.get("image")
+    value = image_of(row)
     if not isinstance(value, str):
         found = "it is absent" if value is None else f"found {type(value).__name__}"
         raise UserError(f"expected an image name, {found}", file=file, line=line, field="image")
@@ -120,9 +147,24 @@ def _image(row: dict[str, Any], file: Path, line: int) -> str:
         raise UserError(e.message, file=file, line=line, field="image") from None
 
 
-def parse_expression(row: dict[str, Any], file: Path, line: int) -> Expression:
-    """An evaluation row. Without `sent`, the last `<ref>` counts; without `bbox`, `modal_bbox`, else the last `<box>`,
-    which is 0..1000 and scaled to pixels here."""
+def _space_of(form: object, truth: Space | None, file: Path, line: int) -> Space:
+    """Return the space of a row's `bbox`: what the row itself declares as `bbox_format`, else `truth`, else pixels xyxy."""
+    if form is None:
+        return "xyxy" if truth is None else truth
+    if form in ("xyxy", "xywh"):
+        return "xywh" if form == "xywh" else "xyxy"
+    raise UserError(f"expected xyxy or xywh, found {form!r}", file=file, line=line, field="bbox_format")
+
+
+def parse_expression(
+    row: dict[str, Any], file: Path, line: int, truth: Space | None = None, *, amodal: bool | None = False
+) -> Expression:
+    """Return an evaluation row. Without `sent`, the last `<ref>` counts; without `bbox`, `modal_bbox`, else the last `<box>`.
+
+    `truth` is the space that the boxes are declared to be written in; if it is None, `<box>` is 0..1000 and the fields are
+    pixels xyxy. The box is converted to pixels here. A row may have two, of what is visible (`bbox` or `modal_bbox`) and of the whole
+    object (`amodal_bbox`); `amodal` says that the whole one is asked for, None that either will do.
+    """
     width, height = _size(row, "width", file, line), _size(row, "height", file, line)
     image = _image(row, file, line)
 
@@ -131,14 +173,44 @@ def parse_expression(row: dict[str, Any], file: Path, line: int) -> Expression:
         sent = last_reference(_turns(row, file, line))
     if not isinstance(sent, str) or not sent.strip():
         raise UserError(
-            "expected the expression, or <ref>…</ref> in `conversations`", file=file, line=line, field="sent"
+            "expected the expression, or <ref>…</ref> in `conversations`",
+            file=file,
+            line=line,
+            field="sent",
+            hint="`egm data import` turns other forms of data into such rows.",
         )
 
-    name = next((n for n in ("bbox", "modal_bbox") if row.get(n) is not None), None)
+    visible, whole = _extents(row)
+    name = whole if amodal and whole is not None else visible
+    if name is None and whole is not None and amodal is None:
+        name = whole
+    if name is None and whole is not None:
+        raise UserError(
+            "the row has the whole object's box only, and the prompt asks for what is visible",
+            file=file,
+            line=line,
+            field=whole,
+            hint="Ask for the whole object: --prompt qwen3_amodal (or amodal).",
+        )
+    if amodal and whole is None and visible == "modal_bbox":
+        raise UserError(
+            "the prompt asks for the whole object, and the row has the box of what is visible only",
+            file=file,
+            line=line,
+            field="amodal_bbox",
+            hint="Ask for what is visible (--prompt qwen3 or grounding), or add amodal_bbox to the rows.",
+        )
+
+    def pixels(field: str) -> Box:
+        found = _numbers(row[field])
+        if found is None:
+            raise UserError(
+                f"expected [x1, y1, x2, y2], pixels, found {row[field]!r}", file=file, line=line, field=field
+            )
+        return spaces.to_pixels(found, (width, height), _space_of(row.get("bbox_format"), truth, file, line))
+
     if name is not None:
-        box = _numbers(row[name])
-        if box is None:
-            raise UserError(f"expected [x1, y1, x2, y2], pixels, found {row[name]!r}", file=file, line=line, field=name)
+        box = pixels(name)
     else:
         relative = last_box(_turns(row, file, line))
         if relative is None:
@@ -148,23 +220,42 @@ def parse_expression(row: dict[str, Any], file: Path, line: int) -> Expression:
                 line=line,
                 field="bbox",
             )
-        x1, y1, x2, y2 = relative
-        box = (x1 * width / 1000, y1 * height / 1000, x2 * width / 1000, y2 * height / 1000)
-    return Expression(file.name.removesuffix(".jsonl"), line, image, sent, box, width, height)
+        box = spaces.to_pixels(relative, (width, height), "relative" if truth is None else truth)
+    if visible is None or whole is None:
+        return Expression(file_stem(file), line, image, sent, box, width, height)
+    both = pixels(visible), pixels(whole)
+    return Expression(file_stem(file), line, image, sent, box, width, height, *both)
+
+
+def _extents(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return the fields that hold the box of what is visible and of the whole object; None for one that is absent.
+
+    Without `amodal_bbox`, `bbox` is the one that counts, whatever is asked for, as in the reference.
+    """
+    whole = "amodal_bbox" if row.get("amodal_bbox") is not None else None
+    order = ("bbox", "modal_bbox") if whole is None else ("modal_bbox", "bbox")
+    return next((name for name in order if row.get(name) is not None), None), whole
 
 
 def read_expressions(path: str | Path) -> Iterator[Expression]:
     """Stream an evaluation file. Raises `UserError` with file, line and field at the first row that is wrong."""
     path = Path(path)
-    for line, row in read_jsonl(path):
+    for line, row in read_row_objects(path):
         yield parse_expression(row, path, line)
 
 
 def parse_training_row(row: object, file: Path, number: int) -> TrainingRow:
-    """A training row: a human turn, then an answer that holds `<box>[…]</box>` or, as SFT has it, `"bbox_2d": […]`."""
+    """Return a training row: a human turn, then an answer that holds `<box>[…]</box>` or, as SFT has it, `"bbox_2d": […]`."""
     if not isinstance(row, dict):
         raise UserError(f"expected an object, found {type(row).__name__}", file=file, line=number)
     texts = _turns(row, file, number)
+    if "reward_model" in row and not texts:
+        raise UserError(
+            "this is a prepared RL row",
+            file=file,
+            line=number,
+            hint="Give the file as spec.data.prepared; it needs no preparation.",
+        )
     if len(texts) < 2:
         raise UserError("expected a human turn and an answer", file=file, line=number, field="conversations")
     box = last_box(texts[1:2]) or _box_of(_BOX_2D, texts[1])
@@ -175,6 +266,10 @@ def parse_training_row(row: object, file: Path, number: int) -> TrainingRow:
             line=number,
             field="conversations",
         )
+    boxes = 1
+    if texts[1].count("<box>") + texts[1].count("bbox_2d") > 1:
+        answer = texts[1].rpartition("</think>")[2]
+        boxes = len({"".join(b.split()) for b in _BOX.findall(answer) + _BOX_2D.findall(answer)})
     sent, identity = row.get("sent"), row.get("id")
     if sent is not None and (not isinstance(sent, str) or not sent.strip()):
         raise UserError(f"expected the expression, found {sent!r}", file=file, line=number, field="sent")
@@ -188,16 +283,89 @@ def parse_training_row(row: object, file: Path, number: int) -> TrainingRow:
         box=box,
         width=_size(row, "width", file, number) if has_size else None,
         height=_size(row, "height", file, number) if has_size else None,
+        turns=len(texts),
+        boxes=boxes,
     )
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, object]]:
-    """(position from 1, value) of a JSON list, or (line, object) of a json lines file (`.jsonl`)."""
+    """Yield (number from 1, value) of every row: the line of a json lines file, the element of a JSON list, the row of a parquet file.
+
+    This is the only reader of rows: evaluation, RL, SFT and lint all read by it. What a `.json` file holds is seen from its first
+    lines. In a parquet file an embedded picture (`{bytes, path}`, as on the Hugging Face hub) becomes its name, see `images.EmbeddedNames`.
+    """
     path = Path(path)
-    if path.suffix == ".jsonl":
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+    elif path.suffix == ".jsonl" or _holds_lines(path):
         yield from read_jsonl(path)
-        return
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise UserError("expected a JSON list of rows", file=path, hint="Json lines files must be named *.jsonl.")
-    yield from enumerate(rows, 1)
+    else:
+        rows = read_json(path)
+        if isinstance(rows, dict) and ("image" in rows or ("images" in rows and "annotations" not in rows)):
+            rows = [rows]  # one row
+        if not isinstance(rows, list):
+            found = f"an object with {', '.join(list(rows)[:6])}" if isinstance(rows, dict) else type(rows).__name__
+            hint = "Write the list of rows itself; `egm data import` reads other forms of data."
+            raise UserError(f"expected a JSON list of rows or json lines, found {found}", file=path, hint=hint)
+        yield from enumerate(rows, 1)
+
+
+def count_rows(path: str | Path) -> int:
+    """Return how many rows `read_rows` will yield, broken ones included; json lines and parquet are not parsed for it."""
+    path = Path(path)
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"cannot be read as a parquet file: {error}", file=path) from None
+    if path.suffix == ".jsonl" or _holds_lines(path):
+        with path.open("rb") as f:
+            return sum(1 for line in f if line.strip())
+    return sum(1 for _ in read_rows(path))
+
+
+def read_row_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number, row) as `read_rows` does. Raises `UserError` at a row that is no object."""
+    for number, row in read_rows(path):
+        if not isinstance(row, dict):
+            raise UserError(f"expected a JSON object, found {type(row).__name__}", file=path, line=number)
+        yield number, row
+
+
+def _holds_lines(path: Path) -> bool:
+    """Return whether a file holds more than one JSON object, one a line."""
+    with path.open("rb") as f:
+        lines = (text for raw in f if (text := raw.strip().removeprefix(b"\xef\xbb\xbf")))
+        first = next(lines, b"")
+        if not first.startswith(b"{") or next(lines, None) is None:
+            return False
+    try:
+        orjson.loads(first)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number, pictures = 0, EmbeddedNames(path.stem)
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    names = (pictures.of(number, row.get(column)) for column in PICTURES)
+                    name = next((found for found in names if found is not None), None)
+                    yield (
+                        number,
+                        row if name is None else {k: v for k, v in row.items() if k not in PICTURES} | {"image": name},
+                    )
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"cannot be read as a parquet file: {error}", file=path) from None

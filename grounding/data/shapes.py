@@ -21,7 +21,16 @@ import orjson
 from PIL import Image, ImageDraw
 
 from grounding.errors import UserError
-from grounding.files import fsync_folder, read_json, write_json
+from grounding.files import (
+    MANIFEST,
+    files_below,
+    fsync_folder,
+    is_published,
+    read_json,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
 
 EIGHT_FILES = (
     "refcoco_val",
@@ -120,7 +129,7 @@ def scenes(spec: ShapeSet, stream: str, expressions: int, per_image: int, forms:
 
 
 def draw(spec: ShapeSet, shapes: tuple[Shape, ...]) -> bytes:
-    """The picture as PNG bytes, `size` x `size` pixels, RGB."""
+    """Return the picture as PNG bytes, `size` x `size` pixels, RGB."""
     image = Image.new("RGB", (spec.size, spec.size), "white")
     pen = ImageDraw.Draw(image)
     for shape in shapes:
@@ -144,7 +153,7 @@ def relative_box(box: Box, size: int) -> list[int]:
 
 
 def answer(shape: Shape, size: int, *, reasoning: bool = False) -> str:
-    """What a model should write for this shape: a JSON list with the box in 0..1000, in the long form on request."""
+    """Return what a model should write for this shape: a JSON list with the box in 0..1000, in the long form on request."""
     label = f"{shape.colour} {shape.name}"
     listing = f'[{{"bbox_2d": {relative_box(shape.box, size)}, "label": "{label}"}}]'
     if not reasoning:
@@ -155,7 +164,7 @@ def answer(shape: Shape, size: int, *, reasoning: bool = False) -> str:
 
 
 def sft_row(spec: ShapeSet, number: int, image: str, sent: str, shape: Shape) -> dict[str, Any]:
-    """An SFT row. The short form asks exactly what RL and evaluation ask, as a tiny model cannot see beyond wording;
+    """Return an SFT row. The short form asks exactly what RL and evaluation ask, as a tiny model cannot see beyond wording;
     the long form ends in the full stop of the reference's SFT data."""
     stop = "." if spec.reasoning else ""
     human = f"<image>\nLocate {sent}, output its bbox coordinates using JSON format{stop}"
@@ -172,7 +181,7 @@ def sft_row(spec: ShapeSet, number: int, image: str, sent: str, shape: Shape) ->
 
 
 def rl_row(spec: ShapeSet, number: int, image: str, sent: str, shape: Shape) -> dict[str, Any]:
-    """An RL row: the expression within `<ref>`, the box within `<box>` in 0..1000."""
+    """Return an RL row: the expression within `<ref>`, the box within `<box>` in 0..1000."""
     question = f"Please provide the bounding box coordinate of the region this sentence describes: <ref>{sent}</ref>"
     return {
         "id": number,
@@ -188,7 +197,7 @@ def rl_row(spec: ShapeSet, number: int, image: str, sent: str, shape: Shape) -> 
 
 
 def eval_row(spec: ShapeSet, image: str, sent: str, shape: Shape) -> dict[str, Any]:
-    """A line of an evaluation file; `bbox` is pixels."""
+    """Return a line of an evaluation file; `bbox` is pixels."""
     box = [float(v) for v in shape.box]
     return {"image": image, "sent": sent, "bbox": box, "height": spec.size, "width": spec.size}
 
@@ -238,9 +247,44 @@ def _write(folder: Path, spec: ShapeSet, advance: Callable[[int], None]) -> None
 
 
 def is_done(out: Path, spec: ShapeSet) -> bool:
-    """True when `out` holds this very set, complete."""
+    """Return whether `out` holds this very set, complete: a power cut may have left files that are empty."""
+    return _is_own(out, spec) and (is_published(out) or not _broken(out))
+
+
+def is_synthetic(file: Path) -> bool:
+    """Return whether an evaluation file belongs to a set that `generate` has made."""
+    done = file.resolve().parent.parent / "done.json"
+    try:
+        return file.resolve().parent.name == "eval_data" and done.is_file() and "set" in read_json(done)
+    except (OSError, UserError, TypeError):
+        return False
+
+
+def _is_own(out: Path, spec: ShapeSet) -> bool:
     done = out / "done.json"
     return done.is_file() and read_json(done).get("digest") == spec.digest
+
+
+def _broken(out: Path) -> bool:
+    """Return whether a file is absent or cut short; a set of an older version has no manifest to ask."""
+    return read_manifest(out) is not None or any(not p.stat().st_size for p in files_below(out).values())
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raise `UserError` if a broken set holds a file that no set has, which is not to be deleted with it."""
+    manifest = read_manifest(out)
+    for name in files_below(out):
+        own = name.split("/")[0] in _TOP if manifest is None else name in manifest.files or name in _TOP
+        if not own:
+            raise UserError(
+                f"the set here is damaged, and cannot be made again beside a file that is not of it ({name})",
+                file=out,
+                hint="Move that file elsewhere, or choose another folder.",
+            )
+
+
+_TOP = frozenset({"images", "train_data", "eval_data", "done.json", MANIFEST})
+"""What is in the folder of a set"""
 
 
 def generate(out: Path, spec: ShapeSet, advance: Callable[[int], None] = lambda _: None) -> bool:
@@ -252,14 +296,19 @@ def generate(out: Path, spec: ShapeSet, advance: Callable[[int], None] = lambda 
     out = out.absolute()
     if is_done(out, spec):
         return False
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    broken = out.is_dir() and _is_own(out, spec)  # the same set again replaces what a power cut has left of it
+    if not broken and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("the folder is not empty and holds something else", file=out, hint="Choose another folder.")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _write(temporary, spec, advance)
+        write_manifest(temporary)
         write_json(temporary / "done.json", {"digest": spec.digest, "set": asdict(spec)})
+        if broken:
+            _refuse_foreign(out)
+            shutil.rmtree(out)
         try:
             temporary.replace(out)
         except OSError:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grounding.evaluate.stored import Answers
+from grounding.evaluate.results.conditions import served_alike, served_differently, settings_differences
+from grounding.evaluate.results.reader import Answers
 from grounding.evaluate.summary import DRAWS, SEED, file_order
 
 
@@ -53,41 +54,55 @@ class Comparison:
 
     @property
     def flips(self) -> NDArray[np.int64]:
-        """The pairs of which one is correct and the other is not."""
+        """Return the pairs of which one is correct and the other is not."""
         correct_a, correct_b = self.a.correct[self.pairs[:, 0]], self.b.correct[self.pairs[:, 1]]
         flips: NDArray[np.int64] = self.pairs[correct_a != correct_b]
         return flips
 
     @property
     def whole(self) -> bool:
-        """Whether both sides answered every question of either."""
+        """Return whether both sides answered every question of either."""
         return not (self.only_a or self.only_b or self.errors_a or self.errors_b)
 
-    def notes(self) -> list[str]:
-        """What a reader has to know before believing the figures, a sentence each."""
-        found = []
+    def notes(self, *, partial: bool = False) -> list[str]:
+        """Return what a reader has to know before believing the figures, a sentence each; with `partial`, what is not paired is meant to be so."""
+        found: list[str] = []
         for name, answers, errors, only in (
             ("A", self.a, self.errors_a, self.only_a),
             ("B", self.b, self.errors_b, self.only_b),
         ):
-            if only:
+            if only and not partial:
                 found.append(f"{only:,} questions are in {name} only; they are left out.")
-            if errors:
+            if errors and not partial:
                 found.append(f"{errors:,} requests of {name} failed; their questions are left out.")
-            if answers.other_scoring:
-                found.append(
-                    f"{answers.other_scoring:,} rows of {name} were scored by another profile than {answers.scoring}."
-                )
-            if answers.left_out:
-                found.append(f"{answers.left_out:,} rows in {name}'s folder are of another model or prompt; not used.")
+            found += [f"{name}: {note}." for note in answers.notes()]
         if self.a.scoring != self.b.scoring:
             found.append(f"The scoring differs: {self.a.scoring} in A, {self.b.scoring} in B.")
         if self.a.prompt != self.b.prompt:
             found.append(f"The prompt differs: {self.a.prompt} in A, {self.b.prompt} in B.")
-        return found
+        return [*found, *self._settings(), *self._served()]
+
+    def _settings(self) -> list[str]:
+        a, b = self.a.conditions.settings, self.b.conditions.settings
+        apart = settings_differences(a, b)
+        same = (self.a.model, self.a.prompt) == (self.b.model, self.b.prompt)
+        # the digest holds model and prompt, too, so it says something only if they are the same
+        if not apart and same and self.a.settings and self.b.settings and self.a.settings != self.b.settings:
+            apart = [f"the digest is {self.a.settings} in A and {self.b.settings} in B"]
+        return [f"The settings differ: {'; '.join(apart)}."] if apart else []
+
+    def _served(self) -> list[str]:
+        a, b = self.a.conditions, self.b.conditions
+        if self.a.model == self.b.model:
+            apart = served_differently(a, b)
+            return [] if apart is None else [f"The served model differs: that of A {apart[0]}, that of B {apart[1]}."]
+        alike = served_alike(a, b)
+        if alike is None:
+            return []
+        return [f"A names {self.a.model} and B {self.b.model}, but the servers said the same of both: {alike}."]
 
     def as_dict(self) -> dict[str, Any]:
-        """The comparison as JSON has it; `files` in the paper's order."""
+        """Return the comparison as JSON has it; `files` in the paper's order."""
 
         def side(x: Answers) -> dict[str, Any]:
             return {"folder": str(x.folder), "model": x.model, "prompt": x.prompt, "scoring": x.scoring, "rows": len(x)}
@@ -186,7 +201,7 @@ def bootstrap(
 ) -> tuple[list[tuple[float, float]], tuple[float, float], tuple[float, float]]:
     """95 % intervals of the mean gain: of each file, of the mean over files (macro) and over all rows (micro).
 
-    Images are drawn, not rows: the expressions of one image stand or fall together, in whatever file. Columns of N entries: number of the
+    Images are drawn, not rows: the expressions of one image are right or wrong together, in whatever file. Columns of N entries: number of the
     row's file (0..F-1), of its image (0..M-1), and its gain (-1, 0, 1). The seed is fixed. A draw that misses a file leaves it out.
     """
     f, m = int(file.max()) + 1, int(image.max()) + 1
@@ -208,16 +223,22 @@ def bootstrap(
 
 
 def gate(
-    found: Comparison, min_macro: float | None = None, max_drop: float | None = None, *, partial: bool = False
+    found: Comparison,
+    min_macro: float | None = None,
+    max_drop: float | None = None,
+    *,
+    partial: bool = False,
+    strict: bool = False,
 ) -> list[str]:
-    """Why B does not pass, a sentence each; empty when it does. `min_macro` is in per cent, `max_drop` in percentage points.
+    """Return why B does not pass, a sentence each; empty when it does. `min_macro` is in per cent, `max_drop` in percentage points.
 
     Both judge the macro mean over the questions that both sides answered. Questions without a pair, failed requests and unequal scoring
-    fail the gate, unless `partial` says that a part is meant to be judged.
+    fail the gate, unless `partial` says that a part is meant to be judged. `strict` refuses every note, except those on what `partial` allows.
     """
+    refused = [f"--strict: {note}" for note in found.notes(partial=partial)] if strict else []
     if min_macro is None and max_drop is None:
-        return []
-    reasons = []
+        return refused
+    reasons = refused
     if found.macro is None:
         return ["No question was answered by both sides."]
     if not found.whole and not partial:

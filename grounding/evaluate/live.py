@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from grounding.errors import printable
+from grounding.evaluate.sets import remark_of, titled, warnings
+from grounding.evaluate.summary_model import Ends, FileSummary, Problem, Summary
 
 if TYPE_CHECKING:
     import rich.live
@@ -28,7 +33,7 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 
 
 def duration(seconds: float) -> str:
-    """A length of time in two units at most. Pure."""
+    """Return a length of time in two units at most. Pure."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -72,7 +77,7 @@ def _left(p: Progress, pace: float) -> str:
 
 
 def line(p: Progress, pace: float) -> str:
-    """How far it is, as one line for a log. Pure."""
+    """Return how far it is, as one line for a log. Pure."""
     done = p.answered + p.errors
     facts = [
         f"{done:,} of {p.total:,} ({100 * done / max(1, p.total):.1f} %)",
@@ -85,7 +90,7 @@ def line(p: Progress, pace: float) -> str:
 
 
 def view(p: Progress, pace: float, width: int) -> Group:
-    """How far it is, for a terminal of `width` columns: totals, then a row an endpoint. Pure."""
+    """Return how far it is, for a terminal of `width` columns: totals, then a row an endpoint. Pure."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -109,7 +114,7 @@ def view(p: Progress, pace: float, width: int) -> Group:
     if p.servers:
         parts.append(_endpoints(p, wide=width >= 100))
     if p.warning:
-        parts.append(Text(p.warning, style="yellow"))
+        parts.append(Text(printable(p.warning), style="yellow"))
     return Group(*parts)
 
 
@@ -177,51 +182,96 @@ class Live:
             self._live.update(view(p, self._pace.per_second, self._console.width), refresh=True)
         elif now - self._said >= self._every_s:
             self._said = now
-            self._console.print(line(p, self._pace.per_second), markup=False, highlight=False, soft_wrap=True)
+            self._console.print(
+                printable(line(p, self._pace.per_second)), markup=False, highlight=False, soft_wrap=True
+            )
 
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f}"
 
 
-def table(summary: dict[str, Any], *, wide: bool = True) -> Any:
-    """The table of the files, in the paper's order; `wide` adds what does not fit 80 columns."""
+def table(summary: Summary, *, wide: bool = True) -> Any:
+    """Return the table of the files, in the paper's order; `wide` adds what does not fit 80 columns."""
     from rich.table import Table
 
-    title = f"{summary['model']}, Acc@0.5 in per cent ({summary['scoring']}, prompt {summary['prompt']})"
+    title = f"{summary.model}, Acc@0.5 in per cent ({summary.scoring}, prompt {summary.prompt})"
     shown = Table(title=title, box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
-    shown.add_column("file", no_wrap=True)
-    percents = {"Acc@0.5": "acc", "mean IoU": "mean_iou"}
-    counts = {"errors": "errors", "unparsed": "unparsed"}
-    plain: dict[str, tuple[str, int]] = {}
-    if wide:
-        percents = {"Acc@0.5": "acc", "@0.75": "acc75", "@0.9": "acc90", "mean IoU": "mean_iou"}
-        counts["truncated"] = "truncated"
-        plain = {"tokens": ("tokens_mean", 0), "p50 s": ("latency_p50", 3), "p90 s": ("latency_p90", 3)}
-    for name in ("n", *percents, *counts, *plain):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for f in summary["files"]:
-        shown.add_row(
-            f["name"],
-            f"{f['n']:,}",
-            *(_percent(f[k]) for k in percents.values()),
-            *(f"{f[k]:,}" for k in counts.values()),
-            *(f"{f[k]:.{d}f}" if f[k] is not None else "–" for k, d in plain.values()),
-        )
+    # a file's remark may take several lines; no number is ever cut
+    shown.add_column("file", min_width=max((len(f.name) for f in summary.files), default=0))
+    columns = [c for c in _COLUMNS if wide or c.narrow]
+    for column in columns:
+        shown.add_column(column.title, justify="right", no_wrap=True)
+    for f in summary.files:
+        shown.add_row(titled(f.name, remark_of(f)), *(column.text(f) for column in columns))
     return shown
 
 
-def headline(summary: dict[str, Any]) -> str:
-    """The means with their intervals, or why there are none."""
-    if summary["reason"]:
-        return f"No mean: {summary['reason']}."
-    ci = summary["ci95"]
-    parts = [
-        f"{name} {_percent(summary[name])} (95 % {_percent(ci[name][0])} to {_percent(ci[name][1])})"
-        for name in ("macro", "micro")
+class _Column(NamedTuple):
+    title: str
+    text: Callable[[FileSummary], str]
+    narrow: bool = True
+    """Whether there is room for it in 80 columns"""
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+_COLUMNS = (
+    _Column("n", lambda f: f"{f.n:,}"),
+    _Column("Acc@0.5", lambda f: _percent(f.acc)),
+    _Column("@0.75", lambda f: _percent(f.acc75), narrow=False),
+    _Column("@0.9", lambda f: _percent(f.acc90), narrow=False),
+    _Column("mean IoU", lambda f: _percent(f.mean_iou)),
+    _Column("errors", lambda f: f"{f.errors:,}"),
+    _Column("unparsed", lambda f: f"{f.unparsed:,}"),
+    _Column("truncated", lambda f: f"{f.truncated:,}", narrow=False),
+    _Column("tokens", lambda f: _figure(f.tokens_mean, 0), narrow=False),
+    _Column("p50 s", lambda f: _figure(f.latency_p50, 3), narrow=False),
+    _Column("p90 s", lambda f: _figure(f.latency_p90, 3), narrow=False),
+)
+
+
+def headline(summary: Summary) -> str:
+    """Return the means with their intervals, or why there are none, and below them what a reader must know."""
+    notes = [*warnings(summary.files), *summary.notes]
+    return "\n".join([_means(summary), *_extents(summary), *(f"note: {note}" for note in notes)])
+
+
+def _extents(summary: Summary) -> list[str]:
+    """Return the accuracy by both boxes of files that have two."""
+    if (both := summary.extents) is None:
+        return []
+    figures = [
+        f"by the {name} box: macro {_percent(means.macro)}, mean IoU {_percent(means.mean_iou)}"
+        for name, means in (("visible", both.visible), ("amodal", both.amodal))
     ]
-    text = ", ".join(parts)
-    if summary.get("latency_refused"):
-        return f"{text}\nNo latency: {summary['latency_refused']}."
-    pace = summary["requests_per_second"]
+    return [f"{'; '.join(figures)} ({both.n:,} answers; the prompt asks for the {both.asked} one)"]
+
+
+def why_not(reason: str, problems: Sequence[Problem]) -> str:
+    """Return why there is no mean, with the most frequent problem, for a line that stands by itself."""
+    if not problems:
+        return reason
+    first = printable(problems[0].what)
+    return f"{reason}; the first: {first}" if len(problems) > 1 else f"{reason}: {first}"
+
+
+def _means(summary: Summary) -> str:
+    if summary.reason:
+        problems = "".join(f"\n  {p.rows} x {printable(p.what)}" for p in summary.problems)
+        return f"No mean: {summary.reason}.{problems}"
+    if summary.settings:
+        return f"{len(summary.settings)} settings; `egm report` draws them against what they cost."
+    macro, micro = (None, None) if summary.ci95 is None else (summary.ci95.macro, summary.ci95.micro)
+    text = f"{_mean('macro', summary.macro, macro)}, {_mean('micro', summary.micro, micro)}"
+    if summary.latency_refused:
+        return f"{text}\nNo latency: {summary.latency_refused}."
+    pace = summary.requests_per_second
     return f"{text}; {pace:.1f} requests/s" if pace else text
+
+
+def _mean(name: str, value: float | None, ends: Ends | None) -> str:
+    interval = "" if ends is None else f" (95 % {_percent(ends[0])} to {_percent(ends[1])})"
+    return f"{name} {_percent(value)}{interval}"

@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-import shlex
 import shutil
 import signal
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from grounding.errors import Failure, UserError
+from grounding.api import ResolvedEvalJob
+from grounding.api.families import tiny_kind
+from grounding.errors import EgmError, Failure, UserError, from_checkout
+from grounding.evaluate.costs import CONFIGS, Hardware, read_shape
 from grounding.evaluate.engines import Sampling, ServeOptions, get_engine
+from grounding.evaluate.flops import Shape
+from grounding.evaluate.method import Method
+from grounding.evaluate.serving import FOLDER
+from grounding.evaluate.sweep import Axes
+from grounding.evaluate.sweep_models import Part, Whole
 from grounding.files import read_json
-from grounding.storage import destination, fetch, is_remote, locate
+from grounding.models import folder as model_folder
+from grounding.runtime import environment
+from grounding.runtime.environment import EVERY_IPV4, Environment
+from grounding.storage import destination, fetch, is_remote, locate, open_store
 
 
 def _job(job_file: Path) -> Any:
-    from grounding.api import load_job, resolve
+    from grounding.api import load_job
 
-    job = resolve(load_job(job_file))
+    job = load_job(job_file)
     if job.kind != "GroundingEvalJob":
         raise UserError(f"expected a GroundingEvalJob, found a {job.kind}", file=job_file)
     return job
 
 
 def program(argv: list[str]) -> list[str]:
-    """The argv with its program beside this interpreter where it is there: the same environment, active or not.
+    """Return the argv with its program beside this interpreter where it is there: the same environment, active or not.
 
     `$EGM_ENGINE_PYTHON` names the interpreter of another environment, since engines' pins exclude each other; the words of `$EGM_ENGINE_ARGS`
     are added at the end.
     """
-    python = Path(os.environ.get("EGM_ENGINE_PYTHON") or sys.executable)
+    given = environment.of_process()
+    python = given.engine_python if given.engine_python is not None else Path(sys.executable)
     if not python.is_file():
         raise UserError("no such interpreter", file=python, field="EGM_ENGINE_PYTHON")
-    argv = [*argv, *shlex.split(os.environ.get("EGM_ENGINE_ARGS", ""))]
+    argv = [*argv, *given.engine_args]
     if argv[0] == "python":
         return [str(python), *argv[1:]]
     beside = python.parent / argv[0]
@@ -44,17 +57,17 @@ def program(argv: list[str]) -> list[str]:
     if found is None:
         raise UserError(
             f"the program {argv[0]} is not installed",
-            hint="Install the extra that holds it: pip install 'egm-grounding[cpu]'.",
+            hint=from_checkout("cpu"),
         )
     return [found, *argv[1:]]
 
 
 def server_port() -> int:
-    """The port of `$EGM_PORT`."""
-    value = os.environ.get("EGM_PORT", "")
-    if not value.isdigit() or not 0 < int(value) < 65536:
-        raise UserError(f"expected a port in $EGM_PORT, found {value!r}")
-    return int(value)
+    """Return the port of `$EGM_PORT`."""
+    port = environment.of_process().port
+    if not port:
+        raise UserError("is missing: the port on which the server listens (1 to 65535)", field="EGM_PORT")
+    return port
 
 
 def _say(text: str) -> None:
@@ -62,12 +75,14 @@ def _say(text: str) -> None:
 
 
 def _model_folder(model: str, family: str) -> str:
-    """The folder of the model; `tiny://` is built on the spot."""
-    if model.startswith("tiny://"):
-        from grounding.train.tiny import build, demo_corpus
+    """Return the folder of the model; `tiny://` is built on the spot."""
+    kind = tiny_kind(model, family)
+    if kind is not None:
+        from grounding.models.tiny import build, demo_corpus
+        from grounding.models.tiny_parts import size_of
 
         folder = tempfile.mkdtemp(prefix="egm-tiny-")
-        build(folder, demo_corpus(), family=family)
+        build(folder, demo_corpus(), size=size_of(model), kind=kind)
         return folder
     if is_remote(model):
         if model.startswith("hf://") and importlib.util.find_spec("huggingface_hub") is None:
@@ -80,20 +95,66 @@ def _model_folder(model: str, family: str) -> str:
     return str(path.absolute()) if path.is_dir() else model
 
 
-def serve_role(job_file: Path, data: Path, model: str) -> None:
-    """Become the engine's server on `$EGM_PORT`, 127.0.0.1 unless `$EGM_HOST` says otherwise. Does not return."""
-    job = _job(job_file)
+def _of_one_model(job: Any, name: str, job_file: Path) -> Any:
+    """Return the job with the one model that this process is for. Raises `UserError`."""
+    known = job.spec.several_models
+    if name == "" and not known:
+        return job
+    if name not in known:
+        what = f"the job has no model {name!r}" if name else "the job has several models"
+        raise UserError(
+            what,
+            file=job_file,
+            field="--only-model",
+            hint=f"Its models: {', '.join(known) if known else 'one, without a name'}.",
+        )
+    return job.model_copy(update={"spec": job.spec.of_model(name)})
+
+
+def serve_role(job_file: Path, data: Path, model: str, only: str = "") -> None:
+    """Become the engine's server on `$EGM_PORT`, 127.0.0.1 unless `$EGM_HOST` says otherwise. Does not return.
+
+    If `$EGM_API_KEY` is set, the server refuses requests without that key.
+    `only` names the model of a sweep over models.
+    """
+    job = _of_one_model(_job(job_file), only, job_file)
     engine, port = get_engine(job.spec.engine), server_port()
-    gpus = job.spec.server_gpus
     folder = _model_folder(model, job.spec.model.family_name)
-    host, most = os.environ.get("EGM_HOST", "127.0.0.1"), _max_length(Path(folder))
-    argv = program(engine.command(folder, ServeOptions(host, port, _model_name(job), gpus or 0, most)))
-    env = dict(os.environ) | engine.environment(os.environ, gpus=gpus or 0)
+    if Path(folder).is_dir():
+        model_folder.require(Path(folder), field="spec.model")
+    variables, most = environment.of_process(), _max_length(Path(folder))
+    remote_code = job.spec.model.trust_remote_code
+    if not remote_code and _brings_code(Path(folder)):
+        _say(
+            "config.json names Python code of the model's folder (auto_map). The engine uses its own implementation; "
+            "if it has none, spec.model.trustRemoteCode: true lets it run that code."
+        )
+    host = variables.every_address if variables.host == EVERY_IPV4 else variables.host
+    options = replace(serve_options(job, host, port, most), keyed=bool(variables.api_key))
+    argv = program(engine.command(folder, options))
+    env = dict(os.environ) | engine.environment(os.environ, gpus=job.spec.server_gpus)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(FOLDER), env.get("PYTHONPATH"))))
     if not Path(folder).is_dir() and "HF_HUB_OFFLINE" not in os.environ:  # a model of the hub has to be fetched
         env.pop("HF_HUB_OFFLINE", None)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execvpe(argv[0], argv, env)  # noqa: S606  # no shell is meant: signals reach the server itself
+
+
+def serve_options(job: ResolvedEvalJob, host: str, port: int, max_length: int) -> ServeOptions:
+    """Return how each of a job's servers serves its model."""
+    spec = job.spec
+    shared = (spec.tensor_parallel, spec.pipeline_parallel, spec.expert_parallel)
+    remote_code = spec.model.trust_remote_code
+    return ServeOptions(host, port, _model_name(job), spec.server_gpus, max_length, *shared, remote_code)
+
+
+def _brings_code(folder: Path) -> bool:
+    """Return whether a model's configuration names Python code of its folder."""
+    try:
+        return "auto_map" in read_json(folder / "config.json")
+    except (OSError, UserError, TypeError):
+        return False
 
 
 def _max_length(folder: Path) -> int:
@@ -107,80 +168,154 @@ def _max_length(folder: Path) -> int:
 
 
 def _model_name(job: Any) -> str:
-    """The model's name in requests and rows, the same on both sides."""
-    ref = job.spec.model
-    return str(ref.train_job or ref.source)
+    """Return the model's name in requests and rows, the same on both sides."""
+    return str(job.spec.model.name)
 
 
-def evaluate_role(job_file: Path, data: Path, out: Path) -> None:
+def _hardware(job: Any, served: str, started: bool) -> Hardware:
+    """Return what the job's servers run on. Nothing is known of servers that the job did not start."""
+    spec = job.spec
+    if not started:
+        return Hardware(price_per_gpu_hour=spec.price_per_gpu_hour)
+    return Hardware(spec.servers * spec.server_gpus, spec.price_per_gpu_hour, shape=_shape(served))
+
+
+def _shape(served: str) -> Shape | None:
+    """Return the shape of the model in a folder or a bucket; None if it cannot be read from there."""
+    if served.startswith("s3://"):
+        store = open_store(served)
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(EgmError):
+            for name in CONFIGS:
+                if store.find(name) is not None:
+                    store.download(name, Path(folder, name))
+            return read_shape(Path(folder))
+        return None
+    return read_shape(Path(served)) if "://" not in served and Path(served, "config.json").is_file() else None
+
+
+def _methods(spec: Any, base: Method) -> tuple[Method, ...]:
+    """Return the settings of a job's sweep."""
+    sweep = spec.sweep
+    if sweep.settings:
+        return tuple(
+            dict.fromkeys(Method(s.samples, s.thinking_budget, s.max_pixels, base.min_pixels) for s in sweep.settings)
+        )
+    axes = Axes(tuple(sweep.thinking_budgets), tuple(sweep.samples), tuple(sweep.max_pixels))
+    return axes.methods(base)
+
+
+def evaluate_role(job_file: Path, data: Path, out: Path, served: str = "", only: str = "") -> None:
     """Ask the servers of `$EGM_ENDPOINTS`, or those the job names; leaves rows and summary under `out`.
 
-    A copy is kept in the job's output (`storage.destination`), from which a new pod goes on; SIGTERM ends as Ctrl-C does, with the last rows sent.
+    `served` is the path or URI of the model that the job's servers load: results of another content are refused. `only` names the model of a
+    sweep over models, whose results are below `out/models`.
+
+    A copy is kept in the job's output (`storage.destination`), from which a new pod continues; SIGTERM ends as Ctrl-C does, with the last rows sent.
     """
     from rich.console import Console
 
     from grounding.data.jobdata import bring
     from grounding.data.jobdata import locate as locate_data
-    from grounding.evaluate.last_words import leave
-    from grounding.evaluate.live import Live
-    from grounding.evaluate.options import Options
-    from grounding.evaluate.request import Request
+    from grounding.evaluate import ownership
+    from grounding.evaluate.client.options import Options
+    from grounding.evaluate.client.request import Request
+    from grounding.evaluate.final_report import leave
+    from grounding.evaluate.guard import Truths
+    from grounding.evaluate.live import Live, why_not
     from grounding.evaluate.run import Evaluation, Progress, plan, run
-    from grounding.evaluate.telemetry import serve
+    from grounding.evaluate.sweep import run_sweep
+    from grounding.evaluate.telemetry import Beside, serve
+    from grounding.evaluate.with_engine import with_engine
+    from grounding.runtime.access import access_of, header_variable
+    from grounding.storage.aside import restart_asked
 
-    job = _job(job_file)
+    whole = _job(job_file)
+    job = _of_one_model(whole, only, job_file)
     bring(job, say=_say)
     spec, where = job.spec, locate_data(job, data)
-    given = [e for e in os.environ.get("EGM_ENDPOINTS", "").split(",") if e.strip()]
-    endpoints = tuple(given or spec.endpoints or ())
+    variables = environment.of_process()
+    started = not spec.endpoints  # by the job; both back ends hand on the endpoints of others in the same variable
+    endpoints = variables.endpoints if variables.endpoints else tuple(spec.endpoints)
     if not endpoints:
         raise UserError(
             "no server to ask: $EGM_ENDPOINTS is empty and the job names none", file=job_file, field="spec.endpoints"
         )
-    engine = get_engine(spec.engine)
     names = Sampling.__dataclass_fields__
     chosen = {n: v for n in names if (v := getattr(spec.sampling, n, None)) is not None}
     sampling = Sampling(**chosen)
     model = _model_name(job)
-    # only the pinned server that this job started does without a name
-    sent = None if given and not engine.names_model else model
-    # servers that the job started hold one copy a GPU; of others it knows nothing
-    copies = max(1, spec.server_gpus or 1) if given else 1
-    request = Request(sent, spec.prompt, engine.request_extras(sampling), routing=engine.routing(copies))
-    wait = os.environ.get("EGM_WAIT_SECONDS", "0")
-    if not wait.isdigit():
-        raise UserError(f"expected whole seconds in $EGM_WAIT_SECONDS, found {wait!r}")
-    client = Options(endpoints, request, spec.concurrency or 64, wait_s=float(wait))
-    # errors of an earlier attempt are asked again: a job is started again in order to finish
-    evaluation = Evaluation(
+    request = Request(model, spec.prompt, system=spec.system_prompt)
+    headers = [f"{each.header}={header_variable(each.header)}" for each in spec.header_secrets]
+    access = access_of(os.environ, Environment.variable("api_key"), headers, variables.ca_file)
+    drawn = spec.sampling
+    client = Options(
+        endpoints,
+        request,
+        spec.concurrency,
+        wait_s=float(variables.wait_seconds),
+        access=access,
+        method=Method(drawn.samples, drawn.thinking_budget, drawn.max_pixels, drawn.min_pixels),
+    )
+    remote, common, beside, folder = destination(spec.output), None, None, out
+    if only:
+        parts = [Part(n, m.name) for n, m in zip(whole.spec.several_models, whole.spec.models, strict=True)]
+        part = next(p for p in parts if p.name == only)
+        common = Whole(out, parts, remote)
+        common.begin()
+        beside = Beside(*common.beside(only))
+        out, remote = out / part.folder, f"{remote.rstrip('/')}/{part.folder}" if remote else ""
+    scoring = spec.scoring
+    if spec.scoring_file is not None:
+        scoring = f"{fetch(spec.scoring_file, say=_say)}:{spec.scoring_entry_point}"
+    asked = Evaluation(
         where.eval_files,
         where.images,
         out,
         model,
         client,
         sampling,
-        spec.scoring,
-        retry_errors=True,
+        scoring,
+        retry_errors=True,  # a job is started again in order to finish
         mode=spec.mode,
-        remote=destination(spec.output),
+        remote=remote,
         engine=spec.engine,
+        truths=Truths(spec.data.truth, "spec.data.truth:", spec.data.skip_broken),
+        one_source=started,
+        max_errors=spec.max_errors,
+        hardware=_hardware(job, served if served else model, started),
     )
+    # nothing is known about servers that the job did not start; only the pinned server that it started does without a name
+    evaluation = with_engine(
+        asked,
+        copies=spec.copies if started else 1,
+        box_remap="" if spec.box_remap is None else spec.box_remap,
+        omit_name=started,
+    )
+    token = restart_asked(job.metadata.annotations)
+    for place in ownership.enter(out, evaluation.remote, ownership.owner(job, served), token):
+        _say(f"the earlier results were set aside: {place}")
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a shell's background job ignores it, and its children inherit that
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with (
         Live(Console(force_terminal=False, width=200), every_s=10.0) as live,
-        serve(job.metadata.name, out) as (teller, _),
+        serve(job.metadata.name, folder, beside) as (exporter, _),
     ):
 
         def listen(progress: Progress) -> None:
             live(progress)
-            teller(progress)
+            exporter(progress)
 
-        summary = run(evaluation, plan(evaluation), listen)
-    leave(summary)
-    if summary["errors"]:
+        if spec.sweep is None:
+            summary = run(evaluation, plan(evaluation), listen)
+        else:
+            published = (lambda: None) if common is None else common.publish
+            summary = run_sweep(evaluation, _methods(spec, client.method), listen, published=published)
+    leave(summary if common is None else common.finish())
+    if summary.reason:
         raise Failure(
-            summary["reason"], file=out, hint="Answers are kept; start the job again to ask the failed ones again."
+            why_not(summary.reason, summary.problems),
+            file=out,
+            hint="Answers are kept; start the job again to ask the failed ones again.",
         )

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 import aiohttp
 
 from grounding.evaluate.engines import Engine, Metrics
+from grounding.runtime.pages import PLAIN, page
+
+LARGEST_PAGE = 8 << 20
+"""Bytes; at `/metrics` a server with hundreds of series sends less than one MiB"""
 
 
 async def read_once(engine: Engine, endpoints: Sequence[str], readings: dict[str, Metrics], limit_s: float = 3) -> None:
@@ -16,13 +20,15 @@ async def read_once(engine: Engine, endpoints: Sequence[str], readings: dict[str
     async def one(session: aiohttp.ClientSession, endpoint: str) -> None:
         url = endpoint.strip().rstrip("/").removesuffix("/v1") + "/metrics"
         try:
-            async with session.get(url) as response:
+            async with session.get(url, allow_redirects=False) as response:
                 response.raise_for_status()
-                readings[endpoint] = engine.metrics(await response.text())
+                readings[endpoint] = engine.metrics((await page(response, LARGEST_PAGE)).decode())
         except (aiohttp.ClientError, TimeoutError, ValueError):  # a text that cannot be decoded is a ValueError
             readings.pop(endpoint, None)
 
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=limit_s)) as session:
+    async with aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=limit_s), headers=PLAIN, auto_decompress=False
+    ) as session:
         await asyncio.gather(*(one(session, e) for e in endpoints))
 
 

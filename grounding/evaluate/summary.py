@@ -1,18 +1,36 @@
 """From tallies to the table: accuracy a file, macro and micro mean with an interval. Pure, and the same whatever the order of answers.
 
-Accuracies and IoU are fractions (0..1); latencies are seconds of the request alone.
+Accuracies and IoU are fractions (0..1); latencies are seconds of the request only.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import ArrayLike, NDArray
 
-from grounding.evaluate.results import OUTCOMES, Tallies
-from grounding.evaluate.work import Worklist
+from grounding.evaluate.results.writer import OUTCOMES, Tallies
+from grounding.evaluate.served import ServedModel, distinct, misnamed
+from grounding.evaluate.summary_model import (
+    Ending,
+    Ends,
+    FileSummary,
+    Intervals,
+    Problem,
+    SamplesSummary,
+    ServedAnswers,
+    Summary,
+    VoteMean,
+    VotesOf,
+)
+from grounding.evaluate.worklist import Worklist
+from grounding.scoring import votes
+from grounding.scoring.doctor import NOTE_COUNT, NOTE_SHARE, diagnose
 
 PAPER_ORDER = (
     "refcoco_val",
@@ -37,30 +55,33 @@ def _mean(values: Any) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def _file(name: str, rows: NDArray[np.int64], done: Tallies) -> dict[str, Any]:
-    answered = rows[done.answered[rows]]
-    iou, tokens, latency = done.iou[answered], done.tokens[answered], done.latency_s[answered]
+def _file(
+    name: str, rows: NDArray[np.int64], done: Tallies, errors_are_wrong: bool, latency_s: NDArray[np.float64]
+) -> FileSummary:
+    answered = rows[done.outcome[rows] > 0] if errors_are_wrong else rows[done.answered[rows]]
+    iou, tokens, latency = done.iou[answered], done.tokens[answered], latency_s[answered]
     tokens, latency = tokens[tokens >= 0], latency[~np.isnan(latency)]
     count = np.bincount(done.outcome[rows], minlength=len(OUTCOMES))
-    return {
-        "name": name,
-        "n": len(answered),
-        "total": len(rows),
-        "acc": _mean(done.correct[answered]),
-        "acc75": _mean(iou > 0.75),
-        "acc90": _mean(iou > 0.9),
-        "mean_iou": _mean(iou),
-        "errors": int(count[OUTCOMES.index("error")]),
-        "unparsed": int(count[OUTCOMES.index("unparsed")]),
-        "truncated": int(count[OUTCOMES.index("truncated")]),
-        "tokens_mean": _mean(tokens),
-        "latency_mean": _mean(latency),
-        "latency_p50": float(np.quantile(latency, 0.5)) if len(latency) else None,
-        "latency_p90": float(np.quantile(latency, 0.9)) if len(latency) else None,
-    }
+    return FileSummary(
+        name=name,
+        n=len(answered),
+        total=len(rows),
+        acc=_mean(done.correct[answered]),
+        acc75=_mean(iou > 0.75),
+        acc90=_mean(iou > 0.9),
+        mean_iou=_mean(iou),
+        errors=int(count[OUTCOMES.index("error")]),
+        unparsed=int(count[OUTCOMES.index("unparsed")]),
+        truncated=int(count[OUTCOMES.index("truncated")]),
+        empty=int(count[OUTCOMES.index("empty")]),
+        tokens_mean=_mean(tokens),
+        latency_mean=_mean(latency),
+        latency_p50=float(np.quantile(latency, 0.5)) if len(latency) else None,
+        latency_p90=float(np.quantile(latency, 0.9)) if len(latency) else None,
+    )
 
 
-def interval(files: ArrayLike, images: ArrayLike, correct: ArrayLike) -> dict[str, list[float]]:
+def interval(files: ArrayLike, images: ArrayLike, correct: ArrayLike) -> Intervals:
     """95 % interval of macro and micro accuracy by a bootstrap over images: expressions of one image, in whatever file, stand or fall
     together, so images are drawn, not expressions.
 
@@ -82,10 +103,12 @@ def interval(files: ArrayLike, images: ArrayLike, correct: ArrayLike) -> dict[st
         with np.errstate(invalid="ignore"):
             macro.append(np.nanmean(np.where(b > 0, a / np.where(b > 0, b, 1), np.nan), axis=1))
     ends = [0.025, 0.975]
-    return {
-        "macro": [float(v) for v in np.quantile(np.concatenate(macro), ends)],
-        "micro": [float(v) for v in np.quantile(np.concatenate(micro), ends)],
-    }
+    return Intervals(macro=_ends(macro, ends), micro=_ends(micro, ends))
+
+
+def _ends(draws: Sequence[NDArray[np.float64]], at: Sequence[float]) -> Ends:
+    low, high = np.quantile(np.concatenate(draws), at)
+    return float(low), float(high)
 
 
 def _reason(total: int, done: int, errors: int) -> str | None:
@@ -95,35 +118,163 @@ def _reason(total: int, done: int, errors: int) -> str | None:
     return " and ".join(parts) or None
 
 
-def summarise(work: Worklist, done: Tallies) -> dict[str, Any]:
-    """The summary without its timing. No macro, micro or interval while a row failed or is missing: `reason` says so.
+def named_otherwise(served: ServedModel, asked_as: str | None) -> str:
+    """Return a note if the server knows the model under another name than requests do; empty if not."""
+    name = misnamed(served, asked_as)
+    does = "serves" if name == served.id else "answers as"
+    return "" if name is None else f"the server {does} {name!r}, the model that was asked for is {asked_as!r}"
 
-    `done` counts answers (errors apart).
+
+def _notes(done: Tallies, wrong: int, served: Sequence[ServedModel], asked_as: str | None) -> list[str]:
+    """Return what a reader of the number must know, in sentences."""
+    found = [f"{wrong} failed {'request counts' if wrong == 1 else 'requests count'} as wrong"] if wrong else []
+    models = distinct(served)
+    if len(models) > 1:
+        found.append(f"answers come from different models: {'; '.join(map(str, models))}")
+    elif named := next(filter(None, (named_otherwise(s, asked_as) for s in served)), ""):
+        found.append(named)
+    if len(releases := done.releases()) > 1:
+        found.append(f"the endpoints run different releases of the engine: {', '.join(releases)}")
+    again = done.limit[done.answered & (done.limit > 0)]
+    if len(again):
+        what = "truncated answer was" if len(again) == 1 else "truncated answers were"
+        found.append(f"{len(again)} {what} asked again with {' and '.join(map(str, np.unique(again)))} tokens")
+    found += _empty(done)
+    same = done.samples.same[done.answered]
+    if done.samples.count > 1 and len(same) >= NOTE_COUNT and same.all():
+        found.append(
+            f"the {done.samples.count} answers to each question are the same text; votes say nothing. Does the server ignore the temperature?"
+        )
+    thought = int(done.from_reasoning[done.answered].sum())
+    if thought:
+        found.append(
+            f"{thought} answers had no content and were read from their thought; check the server's --reasoning-parser"
+        )
+    return found
+
+
+def _empty(done: Tallies) -> list[str]:
+    """Return a note if so many answers hold no text that the number is about the server rather than the model."""
+    empty, answered = int((done.outcome == OUTCOMES.index("empty")).sum()), int(done.answered.sum())
+    if empty < NOTE_COUNT or empty < NOTE_SHARE * answered:
+        return []
+    names = Counter(name for text in done.rests.values() for name in _names(text))
+    held = f"; their replies hold {' and '.join(f'{n!r}' for n, _ in names.most_common(3))} instead" if names else ""
+    return [f"{empty} of {answered} answers hold no text{held}"]
+
+
+def _names(text: str) -> list[str]:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return []
+    return list(value) if isinstance(value, dict) else []
+
+
+def _ended(name: str, rows: int, asked: int) -> str:
+    what = "it is no answer" if rows == 1 else "they are no answers"
+    return f"the server ended {rows} of {asked} requests ({100 * rows / asked:.2f} %) by {name!r}; {what}"
+
+
+def _one_box(work: Worklist, done: Tallies) -> list[str]:
+    """Return a note if the prompt asks for whole objects and rows do not say that their box covers the whole object."""
+    if not work.amodal:
+        return []
+    single = int((done.answered & np.isnan(done.extents.iou).any(axis=1)).sum())
+    what = "row has" if single == 1 else "rows have"
+    return [f"{single} {what} no amodal_bbox: bbox is taken for the whole object"] if single else []
+
+
+def _left_out(work: Worklist) -> list[str]:
+    rows = len(work.left_out)
+    if not rows:
+        return []
+    first = work.left_out[0]
+    text = "1 row cannot be used and is" if rows == 1 else f"{rows} rows cannot be used and are"
+    return [f"{text} left out, such as {Path(first.file).name}:{first.row}: {first.message}"]
+
+
+def summarise(
+    work: Worklist,
+    done: Tallies,
+    max_errors: int = 0,
+    asked_as: str | None = None,
+    scoring: str = "egm-eval",
+    latency_s: NDArray[np.float64] | None = None,
+) -> Summary:
+    """Return the summary without its timing. No macro, micro or interval while a row failed or is missing: `reason` says so.
+
+    Up to `max_errors` failed rows count as wrong answers instead, which `notes` say beside the number. `asked_as` is the model's name in
+    requests, `scoring` the profile, for what the doctor notes. `latency_s`: latencies that count, if not all do.
+    `done` counts answers, and the failed rows only if they count as wrong.
     """
     names = file_order(work.names)
-    files = [_file(n, np.flatnonzero(work.file == work.names.index(n)), done) for n in names]
-    total, errors = len(work), sum(f["errors"] for f in files)
-    answered = sum(f["n"] for f in files)
+    failed = int((done.outcome == OUTCOMES.index("error")).sum())
+    wrong = 0 < failed <= max_errors
+    latency = done.latency_s if latency_s is None else latency_s
+    files = [_file(n, np.flatnonzero(work.file == work.names.index(n)), done, wrong, latency) for n in names]
+    total, errors = len(work), 0 if wrong else failed
+    answered = sum(f.n for f in files)
+    served = done.served_by()
+    found = diagnose(done.findings[done.answered].tolist(), scoring)
+    problems = sorted(Counter(done.problems.values()).items(), key=lambda item: (-item[1], item[0]))[:5]
+    endings = sorted(Counter(done.endings.values()).items(), key=lambda item: (-item[1], item[0]))
+    asked = int((done.outcome > 0).sum())
     reason = _reason(total, answered, errors) if total else "there is nothing to evaluate"
     whole = reason is None
-    return {
-        "total": total,
-        "done": answered,
-        "errors": errors,
-        "unparsed": sum(f["unparsed"] for f in files),
-        "truncated": sum(f["truncated"] for f in files),
-        "macro": float(np.mean([f["acc"] for f in files])) if whole else None,
-        "micro": float(np.mean(done.correct)) if whole else None,
-        "ci95": _interval(work, names, done) if whole else None,
-        "reason": reason,
-        "files": files,
-    }
+    return Summary(
+        total=total,
+        done=answered,
+        errors=failed,
+        errors_as_wrong=failed if wrong else 0,
+        problems=tuple(Problem(what=what, rows=rows) for what, rows in problems),
+        endings=tuple(Ending(finish_reason=name, rows=rows, share=rows / asked) for name, rows in endings),
+        served_models=tuple(dict.fromkeys(m.name for m in served if m.name is not None)),
+        served=tuple(ServedAnswers(**m._asdict(), answers=n) for m, n in served.items()),
+        from_reasoning=int(done.from_reasoning[done.answered].sum()),
+        doctor=found,
+        left_out=len(work.left_out),
+        notes=(
+            *_left_out(work),
+            *_one_box(work, done),
+            *_notes(done, failed if wrong else 0, list(served), asked_as),
+            *(_ended(name, rows, asked) for name, rows in endings),
+            *found.notes,
+        ),
+        empty=sum(f.empty for f in files),
+        unparsed=sum(f.unparsed for f in files),
+        truncated=sum(f.truncated for f in files),
+        macro=float(np.mean([f.acc for f in files])) if whole else None,
+        micro=float(np.mean(done.correct)) if whole else None,
+        ci95=_interval(work, names, done.correct) if whole else None,
+        reason=reason,
+        files=tuple(files),
+        samples=_votes(work, names, done) if whole and done.samples.count else None,
+        extents=done.extents.summary(
+            work.file, [(name, work.names.index(name)) for name in names], "amodal" if work.amodal else "visible"
+        ),
+    )
 
 
-def _interval(work: Worklist, names: Sequence[str], done: Tallies) -> dict[str, list[float]]:
+def _votes(work: Worklist, names: Sequence[str], done: Tallies) -> SamplesSummary:
+    """Return, for every number of answers up to the maximum, the macro means of the votes and of the oracle, with their intervals."""
+    held = done.samples
+
+    def mean(share: NDArray[np.float64]) -> VoteMean:
+        macro = float(np.mean([share[work.file == work.names.index(f)].mean() for f in names]))
+        return VoteMean(macro=macro, ci95=_interval(work, names, share).macro)
+
+    found = tuple(
+        VotesOf(n=n, **{name: mean(share) for name, share in shares.items()})
+        for n, shares in enumerate(votes.by_number(held.boxes, held.correct, held.truth), 1)
+    )
+    return SamplesSummary(count=held.count, accuracy_at_1=found[0].first.macro, by_number=found)
+
+
+def _interval(work: Worklist, names: Sequence[str], correct: ArrayLike) -> Intervals:
     """`interval` over columns that do not depend on the order in which files were given."""
     place = np.array([names.index(n) for n in work.names])
     order = np.lexsort((work.line, place[work.file]))
     _, first, inverse = np.unique(work.image[order], return_index=True, return_inverse=True)
     by_appearance = np.argsort(np.argsort(first))
-    return interval(place[work.file[order]], by_appearance[inverse], done.correct[order])
+    return interval(place[work.file[order]], by_appearance[inverse], np.asarray(correct)[order])

@@ -1,7 +1,7 @@
 """`/progress` and `/metrics` of an evaluation's client: what the live view shows, over HTTP.
 
 The run hands its `Progress` over twice a second; the figures of a moment are copied then, and asked for from other threads. Accuracies of the files
-come from the summary, which the run writes every few seconds: they are of the answers so far. Latencies are seconds of the request alone.
+come from the summary, which the run writes every few seconds: they are of the answers so far. Latencies are seconds of the request only.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grounding.errors import UserError
+from grounding.api.report import EvalReport
+from grounding.evaluate.final_report import reported_costs, settings_of
 from grounding.evaluate.live import Pace
-from grounding.files import read_json
-from grounding.telemetry import listen
+from grounding.evaluate.summary_model import Costs, FileSummary, Summary, summary_of
+from grounding.runtime.endpoint import listen
 
 if TYPE_CHECKING:
     from grounding.evaluate.run import Progress
@@ -35,13 +36,13 @@ ENDPOINT_COUNTERS = {
     "prompt_tokens": "Tokens of prompts.",
     "cached_tokens": "Tokens of prompts that were in the server's cache.",
 }
-FILE = {
-    "answers": "n",
-    "accuracy": "acc",
-    "iou": "mean_iou",
-    "errors": "errors",
-    "unparsed": "unparsed",
-    "truncated": "truncated",
+FILE: dict[str, Callable[[FileSummary], float | None]] = {
+    "answers": lambda f: f.n,
+    "accuracy": lambda f: f.acc,
+    "iou": lambda f: f.mean_iou,
+    "errors": lambda f: f.errors,
+    "unparsed": lambda f: f.unparsed,
+    "truncated": lambda f: f.truncated,
 }
 _FILE_TEXT = {
     "answers": "Answered questions.",
@@ -50,6 +51,25 @@ _FILE_TEXT = {
     "errors": "Questions that have failed for good.",
     "unparsed": "Answers without a box.",
     "truncated": "Answers that were cut at the length limit.",
+}
+
+
+COST = {
+    "prompt_tokens": "Tokens of a question with its picture.",
+    "thought_tokens": "Tokens of thought of a question's answers.",
+    "answer_tokens": "Tokens of a question's answers without their thoughts.",
+    "generated_tokens": "Tokens of a question's thoughts and answers.",
+    "flops": "Operations of a question, by formula.",
+    "latency_seconds": "Median latency of a question.",
+    "gpu_seconds": "GPU-seconds of a question.",
+    "money": "US dollars of a question.",
+}
+"""Means over the answered questions"""
+SETTING = {
+    "answers": "Answered questions of a setting.",
+    "questions": "Questions of a setting.",
+    "accuracy": "Macro accuracy of a setting that is complete, 0..1.",
+    **COST,
 }
 
 
@@ -67,7 +87,7 @@ class Latencies:
             self.total_s += seconds
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """Bounds and how many lie at or below, as a histogram has them."""
+        """Bounds and how many are at or below, as a histogram has them."""
         found, sofar = [], 0
         for bound, count in zip((*map(str, BUCKETS), "+Inf"), self.counts, strict=True):
             sofar += count
@@ -75,13 +95,23 @@ class Latencies:
         return found
 
 
-class Teller:
+@dataclass(frozen=True)
+class Beside:
+    """The other models of a sweep over models: questions of those that are measured, and how many have not begun."""
+
+    done: int = 0
+    total: int = 0
+    not_begun: int = 0
+
+
+class ProgressExporter:
     """Hears of the run's progress (a `Listener`), and answers."""
 
-    def __init__(self, job: str, out: Path) -> None:
+    def __init__(self, job: str, out: Path, beside: Beside | None = None) -> None:
         self._job, self._out = job, out
+        self._beside = Beside() if beside is None else beside
         self._pace = Pace()
-        self._told: dict[str, Any] = {"job": job, "stage": "evaluate", "done": 0, "total": 0, "time": time.time()}
+        self._report = EvalReport(job=job, stage="evaluate", done=0, total=0, time=time.time())
         self._endpoints: dict[str, dict[str, float]] = {}
         self._replies, self._correct, self._errors = 0, 0, 0
         self._latencies: tuple[list[tuple[str, float]], float] = (Latencies().cumulative(), 0.0)
@@ -90,18 +120,20 @@ class Teller:
         """Take a copy of what is now."""
         now = time.monotonic()
         self._pace.add(now, p.asked)
-        pace, rest = self._pace.per_second, p.total - p.answered - p.errors
-        told = {
-            "job": self._job,
-            "stage": "evaluate",
-            "done": p.answered,
-            "total": p.total,
-            "errors": p.errors,
-            "time": time.time(),
-        }
-        told["requestsPerSecond"] = round(pace, 3)
-        if pace > 0 or not rest:
-            told["etaSeconds"] = round(rest / pace, 1) if rest else 0.0
+        total = p.total * (1 + self._beside.not_begun) + self._beside.total
+        done = p.answered + self._beside.done
+        pace, rest = self._pace.per_second, total - done - p.errors
+        eta = round(rest / pace, 1) if rest and pace > 0 else None
+        report = EvalReport(
+            job=self._job,
+            stage="evaluate",
+            done=done,
+            total=total,
+            errors=p.errors,
+            time=time.time(),
+            requests_per_second=round(pace, 3),
+            eta_seconds=eta if rest else 0.0,
+        )
         self._replies, self._correct, self._errors = p.asked, p.correct, p.errors
         self._latencies = (p.latencies.cumulative(), p.latencies.total_s)
         self._endpoints = {
@@ -117,17 +149,18 @@ class Teller:
             }
             for s in p.servers
         }
-        self._told = told  # last: whoever reads it sees the rest as new
+        self._report = report  # last: whoever reads it sees the rest as new
 
     def answer(self) -> dict[str, Any]:
-        """What `/progress` answers. No accuracy: a job's accuracy is that of all its questions, or none."""
-        return self._told
+        """Return what `/progress` answers. No accuracy: a job's accuracy is that of all its questions, or none."""
+        report = self._report.model_copy(update={"settings": settings_of(summary_of(self._out))})
+        return report.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def collect(self) -> Iterator[Any]:
-        """The same and more, as metric families."""
+        """Yield what `/progress` reports, and more, as metric families."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        told = self._told
+        report = self._report
 
         def family(
             kind: type[Any], name: str, text: str, samples: Iterable[tuple[tuple[str, ...], Any]], *labels: str
@@ -139,12 +172,12 @@ class Teller:
             return made
 
         for name, text, value in (
-            ("questions", "Questions in all.", told["total"]),
-            ("answered", "Questions with an answer.", told["done"]),
+            ("questions", "Questions in all.", report.total),
+            ("answered", "Questions with an answer.", report.done),
             ("correct", "Answers with an IoU of 0.5 and more.", self._correct),
             ("errors", "Questions that have failed for good.", self._errors),
-            ("requests_per_second", "Replies a second over the last 20 s.", told.get("requestsPerSecond")),
-            ("eta_seconds", "Time left.", told.get("etaSeconds")),
+            ("requests_per_second", "Replies a second over the last 20 s.", report.requests_per_second),
+            ("eta_seconds", "Time left.", report.eta_seconds),
         ):
             yield family(GaugeMetricFamily, name, text, [((), value)])
         yield family(CounterMetricFamily, "replies", "Final replies of this process.", [((), self._replies)])
@@ -157,20 +190,38 @@ class Teller:
             for name, text in known.items():
                 values = [((endpoint,), facts[name]) for endpoint, facts in self._endpoints.items()]
                 yield family(kind, f"endpoint_{name}", text, values, "endpoint")
-        files = self._files()
-        for name, key in FILE.items():
-            rows = [((str(f.get("name")),), f.get(key)) for f in files]
+        summary = summary_of(self._out)
+        files = summary.files
+        for name, value_of in FILE.items():
+            rows = [((f.name,), value_of(f)) for f in files]
             yield family(GaugeMetricFamily, f"file_{name}", _FILE_TEXT[name], rows, "file")
 
-    def _files(self) -> list[dict[str, Any]]:
-        with contextlib.suppress(OSError, UserError, AttributeError):
-            return [f for f in read_json(self._out / "summary.json").get("files") or [] if isinstance(f, dict)]
-        return []
+        for name, text in SETTING.items():
+            yield family(GaugeMetricFamily, f"setting_{name}", text, _settings(summary, name), "model", "setting")
+        for name, text in COST.items():
+            yield family(GaugeMetricFamily, f"question_{name}", text, [((), _costs(summary.costs).get(name))])
+
+
+def _costs(found: Costs | None) -> dict[str, float]:
+    """Return the costs of one question, by the name of their metric."""
+    costs = reported_costs(found)
+    return {} if costs is None else {n: v for n, v in costs.model_dump(exclude_none=True).items() if n in COST}
+
+
+def _settings(summary: Summary, name: str) -> Iterator[tuple[tuple[str, str], float | None]]:
+    for setting in () if summary.settings is None else summary.settings:
+        found = {
+            "answers": setting.done,
+            "questions": setting.total,
+            "accuracy": setting.macro,
+            **_costs(setting.costs),
+        }
+        yield ("" if setting.model is None else setting.model, setting.name), found.get(name)
 
 
 @contextlib.contextmanager
-def serve(job: str, out: Path) -> Iterator[tuple[Teller, int]]:
-    """Serve while the block runs; gives the listener that the run wants, and the port (0: none is wanted). `out`: where the summary lies."""
-    teller = Teller(job, out)
-    with listen(teller) as port:
-        yield teller, port
+def serve(job: str, out: Path, beside: Beside | None = None) -> Iterator[tuple[ProgressExporter, int]]:
+    """Serve while the block runs; gives the listener that the run wants, and the port (0: none is wanted). `out`: where the summary is."""
+    exporter = ProgressExporter(job, out, beside)
+    with listen(exporter) as port:
+        yield exporter, port

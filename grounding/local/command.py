@@ -7,18 +7,20 @@ import functools
 import shlex
 import signal
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from grounding.errors import EgmError, UserError, from_os_error
-from grounding.local.process import GRACE_S
-from grounding.local.scheduler import LocalRun, Work, first_error, locked
+from grounding.api import Job
+from grounding.errors import EgmError, UserError, from_os_error, printable
+from grounding.local.inputs import inputs_of
+from grounding.local.runs import View, job_names, view
+from grounding.local.scheduler import LocalRun, ModelSource, Work, first_error, locked
 from grounding.local.screen import Screen, duration, elapsed, table
-from grounding.runs import View, job_names, view
+from grounding.runtime.grace import DEFAULT_S
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,18 @@ class Order:
     runs: Path
     only: str = ""
     parallel: int = 2
+    grace_s: float = DEFAULT_S
+    """Seconds that roles have to save their work once the run is stopped."""
+    restart: bool = False
 
     @property
     def run_dir(self) -> Path:
-        """Folder of the run: named after the manifest."""
+        """Return folder of the run: named after the manifest."""
         return self.runs / self.manifest.stem
 
     @property
     def command(self) -> str:
-        """The command that does this (and continues it)."""
+        """Return the command that does this (and continues it)."""
         words = ["egm", "run", "-f", str(self.manifest)]
         if self.runs != Path("runs"):
             words += ["--runs", str(self.runs)]
@@ -45,38 +50,53 @@ class Order:
             words += ["--only", self.only]
         if self.parallel != 2:
             words += ["--parallel", str(self.parallel)]
+        if self.grace_s != DEFAULT_S:
+            words += ["--grace", f"{self.grace_s:g}"]
         return shlex.join(words)
 
 
 def works_of(manifest: Path) -> list[Work]:
-    """The jobs of a manifest file, validated, presets filled in. Raises `UserError`."""
+    """Return the jobs of a manifest file, resolved. Raises `UserError`."""
     from grounding import api, roles
+    from grounding.api.manifest import refuse_placeholders
 
-    jobs: list[Any] = [api.resolve(job) for job in api.load(manifest)]
+    jobs = api.load(manifest)
     api.check_references(jobs)
+    refuse_placeholders(jobs, manifest)
     return [
         Work(
             name=job.metadata.name,
             kind=job.kind,
             document=job.model_dump(mode="json", by_alias=True, exclude_none=True),
             plan=functools.partial(roles.plan, job),
-            upstream=job.spec.model.train_job or "",
-            model=job.spec.model.source or "",
+            sources=tuple(ModelSource(m.train_job or "", m.source or "") for m in job.spec.models),
             suspended=bool(getattr(job.spec, "suspend", False)),
+            begun=_description(job, finished=False),
+            done=_description(job, finished=True),
+            inputs=inputs_of(job),
         )
         for job in jobs
     ]
 
 
+def _description(job: Job, *, finished: bool) -> str:
+    from grounding.train import identity
+
+    if job.kind != "GroundingTrainJob":
+        return ""
+    spec = job.model_dump(mode="json", by_alias=True, exclude_none=True)["spec"]
+    return identity.description(spec, finished=finished)
+
+
 def chosen(works: Sequence[Work], only: str) -> list[Work]:
-    """The jobs that `--only` leaves. Raises `UserError` for an unknown name. Pure."""
+    """Return the jobs that `--only` leaves. Raises `UserError` for an unknown name. Pure."""
     if only and only not in {w.name for w in works}:
         names = ", ".join(w.name for w in works)
         raise UserError(f"no job {only!r} in the manifest", field="--only", hint=f"It has: {names}")
     return [w for w in works if only in ("", w.name)]
 
 
-def execute(order: Order, works: Sequence[Work], out: Console, err: Console, grace: float = GRACE_S) -> int:
+def execute(order: Order, works: Sequence[Work], out: Console, err: Console, grace: float | None = None) -> int:
     """Run `works`; returns the exit code: 0, 1 or 2 for failed jobs, 128 + n when signal n stopped it.
 
     Raises `EgmError` for what is wrong before anything starts and for a disk that fails.
@@ -86,7 +106,14 @@ def execute(order: Order, works: Sequence[Work], out: Console, err: Console, gra
         lock = locked(order.run_dir)
         try:
             screen = Screen(out, order.run_dir, [w.name for w in works])
-            run = LocalRun(order.run_dir, works, order.parallel, grace, say=screen.say)
+            run = LocalRun(
+                order.run_dir,
+                works,
+                order.parallel,
+                order.grace_s if grace is None else grace,
+                say=screen.say,
+                restart=uuid.uuid4().hex if order.restart else "",
+            )
             run.check()
             run.prepare_folders(order.manifest)
             number = asyncio.run(_drive(run, order, screen))
@@ -109,7 +136,7 @@ async def _drive(run: LocalRun, order: Order, screen: Screen) -> int:
             run.signal_children()
             return
         asked = number
-        screen.say("Stopping: roles get a moment to save their work. Once more kills them.")
+        screen.say(f"Stopping: roles get {run.grace:g} s to save their work. Once more kills them.")
         work.cancel()
 
     with screen:
@@ -117,7 +144,7 @@ async def _drive(run: LocalRun, order: Order, screen: Screen) -> int:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if (
                 signal.getsignal(number) != signal.SIG_IGN
-            ):  # as under nohup: what was told to ignore it goes on ignoring it
+            ):  # as under nohup: what was told to ignore it continues ignoring it
                 loop.add_signal_handler(number, on_signal, int(number))
         try:
             while not work.done():
@@ -134,19 +161,24 @@ async def _drive(run: LocalRun, order: Order, screen: Screen) -> int:
 
 
 def _closing(run: LocalRun, order: Order, number: int, out: Console, err: Console) -> int:
-    """The last words: jobs, where things are, what to do next."""
+    """Say at the end: jobs, where things are, what to do next."""
     views = [view(order.run_dir, n, alive=False) for n in job_names(order.run_dir)]
     if out.is_terminal:
         out.print(table(views, time.time()))
     for state in run.states.values():
         if state.phase == "Failed":
             err.print(
-                f"{state.name} failed: {state.message}", style="red", markup=False, highlight=False, soft_wrap=True
+                printable(f"{state.name} failed: {state.message}"),
+                style="red",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
         elif state.reason == "UpstreamNotReady":
             err.print(f"{state.name} was not run: it {state.message}", markup=False, highlight=False, soft_wrap=True)
     if number:
-        err.print(f"Stopped. Nothing is lost; continue with:\n  {order.command}", markup=False, highlight=False)
+        text = "".join(f"\n  {line}" for line in lost(order.run_dir, views)) or " Nothing is lost."
+        err.print(f"Stopped.{text}\nContinue with:\n  {order.command}", markup=False, highlight=False)
         return 128 + number
     code = run.exit_code
     finished = all(v.phase == "Succeeded" for v in views)
@@ -163,10 +195,40 @@ def _closing(run: LocalRun, order: Order, number: int, out: Console, err: Consol
             except EgmError as e:
                 err.print(f"the report could not be written: {e}", style="red", markup=False, highlight=False)
                 report, code = None, e.exit_code
+    if report is not None:
+        for line in _said(order.run_dir, views):
+            out.print(printable(line), markup=False, highlight=False, soft_wrap=True)
     out.print(places(order.run_dir, views, report), markup=False, highlight=False, soft_wrap=True)
     if code:
         out.print(f"Continue with:\n  {order.command}", markup=False, highlight=False, soft_wrap=True)
     return code
+
+
+def lost(run_dir: Path, views: Sequence[View]) -> list[str]:
+    """Return a line for each stopped training whose newest checkpoint is older than its last step."""
+    from grounding.train.checkpoints.local import peek
+
+    lines = []
+    for v in views:
+        if v.is_evaluation or v.phase != "Stopped" or not v.step:
+            continue
+        newest = peek(run_dir / v.name / "checkpoints")
+        saved = newest.step if newest else 0
+        if saved < v.step:
+            where = f"after step {saved}" if saved else "at its beginning, since no checkpoint was written"
+            lines.append(f"{v.name}: {v.step - saved} steps since the last checkpoint are lost; it continues {where}.")
+    return lines
+
+
+def _said(run_dir: Path, views: Sequence[View]) -> list[str]:
+    """Return what the sweeps of a finished run say: does longer pay, and is longer better than bigger?"""
+    from grounding.evaluate.sweep import is_sweep
+    from grounding.report import sentences
+
+    try:
+        return [s for v in views if v.is_evaluation and is_sweep(run_dir / v.name) for s in sentences(run_dir / v.name)]
+    except EgmError as e:
+        return [f"what the sweep says cannot be read: {e}"]
 
 
 def _report(run_dir: Path) -> Path:
@@ -177,8 +239,11 @@ def _report(run_dir: Path) -> Path:
 
 
 def places(run_dir: Path, views: Sequence[View], report: Path | None) -> str:
-    """Where things are, one line each."""
+    """Return where things are, one line each."""
     lines = [("report", str(report))] if report else []
+    if report:
+        charts = [report.parent / f"{v.name}.html" for v in views if v.is_evaluation]
+        lines += [("chart", str(chart)) for chart in charts if chart.exists()]
     lines += [
         (f"{v.name}", str(run_dir / v.name / ("summary.json" if v.is_evaluation else "model")))
         for v in views

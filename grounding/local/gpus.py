@@ -11,9 +11,40 @@ from pathlib import Path
 from grounding.roles import Role
 
 
+def users_of(server: Role, roles: Sequence[Role]) -> frozenset[str]:
+    """Return the tasks that use a server; it ends after the last of them."""
+    return frozenset(r.name for r in roles if r.kind == "task" and server.name in r.after)
+
+
+def _before(role: Role, roles: Sequence[Role]) -> set[str]:
+    """Return the roles that have ended when `role` starts: the tasks that it comes after, and the servers that only they used."""
+    by_name = {r.name: r for r in roles}
+    ended: set[str] = set()
+    todo = list(role.after)
+    while todo:
+        other = by_name.get(todo.pop())
+        if other is None:  # `egm serve` starts a server without the roles before it
+            continue
+        if other.kind == "task" and other.name not in ended:
+            ended.add(other.name)
+        todo += other.after
+    return ended | {r.name for r in roles if r.kind == "server" and (u := users_of(r, roles)) and u <= ended}
+
+
 def gpus_of(roles: Sequence[Role]) -> int:
-    """GPUs that a job holds while it runs."""
-    return sum(r.gpus * r.replicas for r in roles)
+    """GPUs that a job holds while it runs: as many as its roles need at the same time."""
+    before = {r.name: _before(r, roles) for r in roles}
+    return max(
+        (
+            sum(
+                o.gpus * o.replicas
+                for o in roles
+                if o.name not in before[role.name] and role.name not in before[o.name]
+            )
+            for role in roles
+        ),
+        default=0,
+    )
 
 
 def machine_gpus() -> list[str]:

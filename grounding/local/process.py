@@ -1,4 +1,4 @@
-"""Processes of the local back end: a role under its nanny, ports, readiness, and what an earlier run left over."""
+"""Processes of the local back end: a role under its supervisor, ports, readiness, and what an earlier run left over."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grounding.errors import Failure, UserError, from_os_error
+from grounding.local.runs import RoleState, tail
 from grounding.roles import Probe
-from grounding.runs import RoleState, tail
+from grounding.runtime import grace as grace_period
+from grounding.runtime.environment import Environment
 
-TOKEN = "EGM_ROLE_TOKEN"  # noqa: S105 - the name of a variable that marks a role's processes, not a secret
-GRACE_S = 10.0
-NANNY = Path(__file__).with_name("nanny.py")
+TOKEN = Environment.variable("role_token")
+SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,17 @@ class Found:
     tokens: frozenset[str] = frozenset()
 
 
+def machine() -> str:
+    """Return what process ids and start times count on: the boot and the pid namespace; empty if /proc does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
 def start_ticks(pid: int) -> int:
-    """Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); 0 where it is gone."""
+    """Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); 0 if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -61,11 +71,13 @@ def all_processes() -> list[Found]:
     return found
 
 
-def survivors(roles: Iterable[RoleState], processes: Sequence[Found]) -> list[int]:
-    """Which `processes` were started for `roles`: the recorded process itself (same id and same start time), whatever
-    carries the role's token, and members of its session once its leader is gone. Pure.
+def survivors(roles: Iterable[RoleState], processes: Sequence[Found], here: str) -> list[int]:
+    """Return which `processes` were started for `roles`: the recorded process itself (same id and same start time),
+    whatever carries the role's token, and members of its session once its leader is gone. Pure.
 
-    A process id alone proves nothing, because the kernel hands it out again.
+    A process id alone proves nothing, because the kernel hands it out again. Ids and start times count only on the
+    machine, boot and pid namespace they were recorded on, which must be `here` (`machine`): the folder may be a copy, or
+    shared with another host or container.
     """
     by_pid = {p.pid: p for p in processes}
     result: list[int] = []
@@ -74,20 +86,21 @@ def survivors(roles: Iterable[RoleState], processes: Sequence[Found]) -> list[in
             continue
         leader = by_pid.get(role.pid)
         for p in processes:
-            same = p.pid == role.pid and p.ticks == role.ticks
+            known = bool(role.machine) and role.machine == here
+            same = known and p.pid == role.pid and p.ticks == role.ticks
             marked = bool(role.token) and role.token in p.tokens
-            orphan = leader is None and p.session == role.pid and p.ticks >= role.ticks > 0
+            orphan = known and leader is None and p.session == role.pid and p.ticks >= role.ticks > 0
             if (same or marked or orphan) and p.pid not in result:
                 result.append(p.pid)
     return result
 
 
-def stop_survivors(roles: Sequence[RoleState], grace: float = GRACE_S) -> int:
+def stop_survivors(roles: Sequence[RoleState], grace: float = grace_period.DEFAULT_S) -> int:
     """Stop what an earlier, killed run left behind; returns how many processes there were."""
-    first = survivors(roles, all_processes())
+    first = survivors(roles, all_processes(), machine())
     told: set[int] = set()
     deadline = time.monotonic() + grace
-    while left := survivors(roles, all_processes()):
+    while left := survivors(roles, all_processes(), machine()):
         hard = time.monotonic() > deadline
         if time.monotonic() > deadline + grace:
             raise Failure(f"processes of an earlier run do not end: {', '.join(map(str, left))}")
@@ -104,7 +117,7 @@ _handed_out: set[int] = set()
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nothing listens on, never the same one twice.
+    """Return a TCP port on 127.0.0.1 that nothing listens on, never the same one twice.
 
     Below 55,536, because SGLang adds 10,000 for a second port of its own and refuses what is then none.
     """
@@ -135,7 +148,7 @@ def listener(port: int) -> str:
 
 
 def claim_port(port: int, role: str) -> int:
-    """The port a server shall use: `port`, or a free one for 0. Raises `UserError` that names the holder of a used one."""
+    """Return the port a server shall use: `port`, or a free one for 0. Raises `UserError` that names the holder of a used one."""
     if port == 0:
         return free_port()
     with socket.socket() as s:
@@ -155,12 +168,12 @@ def claim_port(port: int, role: str) -> int:
 
 
 def command(argv: Sequence[str]) -> list[str]:
-    """The command of a role with its leading `egm` replaced by this very installation."""
+    """Return the command of a role with its leading `egm` replaced by this very installation."""
     return [sys.executable, "-m", "grounding.cli", *argv[1:]] if argv and argv[0] == "egm" else list(argv)
 
 
 class Child:
-    """One running process of a role: its nanny, its log and the part of the job's state that it fills in."""
+    """One running process of a role: its supervisor, its log and the part of the job's state that it fills in."""
 
     def __init__(self, state: RoleState, log: Path, process: asyncio.subprocess.Process) -> None:
         self.state, self.log, self.process = state, log, process
@@ -173,15 +186,17 @@ class Child:
         state.token = uuid.uuid4().hex
         log.parent.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        full = {**os.environ, "PYTHONUNBUFFERED": "1", **env, TOKEN: state.token}
-        nanny = [sys.executable, "-P", "-S", str(NANNY), str(os.getpid()), str(grace), "--"]
+        mine = Environment(role_token=state.token, grace_seconds=grace_period.for_role(grace)).as_environ()
+        given = {**Environment(attempt=attempt).as_environ(), **env}
+        full = {**os.environ, "PYTHONUNBUFFERED": "1", **given, **mine}
+        supervisor = [sys.executable, "-P", "-S", str(SUPERVISOR), str(os.getpid()), str(grace), "--"]
         try:
             with log.open("ab") as out:
                 out.write(f"--- attempt {attempt}, {stamp}: {shlex.join(argv)}\n".encode())
                 out.flush()
                 # A session of its own: Ctrl-C on the terminal reaches `egm run` alone, which then stops roles in order.
                 process = await asyncio.create_subprocess_exec(
-                    *nanny,
+                    *supervisor,
                     *command(argv),
                     env=full,
                     stdin=asyncio.subprocess.DEVNULL,
@@ -191,7 +206,7 @@ class Child:
                 )
         except OSError as e:
             raise from_os_error(e) from None
-        state.pid, state.ticks = process.pid, start_ticks(process.pid)
+        state.pid, state.ticks, state.machine = process.pid, start_ticks(process.pid), machine()
         state.started_at, state.finished_at, state.exit_code = time.time(), 0.0, None
         return cls(state, log, process)
 
@@ -203,7 +218,7 @@ class Child:
         return code
 
     def signal(self) -> None:
-        """Ask the nanny to stop the role; asked a second time, it kills."""
+        """Ask the supervisor to stop the role; asked a second time, it kills."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 self.process.terminate()
@@ -225,12 +240,12 @@ class Child:
     async def _ended(self, grace: float) -> int:
         try:
             return await asyncio.wait_for(self.wait(), grace + 10)
-        except TimeoutError:  # the nanny itself hangs: nothing below it may stay
+        except TimeoutError:  # the supervisor itself hangs: nothing below it may stay
             stop_survivors([self.state], grace=1)
             return await self.wait()
 
-    def last_words(self, lines: int = 12) -> str:
-        """The end of the role's log, indented, for an error message."""
+    def log_tail(self, lines: int = 12) -> str:
+        """Return the end of the role's log, indented, for an error message."""
         return "\n".join(f"  | {line[:300]}" for line in tail(self.log, lines) if not line.startswith("--- attempt"))
 
 
@@ -248,7 +263,7 @@ async def until_ready(child: Child, url: str, probe: Probe) -> None:
             if time.monotonic() > deadline:
                 raise Failure(
                     f"the server did not answer {url} within {probe.timeout_s:.0f} s. The end of its log:\n"
-                    + child.last_words(),
+                    + child.log_tail(),
                     hint=f"Whole log: {child.log}",
                 )
             await asyncio.sleep(0.2)
@@ -260,16 +275,16 @@ class ServerDied(Failure):
 
 
 def died(child: Child, code: int, when: str) -> ServerDied:
-    """The error for a server that ended on its own."""
+    """Return the error for a server that ended on its own."""
     how = f"signal {signal_name(code)}" if code > 128 else f"exit code {code}"
     return ServerDied(
-        f"the server ended {when} ({how}). The end of its log:\n{child.last_words()}",
+        f"the server ended {when} ({how}). The end of its log:\n{child.log_tail()}",
         hint=f"Whole log: {child.log}",
     )
 
 
 def signal_name(code: int) -> str:
-    """Name of the signal in exit code 128 + n, with the usual cause where there is one."""
+    """Return the name of the signal in exit code 128 + n, with the usual cause where there is one."""
     try:
         name = signal.Signals(code - 128).name
     except ValueError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import secrets
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +20,10 @@ from typing import Any
 import orjson
 
 from grounding.errors import EgmError, Failure, UserError, from_os_error
-from grounding.files import read_json, write_json
-from grounding.local.gpus import Gpus, gpus_of, machine_gpus
+from grounding.files import digest_of, read_json, write_json
+from grounding.local import inputs
+from grounding.local.gpus import Gpus, gpus_of, machine_gpus, users_of
 from grounding.local.process import (
-    GRACE_S,
     Child,
     ServerDied,
     claim_port,
@@ -31,25 +32,44 @@ from grounding.local.process import (
     stop_survivors,
     until_ready,
 )
+from grounding.local.runs import JobState, RoleState, RunLock, read_state, write_state
 from grounding.roles import Layout, Role
-from grounding.runs import JobState, RoleState, RunLock, read_state, write_state
+from grounding.runtime.environment import Environment
+from grounding.runtime.grace import DEFAULT_S
 
 # What changes how or where a job runs, but not its result: changing these continues the job instead of starting anew.
 OPERATIONAL = ("suspend", "maxAttempts", "resources", "tracking", "servers", "gpusPerServer", "concurrency")
 
 
 @dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: `job`, a training of the same run, or if that is empty `place`, a path or URI."""
+
+    job: str = ""
+    place: str = ""
+
+
+@dataclass(frozen=True)
 class Work:
-    """One job as the local back end sees it: `document` is the resolved manifest, `upstream` the job whose model it
-    uses, `model` the source where there is no upstream, `plan` turns a layout into roles."""
+    """One job as the local back end sees it: `document` is the resolved manifest, `sources` are those of its models,
+    `plan` turns a layout into roles."""
 
     name: str
     kind: str
     document: Mapping[str, Any]
     plan: Callable[[Layout], Sequence[Role]]
-    upstream: str = ""
-    model: str = ""
+    sources: tuple[ModelSource, ...] = (ModelSource(),)
     suspended: bool = False
+    begun: str = ""
+    done: str = ""
+    """Digests of what in the description must stay for begun and for finished work to be this job's; empty: all of it"""
+    inputs: tuple[str, ...] = ()
+    """Paths and URIs of what the job reads, in addition to the model of an upstream job"""
+
+    @property
+    def upstream(self) -> tuple[str, ...]:
+        """Return the jobs whose models it uses."""
+        return tuple(source.job for source in self.sources if source.job)
 
 
 def ordered(works: Sequence[Work]) -> list[Work]:
@@ -61,11 +81,12 @@ def ordered(works: Sequence[Work]) -> list[Work]:
     def add(work: Work, path: tuple[str, ...]) -> None:
         if work.name in path:
             raise UserError(f"the jobs wait for each other: {' -> '.join((*path, work.name))}", field="model.trainJob")
-        if work.upstream and work.upstream not in by_name:
-            raise UserError(f"job {work.name!r} needs {work.upstream!r}, which is not there", field="model.trainJob")
+        for upstream in work.upstream:
+            if upstream not in by_name:
+                raise UserError(f"job {work.name!r} needs {upstream!r}, which is not there", field="model.trainJob")
         if work.name not in done:
-            if work.upstream:
-                add(by_name[work.upstream], (*path, work.name))
+            for upstream in work.upstream:
+                add(by_name[upstream], (*path, work.name))
             done[work.name] = work
 
     for w in works:
@@ -73,11 +94,11 @@ def ordered(works: Sequence[Work]) -> list[Work]:
     return list(done.values())
 
 
-def digest(work: Work, upstream_id: str) -> str:
-    """Digest of everything that decides the job's result. `upstream_id` changes when that job starts from nothing."""
+def digest(work: Work, upstream_ids: Sequence[str]) -> str:
+    """Digest of everything that decides the job's result. An upstream job's id changes when that job starts from nothing."""
     spec = {k: v for k, v in dict(work.document.get("spec", {})).items() if k not in OPERATIONAL}
     return hashlib.sha256(
-        orjson.dumps([work.kind, work.name, spec, upstream_id], option=orjson.OPT_SORT_KEYS, default=str)
+        orjson.dumps([work.kind, work.name, spec, " ".join(upstream_ids)], option=orjson.OPT_SORT_KEYS, default=str)
     ).hexdigest()
 
 
@@ -88,8 +109,10 @@ class LocalRun:
     run_dir: Path
     works: Sequence[Work]
     parallel: int = 2
-    grace: float = GRACE_S
+    grace: float = DEFAULT_S
     say: Callable[[str], None] = lambda _: None
+    restart: str = ""
+    """Set the earlier work of every job aside, here and in its output; a new value for each such wish."""
     gpu_ids: Sequence[str] = field(default_factory=machine_gpus)
     states: dict[str, JobState] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
@@ -100,11 +123,15 @@ class LocalRun:
         self._plans: dict[str, Sequence[Role]] = {}
 
     def layout(self, work: Work) -> Layout:
-        """Paths of a job; they are absolute, because a role's working folder is nobody's business."""
+        """Paths of a job; they are absolute, because a role's working folder is no one's business."""
         run = self.run_dir.absolute()
-        model = str(run / work.upstream / "model") if work.upstream else work.model
+        models = tuple(str(run / s.job / "model") if s.job else s.place for s in work.sources)
         return Layout(
-            job_file=str(run / work.name / "job.yaml"), data=str(run / "data"), out=str(run / work.name), model=model
+            job_file=str(run / work.name / "job.yaml"),
+            data=str(run / "data"),
+            out=str(run / work.name),
+            model=models[0],
+            models=models,
         )
 
     def check(self) -> None:
@@ -137,7 +164,7 @@ class LocalRun:
             "digest": hashlib.sha256(manifest.read_bytes()).hexdigest(),
             "createdAt": old.get("createdAt") or time.time(),
             "startedAt": time.time(),
-            "jobs": [{"name": w.name, "kind": w.kind, "upstream": w.upstream} for w in self.works],
+            "jobs": [{"name": w.name, "kind": w.kind, "upstream": list(w.upstream)} for w in self.works],
         }
         write_json(path, document)
         for folder in sorted(p.parent for p in self.run_dir.glob("*/state.json")):
@@ -161,8 +188,8 @@ class LocalRun:
         async def one(work: Work) -> None:
             try:
                 if only in ("", work.name):
-                    if work.upstream and not only:
-                        await finished[work.upstream].wait()
+                    for upstream in [] if only else work.upstream:
+                        await finished[upstream].wait()
                     await self._job(work)
             finally:
                 finished[work.name].set()
@@ -180,25 +207,37 @@ class LocalRun:
         """Run one job to its end and record it; a job's failure is not an exception here."""
         folder = self.run_dir / work.name
         state = self.states[work.name]
-        upstream = self.states[work.upstream] if work.upstream else None
+        upstream = [self.states[name] for name in work.upstream]
         if work.suspended:
             self._end(state, "Suspended", "Suspended", "spec.suspend is true")
             return
-        if upstream and upstream.phase != "Succeeded":
-            self._end(state, "Pending", "UpstreamNotReady", f"waits for {work.upstream}, which is {upstream.phase}")
+        if missing := next((other for other in upstream if other.phase != "Succeeded"), None):
+            self._end(state, "Pending", "UpstreamNotReady", f"waits for {missing.name}, which is {missing.phase}")
             self.exit_code = self.exit_code or 1
             return
-        want = digest(work, upstream.id if upstream else "")
-        if state.phase == "Succeeded" and state.digest == want:
-            self.skipped.add(work.name)
-            return
-        if state.digest and state.digest != want:
+        want = digest(work, [other.id for other in upstream])
+        models = [str(self.run_dir.absolute() / name / "model") for name in work.upstream]
+        now = await asyncio.to_thread(inputs.states, (*work.inputs, *models))
+        if state.phase == "Succeeded" and state.digest == want and not self.restart:
+            other = inputs.changed(state.inputs, now)
+            if not other:
+                self.skipped.add(work.name)
+                return
+            self.say(f"{work.name}: {', '.join(other)} changed since it succeeded; its content is compared")
+        ids = [other.id for other in upstream]
+        begun, done = (digest_of([text, ids]) if text else "" for text in (work.begun, work.done))
+        before, after = (state.done, done) if state.phase == "Succeeded" else (state.begun, begun)
+        same = state.digest == want or bool(
+            after and before == after
+        )  # roles compare the rest, and what may change continues
+        if state.digest and (not same or self.restart):
             self._set_aside(folder, work.name)
             state = self.states[work.name] = JobState(work.name, work.kind)
         roles = self._plans[work.name]
         async with self._slots, self._gpus.take(gpus_of(roles)) as gpus:
-            state.kind, state.digest, state.upstream = work.kind, want, [work.upstream] if work.upstream else []
-            state.id = state.id or uuid.uuid4().hex
+            state.kind, state.digest, state.upstream = work.kind, want, list(work.upstream)
+            state.id, state.inputs = state.id or uuid.uuid4().hex, now
+            state.begun, state.done = begun, done
             state.attempt += 1
             state.started_at, state.finished_at = time.time(), 0.0
             state.created_at = state.created_at or state.started_at
@@ -222,7 +261,8 @@ class LocalRun:
         keep.mkdir(exist_ok=True)
         target = next(p for n in range(1, 1 << 20) if not (p := keep / f"{name}-{n}").exists())
         folder.rename(target)
-        self.say(f"{name}: its description or its model has changed, it starts anew; the earlier work is in {target}")
+        why = "" if self.restart else "its description or its model has changed, "
+        self.say(f"{name}: {why}it starts anew; the earlier work is in {target}")
 
     def _end(self, state: JobState, phase: str, reason: str, message: str) -> None:
         state.phase, state.reason, state.message = phase, reason, message
@@ -231,25 +271,40 @@ class LocalRun:
         write_state(self.run_dir / state.name, state)
 
     async def _roles(self, work: Work, state: JobState, roles: Sequence[Role], gpus: Sequence[str]) -> None:
-        """Run a job's roles in their order; servers live until every task has ended. Raises `EgmError`."""
+        """Run a job's roles in their order; a server lives until the tasks that use it have ended. Raises `EgmError`."""
         ready = {r.name: asyncio.Event() for r in roles}
-        urls: dict[str, list[str]] = {}
-        left = list(gpus)
-        devices = {(r.name, i): [left.pop(0) for _ in range(r.gpus)] for r in roles for i in range(r.replicas)}
+        urls: dict[str, list[str]] = {r.name: [] for r in roles}
+        devices = Gpus(gpus)
+        users = {r.name: users_of(r, roles) for r in roles}
+        ended: set[str] = set()
+        running: dict[str, asyncio.Task[None]] = {}
+        key = Environment(api_key=secrets.token_urlsafe(32)).as_environ()  # others on this machine reach the port, too
 
         async def one(role: Role) -> None:
             for name in role.after:
                 await ready[name].wait()
-            endpoints = ",".join(u for r in roles for u in urls.get(r.name, []))
-            if role.kind == "task":
-                env = {"EGM_ENDPOINTS": endpoints} if endpoints else {}
-                # Jobs of a run share their data: the second waits and finds it done.
-                async with self._preparing if role.name == "prepare" else contextlib.nullcontext():
-                    await self._task(role, {**env, **role.env}, devices[role.name, 0], state)
-                ready[role.name].set()
-                return
+            async with devices.take(role.gpus * role.replicas) as mine:
+                if role.kind == "task":
+                    await task(role, mine)
+                else:
+                    await server(role, mine)
+
+        async def task(role: Role, mine: Sequence[str]) -> None:
+            endpoints = tuple(url for name in role.after for url in urls[name])
+            env = {**Environment(endpoints=endpoints).as_environ(), **key} if endpoints else {}
+            # Jobs of a run share their data: the second waits and finds it done.
+            async with self._preparing if role.name == "prepare" else contextlib.nullcontext():
+                restart = Environment(restart=self.restart).as_environ() if self.restart else {}
+                await self._task(role, {**env, **restart, **role.env}, mine, state)
+            ended.add(role.name)
+            idle = [r for r in roles if r.kind == "server" and role.name in users[r.name] and users[r.name] <= ended]
+            for other in idle:
+                running[other.name].cancel()
+            await asyncio.gather(*(running[r.name] for r in idle), return_exceptions=True)
+            ready[role.name].set()
+
+        async def server(role: Role, mine: Sequence[str]) -> None:
             waiting = [asyncio.Event() for _ in range(role.replicas)]
-            urls[role.name] = []
 
             async def announce() -> None:
                 for event in waiting:
@@ -260,15 +315,16 @@ class LocalRun:
                 replicas.create_task(announce())
                 for i, event in enumerate(waiting):
                     name = role.name if role.replicas == 1 else f"{role.name}-{i}"
-                    replicas.create_task(self._server(role, name, devices[role.name, i], state, urls[role.name], event))
+                    own = mine[i * role.gpus : (i + 1) * role.gpus]
+                    replicas.create_task(self._server(role, name, key, own, state, urls[role.name], event))
 
         try:
             async with asyncio.TaskGroup() as group:
-                running = {r.name: group.create_task(one(r)) for r in roles}
+                running |= {r.name: group.create_task(one(r)) for r in roles}
                 tasks = [running[r.name] for r in roles if r.kind == "task"]
                 await asyncio.wait(tasks or list(running.values()))
-                for task in running.values():
-                    task.cancel()
+                for each in running.values():
+                    each.cancel()
         except BaseExceptionGroup as e:
             raise first_error(e) from None
 
@@ -285,7 +341,7 @@ class LocalRun:
         mine.phase = "Running" if role.kind == "task" else "Starting"
         try:
             write_state(folder, state)
-        except OSError:  # a full disk: a process that nothing remembers must not go on
+        except OSError:  # a full disk: a process that nothing remembers must not continue
             await child.stop(self.grace)
             raise
         return child
@@ -308,16 +364,24 @@ class LocalRun:
         if code:
             kind = UserError if code == 2 else Failure
             how = f"was ended by {signal_name(code)}" if code > 128 else f"ended with exit code {code}"
-            text = f"its role {role.name} {how}. The end of its log:\n{child.last_words()}"
+            text = f"its role {role.name} {how}. The end of its log:\n{child.log_tail()}"
             raise kind(text, hint=f"Whole log: {child.log}")
 
     async def _server(
-        self, role: Role, name: str, gpus: Sequence[str], state: JobState, urls: list[str], ready: asyncio.Event
+        self,
+        role: Role,
+        name: str,
+        key: Mapping[str, str],
+        gpus: Sequence[str],
+        state: JobState,
+        urls: list[str],
+        ready: asyncio.Event,
     ) -> None:
         fixed = role.ports.get("http", 0)
         port = claim_port(fixed, f"{state.name}: {name}")
         url = f"http://127.0.0.1:{port}"
-        child = await self._start(role, name, {**role.env, "EGM_PORT": str(port)}, gpus, state, port)
+        env = {**role.env, **key, **Environment(port=port).as_environ()}
+        child = await self._start(role, name, env, gpus, state, port)
         try:
             if role.probe:
                 await until_ready(child, url + role.probe.path, role.probe)
@@ -333,7 +397,7 @@ class LocalRun:
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that a failed group of tasks is about, as one for people."""
+    """Return the error that a failed group of tasks is about, as one for people."""
     flat: list[BaseException] = []
     todo: list[BaseException] = [group]
     while todo:
@@ -348,7 +412,7 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def write_manifest(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a job as YAML, atomically; it is a valid manifest."""
+    """Write a job as YAML, atomically and only for its owner to read, since it may hold keys; it is a valid manifest."""
     from ruamel.yaml import YAML
 
     from grounding.files import atomic_write
@@ -356,12 +420,12 @@ def write_manifest(path: Path, document: Mapping[str, Any]) -> None:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    with atomic_write(path) as f:
+    with atomic_write(path, private=True) as f:
         yaml.dump(dict(document), f)
 
 
 def locked(run_dir: Path) -> RunLock:
-    """The lock of `run_dir`; unwritable folders and running runs are errors for people."""
+    """Return the lock of `run_dir`; unwritable folders and running runs are errors for people."""
     try:
         return RunLock(run_dir)
     except OSError as e:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from grounding.runs import View, view
+from grounding.errors import printable
+from grounding.local.runs import View, view
 
 STYLE = {
     "Pending": ("○", "dim"),
@@ -40,7 +41,7 @@ def duration(seconds: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A fraction as `63.1 %`; `-` for None."""
+    """Return a fraction as `63.1 %`; `-` for None."""
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
@@ -51,17 +52,28 @@ def count(v: View) -> str:
     return f"{v.step:,}/{v.total:,}" if v.total else f"{v.step:,}"
 
 
+def _sets(v: View, shown: Callable[[float], str]) -> str:
+    """Return each named validation set's figure in brackets."""
+    return f" ({', '.join(f'{name} {shown(value)}' for name, value in v.val_sets.items())})" if v.val_sets else ""
+
+
 def metrics(v: View) -> str:
-    """The figures of a job worth a glance, shortest first."""
+    """Return the figures of a job worth a glance, shortest first."""
     parts = []
     if v.loss is not None:
         parts.append(f"loss {v.loss:.4g}")
     if v.score is not None:
         parts.append(f"score {v.score:.3f}")
     if v.val_accuracy is not None:
-        parts.append(f"validation {percent(v.val_accuracy)}")
+        parts.append(f"validation {percent(v.val_accuracy)}{_sets(v, percent)}")
+    if v.val_loss is not None:
+        parts.append(f"validation loss {v.val_loss:.4g}{_sets(v, lambda loss: f'{loss:.4g}')}")
     if v.accuracy is not None:
         parts.append(f"accuracy {percent(v.accuracy)}")
+    if v.tokens_s:
+        parts.append(f"{v.tokens_s:,.0f} tokens/s")
+    if v.mfu:
+        parts.append(f"MFU {percent(v.mfu)}")
     if v.errors:
         parts.append(f"{v.errors:,} errors")
     return "  ".join(parts)
@@ -75,7 +87,7 @@ def elapsed(v: View, now: float) -> float | None:
 
 
 def table(views: Iterable[View], now: float) -> Table:
-    """The jobs of a run as a table; columns that hold nothing yet stay narrow."""
+    """Return the jobs of a run as a table; columns that hold nothing yet stay narrow."""
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", expand=False)
     out.add_column("job", no_wrap=True)
     out.add_column("phase", no_wrap=True)
@@ -97,14 +109,22 @@ def table(views: Iterable[View], now: float) -> Table:
             duration(took) if took is not None else "",
             left,
         )
+        for s in v.settings if v.phase == "Running" else ():
+            amount, figure = f"{s.done:,}/{s.total:,}", "" if s.accuracy is None else f"accuracy {percent(s.accuracy)}"
+            out.add_row(*(Text(text, style="dim") for text in (f"  {s.name}", "", "", amount, figure, "", "")))
     return out
+
+
+def moment(step: int | None, at: float, now: float) -> str:
+    """Return the step of a checkpoint and its age: `120 (3m07s)`; `-` if there is none. Pure."""
+    return "-" if step is None else f"{step:,} ({duration(now - at)})"
 
 
 def columns(found: Sequence[View], *, wide: bool, now: float) -> list[str]:
     """`found` as aligned text columns under a heading."""
     heads = ["NAME", "KIND", "PHASE", "STEP", "SCORE", "VAL-ACC", "DONE", "ACC@0.5", "AGE"]
     if wide:
-        heads += ["RUN", "ATTEMPT", "ROLE", "LOSS", "ERRORS", "LEFT", "REASON", "PATH"]
+        heads += ["RUN", "ATTEMPT", "ROLE", "SAVED", "UPLOADED", "LOSS", "ERRORS", "LEFT", "REASON", "PATH"]
     several = len({v.run for v in found}) > 1 and not wide
     rows = [["RUN", *heads] if several else heads]
     for v in found:
@@ -124,6 +144,8 @@ def columns(found: Sequence[View], *, wide: bool, now: float) -> list[str]:
                 v.run,
                 str(v.attempt),
                 v.role or "-",
+                moment(v.saved_step, v.saved_at, now),
+                moment(v.uploaded_step, v.uploaded_at, now),
                 "-" if v.loss is None else f"{v.loss:.4g}",
                 str(v.errors),
                 duration(v.eta_s),
@@ -135,9 +157,14 @@ def columns(found: Sequence[View], *, wide: bool, now: float) -> list[str]:
     return ["   ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
+def upload_problems(found: Sequence[View]) -> list[str]:
+    """Return a line for each training whose uploads fail. Pure."""
+    return [printable(f"{v.name}: UploadFailing: {v.upload_problem}") for v in found if v.upload_problem]
+
+
 @dataclass
 class Lines:
-    """Turns views into lines, one a change; figures of one job at most every `interval` seconds."""
+    """Turn views into lines, one a change, and figures of one job at most every `interval` seconds."""
 
     interval: float = 5.0
     _phases: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -185,7 +212,7 @@ class Screen:
             self.update()
 
     def views(self) -> list[View]:
-        """Where the jobs stand now."""
+        """Return where the jobs stand now."""
         return [view(self.run_dir, n, alive=True) for n in self.names]
 
     def update(self) -> None:
@@ -196,8 +223,10 @@ class Screen:
             self._live.update(table(views, now), refresh=True)
             return
         for line in self._lines.new(views, now):
-            self.console.print(f"{time.strftime('%H:%M:%S')}  {line}", markup=False, highlight=False, soft_wrap=True)
+            self.console.print(
+                f"{time.strftime('%H:%M:%S')}  {printable(line)}", markup=False, highlight=False, soft_wrap=True
+            )
 
     def say(self, text: str) -> None:
         """One remark, above the table."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
-"""`egm serve`: the servers of one GroundingEvalJob alone, on this machine, until they are told to stop.
+"""`egm serve`: the servers of one GroundingEvalJob alone, on this machine, until they are asked to stop.
 
-Each runs under the same nanny as in `egm run`. A server that ends by itself ends the others too; told to stop, each first answers what it has
+Each runs under the same supervisor as in `egm run`. A server that ends by itself ends the others too; told to stop, each first answers what it has
 been asked, for the grace period of its engine, and is killed then.
 """
 
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from typing import Any
 from grounding.errors import Failure, UserError
 from grounding.local.gpus import machine_gpus
 from grounding.local.process import Child, claim_port, died, until_ready
+from grounding.local.runs import RoleState
 from grounding.local.scheduler import first_error, write_manifest
 from grounding.roles import Layout, Role, plan
-from grounding.runs import RoleState
+from grounding.runtime.environment import Environment
 
 Say = Callable[[str], None]
 
@@ -35,14 +38,16 @@ class Serving:
     port: int = 30000
     host: str = "127.0.0.1"
     grace_s: float = 30.0
+    key: str = field(default="", repr=False)
+    """What requests must carry; empty: the servers ask for none"""
     gpus: Sequence[str] = field(default_factory=machine_gpus)
 
 
 def chosen_job(manifest: Path, name: str) -> Any:
-    """The evaluation job of a manifest, presets filled in. Raises `UserError` where there is none, or several and no `name`."""
+    """Return the evaluation job of a manifest, presets filled in. Raises `UserError` if there is none, or several and no `name`."""
     from grounding import api
 
-    jobs = [api.resolve(j) for j in api.load(manifest)]
+    jobs = api.load(manifest)
     named = [j for j in jobs if j.kind == "GroundingEvalJob" and name in ("", j.metadata.name)]
     names = ", ".join(j.metadata.name for j in jobs if j.kind == "GroundingEvalJob")
     if not named:
@@ -50,11 +55,18 @@ def chosen_job(manifest: Path, name: str) -> Any:
         raise UserError(f"{what} is in the manifest", file=manifest, hint=f"It has: {names}." if names else "")
     if len(named) > 1:
         raise UserError("the manifest holds several GroundingEvalJobs", file=manifest, hint=f"Add --job: {names}.")
+    if several := named[0].spec.several_models:
+        raise UserError(
+            f"the job measures {len(several)} models, and one is served at a time",
+            file=manifest,
+            field="spec.sweep.models",
+            hint="Write a job with `model` instead, or `egm run -f` this one.",
+        )
     return named[0]
 
 
 def serving(manifest: Path, job: Any, runs: Path, **options: Any) -> Serving:
-    """How to serve a job; leaves its description in `runs/MANIFEST/serve-JOB`. Raises `UserError` for what cannot be served here."""
+    """Return how to serve a job; leaves its description in `runs/MANIFEST/serve-JOB`. Raises `UserError` for what cannot be served here."""
     spec, run = job.spec, (runs / manifest.stem).absolute()
     if spec.endpoints:
         raise UserError("the job names servers that run already", file=manifest, field="spec.endpoints")
@@ -73,6 +85,15 @@ def serving(manifest: Path, job: Any, runs: Path, **options: Any) -> Serving:
     return Serving(role, folder, **options)
 
 
+def require_model(job: Any) -> None:
+    """Raise `UserError` with the file and the remedy if the job's model is a folder of this machine that cannot be served."""
+    from grounding.models import folder as model_folder
+
+    folder = model_folder.of_source(job.spec.model.source)
+    if folder is not None:
+        model_folder.require(folder)
+
+
 class _Servers:
     def __init__(self, serving: Serving, say: Say) -> None:
         self.serving, self.say = serving, say
@@ -89,7 +110,7 @@ class _Servers:
             )
         ports = [claim_port(wanted.port + i if wanted.port else 0, "--port") for i in range(role.replicas)]
         for i, port in enumerate(ports):
-            env = {**role.env, "EGM_PORT": str(port), "EGM_HOST": wanted.host}
+            env = {**role.env, **Environment(port=port, host=wanted.host, api_key=wanted.key).as_environ()}
             if role.gpus:
                 env["CUDA_VISIBLE_DEVICES"] = ",".join(wanted.gpus[i * role.gpus : (i + 1) * role.gpus])
             log = wanted.folder / "logs" / f"server-{i}.log"
@@ -132,6 +153,53 @@ class _Servers:
         """Kill what is still stopping."""
         for child in self.children:
             child.signal()
+
+
+@contextmanager
+def served(serving: Serving, say: Say, news_s: float = 10.0) -> Iterator[list[str]]:
+    """Serve as long as the `with` block lasts; it gets the servers' URLs once all answer. `say` hears every `news_s` seconds that they load.
+
+    The servers belong to a thread of their own, so that it works in a notebook, whose thread has an event loop already. Raises what
+    `_Servers.start` raises.
+    """
+    servers = _Servers(serving, say)
+    found: Future[list[str]] = Future()
+    under_way: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def work() -> None:
+        leave = asyncio.Event()
+        under_way.set_result((asyncio.get_running_loop(), leave))
+        starting = asyncio.create_task(servers.start())
+        leaving = asyncio.create_task(leave.wait())
+        try:
+            await asyncio.wait({starting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                found.set_result(starting.result())
+                await leaving
+        except BaseException as error:
+            found.set_exception(error)
+        finally:
+            starting.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await starting
+            await servers.stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(work()), name="servers", daemon=True)
+    thread.start()
+    loop, leave = under_way.result()
+    began = time.monotonic()
+    try:
+        while True:
+            try:
+                urls = found.result(timeout=news_s)
+                break
+            except TimeoutError:
+                say(f"the model has been loading for {time.monotonic() - began:.0f} s; logs: {serving.folder / 'logs'}")
+        yield urls
+    finally:
+        with suppress(RuntimeError):  # the loop has ended by itself
+            loop.call_soon_threadsafe(leave.set)
+        thread.join()
 
 
 async def serve(serving: Serving, say: Say, ready: Callable[[list[str]], None]) -> int:

@@ -9,14 +9,29 @@ from grounding.evaluate.compare import Comparison
 from grounding.files import atomic_write
 from grounding.report import collect, page
 from grounding.report.gallery import Caps
+from grounding.report.scaling_page import build_scaling, scaling_notes, sentences
 
-__all__ = ["Caps", "build", "build_comparison"]
+__all__ = ["Caps", "build", "build_comparison", "build_scaling", "build_with_notes", "scaling_notes", "sentences"]
 
 
 def build(run_dir: Path, out: Path | None = None, caps: Caps | None = None) -> Path:
-    """Write the report of `run_dir` to `out` (default `run_dir/report/index.html`), atomically; returns its path."""
-    text = page.report(collect.collect(run_dir), caps)
-    return _write(out or run_dir / "report" / "index.html", text)
+    """Write the report of `run_dir` to `out` (default `run_dir/report/index.html`), atomically; returns its path.
+
+    Each sweep of the run gets a page beside it, `JOB.html`.
+    """
+    return build_with_notes(run_dir, out, caps)[0]
+
+
+def build_with_notes(run_dir: Path, out: Path | None = None, caps: Caps | None = None) -> tuple[Path, list[str]]:
+    """As `build`; returns the notes of the page as well, each with its evaluation's name if there are several."""
+    run = collect.collect(run_dir)
+    path = _write(out or run_dir / "report" / "index.html", page.report(run, caps))
+    notes = [(e.name, note) for e in run.evaluations for note in page.notes_of(e)]
+    for folder in run.sweeps:
+        build_scaling([folder], path.parent / f"{folder.name}.html")
+        notes += [(folder.name, note) for note in scaling_notes([folder])]
+    alone = len(run.evaluations) + len(run.sweeps) == 1
+    return path, [note if alone else f"{name}: {note}" for name, note in notes]
 
 
 def build_comparison(found: Comparison, out: Path, reasons: Sequence[str] = (), caps: Caps | None = None) -> Path:

@@ -50,7 +50,7 @@ def _thin(points: Sequence[tuple[float, float]], most: int = 400) -> list[tuple[
 def lines(
     title: str, series: Sequence[Series], x_label: str, low: float | None = None, high: float | None = None
 ) -> str:
-    """A line chart; empty where there is nothing to draw. `low`/`high` fix the y axis."""
+    """Return a line chart; empty if there is nothing to draw. `low`/`high` fix the y axis."""
     series = [Series(s.name, [p for p in s.points if math.isfinite(p[1])], s.style, s.dots) for s in series]
     series = [s for s in series if s.points]
     if not series:
@@ -73,7 +73,10 @@ def lines(
         _, py = place(x0, y)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{py}" y2="{py}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{py + 4}" text-anchor="end">{y:g}</text>')
+    counted = all(x == int(x) for x in xs)  # half an answer is none
     for x in ticks(x0, x1, 7):
+        if counted and x != int(x):
+            continue
         px, _ = place(x, y0)
         parts.append(f'<text class="tick" x="{px}" y="{_H - _BOTTOM + 16}" text-anchor="middle">{x:g}</text>')
     parts.append(f'<text class="tick" x="{_W - _RIGHT}" y="{_H - 3}" text-anchor="end">{escape(x_label)}</text>')

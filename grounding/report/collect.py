@@ -1,16 +1,20 @@
-"""What lies in a run's folder -> plain data for the page. With `pictures`, the only module of the report that reads files."""
+"""What is in a run's folder -> plain data for the page. With `pictures`, the only module of the report that reads files."""
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from grounding.api.redaction import without_secrets
 from grounding.errors import EgmError, UserError
-from grounding.evaluate.stored import Answers, is_evaluation, read_answers
-from grounding.files import complete_lines
+from grounding.evaluate.results.reader import Answers, is_evaluation, read_answers
+from grounding.evaluate.summary_model import Summary, summary_of
+from grounding.evaluate.sweep import is_sweep
+from grounding.progress import ProgressLine, read_progress
 
 
 @dataclass
@@ -18,7 +22,8 @@ class Evaluation:
     """One evaluation: its summary, its answers, and where its images are."""
 
     name: str
-    summary: dict[str, Any]
+    summary: Summary
+    """One that says nothing if the evaluation has written none yet"""
     answers: Answers
     images: tuple[Path, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
@@ -31,7 +36,7 @@ class Training:
 
     name: str
     stage: str
-    lines: list[dict[str, Any]]
+    lines: list[ProgressLine]
     spec: str = ""
 
 
@@ -43,6 +48,8 @@ class Run:
     evaluations: list[Evaluation] = field(default_factory=list)
     trainings: list[Training] = field(default_factory=list)
     jobs: list[dict[str, Any]] = field(default_factory=list)
+    sweeps: list[Path] = field(default_factory=list)
+    """Folders of jobs that measured several settings; each has a page of its own"""
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -57,13 +64,31 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def summary_of(folder: Path) -> dict[str, Any]:
-    """The summary of an evaluation; empty where it has none yet."""
-    return _json(folder / "summary.json")
+def _job_text(folder: Path) -> str:
+    """Return the text of a folder's job.yaml without what may be secret in it; empty if there is none or it cannot be read."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    yaml, out = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    try:
+        document = yaml.load(_text(folder / "job.yaml"))
+    except (YAMLError, ValueError, RecursionError):
+        return ""
+    if not document:
+        return ""
+    yaml.dump(without_secrets(document), out)
+    return out.getvalue()
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return the run_config.json of an evaluation; empty if it has none yet."""
+    return _json(folder / "run_config.json")
 
 
 def evaluation(folder: Path, name: str, data: Path, answers: Answers | None = None) -> Evaluation:
-    """The evaluation under `folder`; `data` is where its run keeps prepared data. Raises `UserError` where there is none."""
+    """Return the evaluation under `folder`; `data` is where its run keeps prepared data. Raises `UserError` if there is none."""
     config = _json(folder / "run_config.json")
     images = tuple(Path(str(p)) for p in config.get("images") or [])
     job_file = folder / "job.yaml"
@@ -76,7 +101,7 @@ def evaluation(folder: Path, name: str, data: Path, answers: Answers | None = No
         except EgmError:
             images = ()  # the page says that pictures are missing
     found = answers or read_answers(folder, name)
-    return Evaluation(name, summary_of(folder), found, images, config, _text(job_file))
+    return Evaluation(name, summary_of(folder), found, images, config, _job_text(folder))
 
 
 def collect(run_dir: Path) -> Run:
@@ -91,12 +116,12 @@ def collect(run_dir: Path) -> Run:
     for name in [n for n in order if n in found] + [n for n in found if n not in order]:
         folder = run_dir / name
         run.jobs.append(_json(folder / "state.json") | {"name": name})
-        if is_evaluation(folder):
+        if is_sweep(folder):
+            run.sweeps.append(folder)
+        elif is_evaluation(folder):
             run.evaluations.append(evaluation(folder, name, run_dir / "data"))
-        by_step = {int(line["step"]): line for line in complete_lines(folder / "progress.jsonl") if "step" in line}
-        if by_step:
-            lines = [by_step[step] for step in sorted(by_step)]
-            run.trainings.append(Training(name, str(lines[-1].get("stage", "")), lines, _text(folder / "job.yaml")))
+        if lines := read_progress(folder / "progress.jsonl"):
+            run.trainings.append(Training(name, lines[-1].get("stage", ""), lines, _job_text(folder)))
     if not run.jobs:
         raise UserError("neither a run nor an evaluation lies here", file=run_dir, hint="Give a folder under runs/.")
     return run

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from grounding.errors import UserError
-from grounding.evaluate.stored import Answers, read_answers
+from grounding.evaluate.results.reader import Answers, read_answers
+from grounding.evaluate.summary_model import Summary, summary_of
 from grounding.prompts import render
 from grounding.report.slices import KINDS, kinds
 
@@ -52,16 +53,18 @@ def _needed(module: str) -> Any:
         ) from None
 
 
-def figures(summary: dict[str, Any]) -> dict[str, float]:
-    """The summary's numbers as flat names: macro, micro, refcoco_val/acc … Pure."""
-    found = {k: summary.get(k) for k in ("macro", "micro", "done", "errors", "unparsed", "truncated")}
-    for f in summary.get("files", []):
-        found |= {f"{f['name']}/{k}": f.get(k) for k in ("n", "acc", "acc75", "acc90", "mean_iou", "tokens_mean")}
-    return {k: v for k, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+def figures(summary: Summary) -> dict[str, float]:
+    """Return the summary's numbers under flat names: macro, micro, refcoco_val/acc … Pure."""
+    found: dict[str, float | None] = {"macro": summary.macro, "micro": summary.micro, "done": summary.done}
+    found |= {"errors": summary.errors, "unparsed": summary.unparsed, "truncated": summary.truncated}
+    for f in summary.files:
+        found |= {f"{f.name}/n": f.n, f"{f.name}/acc": f.acc, f"{f.name}/acc75": f.acc75, f"{f.name}/acc90": f.acc90}
+        found |= {f"{f.name}/mean_iou": f.mean_iou, f"{f.name}/tokens_mean": f.tokens_mean}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def table(a: Answers) -> Iterator[list[Any]]:
-    """Rows of `COLUMNS`, in no particular order; boxes are xyxy pixels, an absent one is null."""
+    """Yield rows of `COLUMNS`, in no particular order; boxes are xyxy pixels, an absent one is null."""
     kind = kinds(a)
     for i, row in a.rows():
         q = a.questions[i]
@@ -77,7 +80,7 @@ def table(a: Answers) -> Iterator[list[Any]]:
         ]
 
 
-def export_inspect(a: Answers, summary: dict[str, Any], out: Path | None, **_: Any) -> str:
+def export_inspect(a: Answers, summary: Summary, out: Path | None, **_: Any) -> str:
     """Write `out`, a log that `inspect view` and inspect_ai's readers open. Every question is a sample."""
     if out is None or out.suffix != ".eval":
         raise UserError(
@@ -94,7 +97,7 @@ def export_inspect(a: Answers, summary: dict[str, Any], out: Path | None, **_: A
     return str(out)
 
 
-def _inspect_log(a: Answers, summary: dict[str, Any]) -> Any:
+def _inspect_log(a: Answers, summary: Summary) -> Any:
     log, scorer = import_module("inspect_ai.log"), "egm/" + a.scoring
     kind = kinds(a)
     samples = [_inspect_sample(a, i, row, KINDS[kind[i]]) for i, row in a.rows()]
@@ -111,10 +114,10 @@ def _inspect_log(a: Answers, summary: dict[str, Any]) -> Any:
         dataset=log.EvalDataset(name="RefCOCO, RefCOCO+, RefCOCOg", samples=len(a), sample_ids=[s.id for s in samples]),
         model=a.model or "unknown",
         config=log.EvalConfig(),
-        metadata={"folder": a.folder.name, "reason": summary.get("reason")},
+        metadata={"folder": a.folder.name, "reason": summary.reason, "notes": a.notes(), **_conditions(a)},
     )
     results = log.EvalResults(total_samples=len(a), completed_samples=answered, scores=[score])
-    whole = summary.get("reason") is None and answered == len(a)
+    whole = summary.reason is None and answered == len(a)
     return log.EvalLog(status="success" if whole else "error", eval=spec, results=results, samples=samples)
 
 
@@ -150,7 +153,7 @@ def _inspect_sample(a: Answers, i: int, row: dict[str, Any], kind: str) -> Any:
     )
 
 
-def export_wandb(a: Answers, summary: dict[str, Any], out: Path | None, *, project: str, name: str) -> str:
+def export_wandb(a: Answers, summary: Summary, out: Path | None, *, project: str, name: str) -> str:
     """Log a run with the summary's figures and a table of all rows. WANDB_MODE=offline keeps it under `out` (default: here)."""
     wandb = _needed("wandb")
     run = wandb.init(project=project, name=name, dir=None if out is None else str(out), config=_settings(a))
@@ -160,7 +163,7 @@ def export_wandb(a: Answers, summary: dict[str, Any], out: Path | None, *, proje
     return f"wandb run {run.name} in {project}: {run.url or run.dir}"
 
 
-def export_trackio(a: Answers, summary: dict[str, Any], out: Path | None, *, project: str, name: str) -> str:
+def export_trackio(a: Answers, summary: Summary, out: Path | None, *, project: str, name: str) -> str:
     """Log a trackio run with the summary's figures and a table of all rows, into trackio's own folder (TRACKIO_DIR)."""
     if out is not None:
         raise UserError(
@@ -176,7 +179,14 @@ def export_trackio(a: Answers, summary: dict[str, Any], out: Path | None, *, pro
 
 
 def _settings(a: Answers) -> dict[str, Any]:
-    return {"model": a.model, "prompt": a.prompt, "scoring": a.scoring, "rows": len(a), "folder": a.folder.name}
+    facts = {"model": a.model, "prompt": a.prompt, "scoring": a.scoring, "rows": len(a), "folder": a.folder.name}
+    return facts | {"notes": a.notes()} | _conditions(a)
+
+
+def _conditions(a: Answers) -> dict[str, Any]:
+    """Return the settings that the rows share, and the models that answered."""
+    c = a.conditions
+    return {"settings": a.settings, "conditions": dict(c.settings or {}), "served": [str(m) for m in c.served]}
 
 
 TARGETS: dict[str, Callable[..., str]] = {
@@ -186,13 +196,23 @@ TARGETS: dict[str, Callable[..., str]] = {
 }
 
 
-def export(folder: Path, target: str, out: Path | None = None, *, project: str = "egm", name: str = "") -> str:
-    """Export the evaluation under `folder`; returns a line that says where it is. Raises `UserError` for an unknown or absent target."""
+def export(
+    folder: Path,
+    target: str,
+    out: Path | None = None,
+    *,
+    project: str = "egm",
+    name: str = "",
+    hear: Callable[[list[str]], None] = lambda _: None,
+) -> str:
+    """Export the evaluation under `folder`; returns a line that says where it is. Raises `UserError` for an unknown or absent target.
+
+    `hear` gets what a reader of the answers must know, before anything is written; it may raise.
+    """
     if target not in TARGETS:
         raise UserError(f"unknown target {target!r}", field="--to", hint=f"Known: {', '.join(TARGETS)}.")
     answers = read_answers(folder)
     if not len(answers):
         raise UserError("the evaluation holds no rows", file=folder)
-    from grounding.report.collect import summary_of
-
+    hear(answers.notes())
     return TARGETS[target](answers, summary_of(folder), out, project=project, name=name or answers.name)

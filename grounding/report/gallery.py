@@ -16,7 +16,7 @@ import numpy as np
 
 from grounding.data.images import ImageStore, open_images
 from grounding.errors import EgmError
-from grounding.evaluate.stored import Question
+from grounding.evaluate.results.reader import Question
 from grounding.report.collect import Evaluation
 from grounding.report.slices import KINDS, kinds
 
@@ -66,14 +66,19 @@ def _alternating(rows: list[tuple[float, Question]], rng: random.Random) -> Iter
 
 
 def thumbnail(data: bytes, side: int = SIDE) -> str:
-    """A data URI of a picture, made smaller where it is larger than `side` pixels; a small one stays as it is."""
+    """Return a data URI of a picture in its stored pixel grid, made smaller if it is larger than `side` pixels.
+
+    A small one keeps its bytes, but for an EXIF orientation: a browser would turn it and the boxes would not fit."""
     from PIL import Image
 
+    from grounding.data.pictures import to_rgb, upright
+
     with Image.open(io.BytesIO(data)) as image:
-        if max(image.size) <= side and len(data) < 20_000 and image.format in ("PNG", "JPEG", "WEBP"):
-            return f"data:image/{image.format.lower()};base64,{base64.b64encode(data).decode()}"
+        shown_by_browsers = image.format in ("PNG", "JPEG", "WEBP") and not image.mode.startswith("I")
+        if max(image.size) <= side and len(data) < 20_000 and shown_by_browsers:
+            return f"data:image/{str(image.format).lower()};base64,{base64.b64encode(upright(data)).decode()}"
         image.draft("RGB", (side, side))  # a JPEG is decoded at a fraction of its size
-        small = image.convert("RGB")
+        small = to_rgb(image)
     small.thumbnail((side, side))
     out = io.BytesIO()
     small.save(out, "WEBP", quality=70, method=2)
@@ -146,7 +151,7 @@ def _texts(e: Evaluation, wanted: Sequence[tuple[int, int]], caps: Caps, budget:
 def gallery(
     evaluations: Sequence[Evaluation], caps: Caps | None = None, only: set[Question] | None = None
 ) -> dict[str, Any]:
-    """The page's data: columns over the union of all questions (or `only` these), in the paper's order.
+    """Return the page's data: columns over the union of all questions (or `only` these), in the paper's order.
 
     Boxes are whole pixels in columns x1, y1, x2, y2; IoU is in thousandths; what a row lacks is null, or -1 in columns of numbers.
     """
@@ -186,7 +191,7 @@ def gallery(
 
 
 def _whole(column: Any) -> list[int]:
-    """Whole pixels that the page can draw: nobody's box reaches further than 1e6."""
+    """Whole pixels that the page can draw: no one's box reaches further than 1e6."""
     rounded: list[int] = np.clip(np.nan_to_num(np.round(column), nan=-1.0), -1e6, 1e6).astype(int).tolist()
     return rounded
 

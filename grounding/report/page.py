@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
 from grounding.evaluate.compare import Comparison
-from grounding.evaluate.stored import Answers
+from grounding.evaluate.published import Reproduction, of_model, reproduce
+from grounding.evaluate.results.reader import Answers
+from grounding.evaluate.sets import remark_of, titled, warnings
 from grounding.evaluate.summary import file_order
+from grounding.evaluate.summary_model import ExtentsSummary, FileSummary, Summary
 from grounding.report import charts, collect, slices
 from grounding.report.gallery import Caps, gallery
+from grounding.report.scaling import operations
+from grounding.scoring.doctor import READINGS, Diagnosis
 
 FILE_TITLES = {
     "refcoco_val": "RefCOCO val",
@@ -32,27 +37,28 @@ FILE_TITLES = {
     "refcocog_val": "RefCOCOg val",
     "refcocog_test": "RefCOCOg test",
 }
-_FIGURES = ("acc", "acc75", "acc90", "mean_iou", "tokens_mean", "latency_p50", "latency_p90")
 
 
 def report(run: collect.Run, caps: Caps | None = None) -> str:
-    """The page of a run, or of one evaluation."""
+    """Return the page of a run, or of one evaluation."""
     specs = [(t.name, t.spec) for t in run.trainings] + [(e.name, e.spec) for e in run.evaluations]
     specs += [(f"{e.name}: run_config.json", _indented(e.config)) for e in run.evaluations if e.config]
     views = [_view(e) for e in run.evaluations]
-    macro = [v["summary"].get("macro") for v in views]
+    macro = [v["summary"].macro for v in views]
     difference = macro[1] - macro[0] if len(macro) == 2 and None not in macro else None
     return _render(
         "report.html.j2",
         title=run.name,
         what="report",
         gallery=gallery(run.evaluations, caps) if run.evaluations else None,
+        file_titles=file_titles(run.evaluations),
         views=views,
         difference=difference,
         side_by_side=_side_by_side(run.evaluations) if len(views) > 1 else [],
         figures=_figures(run.evaluations),
         histogram=_histogram(run.evaluations),
         curves=_curves(run),
+        sweeps=[folder.name for folder in run.sweeps],
         specs=[(n, s) for n, s in specs if s],
         word_classes=slices.WORD_CLASSES,
         wrong_object=slices.WRONG_OBJECT,
@@ -62,7 +68,7 @@ def report(run: collect.Run, caps: Caps | None = None) -> str:
 def comparison(
     found: Comparison, sides: Sequence[collect.Evaluation], reasons: Sequence[str] = (), caps: Caps | None = None
 ) -> str:
-    """The page of two evaluations' flips: `sides` are A and B."""
+    """Return the page of two evaluations' flips: `sides` are A and B."""
     flipped = {found.a.questions[i] for i in found.flips[:, 0].tolist()}
     names = [e.name for e in sides]
     return _render(
@@ -70,10 +76,21 @@ def comparison(
         title=f"{names[0]} → {names[1]}",
         what="comparison",
         gallery=gallery(sides, caps, flipped),
+        file_titles=file_titles(sides),
         found=found,
         reasons=reasons,
         changes=[*found.files, *(c for c in (found.macro, found.micro) if c)],
     )
+
+
+def scaling(**facts: Any) -> str:
+    """Return the page of accuracy against cost. Charts and curves are markup that `scaling.py` and `charts.py` have escaped."""
+    from markupsafe import Markup
+
+    for one in facts["charts"]:
+        one["svg"] = Markup(one["svg"])  # noqa: S704
+    facts["curves"] = [Markup(c) for c in facts["curves"]]  # noqa: S704
+    return _render("scaling.html.j2", what="scaling", gallery=None, file_titles=FILE_TITLES, **facts)
 
 
 def _indented(value: Any) -> str:
@@ -119,7 +136,7 @@ def _p(value: float | None) -> str:
 
 
 def _points(value: float | None, digits: int = 1) -> str:
-    """A difference of fractions as percentage points, with a true minus."""
+    """Return a difference of fractions as percentage points, with a true minus."""
     return "" if value is None else f"{100 * value:+.{digits}f}".replace("-", "−")
 
 
@@ -134,6 +151,7 @@ def _render(template: str, **facts: Any) -> str:
     env.filters["number"], env.filters["points"], env.filters["p"] = _number, _points, _p
     env.filters["ms"] = lambda v: _number(None if v is None else 1000 * v)
     env.filters["duration"] = _duration
+    env.filters["operations"] = lambda v: "–" if v is None else operations(v)
     css, js = _asset("page.css"), _asset("page.js")
     policy = [
         "default-src 'none'",
@@ -143,10 +161,9 @@ def _render(template: str, **facts: Any) -> str:
         "base-uri 'none'",
         "form-action 'none'",
     ]
-    titles = {"files": FILE_TITLES, "kinds": slices.KIND_TITLES}
+    titles = {"files": facts["file_titles"], "kinds": slices.KIND_TITLES}
     return env.get_template(template).render(
         **facts,
-        file_titles=FILE_TITLES,
         kind_titles=slices.KIND_TITLES,
         csp="; ".join(policy),
         css=Markup(css),  # noqa: S704  our own files
@@ -157,64 +174,133 @@ def _render(template: str, **facts: Any) -> str:
     )
 
 
+def file_titles(evaluations: Sequence[collect.Evaluation]) -> dict[str, str]:
+    """Return the title of each file: its name in the paper, and whether it is synthetic or a part."""
+    notes: dict[str, list[str]] = {}
+    for e in evaluations:
+        for f in e.summary.files:
+            notes.setdefault(f.name, []).append(remark_of(f))
+    known = FILE_TITLES | {name: FILE_TITLES.get(name, name) for name in notes}
+    return {name: titled(title, next((n for n in notes.get(name, []) if n), "")) for name, title in known.items()}
+
+
 def _view(e: collect.Evaluation) -> dict[str, Any]:
-    """What the page says of one evaluation in tables."""
+    """Return what the page says of one evaluation in tables."""
     a, by_file = e.answers, slices.by_file(e.answers)
-    listed = {str(f.get("name")): f for f in e.summary.get("files", []) if isinstance(f, dict)}
+    listed = {f.name: f for f in e.summary.files}
+    titles = file_titles([e])
     for name, s in by_file.items():  # an evaluation that was cut off before its first summary
-        listed.setdefault(name, {"n": s.n, "acc": s.acc, "mean_iou": s.mean_iou})
-    table = [
-        {"title": FILE_TITLES.get(n, n), "slice": by_file.get(n), "n": listed[n].get("n", 0)}
-        | {k: listed[n].get(k) for k in _FIGURES}
-        for n in file_order(list(listed))
-    ]
+        listed.setdefault(name, FileSummary(name=name, n=s.n, acc=s.acc, mean_iou=s.mean_iou))
+    table = [_Row(titles.get(n, n), by_file.get(n), listed[n]) for n in file_order(list(listed))]
     return {
         "name": e.name,
-        "summary": {"macro": None, "micro": None} | e.summary,
+        "summary": e.summary,
         "config": e.config,
         "answers": a,
         "table": table,
         "means": _means(table),
-        "errors": _errors(a),
-        "notes": _notes(e),
-        "latency_refused": e.summary.get("latency_refused"),
+        "errors": _errors(a, titles),
+        "notes": notes_of(e),
+        "served": _served(e.summary),
+        "doctor": [] if e.summary.doctor is None else _doctor(e.summary.doctor),
+        "latency_refused": e.summary.latency_refused,
         "latency_note": _latency_note(e.summary),
+        "reproduction": _reproduction(a),
+        "extents": None if e.summary.extents is None else _extents(e.summary.extents, titles),
     }
 
 
-def _means(table: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    found: dict[str, dict[str, float | None]] = {"macro": {}, "micro": {}}
-    for key in ("acc75", "acc90", "mean_iou"):
-        pairs = [(f[key], f["n"]) for f in table]
-        whole = bool(pairs) and all(v is not None and n for v, n in pairs)
-        found["macro"][key] = sum(v for v, _ in pairs) / len(pairs) if whole else None
-        found["micro"][key] = sum(v * n for v, n in pairs) / sum(n for _, n in pairs) if whole else None
+class _Extents(NamedTuple):
+    """The accuracy by the visible and by the whole box, of each file and the mean."""
+
+    asked: str
+    rows: list[tuple[str, int, tuple[float, float, float, float]]]
+    """Title, answers, and accuracy and mean IoU by either box"""
+
+
+def _extents(found: ExtentsSummary, titles: Mapping[str, str]) -> _Extents:
+    v, a = found.visible, found.amodal
+    means = ("macro mean", found.n, (v.macro, a.macro, v.mean_iou, a.mean_iou))
+    files = [
+        (titles.get(f.name, f.name), f.n, (f.visible.acc, f.amodal.acc, f.visible.mean_iou, f.amodal.mean_iou))
+        for f in found.files
+    ]
+    return _Extents(found.asked, [*files, means])
+
+
+def _reproduction(a: Answers) -> Reproduction | None:
+    """Return the evaluation beside the published result of its model; None if there is none, or no file is one of the eight."""
+    paper = of_model(a.model)
+    found = None if paper is None or not set(paper.acc) & set(a.files) else reproduce(a, paper)
     return found
 
 
-def _latency_note(summary: dict[str, Any]) -> str:
-    if summary.get("latency_refused"):
-        return f"No latencies: {summary['latency_refused']}."
-    if summary.get("mode") == "latency":
+class _Row(NamedTuple):
+    """A row of the table of files."""
+
+    title: str
+    slice: slices.Slice | None
+    file: FileSummary
+
+
+def _means(table: Sequence[_Row]) -> dict[str, dict[str, float | None]]:
+    """Return the macro and the micro mean of each figure that has none in the summary; None while a file has no answers."""
+    found: dict[str, dict[str, float | None]] = {"macro": {}, "micro": {}}
+    figures = {
+        "acc75": [row.file.acc75 for row in table],
+        "acc90": [row.file.acc90 for row in table],
+        "mean_iou": [row.file.mean_iou for row in table],
+    }
+    counts = [row.file.n for row in table]
+    for name, values in figures.items():
+        known = [(v, n) for v, n in zip(values, counts, strict=True) if v is not None and n]
+        whole = bool(table) and len(known) == len(table)
+        found["macro"][name] = sum(v for v, _ in known) / len(known) if whole else None
+        found["micro"][name] = sum(v * n for v, n in known) / sum(n for _, n in known) if whole else None
+    return found
+
+
+def _latency_note(summary: Summary) -> str:
+    if summary.latency_refused:
+        return f"No latencies: {summary.latency_refused}."
+    if summary.mode == "latency":
         return "Latencies are those of the request alone, at a fixed concurrency."
     return "Latencies of throughput mode hold the waiting that full servers cause: what a request took, not what the model takes."
 
 
-def _notes(e: collect.Evaluation) -> list[str]:
-    a, notes = e.answers, []
-    if a.left_out:
-        notes.append(
-            f"{a.left_out:,} stored rows are of another model or prompt, or cannot be read; they are left out."
-        )
-    if a.other_scoring:
-        notes.append(f"{a.other_scoring:,} rows were scored by another profile than {a.scoring}.")
-    return notes
+def notes_of(e: collect.Evaluation) -> list[str]:
+    """Return what a reader of the evaluation's number must know, a sentence each."""
+    return [*warnings(e.summary.files), *(_sentence(note) for note in e.answers.notes())]
 
 
-def _errors(a: Answers) -> list[dict[str, Any]]:
-    """Rows of the table of kinds: each file, then all; cells are (kind, count)."""
+def _sentence(note: str) -> str:
+    return f"{note[:1].upper()}{note[1:]}."
+
+
+def _served(summary: Summary) -> list[str]:
+    """Return which models answered, a text each, as the servers said it."""
+    return list(dict.fromkeys(str(s.model) for s in summary.served))
+
+
+def _doctor(found: Diagnosis) -> list[tuple[str, int | None, float | None]]:
+    """Return the second look at the answers: (what, answers of which it holds, accuracy then); empty if there are no answers."""
+    if not found.answers:
+        return []
+    readings = {r.name: r for r in found.readings}
+    rows: list[tuple[str, int | None, float | None]] = [
+        (f"box read as {r.plural}", readings[r.name].looks, readings[r.name].acc)
+        for r in READINGS
+        if r.name in readings
+    ]
+    rows.append(("another box after </think>", found.after_thinking_differs, found.after_thinking_acc))
+    rows.append(("no end of thought", found.unended, None))
+    return rows
+
+
+def _errors(a: Answers, titles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return rows of the table of kinds: each file, then all; cells are (kind, count)."""
     kind = slices.kinds(a)
-    groups = [(name, FILE_TITLES.get(name, name), a.file == i) for i, name in enumerate(a.files)]
+    groups = [(name, titles.get(name, name), a.file == i) for i, name in enumerate(a.files)]
     rows = []
     for name, title, member in [*groups, ("", "all files", np.ones(len(a), dtype=bool))]:
         counts = np.bincount(kind[member], minlength=len(slices.KINDS)).tolist()
@@ -232,9 +318,11 @@ def _side_by_side(evaluations: Sequence[collect.Evaluation]) -> list[tuple[str, 
             return None
         return values[1] - values[0]
 
-    files = [{str(f.get("name")): f.get("acc") for f in e.summary.get("files", [])} for e in evaluations]
-    rows = [(FILE_TITLES.get(n, n), [f.get(n) for f in files]) for n in file_order([n for f in files for n in f])]
-    rows += [(f"{mean} mean", [e.summary.get(mean) for e in evaluations]) for mean in ("macro", "micro")]
+    files = [{f.name: f.acc for f in e.summary.files} for e in evaluations]
+    titles = file_titles(evaluations)
+    rows = [(titles.get(n, n), [f.get(n) for f in files]) for n in file_order([n for f in files for n in f])]
+    rows.append(("macro mean", [e.summary.macro for e in evaluations]))
+    rows.append(("micro mean", [e.summary.micro for e in evaluations]))
     return [(title, values, difference(values)) for title, values in rows]
 
 
@@ -269,7 +357,14 @@ def _figures(evaluations: Sequence[collect.Evaluation]) -> list[dict[str, Any]]:
 def _series(training: collect.Training, metric: str, *, first: bool = True) -> list[tuple[float, float]]:
     lines = training.lines if first else [line for line in training.lines if line["step"] > 0]
     values = [(float(line["step"]), line.get("metrics", {}).get(metric)) for line in lines]
-    return [(x, float(y)) for x, y in values if isinstance(y, (int, float))]
+    return [(x, y) for x, y in values if y is not None]
+
+
+def _of_sets(training: collect.Training, figure: str, label: str) -> list[charts.Series]:
+    """Return a figure of validation: of all sets together, and of each that has a name."""
+    names = dict.fromkeys(n for line in training.lines for n in line.get("metrics", {}) if n.startswith(f"{figure}/"))
+    sets = [charts.Series(f"{label}, {n.partition('/')[2]}", _series(training, n), "faint", True) for n in names]
+    return [charts.Series(label, _series(training, figure), "b", True), *sets]
 
 
 def _curves(run: collect.Run) -> list[Any]:
@@ -284,6 +379,9 @@ def _curves(run: collect.Run) -> list[Any]:
                 charts.Series("mean of 15 steps", charts.smooth(loss, 15), "a"),
             ]
             figures.append(charts.lines(f"{t.name}: loss", series, "step", low=0.0))
+            figures.append(charts.lines(f"{t.name}: validation loss", _of_sets(t, "valLoss", "loss"), "step", low=0.0))
+            right = _of_sets(t, "valTokenAccuracy", "tokens predicted right")
+            figures.append(charts.lines(f"{t.name}: validation", right, "step", 0.0, 1.0))
         else:
             score = _series(t, "score", first=False)
             series = [
@@ -291,7 +389,7 @@ def _curves(run: collect.Run) -> list[Any]:
                 charts.Series("mean of 5 steps", charts.smooth(score, 5), "a"),
             ]
             figures.append(charts.lines(f"{t.name}: reward of the rollouts", series, "step", 0.0, 1.0))
-            checks = [charts.Series("accuracy", _series(t, "valAccuracy"), "b", True)]
+            checks = _of_sets(t, "valAccuracy", "accuracy")
             checks.append(charts.Series("mean IoU", _series(t, "valIou"), "a", True))
             figures.append(charts.lines(f"{t.name}: validation", checks, "step", 0.0, 1.0))
             entropy = [charts.Series("entropy", _series(t, "entropy"), "a")]

@@ -1,6 +1,6 @@
 """Answers sorted by what may explain them: kind of error, box size, length of the expression, kinds of words, length of the answer. Pure.
 
-Every figure is a share of answered rows with a 95 % interval that knows that expressions of one image stand or fall together.
+Every figure is a share of answered rows with a 95 % interval that knows that expressions of one image are right or wrong together.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from grounding.evaluate.results import OUTCOMES
-from grounding.evaluate.stored import Answers
+from grounding.evaluate.results.reader import Answers
+from grounding.evaluate.results.writer import OUTCOMES
 
 WRONG_OBJECT = 0.1
-"""A wrong box with less IoU than this stands on another object; one with more is loose around the right one."""
+"""A wrong box with less IoU than this is on another object; one with more is loose around the right one."""
 
 KINDS = ("correct", "loose", "wrong", "unparsed", "truncated", "failed")
 KIND_TITLES = {
@@ -73,7 +73,7 @@ class Slice:
 
 
 def words(text: str) -> list[str]:
-    """The words of an expression in lower case; what an apostrophe or a hyphen joins is one word."""
+    """Return the words of an expression in lower case; what an apostrophe or a hyphen joins is one word."""
     return [w.lower() for w in _WORD.findall(text)]
 
 
@@ -101,7 +101,7 @@ def interval(correct: NDArray[np.bool_], image: NDArray[np.int64]) -> tuple[floa
 
 
 def measure(a: Answers, label: str, rows: NDArray[np.bool_]) -> Slice | None:
-    """The slice of these rows; None where none of them is answered."""
+    """Return the slice of these rows; None if none of them is answered."""
     rows = rows & a.answered
     if not rows.any():
         return None
@@ -117,37 +117,58 @@ def relative_area(a: Answers) -> NDArray[np.float64]:
     return area
 
 
-def by_size(a: Answers) -> list[Slice]:
-    """By the share of the image that the true box covers, in fixed bands, so that two evaluations compare."""
+Group = tuple[str, NDArray[np.bool_]]
+"""A label, and which rows belong to it"""
+
+
+def _measured(a: Answers, groups: list[Group]) -> list[Slice]:
+    found = [measure(a, label, rows) for label, rows in groups]
+    return [s for s in found if s]
+
+
+def size_groups(a: Answers) -> list[Group]:
+    """Return the rows by the share of the image that the true box covers, in fixed bands, so that two evaluations compare."""
     area = relative_area(a)
 
     def label(low: float, high: float) -> str:
         return f"over {100 * low:g} %" if high == np.inf else f"{100 * low:g} to {100 * high:g} %"
 
-    found = [measure(a, label(low, high), (area >= low) & (area < high)) for low, high in _AREAS]
-    return [s for s in found if s]
+    return [(label(low, high), (area >= low) & (area < high)) for low, high in _AREAS]
 
 
-def by_length(a: Answers) -> list[Slice]:
-    """By the number of words of the expression."""
+def by_size(a: Answers) -> list[Slice]:
+    """By the share of the image that the true box covers."""
+    return _measured(a, size_groups(a))
+
+
+def length_groups(a: Answers) -> list[Group]:
+    """Return the rows by the number of words of the expression."""
     count = np.array([max(1, len(words(q.sent))) for q in a.questions])
 
     def label(low: float, high: float) -> str:
         return f"{low:g}" if low == high else f"{low:g} and more" if high == np.inf else f"{low:g} to {high:g}"
 
-    found = [measure(a, label(low, high), (count >= low) & (count <= high)) for low, high in _LENGTHS]
-    return [s for s in found if s]
+    return [(label(low, high), (count >= low) & (count <= high)) for low, high in _LENGTHS]
 
 
-def by_words(a: Answers) -> list[Slice]:
-    """By the kinds of words in the expression; classes overlap."""
+def by_length(a: Answers) -> list[Slice]:
+    """By the number of words of the expression."""
+    return _measured(a, length_groups(a))
+
+
+def word_groups(a: Answers) -> list[Group]:
+    """Return the rows by the kinds of words in the expression; classes overlap."""
     held = [set(words(q.sent)) for q in a.questions]
     member = {
         name: np.array([not known.isdisjoint(h) for h in held], dtype=bool) for name, known in WORD_CLASSES.items()
     }
     member["none of these"] = ~np.any(list(member.values()), axis=0) if held else np.zeros(0, dtype=bool)
-    found = [measure(a, name, rows) for name, rows in member.items()]
-    return [s for s in found if s]
+    return list(member.items())
+
+
+def by_words(a: Answers) -> list[Slice]:
+    """By the kinds of words in the expression; classes overlap."""
+    return _measured(a, word_groups(a))
 
 
 def by_tokens(a: Answers, groups: int = 5) -> list[Slice]:
@@ -168,6 +189,6 @@ def by_tokens(a: Answers, groups: int = 5) -> list[Slice]:
 
 
 def by_file(a: Answers) -> dict[str, Slice]:
-    """Each file by name, with the interval that the summary does not hold."""
+    """Return each file by name, with the interval that the summary does not hold."""
     found = {name: measure(a, name, a.file == i) for i, name in enumerate(a.files)}
     return {name: s for name, s in found.items() if s}

@@ -6,21 +6,76 @@
 from __future__ import annotations
 
 from grounding.errors import UserError
-from grounding.scoring import egm_eval, egm_reward, vlmevalkit
+from grounding.scoring import answer_after_thinking, egm_eval, egm_reward, own_profile, vlmevalkit
 from grounding.scoring.profile import Profile, Scored
 
-__all__ = ["PROFILES", "Profile", "Scored", "get_profile"]
+__all__ = ["PROFILES", "Profile", "Scored", "get_profile", "remapped"]
 
-PROFILES: dict[str, Profile] = {p.name: p for p in (egm_eval.PROFILE, egm_reward.PROFILE, vlmevalkit.PROFILE)}
+PROFILES: dict[str, Profile] = {
+    p.name: p
+    for p in (
+        egm_eval.PROFILE,
+        egm_eval.PIXELS,
+        egm_eval.RESIZED,
+        answer_after_thinking.PROFILE,
+        answer_after_thinking.PIXELS,
+        egm_reward.PROFILE,
+        vlmevalkit.PROFILE,
+    )
+}
 """Every profile by name."""
 
 _ALIASES = {"egm": "egm-eval"}
 
 
 def get_profile(name: str) -> Profile:
-    """The profile of that name; `egm` is `egm-eval`. Raises `UserError` that lists the names for another."""
+    """The profile of that name; `egm` is `egm-eval`, and `FILE.py` or `FILE.py:NAME` is one of the user's own. Raises `UserError` for another."""
+    if own_profile.names_file(name):
+        return own_profile.of_name(name)
     profile = PROFILES.get(_ALIASES.get(name, name))
     if profile is None:
         known = ", ".join([*PROFILES, *(f"{alias} (= {name})" for alias, name in _ALIASES.items())])
-        raise UserError(f"unknown scoring profile {name!r}", hint=f"Known profiles: {known}.")
+        raise UserError(
+            f"unknown scoring profile {name!r}", hint=f"Known profiles: {known}; or FILE.py for one of your own."
+        )
     return profile
+
+
+_RESIZED = {egm_eval.PROFILE.name: egm_eval.RESIZED.name}
+"""Profiles for Qwen2.5-VL, by the profile that scales 0..1000"""
+
+_IN_PIXELS = {
+    egm_eval.PROFILE.name: egm_eval.PIXELS.name,
+    answer_after_thinking.PROFILE.name: answer_after_thinking.PIXELS.name,
+}
+"""Profiles for models that answer in pixels, by the profile that scales 0..1000"""
+
+
+def remapped(name: str, box_remap: str) -> str:
+    """Return the profile that reads answers as `box_remap` says (`scale`, `keep`, `resized`; empty: as the profile does).
+
+    How answers are read is part of the profile's name, so that stored rows say it. Raises `UserError`.
+    """
+    profile, option = get_profile(name).name, "--box-remap"
+    if box_remap == "":
+        return name
+    if box_remap == "keep":
+        if profile in _IN_PIXELS.values():
+            return name
+        if profile in _IN_PIXELS:
+            return _IN_PIXELS[profile]
+        raise UserError(f"profile {profile} always scales", field=option, hint=f"Known for: {', '.join(_IN_PIXELS)}.")
+    if box_remap == "resized":
+        if profile in _RESIZED.values():
+            return name
+        if profile in _RESIZED:
+            return _RESIZED[profile]
+        raise UserError(f"profile {profile} knows no resized pictures", field=option, hint="Known for: egm-eval.")
+    if box_remap == "scale":
+        if profile in (*_IN_PIXELS.values(), *_RESIZED.values()):
+            raise UserError(f"profile {profile} keeps pixels", field=option, hint="Leave one of the two out.")
+        return name
+    hint = "Known: scale, keep, resized."
+    if box_remap == "inverse":  # the truth is always pixels here, whatever it is written in
+        hint += " For pixel answers and true boxes in 0..1000: --box-remap keep --truth relative."
+    raise UserError(f"unknown box remap {box_remap!r}", field=option, hint=hint)

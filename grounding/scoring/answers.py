@@ -25,12 +25,12 @@ _TAIL = 512
 
 
 def first_numbers(text: str, number: re.Pattern[str], count: int = 4) -> list[float]:
-    """The first `count` numbers of `text`, fewer where it has fewer."""
+    """Return the first `count` numbers of `text`, fewer where it has fewer."""
     return [float(m.group()) for m in islice(number.finditer(text), count)]
 
 
 def last_numbers(text: str, number: re.Pattern[str], count: int = 4) -> list[float]:
-    """The last `count` numbers of `text` as a reader from its start finds them; fewer where it has fewer.
+    """Return the last `count` numbers of `text` as a reader from its start finds them; fewer where it has fewer.
 
     Only as much of the end is read as is needed.
     """
@@ -46,7 +46,7 @@ def last_numbers(text: str, number: re.Pattern[str], count: int = 4) -> list[flo
 
 
 def box_of(values: Sequence[float]) -> tuple[float, float, float, float] | None:
-    """Four numbers as a box, None where there are not four."""
+    """Four numbers as a box, None if there are not four."""
     if len(values) != 4:
         return None
     x1, y1, x2, y2 = values

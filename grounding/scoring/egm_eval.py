@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
-from grounding.boxes import Box, iou, to_pixels, to_relative
+from grounding.boxes import Box, from_resized, iou, to_pixels, to_relative
 from grounding.errors import UserError
 from grounding.scoring.answers import EXPONENT, EXPONENT_NUMBER, last_numbers
 from grounding.scoring.profile import Profile, Scored
@@ -23,8 +24,9 @@ _LIST_RE = re.compile(_LIST)
 _KEYED_RE = re.compile(r'"bbox_2d"\s*+:\s*+' + _LIST)
 
 
+@lru_cache(maxsize=2)  # a profile and its second look read the same text
 def extract_box(text: str | None) -> Box | None:
-    """The box an answer gives, in the space it was answered in; None where there is none. Linear in the length of the text.
+    """Return the box an answer gives, in the space it was answered in; None if there is none. Linear in the length of the text.
 
     A coordinate beyond the largest float is infinite.
     """
@@ -43,7 +45,7 @@ def extract_box(text: str | None) -> Box | None:
 
 
 def remap(box: Box, width: int, height: int, mode: str | None) -> Box:
-    """The answered box in the ground truth's space, by one of `REMAPS` (case does not matter; None or "" keeps).
+    """Return the answered box in the ground truth's space, by one of `REMAPS` (case does not matter; None or "" keeps).
 
     Raises `UserError` for another mode.
     """
@@ -75,3 +77,35 @@ def score_answer(
 
 
 PROFILE = Profile("egm-eval", "EGM's evaluation: Acc@0.5 of the published tables (IoU > 0.5)", score_answer)
+
+
+def _score_pixels(
+    text: str | None, bbox_pixels: Sequence[float], width: int, height: int, box_remap: str | None = None
+) -> Scored:
+    return score_answer(text, bbox_pixels, width, height, "keep")
+
+
+PIXELS = Profile(
+    "egm-eval-pixels", "egm-eval for models that answer in pixels (box remap keep)", _score_pixels, "pixels"
+)
+"""A profile of its own, so that stored rows say how they were read."""
+
+
+def _score_resized(
+    text: str | None, bbox_pixels: Sequence[float], width: int, height: int, box_remap: str | None = None
+) -> Scored:
+    box = extract_box(text)
+    if box is None:
+        return Scored(None, 0.0, False, False)
+    mapped = from_resized(box, width, height)
+    value = iou(mapped, bbox_pixels)
+    return Scored(list(mapped), value, value > 0.5, True)
+
+
+RESIZED = Profile(
+    "egm-eval-resized",
+    "egm-eval for Qwen2.5-VL, which answers in pixels of the picture as its processor resizes it",
+    _score_resized,
+    "resized",
+)
+"""The size is that of the published processor; a server with other bounds, or `maxPixels`, gives pictures another one"""

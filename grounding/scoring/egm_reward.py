@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from orjson import loads
 
-from grounding.boxes import Box, fit, iou, relative_exact
+from grounding.boxes import SCALE, Box, fit, iou, relative_exact
 from grounding.errors import UserError
 from grounding.scoring.answers import PLAIN, PLAIN_NUMBER, box_of, first_numbers, last_numbers
 from grounding.scoring.profile import Profile, Scored
@@ -46,7 +46,7 @@ class RewardParts(NamedTuple):
 
 
 def extract_box(text: Any) -> Box | None:
-    """The box an answer gives, relative, corners in order; None where there is none, or a number is beyond the largest float.
+    """Return the box an answer gives, relative, corners in order; None if there is none, or a number is beyond the largest float.
 
     Linear in the length of the text. What is not a string has no box.
     """
@@ -102,7 +102,7 @@ def _last_bracket(text: str) -> tuple[int, int]:
 
 
 def _truth(ground_truth: Any, width: int, height: int) -> Box | None:
-    """The ground truth in whole pixels, from a list, tuple or array of four; None where it is something else, as the reference has it."""
+    """Return the ground truth in whole pixels, from a list, tuple or array of four; None if it is something else, as the reference has it."""
     values = ground_truth if type(ground_truth) is list else _listed(ground_truth)
     if values is None or len(values) != 4:
         return None
@@ -147,20 +147,33 @@ def reward_parts(
 
 
 def plain_parts(
-    text: Any, ground_truth_relative: Any, width: int, height: int, kind: str, alpha: float, threshold: float
+    text: Any,
+    ground_truth_relative: Any,
+    width: int,
+    height: int,
+    kind: str,
+    alpha: float,
+    threshold: float,
+    answered: tuple[int, int] | None = None,
 ) -> tuple[float, float, bool, bool]:
-    """`reward_parts` for a caller that counts microseconds: positional, `kind` after the split has been looked at, a bare tuple."""
+    """`reward_parts` for a caller that counts microseconds: positional, `kind` after the split has been looked at, a bare tuple.
+
+    `answered` is the size of the picture in whose pixels the answer is; None if it is in 0..1000.
+    """
     if kind not in REWARD_TYPES:
         raise UserError(
             f"unknown reward type {kind!r}", field="reward_type", hint="Known: " + ", ".join(REWARD_TYPES) + "."
         )
     if width is None or height is None:
         raise UserError("the image's width and height are needed", field="width" if width is None else "height")
-    value = taught_iou(text, ground_truth_relative, width, height)
+    value = taught_iou(text, ground_truth_relative, width, height) if answered is None else -1.0
     if value < 0.0:
         box = extract_box(text)
         if box is None:
             return 0.0, 0.0, False, False
+        if answered is not None:
+            across, down = SCALE / answered[0], SCALE / answered[1]
+            box = box[0] * across, box[1] * down, box[2] * across, box[3] * down
         truth = _truth(ground_truth_relative, width, height)
         if truth is None:
             return 0.0, 0.0, False, True
@@ -206,14 +219,14 @@ def taught_iou(text: Any, truth: Any, width: Any, height: Any) -> float:
 def _truth_and_grid(
     x1: Any, y1: Any, x2: Any, y2: Any, width: int, height: int
 ) -> tuple[float, float, float, float, float, list[float], list[float]]:
-    """The truth in whole pixels, its area, and the pixels that whole coordinates are rounded to, across and down."""
+    """Return the truth in whole pixels, its area, and the pixels that whole coordinates are rounded to, across and down."""
     left, top, right, bottom = _truth_pixels(x1, y1, x2, y2, width, height)
     return left, top, right, bottom, (right - left) * (bottom - top), _pixels(width), _pixels(height)
 
 
 @lru_cache(maxsize=512)  # pictures of one width are many, widths are few
 def _pixels(size: int) -> list[float]:
-    """The whole pixel that each of the coordinates 0, 1, …, 1000 is rounded to in an image of this width or height."""
+    """Return the whole pixel that each of the coordinates 0, 1, …, 1000 is rounded to in an image of this width or height."""
     return [fit(v, 0, v, 0, size, size)[0] for v in range(1001)]
 
 
@@ -228,7 +241,7 @@ def reward(
     alpha: float = 0.5,
     threshold: float = 0.5,
 ) -> float:
-    """The score of `reward_parts` alone; the same arguments and errors."""
+    """Return the score of `reward_parts` alone; the same arguments and errors."""
     return reward_parts(
         text,
         ground_truth_relative,
@@ -281,7 +294,7 @@ def _penalty(text: str) -> float:
 
 
 def _repeats(tokens: list[str]) -> bool:
-    """Whether one token stands seven times in a row."""
+    """Return whether one token stands seven times in a row."""
     run, previous = 0, None
     for token in tokens:
         run = run + 1 if token == previous else 1
@@ -294,7 +307,7 @@ def _repeats(tokens: list[str]) -> bool:
 def score_answer(
     text: str | None, bbox_pixels: Sequence[float], width: int, height: int, box_remap: str | None = None
 ) -> Scored:
-    """The reward's view of an evaluation row: truth made relative as for validation, both boxes rounded to pixels, correct is IoU >= 0.5.
+    """Return the reward's view of an evaluation row: truth made relative as for validation, both boxes rounded to pixels, correct is IoU >= 0.5.
 
     `box_remap` is the evaluation's and has no effect here.
     """

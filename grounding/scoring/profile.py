@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Scored(NamedTuple):
     """One answer, scored."""
 
     scaled_bbox: list[float] | None
-    """The answer's box in the ground truth's space (pixels, unless remapped otherwise); None where no box was found."""
+    """The answer's box in the ground truth's space (pixels, unless remapped otherwise); None if no box was found."""
     iou: float
-    """0..1; 0 where no box was found."""
+    """0..1; 0 if no box was found."""
     correct: bool
     parsed: bool
     """Whether a box was found."""
 
 
+AnswerSpace = Literal["relative", "pixels", "resized"]
+"""How answers write a box: 0..1000, pixels of the picture as stored, or as Qwen2.5-VL's processor resizes it"""
 ScoreAnswer = Callable[[str | None, Sequence[float], int, int, str | None], Scored]
 
 
@@ -29,3 +31,6 @@ class Profile:
     name: str
     summary: str
     score_answer: ScoreAnswer
+    space: AnswerSpace = "relative"
+    after_thinking: bool = False
+    """Whether only what follows the last `</think>` is read"""

@@ -6,14 +6,16 @@ Every wrong row is a `UserError` with file, line and field: a field that is sile
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
 
 from grounding.errors import UserError
 from grounding.scoring import get_profile
+from grounding.scoring.doctor import Diagnosis, diagnose, examine
 from grounding.scoring.egm_eval import REMAPS
 from grounding.scoring.egm_reward import REWARD_TYPES, reward_parts
 
@@ -32,27 +34,75 @@ class Totals:
     parsed: int = 0
     iou: float = 0.0
     score: float | None = None
+    impossible: int = 0
+    """Rows whose true box cannot be: empty, reversed, or outside the picture"""
+    findings: Counter[int] = field(default_factory=Counter)
+    """How many answers have which findings of the doctor"""
+    evaluations: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """Rows of each model, prompt and settings digest, if they are stored rows of evaluations"""
+    repeated: int = 0
+    """Stored rows of a question that came before: an evaluation counts the last one only"""
+    _keys: set[str] = field(default_factory=set)
+
+    def note_origin(self, row: Row) -> None:
+        """Count which evaluation a stored row belongs to; rows of other files say nothing of it."""
+        if not isinstance(key := row.get("key"), str) or not isinstance(row.get("model"), str):
+            return
+        settings = row.get("settings") if row.get("evaluation") is None else row.get("evaluation")
+        self.evaluations[row["model"], str(row.get("prompt")), "" if settings is None else str(settings)] += 1
+        self.repeated += key in self._keys
+        self._keys.add(key)
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what a reader of the means must know."""
+        found = []
+        if len(self.evaluations) > 1:
+            listed = "; ".join(
+                f"{n:,} of {model}, settings {settings or 'unknown'}"
+                for (model, _, settings), n in self.evaluations.most_common(3)
+            )
+            found.append(
+                f"the rows are of {len(self.evaluations)} evaluations (model, prompt or settings differ), and the means mix them: {listed}"
+            )
+        if self.repeated:
+            what = "1 row is" if self.repeated == 1 else f"{self.repeated:,} rows are"
+            found.append(
+                f"{what} of a question that came before; all of them are counted, an evaluation counts the last"
+            )
+        return found + ([] if (d := self.diagnosis) is None else list(d.notes))
+
+    @property
+    def diagnosis(self) -> Diagnosis | None:
+        """Return what the doctor found; None for the reward, whose truths are no pixels."""
+        return diagnose(self.findings.elements(), self.profile) if self.score is None else None
 
     def as_dict(self) -> Row:
-        """Means over all rows; None where there are none."""
+        """Means over all rows; None if there are none."""
         n = self.rows
         means: Row = {
             "profile": self.profile,
             "rows": n,
             "unparsed": n - self.parsed,
+            "impossible_truths": self.impossible,
             "accuracy": self.correct / n if n else None,
             "mean_iou": self.iou / n if n else None,
         }
         if self.score is not None:
             means["mean_score"] = self.score / n if n else None
-        return means
+        if (found := self.diagnosis) is not None:
+            means["doctor"] = asdict(found)
+        return means | {"notes": self.notes}
 
     def __str__(self) -> str:
         d = self.as_dict()
         text = f"{self.rows} rows, accuracy {100 * d['accuracy']:.2f} %, mean IoU {d['mean_iou']:.4f}"
         if self.score is not None:
             text += f", mean score {d['mean_score']:.4f}"
-        return text + f", {d['unparsed']} without a box ({self.profile})"
+        text += f", {d['unparsed']} without a box ({self.profile})"
+        if self.impossible:
+            text += f"\nnote: {self.impossible} true boxes are empty, reversed or outside their pictures; their answers count as wrong"
+        return text + "".join(f"\nnote: {note}" for note in d.get("notes", ()))
 
 
 def read_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, Row]]:
@@ -70,7 +120,7 @@ def read_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, Row]]:
 
 
 def score_rows(rows: Iterable[tuple[int, Row]], name: str, profile: str, totals: Totals) -> Iterator[Row]:
-    """The rows with their scores added, in order; `totals` is kept up to date.
+    """Yield the rows with their scores added, in order; `totals` is kept up to date.
 
     `egm-reward` wants text, ground_truth (0..1000), width, height and takes split, reward_type, alpha, threshold; it adds `score`.
     Every other profile wants text, bbox (pixels), width, height and takes box_remap; it adds scaled_bbox, iou, correct.
@@ -81,15 +131,22 @@ def score_rows(rows: Iterable[tuple[int, Row]], name: str, profile: str, totals:
         totals.score = 0.0
         score = _reward_row
     else:
-        answer = get_profile(profile).score_answer
+        known = get_profile(profile)
+        answer = known.score_answer
 
         def score(row: Row, totals: Totals) -> None:
             mode = _choice(row, "box_remap", REMAPS, "scale")
             scored = answer(_text(row), _box(row, "bbox"), _size(row, "width"), _size(row, "height"), mode)
             row["scaled_bbox"], row["iou"], row["correct"] = scored.scaled_bbox, scored.iou, scored.correct
+            if mode != "inverse":  # such a truth is in no picture
+                space = "pixels" if mode == "keep" else known.space
+                box, size = _box(row, "bbox"), (_size(row, "width"), _size(row, "height"))
+                found = examine(_text(row), box, *size, scored.iou, space, after=known.after_thinking)
+                totals.findings[found] += 1
             _count(totals, scored.iou, scored.correct, scored.parsed)
 
     for number, row in rows:
+        totals.note_origin(row)
         try:
             score(row, totals)
         except UserError as e:
@@ -138,7 +195,8 @@ def _get(row: Row, name: str) -> Any:
 def _text(row: Row) -> str:
     value = _get(row, "text")
     if not isinstance(value, str):
-        raise UserError(f"expected a string, found {_kind(value)}", field="text")
+        hint = "A failed request has no answer to score: leave its row out." if row.get("outcome") == "error" else ""
+        raise UserError(f"expected a string, found {_kind(value)}", field="text", hint=hint)
     return value
 
 

@@ -21,7 +21,7 @@ _LIST_RE = re.compile(r"\[\s*+" + r"(?:\s*+,\s*+|\s++)".join([f"({EXPONENT})"] *
 
 
 def extract_box(text: str | None) -> Box | None:
-    """The box an answer gives, in the space it was answered in; None where there is none. Linear in the length of the text."""
+    """Return the box an answer gives, in the space it was answered in; None if there is none. Linear in the length of the text."""
     if not text:
         return None
     found = _LIST_RE.search(text)
@@ -32,7 +32,7 @@ def extract_box(text: str | None) -> Box | None:
 
 
 def to_pixels(box: Box, width: int, height: int) -> Box:
-    """An answered box -> float pixels inside the image, the space guessed from its largest magnitude."""
+    """Return an answered box -> float pixels inside the image, the space guessed from its largest magnitude."""
     x1, y1, x2, y2 = box
     largest = max(map(abs, box))
     if largest <= 1.5:

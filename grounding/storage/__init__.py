@@ -22,24 +22,39 @@ from grounding.storage.base import (
     is_remote,
     local_path,
     locate,
-    open_store,
 )
-from grounding.storage.fetch import Spoken, fetch, in_words, send
+from grounding.storage.fetch import (
+    Outstanding,
+    ProgressLogger,
+    fetch,
+    holds,
+    in_cache,
+    in_words,
+    listing,
+    outstanding,
+    send,
+)
+from grounding.storage.opening import open_store
 
 __all__ = [
     "Entry",
     "Location",
+    "Outstanding",
     "Progress",
-    "Spoken",
+    "ProgressLogger",
     "Store",
     "Transfer",
     "cache_folder",
     "destination",
     "fetch",
+    "holds",
+    "in_cache",
     "in_words",
     "is_remote",
+    "listing",
     "local_path",
     "locate",
     "open_store",
+    "outstanding",
     "send",
 ]

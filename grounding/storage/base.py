@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,9 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from grounding.errors import UserError
-from grounding.files import atomic_write
+from grounding.files import atomic_write, fsync_folder, make_folder
+from grounding.runtime import environment
+from grounding.runtime.environment import Environment
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that have just been moved; from several threads at once."""
@@ -33,14 +35,18 @@ class Transfer:
     """How bytes are moved. A failure that may pass (no connection, 429, 5xx) is tried again, with growing pauses, for `patience_s` seconds."""
 
     parallel: int = 4
+    """Parts of a large file in flight"""
     part_bytes: int = 16 << 20
+    """Size of a part; a file that is not larger moves in one request"""
     patience_s: float = 300.0
+    files: int = 16
+    """Small files in flight"""
 
 
 @dataclass(frozen=True)
 class Location:
     """A URI taken apart: `root` is a bucket, or a repository of the hub (`owner/name`, `datasets/owner/name`, each with `@revision` or without);
-    `path` what lies in it, or a path of this machine."""
+    `path` what is in it, or a path of this machine."""
 
     scheme: str
     root: str
@@ -48,7 +54,7 @@ class Location:
 
     @property
     def folder(self) -> Path:
-        """The path of a `file` location."""
+        """Return the path of a `file` location."""
         return Path(self.path)
 
 
@@ -56,7 +62,7 @@ _HINT = "Write a path, file:///path, pvc://claim/path, s3://bucket/path, hf://ow
 
 
 def locate(uri: str | Path, field: str = "") -> Location:
-    """What a URI names; pure but for `$EGM_PVC_ROOT`, under which claims are mounted (`/pvc` without it).
+    """Return what a URI names; pure but for `$EGM_PVC_ROOT`, under which claims are mounted (`/pvc` without it).
 
     Raises `UserError` for what is no such URI.
     """
@@ -73,7 +79,7 @@ def locate(uri: str | Path, field: str = "") -> Location:
         raise UserError(f"{text!r} is not understood", field=field, hint=_HINT)
     if parts.scheme == "pvc":
         claim = _inside(path, text, field)
-        return Location("file", "", str(Path(os.environ.get("EGM_PVC_ROOT", "/pvc")) / parts.netloc / claim))
+        return Location("file", "", str(environment.of_process().pvc_root / parts.netloc / claim))
     if parts.scheme == "s3":
         return Location("s3", parts.netloc, _inside(path, text, field))
     if parts.scheme == "hf":
@@ -93,18 +99,18 @@ def _inside(path: str, uri: str, field: str) -> str:
 
 
 def is_remote(uri: str | Path) -> bool:
-    """Whether the bytes are not on a file system of this machine."""
+    """Return whether the bytes are not on a file system of this machine."""
     return locate(uri).scheme != "file"
 
 
 def cache_folder() -> Path:
-    """Where fetched files lie: `$EGM_CACHE`, else `$XDG_CACHE_HOME/egm`, else `~/.cache/egm`."""
-    given = os.environ.get("EGM_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "egm"
+    """Return where fetched files lie: `$EGM_CACHE`, else `$XDG_CACHE_HOME/egm`, else `~/.cache/egm`."""
+    given = environment.of_process().cache
+    return given if given is not None else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "egm"
 
 
 def local_path(uri: str | Path, field: str = "", cache: Path | None = None) -> Path:
-    """Where on this machine the files of a URI are, or will be once they are fetched. Nothing is asked or moved.
+    """Return where on this machine the files of a URI are, or will be once they are fetched. Nothing is asked or moved.
 
     Raises `UserError` for what is no such URI.
     """
@@ -115,16 +121,16 @@ def local_path(uri: str | Path, field: str = "", cache: Path | None = None) -> P
 
 
 def destination(output: str | None, environ: Mapping[str, str] = os.environ) -> str:
-    """The URI that a job's folder is copied to while it runs: `$EGM_OUTPUT`, which the operator sets, else the job's `output`.
+    """Return the URI that a job's folder is copied to while it runs: `$EGM_OUTPUT`, which the operator sets, else the job's `output`.
 
     Empty where the folder itself is all there is: without either, and for `pvc://`, which the operator mounts as that folder.
     """
-    uri = (environ.get("EGM_OUTPUT") or output or "").rstrip("/")
+    uri = (Environment.from_environ(environ).output or output or "").rstrip("/")
     return "" if uri.startswith("pvc://") else uri
 
 
 def clean(name: str) -> str:
-    """The name as a relative path. Raises `UserError` for one that would lead out of the store."""
+    """Return the name as a relative path. Raises `UserError` for one that would lead out of the store."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\0" in name:
         raise UserError(f"{name!r} is no name of a file in a store")
@@ -135,6 +141,7 @@ class Store(ABC):
     """A place that holds files by name. Methods raise `UserError` or `Failure` and may be called by several threads."""
 
     uri: str
+    transfer: Transfer = Transfer()
 
     @abstractmethod
     def check(self) -> None:
@@ -142,7 +149,7 @@ class Store(ABC):
 
     @abstractmethod
     def entries(self, prefix: str = "") -> Iterator[Entry]:
-        """Every file whose name begins with `prefix`, ordered by name; without SHA-256."""
+        """Return every file whose name begins with `prefix`, ordered by name; without SHA-256."""
 
     @abstractmethod
     def find(self, name: str) -> Entry | None:
@@ -150,7 +157,7 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """The whole content."""
+        """Return the whole content."""
 
     @abstractmethod
     def write(self, name: str, data: bytes) -> None:
@@ -164,9 +171,21 @@ class Store(ABC):
     def download(self, name: str, file: Path, progress: Progress | None = None) -> None:
         """Copy a file to `file`, whole, verified or not at all. What an interrupted call has left is continued."""
 
+    def download_listed(self, entry: Entry, file: Path, progress: Progress | None = None) -> None:
+        """Copy a file that `entries` has just listed, as `download` does; a store may save the requests that look at it again."""
+        self.download(entry.name, file, progress)
+
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove a file; nothing happens where there is none."""
+        """Remove a file; nothing happens if there is none."""
+
+    def rename(self, name: str, new: str) -> None:
+        """Give a file another name, which nothing has."""
+        raise UserError("nothing can be renamed there", file=f"{self.uri}/{name}")
+
+
+_UNFINISHED = re.compile(r"\.lock|\..*\.(\d+\.tmp|partial(\.json)?)")
+"""Locks, and what `atomic_write` and a download have not finished; any other hidden file is content, such as torch's `.metadata`"""
 
 
 class FolderStore(Store):
@@ -179,8 +198,7 @@ class FolderStore(Store):
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
-        # hidden files are the unfinished ones of `atomic_write`
-        found = (p for p in self.folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+        found = (p for p in self.folder.rglob("*") if p.is_file() and not _UNFINISHED.fullmatch(p.name))
         named = sorted((p.relative_to(self.folder).as_posix(), p) for p in found)
         for name, path in named:
             if name.startswith(prefix):
@@ -217,20 +235,8 @@ class FolderStore(Store):
     def delete(self, name: str) -> None:
         (self.folder / clean(name)).unlink(missing_ok=True)
 
-
-def open_store(uri: str | Path, transfer: Transfer | None = None, field: str = "") -> Store:
-    """The store that a URI names. Nothing is asked yet; `Store.check` does. Raises `UserError` for one that cannot be a store."""
-    place = locate(uri, field)
-    if place.scheme == "file":
-        return FolderStore(place.folder)
-    if place.scheme == "s3":
-        from grounding.storage.s3 import S3Store
-
-        return S3Store(place.root, place.path, transfer or Transfer())
-    raise UserError(f"nothing can be written to {uri}", field=field, hint="Write a path or s3://bucket/path.")
-
-
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file in hex."""
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    def rename(self, name: str, new: str) -> None:
+        target = self.folder / clean(new)
+        make_folder(target.parent)
+        (self.folder / clean(name)).rename(target)
+        fsync_folder(target.parent)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import orjson
 
 from grounding.errors import Failure, UserError
-from grounding.files import read_json, write_json
+from grounding.failpoints import failpoint
+from grounding.files import MANIFEST, damaged, md5_of, read_json, sha256_of, write_json
 from grounding.storage.base import (
     Entry,
+    FolderStore,
     Location,
     Progress,
     Store,
@@ -25,15 +30,17 @@ from grounding.storage.base import (
     clean,
     local_path,
     locate,
-    open_store,
-    sha256_of,
 )
+from grounding.storage.opening import open_store
+from grounding.storage.parts import each
 
 MARKER = ".egm-fetched.json"
 """In a fetched folder: what it was fetched from, written last."""
+_JOURNAL = ".egm-fetched.journal"
+"""Beside the marker while files are fetched: a line of JSON for each file that is on the disk, `[name, size, tag]`."""
 
 
-class Spoken:
+class ProgressLogger:
     """A `Progress` in sentences: what has been moved, every `every_s` seconds. Called by several threads."""
 
     def __init__(self, what: str, say: Callable[[str], None], every_s: float = 10.0) -> None:
@@ -58,7 +65,7 @@ class Spoken:
 
 
 def in_words(size: float) -> str:
-    """Bytes as people write them."""
+    """Return bytes as people write them."""
     units = ["bytes", "kB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:
         size, units = size / 1000, units[1:]
@@ -88,11 +95,12 @@ def fetch(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """A local path of what a URI names: a file, a folder, or a file in parts (`x.tar` of which `x.tar.part_*` are there, which come to lie side by
-    side). Nothing is moved twice: what lies in `cache` and has not changed stays; where nobody can be asked whether it has, it is used as it is.
+    """Return a local path of what a URI names: a file, a folder, or a file in parts (`x.tar` if there are `x.tar.part_*`, put in one folder).
 
-    Several processes of one machine may ask at once; one of them fetches. `say` hears how far it is where `progress` is not given. Raises
-    `UserError` where nothing is there, `Failure` where it cannot be had.
+    Nothing is fetched twice: what is in `cache` and has not changed stays; if the store cannot be asked whether it has, it is used as it is.
+
+    Several processes of one machine may ask at once; one of them fetches. `say` gets lines about the progress if `progress` is not given. Raises
+    `UserError` if nothing is there, `Failure` if it cannot be fetched.
     """
     place = locate(uri)
     if place.scheme == "file":
@@ -102,7 +110,7 @@ def fetch(
     cache, transfer = cache or cache_folder(), transfer or Transfer()
     target = local_path(uri, cache=cache)
     lock = cache / "locks" / hashlib.sha256(f"{place.scheme}/{place.root}/{place.path}".encode()).hexdigest()[:24]
-    spoken = Spoken(f"fetching {uri}", say)
+    spoken = ProgressLogger(f"fetching {uri}", say)
     with _locked(lock, say):
         whole = any(_known(marker)[1] for marker in _markers(target))
         brief = replace(transfer, patience_s=min(15.0, transfer.patience_s))
@@ -120,6 +128,51 @@ def fetch(
     return target
 
 
+@dataclass(frozen=True)
+class Outstanding:
+    """What a URI holds and what `fetch` would still move, in bytes."""
+
+    total: int
+    missing: int
+
+
+def in_cache(uri: str | Path, cache: Path | None = None) -> bool:
+    """Return whether an earlier `fetch` has brought all of what a remote URI names. Nothing is asked."""
+    return any(_known(marker)[1] for marker in _markers(local_path(uri, cache=cache)))
+
+
+def outstanding(uri: str | Path, cache: Path | None = None, transfer: Transfer | None = None) -> Outstanding:
+    """Ask the store of a remote URI how much `fetch` would move; nothing is moved.
+
+    Raises `UserError` if nothing is there, `Failure` if the store cannot be asked.
+    """
+    place = locate(uri)
+    copy = _wanted(_source(place, transfer or Transfer()), place.path, local_path(uri, cache=cache))
+    if copy is None:
+        raise UserError("nothing is there", file=str(uri))
+    known, _ = _known(copy.marker)
+    missing = sum(e.size for name, e in copy.files.items() if known.get(name) != [e.size, e.tag])
+    return Outstanding(sum(e.size for e in copy.files.values()), missing)
+
+
+def listing(uri: str | Path, transfer: Transfer | None = None, cache: Path | None = None) -> dict[str, str]:
+    """Return the files that a remote URI names, each with its size and what its store calls it by content (an ETag, a SHA-256).
+
+    If the store cannot be asked, what an earlier `fetch` has brought counts. Empty if nothing is there. Raises `EgmError` if
+    neither is known.
+    """
+    place, target = locate(uri), local_path(uri, cache=cache)
+    try:
+        copy = _wanted(_source(place, transfer or Transfer()), place.path, target)
+        found = {} if copy is None else {name: [e.size, e.tag] for name, e in copy.files.items()}
+    except Failure:
+        known = [files for files, whole in map(_known, _markers(target)) if whole]
+        if not known:
+            raise
+        found = known[0]
+    return {name: f"{size} {tag}" for name, (size, tag) in sorted(found.items())}
+
+
 def _source(place: Location, transfer: Transfer) -> Store:
     if place.scheme == "hf":
         from grounding.storage.hub import HubStore
@@ -129,18 +182,37 @@ def _source(place: Location, transfer: Transfer) -> Store:
 
 
 def _markers(target: Path) -> tuple[Path, Path]:
-    """Where it is written what was fetched: in a folder, or beside a file (or its parts)."""
+    """Return where it is written what was fetched: in a folder, or beside a file (or its parts)."""
     return target / MARKER, target.with_name(f".{target.name}{MARKER}")
+
+
+def _journal(marker: Path) -> Path:
+    return marker.with_name(marker.name.replace(MARKER, _JOURNAL))
 
 
 def _known(marker: Path) -> tuple[dict[str, Any], bool]:
     """(name -> [size, tag] of files that an earlier call has left under the marker's folder, whether these were all)."""
     try:
         found = read_json(marker) if marker.is_file() else {}
-        files = {n: v for n, v in dict(found.get("files", {})).items() if (marker.parent / clean(n)).is_file()}
-        return files, bool(found.get("whole")) and len(files) == len(found["files"])
+        files = dict(found.get("files", {})) | _journalled(marker)
+        there = {n: v for n, v in files.items() if (marker.parent / clean(n)).is_file()}
+        return there, bool(found.get("whole")) and len(there) == len(found["files"])
     except (UserError, AttributeError, TypeError, ValueError):
         return {}, False
+
+
+def _journalled(marker: Path) -> dict[str, Any]:
+    """Return what the journal of an interrupted call names. A line that was cut off counts as not written."""
+    files = {}
+    try:
+        lines = _journal(marker).read_bytes().splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    for line in lines:
+        with suppress(ValueError):
+            name, size, tag = orjson.loads(line)
+            files[name] = [size, tag]
+    return files
 
 
 @dataclass(frozen=True)
@@ -160,12 +232,41 @@ class _Copy:
         done = {n: v for n, v in known.items() if now.get(n) == v}
         for name in sorted(set(known) - set(now)):  # ours, and gone from the store: a folder of two versions is none
             (self.marker.parent / name).unlink(missing_ok=True)
-        for name, entry in self.files.items():
-            if name not in done:
-                write_json(self.marker, {"whole": False, "files": done})
-                store.download(entry.name, self.marker.parent / name, progress)
-                done[name] = now[name]
-        write_json(self.marker, {"whole": True, "files": done})
+        write_json(self.marker, {"whole": False, "files": done})
+        _journal(self.marker).unlink(missing_ok=True)
+        self._download(store, [name for name in self.files if name not in done], progress)
+        self._verify()
+        write_json(self.marker, {"whole": True, "files": now})
+        _journal(self.marker).unlink(missing_ok=True)
+
+    def _download(self, store: Store, names: list[str], progress: Progress) -> None:
+        """Download files, small ones several at a time; each is in the journal as soon as it is on the disk."""
+        transfer, lock = store.transfer, threading.Lock()
+        small = [name for name in names if self.files[name].size <= transfer.part_bytes]
+        with _journal(self.marker).open("ab", buffering=0) as journal:
+
+            def one(name: str) -> None:
+                entry = self.files[name]
+                store.download_listed(entry, self.marker.parent / name, progress)
+                failpoint("fetch.file", name)
+                with lock:
+                    journal.write(orjson.dumps([name, entry.size, entry.tag], option=orjson.OPT_APPEND_NEWLINE))
+
+            each(lambda number: one(small[number]), range(len(small)), transfer.files)
+            for name in names:
+                if self.files[name].size > transfer.part_bytes:
+                    one(name)
+
+    def _verify(self) -> None:
+        """Raise `Failure` if a published folder came with other files than its manifest names: its upload was cut off."""
+        folder = self.marker.parent
+        if MANIFEST in self.files and (bad := damaged(folder)):
+            write_json(self.marker, {"whole": False, "files": {}})
+            raise Failure(
+                f"is not whole: {len(bad)} files are absent or differ from its manifest, {bad[0]} for one",
+                file=f"{self.store.uri}/{self.files[MANIFEST].name}",
+                hint="Send the folder again, then run the same command again.",
+            )
 
 
 def _wanted(store: Store, path: str, target: Path) -> _Copy | None:
@@ -206,7 +307,29 @@ def send(
 
 
 def _same(store: Store, name: str, file: Path, sizes: dict[str, int]) -> bool:
-    if sizes.get(name) != file.stat().st_size:
-        return False
+    return sizes.get(name) == file.stat().st_size and holds(store, name, file)
+
+
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+class Finder(Protocol):
+    """A store, as far as `holds` asks it."""
+
+    def find(self, name: str) -> Entry | None: ...
+
+
+def holds(store: Finder, name: str, file: Path, sha256: str = "") -> bool:
+    """Return whether the store has the content of `file` under `name`: by SHA-256, or by an ETag that is an MD5.
+
+    `sha256`: the digest of `file` if it is known.
+    """
     found = store.find(name)
-    return found is not None and bool(found.sha256) and found.sha256 == sha256_of(file)
+    if found is None or found.size != file.stat().st_size:
+        return False
+    if found.sha256:
+        return found.sha256 == (sha256 or sha256_of(file))
+    if isinstance(store, FolderStore):
+        return sha256_of(store.folder / name) == (sha256 or sha256_of(file))
+    tag = found.tag.strip('"')
+    return bool(_MD5.fullmatch(tag)) and tag == md5_of(file)

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 import tenacity
 
-from grounding.errors import Failure, UserError
-from grounding.storage.base import Entry, Progress, Store, Transfer, clean, sha256_of
+from grounding.errors import Failure, UserError, from_checkout
+from grounding.files import sha256_of
+from grounding.storage.base import Entry, Progress, Store, Transfer, clean
 from grounding.storage.parts import Partial
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ class HubStore(Store):
         except ModuleNotFoundError:
             raise UserError(
                 "hf:// needs huggingface_hub, which is not installed",
-                hint="Install the extra that holds it: pip install 'egm-grounding[train]'.",
+                hint=from_checkout("train"),
             ) from None
         self._hub, self.transfer, self.uri = huggingface_hub, transfer, f"hf://{repository}"
         self.kind = "dataset" if repository.startswith("datasets/") else "model"
@@ -54,7 +55,7 @@ class HubStore(Store):
             return self._files
 
     def _try(self, call: Callable[[], T], name: str = "") -> T:
-        """The call's result, repeated while its failure may pass; anything else as an error for people."""
+        """Return the call's result, repeated while its failure may pass; anything else as an error for people."""
         import httpx
 
         errors = self._hub.errors
@@ -121,7 +122,7 @@ class HubStore(Store):
         return entry
 
     def _address(self, entry: Entry) -> str:
-        """Where the bytes are: of large files, an address of a CDN that is good for a while."""
+        """Return where the bytes are: of large files, an address of a CDN that is good for a while."""
         url = self._hub.hf_hub_url(self.name, entry.name, repo_type=self.kind, revision=self._commit)
         location: str = self._try(lambda: self._hub.get_hf_file_metadata(url).location, entry.name)
         return location
@@ -195,7 +196,7 @@ def _is(file: Path, entry: Entry) -> bool:
 
 
 def passes(error: BaseException) -> bool:
-    """Whether another try may mend it: no connection, a body that broke off, 429, 5xx."""
+    """Return whether another try may fix it: no connection, a body that broke off, 429, 5xx."""
     import httpx
     from huggingface_hub.errors import OfflineModeIsEnabled
 

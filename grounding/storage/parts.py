@@ -1,4 +1,4 @@
-"""A download in parts, several at a time, that goes on where a killed process has left it; the same for every store that can give a range."""
+"""A download in parts, several at a time, that continues where a killed process has left it; the same for every store that can give a range."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """S3 by boto3: parallel parts, retries that outlive a restart of the server, downloads that resume, SHA-256 beside each object.
 
-boto3's own retries give up after some seconds; each request here is repeated for `Transfer.patience_s`. A multipart upload appears whole when it is
-completed, and is aborted when it fails.
+boto3's own retries give up after some seconds; each call here is repeated for `Transfer.patience_s`. Large files are uploaded by boto3's transfer
+manager: an upload in parts appears whole when it is completed, and is aborted when it fails. Downloads are ours, because boto3's neither resume nor
+check a digest.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import boto3
 import tenacity
+from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -30,11 +32,14 @@ from botocore.exceptions import (
 )
 
 from grounding.errors import Failure, UserError
-from grounding.storage.base import Entry, Progress, Store, Transfer, clean, sha256_of
-from grounding.storage.parts import Partial, each
+from grounding.failpoints import failpoint
+from grounding.files import atomic_write, sha256_of
+from grounding.storage.base import Entry, Progress, Store, Transfer, clean
+from grounding.storage.parts import Partial
 
 T = TypeVar("T")
 _MOST_PARTS = 9000  # S3 takes 10,000
+_ATTEMPTS_AT_A_PART = 10  # over about two minutes, which outlive a restart of the server
 _PASSING = (
     ConnectionError,
     HTTPClientError,
@@ -43,6 +48,8 @@ _PASSING = (
     FlexibleChecksumError,
 )
 _PASSING_CODES = frozenset({"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted"})
+
+_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"})
 
 
 def _code(error: ClientError) -> str:
@@ -54,10 +61,24 @@ def _status(error: ClientError) -> int:
 
 
 def passes(error: BaseException) -> bool:
-    """Whether another try may mend it."""
+    """Return whether another try may fix it."""
     if isinstance(error, ClientError):
         return _status(error) >= 500 or _status(error) == 429 or _code(error) in _PASSING_CODES
     return isinstance(error, _PASSING)
+
+
+def _up_to(size: int, progress: Progress) -> Callable[[int], None]:
+    """Return a callback that reports bytes as they are sent, each once: a part that is repeated is reported to the transfer manager again."""
+    sent, lock = 0, threading.Lock()
+
+    def report(count: int) -> None:
+        nonlocal sent
+        with lock:
+            new, sent = max(0, min(count, size - sent)), min(size, sent + max(0, count))
+        if new:
+            progress(new)
+
+    return report
 
 
 class S3Store(Store):
@@ -66,27 +87,36 @@ class S3Store(Store):
     def __init__(self, bucket: str, prefix: str, transfer: Transfer) -> None:
         self.bucket, self.prefix, self.transfer = bucket, prefix, transfer
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._made: Any = None
+        self._made: dict[int, Any] = {}
+        """Clients by their attempts at a request"""
         self._making = threading.Lock()
 
     @property
     def _client(self) -> Any:
+        return self._client_of(attempts=2)
+
+    @property
+    def _uploading_client(self) -> Any:
+        """Return the client of uploads in parts: it repeats the request of a part by itself, or one failure would send the whole file again."""
+        return self._client_of(attempts=_ATTEMPTS_AT_A_PART)
+
+    def _client_of(self, attempts: int) -> Any:
         with self._making:
-            if self._made is None:
+            if attempts not in self._made:
                 config = Config(
-                    retries={"mode": "standard", "total_max_attempts": 2},
+                    retries={"mode": "standard", "total_max_attempts": attempts},
                     connect_timeout=5,
                     read_timeout=60,
-                    max_pool_connections=self.transfer.parallel + 4,
+                    max_pool_connections=max(self.transfer.parallel, self.transfer.files) + 4,
                 )
                 # a region is part of the signature; servers other than Amazon's do not care which
                 region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
                 with self._for_people(""):
                     session = boto3.Session()
-                    self._made = session.client(
+                    self._made[attempts] = session.client(
                         "s3", config=config, region_name=region or session.region_name or "us-east-1"
                     )
-            return self._made
+            return self._made[attempts]
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{clean(name)}" if self.prefix else clean(name)
@@ -103,6 +133,8 @@ class S3Store(Store):
                 hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; on a cluster, give the pod the Secret.",
             ) from None
         except ClientError as error:
+            if _code(error) in _EXPIRED or _status(error) in (401, 403):
+                self._made = {}  # the next request reads the credentials' source (a file, an identity) again
             raise self._refusal(error, where) from None
         except BotoCoreError as error:
             hint = (
@@ -116,6 +148,12 @@ class S3Store(Store):
             return UserError(f"there is no bucket {self.bucket!r}", file=where, hint="Make it, or check the name.")
         if status == 404:
             return UserError("there is no such object", file=where)
+        if code in _EXPIRED:
+            return UserError(
+                f"the S3 credentials have expired ({code})",
+                file=where,
+                hint="Renew them at their source; files and pod identities are read again before the next request.",
+            )
         if status in (401, 403):
             return UserError(
                 f"access is denied ({code or status})",
@@ -125,7 +163,7 @@ class S3Store(Store):
         return Failure(f"S3 answers {code or status}: {error.response.get('Error', {}).get('Message', '')}", file=where)
 
     def _try(self, call: Callable[[], T], name: str = "", patience_s: float | None = None) -> T:
-        """The call's result, repeated while its failure may pass; anything else as an error for people."""
+        """Return the call's result, repeated while its failure may pass; anything else as an error for people."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(passes),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
@@ -162,6 +200,8 @@ class S3Store(Store):
             except ClientError as error:
                 if _status(error) == 404:
                     return None
+                if _code(error) == str(_status(error)):  # the answer to HEAD has no body: another request says why
+                    self._client.list_objects_v2(Bucket=self.bucket, Prefix=key, MaxKeys=1)
                 raise
             return Entry(name, o["ContentLength"], o["ETag"], o.get("Metadata", {}).get("sha256", ""))
 
@@ -182,6 +222,21 @@ class S3Store(Store):
         key = self._key(name)
         self._try(lambda: self._client.delete_object(Bucket=self.bucket, Key=key), name)
 
+    def rename(self, name: str, new: str) -> None:
+        there = self.find(name)
+        if there is None:
+            raise UserError("there is no such object", file=f"{self.uri}/{name}")
+        source = {"Bucket": self.bucket, "Key": self._key(name)}
+        extra = {"Metadata": {"sha256": there.sha256}, "MetadataDirective": "REPLACE"} if there.sha256 else {}
+        self._try(lambda: self._client.copy(source, self.bucket, self._key(new), ExtraArgs=extra), name)
+        copied = self.find(new)
+        if copied is None or copied.size != there.size or copied.sha256 != there.sha256:
+            raise Failure(
+                "its copy is not what it is; it stays", file=f"{self.uri}/{name}", hint="Run the same command again."
+            )
+        failpoint("s3.copied", name)
+        self.delete(name)
+
     # ---- upload ----
     def upload(self, file: Path, name: str, progress: Progress | None = None) -> None:
         size, digest = file.stat().st_size, sha256_of(file)
@@ -190,7 +245,7 @@ class S3Store(Store):
             if progress is not None:
                 progress(size)
         else:
-            self._multipart(file, name, size, digest, progress)
+            self._send_in_parts(file, name, size, digest, progress)
         there = self.find(name)
         if there is None or there.size != size:
             raise Failure(
@@ -199,36 +254,67 @@ class S3Store(Store):
                 hint="Run the same command again.",
             )
 
-    def _multipart(self, file: Path, name: str, size: int, digest: str, progress: Progress | None) -> None:
-        client, place = self._client, {"Bucket": self.bucket, "Key": self._key(name)}
-        step = max(self.transfer.part_bytes, -(-size // _MOST_PARTS))
-        made = self._try(lambda: client.create_multipart_upload(Metadata={"sha256": digest}, **place), name)
-        place["UploadId"] = made["UploadId"]
+    def _send_in_parts(self, file: Path, name: str, size: int, digest: str, progress: Progress | None) -> None:
+        """Upload by boto3's transfer manager, which sends parts at the same time and aborts what it cannot finish."""
+        config = TransferConfig(
+            multipart_threshold=self.transfer.part_bytes,
+            multipart_chunksize=max(self.transfer.part_bytes, -(-size // _MOST_PARTS)),
+            max_concurrency=self.transfer.parallel,
+        )
+        watching = [] if progress is None else [ProgressCallbackInvoker(_up_to(size, progress))]
 
-        def send(number: int) -> dict[str, Any]:
-            with file.open("rb") as f:
-                f.seek((number - 1) * step)
-                data = f.read(step)
-            sent = self._try(lambda: client.upload_part(PartNumber=number, Body=data, **place), name)
-            if progress is not None:
-                progress(len(data))
-            return {"PartNumber": number, "ETag": sent["ETag"]}
+        def send() -> None:
+            facts = {"Metadata": {"sha256": digest}}
+            with create_transfer_manager(self._uploading_client, config) as manager:
+                manager.upload(str(file), self.bucket, self._key(name), facts, watching).result()
 
         try:
-            parts = each(send, range(1, -(-size // step) + 1), self.transfer.parallel)
-            whole = {"Parts": parts}
-            try:
-                self._try(lambda: client.complete_multipart_upload(MultipartUpload=whole, **place), name)
-            except UserError:  # "no such upload": the answer to an earlier try was lost, or it really is gone
-                there = self.find(name)
-                if there is None or (there.size, there.sha256) != (size, digest):
-                    raise
-        except BaseException:
-            with suppress(BotoCoreError, ClientError):  # else the parts would be paid for until somebody finds them
-                client.abort_multipart_upload(**place)
-            raise
+            self._try(send, name)
+        except UserError:  # "no such upload": the answer to an earlier completion was lost, or it really is gone
+            there = self.find(name)
+            if there is None or (there.size, there.sha256) != (size, digest):
+                raise
 
     # ---- download ----
+    def download_listed(self, entry: Entry, file: Path, progress: Progress | None = None) -> None:
+        """Copy a small file by one request, which fails if the object is no longer the listed one; then and if it is large, look again."""
+        if entry.size > self.transfer.part_bytes or not self._download_small(entry, file):
+            self.download(entry.name, file, progress)
+        elif progress is not None:
+            progress(entry.size)
+
+    def _download_small(self, entry: Entry, file: Path) -> bool:
+        """Copy a file in one request. Returns False if the object was replaced or deleted since it was listed."""
+        place = {"Bucket": self.bucket, "Key": self._key(entry.name), "IfMatch": entry.tag}
+
+        def get() -> tuple[bytes, str] | None:
+            try:
+                reply = self._client.get_object(**place)
+            except ClientError as error:
+                if _status(error) in (404, 412):
+                    return None
+                raise
+            data: bytes = reply["Body"].read()
+            if len(data) != entry.size:
+                raise IncompleteReadError(actual_bytes=len(data), expected_bytes=entry.size)
+            return data, reply.get("Metadata", {}).get("sha256", "")
+
+        if (got := self._try(get, entry.name)) is None:
+            return False
+        data, digest = got
+        if digest and hashlib.sha256(data).hexdigest() != digest:
+            raise self._damaged(entry)
+        with atomic_write(file) as f:
+            f.write(data)
+        return True
+
+    def _damaged(self, entry: Entry) -> Failure:
+        return Failure(
+            "what was downloaded is not what was uploaded (its SHA-256 differs)",
+            file=f"{self.uri}/{entry.name}",
+            hint="Run the same command again; should it persist, the object is damaged and has to be uploaded anew.",
+        )
+
     def download(self, name: str, file: Path, progress: Progress | None = None) -> None:
         for _ in range(3):  # an object that is replaced meanwhile is begun anew
             there = self.find(name)
@@ -261,10 +347,6 @@ class S3Store(Store):
             raise
         if entry.sha256 and sha256_of(partial.path) != entry.sha256:
             partial.discard()
-            raise Failure(
-                "what was downloaded is not what was uploaded (its SHA-256 differs)",
-                file=f"{self.uri}/{entry.name}",
-                hint="Run the same command again; should it persist, the object is damaged and has to be uploaded anew.",
-            )
+            raise self._damaged(entry)
         partial.finish()
         return True

@@ -1,4 +1,4 @@
-"""What surrounds the training of rank 0, whichever trainer it is: its output followed elsewhere, `/progress`, tracking, last words."""
+"""What surrounds the training of rank 0, whichever trainer it is: its output followed elsewhere, `/progress`, tracking, termination message."""
 
 from __future__ import annotations
 
@@ -6,18 +6,41 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from grounding.api import GroundingTrainJob
-from grounding.train import telemetry, tracking, uploads
+from grounding.api import ResolvedTrainJob
+from grounding.runtime.grace import Stop
+from grounding.train import identity
+from grounding.train.checkpoints import upload as uploads
+from grounding.train.monitoring import telemetry, tracking
 
 
 @contextlib.contextmanager
-def surrounded(job: GroundingTrainJob, out: Path, gpus: int) -> Iterator[tracking.Log]:
-    """Around the training: continues from what the job's output has and leaves there what is made. Gives what takes the metrics of each step."""
-    with contextlib.ExitStack() as end, uploads.kept(job, out) as uploader:
-        told = telemetry.source_of(job, out, gpus=gpus, uri=uploader.newest if uploader else None)
-        end.callback(telemetry.leave, told)
-        try:
-            with telemetry.serve(told), tracking.tracked(job, out) as log:
-                yield log
-        finally:
-            telemetry.leave(told)  # and again when the newest checkpoint is where it belongs, should there be time
+def surrounded(
+    job: ResolvedTrainJob, out: Path, gpus: int, stop: Stop | None = None, who: identity.Identity | None = None
+) -> Iterator[tracking.Log]:
+    """Around the training: continue from what the job's output has and leave there what is made.
+
+    Yields what takes the metrics of each step. The folder is held by a lock. `who` is compared with all that is reused:
+    `UserError` for the work of another job.
+    """
+    with contextlib.ExitStack() as end:
+        end.enter_context(identity.locked(out))
+        if token := identity.restart_asked(job):
+            identity.set_aside(out, token)
+        if who is not None:
+            for change in identity.enter(out, who):
+                print(f"the job has changed, and continues with it: {change}", flush=True)  # noqa: T201
+        with uploads.kept(job, out, stop, who) as uploader:
+            told = telemetry.source_of(
+                job,
+                out,
+                gpus=gpus,
+                uri=uploader.newest if uploader else None,
+                problem=(lambda: uploader.problem) if uploader else (lambda: ""),
+                uploaded=(lambda: uploader.moment) if uploader else (lambda: None),
+            )
+            end.callback(telemetry.leave, told)  # runs after the uploader has ended
+            try:
+                with telemetry.serve(told), tracking.tracked(job, out) as log:
+                    yield log
+            finally:
+                telemetry.leave(told)  # and again when the newest checkpoint is where it belongs, should there be time

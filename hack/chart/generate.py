@@ -38,7 +38,7 @@ metadata:
 
 
 def crd_templates() -> dict[Path, str]:
-    """A template for each definition."""
+    """Return a template for each definition."""
     found = {}
     for name, definition in crds().items():
         text = written(definition)
@@ -61,7 +61,7 @@ class Value:
 
 
 def values(text: str) -> Iterator[Value]:
-    """Every key that has a `# --` comment. Raises `SystemExit` where a key without children has none."""
+    """Yield every key that has a `# --` comment. Raises `SystemExit` where a key without children has none."""
     comment: list[str] = []
     parents: list[tuple[int, str]] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -110,14 +110,14 @@ def readme() -> dict[Path, str]:
 
 
 def boards() -> dict[Path, str]:
-    """The dashboards' JSON."""
+    """Return the dashboards' JSON."""
     from dashboards import everything as made
 
     return {CHART / "dashboards" / name: text for name, text in made().items()}
 
 
 def everything() -> dict[Path, str]:
-    """All files that are written here."""
+    """Return all files that are written here."""
     return crd_templates() | readme() | boards()
 
 

@@ -1,6 +1,6 @@
 """checkov and kube-score over the chart as each file of charts/egm/ci renders it: `make lint-chart`.
 
-What checkov skips stands in charts/egm/.checkov.yaml, what kube-score does in `IGNORED`, with the reasons.
+What checkov skips is in charts/egm/.checkov.yaml, what kube-score does in `IGNORED`, with the reasons.
 Helm is $HELM, the one that `make cluster` has built, or the one on PATH.
 """
 
@@ -18,12 +18,12 @@ CHART = ROOT / "charts" / "egm"
 sys.path.insert(0, str(ROOT / "hack" / "cluster"))
 import binaries  # noqa: E402
 
-# Pull policy: as in .checkov.yaml. Replicas: one works, a second one stands by; who wants that says `replicas: 2`.
+# Pull policy: as in .checkov.yaml. Replicas: one works, a second one stands by; anyone who wants that says `replicas: 2`.
 IGNORED = ("container-image-pull-policy", "deployment-replicas")
 
 
 def kube_score(rendered: Path) -> int:
-    """Exit code of kube-score, built from its pinned module; 0 where there is no Go."""
+    """Exit code of kube-score, built from its pinned module; 0 if there is no Go."""
     if shutil.which("go") is None:
         sys.stderr.write("kube-score is not run: there is no Go\n")
         return 0

@@ -21,7 +21,7 @@ PACKAGES = (
 
 
 def ensure() -> Path:
-    """The folder with a YAML file a kind. Raises `SystemExit` with what Go said."""
+    """Return the folder with a YAML file a kind. Raises `SystemExit` with what Go said."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "egm-cluster"
     sums = b"".join((HERE / name).read_bytes() for name in ("go.mod", "go.sum")) + repr(PACKAGES).encode()
     folder = base / f"schemas-{hashlib.sha256(sums).hexdigest()[:16]}"

@@ -60,13 +60,13 @@ def _digest() -> str:
 
 
 def cache() -> Path:
-    """The folder of this set of versions."""
+    """Return the folder of this set of versions."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "egm-cluster" / _digest()
 
 
 def version(program: Program) -> str:
-    """The pinned version, such as v1.34.4."""
+    """Return the pinned version, such as v1.34.4."""
     text = (VERSIONS / program.name / "go.mod").read_text()
     found = re.search(rf"(?m)^(?:require|)\s*{re.escape(program.module)} (v\S+)", text)
     if not found:
@@ -104,8 +104,8 @@ def _module_folder(program: Program) -> Path:
 
 
 def _operator_source(module: Path, scratch: Path) -> Path:
-    """The training-operator looks for its certificates in one fixed folder under /tmp, which two clusters (or two users)
-    of a machine cannot share. A copy of its source looks under the working folder; nothing else differs from upstream."""
+    """Return a patched source of the training-operator, which looks for its certificates in one fixed folder under /tmp. Two clusters (or
+    two users) of a machine cannot share that. A copy of its source looks under the working folder; nothing else differs from upstream."""
     _copy(module, scratch / "source")
     source = scratch / "source" / "pkg" / "cert" / "cert.go"
     before = source.read_text()

@@ -24,7 +24,7 @@ LAZY = {"GOGC": "400", "GOMEMLIMIT": "2GiB"}
 
 
 def free_ports() -> dict[str, int]:
-    """A free port for each program, below the range that the kernel gives to outgoing connections."""
+    """Return a free port for each program, below the range that the kernel gives to outgoing connections."""
     found: dict[str, int] = {}
     for name in PORTS:
         for port in random.sample(range(20000, 32000), 200):
@@ -61,7 +61,7 @@ class ControlPlane:
         return done.stdout
 
     def works(self, *argv: str) -> bool:
-        """Whether kubectl says yes."""
+        """Return whether kubectl says yes."""
         try:
             return bool(self.kubectl(*argv)) or True
         except Trouble:

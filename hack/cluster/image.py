@@ -123,7 +123,7 @@ def _libraries(binaries: Iterable[Path]) -> set[str]:
 def environment(root: Path, target: Path, names: Sequence[str], busybox: Path, applets: Iterable[str]) -> None:
     """The virtual environment of the checkout `root`, its Python and the libraries that they load, with `egm` on the path.
 
-    What stands where it stands here, so that scripts and links hold. It serves tests on a node, until there are real images.
+    What stands where it is here, so that scripts and links hold. It serves tests on a node, until there are real images.
     """
     venv = root / ".venv"
     python = (venv / "bin" / "python").resolve()

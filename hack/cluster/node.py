@@ -40,7 +40,7 @@ def _run(*argv: str, check: bool = True, env: dict[str, str] | None = None, time
 
 
 def refused(folder: Path) -> str:
-    """What of a real node this machine does not let its user do, whatever is installed; empty where it lets all. `folder`: where images will lie."""
+    """What of a real node this machine does not let its user do, whatever is installed; empty if it lets all. `folder`: where images will lie."""
     if os.geteuid() != 0:
         return "a real node needs root"
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def environment(run: Path, root: Path, say: Callable[[str], None]) -> None:
 
 
 def load(run: Path, names: Sequence[str], say: Callable[[str], None]) -> None:
-    """Images of buildah's store, as `make images` leaves them there, on the node. Streamed: no file of them lies between. What is there stays."""
+    """Copy images from buildah's store (`make images`) to the node, as a stream without a file in between. Images that the node has are kept."""
     record = run / "images" / "loaded.json"
     loaded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
     for name in names:
@@ -148,7 +148,7 @@ def load(run: Path, names: Sequence[str], say: Callable[[str], None]) -> None:
                 _run("buildah", "push", "--quiet", name, f"docker-archive:{pipe}:{name}", timeout=1800)
                 _, told = taking.communicate(timeout=1800)
             finally:
-                taking.kill()  # where nothing came through the pipe it waits for ever
+                taking.kill()  # where nothing came through the pipe it waits forever
         if taking.returncode:
             raise Trouble(f"{name} was not imported: {told.strip()[-800:]}")
         loaded[name] = found[0]

@@ -101,7 +101,7 @@ class Processes:
         self.start(name, saved["argv"], saved["env"], Path(saved["cwd"]) if saved["cwd"] else None)
 
     def names(self) -> list[str]:
-        """Every process that was started, in order of start."""
+        """Return every process that was started, in order of start."""
         return [p.stem for p in sorted(self.pids.glob("*.json"), key=lambda p: p.stat().st_mtime_ns)]
 
     def wait(self, what: str, check: Callable[[], bool], seconds: float, *needed: str) -> None:

@@ -1,4 +1,7 @@
-"""docs/reference.md from the models: every field of both kinds with type, default and what it means. `make docs`; `--check` writes nothing."""
+"""Write what the documentation takes from the code: `make docs`; `--check` writes nothing.
+
+docs/reference.md has every field of both kinds. The tables of environment variables are parts of pages, between two comments.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,39 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from egm_operator import settings
 from pydantic import BaseModel
 
 from grounding.api import KINDS
-from grounding.api.explain import _notes, type_name
+from grounding.api.explain import notes, type_name
 from grounding.api.manifest import submodel
+from grounding.runtime.environment import Environment, RlEnvironment, table
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = DOCS / "reference.md"
+PARTS = {
+    "images.md": {
+        "variables of a role": lambda: table(Environment),
+        "variables of verl": lambda: table(RlEnvironment),
+    },
+    "operator.md": {"settings of the operator": settings.table},
+}
+"""Page -> title of a part -> what makes it"""
 HEAD = """\
 # Reference
 
 Every field of both kinds, written by `make docs` from the models that also give the CustomResourceDefinitions, `egm validate` and `egm
-explain`. A preset may fill fields that have no default here ([jobs.md](jobs.md)).
+explain`. The default of a hyperparameter is shown for each method, with the presets that differ from it
+([jobs.md](jobs.md)).
 """
 
 
 def fields(model: type[BaseModel], path: str) -> Iterator[str]:
-    """A row a field, depth first."""
+    """Yield a row a field, depth first."""
     for name, field in model.model_fields.items():
         here = f"{path}.{field.alias or name}"
-        notes = "; ".join(_notes(field))
-        text = " ".join((field.description or "").split()) + (f" *{notes}*" if notes else "")
+        known = "; ".join(notes(model, field))
+        text = " ".join((field.description or "").split()) + (f" *{known}*" if known else "")
         yield f"| `{here}` | {type_name(field.annotation)} | {text.replace('|', chr(92) + '|')} |"
         inner = submodel(field.annotation)
         if inner is not None:
@@ -34,7 +49,7 @@ def fields(model: type[BaseModel], path: str) -> Iterator[str]:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [HEAD]
     for name, kind in KINDS.items():
         parts.append(f"\n## {name} (`{kind.short_name}`)\n\n{kind.__doc__}\n")
@@ -45,8 +60,29 @@ def page() -> str:
     return "".join(parts)
 
 
+def filled(text: str, title: str, part: str) -> str:
+    """Return a page with one of its parts replaced."""
+    begin, end = f"<!-- {title}: make docs -->\n", "<!-- end -->"
+    before, _, rest = text.partition(begin)
+    assert rest, f"no part {title!r}"
+    return f"{before}{begin}{part}{end}{rest.partition(end)[2]}"
+
+
+def pages() -> dict[Path, str]:
+    """Return every page that has something of the code, as it should be."""
+    made = {PAGE: page()}
+    for name, parts in PARTS.items():
+        text = (DOCS / name).read_text()
+        for title, make in parts.items():
+            text = filled(text, title, make())
+        made[DOCS / name] = text
+    return made
+
+
 if __name__ == "__main__":
-    text = page()
-    if "--check" in sys.argv:
-        sys.exit(0 if PAGE.exists() and PAGE.read_text() == text else f"{PAGE.name} is out of date: make docs")
-    PAGE.write_text(text)
+    for path, text in pages().items():
+        if path.exists() and path.read_text() == text:
+            continue
+        if "--check" in sys.argv:
+            sys.exit(f"{path.name} is out of date: make docs")
+        path.write_text(text)

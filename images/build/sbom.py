@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 
 def python_packages(site: str) -> list[dict[str, object]]:
-    """A component for each distribution in a site-packages folder."""
+    """Return a component for each distribution in a site-packages folder."""
     found = []
     for d in distributions(path=[site]):
         name = d.metadata["Name"].lower().replace("_", "-").replace(".", "-")
@@ -36,7 +36,7 @@ def python_packages(site: str) -> list[dict[str, object]]:
 
 
 def debian_packages(status: str) -> list[dict[str, object]]:
-    """A component for each installed package of a dpkg status file."""
+    """Return a component for each installed package of a dpkg status file."""
     found = []
     for paragraph in status.split("\n\n"):
         fields = dict(
@@ -51,7 +51,7 @@ def debian_packages(status: str) -> list[dict[str, object]]:
 
 
 def bill(title: str, components: list[dict[str, object]]) -> dict[str, object]:
-    """The document; its serial number follows from its content."""
+    """Return the document; its serial number follows from its content."""
     components = sorted(({**c, "bom-ref": c["purl"]} for c in components), key=lambda c: str(c["purl"]))
     digest = hashlib.sha256(json.dumps([title, components], sort_keys=True).encode()).digest()
     return {

@@ -1,5 +1,5 @@
 """`python -m egm_operator`."""
 
-from egm_operator.main import main
+from egm_operator.controller.main import main
 
 main()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-GROUP = "grounding.egm.dev"
-VERSION = "v1alpha1"
+from egm_operator.kinds import GROUP, JOBS, TRAIN_JOB
+
 FIELD_MANAGER = "egm-operator"
 
 LABEL_JOB = f"{GROUP}/job"
@@ -15,16 +15,14 @@ LABEL_KIND = f"{GROUP}/kind"
 LABEL_ROLE = f"{GROUP}/role"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_INDEX = f"{GROUP}/index"
+LABEL_MODEL = f"{GROUP}/model"
+"""Of a sweep over models: the number of the model, from 1, that a server or client belongs to."""
 ANNOTATION_JOB = f"{GROUP}/job.yaml"
 """On a pod: the job as the pod reads it, from a file that the kubelet makes of this; a ConfigMap would be one object more to make and to name."""
 ANNOTATION_PROGRESS = f"{GROUP}/progress"
 """On a pod: the JSON of `/progress`, for networks in which the operator cannot reach pods."""
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-
-KIND_SHORT = {"GroundingTrainJob": "train", "GroundingEvalJob": "eval"}
-PLURALS = {"GroundingTrainJob": "groundingtrainjobs", "GroundingEvalJob": "groundingevaljobs"}
-KIND_OF_SHORT = {short: kind for kind, short in KIND_SHORT.items()}
 
 PREPARE = "prepare"
 """The init container in which a pod makes its own data."""
@@ -33,7 +31,7 @@ SERVER_PORT = 8000
 
 
 def child(job: str, suffix: str, limit: int = 52) -> str:
-    """`job-suffix`, at most `limit` characters; a longer one is cut and told apart by a hash.
+    """Return `job-suffix`, at most `limit` characters; a longer one is cut and distinguished by a hash.
 
     52 leaves room for what the training-operator and the Job controller add (`-worker-1234`, `-abcde`) within the 63 of a label.
     """
@@ -45,7 +43,7 @@ def child(job: str, suffix: str, limit: int = 52) -> str:
 
 
 def label_value(job: str) -> str:
-    """A job's name as a label's value (63 characters, which a job's name keeps to)."""
+    """Return a job's name as a label's value (63 characters, which a job's name keeps to)."""
     return job[:63]
 
 
@@ -55,7 +53,7 @@ def labels(kind: str, job: str, uid: str, role: str, attempt: int | None = None)
         "app.kubernetes.io/managed-by": FIELD_MANAGER,
         "app.kubernetes.io/part-of": "egm",
         LABEL_JOB: label_value(job),
-        LABEL_KIND: KIND_SHORT[kind],
+        LABEL_KIND: JOBS[kind].short,
         LABEL_UID: uid,
         LABEL_ROLE: role,
     }
@@ -66,4 +64,4 @@ def labels(kind: str, job: str, uid: str, role: str, attempt: int | None = None)
 
 def prefix(kind: str, job: str) -> str:
     """First part of the names of a job's objects: kinds apart, since both may have a job of one name."""
-    return job if kind == "GroundingTrainJob" else f"{job}-eval"
+    return job if kind == TRAIN_JOB.name else f"{job}-eval"

@@ -2,48 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 
-from egm_operator.build import batch, pytorchjob, servers
-from egm_operator.build.places import model_left_by, output_of, places
-from egm_operator.build.pod import Context, Raw
+from egm_operator.kube.objects import Raw
+from egm_operator.manifests import batch, network, pytorchjob, servers
+from egm_operator.manifests.places import model_left_by, output_of, places
+from egm_operator.manifests.pod import Context
+from egm_operator.plan.snapshot import roles_of
 from egm_operator.settings import Settings
 from grounding.api import GroundingTrainJob, Job, load
 from grounding.errors import UserError
-from grounding.roles import plan as plan_roles
 
 UID = "00000000-0000-0000-0000-000000000000"
 """Stands for the uid that the API server gives."""
 
 
-def objects(job: Job, upstream: Job | None, settings: Settings, namespace: str) -> list[Raw]:
-    """Objects of a job's first attempt. `upstream`: the train job that its model comes from. Raises `UserError`."""
+def objects(job: Job, trains: Mapping[str, Job], settings: Settings, namespace: str) -> list[Raw]:
+    """Return the objects of a job's first attempt. `trains`: train jobs by name, from which models may come. Raises `UserError`."""
     namespace = job.metadata.namespace or namespace
     output = output_of(job, namespace, settings.default_output)
     if not output:
-        hint = "Set spec.output (pvc://claim/path or s3://bucket/path), or EGM_DEFAULT_OUTPUT as the operator has it."
+        hint = "Set spec.output (pvc://claim/path or s3://bucket/path), or EGM_OPERATOR_DEFAULT_OUTPUT as the operator has it."
         raise UserError("is missing", field=f"{job.metadata.name}: spec.output", hint=hint)
-    reference = job.spec.model
-    model = reference.source or ""
-    if reference.train_job:
-        left = model_left_by(upstream, namespace, settings.default_output) if upstream is not None else ""
-        model = left or f"model-of://{reference.train_job}"
-    where = places(job, model, output)
-    ctx = Context(job, namespace, UID, where, settings)
-    roles = {r.name: r for r in plan_roles(job, where.layout)}
-    first = batch.prepare(roles["prepare"], ctx)
+    found: list[Raw] = []
+    several = not isinstance(job, GroundingTrainJob) and bool(job.spec.several_models)
+    for number, reference in enumerate(job.spec.models, 1):
+        model = reference.source or ""
+        if reference.train_job:
+            upstream = trains.get(reference.train_job)
+            left = model_left_by(upstream, namespace, settings.default_output) if upstream is not None else ""
+            model = left or f"model-of://{reference.train_job}"
+        where = places(job, model, output)
+        ctx = Context(job, namespace, UID, where, settings, number if several else None)
+        found += _of_model(ctx, first=number == 1)
+    named = {
+        (obj["kind"], obj["metadata"]["name"]): obj for obj in reversed(found)
+    }  # some are created once more by each attempt
+    return [obj for obj in found if named.pop((obj["kind"], obj["metadata"]["name"]), None) is not None]
+
+
+def _of_model(ctx: Context, first: bool) -> list[Raw]:
+    """Return the objects of the first attempt at a model; those that all models of a sweep share are among the `first` one's."""
+    job, roles = ctx.job, {r.name: r for r in roles_of(ctx)}
+    data = batch.prepare(roles["prepare"], ctx)
     if isinstance(job, GroundingTrainJob):
         return [
-            *([first] if where.shared else []),
+            *([*network.wanted(ctx), data] if ctx.places.shared else []),
             *pytorchjob.wanted(roles[job.spec.method], roles["prepare"], ctx, 1),
         ]
-    found, urls = [first], list[str]()
+    found, urls = [*network.wanted(ctx), data] if first else [], list[str]()
     if "server" in roles:
         urls = servers.endpoints(roles["server"], ctx)
         found += [
-            servers.service(ctx),
+            *(servers.shared(ctx) if first else []),
             *(servers.server(roles["server"], ctx, i) for i in range(roles["server"].replicas)),
         ]
     return [*found, batch.client(roles["evaluate"], roles["prepare"], ctx, 1, urls)]
@@ -62,7 +75,7 @@ def render(files: Sequence[Path], settings: Settings, namespace: str) -> str:
     yaml.representer.ignore_aliases = lambda _: True  # people read this
     out = StringIO()
     for job in jobs:
-        for obj in objects(job, trains.get(job.spec.model.train_job or ""), settings, namespace):
+        for obj in objects(job, trains, settings, namespace):
             out.write(f"---\n# {job.kind} {job.metadata.name}: {obj['kind']}\n")
             yaml.dump(obj, out)
     return out.getvalue()

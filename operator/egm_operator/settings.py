@@ -1,26 +1,68 @@
-"""Settings of the operator: every one by environment, listed in docs/operator.md."""
+"""Settings of the operator, read from environment variables that begin with `EGM_OPERATOR_`.
+
+The table in docs/operator.md and the chart's values are made of this file.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from typing import Annotated, Literal
+
+import orjson
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from grounding.errors import UserError
 
+PREFIX = "EGM_OPERATOR_"
+_OF_A_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_[0-9]|$)")
 
-@dataclass(frozen=True)
-class Settings:
-    """What the environment says. Names are `EGM_` and the field in capitals."""
 
-    namespaces: tuple[str, ...] = ()
+def _names(value: object) -> object:
+    """Split a comma separated list; sorted, so that one set has one form."""
+    return tuple(sorted({n.strip() for n in value.split(",") if n.strip()})) if isinstance(value, str) else value
+
+
+def _objects(value: object) -> object:
+    """Check that a text is a JSON list of objects."""
+    if isinstance(value, str):
+        found = orjson.loads(value)
+        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+            raise ValueError("not a JSON list of objects")
+    return value
+
+
+Objects = Annotated[str, BeforeValidator(_objects)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+WholeSeconds = Annotated[int, Field(ge=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseSettings):
+    """What the environment says. The name of a variable is `EGM_OPERATOR_` and the field in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    namespaces: Names = ()
     """Namespaces served, comma separated; empty: the whole cluster."""
     train_image: str = "localhost/egm-train:dev"
     """Image of prepare and training pods."""
     infer_image: str = "localhost/egm-infer:dev"
     """Image of server and client pods."""
     image_pull_policy: str = "IfNotPresent"
+    """imagePullPolicy of all pods."""
     image_pull_secret: str = ""
     """Secret in the job's namespace for pulling the images."""
     default_output: str = ""
@@ -28,41 +70,83 @@ class Settings:
     storage_secret: str = ""
     """Secret in the job's namespace whose keys become environment of every pod (S3 credentials, HF_TOKEN); referenced, never read."""
     gpu_resource: str = "nvidia.com/gpu"
-    run_as_user: int = 1000
-    grace_seconds: int = 120
-    """terminationGracePeriodSeconds of training pods: what a checkpoint may take after SIGTERM."""
+    """Name of the GPU resource."""
+    run_as_user: Annotated[int, Field(ge=0)] = 1000
+    """User and group of the pods, and the group of their volumes; 0: none is written, because the cluster chooses them (OpenShift)."""
+    grace_seconds: WholeSeconds = 120
+    """terminationGracePeriodSeconds of the pods. Roles get it less a margin, as `EGM_GRACE_SECONDS`: a checkpoint and its upload must fit."""
     service_account: str = ""
     """Service account of the pods; empty: the namespace's default. No token is mounted in either case."""
-    backoff_base_seconds: float = 10.0
+    pod_template: Literal["allow", "restricted", "deny"] = "restricted"
+    """What a job's podTemplate may do. restricted: nothing beyond the restricted Pod Security level, no Secret but those named here or by the
+    job's own fields; allow: anything that the cluster lets through; deny: no podTemplate."""
+    pod_template_secrets: Names = ()
+    """Secrets that a podTemplate may read, comma separated."""
+    image_registries: Names = ()
+    """Registries whose images a podTemplate may name, comma separated; empty: all."""
+    network_policies: bool = False
+    """Whether each job gets a NetworkPolicy: its pods among themselves, and those below; nothing else gets in."""
+    network_telemetry_from: Objects = "[]"
+    """Who may reach port 8090 of jobs' pods (`/progress`, `/metrics`), as `from` of a NetworkPolicy, in JSON: the operator itself."""
+    network_scrape_from: Objects = "[]"
+    """Who may reach port 8090, and port 8000 of servers as well: Prometheus. The same form."""
+    network_egress: Objects = "[]"
+    """Where jobs' pods may connect to beside each other and name servers, as `egress` of a NetworkPolicy, in JSON; empty: anywhere."""
+    backoff_base_seconds: Seconds = 10.0
     """Wait before the second attempt; doubled with each further one."""
-    backoff_limit_seconds: float = 360.0
-    server_start_seconds: float = 600.0
-    """How long, beyond the engine's own limit, the first server may take (image, model)."""
-    progress_seconds: float = 15.0
+    backoff_limit_seconds: Seconds = 360.0
+    """Longest wait before an attempt."""
+    server_start_seconds: Seconds = 600.0
+    """How long, beyond the engine's own limit, the first server may take from when a node has it (image, model)."""
+    node_lost_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300.0
+    """How long a pod may stay after the end of its grace period before its node counts as lost, and the job continues without waiting for it."""
+    progress_seconds: Seconds = 15.0
     """Time between two readings of a job's `/progress`."""
-    progress_via: str = "pod"
-    """pod: HTTP to the pod's address; proxy: through the API server; off: annotations alone."""
-    progress_stale_seconds: float = 120.0
+    progress_via: Literal["pod", "proxy", "off"] = "pod"
+    """pod: HTTP to the pod's address; proxy: through the API server; off: only annotations."""
+    progress_stale_seconds: Seconds = 120.0
     """After this long without an answer the condition ProgressAvailable says so."""
-    workers: int = 8
+    workers: Annotated[int, Field(ge=1)] = 8
     """Jobs reconciled at once."""
-    resync_seconds: float = 600.0
+    resync_seconds: Seconds = 600.0
     """Time between full listings, which repair whatever a watch has missed."""
     leader_elect: bool = True
+    """Whether to use a Lease; false for one replica."""
     lease_name: str = "egm-operator"
+    """Name of the Lease."""
     lease_namespace: str = ""
     """Namespace of the Lease; empty: the operator's own, or `default` outside a cluster."""
-    lease_seconds: int = 15
+    lease_seconds: Annotated[int, Field(ge=1)] = 15
+    """How long the Lease holds without renewal."""
     identity: str = ""
     """Name in the Lease; empty: host name and process id."""
-    health_port: int = 8080
+    health_port: Port = 8080
     """Port of /healthz, /readyz and /metrics; 0: none."""
-    health_host: str = "0.0.0.0"  # noqa: S104  # probes come from the kubelet
-    metrics_jobs: int = 10000
+    health_host: str = ""
+    """Address of the health port; empty: all addresses, IPv4 and IPv6."""
+    metrics_jobs: Annotated[int, Field(ge=0)] = 10000
     """Jobs with series of their own on /metrics, at most; totals count all."""
     log_level: str = "INFO"
-    log_format: str = "json"
+    """Lowest level that is logged."""
+    log_format: Literal["json", "text"] = "json"
     """json or text."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Use only what is given: `Settings()` holds the defaults wherever it is made; `load` reads an environment."""
+        return (init_settings,)
+
+    @classmethod
+    def variable(cls, field: str) -> str:
+        """Return the name of a field's variable."""
+        return PREFIX + field.upper()
 
     @property
     def holder(self) -> str:
@@ -71,33 +155,29 @@ class Settings:
 
 
 def load(environ: Mapping[str, str]) -> Settings:
-    """Settings of an environment. Raises `UserError` that names the variable."""
-    values: dict[str, object] = {}
-    for field in fields(Settings):
-        name = f"EGM_{field.name.upper()}"
-        text = environ.get(name, "").strip()
-        if not text:
-            continue
-        try:
-            if field.type == "int":
-                values[field.name] = int(text)
-            elif field.type == "float":
-                values[field.name] = float(text)
-            elif field.type == "bool":
-                values[field.name] = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-            elif field.name == "namespaces":
-                values[field.name] = tuple(sorted({n.strip() for n in text.split(",") if n.strip()}))
-            else:
-                values[field.name] = text
-        except (ValueError, KeyError):
-            kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(
-                str(field.type), "a text"
-            )
-            raise UserError(f"expected {kind}, found {text!r}", field=name) from None
-    settings = Settings(**values)  # type: ignore[arg-type]
-    for field_name, allowed in (("progress_via", ("pod", "proxy", "off")), ("log_format", ("json", "text"))):
-        if (found := getattr(settings, field_name)) not in allowed:
-            raise UserError(f"expected one of {', '.join(allowed)}, found {found!r}", field=f"EGM_{field_name.upper()}")
-    if settings.workers < 1:
-        raise UserError("expected at least 1", field="EGM_WORKERS")
-    return settings
+    """Read the settings of an environment. Raises `UserError` that names the variable, also for one that is no setting.
+
+    Kubernetes adds variables of the same prefix for a Service called egm-operator; they are passed over.
+    """
+    known = {Settings.variable(field) for field in Settings.model_fields}
+    for name in environ:
+        if name.startswith(PREFIX) and name not in known and not _OF_A_SERVICE.search(name):
+            raise UserError("is no setting of the operator", field=name, hint="docs/operator.md lists them.")
+    source = EnvSettingsSource(Settings)
+    source.env_vars = {name.lower(): text.strip() for name, text in environ.items() if text.strip()}
+    try:
+        return Settings(**source())
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        raise UserError(f"{first['msg']}, found {first['input']!r}", field=Settings.variable(field)) from None
+
+
+def table() -> str:
+    """Return the Markdown table of the settings."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for field, info in Settings.model_fields.items():
+        default = str(info.default).lower() if isinstance(info.default, bool) else str(info.default or "")
+        shown = f"`{default}`" if default else ""
+        lines.append(f"| `{Settings.variable(field)}` | {shown} | {info.description} |")
+    return "\n".join(lines) + "\n"

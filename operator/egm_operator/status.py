@@ -1,30 +1,25 @@
 """The status of a job: phase, conditions with reasons from a closed list, and ready-made strings for columns. Pure.
 
-A draft starts from the old status and is written only when it differs; a condition's time moves only when its truth does.
+A builder starts from the old status and is written only if it differs; a condition's time changes only if its truth does.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
+
+from egm_operator.kinds import EVAL_JOB, TRAIN_JOB
+from grounding.api.base import read_known
+from grounding.api.status import Condition, EvalColumns, EvalStatus, JobStatus, Phase, TrainColumns, TrainStatus
+
+S = TypeVar("S", bound=JobStatus)
+_MODELS: dict[str, type[JobStatus]] = {TRAIN_JOB.name: TrainStatus, EVAL_JOB.name: EvalStatus}
 
 
-class Phase(StrEnum):
-    """Where a job stands, in one word; the truth is in the conditions."""
-
-    PENDING = "Pending"
-    PREPARING = "Preparing"
-    RUNNING = "Running"
-    RESTARTING = "Restarting"
-    SUSPENDED = "Suspended"
-    SUCCEEDED = "Succeeded"
-    FAILED = "Failed"
-
-
-class Condition(StrEnum):
+class ConditionType(StrEnum):
     """Types of conditions."""
 
     MODEL_READY = "ModelReady"
@@ -33,8 +28,14 @@ class Condition(StrEnum):
     RUNNING = "Running"
     RESTARTING = "Restarting"
     PROGRESS_AVAILABLE = "ProgressAvailable"
+    OUTPUT_WRITABLE = "OutputWritable"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+    # for tools that know Kubernetes' Job (Complete, Failed), and for those that go by kstatus (Flux, Helm, kpt)
+    COMPLETE = "Complete"
+    READY = "Ready"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
 
 
 class Reason(StrEnum):
@@ -49,7 +50,9 @@ class Reason(StrEnum):
     QUEUED = "Queued"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL = "ImagePull"
+    CONTAINER_NOT_STARTED = "ContainerNotStarted"
     PODS_PENDING = "PodsPending"
+    PODS_REFUSED = "PodsRefused"
     SERVERS_STARTING = "ServersStarting"
     STOPPING = "Stopping"
     # well
@@ -59,17 +62,21 @@ class Reason(StrEnum):
     ALL_PODS_RUNNING = "AllPodsRunning"
     CLIENT_RUNNING = "ClientRunning"
     ANSWERING = "Answering"
+    UPLOADED = "Uploaded"
     RESTARTED = "Restarted"
     RESUMED = "Resumed"
+    MODEL_MEASURED = "ModelMeasured"
     COMPLETED = "Completed"
     # the user's wish
     SUSPENDED = "SuspendedByUser"
     SUSPENDING = "Suspending"
     # trouble
     NO_ANSWER = "NoAnswer"
+    UPLOAD_FAILING = "UploadFailing"
     POD_FAILED = "PodFailed"
     POD_REPLACED = "PodReplaced"
     EVICTED = "Evicted"
+    NODE_LOST = "NodeLost"
     OUT_OF_MEMORY = "OutOfMemory"
     STALLED = "Stalled"
     SERVERS_NOT_READY = "ServersNotReady"
@@ -83,21 +90,37 @@ class Reason(StrEnum):
     REFUSED = "Refused"
 
 
+def reason_of(text: str) -> Reason:
+    """Return a reason that a status holds; one that this version does not know counts as a failed pod."""
+    try:
+        return Reason(text)
+    except ValueError:
+        return Reason.POD_FAILED
+
+
 def stamp(now: float) -> str:
     """Seconds since 1970 as RFC 3339, whole seconds."""
     return datetime.fromtimestamp(int(now), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def seconds(text: str | None) -> float | None:
-    """RFC 3339 as seconds since 1970; None for nothing, or what is no time."""
+    """Return RFC 3339 as seconds since 1970; None for nothing, or what is no time."""
+    return _seconds(text) if text and len(text) <= _LONGEST_TIME else None
+
+
+_LONGEST_TIME = 64
+
+
+@lru_cache(maxsize=2048)  # every planning reads the times of all objects again
+def _seconds(text: str) -> float | None:
     try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() if text else None
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
     except ValueError:
         return None
 
 
 def span(duration: float | None) -> str:
-    """A duration as `2d4h`, `3h12m`, `5m10s` or `8s`."""
+    """Return a duration as `2d4h`, `3h12m`, `5m10s` or `8s`."""
     if duration is None:
         return ""
     left = max(0, int(duration))
@@ -116,116 +139,221 @@ _MESSAGE_LIMIT = 1024
 
 
 def short(text: str, limit: int = _MESSAGE_LIMIT) -> str:
-    """A message that fits; the end of a log says more than its beginning."""
+    """Return a message that fits; the end of a log says more than its beginning."""
     text = text.strip()
     return text if len(text) <= limit else "..." + text[-(limit - 3) :]
 
 
-class Draft:
-    """The next status of a job."""
+def read_status(raw: Mapping[str, Any], model: type[S]) -> S:
+    """Return the status of a job as the API server holds it. What is not of the model's form is left out."""
+    return read_known(model, raw.get("status"))
 
-    def __init__(self, old: Mapping[str, Any] | None, generation: int, now: float) -> None:
-        self.old: dict[str, Any] = dict(old or {})
-        self.new: dict[str, Any] = copy.deepcopy(self.old)
-        self.now = now
-        self.new["observedGeneration"] = generation
+
+def status_of(raw: Mapping[str, Any]) -> JobStatus:
+    """Return the status of a job of either kind: a `TrainStatus` or an `EvalStatus`."""
+    return read_status(raw, _MODELS[raw["kind"]])
+
+
+class StatusBuilder(Generic[S]):
+    """The next status of a job, made from the last one: its `fields` are changed one by one."""
+
+    def __init__(self, old: S, generation: int, now: float) -> None:
+        self.old, self.now = old, now
+        self.fields: S = old.model_copy(update={"observed_generation": generation})
         self._gpu_seconds = 0.0
+
+    def copy(self) -> StatusBuilder[S]:
+        """Return a builder that starts where this one is."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.fields = self.fields.model_copy()
+        return other
 
     @property
     def attempt(self) -> int:
-        """Starts so far."""
-        return int(self.new.get("attempt") or 0)
+        """Return the number of starts so far."""
+        return _or_zero(self.fields.attempt)
 
-    @attempt.setter
-    def attempt(self, value: int) -> None:
-        self.new["attempt"] = value
+    @property
+    def recorded_attempt(self) -> int:
+        """Return the number of starts that the last status says."""
+        return _or_zero(self.old.attempt)
 
-    def get(self, kind: Condition) -> Mapping[str, Any]:
-        """The condition of a type, or an empty mapping."""
-        return next((c for c in self.new.get("conditions") or [] if c.get("type") == kind), {})
+    @property
+    def current_phase(self) -> Phase:
+        """Return the phase; a job without one is pending."""
+        return phase_of(self.fields)
 
-    def is_true(self, kind: Condition) -> bool:
-        """Whether a condition is there and true."""
-        return self.get(kind).get("status") == "True"
+    @property
+    def ended(self) -> bool:
+        """Return whether the job has ended."""
+        return bool(self.fields.completion_time)
 
-    def since(self, kind: Condition) -> float:
-        """When a condition last changed its truth; now, when it never has."""
-        return seconds(self.get(kind).get("lastTransitionTime")) or self.now
+    def get(self, kind: ConditionType) -> Condition | None:
+        """Return the condition of a type, if there is one."""
+        return next((c for c in conditions(self.fields) if c.type == kind), None)
 
-    def condition(self, kind: Condition, truth: bool, reason: Reason, message: str = "") -> None:
+    def is_true(self, kind: ConditionType) -> bool:
+        """Return whether a condition is there and true."""
+        found = self.get(kind)
+        return found is not None and found.status == "True"
+
+    def is_false(self, kind: ConditionType) -> bool:
+        """Return whether a condition is there and false."""
+        found = self.get(kind)
+        return found is not None and found.status == "False"
+
+    def since(self, kind: ConditionType) -> float:
+        """Return when a condition last changed its truth; now, if it never has."""
+        found = self.get(kind)
+        at = seconds(found.last_transition_time) if found is not None else None
+        return self.now if at is None else at
+
+    def condition(self, kind: ConditionType, truth: bool, reason: Reason, message: str = "") -> None:
         """Set a condition."""
-        conditions: list[dict[str, Any]] = self.new.setdefault("conditions", [])
-        value = {
-            "type": str(kind),
-            "status": "True" if truth else "False",
-            "reason": str(reason),
-            "message": short(message),
-            "observedGeneration": self.new["observedGeneration"],
-            "lastTransitionTime": stamp(self.now),
-        }
-        for i, found in enumerate(conditions):
-            if found["type"] == kind:
-                if found["status"] == value["status"]:
-                    value["lastTransitionTime"] = found["lastTransitionTime"]
-                conditions[i] = value
-                return
-        conditions.append(value)
+        old = self.get(kind)
+        status = "True" if truth else "False"
+        new = Condition(
+            type=str(kind),
+            status="True" if truth else "False",
+            reason=str(reason),
+            message=short(message),
+            observed_generation=self.fields.observed_generation,
+            last_transition_time=old.last_transition_time
+            if old is not None and old.status == status
+            else stamp(self.now),
+        )
+        known = conditions(self.fields)
+        self.fields.conditions = [new if c is old else c for c in known] if old is not None else [*known, new]
 
     def phase(self, phase: Phase, reason: Reason, message: str = "") -> None:
         """Set phase, reason and message."""
-        self.new["phase"], self.new["reason"], self.new["message"] = str(phase), str(reason), short(message)
+        self.fields.phase, self.fields.reason, self.fields.message = phase, str(reason), short(message)
+
+    def forget_eta(self) -> None:
+        """Take back the estimate of an evaluation's end."""
+        if isinstance(self.fields, EvalStatus):
+            self.fields.eta_seconds = None
 
     def used(self, gpus: int, start: float | None, end: float | None) -> None:
         """Count `gpus` GPUs in use from `start` until `end` (None: still), as far as an earlier status has not counted them."""
         if not gpus or start is None:
             return
-        counted = seconds(self.old.get("gpuSecondsTime")) or 0.0
         now = float(int(self.now))  # as gpuSecondsTime will say
-        self._gpu_seconds += gpus * max(0.0, min(end or now, now) - max(start, counted))
+        end = now if end is None else min(end, now)
+        self._gpu_seconds += gpus * max(0.0, end - max(start, self._counted_until))
+
+    @property
+    def _counted_until(self) -> float:
+        at = seconds(self.old.gpu_seconds_time)
+        return 0.0 if at is None else at
 
     def build(self) -> dict[str, Any] | None:
-        """The new status, or None when there is nothing to write."""
-        counted = seconds(self.old.get("gpuSecondsTime"))
-        changed = self.new != self.old
-        due = self._gpu_seconds > 0 and (counted is None or self.now - counted >= GPU_REFRESH_S)
-        if not changed and not due:
+        """Return the new status as the API server gets it, or None if there is nothing to write."""
+        due = self._gpu_seconds > 0 and self.now - self._counted_until >= GPU_REFRESH_S
+        if self.fields == self.old and not due:
             return None
         if self._gpu_seconds > 0:
-            self.new["gpuSeconds"] = round(float(self.old.get("gpuSeconds") or 0.0) + self._gpu_seconds, 1)
-            self.new["gpuSecondsTime"] = stamp(self.now)
-        self.new["columns"] = columns(self.new)
-        for name in [n for n, v in self.new.items() if v is None]:
-            del self.new[name]
-        return self.new if self.new != self.old else None
+            before = 0.0 if self.old.gpu_seconds is None else self.old.gpu_seconds
+            self.fields.gpu_seconds = round(before + self._gpu_seconds, 1)
+            self.fields.gpu_seconds_time = stamp(self.now)
+        self._say_it_to_tools()
+        set_columns(self.fields)
+        return None if self.fields == self.old else as_json(self.fields)
+
+    def _say_it_to_tools(self) -> None:
+        """Set the conditions by which other tools judge an object; they follow from the phase.
+
+        `Complete` is that of a batch/v1 Job. The others are kstatus's: Ready means that what the spec asks for has been done, Reconciling that it
+        is being done, Stalled that it will not be done without a change.
+        """
+        phase = self.current_phase
+        reason = reason_of(reason_text(self.fields)) if self.fields.reason else Reason.STARTING
+        said = reason, "" if self.fields.message is None else self.fields.message
+        truths = {
+            ConditionType.READY: phase is Phase.SUCCEEDED,
+            ConditionType.RECONCILING: phase not in (Phase.SUCCEEDED, Phase.FAILED, Phase.SUSPENDED),
+            ConditionType.STALLED: phase is Phase.FAILED,
+        }
+        if phase is Phase.SUCCEEDED:
+            truths[ConditionType.COMPLETE] = True
+        for kind, truth in truths.items():
+            old = self.get(kind)
+            if old is None or (old.status == "True") is not truth or (truth and (old.reason, old.message) != said):
+                self.condition(kind, truth, *said)
 
 
-def _number(value: Any, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else ""
+def _or_zero(value: int | None) -> int:
+    return 0 if value is None else value
 
 
-def columns(status: Mapping[str, Any]) -> dict[str, str]:
-    """Ready-made strings for printer columns: JSONPath cannot format."""
-    found: dict[str, str] = {}
-    progress = status.get("progress") or {}
-    metrics = status.get("metrics") or {}
-    accuracy = status.get("accuracy") or {}
-    if progress.get("totalSteps"):
-        found["step"] = f"{progress.get('step', 0)}/{progress['totalSteps']}"
-    found["score"] = _number(metrics.get("score"))
-    found["valAccuracy"] = _number(metrics.get("valAccuracy"))
-    if status.get("total"):
-        found["done"] = f"{status.get('done', 0)}/{status['total']}"
-    found["accuracy"] = _number(accuracy.get("macro"))
-    found["requestsPerSecond"] = _number(status.get("requestsPerSecond"), 1)
-    if status.get("phase") == Phase.RUNNING:
-        found["eta"] = span(progress.get("etaSeconds") or status.get("etaSeconds"))
-    if status.get("gpuSeconds"):
-        found["gpuHours"] = f"{status['gpuSeconds'] / 3600:.2f}"
-    return {k: v for k, v in found.items() if v}
+def phase_of(status: JobStatus) -> Phase:
+    """Return the phase of a status; a job without one is pending."""
+    return Phase.PENDING if status.phase is None else status.phase
+
+
+def reason_text(status: JobStatus) -> str:
+    """Return the reason of a status; empty if it has none."""
+    return "" if status.reason is None else status.reason
+
+
+def conditions(status: JobStatus) -> list[Condition]:
+    """Return all conditions of a status."""
+    return [] if status.conditions is None else status.conditions
+
+
+def as_json(status: JobStatus) -> dict[str, Any]:
+    """Return a status as the API server holds it."""
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+_LONGEST_S = 2**31
+"""Seconds; a longer time to the end is none that anybody has measured"""
+
+
+def seconds_left(eta: float | None) -> int | None:
+    """Return an estimated time to the end in whole seconds, as far as it can be one: pods report what they want."""
+    return int(eta) if eta is not None and 0 <= eta < _LONGEST_S else None
+
+
+def _number(value: float | None, digits: int = 3) -> str | None:
+    """Return a figure for a column, which has 64 characters."""
+    return None if value is None else f"{value:.{digits}f}" if abs(value) < 1e12 else f"{value:.{digits}g}"
+
+
+def _of(part: int | None, whole: int | None) -> str | None:
+    return f"{_or_zero(part)}/{whole}" if whole else None
+
+
+def _eta(status: JobStatus, eta: float | None) -> str | None:
+    """Return the time to the end as text, while a job runs."""
+    return span(eta) if status.phase is Phase.RUNNING and eta is not None else None
+
+
+def set_columns(status: JobStatus) -> None:
+    """Make the strings for printer columns, because JSONPath cannot format."""
+    hours = f"{status.gpu_seconds / 3600:.2f}" if status.gpu_seconds else None
+    if isinstance(status, TrainStatus):
+        progress, metrics = status.progress, {} if status.metrics is None else status.metrics
+        status.columns = TrainColumns(
+            step=_of(progress.step, progress.total_steps) if progress is not None else None,
+            score=_number(metrics.get("score")),
+            val_accuracy=_number(metrics.get("valAccuracy")),
+            eta=_eta(status, progress.eta_seconds if progress is not None else None),
+            gpu_hours=hours,
+        )
+    elif isinstance(status, EvalStatus):
+        status.columns = EvalColumns(
+            done=_of(status.done, status.total),
+            accuracy=_number(status.accuracy.macro if status.accuracy is not None else None),
+            requests_per_second=_number(status.requests_per_second, 1),
+            eta=_eta(status, status.eta_seconds),
+            gpu_hours=hours,
+        )
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON merge patch that turns `old` into `new`."""
+    """Return the JSON merge patch that turns `old` into `new`."""
     patch: dict[str, Any] = {k: None for k in old if k not in new}
     for key, value in new.items():
         before = old.get(key)

@@ -10,8 +10,8 @@ import samples
 from playwright.sync_api import Page, expect
 
 from grounding.evaluate.compare import compare
-from grounding.evaluate.stored import read_answers
-from grounding.report import build, build_comparison
+from grounding.evaluate.results.reader import read_answers
+from grounding.report import build, build_comparison, build_scaling
 
 pytestmark = pytest.mark.browser
 Open = Callable[..., Page]
@@ -52,6 +52,34 @@ def comparison(tmp_path: Path) -> Path:
     a = samples.evaluation(tmp_path / "a", images, 4, rows=120)
     b = samples.evaluation(tmp_path / "b", images, 7, rows=120, model="n")
     return build_comparison(compare(read_answers(a), read_answers(b)), tmp_path / "compare.html", ["It fell."])
+
+
+@pytest.fixture(params=["one model", "two models"])
+def scaling(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    make = samples.sweep if request.param == "one model" else samples.sweep_over_models
+    return build_scaling([make(tmp_path / "sweep", samples.pictures(tmp_path / "pictures"))], tmp_path / "scaling.html")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_costs_are_switched_without_a_script_and_the_page_fits(
+    visit: Open, scaling: Path, width: int, scheme: str
+) -> None:
+    page = visit(scaling, width=width, scheme=scheme)
+    shown = page.locator(".views figure:visible")
+    expect(shown).to_have_count(1)
+    expect(shown).to_have_class("view-latency")
+    page.get_by_role("radio", name="Generated tokens").focus()
+    page.keyboard.press("Space")
+    expect(shown).to_have_class("view-tokens")
+    page.keyboard.press("ArrowRight")
+    expect(shown).to_have_class("view-flops")
+    expect(
+        shown.get_by_text("beats no thought").first
+    ).to_be_visible()  # what is said is said of the cost that is shown
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(POOR_CONTRAST) == []
+    assert page.locator("svg[role=img]").evaluate_all("all => all.every(e => e.getAttribute('aria-label'))")
 
 
 def background(page: Page) -> int:

@@ -59,7 +59,7 @@ def helm(*argv: str, check: bool = True, timeout: float = 120) -> subprocess.Com
 def template(
     *argv: str, chart: Path = CHART, namespace: str = "egm-system", release: str = "egm"
 ) -> list[dict[str, Any]]:
-    """The objects that Helm would send."""
+    """Return the objects that Helm would send."""
     text = helm("template", release, str(chart), VERSION, "--namespace", namespace, *argv).stdout
     return [obj for obj in YAML(typ="safe").load_all(text) if obj]
 
@@ -74,13 +74,13 @@ def rights(rules: Iterable[Mapping[str, Any]]) -> set[Right]:
 
 
 def granted(objects: Iterable[dict[str, Any]]) -> set[Right]:
-    """All that the operator's roles allow; the roles of users are not its own."""
+    """Return all that the operator's roles allow; the roles of users are not its own."""
     own = [o for o in objects if o["kind"] in ("Role", "ClusterRole") and "-operator" in o["metadata"]["name"]]
     return {right for role in own for right in rights(role["rules"])}
 
 
 def account_kubeconfig(api: Api, namespace: str, account: str, path: Path) -> Path:
-    """A kubeconfig with a token of a service account, as its pod would have."""
+    """Return a kubeconfig with a token of a service account, as its pod would have."""
     asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
     token = api.request("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token", asked)["status"][
         "token"
@@ -104,7 +104,7 @@ def account_kubeconfig(api: Api, namespace: str, account: str, path: Path) -> Pa
 
 
 def deployed(api: Api, namespace: str, folder: Path, release: str = "egm", **settings: str) -> Operator:
-    """The operator of a release as a process: the Deployment's environment, its service account's rights. Not started yet.
+    """Return the operator of a release as a process: the Deployment's environment, its service account's rights. Not started yet.
 
     Nothing runs images here; what the kubelet would fill in (the pod's name) and a free port are put in its place. Simulated pods have addresses at
     which nothing must be asked: progress is read from annotations.
@@ -114,13 +114,17 @@ def deployed(api: Api, namespace: str, folder: Path, release: str = "egm", **set
     # an empty value is none for the API server
     env = {e["name"]: e.get("value", "") for e in pod["containers"][0]["env"] if "valueFrom" not in e}
     config = account_kubeconfig(api, namespace, pod["serviceAccountName"], folder / f"{name}.kubeconfig")
-    env |= {"KUBECONFIG": str(config), "EGM_HEALTH_PORT": str(free_port()), "EGM_HEALTH_HOST": "127.0.0.1"}
-    env["EGM_PROGRESS_VIA"] = "off"
+    env |= {
+        "KUBECONFIG": str(config),
+        "EGM_OPERATOR_HEALTH_PORT": str(free_port()),
+        "EGM_OPERATOR_HEALTH_HOST": "127.0.0.1",
+    }
+    env["EGM_OPERATOR_PROGRESS_VIA"] = "off"
     return Operator(namespace, folder / f"{name}.log", **{**env, **settings})
 
 
 def audited(user: str) -> Iterator[dict[str, Any]]:
-    """What a user has asked the API server for, oldest first, over the files that were rolled."""
+    """Yield what a user has asked the API server for, oldest first, over the files that were rolled."""
     files = [*sorted(AUDIT.parent.glob("audit-*.log")), AUDIT]
     for path in files:
         with path.open() as lines:
@@ -139,13 +143,13 @@ def account_user(namespace: str, account: str = "egm-operator") -> str:
 
 
 def used(entries: Iterable[dict[str, Any]]) -> tuple[set[Right], list[str]]:
-    """The rights that requests made use of, and the requests that were denied."""
+    """Return the rights that requests made use of, and the requests that were denied."""
     found: set[Right] = set()
     denied: list[str] = []
     for entry in entries:
         about = entry.get("objectRef")
         if not about or "resource" not in about:
-            continue  # discovery: everybody's
+            continue  # discovery: everyone's
         resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
         group, verb, status = about.get("apiGroup", ""), entry["verb"], entry.get("responseStatus") or {}
         # an admission's refusal counts too, but for the one of a namespace that another test has deleted

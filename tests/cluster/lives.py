@@ -79,7 +79,10 @@ def check(drive: Drive, world: World, jobs: Jobs) -> None:
         assert status["reason"] == "Completed", status
         conditions = {c["type"]: c["status"] for c in status["conditions"]}
         true = {t for t, s in conditions.items() if s == "True"}
-        assert true - {"ProgressAvailable"} == {"ModelReady", "DataReady", "Succeeded"}, (name, conditions)
+        assert true - {"ProgressAvailable"} == {"ModelReady", "DataReady", "Succeeded", "Complete", "Ready"}, (
+            name,
+            conditions,
+        )
     double = {n: u for n, u in world.uids.items() if len(u) != 1}
     assert not double, double
     for kind, name in jobs:
@@ -101,5 +104,5 @@ def check(drive: Drive, world: World, jobs: Jobs) -> None:
 
 
 def ended(drive: Drive, jobs: Jobs) -> bool:
-    """Whether all have ended."""
+    """Return whether all have ended."""
     return all(drive.status(n, k).get("phase") in ENDS for k, n in jobs)

@@ -84,7 +84,17 @@ class Api:
         return found
 
     def request(self, method: str, path: str, body: Any = None, content: str = "application/json") -> Any:
-        """Raises `ApiError` with the server's answer, and `OSError` where there is none."""
+        """Raises `ApiError` with the server's answer, and `OSError` if there is none. A server that is busy (429) is asked again for 30 s."""
+        for _ in range(30):
+            try:
+                return self._request(method, path, body, content)
+            except ApiError as error:
+                if error.code != 429:
+                    raise
+                time.sleep(1)
+        return self._request(method, path, body, content)
+
+    def _request(self, method: str, path: str, body: Any, content: str) -> Any:
         data = json.dumps(body).encode() if body is not None else None
         headers = {"Content-Type": content, "Accept": "application/json"}
         for again in (True, False):
@@ -115,7 +125,7 @@ class Api:
             yield from answer
 
     def allowed(self, path: str, body: Any, token: str) -> bool:
-        """Whether the owner of a token may make this object; any other refusal is an error."""
+        """Return whether the owner of a token may make this object; any other refusal is an error."""
         where = urllib.parse.urlsplit(self.server)
         context = ssl.create_default_context(cadata=self._ca)  # without our own certificate
         connection = http.client.HTTPSConnection(str(where.hostname), where.port, context=context, timeout=30)
@@ -175,7 +185,7 @@ class Api:
 
 
 def until(what: str, look: Callable[[], T], seconds: float = 60.0) -> T:
-    """The first true value of `look`. Fails with what it last saw."""
+    """Return the first true value of `look`. Fails with what it last saw."""
     end, seen = time.monotonic() + seconds, None
     while time.monotonic() < end:
         seen = look()
@@ -187,7 +197,8 @@ def until(what: str, look: Callable[[], T], seconds: float = 60.0) -> T:
 
 _MORTAL = """
 import os, sys
-from egm_operator import api, main
+from egm_operator.controller import main
+from egm_operator.kube import client as api
 left, whole = int(sys.argv[1]), api.Api.request
 
 async def mortal(self, method, path, **more):
@@ -221,13 +232,13 @@ class Operator:
             **os.environ,
             "KUBECONFIG": str(kubeconfig()),
             "PYTHONUNBUFFERED": "1",
-            "EGM_NAMESPACES": namespaces,
-            "EGM_LEASE_NAMESPACE": namespaces.split(",")[0],
-            "EGM_LEASE_SECONDS": "3",
-            "EGM_BACKOFF_BASE_SECONDS": "1",
-            "EGM_PROGRESS_VIA": "off",
-            "EGM_LOG_FORMAT": "json",
-            "EGM_HEALTH_PORT": "0",
+            "EGM_OPERATOR_NAMESPACES": namespaces,
+            "EGM_OPERATOR_LEASE_NAMESPACE": namespaces.split(",")[0],
+            "EGM_OPERATOR_LEASE_SECONDS": "3",
+            "EGM_OPERATOR_BACKOFF_BASE_SECONDS": "1",
+            "EGM_OPERATOR_PROGRESS_VIA": "off",
+            "EGM_OPERATOR_LOG_FORMAT": "json",
+            "EGM_OPERATOR_HEALTH_PORT": "0",
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None
@@ -261,7 +272,7 @@ class Operator:
 def train_job(
     name: str, pods: dict[str, str] | None = None, nodes: int = 1, prepare_seconds: str = "0s", **spec: Any
 ) -> dict[str, Any]:
-    """A train job whose pods do what the annotations `pods` say (hack/cluster/kwok/stages.yaml)."""
+    """Return a train job whose pods do what the annotations `pods` say (hack/cluster/kwok/stages.yaml)."""
     return {
         "apiVersion": "grounding.egm.dev/v1alpha1",
         "kind": "GroundingTrainJob",
@@ -278,7 +289,7 @@ def train_job(
 
 
 def eval_job(name: str, servers: int = 2, **spec: Any) -> dict[str, Any]:
-    """An evaluation with servers of one GPU."""
+    """Return an evaluation with servers of one GPU."""
     return {
         "apiVersion": "grounding.egm.dev/v1alpha1",
         "kind": "GroundingEvalJob",
@@ -315,7 +326,7 @@ class Drive:
         return dict((found or {}).get("status") or {})
 
     def writes(self) -> object:
-        """Changes when an operator has written: versions of the jobs, which nobody else writes, and names of what it makes."""
+        """Changes when an operator has written: versions of the jobs, which no one else writes, and names of what it makes."""
         made = {o["metadata"]["name"] for kind in ("job", "pytorchjob") for o in self.api.list(kind, self.namespace)}
         jobs = [o["metadata"] for kind in ("gtj", "gej") for o in self.api.list(kind, self.namespace)]
         return made, {(m["name"], m["resourceVersion"]) for m in jobs}
@@ -370,10 +381,10 @@ class Drive:
         wishes = {"metadata": {"annotations": {"egm.test/waiting": None}}}
         self.api.patch("pod", self.namespace, pod["metadata"]["name"], wishes)
 
-    def report(self, job: str, step: int, total: int = 9) -> None:
+    def report(self, job: str, step: int, total: int = 9, **more: object) -> None:
         """Let rank 0 report a step, by its annotation."""
         for pod in self.pods(job, "rl"):
-            self.annotate(pod, progress=json.dumps({"step": step, "totalSteps": total, "time": time.time()}))
+            self.annotate(pod, progress=json.dumps({"step": step, "totalSteps": total, "time": time.time(), **more}))
 
     def end(
         self,

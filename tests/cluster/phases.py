@@ -100,6 +100,23 @@ def eval_starting(drive: Drive, name: str) -> None:
     _reason(drive, name, "ServersStarting", "gej")
 
 
+def pods_refused(drive: Drive, name: str) -> None:
+    """A quota has no room for what the pods ask for: the training-operator can only say so in an event."""
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": name},
+        "spec": {"hard": {"requests.egm.test/rare": "0"}},  # other jobs of the namespace do not ask for it
+    }
+    drive.api.request("POST", f"/api/v1/namespaces/{drive.namespace}/resourcequotas", quota)
+    rare = {"limits": {"egm.test/rare": "1"}}
+    drive.api.create(
+        "gtj",
+        drive.namespace,
+        train_job(name, podTemplate={"spec": {"containers": [{"name": "main", "resources": rare}]}}),
+    )
+
+
 def eval_running(drive: Drive, name: str) -> None:
     drive.api.create("gej", drive.namespace, eval_job(name, 1))
     drive.prepared(name, kind="eval")

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def program(name: str) -> str:
-    """prometheus or promtool. Skips where there is none, but in CI."""
+    """prometheus or promtool. Skips if there is none, but in CI."""
     unpacked = ROOT / ".cache" / "prometheus" / "usr" / "bin" / name
     found = str(unpacked) if unpacked.exists() else shutil.which(name)
     if found is None:
@@ -107,7 +107,7 @@ def _relabel(rules: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def scrape_config(monitor: Mapping[str, Any], targets: Iterable[Mapping[str, str]], name: str = "") -> dict[str, Any]:
-    """A monitor of the Prometheus operator as the scrape configuration that it stands for, over given targets.
+    """Return a monitor of the Prometheus operator as the scrape configuration that it stands for, over given targets.
 
     A target has `address`, `namespace`, `pod`, and the pod's labels under `label:NAME`.
     """

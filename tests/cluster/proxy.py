@@ -84,7 +84,7 @@ class Proxy(threading.Thread):
         self._loop.call_soon_threadsafe(hang_up)
 
     def kubeconfig(self, path: Path) -> Path:
-        """A kubeconfig that leads here."""
+        """Return a kubeconfig that leads here."""
         config = {
             "apiVersion": "v1",
             "kind": "Config",

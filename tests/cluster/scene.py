@@ -22,14 +22,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from grounding.evaluate.client.options import Options
+from grounding.evaluate.client.request import Request
 from grounding.evaluate.engines import Sampling, get_engine
-from grounding.evaluate.options import Options
-from grounding.evaluate.request import Request
 from grounding.evaluate.run import Evaluation, plan, run
 from grounding.evaluate.summary import PAPER_ORDER
 from grounding.evaluate.telemetry import serve as serve_evaluation
-from grounding.train import health, telemetry
-from grounding.train.progress import ProgressWriter
+from grounding.progress import ProgressWriter
+from grounding.train.monitoring import health, telemetry
 from tests.cluster.operator_kit import ROOT, Drive, eval_job, train_job, until
 
 HERE = Path(__file__).parent
@@ -86,6 +86,7 @@ def fleet(drive: Drive, quota: str) -> None:
     for pod in drive.running("learns", "rl", 2):
         if pod["metadata"]["labels"]["training.kubeflow.org/replica-type"] == "master":
             told = {**figures, "time": ahead, "checkpoint": {"step": 10, "uri": "s3://b/c"}}
+            told |= {"saved": {"step": 12, "time": time.time()}, "uploaded": {"step": 10, "time": time.time() - 60}}
             drive.annotate(pod, progress=json.dumps(told))
     drive.annotate(
         drive.running("silent", "rl")[0], progress=json.dumps({"step": 5, "totalSteps": 9, "time": time.time() - 60})
@@ -155,7 +156,7 @@ def live(drive: Drive, seconds: float) -> None:
 
 
 def _rl(n: int, falls_at: int, noise: float) -> dict[str, float]:
-    """A step of RL that goes well until its reward collapses. `noise`: of mean 0, some tenths."""
+    """Return a step of RL that goes well until its reward collapses. `noise`: of mean 0, some tenths."""
     fallen, learned = max(0, n - falls_at), 1 - math.exp(-n / 60)
     rl = {
         "score": max(0.1 + noise / 50, 0.45 + 0.33 * learned + noise / 20 - fallen / 10),
@@ -256,11 +257,11 @@ def evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int = 400) -
         "m",
         Options(endpoints, request, concurrency=6, unreachable_s=600),
     )
-    with serve_evaluation("asks", one.out) as (teller, port):
+    with serve_evaluation("asks", one.out) as (exporter, port):
 
         def ask() -> None:
             with contextlib.suppress(Exception):  # it is cut off at the end
-                run(one, plan(one), teller, interval=1.0)
+                run(one, plan(one), exporter, interval=1.0)
 
         threading.Thread(target=ask, daemon=True).start()
         try:
@@ -271,7 +272,7 @@ def evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int = 400) -
 
 
 def engines() -> contextlib.AbstractContextManager[dict[str, int]]:
-    """What SGLang and vLLM tell, in the form that their documentation gives. Ports by name."""
+    """Return what SGLang and vLLM tell, in the form that their documentation gives. Ports by name."""
     return texts({path.stem: path.read_text() for path in sorted((HERE / "exposition").glob("*.txt"))})
 
 

@@ -136,7 +136,26 @@ CASES: dict[str, list[Case]] = {
         (
             {f"egm_job_steps_finished{{{T}}}": "7x600", f"egm_job_checkpoint_step{{{T}}}": "5x600", f"egm_job_phase_timestamp_seconds{{{T}}}": "0x600", f'egm_job_status{{{T},phase="Running",reason="AllPodsRunning"}}': "1x600"}, 300, None,
         ),
+        # the only checkpoint is of the first minute
+        (
+            {f"egm_job_steps_finished{{{T}}}": "7x600", f"egm_job_checkpoint_step{{{T}}}": "5x600", f"egm_job_saved_timestamp_seconds{{{T}}}": "60x600", f"egm_job_phase_timestamp_seconds{{{T}}}": "0x600", f'egm_job_status{{{T},phase="Running",reason="AllPodsRunning"}}': "1x600"}, 300,
+            (LABELS["T"], "n/t has run 4 hours without a checkpoint."),
+        ),
         ({f"egm_job_steps_finished{{{T}}}": "7x600", f"egm_job_phase_timestamp_seconds{{{T}}}": "0x600", f'egm_job_status{{{T},phase="Running",reason="AllPodsRunning"}}': "1x600"}, 200, None),
+    ],
+    "EgmTrainingNotUploaded": [
+        (
+            {f"egm_job_saved_step{{{T}}}": "5x10 20x600", f"egm_job_uploaded_step{{{T}}}": "5x600", f'egm_job_status{{{T},phase="Running",reason="AllPodsRunning"}}': "1x600"}, 60,
+            (LABELS["T"], "n/t has had a checkpoint for 30 minutes that is not in its output."),
+        ),
+        ({f"egm_job_saved_step{{{T}}}": "5x10 20x600", f"egm_job_uploaded_step{{{T}}}": "5x20 20x600", f'egm_job_status{{{T},phase="Running",reason="AllPodsRunning"}}': "1x600"}, 60, None),
+        ({f"egm_job_saved_step{{{T}}}": "20x600", f'egm_job_status{{{T},phase="Running",reason="AllPodsRunning"}}': "1x600"}, 60, None),
+        # nothing was ever uploaded, because the output refuses
+        (
+            {f"egm_job_saved_step{{{T}}}": "20x600", f"egm_job_output_writable{{{T}}}": "0x600", f'egm_job_status{{{T},phase="Running",reason="AllPodsRunning"}}': "1x600"}, 60,
+            (LABELS["T"], "n/t has had a checkpoint for 30 minutes that is not in its output."),
+        ),
+        ({f"egm_job_saved_step{{{T}}}": "20x600", f"egm_job_output_writable{{{T}}}": "1x600", f'egm_job_status{{{T},phase="Running",reason="AllPodsRunning"}}': "1x600"}, 60, None),
     ],
     "EgmEvaluationServersMissing": [
         (
@@ -157,7 +176,7 @@ CASES: dict[str, list[Case]] = {
 
 
 def _plain() -> dict[str, Any]:
-    """The rules with their summaries alone: promtool compares every annotation, and one sentence is enough."""
+    """Return the rules with their summaries alone: promtool compares every annotation, and one sentence is enough."""
     groups = []
     for group in RULES["groups"]:
         rules = [{**r, "annotations": {"summary": r["annotations"]["summary"]}} for r in group["rules"]]

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from tests.cluster import phases
 from tests.cluster.chart_kit import (
     ROOT,
     Right,
@@ -84,7 +85,13 @@ def release(api: Api, namespace: str, tmp_path_factory: pytest.TempPathFactory) 
         ",".join([*values, f"fullnameOverride={name}"]),
     )
     operator = deployed(
-        api, namespace, tmp_path_factory.mktemp("op"), name, EGM_BACKOFF_BASE_SECONDS="1", EGM_LEASE_SECONDS="3"
+        api,
+        namespace,
+        tmp_path_factory.mktemp("op"),
+        name,
+        EGM_OPERATOR_BACKOFF_BASE_SECONDS="1",
+        EGM_OPERATOR_LEASE_SECONDS="3",
+        EGM_OPERATOR_PROGRESS_SECONDS="1",
     )
     operator.start()
     until("its start", lambda: "leads" in operator.log.read_text())
@@ -139,7 +146,7 @@ def _everything_else(drive: Drive) -> None:
 
 
 def _names_are_taken(drive: Drive) -> None:
-    """Somebody else's objects have the names that jobs of ours would give: the operator looks whose they are, and touches none."""
+    """Someone else's objects have the names that jobs of ours would give: the operator looks whose they are, and touches none."""
     container = {"name": "pytorch", "image": "localhost/none:1"}
     pod = {"spec": {"containers": [container]}}
     gang = {
@@ -168,16 +175,17 @@ def _names_are_taken(drive: Drive) -> None:
 
 _READ = """
 import asyncio, json, sys
-from egm_operator.api import Api
-from egm_operator.cluster import Cluster
-from egm_operator.progress import Poller
+from egm_operator.kube.client import Api
+from egm_operator.kube.cluster import Cluster
+from egm_operator.kube.objects import pod
+from egm_operator.controller.progress_poller import Poller
 from egm_operator.settings import Settings
-from egm_operator.store import Store
+from egm_operator.kube.cache import Store
 
 async def ask():
     cluster = Cluster(await Api.connect())
     poller = Poller(Store(), cluster, Settings(progress_via="proxy"), lambda _: None)
-    print(await poller._ask(None, json.load(sys.stdin)))
+    print(await poller._ask(None, pod({"kind": "Pod", **json.load(sys.stdin)})))
     await cluster.api.close()
 
 asyncio.run(ask())
@@ -200,7 +208,7 @@ def _progress(drive: Drive, config: str) -> None:
 
 
 def _conflicts(drive: Drive, user: str) -> None:
-    """Somebody else writes the same jobs all the time, until the operator had to look again at one of each kind."""
+    """Someone else writes the same jobs all the time, until the operator had to look again at one of each kind."""
     over = threading.Event()
 
     def scribble() -> None:
@@ -242,6 +250,9 @@ def asked(api: Api, namespace: str, release: Operator) -> tuple[set[Right], list
     _pipeline(drive)
     _everything_else(drive)
     _names_are_taken(drive)
+    phases.pods_refused(drive, "refused")
+    until("the refusal", lambda: drive.status("refused").get("reason") == "PodsRefused")
+    drive.api.delete("gtj", drive.namespace, "refused")
     _progress(drive, release.env["KUBECONFIG"])
     _conflicts(drive, user)
     assert release.stop() == 0  # it gives the Lease back
@@ -249,7 +260,7 @@ def asked(api: Api, namespace: str, release: Operator) -> tuple[set[Right], list
 
 
 def _roles(api: Api, namespace: str) -> set[Right]:
-    """What the cluster says the release may do: not what was rendered, but what is there."""
+    """Return what the cluster says the release may do: not what was rendered, but what is there."""
     name = f"w{namespace[-6:]}-operator"
     base = "/apis/rbac.authorization.k8s.io/v1"
     wide = api.request("GET", f"{base}/clusterroles/{name}")["rules"]
@@ -278,14 +289,14 @@ def test_without_any_one_right_something_is_missing(
 
 def _manifests(api: Api, namespace: str, owners: dict[str, str]) -> list[dict[str, Any]]:
     """One object of each kind that the operator makes, owned by jobs that are there."""
-    from egm_operator.observe import read_job
     from egm_operator.render import UID, objects
     from egm_operator.settings import Settings
+    from egm_operator.snapshot import read_job
 
     found: dict[str, dict[str, Any]] = {}
     for raw in (train_job("owner", nodes=2), eval_job("owner", 1)):
         job = read_job(raw)
-        for obj in objects(job, None, Settings(), namespace):
+        for obj in objects(job, {}, Settings(), namespace):
             for owner in obj["metadata"]["ownerReferences"]:
                 assert owner["uid"] == UID
                 owner["uid"] = owners[owner["kind"]]
@@ -318,7 +329,7 @@ def test_the_finalizers_of_owners_are_needed_though_the_log_does_not_show_it(
     assert {m["kind"] for m in manifests} == set(PLURAL)
 
     def attempts(lacks: Right | None) -> dict[str, bool]:
-        """Which objects an account without that right can make; nothing is stored."""
+        """Return which objects an account without that right can make; nothing is stored."""
         name = fresh_name("lacks")
         base = "/apis/rbac.authorization.k8s.io/v1"
         role = [{"apiGroups": [g], "resources": [r], "verbs": [v]} for g, r, v in sorted(allowed - {lacks})]
@@ -362,7 +373,9 @@ def test_one_namespace_needs_nothing_of_the_cluster(api: Api, tmp_path: Path) ->
         kept = helm("get", "manifest", "egm", "-n", namespace).stdout
         objects = [o for o in YAML(typ="safe").load_all(kept) if o]
         assert not [o["kind"] for o in objects if o["kind"].startswith("Cluster")]
-        operator = deployed(api, namespace, tmp_path, EGM_LEASE_SECONDS="3", EGM_PROGRESS_VIA="off").start()
+        operator = deployed(
+            api, namespace, tmp_path, EGM_OPERATOR_LEASE_SECONDS="3", EGM_OPERATOR_PROGRESS_VIA="off"
+        ).start()
         _pipeline(Drive(api, namespace))
         assert operator.stop() == 0
         found, denied = used(audited(account_user(namespace)))

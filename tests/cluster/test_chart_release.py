@@ -86,7 +86,7 @@ def test_who_may_view_or_edit_a_namespace_may_do_so_with_its_jobs(namespace: str
 
 
 def _older(folder: Path) -> Path:
-    """The chart as it may have been one version ago: without a column, with other settings."""
+    """Return the chart as it may have been one version ago: without a column, with other settings."""
     chart = folder / "egm"
     shutil.copytree(CHART, chart)
     meta = chart / "Chart.yaml"
@@ -115,7 +115,12 @@ def test_jobs_outlive_upgrade_rollback_and_uninstall(api: Api, namespace: str, c
         folder = tmp_path / str(number)
         folder.mkdir()
         return deployed(
-            api, namespace, folder, EGM_LEASE_SECONDS="3", EGM_PROGRESS_VIA="off", EGM_BACKOFF_BASE_SECONDS="1"
+            api,
+            namespace,
+            folder,
+            EGM_OPERATOR_LEASE_SECONDS="3",
+            EGM_OPERATOR_PROGRESS_VIA="off",
+            EGM_OPERATOR_BACKOFF_BASE_SECONDS="1",
         ).start()
 
     operator = start(0)
@@ -142,7 +147,7 @@ def test_jobs_outlive_upgrade_rollback_and_uninstall(api: Api, namespace: str, c
         assert drive.status("long")["phase"] == "Running" and drive.status("asks", "gej")["phase"] == "Running"
 
     def rolled(number: int) -> Any:
-        """The Deployment's pod has changed: the new one starts, then the old one is stopped."""
+        """Act as if the Deployment's pod has changed: the new one starts, then the old one is stopped."""
         fresh = start(number)
         until("its start", lambda: "started" in fresh.log.read_text())
         assert operator.stop() == 0

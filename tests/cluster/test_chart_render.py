@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from tests.cluster.chart_kit import CHART, CI, ROOT, VERSION, granted, helm, of_
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 # what the chart itself decides
 BY_CHART = {"namespaces", "identity", "lease_name", "lease_namespace", "health_port", "health_host", "leader_elect"}
+BY_CHART |= {"network_policies", "network_telemetry_from", "network_scrape_from", "network_egress"}
 
 
 def _short(obj: dict[str, Any]) -> dict[str, Any]:
@@ -55,9 +55,14 @@ def _key(field: str) -> str:
     return first + "".join(w.capitalize() for w in rest)
 
 
+def _written(value: object) -> object:
+    """Return a default as values.yaml has it: a list of names is one text with commas."""
+    return ",".join(value) if isinstance(value, tuple) else value
+
+
 def test_every_setting_of_the_operator_is_a_value_with_the_same_default() -> None:
     values = YAML(typ="safe").load((CHART / "values.yaml").read_text())["settings"]
-    wanted = {_key(f.name): getattr(Settings(), f.name) for f in fields(Settings) if f.name not in BY_CHART}
+    wanted = {_key(f): _written(getattr(Settings(), f)) for f in Settings.model_fields if f not in BY_CHART}
     assert values == wanted
     schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]["properties"]
     assert set(schema) == set(wanted)
@@ -74,13 +79,13 @@ def test_the_operator_understands_the_environment(values: Path) -> None:
     environ = _environment("-f", str(values))
     settings = load({k: v for k, v in environ.items() if k.startswith("EGM_")})
     given = YAML(typ="safe").load(values.read_text()) or {}
-    for field in fields(Settings):
-        wanted = (given.get("settings") or {}).get(_key(field.name))
+    for field in Settings.model_fields:
+        wanted = (given.get("settings") or {}).get(_key(field))
         if wanted is not None:
-            assert getattr(settings, field.name) == wanted
+            assert getattr(settings, field) == wanted
     assert settings.namespaces == tuple(given.get("watchNamespaces", ()))
     assert settings.leader_elect and settings.lease_namespace == "egm-system"
-    known = {f"EGM_{f.name.upper()}" for f in fields(Settings)} | {e["name"] for e in given.get("extraEnv", [])}
+    known = {Settings.variable(f) for f in Settings.model_fields} | {e["name"] for e in given.get("extraEnv", [])}
     assert set(environ) <= known
 
 
@@ -185,6 +190,36 @@ def test_the_policy_can_be_left_to_others() -> None:
     assert not of_kind(template("--set", "networkPolicy.enabled=false"), "NetworkPolicy")
 
 
+def _network(*sets: str) -> tuple[bool, Any, Any, Any]:
+    words = [word for each in sets for word in ("--set-json", each)]
+    found = load({k: v for k, v in _environment(*words).items() if k.startswith("EGM_")})
+    parts = found.network_telemetry_from, found.network_scrape_from, found.network_egress
+    return found.network_policies, *(json.loads(part) for part in parts)
+
+
+def test_jobs_networks_are_closed_but_to_the_operator_and_who_scrapes() -> None:
+    enabled, telemetry, scrape, egress = _network()
+    assert enabled and scrape == [] and egress == []
+    [peer] = telemetry
+    (deployment,) = of_kind(template(), "Deployment")
+    assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "egm-system"}
+    assert peer["podSelector"]["matchLabels"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    prometheus = [{"namespaceSelector": {"matchLabels": {"team": "metrics"}}}]
+    assert _network(f"networkPolicy.from={json.dumps(prometheus)}")[2] == prometheus
+    assert _network("metrics.podMonitor.enabled=true")[2] == [{"namespaceSelector": {}}]
+    assert _network('settings.progressVia="off"')[1] == []
+    assert [list(p) for p in _network('settings.progressVia="proxy"')[1]] == [["ipBlock"], ["ipBlock"]]
+    rule = [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]
+    assert _network(f"networkPolicy.jobs.egress={json.dumps(rule)}")[3] == rule
+
+
+def test_jobs_networks_can_be_left_open() -> None:
+    closed = ("networking.k8s.io", "networkpolicies", "create")
+    assert closed in granted(template())
+    assert _network("networkPolicy.jobs.enabled=false")[0] is False
+    assert closed not in granted(template("--set", "networkPolicy.jobs.enabled=false"))
+
+
 def test_a_budget_comes_with_the_second_replica() -> None:
     assert not of_kind(template(), "PodDisruptionBudget")
     assert of_kind(template("--set", "replicas=2"), "PodDisruptionBudget")
@@ -197,7 +232,7 @@ def test_selectors_find_the_pods_that_the_operator_makes() -> None:
     from grounding.api import load as load_jobs
 
     jobs = {j.metadata.name: j for j in load_jobs(ROOT / "jobs" / "egm8b-pipeline.yaml")}
-    made = [o for j in jobs.values() for o in objects(j, jobs.get(j.spec.model.train_job or ""), Settings(), "n")]
+    made = [o for j in jobs.values() for o in objects(j, jobs, Settings(), "n")]
     pods: list[dict[str, Any]] = [o for o in made if o["kind"] == "Pod"]
     pods += [o["spec"]["template"] for o in made if o["kind"] == "Job"]
     for gang in of_kind(made, "PyTorchJob"):

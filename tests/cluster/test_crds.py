@@ -90,6 +90,7 @@ def test_what_may_change(kubectl: Any) -> None:
     template = {"spec": {"containers": [{"name": "main", "env": [{"name": "A", "value": "b"}]}]}}
     seconds = dict.fromkeys(["activeDeadlineSeconds", "startDeadlineSeconds", "stallTimeoutSeconds"], 600)
     changes = {"suspend": True, "maxAttempts": 9, **seconds, "ttlSecondsAfterFinished": 0, "podTemplate": template}
+    changes["podTemplates"] = {"train": template}
     assert set(changes) == TrainSpec.changeable
     for name, value in changes.items():
         kubectl("patch", "gtj", "one", "--type=merge", "-p", json.dumps({"spec": {name: value}}))
@@ -208,7 +209,7 @@ def test_kubectl_explain_is_useful(cluster: Any, path: str, words: str) -> None:
 
 
 def _verdict(spec: dict[str, Any], kind: str) -> bool:
-    """What the models say, presets filled in."""
+    """Return what the models say, presets filled in."""
     try:
         parse(json.dumps({**_TRAIN, "kind": kind, "spec": spec}))
     except ManifestError:
@@ -227,11 +228,11 @@ def test_server_and_models_judge_alike(shared: Any) -> None:
             None,
             {},
             {"shapes": {}},
-            {"train": ["a"]},
-            {"train": ["a"], "validation": ["b"]},
+            {"train": ["a.parquet"]},
+            {"train": ["a.parquet"], "validation": ["b.parquet"]},
             {"prepared": "p"},
             {"train": [], "shapes": {}},
-            {"train": ["a"], "shapes": {}},
+            {"train": ["a.parquet"], "shapes": {}},
             {"prepared": "p", "shapes": {}},
         ],
     }

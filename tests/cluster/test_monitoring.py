@@ -30,16 +30,7 @@ pytestmark = [
 RULES = YAML(typ="safe").load((CHART / "rules" / "alerts.yaml").read_text())
 ALERTS = {r["alert"]: r for g in RULES["groups"] for r in g["rules"]}
 BOARDS = {p.stem: json.loads(p.read_text()) for p in sorted((CHART / "dashboards").glob("*.json"))}
-PICTURES = os.environ.get("EGM_PICTURES")
-"""A folder for pictures of the dashboards; this takes minutes longer, in which the jobs get on (`make pictures`)."""
 VARIABLES = {"$__rate_interval": "20s", "$__range": "10m", "$__interval": "5s", "$namespace": ".*", "$job": ".*"}
-
-
-@pytest.fixture(autouse=True)
-def _one_purpose(request: pytest.FixtureRequest) -> None:
-    """What is drawn has gone on for minutes, too long for what the other tests want to see, so it is drawn alone."""
-    if PICTURES and request.node.name != "test_pictures_of_the_dashboards":
-        pytest.skip("EGM_PICTURES: the fleet is drawn")
 
 
 class Fleet:
@@ -71,18 +62,18 @@ def fleet(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
     with new_namespace(api, "watched") as namespace, new_namespace(api, "full") as quota:
         port = free_port()
         settings = {
-            "EGM_PROGRESS_STALE_SECONDS": "4",
-            "EGM_BACKOFF_BASE_SECONDS": "2",
-            "EGM_HEALTH_PORT": str(port),
+            "EGM_OPERATOR_PROGRESS_STALE_SECONDS": "4",
+            "EGM_OPERATOR_BACKOFF_BASE_SECONDS": "2",
+            "EGM_OPERATOR_HEALTH_PORT": str(port),
         }
         operator = Operator(
-            f"{namespace},{quota}", folder / "operator.log", EGM_HEALTH_HOST="127.0.0.1", **settings
+            f"{namespace},{quota}", folder / "operator.log", EGM_OPERATOR_HEALTH_HOST="127.0.0.1", **settings
         ).start()
         (folder / "trainings").mkdir()
         (folder / "evaluation").mkdir()
         with (
-            scene.trainings(folder / "trainings", patch, falls_at=270 if PICTURES else 8) as trainings,
-            scene.evaluation(folder / "evaluation", patch, rows=2500 if PICTURES else 400) as evaluation,
+            scene.trainings(folder / "trainings", patch, falls_at=8) as trainings,
+            scene.evaluation(folder / "evaluation", patch, rows=400) as evaluation,
             scene.engines() as engines,
         ):
             ports = {"operator": port, "evaluation": evaluation, **trainings, **engines}
@@ -160,31 +151,13 @@ def test_every_variable_has_values(fleet: Fleet, name: str) -> None:
         assert fleet.namespace in values or "asks" in values or "learns" in values, (variable["name"], values)
 
 
-@pytest.mark.skipif(not PICTURES, reason="EGM_PICTURES names no folder")
-@pytest.mark.timeout(1200)
-def test_pictures_of_the_dashboards(fleet: Fleet) -> None:
-    """Every panel of every dashboard drawn from what the fleet has told since it began."""
-    scene.live(Drive(Api(kubeconfig()), fleet.namespace), 330)
-    while int(time.time()) % 60 != 26:  # where no label of an axis is cut off
-        time.sleep(0.2)
-    chosen = ("training:job=learns", "training:job=done", "evaluation:job=asks", "evaluation:job=measured")
-    command = [
-        sys.executable, str(ROOT / "hack/dashboards/pictures.py"), "--prometheus", f"http://127.0.0.1:{fleet.prometheus.port}",
-        "--out", str(PICTURES), "--minutes", str((time.time() - fleet.begun) / 60), "--scrape", "3", "--complete",
-        *(f"--set={one}" for one in chosen),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    print(done.stdout)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 # no number of an alert's condition can be reached within a test: hours, shares
 _LIMIT = re.compile(r"(?<![=!~])(>=|>|<|==)\s*[\d.]+(\s*\*\s*[\d.]+)?(?=\s|$|\))")
 
 
 @pytest.mark.parametrize("name", sorted(ALERTS))
 def test_every_alert_is_about_series_that_there_are(fleet: Fleet, name: str) -> None:
-    """As it stands, or with its limits taken away. (When it fires is tests/cluster/test_alerts.py.)"""
+    """As it is, or without its limits. (tests/cluster/test_alerts.py tests when it fires.)"""
     expr = ALERTS[name]["expr"]
     if expr.startswith("absent("):
         assert fleet.prometheus.query(expr.removeprefix("absent(").removesuffix(")"))
@@ -218,6 +191,7 @@ SUBJECTS = {
     "EgmJobRefused": ("GroundingTrainJob", "learns"),
     "EgmJobRestarting": ("GroundingTrainJob", "restarts"), "EgmJobGpusIdle": ("GroundingEvalJob", "idle"),
     "EgmTrainingStalled": ("GroundingTrainJob", "learns"), "EgmTrainingUnsaved": ("GroundingTrainJob", "silent"),
+    "EgmTrainingNotUploaded": ("GroundingTrainJob", "learns"),
     "EgmTrainingSilent": ("GroundingTrainJob", "silent"), "EgmEvaluationServersMissing": ("GroundingEvalJob", "asks"),
     "EgmEvaluationErrors": ("GroundingEvalJob", "asks"),
 }  # fmt: skip

@@ -69,8 +69,12 @@ def _demo() -> list[Any]:
 
 @pytest.mark.timeout(3600)
 def test_the_demo_as_pods(node: Any, claim: Path, tmp_path: Path) -> None:
-    settings = {"EGM_DEFAULT_OUTPUT": "pvc://egm/runs", "EGM_PROGRESS_VIA": "pod", "EGM_PROGRESS_SECONDS": "2"}
-    settings |= {"EGM_LEADER_ELECT": "false", "KUBECONFIG": node.kubeconfig}
+    settings = {
+        "EGM_OPERATOR_DEFAULT_OUTPUT": "pvc://egm/runs",
+        "EGM_OPERATOR_PROGRESS_VIA": "pod",
+        "EGM_OPERATOR_PROGRESS_SECONDS": "2",
+    }
+    settings |= {"EGM_OPERATOR_LEADER_ELECT": "false", "KUBECONFIG": node.kubeconfig}
     operator = Operator(node.namespace, tmp_path / "log", **settings).start()
     node("create", "-f", "-", stdin={"apiVersion": "v1", "kind": "List", "items": _demo()})
     answered: set[str] = set()
@@ -93,8 +97,8 @@ def test_the_demo_as_pods(node: Any, claim: Path, tmp_path: Path) -> None:
         time.sleep(2)
     else:
         raise AssertionError(phases)
-    assert answered == set(JOBS), answered  # over HTTP from the pods, while they ran or with their last words
-    assert proxied and proxied["job"] == "demo-rl"  # EGM_PROGRESS_VIA=proxy asks this way
+    assert answered == set(JOBS), answered  # over HTTP from the pods, while they ran or in their termination messages
+    assert proxied and proxied["job"] == "demo-rl"  # EGM_OPERATOR_PROGRESS_VIA=proxy asks this way
     for name, job in states.items():
         assert job["status"]["attempt"] == 1, name
         if name.startswith("gej/"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,50 @@ def test_from_creation_to_the_accuracy(drive: Drive, name: str) -> None:
     until("the servers to go", lambda: drive.pods(name, "server", kind="eval") == [])
 
 
+def test_a_sweep_over_models_starts_servers_once_a_model_and_shows_each_setting(drive: Drive, name: str) -> None:
+    models = ["hf://JamesZGQ/EGM-4B", "hf://JamesZGQ/EGM-8B"]
+    job = eval_job(name, 1, sweep={"models": [{"source": m} for m in models], "thinkingBudgets": [0, 64]})
+    del job["spec"]["model"]
+    drive.api.create("gej", drive.namespace, job)
+    drive.prepared(name, kind="eval")
+    servers, rows = [], []
+    for number, model in enumerate(models, 1):
+
+        def pod(role: str, number: int = number) -> Any:
+            found = drive.pods(name, role, kind="eval")
+            mine = [p for p in found if p["metadata"]["labels"]["grounding.egm.dev/model"] == str(number)]
+            return mine[0] if mine and mine[0]["status"].get("phase") == "Running" else None
+
+        server = until(f"the server of model {number}", lambda: pod("server"))
+        servers.append(server["metadata"]["name"])
+        assert server["spec"]["containers"][0]["command"][-4] == "--model"
+        assert server["spec"]["containers"][0]["command"][-3] == model
+        client = until(f"the client of model {number}", lambda: pod("evaluate"))
+        assert client["metadata"]["name"].startswith(f"{name}-eval-m{number}-client-1")
+        costs = {"generatedTokens": 57.0, "gpuSeconds": 0.25}
+        now = [{"model": model, "name": f"think-{n}", "done": 7, "total": 10, "costs": costs} for n in (0, 64)]
+        body = {"done": 20 * (number - 1) + 14, "total": 40, "settings": now, "time": 1.0}
+        drive.annotate(client, progress=json.dumps(body))
+        shown = until(
+            "the settings of this model",
+            lambda: (
+                s if len((s := drive.status(name, "gej")).get("settings") or []) == 2 * number else None  # noqa: B023
+            ),
+        )
+        assert [s["done"] for s in shown["settings"][-2:]] == [7, 7] and shown["columns"]["done"].endswith("/40")
+        assert shown["settings"][-1]["costs"] == costs and shown["attempt"] == 1
+        rows += [{**s, "done": 10, "accuracy": 0.5 + 0.1 * number, "ci95": [0.4, 0.8]} for s in now]
+        message = json.dumps({"done": 20 * number, "total": 40, "settings": rows})
+        drive.annotate(client, exit_code="0", message=message)
+    status = drive.phase(name, "Succeeded", kind="gej")
+    assert status["measuredModels"] == 2 and status["done"] == 40 and status["attempt"] == 1
+    assert [(s["model"], s["name"], s["done"], s["accuracy"]) for s in status["settings"]] == [
+        (model, setting, 10, 0.5 + 0.1 * n) for n, model in enumerate(models, 1) for setting in ("think-0", "think-64")
+    ]
+    assert servers == [f"{name}-eval-m1-server-0", f"{name}-eval-m2-server-0"]
+    until("the servers to go", lambda: drive.pods(name, "server", kind="eval") == [])
+
+
 def test_a_server_that_never_starts_is_not_waited_for(drive: Drive, name: str) -> None:
     _create(drive, name, 2)
     _, second = drive.running(name, "server", 2, kind="eval")
@@ -120,7 +165,7 @@ def test_a_server_that_goes_comes_back_under_its_name(drive: Drive, name: str) -
         )
 
     until("the new server", back)
-    assert drive.status(name, "gej")["attempt"] == 1  # the client goes on meanwhile
+    assert drive.status(name, "gej")["attempt"] == 1  # the client continues meanwhile
     _end_client(drive, name)
     drive.phase(name, "Succeeded", kind="gej")
 
@@ -153,7 +198,7 @@ def test_suspended_it_gives_the_gpus_back(drive: Drive, name: str) -> None:
 def test_servers_that_never_become_ready_end_the_job(tmp_path: Path) -> None:
     api = Api(kubeconfig())
     with new_namespace(api) as namespace:
-        operator = Operator(namespace, tmp_path / "log", EGM_SERVER_START_SECONDS="-1797").start()
+        operator = Operator(namespace, tmp_path / "log", EGM_OPERATOR_SERVER_START_SECONDS="-1797").start()
         drive = Drive(api, namespace)
         _create(drive, "never", 1, podTemplate={"metadata": {"annotations": {"egm.test/ready": "false"}}})
         status = drive.phase("never", "Failed", kind="gej")

@@ -22,7 +22,7 @@ from tests.cluster import proxy
 from tests.cluster.lives import World, check, ended, make_jobs
 from tests.cluster.operator_kit import ROOT, Api, Drive, Operator, kubeconfig, new_namespace, train_job, until
 
-SETTINGS = {"EGM_LEADER_ELECT": "false"}
+SETTINGS = {"EGM_OPERATOR_LEADER_ELECT": "false"}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def drive(api: Api) -> Iterator[Drive]:
         yield Drive(api, namespace)
 
 
-def _live(drive: Drive, operator: Operator, seconds: float = 120) -> None:
+def _live(drive: Drive, operator: Operator, seconds: float = 200) -> None:
     with World(drive) as world:
         jobs = make_jobs(drive, 2)
         operator.start()
@@ -44,7 +44,7 @@ def _live(drive: Drive, operator: Operator, seconds: float = 120) -> None:
         check(drive, world, jobs)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "fault",
     [
@@ -80,7 +80,7 @@ def test_every_third_request_fails(api: Api, drive: Drive, tmp_path: Path, fault
     assert not [line for line in operator.lines() if "exception" in line]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_watches_that_are_cut_or_expire(api: Api, drive: Drive, tmp_path: Path) -> None:
     count = itertools.count(1)
 
@@ -97,7 +97,7 @@ def test_watches_that_are_cut_or_expire(api: Api, drive: Drive, tmp_path: Path) 
         assert between.done["cut"] >= 10 and between.done["expired"] >= 3, between.done
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_what_went_while_nobody_watched_is_missed(api: Api, drive: Drive, tmp_path: Path) -> None:
     """The gang is deleted while the operator is cut off, and its watch cannot be continued afterwards: the next listing tells."""
     mode = {"blind": False, "expired": False}
@@ -170,7 +170,7 @@ def test_the_api_server_is_killed_and_started_again(api: Api, drive: Drive, tmp_
 
 
 class _Others(threading.Thread):
-    """Somebody writes to everything, all the time: labels, a harmless part of the spec, nonsense in the status."""
+    """Someone writes to everything, all the time: labels, a harmless part of the spec, nonsense in the status."""
 
     def __init__(self, drive: Drive) -> None:
         super().__init__(daemon=True)
@@ -203,7 +203,7 @@ class _Others(threading.Thread):
                             self._patch(kind, name, {"status": {"message": "nonsense", "phase": "Pending"}}, "/status")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_others_write_at_the_same_time(drive: Drive, tmp_path: Path) -> None:
     operator = Operator(drive.namespace, tmp_path / "log", **SETTINGS).start()
     with World(drive) as world:

@@ -32,7 +32,7 @@ def drive() -> Iterator[Drive]:
 def test_after_each_write(drive: Drive, tmp_path: Path, most: int) -> None:
     """Lives of trainings and evaluations in which the operator dies between two writes: after each one, or after one, two and three in turn."""
     deaths, end = 0, time.monotonic() + 400
-    settings: dict[str, Any] = {"EGM_LEADER_ELECT": "false", "EGM_WORKERS": "1"}
+    settings: dict[str, Any] = {"EGM_OPERATOR_LEADER_ELECT": "false", "EGM_OPERATOR_WORKERS": "1"}
     with World(drive) as world:
         jobs = make_jobs(drive, 2)
         while not ended(drive, jobs) and time.monotonic() < end:
@@ -55,7 +55,7 @@ def test_after_each_write(drive: Drive, tmp_path: Path, most: int) -> None:
 @pytest.mark.timeout(60 + 12 * KILLS + 120)
 def test_at_random_moments(drive: Drive, tmp_path: Path) -> None:
     dice = random.Random(os.environ.get("EGM_SEED", "7"))
-    settings = {"EGM_LEASE_SECONDS": "1", "EGM_BACKOFF_BASE_SECONDS": "2"}
+    settings = {"EGM_OPERATOR_LEASE_SECONDS": "1", "EGM_OPERATOR_BACKOFF_BASE_SECONDS": "2"}
     number, kills = 0, 0
     while kills < KILLS:
         number += 1
@@ -80,9 +80,9 @@ def test_at_random_moments(drive: Drive, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_of_two_replicas_one_works_and_the_other_takes_over(drive: Drive, tmp_path: Path) -> None:
-    first = Operator(drive.namespace, tmp_path / "first", EGM_IDENTITY="first").start()
+    first = Operator(drive.namespace, tmp_path / "first", EGM_OPERATOR_IDENTITY="first").start()
     until("a leader", lambda: "leads" in (tmp_path / "first").read_text())
-    second = Operator(drive.namespace, tmp_path / "second", EGM_IDENTITY="second").start()
+    second = Operator(drive.namespace, tmp_path / "second", EGM_OPERATOR_IDENTITY="second").start()
     with World(drive) as world:
         jobs = make_jobs(drive, 1)
         until("some progress", lambda: drive.status("t0").get("attempt"))
@@ -90,7 +90,7 @@ def test_of_two_replicas_one_works_and_the_other_takes_over(drive: Drive, tmp_pa
         first.kill()
         until("all ends", lambda: ended(drive, jobs), 120)
         assert "leads" in (tmp_path / "second").read_text()
-        third = Operator(drive.namespace, tmp_path / "third", EGM_IDENTITY="third").start()
+        third = Operator(drive.namespace, tmp_path / "third", EGM_OPERATOR_IDENTITY="third").start()
         until("its start", lambda: "started" in (tmp_path / "third").read_text())
         assert second.stop() == 0  # gives the lease back: no need to wait for its end
         until("the third to lead", lambda: "leads" in (tmp_path / "third").read_text(), 20)

@@ -34,7 +34,9 @@ def test_two_hundred_jobs_at_once(tmp_path: Path) -> None:
     api = Api(kubeconfig())
     with new_namespace(api, "many") as namespace:
         drive = Drive(api, namespace)
-        operator = Operator(namespace, tmp_path / "log", EGM_LEADER_ELECT="false", EGM_BACKOFF_BASE_SECONDS="1").start()
+        operator = Operator(
+            namespace, tmp_path / "log", EGM_OPERATOR_LEADER_ELECT="false", EGM_OPERATOR_BACKOFF_BASE_SECONDS="1"
+        ).start()
         with ThreadPoolExecutor(8) as pool:
             kinds = Counter(pool.map(lambda i: _made(drive, i), range(JOBS)))
 

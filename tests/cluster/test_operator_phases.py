@@ -20,7 +20,7 @@ UNFINISHED = ("waiting", "preparing", "starting", "queued", "running", "restarti
 def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
     with new_namespace(Api(kubeconfig()), "phase") as namespace:
         log: Path = tmp_path_factory.mktemp("operator") / "log"
-        operator = Operator(namespace, log, EGM_BACKOFF_BASE_SECONDS="3").start()
+        operator = Operator(namespace, log, EGM_OPERATOR_BACKOFF_BASE_SECONDS="3").start()
         yield Drive(Api(kubeconfig()), namespace)
         assert operator.running() and operator.stop() == 0
         wrong = [line for line in operator.lines() if line["level"] == "error" or "exception" in line]
@@ -32,7 +32,7 @@ def _names(kind: str, phases: tuple[str, ...]) -> dict[str, str]:
 
 
 def _reach(drive: Drive, kind: str, phases: tuple[str, ...]) -> dict[str, str]:
-    """A job in each of the phases, by phase."""
+    """Return a job in each of the phases, by phase."""
     names = _names(kind, phases)
     with ThreadPoolExecutor(len(names)) as pool:
         list(pool.map(lambda item: KINDS[kind][item[0]](drive, item[1]), names.items()))
@@ -49,7 +49,7 @@ def test_deletion_in_every_phase_leaves_nothing(tmp_path: Path, kind: str) -> No
     api = Api(kubeconfig())
     with new_namespace(api, "delete") as namespace:
         operator = Operator(
-            namespace, tmp_path / "log", EGM_LEADER_ELECT="false", EGM_BACKOFF_BASE_SECONDS="30"
+            namespace, tmp_path / "log", EGM_OPERATOR_LEADER_ELECT="false", EGM_OPERATOR_BACKOFF_BASE_SECONDS="30"
         ).start()
         names = _reach(Drive(api, namespace), kind, tuple(KINDS[kind]))
         for name in names.values():

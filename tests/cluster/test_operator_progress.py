@@ -19,15 +19,18 @@ import pytest
 from tests.cluster.operator_kit import Api, Drive, Operator, free_port, kubeconfig, new_namespace, train_job, until
 
 # the port is fixed in a cluster, where each pod has an address of its own; here it must not be anybody else's
-_OPERATOR = (
-    "import sys\nfrom egm_operator import main, progress\nprogress.PROGRESS_PORT = int(sys.argv[1])\nmain.main()\n"
-)
+_OPERATOR = """
+import sys
+from egm_operator.controller import main, progress_poller
+progress_poller.PROGRESS_PORT = int(sys.argv[1])
+main.main()
+"""
 # steps come on stdin, as a trainer would finish them
 _RANK_0 = """
 import sys
 from pathlib import Path
-from grounding.train.progress import ProgressWriter
-from grounding.train.telemetry import serve, source_of
+from grounding.progress import ProgressWriter
+from grounding.train.monitoring.telemetry import serve, source_of
 from grounding.api import load
 
 folder = Path(sys.argv[1])
@@ -82,9 +85,13 @@ def drive() -> Iterator[Drive]:
 
 @contextlib.contextmanager
 def _operator(drive: Drive, log: Path, port: int, via: str) -> Iterator[Operator]:
-    settings = {"EGM_PROGRESS_VIA": via, "EGM_PROGRESS_SECONDS": "0.3", "EGM_PROGRESS_STALE_SECONDS": "2"}
+    settings = {
+        "EGM_OPERATOR_PROGRESS_VIA": via,
+        "EGM_OPERATOR_PROGRESS_SECONDS": "0.3",
+        "EGM_OPERATOR_PROGRESS_STALE_SECONDS": "2",
+    }
     command = [sys.executable, "-c", _OPERATOR, str(port)]
-    operator = Operator(drive.namespace, log, command=command, EGM_LEADER_ELECT="false", **settings).start()
+    operator = Operator(drive.namespace, log, command=command, EGM_OPERATOR_LEADER_ELECT="false", **settings).start()
     yield operator
     assert operator.stop() == 0
     assert not [line for line in operator.lines() if "exception" in line]
@@ -122,7 +129,7 @@ def test_steps_arrive_over_http_and_the_last_one_stands_while_nobody_answers(dri
     port = free_port()
     with _operator(drive, tmp_path / "log", port, "pod"):
         _running_at(drive, "127.0.0.1")
-        _available(drive, "False", "NoAnswer")  # nobody is there yet
+        _available(drive, "False", "NoAnswer")  # no one is there yet
         rank0 = Rank0(tmp_path, port)
         try:
             rank0.step(7)
@@ -145,7 +152,7 @@ def test_steps_arrive_over_http_and_the_last_one_stands_while_nobody_answers(dri
 
 
 def _own_address() -> str:
-    """An address of this machine that is not loopback, which API servers do not proxy to."""
+    """Return an address of this machine that is not loopback, which API servers do not proxy to."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # sends nothing
         return str(probe.getsockname()[0])

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from egm_operator.status import Condition, Reason
+from egm_operator.status import ConditionType, Reason
 
 from tests.cluster import phases
-from tests.cluster.operator_kit import Api, Drive, Operator, kubeconfig, new_namespace, train_job, until
+from tests.cluster.operator_kit import Api, Drive, Operator, eval_job, kubeconfig, new_namespace, train_job, until
 
 Case = Callable[[Drive, str], None]
 
@@ -65,6 +65,23 @@ def image_pull(drive: Drive, name: str) -> None:
     _create(drive, "gtj", train_job(name, {"egm.test/waiting": "ImagePullBackOff"}))
 
 
+def container_not_started(drive: Drive, name: str) -> None:
+    _create(drive, "gtj", train_job(name, {"egm.test/waiting": "CreateContainerConfigError"}))
+
+
+def node_lost(drive: Drive, name: str) -> None:
+    """A finalizer keeps a deleted pod, as a dead node would."""
+    phases.running(drive, name)
+    pod = drive.running(name, "rl", 2)[0]["metadata"]["name"]
+    keep = {"metadata": {"finalizers": ["egm.test/keep"]}}
+    drive.api.patch("pod", drive.namespace, pod, keep)
+    try:
+        drive.api.request("DELETE", drive.api.path("pod", drive.namespace, pod), {"gracePeriodSeconds": 1})
+        until("the node to be lost", lambda: "NodeLost" in {c["reason"] for c in drive.status(name)["conditions"]}, 60)
+    finally:
+        drive.api.patch("pod", drive.namespace, pod, {"metadata": {"finalizers": None}})
+
+
 def pods_pending(drive: Drive, name: str) -> None:
     """One of two pods takes longer."""
     wishes = {"egm.test/waiting": "ContainerCreating", "egm.test/prepare-exit-code": "0"}
@@ -88,6 +105,16 @@ def answering(drive: Drive, name: str) -> None:
     drive.report(name, 3)
 
 
+def uploaded(drive: Drive, name: str) -> None:
+    phases.running(drive, name)
+    drive.report(name, 3, uploaded={"step": 2, "time": time.time()}, events=[])
+
+
+def upload_failing(drive: Drive, name: str) -> None:
+    phases.running(drive, name)
+    drive.report(name, 3, events=[{"reason": "UploadFailing", "step": 3, "message": "the S3 credentials have expired"}])
+
+
 def stalled(drive: Drive, name: str) -> None:
     """Rank 0 answers, and says the same step for a minute."""
     _create(drive, "gtj", train_job(name, stallTimeoutSeconds=60))
@@ -108,7 +135,7 @@ def replaced(drive: Drive, name: str) -> None:
     phases.running(drive, name)
     time.sleep(2.1)  # times of objects have whole seconds
     pod = drive.running(name, "rl", 2)[0]
-    # gone at once, as with a node: nobody sees it fail
+    # gone at once, as with a node: no one sees it fail
     drive.api.request(
         "DELETE", drive.api.path("pod", drive.namespace, pod["metadata"]["name"]), {"gracePeriodSeconds": 0}
     )
@@ -153,6 +180,15 @@ def refused(drive: Drive, name: str) -> None:
     _create(drive, "gtj", train_job(name, podTemplate=template))
 
 
+def model_measured(drive: Drive, name: str) -> None:
+    models = {"models": [{"source": "hf://a/small"}, {"source": "hf://a/large"}]}
+    job = eval_job(name, 1, sweep=models)
+    del job["spec"]["model"]
+    _create(drive, "gej", job)
+    drive.prepared(name, kind="eval")
+    drive.end(name, "evaluate", 0, kind="eval")
+
+
 CASES: dict[Reason, Case] = {
     Reason.UPSTREAM_NOT_FOUND: phases.waiting,
     Reason.UPSTREAM_NOT_READY: upstream_not_ready,
@@ -162,7 +198,9 @@ CASES: dict[Reason, Case] = {
     Reason.QUEUED: phases.queued,
     Reason.UNSCHEDULABLE: phases.starting,
     Reason.IMAGE_PULL: image_pull,
+    Reason.CONTAINER_NOT_STARTED: container_not_started,
     Reason.PODS_PENDING: pods_pending,
+    Reason.PODS_REFUSED: phases.pods_refused,
     Reason.SERVERS_STARTING: phases.eval_starting,
     Reason.STOPPING: stopping,
     Reason.MODEL_GIVEN: phases.preparing,
@@ -171,15 +209,19 @@ CASES: dict[Reason, Case] = {
     Reason.ALL_PODS_RUNNING: phases.running,
     Reason.CLIENT_RUNNING: phases.eval_running,
     Reason.ANSWERING: answering,
+    Reason.UPLOADED: uploaded,
     Reason.RESTARTED: restarted,
     Reason.RESUMED: resumed,
     Reason.COMPLETED: phases.succeeded,
+    Reason.MODEL_MEASURED: model_measured,
     Reason.SUSPENDED: phases.suspended,
     Reason.SUSPENDING: phases.suspending,
     Reason.NO_ANSWER: phases.running,
+    Reason.UPLOAD_FAILING: upload_failing,
     Reason.POD_FAILED: phases.restarting,
     Reason.POD_REPLACED: replaced,
     Reason.EVICTED: _ending(evict="true"),
+    Reason.NODE_LOST: node_lost,
     Reason.OUT_OF_MEMORY: _ending(exit_code="137", reason="OOMKilled"),
     Reason.STALLED: stalled,
     Reason.SERVERS_NOT_READY: phases.eval_starting,
@@ -200,13 +242,19 @@ def seen(
 ) -> Iterator[tuple[Callable[[Case], tuple[str, Seen]], list[Recorder]]]:
     """Runs a case once however many reasons it is for; gives its job's name and what was recorded so far."""
     api = Api(kubeconfig())
-    settings = {"EGM_PROGRESS_STALE_SECONDS": "3", "EGM_SERVER_START_SECONDS": "-1797", "EGM_BACKOFF_BASE_SECONDS": "2"}
+    settings = {
+        "EGM_OPERATOR_PROGRESS_STALE_SECONDS": "3",
+        "EGM_OPERATOR_SERVER_START_SECONDS": "-1797",
+        "EGM_OPERATOR_BACKOFF_BASE_SECONDS": "2",
+        "EGM_OPERATOR_NODE_LOST_SECONDS": "5",
+        "EGM_OPERATOR_PROGRESS_SECONDS": "1",
+    }
     with new_namespace(api, "reason") as namespace:
         recorders = [Recorder(Api(kubeconfig()), namespace, kind) for kind in ("gtj", "gej")]
         for recorder in recorders:
             recorder.start()
         log: Path = tmp_path_factory.mktemp("operator") / "log"
-        operator = Operator(namespace, log, EGM_LEADER_ELECT="false", **settings).start()
+        operator = Operator(namespace, log, EGM_OPERATOR_LEADER_ELECT="false", **settings).start()
         drive, running = Drive(api, namespace), {}
         with ThreadPoolExecutor(6) as pool:
             for i, case in enumerate(dict.fromkeys(CASES.values())):
@@ -232,7 +280,10 @@ def test_every_reason_has_a_case() -> None:
 def test_a_reason_is_reached_and_says_something(seen: Any, reason: Reason) -> None:
     get, _ = seen
     name, _ = get(CASES[reason])
-    recorded = until(f"{reason}", lambda: r if reason in (r := get(CASES[reason])[1].get(name, {})) else None, 30)
+    end = time.monotonic() + 30
+    while reason not in (recorded := get(CASES[reason])[1].get(name, {})) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert reason in recorded, "\n".join(f"{r}: {m}" for r, m in recorded.items())
     assert len(recorded[reason]) > 5, recorded[reason]
 
 
@@ -241,4 +292,4 @@ def test_every_condition_is_reached(seen: Any) -> None:
     get, recorders = seen
     for case in CASES.values():
         get(case)
-    until("all conditions", lambda: {c for r in recorders for c in r.conditions} == {str(c) for c in Condition}, 30)
+    until("all conditions", lambda: {c for r in recorders for c in r.conditions} == {str(c) for c in ConditionType}, 30)

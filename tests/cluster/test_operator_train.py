@@ -240,7 +240,7 @@ def test_the_queue_s_label_and_suspension(drive: Drive, name: str) -> None:
 @pytest.mark.timeout(300)
 def test_deletion_leaves_nothing(api: Api, tmp_path: Path) -> None:
     with new_namespace(api) as namespace:
-        operator = Operator(namespace, tmp_path / "log", EGM_LEADER_ELECT="false").start()
+        operator = Operator(namespace, tmp_path / "log", EGM_OPERATOR_LEADER_ELECT="false").start()
         drive = Drive(api, namespace)
         for job in ("early", "running", "ended"):
             api.create("gtj", namespace, train_job(job, nodes=2))

@@ -19,7 +19,7 @@ import pytest
 
 from tests.cluster import scene
 from tests.cluster.chart_kit import CHART, helm
-from tests.cluster.operator_kit import ROOT, Api, Drive, Operator, eval_job, kubeconfig, new_namespace, train_job
+from tests.cluster.operator_kit import ROOT, Api, Drive, Operator, eval_job, kubeconfig, new_namespace, train_job, until
 
 pytestmark = [
     pytest.mark.skipif(
@@ -41,6 +41,7 @@ ABOUT = {
     "EgmTrainingSilent": ("gtj", "silent", "silent-a1-master-0"),
     "EgmTrainingStalled": ("gtj", "learns", "learns-a1-master-0"),
     "EgmTrainingUnhealthy": ("gtj", "learns", "learns-a1-master-0"),
+    "EgmTrainingNotUploaded": ("gtj", "learns", "learns-a1-master-0"),
     "EgmTrainingUnsaved": ("gtj", "learns", "learns-a1-master-0"),
 }
 QUIET = ("--previous", "grep 403", "get secret", "Refused", "get lease")  # nothing to be seen is an answer as well
@@ -57,7 +58,7 @@ class Place:
     folder: Path
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
-        """A line of a runbook, in a shell as its reader has one."""
+        """Return a line of a runbook, in a shell as its reader has one."""
         env = {**os.environ, "KUBECONFIG": str(kubeconfig()), "PATH": self.path}
         return subprocess.run(
             ["bash", "-o", "pipefail", "-c", command],
@@ -83,7 +84,7 @@ def place(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pl
         new_namespace(api, "egm") as release,
     ):
         helm("install", "egm", str(CHART), "--namespace", release, "--set", "crds.install=false")
-        settings = {"EGM_PROGRESS_STALE_SECONDS": "4", "EGM_BACKOFF_BASE_SECONDS": "2"}
+        settings = {"EGM_OPERATOR_PROGRESS_STALE_SECONDS": "4", "EGM_OPERATOR_BACKOFF_BASE_SECONDS": "2"}
         operator = Operator(f"{namespace},{quota}", folder / "log", **settings).start()
         drive = Drive(api, namespace)
         scene.fleet(drive, quota)
@@ -99,7 +100,7 @@ def _commands(book: str) -> list[str]:
 
 
 def _simulated(command: str) -> str:
-    """The same pods, looked for instead of read."""
+    """Return the same pods, looked for instead of read."""
     if "port-forward" in command:
         return re.sub(r"port-forward (\S+) .*", r"get pod \1", command)
     if " logs " in command:
@@ -121,6 +122,10 @@ def test_what_to_look_at_can_be_looked_at(alert: str, place: Place) -> None:
         "apiVersion: grounding.egm.dev/v1alpha1\nkind: GroundingTrainJob\nmetadata: {name: looked-at}\n"
         "spec: {preset: tiny-sft, data: {shapes: {}}, output: pvc://egm/x}\n"
     )
+    if alert == "EgmTrainingNotUploaded":
+        failing = {"reason": "UploadFailing", "step": 3, "message": "the S3 credentials have expired"}
+        place.drive.report("learns", 3, events=[failing])
+        until("the condition", lambda: "OutputWritable" in {c["type"] for c in place.drive.status(name)["conditions"]})
     assert _commands(BOOKS[alert])
     for line in _commands(BOOKS[alert]):
         command = _simulated(line)

@@ -1,5 +1,5 @@
-"""The way a user goes, with kubectl alone: the files of `jobs/` as they are, the real training-operator, suspend, resume, delete.
-`make walk` goes it in a clean clone."""
+"""A user's steps, with kubectl only: the files of `jobs/` as they are, the real training-operator, suspend, resume, delete.
+`make walk` runs it in a clean clone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JOBS = ROOT / "jobs"
 @pytest.fixture
 def operator(kubectl: Any, tmp_path: Path) -> Iterator[Operator]:
     found = Operator(
-        kubectl.namespace, tmp_path / "log", EGM_LEADER_ELECT="false", KUBECONFIG=kubectl.kubeconfig
+        kubectl.namespace, tmp_path / "log", EGM_OPERATOR_LEADER_ELECT="false", KUBECONFIG=kubectl.kubeconfig
     ).start()
     yield found
     assert found.running() and found.stop() == 0
@@ -27,7 +27,7 @@ def operator(kubectl: Any, tmp_path: Path) -> Iterator[Operator]:
 
 
 def _pod(kubectl: Any, job: str, role: str) -> Any:
-    """The first running pod of a role."""
+    """Return the first running pod of a role."""
     selector = f"grounding.egm.dev/job={job},grounding.egm.dev/role={role}"
 
     def look() -> Any:
@@ -55,7 +55,7 @@ def _columns(kubectl: Any) -> dict[str, dict[str, str]]:
 
 
 def _left(kubectl: Any) -> list[str]:
-    """Every object of every kind that can be listed, but for what Kubernetes puts into each namespace, and Events."""
+    """Return every object of every kind that can be listed, but for what Kubernetes puts into each namespace, and Events."""
     kinds = kubectl("api-resources", "--verbs=list", "--namespaced", "-o", "name").split()
     wanted = ",".join(k for k in kinds if not k.startswith("events"))
     found = kubectl("get", wanted, "-o", "name", "--ignore-not-found").split()

@@ -1,7 +1,7 @@
 """The demo, killed with `kill -9` at random moments and started again, ends in the table of an undisturbed one.
 
-Half an hour of two cores: `make test-demo`. `EGM_DEMO_KILLS` is how often (6), `EGM_DEMO_REFERENCE` a finished run folder (`runs/demo`) of this very
-checkout, which saves the undisturbed run.
+It takes half an hour of two cores: `pytest -s tests/demo`. `EGM_DEMO_KILLS` is the number of kills (6).
+`EGM_DEMO_REFERENCE` names a finished run folder (`runs/demo`) of this checkout, which saves the undisturbed run.
 """
 
 import os

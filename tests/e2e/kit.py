@@ -31,12 +31,14 @@ _SMALL: dict[str, dict[str, int]] = {
     "demo-sft": {"maxSteps": 160, "saveEvery": 20, "warmupSteps": 10},
     "demo-rl": {"maxSteps": 16, "saveEvery": 1, "validateEvery": 8, "batchSize": 4, "miniBatchSize": 4, "rollouts": 4},
 }
+_PIPELINE = ("demo-sft", "demo-before", "demo-rl", "demo-after")
 _REQUESTS = {"requests": {"cpu": "50m", "memory": "256Mi"}}  # all of it on two cores
 
 
 def demo() -> list[dict[str, Any]]:
-    """The jobs of `jobs/demo.yaml`, with two servers an evaluation, smaller unless EGM_E2E_FULL=1."""
-    jobs: list[dict[str, Any]] = list(YAML(typ="safe").load_all(ROOT / "jobs" / "demo.yaml"))
+    """Return the pipeline of `jobs/demo.yaml` without its chart, with two servers an evaluation, smaller unless EGM_E2E_FULL=1."""
+    every: list[dict[str, Any]] = list(YAML(typ="safe").load_all(ROOT / "jobs" / "demo.yaml"))
+    jobs = [job for job in every if job["metadata"]["name"] in _PIPELINE]
     for job in jobs:
         spec = job["spec"]
         if os.environ.get("EGM_E2E_FULL") != "1":
@@ -49,19 +51,19 @@ def demo() -> list[dict[str, Any]]:
 
 
 def write(jobs: Sequence[dict[str, Any]], path: Path) -> Path:
-    """A manifest file; JSON documents are YAML."""
+    """Return a manifest file; JSON documents are YAML."""
     path.write_text("\n---\n".join(json.dumps(job) for job in jobs))
     return path
 
 
 def on_cluster(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same jobs with requests that fit a small node."""
+    """Return the same jobs with requests that fit a small node."""
     pod = {"spec": {"containers": [{"name": "main", "resources": _REQUESTS}]}}
     return [{**job, "spec": {**job["spec"], "podTemplate": pod}} for job in jobs]
 
 
 def egm(*argv: str, timeout: float = 1800, **environ: str) -> subprocess.CompletedProcess[str]:
-    """The command line of this checkout; fails with what it said."""
+    """Return the command line of this checkout; fails with what it said."""
     command = [sys.executable, "-m", "grounding.cli", *argv]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env={**os.environ, "COLUMNS": "160", **environ}
@@ -173,7 +175,7 @@ class Pipeline:
         return list(self.kubectl.get("pods", "-l", selector)["items"])
 
     def kill(self, job: str, role: str, number: int = 0) -> str:
-        """A running pod is gone, as if its node had lost power; its name."""
+        """Remove a running pod, as if its node had lost power, and return its name."""
         running = until(
             f"running {role} pods of {job}",
             lambda: sorted(
@@ -185,7 +187,7 @@ class Pipeline:
         return str(running[number])
 
     def words(self, name: str) -> str:
-        """The last lines of a job's pods, for a failed test."""
+        """Return the last lines of a job's pods, for a failed test."""
         told = []
         for pod in self.pods(name.partition("/")[2]):
             which = pod["metadata"]["name"]

@@ -1,4 +1,4 @@
-"""SFT as a gang: a PyTorchJob's master and worker, two ranks over a shared claim; the worker is killed, the gang goes on from its checkpoint.
+"""SFT as a gang: a PyTorchJob's master and worker, two ranks over a shared claim; the worker is killed, the gang continues from its checkpoint.
 What it learns is what one process of `egm run` learns, but for the rounding of sums that are added up in another order."""
 
 from __future__ import annotations

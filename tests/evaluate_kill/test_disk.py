@@ -1,4 +1,4 @@
-"""A disk that fills up during an evaluation: one paragraph, exit code 1, nothing lost, and the same command goes on."""
+"""A disk that fills up during an evaluation: one paragraph, exit code 1, nothing lost, and the same command continues."""
 
 import os
 import resource
@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from misbehaving import ROWS, steady
 
-from grounding.evaluate.results import read_rows
+from grounding.evaluate.results.writer import read_rows
 
 
 def stops_and_goes_on(server, start, finish, out, reference, words, make_room, **limits):

@@ -8,7 +8,7 @@ import time
 import pytest
 from misbehaving import CONCURRENCY, ROWS, steady
 
-from grounding.evaluate.results import read_rows
+from grounding.evaluate.results.writer import read_rows
 
 KILLS = 20
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from grounding.api import parse, resolve
-from grounding.train import tracking
+from grounding.train.monitoring import tracking
 
 JOB = """
 apiVersion: grounding.egm.dev/v1alpha1

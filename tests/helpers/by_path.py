@@ -9,7 +9,7 @@ from typing import Any
 
 
 def module(path: Path) -> Any:
-    """The script at `path`, imported under its file's name."""
+    """Return the script at `path`, imported under its file's name."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     found = sys.modules[path.stem] = importlib.util.module_from_spec(spec)

@@ -45,7 +45,7 @@ class Hub:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def stop(self):
-        """Nobody listens any more; `start` listens on the same port again."""
+        """No one listens any more; `start` listens on the same port again."""
         if self.server is not None:
             self.server.shutdown()
             self.server.server_close()

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-import threading
 import time
 from collections import Counter
+
+from looped import LoopedServer
 
 ROWS, CONCURRENCY = 400, 8
 """Of the tests that interrupt a child"""
@@ -57,7 +58,7 @@ THEN_CLOSE = {
 }
 
 
-class Misbehaving:
+class Misbehaving(LoopedServer):
     """`plan(n, question)` names what becomes of request n: a key of the tables above, "reset", "hang" or "drip"."""
 
     def __init__(self, plan=lambda n, question: "good", port=0):
@@ -65,15 +66,10 @@ class Misbehaving:
         self.asked, self.images, self.good, self.at = Counter(), set(), Counter(), []
         self.connections = 0
         self.answer = lambda question: GOOD
-        self._loop, self._writers = asyncio.new_event_loop(), set()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._server = self._call(asyncio.start_server(self._serve, "127.0.0.1", port))
+        self._writers = set()
+        super().__init__(port)
         self.port = self._server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-
-    def _call(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     async def _serve(self, reader, writer):
         self._writers.add(writer)
@@ -125,22 +121,9 @@ class Misbehaving:
 
         self._call(now())
 
-    def close(self):
-        async def down():
-            self._server.close()
-            rest = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in rest:
-                task.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
-
-        self._call(down())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
 
 def steady(summary):
     """Without what depends on the clock."""
-    left_out = ("requests_per_second", "wall_seconds", "servers")
+    left_out = ("requests_per_second", "wall_seconds", "servers", "costs")
     files = [{k: v for k, v in f.items() if not k.startswith("latency")} for f in summary["files"]]
     return {k: v for k, v in summary.items() if k not in left_out} | {"files": files}

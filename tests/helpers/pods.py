@@ -1,7 +1,7 @@
 """Pods of `egm render` as processes of this machine: the same commands, environment and volumes, with the paths of their mounts under a folder.
 
 What differs from a kubelet: paths are rewritten instead of mounted, the pod's address is 127.0.0.1, a server listens on a port that is free, and
-nobody serves `/progress`. A Secret named in `envFrom` is what `secret` holds.
+no one serves `/progress`. A Secret named in `envFrom` is what `secret` holds.
 """
 
 import os
@@ -54,7 +54,7 @@ class Pod:
         for mount in self.spec["containers"][0]["volumeMounts"]:
             self.paths[mount["mountPath"]] = str(self.root / mount["name"])
 
-    def _here(self, text):
+    def here(self, text):
         for theirs, ours in self.hosts.items():
             text = text.replace(theirs, ours)
         for mounted, folder in self.paths.items():
@@ -70,14 +70,14 @@ class Pod:
         for variable in container["env"]:
             address = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath") == "status.podIP"
             assert address or "value" in variable, variable
-            env[variable["name"]] = "127.0.0.1" if address else self._here(variable["value"])
+            env[variable["name"]] = "127.0.0.1" if address else self.here(variable["value"])
         env.pop("EGM_PROGRESS_PORT", None)
         return env
 
     def _start(self, container, **more):
         command = container["command"]
         assert command[0] == "egm"
-        words = [sys.executable, "-m", "grounding.cli", *(self._here(w) for w in command[1:])]
+        words = [sys.executable, "-m", "grounding.cli", *(self.here(w) for w in command[1:])]
         log = (self.root / f"{container['name']}.log").open("ab")
         env = self._environment(container) | more
         return subprocess.Popen(words, cwd=self.root, env=env, stdout=log, stderr=subprocess.STDOUT)
@@ -88,6 +88,13 @@ class Pod:
             code = self._start(container).wait(timeout)
             log = self.root / f"{container['name']}.log"
             assert code == 0, f"{container['command']} ended with {code}\n{log.read_text()[-4000:]}"
+
+    def start(self):
+        """Its main container, after those that initialise; the process."""
+        for container in self.spec.get("initContainers", ()):
+            assert self._start(container).wait(900) == 0
+        [container] = self.spec["containers"]
+        return self._start(container)
 
     def serve(self, timeout=300):
         """Start its one server; (process, host:port here, host:port there) once it is ready."""

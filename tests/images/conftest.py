@@ -24,7 +24,7 @@ def call(*words: str, timeout: float = 1800, **more: Any) -> subprocess.Complete
 
 
 def told(*words: str) -> Any:
-    """The JSON that a command prints."""
+    """Return the JSON that a command prints."""
     done = call(*words)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -40,14 +40,14 @@ class Image:
     seconds: float
 
     def run(self, *words: str, user: str = "10001:10001", timeout: float = 600) -> subprocess.CompletedProcess[str]:
-        """A command in the image, as its own user and with its own environment."""
+        """Return a command in the image, as its own user and with its own environment."""
         return call(
             "buildah", "run", "--isolation", "chroot", "--user", user, self.container, "--", *words, timeout=timeout
         )
 
     @property
     def config(self) -> dict[str, Any]:
-        """The image's OCI configuration."""
+        """Return the image's OCI configuration."""
         return told("buildah", "inspect", "--type", "image", self.name)["OCIv1"]
 
     @property

@@ -179,7 +179,7 @@ def test_the_server_answers_as_any_user(images: Images) -> None:
 
 
 def _tree(target: Path) -> Path:
-    """A copy of what the images are made from."""
+    """Return a copy of what the images are made from."""
     for name in ("images", "grounding", "operator"):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", ".dockerignore", "Dockerfile.train", "Dockerfile.infer"):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from grounding.api import parse, resolve
-from grounding.train import checkpoints, uploads
-from grounding.train.checkpoints import Checkpoint
+from grounding.files import publish
+from grounding.train.checkpoints import local as checkpoints
+from grounding.train.checkpoints import upload as uploads
+from grounding.train.checkpoints.local import Checkpoint
 
 
 def _make(root: Path, step: int) -> Checkpoint:
@@ -37,7 +44,7 @@ spec:
 
 
 def test_a_real_s3_server_that_goes_away_and_comes_back(tmp_path: Path, s3) -> None:
-    """Everything that a job leaves comes to the server; a node with an empty disk goes on from there."""
+    """Everything that a job leaves comes to the server; a node with an empty disk continues from there."""
     from grounding.storage import open_store
 
     server, bucket = s3
@@ -57,9 +64,9 @@ def test_a_real_s3_server_that_goes_away_and_comes_back(tmp_path: Path, s3) -> N
         time.sleep(0.5)
         server.start()
         (out / "progress.jsonl").write_text('{"step": 2}\n')
-        (out / "model").mkdir()
-        (out / "model" / "config.json").write_text("{}")
-        (out / "model" / "model.safetensors").write_bytes(b"weights")
+        with publish(out / "model") as folder:  # a folder without a manifest is no finished model
+            (folder / "config.json").write_text("{}")
+            (folder / "model.safetensors").write_bytes(b"weights")
     assert uploader.newest() == {"step": 2, "uri": f"{uri}/checkpoints/global_step_2"}
     names = {e.name for e in open_store(uri).entries()}
     assert {"progress.jsonl", "model/config.json", "model/model.safetensors"} <= names
@@ -69,3 +76,85 @@ def test_a_real_s3_server_that_goes_away_and_comes_back(tmp_path: Path, s3) -> N
         assert (there / "progress.jsonl").read_text() == '{"step": 2}\n'
     with uploads.kept(resolve(parse(JOB.replace("OUTPUT", "pvc://claim/x"))[0]), out) as nothing:
         assert nothing is None
+
+
+UPLOAD = """
+import sys
+from pathlib import Path
+from grounding.storage import open_store
+from grounding.train.checkpoints import upload
+from grounding.train.checkpoints.local import Checkpoint
+upload.push(open_store(sys.argv[1]), Checkpoint(20, Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize("place", [*(f"upload.file@{n}" for n in (1, 4, 6)), "upload.marker", "upload.marked"])
+def test_kill_9_of_an_upload_then_another_attempt_elsewhere(
+    tmp_path: Path, s3, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The restored checkpoint is one attempt's, by digest, although both have files of equal sizes."""
+    from grounding.storage import open_store
+
+    _, bucket = s3
+    uri, made = f"s3://{bucket}/runs/{place.replace('@', '-')}", []
+    for number, shift in ((1, 0), (2, 7)):
+        monkeypatch.setenv("EGM_ATTEMPT", str(number))
+        folder = _make(tmp_path / str(number), 20).path
+        (folder / "complete.json").unlink()
+        for file in folder.rglob("*.pt"):
+            file.write_bytes(bytes([file.read_bytes()[0] + shift]) * 100_000)
+        checkpoints.mark_complete(folder)
+        made.append(folder)
+    command = [sys.executable, "-c", UPLOAD, uri]
+    killed = subprocess.run(
+        [*command, str(made[0])], env={**os.environ, "EGM_FAILPOINTS": f"{place}=kill"}, check=False
+    )
+    assert killed.returncode == -9
+    found = uploads.restore(open_store(uri), tmp_path / "c")
+    assert found is None if place != "upload.marked" else found is not None and _same(made[0], found.path)
+    subprocess.run([*command, str(made[1])], check=True)
+    last = uploads.restore(open_store(uri), tmp_path / "d")
+    assert last is not None and _same(made[1], last.path)
+    subprocess.run([*command, str(made[0])], check=True)  # the first attempt comes back to life, too late
+    after = uploads.restore(open_store(uri), tmp_path / "e")
+    assert after is not None and _same(made[1], after.path)
+
+
+BOTH = """
+import sys
+from pathlib import Path
+from grounding.storage import open_store
+from grounding.train.checkpoints import upload
+from grounding.train.checkpoints.local import Checkpoint
+store = open_store(sys.argv[1])
+uploader = upload.Uploader(Path(sys.argv[2]).parent, store, 2, claim=upload.claim(store))
+print("claimed", flush=True)
+sys.stdin.readline()
+sys.exit(0 if upload.push(store, Checkpoint(20, Path(sys.argv[2])), mine=uploader.mine) else 7)
+"""
+
+
+def test_two_attempts_on_two_machines_at_once(tmp_path: Path, s3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is thought to be dead and is not: it comes back in the middle of its upload, and nothing of it counts."""
+    from grounding.storage import open_store
+
+    _, bucket = s3
+    uri, made, alive = f"s3://{bucket}/runs/both", [], []
+    for number, shift in ((1, 0), (2, 7)):
+        monkeypatch.setenv("EGM_ATTEMPT", str(number))
+        folder = _make(tmp_path / str(number), 20).path
+        (folder / "complete.json").unlink()
+        for file in folder.rglob("*.pt"):
+            file.write_bytes(bytes([file.read_bytes()[0] + shift]) * 100_000)
+        checkpoints.mark_complete(folder)
+        made.append(folder)
+        command = [sys.executable, "-c", BOTH, uri, str(folder)]
+        alive.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert alive[-1].stdout is not None and alive[-1].stdout.readline() == "claimed\n"
+    for process in reversed(alive):  # both are asked to upload; the second began last
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.wait(120) for process in alive] == [7, 0]
+    last = uploads.restore(open_store(uri), tmp_path / "c")
+    assert last is not None and _same(made[1], last.path)

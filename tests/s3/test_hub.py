@@ -82,7 +82,7 @@ def test_a_model_is_fetched_once_whole_and_verified(hub, world):
     before = len(hub.asked)
     assert fetched(world, "hf://o/model") == folder
     assert len(hub.asked) == before
-    hub.stop()  # a hub that is away matters to nobody who has everything
+    hub.stop()  # a hub that is away matters to no one who has everything
     assert fetched(world, "hf://o/model") == folder
     assert fetched(world | {"HF_HUB_OFFLINE": "1"}, "hf://o/model") == folder
 
@@ -179,3 +179,53 @@ def test_mistakes_are_sentences(hub, world):
     assert code == 1 and "cannot be fetched" in errors
     code, errors = refused(world | {"HF_HUB_OFFLINE": "1"}, "hf://o/model", 30)
     assert code == 1 and "HF_HUB_OFFLINE" in errors
+
+
+def test_a_model_of_the_hub_is_known_by_its_content_online_and_offline(hub, world):
+    def known():
+        code = "import sys\nfrom grounding.models.content import content_of\nprint(content_of(sys.argv[1]))"
+        return subprocess.run(
+            [sys.executable, "-c", code, "hf://o/model"], env=world, capture_output=True, text=True, check=True
+        ).stdout
+
+    first = known()
+    assert first.startswith("listing:")
+    fetched(world, "hf://o/model")
+    hub.stop()
+    world["HF_HUB_OFFLINE"] = "1"
+    assert known() == first, "what was fetched is known without the hub"
+    del world["HF_HUB_OFFLINE"]
+    hub.start()
+    hub.files["o/model"]["config.json"] = b"{ }"
+    assert known() not in (first, "\n")
+
+
+def test_commands_take_what_the_hub_has_by_its_name(world, tmp_path):
+    from release import write_release
+
+    root = write_release(tmp_path / "EGM_Datasets")
+    name = "datasets/JamesZGQ/EGM_Datasets"
+    served = Hub({name: {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}})
+    try:
+        egm = [sys.executable, "-m", "grounding.cli"]
+        words = [
+            "data",
+            "prepare",
+            "--out",
+            str(tmp_path / "out"),
+            "--eval",
+            f"hf://{name}/metadata/eval/refcoco_val.jsonl",
+        ]
+        words += ["--train", f"hf://{name}/vanilla_grounding_reasoning_training_dataset_raw.jsonl"]
+        images = ["--images", f"hf://{name}/coco.tar", "--images", f"hf://{name}/coco_flip.tar"]
+        here = {"capture_output": True, "text": True, "env": world | {"HF_ENDPOINT": served.url}, "timeout": 300}
+        done = subprocess.run([*egm, *words, *images], **here)
+        assert done.returncode == 0 and "6 training rows, 1 validation rows" in done.stdout, done.stderr
+        words = ["eval", "--dry-run", "--model", "m", "--out", str(tmp_path / "o"), "--files"]
+        done = subprocess.run([*egm, *words, f"hf://{name}/metadata/eval/refcoco_val.jsonl", *images], **here)
+        assert done.returncode == 0 and "6 expressions on 6 images" in done.stdout, done.stderr
+        done = subprocess.run([*egm, "data", "lint", f"hf://{name}/absent.jsonl", *images], **here)
+        assert done.returncode == 2 and "absent.jsonl: nothing is there" in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        served.stop()

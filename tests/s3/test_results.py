@@ -1,4 +1,4 @@
-"""Results whose copy is on S3: a new pod with an empty disk goes on, a store that is away loses nothing; the table as parquet."""
+"""Results whose copy is on S3: a new pod with an empty disk continues, a store that is away loses nothing; the table as parquet."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def call(dataset, server, out, *more):
 
 
 def steady(summary):
-    timing = {"requests_per_second", "wall_seconds", "servers"}
+    timing = {"requests_per_second", "wall_seconds", "servers", "costs"}
     files = [{k: v for k, v in f.items() if not k.startswith("latency")} for f in summary["files"]]
     return {k: v for k, v in summary.items() if k not in timing} | {"files": files}
 

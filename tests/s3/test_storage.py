@@ -8,6 +8,8 @@ import threading
 import pytest
 
 from grounding.errors import Failure, UserError
+from grounding.files import MANIFEST, publish
+from grounding.models.content import content_of
 from grounding.storage import Transfer, fetch, open_store, send
 
 SMALL = Transfer(parallel=3, part_bytes=5 << 20, patience_s=60)  # S3's least part
@@ -213,3 +215,99 @@ def test_one_process_of_a_node_fetches(s3, tmp_path):
     children = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     moved = sorted(int(c.communicate(timeout=60)[0]) for c in children)
     assert moved == [0, 0, 30 << 20]
+
+
+def _calls(monkeypatch):
+    """Operations that boto3 sends from now on, by name."""
+    import botocore.client
+
+    sent, stock = [], botocore.client.BaseClient._make_api_call
+
+    def noted(self, operation, arguments):
+        sent.append(operation)
+        return stock(self, operation, arguments)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", noted)
+    return sent
+
+
+def test_a_small_file_costs_one_request_and_an_interrupted_fetch_continues(s3, tmp_path, monkeypatch):
+    _, bucket = s3
+    store = open_store(f"s3://{bucket}/pictures")
+    for i in range(60):
+        store.write(f"{i:02}.jpg", os.urandom(1000))
+    code = f"from grounding.storage import fetch\nfetch('s3://{bucket}/pictures')"
+    cut = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "EGM_FAILPOINTS": "fetch.file@20=kill"}, check=False
+    )
+    assert cut.returncode != 0
+    sent = _calls(monkeypatch)
+    target = fetch(f"s3://{bucket}/pictures")
+    assert sent.count("ListObjectsV2") == 1 and sent.count("HeadObject") == 0
+    assert sent.count("GetObject") <= 60 - 20 + Transfer().files + 1  # what was in flight at the kill moves again
+    assert {p.name for p in target.glob("*.jpg")} == {f"{i:02}.jpg" for i in range(60)}
+    assert all((target / f"{i:02}.jpg").read_bytes() == store.read(f"{i:02}.jpg") for i in (0, 31, 59))
+    assert not [p.name for p in target.iterdir() if "journal" in p.name or "partial" in p.name]
+
+
+def test_a_file_replaced_after_the_listing_is_looked_at_again(s3, tmp_path):
+    _, bucket = s3
+    store = open_store(f"s3://{bucket}/x")
+    store.write("a", b"old")
+    (listed,) = store.entries()
+    store.write("a", b"newer")
+    store.download_listed(listed, tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"newer"
+    store.delete("a")
+    with pytest.raises(UserError, match="no such object"):
+        store.download_listed(listed, tmp_path / "b")
+
+
+SET_ASIDE = """
+import sys
+from grounding.storage import open_store
+from grounding.storage.aside import set_aside
+set_aside(open_store(sys.argv[1]), "wish", ("checkpoints", "model"), lambda name: name.endswith("marker"))
+"""
+
+
+@pytest.mark.parametrize("place", ["s3.copied@1", "s3.copied@3", "aside.moved@2"])
+def test_old_work_is_set_aside_whole_whenever_the_process_is_killed(s3, tmp_path, place):
+    """Large objects are copied in parts; a kill between copy and deletion leaves both, and the next attempt finishes."""
+    _, bucket = s3
+    uri = f"s3://{bucket}/aside/{place.replace('@', '-')}"
+    store = open_store(uri)
+    large = tmp_path / "large"
+    large.write_bytes(os.urandom(20 << 20))
+    store.upload(large, "checkpoints/a/large")
+    for name in ("checkpoints/a/marker", "model/w", "other"):
+        store.write(name, name.encode())
+
+    def names():
+        return [entry.name for entry in store.entries()]
+
+    before = {e.name: (e.size, e.sha256) for e in [store.find(n) for n in names()]}
+    child = [sys.executable, "-c", SET_ASIDE, uri]
+    killed = subprocess.run(child, env={**os.environ, "EGM_FAILPOINTS": f"{place}=kill"}, check=False)
+    assert killed.returncode == -9
+    subprocess.run(child, check=True)
+    after = {e.name: (e.size, e.sha256) for e in [store.find(n) for n in names()]}
+    assert after.pop("restarted.json")
+    assert after == {name if name == "other" else f"previous/1/{name}": facts for name, facts in before.items()}
+    store.download("previous/1/checkpoints/a/large", tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == large.read_bytes()
+
+
+def test_a_model_in_s3_is_known_by_its_content(s3, tmp_path):
+    _, bucket = s3
+    store, uri = open_store(f"s3://{bucket}/m"), f"s3://{bucket}/m"
+    assert content_of(uri) == ""
+    store.write("model.safetensors", b"one")
+    first = content_of(uri)
+    assert first.startswith("listing:") and content_of(uri) == first
+    store.write("model.safetensors", b"two")
+    assert content_of(uri) not in ("", first)
+    with publish(tmp_path / "m") as folder:
+        (folder / "model.safetensors").write_bytes(b"three")
+    send(tmp_path / "m", uri, last=MANIFEST)
+    assert content_of(uri) == content_of(str(tmp_path / "m"))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.roles import role_command
 
 for _name, _value in {
     "OMP_NUM_THREADS": "1",
@@ -19,18 +20,38 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 
+_BY_NAME = {
+    "train": (
+        "test_grace",
+        "test_same_outputs",
+        "test_internvl",
+        "test_export",
+        "test_lora",
+        "test_validation",
+        "test_families",
+        "test_release_run",
+    ),
+    "gang": ("test_ray_cluster",),
+}
+"""Marker -> modules that `make test` leaves out, because they take a quarter of an hour or need root."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each of these starts processes that import torch: minutes, not seconds."""
+    """Mark every test of this folder, since each starts processes that import torch: minutes, not seconds."""
     for item in items:
-        if "stack" in Path(str(item.fspath)).parts:
+        path = Path(str(item.fspath))
+        if "stack" in path.parts:
             item.add_marker(pytest.mark.stack)
             item.add_marker(pytest.mark.timeout(1500))
+            for marker, modules in _BY_NAME.items():
+                if path.stem in modules:
+                    item.add_marker(marker)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random tiny Qwen3-VL with its processor."""
-    from grounding.train.tiny import build, demo_corpus
+    from grounding.models.tiny import build, demo_corpus
 
     out = tmp_path_factory.mktemp("tiny") / "model"
     build(out, demo_corpus())
@@ -54,10 +75,7 @@ def speaking_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("speaking")
     job = folder / "job.yaml"
     job.write_text(SFT_MANIFEST)
-    role = [sys.executable, "-m", "grounding.cli", "role"]
-    subprocess.run([*role, "prepare", "--job", str(job), "--data", str(folder / "data")], check=True)
-    subprocess.run(
-        [*role, "sft", "--job", str(job), "--data", str(folder / "data"), "--model", "tiny://", "--out", str(folder)],
-        check=True,
-    )
+    where = ["--job", job, "--data", folder / "data"]
+    subprocess.run(role_command("prepare", *where), check=True)
+    subprocess.run(role_command("sft", *where, "--model", "tiny://", "--out", folder), check=True)
     return folder / "model"

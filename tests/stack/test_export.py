@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from grounding.cli import run as egm
-from grounding.train import checkpoints
-from grounding.train.progress import read_progress
+from grounding.progress import read_progress
+from grounding.train.checkpoints import local as checkpoints
+from tests.helpers.roles import role_command
 
 # two ranks of one node, as on a machine with two GPUs; weights as on GPUs, where no checkpoint carries a model
 RL = """
@@ -51,10 +51,6 @@ spec:
 """
 
 
-def _role(name: str, *more: str | Path) -> list[str]:
-    return [sys.executable, "-m", "grounding.cli", "role", name, *map(str, more)]
-
-
 def test_shards_of_two_ranks_become_a_model_that_is_served_and_trained_further(
     tmp_path: Path, speaking_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,8 +59,8 @@ def test_shards_of_two_ranks_become_a_model_that_is_served_and_trained_further(
     job, data, out = tmp_path / "job.yaml", tmp_path / "data", tmp_path / "out"
     job.write_text(RL.replace("MODEL", str(speaking_model)))
     out.mkdir()
-    subprocess.run(_role("prepare", "--job", job, "--data", data), check=True)
-    role = _role("rl", "--job", job, "--data", data, "--model", speaking_model, "--out", out)
+    subprocess.run(role_command("prepare", "--job", job, "--data", data), check=True)
+    role = role_command("rl", "--job", job, "--data", data, "--model", speaking_model, "--out", out)
     subprocess.run(role, check=True)
     newest = checkpoints.peek(out / "checkpoints")
     assert newest is not None and newest.step == 1 and checkpoints.world_size(newest.path) == 2
@@ -90,7 +86,7 @@ def test_shards_of_two_ranks_become_a_model_that_is_served_and_trained_further(
     summary = json.loads((tmp_path / "runs/eval/eval/summary.json").read_text())
     assert (summary["done"], summary["errors"]) == (8, 0)
 
-    # one rank cannot go on with the shards of two, and says the way, before anything starts
+    # one rank cannot continue with the shards of two, and says the way, before anything starts
     shutil.rmtree(out / "model")
     text = RL.replace("MODEL", str(speaking_model)).replace("maxSteps: 1", "maxSteps: 2")
     job.write_text(text[: text.index("    engineOverrides")])

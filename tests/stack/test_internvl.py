@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from grounding.cli import run as egm
-from grounding.train import checkpoints
-from grounding.train.progress import read_progress
+from grounding.progress import read_progress
+from grounding.train.checkpoints import local as checkpoints
+from tests.helpers.roles import role_command
 
 SFT = """
 apiVersion: grounding.egm.dev/v1alpha1
@@ -35,18 +35,14 @@ spec:
 """
 
 
-def _role(name: str, *more: str | Path) -> list[str]:
-    return [sys.executable, "-m", "grounding.cli", "role", name, *map(str, more)]
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny InternVL after a moment of SFT."""
     folder = tmp_path_factory.mktemp("internvl")
     job, data = folder / "job.yaml", folder / "data"
     job.write_text(SFT)
-    subprocess.run(_role("prepare", "--job", job, "--data", data), check=True)
-    subprocess.run(_role("sft", "--job", job, "--data", data, "--model", "tiny://", "--out", folder), check=True)
+    subprocess.run(role_command("prepare", "--job", job, "--data", data), check=True)
+    subprocess.run(role_command("sft", "--job", job, "--data", data, "--model", "tiny://", "--out", folder), check=True)
     return folder / "model"
 
 
@@ -68,8 +64,8 @@ def test_rl_runs_by_verl_and_leaves_a_model(tmp_path: Path, model: Path) -> None
 
     job, data = tmp_path / "job.yaml", tmp_path / "data"
     job.write_text(RL.replace("MODEL", str(model)))
-    subprocess.run(_role("prepare", "--job", job, "--data", data), check=True)
-    subprocess.run(_role("rl", "--job", job, "--data", data, "--model", model, "--out", tmp_path), check=True)
+    subprocess.run(role_command("prepare", "--job", job, "--data", data), check=True)
+    subprocess.run(role_command("rl", "--job", job, "--data", data, "--model", model, "--out", tmp_path), check=True)
     lines = [line for line in read_progress(tmp_path / "progress.jsonl") if line["step"]]
     assert [line["step"] for line in lines] == [1, 2]
     assert all(line["metrics"]["gradNorm"] > 0 for line in lines), "rewards did not differ"
@@ -103,7 +99,7 @@ spec:
     assert egm(["run", "-f", str(manifest), "--runs", str(tmp_path / "runs")]) == 0
     import json
 
-    from grounding.evaluate.results import read_rows
+    from grounding.evaluate.results.writer import read_rows
 
     out = tmp_path / "runs" / "eval" / "eval"
     summary = json.loads((out / "summary.json").read_text())
@@ -139,7 +135,7 @@ def test_prompts_are_narrowed_to_what_vllm_widens(model: Path) -> None:
     from PIL import Image
     from transformers import AutoProcessor
 
-    from grounding.train.verl_internvl import narrowed, processor_inputs
+    from grounding.train.verl.internvl import narrowed, processor_inputs
 
     processor = AutoProcessor.from_pretrained(model)
     message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]}]

@@ -5,7 +5,7 @@ import torch
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
-from grounding.train import patch_embedding
+from grounding.models import patch_embedding
 
 
 @pytest.mark.parametrize("patches", [1, 196])

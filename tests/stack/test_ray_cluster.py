@@ -1,4 +1,4 @@
-"""RL over a real Ray of two nodes: each a network namespace of its own with a logical GPU; one is killed, the gang starts again and goes on.
+"""RL over a real Ray of two nodes: each a network namespace of its own with a logical GPU; one is killed, the gang starts again and continues.
 
 Needs root and `ip`. As a script it does the same as often as wanted, each time killing a random node at a random step:
 
@@ -31,8 +31,8 @@ from pathlib import Path
 import pytest
 
 from grounding.files import complete_lines
-from grounding.train import checkpoints
-from grounding.train.progress import read_progress
+from grounding.progress import read_progress
+from grounding.train.checkpoints import local as checkpoints
 
 STEPS = 5
 MANIFEST = """
@@ -54,7 +54,7 @@ def _ip(*arguments: str) -> None:
 
 
 def can_make_nodes() -> bool:
-    """Whether this machine lets us make network namespaces."""
+    """Return whether this machine lets us make network namespaces."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
     name = f"egm-try-{os.getpid()}"
@@ -252,7 +252,7 @@ def test_a_gang_of_two_nodes_goes_on_when_one_is_killed(tmp_path: Path, speaking
 
 
 def one(model: Path, victim: int, at_step: int, steps: int) -> dict:
-    """A gang through its kill, checked; `failed` says what was not as it has to be, and where the logs are."""
+    """Return a gang through its kill, checked; `failed` says what was not as it has to be, and where the logs are."""
     folder = Path(tempfile.mkdtemp(prefix="egm-gang-"))
     told: dict = {"victim": victim, "at_step": at_step}
     try:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import torch
 
-from grounding.train import attempts, checkpoints
-from grounding.train.progress import read_progress
+from grounding.progress import read_progress
+from grounding.train.checkpoints import local as checkpoints
+from grounding.train.rl import resume as attempts
+from tests.helpers.roles import power_cut, role_command
 
 MANIFEST = """
 apiVersion: grounding.egm.dev/v1alpha1
@@ -30,20 +29,9 @@ spec:
 """
 
 
-def _role(name: str, *more: str | Path) -> list[str]:
-    return [sys.executable, "-m", "grounding.cli", "role", name, *map(str, more)]
-
-
 def _metrics(out: Path, *names: str) -> list[tuple[int, list[float]]]:
     lines = read_progress(out / "progress.jsonl")
     return [(line["step"], [line["metrics"].get(n) for n in names]) for line in lines if line["step"] > 0]
-
-
-def _power_cut(pid: int) -> None:
-    """No process has time for a last word: verl's go on for a second or two where their driver is asked to end."""
-    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
 
 
 def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, speaking_model: Path) -> None:
@@ -52,13 +40,13 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, speaking_mode
 
     job, data = tmp_path / "job.yaml", tmp_path / "data"
     job.write_text(MANIFEST.replace("MODEL", str(speaking_model)))
-    subprocess.run(_role("prepare", "--job", job, "--data", data), check=True)
+    subprocess.run(role_command("prepare", "--job", job, "--data", data), check=True)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for out in (straight, killed):
         out.mkdir()
 
     def command(out: Path) -> list[str]:
-        return _role("rl", "--job", job, "--data", data, "--model", speaking_model, "--out", out)
+        return role_command("rl", "--job", job, "--data", data, "--model", speaking_model, "--out", out)
 
     subprocess.run(command(straight), check=True)
 
@@ -76,7 +64,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, speaking_mode
     assert end_after(3, lambda pid: os.kill(pid, signal.SIGTERM)) == 143
     done = checkpoints.newest(killed / "checkpoints") or done
     assert 3 <= done.step < 8, "killed too late: the run was over"
-    assert end_after(8, _power_cut) == -signal.SIGKILL
+    assert end_after(8, power_cut) == -signal.SIGKILL
     assert not (killed / "model").exists(), "killed too late: the run was over"
     subprocess.run(command(killed), check=True)
     assert list((killed / "verl").glob("metrics-*-from-8.jsonl")), "verl was not asked for the validation that it owed"

@@ -101,7 +101,7 @@ def _rows(data: bytes) -> Any:
 
 
 def _summary(data: bytes) -> Any:
-    clock = {"requests_per_second", "wall_seconds", "servers"}
+    clock = {"requests_per_second", "wall_seconds", "servers", "costs"}
     summary = {k: v for k, v in json.loads(data).items() if k not in clock and not k.startswith("latency")}
     summary["files"] = [{k: v for k, v in f.items() if not k.startswith("latency")} for f in summary["files"]]
     return summary
@@ -122,7 +122,7 @@ def _parquet(data: bytes) -> Any:
 
 
 def _complete(data: bytes) -> Any:
-    """The sizes of files whose content is the same."""
+    """Return the sizes of files whose content is the same."""
     return {
         k: v
         for k, v in json.loads(data)["files"].items()
@@ -131,7 +131,7 @@ def _complete(data: bytes) -> Any:
 
 
 def _shards(data: bytes) -> Any:
-    """The tensors of verl's file; the pickle around them holds a hash of the device mesh, which Python salts in each process."""
+    """Return the tensors of verl's file; the pickle around them holds a hash of the device mesh, which Python salts in each process."""
     with zipfile.ZipFile(io.BytesIO(data)) as saved:
         pickled = [(n, len(saved.read(n))) for n in saved.namelist() if n.endswith("data.pkl")]
         return pickled, {n: saved.read(n) for n in saved.namelist() if "/data/" in n}
@@ -146,7 +146,7 @@ def _verl(data: bytes) -> Any:
 
 
 def _step(data: bytes) -> Any:
-    """A checkpoint's metrics of its own step."""
+    """Return a checkpoint's metrics of its own step."""
     return _clockless(json.loads(data)["data"])
 
 
@@ -227,7 +227,7 @@ def test_egm_run_and_the_operator_s_pods_write_the_same(
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    objects = pods.render(manifest("there"), EGM_STORAGE_SECRET="storage")
+    objects = pods.render(manifest("there"), EGM_OPERATOR_STORAGE_SECRET="storage")
     jobs: dict[str, list[dict[str, Any]]] = {}
     for obj in objects:
         jobs.setdefault(obj["metadata"]["labels"]["grounding.egm.dev/job"], []).append(obj)

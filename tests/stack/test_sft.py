@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from grounding.api import parse
-from grounding.train.progress import read_progress
+from grounding.progress import read_progress
 
 MANIFEST = """
 apiVersion: grounding.egm.dev/v1alpha1
@@ -66,7 +66,7 @@ def test_labels_are_the_answer_alone(tiny_model: Path, tmp_path: Path) -> None:
     from transformers import AutoProcessor
 
     from grounding.data.images import open_images
-    from grounding.train.sft_data import IGNORE, Collator, Example, split_target
+    from grounding.train.sft.data import IGNORE, Collator, Example, split_target
 
     processor = AutoProcessor.from_pretrained(tiny_model)
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Locate assistant"}]}
@@ -87,7 +87,7 @@ def test_labels_are_the_answer_alone(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_a_thinking_template_s_opening_is_trained() -> None:
-    from grounding.train.sft_data import split_target
+    from grounding.train.sft.data import split_target
 
     given, target = split_target(
         "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n<think>\n", "why\n</think>\n\n[]"
@@ -99,7 +99,7 @@ def test_a_thinking_template_s_opening_is_trained() -> None:
 def test_vision_is_frozen_but_for_its_merger(tiny_model: Path) -> None:
     from transformers import AutoModelForImageTextToText
 
-    from grounding.train.families import freeze_vision
+    from grounding.models.families import freeze_vision
 
     model = AutoModelForImageTextToText.from_pretrained(tiny_model)
     freeze_vision(model)
@@ -125,7 +125,7 @@ def test_a_broken_picture_is_named(tiny_model: Path, tmp_path: Path) -> None:
 
     from grounding.data.images import open_images
     from grounding.errors import UserError
-    from grounding.train.sft_data import Collator, Example, raise_error
+    from grounding.train.sft.data import Collator, Example, raise_error
 
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
     collator = Collator(open_images(tmp_path), AutoProcessor.from_pretrained(tiny_model), 0, 512)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from grounding.train import checkpoints
-from grounding.train.progress import read_progress
-from grounding.train.torchrun import launcher
+from grounding.progress import read_progress
+from grounding.train.checkpoints import local as checkpoints
+from grounding.train.sft.torchrun import launcher
 
 MANIFEST = """
 apiVersion: grounding.egm.dev/v1alpha1
@@ -31,14 +31,16 @@ ROWS = """
 import json, os, sys
 from pathlib import Path
 from grounding.api import load_job, resolve
-from grounding.train import sft
+from grounding.train.sft import run as sft
 job = resolve(load_job(Path(sys.argv[1])))
 arguments = sft._arguments(job, Path(sys.argv[2]), int(os.environ["WORLD_SIZE"]))
 import torch
 class Names(torch.utils.data.Dataset):
     def __len__(self): return 48
     def __getitem__(self, index): return index
-trainer = sft._Trainer(model=torch.nn.Linear(1, 1), args=arguments, train_dataset=Names(), data_collator=lambda rows: {"rows": torch.tensor(rows)})
+from grounding.train.sft.trainer import PackedTrainer
+collate = lambda rows: {"rows": torch.tensor(rows)}
+trainer = PackedTrainer(tokens=1000, model=torch.nn.Linear(1, 1), args=arguments, train_dataset=Names(), data_collator=collate)
 seen = [batch["rows"].tolist() for batch in trainer.get_train_dataloader()]
 Path(sys.argv[2], f"rows-{os.environ['RANK']}.json").write_text(json.dumps(seen))
 """
@@ -51,7 +53,7 @@ def _port() -> int:
 
 
 def _torchrun(*command: str) -> None:
-    run = [sys.executable, "-m", "grounding.train.torchrun", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    run = [sys.executable, "-m", "grounding.train.sft.torchrun", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
     subprocess.run(
         [*run, f"--master-port={_port()}", *command], check=True, env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
     )
@@ -93,19 +95,19 @@ def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
 
 
 def test_a_mistake_of_the_ranks_is_one_of_the_whole(tmp_path: Path) -> None:
-    role = _prepare(tmp_path, MANIFEST.replace("microBatchSize: 4", "microBatchSize: 8"))
-    run = [sys.executable, "-m", "grounding.train.torchrun", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    role = _prepare(tmp_path, MANIFEST.replace("batchSize: 8, microBatchSize: 4", "batchSize: 9, microBatchSize: 3"))
+    run = [sys.executable, "-m", "grounding.train.sft.torchrun", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
     command = [*run, f"--master-port={_port()}", "-m", "grounding.cli", *role, str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"})
     assert done.returncode == 2, done.stderr[-3000:]
-    assert "batchSize 8 is not a multiple" in done.stderr and "Traceback" not in done.stderr
+    assert "batchSize 9 is not a multiple" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_sigterm_to_the_launcher_ends_the_ranks_with_a_checkpoint(tmp_path: Path) -> None:
     role = _prepare(tmp_path, MANIFEST.replace("maxSteps: 4", "maxSteps: 400"))
     out = tmp_path / "out"
     out.mkdir()
-    run = [sys.executable, "-m", "grounding.train.torchrun", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    run = [sys.executable, "-m", "grounding.train.sft.torchrun", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
     command = [*run, f"--master-port={_port()}", "-m", "grounding.cli", *role, str(out)]
     with subprocess.Popen(command, env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"}) as child:
         while not (out / "progress.jsonl").exists() or not _losses(out):
@@ -138,7 +140,7 @@ def test_the_loss_is_the_masked_mean_worked_by_hand(tiny_model: Path, tmp_path: 
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from grounding.data.images import open_images
-    from grounding.train.sft_data import Collator, Example, split_target
+    from grounding.train.sft.data import Collator, Example, split_target
 
     processor = AutoProcessor.from_pretrained(tiny_model)
     model = AutoModelForImageTextToText.from_pretrained(tiny_model, dtype=torch.float32).eval()
@@ -154,7 +156,7 @@ def test_the_loss_is_the_masked_mean_worked_by_hand(tiny_model: Path, tmp_path: 
     for row, answer in enumerate(answers):
         target = processor.tokenizer(answer + "<|im_end|>\n", add_special_tokens=False)["input_ids"]
         start = int(batch["attention_mask"][row].sum()) - len(target)
-        for place, token in enumerate(target, start):  # the token at `place` is told by what stands before it
+        for place, token in enumerate(target, start):  # the token at `place` is predicted from those before it
             logits = out.logits[row, place - 1].double()
             total += float(torch.logsumexp(logits, 0) - logits[token])
             count += 1

@@ -9,13 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from grounding.cli import run as egm
-from grounding.train import checkpoints
-from grounding.train.progress import read_progress
+from grounding.progress import read_progress
+from grounding.train.checkpoints import local as checkpoints
+from tests.helpers.roles import power_cut
 
 MANIFEST = """
 apiVersion: grounding.egm.dev/v1alpha1
@@ -77,9 +77,10 @@ def _close(one: Path, two: Path, tolerance: float) -> None:
     assert worst <= tolerance, worst
 
 
-@pytest.fixture(params=[False, True], ids=["untied", "tied"])
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.train)], ids=["untied", "tied"])
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    from grounding.train.tiny import TinySize, build, demo_corpus
+    from grounding.models.tiny import build, demo_corpus
+    from grounding.models.tiny_parts import TinySize
 
     build(tmp_path / "start", demo_corpus(), size=TinySize(tied=request.param))
     return tmp_path / "start"
@@ -104,6 +105,7 @@ def test_sharded_ranks_train_as_one_process_does(tmp_path: Path, model: Path) ->
     AutoProcessor.from_pretrained(tmp_path / "exported")
 
 
+@pytest.mark.train
 def test_a_killed_run_goes_on_with_the_same_or_another_number_of_ranks(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,8 +117,7 @@ def test_a_killed_run_goes_on_with_the_same_or_another_number_of_ranks(
     while time.monotonic() < until and len(_losses(killed)) < 3:
         assert child.poll() is None, (killed / "log").read_text()[-3000:]
         time.sleep(0.01)
-    for process in [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]:
-        process.kill()  # torchrun puts each rank into a session of its own
+    power_cut(child.pid)  # torchrun puts each rank into a session of its own
     child.wait()
     assert 2 <= len(_losses(killed)) < 8
     assert training.train(killed, 1) == 2, "one process cannot read shards"

@@ -10,6 +10,13 @@ import pytest
 import torch
 
 
+@pytest.fixture(autouse=True)
+def applied() -> None:
+    from grounding.train.verl import patches
+
+    patches.apply()
+
+
 def _nested(lengths: list[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
     """As TransferQueue hands them over."""
     samples = [torch.arange(4 * n).view(4, n) + 1000 * i for i, n in enumerate(lengths)]
@@ -23,7 +30,7 @@ def _nested(lengths: list[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
 
 @pytest.mark.parametrize("lengths", [[5, 5, 5], [4, 4], [8, 8], [7], [4], [3, 5, 9]])
 def test_position_ids_are_ragged_by_length(lengths: list[int]) -> None:
-    from grounding.train.verl_fixes import position_ids_by_length
+    from grounding.train.verl.patches import position_ids_by_length
 
     samples, nested = _nested(lengths)
     fixed = position_ids_by_length(nested)
@@ -32,7 +39,7 @@ def test_position_ids_are_ragged_by_length(lengths: list[int]) -> None:
 
 
 def test_verl_still_needs_it() -> None:
-    """Fails once verl has mended this itself: then `verl_fixes` may go."""
+    """Fails once verl has fixed this itself: then the patch can be dropped."""
     import verl.utils.tensordict_utils as verl_tensordict
     from tensordict import TensorDict
 
@@ -49,10 +56,10 @@ def by_rows() -> Callable[..., torch.Tensor]:
     """verl's own, and everything of ours in place again afterwards."""
     import verl.utils.torch_functional as verl_functional
 
-    from grounding.train import verl_fixes
+    from grounding.train.verl import patches
 
     theirs = importlib.reload(verl_functional).logprobs_from_logits_v2
-    verl_functional.logprobs_from_logits_v2 = verl_fixes.logprobs_by_chunks
+    verl_functional.logprobs_from_logits_v2 = patches.logprobs_by_chunks
     return theirs
 
 
@@ -61,14 +68,14 @@ def by_rows() -> Callable[..., torch.Tensor]:
 def test_log_probabilities_are_those_of_verl(
     shape: tuple[int, ...], dtype: torch.dtype, by_rows: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from grounding.train import verl_fixes
+    from grounding.train.verl import patches
 
-    monkeypatch.setattr(verl_fixes, "_CHUNK_BYTES", 4 * 11 * 3)  # three rows at a time
+    monkeypatch.setattr(patches, "_CHUNK_BYTES", 4 * 11 * 3)  # three rows at a time
     torch.manual_seed(0)
     logits = (4 * torch.randn(shape)).to(dtype)
     labels = torch.randint(0, 11, shape[:-1])
     one, two = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    ours = verl_fixes.logprobs_by_chunks(one, labels)
+    ours = patches.logprobs_by_chunks(one, labels)
     assert ours.shape == labels.shape and ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     if not labels.numel():
         return
@@ -92,9 +99,9 @@ def test_verl_still_goes_token_by_token(by_rows: Callable[..., torch.Tensor], mo
 def test_verl_calls_ours_where_there_is_no_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     import verl.utils.torch_functional as verl_functional
 
-    import grounding.train.verl_fixes as verl_fixes
+    from grounding.train.verl import patches
 
-    assert verl_functional.logprobs_from_logits_v2 is verl_fixes.logprobs_by_chunks
+    assert verl_functional.logprobs_from_logits_v2 is patches.logprobs_by_chunks
     monkeypatch.setenv("VERL_DISABLE_FLASH_ATTN_CE", "1")
     found = verl_functional.logprobs_from_logits(torch.zeros(3, 8), torch.zeros(3, dtype=torch.long))
     torch.testing.assert_close(found, torch.full((3,), -math.log(8)))
@@ -103,7 +110,7 @@ def test_verl_calls_ours_where_there_is_no_flash_attention(monkeypatch: pytest.M
 def test_ray_gets_another_chance_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    from grounding.train import verl_fixes
+    from grounding.train.verl import patches
 
     tries = []
 
@@ -113,17 +120,32 @@ def test_ray_gets_another_chance_to_start(monkeypatch: pytest.MonkeyPatch) -> No
             raise Exception("The current node timed out during startup. This could happen")
         return "started"
 
-    monkeypatch.setattr(verl_fixes, "_ray_init", slow)
-    assert ray.init is verl_fixes._patient_init
+    monkeypatch.setattr(patches, "_ray_init", slow)
+    assert ray.init is patches._patient_init
     assert ray.init(num_cpus=1) == "started" and len(tries) == 3
 
 
 def test_another_error_of_ray_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    from grounding.train import verl_fixes
+    from grounding.train.verl import patches
 
     def broken(**_: object) -> None:
         raise ValueError("num_cpus")
 
-    monkeypatch.setattr(verl_fixes, "_ray_init", broken)
+    monkeypatch.setattr(patches, "_ray_init", broken)
     with pytest.raises(ValueError, match="num_cpus"):
-        verl_fixes._patient_init()
+        patches._patient_init()
+
+
+def test_qwen2_5_vl_s_layers_ask_for_the_attention_that_is_chosen() -> None:
+    """Without flash-attn verl's own forward ends in a NameError; transformers' own takes whatever `attn_implementation` says."""
+    import verl.models.transformers.qwen2_vl as verl_qwen2_vl
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
+
+    import grounding.train.verl.patches  # noqa: F401
+
+    if hasattr(verl_qwen2_vl, "flash_attn_varlen_func"):
+        pytest.skip("flash-attn is installed, and verl's forward works")
+    assert not hasattr(verl_qwen2_vl, "_flash_use_top_left_mask"), (
+        "verl defines it without flash-attn now: the patch may go"
+    )
+    assert verl_qwen2_vl.qwen2_vl_attn_forward is Qwen2_5_VLAttention.forward

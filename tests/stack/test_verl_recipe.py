@@ -18,8 +18,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rl_jobs import rl_job
 
-from grounding.train import reward
-from grounding.train.verl_overrides import overrides
+from grounding.train.rl import reward
+from grounding.train.rl.overrides import overrides
 
 RL = "actor_rollout_ref"
 
@@ -67,9 +67,9 @@ def test_every_override_stands_in_the_composed_configuration(preset: str, cpu: b
 
 
 def test_engine_overrides_win(tmp_path: Path) -> None:
-    wanted = ["trainer.save_freq=99", "actor_rollout_ref.rollout.n=3"]
+    wanted = ["trainer.save_freq=99", "actor_rollout_ref.rollout.enforce_eager=True"]
     config = _compose(_arguments("egm-8b-rl", tmp_path, engineOverrides=wanted))
-    assert config.trainer.save_freq == 99 and config[RL].rollout.n == 3
+    assert config.trainer.save_freq == 99 and config[RL].rollout.enforce_eager is True
 
 
 def test_the_typed_configurations_that_verl_makes_hold_our_values(tmp_path: Path) -> None:
@@ -98,6 +98,52 @@ def test_the_optimizer_follows_the_schedule(tmp_path: Path) -> None:
     made = build_optimizer([torch.nn.Parameter(torch.zeros(2))], optim)
     group = made.param_groups[0]
     assert type(made).__name__ == "AdamW" and group["lr"] == 3e-6 and group["weight_decay"] == 0.01
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "gspo", "dr-grpo", "rloo"])
+def test_an_algorithm_and_its_clip_range_reach_what_verl_computes(algorithm: str, tmp_path: Path) -> None:
+    """Advantages and losses worked by hand: four answers of one token to one prompt, the first moved beyond the range."""
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    from verl.trainer.ppo.utils import need_reference_policy
+    from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
+
+    config = _compose(_arguments("egm-8b-rl", tmp_path, algorithm=algorithm, clipRange={"low": 0.1, "high": 0.3}))
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=False)
+    scores, mask = torch.tensor([1.0, 0.0, 0.5, 0.25]), torch.ones(4, 1)
+    advantages = _advantages(compute_advantage_for_multi_trajectories, config, scores, mask)
+    centred = scores - scores.mean()
+    expected = {
+        "grpo": centred / (scores.std() + 1e-6),
+        "gspo": centred / (scores.std() + 1e-6),
+        "dr-grpo": centred,
+        "rloo": scores - (scores.sum() - scores) / 3,
+    }[algorithm]
+    assert torch.allclose(advantages[:, 0], expected)
+    actor = omega_conf_to_dataclass(config[RL].actor)
+    new = torch.tensor([[1.0], [-1.0], [0.0], [0.0]])
+    loss, _ = get_policy_loss_fn(actor.policy_loss.loss_mode)(
+        torch.zeros(4, 1), new, advantages, mask, loss_agg_mode=actor.loss_agg_mode, config=actor
+    )
+    ratios, a = new.exp()[:, 0], advantages[:, 0]
+    by_hand = torch.maximum(-a * ratios, -a * ratios.clamp(0.9, 1.3)).mean()
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def _advantages(compute: Any, config: DictConfig, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    from verl import DataProto
+
+    tensors = {"token_level_rewards": scores[:, None] * mask, "response_mask": mask, "responses": mask.long()}
+    data = DataProto.from_dict(tensors=tensors, non_tensors={"uid": np.array(["p"] * 4, dtype=object)})
+    found = compute(
+        data,
+        batch_keys=[f"p_{session}_0" for session in range(4)],
+        adv_estimator=config.algorithm.adv_estimator,
+        num_repeat=4,
+        norm_adv_by_std_in_grpo=config.algorithm.norm_adv_by_std_in_grpo,
+        config=config.algorithm,
+    )
+    return found.batch["advantages"]
 
 
 class _Tokenizer:
@@ -132,6 +178,39 @@ def test_the_reward_manager_calls_our_function_with_its_arguments(tmp_path: Path
     assert told["reward_score"] == 0.25 * 0.0 + (1.0 - 0.25) * 0.5
     assert told["reward_extra_info"] == {"score": 0.375, "acc": 0.0, "iou": 0.5, "parsed": 1.0, "length": 35.0}
     assert asyncio.run(once("test"))["reward_score"] == 0.0
+
+
+def test_the_reward_manager_calls_the_user_s_function(tmp_path: Path) -> None:
+    from verl import DataProto
+    from verl.trainer.ppo.reward import load_reward_manager
+
+    own = tmp_path / "own.py"
+    own.write_text(
+        "def mine(data_source, solution_str, ground_truth, extra_info):\n    return {'score': 7.0 + extra_info['width']}\n"
+    )
+    arguments = overrides(
+        rl_job("egm-8b-rl", reward=f"{{file: {own}, entryPoint: mine}}"),
+        train_file=tmp_path / "train.parquet",
+        validation_file=tmp_path / "val.parquet",
+        model="/m",
+        out=tmp_path,
+        reward_file=Path(reward.__file__),
+        own_reward=own,
+        cpu=False,
+    )
+    rows = {
+        "data_source": np.array(["grounding"], dtype=object),
+        "reward_model": np.array([{"style": "rule", "ground_truth": [100, 100, 300, 300]}], dtype=object),
+        "extra_info": np.array([{"split": "train", "width": 1000, "height": 1000}], dtype=object),
+    }
+    tensors = {"responses": torch.ones(1, 4), "attention_mask": torch.ones(1, 9, dtype=torch.long)}
+
+    async def once() -> dict[str, Any]:  # the manager keeps the loop that it is made in
+        manager = load_reward_manager(_compose(arguments), _Tokenizer('[{"bbox_2d": [100, 100, 300, 300]}]'))
+        return await manager.run_single(DataProto.from_dict(tensors=tensors, non_tensors=rows))
+
+    told = asyncio.run(once())
+    assert told["reward_score"] == 1007.0 and told["reward_extra_info"]["acc"] == 1.0
 
 
 def test_gspo_is_aggregated_as_in_the_reference_s_tree(tmp_path: Path) -> None:
@@ -182,3 +261,24 @@ def test_the_data_set_reads_patch_size_lengths_and_seed(tmp_path: Path, tiny_mod
     assert (data.image_patch_size, data.max_prompt_length, data.truncation) == (16, 200, "error")
     assert len(data) == 1, "the prompt over promptLength was kept"
     assert data[0]["extra_info"]["width"] == 96
+
+
+def test_the_replay_buffer_looks_often(tmp_path: Path) -> None:
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    from grounding.train.verl import hooks
+
+    hooks.apply()
+
+    for preset in ("egm-8b-rl", "tiny-rl"):
+        trainer = object.__new__(PPOTrainerSync)
+        trainer.config, trainer.trainer_mode = _compose(_arguments(preset, tmp_path, cpu=preset == "tiny-rl")), "sync"
+        trainer._add_prompts_to_generate = None
+        assert hooks._replay_buffer(trainer).poll_interval == 2.0, "verl looks often by itself: drop ours"
+        assert trainer._build_replay_buffer().poll_interval == hooks.POLL_S
+
+
+def test_the_composed_configuration_has_what_the_reference_s_tree_has(tmp_path: Path) -> None:
+    config = _compose(_arguments("egm-8b-rl", tmp_path, maxGradNorm=0.5))
+    assert config.actor_rollout_ref.rollout.max_num_seqs == 1024
+    assert config.actor_rollout_ref.actor.optim.clip_grad == 0.5

@@ -95,3 +95,23 @@ def test_relative_exact_is_undone_by_scaling(pixels, width, height):
 def test_ordered(a):
     x1, y1, x2, y2 = boxes.ordered(a)
     assert x1 <= x2 and y1 <= y2 and sorted((x1, x2)) == sorted((a[0], a[2])) and {y1, y2} == {a[1], a[3]}
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((640, 480), (644, 476)),
+        ((427, 640), (420, 644)),
+        ((10, 10), (56, 56)),  # at least 3,136 pixels
+        ((1, 150), (28, 700)),
+        ((6000, 4000), (4368, 2912)),  # at most 12,845,056
+        ((28, 28), (56, 56)),
+    ],
+)
+def test_resized_by_hand(size, expected):
+    assert boxes.resized(*size) == expected
+
+
+def test_from_resized_is_the_stored_picture():
+    assert boxes.from_resized((0, 0, 644, 476), 640, 480) == (0, 0, 640, 480)
+    assert boxes.from_resized((161, 119, 322, 238), 640, 480) == (160, 120, 320, 240)

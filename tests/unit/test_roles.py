@@ -1,12 +1,15 @@
 """Job -> roles, as tables: who runs, with what arguments, after whom."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from grounding import flashinfer
-from grounding.api import load, parse, resolve
+from grounding.api import check_references, load, parse, resolve
+from grounding.errors import UserError
+from grounding.local.gpus import gpus_of
 from grounding.roles import Layout, plan
+from grounding.runtime import flashinfer
 
 JOBS = Path(__file__).parents[2] / "jobs"
 LAYOUT = Layout(job_file="/run/job.yaml", data="/run/data", out="/run/out", model="/run/sft/model")
@@ -69,6 +72,74 @@ spec: {model: {source: m}, endpoints: ["http://a:1", "http://b:2"], data: {image
 def test_each_role_stands_behind_those_it_waits_for(path: Path) -> None:
     for job in load(path):
         seen: set[str] = set()
-        for role in plan(resolve(job), LAYOUT):
+        layout = replace(LAYOUT, models=tuple(f"/run/{n}/model" for n, _ in enumerate(job.spec.models)))
+        for role in plan(resolve(job), layout):
             assert set(role.after) <= seen and role.argv[:2] == ("egm", "role")
             seen.add(role.name)
+
+
+SWEEP = """
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingEvalJob
+metadata: {name: s}
+spec:
+  servers: 2
+  gpusPerServer: 4
+  data: {images: [i]}
+  sampling: {temperature: 0.7}
+  sweep:
+    models: [{source: hf://a/EGM-4B}, {trainJob: mine}, {source: /b/egm-4b, trustRemoteCode: true}]
+    samples: [1, 4]
+"""
+
+
+def test_the_models_of_a_sweep_are_served_one_after_the_other() -> None:
+    job = resolve(parse(SWEEP)[0])
+    assert job.spec.several_models == ["egm-4b", "mine", "egm-4b-2"]
+    layout = Layout(**{**LAYOUT.__dict__, "models": ("hf://a/EGM-4B", "/run/mine/model", "/b/egm-4b")})
+    roles = plan(job, layout)
+    assert [(r.name, r.after) for r in roles] == [
+        ("prepare", ()),
+        ("server-egm-4b", ("prepare",)),
+        ("evaluate-egm-4b", ("server-egm-4b",)),
+        ("server-mine", ("evaluate-egm-4b",)),
+        ("evaluate-mine", ("server-mine",)),
+        ("server-egm-4b-2", ("evaluate-mine",)),
+        ("evaluate-egm-4b-2", ("server-egm-4b-2",)),
+    ]
+    assert [r.argv[r.argv.index("--model") + 1] for r in roles if r.kind == "server"] == list(layout.models)
+    named = [r.argv[r.argv.index("--only-model") + 1] for r in roles[1:]]
+    assert named == [n for n in job.spec.several_models for _ in "ab"]
+    assert gpus_of(roles) == 8  # and not three times that
+    assert "HF_HUB_OFFLINE" not in roles[1].env and roles[3].env["HF_HUB_OFFLINE"] == "1"
+    one = job.spec.of_model("egm-4b-2")
+    assert (one.model.source, one.model.trust_remote_code, one.several_models) == ("/b/egm-4b", True, [])
+    assert one.sweep is not None and one.sweep.samples == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("hf://a/EGM-4B", "/b/egm-4b", "a model is there twice"),
+        ("{trainJob: mine}", "{family: internvl}", "each model needs one of source and trainJob"),
+        ("  servers: 2", "  model: {source: /c}", "model is none of sweep.models"),
+        ("  servers: 2", "  endpoints: ['http://h:1']", "needs servers that the job starts"),
+        ("  samples: [1, 4]", "  samples: [1, 4]\n    settings: [{samples: 2}]", "settings excludes thinkingBudgets"),
+        ("temperature: 0.7}", "temperature: 0}", "sweep.samples needs a sampling.temperature"),
+        ("samples: [1, 4]", "settings: [{}]\n  model: {}", ""),
+        ("  servers: 2", "  model: {trainJob: mine}", ""),
+    ],
+)
+def test_sweeps_that_cannot_be_meant_are_refused(old: str, new: str, said: str) -> None:
+    assert old in SWEEP
+    if not said:
+        assert parse(SWEEP.replace(old, new))[0].spec.several_models
+        return
+    with pytest.raises(UserError, match=said):
+        parse(SWEEP.replace(old, new))
+
+
+def test_a_sweep_waits_for_every_training_of_its_models() -> None:
+    with pytest.raises(UserError, match="'mine' is not a GroundingTrainJob of this file") as caught:
+        check_references([resolve(job) for job in parse(SWEEP)])
+    assert caught.value.field == "GroundingEvalJob s: spec.sweep.models.1.trainJob"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grounding.errors import UserError
-from grounding.storage import Spoken, destination, fetch, in_words, is_remote, locate
+from grounding.storage import ProgressLogger, destination, fetch, in_words, is_remote, locate
 from grounding.storage.base import clean
 
 
@@ -59,13 +59,13 @@ def test_where_a_job_s_folder_is_copied_to():
 
 def test_progress_is_told_now_and_then():
     said = []
-    spoken = Spoken("fetching x", said.append, every_s=0.0)
+    spoken = ProgressLogger("fetching x", said.append, every_s=0.0)
     spoken(2_500_000)
     spoken.end()
     assert said[0].startswith("fetching x: 2.5 MB so far") and said[1].startswith("fetching x: 2.5 MB in")
-    quiet = Spoken("x", said.append)
+    quiet = ProgressLogger("x", said.append)
     quiet(1)
-    Spoken("nothing", said.append).end()
+    ProgressLogger("nothing", said.append).end()
     assert len(said) == 2
     assert [in_words(n) for n in (0, 999, 12_345, 3.2e9, 1e15)] == [
         "0 bytes",

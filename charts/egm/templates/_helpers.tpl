@@ -48,13 +48,42 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* The settings as environment: `gpuResource` is EGM_GPU_RESOURCE. JSON, since a template would print 1000000 as 1e+06. */}}
+{{/* The settings as environment: `gpuResource` is EGM_OPERATOR_GPU_RESOURCE. JSON, since a template would print 1000000 as 1e+06. */}}
 {{- define "egm.settings" -}}
 {{- range $key, $value := .Values.settings }}
 {{- $text := ternary $value (toJson $value) (kindIs "string" $value) }}
 {{- if not (has $text (list "" "null")) }}
-- name: EGM_{{ $key | snakecase | upper }}
+- name: EGM_OPERATOR_{{ $key | snakecase | upper }}
   value: {{ $text | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The settings about NetworkPolicies of jobs as environment. */}}
+{{- define "egm.jobNetwork" -}}
+{{- if .Values.networkPolicy.jobs.enabled -}}
+- name: EGM_OPERATOR_NETWORK_POLICIES
+  value: "true"
+{{- if eq .Values.settings.progressVia "pod" }}
+{{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace) }}
+{{- $pod := dict "matchLabels" (include "egm.selector" . | fromYaml) }}
+- name: EGM_OPERATOR_NETWORK_TELEMETRY_FROM
+  value: {{ list (dict "namespaceSelector" $namespace "podSelector" $pod) | toJson | quote }}
+{{- else if eq .Values.settings.progressVia "proxy" }}
+# the API server asks, and nobody knows its address here
+- name: EGM_OPERATOR_NETWORK_TELEMETRY_FROM
+  value: {{ list (dict "ipBlock" (dict "cidr" "0.0.0.0/0")) (dict "ipBlock" (dict "cidr" "::/0")) | toJson | quote }}
+{{- end }}
+{{- if .Values.networkPolicy.from }}
+- name: EGM_OPERATOR_NETWORK_SCRAPE_FROM
+  value: {{ .Values.networkPolicy.from | toJson | quote }}
+{{- else if .Values.metrics.podMonitor.enabled }}
+- name: EGM_OPERATOR_NETWORK_SCRAPE_FROM
+  value: {{ list (dict "namespaceSelector" dict) | toJson | quote }}
+{{- end }}
+{{- with .Values.networkPolicy.jobs.egress }}
+- name: EGM_OPERATOR_NETWORK_EGRESS
+  value: {{ toJson . | quote }}
 {{- end }}
 {{- end }}
 {{- end -}}

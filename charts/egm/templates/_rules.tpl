@@ -25,13 +25,20 @@
 - apiGroups: [""]
   resources: [services]
   verbs: [get, create]
-# the token by which a gang's pods know each other: made, never read
+# the token by which pods of a job know each other, which its servers ask for: made, never read
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create]
+{{- if .Values.networkPolicy.jobs.enabled }}
+# one a job; get: to judge whose it is where a name is taken
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, create]
+{{- end }}
+# list: why a controller cannot create a pod, or a node cannot start one
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  verbs: [list, create]
 {{- if eq .Values.settings.progressVia "proxy" }}
 - apiGroups: [""]
   resources: [pods/proxy]

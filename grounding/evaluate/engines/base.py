@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from grounding import flashinfer
 from grounding.evaluate.engines.metrics import Metrics, read_metrics
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are drawn; the defaults are EGM's (greedy, since the temperature is 0)."""
-
-    max_tokens: int = 4096
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 20
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
+from grounding.evaluate.sampling import Sampling
+from grounding.evaluate.served import UNKNOWN, ServedModel
+from grounding.runtime import flashinfer
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """How to serve. `served_name` is the model's name in requests; `gpus` copies of the model run side by side, one a GPU; 0: one on the CPU.
+    """How to serve. `served_name` is the model's name in requests.
 
-    `max_length` bounds a request, prompt and answer together, in tokens.
+    `gpus` hold `gpus / (tensor_parallel x pipeline_parallel)` copies of the model; 0 GPUs: one copy on the CPU. `max_length` bounds a
+    request, prompt and answer together, in tokens. `expert_parallel` gives each GPU of a copy whole experts.
+    `trust_remote_code` lets the engine run Python code from the model's folder. `keyed`: requests must carry the key that the server finds in
+    `$EGM_API_KEY`.
     """
 
     host: str = "127.0.0.1"
@@ -34,18 +27,37 @@ class ServeOptions:
     served_name: str = ""
     gpus: int = 1
     max_length: int = 32768
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    expert_parallel: bool = False
+    trust_remote_code: bool = False
+    keyed: bool = False
+
+    @property
+    def copies(self) -> int:
+        """Copies of the model that run side by side on the GPUs."""
+        return self.gpus // (self.tensor_parallel * self.pipeline_parallel)
 
 
 @dataclass(frozen=True)
 class Routing:
     """How a request names the copy of the model that is to answer it, where one server holds several (data parallelism).
 
-    `field` stands in the body, `header` in the head; both empty: not at all.
+    `field` is in the body, `header` in the head; both empty: not at all.
     """
 
     copies: int = 1
     field: str = ""
     header: str = ""
+
+
+Pages = Mapping[str, Any]
+"""What a server's pages hold, as JSON, by the names of `Engine.info_pages`; a page that did not come is absent"""
+
+
+def says_nothing(pages: Pages, asked_as: str | None) -> ServedModel:
+    """Return that nothing is known of the model: for servers that are not asked."""
+    return UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,10 @@ class Engine:
     `command(model, options)` is the argv (its first word `python`, or a program beside the interpreter); `env` and, without a GPU, `cpu_env` are
     added to the process's; `readiness` is a path that answers 200 once the model answers; `request_extras(sampling)` are the request's fields;
     `names_model` is whether requests carry a model name at all; `rank_field` and `rank_header` are where a request says which data-parallel
-    copy is to answer it; `metric_names` are the samples of `/metrics` (field of `Metrics` -> name), empty where there are none.
+    copy is to answer it; `packages` are what the server's environment must hold,
+    and `lock` is the file of the checkout that fixes it; `metric_names` are the samples of `/metrics` (field of `Metrics` -> name), empty where
+    there are none; `info_pages` (name -> paths, of which the first that answers counts) are where a server says which model it serves, and
+    `served(pages, asked_as)` reads them.
 
     SIGTERM stops each of them: requests in flight are answered first, for `grace_s` seconds; who stops it kills it then.
     """
@@ -66,33 +81,37 @@ class Engine:
     readiness: str
     request_extras: Callable[[Sampling], dict[str, Any]]
     names_model: bool = True
+    takes_n: bool = True
+    """Whether one request may ask for several answers (`n`)"""
+    continues: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that make a request continue its last message, which is the assistant's; empty: it cannot"""
+    keeps_stop: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that leave the text at which an answer was stopped in it; without it an end by itself looks the same"""
+    limit_field: str = "max_tokens"
     rank_field: str = ""
     rank_header: str = ""
     cpu_env: dict[str, str] = field(default_factory=dict)
     metric_names: dict[str, str] = field(default_factory=dict)
+    info_pages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    served: Callable[[Pages, str | None], ServedModel] = says_nothing
     grace_s: float = 30.0
+    packages: tuple[str, ...] = ()
+    lock: str = ""
 
     def environment(self, environ: Mapping[str, str], *, gpus: int) -> dict[str, str]:
-        """What to add to `environ` for the server; what the user has set stands. FlashInfer is off unless `EGM_FLASHINFER=1`."""
+        """Return what to add to `environ` for the server; what the user has set stands. FlashInfer is off unless `EGM_FLASHINFER=1`."""
         wanted = (self.env if gpus else self.env | self.cpu_env) | flashinfer.environment(environ)
         return {name: value for name, value in wanted.items() if name not in environ}
 
     def metrics(self, text: str) -> Metrics:
-        """What the text of `/metrics` says. Raises `ValueError` for another format."""
+        """Return what the text of `/metrics` says. Raises `ValueError` for another format."""
         return read_metrics(text, self.metric_names)
 
     def routing(self, copies: int) -> Routing:
-        """How a request names one of `copies` copies of the model behind an endpoint."""
+        """Return how a request names one of `copies` copies of the model behind an endpoint."""
         return Routing(copies, self.rank_field, self.rank_header)
 
 
 def all_fields(sampling: Sampling) -> dict[str, Any]:
-    """Every sampling field, for servers that know them all."""
-    return {
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "presence_penalty": sampling.presence_penalty,
-        "repetition_penalty": sampling.repetition_penalty,
-    }
+    """Return every sampling field, for servers that know them all."""
+    return {name: value for name, value in asdict(sampling).items() if value is not None}

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 @dataclass(frozen=True)
 class Metrics:
-    """One reading; None where the engine does not say. Counters count from the server's start; `kv_use` is 0..1, of the fullest copy."""
+    """One reading; None if the engine does not say. Counters count from the server's start; `kv_use` is 0..1, of the fullest copy."""
 
     running: float | None = None
     queued: float | None = None
@@ -31,9 +31,9 @@ class Metrics:
 
 
 def read_metrics(text: str, names: Mapping[str, str]) -> Metrics:
-    """A reading out of a server's text. `names`: field of `Metrics` -> the engine's sample name.
+    """Return a reading out of a server's text. `names`: field of `Metrics` -> the engine's sample name.
 
-    A sample stands there once a copy of the model (data parallelism) and once a label; these are added up, `kv_use` is the largest.
+    A sample is there once a copy of the model (data parallelism) and once a label; these are added up, `kv_use` is the largest.
     Raises `ValueError` for text that is not of this format.
     """
     wanted = {sample: field for field, sample in names.items()}

@@ -1,24 +1,55 @@
-"""SGLang: one copy of the model a GPU behind one port, 0.8 of the memory; on a CPU one copy in float32."""
+"""SGLang: one or more copies of the model behind one port, 0.8 of the GPUs' memory; on a CPU one copy in float32."""
 
 from __future__ import annotations
 
-from grounding.evaluate.engines.base import Engine, ServeOptions, all_fields
+from grounding.evaluate.engines.base import Engine, Pages, ServeOptions, all_fields
+from grounding.evaluate.served import ServedModel, listed, text_of
+from grounding.evaluate.serving import FOLDER
+
+SCRIPT = FOLDER / "sglang_server.py"
 
 
 def command(model: str, options: ServeOptions) -> list[str]:
-    """The argv of SGLang's server."""
-    place = ["--dp-size", str(options.gpus), "--tp-size", "1"]
+    """Return the argv of SGLang's server."""
+    place = ["--dp-size", str(options.copies), "--tp-size", str(options.tensor_parallel)]
+    if options.pipeline_parallel > 1:
+        place += ["--pp-size", str(options.pipeline_parallel)]
+    if options.expert_parallel:
+        place += ["--ep-size", str(options.tensor_parallel)]
     if not options.gpus:  # a share of a machine's memory would be all of it
         place = ["--device", "cpu", "--dtype", "float32", "--max-total-tokens", str(max(65536, 2 * options.max_length))]
     return [
-        *("python", "-m", "sglang.launch_server", "--model-path", model),
+        # SGLang takes a key on its command line only, where everyone on the machine can read it
+        *(("python", str(SCRIPT)) if options.keyed else ("python", "-m", "sglang.launch_server")),
+        *("--model-path", model),
         *("--served-model-name", options.served_name or model),
         *("--host", options.host, "--port", str(options.port)),
         *place,
         *("--mem-fraction-static", "0.8", "--context-length", str(options.max_length)),
         # the cache report makes each answer say how much of its prompt was cached
-        *("--trust-remote-code", "--enable-metrics", "--enable-cache-report"),
+        *("--enable-metrics", "--enable-cache-report"),
+        *(["--trust-remote-code"] if options.trust_remote_code else []),
     ]
+
+
+def served(pages: Pages, asked_as: str | None) -> ServedModel:
+    """Return the model's name, path and weight version, and SGLang's version.
+
+    A request may name an adapter as MODEL:ADAPTER. The root in `/v1/models` is the path of an adapter only; a model's own repeats its name.
+    """
+    base, _, adapter = (asked_as or "").partition(":")
+    names, adapters = listed(pages.get("models"), base.strip()), listed(pages.get("models"), adapter.strip())
+    model, server = (p if isinstance(p, dict) else {} for p in (pages.get("model"), pages.get("server")))
+    path = text_of(model.get("model_path"))
+    name = names.id
+    if adapter and names.id == base.strip() and adapters.id == adapter.strip():
+        name, path = asked_as, adapters.path
+    return ServedModel(
+        id=name,
+        path=path,
+        weight_version=text_of(model.get("weight_version")),
+        version=text_of(server.get("version")),
+    )
 
 
 ENGINE = Engine(
@@ -31,6 +62,8 @@ ENGINE = Engine(
     cpu_env={"SGLANG_USE_CPU_ENGINE": "1"},
     readiness="/health",  # /v1/models answers before the warm-up is done
     request_extras=all_fields,
+    continues={"continue_final_message": True},
+    keeps_stop={"no_stop_trim": True},
     rank_field="routed_dp_rank",
     metric_names={
         "running": "sglang:num_running_reqs",
@@ -40,5 +73,14 @@ ENGINE = Engine(
         "cached_tokens": "sglang:cached_tokens_total",
         "generated_tokens": "sglang:generation_tokens_total",
     },
+    packages=("sglang",),
+    lock="images/infer-sglang/requirements.txt",
+    # 0.5.12 answers under the second names too, with a warning in its log; older releases know no others
+    info_pages={
+        "models": ("/v1/models",),
+        "model": ("/model_info", "/get_model_info"),
+        "server": ("/server_info", "/get_server_info"),
+    },
+    served=served,
     grace_s=40.0,  # it looks for SIGTERM and for the end of its requests every 5 s
 )

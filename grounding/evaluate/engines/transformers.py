@@ -1,5 +1,7 @@
 """`transformers serve`: the server of machines without a GPU, float32, one request at a time.
 
+It is started by a script of this project (`serving/transformers_server.py`), which adds what a thinking budget and sampling need.
+
 Its continuous batching is for text models only: with an image it falls back to one request at a time, so it stays off.
 """
 
@@ -7,22 +9,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from grounding.evaluate.engines.base import Engine, Sampling, ServeOptions
+from grounding.evaluate.engines.base import Engine, ServeOptions
+from grounding.evaluate.sampling import Sampling
+from grounding.evaluate.serving import FOLDER
+
+SCRIPT = FOLDER / "transformers_server.py"
 
 
 def command(model: str, options: ServeOptions) -> list[str]:
-    """The argv of the server; the model is loaded at once and pinned, so that no request can load another. It has no metrics."""
+    """Return the argv of the server; the model is loaded at once and pinned, so that no request can load another. It has no metrics."""
     device = ["--device", "auto", "--dtype", "auto"] if options.gpus else ["--device", "cpu", "--dtype", "float32"]
     return [
-        *("transformers", "serve", model, "--host", options.host, "--port", str(options.port)),
+        *("python", str(SCRIPT), model, "--host", options.host, "--port", str(options.port)),
         *device,
         *("--log-level", "error"),
     ]
 
 
 def request_extras(sampling: Sampling) -> dict[str, Any]:
-    """The fields it knows. It refuses `top_k` and `repetition_penalty` (422), which change nothing at temperature 0."""
-    return {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    """Return the fields it knows. It refuses `repetition_penalty` (422). `top_k` changes nothing at temperature 0."""
+    fields: dict[str, Any] = {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+    }
+    if sampling.temperature > 0:
+        fields["top_k"] = sampling.top_k
+    return fields if sampling.seed is None else fields | {"seed": sampling.seed}
 
 
 ENGINE = Engine(
@@ -32,6 +45,9 @@ ENGINE = Engine(
     env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     readiness="/health",  # /v1/models scans the hub's cache and may hang
     request_extras=request_extras,
+    packages=("transformers", "torch", "fastapi", "uvicorn"),
     grace_s=10.0,
+    takes_n=False,
+    continues={"continue_final_message": True},
     names_model=False,  # pinned: it answers under the folder's path only, which a client need not know
 )

@@ -1,16 +1,20 @@
-"""vLLM: one copy of the model a GPU behind one port, 0.9 of the memory; on a CPU one copy in float32."""
+"""vLLM: one or more copies of the model behind one port, 0.9 of the GPUs' memory; on a CPU one copy in float32."""
 
 from __future__ import annotations
 
-from grounding.evaluate.engines.base import Engine, ServeOptions, all_fields
+from grounding.evaluate.engines.base import Engine, Pages, ServeOptions, all_fields
+from grounding.evaluate.served import ServedModel, listed, text_of
 
 _DRAIN_S = 30
 
 
 def command(model: str, options: ServeOptions) -> list[str]:
-    """The argv of vLLM's server."""
+    """Return the argv of vLLM's server."""
     copies = [
-        *("--data-parallel-size", str(options.gpus), "--tensor-parallel-size", "1", "--gpu-memory-utilization", "0.9"),
+        *("--data-parallel-size", str(options.copies), "--tensor-parallel-size", str(options.tensor_parallel)),
+        *(("--pipeline-parallel-size", str(options.pipeline_parallel)) if options.pipeline_parallel > 1 else ()),
+        *(("--enable-expert-parallel",) if options.expert_parallel else ()),
+        *("--gpu-memory-utilization", "0.9"),
     ]
     return [
         *("python", "-m", "vllm.entrypoints.openai.api_server", "--model", model),
@@ -19,10 +23,20 @@ def command(model: str, options: ServeOptions) -> list[str]:
         *(copies if options.gpus else ("--dtype", "float32", "--enforce-eager")),
         # without a length vLLM plans its cache for the model's 262,144 tokens
         *("--max-model-len", str(options.max_length)),
-        *("--limit-mm-per-prompt", '{"image":1}', "--trust-remote-code"),
+        *("--limit-mm-per-prompt", '{"image":1}'),
+        *(["--trust-remote-code"] if options.trust_remote_code else []),
+        # vLLM's own key guards /v1 only, and /invocations answers the same questions
+        *(["--middleware", "egm_require_key.RequireKey"] if options.keyed else []),
         # each answer says how much of its prompt was cached; SIGTERM lets requests in flight end
         *("--enable-prompt-tokens-details", "--shutdown-timeout", str(_DRAIN_S)),
     ]
+
+
+def served(pages: Pages, asked_as: str | None) -> ServedModel:
+    """Return the model's name and path, and vLLM's version."""
+    about = pages.get("version")
+    version = text_of(about.get("version")) if isinstance(about, dict) else None
+    return listed(pages.get("models"), asked_as)._replace(version=version)
 
 
 ENGINE = Engine(
@@ -31,6 +45,8 @@ ENGINE = Engine(
     env={},
     cpu_env={"VLLM_CPU_KVCACHE_SPACE": "1"},  # GiB
     readiness="/health",
+    continues={"continue_final_message": True, "add_generation_prompt": False},
+    keeps_stop={"include_stop_str_in_output": True},
     request_extras=all_fields,
     rank_header="X-data-parallel-rank",
     metric_names={
@@ -43,5 +59,9 @@ ENGINE = Engine(
         "image_hits": "vllm:mm_cache_hits_total",
         "image_queries": "vllm:mm_cache_queries_total",
     },
+    packages=("vllm",),
+    lock="images/infer-vllm/requirements.txt",
+    info_pages={"models": ("/v1/models",), "version": ("/version",)},
+    served=served,
     grace_s=_DRAIN_S + 10.0,
 )

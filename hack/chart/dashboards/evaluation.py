@@ -18,7 +18,7 @@ now = partial(figure, name=NAME)
 
 
 def dashboard() -> Dashboard:
-    """The dashboard."""
+    """Return the dashboard."""
     made = board("evaluation", "Evaluation job", "One evaluation, or several side by side.", job="GroundingEvalJob")
     made = made.with_row(row("Now"))
     made = made.with_panel(now("Progress", f"egm_job_progress_ratio{{{JOB}}}", "percentunit", decimals=1))

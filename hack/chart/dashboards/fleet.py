@@ -9,7 +9,7 @@ from dashboards.kit import bars, board, figure, lines, row, rows
 
 
 def dashboard() -> Dashboard:
-    """The dashboard."""
+    """Return the dashboard."""
     made = board("fleet", "Fleet", "All jobs: what runs, waits and fails, and the GPUs they hold.")
     made = made.with_row(row("Now"))
     for title, phases in (

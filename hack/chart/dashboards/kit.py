@@ -43,7 +43,7 @@ Query = tuple[str, str]
 
 
 def board(name: str, title: str, text: str, job: str = "") -> dashboard.Dashboard:
-    """An empty dashboard with variables and links. `job`: the kind whose jobs can be chosen."""
+    """Return an empty dashboard with variables and links. `job`: the kind whose jobs can be chosen."""
     made = (
         dashboard.Dashboard(f"EGM / {title}")
         .uid(f"egm-{name}")
@@ -200,7 +200,7 @@ def bars(
 
 
 def states(title: str, query: Query, *, text: str = "", width: int = 24) -> statetimeline.Panel:
-    """Which series there was, and when; in the colour of the phase that its name holds."""
+    """Return which series there was, and when; in the colour of the phase that its name holds."""
     panel = (
         statetimeline.Panel()
         .title(title)
@@ -231,7 +231,7 @@ def rows(
 
     A column without a heading is not shown either. `links`: heading of a label -> (title, URL).
 
-    Rows of several queries become one where their labels are the same, so each query keeps those of the table and no other: a name alone
+    Rows of several queries become one where their labels are the same, so each query keeps those of the table and no other: a name only
     (`__name__`) would keep them apart.
     """
     panel = table.Panel().title(title).description(text).height(height).span(width)
@@ -260,5 +260,5 @@ def rows(
 
 
 def row(title: str) -> dashboard.Row:
-    """A heading."""
+    """Return a heading."""
     return dashboard.Row(title)

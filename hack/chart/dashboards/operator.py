@@ -12,7 +12,7 @@ def _quantile(q: float, metric: str, by: str) -> str:
 
 
 def dashboard() -> Dashboard:
-    """The dashboard."""
+    """Return the dashboard."""
     reconcile, request, wait = (
         f"egm_operator_{m}_seconds" for m in ("reconcile_duration", "api_request_duration", "queue_wait")
     )
@@ -26,7 +26,9 @@ def dashboard() -> Dashboard:
         figure("Failing", "sum(egm_operator_queue_failing)", text="Jobs whose last reconcile has failed.")
     )
     made = made.with_panel(figure("Jobs", "sum(egm_jobs)"))
-    made = made.with_panel(figure("Without series", "sum(egm_jobs_left_out)", text="Jobs beyond EGM_METRICS_JOBS."))
+    made = made.with_panel(
+        figure("Without series", "sum(egm_jobs_left_out)", text="Jobs beyond EGM_OPERATOR_METRICS_JOBS.")
+    )
     made = made.with_panel(
         figure(
             "Up since",
@@ -127,7 +129,7 @@ def dashboard() -> Dashboard:
         lines("Time of a request, 99 of 100", (_quantile(0.99, request, "method"), "{{method}}"), unit="s", least=0)
     )
     made = made.with_row(row("What it uses"))
-    # process_* are everybody's names: those of the pods that have an operator's metrics
+    # process_* are everyone's names: those of the pods that have an operator's metrics
     mine = " * on (instance, job) group_left egm_operator_build_info"
     made = made.with_panel(
         lines(

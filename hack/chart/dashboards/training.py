@@ -15,7 +15,7 @@ now = partial(figure, name=NAME)
 
 
 def dashboard() -> Dashboard:
-    """The dashboard."""
+    """Return the dashboard."""
     made = board(
         "training", "Training job", "One training, or several side by side: SFT and RL.", job="GroundingTrainJob"
     )

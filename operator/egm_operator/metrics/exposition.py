@@ -1,6 +1,6 @@
 """`/metrics`: a view of the cache taken in the event loop, turned into text in a thread, so that thousands of jobs do not hold up a reconcile.
 
-The replica that leads tells about jobs, the others about themselves alone: a sum over replicas counts nothing twice. Content negotiation is
+The replica that leads reports jobs, the others only themselves: a sum over replicas counts nothing twice. Content negotiation is
 prometheus-client's: OpenMetrics where the scraper asks for it, else the classic text format.
 """
 
@@ -13,34 +13,50 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
+from typing import Protocol
 
 import orjson
 from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
-from egm_operator.metrics.jobs import Facts, Meaning, Row, facts, pods_with_gpus, text
+from egm_operator.kube.cache import Store
+from egm_operator.kube.objects import Raw
+from egm_operator.metrics.jobs import Facts, MetricSpec, Row, facts, pods_with_gpus, text
 from egm_operator.metrics.meters import Meters
-from egm_operator.observe import identity
-from egm_operator.queue import WorkQueue
-from egm_operator.store import Key, Raw, Store
+from egm_operator.snapshot import identity
 
-OWN_METRICS: dict[str, Meaning] = {
-    "egm_operator_build_info": Meaning("Versions of this process.", ("version", "kopf", "python"), "info"),
-    "egm_operator_leader": Meaning("1 while this replica leads."),
-    "egm_operator_watching": Meaning("1 when the watches have begun."),
-    "egm_operator_cached_objects": Meaning("Objects in the cache.", ("kind",)),
-    "egm_operator_queue_depth": Meaning("Jobs that wait for a worker."),
-    "egm_operator_queue_working": Meaning("Jobs that a worker has in hand."),
-    "egm_operator_queue_delayed": Meaning("Jobs that are to be looked at again at a later time."),
-    "egm_operator_queue_failing": Meaning("Jobs whose last reconcile has failed and is to be tried again."),
+OWN_METRICS: dict[str, MetricSpec] = {
+    "egm_operator_build_info": MetricSpec("Versions of this process.", ("version", "kopf", "python"), "info"),
+    "egm_operator_leader": MetricSpec("1 while this replica leads."),
+    "egm_operator_watching": MetricSpec("1 when the watches have begun."),
+    "egm_operator_refused_listings": MetricSpec(
+        "Kinds times namespaces that the API server refuses to list: their jobs are not served."
+    ),
+    "egm_operator_cached_objects": MetricSpec("Objects in the cache.", ("kind",)),
+    "egm_operator_queue_depth": MetricSpec("Jobs that wait for a worker."),
+    "egm_operator_queue_working": MetricSpec("Jobs that a worker has in hand."),
+    "egm_operator_queue_delayed": MetricSpec("Jobs that are to be looked at again at a later time."),
+    "egm_operator_queue_failing": MetricSpec("Jobs whose last reconcile has failed and is to be tried again."),
 }
 _END = b"# EOF\n"
 
 
+class Queue(Protocol):
+    """What is reported of a work queue: how many keys wait, are with a worker, come later, and have failed."""
+
+    def __len__(self) -> int: ...
+    @property
+    def working(self) -> int: ...
+    @property
+    def delayed(self) -> int: ...
+    @property
+    def failing(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class View:
-    """What is told at one scrape. `jobs`: each with what belongs to it, as JSON."""
+    """What is reported at one scrape. `jobs`: each with what belongs to it, as JSON."""
 
     own: Mapping[str, float]
     cached: Mapping[str, int]
@@ -55,7 +71,7 @@ def _installed(package: str) -> str:
 
 
 def own_families(view: View) -> Iterator[Metric]:
-    """What a replica says of itself."""
+    """Yield what a replica says of itself."""
     build = InfoMetricFamily("egm_operator_build", OWN_METRICS["egm_operator_build_info"].text)
     build.add_metric(
         (), {"version": _installed("egm-grounding"), "kopf": _installed("kopf"), "python": platform.python_version()}
@@ -71,7 +87,7 @@ def own_families(view: View) -> Iterator[Metric]:
     yield cached
 
 
-class _Sheet:
+class StaticCollector:
     """What prometheus-client's encoders want: something to collect from."""
 
     def __init__(self, *parts: Iterable[Metric]) -> None:
@@ -87,23 +103,25 @@ class Exposition:
     def __init__(
         self,
         store: Store,
-        queue: WorkQueue[Key],
+        queue: Queue,
         meters: Meters,
         leads: Callable[[], bool],
         watching: Callable[[], bool],
         limit: int,
+        refused: Callable[[], int] = lambda: 0,
     ) -> None:
         self.store, self.queue, self.meters = store, queue, meters
-        self.leads, self.watching, self.limit = leads, watching, limit
+        self.leads, self.watching, self.limit, self.refused = leads, watching, limit, refused
         self._facts: dict[tuple[str, int], Facts] = {}
         self._one = asyncio.Lock()
 
     def view(self) -> View:
-        """The moment."""
+        """Return the moment."""
         leads = self.leads()
         own = {
             "egm_operator_leader": float(leads),
             "egm_operator_watching": float(self.watching()),
+            "egm_operator_refused_listings": float(self.refused()),
             "egm_operator_queue_depth": float(len(self.queue)),
             "egm_operator_queue_working": float(self.queue.working),
             "egm_operator_queue_delayed": float(self.queue.delayed),
@@ -116,14 +134,14 @@ class Exposition:
         known, self._facts = self._facts, {}
         for job, children in view.jobs:
             raw: Raw = orjson.loads(job)
-            stands = identity(raw)
-            found = self._facts[stands] = known.get(stands) or facts(raw)
+            spec = identity(raw)
+            found = self._facts[spec] = known.get(spec) or facts(raw)
             yield Row(raw, found, pods_with_gpus(map(orjson.loads, children)) if found.gpus else {})
 
     def render(self, view: View, accept: str = "", zipped: bool = False) -> tuple[str, bytes]:
         """Content type and body, compressed with gzip where that is wanted."""
         encoder, content_type = choose_encoder(accept)
-        body: bytes = encoder(_Sheet(self.meters.registry.collect(), own_families(view)))
+        body: bytes = encoder(StaticCollector(self.meters.registry.collect(), own_families(view)))
         open_metrics = body.endswith(_END)
         jobs = text(self._rows(view), self.limit, open_metrics) if view.own["egm_operator_leader"] else iter(())
         parts = chain([body.removesuffix(_END)], (c.encode() for c in jobs), [_END] if open_metrics else [])

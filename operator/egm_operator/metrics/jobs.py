@@ -12,20 +12,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from egm_operator.kinds import POD
+from egm_operator.kube.objects import Raw, labels, section
+from egm_operator.kube.objects import text as text_of
 from egm_operator.names import LABEL_ROLE
-from egm_operator.observe import alive, created, read_job, started
-from egm_operator.status import Condition, Phase, seconds
-from egm_operator.store import Raw
+from egm_operator.snapshot import created, read_job
+from egm_operator.status import ConditionType, conditions, phase_of, reason_text, seconds, status_of
 from grounding.api import GroundingTrainJob
+from grounding.api.status import Accuracy, EvalCosts, EvalStatus, JobStatus, Phase, TrainStatus
 from grounding.errors import UserError
 
 OF_A_JOB = ("namespace", "kind", "job_name")
+SETTINGS = 64
+"""Settings of a sweep that get series of their own"""
 FILES = 32
 """Files of an evaluation that get series of their own; the eight of RefCOCO are eight."""
 
 
 @dataclass(frozen=True)
-class Meaning:
+class MetricSpec:
     """A metric: what it says, its labels beside those of a job, its type."""
 
     text: str
@@ -33,44 +38,73 @@ class Meaning:
     kind: str = "gauge"
 
 
-JOB_METRICS: dict[str, Meaning] = {
-    "egm_job_info": Meaning("What the job is.", ("method", "engine", "preset", "queue"), "info"),
-    "egm_job_status": Meaning("1, with the job's phase and its reason.", ("phase", "reason")),
-    "egm_job_report_info": Meaning("Where the report of an evaluation lies.", ("uri",), "info"),
-    "egm_job_created_timestamp_seconds": Meaning("When the job was created."),
-    "egm_job_phase_timestamp_seconds": Meaning("Since when the job has been in its phase."),
-    "egm_job_completion_timestamp_seconds": Meaning("When the job ended."),
-    "egm_job_attempts": Meaning("Starts so far."),
-    "egm_job_attempts_allowed": Meaning("Starts at most (spec.maxAttempts)."),
-    "egm_job_gpus": Meaning("GPUs that its pods hold now."),
-    "egm_job_gpu_seconds_total": Meaning(
+JOB_METRICS: dict[str, MetricSpec] = {
+    "egm_job_info": MetricSpec("What the job is.", ("method", "engine", "preset", "queue"), "info"),
+    "egm_job_status": MetricSpec("1, with the job's phase and its reason.", ("phase", "reason")),
+    "egm_job_report_info": MetricSpec("Where the report of an evaluation lies.", ("uri",), "info"),
+    "egm_job_created_timestamp_seconds": MetricSpec("When the job was created."),
+    "egm_job_phase_timestamp_seconds": MetricSpec("Since when the job has been in its phase."),
+    "egm_job_completion_timestamp_seconds": MetricSpec("When the job ended."),
+    "egm_job_attempts": MetricSpec("Starts so far."),
+    "egm_job_attempts_allowed": MetricSpec("Starts at most (spec.maxAttempts)."),
+    "egm_job_gpus": MetricSpec("GPUs that its pods hold now."),
+    "egm_job_gpu_seconds_total": MetricSpec(
         "GPUs times seconds that its pods have held them; brought up to date every 5 min.", kind="counter"
     ),
-    "egm_job_progress_ratio": Meaning("Finished share, 0..1."),
-    "egm_job_eta_seconds": Meaning("Estimated time to the end, while it runs."),
-    "egm_job_progress_available": Meaning("1 where rank 0 answers on /progress, 0 where it does not."),
-    "egm_job_steps_finished": Meaning("Optimizer steps finished (training)."),
-    "egm_job_steps_wanted": Meaning("Optimizer steps in all (training)."),
-    "egm_job_step_timestamp_seconds": Meaning("When the last step was finished (training)."),
-    "egm_job_checkpoint_step": Meaning("Step of the newest complete checkpoint (training)."),
-    "egm_job_score": Meaning("Mean reward of the last step (RL)."),
-    "egm_job_validation_accuracy": Meaning("Accuracy of the last validation, 0..1 (training)."),
-    "egm_job_questions_answered": Meaning("Expressions with a final answer (evaluation)."),
-    "egm_job_questions": Meaning("Expressions in all (evaluation)."),
-    "egm_job_requests_per_second": Meaning("Requests a second over all servers (evaluation)."),
-    "egm_job_servers": Meaning("Servers that exist (evaluation)."),
-    "egm_job_servers_ready": Meaning("Servers that answer (evaluation)."),
-    "egm_job_accuracy": Meaning("Accuracy at IoU 0.5 over all files, 0..1 (evaluation).", ("mean",)),
-    "egm_job_accuracy_bound": Meaning("95 % interval of the macro mean, 0..1 (evaluation).", ("bound",)),
-    "egm_job_file_accuracy": Meaning("Accuracy at IoU 0.5 of a file, 0..1 (evaluation).", ("file",)),
-    "egm_job_file_iou": Meaning("Mean IoU of a file, 0..1 (evaluation).", ("file",)),
-    "egm_job_file_questions": Meaning("Answered expressions of a file (evaluation).", ("file",)),
-    "egm_job_file_errors": Meaning("Requests of a file that failed for good (evaluation).", ("file",)),
-    "egm_job_file_unparsed": Meaning("Answers of a file without a box (evaluation).", ("file",)),
+    "egm_job_progress_ratio": MetricSpec("Finished share, 0..1."),
+    "egm_job_eta_seconds": MetricSpec("Estimated time to the end, while it runs."),
+    "egm_job_progress_available": MetricSpec("1 where rank 0 answers on /progress, 0 where it does not."),
+    "egm_job_steps_finished": MetricSpec("Optimizer steps finished (training)."),
+    "egm_job_steps_wanted": MetricSpec("Optimizer steps in all (training)."),
+    "egm_job_step_timestamp_seconds": MetricSpec("When the last step was finished (training)."),
+    "egm_job_checkpoint_step": MetricSpec("Step of the newest complete checkpoint (training)."),
+    "egm_job_saved_step": MetricSpec("Step of the newest checkpoint on the job's disk (training)."),
+    "egm_job_saved_timestamp_seconds": MetricSpec("When that checkpoint was saved (training)."),
+    "egm_job_uploaded_step": MetricSpec("Step of the newest checkpoint in the job's output (training)."),
+    "egm_job_uploaded_timestamp_seconds": MetricSpec("When that checkpoint was uploaded (training)."),
+    "egm_job_output_writable": MetricSpec("1 if uploads reach the job's output, 0 if they fail (training)."),
+    "egm_job_rollouts_failed": MetricSpec("Rollouts of the last step that got no answer (RL)."),
+    "egm_job_validation_prompts_failed": MetricSpec("Prompts of the last validation without an answer (RL)."),
+    "egm_job_score": MetricSpec("Mean reward of the last step (RL)."),
+    "egm_job_validation_accuracy": MetricSpec("Accuracy of the last validation, 0..1 (training)."),
+    "egm_job_validation_set": MetricSpec(
+        "Figure of a named validation set: accuracy or loss (training).", ("set", "figure")
+    ),
+    "egm_job_questions_answered": MetricSpec("Expressions with a final answer (evaluation)."),
+    "egm_job_questions": MetricSpec("Expressions in all (evaluation)."),
+    "egm_job_requests_per_second": MetricSpec("Requests a second over all servers (evaluation)."),
+    "egm_job_servers": MetricSpec("Servers that exist (evaluation)."),
+    "egm_job_servers_ready": MetricSpec("Servers that answer (evaluation)."),
+    "egm_job_accuracy": MetricSpec("Accuracy at IoU 0.5 over all files, 0..1 (evaluation).", ("mean",)),
+    "egm_job_accuracy_bound": MetricSpec("95 % interval of the macro mean, 0..1 (evaluation).", ("bound",)),
+    "egm_job_file_accuracy": MetricSpec("Accuracy at IoU 0.5 of a file, 0..1 (evaluation).", ("file",)),
+    "egm_job_file_iou": MetricSpec("Mean IoU of a file, 0..1 (evaluation).", ("file",)),
+    "egm_job_file_questions": MetricSpec("Answered expressions of a file (evaluation).", ("file",)),
+    "egm_job_file_errors": MetricSpec("Requests of a file that failed for good (evaluation).", ("file",)),
+    "egm_job_file_unparsed": MetricSpec("Answers of a file without a box (evaluation).", ("file",)),
 }
-FLEET_METRICS: dict[str, Meaning] = {
-    "egm_jobs": Meaning("Jobs by kind, namespace, phase and reason.", ("kind", "namespace", "phase", "reason")),
-    "egm_jobs_left_out": Meaning("Jobs without series of their own, since there are more than EGM_METRICS_JOBS."),
+COSTS = {
+    "generated_tokens": "Tokens of thought and answer of a question, all its answers (evaluation).",
+    "thought_tokens": "Tokens of thought of a question (evaluation).",
+    "flops": "Operations of a question, by formula (evaluation).",
+    "latency_seconds": "Median latency of a question (evaluation).",
+    "gpu_seconds": "GPU-seconds of a question (evaluation).",
+    "money": "US dollars of a question (evaluation).",
+}
+"""Field of the costs in a status -> what it says; model and setting are empty unless the job is a sweep"""
+_SETTING = ("model", "setting")
+JOB_METRICS |= {
+    "egm_job_setting_accuracy": MetricSpec("Macro accuracy of a complete setting, 0..1 (evaluation).", _SETTING),
+    "egm_job_setting_questions_answered": MetricSpec("Answered expressions of a setting (evaluation).", _SETTING),
+    "egm_job_setting_questions": MetricSpec("Expressions of a setting in all (evaluation).", _SETTING),
+    **{f"egm_job_question_{name}": MetricSpec(text, _SETTING) for name, text in COSTS.items()},
+}
+_SET_FIGURES = {"valAccuracy": "accuracy", "valIou": "iou", "valLoss": "loss", "valTokenAccuracy": "token_accuracy"}
+FLEET_METRICS: dict[str, MetricSpec] = {
+    "egm_jobs": MetricSpec("Jobs by kind, namespace, phase and reason.", ("kind", "namespace", "phase", "reason")),
+    "egm_jobs_left_out": MetricSpec(
+        "Jobs without series of their own, since there are more than EGM_OPERATOR_METRICS_JOBS."
+    ),
 }
 
 
@@ -93,20 +127,30 @@ def facts(raw: Mapping[str, Any]) -> Facts:
         job = read_job(raw)
     except UserError:
         return Facts()
-    queue, attempts = job.spec.queue or "", job.spec.max_attempts
+    queue, attempts = "" if job.spec.queue is None else job.spec.queue, job.spec.max_attempts
     if isinstance(job, GroundingTrainJob):
         train = job.spec
         gpus = train.resources.gpus_per_node
-        return Facts(train.method, "", train.preset or "", queue, role=train.method, gpus=gpus, attempts=attempts)
+        return Facts(
+            train.method,
+            "",
+            "" if train.preset is None else train.preset,
+            queue,
+            role=train.method,
+            gpus=gpus,
+            attempts=attempts,
+        )
     return Facts("", job.spec.engine, "", queue, role="server", gpus=job.spec.server_gpus, attempts=attempts)
 
 
 def pods_with_gpus(children: Iterable[Raw]) -> Counter[str]:
-    """How many pods of each role a node has taken and that are not at their end: those hold what they asked for."""
+    """Return how many pods of each role a node has taken and that are not at their end: those hold what they asked for."""
     return Counter(
-        str((c["metadata"].get("labels") or {}).get(LABEL_ROLE, ""))
+        text_of(labels(c), LABEL_ROLE)
         for c in children
-        if c["kind"] == "Pod" and alive(c) and started(c) is not None
+        if c["kind"] == POD.name
+        and section(c, "status").get("startTime") is not None
+        and section(c, "status").get("phase") not in ("Succeeded", "Failed")
     )
 
 
@@ -120,96 +164,137 @@ class Row:
 
 
 _SINCE = {
-    Phase.PREPARING: (Condition.DATA_READY, "False"),
-    Phase.RUNNING: (Condition.RUNNING, "True"),
-    Phase.RESTARTING: (Condition.RESTARTING, "True"),
-    Phase.SUSPENDED: (Condition.SUSPENDED, "True"),
-    Phase.SUCCEEDED: (Condition.SUCCEEDED, "True"),
-    Phase.FAILED: (Condition.FAILED, "True"),
+    Phase.PREPARING: (ConditionType.DATA_READY, "False"),
+    Phase.RUNNING: (ConditionType.RUNNING, "True"),
+    Phase.RESTARTING: (ConditionType.RESTARTING, "True"),
+    Phase.SUSPENDED: (ConditionType.SUSPENDED, "True"),
+    Phase.SUCCEEDED: (ConditionType.SUCCEEDED, "True"),
+    Phase.FAILED: (ConditionType.FAILED, "True"),
 }
-_TURNS = (Condition.MODEL_READY, Condition.DATA_READY, Condition.RUNNING, Condition.RESTARTING, Condition.SUSPENDED)
+_TURNS = (
+    ConditionType.MODEL_READY,
+    ConditionType.DATA_READY,
+    ConditionType.RUNNING,
+    ConditionType.RESTARTING,
+    ConditionType.SUSPENDED,
+)
 
 
 def phase_since(raw: Mapping[str, Any]) -> float:
     """Since when a job has been in its phase: the transition of the condition that the phase follows; for Pending the last transition of any."""
-    status = raw.get("status") or {}
-    found = {c.get("type"): c for c in status.get("conditions") or []}
-    wanted = _SINCE.get(status.get("phase") or Phase.PENDING)
+    return _phase_since(status_of(raw), created(raw))
+
+
+def _phase_since(status: JobStatus, created_at: float) -> float:
+    found = {c.type: c for c in conditions(status)}
+    wanted = _SINCE.get(phase_of(status))
     if wanted is not None:
-        condition = found.get(wanted[0], {})
-        at = seconds(condition.get("lastTransitionTime")) if condition.get("status") == wanted[1] else None
-        if at is not None:
-            return at
-    turns = (seconds(found[t].get("lastTransitionTime")) for t in _TURNS if t in found)
-    return max((t for t in turns if t is not None), default=created(raw))
+        condition = found.get(wanted[0])
+        if condition is not None and condition.status == wanted[1]:
+            at = seconds(condition.last_transition_time)
+            if at is not None:
+                return at
+    turns = (seconds(found[t].last_transition_time) for t in _TURNS if t in found)
+    return max((t for t in turns if t is not None), default=created_at)
 
 
-def _number(value: Any) -> float | None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
-
-
-Sample = tuple[str, tuple[str, ...], Any]
+Sample = tuple[str, tuple[str, ...], float | None]
 """Name, values of the labels beside those of a job, value (None: not known, no sample)."""
 
 
-def _share(part: Any, whole: Any) -> float | None:
-    part, whole = _number(part), _number(whole)
+def _share(part: float | None, whole: float | None) -> float | None:
     return min(1.0, part / whole) if part is not None and whole else None
 
 
 def samples(row: Row) -> Iterator[Sample]:
-    """All that is known of a job."""
-    raw, known, status = row.raw, row.facts, row.raw.get("status") or {}
-    phase = str(status.get("phase") or Phase.PENDING)
+    """Yield all that is known of a job."""
+    raw, known, status = row.raw, row.facts, status_of(row.raw)
+    phase, running = phase_of(status), phase_of(status) is Phase.RUNNING
     yield "egm_job_info", (known.method, known.engine, known.preset, known.queue), 1
-    yield "egm_job_status", (phase, str(status.get("reason") or "")), 1
+    yield "egm_job_status", (phase, reason_text(status)), 1
     yield "egm_job_created_timestamp_seconds", (), created(raw)
-    yield "egm_job_phase_timestamp_seconds", (), phase_since(raw)
-    yield "egm_job_completion_timestamp_seconds", (), seconds(status.get("completionTime"))
-    yield "egm_job_attempts", (), status.get("attempt") or 0
+    yield "egm_job_phase_timestamp_seconds", (), _phase_since(status, created(raw))
+    yield "egm_job_completion_timestamp_seconds", (), seconds(status.completion_time)
+    yield "egm_job_attempts", (), 0 if status.attempt is None else status.attempt
     yield "egm_job_attempts_allowed", (), known.attempts
     yield "egm_job_gpus", (), known.gpus * row.pods.get(known.role, 0)
     # 0 from the beginning: what a counter has when it appears is lost to increase()
-    yield "egm_job_gpu_seconds_total", (), max(0.0, _number(status.get("gpuSeconds")) or 0.0)
-    for condition in status.get("conditions") or []:
-        if condition.get("type") == Condition.PROGRESS_AVAILABLE and phase == Phase.RUNNING:
-            yield "egm_job_progress_available", (), float(condition.get("status") == "True")
-    yield from (_training if raw["kind"] == "GroundingTrainJob" else _evaluation)(status, phase == Phase.RUNNING)
+    yield "egm_job_gpu_seconds_total", (), 0.0 if status.gpu_seconds is None else status.gpu_seconds
+    for condition in conditions(status):
+        if condition.type == ConditionType.PROGRESS_AVAILABLE and running:
+            yield "egm_job_progress_available", (), float(condition.status == "True")
+        if condition.type == ConditionType.OUTPUT_WRITABLE and running:
+            yield "egm_job_output_writable", (), float(condition.status == "True")
+    if isinstance(status, TrainStatus):
+        yield from _training(status, running)
+    elif isinstance(status, EvalStatus):
+        yield from _evaluation(status, running)
 
 
-def _training(status: Mapping[str, Any], running: bool) -> Iterator[Sample]:
-    progress, metrics = status.get("progress") or {}, status.get("metrics") or {}
-    yield "egm_job_progress_ratio", (), _share(progress.get("step"), progress.get("totalSteps"))
-    yield "egm_job_eta_seconds", (), progress.get("etaSeconds") if running else None
-    yield "egm_job_steps_finished", (), progress.get("step")
-    yield "egm_job_steps_wanted", (), progress.get("totalSteps")
-    yield "egm_job_step_timestamp_seconds", (), seconds(progress.get("time"))
-    yield "egm_job_checkpoint_step", (), (status.get("checkpoint") or {}).get("step")
-    yield "egm_job_score", (), metrics.get("score")
-    yield "egm_job_validation_accuracy", (), metrics.get("valAccuracy")
+def _training(status: TrainStatus, running: bool) -> Iterator[Sample]:
+    if (progress := status.progress) is not None:
+        yield "egm_job_progress_ratio", (), _share(progress.step, progress.total_steps)
+        yield "egm_job_eta_seconds", (), progress.eta_seconds if running else None
+        yield "egm_job_steps_finished", (), progress.step
+        yield "egm_job_steps_wanted", (), progress.total_steps
+        yield "egm_job_step_timestamp_seconds", (), seconds(progress.time)
+        yield "egm_job_rollouts_failed", (), progress.rollouts_failed
+        yield "egm_job_validation_prompts_failed", (), progress.validation_failed
+    if status.checkpoint is not None:
+        yield "egm_job_checkpoint_step", (), status.checkpoint.step
+    for name, moment in (("saved", status.saved), ("uploaded", status.uploaded)):
+        if moment is not None:
+            yield f"egm_job_{name}_step", (), moment.step
+            yield f"egm_job_{name}_timestamp_seconds", (), seconds(moment.time)
+    if status.metrics is not None:
+        yield "egm_job_score", (), status.metrics.get("score")
+        yield "egm_job_validation_accuracy", (), status.metrics.get("valAccuracy")
+        for name, value in status.metrics.items():
+            figure, _, of = name.partition("/")
+            if of and figure in _SET_FIGURES:
+                yield "egm_job_validation_set", (of, _SET_FIGURES[figure]), value
 
 
-_OF_A_FILE = {"accuracy": "acc", "iou": "meanIou", "questions": "n", "errors": "errors", "unparsed": "unparsed"}
+def _evaluation(status: EvalStatus, running: bool) -> Iterator[Sample]:
+    yield "egm_job_progress_ratio", (), _share(status.done, status.total)
+    yield "egm_job_eta_seconds", (), status.eta_seconds if running else None
+    yield "egm_job_questions_answered", (), status.done
+    yield "egm_job_questions", (), status.total
+    yield "egm_job_requests_per_second", (), status.requests_per_second
+    yield "egm_job_servers", (), status.servers
+    yield "egm_job_servers_ready", (), status.ready_servers
+    if status.report:
+        yield "egm_job_report_info", (status.report,), 1
+    if status.accuracy is not None:
+        yield from _accuracy(status.accuracy)
+    if status.costs is not None:
+        yield from _costs(("", ""), status.costs)
+    for setting in [] if status.settings is None else status.settings[:SETTINGS]:
+        own = ("" if setting.model is None else setting.model, setting.name)
+        yield "egm_job_setting_accuracy", own, setting.accuracy
+        yield "egm_job_setting_questions_answered", own, setting.done
+        yield "egm_job_setting_questions", own, setting.total
+        if setting.costs is not None:
+            yield from _costs(own, setting.costs)
 
 
-def _evaluation(status: Mapping[str, Any], running: bool) -> Iterator[Sample]:
-    yield "egm_job_progress_ratio", (), _share(status.get("done"), status.get("total"))
-    yield "egm_job_eta_seconds", (), status.get("etaSeconds") if running else None
-    yield "egm_job_questions_answered", (), status.get("done")
-    yield "egm_job_questions", (), status.get("total")
-    yield "egm_job_requests_per_second", (), status.get("requestsPerSecond")
-    yield "egm_job_servers", (), status.get("servers")
-    yield "egm_job_servers_ready", (), status.get("readyServers")
-    yield "egm_job_report_info", (str(status.get("report") or ""),), 1 if status.get("report") else None
-    accuracy = status.get("accuracy") or {}
-    for mean in ("macro", "micro"):
-        yield "egm_job_accuracy", (mean,), accuracy.get(mean)
-    for bound, value in zip(("low", "high"), accuracy.get("ci95") or (), strict=False):
-        yield "egm_job_accuracy_bound", (bound,), value
-    for file in (accuracy.get("files") or [])[:FILES]:
-        for metric, key in _OF_A_FILE.items():
-            yield f"egm_job_file_{metric}", (str(file.get("name")),), file.get(key)
+def _costs(own: tuple[str, str], costs: EvalCosts) -> Iterator[Sample]:
+    for name in COSTS:
+        yield f"egm_job_question_{name}", own, getattr(costs, name)
+
+
+def _accuracy(accuracy: Accuracy) -> Iterator[Sample]:
+    yield "egm_job_accuracy", ("macro",), accuracy.macro
+    yield "egm_job_accuracy", ("micro",), accuracy.micro
+    if accuracy.ci95 is not None:
+        for bound, value in zip(("low", "high"), accuracy.ci95, strict=False):
+            yield "egm_job_accuracy_bound", (bound,), value
+    for file in [] if accuracy.files is None else accuracy.files[:FILES]:
+        yield "egm_job_file_accuracy", (file.name,), file.acc
+        yield "egm_job_file_iou", (file.name,), file.mean_iou
+        yield "egm_job_file_questions", (file.name,), file.n
+        yield "egm_job_file_errors", (file.name,), file.errors
+        yield "egm_job_file_unparsed", (file.name,), file.unparsed
 
 
 def _escaped(value: str) -> str:
@@ -220,8 +305,8 @@ def _labels(names: tuple[str, ...], values: Iterable[str]) -> str:
     return ",".join(f'{n}="{_escaped(v)}"' for n, v in zip(names, values, strict=True))
 
 
-def _head(name: str, meaning: Meaning, open_metrics: bool) -> str:
-    """The lines before the samples of a metric: OpenMetrics names a counter and an info without their suffix, and has the type info."""
+def _head(name: str, meaning: MetricSpec, open_metrics: bool) -> str:
+    """Return the lines before the samples of a metric: OpenMetrics names a counter and an info without their suffix, and has the type info."""
     if open_metrics:
         name = name.removesuffix({"counter": "_total", "info": "_info"}.get(meaning.kind, ""))
     kind = "gauge" if meaning.kind == "info" and not open_metrics else meaning.kind
@@ -247,10 +332,9 @@ def text(rows: Iterable[Row], limit: int, open_metrics: bool) -> Iterator[str]:
         meta = row.raw["metadata"]
         mine = _labels(OF_A_JOB, (str(meta.get("namespace", "")), row.raw["kind"], str(meta["name"])))
         for name, values, value in samples(row):
-            value = _number(value)
-            if value is not None:
+            if value is not None and math.isfinite(value):
                 more = f",{_labels(JOB_METRICS[name].labels, values)}" if values else ""
-                found[name].append(f"{name}{{{mine}{more}}} {value!r}\n")
+                found[name].append(f"{name}{{{mine}{more}}} {float(value)!r}\n")
     for name, lines in found.items():
         if lines:
             yield _head(name, JOB_METRICS[name], open_metrics)
@@ -259,10 +343,10 @@ def text(rows: Iterable[Row], limit: int, open_metrics: bool) -> Iterator[str]:
 
 
 def _group(raw: Raw) -> tuple[str, str, str, str]:
-    status = raw.get("status") or {}
-    where, phase = str(raw["metadata"].get("namespace", "")), str(status.get("phase") or Phase.PENDING)
-    return raw["kind"], where, phase, str(status.get("reason") or "")
+    status, where = section(raw, "status"), text_of(raw["metadata"], "namespace")
+    return raw["kind"], where, text_of(status, "phase") or Phase.PENDING, text_of(status, "reason")
 
 
 def _ended_at(row: Row) -> float:
-    return seconds((row.raw.get("status") or {}).get("completionTime")) or math.inf
+    at = seconds(section(row.raw, "status").get("completionTime"))
+    return math.inf if at is None else at

@@ -12,7 +12,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 
 from egm_operator.metrics.jobs import phase_since
-from egm_operator.status import Phase
+from egm_operator.status import phase_of, reason_text, status_of
+from grounding.api.status import Phase
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
@@ -68,34 +69,35 @@ class Meters:
         )
 
     def reconciled(self, kind: str, result: str, seconds: float) -> None:
-        """A reconcile is over."""
+        """Count a reconcile that is over."""
         self._reconciles.labels(kind, result).observe(seconds)
 
     def asked(self, method: str, path: str, code: int, seconds: float) -> None:
-        """A request has been answered with `code`; 0: not at all."""
-        told = "2xx" if 200 <= code <= 299 else str(code)
-        self._requests.labels(method, resource(path), told).observe(seconds)
+        """Count a request that was answered with `code`; 0: not at all."""
+        answer = "2xx" if 200 <= code <= 299 else str(code)
+        self._requests.labels(method, resource(path), answer).observe(seconds)
 
     def waited(self, seconds: float) -> None:
-        """A worker has taken a key."""
+        """Count the wait of a key that a worker has taken."""
         self._waits.observe(seconds)
 
     def status_written(self, raw: Mapping[str, Any], status: Mapping[str, Any], now: float) -> None:
-        """The status of the job `raw` is now `status`."""
-        before = str((raw.get("status") or {}).get("phase") or Phase.PENDING)
-        phase, kind = str(status.get("phase") or Phase.PENDING), str(raw["kind"])
-        if phase == before:
+        """Count what has changed if the status of the job `raw` is now `status`."""
+        kind, before = str(raw["kind"]), phase_of(status_of(raw))
+        new = status_of({"kind": kind, "status": status})
+        phase, reason = phase_of(new), reason_text(new)
+        if phase is before:
             return
-        if before not in FINAL:  # a spec that is mended leaves Failed; that was no phase to measure
+        if before not in FINAL:  # a repaired spec leaves Failed, which was no phase to measure
             self._phases.labels(kind, before).observe(max(0.0, now - phase_since(raw)))
         if phase == Phase.RESTARTING:
-            self._failures.labels(kind, str(status.get("reason") or "")).inc()
+            self._failures.labels(kind, reason).inc()
         if phase in FINAL:
-            self._finished.labels(kind, phase, str(status.get("reason") or "")).inc()
+            self._finished.labels(kind, phase, reason).inc()
 
 
 def resource(path: str) -> str:
-    """The resource of an API path, with its subresource: `pods/proxy` for the progress of a pod. No name is in it.
+    """Return the resource of an API path, with its subresource: `pods/proxy` for the progress of a pod. No name is in it.
 
     `/api/v1/namespaces/n/pods/p:8090/proxy/progress`, `/apis/batch/v1/jobs`, ...
     """

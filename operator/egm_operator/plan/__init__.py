@@ -1,61 +1,83 @@
 """The plan: (job and world, settings, now) -> actions and status. Pure: no I/O, no clock of its own, nothing remembered.
 
-It asks the policies of a kind in turn, from the end of a job's life to its beginning; the first that knows what to do ends the planning:
+What is seen becomes a typed snapshot. It asks the policies of a kind in turn, from the end of a job's life to its beginning. Each is one function in
+a file of its own: it returns what it decides, or None if it has nothing to say. The first final decision ends the planning:
 
-1. finished: stop what still runs; delete the job when its time to live is over      (lifecycle.finished)
-2. its work has succeeded: the end, whatever else is wished                           (train, evaluate)
-3. activeDeadlineSeconds is over: the end                                             (lifecycle.deadline)
-4. spec.suspend: stop, wait until nothing runs                                        (lifecycle.suspend)
-5. model.trainJob has not succeeded: wait                                             (lifecycle.model)
-6. data is not prepared, and not each pod's own business: prepare                      (lifecycle.prepare)
-7. attempts: start, watch, and after a failure clear away, wait and start the next    (attempts, train, evaluate)
+1. reopen, finished: a job that has ended stays ended, unless its attempts were used up and there are more now; stop what still runs; delete the job
+   when its time to live is over
+2. success: the work has succeeded, whatever else is wished
+3. active_deadline: activeDeadlineSeconds is over
+4. suspend: spec.suspend stops the job, and waits until nothing runs
+5. model: model.trainJob has not succeeded yet
+6. prepare: data is not prepared, and each pod does not do that for itself
+7. servers (evaluation): too few servers are ready
+8. restart, start: after a failure clear away, wait, and start the next attempt
+9. what happens to an attempt: queue, failure, running, stall, pending, start_deadline
 
-Level-triggered: each planning looks at all there is, so events may be lost, doubled or out of order. Every object has a name that follows from
-job and attempt, so an action done twice is an action done once.
+The chains are in `train/__init__.py` and `evaluate/__init__.py`. Level-triggered: each planning looks at all there is, so events may be lost, doubled
+or out of order. Every object has a name that follows from job and attempt, so an action done twice is an action done once.
 """
 
 from __future__ import annotations
 
-from egm_operator.observe import Observed, deleting, parse_job
+from collections.abc import Sequence
+from dataclasses import replace
+
 from egm_operator.plan import evaluate, train
-from egm_operator.plan.work import Delete, Event, Patch, Plan, Work
+from egm_operator.plan.decision import Decision, Delete, Event, Patch, Plan
+from egm_operator.plan.snapshot import J, PlacedPolicy, Policy, Snapshot, ask, observe, place
 from egm_operator.settings import Settings
-from egm_operator.status import Condition, Draft, Phase, Reason
-from grounding.api import GroundingTrainJob
+from egm_operator.snapshot import Observed, deleting, parse_job
+from egm_operator.status import ConditionType, Reason, S, StatusBuilder, read_status, status_of
+from grounding.api import ResolvedTrainJob
+from grounding.api.status import EvalStatus, JobStatus, Phase, TrainStatus
 from grounding.errors import UserError
 
 __all__ = ["Delete", "Event", "Patch", "Plan", "plan"]
 
 
 def plan(seen: Observed, settings: Settings, now: float) -> Plan:
-    """What to do about a job at `now` (seconds since 1970)."""
+    """Return what to do about a job at `now` (seconds since 1970)."""
     if deleting(seen.raw):  # ownerReferences do the rest
         return Plan()
-    draft = Draft(seen.raw.get("status"), int(seen.meta.get("generation") or 0), now)
     try:
         job = parse_job(seen.raw)
-        work = Work(seen, job, settings, now, draft)
-        if draft.is_true(Condition.FAILED) and not draft.new.get("completionTime"):  # was invalid, and has been mended
-            draft.condition(Condition.FAILED, False, Reason.STARTING, "The spec is valid now.")
-        (train if isinstance(job, GroundingTrainJob) else evaluate).plan(work)
+        if isinstance(job, ResolvedTrainJob):
+            trained = StatusBuilder(read_status(seen.raw, TrainStatus), seen.generation, now)
+            return _decide(train.POLICIES, train.PLACED, observe(seen, job, trained, settings))
+        evaluated = StatusBuilder(read_status(seen.raw, EvalStatus), seen.generation, now)
+        return _decide(evaluate.POLICIES, evaluate.PLACED, observe(seen, job, evaluated, settings))
     except UserError as error:
-        return _invalid(seen, str(error), now)
-    work.plan.status = draft.build()
-    return work.plan
+        return _invalid(StatusBuilder(status_of(seen.raw), seen.generation, now), str(error))
 
 
-def _invalid(seen: Observed, problem: str, now: float) -> Plan:
-    """A spec that cannot be read or carried out. What runs goes on: a slip of an edit must not cost days of training. Mended, the job goes on."""
-    found, draft = Plan(), Draft(seen.raw.get("status"), int(seen.meta.get("generation") or 0), now)
-    if draft.new.get("completionTime"):
-        return found
-    if draft.attempt:
-        text = f"The spec has become invalid and is ignored until it is mended: {problem}"
-        draft.phase(Phase(draft.new.get("phase") or Phase.PENDING), Reason.INVALID_SPEC, text)
+def _decide(
+    policies: Sequence[Policy[J, S]], placed_policies: Sequence[PlacedPolicy[J, S]], snapshot: Snapshot[J, S]
+) -> Plan:
+    """Ask all policies; those that need to know where the model is only if that is known."""
+    so_far = Decision(snapshot.status.copy(), final=False)
+    if (
+        so_far.status.is_true(ConditionType.FAILED) and not so_far.status.ended
+    ):  # the spec was invalid, and has been repaired
+        so_far.status.condition(ConditionType.FAILED, False, Reason.STARTING, "The spec is valid now.")
+    ask(policies, snapshot, so_far)
+    placed = None if so_far.final else place(snapshot.with_status(so_far.status))
+    if placed is not None:
+        ask(placed_policies, placed, so_far)
+    return replace(so_far.plan, status=so_far.status.build())
+
+
+def _invalid(status: StatusBuilder[JobStatus], problem: str) -> Plan:
+    """Report a spec that cannot be read or carried out. What runs continues: a slip of an edit must not cost days of training. Repaired, the job
+    continues."""
+    if status.ended:
+        return Plan()
+    if status.attempt:
+        text = f"The spec has become invalid and is ignored until it is fixed: {problem}"
+        status.phase(status.current_phase, Reason.INVALID_SPEC, text)
     else:
-        draft.condition(Condition.FAILED, True, Reason.INVALID_SPEC, problem)
-        draft.phase(Phase.FAILED, Reason.INVALID_SPEC, problem)
-    found.status = draft.build()
-    if found.status is not None:
-        found.events.append(Event(str(Reason.INVALID_SPEC), problem, warning=True))
-    return found
+        status.condition(ConditionType.FAILED, True, Reason.INVALID_SPEC, problem)
+        status.phase(Phase.FAILED, Reason.INVALID_SPEC, problem)
+    written = status.build()
+    events = [] if written is None else [Event(str(Reason.INVALID_SPEC), problem, warning=True)]
+    return Plan(status=written, events=events)

@@ -1,4 +1,4 @@
-"""Attempts: a failed one is written down, cleared away, waited for, and followed by the next, until there are no more. Pure.
+"""Attempts: what they consist of, which one counts, and what follows a failed one. Pure.
 
 The number of the attempt is in the status and on its objects; the greater one counts, so that it does not matter between which two writes the
 operator was killed. `Restarting` being true is the note that attempt N has failed: with it N is never started again, without it a missing
@@ -7,114 +7,149 @@ object of attempt N is made again.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Generic, TypeVar
 
-from egm_operator.names import LABEL_ATTEMPT
-from egm_operator.observe import deleting, waiting
-from egm_operator.plan.work import Work
-from egm_operator.status import Condition, Phase, Reason
-from egm_operator.store import Raw
+from egm_operator.kube.objects import Owned, Pod, Raw
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.snapshot import J, PlacedSnapshot, Snapshot
+from egm_operator.status import ConditionType, Reason, S, StatusBuilder
+from grounding.api.status import Phase
 
-
-class Unit(Protocol):
-    """What an attempt consists of: a PyTorchJob, or a client Job."""
-
-    kind: str
-
-    def get(self, w: Work, attempt: int) -> Raw | None:
-        """Its object."""
-
-    def pods(self, w: Work, attempt: int) -> list[Raw]:
-        """Pods of it that may still be doing something."""
-
-    def start(self, w: Work, attempt: int) -> None:
-        """Make it."""
+Obj = TypeVar("Obj", bound=Owned)
 
 
-def backoff(w: Work, attempt: int) -> float:
-    """Seconds to wait after attempt `attempt` has failed."""
-    return float(min(w.settings.backoff_limit_seconds, w.settings.backoff_base_seconds * 2.0 ** min(attempt - 1, 30)))
+class Unit(ABC, Generic[J, S, Obj]):
+    """What an attempt consists of: a PyTorchJob, or a client Job. It answers questions and changes nothing."""
+
+    @abstractmethod
+    def all(self, snapshot: Snapshot[J, S]) -> Sequence[Obj]:
+        """Return the objects of all attempts."""
+
+    @abstractmethod
+    def name(self, snapshot: PlacedSnapshot[J, S], attempt: int) -> str:
+        """Return the name of an attempt's object."""
+
+    @abstractmethod
+    def pods(self, snapshot: Snapshot[J, S], attempt: int) -> list[Pod]:
+        """Return the pods of an attempt."""
+
+    @abstractmethod
+    def objects(self, snapshot: PlacedSnapshot[J, S], attempt: int) -> list[Raw]:
+        """Return what an attempt is made of, in the order in which it is to be created."""
+
+    def get(self, snapshot: PlacedSnapshot[J, S], attempt: int) -> Obj | None:
+        """Return the object of an attempt, if there is one."""
+        name = self.name(snapshot, attempt)
+        return next((obj for obj in self.all(snapshot) if obj.name == name), None)
+
+    def newest(self, snapshot: Snapshot[J, S]) -> int:
+        """Return the greatest number on objects; 0 if there are none."""
+        return max((obj.attempt for obj in self.all(snapshot)), default=0)
+
+    def current(self, snapshot: Snapshot[J, S]) -> int:
+        """Return the number of the attempt that counts; 0 if none has been started."""
+        return max(snapshot.status.attempt, self.newest(snapshot))
+
+    def under_way(self, snapshot: PlacedSnapshot[J, S]) -> tuple[int, Obj] | None:
+        """Return the attempt that is under way and its object; None if there is none to watch."""
+        attempt = self.current(snapshot)
+        found = self.get(snapshot, attempt)
+        return None if found is None or found.deleting else (attempt, found)
+
+    def alive(self, snapshot: Snapshot[J, S], attempt: int) -> list[Pod]:
+        """Return the pods of an attempt that may still be doing something."""
+        return [pod for pod in self.pods(snapshot, attempt) if snapshot.alive(pod)]
+
+    def lost(self, snapshot: Snapshot[J, S], attempt: int) -> list[Pod]:
+        """Return the pods of an attempt whose nodes are lost."""
+        return [pod for pod in self.pods(snapshot, attempt) if snapshot.lost(pod)]
 
 
-def number(obj: Raw) -> int:
-    """The attempt that an object belongs to; 0 for none."""
-    text = str((obj["metadata"].get("labels") or {}).get(LABEL_ATTEMPT, ""))
-    return int(text) if text.isdigit() else 0
+DISRUPTIONS = (Reason.EVICTED, Reason.NODE_LOST)
+"""Attempts that end so are the cluster's doing: they do not count against maxAttempts."""
 
 
-def newest(w: Work, kind: str) -> int:
-    """The greatest number on objects of `kind`; 0 where there are none."""
-    return max((number(c) for c in w.seen.of(kind)), default=0)
+def allowed(status: StatusBuilder[S], max_attempts: int) -> int:
+    """Return how many attempts there may be: `max_attempts`, and one for each that was lost to its node."""
+    return max_attempts + (0 if status.fields.disruptions is None else status.fields.disruptions)
 
 
-def current(w: Work, unit: Unit) -> tuple[int, Raw] | None:
-    """The attempt that is under way and its object; None when this planning ends with waiting or with a start."""
-    recorded, seen = w.draft.attempt, newest(w, unit.kind)
-    n = max(recorded, seen)
-    if w.draft.is_true(Condition.RESTARTING):
-        if seen <= recorded:
-            note = w.draft.get(Condition.RESTARTING)
-            if n >= w.job.spec.max_attempts:  # there are fewer now
-                why = str(note.get("message", "")).partition(" failed: ")[2]
-                failed(w, unit, n, Reason(note["reason"]), why)
-                return None
-            old = unit.get(w, n)
-            w.remove(old)
-            due = w.draft.since(Condition.RESTARTING) + backoff(w, n)
-            if old is not None or unit.pods(w, n) or w.now < due:
-                w.draft.phase(Phase.RESTARTING, Reason(note["reason"]), str(note.get("message", "")))
-                if w.now < due:
-                    w.look_again(due)
-                return None
-            n += 1
-        w.draft.condition(Condition.RESTARTING, False, Reason.RESTARTED, f"Attempt {n} has been started.")
-    n = max(n, 1)
-    w.draft.attempt = n
-    found = unit.get(w, n)
-    if found is not None and not deleting(found):
-        return n, found
-    if found is not None or unit.pods(w, n):  # its name is free when all of it is gone
-        w.draft.phase(Phase.PENDING, Reason.STOPPING, f"Waits until the pods of attempt {n} are gone.")
-        return None
-    unit.start(w, n)
-    if w.draft.is_true(Condition.RUNNING):
-        w.draft.condition(Condition.RUNNING, False, Reason.STARTING, f"Attempt {n} starts.")
-    if n > max(recorded, 1):  # that the first one starts is no news
-        w.tell(Reason.STARTING, f"Attempt {n} of {w.job.spec.max_attempts} starts.")
-    w.draft.phase(Phase.PENDING, Reason.STARTING, f"Attempt {n} of {w.job.spec.max_attempts} starts.")
-    return None
+def backoff(snapshot: Snapshot[J, S], status: StatusBuilder[S], attempt: int) -> float:
+    """Return the seconds to wait after attempt `attempt` has failed; longer with each failure that was no disruption."""
+    settings = snapshot.settings
+    failures = attempt - allowed(status, 0)
+    wait = settings.backoff_base_seconds * 2.0 ** max(0, min(failures - 1, 30))
+    return float(min(settings.backoff_limit_seconds, wait))
 
 
-def pending(w: Work, attempt: int, pods: Sequence[Raw], running: int, wanted: int) -> None:
-    """Say why not all pods of an attempt run. Its start has been told: where nothing is known yet, that stands."""
-    for pod in pods:
-        why, message = waiting(pod)
-        if why:
-            w.draft.phase(Phase.PENDING, Reason(why), message)
-            return
-    start = f"Attempt {attempt} of {w.job.spec.max_attempts} starts."
-    if running or w.draft.new.get("message") != start:
-        w.draft.phase(Phase.PENDING, Reason.PODS_PENDING, f"{running} of {wanted} pods run.")
+def node_lost(pods: Sequence[Pod]) -> str:
+    """Return which pods are lost with which nodes."""
+    return "; ".join(f"pod {pod.name} on node {pod.node or 'unknown'} does not go" for pod in pods)
 
 
-def failed(w: Work, unit: Unit, attempt: int, reason: Reason, message: str, again: bool = True) -> None:
-    """Attempt `attempt` has failed: the next one, or the end. `again` False: another try would end the same way."""
+def waits_for(snapshot: Snapshot[J, S], decision: Decision[S], pods: Sequence[Pod]) -> str:
+    """Return which of some pods should be gone by now, as a sentence; plan again when their nodes count as lost."""
+    leaving = [(pod, pod.leaves) for pod in pods if pod.leaves is not None]
+    for _, leaves in leaving:
+        decision.look_again(leaves + snapshot.settings.node_lost_seconds)
+    late = [pod for pod, leaves in leaving if leaves < snapshot.now]
+    return f" ({node_lost(late)})" if late else ""
+
+
+def fail(
+    snapshot: PlacedSnapshot[J, S],
+    unit: Unit[J, S, Obj],
+    attempt: int,
+    reason: Reason,
+    message: str,
+    again: bool = True,
+) -> Decision[S]:
+    """Decide what follows a failed attempt: the next one, or the end. `again` False: another try would end the same way."""
+    decision = snapshot.decision()
+    status = decision.status
+    if reason in DISRUPTIONS:
+        status.fields.disruptions = allowed(status, 1)
+    wanted = allowed(status, snapshot.job.spec.max_attempts)
     if not again:
-        w.finish(False, reason, message)
-    elif attempt >= w.job.spec.max_attempts:
-        w.finish(
-            False,
-            Reason.ATTEMPTS_EXHAUSTED,
-            f"Attempt {attempt} of {w.job.spec.max_attempts} failed ({reason}): {message}",
-        )
+        decision.finish(False, reason, message)
+    elif attempt >= wanted:
+        text = f"Attempt {attempt} of {wanted} failed ({reason}): {message}"
+        decision.finish(False, Reason.ATTEMPTS_EXHAUSTED, text)
     else:
-        wait = backoff(w, attempt)
-        w.remove(unit.get(w, attempt))
-        text = f"Attempt {attempt} of {w.job.spec.max_attempts} failed: {message}"
-        w.draft.condition(Condition.RESTARTING, True, reason, text)
-        if w.draft.get(Condition.RUNNING):
-            w.draft.condition(Condition.RUNNING, False, reason, message)
-        w.draft.phase(Phase.RESTARTING, reason, text)
-        w.tell(reason, f"{text} The next one starts in {wait:.0f} s.", warning=True)
-        w.look_again(w.now + wait)
+        wait, found = backoff(snapshot, status, attempt), unit.get(snapshot, attempt)
+        if found is not None:
+            decision.remove(found)
+        text = f"Attempt {attempt} of {wanted} failed: {message}"
+        status.condition(ConditionType.RESTARTING, True, reason, text)
+        if status.get(ConditionType.RUNNING) is not None:
+            status.condition(ConditionType.RUNNING, False, reason, message)
+        status.phase(Phase.RESTARTING, reason, text)
+        decision.event(reason, f"{text} The next one starts in {wait:.0f} s.", warning=True)
+        decision.look_again(snapshot.now + wait)
+    return decision
+
+
+def report_pending(
+    snapshot: Snapshot[J, S],
+    decision: Decision[S],
+    attempt: int,
+    pods: Sequence[Pod],
+    running: int,
+    wanted: int,
+    owner: Owned | None = None,
+) -> None:
+    """Report why not all pods of an attempt run. If nothing is known yet, the message of its start stays."""
+    status = decision.status
+    held = snapshot.held(pods, owner)
+    if held is not None and held.reason is not None:
+        status.phase(Phase.PENDING, held.reason, held.message)
+        return
+    if running or status.fields.message != starts(snapshot, attempt):
+        status.phase(Phase.PENDING, Reason.PODS_PENDING, f"{running} of {wanted} pods run.")
+
+
+def starts(snapshot: Snapshot[J, S], attempt: int) -> str:
+    """Return the sentence that an attempt starts."""
+    return f"Attempt {attempt} of {allowed(snapshot.status, snapshot.job.spec.max_attempts)} starts."

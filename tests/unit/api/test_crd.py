@@ -174,9 +174,15 @@ def _strategy(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
     if origin is Literal:
         return st.sampled_from(get_args(annotation))
     if origin is list:
-        return st.lists(_strategy(get_args(annotation)[0], []), max_size=2)
+        return st.lists(_strategy(get_args(annotation)[0], []), min_size=b.get("min_length", 0), max_size=2)
     if origin is dict:
-        return st.dictionaries(st.from_regex(r"\A[a-z]{1,8}\Z"), st.just("v"), max_size=2)
+        inner = get_args(annotation)[1]
+        values = (
+            st.just("v")
+            if inner is str or (get_origin(inner) is Annotated and get_args(inner)[0] is str)
+            else _strategy(inner, [])
+        )
+        return st.dictionaries(st.from_regex(r"\A[a-z]{1,8}\Z"), values, max_size=2)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return _manifest(annotation)
     if annotation is bool:

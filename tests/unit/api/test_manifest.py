@@ -1,12 +1,17 @@
 """Every mistake is found, with its line; no text makes a traceback."""
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grounding.api import PRESETS, ManifestError, check_references, load, load_job, parse, resolve
+from grounding.api.manifest import read
+from grounding.api.resolved import defaults
 from grounding.errors import UserError
 
 JOBS = Path(__file__).parents[3] / "jobs"
@@ -110,7 +115,7 @@ def test_a_preset_fills_and_explicit_fields_win(preset: str) -> None:
     job = resolve(parse(text)[0])
     assert job.spec.method == PRESETS[preset]["method"]
     assert job.spec.hyperparameters.learning_rate == 1e-4
-    assert job.spec.hyperparameters.batch_size == PRESETS[preset]["hyperparameters"]["batchSize"]
+    assert job.spec.hyperparameters.batch_size == defaults(job.spec.method, preset)["batchSize"]
     assert job.spec.model.train_job == "zero" and job.spec.model.source is None
     assert resolve(job) == job
 
@@ -144,3 +149,68 @@ def test_one_job_of_several(tmp_path: Path) -> None:
     path.write_text(GOOD + "---\n" + GOOD)
     with pytest.raises(UserError, match="name of the job in line 4"):
         load(path)
+
+
+def test_aliases_that_stand_for_a_billion_values_are_refused():
+    lines = ["x0: &x0 [1,1,1,1,1,1,1,1,1,1]"]
+    lines += [f"x{i}: &x{i} [{','.join([f'*x{i - 1}'] * 10)}]" for i in range(1, 9)]
+    with pytest.raises(ManifestError, match="at most 100,000 values"):
+        parse("\n".join(["apiVersion: grounding.egm.dev/v1alpha1", "kind: GroundingTrainJob", *lines]))
+
+
+def test_a_manifest_that_contains_itself_is_refused():
+    with pytest.raises(ManifestError):
+        parse("kind: GroundingTrainJob\nx: &x [*x]\n")
+
+
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    2**70,
+    1e300,
+    "",
+    "x",
+    "\x1b[2J",
+    "9" * 400,
+    [],
+    {},
+    [[]],
+    [None],
+    {"": {}},
+    {"a": [1]},
+]
+WHOLE = [
+    job.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for path in sorted(JOBS.glob("*.yaml"))
+    for job in load(path)
+]
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths of everything in a job."""
+    yield path
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _places(inner, (*path, key))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_value_in_any_place_is_a_job_or_a_mistake_that_is_named(data: st.DataObject) -> None:
+    job = copy.deepcopy(data.draw(st.sampled_from(WHOLE)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        *path, last = data.draw(st.sampled_from([p for p in _places(job) if p]))
+        at = job
+        for step in path:
+            at = at[step]
+        at[last] = copy.deepcopy(data.draw(st.sampled_from(ODD)))
+    found, mistakes = read(job)
+    assert (found is None) == bool(mistakes)
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", "[tiny-rl]", "3", "{tiny-rl: 1}"])
+def test_a_preset_that_is_no_name(value: str) -> None:
+    with pytest.raises(ManifestError, match=r"spec\.preset"):
+        parse(GOOD.replace("preset: tiny-rl", f"preset: {value}"))

@@ -165,3 +165,30 @@ def test_a_clean_name_never_climbs_out(name: str) -> None:
     except UserError:
         return
     assert not clean.startswith("/") and ".." not in clean.split("/") and clean_name(clean) == clean
+
+
+def _header(size: bytes, kind: bytes = b"0") -> bytes:
+    head = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.GNU_FORMAT))
+    head[124:136], head[156:157], head[148:156] = size, kind, b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head)
+
+
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g", b"0"])
+@pytest.mark.parametrize("size", [b"\x80" + (2**40).to_bytes(11, "big"), b"\xff" * 11 + b"\0", b"\xff" + b"\xfe" * 11])
+def test_a_tar_that_claims_an_absurd_header_is_refused(tmp_path, kind, size):
+    (tmp_path / "bad.tar").write_bytes(_header(size, kind) + bytes(2048))
+    with pytest.raises(UserError, match="tar file"):
+        list(open_images(tmp_path / "bad.tar"))
+
+
+@given(st.binary(max_size=600), st.integers(0, 511))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_a_tar_or_refused(tmp_path, noise, at):
+    whole = bytearray(_header(b"00000000000\0") + bytes(1024))
+    whole[at : at + len(noise)] = noise
+    (tmp_path / "bad.tar").write_bytes(whole)
+    try:
+        list(open_images(tmp_path / "bad.tar"))
+    except UserError:
+        pass

@@ -1,26 +1,35 @@
+import json
+import os
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from grounding import files
+from grounding.data import jobdata
 from grounding.data.jobdata import locate, materialise, sources
 from grounding.data.shapes import EIGHT_FILES
 from grounding.errors import UserError
+from grounding.files import sha256_of
 
-SHAPES = SimpleNamespace(seed=7, train=12, per_file=10, size=64)
+SHAPES = SimpleNamespace(seed=7, train=12, per_file=10, size=64, reasoning=False)
 
 
 def train_job(method: str, **data: Any) -> Any:
     fields = {"train": [], "validation": [], "images": [], "prepared": None, "prompt": "qwen3", "shapes": None}
+    fields |= {"truth": None, "validation_truth": None, "skip_broken": 0, "validation_sets": {}, "weights": []}
     spec = SimpleNamespace(method=method, seed=42, data=SimpleNamespace(**{**fields, **data}))
     return SimpleNamespace(kind="GroundingTrainJob", spec=spec)
 
 
 def eval_job(**data: Any) -> Any:
-    fields = {"files": [], "root": None, "images": [], "shapes": None}
+    fields = {"files": [], "root": None, "images": [], "shapes": None, "truth": None, "skip_broken": 0}
     return SimpleNamespace(kind="GroundingEvalJob", spec=SimpleNamespace(data=SimpleNamespace(**{**fields, **data})))
 
 
@@ -47,7 +56,7 @@ def test_the_jobs_of_a_run_share_the_set_but_not_with_another_seed(tmp_path: Pat
     sft, evaluation = (locate(j, tmp_path) for j in (train_job("sft", shapes=SHAPES), eval_job(shapes=SHAPES)))
     assert sft.images == evaluation.images
     assert [p.stem for p in evaluation.eval_files] == list(EIGHT_FILES)
-    other = SimpleNamespace(seed=8, train=12, per_file=10, size=64)
+    other = SimpleNamespace(seed=8, train=12, per_file=10, size=64, reasoning=False)
     assert locate(eval_job(shapes=other), tmp_path).images != sft.images
 
 
@@ -88,9 +97,13 @@ def test_changed_input_is_prepared_again_and_a_moved_folder_too(tmp_path: Path) 
 
 
 def test_own_files_are_used_where_they_lie(tmp_path: Path) -> None:
-    for name in ("a.json", "b.json", "train.parquet", "val.parquet", "refcoco_val.jsonl", "x.jsonl"):
+    for name in ("a.json", "b.json", "refcoco_val.jsonl", "x.jsonl"):
         (tmp_path / name).write_text("[1]")
     (tmp_path / "img").mkdir()
+    (tmp_path / "img/a.jpg").write_bytes(b"picture")
+    for name in ("train.parquet", "val.parquet"):
+        row = {"prompt": [], "images": [str(tmp_path / "img/a.jpg")], "reward_model": {"style": "rule"}}
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / name)
     a, b, image = (str(tmp_path / n) for n in ("a.json", "b.json", "img"))
     data = tmp_path / "data"
     assert materialise(train_job("sft", train=[a], images=[f"file://{image}"]), data).sft_rows == Path(a)
@@ -152,6 +165,8 @@ def test_each_role_asks_for_what_it_reads(tmp_path: Path) -> None:
         "s3://b/p/train.parquet",
         "s3://b/p/val.parquet",
     ]
+    resolved = train_job("rl", prepared="s3://b/p/train.parquet", images=["s3://b/coco.tar"])
+    assert len(sources(resolved, prepares=True)) == 3 and sources(resolved, prepares=False) == []
     assert sources(eval_job(shapes=SHAPES), prepares=True) == []
 
 
@@ -160,3 +175,168 @@ def test_a_split_tar_is_named_as_a_whole(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"[1]")
     job = train_job("sft", train=[str(tmp_path / "a.json")], images=[str(tmp_path / "coco.tar")])
     assert materialise(job, tmp_path / "data").images == (tmp_path / "coco.tar",)
+
+
+def test_prepared_data_that_a_power_cut_has_emptied_is_made_again(tmp_path: Path) -> None:
+    job = train_job("rl", shapes=SHAPES)
+    made = materialise(job, tmp_path)
+    assert made.train_parquet is not None and made.val_parquet is not None
+    whole = made.val_parquet.read_bytes()
+    set_folder = next(tmp_path.glob("shapes-*"))
+    picture = next((set_folder / "images/train").iterdir())
+    drawn = picture.read_bytes()
+    made.val_parquet.write_bytes(b"")
+    picture.write_bytes(b"")
+    assert materialise(job, tmp_path) == made
+    assert made.val_parquet.read_bytes() == whole and picture.read_bytes() == drawn
+
+
+def _same_size_and_time(path: Path, data: bytes) -> None:
+    """Swap a file's content in the way that only its bytes (and the kernel's time) show."""
+    before = path.stat()
+    assert before.st_size == len(data)
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_content_decides_whether_data_is_prepared_again(tmp_path: Path) -> None:
+    """Touched is not changed, and changed is noticed where size and time of a file are the same: rows, and pictures in a tar."""
+    data = own_data(tmp_path, [[100.0 + i, 200.0, 700.0, 800.0] for i in range(5)])
+    with tarfile.open(tmp_path / "img.tar", "w") as tar:
+        tar.add(tmp_path / "img/a.png", "a.png")
+    data |= {"images": [str(tmp_path / "img.tar")], "validation": [str(tmp_path / "refcoco_val.jsonl")]}
+    job, rows = train_job("rl", **data), tmp_path / "rl.json"
+    located = materialise(job, tmp_path / "data")
+    assert located.train_parquet is not None
+    folder = located.train_parquet.parent
+    done = orjson.loads((folder / "done.json").read_bytes())
+    assert set(done["inputs"]) == {str(rows), str(tmp_path / "refcoco_val.jsonl"), str(tmp_path / "img.tar")}
+    assert done["inputs"][str(rows)] == sha256_of(rows)
+    before = times(folder)
+    os.utime(rows)
+    materialise(job, tmp_path / "data")
+    assert times(folder) == before
+
+    _same_size_and_time(rows, rows.read_bytes().replace(b"x 4", b"y 4"))
+    materialise(job, tmp_path / "data")
+    sent = [row["prompt"][0]["content"] for row in pq.read_table(located.train_parquet).to_pylist()]
+    assert "y 4" in sent[4] and times(folder) != before
+    assert orjson.loads((folder / "done.json").read_bytes())["digest"] != done["digest"]
+
+    other = bytearray((tmp_path / "img.tar").read_bytes())
+    picture = (tmp_path / "img/a.png").read_bytes()
+    noise = bytearray(picture)
+    noise[-20] ^= 1  # in the check sum of the last chunk: the size stays
+    at = bytes(other).index(picture)
+    other[at : at + len(picture)] = noise
+    _same_size_and_time(tmp_path / "img.tar", bytes(other))
+    assert (folder / "images/a.png").read_bytes() == picture
+    materialise(job, tmp_path / "data")
+    assert (folder / "images/a.png").read_bytes() == bytes(noise)
+
+
+def test_a_picture_between_the_samples_of_a_large_tar_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobdata, "WHOLE", 1000)
+    monkeypatch.setattr(files, "WHOLE", 1000)
+    monkeypatch.setattr(files, "_SAMPLES", 2)
+    tar = tmp_path / "img.tar"
+    tar.write_bytes(bytes(1 << 20))
+    before = jobdata._Made.of([], [tar]).digest
+    assert jobdata._Made.of([], [tar]).digest == before
+    data = bytearray(1 << 20)
+    data[1 << 19] = 1
+    fingerprint = files.fingerprint(tar)
+    _same_size_and_time(tar, bytes(data))
+    assert files.fingerprint(tar) == fingerprint, "the samples are the same"
+    assert jobdata._Made.of([], [tar]).digest != before
+
+
+def own_data(tmp_path: Path, boxes: list[list[float]], tag: str = "<box>{}</box>") -> dict[str, Any]:
+    (tmp_path / "img").mkdir()
+    Image.new("RGB", (640, 480)).save(tmp_path / "img/a.png")
+    rows = [
+        {"id": i, "image": "a.png", "sent": f"x {i}", "width": 640, "height": 480}
+        | {"conversations": [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": tag.format(b)}]}
+        for i, b in enumerate(boxes)
+    ]
+    question = {"image": "a.png", "sent": "y", "bbox": [1, 1, 630, 470], "width": 640, "height": 480}
+    (tmp_path / "rl.json").write_bytes(orjson.dumps(rows))
+    (tmp_path / "refcoco_val.jsonl").write_bytes(orjson.dumps(question))
+    return {"train": [str(tmp_path / "rl.json")], "images": [str(tmp_path / "img")]}
+
+
+PIXELS = [[10.0 + 10 * i, 20.0 + 10 * i, 300.0 + 10 * i, 150.0 + 10 * i] for i in range(30)]
+
+
+def test_a_job_refuses_training_rows_in_pixels_and_converts_them_if_its_truth_says_so(tmp_path: Path) -> None:
+    data = own_data(tmp_path, PIXELS) | {"validation": [str(tmp_path / "refcoco_val.jsonl")]}
+    with pytest.raises(UserError, match="look like pixels") as caught:
+        materialise(train_job("rl", **data), tmp_path / "data")
+    assert "spec.data.truth: xyxy" in caught.value.hint
+    located = materialise(train_job("rl", **data, truth="xyxy"), tmp_path / "data")
+    assert located != locate(train_job("rl", **data), tmp_path / "data")
+    first = pq.read_table(located.train_parquet).to_pylist()[0]["reward_model"]["ground_truth"]
+    assert first == pytest.approx([10 / 0.64, 20 / 0.48, 300 / 0.64, 150 / 0.48])
+
+
+def test_a_job_leaves_out_as_many_broken_rows_as_it_says(tmp_path: Path) -> None:
+    data = own_data(tmp_path, [[1, 1, 900 + i, 990] for i in range(9)] + [[5, 5, 5, 9]])
+    data |= {"validation": [str(tmp_path / "refcoco_val.jsonl")]}
+    with pytest.raises(UserError, match="1 rows cannot be used"):
+        materialise(train_job("rl", **data), tmp_path / "data")
+    located = materialise(train_job("rl", **data, skip_broken=1), tmp_path / "data")
+    assert pq.read_metadata(located.train_parquet).num_rows == 9
+
+
+def test_sft_answers_in_pixels_or_fractions_are_refused(tmp_path: Path) -> None:
+    data = own_data(tmp_path, PIXELS, '[{{"bbox_2d": {}}}]')
+    with pytest.raises(UserError, match=r"rl\.json:1: of 30 boxes none reaches") as caught:
+        materialise(train_job("sft", **data), tmp_path / "data")
+    assert "spec.data.truth: relative" in caught.value.hint
+    materialise(train_job("sft", **data, truth="relative"), tmp_path / "data")
+
+
+def test_prepared_truths_in_fractions_are_refused(tmp_path: Path) -> None:
+    data = own_data(tmp_path, [[1, 1, 900, 990]])
+    rows = [
+        {"prompt": [], "images": [str(tmp_path / "img/a.png")]}
+        | {"reward_model": {"ground_truth": [0.1, 0.1, 0.5 + i / 30, 0.9]}, "extra_info": {"width": 640, "height": 480}}
+        for i in range(9)
+    ]
+    for name in ("train", "val"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    prepared = {"prepared": str(tmp_path), "images": data["images"]}
+    with pytest.raises(UserError, match=r"train\.parquet:1: reward_model: all 9 boxes lie in 0\.\.1"):
+        materialise(train_job("rl", **prepared), tmp_path / "data")
+    materialise(train_job("rl", **prepared, truth="relative"), tmp_path / "data")
+
+
+def test_validation_sets_are_named_in_the_rows_of_rl_and_kept_apart_for_sft(tmp_path: Path) -> None:
+    root = materialise(train_job("rl", shapes=SHAPES), tmp_path / "a").images[0].parent
+    val, test = (str(root / f"eval_data/refcoco_{part}.jsonl") for part in ("val", "testA"))
+    files = {"train": [str(root / "train_data/rl.json")], "images": [str(root / "images")]}
+    sets = {"v": [val], "t": [test]}
+    named = materialise(train_job("rl", validation_sets=sets, **files), tmp_path / "b")
+    rows = pq.read_table(named.val_parquet, columns=["data_source"]).column(0).to_pylist()
+    assert set(rows) == {"grounding:v", "grounding:t"}
+    plain = materialise(train_job("rl", validation=[val, test], **files), tmp_path / "b")
+    assert plain.val_parquet != named.val_parquet
+    sft_file = str(root / "train_data/sft.json")
+    job = train_job("sft", train=[sft_file], images=files["images"], validation_sets={"v": [sft_file]})
+    assert materialise(job, tmp_path / "c").sft_validation == (("v", Path(sft_file)),)
+    with pytest.raises(UserError, match="no such file"):
+        materialise(train_job("sft", train=[sft_file], validation=[val + "x"]), tmp_path / "d")
+
+
+def test_sft_s_mixture_is_a_file_of_its_own_and_another_seed_makes_another(tmp_path: Path) -> None:
+    file = tmp_path / "sft.json"
+    turns = [{"from": "human", "value": "<image>where"}, {"from": "gpt", "value": "there"}]
+    file.write_text(json.dumps([{"image": f"{n}.png", "conversations": turns} for n in range(40)]))
+    job = train_job("sft", train=[str(file)], weights=[1.5])
+    rows = materialise(job, tmp_path / "data").sft_rows
+    assert rows is not None and rows != file and len(json.loads(rows.read_text())) == 60
+    job.spec.seed = 43
+    other = materialise(job, tmp_path / "data").sft_rows
+    assert other is not None and other.read_bytes() != rows.read_bytes()

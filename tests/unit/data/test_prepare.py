@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from grounding.data.lint import lint
-from grounding.data.prepare import Prepared, prepare
+from grounding.data.prepare import Prepared, prepare, set_of
 from grounding.data.problems import box_problem
 from grounding.data.records import Expression
 from grounding.errors import UserError
@@ -107,8 +107,27 @@ def test_the_same_bytes_whatever_the_workers(place: Place) -> None:
 
 def test_a_row_without_sent_asks_what_its_conversation_asks(place: Place) -> None:
     place.write([training(1, sent=None)], [question(1)])
-    place.prepare()
+    place.prepare(prompt="grounding")
     assert place.rows("train")[0]["prompt"][0]["content"] == "<image>\nPlease find <ref>dog 1</ref>"
+    own = [
+        {"from": "human", "value": "<image>\nWhere is the dog?"},
+        {"from": "gpt", "value": "<box>[1, 2, 3, 4]</box>"},
+    ]
+    place.write([training(1, sent=None, conversations=own)], [question(1)])
+    place.prepare()
+    assert place.rows("train")[0]["prompt"][0]["content"] == "<image>\nWhere is the dog?"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [("qwen3", "Locate dog 1, output"), ("qwen3_amodal", "Locate dog 1 amodally, output")],
+)
+def test_the_words_of_internvl_become_those_of_qwen(place: Place, prompt: str, words: str) -> None:
+    """The published raw rows have no `sent`: the expression is in `<ref>` of a question in InternVL's words."""
+    place.write([training(1, sent=None)], [question(1)])
+    place.prepare(prompt=prompt)
+    content = place.rows("train")[0]["prompt"][0]["content"]
+    assert content.startswith(f"<image>\n{words}") and "<ref>" not in content
 
 
 def test_a_pictures_archive_is_copied_out_for_the_trainer(place: Place) -> None:
@@ -201,3 +220,61 @@ def test_boxes(box: tuple[float, float, float, float], kind: str | None) -> None
 def test_an_expression_is_not_changed_by_being_hashed() -> None:
     e = Expression("f", 1, "i", "s", (1, 2, 3, 4), 5, 6)
     assert e == Expression("f", 1, "i", "s", (1, 2, 3, 4), 5, 6)
+
+
+def test_the_header_of_a_picture_is_read_once_and_rows_do_not_pile_up(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is bounded by a row group whatever the number of rows; a picture has many rows and one header."""
+    import gc
+    from collections import Counter
+
+    from grounding.data import prepare as module
+    from grounding.data.images import ImageStore
+    from grounding.data.records import TrainingRow
+
+    asked: Counter[str] = Counter()
+    look = ImageStore.look
+    monkeypatch.setattr(ImageStore, "look", lambda store, name, **how: asked.update([name]) or look(store, name, **how))
+    alive: list[int] = []
+    rows = iter(range(12_000))
+
+    def watch(_: int) -> None:
+        if next(rows) % 3000 == 0:
+            alive.append(sum(type(o) is TrainingRow for o in gc.get_objects()))
+
+    with place.train.with_suffix(".jsonl").open("wb") as f:
+        for i in range(12_000):
+            f.write(orjson.dumps(training(i % 600, sent=f"dog {i}")) + b"\n")
+    module.prepare([place.train.with_suffix(".jsonl")], [], [place.images], place.out, advance=watch)
+    assert set(asked.values()) == {1} and len(asked) == 7
+    assert len(alive) == 4 and 0 < max(alive) <= 4096 + 2
+    assert pq.ParquetFile(place.out / "train.parquet").metadata.num_row_groups == 2
+
+
+def test_rows_of_named_validation_sets_have_a_source_of_their_own(place: Place) -> None:
+    place.prepare(sets=("val", "cocog"), fraction=0.2)
+    sources = [row["data_source"] for row in place.rows("val")]
+    assert {source: sources.count(source) for source in sources} == {"grounding:val": 5, "grounding:cocog": 5}
+    assert {row["data_source"] for row in place.rows("train")} == {"grounding"}
+    assert [set_of(source) for source in ("grounding", "grounding:val", "refcoco")] == ["", "val", "refcoco"]
+
+
+def test_a_mixture_takes_each_row_as_often_as_its_file_s_weight_says(place: Place) -> None:
+    other = place.root / "other.json"
+    other.write_bytes(orjson.dumps([training(i + 100) for i in range(20)]))
+    for out in ("a", "b"):
+        found = prepare([place.train, other], [], [place.images], place.root / out, weights=[2, 0.25])
+        assert found.train == 65
+    rows = pq.read_table(place.root / "a" / "train.parquet").to_pylist()
+    ids = [row["extra_info"]["id"] for row in rows]
+    assert all(ids.count(str(n)) == 2 for n in range(30)) and sum(int(i) >= 100 for i in ids) == 5
+    assert [row["extra_info"]["index"] for row in rows] == list(range(65))
+    assert (place.root / "a/train.parquet").read_bytes() == (place.root / "b/train.parquet").read_bytes()
+
+
+def test_a_question_with_more_words_than_the_job_has_tokens_is_an_error(place: Place) -> None:
+    place.write([training(0), training(1, sent="the cat " * 200)], [question(0)])
+    place.prepare(longest=400, fraction=1)
+    with pytest.raises(UserError, match="400 words, and promptLength is 300"):
+        place.prepare(longest=300)

@@ -19,6 +19,7 @@ from PIL import Image
 from grounding.data.images import open_images
 from grounding.data.reasoning import Endpoint, Rejected, accept, answers, collect, draw_box, finish, read_tasks, target
 from grounding.errors import Failure, UserError
+from grounding.runtime.access import Access
 
 COUNT = 12
 
@@ -83,7 +84,16 @@ def rows(tmp_path: Path) -> Path:
 
 def quick(server: Server, **change: Any) -> Endpoint:
     return replace(
-        Endpoint(server.url, "big", "secret", concurrency=4, attempts=4, wait_s=0.001, timeout_s=5), **change
+        Endpoint(
+            server.url,
+            "big",
+            Access({"Authorization": "Bearer secret"}),
+            concurrency=4,
+            attempts=4,
+            wait_s=0.001,
+            timeout_s=5,
+        ),
+        **change,
     )
 
 
@@ -219,3 +229,10 @@ def test_a_reversed_box_is_drawn_all_the_same() -> None:
     buffer = io.BytesIO()
     Image.new("L", (50, 50)).save(buffer, "PNG")
     assert Image.open(io.BytesIO(draw_box(buffer.getvalue(), (900, 800, 100, 200)))).size == (50, 50)
+
+
+def test_the_list_is_written_over_several_lines_with_a_tab() -> None:
+    """As the reference's converter, and Qwen3-VL itself, write it."""
+    assert target("Because.", "a dog", (1.0, 2.4, 3.0, 4.6)) == (
+        'Because.\n</think>\n\n```json\n[\n\t{"bbox_2d": [1, 2, 3, 5], "label": "a dog"}\n]\n```'
+    )

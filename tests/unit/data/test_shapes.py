@@ -114,3 +114,17 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_impossible_sets_are_refused(tmp_path: Path, bad: dict[str, int]) -> None:
     with pytest.raises(UserError):
         generate(tmp_path / "set", ShapeSet(**bad))
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "images/train/mine.png"])
+def test_a_damaged_set_is_made_again_but_never_over_a_file_that_is_not_of_it(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "set"
+    generate(out, SMALL)
+    before, row_file = tree(out), out / "train_data" / "rl.json"
+    row_file.write_bytes(b"")
+    (out / name).write_bytes(b"precious")
+    with pytest.raises(UserError, match=rf"a file that is not of it \({name}\)"):
+        generate(out, SMALL)
+    assert (out / name).read_bytes() == b"precious"
+    (out / name).unlink()
+    assert generate(out, SMALL) and tree(out) == before

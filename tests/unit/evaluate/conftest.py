@@ -15,6 +15,8 @@ class Server:
     def __init__(self):
         self.count, self.plan, self.bodies, self.delay = 0, lambda n, body: None, [], 0.0
         self.metrics = lambda: ""
+        self.pages, self.seen = {}, []
+        """Path -> what a GET answers: JSON, or a status; and the paths that were asked for, with their headers"""
         self._loop = asyncio.new_event_loop()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
@@ -28,6 +30,7 @@ class Server:
             app = web.Application(client_max_size=1 << 26)
             app.router.add_post("/v1/chat/completions", self._answer)
             app.router.add_get("/metrics", self._metrics)
+            app.router.add_get("/{path:.*}", self._page)
             self.runner = web.AppRunner(app, shutdown_timeout=0.1)
             await self.runner.setup()
             site = web.TCPSite(self.runner, "127.0.0.1", 0)
@@ -41,6 +44,15 @@ class Server:
     async def _metrics(self, request):
         return web.Response(text=text) if (text := self.metrics()) else web.Response(status=404)
 
+    async def _page(self, request):
+        self.seen.append((request.path, dict(request.headers)))
+        page = self.pages.get(request.path, 404)
+        if page == "hang":
+            await asyncio.sleep(30)
+        if isinstance(page, int | str):
+            return web.Response(status=page if isinstance(page, int) else 200, text=str(page))
+        return web.json_response(page)
+
     async def _answer(self, request):
         body = await request.json()
         n, self.count = self.count, self.count + 1
@@ -48,6 +60,8 @@ class Server:
         if self.delay:
             await asyncio.sleep(self.delay)
         mischief = self.plan(n, body)
+        if isinstance(mischief, dict):  # a reply of the test's own
+            return web.json_response(mischief)
         if mischief == "garbage":
             return web.Response(text="<html>hello</html>")
         if mischief == "empty":

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from grounding.cli import run as egm
 from grounding.errors import UserError
 from grounding.evaluate.compare import compare, gate, mcnemar
-from grounding.evaluate.stored import Answers, read_answers
+from grounding.evaluate.results.reader import Answers, read_answers
 
 FILES = ("refcoco_val", "refcoco+_testA", "refcocog_test")
 
@@ -31,7 +31,7 @@ def row(i: int, hit: bool, **changes: Any) -> dict[str, Any]:
 
 
 def store(folder: Path, rows: list[dict[str, Any]], config: dict[str, Any] | None = None) -> Answers:
-    """A results folder with these rows."""
+    """Return a results folder with these rows."""
     (folder / "results").mkdir(parents=True, exist_ok=True)
     (folder / "results" / "part-00000.jsonl").write_bytes(b"".join(orjson.dumps(r) + b"\n" for r in rows))
     if config is not None:
@@ -176,3 +176,122 @@ def test_mistakes_of_the_caller_are_said(tmp_path: Path, capsys: pytest.CaptureF
     assert empty.macro is None and gate(empty, 50) and empty.as_dict()["files"] == []
     with pytest.raises(UserError, match="no evaluation lies here"):
         read_answers(tmp_path)
+
+
+CONFIG: dict[str, Any] = {"model": "m", "prompt": "qwen3", "scoring": "egm-eval", "settings": "5e7"}
+CONFIG |= {"sampling": {"max_tokens": 4096, "temperature": 0.0}, "method": {}, "body": {}, "system": ""}
+ROW = {"settings": "5e7", "served_model": "m", "served_id": "m", "served_path": "/models/m"}
+
+
+def side(
+    folder: Path,
+    *,
+    changes: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    summary: dict[str, Any] | None = None,
+    more: list[dict[str, Any]] | None = None,
+) -> str:
+    """Return a folder of 30 answers, of which something is changed."""
+    rows = [row(i, i % 3 > 0, **(ROW | (changes or {}))) for i in range(30)]
+    store(folder, [*(more or []), *rows], CONFIG | (config or {}))
+    (folder / "summary.json").write_bytes(orjson.dumps({"notes": [], "files": []} | (summary or {})))
+    return str(folder)
+
+
+OTHER_ROWS = [row(i, True, **(ROW | {"settings": "0ld"})) for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("differs", "says"),
+    [
+        ({}, ""),
+        ({"config": {"endpoints": ["http://elsewhere"], "concurrency": 3}}, ""),
+        (
+            {"config": {"sampling": {"max_tokens": 2048, "temperature": 0.0}}},
+            "sampling.max_tokens is 4096 in A and 2048 in B",
+        ),
+        ({"config": {"method": {"thinking_budget": 8}}}, "method thinking_budget is not set in A and 8 in B"),
+        ({"config": {"body": {"top_k": None}}}, "request field top_k is not set in A and left out in B"),
+        ({"config": {"settings": "d1f"}, "changes": {"settings": "d1f"}}, "the digest is 5e7 in A and d1f in B"),
+        ({"config": {"prompt": "grounding"}, "changes": {"prompt": "grounding"}}, "The prompt differs"),
+        ({"config": {"scoring": "vlmevalkit"}, "changes": {"scoring": "vlmevalkit"}}, "The scoring differs"),
+        ({"changes": {"served_model": "q"}}, "differs: that of A answers as 'm', that of B answers as 'q'."),
+        (
+            {"changes": {"served_path": "/models/other"}},
+            "that of A serves the weights from '/models/m', that of B serves the weights from '/models/other'.",
+        ),
+        ({"changes": {"weight_version": "2"}}, ""),  # A does not say one
+        (
+            {"config": {"model": "tuned"}, "changes": {"model": "tuned", "served_model": "tuned"}},
+            "A names m and B tuned, but the servers said the same of both: m, weights from /models/m",
+        ),
+        (
+            {
+                "config": {"model": "tuned"},
+                "changes": {"model": "tuned", "served_id": "tuned", "served_path": "/models/t", "served_model": "t"},
+            },
+            "",
+        ),
+        ({"summary": {"notes": ["3 failed requests count as wrong"]}}, "B: 3 failed requests count as wrong"),
+        ({"summary": {"notes": ["8 of 8 boxes lie in 0..1"]}}, "B: 8 of 8 boxes lie in 0..1"),
+        (
+            {"more": OTHER_ROWS},
+            "4 further rows of another model, prompt or settings (4 of m, prompt qwen3, settings 0ld)",
+        ),
+        ({"more": [{"key": "x"}]}, "1 stored rows cannot be read"),
+    ],
+)
+def test_a_strict_comparison_refuses_whatever_a_reader_must_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], differs: dict[str, Any], says: str
+) -> None:
+    a, b = side(tmp_path / "a"), side(tmp_path / "b", **differs)
+    assert egm(["compare", a, b]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (says in shown) if says else ("note:" not in shown)
+    assert egm(["compare", a, b, "--strict"]) == (1 if says else 0)
+    error = capsys.readouterr().err
+    assert not says or ("--strict" in error and says in error)
+    assert egm(["compare", a, b, "--max-drop", "0", "--strict", "--json"]) == (1 if says else 0)
+    found = orjson.loads(capsys.readouterr().out)
+    assert found["gate"]["passed"] == (not says) and len(found["notes"]) == bool(says)
+
+
+def test_a_strict_comparison_of_a_part_allows_what_is_not_paired(tmp_path: Path) -> None:
+    a = side(tmp_path / "a")
+    rows = [row(i, True, **ROW) for i in range(20)]
+    store(tmp_path / "b", rows, CONFIG)
+    assert egm(["compare", a, str(tmp_path / "b"), "--strict"]) == 1
+    assert egm(["compare", a, str(tmp_path / "b"), "--strict", "--partial"]) == 0
+
+
+def test_two_settings_in_one_folder_are_said_by_everything_that_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from grounding.report import export
+
+    folder = side(tmp_path / "b", more=OTHER_ROWS)
+    heard: dict[str, Any] = {}
+    monkeypatch.setitem(
+        export.TARGETS, "wandb", lambda a, summary, out, **_: heard.update(export._settings(a)) or "done"
+    )
+    said = "4 further rows of another model, prompt or settings"
+    assert egm(["export", folder, "--to", "wandb"]) == 0 and said in capsys.readouterr().err
+    assert heard["rows"] == 30 and said in heard["notes"][0] and heard["conditions"]["sampling.max_tokens"] == "4096"
+    heard.clear()
+    assert egm(["export", folder, "--to", "wandb", "--strict"]) == 1 and not heard
+    assert egm(["report", folder]) == 0 and said in (tmp_path / "b/report/index.html").read_text()
+    assert egm(["report", folder, "--strict"]) == 1 and said in capsys.readouterr().err
+    assert egm(["report", side(tmp_path / "a"), "--strict"]) == 0
+    part = str(tmp_path / "b/results/part-00000.jsonl")
+    assert egm(["score", part, "-o", str(tmp_path / "scored.jsonl")]) == 0
+    notes = capsys.readouterr().err
+    assert "the rows are of 2 evaluations" in notes and "30 of m, settings 5e7; 4 of m, settings 0ld" in notes
+    assert egm(["score", part, "-o", str(tmp_path / "scored.jsonl"), "--strict"]) == 1
+
+
+def test_a_sweep_is_no_evaluation(tmp_path: Path) -> None:
+    a = side(tmp_path / "a")
+    (tmp_path / "a/sweep.json").write_text("{}")
+    with pytest.raises(UserError) as caught:
+        read_answers(Path(a))
+    assert "DIR/settings/NAME" in str(caught.value)

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grounding import flashinfer
 from grounding.evaluate.engines import ENGINES, Metrics, ServeOptions
 from grounding.evaluate.role import program
+from grounding.runtime import flashinfer
 
 SGLANG = """\
 # HELP sglang:num_running_reqs The number of running requests.
@@ -134,3 +134,35 @@ def test_the_engine_s_own_interpreter(monkeypatch, tmp_path):
     monkeypatch.setenv("EGM_ENGINE_PYTHON", str(tmp_path / "absent"))
     with pytest.raises(Exception, match="EGM_ENGINE_PYTHON"):
         program(["python"])
+
+
+@pytest.mark.parametrize(
+    ("name", "copies", "shared"),
+    [("sglang", "--dp-size", "--tp-size"), ("vllm", "--data-parallel-size", "--tensor-parallel-size")],
+)
+def test_gpus_are_divided_into_copies_that_share_them(name, copies, shared):
+    for gpus, together, expected in ((8, 1, "8"), (8, 8, "1"), (8, 2, "4")):
+        argv = ENGINES[name].command("/m", ServeOptions(gpus=gpus, tensor_parallel=together))
+        assert (argv[argv.index(copies) + 1], argv[argv.index(shared) + 1]) == (expected, str(together))
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "experts"),
+    [
+        ("sglang", ["--pp-size", "2"], ["--ep-size", "4"]),
+        ("vllm", ["--pipeline-parallel-size", "2"], ["--enable-expert-parallel"]),
+    ],
+)
+def test_a_copy_may_be_cut_into_stages_and_experts(name, stages, experts):
+    plain = ENGINES[name].command("/m", ServeOptions(gpus=8))
+    options = ServeOptions(gpus=8, tensor_parallel=4, pipeline_parallel=2, expert_parallel=True)
+    argv = ENGINES[name].command("/m", options)
+    assert options.copies == 1 and " ".join(stages) in " ".join(argv) and " ".join(experts) in " ".join(argv)
+    assert not {stages[0], experts[0]} & set(plain)
+
+
+@pytest.mark.parametrize("name", ["sglang", "vllm"])
+def test_code_of_the_model_folder_runs_only_if_the_job_says_so(name):
+    command = ENGINES[name].command
+    assert "--trust-remote-code" not in command("/m", ServeOptions())
+    assert "--trust-remote-code" in command("/m", ServeOptions(trust_remote_code=True))

@@ -14,8 +14,9 @@ from rich.console import Console
 from grounding.cli import run as egm
 from grounding.evaluate.engines import Metrics
 from grounding.evaluate.live import Live, Pace, duration, headline, line, table, view, wilson
-from grounding.evaluate.results import read_rows
+from grounding.evaluate.results.writer import read_rows
 from grounding.evaluate.run import Progress
+from grounding.evaluate.summary_model import FileSummary, Summary
 
 
 def endpoint(**changes):
@@ -103,13 +104,26 @@ def test_lines_without_a_terminal():
 
 
 def test_the_table_fits_80_columns():
-    file = {"name": "refcoco+_testA", "n": 57_457, "errors": 0, "unparsed": 12, "truncated": 3, "tokens_mean": 800.0}
-    file |= {"acc": 0.9, "acc75": 0.8, "acc90": 0.5, "mean_iou": 0.8, "latency_p50": 0.7, "latency_p90": None}
-    summary = {"model": "m", "scoring": "egm-eval", "prompt": "qwen3", "files": [file], "reason": "2 of 3 failed"}
+    file = FileSummary(name="refcoco+_testA", n=57_457, unparsed=12, truncated=3, tokens_mean=800.0)
+    file.acc, file.acc75, file.acc90, file.mean_iou, file.latency_p50 = 0.9, 0.8, 0.5, 0.8, 0.7
+    summary = Summary(model="m", scoring="egm-eval", prompt="qwen3", files=(file,), reason="2 of 3 failed")
     out = io.StringIO()
     Console(file=out, width=80).print(table(summary, wide=False))
     assert max(map(len, map(str.rstrip, out.getvalue().splitlines()))) <= 80 and "90.00" in out.getvalue()
     assert headline(summary) == "No mean: 2 of 3 failed."
+
+
+@pytest.mark.parametrize(("width", "wide"), [(80, False), (110, True)])
+def test_the_table_cuts_no_number_because_of_a_remark(width, wide):
+    file = FileSummary(name="refcoco+_testA", n=8, total=8, unparsed=12, truncated=3, tokens_mean=4000.0)
+    file.acc = file.acc75 = file.acc90 = file.mean_iou = 1.0
+    file.latency_p50, file.latency_p90, file.remark = 10.123, 20.456, "with 8 of 10,834 expressions"
+    summary = Summary(model="m", scoring="egm-eval", prompt="qwen3", files=(file,))
+    out = io.StringIO()
+    Console(file=out, width=width).print(table(summary, wide=wide))
+    shown = out.getvalue()
+    assert "…" not in shown and shown.count("100.00") == (4 if wide else 2) and "refcoco+_testA" in shown
+    assert ("20.456" in shown) == wide and " ".join(shown.split()).count("10,834") == 1
 
 
 def broken(data, how):

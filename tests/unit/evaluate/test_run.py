@@ -13,18 +13,19 @@ from pathlib import Path
 import pytest
 
 from grounding.errors import Failure, UserError
+from grounding.evaluate.client.options import Options
+from grounding.evaluate.client.request import Request
 from grounding.evaluate.engines import Sampling, get_engine
-from grounding.evaluate.options import Options
-from grounding.evaluate.request import Request
-from grounding.evaluate.results import read_rows
+from grounding.evaluate.results.writer import read_rows
 from grounding.evaluate.run import Evaluation, plan, run
+from grounding.evaluate.summary_model import read_summary
 
 REPOSITORY = Path(__file__).parents[3]
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     "COLUMNS": "200",
 }
-TIMING = {"requests_per_second", "wall_seconds", "servers"}
+TIMING = {"requests_per_second", "wall_seconds", "servers", "costs"}
 
 
 def evaluation(dataset, *urls, out="out", **changes):
@@ -54,16 +55,17 @@ def go(e):
 
 
 def steady(summary):
-    files = [{k: v for k, v in f.items() if not k.startswith("latency")} for f in summary["files"]]
-    return {k: v for k, v in summary.items() if k not in TIMING} | {"files": files}
+    found = summary.document()
+    files = [{k: v for k, v in f.items() if not k.startswith("latency")} for f in found["files"]]
+    return {k: v for k, v in found.items() if k not in TIMING} | {"files": files}
 
 
 def test_every_row_is_answered_once_and_the_same_command_asks_nothing(dataset, server):
     summary = go(evaluation(dataset, server.url))
-    assert [f["name"] for f in summary["files"]] == ["refcoco_val", "refcoco+_testA"]
-    assert (summary["total"], summary["done"], summary["errors"], server.count) == (48, 48, 0, 48)
-    assert summary["macro"] == summary["micro"] and 0 < summary["macro"] < 1
-    assert summary["ci95"]["macro"][0] <= summary["macro"] <= summary["ci95"]["macro"][1]
+    assert [f.name for f in summary.files] == ["refcoco_val", "refcoco+_testA"]
+    assert (summary.total, summary.done, summary.errors, server.count) == (48, 48, 0, 48)
+    assert summary.macro == summary.micro and 0 < summary.macro < 1
+    assert summary.ci95.macro[0] <= summary.macro <= summary.ci95.macro[1]
     body = server.bodies[0]
     first, second = body["messages"][0]["content"]
     kind, data = first["image_url"]["url"].split(",")
@@ -72,7 +74,7 @@ def test_every_row_is_answered_once_and_the_same_command_asks_nothing(dataset, s
     assert (body["model"], body["temperature"], body["top_k"], body["max_tokens"]) == ("m", 0, 20, 4096)
     again = go(evaluation(dataset, server.url))
     assert server.count == 48 and steady(again) == steady(summary)
-    assert json.loads((dataset / "out/summary.json").read_text()) == again
+    assert read_summary(dataset / "out") == again
 
 
 @pytest.mark.parametrize("mischief", ["garbage", "empty", 429, 500, "half", "hang"])
@@ -91,12 +93,12 @@ def test_what_keeps_failing_is_an_error_and_only_that_is_asked_again(dataset, se
     bad = "thing 3,"
     server.plan = lambda n, body: 500 if bad in body["messages"][0]["content"][1]["text"] else None
     summary = go(evaluation(dataset, server.url))
-    assert (summary["done"], summary["errors"], summary["macro"], summary["ci95"]) == (46, 2, None, None)
-    assert "2 of 48" in summary["reason"]
+    assert (summary.done, summary.errors, summary.macro, summary.ci95) == (46, 2, None, None)
+    assert "2 of 48" in summary.reason
     failed = [r for r in read_rows(dataset / "out") if r["outcome"] == "error"]
     assert len(failed) == 2 and all(r["text"] is None and r["iou"] is None and "500" in r["error"] for r in failed)
     server.plan, before = (lambda n, body: None), server.count
-    assert go(evaluation(dataset, server.url))["errors"] == 2 and server.count == before
+    assert go(evaluation(dataset, server.url)).errors == 2 and server.count == before
     healed = go(evaluation(dataset, server.url, retry_errors=True))
     assert server.count == before + 2 and steady(healed) == steady(reference)
 
@@ -104,7 +106,7 @@ def test_what_keeps_failing_is_an_error_and_only_that_is_asked_again(dataset, se
 def test_truncated_and_unparsed_are_counted_apart(dataset, server):
     server.plan = lambda n, body: {0: "truncated", 1: "unparsed"}.get(n)
     summary = go(evaluation(dataset, server.url))
-    assert (summary["truncated"], summary["unparsed"], summary["errors"]) == (1, 1, 0)
+    assert (summary.truncated, summary.unparsed, summary.errors) == (1, 1, 0)
 
 
 def test_a_server_that_refuses_everything_stops_the_run(dataset, server):
@@ -128,13 +130,13 @@ def test_an_endpoint_that_is_away(dataset, server):
     assert time.monotonic() - start < 5
     assert list(read_rows(dataset / "out")) == []  # nothing is recorded as failed
     summary = go(evaluation(dataset, away, server.url))
-    assert (summary["done"], summary["errors"], server.count) == (48, 0, 48)
+    assert (summary.done, summary.errors, server.count) == (48, 0, 48)
 
 
 def test_one_away_while_the_other_is_slow_is_no_failure(dataset, server):
     server.delay = 1.0
     e = evaluation(dataset, f"http://127.0.0.1:{free_port()}", server.url, limit=2, unreachable_s=0.2)
-    assert go(e)["done"] == 4
+    assert go(e).done == 4
 
 
 def test_expressions_of_an_image_go_to_one_endpoint(dataset, server):
@@ -158,7 +160,7 @@ def test_rescore_needs_no_server(dataset, server):
     first = go(evaluation(dataset, server.url))
     e = evaluation(dataset, scoring="egm-reward", rescore=True)
     second = go(e)
-    assert (second["scoring"], second["done"], server.count) == ("egm-reward", 48, 48)
+    assert (second.scoring, second.done, server.count) == ("egm-reward", 48, 48)
     assert steady(go(evaluation(dataset, rescore=True))) == steady(first)
 
 
@@ -192,7 +194,7 @@ def call(dataset, server, out, *more):
 def test_the_summary_keeps_what_servers_said_at_the_end(dataset, server):
     server.metrics = lambda: f"sglang:prompt_tokens_total {10 * server.count}\n"
     summary = go(evaluation(dataset, server.url, engine="sglang"))
-    assert summary["servers"][0]["metrics"]["prompt_tokens"] == 10 * summary["total"]
+    assert summary.servers[0].metrics.prompt_tokens == 10 * summary.total
 
 
 def test_command_line(dataset, server):
@@ -226,3 +228,15 @@ def test_ctrl_c_says_how_to_go_on(dataset, server):
     _, errors = child.communicate(timeout=20)
     assert child.returncode == 130 and "Go on with:\n  egm eval --files" in errors and "Traceback" not in errors
     assert json.loads((dataset / "out/summary.json").read_text())["done"] == len(list(read_rows(dataset / "out")))
+
+
+def test_a_scoring_of_the_user_s_own(dataset, server, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def read_box(answer, width, height):\n    return [10, 8, 50.5, 48] if 'bbox' in answer else None\n"
+    )
+    summary = go(evaluation(dataset, server.url, scoring=str(file)))
+    assert summary.macro == 1.0 and summary.scoring.startswith("mine.py:read_box@")
+    assert {row["scoring"] for row in read_rows(dataset / "out")} == {summary.scoring}
+    plain = go(evaluation(dataset, scoring="egm", rescore=True))
+    assert plain.scoring == "egm-eval" and plain.macro < 1.0

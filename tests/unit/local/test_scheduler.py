@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grounding.errors import EgmError, UserError
+from grounding.local.gpus import gpus_of
 from grounding.local.process import Found, claim_port, start_ticks, survivors
-from grounding.local.scheduler import LocalRun, Work, digest, first_error, locked, ordered, write_manifest
+from grounding.local.runs import RoleState, read_state, tail, write_state
+from grounding.local.scheduler import LocalRun, ModelSource, Work, digest, first_error, locked, ordered, write_manifest
 from grounding.roles import Layout, Probe, Role
-from grounding.runs import RoleState, read_state, tail, write_state
 
 SERVER = """
 import http.server, os, sys
@@ -46,7 +48,7 @@ def server(code: str = SERVER, name: str = "server", **more: object) -> Role:
 
 def work(name: str, *roles: Role, upstream: str = "", lr: float = 1.0, kind: str = "GroundingTrainJob") -> Work:
     document = {"kind": kind, "metadata": {"name": name}, "spec": {"lr": lr}}
-    return Work(name, kind, document, lambda layout: roles, upstream=upstream)
+    return Work(name, kind, document, lambda layout: roles, (ModelSource(upstream),))
 
 
 def go(run_dir: Path, *works: Work, only: str = "", grace: float = 2.0, **more: object) -> LocalRun:
@@ -95,6 +97,30 @@ def test_jobs_run_in_order_and_are_skipped_when_done(tmp_path: Path) -> None:
     assert trace.read_text() == "one two late "
 
 
+def test_a_job_that_is_done_runs_again_if_what_it_reads_has_changed(tmp_path: Path) -> None:
+    rows, pictures, trace = tmp_path / "rows.json", tmp_path / "img", tmp_path / "trace"
+    rows.write_text("[1]")
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(b"one")
+    job = replace(work("a", task(f"open({str(trace)!r}, 'a').write('x')")), inputs=(str(rows), str(pictures)))
+
+    def runs() -> int:
+        before = len(trace.read_text()) if trace.exists() else 0
+        run = go(tmp_path / "demo", job)
+        assert run.skipped == ({"a"} if len(trace.read_text()) == before else set())
+        return len(trace.read_text()) - before
+
+    assert [runs(), runs()] == [1, 0]
+    before = (pictures / "a.png").stat()
+    (pictures / "a.png").write_bytes(b"two")
+    os.utime(pictures / "a.png", ns=(before.st_atime_ns, before.st_mtime_ns))  # size and time are the same
+    assert [runs(), runs()] == [1, 0]
+    (tmp_path / "other.json").write_text("[2]")
+    (tmp_path / "other.json").rename(rows)
+    assert [runs(), runs()] == [1, 0]
+    assert not (tmp_path / "demo" / "previous").exists(), "the roles decide what becomes of the earlier work"
+
+
 def test_a_changed_upstream_runs_both_anew_and_keeps_the_earlier_work(tmp_path: Path) -> None:
     run_dir = tmp_path / "demo"
     keep = task("import pathlib, sys; pathlib.Path('x')")
@@ -105,6 +131,32 @@ def test_a_changed_upstream_runs_both_anew_and_keeps_the_earlier_work(tmp_path: 
     assert (run_dir / "previous" / "a-1" / "model").read_text() == "old"
     assert not (run_dir / "a" / "model").exists()
     assert (run_dir / "previous" / "b-1").is_dir()
+
+
+def test_a_change_that_is_allowed_continues_begun_work_and_another_one_starts_anew(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+
+    def job(lr: float, begun: str, done: str, code: int = 0) -> Work:
+        role = task(f"open({str(trace)!r}, 'a').write('x'); raise SystemExit({code})")
+        return replace(work("a", role, lr=lr), begun=begun, done=done)
+
+    def aside() -> int:
+        return len(list((tmp_path / "demo" / "previous").glob("a-*")))
+
+    go(tmp_path / "demo", job(1.0, "b", "d1", code=1))
+    go(tmp_path / "demo", job(2.0, "b", "d2", code=1))
+    assert aside() == 0, "a new learning rate continues what was begun"
+    go(tmp_path / "demo", job(3.0, "b", "d3"))
+    assert (aside(), trace.read_text()) == (0, "xxx")
+    go(tmp_path / "demo", job(4.0, "b", "d3"))
+    assert (aside(), trace.read_text()) == (0, "xxxx"), (
+        "where the model goes changes nothing in it, but it has to go there"
+    )
+    go(tmp_path / "demo", job(5.0, "b", "d5"))
+    assert aside() == 1, "a finished model is not that of another learning rate"
+    go(tmp_path / "demo", job(6.0, "c", "d6", code=1))
+    go(tmp_path / "demo", job(7.0, "e", "d7"))
+    assert aside() == 3
 
 
 def test_a_failed_job_says_why_and_only_its_dependants_wait(tmp_path: Path) -> None:
@@ -152,6 +204,53 @@ def test_a_server_is_ready_before_its_client_and_gone_after_it(tmp_path: Path) -
     servers = [r for r in run.states["eval"].roles if r.kind == "server"]
     assert {r.phase for r in servers} == {"Stopped"} and len({r.port for r in servers}) == 2
     assert not any(alive(r.pid) for r in servers)
+
+
+def test_servers_and_their_clients_share_a_key_that_no_file_holds(tmp_path: Path) -> None:
+    code = "import os; assert os.environ['EGM_API_KEY'] == os.environ['EGM_API_KEY'].strip() != ''\n" + SERVER
+    code = code.replace('b"ok"', 'os.environ["EGM_API_KEY"].encode()')
+    client = """
+    import hashlib, os, urllib.request
+    keys = {urllib.request.urlopen(url + "/x", timeout=5).read() for url in os.environ["EGM_ENDPOINTS"].split(",")}
+    assert keys == {os.environ["EGM_API_KEY"].encode()}, "one key a job"
+    open(os.environ["TOLD"], "w").write(os.environ["EGM_API_KEY"])
+    """
+    alone = "import os; assert 'EGM_API_KEY' not in os.environ"
+    told = tmp_path / "told"
+    roles = (server(code, replicas=2), task(client, "evaluate", ["server"], env={"TOLD": str(told)}), task(alone))
+    run = go(tmp_path / "demo", work("eval", *roles, kind="GroundingEvalJob"))
+    assert run.states["eval"].phase == "Succeeded", run.states["eval"].message
+    key = told.read_text()
+    assert len(key) >= 43
+    assert not [p for p in (tmp_path / "demo").rglob("*") if p.is_file() and key in p.read_text(errors="replace")]
+
+
+def test_servers_one_after_the_other_use_the_same_gpus_and_each_task_has_its_own(tmp_path: Path) -> None:
+    """A sweep over models: the first model's servers are gone before the second one's begin."""
+    code = "import os; open(os.environ['TOLD'], 'a').write(os.environ['CUDA_VISIBLE_DEVICES'] + '\\n')\n" + SERVER
+    client = """
+    import os, socket, urllib.parse, urllib.request
+    [url] = os.environ["EGM_ENDPOINTS"].split(",")
+    print(urllib.request.urlopen(url + "/x", timeout=5).read(), url)
+    """
+    told = {"TOLD": str(tmp_path / "told")}
+    roles = (
+        server(code, "server-a", gpus=2, env=told),
+        task(client, "evaluate-a", after=["server-a"]),
+        server(code, "server-b", gpus=2, env=told, after=("evaluate-a",)),
+        task(client, "evaluate-b", after=["server-b"]),
+    )
+    assert gpus_of(roles) == 2
+    assert gpus_of((*roles[:2], replace(roles[2], after=()), roles[3])) == 4  # at the same time
+    run = LocalRun(tmp_path / "demo", [work("eval", *roles, kind="GroundingEvalJob")], grace=2.0, gpu_ids=["0", "1"])
+    run.check()
+    asyncio.run(run.run())
+    assert run.states["eval"].phase == "Succeeded", run.states["eval"].message
+    assert (tmp_path / "told").read_text().split() == ["0,1", "0,1"]
+    a, _, b, _ = run.states["eval"].roles
+    assert (a.name, b.name) == ("server-a", "server-b") and 0 < a.finished_at <= b.started_at
+    logs = [tail(tmp_path / "demo/eval/logs" / f"evaluate-{x}.log", 1)[0] for x in "ab"]
+    assert [line.split()[1].rpartition(":")[2] for line in logs] == [str(a.port), str(b.port)]
 
 
 @pytest.mark.parametrize("after", ["", "import time, threading\nthreading.Timer(0.5, lambda: os._exit(7)).start()\n"])
@@ -297,7 +396,7 @@ time.sleep(120)
 
 
 def start_driver(tmp_path: Path, prefix: str = "") -> tuple[subprocess.Popen[str], list[int]]:
-    """A real `egm run` in a process of its own, and the ids of its role and of the role's detached child."""
+    """Return a real `egm run` in a process of its own, and the ids of its role and of the role's detached child."""
     pids = tmp_path / "pids"
     pids.unlink(missing_ok=True)
     (tmp_path / "demo.yaml").write_text("x")
@@ -329,6 +428,25 @@ def test_a_signal_stops_gently_and_prints_how_to_go_on(tmp_path: Path, number: s
     assert tail(folder / "logs" / "work.log", 1) == ["saved"]
     state = read_state(folder)
     assert state and (state.phase, state.reason) == ("Stopped", "Interrupted")
+
+
+HELPED = """
+import os, signal, subprocess, sys, time
+helper = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(120)"])
+def bye(*_):
+    time.sleep(0.3)
+    print("helper ended" if helper.poll() is not None else f"saved in {os.environ['EGM_GRACE_SECONDS']} s", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, bye)
+"""
+
+
+def test_a_role_keeps_its_helpers_until_it_has_saved_and_knows_its_grace_period(tmp_path: Path) -> None:
+    run, pids = start_driver(tmp_path, HELPED)
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=20)
+    assert tail(tmp_path / "runs" / "demo" / "a" / "logs" / "work.log", 1) == ["saved in 1.5 s"]
+    assert not any(alive(p) for p in pids)
 
 
 def test_a_second_signal_kills(tmp_path: Path) -> None:
@@ -368,12 +486,24 @@ def test_kill_9_leaves_nothing_behind_and_the_next_run_goes_on(tmp_path: Path, n
 
 
 def test_survivors_are_never_strangers() -> None:
-    role = RoleState("r", pid=100, ticks=50, token="t")
+    role = RoleState("r", pid=100, ticks=50, machine="boot ns", token="t")
     stranger = [Found(100, 99, 100), Found(7, 60, 100)]  # the number was handed out again
-    assert survivors([role], stranger) == []
-    assert survivors([role], [Found(100, 50, 100), Found(8, 60, 3, frozenset({"t"})), Found(9, 60, 9)]) == [100, 8]
-    assert survivors([role], [Found(7, 60, 100), Found(9, 10, 100)]) == [7]
-    assert survivors([RoleState("r")], [Found(1, 1, 0)]) == []
+    assert survivors([role], stranger, "boot ns") == []
+    assert survivors([role], [Found(100, 50, 100), Found(8, 60, 3, frozenset({"t"})), Found(9, 60, 9)], "boot ns") == [
+        100,
+        8,
+    ]
+    assert survivors([role], [Found(7, 60, 100), Found(9, 10, 100)], "boot ns") == [7]
+    assert survivors([RoleState("r")], [Found(1, 1, 0)], "boot ns") == []
+
+
+@pytest.mark.parametrize("recorded", ["", "other-boot ns", "boot other-ns"])
+def test_a_state_of_another_boot_container_or_host_stops_nothing(recorded: str) -> None:
+    """Only a token, which no stranger has in its environment, counts from elsewhere."""
+    role = RoleState("r", pid=100, ticks=1, machine=recorded, token="t")
+    there = [Found(100, 1, 100), Found(7, 60, 100)]
+    assert survivors([role], there, "boot ns") == [] and survivors([role], there[1:], "boot ns") == []
+    assert survivors([role], [*there, Found(8, 60, 3, frozenset({"t"}))], "boot ns") == [8]
 
 
 @given(st.integers(1, 8).flatmap(lambda n: st.lists(st.integers(-1, n - 1), min_size=n, max_size=n)))
@@ -394,15 +524,15 @@ def test_order_respects_dependencies_or_names_the_circle(parents: list[int]) -> 
     else:
         names = [w.name for w in ordered(works)]
         assert sorted(names) == sorted(w.name for w in works)
-        assert all(not w.upstream or names.index(w.upstream) < names.index(w.name) for w in works)
+        assert all(names.index(other) < names.index(w.name) for w in works for other in w.upstream)
 
 
 def test_the_digest_ignores_how_a_job_runs_but_not_what_it_does() -> None:
     base = work("a")
     slower = Work("a", base.kind, {**base.document, "spec": {"lr": 1.0, "concurrency": 4}}, base.plan)
-    assert digest(base, "u") == digest(slower, "u")
-    assert digest(base, "u") != digest(base, "v")
-    assert digest(base, "u") != digest(work("a", lr=2.0), "u")
+    assert digest(base, ["u"]) == digest(slower, ["u"])
+    assert digest(base, ["u"]) != digest(base, ["v"])
+    assert digest(base, ["u"]) != digest(work("a", lr=2.0), ["u"])
 
 
 def test_the_manifest_is_yaml(tmp_path: Path) -> None:
@@ -423,4 +553,5 @@ def test_the_layout_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         data=str(base / "data"),
         out=str(base / "b"),
         model=str(base / "a" / "model"),
+        models=(str(base / "a" / "model"),),
     )

@@ -7,12 +7,13 @@ import sys
 import threading
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from grounding.errors import Failure, UserError
-from grounding.local.serve import Serving, chosen_job, serve, serving
+from grounding.local.serve import Serving, chosen_job, serve, served, serving
 from grounding.roles import Probe, Role
 
 SERVER = """
@@ -34,6 +35,9 @@ signal.signal(signal.SIGTERM, lambda *a: STUBBORN or threading.Thread(target=ser
 server.serve_forever()
 server.server_close()
 """
+
+
+KEYED = SERVER.replace('b"done"', 'os.environ["EGM_API_KEY"].encode()').replace("STUBBORN", "False")
 
 
 def what(tmp_path, *, stubborn=False, argv=None, servers=2, grace=5.0, port=0, gpus=0):
@@ -60,6 +64,15 @@ def go(wanted, then):
 def get(url):
     with urllib.request.urlopen(url, timeout=10) as reply:
         return reply.read()
+
+
+def test_servers_are_told_their_key_or_that_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("EGM_API_KEY", "of somebody else")
+    for key in ("", "k" * 43):
+        wanted = replace(what(tmp_path, servers=1, argv=(sys.executable, "-S", "-c", KEYED)), key=key)
+        with served(wanted, print) as [url]:
+            assert get(url).decode() == key
+    assert "k" * 43 not in repr(wanted)
 
 
 def test_requests_in_flight_are_answered_before_the_end(tmp_path):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
-import egm_operator.api
+import egm_operator.kube.client
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from egm_operator.api import Api, ApiError
+from egm_operator.kube.client import Api, ApiError, missing_kubeconfig
 from kubernetes.aio import client
 
 
 async def _ask(answers: list[int], retry: bool) -> int:
-    """How many requests come when these are the answers, the last of them for good. Raises `ApiError`."""
+    """Return how many requests come when these are the answers, the last of them for good. Raises `ApiError`."""
     asked = 0
 
     async def handle(request: web.Request) -> web.Response:
@@ -44,7 +45,7 @@ async def _ask(answers: list[int], retry: bool) -> int:
 
 @pytest.fixture(autouse=True)
 def _in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(egm_operator.api, "_STUMBLES", (0.001, 0.002))
+    monkeypatch.setattr(egm_operator.kube.client, "_STUMBLES", (0.001, 0.002))
 
 
 @pytest.mark.parametrize("answers", [[200], [500, 200], [503, 502, 200], [0, 504, 200]])
@@ -60,3 +61,10 @@ def test_what_stays_is_told(answers: list[int], retry: bool, asked: int) -> None
     with pytest.raises(ApiError) as told:
         asyncio.run(_ask(answers, retry))
     assert told.value.args == (asked,) and told.value.status == answers[0]
+
+
+def test_a_kubeconfig_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (there := tmp_path / "config").touch()
+    assert missing_kubeconfig(f"{tmp_path}/none:{there}") == ""
+    assert missing_kubeconfig(f"{tmp_path}/none") == f"{tmp_path}/none: no such file"
+    assert missing_kubeconfig("") == "$KUBECONFIG is empty"

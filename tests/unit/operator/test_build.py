@@ -8,16 +8,18 @@ from typing import Any
 
 import orjson
 import pytest
-from egm_operator.build.merge import merge
+from egm_operator.manifests.merge import merge
 from egm_operator.names import child
 from egm_operator.render import UID, objects, render
 from egm_operator.settings import Settings, load
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grounding.api import ResolvedEvalJob, parse
 from grounding.api import load as load_jobs
-from grounding.api import parse
 from grounding.errors import UserError
+from grounding.evaluate.engines import get_engine
+from grounding.evaluate.role import serve_options
 
 JOBS = Path(__file__).parents[3] / "jobs"
 SETTINGS = Settings(default_output="pvc://egm/runs")
@@ -45,6 +47,7 @@ metadata: {name: t}
 spec:
   preset: egm-8b-rl
   data: {train: [pvc://coco/a.json], validation: [/d/b.jsonl], images: [/d/coco.tar]}
+  hyperparameters: {batchSize: 240}  # 3 nodes of 8 GPUs share it equally
   resources: {nodes: 3, gpusPerNode: 8, sharedMemory: 64Gi, topology: rack}
 """
 
@@ -53,8 +56,7 @@ spec:
 def test_every_pod_is_restricted_and_every_object_owned(path: Path) -> None:
     jobs = load_jobs(path)
     for job in jobs:
-        upstream = next((j for j in jobs if j.metadata.name == job.spec.model.train_job), None)
-        for obj in objects(job, upstream, SETTINGS, "ns"):
+        for obj in objects(job, {j.metadata.name: j for j in jobs}, SETTINGS, "ns"):
             owner = obj["metadata"]["ownerReferences"][0]
             assert owner["controller"] and owner["blockOwnerDeletion"] and owner["name"] == job.metadata.name
             assert obj["metadata"]["namespace"] == "ns" and len(obj["metadata"]["name"]) <= 63
@@ -128,6 +130,22 @@ def test_without_a_shared_claim_each_pod_prepares_for_itself() -> None:
     assert {"name": "EGM_OUTPUT", "value": "s3://b/t"} in first["env"]
 
 
+@pytest.mark.parametrize(
+    ("template", "period", "role"),
+    [
+        ("", 120, "110.0"),
+        ("  podTemplate: {spec: {terminationGracePeriodSeconds: 600}}\n", 600, "590.0"),
+        ("  podTemplate: {spec: {terminationGracePeriodSeconds: 20}}\n", 20, "15.0"),
+    ],
+)
+def test_containers_know_the_grace_period_of_their_pod(template: str, period: int, role: str) -> None:
+    found = _job(TRAIN + "  output: s3://b/t\n" + template)
+    spec = found["PyTorchJob/t-a1"]["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    assert spec["terminationGracePeriodSeconds"] == period
+    for container in (*spec["initContainers"], *spec["containers"]):
+        assert {"name": "EGM_GRACE_SECONDS", "value": role} in container["env"]
+
+
 def test_what_the_user_mounts_for_main_is_there_when_data_is_prepared() -> None:
     text = (
         TRAIN
@@ -156,6 +174,83 @@ def test_secrets_are_referenced_never_copied() -> None:
         "env"
     ]
     assert container["envFrom"] == [{"secretRef": {"name": "s3-credentials"}}]
+
+
+EVAL = """
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingEvalJob
+metadata: {name: e}
+spec:
+  model: {source: MODEL}
+  data: {root: /d, images: [/d/coco.tar]}
+"""
+
+
+@pytest.mark.parametrize(
+    "model", ["model: {source: hf://a/b}", "sweep: {models: [{source: hf://a/b}, {source: hf://c/d}]}"]
+)
+def test_servers_ask_for_a_key_that_only_the_client_has_and_nobody_writes_down(model: str) -> None:
+    found = objects(parse(EVAL.replace("model: {source: MODEL}", model))[0], {}, SETTINGS, "ns")
+    [secret] = [obj for obj in found if obj["kind"] == "Secret"]
+    assert set(secret) == {"apiVersion", "kind", "metadata", "type"}, "its value is drawn when it is created"
+    assert found.index(secret) < min(i for i, obj in enumerate(found) if obj["kind"] == "Pod")
+    reference = {"secretKeyRef": {"name": secret["metadata"]["name"], "key": "token"}}
+    for obj in found:
+        for spec in _pod_specs(obj):
+            asked = obj["metadata"]["labels"]["grounding.egm.dev/role"] in ("server", "evaluate")
+            [main] = spec["containers"]
+            keys = [each for each in main["env"] if each["name"] == "EGM_API_KEY"]
+            assert keys == ([{"name": "EGM_API_KEY", "valueFrom": reference}] if asked else [])
+            for first in spec.get("initContainers", []):
+                assert "EGM_API_KEY" not in {each["name"] for each in first["env"]}
+            assert "EGM_API_KEY" not in orjson.dumps(main["command"]).decode()
+
+
+def test_a_hosted_service_s_key_headers_and_certificates_reach_the_client_by_reference() -> None:
+    more = """
+  engine: openai
+  endpoints: [https://host/gateway/v1]
+  apiKeySecret: {name: keys, key: openai}
+  headerSecrets: [{header: X-Team, name: other, key: team}]
+  caConfigMap: {name: authority, key: root.pem}
+"""
+    found = _job(EVAL.replace("MODEL", "gpt-x") + more)
+    assert not any("server" in name for name in found), "somebody else runs the servers"
+    spec = found["Job/e-eval-client-1"]["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    by_name = {each["name"]: each for each in container["env"]}
+    for variable, secret, key in (("EGM_API_KEY", "keys", "openai"), ("EGM_HEADER_X_TEAM", "other", "team")):
+        assert by_name[variable] == {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+    [mount] = [m for m in container["volumeMounts"] if m["name"] == "ca"]
+    assert by_name["EGM_CA_FILE"]["value"] == mount["mountPath"] + "/ca.pem" and mount["readOnly"]
+    [volume] = [v for v in spec["volumes"] if v["name"] == "ca"]
+    assert volume["configMap"] == {"name": "authority", "items": [{"key": "root.pem", "path": "ca.pem"}]}
+    other = _pod_specs(found["Job/e-eval-prepare"])[0]["containers"][0]
+    assert not {"EGM_API_KEY", "EGM_HEADER_X_TEAM"} & {each["name"] for each in other["env"]}
+
+
+@pytest.mark.parametrize(
+    ("more", "copies"),
+    [("tensorParallel: 8", 1), ("tensorParallel: 4", 2), ("tensorParallel: 4\n  pipelineParallel: 2", 1)],
+)
+def test_a_large_model_s_servers_and_client_agree_on_the_copies(more: str, copies: int) -> None:
+    model = EVAL.replace("MODEL", "hf://Qwen/Qwen3-VL-235B-A22B-Thinking")
+    found = _job(f"{model}  servers: 2\n  gpusPerServer: 8\n  {more}\n")
+    servers = [obj for name, obj in found.items() if name.startswith("Pod/e-eval-server-")]
+    assert len(servers) == 2
+    for obj in servers:
+        [container] = obj["spec"]["containers"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "8"
+        [job] = parse(obj["metadata"]["annotations"]["grounding.egm.dev/job.yaml"])
+        assert isinstance(job, ResolvedEvalJob)
+        argv = get_engine("sglang").command("/m", serve_options(job, "0.0.0.0", 30000, 32768))
+        shared = " ".join(argv)
+        assert f"--dp-size {copies} --tp-size {job.spec.tensor_parallel}" in shared
+        assert ("--pp-size 2" in shared) == ("pipeline" in more)
+    client = found["Job/e-eval-client-1"]["spec"]["template"]
+    [job] = parse(client["metadata"]["annotations"]["grounding.egm.dev/job.yaml"])
+    assert isinstance(job, ResolvedEvalJob) and job.spec.copies == copies
+    assert get_engine(job.spec.engine).routing(job.spec.copies).copies == copies
 
 
 def test_the_user_s_template_is_merged_by_key() -> None:
@@ -255,7 +350,12 @@ def test_names_fit_and_do_not_collide(job: str, suffix: str) -> None:
 
 def test_settings_from_the_environment() -> None:
     found = load(
-        {"EGM_NAMESPACES": "b, a", "EGM_WORKERS": "3", "EGM_LEADER_ELECT": "false", "EGM_BACKOFF_BASE_SECONDS": "1.5"}
+        {
+            "EGM_OPERATOR_NAMESPACES": "b, a",
+            "EGM_OPERATOR_WORKERS": "3",
+            "EGM_OPERATOR_LEADER_ELECT": "false",
+            "EGM_OPERATOR_BACKOFF_BASE_SECONDS": "1.5",
+        }
     )
     assert (
         found.namespaces == ("a", "b")
@@ -264,19 +364,34 @@ def test_settings_from_the_environment() -> None:
         and found.backoff_base_seconds == 1.5
     )
     for name, value in (
-        ("EGM_WORKERS", "many"),
-        ("EGM_WORKERS", "0"),
-        ("EGM_LEADER_ELECT", "perhaps"),
-        ("EGM_PROGRESS_VIA", "pigeon"),
+        ("EGM_OPERATOR_WORKERS", "many"),
+        ("EGM_OPERATOR_WORKERS", "0"),
+        ("EGM_OPERATOR_LEADER_ELECT", "perhaps"),
+        ("EGM_OPERATOR_PROGRESS_VIA", "pigeon"),
+        ("EGM_OPERATOR_HEALTH_PORT", "70000"),
+        ("EGM_OPERATOR_GRACE_SECONDS", "-1"),
+        ("EGM_OPERATOR_BACKOFF_BASE_SECONDS", "nan"),
+        ("EGM_OPERATOR_LOG_FORMAT", "xml"),
+        ("EGM_OPERATOR_WORKRES", "3"),
     ):
         with pytest.raises(UserError, match=name):
             load({name: value})
 
 
+def test_settings_are_defaults_wherever_they_are_made_and_a_service_s_variables_are_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EGM_OPERATOR_WORKERS", "3")
+    assert Settings().workers == 8
+    of_service = {"EGM_OPERATOR_SERVICE_HOST": "10.0.0.1", "EGM_OPERATOR_PORT_8080_TCP": "tcp://10.0.0.1:8080"}
+    of_service |= {"EGM_OPERATOR_PORT": "tcp://10.0.0.1:8080", "EGM_OPERATOR_METRICS_SERVICE_PORT_HTTP": "8080"}
+    assert load({**of_service, "EGM_OPERATOR_LEASE_NAME": "", "EGM_WORKERS": "x"}) == Settings()
+
+
 def test_every_setting_is_documented() -> None:
     text = (Path(__file__).parents[3] / "docs" / "operator.md").read_text()
-    for name in Settings.__dataclass_fields__:
-        assert f"`EGM_{name.upper()}`" in text, name
+    for name in Settings.model_fields:
+        assert f"`{Settings.variable(name)}`" in text, name
 
 
 def test_every_reason_is_documented() -> None:

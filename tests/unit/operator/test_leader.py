@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from egm_operator.api import ApiError
-from egm_operator.leader import Lease, lead
+from egm_operator.kube.client import ApiError
+from egm_operator.kube.leader import Lease, lead
 from egm_operator.settings import Settings
 
 

@@ -7,9 +7,9 @@ import contextlib
 from types import SimpleNamespace
 from typing import Any
 
-import egm_operator.main
+import egm_operator.controller.main
 import pytest
-from egm_operator.main import Operator
+from egm_operator.controller.main import Operator
 from egm_operator.settings import Settings
 
 LABELS = {"grounding.egm.dev/job": "j", "grounding.egm.dev/kind": "train"}
@@ -30,7 +30,7 @@ class _Cluster:
 
 
 def test_only_what_leaves_is_asked_for_and_what_has_gone_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(egm_operator.main, "_LEAVING_S", 0.01)
+    monkeypatch.setattr(egm_operator.controller.main, "_LEAVING_S", 0.01)
     slow = _pod("slow", True)
     cluster = _Cluster({"slow": slow})
 

@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from egm_operator.controller.work_queue import WorkQueue
+from egm_operator.kube.cache import Key, Store
 from egm_operator.metrics.exposition import OWN_METRICS, Exposition
 from egm_operator.metrics.jobs import (
+    COSTS,
     FILES,
     FLEET_METRICS,
     JOB_METRICS,
+    SETTINGS,
     Facts,
     Row,
     facts,
@@ -23,17 +27,17 @@ from egm_operator.metrics.jobs import (
     text,
 )
 from egm_operator.metrics.meters import Meters, resource
-from egm_operator.observe import Report
-from egm_operator.queue import WorkQueue
+from egm_operator.snapshot import Report
 from egm_operator.status import Phase, Reason, stamp
-from egm_operator.store import Key, Store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
+from grounding.api.status import EvalCosts, TrainStatus
 from tests.unit.operator.world import NOW, World, evaluation, train
 
+COST_FIELDS = [field.alias for field in EvalCosts.model_fields.values()]
 ACCURACY = {
     "macro": 0.913,
     "micro": 0.92,
@@ -91,6 +95,9 @@ def test_a_training_from_creation_to_its_end() -> None:
     assert world.status["phase"] == "Running"
     world.now += 400
     body = {"step": 30, "totalSteps": 300, "etaSeconds": 90, "metrics": {"score": 0.7, "valAccuracy": 0.8}}
+    body["metrics"] |= {"rolloutsFailed": 3.0, "valFailed": 1.0}  # type: ignore[operator]
+    body["events"] = [{"reason": "UploadFailing", "step": 30, "message": "expired"}]
+    body |= {"saved": {"step": 25, "time": world.now - 60}, "uploaded": {"step": 20, "time": world.now - 90}}
     world.report = Report(world.now, {**body, "checkpoint": {"step": 20, "uri": "s3://b/c"}, "time": world.now})
     world.reconcile()
     found = told(world.store)
@@ -101,6 +108,13 @@ def test_a_training_from_creation_to_its_end() -> None:
     assert value(found, "egm_job_progress_ratio", **mine) == 0.1
     assert (value(found, "egm_job_steps_finished", **mine), value(found, "egm_job_steps_wanted", **mine)) == (30, 300)
     assert value(found, "egm_job_eta_seconds", **mine) == 90 and value(found, "egm_job_checkpoint_step", **mine) == 20
+    assert (value(found, "egm_job_saved_step", **mine), value(found, "egm_job_uploaded_step", **mine)) == (25, 20)
+    assert value(found, "egm_job_saved_timestamp_seconds", **mine) == pytest.approx(world.now - 60, abs=1)
+    assert value(found, "egm_job_uploaded_timestamp_seconds", **mine) == pytest.approx(world.now - 90, abs=1)
+    assert value(found, "egm_job_output_writable", **mine) == 0
+    assert value(found, "egm_job_rollouts_failed", **mine) == 3
+    assert value(found, "egm_job_validation_prompts_failed", **mine) == 1
+    TrainStatus.model_validate(world.status)
     assert value(found, "egm_job_score", **mine) == 0.7 and value(found, "egm_job_validation_accuracy", **mine) == 0.8
     assert value(found, "egm_job_progress_available", **mine) == 1
     assert value(found, "egm_job_phase_timestamp_seconds", **mine) < world.now
@@ -126,6 +140,19 @@ def test_an_evaluation_with_its_files() -> None:
     assert [value(found, f"egm_job_file_{m}", **file) for m in ("accuracy", "iou", "questions", "errors", "unparsed")] == [
         0.913, 0.85, 400, 0, 2,
     ]  # fmt: skip
+
+
+def test_a_sweep_with_its_settings_and_what_a_question_costs() -> None:
+    costs = {"generatedTokens": 57.0, "flops": 2e12, "latencySeconds": 1.5, "gpuSeconds": 0.25, "money": 0.001}
+    setting = {"model": "small", "name": "think-0", "done": 3, "total": 10, "accuracy": 0.5, "costs": costs}
+    found = told(store_of(job("GroundingEvalJob", phase="Running", settings=[setting])))
+    own = {"model": "small", "setting": "think-0"}
+    assert value(found, "egm_job_setting_questions_answered", **own) == 3
+    assert value(found, "egm_job_setting_accuracy", **own) == 0.5
+    assert value(found, "egm_job_question_gpu_seconds", **own) == 0.25
+    assert value(found, "egm_job_question_flops", **own) == 2e12
+    alone = told(store_of(job("GroundingEvalJob", phase="Running", costs=costs)))
+    assert value(alone, "egm_job_question_money", model="", setting="") == 0.001
 
 
 def test_gpus_are_those_that_nodes_have_given() -> None:
@@ -156,11 +183,14 @@ def test_series_are_bounded(kind: str) -> None:
         "readyServers": 1, "requestsPerSecond": 1.0, "etaSeconds": 1, "completionTime": stamp(NOW),
         "accuracy": {**ACCURACY, "files": files}, "metrics": {f"m{i}": 1.0 for i in range(100)} | {"score": 1.0},
         "progress": {"step": 1, "totalSteps": 2, "etaSeconds": 1, "time": stamp(NOW)}, "checkpoint": {"step": 1},
-        "conditions": [{"type": "ProgressAvailable", "status": "True"}],
+        "conditions": [{"type": name, "status": "True"} for name in ("ProgressAvailable", "OutputWritable")],
+        "settings": [{"name": f"s{i}", "done": 1, "total": 2, "accuracy": 0.5, "costs": dict.fromkeys(COST_FIELDS, 1.0)}
+                     for i in range(200)],
+        "costs": dict.fromkeys(COST_FIELDS, 1.0),
     }  # fmt: skip
     found = told(store_of(job(kind, **full)))
     own = {n: s for n, s in found.items() if n.startswith("egm_job_")}
-    assert sum(map(len, own.values())) <= 25 + 5 * FILES
+    assert sum(map(len, own.values())) <= 25 + len(COSTS) + 5 * FILES + (3 + len(COSTS)) * SETTINGS
     phases, reasons = {str(p) for p in Phase}, {str(r) for r in Reason} | {""}
     for labels, _ in [*found["egm_job_status"], *found["egm_jobs"]]:
         assert labels["phase"] in phases and labels["reason"] in reasons
@@ -189,7 +219,8 @@ def test_who_does_not_lead_tells_nothing_of_jobs() -> None:
 
 
 def _conditions(**found: tuple[str, float]) -> list[dict[str, Any]]:
-    return [{"type": t, "status": s, "lastTransitionTime": stamp(NOW + at)} for t, (s, at) in found.items()]
+    said = {"reason": "Said", "message": ""}
+    return [{"type": t, "status": s, **said, "lastTransitionTime": stamp(NOW + at)} for t, (s, at) in found.items()]
 
 
 @pytest.mark.parametrize(

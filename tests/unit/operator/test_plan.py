@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from egm_operator.metrics.jobs import phase_since
-from egm_operator.observe import Report
+from egm_operator.snapshot import Report
 from egm_operator.status import stamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -91,6 +92,129 @@ def test_an_evaluation_without_trouble() -> None:
     world.settle()
     assert world.status["phase"] == "Succeeded" and not world.alive("server")
     assert world.created == ["Job/j-eval-prepare", "Pod/j-eval-server-0", "Pod/j-eval-server-1", "Job/j-eval-client-1"]
+
+
+SWEEP = {
+    "model": {},
+    "sweep": {"models": [{"source": "hf://x/small"}, {"trainJob": "large"}], "thinkingBudgets": [0, 64]},
+    "servers": 1,
+}
+
+
+def _measured(models: int) -> World:
+    """Return a sweep whose training is over, with so many models measured."""
+    world = World(evaluation(**SWEEP))
+    world.upstream = {**train(output="s3://b/large"), "status": {"phase": "Succeeded"}}
+    for _ in range(40):
+        if (world.status.get("measuredModels") or 0) >= models and world.alive("evaluate"):
+            return world
+        world.controllers()
+        world.start()
+        world.reconcile()
+        world.end("prepare", 0)
+        if (world.status.get("measuredModels") or 0) < models:
+            world.end("evaluate", 0)
+        world.now += 1
+    raise AssertionError(world.status)
+
+
+def test_a_sweep_over_models_serves_each_once_in_its_turn() -> None:
+    world = World(evaluation(**SWEEP))
+    world.settle()
+    small = ["Job/j-eval-prepare", "Pod/j-eval-m1-server-0", "Job/j-eval-m1-client-1"]
+    assert world.created == small and not world.alive()  # the second model's training is not there yet
+    status = world.status
+    assert (status["phase"], status["reason"], status["measuredModels"]) == ("Pending", "UpstreamNotFound", 1)
+    assert "model" not in status and not status.get("attempt")
+    world.upstream = {**train(output="s3://b/large"), "status": {"phase": "Succeeded"}}
+    world.settle()
+    assert world.created == [*small, "Pod/j-eval-m2-server-0", "Job/j-eval-m2-client-1"]
+    status = world.status
+    assert (status["phase"], status["measuredModels"], status["model"]) == ("Succeeded", 2, "s3://b/large/model")
+    assert world.events.count("ModelMeasured") == 1 and not world.alive()
+
+
+def test_the_pods_of_a_sweep_know_their_model_and_the_client_asks_its_servers_only() -> None:
+    world = _measured(1)
+    [server], [client] = world.alive("server"), world.alive("evaluate")
+    assert {p["metadata"]["labels"]["grounding.egm.dev/model"] for p in (server, client)} == {"2"}
+    spec = world.specs[server["metadata"]["uid"]]["containers"][0]
+    assert spec["command"][-4:] == ["--model", "s3://b/large/model", "--only-model", "large"]
+    job = next(o for o in world.objects("Job") if o["metadata"]["name"] == "j-eval-m2-client-1")
+    main = world.specs[job["metadata"]["uid"]]["template"]["spec"]["containers"][0]
+    [urls] = [e["value"] for e in main["env"] if e["name"] == "EGM_ENDPOINTS"]
+    assert urls == "http://j-eval-m2-server-0.j-eval-servers.n.svc:8000"
+    assert main["command"][main["command"].index("--only-model") + 1] == "large"
+
+
+def test_each_model_of_a_sweep_has_all_attempts() -> None:
+    world = _measured(0)
+    for _ in range(2):
+        world.end("evaluate", 1)
+        world.controllers()
+        for _ in range(4):
+            world.reconcile()
+            world.now += 60
+            world.controllers()
+            world.start()
+    assert world.status["attempt"] == 3 and world.alive("evaluate")
+    world.end("evaluate", 0)
+    world.settle()
+    world.upstream = {**train(output="s3://b/large"), "status": {"phase": "Succeeded"}}
+    world.settle()
+    assert (world.status["phase"], world.status["attempt"]) == ("Succeeded", 1)
+
+
+def test_settings_of_all_models_are_in_the_status() -> None:
+    world = _measured(0)
+
+    def setting(model: str, name: str, done: int, **more: Any) -> dict[str, Any]:
+        return {"model": model, "name": name, "done": done, "total": 10, **more}
+
+    costs = {"generatedTokens": 57.0, "latencySeconds": 1.5, "gpuSeconds": 0.25, "what": "ever"}
+    body = {"done": 7, "total": 40, "settings": [setting("hf://x/small", "think-0", 7, costs=costs), {"done": 3}]}
+    world.report = Report(world.now, body)
+    world.reconcile()
+    [first] = world.status["settings"]
+    assert first == setting("hf://x/small", "think-0", 7, costs={k: v for k, v in costs.items() if k != "what"})
+    done = [setting("hf://x/small", n, 10, accuracy=0.5, ci95=[0.4, 0.6]) for n in ("think-0", "think-64")]
+    world.report = None
+    world.end("evaluate", 0, message=json.dumps({"done": 20, "total": 40, "settings": done}))
+    world.settle()
+    kept = world.status["settings"]
+    assert [(s["name"], s["done"], s["accuracy"]) for s in kept] == [("think-0", 10, 0.5), ("think-64", 10, 0.5)]
+    assert kept[0]["costs"]["generatedTokens"] == 57.0  # what the end does not repeat stays
+    assert world.status["columns"]["done"] == "20/40"
+
+
+def test_servers_that_a_killed_operator_left_behind_go() -> None:
+    """The status says that the first model is measured, and the operator ended before it had deleted that one's servers."""
+    world = _measured(0)
+    world.end("evaluate", 0)
+    todo = world.reconcile(writes=len(world.plan().events) + 1)
+    assert todo.delete and world.status["measuredModels"] == 1 and world.alive("server")
+    for _ in range(6):
+        world.reconcile()
+        world.start()
+        world.now += 1
+    names = [p["metadata"]["name"] for p in world.alive("server")]
+    assert names == ["j-eval-m2-server-0"]
+
+
+def test_what_a_reader_of_the_accuracy_must_know_is_in_the_status() -> None:
+    world = World(evaluation())
+    for _ in range(8):
+        world.controllers()
+        world.start()
+        world.reconcile()
+        world.end("prepare", 0)
+        world.now += 1
+    notes = ["the server serves 'x'", "9 \u202e boxes " * 99]
+    world.end("evaluate", 0, message=json.dumps({"done": 9, "total": 9, "accuracy": {"macro": 0.5}, "notes": notes}))
+    world.settle()
+    assert world.status["notes"][0] == notes[0] and len(world.status["notes"][1]) <= 512
+    assert "macro accuracy 0.5000. Note: the server serves 'x'. Note: 9" in world.status["message"]
+    assert "\u202e" not in json.dumps(world.status, ensure_ascii=False)
 
 
 @pytest.mark.parametrize("code", [1, 137, 143])
@@ -199,7 +323,7 @@ def test_a_replaced_pod_ends_the_attempt() -> None:
     world.now += 100
     world.store.drop(world.alive("rl")[1])
     world.reconcile()
-    assert world.status["phase"] == "Running"  # nobody has replaced it yet
+    assert world.status["phase"] == "Running"  # no one has replaced it yet
     world.controllers()
     world.reconcile()
     assert world.status["reason"] == "PodReplaced" and world.status["phase"] == "Restarting"
@@ -375,13 +499,15 @@ def _happen(world: World, what: str, number: int) -> None:
         world.now += number
 
 
-@pytest.mark.parametrize("kind", ["train", "apart", "evaluation"])
+@pytest.mark.parametrize("kind", ["train", "apart", "evaluation", "sweep"])
 @given(st.lists(_HAPPENING, max_size=60))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_happens_the_job_ends_and_nothing_is_doubled(kind: str, happenings: list[tuple[str, int]]) -> None:
     """`apart`: a training whose pods share no folder."""
     apart = {"output": "s3://b/o", "resources": ONE_NODE} if kind == "apart" else {}
-    world = World(evaluation(maxAttempts=3) if kind == "evaluation" else train(maxAttempts=3, **apart))
+    spec = {**SWEEP, "maxAttempts": 3} if kind == "sweep" else {"maxAttempts": 3}
+    world = World(evaluation(**spec) if kind in ("evaluation", "sweep") else train(**spec, **apart))
+    world.upstream = {**train(output="s3://b/large"), "status": {"phase": "Succeeded"}} if kind == "sweep" else None
     for what, number in happenings:
         _happen(world, what, number)
         attempts = {
@@ -389,11 +515,15 @@ def test_whatever_happens_the_job_ends_and_nothing_is_doubled(kind: str, happeni
             for p in world.alive("rl") + world.alive("evaluate")
         }
         assert len(attempts) <= 1  # never two gangs, never two clients
+        assert len(world.alive("evaluate")) <= 1
         assert int(world.status.get("attempt") or 0) <= 3
     world.edit(suspend=False)
     world.settle()
     assert world.status["phase"] in ("Succeeded", "Failed"), world.status
-    failures = len([e for e in world.created if e.startswith(("PyTorchJob", "Job/j-eval-client"))])
+    if kind == "sweep" and world.status["phase"] == "Succeeded":
+        clients = [n for n in world.created if "-client-" in n]
+        assert world.status["measuredModels"] == 2 and {n.split("-")[2] for n in clients} == {"m1", "m2"}
+    failures = len([e for e in world.created if e.startswith("PyTorchJob") or "-client-" in e])
     if world.status["phase"] == "Failed":
         assert world.status["reason"] == "AttemptsExhausted" and failures >= 3
     gangs = [n for n in world.created if n.startswith("PyTorchJob")]

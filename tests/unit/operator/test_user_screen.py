@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from egm_operator.cli import screen
 from egm_operator.status import stamp
-from egm_operator.user import screen
 from rich.console import Console
 
 from tests.unit.operator.world import NOW, evaluation, train
@@ -54,6 +54,59 @@ def test_a_line_says_what_the_status_says() -> None:
         "12.5/s",
     )
     assert screen.line(job("n"), NOW).phase == "Pending"
+
+
+SWEPT = {
+    "settings": [
+        {"model": "hf://x/EGM-4B", "name": "think-0", "done": 10, "total": 10, "accuracy": 0.5, "ci95": [0.4, 0.6],
+         "costs": {"generatedTokens": 57.25, "latencySeconds": 1.5, "gpuSeconds": 0.25}},
+        {"model": "hf://x/EGM-4B", "name": "think-64_samples-4", "done": 3, "total": 10},
+    ],
+}  # fmt: skip
+
+
+def test_settings_of_a_sweep_stand_below_the_job_that_runs() -> None:
+    found = screen.lines([job("e", "eval", **ASKING, **SWEPT), job("t", **RUNNING)], NOW)
+    text = shown(screen.table(found, namespaces=False, width=100), 100)
+    assert max(map(len, text.splitlines())) <= 100
+    [first] = [line for line in text.splitlines() if "EGM-4B think-0" in line]
+    assert "100%" in first and "10/10" in first and "0.500" in first
+    assert "30%" in next(line for line in text.splitlines() if "EGM-4B think-64_samples-4" in line)
+    bounded = shown(screen.table(found, namespaces=True, width=140, rows=3))
+    assert "think-0" in bounded and "think-64" not in bounded and "120/300" in bounded
+    several = screen.lines([job(name, "eval", **ASKING, **SWEPT) for name in ("e1", "e2")], NOW)
+    lines = shown(screen.table(several, namespaces=False, width=140, rows=3)).splitlines()
+    assert sum("think-" in line for line in lines) == 1, "the settings of all jobs share the lines that are left"
+    over = job("e", "eval", **ASKING | SWEPT | {"phase": "Succeeded"})
+    assert "think-0" not in shown(screen.table(screen.lines([over], NOW), namespaces=False, width=100))
+    table = shown(screen.result(over))
+    assert "40.0 to 60.0" in table and "57.2" in table and "3/10" in table and "0.25" in table
+
+
+def test_a_note_stands_beside_the_accuracy() -> None:
+    done = ASKING | {
+        "phase": "Succeeded",
+        "accuracy": {"macro": 0.5, "micro": 0.5},
+        "notes": ["8 boxes lie in \u202e0..1"],
+    }
+    found = screen.lines([job("e", "eval", **done)], NOW)
+    assert "note: 8 boxes lie in" in shown(screen.table(found, namespaces=False, width=160), 160)
+    text = shown(screen.result(job("e", "eval", **done)), 160)
+    assert "note: 8 boxes lie in" in text and "\u202e" not in text
+
+
+def test_uploads_that_fail_are_said_beside_a_training_that_runs() -> None:
+    bad = {
+        "type": "OutputWritable",
+        "status": "False",
+        "reason": "UploadFailing",
+        "message": "the S3 credentials have expired",
+    }
+    status = {**RUNNING, "conditions": [*RUNNING["conditions"], bad | {"lastTransitionTime": stamp(NOW)}]}  # type: ignore[misc]
+    found = screen.lines([job("t", **status)], NOW)
+    assert "UploadFailing: the S3 credentials have expired" in shown(
+        screen.table(found, namespaces=False, width=180), 180
+    )
 
 
 def test_what_runs_stands_first_and_what_has_ended_last() -> None:

@@ -6,12 +6,12 @@ import copy
 import itertools
 from typing import Any
 
-from egm_operator.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_KIND, LABEL_ROLE, LABEL_UID
-from egm_operator.observe import Observed, Report
+from egm_operator.kube.cache import Store, slim
+from egm_operator.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_KIND, LABEL_MODEL, LABEL_ROLE, LABEL_UID
 from egm_operator.plan import Plan, plan
 from egm_operator.settings import Settings
+from egm_operator.snapshot import Observed, Report
 from egm_operator.status import stamp
-from egm_operator.store import Store, slim
 
 SETTINGS = Settings(backoff_base_seconds=10.0)
 NOW = 1_800_000_000.0
@@ -20,7 +20,7 @@ _COUNT = itertools.count()
 
 
 def train(**spec: Any) -> dict[str, Any]:
-    """A training job as the API server holds it."""
+    """Return a training job as the API server holds it."""
     return _job(
         "GroundingTrainJob",
         {
@@ -34,7 +34,7 @@ def train(**spec: Any) -> dict[str, Any]:
 
 
 def evaluation(**spec: Any) -> dict[str, Any]:
-    """An evaluation job as the API server holds it."""
+    """Return an evaluation job as the API server holds it."""
     return _job(
         "GroundingEvalJob",
         {
@@ -204,7 +204,7 @@ class World:
                 labels = {
                     k: v
                     for k, v in owner["metadata"]["labels"].items()
-                    if k in (LABEL_JOB, LABEL_KIND, LABEL_ROLE, LABEL_ATTEMPT, LABEL_UID)
+                    if k in (LABEL_JOB, LABEL_KIND, LABEL_ROLE, LABEL_ATTEMPT, LABEL_UID, LABEL_MODEL)
                 }
                 if role:
                     labels["training.kubeflow.org/replica-type"] = role
@@ -242,7 +242,7 @@ class World:
             )
 
     def settle(self, rounds: int = 60) -> None:
-        """Everybody does his part until nothing changes; training and clients succeed, time passes when nothing else does."""
+        """Let every controller act until nothing changes. Trainings and clients succeed; time advances only if nothing else changes."""
         for _ in range(rounds):
             self.controllers()
             self.start()

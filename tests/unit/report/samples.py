@@ -9,19 +9,21 @@ from typing import Any
 import orjson
 from PIL import Image
 
+from grounding.evaluate.sweep_models import Part, listing
+
 FILES = ("refcoco_val", "refcoco+_testA", "refcocog_test")
 NASTY = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=2"><svg onload=window.hacked=3>'
 
 
 def png(width: int = 64, height: int = 48) -> bytes:
-    """A white picture."""
+    """Return a white picture."""
     out = io.BytesIO()
     Image.new("RGB", (width, height), "white").save(out, "PNG")
     return out.getvalue()
 
 
 def pictures(folder: Path, count: int = 7) -> Path:
-    """A folder of pictures that the evaluations below are about."""
+    """Return a folder of pictures that the evaluations below are about."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         (folder / f"{i}.png").write_bytes(png())
@@ -29,7 +31,7 @@ def pictures(folder: Path, count: int = 7) -> Path:
 
 
 def evaluation(folder: Path, images: Path, hits: int, rows: int = 30, errors: int = 0, **changes: Any) -> Path:
-    """An evaluation of `rows` questions on 7 pictures, of which `hits` in ten are right and the first `errors` failed.
+    """Return an evaluation of `rows` questions on 7 pictures, of which `hits` in ten are right and the first `errors` failed.
 
     Row 4's expression and every text and error hold markup; row 5 is unparsed, row 6 truncated where they are wrong.
     """
@@ -78,7 +80,7 @@ def evaluation(folder: Path, images: Path, hits: int, rows: int = 30, errors: in
 
 
 def run(folder: Path, images: Path) -> Path:
-    """A run: an evaluation before and one after a training."""
+    """Return a run: an evaluation before and one after a training."""
     evaluation(folder / "before", images, 4)
     evaluation(folder / "after", images, 7)
     train = folder / "rl"
@@ -88,4 +90,63 @@ def run(folder: Path, images: Path) -> Path:
     lines = [{"time": 1.0, "stage": "rl", "step": s, "totalSteps": 10, "metrics": m} for s, m in enumerate(metrics)]
     (train / "progress.jsonl").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
     (folder / "run.json").write_bytes(orjson.dumps({"jobs": ["rl", "before", "after"]}))
+    return folder
+
+
+def sweep(folder: Path, images: Path, thinking: tuple[int, ...] = (0, 16)) -> Path:
+    """Return a sweep of two settings: without a thought and once, and with 16 tokens of thought and four answers."""
+    listed = []
+    for number, hits in enumerate((4, 7)):
+        name = ("think-0", "think-16_samples-4")[number]
+        method: dict[str, int] = {"thinking_budget": thinking[number]} | ({"samples": 4} if number else {})
+        own = evaluation(folder / "settings" / name, images, hits)
+        summary = orjson.loads((own / "summary.json").read_bytes())
+        summary["costs"] = {
+            "questions": 30,
+            "prompt_tokens": 71.0,
+            "thought_tokens": 16.0 * 4 * number,
+            "answer_tokens": 20.0 * (1 + 3 * number),
+            "generated_tokens": 20.0 + 124.0 * number,
+            "flops": 4e8 * (1 + number),
+            "flops_formula": "by formula",
+            "parameters": 6e5,
+            "latency_mean": 0.2 + number,
+            "latency_p50": 0.2 + number,
+            "latency_p90": 0.3 + number,
+            "latency_p99": 0.4 + number,
+            "concurrency": 4,
+            "serving_seconds": 10.0,
+            "gpu_seconds": 0.0,
+            "gpu_seconds_per_question": 0.0,
+            "money": None,
+            "currency": None,
+        }
+        if number:
+            steps = [
+                {"n": n}
+                | {k: {"macro": v * (0.7 + 0.1 * n / 4)} for k, v in (("medoid", 1), ("mean", 0.98), ("first", 0.9))}
+                for n in range(1, 5)
+            ]
+            for step in steps:
+                step["oracle"] = {"macro": 0.7 + 0.05 * step["n"]}
+            summary["samples"] = {"count": 4, "accuracy_at_1": 0.65, "by_number": steps}
+        (own / "summary.json").write_bytes(orjson.dumps(summary))
+        config = orjson.loads((own / "run_config.json").read_bytes()) | {"method": method}
+        (own / "run_config.json").write_bytes(orjson.dumps(config))
+        listed.append({"name": name, "folder": f"settings/{name}", "method": method})
+    (folder / "sweep.json").write_bytes(orjson.dumps({"model": "m", "settings": listed}))
+    return folder
+
+
+def sweep_over_models(folder: Path, images: Path) -> Path:
+    """The same sweep of two models, of which the larger one costs four times as many operations."""
+    parts = [Part("small", "hf://x/small"), Part("large", "hf://x/large")]
+    for number, part in enumerate(parts):
+        for setting in (sweep(folder / part.folder, images) / "settings").iterdir():
+            summary = orjson.loads((setting / "summary.json").read_bytes())
+            summary["model"] = part.model
+            summary["costs"]["flops"] *= 1 + 3 * number
+            summary["costs"]["parameters"] *= 1 + 3 * number
+            (setting / "summary.json").write_bytes(orjson.dumps(summary))
+    (folder / "sweep.json").write_bytes(orjson.dumps(listing(parts)))
     return folder

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 import samples
 
 from grounding.cli import run as egm
-from grounding.evaluate.stored import read_answers
+from grounding.evaluate.results.reader import read_answers
+from grounding.evaluate.summary_model import summary_of
 from grounding.report import export
 
 
@@ -28,7 +28,7 @@ def test_the_table_holds_every_row_and_no_score_of_a_failed_one(folder: Path) ->
 
 
 def test_figures_leave_out_what_there_is_not(folder: Path) -> None:
-    found = export.figures(orjson.loads((folder / "summary.json").read_bytes()))
+    found = export.figures(summary_of(folder))
     assert found["refcocog_test/acc"] == 0.5 and found["errors"] == 2 and "macro" not in found
 
 

@@ -8,6 +8,7 @@ import io
 import itertools
 import re
 import shutil
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from PIL import Image
 from grounding.cli import run as egm
 from grounding.errors import UserError
 from grounding.evaluate.compare import compare
-from grounding.evaluate.stored import read_answers
+from grounding.evaluate.results.reader import read_answers
 from grounding.report import Caps, build, build_comparison, charts
 from grounding.report.collect import collect
 from grounding.report.gallery import chosen, thumbnail
 from grounding.report.slices import KINDS, kinds
+from grounding.scoring.doctor import diagnose, examine
 
 
 @pytest.fixture
@@ -112,6 +114,32 @@ def test_no_headline_while_errors_remain(tmp_path: Path) -> None:
     page = build(samples.evaluation(tmp_path / "one", tmp_path, 5, errors=2)).read_text()
     assert "2 requests failed" in page and "<b>–</b>" in page
     assert "pictures could not be read" in page and data(page)["missing"] == 7
+
+
+def test_the_page_says_who_answered_and_what_a_reader_must_know(tmp_path: Path, images: Path) -> None:
+    folder = samples.evaluation(tmp_path / "one", images, 5)
+    summary = orjson.loads((folder / "summary.json").read_bytes())
+    served = [{"id": "m", "path": f"/models/{samples.NASTY}", "weight_version": "2", "answers": 9}, {"reply": 7}, None]
+    more = {"served": served, "notes": [f"the server serves {samples.NASTY}", 5]}
+    (folder / "summary.json").write_bytes(orjson.dumps(summary | more))
+    page = build(folder).read_text()
+    assert "served: m, weights from /models/&lt;/script&gt;" in page and ", weight version 2; a model without" in page
+    assert '<p class="warn">The server serves &lt;/script&gt;' in page and "<script>window" not in page
+    (folder / "summary.json").write_bytes(orjson.dumps(summary | {"served": 5, "notes": {"a": 1}}))
+    assert "served:" not in build(folder).read_text()
+
+
+def test_the_doctor_s_figures_are_in_the_page(tmp_path: Path, images: Path) -> None:
+    folder = samples.evaluation(tmp_path / "one", images, 5)
+    summary = orjson.loads((folder / "summary.json").read_bytes())
+    assert "A second look" not in build(folder).read_text()
+    found = asdict(diagnose([examine("[0.1, 0.1, 0.5, 0.5]", [6, 5, 32, 24], 64, 48, 0.0)] * 30))
+    (folder / "summary.json").write_bytes(orjson.dumps(summary | {"doctor": found}))
+    page = build(folder).read_text()
+    assert '<th scope="row">box read as fractions (0..1)</th><td>30</td><td>100.00</td>' in page
+    for odd in (7, {}, {"answers": 1}, {"answers": 1, "readings": [None, {"name": "yx", "acc": "x"}, {"name": []}]}):
+        (folder / "summary.json").write_bytes(orjson.dumps(summary | {"doctor": odd}))
+        build(folder)
 
 
 def test_every_row_is_in_the_page_by_kind(tmp_path: Path, images: Path) -> None:

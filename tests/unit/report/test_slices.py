@@ -10,7 +10,7 @@ import samples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grounding.evaluate.stored import Answers, read_answers
+from grounding.evaluate.results.reader import Answers, read_answers
 from grounding.report import slices
 
 

@@ -110,6 +110,57 @@ def test_what_is_no_object_is_told(line, tmp_path):
     assert isinstance(result.exception, UserError) and "in.jsonl:1" in str(result.exception)
 
 
+def test_the_doctor_speaks_beside_the_score():
+    pixels = EVAL | {"text": "[200, 160, 320, 280]", "bbox": [200, 160, 320, 280], "width": 400, "height": 300}
+    result = run("-", stdin=lines([pixels] * 4), ok=True)
+    assert "accuracy 0.00 %" in result.stderr
+    assert "note: 4 of 4 boxes fit only if read as pixels; then Acc@0.5 would be 100.00" in result.stderr
+    said = json.loads(run("-", "--json", stdin=lines([pixels] * 4)).stderr)
+    assert said["doctor"]["answers"] == 4 and len(said["notes"]) == 1
+    assert "note" not in run("-", stdin=lines([pixels | {"box_remap": "keep"}] * 4)).stderr
+    assert "doctor" not in json.loads(run("--profile", "egm-reward", "-", "--json", stdin=lines([REWARD])).stderr)
+
+
 def test_unknown_profile_and_missing_file(tmp_path):
     assert isinstance(run("--profile", "x", "-", stdin="", ok=False).exception, UserError)
     assert isinstance(run(tmp_path / "none", ok=False).exception, FileNotFoundError)
+
+
+TRUTHS = [[169.25, 42.5, 266.75, 114.1], [199.25, 93.5, 282.75, 144.1], [170.0, 60.5, 290.0, 200.0], [20, 10, 90, 99]]
+
+
+def answered(**change):
+    return [
+        {"text": "[500, 100, 900, 900]", "bbox": box, "width": 320, "height": 240, "n": i} | change
+        for i, box in enumerate(TRUTHS * 3)
+    ]
+
+
+def test_truths_in_another_space_replace_nothing_and_name_it(tmp_path):
+    def xywh(r):
+        x1, y1, x2, y2 = r["bbox"]
+        return r | {"bbox": [x1, y1, x2 - x1, y2 - y1]}
+
+    (tmp_path / "in.jsonl").write_text(lines([xywh(r) for r in answered()]))
+    result = run(tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", ok=False)
+    assert isinstance(result.exception, UserError) and "xywh?" in str(result.exception)
+    assert "in.jsonl:1: bbox: 9 of 12" in str(result.exception) and "--truth xywh" in result.exception.hint
+    assert not (tmp_path / "out.jsonl").exists()
+    declared = run(tmp_path / "in.jsonl", "--truth", "xywh").stdout.splitlines()
+    right = run("-", stdin=lines(answered())).stdout.splitlines()
+    assert [json.loads(s)["iou"] for s in declared] == pytest.approx([json.loads(s)["iou"] for s in right])
+
+
+def test_pixels_as_a_rewards_truth_are_refused_and_converted_if_declared():
+    rows = [{k if k != "bbox" else "ground_truth": v for k, v in r.items()} for r in answered()]
+    shifted = [r | {"ground_truth": [v - shift for v in r["ground_truth"]]} for shift in range(8) for r in rows]
+    result = run("--profile", "egm-reward", "-", stdin=lines(shifted), ok=False)
+    assert isinstance(result.exception, UserError) and "look like pixels" in str(result.exception)
+    declared = run("--profile", "egm-reward", "--truth", "xyxy", "-", stdin=lines(rows)).stdout.splitlines()
+    assert json.loads(declared[0])["ground_truth"] == pytest.approx([528.90625, 177.0833333, 833.59375, 475.4166667])
+
+
+def test_truths_that_cannot_be_are_counted_beside_the_number():
+    rows = [*answered(), EVAL | {"bbox": [5, 5, 5, 9]}]
+    assert "note: 1 true boxes are empty" in run("-", stdin=lines(rows)).stderr
+    assert json.loads(run("-", "--json", stdin=lines(rows)).stderr)["impossible_truths"] == 1

@@ -1,4 +1,4 @@
-"""What rank 0 leaves at its end: the last words know the checkpoint that was sent after training."""
+"""What rank 0 leaves at its end: the termination message names the checkpoint that was uploaded after training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from grounding.api import parse, resolve
-from grounding.train import checkpoints
-from grounding.train.progress import ProgressWriter
+from grounding.progress import ProgressWriter
+from grounding.train.checkpoints import local as checkpoints
 from grounding.train.rank0 import surrounded
 
 JOB = """

@@ -1,0 +1,161 @@
+"""What a role reports about its work: the answer of `/progress`, its termination message, and the annotation that stands in for both.
+
+The role that reports writes these models, the operator reads them into the job's status. Every field is optional for the reader, because a role of
+another version may leave it out.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from grounding.api.base import Model
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("a number is wanted")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    value = _number(value)
+    return int(value) if isinstance(value, float) and abs(value) < 2**53 else value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**53)]
+
+
+class _Report(Model):
+    model_config = ConfigDict(extra="ignore")
+    job: str | None = None
+    """Name of the job."""
+    stage: str | None = None
+    """sft, rl or evaluate."""
+    time: Number | str | None = None
+    """When what is reported happened: seconds since 1970, or RFC 3339 where a person writes the annotation."""
+    eta_seconds: Number | None = None
+    """Estimated time to the end."""
+
+
+class ReportedCheckpoint(Model):
+    """The newest complete checkpoint."""
+
+    model_config = ConfigDict(extra="ignore")
+    step: Count
+    uri: str | None = None
+
+
+class ReportedMoment(Model):
+    """A step whose checkpoint was saved or uploaded, and when (seconds since 1970)."""
+
+    model_config = ConfigDict(extra="ignore")
+    step: Count
+    time: Annotated[Number, Field(ge=0, lt=253402300800)]  # the year 10000
+
+
+UPLOAD_FAILING = "UploadFailing"
+"""Reason of the event, and of the condition, of a training whose uploads fail"""
+
+
+class HealthEvent(Model):
+    """Something about the training that a person should look at."""
+
+    model_config = ConfigDict(extra="ignore")
+    reason: str
+    step: int
+    message: str
+
+
+class TrainReport(_Report):
+    """How far rank 0 of a training is."""
+
+    attempt: Count | None = None
+    step: Count | None = None
+    """Last finished optimizer step."""
+    total_steps: Count | None = None
+    metrics: dict[str, Number] = Field(default_factory=dict)
+    """Newest figure of each metric."""
+    checkpoint: ReportedCheckpoint | None = None
+    saved: ReportedMoment | None = None
+    """Newest checkpoint on the job's disk."""
+    uploaded: ReportedMoment | None = None
+    """Newest checkpoint in the job's output."""
+    gpu_seconds: Number | None = None
+    """GPU seconds of this attempt."""
+    events: list[HealthEvent] = Field(default_factory=list)
+
+
+class ReportedFile(Model):
+    """Result of one evaluation file."""
+
+    model_config = ConfigDict(extra="ignore")
+    name: str
+    n: Count | None = None
+    acc: Number | None = None
+    mean_iou: Number | None = None
+    errors: Count | None = None
+    unparsed: Count | None = None
+
+
+class ReportedAccuracy(Model):
+    """Accuracy over all files, as fractions (0..1)."""
+
+    model_config = ConfigDict(extra="ignore")
+    macro: Number | None = None
+    micro: Number | None = None
+    ci95: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
+    files: list[ReportedFile] = Field(default_factory=list)
+
+
+class ReportedCosts(Model):
+    """What a question cost on average; what is not known is absent."""
+
+    model_config = ConfigDict(extra="ignore")
+    prompt_tokens: Number | None = None
+    thought_tokens: Number | None = None
+    answer_tokens: Number | None = None
+    generated_tokens: Number | None = None
+    """Thought and answer of all samples"""
+    flops: Number | None = None
+    latency_seconds: Number | None = None
+    """Median"""
+    gpu_seconds: Number | None = None
+    money: Number | None = None
+    """US dollars"""
+
+
+class ReportedSetting(Model):
+    """How far one setting of a sweep is, and its result."""
+
+    model_config = ConfigDict(extra="ignore")
+    model: str | None = None
+    """Of a sweep over models"""
+    name: str
+    done: Count | None = None
+    total: Count | None = None
+    accuracy: Number | None = None
+    """Macro mean, once no question is missing"""
+    ci95: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
+    costs: ReportedCosts | None = None
+
+
+class EvalReport(_Report):
+    """How far the client of an evaluation is, and its result at the end."""
+
+    done: Count | None = None
+    """Questions with a final answer."""
+    total: Count | None = None
+    errors: Count | None = None
+    """Questions that have failed for good."""
+    requests_per_second: Annotated[Number, Field(ge=0, lt=1e12)] | None = None
+    accuracy: ReportedAccuracy | None = None
+    report: str | None = None
+    """Where the results are stored."""
+    costs: ReportedCosts | None = None
+    settings: list[ReportedSetting] | None = None
+    """Of a sweep, those that have begun"""
+    notes: list[str] | None = None
+    """What a reader of the accuracy must know."""

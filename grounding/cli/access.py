@@ -1,0 +1,16 @@
+"""Options by which a command is let in by servers that want more than a key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HeaderEnvOption = Annotated[
+    list[str],
+    typer.Option("--header-env", help="NAME=VARIABLE: a header whose value is in the environment; repeatable."),
+]
+CaFileOption = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="Certificates (PEM) to trust for https.")
+]

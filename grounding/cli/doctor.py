@@ -1,0 +1,45 @@
+"""`egm doctor`: what this machine, or a cluster, has and lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add `egm doctor`."""
+    app.command("doctor")(doctor)
+
+
+def doctor(
+    files: Annotated[
+        list[Path], typer.Option("-f", "--filename", help="Manifest whose jobs are to run here; repeatable.")
+    ] = [],  # noqa: B006
+    runs: Annotated[Path, typer.Option("--runs", help="Folder that holds the runs, as for egm run.")] = Path("runs"),
+    cluster: Annotated[bool, typer.Option("--cluster", "-c", help="Look at the cluster of kubectl's context.")] = False,
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Namespace of the jobs there.")] = "",
+    network: Annotated[bool, typer.Option("--network/--no-network", help="Whether hub and stores are asked.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check driver, GPUs, packages, disks, hub and S3, or a cluster; each fault with a cure.
+
+    Exit code: 0 if nothing failed, 2 if something failed that you can change, 1 if only others can (a hub that is down).
+    """
+    import sys
+
+    from grounding.runtime.verdicts import as_json as json_of
+    from grounding.runtime.verdicts import as_text, exit_code
+
+    if cluster:
+        from grounding.cli.cluster import doctor_of_cluster
+
+        verdicts = doctor_of_cluster(namespace, files)
+    else:
+        from grounding.preflight.command import doctor as look
+
+        verdicts = look(files, runs, ask=network)
+    sys.stdout.write((json_of(verdicts).decode() if as_json else as_text(verdicts)) + "\n")
+    if code := exit_code(verdicts):
+        raise typer.Exit(code)

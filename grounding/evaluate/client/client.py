@@ -1,0 +1,590 @@
+"""The client: questions -> chat completions over HTTP, many at once, each answered or recorded as failed.
+
+`dispatch.py` decides what is asked next, `concurrency.py` how much at once and whether at all, and `http.py` moves the bytes.
+
+What a request that brought no answer means:
+
+| what came | for the endpoint | for the question |
+|---|---|---|
+| no connection | left alone at once, probed every 2 s at most | no try is used up; it goes to the next endpoint of its image's ranking |
+| time-out | limit cut; the fifth failure in a row opens the breaker | a try; asked again elsewhere after a pause |
+| connection lost, 5xx, no completion | the fifth in a row opens the breaker | a try; the same |
+| finish_reason abort, error, null | the same | a try; the same |
+| another finish_reason that is no end | it works | a try; the same |
+| 429, 503 | limit cut; `Retry-After` is obeyed; 503 counts as a failure in addition | one of its `refusals`; the same |
+| other 3xx, 4xx | it works; after eight in a row, while others answer, left alone | the other endpoints are asked; failed when none takes it |
+
+The run stops, and what was in flight is not recorded, when no endpoint is of use for `unreachable_s` (six times that while connections are
+made), and when question after question fails without an answer in between: that is not the questions' fault. Once nothing is
+left to hand out, an idle endpoint asks again what another one keeps for too long; the first answer counts and the other request is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import resource
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grounding.data.images import ImageStore
+from grounding.data.records import Expression
+from grounding.errors import Failure, UserError
+from grounding.evaluate.client.concurrency import Breaker, Limiter
+from grounding.evaluate.client.conversation import Conversation, Refusal
+from grounding.evaluate.client.dispatch import Dispatcher, Job, ranking
+from grounding.evaluate.client.http import Answer, Broken, FairQueue, Pool, Unreachable
+from grounding.evaluate.client.options import Options, asked_pause, normalise, pause
+from grounding.evaluate.client.request import encode
+from grounding.evaluate.method import Method
+from grounding.evaluate.reply import Reply, Unfinished
+from grounding.evaluate.served import UNKNOWN, ServedModel, difference
+
+RETRIED = frozenset({408, 425, 429})
+"""Statuses below 500 that another try may fix."""
+_OVERLOADED = frozenset({429, 503})
+_TICK_S = 0.1
+_IN_A_ROW = 8
+"""So many questions that fail without an answer in between are not the questions' fault; four times as many once something was answered"""
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit where the system lets it: each request in flight is a connection, and many shells allow 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
+class Refused(Failure):
+    """The server refuses every question for the same reason: a wrong model name or a field it does not know."""
+
+
+@dataclass(eq=False)
+class Server:
+    """An endpoint as the client sees it; the live view reads it."""
+
+    endpoint: str
+    url: str
+    limiter: Limiter
+    breaker: Breaker = field(default_factory=Breaker)
+    active: int = 0
+    answered: int = 0
+    failed: int = 0
+    declined: int = 0
+    """Questions in a row that it will not take, whatever is tried"""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    latency_s: float = 0.0
+    """Moving mean over some fifty answers"""
+    problem: str = ""
+    """What was wrong last"""
+    served: ServedModel = UNKNOWN
+    """Which model it says it serves"""
+    identified: bool = False
+    """Whether its pages were read since the last connection to it was lost"""
+    identifying: asyncio.Task[None] | None = None
+
+
+Receive = Callable[[int, Expression, Reply], None]
+
+
+class Questions(Protocol):
+    """What is asked: rows by number, each about one image. A `Worklist` is one."""
+
+    @property
+    def images(self) -> list[str]:
+        """Return the names of the images by number."""
+
+    @property
+    def image(self) -> NDArray[np.uint32]:
+        """Return the number of each row's image."""
+
+    def expression(self, row: int) -> Expression:
+        """Return what is asked about it."""
+
+
+Identify = Callable[[str], Awaitable[ServedModel]]
+"""Which model an endpoint says it serves, at its own pages"""
+
+
+class Client:
+    """Asks the rows of a worklist and hands each reply to `receive(row, expression, reply)`."""
+
+    def __init__(
+        self,
+        options: Options,
+        work: Questions,
+        images: ImageStore,
+        receive: Receive,
+        identify: Identify | None = None,
+        before: Sequence[ServedModel] = (),
+        method_of: Callable[[int], Method] | None = None,
+    ) -> None:
+        """Prepare to ask.
+
+        `method_of` says how a row is asked, if not by the options; rows of one image have pictures of one size. `before` are the
+        models of answers that are there already; without `identify` only replies say who answers.
+        """
+        self.options, self.work, self.images, self._receive = options, work, images, receive
+        self._method_of = method_of or (lambda _: options.method)
+        self._conversations: dict[Method, Conversation] = {}
+        endpoints = list(dict.fromkeys(options.endpoints))
+        if not endpoints:
+            raise UserError("no endpoint is given", field="--endpoint", hint="Write --endpoint http://HOST:PORT.")
+        self.servers = [Server(e, normalise(e), Limiter(1)) for e in endpoints]
+        self._names = [s.endpoint for s in self.servers]
+        self._identify = identify
+        self._before = before
+        self._seen: dict[str, ServedModel] = {}
+        """What each endpoint has said so far of the model that it serves"""
+        self._own = self._conversation(options.method)  # what the servers cannot do fails here, before anything is sent
+        for server, most in zip(self.servers, self._shares(len(endpoints)), strict=True):
+            server.limiter = Limiter(most, fixed=options.fixed)
+        self._answered = self._lost = 0  # answers; questions given up since the last one
+        self._asleep = 0  # questions that pause before they are asked again
+        self._recent: list[float] = []  # recent latencies, by which stragglers are recognised
+        self._running: dict[asyncio.Task[None], tuple[Job, int, float]] = {}
+        self._hungry: dict[int, None] = {}
+        """Endpoints that had room when there was nothing for them, the one that has waited longest first"""
+
+    async def run(self, rows: NDArray[np.int64]) -> None:
+        """Ask `rows`. Raises `Failure` when no endpoint is of use, `Refused` when the server refuses every question."""
+        if not len(rows):
+            return
+        work, loop = self.work, asyncio.get_running_loop()
+        self._queue = Dispatcher(
+            rows, work.image, work.images, self._names, first_alone=self.options.first_alone, room=self._takes
+        )
+        self._end: asyncio.Future[None] = loop.create_future()
+        allow_open_files(len(self.servers) + self.options.concurrency + 200)
+        turns, connect_s = FairQueue(), min(5.0, self.options.timeout_s)
+        access = self.options.access
+        self._pools = [Pool(s.url, turns, access.headers, connect_s, access.context) for s in self.servers]
+        self._started = time.monotonic()
+        await self._identify_all()
+        ticker = asyncio.create_task(self._tick())
+        ticker.add_done_callback(self._broke)
+        try:
+            self._pump_all()
+            await self._end
+        finally:
+            tasks = [ticker, *self._running]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for pool in self._pools:
+                pool.close()
+
+    # ---- who may ask ----
+    def _shares(self, count: int) -> list[int]:
+        each, more = divmod(max(self.options.concurrency, 1), count)
+        return [max(1, each + (number < more)) for number in range(count)]
+
+    def _share(self) -> None:
+        """Divide the concurrency among the endpoints that are there."""
+        there = [s for s in self.servers if not s.breaker.open] or self.servers
+        for server, most in zip(there, self._shares(len(there)), strict=True):
+            server.limiter.resize(most)
+
+    def _takes(self, index: int) -> int:
+        """Return how many questions an endpoint takes at once; 0 while it is down or wants to be left alone."""
+        breaker = self.servers[index].breaker
+        return 0 if breaker.open or breaker.waits(time.monotonic()) else self.servers[index].limiter.limit
+
+    def _room(self, server: Server) -> bool:
+        return server.breaker.admits(time.monotonic()) and (server.breaker.open or server.active < server.limiter.limit)
+
+    def _pump_all(self) -> None:
+        # one each in turn, so that no endpoint takes what is another's while that one has room
+        order = list(range(len(self.servers)))
+        while order:
+            order = [index for index in order if self._start(index)]
+
+    def _pump(self, index: int) -> None:
+        while self._start(index):
+            pass
+
+    def _feed_hungry(self) -> None:
+        """Give what any endpoint may take to those that had room and found nothing, one each in turn."""
+        while self._hungry and self._queue.surplus:
+            index = next(iter(self._hungry))
+            del self._hungry[index]
+            if self._start(index):
+                self._hungry[index] = None  # behind the others: it may have more room
+
+    def _next(self, index: int, job: Job | None = None) -> tuple[Job, bool] | None:
+        """Return a question for an endpoint, if it has room and there is one, and whether it is the breaker's probe. It counts as running there from
+        now on."""
+        server = self.servers[index]
+        if self._end.done() or not self._room(server):
+            return None
+        if job is None:
+            if self._asleep >= max(16, self.options.concurrency):  # each holds its image: no more are begun
+                return None
+            job = self._queue.take(index)
+        if job is None:
+            self._hungry[index] = None
+            return None
+        server.active += 1
+        job.at.append(index)
+        return job, server.breaker.sent()
+
+    def _start(self, index: int, job: Job | None = None) -> bool:
+        """Start one question at an endpoint, if it has room and there is one."""
+        found = self._next(index, job)
+        if found is None:
+            return False
+        task = asyncio.create_task(self._work(index, *found))
+        self._running[task] = (found[0], index, time.monotonic())
+        task.add_done_callback(self._ended)
+        return True
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        self._broke(task)
+
+    def _broke(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self._end.done():
+            self._end.set_exception(error)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self._all_gone()
+            self._queue.recheck()
+            self._pump_all()  # breakers that may be probed again, limits that have grown
+            if len(self.servers) > 1 and self._queue.idle:
+                self._ask_stragglers_again()
+
+    def _all_gone(self) -> None:
+        """Stop when no endpoint has been of use for too long."""
+        opened = [s.breaker.opened for s in self.servers if s.breaker.opened is not None]
+        if len(opened) < len(self.servers):
+            return
+        refused = all(s.breaker.refused for s in self.servers)
+        patience = self.options.unreachable_s * (1 if refused else 6)
+        now = time.monotonic()
+        if any(s.breaker.waits(now) for s in self.servers):
+            return
+        if now - max(opened) >= patience and (self._answered or now - self._started >= self.options.wait_s):
+            what = "can be reached" if refused else "answers"
+            problems = dict.fromkeys(f"{s.endpoint}: {s.problem}" for s in self.servers)
+            cure = "Start the server" if refused else "Look at the server's log"
+            raise Failure(
+                f"no endpoint {what} ({'; '.join(problems)})",
+                hint=f"Nothing is lost. {cure}, then run the same command again.",
+            )
+
+    def _ask_stragglers_again(self) -> None:
+        if not self._recent:
+            return
+        now, late = time.monotonic(), 3 * float(np.quantile(self._recent, 0.95))
+        for job, index, start in list(self._running.values()):
+            if job.done or len(job.at) > 1 or now - start < max(self.options.straggler_s, late):
+                continue
+            for other, server in enumerate(self.servers):
+                if other != index and not server.breaker.open and self._start(other, job):
+                    break
+
+    # ---- one question ----
+    async def _work(self, index: int, job: Job, probe: bool) -> None:
+        """Ask a question, then the next one there is, at one endpoint."""
+        server, task = self.servers[index], asyncio.current_task()
+        assert task is not None
+        while True:
+            try:
+                others_may = await self._attempt(server, index, job, probe)
+            finally:
+                server.active -= 1
+                job.at.remove(index)
+                server.breaker.dropped(probe)
+            if server.active + 1 < server.limiter.limit:
+                self._pump(index)
+            if others_may:
+                self._feed_hungry()
+            following = self._next(index)
+            if following is None:
+                return
+            job, probe = following
+            self._running[task] = (job, index, time.monotonic())
+
+    async def _picture(self, job: Job) -> bytes:
+        """Return the image as a request carries it, made once for all questions of its group."""
+        group = job.group
+        if group.picture is None:
+            name = self.work.images[group.image]
+            method = self._method_of(job.row)
+            bounds = method.max_pixels, method.min_pixels
+            group.picture = asyncio.ensure_future(
+                asyncio.to_thread(encode, self.images, name, self.options.request, *bounds)
+            )
+        picture: bytes = await asyncio.shield(group.picture)
+        return picture
+
+    def _conversation(self, method: Method) -> Conversation:
+        found = self._conversations.get(method)
+        if found is None:
+            o = self.options
+            found = self._conversations[method] = Conversation(o.request, method, o.served_by, o.sampling)
+        return found
+
+    async def _attempt(self, server: Server, index: int, job: Job, probe: bool) -> bool:
+        """Ask once, by as many requests as the method takes, and see what comes of it. Says whether other questions became ready."""
+        expression = self.work.expression(job.row)
+        try:
+            made = job.group.picture  # nearly always: one question of several about the picture
+            picture = made.result() if made is not None and made.done() else await self._picture(job)
+        except UserError as error:  # this image's questions fail; the others do not
+            return not job.done and self._final(job, index, expression, Reply(None, error=str(error)))
+        pool, timeout_s, refused = self._pools[index], self.options.timeout_s, False
+        given_up: Unfinished | None = None
+        method = self._method_of(job.row)
+        whole = self._own if method is self.options.method else self._conversation(method)
+        talk = whole.begin(
+            lambda pieces, headers: pool.post(pieces, headers, timeout_s),
+            picture,
+            expression,
+            self.work.images[job.group.image],
+        )
+        try:
+            reply = await talk.reply()
+            if self._identify is not None and not server.identified:
+                await self._identified(server)
+            reply = self._attributed(server, reply)
+            self._succeeded(server, reply, talk.cached)
+            if job.done:  # another endpoint was faster
+                return False
+            if self._answered <= self.options.warm_up:
+                reply = reply._replace(latency_s=None)
+            return self._final(job, index, expression, reply)
+        except Refusal as refusal:
+            problem = str(refusal)
+        except Unreachable as error:
+            refused, problem, server.identified = True, str(error), False
+        except TimeoutError:
+            problem = f"no answer in {timeout_s:g} s"
+            server.limiter.overloaded(time.monotonic())
+        except Broken as error:
+            problem, server.identified = str(error), False
+        except Unfinished as error:
+            problem, given_up = str(error), error
+        except ValueError as error:
+            problem = str(error)
+        answer = talk.answer
+        server.failed += 1
+        server.problem = problem = self.options.access.hide(problem)
+        if answer is not None and 300 <= answer.status < 500 and answer.status not in RETRIED:
+            return self._declined(server, index, job, expression, problem, probe)
+        return self._failed(server, index, job, expression, answer, problem, given_up, refused=refused, probe=probe)
+
+    # ---- who answers ----
+    async def _identify_all(self) -> None:
+        """Read the pages of all endpoints before anything is asked. Those that are not there yet are read with their first answer."""
+        if self._identify is not None:
+            found = await asyncio.gather(*(self._identify(s.endpoint) for s in self.servers))
+            for server, served in zip(self.servers, found, strict=True):
+                if served != UNKNOWN:
+                    server.identified = True
+                    self._learn(server, served)
+
+    async def _identified(self, server: Server) -> None:
+        """Read an endpoint's pages, once for all answers that wait for it."""
+
+        async def read() -> None:
+            assert self._identify is not None
+            served = await self._identify(server.endpoint)
+            server.identified, server.identifying = True, None
+            self._learn(server, served)
+
+        if server.identifying is None:
+            server.identifying = asyncio.create_task(read())
+        await asyncio.shield(server.identifying)
+
+    def _attributed(self, server: Server, reply: Reply) -> Reply:
+        """Return the reply with what is known of the model that gave it."""
+        for one in (reply, *reply.samples):
+            known = server.served
+            if one.served_model not in (None, known.reply) or one.weight_version not in (None, known.weight_version):
+                said = ServedModel(reply=one.served_model, weight_version=one.weight_version)
+                self._learn(server, said.over(known))
+        known = server.served
+        if known.id is known.path is known.weight_version is known.version is None:
+            return reply
+        version = known.weight_version if reply.weight_version is None else reply.weight_version
+        return reply._replace(
+            served_id=known.id, served_path=known.path, weight_version=version, served_version=known.version
+        )
+
+    def _learn(self, server: Server, served: ServedModel) -> None:
+        """Note the model that an endpoint serves. Raises `UserError` if another endpoint, or this one before, serves another."""
+        if not self.options.mixed and (problem := self._contradiction(server, served)) is not None:
+            raise UserError(
+                problem,
+                field="--endpoint",
+                hint="One evaluation is of one model. Answers so far are kept; ask endpoints that serve the same model, or choose "
+                "another --out. If it is one model all the same, --mixed-models goes on, with a note beside the number.",
+            )
+        server.served = served
+        self._seen[server.endpoint] = served.over(self._seen.get(server.endpoint, UNKNOWN))
+
+    def _contradiction(self, server: Server, served: ServedModel) -> str | None:
+        for who, other in self._seen.items():
+            if (apart := difference(other, served)) is not None:
+                whom = "now it" if who == server.endpoint else server.endpoint
+                return f"the endpoints serve different models: {who} {apart[0]}, {whom} {apart[1]}"
+        for other in self._before:
+            if (apart := difference(other, served)) is not None:
+                return f"{server.endpoint} {apart[1]}, but the answers so far are of a server that {apart[0]}"
+        return None
+
+    def _succeeded(self, server: Server, reply: Reply, cached: int) -> None:
+        was_open, latency = server.breaker.open, reply.latency_s or 0.0
+        server.breaker.success()
+        server.limiter.answered(time.monotonic(), server.active)
+        server.answered += 1
+        server.declined = self._lost = 0
+        server.latency_s += (latency - server.latency_s) * (0.02 if server.answered > 50 else 1 / server.answered)
+        server.prompt_tokens += reply.prompt_tokens or 0
+        server.cached_tokens += cached
+        self._answered += 1
+        self._recent.append(latency)
+        if len(self._recent) >= 2000:
+            del self._recent[:1000]
+        if was_open:
+            self._share()
+
+    def _declined(
+        self, server: Server, index: int, job: Job, expression: Expression, problem: str, probe: bool
+    ) -> bool:
+        """Note that the endpoint will not take the question as it is. Another one may: it could serve another model, or limit requests otherwise."""
+        server.declined += 1
+        job.declined |= 1 << index
+        there = [i for i, s in enumerate(self.servers) if i != index and not s.breaker.open]
+        if server.declined >= _IN_A_ROW and any(self.servers[i].answered for i in there):
+            server.breaker.failures = server.breaker.tolerated
+            self._trouble(server, index, refused=False, probe=probe)
+        else:
+            server.breaker.success()
+        if job.done or len(job.at) > 1:  # answered elsewhere, or a copy of it is still on its way
+            return False
+        untried = [i for i in there if not job.declined >> i & 1]
+        if untried:
+            self._put(job, next(i for i in self._order(job) if i in untried))
+            return False
+        return self._give_up(job, index, expression, problem, declined=True)
+
+    def _failed(
+        self,
+        server: Server,
+        index: int,
+        job: Job,
+        expression: Expression,
+        answer: Answer | None,
+        problem: str,
+        given_up: Unfinished | None,
+        *,
+        refused: bool,
+        probe: bool,
+    ) -> bool:
+        """Return what a request without an answer means: for the endpoint, and for the question, which is asked again or given up."""
+        asked_s = asked_pause(answer.headers.get(b"retry-after", b"").decode("latin-1")) if answer else 0.0
+        overloaded = answer is not None and answer.status in _OVERLOADED
+        if overloaded:
+            server.limiter.overloaded(time.monotonic())
+            server.breaker.wait(time.monotonic(), asked_s)
+        if (answer is not None and answer.status == 429) or (given_up is not None and not given_up.of_the_server):
+            server.breaker.success()
+        else:
+            self._trouble(server, index, refused=refused, probe=probe)
+        if job.done or len(job.at) > 1:  # answered elsewhere, or a copy of it is still on its way
+            return False
+        # a server that is away is the run's trouble, not this question's
+        loading = not self._answered and time.monotonic() - self._started < self.options.wait_s
+        job.refusals += overloaded and not loading
+        job.tries += not overloaded and not refused
+        if job.tries >= self.options.attempts or job.refusals >= self.options.refusals:
+            text = f"{problem} (after {job.tries + job.refusals} tries)"
+            return self._give_up(job, index, expression, text, None if given_up is None else given_up.reply)
+        if refused:
+            self._again(job, index, probe)
+            return False
+        wait = pause(max(0, job.tries + job.refusals - 1), asked_s, self.options.backoff_s, random.random())
+        self._asleep += 1
+        asyncio.get_running_loop().call_later(wait, self._wake, job, index, probe)
+        return False
+
+    def _trouble(self, server: Server, index: int, *, refused: bool, probe: bool) -> None:
+        was_open = server.breaker.open
+        server.breaker.failure(time.monotonic(), refused=refused, jitter=random.random(), probe=probe)
+        if server.breaker.open and not was_open:
+            self._share()
+            self._queue.evacuate(index, lambda job: self._best(job, index))
+            asyncio.get_running_loop().call_soon(self._pump_all)
+
+    def _order(self, job: Job) -> list[int]:
+        return ranking(self.work.images[job.group.image], self._names)
+
+    def _best(self, job: Job, failed_at: int) -> int:
+        """Return the endpoint that the question's image prefers among those that are there, take it, and have not just failed."""
+        return min(
+            self._order(job),
+            key=lambda i: (job.declined >> i & 1, not self._takes(i), i == failed_at),
+        )
+
+    def _wake(self, job: Job, failed_at: int, probed: bool) -> None:
+        self._asleep -= 1
+        self._again(job, failed_at, probed)
+
+    def _again(self, job: Job, failed_at: int, probed: bool) -> None:
+        # what was a probe goes behind the others, so that no question uses up its tries on an endpoint that is away
+        if not (job.done or self._end.done()):
+            self._put(job, self._best(job, failed_at), last=probed)
+
+    def _put(self, job: Job, index: int, *, last: bool = False) -> None:
+        self._queue.again(job, index, last=last)
+        asyncio.get_running_loop().call_soon(self._pump, index)
+
+    def _give_up(
+        self,
+        job: Job,
+        index: int,
+        expression: Expression,
+        problem: str,
+        came: Reply | None = None,
+        *,
+        declined: bool = False,
+    ) -> bool:
+        """Record a question as failed, with what came of its last try. Raises `Failure` after so many in a row that it is the server."""
+        self._lost += 1
+        if self._lost >= _IN_A_ROW * (4 if self._answered else 1) and self._queue.unfinished > 1:
+            if declined:
+                raise Refused(
+                    f"the server refuses every question: {problem}",
+                    hint="Check --model (the name the server serves it under) and --engine; then run the same command with --retry-errors.",
+                )
+            raise Failure(
+                f"question after question fails: {problem}",
+                hint="Look at the server's log. What failed is asked again by the same command with --retry-errors.",
+            )
+        return self._final(job, index, expression, (came or Reply(None))._replace(error=problem))
+
+    def _final(self, job: Job, index: int, expression: Expression, reply: Reply) -> bool:
+        """Return the reply that counts. Says whether other questions became ready."""
+        if self._end.done():  # the run has stopped: nothing is recorded any more
+            return False
+        self._receive(job.row, expression, reply)
+        released = self._queue.finish(job, index)
+        if len(job.at) > 1:  # the copy's answer is not waited for
+            me = asyncio.current_task()
+            for task, (other, _, _) in self._running.items():
+                if other is job and task is not me:
+                    task.cancel()
+        if not self._queue.unfinished and not self._end.done():
+            self._end.set_result(None)
+        return released

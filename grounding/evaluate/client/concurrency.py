@@ -1,0 +1,150 @@
+"""How much an endpoint is asked at once, and when it is left alone: a concurrency limit and a circuit breaker. Pure; times are given.
+
+Seconds of any monotonic clock. Limits in the way of TCP's: slow start, then probing, and a cut on overload.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Limiter:
+    """Requests in flight at one endpoint, between 1 and `most`.
+
+    It grows while that brings more answers a second, that is, while the latency holds: at a server that is full twice the requests take twice
+    the time. After a growth one round (as many answers as the limit) passes before the next is measured. `overloaded` cuts it.
+    """
+
+    most: int
+    limit: int = 16
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        self.limit = self.most if self.fixed else max(1, min(self.limit, self.most))
+        self._doubling, self._best, self._best_limit = True, 0.0, self.limit
+        self._hold, self._holds = 0, 8
+        self._settling, self._count, self._since = True, 0, -1.0
+        self._full, self._cut_at = True, -1e9
+
+    def resize(self, most: int) -> None:
+        """Another share of the whole. A limit that stood at the old ceiling may grow at once."""
+        self.most = max(1, most)
+        self.limit = self.most if self.fixed else min(self.limit, self.most)
+        self._best_limit = min(self._best_limit, self.most)
+
+    def answered(self, now: float, in_flight: int) -> None:
+        """An answer came while `in_flight` requests (itself included) were open."""
+        if self.fixed:
+            return
+        if self._since < 0:
+            self._since = now
+        self._full &= in_flight >= self.limit
+        self._count += 1
+        if self._count < max(4, self.limit):
+            return
+        rate, full = self._count / max(1e-9, now - self._since), self._full
+        settling, self._settling = self._settling, False
+        self._count, self._since, self._full = 0, now, True
+        if full and not settling:  # a limit that was not reached says nothing
+            self._judge(rate)
+
+    def _judge(self, rate: float) -> None:
+        if self._hold > 0:
+            self._hold -= 1
+            self._best += 0.2 * (rate - self._best)  # the load changes over a run
+            if self._hold == 0 and self.limit < self.most:
+                self._set(self.limit + max(1, self.limit // 4))
+            return
+        if rate > self._best * (1.1 if self._doubling else 1.03):
+            self._best, self._best_limit, self._holds = rate, self.limit, 8
+            if self.limit < self.most:
+                self._set(self.limit * 2 if self._doubling else self.limit + max(1, self.limit // 4))
+            else:
+                self._hold = self._holds
+            return
+        self._doubling = False
+        self._hold, self._holds = self._holds, min(64, self._holds * 2)
+        self._set(self._best_limit)
+
+    def _set(self, limit: int) -> None:
+        limit = max(1, min(limit, self.most))
+        if limit != self.limit:
+            self.limit, self._settling = limit, True
+
+    def overloaded(self, now: float) -> None:
+        """The endpoint said that it is too much, or did not answer in time. Cut at most once a second."""
+        if self.fixed or now - self._cut_at < 1.0:
+            return
+        self._cut_at, self._doubling = now, False
+        self._best, self._best_limit = 0.0, max(1, int(self.limit * 0.7))
+        self._hold, self._holds = 8, 8
+        self._set(self._best_limit)
+
+
+@dataclass
+class Breaker:
+    """Leaves an endpoint alone after failures and lets one question through now and then, the probe, until one is answered.
+
+    Failures of questions that were on their way when it opened change nothing more: a server that dies with 500 questions failed once.
+    """
+
+    tolerated: int = 5
+    """So many failures in a row open it; a connection that is refused does at once"""
+    first_s: float = 0.5
+    longest_s: float = 10.0
+    longest_refused_s: float = 2.0
+    """A connection that is refused costs nothing, and a server that starts should not wait to be found"""
+
+    def __post_init__(self) -> None:
+        self.failures, self.probing, self.refused = 0, False, False
+        self.opened: float | None = None
+        """When it opened; None while it is closed"""
+        self._retry_at, self._pause, self._not_before = 0.0, 0.0, float("-inf")
+
+    @property
+    def open(self) -> bool:
+        """Return whether it takes no more than a probe."""
+        return self.opened is not None
+
+    def waits(self, now: float) -> bool:
+        """Return whether the endpoint asked to be left alone."""
+        return now < self._not_before
+
+    def admits(self, now: float) -> bool:
+        """Return whether a question may be sent now; `sent` has to be told."""
+        return not self.waits(now) and (not self.open or (now >= self._retry_at and not self.probing))
+
+    def sent(self) -> bool:
+        """Note that a question is sent. Returns whether it is the probe; its outcome must be reported in any case, even if it is `dropped`."""
+        if not self.open:
+            return False
+        self.probing = True
+        return True
+
+    def dropped(self, probe: bool) -> None:
+        """A question ended in a way that says nothing of the endpoint. Harmless after `success` or `failure`."""
+        if probe:
+            self.probing = False
+
+    def success(self) -> None:
+        """An answer came, of whatever kind: the endpoint is there and works. What it asked for by Retry-After stands."""
+        self.failures, self.opened, self._pause, self.probing, self.refused = 0, None, 0.0, False, False
+
+    def failure(self, now: float, *, refused: bool, jitter: float, probe: bool = False) -> None:
+        """No answer, or none of use. `refused`: not even a connection. `jitter` is 0..1."""
+        self.failures += 1
+        if self.open and not probe:
+            return
+        if probe:
+            self.probing = False
+        if probe or refused or self.failures >= self.tolerated:
+            self.refused = refused
+            longest = self.longest_refused_s if refused else self.longest_s
+            self._pause = min(longest, self._pause * 2 or self.first_s)
+            self._retry_at = now + self._pause * (0.5 + 0.5 * jitter)
+            self.opened = now if self.opened is None else self.opened
+
+    def wait(self, now: float, seconds: float) -> None:
+        """The endpoint asked to be left alone so long (Retry-After)."""
+        self._not_before = max(self._not_before, now + seconds)

@@ -1,0 +1,240 @@
+"""Which question goes where: questions in groups of one image, dealt to endpoints, taken, stolen and given back. Pure: no I/O, no clock.
+
+A server that has an image encoded answers the image's other questions for a sixth of the work, so the unit of dealing is the image.
+
+1. *Deal.* Rows of all files are sorted by image. Each image has a home: the endpoint that comes first in its `ranking` (rendezvous hashing).
+   An endpoint's images are one range [low, high), in the order of their first row. Nothing else is stored: two numbers a row.
+2. *Take.* An endpoint that has room takes, in this order: (a) a question of an image that was begun there; (b) the first question of its next
+   image, at `low`; (c) if its range is empty, the first question of the *last* image, at `high`, of the endpoint with most images left. Whole
+   images are stolen, from the far end, so that owner and thief meet at most once. (d) If no image is left to begin anywhere, a question
+   that waits elsewhere for more than one round, or for an endpoint that is gone: better asked without the cache than late.
+3. *First alone.* The first question of an image goes ahead; its siblings are handed out, at the same endpoint, once it has its final reply.
+   If it fails and is asked elsewhere, they follow it there.
+4. *Give back.* A question whose request failed is put back (`again`) at the endpoint of the client's choice: the next of the image's ranking that
+   is not down. If an endpoint goes down, its begun questions move in the same way (`evacuate`); its range stays its own, is stolen
+   from as in (c), and is served by it again once it comes back.
+
+Every row is in exactly one place: in a range, waiting in its group, in one ready queue, or with the client; `finish` takes it out.
+
+A take costs the same whatever the number of endpoints. (c) keeps a heap of the ranges, whose entries are corrected when they come up, since
+a range only shrinks. (d) keeps the set of endpoints whose queue was longer than their room when it last grew; `recheck` looks at all of them
+again, for rooms that have shrunk since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def ranking(image: str, endpoints: Sequence[str]) -> list[int]:
+    """Return the indices of the endpoints in the order an image prefers them. A new or lost endpoint moves only the images it gains or held.
+
+    Rendezvous (highest random weight) hashing: Thaler and Ravishankar, 1998.
+    """
+    weights = _weights(_hashes([image]), _hashes(endpoints))[0]
+    return [int(index) for index in np.argsort(weights, kind="stable")]
+
+
+def homes(images: Sequence[str], endpoints: Sequence[str], block: int = 1024) -> NDArray[np.int64]:
+    """Return `ranking(image, endpoints)[0]` of each image."""
+    ours, theirs = _hashes(images), _hashes(endpoints)
+    return np.concatenate(
+        [np.zeros(0, dtype=np.int64)]
+        + [_weights(ours[at : at + block], theirs).argmin(axis=1) for at in range(0, len(ours), block)]
+    )
+
+
+def _hashes(names: Sequence[str]) -> NDArray[np.uint64]:
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, dtype=np.uint64)
+
+
+def _weights(images: NDArray[np.uint64], endpoints: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Mix each image's hash with each endpoint's by the finaliser of splitmix64. The lowest weight is the first choice."""
+    z = images[:, None] ^ endpoints[None, :]
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(z ^ (z >> np.uint64(31)), dtype=np.uint64)
+
+
+class Group:
+    """An image that was started: its open questions, and the client's `picture` of it."""
+
+    __slots__ = ("image", "open", "picture", "waiting")
+
+    def __init__(self, image: int, waiting: list[int]) -> None:
+        self.image, self.waiting, self.open = image, waiting, len(waiting)
+        self.picture: Any = None
+
+
+class Job:
+    """One question on its way. `tries`, `refusals` (429 and the like), `declined` (a bit for each endpoint that will not take it) and `at`
+    (where it runs) are the client's to keep."""
+
+    __slots__ = ("at", "declined", "done", "group", "refusals", "row", "tries")
+
+    def __init__(self, row: int, group: Group) -> None:
+        self.row, self.group = row, group
+        self.tries = self.refusals = self.declined = 0
+        self.at: list[int] = []
+        self.done = False
+
+
+class Dispatcher:
+    """Hands out the questions `rows` of a worklist, each once; `unfinished` counts those without a final reply.
+
+    `images[i]` is the image number of row i, `names` the images by number. With `first_alone` the first question of an image goes
+    ahead and the others follow once it has returned, so that they find the image in the server's cache. `room(i)` says how many questions
+    endpoint i takes at once, 0 when it is down.
+    """
+
+    def __init__(
+        self,
+        rows: NDArray[np.int64],
+        images: NDArray[np.uint32],
+        names: Sequence[str],
+        endpoints: Sequence[str],
+        *,
+        first_alone: bool = True,
+        room: Callable[[int], int] = lambda _: 0,
+    ) -> None:
+        self.endpoints, self.first_alone, self.unfinished = list(endpoints), first_alone, len(rows)
+        self._room = room
+        self._images = images
+        wanted = images[rows]
+        distinct, first = np.unique(wanted, return_index=True)
+        home = np.zeros(len(names), dtype=np.uint16)
+        appears = np.zeros(len(names), dtype=np.int64)
+        appears[distinct] = first
+        if len(self.endpoints) > 1:
+            home[distinct] = homes([names[image] for image in distinct], self.endpoints)
+        # by endpoint, then by image as it first appears, then as given
+        order = np.lexsort((np.arange(len(rows)), appears[wanted], home[wanted]))
+        self._rows = rows[order]
+        sorted_images = wanted[order]
+        starts = np.flatnonzero(np.diff(sorted_images, prepend=-1)) if len(rows) else np.zeros(0, dtype=np.int64)
+        self._starts = np.append(starts, len(rows))
+        owners = home[sorted_images[starts]] if len(rows) else np.zeros(0, dtype=np.uint16)
+        ends = np.searchsorted(owners, np.arange(len(self.endpoints) + 1))
+        self._low, self._high = ends[:-1].tolist(), ends[1:].tolist()
+        self._ready: list[deque[Job]] = [deque() for _ in self.endpoints]
+        self._fullest = [
+            (low - high, index) for index, (low, high) in enumerate(zip(self._low, self._high, strict=True))
+        ]
+        heapq.heapify(self._fullest)
+        self._images_left = len(self._starts) - 1
+        self._waiting = 0
+        self._long: dict[int, None] = {}
+        """Endpoints whose ready queue may be longer than one round, the one that has been so for longest first"""
+
+    def take(self, endpoint: int) -> Job | None:
+        """Return the next question for an endpoint that has room: its own, else one of the endpoint that has most left."""
+        ready = self._ready[endpoint]
+        if ready:
+            self._waiting -= 1
+            return ready.popleft()
+        group = self._next_group(endpoint)
+        if group is not None:
+            rows = group.waiting
+            if not self.first_alone:
+                group.waiting = []
+                self._add(endpoint, [Job(row, group) for row in rows[1:]])
+            else:
+                group.waiting = rows[1:]
+            return Job(rows[0], group)
+        victim = self._overfull()
+        if victim is None:
+            return None
+        self._waiting -= 1
+        return self._ready[victim].pop()
+
+    @property
+    def surplus(self) -> bool:
+        """Return whether there is something that any endpoint may take: an image to begin, or a queue of more than one round."""
+        return self._images_left > 0 or self._overfull() is not None
+
+    def recheck(self) -> None:
+        """Look at every queue again, because the rooms have changed."""
+        for index in range(len(self._ready)):
+            self._note(index)
+
+    def _overfull(self) -> int | None:
+        """Return the endpoint that has had more than one round waiting for longest; None if there is none."""
+        while self._long:
+            index = next(iter(self._long))
+            if len(self._ready[index]) > self._room(index):
+                return index
+            del self._long[index]
+        return None
+
+    def _note(self, index: int) -> None:
+        if len(self._ready[index]) > self._room(index):
+            self._long.setdefault(index)
+
+    def _add(self, index: int, jobs: Sequence[Job]) -> None:
+        self._ready[index].extend(jobs)
+        self._waiting += len(jobs)
+        self._note(index)
+
+    def _next_group(self, endpoint: int) -> Group | None:
+        if not self._images_left:
+            return None
+        if self._low[endpoint] < self._high[endpoint]:
+            index = self._low[endpoint]
+            self._low[endpoint] += 1
+        else:
+            victim = self._victim()
+            self._high[victim] -= 1
+            index = self._high[victim]
+        self._images_left -= 1
+        rows = self._rows[self._starts[index] : self._starts[index + 1]]
+        return Group(int(self._images[rows[0]]), rows.tolist())
+
+    def _victim(self) -> int:
+        """Return the endpoint with most images left to begin; there is one."""
+        while True:
+            noted, index = self._fullest[0]
+            left = self._high[index] - self._low[index]
+            if -noted == left:
+                return index
+            if left:
+                heapq.heapreplace(self._fullest, (-left, index))
+            else:
+                heapq.heappop(self._fullest)
+
+    def finish(self, job: Job, endpoint: int) -> bool:
+        """Note that a question has its final reply, from that endpoint. What waited for it may go there; returns whether something did."""
+        job.done = True
+        self.unfinished -= 1
+        group = job.group
+        group.open -= 1
+        waiting, group.waiting = group.waiting, []
+        if waiting:
+            self._add(endpoint, [Job(row, group) for row in waiting])
+        return bool(waiting)
+
+    def again(self, job: Job, endpoint: int, *, last: bool = False) -> None:
+        """Put a question back, to be asked next at that endpoint, or after all others that were begun there."""
+        ready = self._ready[endpoint]
+        ready.append(job) if last else ready.appendleft(job)
+        self._waiting += 1
+        self._note(endpoint)
+
+    def evacuate(self, endpoint: int, to: Callable[[Job], int]) -> None:
+        """Hand out again what an endpoint that has gone had begun. It keeps what it has not begun; others take that when they have nothing left."""
+        jobs, self._ready[endpoint] = self._ready[endpoint], deque()
+        self._waiting -= len(jobs)
+        for job in jobs:
+            self._add(to(job), [job])
+
+    @property
+    def idle(self) -> bool:
+        """Return whether nothing is left to hand out (questions may still be on their way)."""
+        return not self._waiting and not self._images_left

@@ -1,0 +1,324 @@
+"""A lean HTTP/1.1 client for one kind of request: a large POST over a kept connection, its small answer, and how long that took.
+
+It exists because the client is what limits an evaluation over many servers: a general library spends three quarters of a request's CPU time on
+what is not needed here (docs/benchmarks.md). Messages are parsed by llhttp (`httptools`), connections and TLS are asyncio's; ours are the pool,
+the deadline and the clock. Bodies are pieces of bytes that are written as the socket takes them and never joined, so that many questions
+share one encoded image. A latency runs from the first byte that is written to the moment the last one was read, which is noted where it is
+read: answers that wait for their turn in this process do not look slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import httptools
+
+LARGEST_ANSWER = 64 << 20
+"""Bytes; what sends more is broken"""
+_CHUNK = 1 << 18
+_AT_ONCE = 8
+"""Answers that are worked on before the sockets are looked at again"""
+_STALE_S = 1.0
+
+
+class Unreachable(Exception):
+    """No connection was made: refused, no such name, no TLS."""
+
+
+class Broken(Exception):
+    """The connection ended early, or what came is no HTTP."""
+
+
+class _Stale(Broken):
+    """A kept connection that the server had closed when it was used again."""
+
+
+class _Ours(Exception):
+    """Connecting failed for a reason of this machine."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+
+class Answer(NamedTuple):
+    """A response that came whole."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    """Names in lower case"""
+    body: bytes
+    latency_s: float
+
+
+class FairQueue:
+    """Lets waiting tasks go on a few at a time, so that between them the event loop reads what has arrived."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting = deque[tuple[asyncio.Future[Answer], Answer]]()
+
+    def add(self, future: asyncio.Future[Answer], answer: Answer) -> None:
+        """Give the answer to the future when it is its turn."""
+        if not self._waiting:
+            self._loop.call_soon(self._next)
+        self._waiting.append((future, answer))
+
+    def _next(self) -> None:
+        for _ in range(min(_AT_ONCE, len(self._waiting))):
+            future, answer = self._waiting.popleft()
+            if not future.done():
+                future.set_result(answer)
+        if self._waiting:
+            self._loop.call_soon(self._next)
+
+
+class Connection(asyncio.Protocol):
+    """One connection, one exchange at a time."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._loop = pool.loop
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._future: asyncio.Future[Answer] | None = None
+        self._unsent = deque[memoryview]()
+        self._paused, self._reused, self._got = False, False, 0
+        self._start = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self._headed = self._lasts = False
+
+    async def exchange(self, head: bytes, pieces: Sequence[bytes], deadline: float) -> Answer:
+        """Send a request, its first piece a small one, and return its answer. `deadline` is the loop's time.
+
+        Raises `Broken`, and `TimeoutError` at the deadline.
+        """
+        if self._transport is None or self._transport.is_closing():
+            raise _Stale("the connection was closed")
+        self._reset()
+        self._got = 0
+        self._future = future = self._loop.create_future()
+        timer = self._loop.call_at(deadline, self._too_late)
+        self._start = perf_counter()
+        self._unsent.append(memoryview(head + pieces[0]))
+        self._unsent.extend(memoryview(p) for p in pieces[1:])
+        self._push()
+        try:
+            answer: Answer = await future
+        except BaseException:
+            self.close()  # what comes later belongs to no one
+            raise
+        finally:
+            timer.cancel()
+            self._future = None
+        if not self.closed:
+            if self._unsent or self._transport.get_write_buffer_size() or not self._lasts:
+                self.close()
+            else:
+                self._reused = True
+                self._pool.keep(self)
+        return answer
+
+    def close(self) -> None:
+        """Close at once, whatever is on its way."""
+        self._unsent.clear()
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def closed(self) -> bool:
+        """Return whether it is of no use any more."""
+        return self._transport is None or self._transport.is_closing()
+
+    def _push(self) -> None:
+        while self._unsent and not self._paused and self._transport is not None:
+            piece = self._unsent.popleft()
+            if len(piece) > _CHUNK:  # what the socket does not take is copied, so no more is offered than it may take
+                self._unsent.appendleft(piece[_CHUNK:])
+                piece = piece[:_CHUNK]
+            self._transport.write(piece)
+
+    def _fail(self, error: Exception) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_exception(error)
+
+    def _too_late(self) -> None:
+        self._fail(TimeoutError())
+
+    def _complete(self) -> None:
+        seconds = perf_counter() - self._start
+        answer = Answer(self._parser.get_status_code(), self._headers, b"".join(self._body), seconds)
+        future, self._future = self._future, None  # it is out of reach for what the connection may still do
+        if future is not None and not future.done():
+            self._pool.turns.add(future, answer)
+
+    # ---- asyncio.Protocol ----
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._push()
+
+    def data_received(self, data: bytes) -> None:
+        self._got += len(data)
+        if self._future is None or self._got > LARGEST_ANSWER:  # no one asked, or it never ends
+            self._fail(Broken(f"an answer of more than {LARGEST_ANSWER >> 20} MiB"))
+            self.close()
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail(Broken("the server wants to speak another protocol"))
+            self.close()
+        except httptools.HttpParserError as error:
+            self._fail(Broken(f"not HTTP: {error or data[:60]!r}"))
+            self.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._pool.lost(self)
+        self._transport = None
+        if self._future is None:
+            return
+        if self._headed and not error and not {b"content-length", b"transfer-encoding"} & self._headers.keys():
+            self._complete()  # its end is the end of the connection
+        elif not self._got and self._reused and perf_counter() - self._start < _STALE_S:
+            self._fail(_Stale("the connection was closed"))
+        else:
+            after = f"after {self._got} bytes of the answer" if self._got else "before an answer"
+            self._fail(Broken(f"the connection was closed {after}" + (f" ({error})" if error else "")))
+
+    # ---- llhttp ----
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self._headed = True
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._parser.get_status_code() < 200:  # 100 Continue and the like come before the answer
+            self._reset()
+        else:
+            self._lasts = self._parser.should_keep_alive()  # llhttp knows that only now
+            self._complete()
+
+
+class Pool:
+    """The connections to one server. Made inside a running event loop; `url` is what is posted to.
+
+    The pool itself sets no limit: there are as many connections as exchanges were open at a time.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        turns: FairQueue,
+        headers: Mapping[str, str] | None = None,
+        connect_s: float = 5.0,
+        context: Callable[[], ssl.SSLContext] = ssl.create_default_context,
+    ) -> None:
+        parts = urlsplit(url)
+        self.loop, self.turns, self._connect_s = asyncio.get_running_loop(), turns, connect_s
+        self._host, secure = parts.hostname or "", parts.scheme == "https"
+        self._port = parts.port or (443 if secure else 80)
+        self._tls = context() if secure else None
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        fixed = {"Host": parts.netloc, "Accept": "application/json", "Content-Type": "application/json"} | dict(
+            headers or {}
+        )
+        self._head = f"POST {target} HTTP/1.1\r\n".encode() + _lines(fixed)
+        self._idle: list[Connection] = []
+        self._all = set[Connection]()
+        self._addresses: asyncio.Future[list[Any]] | None = None
+        self._resolved = 0.0
+
+    async def post(self, pieces: Sequence[bytes], headers: Mapping[str, str], timeout_s: float) -> Answer:
+        """Post the pieces as one JSON body. Raises `Unreachable`, `Broken`, and `TimeoutError` when the whole takes longer than `timeout_s`."""
+        deadline = self.loop.time() + timeout_s
+        head = b"%s%sContent-Length: %d\r\n\r\n" % (self._head, _lines(headers), sum(map(len, pieces)))
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:
+                try:
+                    return await connection.exchange(head, pieces, deadline)
+                except _Stale:  # servers close what was idle for some seconds; others of the pool may be as old
+                    break
+        connection = await self._connect(deadline)
+        return await connection.exchange(head, pieces, deadline)
+
+    async def _connect(self, deadline: float) -> Connection:
+        last: Exception = Unreachable(f"no address is known for {self._host}")
+        try:
+            async with asyncio.timeout_at(min(deadline, self.loop.time() + self._connect_s)):
+                for family, _, _, _, address in await self._resolve():
+                    try:
+                        _, connection = await self.loop.create_connection(
+                            lambda: Connection(self),
+                            address[0],
+                            self._port,
+                            family=family,
+                            ssl=self._tls,
+                            server_hostname=self._host if self._tls else None,
+                        )
+                    except OSError as error:
+                        if error.errno in (errno.EMFILE, errno.ENFILE):
+                            raise _Ours(error) from None
+                        last = error
+                        continue
+                    self._all.add(connection)
+                    return connection
+        except _Ours as ours:
+            raise ours.error from None
+        except TimeoutError:
+            raise Unreachable(f"no connection to {self._host}:{self._port} in {self._connect_s:g} s") from None
+        except OSError as error:  # the name
+            last = error
+        named = isinstance(last, OSError) and (last.errno or 0) > 0 and not isinstance(last, ssl.SSLError)
+        problem = os.strerror(last.errno or 0) if named and isinstance(last, OSError) else str(last)
+        raise Unreachable(f"{self._host}:{self._port}: {problem}") from last
+
+    async def _resolve(self) -> list[Any]:
+        """Return the addresses, asked for once by all that connect at a time, and again after some seconds: a restarted pod has another."""
+        if self._addresses is None or (self._addresses.done() and self.loop.time() > self._resolved + 5.0):
+            self._resolved = self.loop.time()
+            lookup = self.loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            self._addresses = asyncio.ensure_future(lookup)
+        return await asyncio.shield(self._addresses)
+
+    def keep(self, connection: Connection) -> None:
+        """Take back a connection that may be used again; the last one used is the first one taken."""
+        self._idle.append(connection)
+
+    def lost(self, connection: Connection) -> None:
+        """A connection was closed."""
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for connection in list(self._all):
+            connection.close()
+
+
+def _lines(headers: Mapping[str, str]) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")

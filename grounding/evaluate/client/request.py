@@ -1,0 +1,168 @@
+"""One question as bytes, and its answer back: the chat completion request of an image and an expression. Pure but for reading the image."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+from PIL import Image
+
+from grounding.data.images import ImageStore
+from grounding.data.pictures import as_png, complaint, inspect, to_rgb, upright
+from grounding.data.records import Expression
+from grounding.errors import UserError
+from grounding.evaluate.engines import Routing
+from grounding.prompts import render
+
+IMAGE_FORMS = ("data", "png", "file")
+"""As stored in a data URL; decoded here and sent as PNG; by its path, for a server that sees the same volume."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What all questions of a run have in common. `model` is the name in requests (None: none is sent)."""
+
+    model: str | None
+    prompt: str
+    extras: dict[str, Any] = field(default_factory=dict)
+    images: str = "data"
+    routing: Routing = field(default_factory=Routing)
+    decode: bool = False
+    """Decode each image whole before it is sent, instead of looking at its end"""
+    system: str = ""
+    """A system message before the question; empty: none"""
+    body: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that are added to every request, over the engine's; None leaves a field out"""
+
+    def __post_init__(self) -> None:
+        if self.images not in IMAGE_FORMS:
+            raise UserError(
+                f"unknown way to send images {self.images!r}",
+                field="--send-images",
+                hint=f"Known: {', '.join(IMAGE_FORMS)}.",
+            )
+        if "messages" in self.body:
+            raise UserError("the messages are the evaluation's own", field="--extra-body")
+        fields = ({} if self.model is None else {"model": self.model}) | self.extras | dict(self.body)
+        fields = {name: value for name, value in fields.items() if value is not None}
+        opening = orjson.dumps(fields)[:-1] + (b"," if fields else b"") + b'"messages":['
+        if self.system:
+            opening += orjson.dumps({"role": "system", "content": self.system}) + b","
+        object.__setattr__(self, "_opening", opening)
+
+    def parts(
+        self, picture: bytes, expression: Expression, image: str, said: str | None = None
+    ) -> tuple[tuple[bytes, ...], dict[str, str]]:
+        """(pieces of the body, headers): image first, then the question. The encoded image is a piece of its own, never copied.
+
+        `said` is the beginning of the assistant's answer, which the request's fields ask the server to continue.
+        """
+        opening: bytes = self._opening  # type: ignore[attr-defined]
+        headers: dict[str, str] = {}
+        if self.routing.copies > 1:
+            rank = int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest()) % self.routing.copies
+            if self.routing.field:
+                opening = b'{"%s":%d,' % (self.routing.field.encode(), rank) + opening[1:]
+            if self.routing.header:
+                headers = {self.routing.header: str(rank)}
+        question = orjson.dumps(render(self.prompt, expression.sent))
+        begun = b"" if said is None else b"," + orjson.dumps({"role": "assistant", "content": said})
+        return (opening + _BEFORE, picture, _BETWEEN + question + b"}]}" + begun + b"]}"), headers
+
+
+def fitting(size: tuple[int, int], max_pixels: int | None, min_pixels: int | None = None) -> tuple[int, int]:
+    """Return the width and height of a picture that has at most `max_pixels` pixels, at least `min_pixels`, and the same shape.
+
+    A side has 1 pixel at least.
+    """
+    width, height = size
+    if min_pixels is not None and width * height < min_pixels:
+        scale = math.sqrt(min_pixels / (width * height))
+        return math.ceil(width * scale), math.ceil(height * scale)
+    if max_pixels is None or width * height <= max_pixels:
+        return size
+    scale = math.sqrt(max_pixels / (width * height))
+    return max(1, math.floor(width * scale)), max(1, math.floor(height * scale))
+
+
+def _resized(data: bytes, size: tuple[int, int]) -> bytes:
+    if (problem := complaint(data, whole=True)) is not None:
+        raise UserError(f"the image cannot be decoded: {problem}", field="--max-pixels")
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        to_rgb(image).resize(size, Image.Resampling.LANCZOS).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+_BEFORE = b'{"role":"user","content":[{"type":"image_url","image_url":{"url":"'
+_BETWEEN = b'","detail":"high"}},{"type":"text","text":'
+
+
+def mime_of(data: bytes) -> str:
+    """Return the media type by the first bytes, whatever the file is called."""
+    for magic, mime in (
+        (b"\x89PNG", "image/png"),
+        (b"\xff\xd8\xff", "image/jpeg"),
+        (b"GIF8", "image/gif"),
+        (b"BM", "image/bmp"),
+    ):
+        if data.startswith(magic):
+            return mime
+    return "image/webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else "image/jpeg"
+
+
+def data_url(data: bytes) -> bytes:
+    """Return a data URL of the image, ready to be in JSON."""
+    return b"data:%s;base64,%s" % (mime_of(data).encode(), base64.b64encode(data))
+
+
+def encode(
+    images: ImageStore, name: str, request: Request, max_pixels: int | None = None, min_pixels: int | None = None
+) -> bytes:
+    """Return what stands for the image in the request, ready for JSON. Raises `UserError` for one that no server could decode.
+
+    A broken image is found here: SGLang 0.5.12 answers 500 to one and never stops afterwards. An EXIF orientation is
+    removed, so that no server turns the picture, and 16 bits are scaled to 8, since servers clip them to white; so
+    such a picture is sent as data even if others are sent by their path. A picture of more than `max_pixels` pixels is
+    made smaller first, one of fewer than `min_pixels` larger.
+    """
+    return encode_data(images.read(name), name, request, max_pixels, lambda: images.path(name), min_pixels)
+
+
+def encode_data(
+    data: bytes,
+    name: str,
+    request: Request,
+    max_pixels: int | None = None,
+    path_of: Callable[[], Path | None] = lambda: None,
+    min_pixels: int | None = None,
+) -> bytes:
+    """As `encode`, for a picture that is at hand. `path_of` returns where it is on the disk, if anywhere."""
+    try:
+        picture = inspect(io.BytesIO(data), decode=request.decode)
+    except ValueError as e:
+        raise UserError(f"the image cannot be decoded: {e}", field=name) from None
+    wanted = fitting(picture.size, max_pixels, min_pixels)
+    if wanted != picture.size:
+        return data_url(_resized(data, wanted))
+    as_stored = picture.orientation == 1 and not picture.deep
+    if request.images == "file" and as_stored:
+        path = path_of()
+        if path is None:
+            raise UserError("an image in a tar has no path to send", field=name, hint="Unpack the tar, or send data.")
+        return orjson.dumps(path.as_uri())[1:-1]
+    if picture.deep or (request.images == "png" and not data.startswith(b"\x89PNG")):
+        try:
+            data = as_png(data)
+        except ValueError as e:
+            raise UserError(f"the image cannot be decoded: {e}", field=name) from None
+    elif not as_stored:
+        data = upright(data)
+    return data_url(data)

@@ -1,0 +1,67 @@
+"""Does a server continue a message? A thought can be cut off only if it does, and one that takes the field in silence need not.
+
+Asked before the questions, by two requests of one token. Both end with a message of the assistant; one asks to continue it. A server that does so
+leaves out the end of the message and the beginning of another one, so that its prompt is shorter. Equal prompts mean that the field is ignored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+import orjson
+
+from grounding.evaluate.client.options import normalise
+from grounding.evaluate.engines import Engine
+from grounding.evaluate.scrape import LARGEST_PAGE
+from grounding.runtime.access import Access
+from grounding.runtime.pages import PLAIN, page
+
+LIMIT_S = 20.0
+"""Seconds that a server gets for both requests; one that does not answer in time is not judged"""
+IGNORES = "does not continue a message, whatever it is asked"
+_SAID = [{"role": "user", "content": "Count to three."}, {"role": "assistant", "content": "One, two,"}]
+
+
+async def ignored(engine: Engine, endpoints: Sequence[str], asked_as: str | None, access: Access) -> list[str]:
+    """Return a note for each endpoint that takes the fields by which a message is continued, and does not continue it."""
+    found = await asyncio.gather(*(continues(engine, endpoint, asked_as, access) for endpoint in endpoints))
+    return [
+        f"{endpoint} {IGNORES}: after a cut-off thought it begins another answer, so that budgets mean little"
+        for endpoint, does in zip(endpoints, found, strict=True)
+        if does is False
+    ]
+
+
+async def continues(engine: Engine, endpoint: str, asked_as: str | None, access: Access) -> bool | None:
+    """Return whether the server at `endpoint` continues a message; None if that cannot be determined."""
+    body: dict[str, Any] = {"messages": _SAID, engine.limit_field: 1, "temperature": 0}
+    if asked_as is not None:
+        body["model"] = asked_as
+    secure = endpoint.strip().startswith("https")
+    try:
+        async with (
+            asyncio.timeout(LIMIT_S),
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=access.context() if secure else True),
+                headers={**PLAIN, "Content-Type": "application/json", **access.headers},
+                auto_decompress=False,
+            ) as session,
+        ):
+            prompts = [await _prompt(session, endpoint, b) for b in ({**body, **engine.continues}, body)]
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return None
+    longer, whole = prompts
+    return None if longer is None or whole is None else longer < whole
+
+
+async def _prompt(session: aiohttp.ClientSession, endpoint: str, body: dict[str, Any]) -> int | None:
+    """Return the tokens of a request's prompt, as the server counts them; None if it does not say."""
+    async with session.post(normalise(endpoint), data=orjson.dumps(body), allow_redirects=False) as response:
+        try:
+            count = orjson.loads(await page(response, LARGEST_PAGE))["usage"]["prompt_tokens"]
+        except (aiohttp.ClientResponseError, ValueError, KeyError, TypeError):
+            return None
+    return count if isinstance(count, int) and not isinstance(count, bool) else None

@@ -1,0 +1,43 @@
+"""Any hosted service with OpenAI's chat completions. It is not started here, and has no metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grounding.errors import UserError
+from grounding.evaluate.engines.base import Engine, Pages, ServeOptions
+from grounding.evaluate.sampling import Sampling
+from grounding.evaluate.served import ServedModel, listed
+
+
+def command(model: str, options: ServeOptions) -> list[str]:
+    """Raise `UserError`: the service runs elsewhere."""
+    raise UserError("engine openai is a service that runs already", hint="Name its URL with --endpoint.")
+
+
+def request_extras(sampling: Sampling) -> dict[str, Any]:
+    """Return the fields that OpenAI's own service knows; it refuses `max_tokens`, `top_k` and `repetition_penalty`."""
+    fields: dict[str, Any] = {
+        "max_completion_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "presence_penalty": sampling.presence_penalty,
+    }
+    return fields if sampling.seed is None else fields | {"seed": sampling.seed}
+
+
+def served(pages: Pages, asked_as: str | None) -> ServedModel:
+    """Return the name under which the service lists the model."""
+    return ServedModel(id=listed(pages.get("models"), asked_as).id)
+
+
+ENGINE = Engine(
+    name="openai",
+    command=command,
+    env={},
+    readiness="/v1/models",
+    request_extras=request_extras,
+    info_pages={"models": ("/v1/models",)},
+    served=served,
+    limit_field="max_completion_tokens",
+)

@@ -1,0 +1,157 @@
+"""How many floating-point operations a question costs, by a stated formula from the model's config.json. Pure.
+
+A multiplication and an addition are two operations. Only matrix products are counted: norms, activations and the softmax are not.
+
+    token  = 2 L (d Hh + 2 d Kh + Hh d + m d f)          one token through the language model
+    attend = 4 L Hh t                                     its attention over t tokens, itself included
+    head   = 2 d V                                        the next token's scores, once a generated token
+    vision = 2 P (c d' + Lv (4 d'^2 + 2 d' f')) + 4 Lv d' P^2 + 2 (P / s) (1 + S) (s^2 d'^2 + s d' d)
+
+L layers, d width, H heads of h channels, K key-value heads, f width of the MLP with m matrices (a mixture of experts counts the experts that a
+token uses, and its router), V words; Lv, d', f' the same of the vision tower, P patches of c numbers, s patches a picture token, S deepstack
+mergers. The prompt is computed once for all answers, and a thought is not computed again for its answer: an engine's cache of keys and
+values does that. An engine without one (transformers) computes more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from grounding.errors import UserError
+
+FORMULA = "matrix products of prompt (once), picture and generated tokens, from config.json; docs/thinking.md"
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision tower of Qwen3-VL's kind, and how it cuts pictures."""
+
+    depth: int
+    width: int
+    inner: int
+    patch: int
+    """Pixels of a patch's side"""
+    merge: int
+    """Patches of a picture token's side"""
+    numbers: int
+    """Numbers of a patch"""
+    out: int
+    deepstack: int
+    min_pixels: int
+    max_pixels: int
+
+    def tokens(self, width: int, height: int) -> int:
+        """Return the picture tokens of a picture: its sides become multiples of a token's, within the bounds on pixels."""
+        side = self.patch * self.merge
+        w, h = max(side, round(width / side) * side), max(side, round(height / side) * side)
+        if w * h > self.max_pixels:
+            scale = math.sqrt(width * height / self.max_pixels)
+            w, h = (max(side, math.floor(v / scale / side) * side) for v in (width, height))
+        elif w * h < self.min_pixels:
+            scale = math.sqrt(self.min_pixels / (width * height))
+            w, h = (math.ceil(v * scale / side) * side for v in (width, height))
+        return w * h // side**2
+
+    def flops(self, tokens: int) -> float:
+        """Return the operations for a picture of so many tokens."""
+        share = self.merge**2
+        patches = tokens * share
+        block = 4 * self.width**2 + 2 * self.width * self.inner
+        merger = (share * self.width) ** 2 + share * self.width * self.out
+        linear = 2.0 * patches * (self.numbers * self.width + self.depth * block)
+        return linear + 4.0 * self.depth * self.width * patches**2 + 2.0 * tokens * (1 + self.deepstack) * merger
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the formula needs of a model. `tower` is None if the vision tower is of a kind that the formula does not know."""
+
+    layers: int
+    width: int
+    heads: int
+    key_heads: int
+    channels: int
+    inner: int
+    """Width of the MLP that a token goes through: of a mixture of experts, of all experts that it uses"""
+    matrices: int
+    router: int
+    vocabulary: int
+    tower: Tower | None
+
+    @property
+    def token(self) -> float:
+        """Return the operations of one token, without attention and head."""
+        d, hh, kh = self.width, self.heads * self.channels, self.key_heads * self.channels
+        return 2.0 * self.layers * (2 * d * hh + 2 * d * kh + self.matrices * d * self.inner + d * self.router)
+
+    @property
+    def parameters(self) -> float:
+        """Return the parameters of the language model that a token uses, the head included: the size of a bubble."""
+        return self.token / 2 + self.width * self.vocabulary
+
+    def generated(self, before: int, count: float) -> float:
+        """Return the operations of `count` tokens that are generated after `before` others."""
+        attended = count * before + count * (count + 1) / 2
+        return count * (self.token + 2.0 * self.width * self.vocabulary) + self._attend(attended)
+
+    def prompt(self, tokens: int) -> float:
+        """Return the operations of a prompt. The scores of the first generated token belong to that token."""
+        return tokens * self.token + self._attend(tokens * (tokens + 1) / 2)
+
+    def picture(self, width: int, height: int) -> float:
+        """Return the operations of the vision tower for a picture of so many pixels; 0 for a tower that is not known."""
+        return 0.0 if self.tower is None else self.tower.flops(self.tower.tokens(width, height))
+
+    def _attend(self, pairs: float) -> float:
+        return 4.0 * self.layers * self.heads * self.channels * pairs
+
+
+def shape_of(config: Mapping[str, Any], processor: Mapping[str, Any] | None = None) -> Shape:
+    """Return the shape of a model. `processor` is its preprocessor_config.json or processor_config.json. Raises `UserError`."""
+    text = config.get("text_config") or config
+    try:
+        heads, width = int(text["num_attention_heads"]), int(text["hidden_size"])
+        experts = int(text.get("num_experts") or 0)
+        inner = (
+            int(text["moe_intermediate_size"]) * int(text["num_experts_per_tok"])
+            if experts
+            else int(text["intermediate_size"])
+        )
+        return Shape(
+            layers=int(text["num_hidden_layers"]),
+            width=width,
+            heads=heads,
+            key_heads=int(text.get("num_key_value_heads") or heads),
+            channels=int(text.get("head_dim") or width // heads),
+            inner=inner,
+            matrices=3,
+            router=experts,
+            vocabulary=int(text["vocab_size"]),
+            tower=_tower(config, processor or {}),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the formula for operations needs {error}", field="config.json") from None
+
+
+def _tower(config: Mapping[str, Any], processor: Mapping[str, Any]) -> Tower | None:
+    vision = config.get("vision_config") or {}
+    if not str(config.get("model_type", "")).startswith(("qwen3_vl", "qwen3_5")) or "spatial_merge_size" not in vision:
+        return None
+    pictures = processor.get("image_processor") or processor
+    size = pictures.get("size") or {}
+    width, patch = int(vision["hidden_size"]), int(vision["patch_size"])
+    return Tower(
+        depth=int(vision["depth"]),
+        width=width,
+        inner=int(vision["intermediate_size"]),
+        patch=patch,
+        merge=int(vision["spatial_merge_size"]),
+        numbers=int(vision.get("in_channels") or 3) * int(vision.get("temporal_patch_size") or 2) * patch**2,
+        out=int(vision["out_hidden_size"]),
+        deepstack=len(vision.get("deepstack_visual_indexes") or ()),
+        min_pixels=int(pictures.get("min_pixels") or size.get("shortest_edge") or 65536),
+        max_pixels=int(pictures.get("max_pixels") or size.get("longest_edge") or 16777216),
+    )

@@ -1,0 +1,59 @@
+"""Ask a server which model it serves, by its own pages. A page that cannot be read is not a failure."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import orjson
+
+from grounding.evaluate.client.options import normalise
+from grounding.evaluate.engines import Engine
+from grounding.evaluate.scrape import LARGEST_PAGE
+from grounding.evaluate.served import UNKNOWN, ServedModel
+from grounding.runtime.access import Access
+from grounding.runtime.pages import PLAIN, page
+
+LIMIT_S = 3.0
+"""Seconds that all pages of a server may take together"""
+
+
+def page_url(endpoint: str, path: str) -> str:
+    """Return where a page of the server at `endpoint` is, whatever form of its address was given."""
+    base = normalise(endpoint).removesuffix("/chat/completions")
+    return base.removesuffix("/v1") + path if base.endswith("/v1") else base + path.removeprefix("/v1")
+
+
+async def identify(
+    engine: Engine, endpoint: str, asked_as: str | None, access: Access, limit_s: float = LIMIT_S
+) -> ServedModel:
+    """Return what the server at `endpoint` says of the model that requests call `asked_as`."""
+    if not engine.info_pages:
+        return UNKNOWN
+    pages: dict[str, object] = {}
+
+    async def read(session: aiohttp.ClientSession, name: str, paths: tuple[str, ...]) -> None:
+        for path in paths:
+            try:
+                async with session.get(page_url(endpoint, path), allow_redirects=False) as response:
+                    pages[name] = orjson.loads(await page(response, LARGEST_PAGE))
+                    return
+            except (aiohttp.ClientResponseError, ValueError):  # another path may answer
+                continue
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                return
+
+    secure = endpoint.strip().startswith("https")
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=access.context() if secure else True),
+        timeout=aiohttp.ClientTimeout(total=limit_s),
+        headers={**PLAIN, **access.headers},
+        auto_decompress=False,
+    ) as session:
+        wanted = (read(session, name, paths) for name, paths in engine.info_pages.items())
+        try:
+            async with asyncio.timeout(limit_s):
+                await asyncio.gather(*wanted)
+        except TimeoutError:
+            pass
+    return engine.served(pages, asked_as)

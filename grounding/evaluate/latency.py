@@ -1,0 +1,113 @@
+"""Which latencies count: how late this process was while each was measured, and what that leaves of them.
+
+What the client's event loop is late adds to a latency. So each row keeps how late the loop was when its answer came and how many requests
+were in flight, whichever process wrote it; a folder that several processes have filled is judged row by row. `judge` is pure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grounding.evaluate.summary_model import Summary
+
+TOLERATED = 0.03
+"""Lag, as a share of the median latency"""
+NOTED = 0.01
+"""Share of latencies that may be left out without a note"""
+
+
+class Lag:
+    """How late this process's event loop is: what it adds to a latency. Seconds; a histogram of quarter milliseconds over the last seconds."""
+
+    _STEP_S, _EVERY_S, _WINDOW_S, _LOOK_S = 0.00025, 0.01, 10, 0.25
+
+    def __init__(self) -> None:
+        self._windows: deque[tuple[int, NDArray[np.int64]]] = deque()
+        self._tick = self._looked = self._worst = 0.0
+        self._p99, self._worst_at = 0.0, -1.0
+
+    def add(self, seconds: float) -> None:
+        """Add one measurement."""
+        now = time.perf_counter()
+        if not self._windows or self._windows[-1][0] != int(now):
+            self._windows.append((int(now), np.zeros(4000, dtype=np.int64)))
+            while self._windows[0][0] < int(now) - self._WINDOW_S:
+                self._windows.popleft()
+        counts = self._windows[-1][1]
+        counts[min(len(counts) - 1, max(0, int(seconds / self._STEP_S)))] += 1
+        if seconds >= self._worst or now - self._worst_at > 2 * self._EVERY_S:
+            self._worst, self._worst_at = seconds, now
+
+    def p99(self) -> float:
+        """Return what 99 % of the last seconds' measurements are below; 0 without any."""
+        if not self._windows:
+            return 0.0
+        counts: NDArray[np.int64] = np.sum([c for _, c in self._windows], axis=0)
+        return float(np.searchsorted(np.cumsum(counts), 0.99 * counts.sum()) + 1) * self._STEP_S
+
+    def now(self) -> float:
+        """Return how late an answer may be that is read now: as the loop was in the last seconds, or is at this moment."""
+        now = time.perf_counter()
+        if now - self._looked > self._LOOK_S:
+            self._p99, self._looked = self.p99(), now
+        just = self._worst if now - self._worst_at <= 2 * self._EVERY_S else 0.0
+        overdue = now - self._tick - self._EVERY_S if self._tick else 0.0
+        return max(self._p99, just, overdue)
+
+    async def measure(self) -> None:
+        """Until cancelled: sleep, and see how much longer it took."""
+        while True:
+            self._tick = start = time.perf_counter()
+            await asyncio.sleep(self._EVERY_S)
+            self.add(time.perf_counter() - start - self._EVERY_S)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The latencies that count (seconds, NaN for the others), and what is said of them."""
+
+    latency_s: NDArray[np.float64]
+    worst_s: float
+    """The largest lag of all measured rows"""
+    left_out: int
+    refused: str | None
+    note: str | None
+
+    def write(self, summary: Summary, in_flight: NDArray[np.int32], earlier: Sequence[float]) -> None:
+        """Write into a summary what it says of latency mode: no pace, since the load was not what the servers could bear."""
+        loads = in_flight[(in_flight > 0) & ~np.isnan(self.latency_s)]
+        summary.requests_per_second = None
+        summary.loop_lag_p99, summary.loop_lags = self.worst_s, tuple(earlier)
+        summary.latency_refused, summary.latencies_left_out = self.refused, self.left_out
+        summary.in_flight_mean = round(float(loads.mean()), 2) if len(loads) else None
+        if self.note is not None:
+            summary.notes += (self.note,)
+
+
+def judge(
+    latency_s: NDArray[np.float64], lag_s: NDArray[np.float64], file: NDArray[np.uint16], earlier: Sequence[float] = ()
+) -> Judged:
+    """Return which latencies count. A row whose process was later than `TOLERATED` of the smallest median of a file does not.
+
+    `earlier` are lags of processes of earlier versions, which judge the rows that have none of their own.
+    """
+    measured = ~np.isnan(latency_s)
+    lag = np.where(np.isnan(lag_s), max(earlier, default=0.0), lag_s)
+    if not measured.any():
+        return Judged(latency_s, 0.0, 0, None, None)
+    medians = [float(np.median(latency_s[rows])) for f in np.unique(file) if (rows := measured & (file == f)).any()]
+    least, late = min(medians), measured & (lag > TOLERATED * min(medians))
+    count, of, worst = int(late.sum()), int(measured.sum()), float(lag[measured].max())
+    was = f"was {1000 * worst:.1f} ms late at times, more than {TOLERATED:.0%} of the latency ({1000 * least:.1f} ms)"
+    refused = f"this process {was}: lower --concurrency, or give it a core of its own" if count == of else None
+    note = None
+    if not refused and count > NOTED * of:
+        note = f"latencies of {count} of {of} answers are left out, because the process that measured them {was}"
+    return Judged(np.where(late, np.nan, latency_s), worst, count, refused, note)

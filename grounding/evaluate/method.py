@@ -1,0 +1,92 @@
+"""How much is spent on one question: how long the model may think, how many answers it gives, how large the picture is. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from grounding.errors import UserError
+
+CLOSE = "\n</think>\n\n"
+"""What ends a thought, in the words of the models that this project trains and of Qwen3-VL"""
+END = "</think>"
+MOST_SAMPLES = 64
+MOST_PIXELS = 1 << 26
+"""Pictures are not made larger than this"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """The spending on one question. The defaults are one answer as the server gives it, for the picture as it is stored."""
+
+    samples: int = 1
+    """Answers to each question"""
+    thinking_budget: int | None = None
+    """Tokens of thought, at most; 0: no thought; None: as the model likes"""
+    max_pixels: int | None = None
+    """A picture with more pixels is sent smaller; None: as it is stored"""
+    min_pixels: int | None = None
+    """A picture with fewer pixels is sent larger"""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise UserError(f"expected 1 to {MOST_SAMPLES} answers, found {self.samples}", field="--samples")
+        if self.thinking_budget is not None and self.thinking_budget < 0:
+            raise UserError(f"expected 0 or more tokens, found {self.thinking_budget}", field="--thinking-budget")
+        if self.max_pixels is not None and self.max_pixels < 1024:
+            raise UserError(f"expected 1024 pixels or more, found {self.max_pixels}", field="--max-pixels")
+        most = MOST_PIXELS if self.max_pixels is None else self.max_pixels
+        if self.min_pixels is not None and self.min_pixels > most:
+            text = f"{self.min_pixels} pixels at least are more than {most} at most"
+            raise UserError(text, field="--min-pixels")
+
+    def settings(self) -> dict[str, int]:
+        """Return what differs from the defaults: it is part of an answer's identity, and what is not used leaves no trace."""
+        found = {"thinking_budget": self.thinking_budget, "max_pixels": self.max_pixels, "min_pixels": self.min_pixels}
+        used = {name: value for name, value in found.items() if value is not None}
+        return used if self.samples == 1 else {"samples": self.samples, **used}
+
+    @property
+    def name(self) -> str:
+        """Return a name for people and folders: `think-32_samples-4_pixels-50176`, or `free` for the defaults."""
+        parts = [] if self.thinking_budget is None else [f"think-{self.thinking_budget}"]
+        parts += [f"samples-{self.samples}"] if self.samples > 1 else []
+        parts += [f"pixels-{self.max_pixels}"] if self.max_pixels is not None else []
+        parts += [f"from-{self.min_pixels}"] if self.min_pixels is not None else []
+        return "_".join(parts) or "free"
+
+    @property
+    def title(self) -> str:
+        """Return the setting in words for people."""
+        budget = self.thinking_budget
+        parts = [] if budget is None else [f"up to {budget:,} tokens of thought" if budget else "no thought"]
+        if self.samples > 1 or budget is None:
+            parts += [f"{self.samples} answers" if self.samples > 1 else "one answer"]
+        parts += [f"up to {self.max_pixels:,} pixels"] if self.max_pixels is not None else []
+        parts += [f"at least {self.min_pixels:,} pixels"] if self.min_pixels is not None else []
+        return ", ".join(parts)
+
+
+def method_of(settings: Mapping[str, Any] | None) -> Method:
+    """Return the method that `Method.settings` wrote. Raises `UserError` for what is none."""
+    try:
+        return Method(**dict(settings or {}))
+    except TypeError as error:
+        raise UserError(f"method: {error}") from None
+
+
+def check(method: Method, temperature: float, scoring: str) -> None:
+    """Raise `UserError` if the method cannot do what it is for."""
+    if method.samples > 1 and temperature <= 0:
+        raise UserError(
+            f"{method.samples} answers at temperature 0 are {method.samples} times the same answer",
+            field="--samples",
+            hint="Give a temperature as well, such as --temperature 0.7 (sampling.temperature of a job).",
+        )
+    if (method.max_pixels or method.min_pixels) and scoring.endswith(("-pixels", "-resized")):
+        raise UserError(
+            "a picture of another size moves the boxes of a model that answers in pixels",
+            field="--max-pixels" if method.max_pixels else "--min-pixels",
+            hint="Leave it out, or score with a profile for coordinates in 0..1000.",
+        )

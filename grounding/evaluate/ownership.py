@@ -1,0 +1,124 @@
+"""Whose results a folder holds: those of another model, prompt or sampling are never continued under the same name.
+
+Answers are known by the model's name, which stays when a model is trained again. `identity.json` in the results folder and
+in its copy therefore holds the fields that decide the answers and a digest of the model's content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from grounding.errors import UserError
+from grounding.files import write_json
+from grounding.models.content import content_of
+from grounding.storage import open_store
+from grounding.storage.aside import set_aside, set_aside_folder
+
+FILE = "identity.json"
+WORK = (
+    "pictures.json",
+    "results",
+    "results.parquet",
+    "run_config.json",
+    "settings",
+    "summary.json",
+    "sweep.json",
+    FILE,
+)
+"""What an evaluation leaves in its folder and in its output"""
+DECIDING = ("engine", "mode", "model", "prompt", "sampling", "systemPrompt")
+"""Fields of `spec` that decide the answers; scoring does not: stored answers are scored again"""
+WAYS_OUT = (
+    "Give the job another spec.output (or folder), or set the old results aside: `egm run --restart`, on a cluster the "
+    "annotation grounding.egm.dev/restart with any new value."
+)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What decides the answers of an evaluation job. `content`: of the model; empty if it is not known here."""
+
+    fields: Mapping[str, Any]
+    content: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Return the record as it is written."""
+        return {"fields": dict(self.fields), "model": self.content}
+
+    @classmethod
+    def parse(cls, data: bytes) -> Owner | None:
+        """Return the record that `data` holds; None if it is not one."""
+        try:
+            found = orjson.loads(data)
+            return cls(dict(found["fields"]), str(found["model"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def owner(job: Any, model: str) -> Owner:
+    """Return the owner of the results of a `job`, whose model is at the path or URI `model`."""
+    spec = job.model_dump(mode="json", by_alias=True, exclude_none=True)["spec"]
+    return Owner({name: spec[name] for name in DECIDING if name in spec}, content_of(model))
+
+
+def changes(old: Owner, new: Owner) -> list[str]:
+    """Return what differs, each with both values. Pure."""
+    same_content = bool(old.content) and old.content == new.content
+    found = []
+    for name in sorted({*old.fields, *new.fields}):
+        was, now = old.fields.get(name), new.fields.get(name)
+        if was != now and not (name == "model" and same_content):
+            found.append(f"spec.{name}: {_shown(was)} there, {_shown(now)} in this job")
+    (kind, _, was), (other, _, now) = old.content.partition(":"), new.content.partition(":")
+    if kind and kind == other and was != now:
+        found.append(f"the content of spec.model: {was[:16]} there, {now[:16]} in this job")
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = "not set" if value is None else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def enter(out: Path, remote: str, who: Owner, token: str = "") -> list[str]:
+    """Compare the results in the folder `out` and in its copy `remote` with `who`, and record `who` in both.
+
+    `token` names a wish to start anew, for which old results are set aside once; returns where they went. Raises
+    `UserError` for the results of another job.
+    """
+    store = open_store(remote, field="spec.output") if remote else None
+    moved = []
+    if token:
+        moved = [set_aside_folder(out, token, WORK)]
+        moved += [set_aside(store, token, WORK, lambda name: name == FILE)] if store is not None else []
+    record = out / FILE
+    if any(_is_part(path.relative_to(out).as_posix()) for path in out.rglob("part-*.jsonl")):
+        _check(record.read_bytes() if record.is_file() else b"", who, str(out))
+    if store is not None:
+        store.check()
+        if any(_is_part(entry.name) for entry in store.entries()):
+            _check(store.read(FILE) if store.find(FILE) is not None else b"", who, store.uri)
+    write_json(record, who.document())
+    if store is not None:
+        store.write(FILE, orjson.dumps(who.document(), option=orjson.OPT_INDENT_2))
+    return [place for place in moved if place]
+
+
+def _is_part(name: str) -> bool:
+    """Return whether a name is a part of results that count: of the evaluation or of one of its sweep's methods."""
+    parts = name.split("/")
+    return parts[0] != "previous" and parts[-2:-1] == ["results"] and parts[-1].startswith("part-")
+
+
+def _check(data: bytes, who: Owner, where: str) -> None:
+    """Raise `UserError` if the record is of another job. Results without one are of an older version: their keys decide."""
+    old = Owner.parse(data)
+    if old is not None and (found := changes(old, who)):
+        raise UserError(
+            "holds results of another job:" + "".join(f"\n  {change}" for change in found), file=where, hint=WAYS_OUT
+        )

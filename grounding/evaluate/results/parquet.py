@@ -1,0 +1,210 @@
+"""Result rows as one table, `results.parquet`: typed columns, each expression once, for pandas, DuckDB or a sheet."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from grounding.evaluate.results import extents
+from grounding.evaluate.results.writer import numbered, read_rows, stored_lines
+from grounding.evaluate.worklist import Worklist
+from grounding.files import atomic_write
+
+_BATCH, _GROUP = 500, 20
+"""Rows that are turned into columns at a time, and how many such pieces make a row group"""
+_BYTES = 128 << 20
+"""Size of a piece after which no further row is added to it; Arrow reads less than 2 GiB at once"""
+
+
+def schema() -> Any:
+    """Columns as docs/design.md names them; boxes are xyxy in pixels, `latency_s` seconds, `iou` 0..1."""
+    import pyarrow as pa
+
+    box, word = pa.list_(pa.float64(), 4), pa.dictionary(pa.int32(), pa.string())
+    return pa.schema(
+        [
+            ("key", pa.string()),
+            ("file", word),
+            ("line", pa.int32()),
+            ("image", pa.string()),
+            ("sent", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("bbox", box),
+            ("text", pa.string()),
+            ("reasoning", pa.string()),
+            ("scaled_bbox", box),
+            ("iou", pa.float64()),
+            ("correct", pa.bool_()),
+            ("outcome", word),
+            ("finish_reason", word),
+            ("prompt_tokens", pa.int32()),
+            ("completion_tokens", pa.int32()),
+            ("reasoning_tokens", pa.int32()),
+            ("latency_s", pa.float64()),
+            ("loop_lag_s", pa.float64()),
+            ("in_flight", pa.int32()),
+            ("error", pa.string()),
+            ("partial", pa.string()),
+            ("rest", pa.string()),
+            ("model", word),
+            ("served_model", word),
+            ("served_id", word),
+            ("served_path", word),
+            ("weight_version", word),
+            ("served_version", word),
+            ("prompt", word),
+            ("scoring", word),
+            ("settings", word),
+            ("evaluation", word),
+            ("max_tokens", pa.int32()),
+            ("reading", pa.int32()),
+            ("samples", pa.list_(_sample(box))),
+            ("chosen", pa.int32()),
+            *(
+                (f"{name}_{what}", kind)
+                for name in extents.NAMES
+                for what, kind in (("bbox", box), ("iou", pa.float64()), ("correct", pa.bool_()))
+            ),
+            ("flops", pa.float64()),
+            ("gpu_seconds", pa.float64()),
+        ]
+    )
+
+
+def _sample(box: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.struct(
+        [
+            ("text", pa.string()),
+            ("reasoning", pa.string()),
+            ("finish_reason", pa.string()),
+            ("completion_tokens", pa.int32()),
+            ("reasoning_tokens", pa.int32()),
+            ("latency_s", pa.float64()),
+            ("scaled_bbox", box),
+            ("iou", pa.float64()),
+            ("correct", pa.bool_()),
+            ("parsed", pa.bool_()),
+        ]
+    )
+
+
+Added = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def write_parquet(
+    out: Path,
+    work: Worklist,
+    added: Added | None = None,
+    last: NDArray[np.int64] | None = None,
+    *,
+    own: bool = False,
+) -> Path:
+    """Write `out/results.parquet`, atomically: of each row of `work` the one that counts, in the order they came. Memory is that of a batch.
+
+    `added` gives the columns that no stored row has: what each question cost. `last` is `Results.last`, where the rows that count
+    are; without it they are looked for first. `own`: this process has written all rows of the folder, and for rows of `work`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if last is None:
+        last = np.full(len(work), -1, dtype=np.int64)
+        for position, (number, _) in enumerate(numbered(read_rows(out), work)):
+            last[number] = position
+    if own and added is None:
+        lines = _own_lines(out, last)
+    else:
+        counting = (
+            row if added is None else row | added(row)
+            for position, (number, row) in enumerate(numbered(read_rows(out, own=own), work))
+            if last[number] == position
+        )
+        lines = map(_line, counting)
+    columns, path = schema(), out / "results.parquet"
+    with atomic_write(path) as f, pq.ParquetWriter(f, columns, compression="zstd") as writer:
+        pieces = _pieces(lines, columns)
+        while group := list(itertools.islice(pieces, _GROUP)):
+            writer.write_table(pa.concat_tables(group).unify_dictionaries())
+    return path
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> Any:
+    """Return rows, of which there is at least one, as one table with the columns of `schema`; what a row lacks is null."""
+    import pyarrow as pa
+
+    return pa.concat_tables(_pieces(map(_line, rows), schema())).unify_dictionaries()
+
+
+def _own_lines(out: Path, last: NDArray[np.int64]) -> Iterator[bytes]:
+    """Yield the stored lines that count, as they are. All lines are to rows of `work`, so `last` has their numbers from the first on."""
+    counts = np.zeros(int(last.max(initial=-1)) + 1, dtype=bool)
+    counts[last[last >= 0]] = True
+    yield from itertools.compress(stored_lines(out), counts.tolist())
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _pieces(lines: Iterable[bytes], columns: Any) -> Iterator[Any]:
+    """Yield tables of the lines, up to `_BATCH` rows or `_BYTES` each.
+
+    Arrow reads JSON several times faster than it turns Python objects into columns.
+    """
+    read = _as_json(columns)
+    for batch in _batches(lines):
+        yield _piece(batch, read).select(columns.names).cast(columns)
+
+
+def _batches(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield the lines in lists that are not empty."""
+    batch: list[bytes] = []
+    size = 0
+    for line in lines:
+        batch.append(line)
+        size += len(line)
+        if len(batch) == _BATCH or size >= _BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _piece(lines: Sequence[bytes], read: Any) -> Any:
+    import pyarrow as pa
+    import pyarrow.json as pj
+
+    raw = b"".join(lines)
+    return pj.read_json(
+        pa.BufferReader(raw),
+        read_options=pj.ReadOptions(use_threads=False, block_size=len(raw) + 1),  # a row is never divided
+        parse_options=pj.ParseOptions(explicit_schema=read, unexpected_field_behavior="ignore"),
+    )
+
+
+def _as_json(columns: Any) -> Any:
+    """Return the schema with the types that JSON has: lists of any length, and texts that are not numbered."""
+    import pyarrow as pa
+
+    return pa.schema([(c.name, _plain(c.type)) for c in columns])
+
+
+def _plain(kind: Any) -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(own.name, _plain(own.type)) for own in kind])
+    return kind

@@ -1,0 +1,286 @@
+"""The rows that an evaluation left, as columns: what reports, comparisons and exports work on. Texts stay on the disk until asked for.
+
+Rows come out in one order (files as in the paper, then line, image, expression, box) whatever the order they were answered in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from grounding.errors import UserError
+from grounding.evaluate.results.conditions import Conditions, settings_of
+from grounding.evaluate.results.writer import ERROR, OUTCOMES, read_rows
+from grounding.evaluate.served import ServedModel, distinct, text_of
+from grounding.evaluate.summary import file_order
+from grounding.evaluate.summary_model import summary_of
+from grounding.evaluate.sweep_models import FILE as SWEEP_FILE
+
+
+class Question(NamedTuple):
+    """What makes two rows the same question, whatever model, prompt or sampling answered it. The box is in pixels."""
+
+    file: str
+    line: int
+    image: str
+    sent: str
+    bbox: tuple[float, float, float, float]
+
+
+class Other(NamedTuple):
+    """Rows in the same folder that belong to another evaluation."""
+
+    model: str
+    prompt: str
+    settings: str
+    rows: int
+
+    def __str__(self) -> str:
+        """Return it in a few words."""
+        prompt = self.prompt if len(self.prompt) <= _LONGEST_PROMPT else self.prompt[:_LONGEST_PROMPT] + "…"
+        settings = f", settings {self.settings}" if self.settings else ""
+        return f"{self.rows:,} of {self.model}, prompt {prompt}{settings}"
+
+
+_LONGEST_PROMPT = 40
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The rows of one evaluation that count: columns of N entries. Boxes are xyxy pixels, latencies seconds, IoU fractions."""
+
+    folder: Path
+    name: str
+    model: str
+    prompt: str
+    scoring: str
+    files: tuple[str, ...]
+    """Names of the files, in the paper's order"""
+    images: tuple[str, ...]
+    questions: list[Question]
+    file: NDArray[np.int64]
+    image: NDArray[np.int64]
+    size: NDArray[np.int64]
+    """(N, 2): width and height of the row's image"""
+    bbox: NDArray[np.float64]
+    """(N, 4): the true box"""
+    box: NDArray[np.float64]
+    """(N, 4): the answer's box; NaN if there is none"""
+    outcome: NDArray[np.uint8]
+    """Index into `results.OUTCOMES`"""
+    iou: NDArray[np.float64]
+    """NaN where no answer came"""
+    correct: NDArray[np.bool_]
+    tokens: NDArray[np.float64]
+    latency_s: NDArray[np.float64]
+    position: NDArray[np.int64]
+    """Which of the folder's stored rows each is: `rows` finds it again"""
+    left_out: int = 0
+    """Stored rows that are not of this evaluation: those of `others`, and rows that cannot be read"""
+    other_scoring: int = 0
+    """Rows that count but were scored by another profile than `scoring`"""
+    settings: str = ""
+    """The digest of the settings that the rows carry; empty for release 0.1"""
+    others: tuple[Other, ...] = ()
+    """Further evaluations in the folder: another model, prompt or settings"""
+    conditions: Conditions = field(default_factory=Conditions)
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @property
+    def answered(self) -> NDArray[np.bool_]:
+        """Return which rows have an answer, right or wrong."""
+        answered: NDArray[np.bool_] = self.outcome != ERROR
+        return answered
+
+    def notes(self) -> list[str]:
+        """Return what a reader of these answers must know, in sentences without an end."""
+        found = list(self.conditions.notes)
+        if self.other_scoring:
+            found.append(f"{self.other_scoring:,} rows were scored by another profile than {self.scoring}")
+        if self.others:
+            listed = "; ".join(map(str, self.others[:3])) + ("; …" if len(self.others) > 3 else "")
+            found.append(
+                f"the folder holds {sum(o.rows for o in self.others):,} further rows of another model, prompt or settings "
+                f"({listed}), which are not used"
+            )
+        unread = self.left_out - sum(o.rows for o in self.others)
+        if unread:
+            found.append(f"{unread:,} stored rows cannot be read; they are left out")
+        return found
+
+    def rows(self, wanted: Iterable[int] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(index, whole row as stored) of the rows of these indices, all by default, in the order of the parts."""
+        numbers = range(len(self)) if wanted is None else wanted
+        at = {int(self.position[i]): i for i in numbers}
+        if at:
+            for position, row in enumerate(read_rows(self.folder)):
+                if position in at:
+                    yield at[position], row
+
+
+def is_evaluation(folder: Path) -> bool:
+    """Return whether an evaluation left something there."""
+    return (folder / "results").is_dir() or (folder / "summary.json").is_file()
+
+
+def read_answers(folder: Path, name: str = "", order: Sequence[str] = ()) -> Answers:
+    """Read the results under `folder`. Of a question answered more than once, the last row counts.
+
+    A folder may hold rows of several models, prompts or settings (sampling, system message): those of its `run_config.json` count, else
+    those of its last row. The others are in `left_out`.
+    Raises `UserError` where no evaluation lies.
+    """
+    if not is_evaluation(folder):
+        raise UserError(
+            "no evaluation lies here: neither results nor summary.json",
+            file=folder,
+            hint="Give the folder that `egm eval --out` wrote, or the job's folder under runs/.",
+        )
+    if (folder / SWEEP_FILE).is_file():
+        raise UserError(
+            "this folder holds a sweep, which is several evaluations",
+            file=folder,
+            hint="Give the folder of one of its settings, such as DIR/settings/NAME.",
+        )
+    found: dict[tuple[str, str, str], dict[Question, tuple[int, _Row]]] = defaultdict(dict)
+    kept, newest = Counter[tuple[str, str, str]](), None
+    stored = 0
+    for position, raw in enumerate(read_rows(folder)):
+        stored, row = position + 1, _parse(raw)
+        if row is not None:
+            found[row.model, row.prompt, row.settings][row.question] = position, row
+            kept[row.model, row.prompt, row.settings] += 1
+            newest = row
+    config = _json(folder / "run_config.json")
+    model, prompt, settings = str(config.get("model")), str(config.get("prompt")), str(config.get("settings") or "")
+    of_config = newest is None or (model, prompt, settings) in found
+    if newest is not None and not of_config:
+        if (model, prompt) != (newest.model, newest.prompt):
+            config = {}
+        # rows of release 0.1 carry no digest, and are those of the configuration all the same
+        of_config = bool(config) and not newest.settings
+        model, prompt, settings = newest.model, newest.prompt, newest.settings
+    last = found.get((model, prompt, settings), {})
+    scoring = str(config.get("scoring") or (newest.scoring if newest else ""))
+    files = file_order([*order, *{q.file for q in last}])
+    rank = {f: i for i, f in enumerate(files)}
+    questions = sorted(last, key=lambda q: (rank[q.file], q[1:]))
+    rows = [last[q][1] for q in questions]
+    images = {q.image: 0 for q in questions}
+    images = {image: i for i, image in enumerate(images)}
+    return Answers(
+        folder=folder,
+        name=name or folder.resolve().name,
+        model=model,
+        prompt=prompt,
+        scoring=scoring,
+        files=tuple(files),
+        images=tuple(images),
+        questions=questions,
+        file=np.array([rank[q.file] for q in questions], dtype=np.int64),
+        image=np.array([images[q.image] for q in questions], dtype=np.int64),
+        size=np.array([r.size for r in rows], dtype=np.int64).reshape(-1, 2),
+        bbox=np.array([q.bbox for q in questions], dtype=np.float64).reshape(-1, 4),
+        box=np.array([r.box for r in rows], dtype=np.float64).reshape(-1, 4),
+        outcome=np.array([r.outcome for r in rows], dtype=np.uint8),
+        iou=np.array([r.iou for r in rows], dtype=np.float64),
+        correct=np.array([r.correct for r in rows], dtype=bool),
+        tokens=np.array([r.tokens for r in rows], dtype=np.float64),
+        latency_s=np.array([r.latency_s for r in rows], dtype=np.float64),
+        position=np.array([last[q][0] for q in questions], dtype=np.int64),
+        left_out=stored - kept[model, prompt, settings],
+        other_scoring=sum(r.scoring != scoring for r in rows),
+        settings=settings,
+        others=tuple(Other(*key, n) for key, n in kept.items() if key != (model, prompt, settings)),
+        conditions=Conditions(
+            settings_of(config) if of_config else None,
+            tuple(distinct([r.served for r in rows if r.outcome != ERROR])),
+            summary_of(folder).notes,
+        ),
+    )
+
+
+class _Row(NamedTuple):
+    question: Question
+    size: tuple[int, int]
+    box: tuple[float, ...]
+    outcome: int
+    iou: float
+    correct: bool
+    tokens: float
+    latency_s: float
+    model: str
+    prompt: str
+    scoring: str
+    settings: str
+    served: ServedModel
+
+
+_NONE = (math.nan,) * 4
+LARGEST_SIDE = 1_000_000
+"""Pixels; a stored row with a longer side is no row of ours"""
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _box(value: Any) -> tuple[float, ...] | None:
+    """Four finite numbers, or nothing."""
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    numbers = tuple(_number(v) for v in value)
+    return numbers if all(map(math.isfinite, numbers)) else None
+
+
+def _parse(row: dict[str, Any]) -> _Row | None:
+    """Parse a stored row; None for one of another version, or one that someone has edited, which may lack anything."""
+    bbox, outcome = _box(row.get("bbox")), row.get("outcome")
+    width, height, line = _number(row.get("width")), _number(row.get("height")), row.get("line")
+    if bbox is None or outcome not in OUTCOMES[1:] or not isinstance(line, int):
+        return None
+    if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE and 0 <= line < 2**63):
+        return None
+    number, failed = OUTCOMES.index(outcome), outcome == "error"
+    # a truncated answer that was asked again has settings of its own, and belongs to the evaluation all the same
+    settings = row.get("settings") if row.get("evaluation") is None else row.get("evaluation")
+    model, prompt, scoring, digest = (
+        "" if t is None else str(t) for t in (row.get("model"), row.get("prompt"), row.get("scoring"), settings)
+    )
+    return _Row(
+        Question(str(row.get("file")), line, str(row.get("image")), str(row.get("sent")), bbox),  # type: ignore[arg-type]
+        (int(width), int(height)),
+        _NONE if failed else (_box(row.get("scaled_bbox")) or _NONE),
+        number,
+        math.nan if failed else max(0.0, _number(row.get("iou") or 0.0)),
+        bool(row.get("correct")) and not failed,
+        _number(row.get("completion_tokens")),
+        _number(row.get("latency_s")),
+        model,
+        prompt,
+        scoring,
+        digest,
+        ServedModel(*(text_of(row.get(name)) for name in _OF_THE_SERVER)),
+    )
+
+
+_OF_THE_SERVER = ("served_model", "served_id", "served_path", "weight_version", "served_version")
+"""Fields of a row that say which model answered, in the order of `ServedModel`"""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,121 @@
+"""All answers to a question within its row: which of them the row shows, how they are stored, and the columns that votes are taken from.
+
+A row with several answers has `samples`, a list with the texts, counts, box and verdict of each, and `chosen`, the number of the one whose texts
+and box the row itself holds: the medoid (`scoring/votes.py`), else the first. Counts and latency of the row are those of all answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grounding.evaluate.reply import Reply, count
+from grounding.scoring.profile import Scored
+from grounding.scoring.votes import medoid
+
+_OWN = ("text", "reasoning", "finish_reason", "completion_tokens", "reasoning_tokens", "latency_s")
+"""Fields of a reply that each answer has for itself"""
+_NONE = (np.nan,) * 4
+_FAR = 1e18
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number, and not a truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FAR
+
+
+def is_box(value: Any) -> bool:
+    """Return whether a value is a box or nothing."""
+    if value is None:
+        return True
+    if type(value) is not list or len(value) != 4:
+        return False
+    a, b, c, d = value
+    if type(a) is type(b) is type(c) is type(d) is float:  # nearly always
+        return -_FAR < a < _FAR and -_FAR < b < _FAR and -_FAR < c < _FAR and -_FAR < d < _FAR
+    return all(map(is_number, value))
+
+
+def choose(row: dict[str, Any], reply: Reply, scored: Sequence[Scored]) -> Reply:
+    """Store all answers in `row`, and return the reply with the texts of the one that the row shows."""
+    boxes = np.array([[_NONE if s.scaled_bbox is None else s.scaled_bbox for s in scored]], dtype=np.float64)
+    chosen = int(medoid(boxes)[0])
+    row["samples"] = [
+        {name: getattr(own, name) for name in _OWN}
+        | {"scaled_bbox": s.scaled_bbox, "iou": s.iou, "correct": s.correct, "parsed": s.parsed}
+        for own, s in zip(reply.samples, scored, strict=True)
+    ]
+    row["chosen"] = chosen
+    own = reply.samples[chosen]
+    shown = {name: getattr(own, name) for name in ("text", "reasoning", "finish_reason")}
+    row.update(shown)
+    return reply._replace(**shown)
+
+
+def stored(row: dict[str, Any]) -> tuple[Reply, ...]:
+    """Return the answers of a stored row; empty for a row with one."""
+    prompt, served = row.get("prompt_tokens"), row.get("served_model")
+    return tuple(
+        Reply(
+            s.get("text"),
+            s.get("finish_reason"),
+            prompt,
+            s.get("completion_tokens"),
+            s.get("latency_s"),
+            reasoning=s.get("reasoning"),
+            reasoning_tokens=s.get("reasoning_tokens"),
+            served_model=served,
+        )
+        for s in row.get("samples") or ()
+    )
+
+
+def sound(row: dict[str, Any]) -> bool:
+    """Return whether the answers of a stored row are of the right kinds; counts and times that cannot be ones become None."""
+    found = row.get("samples")
+    if found is None:
+        return True
+    if not isinstance(found, list) or not all(isinstance(s, dict) for s in found):
+        return False
+    for s in found:
+        for name in ("completion_tokens", "reasoning_tokens"):
+            s[name] = count(s.get(name))
+        s["latency_s"] = s.get("latency_s") if is_number(s.get("latency_s")) else None
+    return all(
+        is_box(s.get("scaled_bbox"))
+        and all(isinstance(s.get(n), str | None) for n in ("text", "reasoning", "finish_reason"))
+        for s in found
+    )
+
+
+class Samples:
+    """Of each row: the boxes of all answers, whether they are right, and the true box. Empty until a row has several answers."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows, self.count = rows, 0
+        self.boxes: NDArray[np.float64] = np.zeros((0, 0, 4))
+        self.correct: NDArray[np.bool_] = np.zeros((0, 0), dtype=bool)
+        self.truth: NDArray[np.float64] = np.zeros((0, 4))
+        self.same = np.zeros(rows, dtype=bool)
+        """Rows whose answers are one and the same text"""
+
+    def set(self, number: int, row: dict[str, Any]) -> None:
+        """Take over a stored row. A row with another number of answers than the first one had counts as one without a box."""
+        found = row.get("samples")
+        if not found:
+            return
+        self.same[number] = len({(s.get("text"), s.get("reasoning")) for s in found}) == 1
+        if not self.count:
+            self.count = len(found)
+            self.boxes = np.full((self._rows, self.count, 4), np.nan)
+            self.correct = np.zeros((self._rows, self.count), dtype=bool)
+            self.truth = np.full((self._rows, 4), np.nan)
+        if len(found) != self.count:
+            self.boxes[number], self.correct[number] = np.nan, False
+            return
+        self.boxes[number] = [s.get("scaled_bbox") or _NONE for s in found]
+        self.correct[number] = [bool(s.get("correct")) for s in found]
+        self.truth[number] = row.get("bbox") or _NONE

@@ -1,0 +1,457 @@
+"""Result rows on disk: append-only parts under `results/`. A later row with the same key replaces an earlier one.
+
+One process writes at a time (a lock file says so) and each writes parts of its own, so a crash costs the requests in flight at most. Where a copy is
+kept elsewhere (`replica.py`), a part is closed at every interval and sent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import re
+import secrets
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grounding.data.records import Expression
+from grounding.errors import UserError
+from grounding.evaluate.reply import FINISHED, LARGEST_COUNT, READING, Reply, answer_text, count
+from grounding.evaluate.results import extents, samples
+from grounding.evaluate.results.replica import Remote
+from grounding.evaluate.served import LONGEST, UNKNOWN, ServedModel
+from grounding.evaluate.worklist import Worklist
+from grounding.files import Appender, complete_lines, drop_half_line
+from grounding.scoring import Profile
+from grounding.scoring.doctor import examine
+
+OUTCOMES = ("", "ok", "unparsed", "truncated", "error", "empty")
+"""Outcomes by the number that columns hold; 0 is a row that has not been asked yet. An empty answer is one without any text; it counts as wrong."""
+ERROR = OUTCOMES.index("error")
+
+
+_TRIES = re.compile(r" \(after \d+ tries\)$")
+
+
+class Tallies:
+    """What the summary needs of each row, as columns of N entries: N rows of a `Worklist`, answered or not."""
+
+    def __init__(self, rows: int) -> None:
+        self.outcome = np.zeros(rows, dtype=np.uint8)
+        self.iou = np.zeros(rows)
+        self.correct = np.zeros(rows, dtype=bool)
+        self.tokens = np.full(rows, -1, dtype=np.int32)
+        self.thought = np.full(rows, -1, dtype=np.int32)
+        """Tokens of thought among them"""
+        self.prompt = np.full(rows, -1, dtype=np.int32)
+        self.size = np.zeros((rows, 2), dtype=np.int32)
+        """Width and height of the picture as it is stored"""
+        self.latency_s = np.full(rows, np.nan)
+        self.lag_s = np.full(rows, np.nan)
+        """How late the process was that measured the latency, at most"""
+        self.in_flight = np.zeros(rows, dtype=np.int32)
+        """Requests under way when the answer came"""
+        self.other_scoring = np.zeros(rows, dtype=bool)
+        """Scored by another profile than the one wanted, or read by another version"""
+        self.from_reasoning = np.zeros(rows, dtype=bool)
+        """Read from the thought, because there was no answer apart from it"""
+        self.samples = samples.Samples(rows)
+        """Boxes and verdicts of all answers, if questions were asked for several"""
+        self.extents = extents.Extents(rows)
+        """By both boxes, if the files have two"""
+        self.findings = np.zeros(rows, dtype=np.uint32)
+        """Bits of `scoring.doctor.examine`; 0 for rows of release 0.1, which have none"""
+        self.served = np.zeros(rows, dtype=np.uint16)
+        self.served_models = {UNKNOWN: 0}
+        """What was said of the models that answered; `served` has each row's, by number"""
+        self.limit = np.zeros(rows, dtype=np.int32)
+        """Token limit with which a truncated answer was asked again; 0: the evaluation's own limit"""
+        self.problems: dict[int, str] = {}
+        """Why a row is an error"""
+        self.endings: dict[int, str] = {}
+        """The finish reason by which the server gave up a row that is an error"""
+        self.rests: dict[int, str] = {}
+        """What an empty answer's reply holds under other names"""
+        self.repairable = np.zeros(rows, dtype=bool)
+        """Errors whose reply has come whole, as this version reads it"""
+
+    def set(self, number: int, row: dict[str, Any], scoring: str) -> None:
+        """Take over a stored row."""
+        get = row.get  # every row passes here
+        name = get("outcome")
+        outcome = OUTCOMES.index(name) if name in OUTCOMES else ERROR
+        self.outcome[number] = outcome
+        self.iou[number] = get("iou") or 0.0
+        self.correct[number] = bool(get("correct"))
+        tokens, latency = get("completion_tokens"), get("latency_s")
+        self.tokens[number] = -1 if tokens is None else tokens
+        thought, prompt = get("reasoning_tokens"), get("prompt_tokens")
+        self.thought[number] = -1 if thought is None else thought
+        self.prompt[number] = -1 if prompt is None else prompt
+        self.size[number, 0] = get("width") or 0
+        self.size[number, 1] = get("height") or 0
+        self.latency_s[number] = np.nan if latency is None else latency
+        lag = get("loop_lag_s")
+        self.lag_s[number] = np.nan if lag is None else lag
+        self.in_flight[number] = get("in_flight") or 0
+        self.other_scoring[number] = get("scoring") != scoring or get("reading") not in (None, READING)
+        self.findings[number] = get("findings") or 0
+        if "samples" in row:
+            self.samples.set(number, row)
+        self.extents.set(number, row)
+        self.served[number] = self._model(tuple(map(get, _OF_THE_SERVER)))
+        self.limit[number] = get("max_tokens") or 0
+        if self.problems or self.rests:
+            for reasons in (self.problems, self.endings, self.rests):
+                reasons.pop(number, None)
+        if rest := get("rest"):
+            self.rests[number] = rest
+        repairable = False
+        if outcome == ERROR:
+            self.problems[number] = _TRIES.sub("", str(get("error") or "no reason is stored"))
+            if (ending := get("finish_reason")) is not None:
+                self.endings[number] = ending
+                repairable = ending in FINISHED and get("partial") is not None
+        self.repairable[number] = repairable
+        self.from_reasoning[number] = bool(get("reasoning")) and not (get("text") or "").strip()
+
+    def _model(self, said: tuple[str | None, ...]) -> int:
+        """Return the number of the model that a row's fields name, in the order of `ServedModel`."""
+        known = self.served_models.get(said)  # type: ignore[call-overload]  # a tuple is the same key
+        if known is None:
+            known = 0 if len(self.served_models) >= 2**16 - 1 else len(self.served_models)
+            if known:
+                self.served_models[ServedModel(*said)] = known
+        return int(known)
+
+    def served_by(self) -> dict[ServedModel, int]:
+        """Return how many answers each model gave, most first; those that say nothing of their model are left out."""
+        found: dict[ServedModel, int] = {}
+        for model, n in self._counted():  # the engine's release is no part of the model
+            if (bare := model._replace(version=None)) != UNKNOWN:
+                found[bare] = found.get(bare, 0) + n
+        return dict(sorted(found.items(), key=lambda item: (-item[1], str(item[0]))))
+
+    def releases(self) -> list[str]:
+        """Return the releases of the engine that gave the answers."""
+        return sorted({model.version for model, _ in self._counted() if model.version is not None})
+
+    def _counted(self) -> list[tuple[ServedModel, int]]:
+        counts = np.bincount(self.served[self.answered], minlength=len(self.served_models))
+        return [(model, int(counts[i])) for model, i in self.served_models.items() if i and counts[i]]
+
+    @property
+    def answered(self) -> NDArray[np.bool_]:
+        """Return which rows have an answer, right or wrong."""
+        answered: NDArray[np.bool_] = (self.outcome > 0) & (self.outcome != ERROR)
+        return answered
+
+    def truncated(self, limit: int) -> NDArray[np.int64]:
+        """Return the numbers of the rows that ran into a limit of fewer than `limit` tokens."""
+        return np.flatnonzero((self.outcome == OUTCOMES.index("truncated")) & (self.limit < limit))
+
+    def pending(self, *, retry_errors: bool) -> NDArray[np.int64]:
+        """Numbers of the rows to ask: those without an answer; failed ones only where that is wished for."""
+        open_ = self.outcome == 0
+        if retry_errors:
+            open_ |= self.outcome == ERROR
+        return np.flatnonzero(open_)
+
+
+def outcome_of(parsed: bool, finish_reason: str | None, text: str) -> str:
+    """ok, unparsed (no box in a finished answer), truncated (the answer ran into the token limit) or empty (no text at all)."""
+    if finish_reason == "length":
+        return "truncated"
+    if not text.strip():
+        return "empty"
+    return "ok" if parsed else "unparsed"
+
+
+def score_row(
+    key: str, e: Expression, reply: Reply, model: str, prompt: str, profile: Profile, settings: str = ""
+) -> dict[str, Any]:
+    """Return the row to store, as docs/design.md has it. Boxes are pixels. An error is a row without text, never a wrong answer."""
+    row: dict[str, Any] = {
+        "key": key,
+        "file": e.file,
+        "line": e.line,
+        "image": e.image,
+        "sent": e.sent,
+        "width": e.width,
+        "height": e.height,
+        "bbox": list(e.bbox),
+        "text": reply.text,
+        "reasoning": reply.reasoning,
+        "scaled_bbox": None,
+        "iou": None,
+        "correct": None,
+        "outcome": "error",
+        "finish_reason": reply.finish_reason,
+        "partial": reply.partial,
+        "rest": reply.rest,
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.completion_tokens,
+        "reasoning_tokens": reply.reasoning_tokens,
+        "latency_s": None if reply.latency_s is None else round(reply.latency_s, 6),
+        "loop_lag_s": None,
+        "in_flight": None,
+        "error": reply.error,
+        "model": model,
+        "served_model": reply.served_model,
+        "served_id": reply.served_id,
+        "served_path": reply.served_path,
+        "weight_version": reply.weight_version,
+        "served_version": reply.served_version,
+        "prompt": prompt,
+        "scoring": profile.name,
+        "settings": settings,
+        "evaluation": None,
+        "max_tokens": None,
+        "reading": READING,
+        "findings": None,
+    }
+    if reply.samples:
+        reply = samples.choose(
+            row,
+            reply,
+            [profile.score_answer(answer_text(s), e.bbox, e.width, e.height, "scale") for s in reply.samples],
+        )
+    if e.visible is not None:
+        row |= extents.scored(e, answer_text(reply) if reply.error is None else None, profile)
+    if reply.error is None:
+        text = answer_text(reply)
+        scored = profile.score_answer(text, e.bbox, e.width, e.height, "scale")
+        row.update(
+            scaled_bbox=scored.scaled_bbox,
+            iou=scored.iou,
+            correct=scored.correct,
+            outcome=outcome_of(scored.parsed, reply.finish_reason, text),
+            findings=examine(text, e.bbox, e.width, e.height, scored.iou, profile.space, after=profile.after_thinking),
+        )
+    return row
+
+
+def reply_of(row: dict[str, Any]) -> Reply:
+    """Return the reply a stored row was made from."""
+    own: dict[str, Any] = {name: row.get(name) for name in Reply._fields if name != "samples"}
+    return Reply(**own, samples=samples.stored(row))
+
+
+def read_rows(out: Path, *, own: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield every whole row of every part, oldest first. Later rows replace earlier ones of the same key.
+
+    What another version or another hand has written is checked: a count or a time that cannot be one is None, and a row without a key or
+    with a box, an IoU or a text of the wrong kind is left out, so that its question is asked again. `own`: this process has written all
+    of them, so nothing is checked.
+    """
+    for part in sorted((out / "results").glob("part-*.jsonl")):
+        for row in complete_lines(part):
+            if own or _sound(row):
+                yield row
+
+
+def stored_lines(out: Path) -> Iterator[bytes]:
+    """Yield the lines of every part as they are stored, oldest first; what a crash has cut short ends its part."""
+    for part in sorted((out / "results").glob("part-*.jsonl")):
+        with part.open("rb") as f:
+            yield from itertools.takewhile(lambda line: line.endswith(b"\n"), f)
+
+
+_OF_THE_SERVER = ("served_model", "served_id", "served_path", "weight_version", "served_version")
+_TEXTS = (
+    "text",
+    "partial",
+    "rest",
+    "reasoning",
+    "error",
+    "finish_reason",
+    "model",
+    *_OF_THE_SERVER,
+    "prompt",
+    "scoring",
+    "settings",
+    "evaluation",
+    "sent",
+    "image",
+    "file",
+)
+LONGEST_S = 1e9
+"""Seconds; a longer latency is looked at again"""
+_COUNTS = (
+    "prompt_tokens",
+    "completion_tokens",
+    "reasoning_tokens",
+    "line",
+    "width",
+    "height",
+    "reading",
+    "findings",
+    "max_tokens",
+    "in_flight",
+)
+
+
+def _sound(row: dict[str, Any]) -> bool:
+    """Return whether a stored row has fields of the right kinds; counts and times that cannot be ones become None."""
+    get = row.get  # every row of every read passes here: what is as it should be costs little
+    for name in _COUNTS:
+        value = get(name)
+        if type(value) is not int or not 0 <= value <= LARGEST_COUNT:
+            row[name] = count(value)
+    for name in ("latency_s", "loop_lag_s"):
+        seconds = get(name)
+        if type(seconds) is not float or not 0 <= seconds < LONGEST_S:
+            row[name] = seconds if seconds is not None and is_number(seconds) and seconds >= 0 else None
+    for name in _TEXTS:
+        text = get(name)
+        if text is not None and type(text) is not str:
+            return False
+    for name in _OF_THE_SERVER:
+        text = row.setdefault(name, None)
+        if text is not None and len(text) > LONGEST:
+            row[name] = text[:LONGEST]
+    iou = row.setdefault("iou", None)
+    return (
+        type(get("key")) is str
+        and (iou is None or (is_number(iou) and 0 <= iou <= 1))
+        and samples.is_box(get("bbox"))
+        and samples.is_box(get("scaled_bbox"))
+        and samples.sound(row)
+        and extents.sound(row)
+    )
+
+
+is_number = samples.is_number
+
+
+class Results:
+    """The results of one folder, opened for writing. `done` has what is known of each row of `work`."""
+
+    def __init__(self, out: Path, work: Worklist, scoring: str, remote: Remote | None = None) -> None:
+        folder = out / "results"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise UserError(
+                "another evaluation is writing there", file=out, hint="Wait for it, or choose another --out."
+            ) from None
+        self.out, self._work, self._scoring, self.remote = out, work, scoring, remote
+        self._appender: Appender | None = None
+        self._retired: list[Appender] = []
+        self._closing = threading.Lock()  # no one syncs what another thread has just closed
+        try:
+            if remote is not None:
+                for part in folder.glob("part-*.jsonl"):
+                    drop_half_line(part)
+                remote.pull()
+            self.done = Tallies(len(work))
+            self.last = np.full(len(work), -1, dtype=np.int64)
+            """Of each row of `work` the place of the line that counts, among all lines to rows of `work`"""
+            self._lines = 0
+            for number, row in numbered(read_rows(out), work):
+                self._set(number, row)
+            self.own = not any(part.stat().st_size for part in folder.glob("part-*.jsonl"))
+            """Whether this process writes all rows of the folder"""
+            known = [p.stem.split("-")[1] for p in folder.glob("part-*.jsonl")]
+            self._number = max((int(n) for n in known if n.isdigit()), default=-1) + 1
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _part(self) -> Path:
+        ending = f"-{secrets.token_hex(3)}" if self.remote is not None else ""
+        return self.out / "results" / f"part-{self._number:05d}{ending}.jsonl"
+
+    def add(self, number: int, row: dict[str, Any]) -> None:
+        """Append a row. A part comes into being with its first row."""
+        if self._appender is None:
+            self._appender = Appender(self._part(), interval=float("inf"))
+            self._number += 1
+        self._appender.write(row)
+        self._set(number, row)
+
+    def _set(self, number: int, row: dict[str, Any]) -> None:
+        self.done.set(number, row, self._scoring)
+        self.last[number] = self._lines
+        self._lines += 1
+
+    def sync(self) -> None:
+        """Force what was added to the disk; slow, and safe to call from another thread."""
+        with self._closing:
+            appender = self._appender
+            if appender is not None and appender not in self._retired:
+                appender.sync()
+
+    def roll(self) -> None:
+        """Let the next row begin a part; from the thread that adds. `replicate` closes and sends the old one."""
+        if self._appender is not None:
+            self._retired.append(self._appender)
+            self._appender = None
+
+    def replicate(self, *, patient: bool = False) -> None:
+        """Send finished parts to where the copy is kept, if one is; slow, and safe to call from another thread. Raises `Failure`."""
+        with self._closing:
+            while self._retired:
+                self._retired.pop().close()
+        if self.remote is not None:
+            current = self._appender
+            parts = sorted((self.out / "results").glob("part-*.jsonl"))
+            self.remote.push([p for p in parts if current is None or p != current.path], patient=patient)
+
+    def close(self) -> None:
+        """Sync the parts and let the next one in."""
+        try:
+            self.roll()
+            with self._closing:
+                while self._retired:
+                    self._retired.pop().close()
+        finally:
+            os.close(self._lock)
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def numbered(rows: Iterable[dict[str, Any]], work: Worklist, block: int = 2000) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number in `work`, row) of stored rows, in order; rows that `work` does not ask for are left out."""
+    source = iter(rows)
+    while some := list(itertools.islice(source, block)):
+        for number, row in zip(work.find([r["key"] for r in some]), some, strict=True):
+            if number >= 0:
+                yield int(number), row
+
+
+_OF_THE_ASKING = ("evaluation", "max_tokens", "loop_lag_s", "in_flight")
+"""Fields that say how a row was asked, which no reply holds"""
+
+
+def rescore(results: Results, work: Worklist, profile: Profile, *, everything: bool) -> int:
+    """Score stored answers again, without a server: those of another profile, or all. Returns how many rows were written.
+
+    A reply that an earlier version did not take for an answer, and this one does, becomes one.
+    """
+    done = results.done
+    wanted = done.answered & (everything | done.other_scoring) | done.repairable
+    if not wanted.any():
+        return 0
+    last = results.last.copy()
+    for position, (number, row) in enumerate(numbered(read_rows(results.out), work)):
+        if wanted[number] and last[number] == position:
+            e, reply = work.expression(number), reply_of(row)
+            if done.repairable[number]:
+                reply = reply._replace(text=reply.partial, partial=None, error=None)
+            settings = str(row.get("settings") or "")
+            again = score_row(row["key"], e, reply, str(row["model"]), str(row["prompt"]), profile, settings)
+            results.add(number, again | {name: row.get(name) for name in _OF_THE_ASKING})
+    return int(wanted.sum())

@@ -1,0 +1,106 @@
+"""Who answers: what a reply and a server's own pages say of the model that is served. Pure.
+
+A name in a reply is not enough: SGLang answers under any name it is asked for. So `/v1/models` and the engine's own page are read too,
+and what they say is kept with each answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+LONGEST = 512
+"""Characters of a name, a path or a version"""
+
+
+class ServedModel(NamedTuple):
+    """What is known of the model behind an endpoint, or behind an answer; None for what was not said."""
+
+    reply: str | None = None
+    """The model's name in replies"""
+    id: str | None = None
+    """Its name in `/v1/models`"""
+    path: str | None = None
+    """Where the server has read its weights: a folder or a name of the hub"""
+    weight_version: str | None = None
+    """Changes when weights are replaced in a running server (SGLang)"""
+    version: str | None = None
+    """The engine's"""
+
+    @property
+    def name(self) -> str | None:
+        """Return the name under which the server knows it."""
+        return self.reply if self.id is None else self.id
+
+    def over(self, older: ServedModel) -> ServedModel:
+        """Return what this says, and for the rest what `older` said."""
+        return ServedModel(*(new if new is not None else old for new, old in zip(self, older, strict=True)))
+
+    def __str__(self) -> str:
+        """Return it in a few words: the name, then path and weight version if they add something."""
+        name = self.name
+        words = [name] if name else []
+        if self.path and self.path != name:
+            words.append(f"weights from {self.path}" if name else f"the weights from {self.path}")
+        if self.weight_version:
+            words.append(f"weight version {self.weight_version}")
+        return ", ".join(words) or "a model without a name"
+
+
+UNKNOWN = ServedModel()
+_SAYS = {
+    "reply": "answers as {!r}",
+    "id": "serves {!r} (/v1/models)",
+    "path": "serves the weights from {!r}",
+    "weight_version": "serves weight version {!r}",
+}
+
+
+def difference(one: ServedModel, other: ServedModel) -> tuple[str, str] | None:
+    """Return what the one and the other say where they contradict each other; None if they may be the same model.
+
+    The version of the engine is no part of the model.
+    """
+    for name, text in _SAYS.items():
+        mine, theirs = getattr(one, name), getattr(other, name)
+        if mine is not None and theirs is not None and mine != theirs:
+            return text.format(mine), text.format(theirs)
+    return None
+
+
+def misnamed(served: ServedModel, asked_as: str | None) -> str | None:
+    """Return the name under which a server knows the model if it is another than the one that was asked for."""
+    if asked_as is None:
+        return None
+    return next((name for name in (served.id, served.reply) if name is not None and name != asked_as), None)
+
+
+def distinct(models: Sequence[ServedModel]) -> list[ServedModel]:
+    """Return one of each model; what may be the same model as one before it is left out."""
+    found: list[ServedModel] = []
+    for model in models:
+        if model != UNKNOWN and all(difference(model, other) for other in found):
+            found.append(model)
+    return found
+
+
+def text_of(value: Any) -> str | None:
+    """Return a name, a path or a version as it may be kept: a text that is not empty, cut to `LONGEST` characters."""
+    return value[:LONGEST] if isinstance(value, str) and value else None
+
+
+def listed(page: Any, asked_as: str | None) -> ServedModel:
+    """Return what `/v1/models` says of the model that requests name.
+
+    A page may list several names of one model, adapters of it, or all models of a service. The card of the name that is asked for counts;
+    if there is none, the only base model counts. Otherwise the page says nothing.
+    """
+    data = page.get("data") if isinstance(page, Mapping) else None
+    cards = [c for c in data if isinstance(c, Mapping) and text_of(c.get("id"))] if isinstance(data, list) else []
+    named = [c for c in cards if c["id"] == asked_as]
+    bases = [c for c in cards if c.get("parent") is None]
+    roots = {c.get("root") for c in bases}
+    card = named[0] if named else bases[0] if bases and (len(bases) == 1 or len(roots - {None}) == 1) else None
+    if card is None:
+        return UNKNOWN
+    return ServedModel(id=text_of(card["id"]), path=text_of(card.get("root")))

@@ -1,0 +1,68 @@
+"""The key of a job's servers: every request but those for health and metrics must carry it.
+
+A file of its own that imports nothing but the standard library, because engines load it in environments without this package. The key is in
+the environment, so no list of processes shows it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+VARIABLE = "EGM_API_KEY"
+OPEN = frozenset({"/health", "/metrics"})
+"""Paths that the kubelet's probes and Prometheus read without a key"""
+
+_Scope = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[_Scope]]
+_Send = Callable[[_Scope], Awaitable[None]]
+_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
+
+
+class Key(str):
+    """A key whose `repr` does not show it: SGLang logs all its arguments."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Return what a log may hold."""
+        return "'(hidden)'"
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """Let copies, which other processes get, be plain strings."""
+        return str, (str(self),)
+
+
+def key_of_process() -> Key:
+    """Return the key. Raises `RuntimeError` if there is none: a server that was to have one must not start without."""
+    key = os.environ.get(VARIABLE, "").strip()
+    if not key:
+        raise RuntimeError(f"{VARIABLE} is not set")
+    return Key(key)
+
+
+class RequireKey:
+    """ASGI middleware that refuses what comes without the key (401)."""
+
+    def __init__(self, app: _App) -> None:
+        self._app, self._expected = app, f"Bearer {key_of_process()}".encode()
+
+    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+        """Pass the request on, or refuse it."""
+        if scope["type"] == "lifespan" or self._allowed(scope):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            body = b'{"error": {"message": "the key of this server is missing or wrong", "code": 401}}'
+            headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
+            await send({"type": "http.response.start", "status": 401, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+    def _allowed(self, scope: _Scope) -> bool:
+        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"].rstrip("/") in OPEN:
+            return True
+        given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+        return len(given) == 1 and secrets.compare_digest(given[0], self._expected)

@@ -1,0 +1,35 @@
+"""`python -m sglang.launch_server` with the key of `$EGM_API_KEY`, which its command line would show to everyone on the machine.
+
+A script of its own that imports nothing but SGLang and its neighbour. Its arguments are those of SGLang's server. SGLang 0.5.12 asks for
+the key at every path but health and metrics; it can go when SGLang reads a key from its environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from egm_require_key import key_of_process
+
+
+def main() -> None:
+    """Run SGLang's server. Raises `RuntimeError` if there is no key, or if SGLang knows none."""
+    key = key_of_process()
+    from sglang.launch_server import run_server
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import kill_process_tree
+
+    load_plugins()
+    arguments = prepare_server_args(sys.argv[1:])
+    if not hasattr(arguments, "api_key"):
+        raise RuntimeError("this version of SGLang has no api_key; 0.5.12 has")
+    arguments.api_key = key
+    try:
+        run_server(arguments)
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""`transformers serve` as other servers are: it continues the last message, it samples, and a seed gives the same answer again.
+
+A script of its own that imports nothing but transformers and its neighbour, because the engine may run in an environment without this
+package.
+Its arguments are those of `transformers serve`.
+
+| what | why | can go when |
+|---|---|---|
+| `continue_final_message` | a thought is closed by continuing the assistant's message | `transformers serve` takes the field |
+| a temperature above 0 draws | 5.9 sets the temperature and leaves the model's `do_sample`, so every answer stays greedy | it sets `do_sample` |
+| `seed` is set where tokens are drawn | 5.9 sets it when a request comes in, so that requests in flight change each other's answers | it does that |
+| a key is asked for, if `$EGM_API_KEY` holds one | 5.9 answers everyone, and loads what it is asked to load | it takes a key |
+| `stop` | 5.9 hands the processor, which has no vocabulary, to the check for stop texts, and answers 500 | it hands the tokenizer |
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextvars import ContextVar
+from typing import Any
+
+from egm_require_key import VARIABLE, RequireKey
+
+FIELDS = frozenset({"continue_final_message", "add_generation_prompt", "top_k"})
+"""Fields that are taken in addition to those of `transformers serve`"""
+_continues: ContextVar[bool] = ContextVar("continues", default=False)
+_seed: ContextVar[int | None] = ContextVar("seed", default=None)
+
+
+def extend() -> None:
+    """Add the fields to the handler of chat completions. Raises `RuntimeError` if transformers is not as expected."""
+    from transformers.cli.serving import chat_completion, utils
+    from transformers.processing_utils import ProcessorMixin
+
+    base: Any = chat_completion.ChatCompletionHandler
+    for owner, name in (
+        (base, "handle_request"),
+        (base, "_validate_request"),
+        (base, "_build_generation_config"),
+        (ProcessorMixin, "apply_chat_template"),
+        (utils.GenerateManager, "generate_non_streaming"),
+    ):
+        if not hasattr(owner, name):
+            raise RuntimeError(f"this version of transformers has no {owner.__name__}.{name}; 5.9.0 has")
+    render, generate = ProcessorMixin.apply_chat_template, utils.GenerateManager.async_submit
+
+    def apply_chat_template(self: Any, conversation: Any, **kwargs: Any) -> Any:
+        if _continues.get():
+            kwargs |= {"add_generation_prompt": False, "continue_final_message": True}
+        return render(self, conversation, **kwargs)
+
+    def async_submit(self: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+        if "tokenizer" in kwargs:
+            kwargs["tokenizer"] = getattr(kwargs["tokenizer"], "tokenizer", kwargs["tokenizer"])
+        seed = _seed.get()
+
+        def seeded(*inner: Any, **named: Any) -> Any:  # on the one thread that draws
+            if seed is not None:
+                import torch
+
+                torch.manual_seed(seed)
+            return function(*inner, **named)
+
+        return generate(self, seeded, *args, **kwargs)
+
+    class Handler(base):  # type: ignore[misc]  # its type is known at run time only
+        """Chat completions that may continue a message and that sample."""
+
+        async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+            """Answer one request."""
+            token = _continues.set(bool(body.get("continue_final_message")))
+            seed = _seed.set(body.get("seed"))
+            try:
+                return await super().handle_request(body, request_id)
+            finally:
+                _continues.reset(token)
+                _seed.reset(seed)
+
+        def _validate_request(self, body: dict[str, Any]) -> None:
+            super()._validate_request({k: v for k, v in body.items() if k not in FIELDS})
+
+        def _build_generation_config(self, body: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            unseeded = {k: v for k, v in body.items() if k != "seed"}  # another request may be drawing at this moment
+            config = super()._build_generation_config(unseeded, *args, **kwargs)
+            if float(body.get("temperature") or 0.0) > 0.0:
+                config.do_sample = True
+            if body.get("top_k") is not None:
+                config.top_k = max(0, int(body["top_k"]))
+            return config
+
+    ProcessorMixin.apply_chat_template = apply_chat_template
+    utils.GenerateManager.async_submit = async_submit
+    chat_completion.ChatCompletionHandler = Handler
+
+
+def require_key() -> None:
+    """Let the server ask for the key. Raises `RuntimeError` if transformers is not as expected."""
+    from transformers.cli.serving import server
+
+    build: Any = getattr(server, "build_server", None)
+    if build is None:
+        raise RuntimeError("this version of transformers has no serving.server.build_server; 5.9.0 has")
+
+    def build_server(*args: Any, **named: Any) -> Any:
+        app = build(*args, **named)
+        app.add_middleware(RequireKey)
+        return app
+
+    server.build_server = build_server
+
+
+def main() -> None:
+    """Run `transformers serve` with the arguments of this process."""
+    extend()
+    if os.environ.get(VARIABLE, "").strip():
+        require_key()
+    from transformers.cli.transformers import main as cli
+
+    sys.argv = ["transformers", "serve", *sys.argv[1:]]
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""What `summary.json` holds, as types: the run writes it, and the live view, telemetry, the job's status, the report and exports read it.
+
+Accuracies and IoU are fractions (0..1), latencies seconds. Every field of `Summary` has a default, because a summary of an earlier release lacks
+some: `read_summary` keeps what has the right form and leaves out the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from grounding.api.base import read_known
+from grounding.api.report import Count, Number
+from grounding.evaluate.engines.metrics import Metrics
+from grounding.evaluate.served import ServedModel, text_of
+from grounding.scoring.doctor import Diagnosis
+
+FILE = "summary.json"
+Share = Annotated[Number, Field(ge=0, le=1)]
+Ends = tuple[Number, Number]
+"""Low and high end of a 95 % interval"""
+Said = Annotated[str | None, BeforeValidator(text_of)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class Intervals(_Part):
+    """The 95 % intervals of both means."""
+
+    macro: Ends
+    micro: Ends | None = None
+
+
+class FileSummary(_Part):
+    """One evaluation file: its answers so far."""
+
+    name: str = ""
+    n: Count = 0
+    """Answers"""
+    total: Count | None = None
+    """Questions; None in a summary that does not say"""
+    acc: Number | None = None
+    acc75: Number | None = None
+    acc90: Number | None = None
+    mean_iou: Number | None = None
+    errors: Count = 0
+    unparsed: Count = 0
+    truncated: Count = 0
+    empty: Count = 0
+    tokens_mean: Number | None = None
+    latency_mean: Number | None = None
+    latency_p50: Number | None = None
+    latency_p90: Number | None = None
+    remark: str | None = None
+    """What must be shown beside its name (`sets.remark`); None in a summary of an earlier release"""
+
+
+class Problem(_Part):
+    """Why requests failed, and how many rows failed so."""
+
+    what: str = ""
+    rows: Count = 0
+
+
+class Ending(_Part):
+    """A reason that servers gave for ending requests without an answer; `share` is of all requests."""
+
+    finish_reason: str = ""
+    rows: Count = 0
+    share: Share = 0.0
+
+
+class ExtentFigures(_Part):
+    """Figures of a file by one of the two true boxes."""
+
+    acc: Share
+    mean_iou: Share
+
+
+class ExtentMeans(_Part):
+    """Means over all files by one of the two true boxes."""
+
+    macro: Share
+    micro: Share
+    mean_iou: Share
+
+
+class FileExtents(_Part):
+    """A file whose rows have two true boxes; `n` counts the answers to them."""
+
+    name: str
+    n: Count
+    visible: ExtentFigures
+    amodal: ExtentFigures
+
+
+Asked = Literal["visible", "amodal"]
+
+
+class ExtentsSummary(_Part):
+    """The accuracy by the visible and by the whole box; `asked` is the one that the prompt asks for."""
+
+    asked: Asked = "visible"
+    n: Count
+    visible: ExtentMeans
+    amodal: ExtentMeans
+    files: tuple[FileExtents, ...] = ()
+
+
+class ServedAnswers(_Part):
+    """A model as servers describe it, and how many of the answers it gave."""
+
+    reply: Said = None
+    id: Said = None
+    path: Said = None
+    weight_version: Said = None
+    version: Said = None
+    answers: Count = 0
+
+    @property
+    def model(self) -> ServedModel:
+        """Return what is known of the model."""
+        return ServedModel(self.reply, self.id, self.path, self.weight_version, self.version)
+
+
+class EndpointFacts(_Part):
+    """One endpoint of the run: what the client saw, and what the server said last (counted from the server's own start)."""
+
+    endpoint: str = ""
+    answered: Count = 0
+    failed: Count = 0
+    prompt_tokens: Count = 0
+    cached_tokens: Count = 0
+    served: ServedModel = ServedModel()
+    metrics: Metrics | None = None
+
+
+class VoteMean(_Part):
+    """The macro mean that a vote gives, with its interval."""
+
+    macro: Number
+    ci95: Ends | None = None
+
+
+class VotesOf(_Part):
+    """What each vote over `n` answers a question is worth."""
+
+    n: Count
+    medoid: VoteMean
+    mean: VoteMean
+    first: VoteMean
+    oracle: VoteMean
+
+
+class SamplesSummary(_Part):
+    """An evaluation with several answers a question: the votes for every number of answers up to `count`."""
+
+    count: Count
+    accuracy_at_1: Number | None = None
+    by_number: Annotated[tuple[VotesOf, ...], Field(min_length=1)]
+    oracle_is: str = "a bound: it takes the right answer if there is one, which no method can know"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of the answered questions. Tokens and operations are means over questions; None: not known.
+
+    A mean over tokens is over the questions whose server has said how many there were.
+    """
+
+    questions: int
+    prompt_tokens: float | None
+    """The question with its picture, once, however many answers it has"""
+    thought_tokens: float | None
+    """None if a server does not count thoughts apart"""
+    answer_tokens: float | None
+    generated_tokens: float | None
+    """Thought and answer of all samples"""
+    flops: float | None
+    flops_formula: str | None
+    parameters: float | None
+    """Of the language model, as a token uses them"""
+    latency_mean: float | None
+    """Seconds from the first byte of a question's first request to the last one of its answer, at `concurrency`"""
+    latency_p50: float | None
+    latency_p90: float | None
+    latency_p99: float | None
+    concurrency: int
+    serving_seconds: float
+    """Wall time that the servers were in use for it: of a sweep, this setting's share"""
+    gpu_seconds: float | None
+    """All GPUs over that time"""
+    gpu_seconds_per_question: float | None
+    money: float | None
+    """GPU-hours times the given price"""
+    currency: str | None
+
+
+class SettingSummary(_Part):
+    """One setting of a sweep."""
+
+    model: str | None = None
+    """The model's name, of a sweep over several"""
+    name: str = ""
+    macro: Number | None = None
+    ci95: Ends | None = None
+    done: Count = 0
+    total: Count = 0
+    costs: Costs | None = None
+
+
+class Summary(_Part):
+    """The result of an evaluation so far. No macro, micro or interval while a row failed or is missing: `reason` says so."""
+
+    total: Count = 0
+    done: Count = 0
+    errors: Count = 0
+    errors_as_wrong: Count = 0
+    problems: tuple[Problem, ...] = ()
+    endings: tuple[Ending, ...] = ()
+    served_models: tuple[str, ...] = ()
+    served: tuple[ServedAnswers, ...] = ()
+    from_reasoning: Count = 0
+    doctor: Diagnosis | None = None
+    """The second look at the answers"""
+    left_out: Count = 0
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers must know"""
+    empty: Count = 0
+    unparsed: Count = 0
+    truncated: Count = 0
+    macro: Number | None = None
+    micro: Number | None = None
+    ci95: Intervals | None = None
+    reason: str | None = None
+    """Why there is no mean"""
+    files: tuple[FileSummary, ...] = ()
+    samples: SamplesSummary | None = None
+    extents: ExtentsSummary | None = None
+    settings: tuple[SettingSummary, ...] | None = None
+    """The settings of a sweep, which has no files of its own"""
+    model: str | None = None
+    prompt: str | None = None
+    scoring: str | None = None
+    mode: str | None = None
+    requests_per_second: Number | None = None
+    """None in latency mode, whose pace says nothing"""
+    wall_seconds: Number | None = None
+    """Of all runs in the folder"""
+    loop_lag_p99: Number | None = None
+    """The largest lag of the event loops that measured latencies"""
+    loop_lags: tuple[Number, ...] | None = None
+    """That of each process of an earlier release, which does not say it in each row"""
+    latency_refused: str | None = None
+    """Why there are no latencies"""
+    latencies_left_out: Count | None = None
+    """Answers whose latency does not count, because the process that measured it was late"""
+    in_flight_mean: Number | None = None
+    """Requests in flight while latencies were measured"""
+    servers: tuple[EndpointFacts, ...] | None = None
+    costs: Costs | None = None
+
+    def take_timing(self, earlier: Summary) -> None:
+        """Take over what an earlier summary of the same answers says about the time that its runs took, as far as it says it."""
+        for name in _TIMING & earlier.model_fields_set:
+            setattr(self, name, getattr(earlier, name))
+
+    def document(self) -> dict[str, object]:
+        """Return it as summary.json holds it: without the parts that this evaluation does not have."""
+        found = self.model_dump(mode="json")
+        return {name: value for name, value in found.items() if value is not None or name not in _PARTS}
+
+
+_TIMING = frozenset(
+    (
+        "mode",
+        "servers",
+        "requests_per_second",
+        "wall_seconds",
+        "costs",
+    )
+)
+_PARTS = frozenset(
+    (
+        "samples",
+        "extents",
+        "settings",
+        "loop_lag_p99",
+        "loop_lags",
+        "latency_refused",
+        "latencies_left_out",
+        "in_flight_mean",
+        "servers",
+        "costs",
+        "doctor",
+        "wall_seconds",
+    )
+)
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """Return the summary of the evaluation in `folder`; None if it has written none yet, or if the file is damaged."""
+    try:
+        found: Any = orjson.loads((folder / FILE).read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return read_known(Summary, found) if isinstance(found, dict) else None
+
+
+def summary_of(folder: Path) -> Summary:
+    """Return the summary of the evaluation in `folder`, or one that says nothing if there is none that can be read."""
+    found = read_summary(folder)
+    return Summary() if found is None else found

@@ -1,0 +1,26 @@
+"""What follows from an evaluation's engine: `egm eval`, the role of a job and `grounding.library` complete their evaluations here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from grounding.evaluate.engines import get_engine
+from grounding.evaluate.run import Evaluation
+from grounding.scoring import remapped
+
+
+def with_engine(asked: Evaluation, copies: int = 1, box_remap: str = "", omit_name: bool = False) -> Evaluation:
+    """Return the evaluation with the request's fields and routing, the client's engine and sampling, and the scoring profile.
+
+    `copies` is how many data-parallel copies of the model are behind each endpoint. `omit_name` leaves the model's name out of requests if the
+    engine does not need it. Raises `UserError` if the engine is unknown, if it cannot do what the sampling asks for, or for an unknown remap.
+    """
+    engine = get_engine(asked.engine)
+    request = replace(
+        asked.client.request,
+        model=None if omit_name and not engine.names_model else asked.client.request.model,
+        extras=engine.request_extras(asked.sampling),
+        routing=engine.routing(copies),
+    )
+    client = replace(asked.client, request=request, served_by=engine, sampling=asked.sampling)
+    return replace(asked, client=client, scoring=remapped(asked.scoring, box_remap))

@@ -1,0 +1,55 @@
+"""What a job reads, as it is now: tells whether a job that has succeeded before would be given something else today.
+
+Nothing is read whole. A difference only means that the job's roles are started, which compare the content.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from grounding.api import Job
+from grounding.data.images import parts_of
+from grounding.data.jobdata import sources
+from grounding.errors import EgmError
+from grounding.files import digest_of
+from grounding.storage import Transfer, is_remote, listing, locate
+
+_BRIEF = Transfer(patience_s=5.0)
+
+
+def inputs_of(job: Job) -> tuple[str, ...]:
+    """Return paths and URIs of what the job reads: data, pictures, model, and its own reward or scoring. Pure."""
+    found = [source for source, _ in sources(job, prepares=True)]
+    found += [m.source for m in job.spec.models if m.source and not m.source.startswith("tiny://")]
+    if job.kind == "GroundingTrainJob" and job.spec.reward.file:
+        found.append(job.spec.reward.file)
+    if job.kind == "GroundingEvalJob" and job.spec.scoring_file:
+        found.append(job.spec.scoring_file)
+    return tuple(dict.fromkeys(found))
+
+
+def states(inputs: Sequence[str]) -> dict[str, str]:
+    """Return the state of each input: another content has another one. Empty for what is not there or cannot be asked."""
+    return {each: _state(each) for each in inputs}
+
+
+def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return the inputs whose state was known and is another one. Pure."""
+    return [each for each, state in now.items() if state and before.get(each) and before[each] != state]
+
+
+def _state(source: str) -> str:
+    with suppress(EgmError, OSError):
+        if is_remote(source):
+            return digest_of(listing(source, _BRIEF))
+        path = locate(source).folder
+        if path.is_dir():
+            files = [Path(top, name) for top, _, names in os.walk(path, followlinks=True) for name in names]
+        else:
+            files = [path] if path.is_file() else parts_of(path)
+        found = [(os.path.relpath(f, path), f.stat()) for f in sorted(files)]
+        return digest_of([[n, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for n, s in found]) if found else ""
+    return ""

@@ -1,0 +1,91 @@
+"""What differs between the model families when a model is loaded, for SFT and RL. Families themselves are declared in `grounding/api/families.py`.
+
+All are taken in their native Hugging Face layout. InternVL's older layout (`internvl_chat`, code in the model's folder) has no processor, which
+verl 0.9 and the label mask need, and is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from grounding.api.families import FAMILIES, of_type
+from grounding.errors import UserError
+from grounding.files import read_json
+
+_OLDER = {
+    "qwen2_vl": "Qwen2-VL is older than what grounding is trained from here; take Qwen2.5-VL or a newer model.",
+    "qwen2_5_omni": "Take Qwen2.5-VL or Qwen3-VL: the Omni models answer in speech as well, which no trainer here knows.",
+    "qwen3_omni_moe": "Take Qwen3-VL: the Omni models answer in speech as well, which no trainer here knows.",
+}
+_TEXT_ONLY = ("qwen2", "qwen3", "qwen3_moe", "qwen3_next", "llama", "mistral", "gemma2")
+
+
+def check(family: str, model: str | Path) -> None:
+    """Raise `UserError` where the model in a folder is not of the job's family, or not in its native layout."""
+    path = Path(model) / "config.json"
+    if not path.is_file():
+        return  # another part of the program says so
+    found = str(read_json(path).get("model_type", ""))
+    if found in FAMILIES[family].model_types:
+        return
+    if found == "internvl_chat":
+        raise UserError(
+            "this InternVL is in the layout whose code lies in the model's folder; training takes the native one",
+            file=path,
+            field="spec.model.source",
+            hint="Take the model whose name ends in -hf (OpenGVLab/InternVL3-8B-hf), or convert it: "
+            "transformers/models/internvl/convert_internvl_weights_to_hf.py.",
+        )
+    known = of_type(found)
+    if known is not None:
+        hint = f"Set spec.model.family to {known.name}."
+    elif found in _TEXT_ONLY:
+        hint = "This is a language model without a vision tower; grounding needs one that sees."
+    else:
+        covered = "; ".join(f"{each.name} ({each.covers})" for each in FAMILIES.values())
+        hint = _OLDER.get(found, f"Known are {covered}. Any model can be evaluated; these can be trained.")
+    raise UserError(f"the model is of type {found!r}, the job says {family}", file=path, field="spec.model", hint=hint)
+
+
+def vision_tower(model: Any) -> Any:
+    """Return the part of a model that sees."""
+    inner = model.model
+    return inner.visual if hasattr(inner, "visual") else inner.vision_tower
+
+
+def freeze_vision(model: Any) -> None:
+    """Freeze the vision tower. Of Qwen's models the merger is trained and the deepstack mergers are not, as in the reference; InternVL's projector
+    is outside of its tower and is trained."""
+    vision = vision_tower(model)
+    vision.requires_grad_(False)
+    if hasattr(vision, "merger"):
+        vision.merger.requires_grad_(True)
+
+
+def seen(processor: Any, images: list[Any]) -> dict[str, Any]:
+    """Return what a model takes of pictures: tensors by name, all pictures one after another."""
+    if hasattr(
+        processor, "image_seq_length"
+    ):  # InternVL: how many tiles a picture has is the processor's to say, not its image processor's
+        found = processor(text=[processor.image_token * len(images)], images=images, return_tensors="pt")
+        return {"pixel_values": found["pixel_values"]}
+    return dict(processor.image_processor(images=images, return_tensors="pt"))
+
+
+_ANSWERED = re.compile(r'("bbox_2d"\s*:\s*\[)([^\[\]]*)(\])')
+
+
+def in_resized_pixels(target: str, width: int, height: int) -> str:
+    """Return an SFT target whose `bbox_2d` (0..1000) are in whole pixels of the picture as the processor has resized it, `width` x `height`."""
+
+    def convert(found: re.Match[str]) -> str:
+        try:
+            x1, y1, x2, y2 = (float(part) for part in found[2].split(","))
+        except ValueError:
+            return found[0]  # no box of four numbers; the check of the rows has reported it
+        pixels = [round(v * side / 1000) for v, side in ((x1, width), (y1, height), (x2, width), (y2, height))]
+        return found[1] + ", ".join(map(str, pixels)) + found[3]
+
+    return _ANSWERED.sub(convert, target)

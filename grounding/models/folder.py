@@ -1,0 +1,400 @@
+"""Model folders, looked at before anything is trained or served: configuration, weights, tokenizer, chat template and processor.
+
+Only headers of the weights are read, so this takes milliseconds and needs neither torch nor a GPU. transformers gives a tensor that it
+does not find random values and continues, and what an engine says of a cut file is a traceback after minutes.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from grounding.errors import Failure, UserError
+from grounding.models import architecture, families, safetensors_header
+from grounding.models.safetensors_header import BrokenFile, Tensor
+from grounding.storage import locate
+
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_OLD_INDEX, _OLD_SINGLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
+_FLOATS = ("F32", "F16", "BF16", "F64")
+_SHOWN = 3
+"""Problems and tensors that a message names; the rest is counted"""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a model folder: the file, a sentence, and what to do."""
+
+    file: Path
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder as its files describe it. `tensors` is empty if the weights are in a form without headers."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    problems: tuple[Problem, ...]
+
+
+def examine(folder: Path, family: str | None = None, *, weights_only: bool = False) -> ModelFolder:
+    """Return what is in a model folder and all that is wrong with it. `family`: the one it has to be of.
+
+    `weights_only`: look for the configuration and the weights, not for tokenizer, chat template and processor.
+    """
+    found = list(_no_model(folder))
+    if found:
+        return ModelFolder({}, {}, tuple(found))
+    config, problem = _object(folder / "config.json")
+    if problem is not None:
+        return ModelFolder({}, {}, (problem,))
+    try:
+        if family is not None:
+            families.check(family, folder)
+    except UserError as error:
+        return ModelFolder(config, {}, (Problem(folder / "config.json", error.message, error.hint),))
+    tensors, found = _weights(folder)
+    if not found and tensors:
+        found = list(_against_config(folder, config, tensors))
+    if not weights_only:
+        found += [*_tokenizer(folder, config), *_template(folder)]
+        found += [] if "auto_map" in config else _processor(folder)  # code of the folder may do without one
+    return ModelFolder(config, tensors, tuple(found))
+
+
+def require(folder: Path, family: str | None = None, *, field: str = "spec.model.source") -> ModelFolder:
+    """Return what is in a model folder. Raises `UserError` with the file and the remedy if it cannot be trained or served."""
+    model = examine(folder, family)
+    if model.problems:
+        first = model.problems[0]
+        raise UserError(sentence(model.problems), file=first.file, field=field, hint=first.remedy)
+    return model
+
+
+def require_trainable(source: str, family: str, *, field: str = "spec.model.source") -> None:
+    """Raise `UserError` with the file and the remedy if the model folder that `source` names cannot be trained further."""
+    folder = of_source(source)
+    if folder is None:
+        return
+    model = require(folder, family, field=field)
+    kind = model.config.get("quantization_config")
+    if kind is not None:
+        method = kind.get("quant_method", "unknown") if isinstance(kind, Mapping) else "unknown"
+        raise UserError(
+            f"the weights are quantised ({method}), and training needs them whole",
+            file=folder / "config.json",
+            field=field,
+            hint="Start from the model that was quantised.",
+        )
+
+
+def require_exported(folder: Path) -> None:
+    """Raise `Failure` if the weights that an export has written are not those of its configuration."""
+    problems = examine(folder, weights_only=True).problems
+    if problems:
+        raise Failure(f"the exported weights are not whole: {sentence(problems)}", file=problems[0].file)
+
+
+def sentence(problems: tuple[Problem, ...]) -> str:
+    """Return the first problem as a sentence, with those after it by file."""
+    first, rest = problems[0], problems[1:]
+    more = "".join(f"\n  also {p.file.name}: {p.what}. {p.remedy}" for p in rest[:_SHOWN])
+    left = len(rest) - _SHOWN
+    return first.what + more + (f"\n  and {left} more" if left > 0 else "")
+
+
+def of_source(source: str | None) -> Path | None:
+    """Return the folder of this machine that `model.source` names; None for a store, the hub, a claim that is not mounted or no source."""
+    if not source or source.startswith("tiny://"):
+        return None
+    place = locate(source, "spec.model.source")
+    if place.scheme != "file" or (source.startswith("pvc://") and not place.folder.exists()):
+        return None
+    return place.folder
+
+
+# ---- what is no model at all ----
+def _no_model(folder: Path) -> Iterator[Problem]:
+    if not folder.is_dir():
+        yield Problem(folder, "no such folder", "Name a model's folder, or hf://owner/name.")
+        return
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        yield _adapter(folder, adapter)
+        return
+    if (folder / "config.json").is_file():
+        return
+    if folder.name.startswith(("global_step_", "checkpoint-")) or (folder / "actor").is_dir():
+        remedy = f"Export it first: egm checkpoint export {folder} DIR."
+        yield Problem(folder, "is a checkpoint of training, not a model", remedy)
+        return
+    below = sorted(p.parent for p in folder.glob("*/config.json"))[:1]
+    below += sorted(p.parent for p in folder.glob("snapshots/*/config.json"))[:1]
+    hint = (
+        f"Did you mean {below[0]}?" if below else "A model's folder holds config.json, its weights and its tokenizer."
+    )
+    yield Problem(folder, "no model is there: config.json is absent", hint)
+
+
+def _adapter(folder: Path, file: Path) -> Problem:
+    config, problem = _object(file)
+    base = config.get("base_model_name_or_path") or "its base model"
+    if problem is not None:
+        return problem
+    if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
+        what = f"lies beside full weights: transformers would load {base} and this adapter instead of them"
+        return Problem(file, what, "Remove adapter_config.json if the weights are merged already.")
+    remedy = f"Merge it first, and name the folder of the whole model: egm checkpoint export {folder} DIR --model BASE."
+    return Problem(file, f"is a LoRA adapter of {base}, not a whole model", remedy)
+
+
+def _object(path: Path) -> tuple[dict[str, Any], Problem | None]:
+    """Return the JSON object in a file, or what is wrong with it."""
+    again = "Copy or download the file again."
+    try:
+        text = path.read_bytes()
+        if text.startswith(safetensors_header.POINTER):
+            return {}, Problem(path, "is a pointer of Git LFS, not the file itself", "Fetch the files: git lfs pull.")
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        return {}, Problem(path, f"not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})", again)
+    except OSError as error:
+        return {}, Problem(path, f"cannot be read: {error.strerror}", "Check its permissions.")
+    if not isinstance(value, dict):
+        return {}, Problem(path, f"expected a JSON object, found {type(value).__name__}", again)
+    return value, None
+
+
+# ---- weights ----
+def _weights(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
+    """Return the tensors of the files that transformers would load, and what is wrong with them."""
+    if (folder / _SINGLE).is_file():
+        return _file(folder / _SINGLE)
+    if (folder / _INDEX).is_file():
+        return _indexed(folder / _INDEX)
+    if (folder / _OLD_SINGLE).is_file():
+        return {}, list(_pickled(folder / _OLD_SINGLE))
+    if (folder / _OLD_INDEX).is_file():
+        weight_map, problem = _weight_map(folder / _OLD_INDEX)
+        missing, present = _shards(folder / _OLD_INDEX, weight_map)
+        return {}, [*([problem] if problem else missing), *(p for file in present for p in _pickled(file))]
+    shards = sorted(folder.glob("model-*-of-*.safetensors"))
+    if shards:
+        what = f"is absent, though {len(shards)} of its weight files are there"
+        return {}, [Problem(folder / _INDEX, what, "Copy or download it as well.")]
+    return {}, [Problem(folder, f"has no weights: neither {_SINGLE} nor {_INDEX}", "Copy or download them.")]
+
+
+def _file(path: Path) -> tuple[dict[str, Tensor], list[Problem]]:
+    try:
+        return safetensors_header.read(path), []
+    except BrokenFile as error:
+        return {}, [Problem(path, error.what, error.remedy)]
+    except OSError as error:
+        return {}, [Problem(path, f"cannot be read: {error.strerror}", "Check its permissions.")]
+
+
+def _pickled(path: Path) -> Iterator[Problem]:
+    """Yield what is wrong with weights in torch's own format, whose list of tensors only Python code could give."""
+    try:
+        whole = zipfile.is_zipfile(path)
+    except OSError:
+        whole = False
+    if not whole:
+        yield Problem(path, "is cut, or no file of weights", "Copy or download the file again.")
+
+
+def _weight_map(index: Path) -> tuple[dict[str, str], Problem | None]:
+    found, problem = _object(index)
+    weight_map = found.get("weight_map")
+    if problem is None and (
+        not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values())
+    ):
+        problem = Problem(index, "has no weight_map of tensors and files", "Copy or download the file again.")
+    return ({}, problem) if problem is not None else (dict(weight_map or {}), None)
+
+
+def _shards(index: Path, weight_map: Mapping[str, str]) -> tuple[list[Problem], list[Path]]:
+    """Return a problem for each file of an index that is absent, and the files that are there."""
+    missing, present = [], []
+    for name in sorted(set(weight_map.values())):
+        file = index.parent / name
+        if Path(name).name != name or not name:
+            missing.append(Problem(index, f"names a file outside of the folder: {name}", "Download the index again."))
+        elif file.is_file():
+            present.append(file)
+        else:
+            count = sum(1 for other in weight_map.values() if other == name)
+            what = f"is absent; {index.name} says that it holds {count} tensors"
+            missing.append(Problem(file, what, "Copy or download it as well."))
+    return missing, present
+
+
+def _indexed(index: Path) -> tuple[dict[str, Tensor], list[Problem]]:
+    weight_map, problem = _weight_map(index)
+    if problem is not None:
+        return {}, [problem]
+    found, present = _shards(index, weight_map)
+    tensors: dict[str, Tensor] = {}
+    for file in present:
+        held, wrong = _file(file)
+        found += wrong
+        lacking = [] if wrong else [n for n, place in weight_map.items() if place == file.name and n not in held]
+        if lacking:
+            what = f"lacks {_some(lacking)}, which {index.name} says it holds"
+            found.append(Problem(file, what, "Copy or download the file and its index again: they belong together."))
+        tensors |= held
+    return tensors, found
+
+
+def _some(names: list[str]) -> str:
+    """Return the first of some names, and how many there are in addition."""
+    left = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {left} more" if left > 0 else "")
+
+
+def _against_config(folder: Path, config: Mapping[str, Any], held: Mapping[str, Tensor]) -> Iterator[Problem]:
+    """Yield what differs between the tensors of the files and those that the configuration describes."""
+    if "quantization_config" in config:
+        return  # other names, shapes and types, which the method of quantisation defines
+    try:
+        known = architecture.read(config)
+    except architecture.ConfigProblem as error:
+        yield Problem(folder / "config.json", str(error), "Take config.json from the model that the weights are of.")
+        return
+    where = folder / (_SINGLE if (folder / _SINGLE).is_file() else _INDEX)
+    kind = str(config.get("model_type"))
+    there = {architecture.canonical(kind, name): tensor for name, tensor in held.items()}
+    expected = {}
+    if known is not None:
+        expected = {name: shape for name, shape in known.tensors.items() if not architecture.is_expert(name)}
+    missing = [name for name in expected if name not in there] if known else list(_gaps(held))
+    if missing:
+        what = f"lacks {_some(missing)}, and whoever loads the model would fill in random values"
+        yield Problem(where, what, "Copy or download the weights again, or export them anew.")
+    for name, shape in expected.items():
+        if name in there and there[name].shape != shape:
+            what = f"{name} has the shape {list(there[name].shape)}, config.json says {list(shape)}"
+            yield Problem(where, what, "Take weights and config.json from the same model.")
+            return
+    for name, tensor in there.items():
+        if name in expected and tensor.dtype not in _FLOATS:
+            what = f"{name} is of type {tensor.dtype}, and config.json names no quantisation"
+            yield Problem(where, what, "Take config.json from the model that the weights are of.")
+            return
+
+
+_LAYER = re.compile(r"^(.*?\b(?:layers?|blocks|h)\.)(\d+)\.(.+)$")
+
+
+def _gaps(held: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield the tensors that one layer of a stack lacks and all the others have: for models whose tensors are not known."""
+    stacks: dict[str, dict[int, set[str]]] = {}
+    for name in held:
+        if match := _LAYER.match(name):
+            stacks.setdefault(match[1], {}).setdefault(int(match[2]), set()).add(match[3])
+    for prefix, layers in stacks.items():
+        for number in range(max(layers) + 1):
+            others, own = [names for other, names in layers.items() if other != number], layers.get(number, set())
+            if len(others) < 2 or not own <= set.union(*others):
+                continue  # a layer with tensors of its own is of another kind
+            for name in sorted(set.intersection(*others) - own):
+                yield f"{prefix}{number}.{name}"
+
+
+# ---- tokenizer, chat template, processor ----
+_PICTURES = ("processor_config.json", "preprocessor_config.json")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+_MISTRAL = "tekken.json"
+"""A tokenizer that brings its own form of a conversation, without a template"""
+
+
+def _tokenizer(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        pairs = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+        if pairs or any((folder / name).is_file() for name in ("tokenizer.model", _MISTRAL)):
+            return
+        yield Problem(
+            file, "is absent: the folder has no tokenizer", "Copy it from the model that training started from."
+        )
+        return
+    found, problem = _object(file)
+    if problem is not None:
+        yield problem
+        return
+    text = config.get("text_config", config)
+    rows = text.get("vocab_size") if isinstance(text, Mapping) else None
+    highest = max(_numbers(found), default=-1)
+    if isinstance(rows, int) and highest >= rows:
+        what = f"has tokens up to number {highest}, the model's embedding has {rows} rows"
+        yield Problem(file, what, "Take the tokenizer of the model that the weights are of.")
+
+
+def _numbers(tokenizer: Mapping[str, Any]) -> Iterator[int]:
+    model = tokenizer.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
+    if isinstance(vocabulary, Mapping):
+        yield from (number for number in vocabulary.values() if isinstance(number, int))
+    elif isinstance(vocabulary, list):
+        yield len(vocabulary) - 1
+    for added in tokenizer.get("added_tokens") or []:
+        if isinstance(added, Mapping) and isinstance(added.get("id"), int):
+            yield added["id"]
+
+
+def _template(folder: Path) -> Iterator[Problem]:
+    if (folder / _MISTRAL).is_file():
+        return
+    place, text = _template_text(folder)
+    if text is None:
+        what = "is absent: the folder has no chat template, neither there nor in tokenizer_config.json"
+        yield Problem(place, what, "Copy it from the model that training started from.")
+        return
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        # only parsed: nothing of a foreign template is run. {% generation %} is transformers' own tag
+        plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)  # noqa: S701
+    except TemplateSyntaxError as error:
+        what = f"is no valid template: {error.message} (line {error.lineno})"
+        yield Problem(place, what, "Copy it from the model that training started from.")
+
+
+def _template_text(folder: Path) -> tuple[Path, str | None]:
+    """Return the file that holds the chat template, and its text; None if there is none."""
+    jinja = folder / _TEMPLATES[0]
+    if jinja.is_file():
+        return jinja, jinja.read_text(encoding="utf-8", errors="replace")
+    for name in (_TEMPLATES[1], "tokenizer_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            found = _object(folder / name)[0].get("chat_template")
+            if isinstance(found, list):  # several, by name
+                found = next((each.get("template") for each in found if isinstance(each, Mapping)), None)
+            if isinstance(found, str) and found.strip():
+                return folder / name, found
+    return jinja, None
+
+
+def _processor(folder: Path) -> Iterator[Problem]:
+    there = [folder / name for name in _PICTURES if (folder / name).is_file()]
+    if not there:
+        what = "is absent: nothing says how pictures become the model's input"
+        yield Problem(folder / _PICTURES[1], what, "Copy it from the model that training started from.")
+        return
+    read = [_object(file) for file in there]
+    broken = [problem for _, problem in read if problem is not None]
+    yield from broken
+    kinds = ("image_processor_type", "image_processor", "feature_extractor_type")
+    if not broken and not any(key in found for found, _ in read for key in kinds):
+        what = f"names no image processor ({kinds[0]})"
+        yield Problem(there[0], what, "Copy it from the model that training started from.")

@@ -1,0 +1,95 @@
+"""Put together: needs of jobs, a look at the machine, the questions to hub and stores, the verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from grounding import api
+from grounding.local.command import Order, chosen, works_of
+from grounding.local.runs import read_state
+from grounding.local.scheduler import LocalRun, Work, digest, ordered
+from grounding.local.serve import Serving
+from grounding.preflight import judge, probe
+from grounding.preflight.needs import Needs, needs_of
+from grounding.runtime import environment
+from grounding.runtime.verdicts import Verdict, raise_failures
+from grounding.storage import locate
+
+SERVE_PORT = 30000
+HINT = "`egm doctor -f {file}` shows everything that was looked at."
+
+
+def unfinished(run_dir: Path, works: Sequence[Work]) -> list[Work]:
+    """Return the jobs that a run would work on: neither suspended nor done with this very description."""
+    left, identities = [], {}
+    for work in ordered(works):
+        state = read_state(run_dir / work.name)
+        identities[work.name] = state.id if state else ""
+        want = digest(work, [identities.get(name, "") for name in work.upstream])
+        done = state is not None and state.phase == "Succeeded" and state.digest == want
+        if not done and not work.suspended:
+            left.append(work)
+    return left
+
+
+def needs(manifest: Path, works: Sequence[Work], run_dir: Path) -> list[Needs]:
+    """Return what `works`, jobs of the manifest, need."""
+    jobs = {job.metadata.name: job for job in api.load(manifest)}
+    layouts = LocalRun(run_dir, works, gpu_ids=())
+    return [needs_of(jobs[w.name], tuple(w.plan(layouts.layout(w)))) for w in works]
+
+
+def examine(
+    wanted: Sequence[Needs], runs: Path, ports: Sequence[int] = (), *, serves: bool = False, ask: bool = True
+) -> list[Verdict]:
+    """Return all verdicts about this machine for jobs with these needs; hub and stores are asked only with `ask`."""
+    found = probe.machine(wanted, judge.NAMES, ports, runs)
+    least = environment.of_process().shm_min_bytes
+    verdicts = judge.local(found, wanted, serves=serves, shm_least=least)
+    if not ask:
+        return verdicts
+    if wanted:
+        return verdicts + judge.remotes(probe.network(wanted), found.disks)
+    hub, s3 = probe.hub(), probe.s3()
+    return [
+        *verdicts,
+        judge.reachable(hub, "hub", f"{hub.uri} answers"),
+        judge.reachable(s3, "S3", "there are credentials"),
+    ]
+
+
+def _refuse(wanted: Sequence[Needs], runs: Path, what: str, hint: str, ports: Sequence[int], *, serves: bool) -> None:
+    """Raise for what cannot work: first what is seen at once, then what hub and stores answer. `what`: it cannot run or start here."""
+    found = probe.machine(wanted, judge.NAMES, ports, runs)
+    least = environment.of_process().shm_min_bytes
+    raise_failures(judge.local(found, wanted, serves=serves, shm_least=least), what, hint)
+    if any(locate(s.uri).scheme != "file" for n in wanted for s in n.sources) or any(n.output for n in wanted):
+        raise_failures(judge.remotes(probe.network(wanted), found.disks), what, hint)
+
+
+def before_run(order: Order, works: Sequence[Work]) -> None:
+    """Check before `egm run` starts anything. Raises `UserError` or `Failure` that names all that is missing, with cures."""
+    todo = chosen(works, order.only)
+    left = todo if order.restart else unfinished(order.run_dir, works)
+    left = [w for w in left if w in todo and not w.suspended]
+    if left:
+        file = order.manifest
+        _refuse(needs(file, left, order.run_dir), order.runs, str(file), HINT.format(file=file), (), serves=False)
+
+
+def before_serving(what: Path | str, job: api.ResolvedEvalJob, serving: Serving, runs: Path) -> None:
+    """Check before a server is started; as `before_run`. `what`: the manifest, or words for a server that no manifest describes."""
+    wanted = needs_of(job, (serving.role,), data=False)
+    ports = [serving.port + i for i in range(serving.role.replicas)] if serving.port else []
+    hint = HINT.format(file=what) if isinstance(what, Path) else "`egm doctor` shows what is here."
+    _refuse([wanted], runs, str(what), hint, ports, serves=True)
+
+
+def doctor(manifests: Sequence[Path], runs: Path, *, ask: bool) -> list[Verdict]:
+    """Return the verdicts of `egm doctor`: of the machine in general, or for the jobs of manifests."""
+    wanted: list[Needs] = []
+    for manifest in manifests:
+        order = Order(manifest, runs)
+        wanted += needs(manifest, works_of(manifest), order.run_dir)
+    return examine(wanted, runs, (SERVE_PORT,), ask=ask)

@@ -1,0 +1,245 @@
+"""Progress of a training role: one line of JSON a step, the same form for SFT and RL.
+
+A line is `{"time", "stage", "step", "totalSteps", "metrics"}`. After a restart the lines of steps that are trained again are dropped
+first, so that a reader always sees one line a step. What attempts have left in files of their own is stitched by `stitch`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Required, TypeVar
+
+import orjson
+from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic, which brings it, takes no other before Python 3.12
+
+from grounding.files import Appender, atomic_write, complete_lines, fsync_folder
+
+Value = TypeVar("Value")
+Number = Annotated[float, Strict()]
+"""A number in JSON; neither true nor a text of digits"""
+
+
+@with_config(ConfigDict(extra="allow"))
+class ProgressLine(TypedDict, total=False):
+    """A line of the file, validated by `validated`. Its step is always there; a file of another version may leave out the rest."""
+
+    time: Number
+    """When the step was finished, seconds since 1970."""
+    stage: str
+    """sft or rl."""
+    step: Required[int]
+    totalSteps: int
+    metrics: dict[str, Number | None]
+    """None for what was not a finite number."""
+
+
+class TrainingFacts(TypedDict, total=False):
+    """What progress lines say in short; a fact that they do not say is absent. `eta_s`: seconds left.
+
+    `tokens_s` and `mfu` are medians of the newest steps, since one step may wait for a disk.
+    """
+
+    step: int
+    total: int
+    loss: float
+    score: float
+    val_accuracy: float
+    val_loss: float
+    val_sets: dict[str, float]
+    tokens_s: float
+    mfu: float
+    eta_s: float
+
+
+_LINE = TypeAdapter(ProgressLine)
+
+
+def validated(objects: Iterable[Mapping[str, Any]]) -> Iterator[ProgressLine]:
+    """Yield the objects that are progress lines, without fields and metrics of a wrong type; skip objects that have no step."""
+    for found in objects:
+        try:
+            yield _LINE.validate_python(found)
+        except ValidationError as error:
+            if (line := _without(found, error)) is not None:
+                yield line
+
+
+def _without(found: Mapping[str, Any], error: ValidationError) -> ProgressLine | None:
+    """Return a line without what `error` names; None if that is the step."""
+    wrong = {each["loc"][:2] if each["loc"][0] == "metrics" else each["loc"][:1] for each in error.errors()}
+    if ("step",) in wrong:
+        return None
+    kept = {name: value for name, value in found.items() if (name,) not in wrong}
+    if isinstance(metrics := kept.get("metrics"), dict):
+        kept["metrics"] = {name: value for name, value in metrics.items() if ("metrics", name) not in wrong}
+    return _LINE.validate_python(kept)
+
+
+def read_progress(path: str | Path) -> list[ProgressLine]:
+    """Return the lines in order of step; if a step is there twice the later line wins."""
+    by_step = {line["step"]: line for line in validated(complete_lines(path))}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def stitch(
+    attempts: Iterable[tuple[int, Iterable[tuple[int, Value]]]],
+    both: Callable[[Value, Value], Value] = lambda old, _: old,
+) -> dict[int, Value]:
+    """Steps of several attempts as one history: every step once, in order, from the attempt that trained it last.
+
+    An attempt is (the step it continued from, its (step, value) pairs), oldest first. What an earlier attempt did
+    beyond that step was trained again, or is to be, and is dropped. `both` joins what two attempts know of a step that was not.
+    """
+    history: dict[int, Value] = {}
+    for resumed_from, steps in attempts:
+        history = {step: value for step, value in history.items() if step <= resumed_from}
+        for step, value in steps:
+            history[step] = both(history[step], value) if step in history and step <= resumed_from else value
+    return dict(sorted(history.items()))
+
+
+NEWEST = 20
+"""So many steps make the throughput that is shown"""
+
+
+def training_facts(lines: Iterable[ProgressLine], started_at: float, now: float) -> TrainingFacts:
+    """Step, total, newest loss, score and validation accuracy, and the time left, from progress lines. Pure.
+
+    The time left comes from the steps since this attempt's start, so a resumed run is not judged by its pause.
+    """
+    facts: TrainingFacts = {}
+    recent: list[tuple[float, int]] = []
+    speeds, shares = deque[float](maxlen=NEWEST), deque[float](maxlen=NEWEST)
+    for line in lines:
+        facts["step"] = line["step"]
+        if "totalSteps" in line:
+            facts["total"] = line["totalSteps"]
+        if "time" in line and line["time"] >= started_at:
+            recent.append((line["time"], line["step"]))
+        metrics = line.get("metrics", {})
+        if (loss := metrics.get("loss")) is not None:
+            facts["loss"] = loss
+        if (score := metrics.get("score")) is not None:
+            facts["score"] = score
+        if (accuracy := metrics.get("valAccuracy")) is not None:
+            facts["val_accuracy"] = accuracy
+        if (val_loss := metrics.get("valLoss")) is not None:
+            facts["val_loss"] = val_loss
+        if sets := _of_sets(metrics):
+            facts["val_sets"] = sets
+        if (speed := metrics.get("tokensPerSecond")) is not None:
+            speeds.append(speed)
+        if (share := metrics.get("mfu")) is not None:
+            shares.append(share)
+    if speeds:
+        facts["tokens_s"] = median(speeds)
+    if shares:
+        facts["mfu"] = median(shares)
+    if len(recent) > 1 and "total" in facts and recent[-1][1] > recent[0][1]:
+        pace = (recent[-1][0] - recent[0][0]) / (recent[-1][1] - recent[0][1])
+        facts["eta_s"] = max(0.0, (facts["total"] - facts["step"]) * pace - (now - recent[-1][0]))
+    return facts
+
+
+def _of_sets(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Return each named validation set's accuracy (RL) or loss (SFT)."""
+    found = {}
+    for name, value in metrics.items():
+        figure, _, of = name.partition("/")
+        if of and figure in ("valAccuracy", "valLoss") and value is not None:
+            found[of] = value
+    return found
+
+
+def joined(old: ProgressLine, new: ProgressLine) -> ProgressLine:
+    """Return one line of a step of which two know something: the newer one, with what metrics only the older one has."""
+    return {**old, **new, "metrics": {**old.get("metrics", {}), **new.get("metrics", {})}}
+
+
+def progress_line(at: float, stage: str, step: int, total: int, metrics: Mapping[str, float]) -> ProgressLine:
+    """Return a step as it is stored in the file."""
+    clean = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
+    return {"time": round(at, 3), "stage": stage, "step": step, "totalSteps": total, "metrics": clean}
+
+
+class ProgressWriter:
+    """Appends steps to `path`; `resume_from` is the step of the checkpoint that training continues from (0 = start).
+
+    `known`: lines that may be missing in `path`, or be poorer there, because the process that should have written them died first.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        stage: str,
+        total_steps: int,
+        resume_from: int,
+        clock: Callable[[], float] = time.time,
+        known: Iterable[ProgressLine] = (),
+    ) -> None:
+        self.path, self.stage, self.total_steps, self._clock = Path(path), stage, total_steps, clock
+        kept: dict[int, ProgressLine] = {}
+        for line in (*known, *read_progress(self.path)):
+            if (step := line["step"]) <= resume_from:
+                kept[step] = joined(kept.get(step, line), line)
+        self._kept = [kept[step] for step in sorted(kept)]
+        if self.path.exists() or kept:
+            self._rewrite()
+        self._out = Appender(self.path)
+        fsync_folder(self.path.parent)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one step; values that are not finite numbers are written as null, since JSON has no NaN."""
+        line = progress_line(self._clock(), self.stage, step, self.total_steps, metrics)
+        if self._kept and self._kept[-1]["step"] == step:
+            # the run begins with the validation that the last one owes: one line a step all the same
+            self._kept[-1] = joined(self._kept[-1], line)
+            self._out.close()
+            self._rewrite()
+            self._out = Appender(self.path)
+        else:
+            self._kept = []
+            self._out.write(line)
+
+    def _rewrite(self) -> None:
+        with atomic_write(self.path) as f:
+            f.writelines(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in self._kept)
+
+    def sync(self) -> None:
+        """Force the lines to the disk: no checkpoint may be there without the lines before it."""
+        self._out.sync()
+
+    def close(self) -> None:
+        """Force the lines to the disk."""
+        self._out.close()
+
+
+def new_lines(path: Path, offset: int) -> tuple[int, list[bytes]]:
+    """Whole lines that were added to `path` behind byte `offset`, and the new offset."""
+    if not path.exists():
+        return 0, []
+    with path.open("rb") as f:
+        f.seek(0, 2)
+        if f.tell() < offset:  # truncated by its writer: start over
+            offset = 0
+        f.seek(offset)
+        data = f.read()
+    end = data.rfind(b"\n") + 1
+    return offset + end, data[:end].splitlines()
+
+
+def parse_lines(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    """JSON objects among `lines`; anything else is skipped (a trainer's log is not ours to reject)."""
+    for line in lines:
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(value, dict):
+            yield value

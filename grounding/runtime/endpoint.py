@@ -1,0 +1,106 @@
+"""`/progress`, `/metrics` and `/healthz` of a role, over HTTP.
+
+Off unless `$EGM_PROGRESS_PORT` is set. On a cluster it listens on all interfaces, since the operator and Prometheus ask from other pods; elsewhere on
+this machine alone. It hands out figures only and takes no input but the path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Protocol
+
+from grounding.runtime import environment
+
+_log = logging.getLogger(__name__)
+
+
+class Reader(Protocol):
+    """What a role has to tell. Both are called from threads of the server's."""
+
+    def answer(self) -> dict[str, Any]:
+        """Return what `/progress` answers."""
+
+    def collect(self) -> Iterable[Any]:
+        """Return the same as metric families (prometheus_client's protocol of a collector)."""
+
+
+class _IPv6Server(ThreadingHTTPServer):
+    """A server on `::`, which Linux lets IPv4 clients reach as well."""
+
+    address_family = socket.AF_INET6
+
+
+@contextlib.contextmanager
+def listen(reader: Reader) -> Iterator[int]:
+    """Serve while the block runs; gives the port, 0 if none is wanted.
+
+    A port that cannot be had is a warning: the work matters more than its telemetry.
+    """
+    server: ThreadingHTTPServer | None = None
+    variables = environment.of_process()
+    wanted = variables.progress_port
+    if wanted is not None:
+        host = variables.every_address if os.environ.get("KUBERNETES_SERVICE_HOST") else "127.0.0.1"
+        try:
+            server = (_IPv6Server if ":" in host else ThreadingHTTPServer)((host, wanted), _handler(reader))
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
+        except OSError as error:
+            _log.warning("no /progress: port %s cannot be had: %s", wanted, error)
+    try:
+        yield server.server_address[1] if server else 0
+    finally:
+        if server:
+            server.shutdown()
+            server.server_close()
+
+
+def _handler(reader: Reader) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # a client that sends nothing must not hold a thread
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            try:
+                if path == "/healthz":
+                    self._send(200, "text/plain; charset=utf-8", b"ok\n")
+                elif path == "/progress":
+                    self._send(200, "application/json", json.dumps(reader.answer()).encode())
+                elif path == "/metrics":
+                    self._send(200, *_exposition(reader))
+                else:
+                    self._send(404, "text/plain; charset=utf-8", b"not here; try /progress, /metrics, /healthz\n")
+            except (BrokenPipeError, ConnectionResetError, TimeoutError):
+                pass
+            except Exception:
+                _log.exception("telemetry: %s could not be answered", path)
+                with contextlib.suppress(OSError):
+                    self._send(500, "text/plain; charset=utf-8", b"see the log of this process\n")
+
+        def _send(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """A line a request would drown the role's log."""
+
+    return Handler
+
+
+def _exposition(reader: Reader) -> tuple[str, bytes]:
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(reader)
+    return str(CONTENT_TYPE_PLAIN_0_0_4), bytes(generate_latest(registry))

@@ -1,0 +1,203 @@
+"""What every role does before its work: logs, signals, network interface, FlashInfer's switch, a look at shared memory, and one line that says
+what it is about to do. Decisions are pure functions of what `observe` has seen.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from grounding.errors import UserError
+from grounding.runtime import exits, flashinfer, logs
+from grounding.runtime.environment import Environment
+
+SHM = "/dev/shm"  # noqa: S108
+SHM_WANTED = 2**30
+"""Bytes of /dev/shm below which a role that uses GPUs is refused: NCCL, Ray and data loaders put their buffers there, and die of SIGBUS or hang
+without. Docker's own default is 64 MiB. `$EGM_SHM_MIN_BYTES` says another number, 0 none."""
+PACKAGES = ("torch", "transformers", "verl", "vllm", "sglang", "ray")
+_ROLES_ON_GPUS = ("sft", "rl", "server")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What this process finds around it. `interfaces`: IPv4 address -> name. `route`: the address by which rank 0 is reached, or empty."""
+
+    shm_bytes: int | None = None
+    gpus: int = 0
+    interfaces: Mapping[str, str] = field(default_factory=dict)
+    route: str = ""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    python: str = ""
+
+
+def _interfaces() -> dict[str, str]:
+    """IPv4 address -> name of each interface that has one."""
+    import fcntl
+
+    found: dict[str, str] = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
+            except OSError:
+                continue  # no IPv4 address
+            found.setdefault(socket.inet_ntoa(answer[20:24]), name)
+    return found
+
+
+def _route(master: str) -> str:
+    """This machine's address on the way to `master`; empty if its name is not known yet. Sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((master, 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return ""
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            pass
+    return found
+
+
+def observe(environ: Mapping[str, str]) -> Facts:
+    """Look around; quick, imports nothing heavy."""
+    shm: int | None = None
+    try:
+        shared = os.statvfs(SHM)
+        shm = shared.f_frsize * shared.f_blocks
+    except OSError:
+        pass
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    files = list(Path("/dev").glob("nvidia[0-9]*"))
+    gpus = (
+        len(files)
+        if visible is None
+        else min(len(files), len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
+    )
+    variables = Environment.from_environ(environ)
+    own = variables.node_ip or variables.pod_ip
+    several = int(environ.get("WORLD_SIZE") or 1) > 1 and "MASTER_ADDR" in environ
+    route = own or (_route(environ["MASTER_ADDR"]) if several else "")
+    return Facts(shm, gpus, _interfaces(), route if several else "", _packages(), platform.python_version())
+
+
+def network(environ: Mapping[str, str], facts: Facts) -> dict[str, str]:
+    """What to add to the environment so that Gloo and NCCL meet the other nodes: the interface whose address the pods know each other by. Pure.
+
+    Both otherwise take what they find first, which on a node with several networks is not always the one that the pods share, and differs
+    between them. Nothing is set on one node, nor over a variable of the user's; `$EGM_NETWORK_INTERFACE` names an interface.
+    """
+    name = Environment.from_environ(environ).network_interface
+    known = sorted(set(facts.interfaces.values()))
+    if name and name not in known:
+        raise UserError(
+            f"no interface {name!r} with an IPv4 address; there are {', '.join(known)}", field="EGM_NETWORK_INTERFACE"
+        )
+    name = name or facts.interfaces.get(facts.route, "")
+    if not name:
+        return {}
+    wanted = {
+        "GLOO_SOCKET_IFNAME": name,
+        "NCCL_SOCKET_IFNAME": f"={name}",
+    }  # NCCL takes a bare name for the start of one
+    return {k: v for k, v in wanted.items() if k not in environ}
+
+
+def check_shared_memory(role: str, environ: Mapping[str, str], facts: Facts) -> None:
+    """Refuse a role on GPUs whose /dev/shm is too small. Pure. Raises `UserError`."""
+    given = Environment.from_environ(environ).shm_min_bytes
+    wanted = given if given is not None else SHM_WANTED if facts.gpus and role in _ROLES_ON_GPUS else 0
+    found = facts.shm_bytes or 0
+    if found < wanted:
+        raise UserError(
+            f"{SHM} holds {size(found)}, and {role} on {facts.gpus} GPUs wants at least {size(wanted)}",
+            hint="spec.resources.sharedMemory gives it on a cluster, --shm-size in your own container. EGM_SHM_MIN_BYTES says another minimum.",
+        )
+
+
+def size(number: int) -> str:
+    """Return bytes for people."""
+    amount, unit = float(number), "B"
+    for bigger in ("KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, bigger
+    return f"{amount:.3g} {unit}"
+
+
+def line(role: str, job: Any, environ: Mapping[str, str], facts: Facts, added: Mapping[str, str]) -> str:
+    """Return what the role is about to do, in one line. Pure; no value of a variable that may be a secret."""
+    ranks = int(environ.get("WORLD_SIZE") or 1)
+    kind = {"GroundingTrainJob": "train job", "GroundingEvalJob": "evaluation job"}.get(job.kind, job.kind)
+    given = Environment.from_environ(environ)
+    parts = [f"{role} of {kind} {given.job or job.metadata.name}"]
+    if "attempt" in given.model_fields_set:
+        parts.append(f"attempt {given.attempt}")
+    if ranks > 1:
+        parts.append(f"rank {environ.get('RANK') or 0} of {ranks}")
+    if role == "server":
+        parts.append(f"{job.spec.engine} on port {given.port or 'none'}")
+    if role == "evaluate":
+        parts.append(f"{len(given.endpoints)} endpoints")
+    if given.output:
+        parts.append(f"output {given.output}")
+    parts.append(f"{facts.gpus} GPUs" if facts.gpus else "CPU")
+    if facts.shm_bytes is not None:
+        parts.append(f"{SHM} {size(facts.shm_bytes)}")
+    if interface := added.get("GLOO_SOCKET_IFNAME") or environ.get("GLOO_SOCKET_IFNAME"):
+        parts.append(f"interface {interface}")
+    if facts.gpus:
+        parts.append("FlashInfer off" if flashinfer.OFF.keys() & added.keys() else "FlashInfer as set")
+    parts.append(" ".join([f"Python {facts.python}", *(f"{n} {v}" for n, v in facts.packages.items())]))
+    return "; ".join(parts)
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit(exits.STOPPED)
+
+
+def under_init(argv: Sequence[str], environ: Mapping[str, str], pid: int, init: str | None) -> list[str]:
+    """Return the command that puts this process under a small init; empty if it is not the first of its container, or there is none. Pure.
+
+    The kernel gives process 1 no default for a signal and hands it every orphan. A pod's `command` takes the place of the image's entry point.
+    """
+    return [init, "--", *argv] if pid == 1 and init and not Environment.from_environ(environ).init else []
+
+
+def begin(role: str, job: Any) -> None:
+    """Everything above, for this process, once its job is read. Raises `UserError`."""
+    name = Environment.from_environ(os.environ).job or job.metadata.name
+    logs.set_up(os.environ, {"role": role, "job": name, "rank": os.environ.get("RANK") or "0"})
+    facts = observe(os.environ)
+    check_shared_memory(role, os.environ, facts)
+    added = network(os.environ, facts) | flashinfer.environment(os.environ)
+    os.environ.update(added)
+    if "LOCAL_RANK" not in os.environ:  # torchrun starts this command once more for each rank
+        sys.stderr.write(f"egm {version('egm-grounding')}: {line(role, job, os.environ, facts, added)}\n")
+        sys.stderr.flush()
+
+
+def first() -> None:
+    """Before anything is read: a small init where this is process 1, and an orderly end by SIGTERM until the role sets a handler of its own."""
+    command = under_init(sys.orig_argv, os.environ, os.getpid(), shutil.which("tini"))
+    if command:
+        os.environ.update(Environment(init=True).as_environ())
+        os.execv(command[0], command)  # noqa: S606
+    signal.signal(signal.SIGTERM, _leave)

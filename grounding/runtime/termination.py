@@ -1,0 +1,46 @@
+"""The termination message of a role: JSON of at most 4096 bytes, which Kubernetes keeps when a container ends and the operator reads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import Any
+
+import orjson
+
+from grounding.runtime import environment
+
+LIMIT = 4096
+Document = MutableMapping[str, Any]
+Step = Callable[[Document], object]
+"""Makes a document shorter, or does nothing if it cannot"""
+
+
+def without(*names: str) -> Step:
+    """Return the step that leaves out what is under a path of names."""
+
+    def step(document: Document) -> None:
+        for name in names[:-1]:
+            document = document.get(name, {})
+        document.pop(names[-1], None)
+
+    return step
+
+
+def fitting(document: Document, steps: Iterable[Step]) -> bytes:
+    """Return a document as JSON, made shorter step by step until it fits. Changes the document."""
+    text = orjson.dumps(document)
+    for step in steps:
+        if len(text) <= LIMIT:
+            break
+        step(document)
+        text = orjson.dumps(document)
+    return text
+
+
+def leave(message: Callable[[], bytes]) -> None:
+    """Write a message to `$EGM_TERMINATION_LOG`, if that is set. It is no failure if it cannot be written, since the work is done."""
+    path = environment.of_process().termination_log
+    if path is not None:
+        with contextlib.suppress(OSError):
+            path.write_bytes(message())  # a mounted file: it is written to, never replaced

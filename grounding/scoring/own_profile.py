@@ -1,0 +1,93 @@
+"""A scoring profile of the user's own: one function in one Python file that reads the box from an answer. The IoU and the verdict are ours.
+
+`mine.py` or `mine.py:NAME` names it wherever a profile is named. Rows and summaries hold the file's name, the function and a digest of the
+file, so that another version of it is another profile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from grounding.boxes import Box, iou
+from grounding.errors import UserError
+from grounding.scoring import own_function
+from grounding.scoring.profile import Profile, Scored
+
+NAME = "read_box"
+"""The function, unless another one is named"""
+FORM = own_function.Form(
+    ("answer", "width", "height"),
+    "the box in pixels of the picture, [x1, y1, x2, y2], or None if there is none",
+    "spec.scoringFile",
+    "spec.scoringEntryPoint",
+)
+
+
+_LOADED: dict[str, Profile] = {}
+"""Profiles that this process has loaded, by the name that rows have"""
+
+
+def names_file(profile: str) -> bool:
+    """Return whether a profile's name is a file of the user's."""
+    return profile.partition(":")[0].endswith(".py")
+
+
+def of_name(profile: str) -> Profile:
+    """Return the profile of `FILE.py` or `FILE.py:NAME`. Raises `UserError` for a file without it, or one that fails for a plain answer."""
+    if profile in _LOADED:
+        return _LOADED[profile]
+    path, _, name = profile.partition(":")
+    if "@" in name:
+        raise UserError(
+            f"the answers were scored by a profile of the user's own, {profile}",
+            field="--scoring",
+            hint=f"Name its file: --scoring {path}:{name.partition('@')[0]}, with the folder that it is in.",
+        )
+    return of_file(Path(path), name or NAME)
+
+
+@lru_cache(maxsize=8)
+def of_file(file: Path, name: str = NAME) -> Profile:
+    """Return the profile that a function in a file makes, after it has read two plain answers."""
+    own_function.inspect(file, name, FORM)
+    function = own_function.load(str(file), name)
+
+    def read(answer: str, width: int, height: int) -> Box | None:
+        try:
+            return _box(function(answer, width, height))
+        except Exception as error:
+            raise own_function.failed(file, name, answer, error, FORM) from None
+
+    def score(
+        text: str | None, bbox_pixels: Sequence[float], width: int, height: int, box_remap: str | None = None
+    ) -> Scored:
+        box = read(text if text is not None else "", width, height)
+        if box is None:
+            return Scored(None, 0.0, False, False)
+        value = iou(box, bbox_pixels)
+        return Scored(list(box), value, value > 0.5, True)
+
+    for answer in ('[{"bbox_2d": [100, 100, 500, 500], "label": "dog"}]', "I cannot see it.", ""):
+        read(answer, 640, 480)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    made = Profile(f"{file.name}:{name}@{digest}", f"{name} of {file.name}", score)
+    _LOADED[made.name] = made
+    return made
+
+
+def _box(value: Any) -> Box | None:
+    """Return what the function has returned. Raises `ValueError` if it is neither four finite numbers nor None."""
+    if value is None:
+        return None
+    try:
+        x1, y1, x2, y2 = (float(v) for v in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"returned {value!r}, which is no box") from None
+    if not all(map(math.isfinite, (x1, y1, x2, y2))):
+        raise ValueError(f"returned {value!r}, which has no finite numbers")
+    return x1, y1, x2, y2

@@ -1,0 +1,430 @@
+"""Checkpoints that can be trusted: complete ones are marked, the newest complete one wins, broken ones are set aside.
+
+Neither transformers nor verl writes a checkpoint atomically, so a process killed meanwhile leaves a folder that looks like
+one. The marker is written last and holds the size and SHA-256 of every file: what it does not match is not a checkpoint.
+It is not written before every rank's files are there and on the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import orjson
+
+from grounding.api.validation import is_better
+from grounding.errors import Failure, UserError
+from grounding.failpoints import failpoint
+from grounding.files import digests, files_below, fsync_folder, sync_tree, write_json
+from grounding.runtime import environment
+from grounding.storage import in_words
+
+MARKER = "complete.json"
+METRICS = "metrics.json"
+_STEP = re.compile(r"(?:checkpoint-|global_step_)(\d+)")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, order=True)
+class Checkpoint:
+    """A complete checkpoint: the optimizer step it was taken after, and its folder."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step whose checkpoint was saved or uploaded, and when (seconds since 1970)."""
+
+    step: int
+    time: float
+
+    def document(self) -> dict[str, float]:
+        """Return it as `/progress` and files have it."""
+        return {"step": self.step, "time": round(self.time, 3)}
+
+
+def saved(root: Path) -> Moment | None:
+    """Return when the newest complete checkpoint under `root` was saved; None if there is none."""
+    found = peek(root)
+    with suppress(OSError):  # it may be pruned meanwhile
+        return Moment(found.step, (found.path / MARKER).stat().st_mtime) if found else None
+    return None
+
+
+UPLOADED = "uploaded.json"
+"""In a job's folder: the step and time of the newest checkpoint that is in its output"""
+
+
+def write_uploaded(out: Path, moment: Moment) -> None:
+    """Leave in the job's folder `out` what is in its output, for `egm get` and for the next attempt."""
+    write_json(out / UPLOADED, moment.document())
+
+
+def read_uploaded(out: Path) -> Moment | None:
+    """Return what `write_uploaded` left; None if there is nothing that can be read."""
+    try:
+        found = orjson.loads((out / UPLOADED).read_bytes())
+        return Moment(int(found["step"]), float(found["time"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+UPLOAD_PROBLEM = "upload-problem.json"
+"""In a job's folder while uploads to its output fail: why, and since when"""
+
+
+def write_upload_problem(out: Path, problem: str, now: float) -> None:
+    """Leave in the job's folder `out` why uploads fail, for `egm get`; remove that record if `problem` is empty."""
+    path = out / UPLOAD_PROBLEM
+    if not problem:
+        path.unlink(missing_ok=True)
+    elif read_upload_problem(out) != problem:
+        write_json(path, {"problem": problem, "time": round(now, 3)})
+
+
+def read_upload_problem(out: Path) -> str:
+    """Return why uploads from the job's folder fail; empty if nothing says so."""
+    try:
+        return str(orjson.loads((out / UPLOAD_PROBLEM).read_bytes())["problem"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+BEST = "best.json"
+"""Beside the checkpoints: which of them has the best figure of validation"""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The step whose checkpoint has the best value of a figure (`grounding.api.validation`)."""
+
+    step: int
+    figure: str
+    value: float
+
+
+def read_best(data: bytes) -> Best | None:
+    """Return what `note_best` wrote; None if `data` is something else."""
+    try:
+        found = orjson.loads(data)
+        return Best(int(found["step"]), str(found["figure"]), float(found["value"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def best(root: Path, figure: str | None = None) -> tuple[Best, Checkpoint] | None:
+    """Return the best checkpoint, if there is one and it is complete; `figure`: only if it is the best by that."""
+    try:
+        found = read_best((root / BEST).read_bytes())
+    except OSError:
+        return None
+    if found is None or figure not in (None, found.figure):
+        return None
+    at = next((c for c in _candidates(root) if c.step == found.step and is_complete(c.path)), None)
+    return None if at is None else (found, at)
+
+
+def note_best(root: Path, step: int, figure: str, value: float) -> bool:
+    """Record that a step has this value of a figure if its checkpoint is complete and no other is better. Returns whether it was recorded."""
+    before = best(root, figure)
+    here = any(c.step == step and is_complete(c.path) for c in _candidates(root))
+    if not here or not math.isfinite(value) or (before and not is_better(figure, value, before[0].value)):
+        return False
+    write_json(root / BEST, {"step": step, "figure": figure, "value": value})
+    return True
+
+
+def chosen(root: Path, figure: str | None, last: Checkpoint) -> Checkpoint:
+    """Return the checkpoint that a finished training exports: the best by `figure`, or the last one. Says which if there is a figure."""
+    found = best(root, figure) if figure is not None else None
+    if figure is not None:
+        why = f"{figure} {found[0].value:.4f}" if found else f"no validation has had {figure}"
+        print(f"exported is step {(found[1] if found else last).step}: {why}", flush=True)  # noqa: T201
+    return found[1] if found else last
+
+
+# verl: actor/{model,optim,extra_state}_world_size_4_rank_0.pt; transformers: rng_state.pth, or rng_state_0.pth a rank
+_VERL_RANK = re.compile(r"(.*)_world_size_(\d+)_rank_(\d+)\.pt")
+_SFT_RANK = re.compile(r"rng_state(?:_(\d+))?\.pth")
+
+
+def world_size(folder: Path) -> int | None:
+    """Number of processes that the checkpoint in `folder` was written by; None if its files do not say. Raises `Failure` for two answers."""
+    sizes = {int(m[2]) for p in folder.rglob("*.pt") if (m := _VERL_RANK.fullmatch(p.name))}
+    if len(sizes) > 1:
+        found = ", ".join(map(str, sorted(sizes)))
+        raise Failure(f"files of different world sizes: {found}", hint="Remove the folder.", file=folder)
+    if sizes:
+        return sizes.pop()
+    ranks = [m[1] for p in folder.glob("rng_state*.pth") if (m := _SFT_RANK.fullmatch(p.name))]
+    return None if not ranks else 1 if ranks == [None] else len(ranks)
+
+
+def absent_ranks(folder: Path) -> list[str]:
+    """Return files that a rank should have written and that are not there."""
+    kinds: dict[tuple[Path, str, int], set[int]] = {}
+    for path in folder.rglob("*.pt"):
+        if match := _VERL_RANK.fullmatch(path.name):
+            kinds.setdefault((path.parent, match[1], int(match[2])), set()).add(int(match[3]))
+    absent = [
+        (parent / f"{kind}_world_size_{world}_rank_{rank}.pt").relative_to(folder).as_posix()
+        for (parent, kind, world), ranks in kinds.items()
+        for rank in sorted(set(range(world)) - ranks)
+    ]
+    numbered = {int(m[1]) for p in folder.glob("rng_state_*.pth") if (m := _SFT_RANK.fullmatch(p.name)) and m[1]}
+    return absent + [f"rng_state_{r}.pth" for r in range(max(numbered, default=-1)) if r not in numbered]
+
+
+def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
+    """Leave the metrics of its own step in a checkpoint that is not marked yet: a trainer that logs a step after saving it may be killed between."""
+    write_json(Path(folder) / METRICS, {"time": time.time(), "data": dict(metrics)})
+
+
+def metrics_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return what `write_metrics` left: `{"time": seconds since the epoch, "data": metrics by the trainer's own names}`; None if it did not."""
+    try:
+        found = orjson.loads((checkpoint.path / METRICS).read_bytes())
+        return {"time": float(found["time"]), "data": dict(found["data"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def mark_complete(folder: str | Path) -> None:
+    """Write the marker of a checkpoint once its files are on the disk; the identity of the job's folder goes into it.
+
+    Raises `Failure` if a rank's files are missing.
+    """
+    folder = Path(folder)
+    if absent := absent_ranks(folder):
+        raise Failure(
+            f"{len(absent)} files of other ranks are missing, {absent[0]} for one",
+            hint="All nodes must write to the same storage: the job's output has to be a volume that all pods mount (ReadWriteMany).",
+            file=folder,
+        )
+    identity = folder.parent.parent / "identity.json"
+    if identity.is_file():
+        shutil.copyfile(identity, folder / identity.name)
+    sync_tree(folder)
+    failpoint("checkpoint.synced", folder.name)
+    files = {name: path for name, path in files_below(folder).items() if name != MARKER and path.is_file()}
+    known = digests(files)
+    sizes = {name: size for name, (size, _) in known.items()}
+    marker = Marker(sizes, {n: digest for n, (_, digest) in known.items()}, attempt_number(), world_size(folder))
+    write_json(folder / MARKER, marker.document())
+    fsync_folder(folder.parent)
+    failpoint("checkpoint.marked", folder.name)
+
+
+def attempt_number() -> int:
+    """Return the number of this attempt, `$EGM_ATTEMPT`; 0 if nothing counts them."""
+    given = environment.of_process()
+    return given.attempt if "attempt" in given.model_fields_set else 0
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What a marker says. `prefix`: in a store, the folder of the attempt that the files are in; empty on a disk.
+
+    `sha256` is empty for a checkpoint of an older version.
+    """
+
+    files: Mapping[str, int]
+    sha256: Mapping[str, str]
+    attempt: int
+    world_size: int | None = None
+    prefix: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Return the marker as it is written."""
+        document = {
+            "files": dict(self.files),
+            "sha256": dict(self.sha256),
+            "worldSize": self.world_size,
+            "attempt": self.attempt,
+        }
+        return document | ({"prefix": self.prefix} if self.prefix else {})
+
+    @classmethod
+    def parse(cls, data: bytes) -> Marker:
+        """Return the marker that `data` holds. Raises `ValueError` for anything else, and for a name that leads out."""
+        try:
+            found = orjson.loads(data)
+            files = {_inside(str(n)): int(size) for n, size in dict(found["files"]).items()}
+            digests = {str(n): str(d) for n, d in dict(found.get("sha256", {})).items()}
+            prefix = str(found.get("prefix", ""))
+            if not files or (digests and digests.keys() != files.keys()):
+                raise ValueError("it names no files, or not the digest of each")
+            world = found.get("worldSize")
+            ranks = None if world is None else int(world)
+            return cls(files, digests, int(found.get("attempt", 0)), ranks, _inside(prefix) if prefix else "")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no marker of a checkpoint: {error!r}") from None
+
+
+def _inside(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts:
+        raise ValueError(f"{name!r} is no file of a checkpoint")
+    return name
+
+
+def content_folder(folder: Path) -> Path:
+    """Return the folder with a checkpoint's files: of a copy of a store that is the subfolder of one attempt."""
+    try:
+        prefix = Marker.parse((folder / MARKER).read_bytes()).prefix
+    except (OSError, ValueError):
+        return folder
+    return folder / prefix if prefix and (folder / prefix).is_dir() else folder
+
+
+def refuse_other_world(checkpoint: Checkpoint, processes: int) -> None:
+    """Raise `UserError` where the checkpoint's shards belong to another number of processes: verl cannot load them."""
+    found = world_size(checkpoint.path)
+    if found is None or found == processes:
+        return
+    raise UserError(
+        f"this checkpoint was written by {found} processes, the job now has {processes}",
+        hint=way_out(checkpoint),
+        file=checkpoint.path,
+        field="spec.resources",
+    )
+
+
+def way_out(checkpoint: Checkpoint) -> str:
+    """Return what to do with a checkpoint that the job's resources do not fit."""
+    return (
+        f"Set resources back to {world_size(checkpoint.path) or 1} GPUs in all, or go on from its weights without the optimizer: "
+        f"`egm checkpoint export {checkpoint.path} DIR`, then a job with another name whose model.source is that folder."
+    )
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether the marker is there and every file it names has the size it had."""
+    try:
+        files = orjson.loads((folder / MARKER).read_bytes())["files"]
+        return bool(files) and all((folder / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _candidates(root: Path) -> Iterator[Checkpoint]:
+    if root.is_dir():
+        for path in root.iterdir():
+            match = _STEP.fullmatch(path.name)
+            if match and path.is_dir():
+                yield Checkpoint(int(match[1]), path)
+
+
+def complete(root: str | Path) -> list[Checkpoint]:
+    """Return the complete checkpoints under `root`, newest first; touches nothing."""
+    return sorted((c for c in _candidates(Path(root)) if is_complete(c.path)), reverse=True)
+
+
+def peek(root: str | Path) -> Checkpoint | None:
+    """Return the newest complete checkpoint under `root`; touches nothing."""
+    return next((c for c in sorted(_candidates(Path(root)), reverse=True) if is_complete(c.path)), None)
+
+
+def newest(root: str | Path) -> Checkpoint | None:
+    """Return the newest complete checkpoint under `root`. Newer ones that are broken are renamed `broken-…` with a warning.
+
+    What is set aside is removed if the disk has no room for two more checkpoints: it never takes the room of the next.
+    """
+    root, found = Path(root), None
+    for checkpoint in sorted(_candidates(root), reverse=True):
+        if is_complete(checkpoint.path):
+            found = checkpoint
+            break
+        aside = checkpoint.path.with_name(f"{_BROKEN}{checkpoint.path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.path.rename(aside)
+        _log.warning("checkpoint %s is not complete; set aside as %s", checkpoint.path.name, aside.name)
+    _make_room(root)
+    return found
+
+
+_BROKEN = "broken-"
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files below `folder`."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def _make_room(root: Path) -> None:
+    """Remove what was set aside, and what killed processes have left, unless there is room for two more checkpoints."""
+    aside = [*root.glob(f"{_BROKEN}*"), *root.glob(".restore-*")]
+    if not aside:
+        return
+    most = max(size_of(p) for p in (*aside, *(c.path for c in _candidates(root))))
+    if shutil.disk_usage(root).free > 2 * most + (64 << 20):
+        return
+    for folder in aside:
+        shutil.rmtree(folder, ignore_errors=True)
+        _log.warning("%s was removed: the disk has no room to keep it", folder.name)
+
+
+def require_room(root: Path, needed: int) -> None:
+    """Raise `Failure` if a checkpoint of `needed` bytes does not fit on the disk of `root`."""
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        raise Failure(
+            f"the next checkpoint needs {in_words(needed)} and {in_words(free)} are free",
+            hint="Free some space, enlarge the claim, or lower spec.hyperparameters.keepCheckpoints; "
+            "the same command continues from the newest checkpoint.",
+            file=root,
+        )
+
+
+def keep_newest(root: str | Path, keep: int) -> None:
+    """Remove all but the newest `keep` complete checkpoints and the best one, and older ones that were set aside as broken."""
+    root, kept = Path(root), complete(root)
+    spared = best(root)
+    for checkpoint in kept[max(1, keep) :]:
+        if spared and checkpoint == spared[1]:
+            continue
+        # the marker goes first: a folder half removed by a crash must not look complete
+        (checkpoint.path / MARKER).unlink(missing_ok=True)
+        shutil.rmtree(checkpoint.path, ignore_errors=True)
+    for aside in root.glob(f"{_BROKEN}*"):
+        if kept:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint in a job's folder or its output: bytes in all, and whether every file is there in its size."""
+
+    step: int
+    name: str
+    size: int
+    whole: bool
+
+
+def inventory(store: Any) -> list[Found]:
+    """Return the checkpoints under `checkpoints/` of a store (`grounding.storage`), oldest first; the marker decides what is whole."""
+    sizes: dict[str, dict[str, int]] = {}
+    for entry in store.entries("checkpoints/"):
+        _, name, *rest = entry.name.split("/")
+        if rest and _STEP.fullmatch(name):
+            sizes.setdefault(name, {})["/".join(rest)] = entry.size
+    found = []
+    for name, files in sizes.items():
+        wanted: dict[str, int] = {}
+        if MARKER in files:
+            with suppress(ValueError):
+                marker = Marker.parse(store.read(f"checkpoints/{name}/{MARKER}"))
+                wanted = {f"{marker.prefix}/{n}" if marker.prefix else n: size for n, size in marker.files.items()}
+        whole = bool(wanted) and all(files.get(n) == size for n, size in wanted.items())
+        found.append(Found(int(_STEP.fullmatch(name)[1]), name, sum(files.values()), whole))  # type: ignore[index]
+    return sorted(found, key=lambda f: f.step)

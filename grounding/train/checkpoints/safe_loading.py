@@ -1,0 +1,143 @@
+"""A look into a checkpoint before anything loads it: a pickle can name any function and have it called.
+
+verl loads its shards with the full unpickler; so does torch with its table of shards (`.metadata`) and with what the table
+says is no tensor. What these pickles name is compared with what such files of ours can need; anything else is refused by
+name. `READ` says how each kind of file is read. A file that it does not list is searched if it holds a pickle.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from enum import StrEnum
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import IO, Any
+
+from grounding.errors import UserError
+
+
+class Read(StrEnum):
+    """How what resumes or exports a checkpoint reads a file of it."""
+
+    PLAIN = "no pickle: tensors by offset, JSON, text"
+    SEARCHED = "by torch.load, some of it with the full unpickler"
+    SHARDS = "by its table: tensors as weights only, the rest with the full unpickler"
+    TABLE = "with the full unpickler"
+    UNREAD = "by nothing"
+
+
+READ: tuple[tuple[str, Read], ...] = (
+    (".metadata", Read.TABLE),
+    ("*.distcp", Read.SHARDS),
+    # transformers' Trainer left its arguments there, objects of its own, before this version took them away
+    ("training_args.bin", Read.UNREAD),
+    ("*.pt", Read.SEARCHED),  # verl's shards and data.pt; SFT's optimizer and schedule
+    ("*.pth", Read.SEARCHED),  # SFT's random numbers
+    ("*.bin", Read.SEARCHED),  # weights in torch's own form
+    ("*.safetensors", Read.PLAIN),
+    ("*.json", Read.PLAIN),
+    ("*.jinja", Read.PLAIN),
+    ("*.txt", Read.PLAIN),
+)
+"""How a file is read, by its name; the first pattern that fits counts"""
+
+_NUMPY = frozenset(
+    f"{module}.{name}"
+    for module in ("numpy._core.multiarray", "numpy.core.multiarray")
+    for name in ("_reconstruct", "scalar")
+) | {"numpy.ndarray", "numpy.dtype"}
+"""The state of numpy's random numbers, in verl's `extra_state`; the rest is torch's own list for weights only"""
+
+_METADATA = frozenset(
+    {
+        ("pathlib", "PosixPath"),
+        ("torch", "Size"),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
+        ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+        ("torch.distributed.checkpoint.metadata", "Metadata"),
+        ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+        ("torch.distributed.checkpoint.metadata", "StorageMeta"),
+        ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+        ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
+        ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+        ("torch.serialization", "_get_layout"),
+    }
+)
+_DTYPES = frozenset(
+    {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
+)  # each an attribute of torch
+HINT = (
+    "Nothing was loaded. No training of ours writes such a file: find out who can write to the output, remove the "
+    "checkpoint, and the same command continues from the one before."
+)
+
+
+def how_read(path: Path) -> Read:
+    """Return how a file of a checkpoint is read; one that `READ` does not list, by its first bytes."""
+    known = next((read for pattern, read in READ if fnmatch(path.name, pattern)), None)
+    if known is not None:
+        return known
+    return Read.SEARCHED if _holds_pickle(path) else Read.PLAIN
+
+
+def _holds_pickle(path: Path) -> bool:
+    with path.open("rb") as f:
+        head = f.read(4)
+    return head.startswith(b"\x80") or (head.startswith(b"PK") and zipfile.is_zipfile(path))
+
+
+def require_safe(checkpoint: Path) -> None:
+    """Raise `UserError` if a file of the checkpoint names anything that a checkpoint of ours does not."""
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
+        read = how_read(path)
+        if read is Read.TABLE:
+            _require_plain_shards(path)
+        elif read is Read.SEARCHED:
+            with path.open("rb") as f:
+                _require_plain(f, path)
+
+
+class _Metadata(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _METADATA and not (module == "torch" and name in _DTYPES):
+            raise pickle.UnpicklingError(f"it wants to use {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _require_plain_shards(path: Path) -> None:
+    """Read a table of shards as it has to be read, and search what it says is no tensor: torch unpickles that in full."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    try:
+        table = _Metadata(io.BytesIO(path.read_bytes())).load()
+        places = [
+            (str(info.relative_path), int(info.offset), int(info.length))
+            for index, info in table.storage_data.items()
+            if not isinstance(table.state_dict_metadata.get(index.fqn), TensorStorageMetadata)
+        ]
+    except Exception as error:  # an unpickler raises anything
+        raise UserError(f"is not a table of shards that can be trusted: {error}", file=path, hint=HINT) from None
+    for name, offset, length in places:
+        shard = path.parent / name
+        if Path(name).name != name or not shard.is_file():
+            raise UserError(f"names a shard that is not beside it: {name}", file=path, hint=HINT)
+        with shard.open("rb") as f:
+            f.seek(offset)
+            _require_plain(io.BytesIO(f.read(length)), shard)
+
+
+def _require_plain(file: IO[bytes], path: Path) -> None:
+    """Raise `UserError` if what `torch.save` has written to `file` names anything but tensors and numbers."""
+    import torch.distributed.tensor  # adds the types of sharded tensors to torch's list
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    assert torch.distributed.tensor is not None
+    try:
+        named = set(get_unsafe_globals_in_checkpoint(file)) - _NUMPY
+    except Exception as error:
+        raise UserError(f"is not a file that torch.save has written: {error}", file=path, hint=HINT) from None
+    if named:
+        raise UserError(f"wants to use {', '.join(sorted(named)[:3])} when it is loaded", file=path, hint=HINT)

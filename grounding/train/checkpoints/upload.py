@@ -1,0 +1,543 @@
+"""Checkpoints on their way to a store and back: uploaded behind the training, the marker last; restored on a node that has none.
+
+In the store a checkpoint is `checkpoints/<name>/complete.json`, which names the files and their SHA-256, and the folder beside it
+that they are in: `attempt-<number>-<digest>`. Two attempts that take the same step therefore never write to the same object. The
+store is asked through the few methods of `grounding.storage` that `Store` lists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import logging
+import re
+import secrets
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+
+from grounding.api import ResolvedTrainJob
+from grounding.errors import EgmError, Failure, UserError
+from grounding.failpoints import failpoint
+from grounding.files import (
+    MANIFEST,
+    digests,
+    fsync_folder,
+    is_published,
+    sha256_of,
+    sync_tree,
+    write_json,
+)
+from grounding.progress import read_progress
+from grounding.runtime import environment
+from grounding.runtime.grace import Stop
+from grounding.storage import Entry, ProgressLogger, Transfer, aside, destination, fetch, holds, open_store, send
+from grounding.storage import Store as StorageStore
+from grounding.train import identity
+from grounding.train.checkpoints import local as checkpoints
+from grounding.train.checkpoints.local import MARKER, Checkpoint, Marker
+
+_log = logging.getLogger(__name__)
+PROGRESS = "progress.jsonl"
+RECORD = ("validation", "tensorboard", "wandb", "verl")
+"""Folders of a job that go to its output at the end in addition; rollouts are too much, they stay"""
+FINAL_REFUSAL_S = 60.0
+"""A store that refuses every request for so long (expired credentials that nothing renews) is not waited for at the end"""
+UPLOAD_SHARE = 0.8
+"""Of what is left of the grace period, for the newest checkpoint; the rest is for the progress lines and `RECORD`."""
+PROBE_S = 20.0
+"""Seconds without a request after which the store is asked for something small: expired credentials show within a minute"""
+_MARKED = re.compile(rf"checkpoints/((?:checkpoint-|global_step_)(\d+))/{re.escape(MARKER)}")
+
+
+CLAIM = "attempt.json"
+"""In the output: which attempt began last. An older one that is still alive elsewhere uploads nothing more."""
+
+
+class Store(Protocol):
+    """What is asked of a store; names are relative to its URI. Methods raise `EgmError`."""
+
+    uri: str
+
+    def entries(self, prefix: str = "") -> Iterator[Any]: ...
+    def find(self, name: str) -> Entry | None: ...
+    def read(self, name: str) -> bytes: ...
+    def write(self, name: str, data: bytes) -> None: ...
+    def upload(self, file: Path, name: str) -> None: ...
+    def download(self, name: str, file: Path) -> None: ...
+    def delete(self, name: str) -> None: ...
+
+
+def stored(store: Store) -> list[tuple[int, str]]:
+    """(step, name) of the complete checkpoints in the store, newest first."""
+    marked = (m for e in store.entries("checkpoints/") if (m := _MARKED.fullmatch(e.name)))
+    return sorted(((int(m[2]), m[1]) for m in marked), reverse=True)
+
+
+def _key(marker: Marker) -> str:
+    """Return the folder of one attempt's files below the checkpoint's: no two contents share one."""
+    content = orjson.dumps([dict(marker.files), dict(marker.sha256)], option=orjson.OPT_SORT_KEYS)
+    return f"attempt-{marker.attempt}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _stored_marker(store: Store, base: str, present: Mapping[str, int]) -> Marker | None:
+    """Return the marker in the store; None if there is none that can be read."""
+    if f"{base}/{MARKER}" not in present:
+        return None
+    try:
+        return Marker.parse(store.read(f"{base}/{MARKER}"))
+    except ValueError:
+        return None
+
+
+def _all_there(marker: Marker, base: str, present: Mapping[str, int]) -> bool:
+    """Return whether the store lists every file that a marker names in its size."""
+    return all(present.get(f"{base}/{marker.prefix}/{name}") == size for name, size in marker.files.items())
+
+
+def claim(store: Store) -> str:
+    """Record in the output that this attempt has begun; return the claim's name."""
+    mine = secrets.token_hex(8)
+    record = {"claim": mine, "attempt": checkpoints.attempt_number(), "host": socket.gethostname()}
+    store.write(CLAIM, orjson.dumps(record, option=orjson.OPT_INDENT_2))
+    return mine
+
+
+def claimed_by(store: Store) -> str:
+    """Return the name of the claim that was made last; empty if there is none that can be read."""
+    if store.find(CLAIM) is None:
+        return ""
+    try:
+        return str(orjson.loads(store.read(CLAIM))["claim"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def push(
+    store: Store,
+    checkpoint: Checkpoint,
+    stop: threading.Event | None = None,
+    mine: Callable[[], bool] = lambda: True,
+    claimed: bool = False,
+) -> bool:
+    """Upload a complete checkpoint under its attempt, the marker last. False if `stop` came first, or `mine` says no.
+
+    `claimed`: this attempt has claimed the output, so that it replaces what any other has left of this step; without a
+    claim the number of the attempt decides. A job that was created again counts its attempts from one.
+
+    The files go to a folder whose name holds the attempt's number and a digest of all files, so that an upload that was
+    cut off is continued only by the same checkpoint. The marker names that folder, its files and their digests; writing it
+    is what makes this attempt's files count instead of another's. Raises `EgmError` of the store, and `OSError` if the
+    folder goes away meanwhile.
+    """
+    base = f"checkpoints/{checkpoint.path.name}"
+    marker = Marker.parse((checkpoint.path / MARKER).read_bytes())
+    if not marker.sha256:  # written by an older version
+        known = digests({name: checkpoint.path / name for name in marker.files})
+        marker = replace(marker, sha256={name: digest for name, (_, digest) in known.items()})
+    marker = replace(marker, prefix=_key(marker))
+    present = {e.name: e.size for e in store.entries(f"{base}/")}
+    there = _stored_marker(store, base, present)
+    later = there is not None and not claimed and there.attempt > marker.attempt
+    if there is not None and (later or (there.prefix == marker.prefix and _all_there(there, base, present))):
+        return True  # done, or a later attempt has taken this step again
+    for name, size in marker.files.items():
+        if stop is not None and stop.is_set():
+            return False
+        key = f"{base}/{marker.prefix}/{name}"
+        if present.get(key) != size or not holds(store, key, checkpoint.path / name, marker.sha256[name]):
+            failpoint("upload.file", name)
+            store.upload(checkpoint.path / name, key)
+    if not mine():  # another attempt has begun while the files were on their way
+        return False
+    failpoint("upload.marker", checkpoint.path.name)
+    store.write(f"{base}/{MARKER}", orjson.dumps(marker.document(), option=orjson.OPT_INDENT_2))
+    failpoint("upload.marked", checkpoint.path.name)
+    for name in present:  # of attempts whose place this one has taken
+        if not name.startswith((f"{base}/{marker.prefix}/", f"{base}/{MARKER}")):
+            store.delete(name)
+    return True
+
+
+def best_stored(store: Store) -> checkpoints.Best | None:
+    """Return which checkpoint in the store has the best figure of validation; None if none is recorded."""
+    name = f"checkpoints/{checkpoints.BEST}"
+    return checkpoints.read_best(store.read(name)) if store.find(name) is not None else None
+
+
+def push_best(
+    store: Store, root: Path, stop: threading.Event | None, mine: Callable[[], bool], claimed: bool = False
+) -> bool:
+    """Upload the best checkpoint if the store has another one, then the record of it; as `push`. Returns whether the store has both."""
+    found = checkpoints.best(root)
+    if found is None or not push(store, found[1], stop, mine, claimed):
+        return found is None
+    store.write(f"checkpoints/{checkpoints.BEST}", (root / checkpoints.BEST).read_bytes())
+    return True
+
+
+def prune(store: Store, keep: int) -> None:
+    """Remove all but the newest `keep` complete checkpoints and the best one from the store; the marker goes first."""
+    spared = best_stored(store)
+    for step, name in stored(store)[max(1, keep) :]:
+        if spared is not None and step == spared.step:
+            continue
+        store.delete(f"checkpoints/{name}/{MARKER}")
+        failpoint("prune.unmarked", name)
+        for entry in list(store.entries(f"checkpoints/{name}/")):
+            store.delete(entry.name)
+
+
+def restore(store: Store, root: Path) -> Checkpoint | None:
+    """Fetch the newest complete checkpoint that is newer than those under `root`, and verify it by digest.
+
+    One that cannot be had whole is passed over with a warning. Returns the newest complete one under `root` afterwards.
+    """
+    here = checkpoints.peek(root)
+    found = stored(store)
+    for step, name in found:
+        if here is not None and here.step >= step:
+            break
+        if restored := _restore_one(store, root, step, name):
+            here = restored
+            break
+    _restore_best(store, root, dict(found))
+    return here
+
+
+def _restore_best(store: Store, root: Path, found: Mapping[int, str]) -> None:
+    """Fetch the checkpoint with the best figure of validation, which is exported at the end, and the record of it."""
+    try:
+        noted = best_stored(store)
+    except EgmError as error:
+        _log.warning("which checkpoint of %s is the best cannot be read: %s", store.uri, error)
+        return
+    if noted is None or noted.step not in found or checkpoints.best(root) is not None:
+        return
+    folder = root / found[noted.step]
+    if checkpoints.is_complete(folder) or _restore_one(store, root, noted.step, found[noted.step]):
+        write_json(root / checkpoints.BEST, {"step": noted.step, "figure": noted.figure, "value": noted.value})
+
+
+def _restore_one(store: Store, root: Path, step: int, name: str) -> Checkpoint | None:
+    """Fetch one checkpoint and verify it by digest; None, with a warning, if it cannot be had whole."""
+    folder, temporary = root / name, root / f".restore-{name}"
+    try:
+        marker = Marker.parse(store.read(f"checkpoints/{name}/{MARKER}"))
+        if not marker.sha256:
+            _log.warning(
+                "checkpoint %s of %s was written by an older version: it has no digests to verify it by",
+                name,
+                store.uri,
+            )
+        needed = sum(marker.files.values()) - (checkpoints.size_of(temporary) if temporary.is_dir() else 0)
+        root.mkdir(parents=True, exist_ok=True)
+        checkpoints.require_room(root, needed)
+        for file, size in marker.files.items():
+            key = f"checkpoints/{name}/{marker.prefix}/{file}".replace("//", "/")
+            _fetch(store, key, temporary / file, size, marker)
+        write_json(temporary / MARKER, replace(marker, prefix="").document())
+    except (EgmError, ValueError, OSError) as error:
+        _log.warning("checkpoint %s of %s cannot be restored: %s", name, store.uri, error)
+        return None
+    if not checkpoints.is_complete(temporary):
+        _log.warning("checkpoint %s of %s is not whole; passed over", name, store.uri)
+        shutil.rmtree(temporary, ignore_errors=True)
+        return None
+    sync_tree(temporary)
+    failpoint("restore.written", name)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    fsync_folder(root)
+    failpoint("restore.renamed", name)
+    _log.warning("checkpoint %s was restored from %s", name, store.uri)
+    return Checkpoint(step, folder)
+
+
+def _fetch(store: Store, key: str, target: Path, size: int, marker: Marker) -> None:
+    """Download one file of a checkpoint unless it is there; raises `Failure` if its content is not what the marker says."""
+    file = key.rpartition(f"{marker.prefix}/")[2] if marker.prefix else key.split("/", 2)[2]
+    wanted = marker.sha256.get(file, "")
+
+    def right() -> bool:
+        return target.is_file() and target.stat().st_size == size and (not wanted or sha256_of(target) == wanted)
+
+    if right():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    failpoint("restore.file", file)
+    store.download(key, target)
+    if not right():
+        target.unlink()
+        raise Failure("its content is not what its marker says", file=f"{store.uri}/{key}")
+
+
+class Uploader:
+    """Uploads the newest complete checkpoint whenever there is a new one, in a thread of its own. Trouble is a warning and tried again."""
+
+    def __init__(
+        self,
+        root: Path,
+        store: Store,
+        keep: int,
+        interval_s: float = 5.0,
+        line_s: float = 10.0,
+        tell_s: float = 30.0,
+        claim: str = "",
+    ) -> None:
+        """Looks every `interval_s` seconds; `line_s`: how long a checkpoint waits for the progress lines before it; `tell_s`: between uploads of
+        progress lines that no checkpoint brings."""
+        self.root, self.store, self.keep, self.interval_s, self.line_s = root, store, keep, interval_s, line_s
+        self.tell_s, self._told, self._again = tell_s, 0.0, 0.0
+        self.uploaded: Checkpoint | None = None
+        self.moment = checkpoints.read_uploaded(root.parent)
+        """When the newest checkpoint in the store was uploaded"""
+        self.claim, self.superseded = claim, False
+        self._heard = time.monotonic()
+        self._best: checkpoints.Best | None = None
+        self.problem, self._refused = "", 0.0
+        self._stop, self._now = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
+
+    def newest(self) -> dict[str, Any] | None:
+        """`{"step", "uri"}` of the newest checkpoint in the store that this process knows of."""
+        done = self.uploaded
+        return {"step": done.step, "uri": f"{self.store.uri}/checkpoints/{done.path.name}"} if done else None
+
+    def _well(self) -> None:
+        """Record that the store has just carried out a request."""
+        self._refused, self._heard = 0.0, time.monotonic()
+        self._say_problem("")
+
+    def _say_problem(self, problem: str) -> None:
+        """Let `/progress` and `egm get` show why uploads fail; empty: they do not."""
+        self.problem = problem
+        with contextlib.suppress(OSError):  # a full disk, which the training itself reports
+            checkpoints.write_upload_problem(self.root.parent, problem, time.time())
+
+    def mine(self) -> bool:
+        """Return whether no other attempt has begun since this one; it asks the store. Raises its `EgmError`."""
+        if self.claim and not self.superseded:
+            self.superseded = claimed_by(self.store) not in ("", self.claim)
+        if self.superseded:
+            self._say_problem(
+                "another attempt of this job has begun and writes to the output; this one uploads nothing more"
+            )
+        return not self.superseded
+
+    def _probe(self) -> None:
+        """Ask the store for something small if nothing else was asked lately: trouble must not wait for the next checkpoint."""
+        if time.monotonic() - self._heard < PROBE_S:
+            return
+        try:
+            if self.mine():
+                self.store.find(PROGRESS)
+                self._well()
+            self._heard = time.monotonic()
+        except (EgmError, OSError, ValueError) as error:
+            self._heard = time.monotonic()
+            self._trouble("the next checkpoint", error)
+
+    def refused(self) -> bool:
+        """Return whether the store has refused every request of the last `FINAL_REFUSAL_S` seconds: waiting is useless."""
+        return bool(self._refused) and time.monotonic() - self._refused >= FINAL_REFUSAL_S
+
+    def _trouble(self, what: str, error: Exception) -> None:
+        _log.warning("%s is not uploaded yet: %s", what, error)
+        self._say_problem(f"{what} cannot be uploaded: {str(error).splitlines()[0]}")
+        if isinstance(error, UserError):
+            self._refused = self._refused or time.monotonic()
+        else:
+            self._refused = 0.0
+
+    def start(self) -> None:
+        """Begin to look for checkpoints."""
+        self._thread.start()
+
+    def close(self, patience_s: float) -> bool:
+        """Wait for the newest checkpoint to be uploaded, `patience_s` seconds at most; whether it is. The next run continues what is half there."""
+        self._now.set()
+        end = time.monotonic() + patience_s
+        while self._thread.is_alive() and time.monotonic() < end and not self.refused():
+            self._thread.join(min(1.0, patience_s))
+        if self._thread.is_alive():
+            self._stop.set()
+            self._now.set()
+            self._thread.join(5.0)
+        newest = checkpoints.peek(self.root)
+        return newest is None or (self.uploaded is not None and self.uploaded.step >= newest.step)
+
+    def complete(self) -> None:
+        """After `close` of a run that is over: send the older checkpoints that stay, too; a newer one may have come before their turn."""
+        for checkpoint in reversed(checkpoints.complete(self.root)[: self.keep]):
+            push(self.store, checkpoint, mine=self.mine, claimed=bool(self.claim))
+        push_best(self.store, self.root, None, self.mine, claimed=bool(self.claim))
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            last = self._now.wait(self.interval_s)
+            done = self._once()
+            if last and done:
+                return
+
+    def _await(self, lines: Path, step: int) -> None:
+        """A checkpoint brings its own step's metrics; the lines before it must not be behind, or the next node would have a gap there."""
+        end = time.monotonic() + self.line_s
+        while time.monotonic() < end and not any(line["step"] >= step - 1 for line in read_progress(lines)):
+            if self._stop.wait(0.1):
+                return
+
+    def _tell(self, lines: Path) -> None:
+        if not self.mine():
+            return
+        self._told, self._again = lines.stat().st_mtime, time.monotonic() + self.tell_s
+        self.store.upload(lines, PROGRESS)
+        self._well()
+
+    def _tell_between(self, lines: Path) -> None:
+        """What was measured after the checkpoint, a validation for one, would be lost with a pod that is lost before the next."""
+        if time.monotonic() < self._again or not lines.exists() or lines.stat().st_mtime <= self._told:
+            return
+        try:
+            self._tell(lines)
+        except (EgmError, OSError, ValueError) as error:
+            self._trouble("the progress file", error)
+
+    def _send_best(self) -> bool:
+        """Send the best checkpoint and the record of it if that has changed; whether the store has it."""
+        found = checkpoints.best(self.root)
+        if found is None or found[0] == self._best:
+            return True
+        try:
+            if push_best(self.store, self.root, self._stop, self.mine, claimed=bool(self.claim)):
+                self._best = found[0]
+                self._well()
+                return True
+        except (EgmError, OSError, ValueError) as error:
+            self._trouble(f"checkpoint {found[1].path.name}", error)
+        return False
+
+    def _once(self) -> bool:
+        newest = checkpoints.peek(self.root)
+        lines = self.root.parent / PROGRESS  # a node that takes over has no other copy
+        if self.superseded:
+            return True
+        if newest is None or newest == self.uploaded:
+            if newest is not None:
+                self._tell_between(lines)
+            self._probe()
+            return self._send_best()
+        try:
+            if lines.exists():
+                self._await(lines, newest.step)
+                self._tell(lines)
+            if self.mine() and push(self.store, newest, self._stop, self.mine, claimed=bool(self.claim)):
+                self.uploaded = newest
+                self._well()
+                if self.moment is None or self.moment.step != newest.step:
+                    self.moment = checkpoints.Moment(newest.step, time.time())
+                    checkpoints.write_uploaded(self.root.parent, self.moment)
+                done = self._send_best()  # before older ones are removed, of which it may be one
+                prune(self.store, self.keep)
+                return done
+        except (EgmError, OSError, ValueError) as error:
+            self._trouble(f"checkpoint {newest.path.name}", error)
+            self._stop.wait(self.interval_s)
+        return False
+
+
+def local_model(model: str) -> str:
+    """Return the model as a folder of this machine; one of a store or the hub is fetched once a node."""
+    if "://" not in model or model.startswith("tiny://"):
+        return model
+    return str(fetch(model, say=_say))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - the role's log
+
+
+def _set_aside(store: StorageStore, token: str) -> None:
+    """Move the work in the output to `previous/N` there, once for each `token`; markers go first."""
+    if target := aside.set_aside(store, token, identity.WORK, lambda name: name.endswith((MARKER, MANIFEST))):
+        _say(f"the earlier work was set aside: {target}")
+
+
+def _enter(store: Store, who: identity.Identity) -> None:
+    """Compare what the output holds with `who`, and record `who` there. Raises `UserError` for the work of another job."""
+    there = {e.name for e in itertools.islice(store.entries("model/"), 1000)}
+    steps = stored(store)
+    finished = f"model/{MANIFEST}" in there
+    if there or steps:
+        old = identity.Identity.parse(store.read(identity.FILE)) if store.find(identity.FILE) else None
+        for change in identity.check(old, who, store.uri, finished=finished):
+            _say(f"the job has changed, and continues with it: {change}")
+    store.write(identity.FILE, orjson.dumps(who.document(), option=orjson.OPT_INDENT_2))
+
+
+@contextlib.contextmanager
+def kept(
+    job: ResolvedTrainJob, out: Path, stop: Stop | None = None, who: identity.Identity | None = None
+) -> Iterator[Uploader | None]:
+    """Around the training of rank 0: continue from what the job's output has (`storage.destination`), and leave there what is made.
+
+    Checkpoints and progress lines are uploaded behind the training; at the end (an error, or SIGTERM, too) the newest ones, what `RECORD`
+    names, and the model when there is one. `stop` says how long that may take; without it, all of the grace period. Raises `Failure` if the
+    finished model cannot be sent: the same command sends it.
+    """
+    stop = stop if stop is not None else Stop(environment.of_process().grace_seconds)
+    uri = destination(job.spec.output)
+    if not uri:
+        yield None
+        return
+    store = open_store(uri, field="spec.output")
+    store.check()
+    if token := identity.restart_asked(job):
+        _set_aside(store, token)
+    if who is not None:
+        _enter(store, who)
+    if not (out / PROGRESS).exists() and store.find(PROGRESS) is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        store.download(PROGRESS, out / PROGRESS)
+    begun = claim(store)
+    restored = restore(store, out / "checkpoints")
+    if who is not None and restored is not None:
+        identity.enter(out, who)
+    brief = open_store(uri, Transfer(patience_s=15.0), field="spec.output")
+    uploader = Uploader(out / "checkpoints", brief, job.spec.hyperparameters.keep_checkpoints, claim=begun)
+    uploader.start()
+    try:
+        yield uploader
+    finally:
+        model = out / "model"
+        finished = is_published(model)
+        patience = 3600.0 if finished else UPLOAD_SHARE * stop.left()
+        if not uploader.close(patience):
+            _log.warning("the newest checkpoint is not in %s; it stays in %s", uri, out / "checkpoints")
+        try:
+            if not uploader.mine():
+                raise Failure(uploader.problem)
+            if (out / PROGRESS).exists():
+                brief.upload(out / PROGRESS, PROGRESS)
+            if finished:
+                uploader.complete()
+                spoken = ProgressLogger(f"sending {uri}/model", _say)
+                send(model, f"{uri}/model", last=MANIFEST, progress=spoken)
+                spoken.end()
+            for name in RECORD:
+                if (out / name).is_dir() and (finished or stop.left() > 1.0):
+                    hasty = Transfer(patience_s=min(5.0, stop.left()))
+                    send(out / name, f"{uri}/{name}", transfer=None if finished else hasty)
+        except EgmError as error:
+            if finished:
+                hint = f"It lies in {model}; the same command sends it."
+                raise Failure(f"the model could not be sent to {uri}: {error.message}", hint=hint) from error
+            _log.warning("the progress lines are not in %s: %s", uri, error)

@@ -1,0 +1,15 @@
+"""Whether weights or gradients are finite numbers, of SFT and RL alike."""
+
+from __future__ import annotations
+
+import torch
+
+
+def all_finite(tensors: list[torch.Tensor]) -> bool:
+    """Return whether every value of the tensors is a finite number; of sharded ones, of this rank's part."""
+    local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
+    local = [t for t in local if t.numel()]
+    if not local:
+        return True
+    norms = torch.stack([n.to(torch.float64) for n in torch._foreach_norm(local, float("inf"))])
+    return bool(torch.isfinite(norms).all().item())

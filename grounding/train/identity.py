@@ -1,0 +1,425 @@
+"""Who a training run is: what decides its result, recorded beside all that it leaves, compared before anything is reused.
+
+A folder, a claim or a store that holds the work of another job is refused with both values; a change that the lists below
+name continues the work. `identity.json` is written to the job's folder, to its output and into each checkpoint; the
+manifest of the model holds the same record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from grounding.api import ResolvedTrainJob
+from grounding.data.images import embedded_sources, open_images
+from grounding.data.jobdata import JobData
+from grounding.data.records import read_rows
+from grounding.errors import Failure, UserError
+from grounding.files import digest_of, ends_digest, fingerprint, is_published, read_manifest, sha256_of, write_json
+from grounding.models.content import model_digest
+from grounding.runtime import environment
+from grounding.storage import aside, fetch
+from grounding.train.checkpoints import local as checkpoints
+
+FILE = "identity.json"
+
+# ---- what may change: these lists are the ones of docs/durability.md ----
+PLACES = (
+    "data.images",
+    "data.prepared",
+    "data.skipBroken",
+    "data.train",
+    "data.truth",
+    "model.source",
+    "model.trainJob",
+)
+"""Where content is and how it is read: what is read there is compared instead."""
+
+IGNORED = (
+    # how and where the job runs
+    "activeDeadlineSeconds",
+    "maxAttempts",
+    "output",
+    "podTemplate",
+    "podTemplates",
+    "preset",
+    "reward.file",  # its content is compared instead
+    "priorityClassName",
+    "queue",
+    "resources",
+    "stallTimeoutSeconds",
+    "startDeadlineSeconds",
+    "suspend",
+    "tracking",
+    "ttlSecondsAfterFinished",
+    "hyperparameters.algorithm",  # the fields that it sets are compared
+    "hyperparameters.gpuMemoryUtilization",
+    "hyperparameters.gradientCheckpointing",
+    "hyperparameters.microBatchSize",
+    "hyperparameters.offloadOptimizer",
+    "hyperparameters.offloadParameters",
+    "hyperparameters.rolloutEngine",
+    "hyperparameters.tensorParallel",
+    "hyperparameters.tokensPerGpu",
+    # saving and validation
+    "data.validation",
+    "data.validationSets",
+    "data.validationTruth",
+    "hyperparameters.keepCheckpoints",
+    "hyperparameters.saveEvery",
+    "hyperparameters.validateBeforeTrain",
+    "hyperparameters.validateEvery",
+    *PLACES,
+)
+"""Fields of `spec` that do not decide the result; a field below one of them does not either."""
+
+ADDED: Mapping[str, Any] = {
+    "hyperparameters.advantage": "grpo",
+    "hyperparameters.clipRange.low": 0.2,
+    "hyperparameters.clipRange.high": 0.2,
+    "reward.entryPoint": "compute_score",
+}
+"""Fields that release 0.1.0 did not have, and the value that it trained with: work begun with it continues."""
+
+APPLIED = (
+    "hyperparameters.epochs",
+    "hyperparameters.keepBest",
+    "hyperparameters.learningRate",
+    "hyperparameters.maxSteps",
+    "hyperparameters.schedule",
+    "hyperparameters.warmupRatio",
+    "hyperparameters.warmupSteps",
+)
+"""Fields that decide the result and may change before the last step: the new values hold from the next step on."""
+
+WAYS_OUT = (
+    "Give the job another spec.output (or folder), or set the old work aside: `egm run --restart`, on a cluster the "
+    "annotation grounding.egm.dev/restart with any new value. Or set the field back."
+)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides the result of a training. `fields`: dotted field of `spec` -> value; `code` is only a note."""
+
+    fields: Mapping[str, Any]
+    model: str
+    data: str
+    code: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Return a digest of all that decides the result."""
+        content = [dict(self.fields), self.model, self.data]
+        return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    def document(self) -> dict[str, Any]:
+        """Return the record as it is written."""
+        return {
+            "digest": self.digest,
+            "fields": dict(sorted(self.fields.items())),
+            "model": self.model,
+            "data": self.data,
+            "code": self.code,
+        }
+
+    @classmethod
+    def parse(cls, data: bytes | Mapping[str, Any]) -> Identity | None:
+        """Return the record that `data` holds; None if it is not one."""
+        try:
+            found = orjson.loads(data) if isinstance(data, bytes) else data
+            return cls(dict(found["fields"]), str(found["model"]), str(found["data"]), str(found.get("code", "")))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A field with two values."""
+
+    field: str
+    old: Any
+    new: Any
+
+    @property
+    def applies(self) -> bool:
+        """Return whether work may continue with the new value."""
+        return self.field.removeprefix("spec.") in APPLIED
+
+    def __str__(self) -> str:
+        return f"{self.field}: {_shown(self.old)} there, {_shown(self.new)} in this job"
+
+
+def _shown(value: Any) -> str:
+    text = "not set" if value is None else orjson.dumps(value).decode()
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a document by their dotted names; empty lists and objects are left out."""
+    if isinstance(value, Mapping):
+        return {k: v for name, each in value.items() for k, v in flat(each, f"{prefix}{name}.").items()}
+    if value is None or value == []:
+        return {}
+    return {prefix.rstrip("."): value}
+
+
+def _below(name: str, fields: Sequence[str]) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in fields)
+
+
+def deciding(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a dumped `spec` that decide the result. Pure."""
+    return {name: value for name, value in flat(spec).items() if not _below(name, IGNORED)}
+
+
+def description(spec: Mapping[str, Any], *, finished: bool) -> str:
+    """Return a digest of a dumped `spec`: work begun with another one is another job's, before any content is looked at.
+
+    Unfinished work continues with a change of `APPLIED`; places count, because another place mostly means other content. Pure.
+    """
+    fields = deciding(spec) | {name: value for name, value in flat(spec).items() if _below(name, PLACES)}
+    return digest_of({name: value for name, value in fields.items() if finished or not _below(name, APPLIED)})
+
+
+def changes(old: Identity, new: Identity) -> list[Change]:
+    """Return what differs between two identities, in order of name. Pure."""
+    names = sorted({*old.fields, *new.fields})
+    before = {**{n: value for n, value in ADDED.items() if n in new.fields}, **old.fields}
+    found = [Change(f"spec.{n}", before.get(n), new.fields.get(n)) for n in names if before.get(n) != new.fields.get(n)]
+    if old.model != new.model:
+        found.append(Change("the content of spec.model", old.model[:16], new.model[:16]))
+    if old.data != new.data:
+        found.append(Change("the content of spec.data", old.data[:16], new.data[:16]))
+    return found
+
+
+def check(old: Identity | None, new: Identity, where: str | Path, *, finished: bool) -> list[Change]:
+    """Return the changes that work in `where` may continue with; raise `UserError` with both values for any other.
+
+    `finished`: all steps are trained there, so that nothing could be trained with new values.
+    """
+    if old is None:
+        raise UserError("holds work, but no record of the job that it belongs to", file=where, hint=WAYS_OUT)
+    found = changes(old, new)
+    bad = [c for c in found if finished or not c.applies]
+    if bad:
+        text = "".join(f"\n  {c}" for c in bad)
+        what = "the finished work" if finished else "the work"
+        raise UserError(f"holds {what} of another job:{text}", file=where, hint=WAYS_OUT)
+    return found
+
+
+# ---- content ----
+def _sft_content(rows: Path, images: Sequence[Path]) -> list[str]:
+    """Return digests of a file of SFT rows and of the pictures that they name."""
+    named = (row.get("image") for _, row in read_rows(rows) if isinstance(row, Mapping))
+    pictures = open_images(*images, *embedded_sources([rows])).digest(str(name) for name in named)
+    return [sha256_of(rows), pictures]
+
+
+def _rl_content(path: Path) -> str:
+    """Return a digest of the rows of a parquet file for verl; a picture is its name and content, since folders may be moved."""
+    import pyarrow.parquet as pq
+
+    known: dict[str, str] = {}
+    found = hashlib.sha256()
+    with pq.ParquetFile(path) as file, ThreadPoolExecutor(16) as pool:
+        for batch in file.iter_batches(batch_size=1024):
+            rows = batch.to_pylist()
+            new = {p for row in rows for each in row.get("images") or [] if (p := _place_of(each))} - known.keys()
+            known |= dict(zip(new, pool.map(_picture_digest, new), strict=True))
+            for row in rows:
+                pictures = [_picture(each, known) for each in row.get("images") or []]
+                line = orjson.dumps({**row, "images": pictures}, option=orjson.OPT_SORT_KEYS, default=str)
+                found.update(line + b"\n")
+    return found.hexdigest()
+
+
+def _place_of(picture: Any) -> str:
+    """Return the path of a picture of a row; empty if its bytes are in the row."""
+    if isinstance(picture, Mapping):
+        if picture.get("bytes"):
+            return ""
+        picture = picture.get("image") or picture.get("path")
+    return str(picture).removeprefix("file://")
+
+
+def _picture(picture: Any, known: Mapping[str, str]) -> list[str]:
+    place = _place_of(picture)
+    if not place:
+        return ["embedded", hashlib.sha256(picture["bytes"]).hexdigest()]
+    return [Path(place).name, known[place]]
+
+
+def _picture_digest(place: str) -> str:
+    try:
+        with Path(place).open("rb") as f:
+            return ends_digest(f)
+    except OSError:
+        return "absent"
+
+
+def data_digest(data: JobData) -> str:
+    """Return a digest of the rows that are trained on and of their pictures, wherever they are stored."""
+    if data.sft_rows is not None:
+        return digest_of(["sft", *_sft_content(data.sft_rows, data.images)])
+    if data.train_parquet is not None:
+        return digest_of(["rl", _rl_content(data.train_parquet)])
+    return digest_of([])
+
+
+def identify(job: ResolvedTrainJob, data: JobData, model: str) -> Identity:
+    """Return the identity of a resolved job with its data and its model, both on this machine."""
+    spec = job.model_dump(mode="json", by_alias=True, exclude_none=True)["spec"]
+    fields = deciding(spec)
+    if job.spec.reward.file is not None:
+        fields["the content of reward.file"] = fingerprint(fetch(job.spec.reward.file))
+    return Identity(fields, model_digest(model), data_digest(data), _code())
+
+
+def _code() -> str:
+    try:
+        return f"egm-grounding {version('egm-grounding')}"
+    except PackageNotFoundError:
+        return ""
+
+
+# ---- setting the old work aside ----
+WORK = (
+    "attempt.json",
+    "checkpoints",
+    "identity.json",
+    "initial",
+    "model",
+    "progress.jsonl",
+    "rollouts",
+    "tensorboard",
+    "upload-problem.json",
+    "uploaded.json",
+    "validation",
+    "verl",
+    "wandb",
+)
+"""What a training leaves in its folder and in its output."""
+
+
+def restart_asked(job: ResolvedTrainJob) -> str:
+    """Return what names one wish to start anew: `$EGM_RESTART` or the job's annotation; empty if there is none."""
+    return aside.restart_asked(job.metadata.annotations)
+
+
+def set_aside(out: Path, token: str) -> None:
+    """Move the work in the folder `out` to `previous/N` there, once for each `token`."""
+    if target := aside.set_aside_folder(out, token, WORK):
+        print(f"the earlier work was set aside: {target}", flush=True)  # noqa: T201
+
+
+# ---- the job's folder ----
+def read(path: Path) -> Identity | None:
+    """Return the record in a file; None if there is none that can be read."""
+    try:
+        return Identity.parse(path.read_bytes())
+    except OSError:
+        return None
+
+
+def of_model(folder: Path) -> Identity | None:
+    """Return the record in a model's manifest; None if it has none."""
+    manifest = read_manifest(folder)
+    found = manifest.facts.get("identity") if manifest else None
+    return Identity.parse(found) if isinstance(found, Mapping) else None
+
+
+def facts(out: Path) -> dict[str, Any]:
+    """Return what the manifest of a job's model records."""
+    found = read(out / FILE)
+    return {"identity": found.document()} if found else {}
+
+
+def enter(out: Path, who: Identity) -> list[Change]:
+    """Compare what the folder `out` holds with `who`, and record `who` there.
+
+    Returns the changes that the work continues with. Raises `UserError` for the work of another job.
+    """
+    model = out / "model"
+    found: list[Change] = []
+    if model.is_dir() and any(model.iterdir()):
+        found += check(of_model(model), who, model, finished=is_published(model))
+    newest = checkpoints.peek(out / "checkpoints")
+    if newest is not None:
+        found += check(read(newest.path / FILE), who, newest.path, finished=_at_end(newest.step, who))
+    old = read(out / FILE)
+    if old is not None:
+        found += check(old, who, out, finished=False) if newest or model.is_dir() else []
+    write_json(out / FILE, who.document())
+    return list({c.field: c for c in found}.values())
+
+
+def _at_end(step: int, who: Identity) -> bool:
+    steps = who.fields.get("hyperparameters.maxSteps")
+    return isinstance(steps, int) and step == steps
+
+
+def refuse_steps_beyond(checkpoint: checkpoints.Checkpoint | None, total: int) -> None:
+    """Raise `UserError` if more steps are trained than the job wants."""
+    if checkpoint is not None and checkpoint.step > total:
+        raise UserError(
+            f"{checkpoint.step} steps are trained and the job wants {total}",
+            file=checkpoint.path,
+            field="spec.hyperparameters.maxSteps",
+            hint=f"Set it to {checkpoint.step} or more, or export an earlier checkpoint with `egm checkpoint export`. "
+            + WAYS_OUT,
+        )
+
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def locked(out: Path, patience_s: float = 10.0) -> Iterator[None]:
+    """Hold the job's folder for this process; raise `UserError` (in a pod, which is tried again, `Failure`) if another one trains in it.
+
+    The kernel gives the lock back when the process dies; its loaders may live some seconds longer, hence the patience.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    fd = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        end = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    holder = os.pread(fd, 200, 0).decode(errors="replace").strip()
+                    # of a pod it is an earlier attempt that has not gone yet, or whose lock a file server still holds
+                    kind = Failure if environment.of_process().termination_log else UserError
+                    raise kind(
+                        f"another process trains in this folder{f' ({holder})' if holder else ''}",
+                        file=out,
+                        hint="Wait for it or stop it, or give this job another folder or name.",
+                    ) from None
+                time.sleep(0.2)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+                break  # this file system has no locks
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,294 @@
+"""Ray across the pods of a job: rank 0 starts the head, waits for everyone, runs the driver; the others join, watch, and leave with its result.
+
+Every pod has a Ray node of its own in a temporary folder of its own. Nothing here ever stops another Ray: what is ended is found by a token in
+the environment of what was started here. Any loss ends the run, since verl cannot continue without a rank: the gang starts again from the newest
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from grounding.errors import Failure
+from grounding.runtime import environment
+from grounding.runtime.environment import Environment
+from grounding.runtime.grace import Stop
+from grounding.train.rl import rendezvous
+from grounding.train.rl.rendezvous import FINAL, Membership, Pods
+
+_MARK = Environment.variable("ray_node")
+LEAVE_SHARE = 0.2
+"""Share of the grace period that a worker keeps to end its own Ray node."""
+_EXIT = {"succeeded": 0, "stopped": 143}
+
+
+@dataclass(frozen=True)
+class Node:
+    """What this pod offers to Ray. Slots are logical: TransferQueue, agents and reward workers of verl each hold one."""
+
+    gpus: int
+    cpus: int
+
+
+def cpu_slots(cores: int, gpus: int) -> int:
+    """CPU slots of a pod: verl's placement takes up to 3 a GPU, TransferQueue 9, agents and rewards 8 each, the runner 1; all may land on one pod."""
+    return max(cores, 4 * gpus + 32)
+
+
+def _say(text: str) -> None:
+    print(f"ray: {text}", flush=True)  # noqa: T201
+
+
+def ray_environment(pods: Pods, mark: str) -> dict[str, str]:
+    """Environment of a Ray node and of what runs on it."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": pods.token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        # workers import torch and verl before they report; loss of a node is told by the membership call, so Ray need not be hasty
+        "RAY_worker_register_timeout_seconds": "300",
+        "RAY_health_check_failure_threshold": "10",
+        # without it a node of several cores starts idle workers by the number of slots
+        "RAY_worker_maximum_startup_concurrency": "4",
+        _MARK: mark,
+    }
+
+
+def start_command(pods: Pods, node: Node, temporary: str) -> list[str]:
+    """`ray start` of this pod, in the foreground."""
+    command = [sys.executable, "-m", "grounding.train.rl.ray_start", "start", "--block", "--disable-usage-stats"]
+    command += [f"--num-cpus={node.cpus}", f"--num-gpus={node.gpus}", f"--node-ip-address={pods.ip}"]
+    if pods.rank == 0:
+        command += [
+            "--head",
+            f"--port={pods.ray_port}",
+            "--include-dashboard=false",
+            "--no-monitor",
+            f"--temp-dir={temporary}",
+        ]
+    else:
+        command += [f"--address={pods.master}:{pods.ray_port}", f"--temp-dir={temporary}"]
+    return command
+
+
+def marked(mark: str) -> list[int]:
+    """Processes that carry `mark` in their environment."""
+    wanted, found = f"{_MARK}={mark}".encode(), []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
+
+
+def end(mark: str, grace_s: float = 10.0) -> None:
+    """End everything that carries `mark`: SIGTERM, and SIGKILL after `grace_s`."""
+    deadline, told = time.monotonic() + grace_s, set()
+    while left := marked(mark):
+        hard = time.monotonic() > deadline
+        if time.monotonic() > deadline + 10.0:
+            raise Failure(f"Ray's processes do not end: {', '.join(map(str, left))}")
+        for pid in left:
+            if hard or pid not in told:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL if hard else signal.SIGTERM)
+                told.add(pid)
+        time.sleep(0.1)
+
+
+class RayNode:
+    """This pod's Ray node. Until `up` is set it is started again, twice at most: Ray gives itself 30 s, a busy machine needs more."""
+
+    def __init__(self, pods: Pods, node: Node, env: Mapping[str, str], temporary: str) -> None:
+        self.pods, self.node, self.env, self.temporary = pods, node, env, temporary
+        self.up, self._starts = False, 0
+        self._start()
+
+    def _start(self) -> None:
+        self._starts += 1
+        self.mark = uuid.uuid4().hex
+        self.child = subprocess.Popen(
+            start_command(self.pods, self.node, f"{self.temporary}/{self._starts}"),
+            env={**self.env, **ray_environment(self.pods, self.mark)},
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def ended(self) -> str:
+        """Return why there is no node any more, in words; empty while it runs or gets another try."""
+        if self.child.poll() is None:
+            return ""
+        if not self.up and self._starts < 3:
+            _say(f"the Ray node of rank {self.pods.rank} did not start; once more")
+            end(self.mark)
+            self._start()
+            return ""
+        return f"the Ray node of rank {self.pods.rank} ended with exit code {self.child.returncode}"
+
+    def close(self) -> None:
+        """End it and everything that it started."""
+        end(self.mark)
+        self.child.wait()
+
+
+@contextlib.contextmanager
+def _ray_node(pods: Pods, node: Node, env: Mapping[str, str]) -> Iterator[RayNode]:
+    """This pod's Ray node while the block runs."""
+    # Ray's sockets are under it, and a socket's path has 107 bytes at most
+    with tempfile.TemporaryDirectory(prefix="egm-ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        made = RayNode(pods, node, env, temporary)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def shortfall(nodes: list[dict[str, Any]], membership: Membership, pods: Pods, node: Node) -> str:
+    """Who or what is missing, in words, from Ray's list of nodes; empty when the gang is whole. Pure."""
+    absent = membership.missing()
+    if absent:
+        return f"of {pods.nodes} pods, rank {', '.join(map(str, absent))} has not joined"
+    alive = {n["NodeManagerAddress"]: n.get("Resources", {}) for n in nodes if n.get("Alive")}
+    places = {0: pods.ip} | {rank: m.ip for rank, m in sorted(membership.members.items())}
+    for rank, ip in places.items():
+        if ip not in alive:
+            return f"Ray on rank {rank} ({ip}) is not up"
+        gpus = int(alive[ip].get("GPU", 0))
+        if gpus < node.gpus:
+            return f"rank {rank} ({ip}) offers {gpus} GPUs, {node.gpus} are wanted"
+    return ""
+
+
+def _wait(pods: Pods, node: Node, membership: Membership, head: RayNode, deadline_s: float, stop: Stop) -> bool:
+    """Wait for the whole gang; False if a signal came first. Raises `Failure` that names who is missing after `deadline_s`."""
+    import ray
+
+    end_at, said, missing = time.monotonic() + deadline_s, "", "Ray's head is not up"
+    connected, because = False, ""
+    try:
+        while not stop.asked:
+            if why := head.ended():
+                raise Failure(why, hint="Its message stands above.")
+            if not connected:
+                try:
+                    ray.init(address=f"{pods.ip}:{pods.ray_port}", log_to_driver=False, logging_level="ERROR")
+                    connected = head.up = True
+                    membership.ray, because = f"{pods.ip}:{pods.ray_port}", ""
+                except Exception as error:  # the head is still starting
+                    because = f" ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]})"
+            missing = shortfall(ray.nodes(), membership, pods, node) if connected else missing
+            if not missing:
+                return True
+            if (now := missing + because) != said:
+                _say(f"waiting: {now}")
+                said = now
+            if lost := membership.lost(environment.of_process().lost_seconds):
+                raise Failure(lost, hint="Its log says why; the job starts again from its newest checkpoint.")
+            if time.monotonic() > end_at:
+                raise Failure(
+                    f"the gang is not whole after {deadline_s:.0f} s: {missing}{because}",
+                    hint="Look at that pod; spec.startDeadlineSeconds says how long to wait.",
+                )
+            time.sleep(0.5)
+        return False
+    finally:
+        if connected:
+            ray.shutdown()
+
+
+def lead(
+    pods: Pods,
+    node: Node,
+    env: Mapping[str, str],
+    deadline_s: float,
+    drive: Callable[[str, Callable[[], str]], int],
+    stop: Stop,
+) -> int:
+    """Run rank 0. A worker that is asked to stop asks `stop`, too.
+
+    `drive(ray address, lost)` runs the driver and gives its exit code; it has to end the driver once `lost()` says why.
+    """
+    pods = replace(pods, ip=pods.ip or rendezvous.own_address(pods.master))
+    membership = Membership(pods.nodes)
+    membership.on_stop = stop.ask
+    os.environ |= ray_environment(pods, "")  # this process asks Ray as well
+    with rendezvous.meet(pods, membership), _ray_node(pods, node, env) as head:
+        code = 1
+        try:
+            if not _wait(pods, node, membership, head, deadline_s, stop):
+                code = 143
+                return code
+            _say(f"{pods.nodes} nodes with {node.gpus} GPUs each are there")
+            membership.state = "running"
+
+            def lost() -> str:
+                return membership.lost(environment.of_process().lost_seconds) or head.ended()
+
+            code = drive(f"{pods.ip}:{pods.ray_port}", lost)
+            return code
+        finally:
+            # told while Ray still stands: a worker whose Ray goes first would call that a failure
+            membership.state = {0: "succeeded", 143: "stopped"}.get(code, "failed")  # type: ignore[assignment]
+            membership.wait_until_notified(10.0)
+
+
+def follow(pods: Pods, node: Node, env: Mapping[str, str], deadline_s: float, stop: Stop | None = None) -> int:
+    """Run a worker. Return 0 when the run succeeded, 1 when it failed, 143 when this pod or rank 0 was asked to stop.
+
+    A worker that is asked to stop tells rank 0 and keeps its Ray node until verl has saved: a checkpoint needs all ranks.
+    """
+    pods = replace(pods, ip=pods.ip or rendezvous.own_address(pods.master))
+    stop = stop if stop is not None else Stop.of_process()
+    ended = _join(pods, deadline_s, stop)
+    if ended:
+        return _EXIT.get(ended, 1)
+    heard, patience_s = time.monotonic(), environment.of_process().lost_seconds
+    with _ray_node(pods, node, env) as child:
+        while True:
+            if stop.asked and stop.left() < LEAVE_SHARE * stop.grace_s:
+                rendezvous.say(pods, "it was told to stop")
+                return 143
+            answer = rendezvous.say(pods, stopping=stop.asked)
+            if answer is not None:
+                heard = time.monotonic()
+                if answer["state"] in FINAL:
+                    _say(f"rank 0 says: {answer['state']}")
+                    return _EXIT.get(answer["state"], 1)
+            elif time.monotonic() - heard > patience_s:
+                raise Failure(f"rank 0 at {pods.master}:{pods.port} has not answered for {patience_s:.0f} s")
+            child.up = child.up or (answer is not None and answer["state"] == "running")
+            if why := child.ended():
+                rendezvous.say(pods, why)
+                raise Failure(why, hint="Its message stands above.")
+            time.sleep(1.0)
+
+
+def _join(pods: Pods, deadline_s: float, stop: Stop) -> str:
+    """Wait until rank 0's Ray answers. Gives how the run ended where it has ended before that, else an empty string."""
+    end_at = time.monotonic() + deadline_s
+    while not stop.asked:
+        answer = rendezvous.say(pods)
+        if answer is not None and answer["state"] in FINAL:
+            return answer["state"]
+        if answer is not None and answer["ray"]:
+            return ""
+        if time.monotonic() > end_at:
+            raise Failure(
+                f"rank 0 at {pods.master}:{pods.port} is not there after {deadline_s:.0f} s",
+                hint="Look at rank 0's log; spec.startDeadlineSeconds says how long to wait.",
+            )
+        time.sleep(0.5)
+    return "stopped"

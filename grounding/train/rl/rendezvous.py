@@ -1,0 +1,249 @@
+"""What the pods of a job tell each other beside Ray: who is there, where Ray's head is, and how the run ended.
+
+Ray's own worker command ends with an error whenever the head goes away, after success too. So rank 0 answers on one port (PyTorchJob's
+MASTER_PORT) over HTTP, and each worker asks for the state every second. A worker knows by it when to leave and with which exit code; rank 0
+knows who is missing and who has gone silent. Requests carry the job's token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import os
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from grounding.errors import UserError
+from grounding.runtime.environment import Environment
+
+State = Literal["starting", "running", "succeeded", "failed", "stopped"]
+FINAL: tuple[State, ...] = ("succeeded", "failed", "stopped")
+
+
+@dataclass(frozen=True)
+class Pods:
+    """Where a pod stands among its job's: `rank` of `nodes`, rank 0's address, the port they meet on, Ray's port, the job's token."""
+
+    rank: int
+    nodes: int
+    master: str
+    port: int
+    ray_port: int
+    token: str = field(repr=False)
+    ip: str = ""
+
+
+def from_environment(env: Mapping[str, str]) -> Pods | None:
+    """Return the pods that PyTorchJob's variables describe; None for a job of one. Raises `UserError` where one is missing or makes no sense.
+
+    `RAY_AUTH_TOKEN`, or the file that `RAY_AUTH_TOKEN_PATH` names, holds the token (a Secret's key); `EGM_NODE_IP` is this pod's address
+    where it cannot be found out, `EGM_RAY_PORT` Ray's port (6379).
+    """
+    given = Environment.from_environ(env)
+    nodes = _number(env, "WORLD_SIZE", 1)
+    if nodes <= 1:
+        return None
+    rank, port = _number(env, "RANK", None), _number(env, "MASTER_PORT", 23456)
+    if not 0 <= rank < nodes:
+        raise UserError(f"RANK is {rank}, it must be 0 to {nodes - 1}", field="RANK")
+    master = env.get("MASTER_ADDR", "")
+    if not master:
+        raise UserError("MASTER_ADDR is missing: where rank 0 is", field="MASTER_ADDR", hint="PyTorchJob sets it.")
+    token = env.get("RAY_AUTH_TOKEN", "").strip()
+    if not token and (path := env.get("RAY_AUTH_TOKEN_PATH")):
+        token = Path(path).read_text().strip()
+    if len(token) < 16:
+        raise UserError(
+            "a job of several nodes needs a token of at least 16 characters: without one anybody who reaches the pods can run code in them",
+            field="RAY_AUTH_TOKEN",
+            hint="Set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a mounted Secret, to the same value on all pods.",
+        )
+    return Pods(rank, nodes, master, port, given.ray_port, token, given.node_ip)
+
+
+def _number(env: Mapping[str, str], name: str, default: int | None) -> int:
+    text = env.get(name, "")
+    if not text and default is not None:
+        return default
+    if not text.isdigit():
+        raise UserError(f"expected a whole number, found {text!r}", field=name)
+    return int(text)
+
+
+def own_address(master: str) -> str:
+    """Return the address of this pod on the way to `master` (or on any way out, on rank 0, which may know itself as localhost)."""
+    for target in (master, "192.0.2.1"):  # a documentation address: nothing is sent by connecting a datagram socket
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.connect((target, 9))
+            found = str(s.getsockname()[0])
+            if not found.startswith("127.") or target == "192.0.2.1":
+                return found
+    return socket.gethostbyname(socket.gethostname())
+
+
+@dataclass
+class Member:
+    """A worker as rank 0 knows it; `seen` on a monotonic clock."""
+
+    host: str
+    ip: str
+    seen: float
+    told: State | None = None
+    left: str = ""
+
+
+class Answer(TypedDict):
+    """What rank 0 answers: the state of the run, and where Ray's head is (empty while it is not up)."""
+
+    state: str
+    ray: str
+
+
+class Membership:
+    """Rank 0's view of the workers. Thread-safe; `clock` is monotonic."""
+
+    def __init__(self, nodes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.nodes, self._clock, self._lock = nodes, clock, threading.Lock()
+        self.state: State = "starting"
+        self.ray = ""
+        self.members: dict[int, Member] = {}
+        self.on_stop: Callable[[], object] = lambda: None
+        """Called when a worker reports that it was asked to stop."""
+
+    def heartbeat(self, rank: int, host: str, ip: str, left: str = "", stopping: bool = False) -> Answer:
+        """Note a worker's message and return the answer to it."""
+        if stopping:
+            self.on_stop()
+        with self._lock:
+            self.members[rank] = Member(host, ip, self._clock(), self.state, left)
+            return {"state": self.state, "ray": self.ray}
+
+    def wait_until_notified(self, patience_s: float) -> bool:
+        """Wait until `all_notified`, `patience_s` seconds at most. Returns whether they are."""
+        until = time.monotonic() + patience_s
+        while not self.all_notified():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
+        return True
+
+    def missing(self) -> list[int]:
+        """Ranks that have not joined yet."""
+        with self._lock:
+            return [r for r in range(1, self.nodes) if r not in self.members]
+
+    def lost(self, patience_s: float) -> str:
+        """Return the first worker that has left or gone silent, in words; empty while all is well."""
+        with self._lock:
+            for rank, member in sorted(self.members.items()):
+                if member.left:
+                    return f"worker {rank} ({member.host}) has left: {member.left}"
+                silent = self._clock() - member.seen
+                if silent > patience_s:
+                    return f"worker {rank} ({member.host}) has not been heard of for {silent:.0f} s"
+        return ""
+
+    def all_notified(self) -> bool:
+        """Return whether every worker that is still there has been told how the run ended."""
+        with self._lock:
+            return all(m.told in FINAL or m.left or self._clock() - m.seen > 15.0 for m in self.members.values())
+
+
+@contextlib.contextmanager
+def meet(pods: Pods, membership: Membership) -> Iterator[int]:
+    """Answer the workers while the block runs; gives the port. Raises `OSError` where the port is taken."""
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_POST(self) -> None:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
+                given = self.headers.get("Authorization", "").removeprefix("Bearer ")
+                if not hmac.compare_digest(given.encode(), pods.token.encode()):
+                    return self.send_error(403)
+                try:
+                    length = min(int(self.headers.get("Content-Length", "0")), 4096)
+                    said = json.loads(self.rfile.read(length))
+                    rank = int(said["rank"])
+                    if not 1 <= rank < pods.nodes:
+                        raise ValueError
+                    answer = membership.heartbeat(
+                        rank,
+                        str(said["host"])[:253],
+                        str(said["ip"])[:64],
+                        str(said.get("left", ""))[:500],
+                        said.get("stopping") is True,
+                    )
+                except (ValueError, KeyError, TypeError):
+                    return self.send_error(400)
+                body = json.dumps(answer).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+            return None
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("", pods.port), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def dismiss(pods: Pods, patience_s: float) -> None:
+    """Rank 0 has nothing left to train: tell every worker that comes within `patience_s` seconds that the run succeeded."""
+    membership = Membership(pods.nodes)
+    membership.state = "succeeded"
+    with meet(pods, membership):
+        until = time.monotonic() + patience_s
+        while membership.missing() and time.monotonic() < until:
+            time.sleep(0.1)
+
+
+def environment_of_jobs(env: Mapping[str, str]) -> dict[str, str]:
+    """`env` without the variables by which torch would take a process for a rank: Ray's workers get theirs from verl."""
+    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    return {k: v for k, v in env.items() if k not in ranks and not k.startswith("PET_")}
+
+
+def say(pods: Pods, left: str = "", timeout_s: float = 5.0, *, stopping: bool = False) -> Answer | None:
+    """Send a worker's message to rank 0. Returns its answer, or None if there is none. Raises `UserError` if the token is refused."""
+    said = {"rank": pods.rank, "host": os.uname().nodename, "ip": pods.ip, "left": left, "stopping": stopping}
+    request = urllib.request.Request(
+        f"http://{pods.master}:{pods.port}/",
+        data=json.dumps(said).encode(),
+        headers={"Authorization": f"Bearer {pods.token}"},
+        method="POST",
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=timeout_s) as answer:
+            found = json.loads(answer.read(4096))
+            if not isinstance(found, dict):
+                return None
+            return Answer(state=str(found.get("state", "")), ray=str(found.get("ray", "")))
+    except urllib.error.HTTPError as error:
+        if error.code == 403:
+            raise UserError(
+                f"rank 0 at {pods.master}:{pods.port} refuses this pod's token",
+                field="RAY_AUTH_TOKEN",
+                hint="All pods need the same token.",
+            ) from None
+        return None
+    except (OSError, ValueError):
+        return None

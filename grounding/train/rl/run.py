@@ -1,0 +1,415 @@
+"""Reinforcement learning: verl's own `main_ppo` as a child process, its metrics as progress lines, its last model as a folder.
+
+On a machine without a GPU it runs through `verl/cpu.py`; on several nodes over the Ray of `ray_cluster.py`. A run that was killed continues from the
+newest complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import get_args
+
+from grounding.api import RlJob
+from grounding.api.hyperparameters import RolloutEngine
+from grounding.api.validation import best_figure
+from grounding.data.jobdata import JobData
+from grounding.errors import Failure, UserError
+from grounding.files import atomic_write, is_published
+from grounding.models import PACKED_ROWS, families
+from grounding.models import folder as model_folder
+from grounding.progress import ProgressWriter, new_lines, parse_lines
+from grounding.runtime import flashinfer
+from grounding.runtime.environment import BEGUN, PROBLEM, RlEnvironment
+from grounding.runtime.grace import Stop
+from grounding.scoring import own_reward
+from grounding.storage import fetch
+from grounding.train import devices, identity, loopback, rank0
+from grounding.train.checkpoints import local as checkpoints
+from grounding.train.checkpoints import upload as uploads
+from grounding.train.checkpoints.export import export
+from grounding.train.checkpoints.safe_loading import require_safe
+from grounding.train.monitoring import tracking
+from grounding.train.rl import guard, ray_cluster, rendezvous, reward
+from grounding.train.rl import resume as attempts
+from grounding.train.rl.overrides import overrides
+
+END_S = 5.0
+"""Seconds that verl and its Ray get to end once there is nothing left to save."""
+
+
+def environment(
+    job: RlJob, out: Path, metrics_file: Path, *, cpu: bool, validation_rows: int, nodes: int = 1
+) -> dict[str, str]:
+    """Environment of the verl processes; Ray hands it on to its workers. On several nodes each starts its Ray with it."""
+    h = job.spec.hyperparameters
+    # several rollout servers share a step's requests in no fixed way: each answers what it has after a moment
+    awaited = cpu and nodes == 1
+    own = RlEnvironment(
+        keep_checkpoints=h.keep_checkpoints,
+        keep_best=best_figure(job) or "",
+        seed=job.spec.seed,
+        freeze_vision=h.freeze_vision,
+        stop_file=stop_file(out),
+        rollouts_a_step=h.batch_size * h.rollouts if awaited else 0,
+        rollouts_a_validation=validation_rows if awaited else 0,
+    )
+    env = {
+        "VERL_FILE_LOGGER_PATH": str(metrics_file),
+        **own.as_environ(),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HYDRA_FULL_ERROR": "1",
+        "VERL_USE_EXTERNAL_MODULES": "grounding.train.verl.plugin",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    env |= flashinfer.environment(os.environ)
+    plugin = ",grounding.train.verl.plugin_internvl" if job.spec.model.family_name == "internvl" else ""
+    env["VERL_USE_EXTERNAL_MODULES"] += plugin
+    if not cpu and "OMP_NUM_THREADS" not in os.environ:
+        # verl's eight agents prepare pictures at the same time; left alone, each does so with a thread a core
+        env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // 8))
+    if cpu:
+        env |= {
+            "VERL_USE_EXTERNAL_MODULES": f"grounding.train.verl.plugin_cpu{plugin}",
+            "VERL_PLATFORM": "cpu",
+            "VERL_ENGINE_DEVICE": "cuda",
+            # rollout and update take turns, so both cores are free for each; busy waiting would cost the other processes
+            "OMP_NUM_THREADS": "2",
+            "OMP_WAIT_POLICY": "passive",
+            "RAY_worker_niceness": "0",  # Ray's 15 lets anything else on the machine starve the training
+        }
+    return env
+
+
+def stop_file(out: Path) -> Path:
+    """Return the file by which verl's trainer, which may run on any pod, learns that it is to save and that a step has begun."""
+    return out / attempts.VERL / "stop"
+
+
+def _own_ray(env: Mapping[str, str]) -> dict[str, str]:
+    """Return `env` with what keeps the Ray that verl starts itself to this machine, and with a token for it.
+
+    Without a token Ray writes one into the home folder, which a pod may not have.
+    """
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **loopback.environment(env), **env}
+
+
+def _has_flash_attention() -> bool:
+    """Return whether what verl trains with by default is installed; it comes without wheels, so not every image has it."""
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def _attention(cpu: bool) -> str | None:
+    """Return the attention of the trained model and of its reference, by transformers' name; None for verl's own choice, FlashAttention 2."""
+    if cpu:
+        return "sdpa"
+    return None if _has_flash_attention() else PACKED_ROWS
+
+
+def _rows(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    return int(pq.ParquetFile(path).metadata.num_rows)
+
+
+def _total_steps(job: RlJob, rows: int, noted: tuple[int, int] | None = None) -> int:
+    """Return the number of steps: of the rows that verl takes if an earlier attempt has noted them, else of all."""
+    h = job.spec.hyperparameters
+    epoch = noted[1] if noted else max(1, rows // h.batch_size)
+    steps = epoch * h.epochs
+    if h.max_steps is None:
+        return steps
+    return min(h.max_steps, steps) if noted else h.max_steps
+
+
+def train(
+    job: RlJob,
+    data: JobData,
+    model: str,
+    out: Path,
+    log: tracking.Log = tracking.nowhere,
+    stop: Stop | None = None,
+) -> int:
+    """Run to the end or to SIGTERM; leaves `out/model`. Returns verl's exit code, 143 when stopped. `log` gets verl's metrics of each step.
+
+    On several nodes every pod calls it: rank 0 trains, the others lend it their Ray node and return what it came to.
+    """
+    import torch
+
+    stop = stop if stop is not None else Stop.of_process()
+    cpu = not torch.cuda.is_available()
+    pods = rendezvous.from_environment(os.environ)
+    if pods and pods.rank:
+        return _follow(job, pods, out, cpu, stop)
+    if data.train_parquet is None or data.val_parquet is None:
+        raise UserError("an RL job needs training and validation data", field="spec.data")
+    if is_published(out / "model"):
+        if pods:
+            rendezvous.dismiss(pods, 60.0)
+        return 0
+    families.check(job.spec.model.family_name, model)
+    rows = _rows(data.train_parquet)
+    batch = job.spec.hyperparameters.batch_size
+    if rows < batch:
+        raise UserError(
+            f"{rows} training rows are fewer than batchSize {batch}",
+            field="spec.hyperparameters.batchSize",
+            file=data.train_parquet,
+        )
+    total = _total_steps(job, rows, attempts.steps_noted(out / attempts.VERL))
+    start = attempts.start(job, out, total, (pods.nodes if pods else 1) * _node(job, cpu).gpus)
+    identity.refuse_steps_beyond(start.checkpoint, total)
+    if start.unlogged:
+        log(start.done, start.unlogged)
+    if start.done < total or start.validate:
+        code = _train(job, data, model, out, cpu, pods, total, start, log, stop)
+        if code and (pods or code == 143 or start.validate != "only"):
+            return code
+        if code:
+            sys.stderr.write(
+                f"rl: the last validation failed (verl's exit code {code}); the model is exported without it\n"
+            )
+    else:
+        ProgressWriter(out / "progress.jsonl", "rl", total, start.done, known=start.known).close()
+        if pods:
+            rendezvous.dismiss(pods, 60.0)
+    checkpoint = checkpoints.newest(out / "checkpoints")
+    noted = attempts.steps_noted(out / attempts.VERL)
+    if noted is not None and noted[0] < total:
+        print(f"rl: verl took {noted[0]} steps, not {total}: it dropped rows whose prompts are too long", flush=True)  # noqa: T201
+        total = noted[0]
+    if checkpoint is None or checkpoint.step < total:
+        raise Failure(
+            "verl ended without the last checkpoint", hint="Its log above says why.", file=out / "checkpoints"
+        )
+    chosen = checkpoints.chosen(out / "checkpoints", best_figure(job), checkpoint)
+    export(chosen.path, out / "model", Path(model), identity.facts(out))
+    return 0
+
+
+def _train(
+    job: RlJob,
+    data: JobData,
+    model: str,
+    out: Path,
+    cpu: bool,
+    pods: rendezvous.Pods | None,
+    total: int,
+    start: attempts.Start,
+    track: tracking.Log,
+    stop: Stop,
+) -> int:
+    """Run verl from `start` on; its exit code."""
+    assert data.train_parquet and data.val_parquet
+    nodes, done, checkpoint = pods.nodes if pods else 1, start.done, start.checkpoint
+    node = _node(job, cpu)
+    if checkpoint:
+        checkpoints.refuse_other_world(checkpoint, nodes * node.gpus)
+        require_safe(checkpoint.path)
+    log = attempts.metrics_file(out / attempts.VERL, done)  # a new one, because verl truncates its file at every start
+    log.parent.mkdir(parents=True, exist_ok=True)
+    own = _own_reward(job, data.train_parquet, out)
+    arguments = overrides(
+        job,
+        train_file=data.train_parquet,
+        validation_file=data.val_parquet,
+        model=model,
+        out=out,
+        reward_file=Path(reward.__file__).resolve(),
+        own_reward=own,
+        cpu=cpu,
+        resume_from=checkpoint.path if checkpoint else None,
+        validate=start.validate,
+        nodes=nodes,
+        attention=_attention(cpu),
+        cpu_slots=node.cpus,
+    )
+    env = os.environ | environment(job, out, log, cpu=cpu, validation_rows=_rows(data.val_parquet), nodes=nodes)
+    how = f"resuming after step {done}" if checkpoint else "starting"
+    if start.validate:
+        how += ", its validation first" if start.validate == "first" else ", for its validation alone"
+    print(f"rl: {_rows(data.train_parquet)} rows, {total} steps, {how}; verl's metrics: {log}", flush=True)  # noqa: T201
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
+    if pods is not None:  # verl's runner may land on any pod, whose own environment knows another file or none
+        command.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={log}")
+    writer = ProgressWriter(out / "progress.jsonl", "rl", total, done, known=start.known)
+    if pods is None:
+        return _run(command, _own_ray(env), out, log, writer, track, stop)
+    env = rendezvous.environment_of_jobs(env)
+
+    def drive(address: str, lost: Callable[[], str]) -> int:
+        where = ray_cluster.ray_environment(pods, "") | {"RAY_ADDRESS": address}
+        return _run(command, env | where, out, log, writer, track, stop, lost)
+
+    return ray_cluster.lead(pods, node, env, _deadline(job), drive, stop)
+
+
+def _own_reward(job: RlJob, rows: Path, out: Path) -> Path | None:
+    """Return the copy of `spec.reward.file` in the job's folder, which all pods see, once it has scored the first row. None without one.
+
+    Raises `UserError` for a file that cannot score it: found out now, it costs no step.
+    """
+    import pyarrow.parquet as pq
+
+    source = job.spec.reward.file
+    if source is None:
+        return None
+    file, name = fetch(source), job.spec.reward.entry_point
+    own_reward.inspect(file, name)
+    row = next(pq.ParquetFile(rows).iter_batches(1)).to_pylist()[0]
+    own_reward.try_on(file, name, row["data_source"], row["reward_model"]["ground_truth"], row["extra_info"])
+    copy = out / attempts.VERL / "own_reward.py"
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(copy) as written:
+        written.write(file.read_bytes())
+    return copy
+
+
+def _follow(job: RlJob, pods: rendezvous.Pods, out: Path, cpu: bool, stop: Stop) -> int:
+    env = environment(job, out, Path("/dev/null"), cpu=cpu, validation_rows=0, nodes=pods.nodes)
+    env = rendezvous.environment_of_jobs(os.environ | env)
+    return ray_cluster.follow(pods, _node(job, cpu), env, _deadline(job), stop)
+
+
+def _node(job: RlJob, cpu: bool) -> ray_cluster.Node:
+    gpus = 1 if cpu else job.spec.resources.gpus_per_node
+    return ray_cluster.Node(gpus, ray_cluster.cpu_slots(len(os.sched_getaffinity(0)), gpus))
+
+
+def _deadline(job: RlJob) -> float:
+    return float(job.spec.start_deadline_seconds or 1800)
+
+
+def _run(
+    command: list[str],
+    env: dict[str, str],
+    out: Path,
+    log: Path,
+    writer: ProgressWriter,
+    track: tracking.Log,
+    stop: Stop,
+    lost: Callable[[], str] = lambda: "",
+) -> int:
+    """Run verl and turn its metrics into progress lines. If `stop` is asked for, let verl save at the end of its step, then end it.
+
+    verl gets a share of the grace period (`Stop.training_is_late`); what it has not saved by then is lost, and the rest belongs to the upload.
+    `lost` says why the run cannot continue (a node is gone), else nothing: verl may wait for a lost rank for ten minutes.
+    """
+    request = stop_file(out)
+    request.unlink(missing_ok=True)
+    request.with_name(PROBLEM).unlink(missing_ok=True)
+    begun = request.with_name(BEGUN)
+    begun.unlink(missing_ok=True)
+    child = subprocess.Popen(command, env=env, cwd=out, start_new_session=True)
+    offset, why, before, spoiled = 0, "", 0, ""
+    recent: list[tuple[int, dict[str, float]]] = []
+    try:
+        while True:
+            ended = child.poll() is not None
+            offset, lines = new_lines(log, offset)
+            for step, metrics in attempts.logged(parse_lines(lines)):
+                if noted := attempts.steps_noted(log.parent):  # written before verl's first step
+                    writer.total_steps = noted[0]
+                found = attempts.metrics(metrics)
+                writer.step(step, found)
+                track(step, metrics)
+                recent = [*recent, (step, found)][-guard.WINDOW :]
+                spoiled = spoiled or guard.too_many_failed([m for _, m in recent]) or guard.not_finite(recent)
+            if ended or (spoiled and not stop.asked):
+                break
+            if not stop.asked and (why := lost()):
+                break
+            if stop.asked:
+                newest = checkpoints.peek(out / "checkpoints")
+                step = newest.step if newest else 0
+                if not request.exists():
+                    before = step
+                    request.touch()
+                    print("rl: stopping; verl saves a checkpoint at the end of its step", flush=True)  # noqa: T201
+                nothing_to_save = not begun.exists() or step >= writer.total_steps
+                if nothing_to_save or step > before or stop.training_is_late():
+                    _signal_group(child, signal.SIGTERM)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.wait(min(END_S, 0.5 * stop.left()))
+                    break
+            time.sleep(0.5)
+    finally:
+        writer.close()
+        _signal_group(child, signal.SIGKILL)  # Ray's processes, should any outlive their driver
+        child.wait()
+        request.unlink(missing_ok=True)
+    if stop.asked:
+        return 143
+    if spoiled:
+        raise Failure(spoiled, hint=guard.HINT)
+    if why or (child.returncode and (why := lost())):
+        raise Failure(why, hint="The job starts again from its newest checkpoint.")
+    if child.returncode and (problem := _problem(request)):
+        raise Failure(problem, hint="The same command continues from the newest checkpoint.")
+    return child.returncode
+
+
+def _problem(request: Path) -> str:
+    """Return what our hooks in verl's trainer have left about its end; empty if nothing."""
+    with contextlib.suppress(OSError):
+        return request.with_name(PROBLEM).read_text(errors="replace").strip()
+    return ""
+
+
+def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
+    try:
+        os.killpg(child.pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def require_engine(engine: RolloutEngine, installed: Callable[[str], bool]) -> None:
+    """Raise `UserError` if the rollout engine is not installed here, naming those that are."""
+    if installed(engine):
+        return
+    here = [name for name in get_args(RolloutEngine) if installed(name)]
+    raise UserError(
+        f"{engine} is not installed in this image",
+        field="spec.hyperparameters.rolloutEngine",
+        hint=f"Installed here: {', '.join(here) or 'none'}. Choose that one, or name an image that has {engine} in spec.podTemplate.",
+    )
+
+
+def main(job: RlJob, data: JobData, model: str, out: Path) -> None:
+    """Entry point of `egm role rl`."""
+    import torch
+
+    devices.require(job, model)
+    if torch.cuda.is_available():
+        require_engine(job.spec.hyperparameters.rollout_engine, lambda name: importlib.util.find_spec(name) is not None)
+    gpus = job.spec.resources.gpus_per_node * job.spec.resources.nodes if torch.cuda.is_available() else 0
+    model = uploads.local_model(model)
+    if not is_published(out / "model"):
+        model_folder.require_trainable(model, job.spec.model.family_name)
+    stop = Stop.of_process()
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        who = identity.identify(job, data, model)
+        with rank0.surrounded(job, out, gpus, stop, who) as log:
+            code = train(job, data, model, out, log, stop)
+    else:
+        code = train(job, data, model, out, stop=stop)
+    if code == 143:
+        sys.stderr.write("rl: stopped; the same command continues from the newest checkpoint\n")
+    elif code and not first:
+        raise Failure(
+            "the run failed on rank 0", hint="Its log says why; the job starts again from its newest checkpoint."
+        )
+    elif code:
+        raise Failure(f"verl ended with exit code {code}", hint="Its log above says why; the same command continues.")
+    raise SystemExit(code)

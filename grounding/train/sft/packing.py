@@ -1,0 +1,109 @@
+"""Rows of a step -> packs: rows one after another without padding, as many as fit into a budget of tokens. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+
+import torch
+
+IGNORE = -100
+"""Label of a token that nothing is to be predicted for"""
+
+
+def split(lengths: Sequence[int], tokens: int, rows: int | None = None, at_least: int = 1) -> list[slice]:
+    """Cut rows into packs of at most `tokens` tokens and `rows` rows, in their order.
+
+    There are as few packs as the limits allow, but `at_least` so many, and the largest is as small as it can be for that number. A row
+    longer than `tokens` is a pack of its own. Raises `ValueError` if there are fewer rows than packs wanted.
+    """
+    if at_least > len(lengths):
+        raise ValueError(f"{len(lengths)} rows cannot make {at_least} packs")
+    if not lengths:
+        return []
+    number = max(at_least, len(_greedy(lengths, max(tokens, *lengths), rows)))
+    low, high = max(lengths), max(tokens, *lengths)
+    while low < high:  # the smallest bound that still needs no more packs
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_greedy(lengths, middle, rows)) <= number else (middle + 1, high)
+    cuts = [0, *(part.stop for part in _greedy(lengths, low, rows))]
+    while len(cuts) - 1 < number:  # fewer than wanted: halve the pack with the most rows
+        widest = max(range(len(cuts) - 1), key=lambda i: cuts[i + 1] - cuts[i])
+        cuts.insert(widest + 1, (cuts[widest] + cuts[widest + 1]) // 2)
+    return [slice(a, b) for a, b in pairwise(cuts)]
+
+
+def _greedy(lengths: Sequence[int], tokens: int, rows: int | None) -> list[slice]:
+    packs: list[slice] = []
+    start = held = 0
+    for place, length in enumerate(lengths):
+        if place > start and (held + length > tokens or (rows is not None and place - start >= rows)):
+            packs.append(slice(start, place))
+            start, held = place, 0
+        held += length
+    return [*packs, slice(start, len(lengths))]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of a step, one after another.
+
+    `input_ids` and `labels` are (tokens,); `labels` holds for each token the one that follows it, or IGNORE. `position_ids` is
+    (1 or 4, tokens), the text position first. `lengths` counts each row's tokens, `pictures` each row's entries in `pixel_values`.
+    `grids` is Qwen3-VL's `image_grid_thw`.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    position_ids: torch.Tensor
+    pixel_values: torch.Tensor
+    lengths: list[int]
+    pictures: list[int]
+    trained: int
+    grids: torch.Tensor | None = None
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory, from where copies to a GPU do not wait. The data loader calls it."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        return Batch(
+            change(self.input_ids),
+            change(self.labels),
+            change(self.position_ids),
+            change(self.pixel_values),
+            self.lengths,
+            self.pictures,
+            self.trained,
+            None if self.grids is None else change(self.grids),
+        )
+
+    def without(self, rows: Sequence[int]) -> Batch:
+        """Return the batch with nothing to predict in some rows, which still take their place."""
+        if not rows:
+            return self
+        labels, ends = self.labels.clone(), [0, *accumulate(self.lengths)]
+        for row in rows:
+            labels[ends[row] : ends[row + 1]] = IGNORE
+        return replace(self, labels=labels, trained=int((labels != IGNORE).sum()))
+
+    def part(self, rows: slice) -> Batch:
+        """Return some rows; tensors are views."""
+        tokens, pictures = [0, *accumulate(self.lengths)], [0, *accumulate(self.pictures)]
+        some = slice(tokens[rows.start], tokens[rows.stop])
+        labels = self.labels[some]
+        return Batch(
+            self.input_ids[some],
+            labels,
+            self.position_ids[:, some],
+            self.pixel_values[pictures[rows.start] : pictures[rows.stop]],
+            self.lengths[rows],
+            self.pictures[rows],
+            self.trained,
+            None if self.grids is None else self.grids[rows],
+        )

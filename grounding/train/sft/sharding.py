@@ -1,0 +1,79 @@
+"""SFT with the model sharded over the ranks: FSDP2, by accelerate through the Trainer.
+
+Each rank holds its share of the weights in float32, of the gradients and of the optimizer's state, and computes in the job's dtype: 16 bytes a
+parameter over all ranks together, as ZeRO-3 with bf16 takes in the reference. An 8B model needs 128 GB of it, so it does not fit on one GPU. Rank 0
+of a node alone reads the model. Checkpoints are torch's distributed ones, which another number of ranks can load.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grounding.runtime.environment import Environment
+
+FOLDER = "pytorch_model_fsdp_0"
+"""In a checkpoint of a sharded model: its weights, by torch.distributed.checkpoint."""
+
+
+def wanted(environ: Mapping[str, str], processes: int, cuda: bool) -> bool:
+    """Return whether to shard: on several GPUs; on a CPU where `$EGM_SFT_SHARD` is 1, for tests of this path."""
+    return processes > 1 and (cuda or Environment.from_environ(environ).sft_shard)
+
+
+def is_sharded(checkpoint: Path) -> bool:
+    """Return whether a checkpoint of SFT was written by sharded ranks."""
+    return (checkpoint / FOLDER).is_dir()
+
+
+def settings() -> dict[str, Any]:
+    """Return what TrainingArguments takes in addition. The model says itself which of its layers are units (`_no_split_modules`)."""
+    _use()
+    config = {
+        "version": 2,
+        "reshard_after_forward": True,
+        "cpu_ram_efficient_loading": True,
+        "state_dict_type": "SHARDED_STATE_DICT",
+    }
+    return {"fsdp": "full_shard auto_wrap", "fsdp_config": config}
+
+
+def _use() -> None:
+    os.environ["ACCELERATE_USE_FSDP"] = "true"  # transformers looks here when it loads the model
+    if torch.cuda.is_available():
+        return
+    # accelerate shards on accelerators alone, and takes no notice of FSDP elsewhere; torch shards on a CPU as well (gloo)
+    import accelerate.state
+
+    state = accelerate.state.AcceleratorState
+    begin = state.__init__
+
+    def patient(self: Any, *args: Any, **kwargs: Any) -> None:
+        shared = accelerate.state.PartialState._shared_state
+        if shared.get("distributed_type") == accelerate.state.DistributedType.MULTI_CPU:
+            shared["distributed_type"] = accelerate.state.DistributedType.MULTI_GPU
+        begin(self, *args, **kwargs)
+
+    state.__init__ = patient
+
+
+def tune(arguments: Any, dtype: torch.dtype) -> None:
+    """Compute in `dtype`, but add gradients up in float32 (accelerate would add them in `dtype`).
+
+    Outputs keep their type, so that the loss stays float32.
+    """
+    if dtype != torch.float32:
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = {
+            "param_dtype": dtype,
+            "reduce_dtype": torch.float32,
+        }
+
+
+def whole(trainer: Any) -> dict[str, torch.Tensor]:
+    """Return the weights in one piece, on rank 0; the others have nothing. All ranks call it."""
+    state: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model)
+    return state

@@ -1,0 +1,98 @@
+"""Run torchrun and exit with the code of its ranks: `python -m grounding.train.sft.torchrun` with the arguments of `torch.distributed.run`.
+
+torch's own turns every failure into exit code 1, by which a mistake (2) would be tried again and an orderly stop (143) would count as a failure.
+And it signals each rank's whole process group, so that the processes that load rows are gone before the rank has taken its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from grounding.runtime import environment, exits
+from grounding.train import loopback
+
+
+def launcher(env: Mapping[str, str], gpus: int, arguments: list[str]) -> list[str]:
+    """The torchrun that starts a rank a GPU on each pod that PyTorchJob made; empty where one process is all, or this is a rank already. Pure."""
+    pods, ranks = int(env.get("WORLD_SIZE") or 1), max(1, gpus)
+    if "LOCAL_RANK" in env or pods * ranks == 1:
+        return []
+    command = [sys.executable, "-m", "grounding.train.sft.torchrun", f"--nnodes={pods}", f"--nproc-per-node={ranks}"]
+    master = env.get("MASTER_ADDR") if pods > 1 else ""  # PyTorchJob names it on one node as well
+    command += [f"--node-rank={env.get('RANK') or 0}", f"--master-addr={master or loopback.ADDRESS}"]
+    command += [f"--master-port={env.get('MASTER_PORT') or 29500}", "--max-restarts=0"]
+    return [*command, "-m", "grounding.cli", *arguments]
+
+
+def exit_code(ranks: Mapping[int, int], first: int) -> int:
+    """Return the code of a whole node from those of its ranks that failed (negative: a signal); `first` is the rank that failed first. Pure.
+
+    A mistake is one on whichever rank it was seen: the others may have been ended, or have lost their peer, before they saw it.
+    """
+    if exits.MISTAKE in ranks.values():
+        return exits.MISTAKE
+    code = ranks[first]
+    return 128 - code if code < 0 else code
+
+
+def _gently() -> None:
+    """Let torch's SIGTERM and SIGINT reach the ranks alone; what it kills after its patience is killed with all it has started."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
+
+    whole = SubprocessHandler.close
+
+    def close(self: Any, death_sig: signal.Signals | None = None) -> None:
+        wanted = death_sig or signal.SIGTERM
+        if wanted == signal.SIGKILL:
+            whole(self, wanted)
+        else:
+            self.proc.send_signal(wanted)
+
+    SubprocessHandler.close = close
+
+
+def _patiently(grace_s: float) -> None:
+    """Give ranks that were asked to stop the grace period to save their checkpoint; torch kills them after 30 s.
+
+    If a rank has failed, the others get torch's 30 s: they may hang in a call to it.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
+
+    whole = SubprocessContext._close
+
+    def close(self: Any, death_sig: signal.Signals, timeout: int = 30) -> None:
+        asked = isinstance(sys.exc_info()[1], SignalException)  # torch closes while it handles the signal
+        whole(self, death_sig, max(1, int(grace_s)) if asked else timeout)
+
+    SubprocessContext._close = close
+
+
+def main() -> None:
+    """Run the ranks and end with their exit code."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as run
+
+    loopback.keep_stores_here()
+    if f"--master-addr={loopback.ADDRESS}" in sys.argv:
+        os.environ.update(loopback.environment(os.environ))
+    _gently()
+    _patiently(environment.of_process().grace_seconds)
+    code = exits.DONE
+    try:
+        run()
+    except ChildFailedError as error:
+        first, _ = error.get_first_failure()
+        code = exit_code({rank: failure.exitcode for rank, failure in error.failures.items()}, first)
+        sys.stderr.write(f"sft: rank {first} ended with exit code {code}; its lines above say why\n")
+    except SignalException as error:  # it has passed the signal on and waited
+        code = 128 + int(error.sigval)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""What verl calls of ours in addition to the reward: marks a checkpoint complete once it is, with the metrics of its step, and keeps the newest ones.
+
+verl's tracker file trusts whatever it names and its own pruning forgets what earlier attempts saved; see `checkpoints/local.py`. It logs a step after
+saving it, and a validation may be between: a run that is killed there continues after a step that no log knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+from grounding.errors import EgmError
+from grounding.files import make_folder, write_json
+from grounding.models import safetensors_header
+from grounding.runtime.environment import BEGUN, PROBLEM, RlEnvironment
+from grounding.train.checkpoints import local as checkpoints
+from grounding.train.rl.guard import (
+    DROPPED_ROWS,
+    FAILED_ROLLOUTS,
+    FAILED_VALIDATION,
+    ROLLOUTS,
+    VALIDATED,
+    failed_answers,
+)
+from grounding.train.rl.resume import metrics as our_metrics
+from grounding.train.verl.patching import Patch
+from grounding.train.verl.patching import apply as apply_patches
+
+_step = PPOTrainer.step
+
+
+STEPS = "steps.json"
+"""Beside verl's metrics: how many steps verl takes. Its filter of long prompts drops rows that only it can count."""
+
+
+def steps_of(total: int, per_epoch: int, epochs: int) -> int:
+    """Return the number of the last step: verl ends with its epochs, whatever total it was given. Pure."""
+    return min(total, per_epoch * epochs)
+
+
+def _note_steps(trainer: Any) -> None:
+    """Make the last step of the epochs verl's last one, so that it is saved, and write its number down."""
+    last = steps_of(trainer.total_training_steps, trainer.steps_per_epoch, int(trainer.config.trainer.total_epochs))
+    trainer.total_training_steps = last
+    log = os.environ.get("VERL_FILE_LOGGER_PATH", "")
+    if log and not getattr(trainer, "egm_noted", False):
+        write_json(Path(log).with_name(STEPS), {"steps": last, "stepsPerEpoch": trainer.steps_per_epoch})
+        trainer.egm_noted = True
+
+
+def _noted_step(self: Any, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
+    """Run verl's `step`, keep its results, which `on_save` is not given, and have the step saved if the role was asked to stop."""
+    began, request = time.monotonic(), RlEnvironment.from_environ(os.environ).stop_file
+    if request is not None:
+        request.with_name(BEGUN).touch()
+    _note_steps(self)
+    batch = _step(self, metrics, timing_raw)
+    metrics |= _rollout_counts(self, batch)
+    self.egm_step = (began, batch, metrics)
+    if request is not None and request.exists():
+        self.config.trainer.save_freq = 1  # the role was asked to stop: `fit` saves this step, whatever its number
+    return batch
+
+
+POLL_S = 0.1
+"""Seconds between two looks for finished answers: verl's 2 s are a second of an idle GPU in each step, on average"""
+_replay_buffer = PPOTrainer._build_replay_buffer
+
+
+def _attentive_replay_buffer(self: Any) -> Any:
+    """Build verl's replay buffer, which then looks for finished answers every `POLL_S`."""
+    buffer = _replay_buffer(self)
+    buffer.poll_interval = min(buffer.poll_interval, POLL_S)
+    return buffer
+
+
+def _rollout_counts(trainer: Any, batch: Any) -> dict[str, int]:
+    """Return how many answers the step wanted and how many never came: verl pads or leaves out those of a failed prompt."""
+    wanted = int(trainer.config.data.train_batch_size) * int(trainer.config.actor_rollout_ref.rollout.n)
+    sessions = {key.rpartition("_")[0] for key, tag in zip(batch.keys, batch.tags, strict=True) if not _padded(tag)}
+    dropped = _dropped(trainer.train_dataset)
+    return {ROLLOUTS: wanted, FAILED_ROLLOUTS: max(0, wanted - len(sessions)), DROPPED_ROWS: dropped}
+
+
+def _padded(tag: Any) -> bool:
+    return bool(tag.get("is_padding", False))
+
+
+def _dropped(dataset: Any) -> int:
+    """Return how many rows verl's filter has left out: prompts that are too long, and pictures that it could not read."""
+    most = int(getattr(dataset, "max_samples", -1))
+    rows = sum(_rows_of(str(file)) for file in dataset.data_files)
+    return max(0, (min(rows, most) if most > 0 else rows) - len(dataset))
+
+
+@functools.lru_cache(8)
+def _rows_of(file: str) -> int:
+    return int(pq.ParquetFile(file).metadata.num_rows)
+
+
+_validation = PPOTrainer._val_metrics_update
+
+
+def _counted_validation(
+    self: Any, data_sources: Any, sample_uids: Any, infos: Any, turns: Any, expected_acc_counts: Any = None
+) -> Any:
+    """Add to verl's metrics how many validation prompts there were and how many got no answer.
+
+    verl's `acc` counts those as wrong and its other figures leave them out.
+    """
+    theirs = _validation(self, data_sources, sample_uids, infos, turns, expected_acc_counts)
+    wanted, failed = failed_answers(expected_acc_counts or {}, [str(uid) for uid in sample_uids])
+    dropped = _dropped(self.val_dataset)
+    found = {**theirs, VALIDATED: wanted + dropped, FAILED_VALIDATION: failed + dropped}
+    _note_best(self, found)
+    return found
+
+
+def _note_best(trainer: Any, found: dict[str, Any]) -> None:
+    """Record the step if its checkpoint, which verl has saved before the validation, is the best by the job's figure."""
+    figure = RlEnvironment.from_environ(os.environ).keep_best
+    numbers = {name: float(v) for name, v in found.items() if isinstance(v, int | float) or hasattr(v, "dtype")}
+    value = our_metrics(numbers).get(figure)
+    if figure and value is not None:
+        root, step = Path(trainer.config.trainer.default_local_dir), int(trainer.global_steps)
+        if checkpoints.note_best(root, step, figure, value):
+            print(f"rl: step {step} is the best so far: {figure} {value:.4f}", flush=True)  # noqa: T201
+
+
+_save = PPOTrainer._save_checkpoint
+
+
+def _guarded_save(self: Any) -> None:
+    """Save as verl does if there is room; what an error has cut short is removed, so that the next one has its room."""
+    root = Path(self.config.trainer.default_local_dir)
+    folder = root / f"global_step_{self.global_steps}"
+    try:
+        make_folder(root)
+        model = self.config.actor_rollout_ref.model
+        checkpoints.require_room(root, _bytes_of_checkpoint(root, str(model.path), int(model.lora_rank)))
+        _save(self)
+    except Exception as error:
+        if not checkpoints.is_complete(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        request = RlEnvironment.from_environ(os.environ).stop_file
+        if request is not None:
+            with contextlib.suppress(OSError):
+                request.with_name(PROBLEM).write_text(_in_words(error, folder))
+        raise
+
+
+_FULL = ("No space left", "file write failed", "PytorchStreamWriter")
+
+
+def _in_words(error: BaseException, folder: Path) -> str:
+    """Return why a checkpoint could not be saved, for people: an error of a worker carries its traceback."""
+    if isinstance(error, EgmError):
+        return error.message
+    cause = getattr(error, "cause", None) or error
+    if any(text in str(error) for text in _FULL):
+        return f"no space is left on the disk for a checkpoint: {folder}"
+    lines = str(cause).strip().splitlines()
+    return f"the checkpoint of {folder.name} could not be saved: {lines[-1] if lines else type(cause).__name__}"
+
+
+def _bytes_of_checkpoint(root: Path, model: str, rank: int) -> int:
+    """Return what the next checkpoint needs: as much as the newest one, or float32 weights and two moments.
+
+    Of LoRA (`rank` above 0) only adapters are saved: at most one in every matrix.
+    """
+    newest = checkpoints.peek(root)
+    if newest is not None:
+        return checkpoints.size_of(newest.path)
+    tensors = (
+        tensor for file in Path(model).glob("*.safetensors") for tensor in safetensors_header.read(file).values()
+    )
+    if rank:
+        return 12 * rank * sum(sum(tensor.shape) for tensor in tensors if len(tensor.shape) == 2)
+    return 12 * sum(math.prod(tensor.shape) for tensor in tensors)
+
+
+def metrics_so_far(trainer: Any) -> dict[str, Any]:
+    """Return what verl will log of the step that was just saved, but for its validation and what comes after the saving."""
+    began, batch, metrics = trainer.egm_step
+    metrics, timing = dict(metrics), {**trainer.timing_raw, "step": time.monotonic() - began}
+    step = trainer.global_steps
+    epoch = (step - 1) // trainer.steps_per_epoch
+    trainer._compute_metrics(batch, metrics, timing, global_steps=step, epoch=epoch)
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float) or hasattr(value, "dtype")}
+
+
+class MarkComplete(CheckpointCallback):  # type: ignore[misc]
+    """Set as `trainer.checkpoint_callback_class`; `$EGM_KEEP_CHECKPOINTS` says how many stay."""
+
+    def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, async_save: bool = False, **_: Any) -> None:
+        folder = Path(checkpoint_dir)
+        try:
+            checkpoints.write_metrics(folder, metrics_so_far(trainer))
+        except Exception as error:  # a line of the curve is not worth a run
+            print(f"rl: {folder.name} has no metrics of its step in it: {error!r}", flush=True)  # noqa: T201
+        checkpoints.mark_complete(folder)
+        checkpoints.keep_newest(folder.parent, RlEnvironment.from_environ(os.environ).keep_checkpoints)
+
+
+PATCHES = (
+    Patch(
+        PPOTrainer,
+        "step",
+        _noted_step,
+        "A checkpoint's metrics are those of its step, which verl gives to no callback; and a stop must save the step that is under way.",
+        "verl hands a step's metrics to its callback, and can be asked to save and stop.",
+        "e22f53aadb78",
+    ),
+    Patch(
+        PPOTrainer,
+        "_build_replay_buffer",
+        _attentive_replay_buffer,
+        "verl looks for finished answers every 2 s, on average a second of an idle GPU in each step.",
+        "verl waits for events, or makes the interval a setting.",
+        "c6c5bd078331",
+    ),
+    Patch(
+        PPOTrainer,
+        "_val_metrics_update",
+        _counted_validation,
+        "verl counts a validation prompt without an answer as wrong in one figure and leaves it out of the others.",
+        "verl reports how many prompts had no answer.",
+        "8cecd418b501",
+    ),
+    Patch(
+        PPOTrainer,
+        "_save_checkpoint",
+        _guarded_save,
+        "A full disk must not leave half a checkpoint that takes the space of the next one.",
+        "verl checks the free space and removes what it could not finish.",
+        "8c2435b577e5",
+    ),
+)
+
+
+def apply() -> None:
+    """Apply the patches of verl's trainer, in the driver."""
+    apply_patches(PATCHES)

@@ -1,0 +1,105 @@
+"""InternVL under verl 0.9, which does not know it: a plug-in through `VERL_USE_EXTERNAL_MODULES`, for the native Hugging Face layout.
+
+What verl does by itself: its default builder for vision models renders the prompt through the processor, positions have one dimension, the model is
+transformers' own. What is fixed here: the processor, which verl takes for none as its name is not on verl's list; pictures whose placeholders verl
+has stripped from the text; and prompts whose placeholders vLLM is to widen again. The vision tower is frozen by `patches.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import verl.experimental.agent_loop.agent_loop as verl_agent_loop
+import verl.utils.tokenizer as verl_tokenizer
+import verl.workers.rollout.utils as verl_rollout
+from transformers import AutoConfig, AutoProcessor
+
+from grounding.train.verl.patching import Patch
+from grounding.train.verl.patching import apply as apply_patches
+
+_hf_processor = verl_tokenizer.hf_processor
+
+
+def hf_processor(name_or_path: Any, **kwargs: Any) -> Any:
+    """verl's function of that name. Like its Gemma, InternVL has one position a token, so that there is nothing to bind to its processor."""
+    config = AutoConfig.from_pretrained(name_or_path, **kwargs)
+    if config.model_type != "internvl":
+        return _hf_processor(name_or_path, **kwargs)
+    processor = AutoProcessor.from_pretrained(name_or_path, **kwargs)
+    processor.config = config
+    return processor
+
+
+_processor_inputs = verl_agent_loop.build_multimodal_processor_inputs
+
+
+def is_internvl(processor: Any) -> bool:
+    """Return whether this is InternVL's processor."""
+    return type(processor).__name__ == "InternVLProcessor"
+
+
+def processor_inputs(processor: Any, *, text: Any, images: Any = None, **kwargs: Any) -> Any:
+    """verl's `build_multimodal_processor_inputs`. To get the pictures of an answer it decodes the tokens without special ones; InternVL's processor
+    wants a placeholder for each picture and refuses. The text is thrown away by the caller, so that any will do."""
+    if is_internvl(processor) and images and not any(processor.image_token in t for t in text):
+        text = [processor.image_token * len(images)]
+    return _processor_inputs(processor, text=text, images=images, **kwargs)
+
+
+def narrowed(prompt_ids: list[int], processor: Any) -> list[int]:
+    """Return ids with `<img>`, many `<IMG_CONTEXT>`, `</img>` replaced by one `<IMG_CONTEXT>`, which vLLM expands to all of them again."""
+    ids = np.asarray(prompt_ids)
+    context = ids == processor.image_token_id
+    keep = ~np.isin(ids, (processor.start_image_token_id, processor.end_image_token_id))
+    keep[1:] &= ~(context[1:] & context[:-1])
+    return [int(i) for i in ids[keep]]
+
+
+_dedup = verl_rollout.qwen2_5_vl_dedup_image_tokens
+
+
+def dedup(prompt_ids: list[int], processor: Any) -> Any:
+    """verl's function of the same place, which knows Qwen's pictures only."""
+    return narrowed(prompt_ids, processor) if is_internvl(processor) else _dedup(prompt_ids, processor)
+
+
+def _takers() -> tuple[Any, ...]:
+    """Return the modules of verl that have taken the name from its tokenizer module already."""
+    found = (m for m in list(sys.modules.values()) if getattr(m, "__name__", "").startswith("verl"))
+    return tuple(m for m in found if vars(m).get("hf_processor") is _hf_processor)
+
+
+PATCHES = (
+    Patch(
+        verl_tokenizer,
+        "hf_processor",
+        hf_processor,
+        "verl takes InternVL's processor for none, since its name is not on verl's list.",
+        "verl knows InternVL's processor.",
+        "7777da490d5e",
+        also=_takers(),
+    ),
+    Patch(
+        verl_agent_loop,
+        "build_multimodal_processor_inputs",
+        processor_inputs,
+        "verl strips the placeholders of the pictures from an answer, and InternVL's processor refuses the text then.",
+        "verl keeps the placeholders.",
+        "cc2962718537",
+    ),
+    Patch(
+        verl_rollout,
+        "qwen2_5_vl_dedup_image_tokens",
+        dedup,
+        "vLLM widens one placeholder to all of a picture's, and verl narrows those of Qwen only.",
+        "verl narrows InternVL's placeholders.",
+        "feb6190733ba",
+    ),
+)
+
+
+def apply() -> None:
+    """Apply the patches for InternVL, before verl's vLLM server is imported, which takes one of the names."""
+    apply_patches(PATCHES)

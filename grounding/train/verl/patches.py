@@ -1,0 +1,235 @@
+"""Patches of verl and Ray that every process of a run needs: `PATCHES` lists them, `apply` applies them (`plugin.py`)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import ray
+import torch
+import verl.models.transformers.qwen2_vl as verl_qwen2_vl
+import verl.utils.tensordict_utils as verl_tensordict
+import verl.utils.torch_functional as verl_functional
+import verl.workers.engine.base as verl_engine
+import verl.workers.engine.fsdp.transformer_impl as verl_fsdp
+import verl.workers.engine_workers as verl_engine_workers
+from peft.tuners.lora import LoraLayer
+from torch.distributed.tensor import DTensor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
+from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
+from verl.utils.device import get_device_id
+from verl.utils.fsdp_utils import offload_fsdp_model_to_cpu
+from verl.utils.model import convert_weight_keys
+
+from grounding.models import attention, families
+from grounding.runtime.environment import RlEnvironment
+from grounding.train import loopback
+from grounding.train.finite import all_finite
+from grounding.train.verl import schedule
+from grounding.train.verl.patching import Patch
+from grounding.train.verl.patching import apply as apply_patches
+
+
+def position_ids_by_length(ids: torch.Tensor) -> torch.Tensor:
+    """Nested mRoPE position ids, per sample (4, length), with the length as the ragged dimension.
+
+    TransferQueue nests samples by `torch.nested.as_nested_tensor`, which takes dimension 1 for the ragged one when all samples are equally
+    long: values are (samples * 4, length) then and verl 0.9.1, which takes (4, sum of lengths) for granted, dies at
+    "split_with_sizes expects split_sizes to sum exactly". A step whose responses all hit the length limit ends a run that way.
+    """
+    values, offsets = ids.values(), ids.offsets()
+    if values.shape[0] <= 4 and int(offsets[-1]) == values.shape[1]:  # 3 or 4 rows: time, height, width and text
+        ids._ragged_idx = 2
+        return ids
+    samples = len(offsets) - 1
+    by_length = values.view(samples, -1, values.shape[1]).transpose(0, 1).reshape(-1, samples * values.shape[1])
+    ends = torch.arange(samples + 1, device=offsets.device) * values.shape[1]
+    return torch.nested.nested_tensor_from_jagged(by_length, offsets=ends, jagged_dim=2)
+
+
+def fix_3d_position_ids(data: Any) -> None:
+    """Set the ragged dimension of position ids by their values, which verl's function does not look at."""
+    ids = data.get("position_ids", None)
+    if isinstance(ids, torch.Tensor) and ids.is_nested and ids.dim() == 3:
+        data["position_ids"] = position_ids_by_length(ids)
+
+
+_CHUNK_BYTES = 1 << 28
+
+
+def logprobs_by_chunks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the log-probability of each label, in single precision (double stays double): `logits` (..., vocabulary), `labels` and result (...).
+
+    It is computed in chunks of 256 MB (of single precision).
+    """
+    width = logits.shape[-1]
+    rows = max(1, _CHUNK_BYTES // (4 * width))
+    parts = []
+    for some, wanted in zip(logits.reshape(-1, width).split(rows), labels.reshape(-1).split(rows), strict=True):
+        exact = some if some.dtype == torch.float64 else some.float()
+        parts.append(exact.gather(-1, wanted[:, None]).squeeze(-1) - exact.logsumexp(-1))
+    return torch.cat(parts).view(labels.shape) if parts else logits.new_zeros(labels.shape, dtype=torch.float32)
+
+
+def warn_of_dense_attention(module: Any) -> None:
+    """Print what it costs if a model on a GPU computes packed rows with a dense mask."""
+    chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if torch.cuda.is_available() and chosen in ("sdpa", "eager"):
+        print(f"rl: attention {chosen}: {attention.WITHOUT_KERNEL}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+_build_module = verl_fsdp.FSDPEngine._build_module
+
+
+def _module(self: Any) -> Any:
+    module = _build_module(self)
+    warn_of_dense_attention(module)
+    if RlEnvironment.from_environ(os.environ).freeze_vision:
+        families.freeze_vision(module)
+    return module
+
+
+def merged_parameters(self: Any) -> Any:
+    """Yield name and value of every weight with the adapters merged in, in the precision that it is trained in. The model is not changed."""
+    module = self.module
+    scale = next(m.scaling["default"] for m in module.modules() if isinstance(m, LoraLayer) and "default" in m.scaling)
+    state = {name.removeprefix("base_model.model."): value for name, value in module.state_dict().items()}
+    down = {
+        n.removesuffix(".lora_A.default.weight"): v for n, v in state.items() if n.endswith(".lora_A.default.weight")
+    }
+    up = {n.removesuffix(".lora_B.default.weight"): v for n, v in state.items() if n.endswith(".lora_B.default.weight")}
+    weights = {
+        name.replace(".base_layer.", "."): (value, name.removesuffix(".base_layer.weight"))
+        for name, value in state.items()
+        if ".lora_" not in name
+    }
+    try:
+        for name, (value, layer) in convert_weight_keys(weights, module).items():
+            whole = _whole(value)
+            if layer in down:
+                whole = whole + (scale * (_whole(up[layer]).float() @ _whole(down[layer]).float())).to(whole.dtype)
+            yield name, whole
+    finally:
+        if self._is_offload_param:
+            offload_fsdp_model_to_cpu(self.module)
+
+
+def _whole(value: Any) -> torch.Tensor:
+    """Return a tensor of all ranks, on the device that computes."""
+    placed = value.to(get_device_id(), non_blocking=True)
+    found: torch.Tensor = placed.full_tensor() if isinstance(placed, DTensor) else placed
+    return found.detach()
+
+
+_save_checkpoint = verl_fsdp.FSDPEngine.save_checkpoint
+
+
+def _checked_save(self: Any, *args: Any, **kwargs: Any) -> Any:
+    found: list[Any] = [all_finite(list(self.module.parameters()))]
+    if torch.distributed.is_initialized():  # all ranks raise, or one would wait for the others forever
+        mine, found = found[0], [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(found, mine)
+    if not all(found):
+        raise RuntimeError("the weights are not finite numbers; this checkpoint does not count")
+    return _save_checkpoint(self, *args, **kwargs)
+
+
+_ray_init = ray.init
+
+
+def _patient_init(*args: Any, **kwargs: Any) -> Any:
+    for left in (2, 1, 0):
+        try:
+            return _ray_init(*args, **kwargs)
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+            print("rl: Ray did not start within its 30 s; once more", flush=True)  # noqa: T201
+            ray.shutdown()
+    raise AssertionError("unreachable")
+
+
+PATCHES = (
+    Patch(
+        FSDPCheckpointManager,
+        "load_checkpoint",
+        schedule.load_checkpoint,
+        "After a resume the job's learning rate must hold; verl restores the old one with the scheduler.",
+        "verl applies the configured rate after a resume.",
+        "6f75218097c5",
+    ),
+    Patch(
+        verl_tensordict,
+        "maybe_fix_3d_position_ids",
+        fix_3d_position_ids,
+        "A step whose samples are all equally long ends the run: verl takes the wrong dimension for the ragged one.",
+        "tests/stack/test_verl_fixes.py::test_verl_still_needs_it fails.",
+        "dc8fa9819080",
+        also=(verl_engine, verl_engine_workers),
+    ),
+    Patch(
+        verl_functional,
+        "logprobs_from_logits_v2",
+        logprobs_by_chunks,
+        "Without FlashAttention verl computes row by row, and a row is a token: most of a step is the launching of kernels.",
+        "tests/stack/test_verl_fixes.py::test_verl_still_goes_token_by_token fails.",
+        "1074be97faf3",
+    ),
+    Patch(
+        verl_qwen2_vl,
+        "qwen2_vl_attn_forward",
+        Qwen2_5_VLAttention.forward,
+        "For Qwen2.5-VL verl calls FlashAttention 2 in each layer, which has no wheels on PyPI; transformers' own asks the chosen attention.",
+        "verl calls the attention that the configuration names.",
+        "f7121547e481",
+        wanted=lambda: not hasattr(verl_qwen2_vl, "flash_attn_varlen_func"),
+    ),
+    Patch(
+        verl_fsdp.FSDPEngine,
+        "_build_module",
+        _module,
+        "`actor.freeze_vision_tower` is a key that verl reads nowhere, so the job's freezeVision is applied to the built model.",
+        "verl reads that key.",
+        "3935df3e22bb",
+    ),
+    Patch(
+        verl_fsdp.FSDPEngine,
+        "_merged_lora_per_tensor_param",
+        merged_parameters,
+        "verl copies the whole base to CPU memory at every step, merges in place, restores it, and rounds to bfloat16 in any precision.",
+        "verl merges weight by weight in the job's precision.",
+        "a477342f996f",
+    ),
+    Patch(
+        verl_fsdp.FSDPEngine,
+        "save_checkpoint",
+        _checked_save,
+        "Weights that are not finite numbers must not become a checkpoint, which would replace a good one.",
+        "verl checks that itself.",
+        "33610c18a6a2",
+    ),
+    Patch(
+        ray,
+        "init",
+        _patient_init,
+        "Ray gives its daemons 30 s to start, which is too little on a busy machine.",
+        "Ray makes that time a setting.",
+        "724ef7006c04",
+    ),
+    Patch(
+        loopback.torch_modules()[0],
+        "TCPStore",
+        loopback.store,
+        "torch's stores listen on all addresses, whatever address they are given.",
+        "tests/unit/train/test_loopback.py::test_torch_still_needs_it fails.",
+        "",
+        also=loopback.torch_modules()[1:],
+    ),
+)
+
+
+def apply() -> None:
+    """Apply all patches, and make packed attention known to transformers in this process (`attn_implementation: packed_rows`)."""
+    attention.use()
+    apply_patches(PATCHES)

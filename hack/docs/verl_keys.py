@@ -1,0 +1,38 @@
+"""Write grounding/api/verl_keys.txt from the verl that is installed; `--check` writes nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from grounding.api.checks import KEYS
+
+
+def keys(node: object, path: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a configuration, those of sections as well."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            here = f"{path}.{name}" if path else str(name)
+            yield here
+            yield from keys(value, here)
+
+
+def text() -> str:
+    """Return the file as the installed verl gives it."""
+    spec = find_spec("verl")
+    assert spec is not None
+    assert spec.origin is not None
+    config = Path(spec.origin).parent / "trainer" / "config" / "_generated_ppo_trainer.yaml"
+    return "\n".join(sorted(set(keys(YAML(typ="safe").load(config))))) + "\n"
+
+
+if __name__ == "__main__":
+    made = text()
+    if "--check" in sys.argv and KEYS.read_text() != made:
+        sys.exit("verl_keys.txt is out of date: python hack/docs/verl_keys.py")
+    if "--check" not in sys.argv:
+        KEYS.write_text(made)

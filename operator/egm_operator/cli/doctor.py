@@ -1,0 +1,264 @@
+"""`egm doctor --cluster`: what a cluster has of what jobs need there. `look` asks the API server; `judge` decides what it means, and is pure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from egm_operator.kinds import JOBS, KINDS, POD, PYTORCHJOB, TRAIN_JOB
+from egm_operator.kube.client import ApiError
+from egm_operator.kube.cluster import Cluster
+from egm_operator.kube.objects import Raw, entries, pod, section, text
+from egm_operator.names import LABEL_JOB
+from grounding.runtime.verdicts import Verdict
+
+INSTALL = "Install the chart: helm install egm charts/egm --namespace egm --create-namespace (docs/chart.md)."
+RIGHTS = (
+    *(
+        (kind.group, kind.plural, verb)
+        for kind in JOBS.values()
+        for verb in ("create", "patch", "delete", "get", "list")
+    ),
+    ("", "pods", "list"),
+    ("", "pods/log", "get"),
+)
+"""(group, resource, verb) of what `egm submit`, `top`, `logs` and `cancel` ask"""
+GPU = "nvidia.com/gpu"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A Deployment: how many of its pods are ready."""
+
+    namespace: str
+    name: str
+    wanted: int
+    ready: int
+
+
+@dataclass(frozen=True)
+class Pull:
+    """An image that a node cannot have."""
+
+    pod: str
+    image: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A volume claim that a job names, and its phase; `phase` empty: it is not there."""
+
+    name: str
+    phase: str
+
+
+@dataclass(frozen=True)
+class World:
+    """What the API server answered. None: it may not be seen with these rights."""
+
+    server: str
+    namespace: str
+    kinds: frozenset[str] = frozenset()
+    operators: tuple[Workload, ...] | None = None
+    trainers: tuple[Workload, ...] | None = None
+    denied: tuple[str, ...] = ()
+    gpus: int | None = None
+    pulls: tuple[Pull, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    default_class: str = ""
+    claims: tuple[Claim, ...] = field(default=())
+
+
+# ---- questions ----
+async def _optional(cluster: Cluster, path: str, **query: str) -> Raw | None:
+    """Return an answer, or None if these rights do not allow to ask, or the server does not know the path."""
+    try:
+        return await cluster.request("GET", path, query=query)
+    except ApiError as error:
+        if error.status in (403, 404):
+            return None
+        raise
+
+
+async def _kinds(cluster: Cluster, kind: str) -> frozenset[str]:
+    found = await _optional(cluster, KINDS[kind].path)
+    return frozenset() if found is None else frozenset(text(r, "kind") for r in entries(found, "resources"))
+
+
+async def _workloads(cluster: Cluster, **query: str) -> tuple[Workload, ...] | None:
+    found = await _optional(cluster, "/apis/apps/v1/deployments", **query)
+    if found is None:
+        return None
+    return tuple(
+        Workload(
+            str(d["metadata"]["namespace"]),
+            str(d["metadata"]["name"]),
+            int(d["spec"].get("replicas", 1)),
+            int(section(d, "status").get("readyReplicas", 0)),
+        )
+        for d in entries(found, "items")
+    )
+
+
+async def _denied(cluster: Cluster, namespace: str) -> tuple[str, ...]:
+    async def allowed(group: str, resource: str, verb: str) -> bool:
+        name, _, sub = resource.partition("/")
+        attributes = {"namespace": namespace, "group": group, "resource": name, "verb": verb, "subresource": sub}
+        body = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": attributes},
+        }
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        answer = await cluster.request("POST", path, body=body)
+        return bool(section(answer, "status").get("allowed"))
+
+    answers = await asyncio.gather(*(allowed(*right) for right in RIGHTS))
+    return tuple(f"{verb} {name}" for (_, name, verb), yes in zip(RIGHTS, answers, strict=True) if not yes)
+
+
+async def _gpus(cluster: Cluster) -> int | None:
+    found = await _optional(cluster, "/api/v1/nodes")
+    if found is None:
+        return None
+    return sum(int(n["status"].get("allocatable", {}).get(GPU, 0)) for n in entries(found, "items"))
+
+
+def pulls_of(pods: Sequence[Raw]) -> tuple[Pull, ...]:
+    """Return the images that nodes could not have, each once. Pure."""
+    found: dict[str, Pull] = {}
+    for raw in pods:
+        one = pod({"kind": POD.name, **raw})
+        for container in one.containers:
+            if container.waits_for_image:
+                message = container.waiting_message or container.waiting_reason
+                found.setdefault(container.image, Pull(one.name, container.image, message))
+    return tuple(found.values())
+
+
+async def _pulls(cluster: Cluster, namespace: str, operators: Sequence[Workload]) -> tuple[Pull, ...] | None:
+    asked = [(namespace, LABEL_JOB)] + [(w.namespace, "app.kubernetes.io/component=operator") for w in operators]
+    pages = [await _optional(cluster, cluster.path("Pod", where), labelSelector=label) for where, label in asked]
+    seen = [p for p in pages if p is not None]
+    return pulls_of([raw for page in seen for raw in page["items"]]) if seen else None
+
+
+async def _claim(cluster: Cluster, namespace: str, name: str) -> Claim | None:
+    try:
+        found = await cluster.request("GET", f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}")
+    except ApiError as error:
+        if error.status == 403:
+            return None
+        if error.status == 404:
+            return Claim(name, "")
+        raise
+    return Claim(name, text(section(found, "status"), "phase") or "Pending")
+
+
+async def look(cluster: Cluster, namespace: str, claims: Sequence[str] = ()) -> World:
+    """Ask the API server; reads only. `claims`: names of volume claims that jobs use. Raises `ApiError` if it cannot be asked."""
+    version = await cluster.request("GET", "/version")
+    operators = await _workloads(
+        cluster, labelSelector="app.kubernetes.io/component=operator,app.kubernetes.io/part-of=egm"
+    )
+    classes = await _optional(cluster, "/apis/storage.k8s.io/v1/storageclasses")
+    items = [] if classes is None else entries(classes, "items")
+    mark = "storageclass.kubernetes.io/is-default-class"
+    default = [c["metadata"]["name"] for c in items if section(c, "metadata", "annotations").get(mark) == "true"]
+    found = [await _claim(cluster, namespace, name) for name in claims]
+    return World(
+        server=str(version.get("gitVersion")),
+        namespace=namespace,
+        kinds=await _kinds(cluster, TRAIN_JOB.name) | await _kinds(cluster, PYTORCHJOB.name),
+        operators=operators,
+        trainers=await _workloads(cluster, fieldSelector="metadata.name=training-operator"),
+        denied=await _denied(cluster, namespace),
+        gpus=await _gpus(cluster),
+        pulls=await _pulls(cluster, namespace, () if operators is None else operators),
+        classes=None if classes is None else tuple(str(c["metadata"]["name"]) for c in items),
+        default_class=str(default[0]) if default else "",
+        claims=tuple(c for c in found if c is not None),
+    )
+
+
+# ---- answers ----
+def _workload(subject: str, found: tuple[Workload, ...] | None, cure: str) -> Verdict:
+    if found is None:
+        return Verdict(subject, "note", "Deployments of other namespaces may not be listed with these rights")
+    if not found:
+        return Verdict(subject, "failed", "no Deployment of it is in the cluster", cure)
+    words = ", ".join(f"{w.namespace}/{w.name}: {w.ready} of {w.wanted} ready" for w in found)
+    if not any(w.ready for w in found):
+        first = found[0]
+        look_at = f"`kubectl -n {first.namespace} describe deployment {first.name}` says why."
+        return Verdict(subject, "failed", words, look_at)
+    return Verdict(subject, "ok", words)
+
+
+def _images(pulls: tuple[Pull, ...] | None, namespace: str) -> list[Verdict]:
+    if pulls is None:
+        return [Verdict("images", "note", "pods may not be listed with these rights")]
+    cure = (
+        "Push the image to a registry that the nodes reach (docs/images.md), name it in the chart's settings, "
+        "and give private registries an imagePullSecret."
+    )
+    failed = [Verdict("images", "failed", f"{p.image} of pod {p.pod}: {p.message}", cure) for p in pulls]
+    return failed or [Verdict("images", "ok", f"no pod in {namespace} waits for an image")]
+
+
+def _storage(world: World) -> list[Verdict]:
+    bad = [
+        Verdict(
+            "storage",
+            "failed",
+            f"claim {c.name} is {c.phase or 'not there'} in {world.namespace}",
+            f"Make it: `kubectl -n {world.namespace} get pvc` lists the claims.",
+        )
+        for c in world.claims
+        if c.phase != "Bound" and not (c.phase == "Pending" and world.classes)  # bound with the first pod
+    ]
+    if bad:
+        return bad
+    if world.classes is None:
+        return [Verdict("storage", "note", "storage classes may not be listed with these rights")]
+    if not world.default_class:
+        named = f"; there are {', '.join(world.classes)}" if world.classes else ""
+        return [Verdict("storage", "note", f"no default storage class{named}: a claim for pvc:// must name its class")]
+    return [Verdict("storage", "ok", f"default storage class {world.default_class}")]
+
+
+def _rights(world: World) -> Verdict:
+    if world.denied:
+        text = f"in {world.namespace} you may not {', '.join(world.denied)}"
+        cure = "Ask who administers the namespace for the role `edit`, to which the chart adds the jobs."
+        return Verdict("rights", "failed", text, cure)
+    return Verdict("rights", "ok", f"jobs and their pods in {world.namespace}")
+
+
+def judge(world: World) -> list[Verdict]:
+    """Return one verdict a subject. Pure."""
+    absent = [k for k in JOBS if k not in world.kinds]
+    trainer = "Install the Kubeflow training-operator v1.9: https://github.com/kubeflow/training-operator"
+    verdicts = [Verdict("API server", "ok", world.server)]
+    if absent:
+        verdicts.append(Verdict("kinds", "failed", f"{' and '.join(absent)} are not known", INSTALL))
+    else:
+        verdicts.append(Verdict("kinds", "ok", " and ".join(JOBS)))
+    verdicts.append(_workload("operator", world.operators, INSTALL))
+    if "PyTorchJob" not in world.kinds:
+        text = "PyTorchJob is not known: evaluations run, training does not"
+        verdicts.append(Verdict("training-operator", "failed", text, trainer))
+    else:
+        verdicts.append(_workload("training-operator", world.trainers, trainer))
+    verdicts.append(_rights(world))
+    if world.gpus is None:
+        verdicts.append(Verdict("GPUs", "note", "nodes may not be listed with these rights"))
+    elif not world.gpus:
+        verdicts.append(
+            Verdict("GPUs", "warning", f"no node offers {GPU}", "Install NVIDIA's device plug-in, or use CPU jobs.")
+        )
+    else:
+        verdicts.append(Verdict("GPUs", "ok", f"{world.gpus} on all nodes together"))
+    return [*verdicts, *_images(world.pulls, world.namespace), *_storage(world)]

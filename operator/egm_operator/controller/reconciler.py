@@ -1,0 +1,241 @@
+"""Observe, plan, act: one worker a job, many jobs at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from egm_operator.controller.progress_poller import Poller
+from egm_operator.controller.warnings_reader import WarningsReader
+from egm_operator.controller.work_queue import WorkQueue
+from egm_operator.kinds import KINDS, PYTORCHJOB
+from egm_operator.kube.cache import Key, Store
+from egm_operator.kube.client import ApiError
+from egm_operator.kube.cluster import Cluster
+from egm_operator.kube.objects import Raw, awaited, labels, section
+from egm_operator.metrics.meters import Meters
+from egm_operator.names import LABEL_UID
+from egm_operator.plan import Plan, plan
+from egm_operator.settings import Settings
+from egm_operator.snapshot import Observed
+from egm_operator.status import ConditionType, Reason, StatusBuilder, difference, status_of
+
+_log = logging.getLogger("egm_operator")
+_MADE_LATELY_S = 30.0
+"""For how long an object that is not watched counts as there once this process has created it. Such objects are in every plan of a job until its pods
+are there; creating them again in each look would undo the progress of the look before, if the API server refuses one request in three."""
+_SAID_AFTER = 3
+"""Failures in a row of one job before its status says so: most are over with the next try."""
+
+
+class Reconciler:
+    """Takes keys from the queue. Only the leader runs one."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        store: Store,
+        queue: WorkQueue[Key],
+        poller: Poller,
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+        meters: Meters | None = None,
+        warnings: WarningsReader | None = None,
+    ) -> None:
+        self.cluster, self.store, self.queue, self.poller = cluster, store, queue, poller
+        self.warnings = warnings
+        self._made: dict[tuple[str, str, str], float] = {}
+        """Uid of the job, kind and name of an unwatched object -> when it was created."""
+        self.settings, self.clock, self.meters = settings, clock, meters or Meters()
+        self.reconciles = self.failures = 0
+
+    async def run(self) -> None:
+        """Work until cancelled; each worker finishes what it has begun."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self.settings.workers):
+                group.create_task(self._worker())
+
+    async def _worker(self) -> None:
+        while True:
+            key = await self.queue.get()
+            try:
+                # a reconcile that has begun is finished: between two writes nothing is wrong, but nothing is gained either
+                begun = asyncio.ensure_future(self._once(key))
+                try:
+                    await asyncio.shield(begun)
+                except asyncio.CancelledError:
+                    await asyncio.wait([begun], timeout=10)
+                    raise
+            finally:
+                self.queue.done(key)
+
+    async def _once(self, key: Key) -> None:
+        self.reconciles += 1
+        extra = {"job": f"{key[1]}/{key[2]}", "kind": key[0]}
+        begun, result = time.perf_counter(), "error"
+        try:
+            await self.reconcile(key)
+            self.queue.forget(key)
+            result = "ok"
+        except ApiError as error:
+            self.failures += 1
+            if error.status == 409:
+                result = "conflict"
+                # someone else has written; look at what is there now
+                if (fresh := await self._fresh(key)) is not None:
+                    self.store.put(fresh)
+                self.queue.retry(key)
+                return
+            delay = self.queue.retry(key, error.after)
+            _log.warning("%s; tried again in %.1f s", error, delay, extra=extra)
+        except Exception as error:
+            self.failures += 1
+            delay = self.queue.retry(key)
+            _log.exception("reconcile failed; tried again in %.1f s", delay, extra=extra)
+            await self._report_fault(key, error)
+        finally:
+            self.meters.reconciled(key[0], result, time.perf_counter() - begun)
+
+    async def _report_fault(self, key: Key, error: Exception) -> None:
+        """Say in a job's status that the operator itself fails at it, so that it does not stand still without a word. What runs continues."""
+        raw = self.store.get(*key)
+        if raw is None:
+            return
+        try:
+            seen = Observed(raw)
+            status = StatusBuilder(status_of(raw), seen.generation, self.clock())
+            if status.ended:
+                return
+            text = (
+                f"The operator fails at this job, and tries again (its log has more): {type(error).__name__}: {error}"
+            )
+            status.phase(status.current_phase, Reason.INVALID_SPEC, text)
+            if (written := status.build()) is not None:
+                await self._write_status(key, seen, written)
+        except Exception:  # a status that cannot be read or written is the same fault again
+            _log.warning("the status cannot say so", exc_info=True, extra={"job": f"{key[1]}/{key[2]}", "kind": key[0]})
+
+    async def _fresh(self, key: Key) -> Raw | None:
+        try:
+            return await self.cluster.get(*key)
+        except ApiError:
+            return None
+
+    def observe(self, key: Key) -> Observed | None:
+        """Return the job and all it owns, or None if it is gone."""
+        raw = self.store.get(*key)
+        if raw is None:
+            return None
+        upstream = None
+        if wanted := awaited(raw):
+            upstream = self.store.get("GroundingTrainJob", key[1], wanted)
+        children = [c for c in self.store.children(key) if _belongs(c, raw)]
+        warnings = () if self.warnings is None else self.warnings.of(children)
+        return Observed(raw, children, upstream, self.poller.report(children), warnings)
+
+    async def reconcile(self, key: Key) -> None:
+        """Look at one job and do what its plan says. Raises `ApiError`."""
+        seen = self.observe(key)
+        if seen is None:
+            return
+        now = self.clock()
+        todo = plan(seen, self.settings, now)
+        await self._act(key, seen, todo, now)
+        if todo.at is not None:
+            self.queue.after(key, todo.at - self.clock() + 0.05)
+
+    async def _act(self, key: Key, seen: Observed, todo: Plan, now: float) -> None:
+        """Carry out a plan.
+
+        Every write that is not repeated by the next look forgets earlier failures: back-off doubles while nothing
+        succeeds. A busy server that refuses one request in three must not make a job of ten writes wait minutes.
+        """
+        namespace = key[1]
+        try:
+            self._forget_made(now)
+            for obj in todo.create:
+                what = (str(seen.meta.get("uid")), str(obj["kind"]), str(obj["metadata"]["name"]))
+                if what in self._made:
+                    continue
+                made = await self.cluster.create(obj)
+                if not KINDS[obj["kind"]].watched:
+                    self._made[what] = now
+                elif made is not None:
+                    self.store.put({"apiVersion": obj["apiVersion"], "kind": obj["kind"], **made})
+                self.queue.forget(key)
+                _log.info("created %s %s", obj["kind"], obj["metadata"]["name"], extra={"job": f"{namespace}/{key[2]}"})
+        except ApiError as error:
+            await self._not_made(key, seen, error, now)
+            raise
+        for change in todo.patch:
+            body = {**change.body, "metadata": {"uid": change.uid}}
+            self.store.put({"kind": change.kind, **await self.cluster.patch(change.kind, namespace, change.name, body)})
+            self.queue.forget(key)
+        for event in todo.events:
+            attempt = 0 if todo.status is None else int(todo.status.get("attempt", 0))
+            await self.cluster.event(seen.raw, event.reason, event.message, event.warning, now, attempt)
+            _log.log(
+                logging.WARNING if event.warning else logging.INFO,
+                "%s: %s",
+                event.reason,
+                event.message,
+                extra={"job": f"{namespace}/{key[2]}"},
+            )
+        if todo.status is not None:
+            await self._write_status(key, seen, todo.status)
+            self.queue.forget(key)
+        for target in todo.delete:
+            await self.cluster.delete(target.kind, namespace, target.name, target.uid, force=target.force)
+            _log.info("deleted %s %s", target.kind, target.name, extra={"job": f"{namespace}/{key[2]}"})
+            self.store.mark_deleting(target.kind, namespace, target.name, target.uid, now)
+
+    def _forget_made(self, now: float) -> None:
+        """Forget unwatched objects that were created longer ago than a moment; the oldest come first."""
+        while self._made and now - self._made[first := next(iter(self._made))] >= _MADE_LATELY_S:
+            del self._made[first]
+
+    async def _write_status(self, key: Key, seen: Observed, status: Raw) -> None:
+        patch = difference(section(seen.raw, "status"), status)
+        # the version is a precondition: a status planned from an old view is not written
+        body = {"metadata": {"resourceVersion": seen.meta["resourceVersion"], "uid": seen.meta["uid"]}, "status": patch}
+        try:
+            self.store.put({"kind": key[0], **await self.cluster.patch(*key, body, sub="status")})
+            self.meters.status_written(seen.raw, status, self.clock())
+        except ApiError as error:
+            if error.status != 404:  # gone meanwhile
+                raise
+
+    async def _not_made(self, key: Key, seen: Observed, error: ApiError, now: float) -> None:
+        """Say where users look that an object cannot be created: what the API server refuses is their business (a pod template, a policy, a
+        quota, a name), and a kind that is missing or a webhook that does not answer is their administrator's.
+        """
+        status = StatusBuilder(status_of(seen.raw), seen.generation, now)
+        if error.reason == "Leftover":
+            status.phase(status.current_phase, Reason.STOPPING, f"Waits: {error.message}")
+        elif error.final or self.queue.failed(key) >= _SAID_AFTER:
+            words = "refuses an object of this job" if error.final else "has not created an object of this job yet"
+            text = f"The API server {words}: {error.message}{_cure(error)}"
+            status.phase(status.current_phase, Reason.REFUSED, text)
+            if status.is_false(ConditionType.RUNNING):
+                status.condition(ConditionType.RUNNING, False, Reason.REFUSED, error.message)
+        else:
+            return
+        if (written := status.build()) is None:
+            return
+        if written.get("reason") == Reason.REFUSED:
+            await self.cluster.event(seen.raw, str(Reason.REFUSED), written["message"], True, now, status.attempt)
+        await self._write_status(key, seen, written)
+
+
+def _cure(error: ApiError) -> str:
+    """Return what to do about a kind that the cluster lacks; nothing for other errors."""
+    if error.status != 404 or "could not find the requested resource" not in error.message:
+        return ""
+    return f" (the cluster has no {PYTORCHJOB.name}, {PYTORCHJOB.api_version}: install the training-operator)"
+
+
+def _belongs(child: Raw, job: Raw) -> bool:
+    """Return whether a labelled object belongs to this job and not to one that had its name before."""
+    return bool(labels(child).get(LABEL_UID) == job["metadata"]["uid"])

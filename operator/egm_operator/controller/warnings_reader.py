@@ -1,0 +1,97 @@
+"""Reads the Warning events of what waiting jobs own: why a controller cannot create a pod, or a node cannot start one.
+
+Nothing else says it: a quota, Pod Security, a webhook or a limit refuses a pod that then does not exist, and a mount that fails leaves its pod
+at ContainerCreating. Events are asked for, not watched: a cluster has many, and only those of jobs that wait are of interest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from egm_operator.kinds import EVENT
+from egm_operator.kube.cache import Key, Store
+from egm_operator.kube.client import ApiError
+from egm_operator.kube.cluster import Cluster
+from egm_operator.kube.objects import (
+    ObjectWarning,
+    Owned,
+    Raw,
+    entries,
+    object_warning,
+    waiting_objects,
+    waits_for_pods,
+)
+from egm_operator.settings import Settings
+
+_log = logging.getLogger("egm_operator")
+_AT_ONCE = 8
+_A_ROUND = 100
+"""Objects that are asked about in one round: of thousands of jobs that wait, all have their turn."""
+
+
+class WarningsReader:
+    """Asks about objects that wait, keeps the newest warning of each by its uid, wakes jobs for which it has changed or come again."""
+
+    def __init__(self, store: Store, cluster: Cluster | None, settings: Settings, wake: Callable[[Key], None]) -> None:
+        self.store, self.cluster, self.settings, self.wake = store, cluster, settings, wake
+        self._known: dict[str, ObjectWarning] = {}
+        self._refused: set[str] = set()
+
+    def of(self, children: Sequence[Raw]) -> tuple[ObjectWarning, ...]:
+        """Return what is known of some objects, the newest first."""
+        if not self._known:
+            return ()
+        found = (self._known.get(str(child["metadata"].get("uid"))) for child in children)
+        return tuple(sorted((w for w in found if w is not None), key=lambda w: -w.at))
+
+    async def run(self) -> None:
+        """Ask every `progress_seconds`, until cancelled."""
+        last: Key | None = None
+        while True:
+            await asyncio.sleep(self.settings.progress_seconds)
+            last = await self.round(time.time(), last)
+
+    async def round(self, now: float, after: Key | None = None) -> Key | None:
+        """Ask once about the jobs that come after one, in the order of their names; return the job to begin after next time."""
+        wanted: list[tuple[Key, Owned]] = []
+        keys, alive, last = sorted(self.store.jobs()), set[str](), None
+        first = 0 if after is None else bisect.bisect_right(keys, after)
+        for key in keys[first:] + keys[:first]:
+            job = self.store.get(*key)
+            # most jobs do not wait, and what they own is parsed when it is asked for
+            waiting = waiting_objects(self.store.children(key), now) if job is not None and waits_for_pods(job) else []
+            alive |= {obj.uid for obj in waiting}
+            if len(wanted) < _A_ROUND:
+                wanted += [(key, obj) for obj in waiting]
+                last = key
+            await asyncio.sleep(0)
+        self._known = {uid: found for uid, found in self._known.items() if uid in alive}
+        gate = asyncio.Semaphore(_AT_ONCE)
+        await asyncio.gather(*(self._ask(gate, key, obj) for key, obj in wanted))
+        return last if len(wanted) >= _A_ROUND else None
+
+    async def _ask(self, gate: asyncio.Semaphore, key: Key, obj: Owned) -> None:
+        assert self.cluster is not None
+        query = {"fieldSelector": f"type=Warning,involvedObject.uid={obj.uid}", "limit": "50"}
+        async with gate:
+            try:
+                answer = await self.cluster.request("GET", self.cluster.path(EVENT.name, obj.namespace), query=query)
+            except ApiError as error:
+                if error.status in (401, 403) and obj.namespace not in self._refused:
+                    self._refused.add(obj.namespace)
+                    _log.warning(
+                        "cannot read events in %s, so jobs do not say why pods are refused: %s", obj.namespace, error
+                    )
+                return
+        found = [one for raw in entries(answer, "items") if (one := object_warning(raw, obj)) is not None]
+        newest = max(found, key=lambda w: w.at, default=None)
+        before = self._known.get(obj.uid)
+        if (
+            newest is not None and newest != before
+        ):  # the same words said again are news: a plan leaves out what is older than a pod
+            self._known[obj.uid] = newest
+            self.wake(key)

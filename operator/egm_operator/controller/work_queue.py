@@ -1,0 +1,158 @@
+"""A work queue in the manner of client-go: a key waits once however often it is added, and is never with two workers.
+
+Added while a worker has it, or in the `pause` after that, it comes back when the pause is over: what happens to a job happens in trains
+(an object is there, has a pod, which has a node, and runs), and one look at the end of a train costs as much as one at each event.
+`after` adds later; an earlier time wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+class WorkQueue(Generic[K]):
+    """Keys to work on. `clock` is monotonic seconds."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] | None = None,
+        base: float = 0.05,
+        limit: float = 60.0,
+        waited: Callable[[float], None] = lambda _: None,
+        pause: float = 0.0,
+    ) -> None:
+        """`waited` is called with how long (seconds) a key has waited when a worker takes it; `pause` in seconds."""
+        self._clock = clock or (lambda: asyncio.get_running_loop().time())
+        self._base, self._limit, self._waited, self._pause = base, limit, waited, pause
+        self._ready: dict[K, float] = {}  # since when
+        self._working: set[K] = set()
+        self._again: set[K] = set()
+        self._rests: dict[K, float] = {}  # until when; the first ends first
+        self._due: dict[K, float] = {}
+        self._heap: list[tuple[float, int, K]] = []
+        self._failures: dict[K, tuple[int, float]] = {}
+        """How often, and when it is tried again."""
+        self._count = 0
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._ready) + len(self._again)
+
+    @property
+    def working(self) -> int:
+        """Return how many keys a worker has."""
+        return len(self._working)
+
+    @property
+    def delayed(self) -> int:
+        """Return how many keys come later."""
+        return len(self._due)
+
+    @property
+    def failing(self) -> int:
+        """Return how many keys are tried again after a failure."""
+        return len(self._failures)
+
+    def add(self, key: K) -> None:
+        """Work on `key` as soon as a worker is free and the key's pause is over."""
+        now = self._clock()
+        left = self._rests.get(key, 0.0) - now
+        if left > 0.0 and key not in self._working:
+            self.after(key, left)
+        else:
+            self._enter(key, now)
+            self._changed.set()
+
+    def _enter(self, key: K, since: float) -> None:
+        """`key` is wanted now: it waits for a worker, or for the one that has it."""
+        if key in self._working:
+            self._again.add(key)
+        else:
+            self._ready.setdefault(key, since)
+
+    def after(self, key: K, seconds: float) -> None:
+        """Work on `key` in `seconds` at the latest."""
+        due = self._clock() + max(0.0, seconds)
+        if due < self._due.get(key, float("inf")):
+            self._due[key] = due
+            self._count += 1
+            heapq.heappush(self._heap, (due, self._count, key))
+            # what earlier times have replaced would stay until its own time
+            if len(self._heap) > 2 * len(self._due) + 1000:
+                self._heap = [(at, i, k) for i, (k, at) in enumerate(self._due.items())]
+                self._count = len(self._heap)
+                heapq.heapify(self._heap)
+            self._changed.set()
+
+    def retry(self, key: K, at_least: float = 0.0) -> float:
+        """Work on `key` again after a failure, later each time; returns in how many seconds.
+
+        A failure before the next try was due (an event had woken the key) does not put it off: a burst of events
+        within one second must not cause a minute of back-off.
+        """
+        now = self._clock()
+        count, due = self._failures.get(key, (0, now))
+        delay = due - now
+        if delay <= 0.0:
+            count, delay = count + 1, min(self._limit, self._base * 2.0 ** min(count, 32))
+        delay = max(at_least, delay)
+        self._failures[key] = (count, now + delay)
+        self.after(key, delay)
+        return delay
+
+    def failed(self, key: K) -> int:
+        """Return how often `key` has failed in a row."""
+        return self._failures.get(key, (0, 0.0))[0]
+
+    def forget(self, key: K) -> None:
+        """Note that `key` was worked on without a failure."""
+        self._failures.pop(key, None)
+
+    def done(self, key: K) -> None:
+        """Note that the worker has finished with `key`."""
+        self._working.discard(key)
+        if self._pause:
+            now = self._clock()
+            while self._rests and next(iter(self._rests.values())) <= now:
+                del self._rests[next(iter(self._rests))]
+            self._rests.pop(key, None)  # it ends last now
+            self._rests[key] = now + self._pause
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+
+    def clear(self) -> None:
+        """Forget everything that waits: another process leads now."""
+        self._ready.clear()
+        self._again.clear()
+        self._due.clear()
+        self._rests.clear()
+        self._heap.clear()
+        self._failures.clear()
+
+    async def get(self) -> K:
+        """Return the next key; it is the caller's until `done`."""
+        while True:
+            now = self._clock()
+            while self._heap and self._heap[0][0] <= now:
+                due, _, key = heapq.heappop(self._heap)
+                if self._due.get(key) == due:  # else an earlier time has replaced it
+                    del self._due[key]
+                    self._rests.pop(key, None)
+                    self._enter(key, due)
+            if self._ready:
+                key = next(iter(self._ready))
+                self._waited(self._clock() - self._ready.pop(key))
+                self._working.add(key)
+                return key
+            self._changed.clear()
+            wait = self._heap[0][0] - now if self._heap else None
+            try:
+                await asyncio.wait_for(self._changed.wait(), wait)
+            except TimeoutError:
+                pass

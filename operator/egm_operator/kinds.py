@@ -1,0 +1,59 @@
+"""The kinds of objects that the operator handles: one table, from which paths, watches and labels follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from grounding.api.models import GROUP_VERSION
+
+GROUP, _, VERSION = GROUP_VERSION.partition("/")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of the Kubernetes API.
+
+    `short`: the word for a kind of job in labels and commands; empty for the kinds that jobs own. `watched`: its objects are in the cache.
+    """
+
+    name: str
+    group: str
+    version: str
+    plural: str
+    watched: bool = False
+    short: str = ""
+
+    @property
+    def api_version(self) -> str:
+        """Return what `apiVersion` of its objects says."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def path(self) -> str:
+        """Return the path of its group and version on the API server."""
+        return f"/apis/{self.api_version}" if self.group else f"/api/{self.version}"
+
+
+TRAIN_JOB = Kind("GroundingTrainJob", GROUP, VERSION, "groundingtrainjobs", watched=True, short="train")
+EVAL_JOB = Kind("GroundingEvalJob", GROUP, VERSION, "groundingevaljobs", watched=True, short="eval")
+PYTORCHJOB = Kind("PyTorchJob", "kubeflow.org", "v1", "pytorchjobs", watched=True)
+JOB = Kind("Job", "batch", "v1", "jobs", watched=True)
+POD = Kind("Pod", "", "v1", "pods", watched=True)
+SERVICE = Kind("Service", "", "v1", "services")
+SECRET = Kind("Secret", "", "v1", "secrets")
+NETWORK_POLICY = Kind("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies")
+LEASE = Kind("Lease", "coordination.k8s.io", "v1", "leases")
+EVENT = Kind("Event", "", "v1", "events")
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (TRAIN_JOB, EVAL_JOB, PYTORCHJOB, JOB, POD, SERVICE, SECRET, NETWORK_POLICY, LEASE, EVENT)
+}
+WATCHED: tuple[Kind, ...] = tuple(kind for kind in KINDS.values() if kind.watched)
+JOBS: dict[str, Kind] = {kind.name: kind for kind in KINDS.values() if kind.short}
+"""The two kinds of jobs."""
+
+
+def job_kind(short: str) -> Kind | None:
+    """Return the kind of job that a label's word stands for."""
+    return next((kind for kind in JOBS.values() if kind.short == short), None)

@@ -1,0 +1,167 @@
+"""The API server, as the operator uses it: creations, merge patches, deletions with preconditions, listings. All I/O of objects is here."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from egm_operator.kinds import EVENT, JOBS, KINDS
+from egm_operator.kube.cache import version
+from egm_operator.kube.client import Api, ApiError
+from egm_operator.kube.objects import Raw, entries, labels, section
+from egm_operator.names import FIELD_MANAGER, LABEL_JOB, LABEL_UID
+from egm_operator.status import stamp
+
+_log = logging.getLogger("egm_operator")
+
+PAGE = 50
+"""Objects of a listing that are in memory at once."""
+
+
+class Cluster:
+    """Objects of one cluster."""
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+
+    async def request(self, method: str, path: str, **more: Any) -> Raw:
+        """Make one request, as `Api.request` does."""
+        return await self.api.request(method, path, **more)
+
+    def path(self, kind: str, namespace: str, name: str = "", sub: str = "") -> str:
+        """Return the path of an object, of a namespace's objects, or (namespace empty) of all."""
+        known = KINDS[kind]
+        parts = [
+            known.path,
+            *(("namespaces", namespace) if namespace else ()),
+            known.plural,
+            *((name,) if name else ()),
+            *((sub,) if sub else ()),
+        ]
+        return "/".join(parts)
+
+    async def create(self, obj: Raw) -> Raw | None:
+        """Create an object, or find the one that an earlier process of the operator created for the same job. What is not the job's is never touched.
+
+        None for a Secret that is there: it gets a random token and is never read, so that the right to create is enough.
+        """
+        kind, meta = obj["kind"], obj["metadata"]
+        body = {**obj, "stringData": {"token": secrets.token_urlsafe(32)}} if kind == "Secret" else obj
+        query = {"fieldManager": FIELD_MANAGER}
+        try:
+            return await self.request("POST", self.path(kind, meta["namespace"]), body=body, query=query)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise
+            if kind == "Secret":
+                return None
+        return _judge(obj, await self.get(kind, meta["namespace"], meta["name"]))
+
+    async def patch(self, kind: str, namespace: str, name: str, body: Mapping[str, Any], sub: str = "") -> Raw:
+        """Apply a JSON merge patch; a uid or resourceVersion in the body's metadata is a precondition."""
+        path = self.path(kind, namespace, name, sub)
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self.request("PATCH", path, body=dict(body), query=query, content="application/merge-patch+json")
+
+    async def get(self, kind: str, namespace: str, name: str) -> Raw | None:
+        """Return an object, or None if there is none."""
+        try:
+            return await self.request("GET", self.path(kind, namespace, name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str, force: bool = False) -> None:
+        """Delete the object with this uid; do nothing if it is gone, or if another has its name. `force`: without a grace period."""
+        body: dict[str, Any] = {
+            "kind": "DeleteOptions",
+            "apiVersion": "v1",
+            "preconditions": {"uid": uid},
+            "propagationPolicy": "Background",
+        }
+        if force:
+            body["gracePeriodSeconds"] = 0
+        try:
+            await self.request("DELETE", self.path(kind, namespace, name), body=body)
+        except ApiError as error:
+            if error.status == 404:
+                return
+            if error.status != 409:
+                raise
+            there = await self.get(kind, namespace, name)
+            if there is not None and there["metadata"]["uid"] == uid and "deletionTimestamp" not in there["metadata"]:
+                raise  # not the precondition: it is still to be deleted
+
+    async def list(self, kind: str, namespace: str, take: Callable[[Raw], None]) -> int:
+        """Pass all objects of a watched kind that belong to jobs to `take`; return the resource version at which these were all.
+
+        Return 0 if the cluster does not know the kind. One after the other, in small pages: a page of pods takes ten times its text in
+        memory, which does not come back, and 500 of them are 7 MB of text.
+        """
+        query = {"limit": str(PAGE)}
+        if kind not in JOBS:
+            query["labelSelector"] = LABEL_JOB
+        while True:
+            try:
+                page = await self.request("GET", self.path(kind, namespace), query=query)
+            except ApiError as error:
+                if error.status == 404:
+                    return 0
+                raise
+            for item in entries(page, "items"):
+                take({"apiVersion": page.get("apiVersion"), "kind": kind, **item})
+            token = section(page, "metadata").get("continue")
+            if not token:
+                return version(page)
+            query["continue"] = token
+            del page  # before the next one is there
+
+    async def event(self, job: Raw, reason: str, message: str, warning: bool, now: float, attempt: int) -> None:
+        """Post an Event on a job. Posted again after a crash it has the same name, and is there already."""
+        meta = job["metadata"]
+        content = "\0".join((meta["uid"], reason, message, str(attempt)))
+        name = f"{meta['name'][:200]}.{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        at = stamp(now)
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": meta["namespace"]},
+            "involvedObject": {
+                "apiVersion": JOBS[job["kind"]].api_version,
+                "kind": job["kind"],
+                "name": meta["name"],
+                "namespace": meta["namespace"],
+                "uid": meta["uid"],
+                "resourceVersion": meta.get("resourceVersion"),
+            },
+            "reason": reason,
+            "message": message,
+            "type": "Warning" if warning else "Normal",
+            "source": {"component": FIELD_MANAGER},
+            "reportingComponent": FIELD_MANAGER,
+            "firstTimestamp": at,
+            "lastTimestamp": at,
+            "count": 1,
+        }
+        try:
+            await self.request("POST", self.path(EVENT.name, meta["namespace"]), body=body)
+        except ApiError as error:
+            if error.status != 409:  # the loss of an Event must not hold up the job
+                _log.warning("event %s was not posted: %s", reason, error)
+
+
+def _judge(wanted: Raw, there: Raw | None) -> Raw:
+    """Return the object that has the wanted one's name, if it is the job's own. Raises `ApiError`: `Leftover` if that will go, `Taken` if not."""
+    what = f"{wanted['kind']} {wanted['metadata']['name']}"
+    theirs = {} if there is None else labels(there)
+    ours = wanted["metadata"]["labels"]
+    if there is not None and theirs.get(LABEL_JOB) != ours[LABEL_JOB]:
+        text = f"{what} is there already and is not this job's: delete it, or give the job another name."
+        raise ApiError(409, "Taken", text)
+    if there is None or there["metadata"].get("deletionTimestamp") or theirs.get(LABEL_UID) != ours[LABEL_UID]:
+        raise ApiError(409, "Leftover", f"{what} of before is not gone yet.")
+    return there

@@ -1,0 +1,422 @@
+"""Objects of the API server as plans read them: parsed once, at the edge, then typed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from egm_operator.kinds import JOB, POD, PYTORCHJOB
+from egm_operator.names import ANNOTATION_PROGRESS, LABEL_ATTEMPT, LABEL_MODEL, LABEL_ROLE, PREPARE
+from egm_operator.status import Reason, seconds
+
+Raw = dict[str, Any]
+_IMAGE_PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+_NOT_STARTED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
+_LOST_TO_NODE = ("Evicted", "NodeLost", "Preempting", "Shutdown", "NodeShutdown", "Terminated")
+_REPLICA_LABEL = "training.kubeflow.org/replica-type"
+
+
+def section(obj: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    """Return the mapping at a path of an object; an empty one if there is none."""
+    for name in path:
+        found = obj.get(name)
+        if not isinstance(found, dict):
+            return {}
+        obj = found
+    return obj
+
+
+def entries(obj: Mapping[str, Any], *path: str) -> list[Mapping[str, Any]]:
+    """Return the mappings of the list at a path of an object; none if there is no list."""
+    found = section(obj, *path[:-1]).get(path[-1])
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+
+
+def text(obj: Mapping[str, Any], name: str) -> str:
+    """Return a value of an object as text; empty if there is none."""
+    found = obj.get(name)
+    return "" if found is None else str(found)
+
+
+def labels(obj: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the labels of an object."""
+    return section(obj, "metadata", "labels")
+
+
+@dataclass(frozen=True)
+class Owned:
+    """An object that a job owns. `created`: seconds since 1970; `attempt`: 0 for none; `model`: of a sweep over models, the number from 1."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    role: str
+    attempt: int
+    model: int | None
+    created: float
+    deleting: bool
+
+
+@dataclass(frozen=True)
+class End:
+    """What a controller says of an object's end, and since when."""
+
+    since: float
+    reason: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message or self.reason
+
+
+@dataclass(frozen=True)
+class BatchJob(Owned):
+    """A batch/v1 Job."""
+
+    suspended: bool
+    complete: End | None
+    failed: End | None
+
+    @property
+    def over(self) -> bool:
+        """Return whether its controller says that it has ended."""
+        return self.complete is not None or self.failed is not None
+
+
+@dataclass(frozen=True)
+class PyTorchJob(Owned):
+    """A PyTorchJob of the training-operator. `suspended`: its spec says that no pods are wanted."""
+
+    suspended: bool
+    succeeded: End | None
+    failed: End | None
+
+    @property
+    def over(self) -> bool:
+        """Return whether its controller says that it has ended."""
+        return self.succeeded is not None or self.failed is not None
+
+
+@dataclass(frozen=True)
+class Terminated:
+    """How a container ended; `finished`: seconds since 1970."""
+
+    code: int
+    reason: str
+    message: str
+    finished: float | None
+
+
+@dataclass(frozen=True)
+class Container:
+    """The state of a container: running, waiting for a reason, or terminated."""
+
+    name: str
+    image: str
+    running: bool
+    waiting_reason: str
+    waiting_message: str
+    terminated: Terminated | None
+
+    @property
+    def waits_for_image(self) -> bool:
+        """Return whether its node cannot have its image."""
+        return self.waiting_reason in _IMAGE_PULL
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a pod failed: exit code (None if no container has reported one), reason and message."""
+
+    pod: str
+    code: int | None
+    reason: str
+    message: str
+
+    def __str__(self) -> str:
+        how = f"exit code {self.code}" if self.code is not None else self.reason or "no exit code"
+        extra = f" ({self.reason})" if self.code is not None and self.reason not in ("", "Error", "Completed") else ""
+        return f"pod {self.pod} ended with {how}{extra}" + (f": {self.message}" if self.message else "")
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a pod does not run yet. `reason` is None if no reason of ours fits."""
+
+    reason: Reason | None
+    message: str
+
+
+@dataclass(frozen=True)
+class Pod(Owned):
+    """A pod. `started`: when its node took it; `unschedulable`: the scheduler's message, None if it has a node or no one has looked; `gated`: a queue
+    holds it back from the scheduler; `leaves`: when it should be gone, if it is being deleted (its grace period is over then)."""
+
+    phase: str
+    reason: str
+    message: str
+    started: float | None
+    address: str
+    ready: bool
+    node: str
+    leaves: float | None
+    unschedulable: str | None
+    gated: bool
+    disrupted: bool
+    master: bool
+    init_containers: tuple[Container, ...]
+    main_containers: tuple[Container, ...]
+    progress: Mapping[str, Any]
+    """What its annotation says of its progress; empty if it has none."""
+
+    @property
+    def containers(self) -> Sequence[Container]:
+        """Return all containers, those that prepare the pod first."""
+        return (*self.init_containers, *self.main_containers)
+
+    @property
+    def alive(self) -> bool:
+        """Return whether the pod may still be doing something: it has neither succeeded nor failed."""
+        return self.phase not in ("Succeeded", "Failed")
+
+    @property
+    def death(self) -> Death | None:
+        """Return how the pod failed; None unless it did."""
+        if self.phase != "Failed":
+            return None
+        for container in self.containers:
+            end = container.terminated
+            if end is not None and end.code:
+                return Death(self.name, end.code, self.reason or end.reason, end.message.strip() or self.message)
+        return Death(self.name, None, self.reason, self.message)
+
+    @property
+    def ended(self) -> float | None:
+        """Return when the last container ended; None while the pod is alive, or if no container has reported it."""
+        if self.alive:
+            return None
+        ends = (container.terminated for container in self.containers)
+        return max((end.finished for end in ends if end is not None and end.finished is not None), default=None)
+
+    @property
+    def waiting(self) -> Waiting | None:
+        """Return why the pod does not run yet; None if nothing is known to hold it."""
+        if self.unschedulable is not None:
+            return Waiting(Reason.QUEUED if self.gated else Reason.UNSCHEDULABLE, self.unschedulable)
+        for container in self.containers:
+            said = container.waiting_message or container.waiting_reason
+            if container.waits_for_image:
+                return Waiting(Reason.IMAGE_PULL, f"{container.image}: {said}")
+            if container.waiting_reason in _NOT_STARTED:
+                return Waiting(Reason.CONTAINER_NOT_STARTED, f"{self.name}: {container.waiting_reason}: {said}")
+            if container.waiting_reason == "CrashLoopBackOff":
+                return Waiting(None, f"{self.name}: {said}")
+        return None
+
+    @property
+    def preparing(self) -> bool:
+        """Return whether the pod is preparing its own data."""
+        return any(c.running for c in self.init_containers if c.name == PREPARE)
+
+    @property
+    def failed_to_prepare(self) -> bool:
+        """Return whether the pod could not prepare its own data."""
+        own = (c.terminated for c in self.init_containers if c.name == PREPARE)
+        return any(end is not None and end.code != 0 for end in own)
+
+    @property
+    def termination_message(self) -> Mapping[str, Any]:
+        """Return the JSON that a role left as its termination message; empty if there is none."""
+        ends = (c.terminated.message for c in self.containers if c.terminated is not None)
+        return next((found for message in ends if (found := _json_object(message))), {})
+
+
+@dataclass(frozen=True)
+class ObjectWarning:
+    """A Warning event about an object: the newest words of whoever cannot do something for it. `at`: seconds since 1970."""
+
+    kind: str
+    name: str
+    reason: str
+    message: str
+    at: float
+
+    @property
+    def about_pods(self) -> bool:
+        """Return whether a controller says that it cannot create pods."""
+        return self.kind != POD.name
+
+
+_WAIT_BEFORE_ASKING_S = 5.0
+_WAITS = ("Pending", "Preparing", "Restarting", "")
+_UNTOLD = ("Unhealthy", "BackOff", "FailedScheduling", "Failed", "Preempted")
+"""Events whose matter the pod's own status says better, or that are no reason to wait."""
+
+
+def waits_for_pods(job: Raw) -> bool:
+    """Return whether a job's status says that not all of its pods run."""
+    status = section(job, "status")
+    return text(status, "phase") in _WAITS or text(status, "reason") == Reason.PODS_PENDING
+
+
+def waiting_objects(children: Sequence[Raw], now: float) -> list[Owned]:
+    """Return what a waiting job waits for of what it owns: owners that want pods, and pods on a node in which nothing runs yet."""
+    owners: list[BatchJob | PyTorchJob] = [*pytorchjobs(children), *batch_jobs(children)]
+    found: list[Owned] = [owner for owner in owners if not owner.over and not owner.suspended]
+    found += [
+        one
+        for one in pods(children)
+        if one.node and one.phase == "Pending" and one.waiting is None and not any(c.running for c in one.containers)
+    ]
+    return [one for one in found if not one.deleting and now - one.created >= _WAIT_BEFORE_ASKING_S]
+
+
+def object_warning(event: Mapping[str, Any], about: Owned) -> ObjectWarning | None:
+    """Parse a Warning event about an object; None if it is of no interest, or about another object."""
+    reason, message = text(event, "reason"), text(event, "message").strip()
+    if text(section(event, "involvedObject"), "uid") != about.uid or text(event, "type") != "Warning":
+        return None
+    if not message or reason in _UNTOLD:
+        return None
+    times = (text(event, "lastTimestamp"), text(section(event, "series"), "lastObservedTime"), text(event, "eventTime"))
+    at = max((found for written in times if (found := seconds(written)) is not None), default=about.created)
+    return ObjectWarning(about.kind, about.name, reason, message, at)
+
+
+def _json_object(written: str) -> Mapping[str, Any]:
+    if not written.startswith("{"):
+        return {}
+    try:
+        found = orjson.loads(written)
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _true_conditions(raw: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {text(c, "type"): c for c in reversed(entries(raw, "status", "conditions")) if c.get("status") == "True"}
+
+
+def _end(conditions: Mapping[str, Mapping[str, Any]], kind: str) -> End | None:
+    found = conditions.get(kind)
+    if found is None:
+        return None
+    since = seconds(found.get("lastTransitionTime"))
+    return End(0.0 if since is None else since, text(found, "reason"), text(found, "message"))
+
+
+def _identity(raw: Mapping[str, Any]) -> dict[str, Any]:
+    meta, known = raw["metadata"], labels(raw)
+    model = text(known, LABEL_MODEL)
+    attempt, created = text(known, LABEL_ATTEMPT), seconds(meta.get("creationTimestamp"))
+    return {
+        "kind": str(raw["kind"]),
+        "namespace": text(meta, "namespace"),
+        "name": str(meta["name"]),
+        "uid": text(meta, "uid"),
+        "role": text(known, LABEL_ROLE),
+        "attempt": int(attempt) if attempt.isdigit() else 0,
+        "model": int(model) if model.isdigit() else None,
+        "created": 0.0 if created is None else created,
+        "deleting": meta.get("deletionTimestamp") is not None,
+    }
+
+
+def _container(raw: Mapping[str, Any]) -> Container:
+    waiting, ended = section(raw, "state", "waiting"), section(raw, "state", "terminated")
+    code = ended.get("exitCode")
+    end = Terminated(
+        int(code) if isinstance(code, int) else 0,
+        text(ended, "reason"),
+        text(ended, "message"),
+        seconds(ended.get("finishedAt")),
+    )
+    return Container(
+        text(raw, "name"),
+        text(raw, "image"),
+        isinstance(section(raw, "state").get("running"), dict),
+        text(waiting, "reason"),
+        text(waiting, "message"),
+        end if ended else None,
+    )
+
+
+def train_jobs(raw: Mapping[str, Any]) -> list[str]:
+    """Return the train jobs whose models a job starts from or measures, in the order of its models; an empty name for a model from elsewhere."""
+    swept = entries(raw, "spec", "sweep", "models")
+    return [text(model, "trainJob") for model in (swept if swept else [section(raw, "spec", "model")])]
+
+
+def awaited(raw: Mapping[str, Any]) -> str:
+    """Return the train job whose model is wanted now; empty if there is none."""
+    named, measured = train_jobs(raw), section(raw, "status").get("measuredModels")
+    return named[min(measured, len(named) - 1) if isinstance(measured, int) else 0]
+
+
+def owned(raw: Mapping[str, Any]) -> Owned:
+    """Parse what all objects have."""
+    return Owned(**_identity(raw))
+
+
+def pod(raw: Mapping[str, Any]) -> Pod:
+    """Parse a pod."""
+    status, identity = section(raw, "status"), _identity(raw)
+    conditions = {text(c, "type"): c for c in reversed(entries(status, "conditions"))}
+
+    def is_true(kind: str) -> bool:
+        return kind in conditions and conditions[kind].get("status") == "True"
+
+    scheduled = conditions.get("PodScheduled", {})
+    return Pod(
+        **identity,
+        phase=text(status, "phase") or "Pending",
+        reason=text(status, "reason"),
+        message=text(status, "message"),
+        started=seconds(status.get("startTime")),
+        address=text(status, "podIP"),
+        ready=is_true("Ready") and not identity["deleting"],
+        node=text(section(raw, "spec"), "nodeName"),
+        leaves=seconds(raw["metadata"].get("deletionTimestamp")),
+        unschedulable=text(scheduled, "message") if scheduled.get("status") == "False" else None,
+        gated=scheduled.get("reason") == "SchedulingGated",
+        disrupted=is_true("DisruptionTarget") or text(status, "reason") in _LOST_TO_NODE,
+        master=labels(raw).get(_REPLICA_LABEL) == "master",
+        init_containers=tuple(map(_container, entries(status, "initContainerStatuses"))),
+        main_containers=tuple(map(_container, entries(status, "containerStatuses"))),
+        progress=_json_object(text(section(raw, "metadata", "annotations"), ANNOTATION_PROGRESS)),
+    )
+
+
+def batch_job(raw: Mapping[str, Any]) -> BatchJob:
+    """Parse a batch/v1 Job."""
+    true = _true_conditions(raw)
+    suspended = bool(section(raw, "spec").get("suspend"))
+    return BatchJob(**_identity(raw), suspended=suspended, complete=_end(true, "Complete"), failed=_end(true, "Failed"))
+
+
+def pytorchjob(raw: Mapping[str, Any]) -> PyTorchJob:
+    """Parse a PyTorchJob."""
+    true = _true_conditions(raw)
+    suspended = bool(section(raw, "spec", "runPolicy").get("suspend"))
+    return PyTorchJob(
+        **_identity(raw), suspended=suspended, succeeded=_end(true, "Succeeded"), failed=_end(true, "Failed")
+    )
+
+
+def pods(objects: Sequence[Raw]) -> Iterator[Pod]:
+    """Parse the pods among some objects."""
+    return (pod(raw) for raw in objects if raw["kind"] == POD.name)
+
+
+def batch_jobs(objects: Sequence[Raw]) -> Iterator[BatchJob]:
+    """Parse the batch/v1 Jobs among some objects."""
+    return (batch_job(raw) for raw in objects if raw["kind"] == JOB.name)
+
+
+def pytorchjobs(objects: Sequence[Raw]) -> Iterator[PyTorchJob]:
+    """Parse the PyTorchJobs among some objects."""
+    return (pytorchjob(raw) for raw in objects if raw["kind"] == PYTORCHJOB.name)

@@ -1,0 +1,51 @@
+"""Roles that run once, as a batch/v1 Job: preparing data, and the client of an evaluation. Pure."""
+
+from __future__ import annotations
+
+from egm_operator.kube.objects import Raw
+from egm_operator.manifests.pod import PROGRESS_ENV, Context, queued, template
+from egm_operator.names import PROGRESS_PORT, child
+from grounding.roles import Role
+from grounding.runtime.environment import Environment
+from grounding.runtime.exits import final_codes
+
+# What another start would end with again (exits.py) is not tried again; a pod that a node lost is no failure of the job.
+_POLICY = {
+    "rules": [
+        {"action": "FailJob", "onExitCodes": {"containerName": "egm", "operator": "In", "values": final_codes()}},
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    ]
+}
+
+
+def prepare_name(prefix: str) -> str:
+    """Return the name of the Job that prepares data."""
+    return child(prefix, "prepare")
+
+
+def client_name(ctx: Context, attempt: int) -> str:
+    """Return the name of an attempt's client."""
+    return child(ctx.prefix, f"{ctx.part}client-{attempt}")
+
+
+def prepare(role: Role, ctx: Context) -> Raw:
+    """Return the Job that makes the job's data once, before any GPU is taken."""
+    pod = template(role, ctx)
+    spec = {"backoffLimit": max(0, ctx.job.spec.max_attempts - 1), "podFailurePolicy": _POLICY, "template": pod}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": ctx.meta(prepare_name(ctx.prefix), "prepare"),
+        "spec": spec,
+    }
+
+
+def client(role: Role, prepare_role: Role, ctx: Context, attempt: int, endpoints: list[str]) -> Raw:
+    """Return the Job that asks the servers; one a attempt, attempts are counted by the plan."""
+    env = {**PROGRESS_ENV, **Environment(attempt=attempt, results=ctx.places.output).as_environ()}
+    if endpoints:
+        env |= Environment(endpoints=tuple(endpoints)).as_environ()
+    pod = template(role, ctx, attempt=attempt, extra_env=env, ports={"progress": PROGRESS_PORT}, prepare=prepare_role)
+    spec = {"backoffLimit": 0, "podFailurePolicy": _POLICY, "template": pod}
+    meta = queued(ctx.meta(client_name(ctx, attempt), "evaluate", attempt), ctx)
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec}

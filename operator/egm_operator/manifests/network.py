@@ -1,0 +1,46 @@
+"""The NetworkPolicy of a job: its pods talk to each other, and nothing else gets in but what reads their progress and metrics. Pure.
+
+One a job and not one a namespace, because only the job's uid sets its pods apart from those of other jobs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import orjson
+
+from egm_operator.kinds import NETWORK_POLICY
+from egm_operator.kube.objects import Raw
+from egm_operator.manifests.pod import Context, unique
+from egm_operator.names import LABEL_UID, PROGRESS_PORT, SERVER_PORT
+
+_DNS = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
+
+
+def wanted(ctx: Context) -> list[Raw]:
+    """Return the policy, to be created ahead of any pod; nothing if the operator is not to make policies."""
+    return [_policy(ctx)] if ctx.settings.network_policies else []
+
+
+def _policy(ctx: Context) -> Raw:
+    settings, own = ctx.settings, {"podSelector": {"matchLabels": {LABEL_UID: ctx.uid}}}
+    egress = orjson.loads(settings.network_egress)
+    spec: Raw = {
+        **own,
+        "policyTypes": ["Ingress", "Egress"] if egress else ["Ingress"],
+        "ingress": [
+            {"from": [own]},
+            *_from(settings.network_telemetry_from, PROGRESS_PORT),
+            *_from(settings.network_scrape_from, PROGRESS_PORT, SERVER_PORT),
+        ],
+    }
+    if egress:
+        spec["egress"] = [{"to": [own]}, _DNS, *egress]
+    meta = replace(ctx, model=None).meta(unique(ctx, "network"), "network")
+    return {"apiVersion": NETWORK_POLICY.api_version, "kind": NETWORK_POLICY.name, "metadata": meta, "spec": spec}
+
+
+def _from(peers: str, *ports: int) -> list[Raw]:
+    """Return the rule that lets peers reach some ports; none without peers, which would stand for everyone."""
+    found = orjson.loads(peers)
+    return [{"from": found, "ports": [{"protocol": "TCP", "port": port} for port in ports]}] if found else []

@@ -1,0 +1,104 @@
+"""Where a job's files are on a cluster: `pvc://claim/path` becomes a mount, everything else stays a URI for the role. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from grounding.api import GroundingTrainJob, Job
+from grounding.errors import UserError
+from grounding.roles import Layout
+
+WORK = "/egm/work"
+CLAIMS = "/egm/claims"
+JOB_FOLDER = "/egm/job"
+RESTART_ANNOTATION = "grounding.egm.dev/restart"
+"""The role sets the earlier work aside once for each value (`grounding/train/identity.py`)."""
+JOB_FILE_NAME = "job.yaml"
+JOB_FILE = f"{JOB_FOLDER}/{JOB_FILE_NAME}"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Paths that roles get, and the claims to mount for them.
+
+    `shared`: the work folder is a claim that all pods of the job see. Else it is each pod's own, and `output` is the URI that roles copy from and to.
+    """
+
+    layout: Layout
+    output: str
+    shared: bool
+    claims: tuple[str, ...] = ()
+    work_claim: str = ""
+    work_path: str = ""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """The job as its pods read it: claims as paths."""
+
+
+def _claim(uri: str) -> tuple[str, str]:
+    """Claim and path below it of a `pvc://` URI."""
+    claim, _, path = uri.removeprefix("pvc://").partition("/")
+    return claim, path.strip("/")
+
+
+def output_of(job: Job, namespace: str, default: str) -> str:
+    """Return where a job writes; empty if neither the job nor the operator says."""
+    if job.spec.output:
+        return job.spec.output.rstrip("/")
+    return f"{default.rstrip('/')}/{namespace}/{job.metadata.name}" if default else ""
+
+
+def checked_output(job: Job, namespace: str, default: str) -> str:
+    """Return where a job writes. Raises `UserError` if that is not said, or if its pods could not work there."""
+    output = output_of(job, namespace, default)
+    if not output:
+        raise UserError("is missing: say where results go (pvc://claim/path or s3://bucket/path)", field="spec.output")
+    several = isinstance(job, GroundingTrainJob) and job.spec.resources.nodes > 1
+    if several and not output.startswith("pvc://"):
+        hint = "Write to pvc://claim/path with a ReadWriteMany claim, or train on one node."
+        raise UserError(
+            f"is {output}: pods of several nodes share checkpoints and data through a folder",
+            field="spec.output",
+            hint=hint,
+        )
+    return output
+
+
+def model_left_by(job: Job, namespace: str, default: str) -> str:
+    """Return the model that a finished train job leaves, as a URI; empty if it has no output."""
+    output = output_of(job, namespace, default)
+    return f"{output}/model" if output else ""
+
+
+def _localise(value: Any, claims: dict[str, None]) -> Any:
+    """`pvc://claim/path` anywhere in a spec -> the path under which pods see it."""
+    if isinstance(value, str) and value.startswith("pvc://"):
+        claim, path = _claim(value)
+        claims.setdefault(claim)
+        return f"{CLAIMS}/{claim}/{path}".rstrip("/")
+    if isinstance(value, str) and value.startswith("file:///"):
+        return value.removeprefix("file://")
+    if isinstance(value, dict):
+        return {
+            k: v if k in ("output", "podTemplate", "podTemplates") else _localise(v, claims) for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [_localise(v, claims) for v in value]
+    return value
+
+
+def places(job: Job, model: str, output: str) -> Places:
+    """Places of a resolved job whose model is `model` (a URI) and whose output is `output`."""
+    claims: dict[str, None] = {}
+    plain = job.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
+    plain.pop("status", None)
+    asked = job.metadata.annotations.get(RESTART_ANNOTATION)
+    plain["metadata"] = {"name": job.metadata.name} | ({"annotations": {RESTART_ANNOTATION: asked}} if asked else {})
+    plain["spec"] = _localise(plain["spec"], claims)
+    model = _localise(model, claims)
+    for name in ("podTemplate", "podTemplates", "suspend"):
+        plain["spec"].pop(name, None)
+    shared = output.startswith("pvc://")
+    claim, path = _claim(output) if shared else ("", "")
+    layout = Layout(job_file=JOB_FILE, data=f"{WORK}/data", out=WORK, model=model)
+    return Places(layout, output, shared, tuple(claims), claim, path, plain)

@@ -1,0 +1,136 @@
+"""What a job's podTemplate may do, by the administrator's setting: the restricted Pod Security level and a few rules more. Pure.
+
+The merged pod is judged, not the template, so that whatever way a template takes it cannot undo what our pods promise
+(https://kubernetes.io/docs/concepts/security/pod-security-standards/). Secrets are our addition: who may create jobs could else read
+each Secret of the namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from egm_operator.kube.objects import entries, section, text
+from egm_operator.settings import Settings
+from grounding.errors import UserError
+
+Raw = Mapping[str, Any]
+_VOLUMES = frozenset(
+    {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "image",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
+)
+_HOST = ("hostNetwork", "hostPID", "hostIPC", "hostUsers")
+_HINT = (
+    "Leave it out, or ask the administrator: the operator's setting podTemplate (allow, restricted or deny), and for "
+    "Secrets podTemplateSecrets."
+)
+
+
+def enforce(pod: Raw, template: object, field: str, settings: Settings, own_secrets: frozenset[str]) -> None:
+    """Refuse a pod that its job's `template` gives more than the settings allow.
+
+    `field`: where the template is in the job. `own_secrets`: those that the operator itself names.
+
+    Raises `UserError` that names the field.
+    """
+    if not template or settings.pod_template == "allow":
+        return
+    if settings.pod_template == "deny":
+        raise UserError("the administrator allows no podTemplate", field=field, hint=_HINT)
+    for place, sentence in violations(pod, settings, own_secrets):
+        raise UserError(sentence, field=f"{field}.spec.{place}", hint=_HINT)
+
+
+def violations(pod: Raw, settings: Settings, own_secrets: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """Yield the field of a pod's spec and a sentence for each thing that is not allowed at the level `restricted`."""
+    for name in _HOST:
+        if pod.get(name) is (name != "hostUsers"):
+            yield name, "the node's namespaces are not for jobs"
+    if pod.get("automountServiceAccountToken") is not False:
+        yield "automountServiceAccountToken", "pods of jobs get no token of a service account"
+    account = text(pod, "serviceAccountName") or text(pod, "serviceAccount")
+    if account != settings.service_account:
+        yield "serviceAccountName", f"{account!r} is not the service account of jobs"
+    if pod.get("ephemeralContainers"):
+        yield "ephemeralContainers", "cannot be part of a template"
+    level = section(pod, "securityContext")
+    if level.get("sysctls"):
+        yield "securityContext.sysctls", "kernel settings are not for jobs"
+    yield from _volumes(pod, settings, own_secrets)
+    for part in ("initContainers", "containers"):
+        for index, container in enumerate(entries(pod, part)):
+            for field, sentence in _container(container, level, settings, own_secrets):
+                yield f"{part}[{index}].{field}", sentence
+
+
+def _volumes(pod: Raw, settings: Settings, own: frozenset[str]) -> Iterator[tuple[str, str]]:
+    for index, volume in enumerate(entries(pod, "volumes")):
+        kinds = set(volume) - {"name"}
+        for kind in sorted(kinds - _VOLUMES):
+            yield f"volumes[{index}].{kind}", f"volumes of the kind {kind} are not for jobs"
+        names = [section(volume, "secret").get("secretName")]
+        names += [section(s, "secret").get("name") for s in entries(volume, "projected", "sources")]
+        for name in names:
+            if name is not None and not _named(name, settings, own):
+                yield f"volumes[{index}]", f"the Secret {name!r} is not one that jobs may read"
+        if any("serviceAccountToken" in s for s in entries(volume, "projected", "sources")):
+            yield f"volumes[{index}].projected", "pods of jobs get no token of a service account"
+
+
+def _named(secret: object, settings: Settings, own: frozenset[str]) -> bool:
+    return secret in own or secret in settings.pod_template_secrets
+
+
+def _words(of: Raw, name: str) -> list[str]:
+    found = of.get(name)
+    return [str(word) for word in found] if isinstance(found, list) else []
+
+
+def _container(found: Raw, level: Raw, settings: Settings, own: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """Yield what a container breaks; what it does not say its pod says."""
+    image = text(found, "image")
+    if settings.image_registries and not image.startswith(tuple(f"{r}/" for r in settings.image_registries)):
+        yield "image", f"{image!r} is not of an allowed registry ({', '.join(settings.image_registries)})"
+    context = section(found, "securityContext")
+    where = "securityContext"
+    if context.get("privileged"):
+        yield f"{where}.privileged", "privileged containers are not for jobs"
+    if context.get("allowPrivilegeEscalation") is not False:
+        yield f"{where}.allowPrivilegeEscalation", "must be false"
+    capabilities = section(context, "capabilities")
+    if "ALL" not in _words(capabilities, "drop"):
+        yield f"{where}.capabilities.drop", "must hold ALL"
+    if more := sorted(set(_words(capabilities, "add")) - {"NET_BIND_SERVICE"}):
+        yield f"{where}.capabilities.add", f"{', '.join(more)} is more than jobs get"
+    if context.get("procMount") not in (None, "Default"):
+        yield f"{where}.procMount", "must be Default"
+    if context.get("runAsNonRoot", level.get("runAsNonRoot")) is not True:
+        yield f"{where}.runAsNonRoot", "must be true"
+    if context.get("runAsUser", level.get("runAsUser")) == 0:
+        yield f"{where}.runAsUser", "root is not for jobs"
+    profile = section(context, "seccompProfile") or section(level, "seccompProfile")
+    if profile.get("type") not in ("RuntimeDefault", "Localhost"):
+        yield f"{where}.seccompProfile", "must be of the type RuntimeDefault or Localhost"
+    if any(section(each, "appArmorProfile").get("type") == "Unconfined" for each in (context, level)):
+        yield f"{where}.appArmorProfile", "must not be Unconfined"
+    if any(port.get("hostPort") for port in entries(found, "ports")):
+        yield "ports", "ports of the node are not for jobs"
+    yield from _environment(found, settings, own)
+
+
+def _environment(found: Raw, settings: Settings, own: frozenset[str]) -> Iterator[tuple[str, str]]:
+    for part, reference in (("env", "secretKeyRef"), ("envFrom", "secretRef")):
+        for index, entry in enumerate(entries(found, part)):
+            source = section(entry, "valueFrom") if part == "env" else entry
+            name = section(source, reference).get("name")
+            if name is not None and not _named(name, settings, own):
+                yield f"{part}[{index}]", f"the Secret {name!r} is not one that jobs may read"

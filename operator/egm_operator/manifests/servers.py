@@ -1,0 +1,69 @@
+"""Servers of an evaluation: plain pods behind a headless Service. Pure.
+
+Each has a DNS name of its own that outlives the pod, so the client gets all names at once and a server that comes late, goes or never starts is
+nothing that its pod has to be changed for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from egm_operator.kinds import GROUP
+from egm_operator.kube.objects import Raw
+from egm_operator.manifests import network
+from egm_operator.manifests.pod import Context, queued, template, token
+from egm_operator.names import LABEL_INDEX, SERVER_PORT, child, labels
+from grounding.roles import Role
+from grounding.runtime.environment import EVERY_IPV4, Environment
+
+
+def server_name(ctx: Context, index: int) -> str:
+    """Return the name of a server's pod, and its host name."""
+    return child(ctx.prefix, f"{ctx.part}server-{index}", 63)
+
+
+def service_name(prefix: str) -> str:
+    """Return the name of the headless Service."""
+    return child(prefix, "servers", 63)
+
+
+def endpoints(role: Role, ctx: Context) -> list[str]:
+    """URLs of all servers, whether they run yet or not."""
+    service = service_name(ctx.prefix)
+    return [f"http://{server_name(ctx, i)}.{service}.{ctx.namespace}.svc:{SERVER_PORT}" for i in range(role.replicas)]
+
+
+def selector(ctx: Context) -> dict[str, str]:
+    """Labels by which servers of a job are found."""
+    return {k: v for k, v in labels(ctx.job.kind, ctx.name, ctx.uid, "server").items() if k.startswith(f"{GROUP}/")}
+
+
+def service(ctx: Context) -> Raw:
+    """Return the headless Service that gives servers their names."""
+    meta = replace(ctx, model=None).meta(service_name(ctx.prefix), "server")  # the models of a sweep share it
+    spec = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": selector(ctx),
+        "ports": [{"name": "http", "port": SERVER_PORT, "targetPort": "http", "protocol": "TCP"}],
+    }
+    return {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec}
+
+
+def shared(ctx: Context) -> list[Raw]:
+    """Return what all servers of a job need: the policy of its network, the key that they ask for, and their names."""
+    return [*network.wanted(ctx), token(ctx), service(ctx)]
+
+
+def server(role: Role, ctx: Context, index: int) -> Raw:
+    """Return a server's pod. The kubelet restarts it if it dies; the plan creates it again if it is gone."""
+    env = Environment(port=SERVER_PORT, host=EVERY_IPV4).as_environ()
+    pod = template(role, ctx, extra_env=env, ports={"http": SERVER_PORT}, restart="Always")
+    meta = queued(ctx.meta(server_name(ctx, index), "server"), ctx)
+    meta["labels"] = {**pod["metadata"].get("labels", {}), **meta["labels"], LABEL_INDEX: str(index)}
+    if annotations := pod["metadata"].get("annotations"):
+        meta["annotations"] = annotations
+    spec = {**pod["spec"], "hostname": server_name(ctx, index), "subdomain": service_name(ctx.prefix)}
+    # a server has no state to save
+    spec["terminationGracePeriodSeconds"] = min(30, ctx.settings.grace_seconds)
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}

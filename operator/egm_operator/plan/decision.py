@@ -1,0 +1,117 @@
+"""What a plan is made of, and what one policy decides. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic
+
+from egm_operator.kube.objects import Owned, Raw
+from egm_operator.status import ConditionType, Reason, S, StatusBuilder, short, stamp
+from grounding.api.status import Phase
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete an object, if it is still the one with this uid. `force`: without waiting for its node, which is lost."""
+
+    kind: str
+    name: str
+    uid: str
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A JSON merge patch of an object, if it is still the one with this uid."""
+
+    kind: str
+    name: str
+    uid: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """An Event on the job."""
+
+    reason: str
+    message: str
+    warning: bool = False
+
+
+@dataclass
+class Plan:
+    """What to do, in this order: `create` and `patch`, then `events`, then `status` (None: nothing to write), then `delete`.
+
+    The status is written before objects are deleted, because it records what the deleted objects reported. `at`: when to look again at the latest.
+    """
+
+    create: list[Raw] = field(default_factory=list)
+    patch: list[Patch] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    status: Raw | None = None
+    delete: list[Delete] = field(default_factory=list)
+    at: float | None = None
+
+
+@dataclass
+class Decision(Generic[S]):
+    """What a policy decides. `final`: no other policy is asked after it; else the next one sees the status as this one leaves it."""
+
+    status: StatusBuilder[S]
+    plan: Plan = field(default_factory=Plan)
+    final: bool = True
+
+    def passing(self) -> Decision[S]:
+        """Let the next policy be asked, too."""
+        self.final = False
+        return self
+
+    def add(self, other: Decision[S]) -> None:
+        """Go on from what another policy has decided."""
+        self.status = other.status
+        self.plan.create += other.plan.create
+        self.plan.patch += other.plan.patch
+        self.plan.events += other.plan.events
+        self.plan.delete += other.plan.delete
+        if other.plan.at is not None:
+            self.look_again(other.plan.at)
+
+    def create(self, *objects: Raw) -> None:
+        """Create these objects, in this order."""
+        self.plan.create.extend(objects)
+
+    def remove(self, *objects: Owned) -> None:
+        """Delete objects, unless they are being deleted already."""
+        self.plan.delete.extend(Delete(one.kind, one.name, one.uid) for one in objects if not one.deleting)
+
+    def force(self, *objects: Owned) -> None:
+        """Delete objects without waiting for their nodes, which are lost: only what has nothing to save and nothing to overwrite."""
+        self.plan.delete.extend(Delete(one.kind, one.name, one.uid, force=True) for one in objects)
+
+    def patch(self, obj: Owned, body: Mapping[str, Any]) -> None:
+        """Change an object."""
+        self.plan.patch.append(Patch(obj.kind, obj.name, obj.uid, body))
+
+    def look_again(self, at: float) -> None:
+        """Plan again at `at` at the latest."""
+        self.plan.at = at if self.plan.at is None else min(self.plan.at, at)
+
+    def event(self, reason: Reason, message: str, warning: bool = False) -> None:
+        """Post an Event."""
+        self.plan.events.append(Event(str(reason), short(message), warning))
+
+    def finish(self, success: bool, reason: Reason, message: str) -> None:
+        """End the job."""
+        status = self.status
+        kind, phase = (ConditionType.SUCCEEDED, Phase.SUCCEEDED) if success else (ConditionType.FAILED, Phase.FAILED)
+        status.condition(kind, True, reason, message)
+        if status.get(ConditionType.RUNNING) is not None:
+            status.condition(ConditionType.RUNNING, False, reason, "The job has ended.")
+        if status.is_true(ConditionType.RESTARTING):
+            status.condition(ConditionType.RESTARTING, False, reason, "The job has ended.")
+        status.phase(phase, reason, message)
+        status.fields.completion_time = stamp(status.now)
+        status.forget_eta()
+        self.event(reason, message, warning=not success)

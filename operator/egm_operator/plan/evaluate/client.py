@@ -1,0 +1,61 @@
+"""The client of an evaluation: one Job an attempt, which asks the servers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from egm_operator.kube.objects import BatchJob, Pod, Raw
+from egm_operator.manifests import batch, network, servers
+from egm_operator.plan.attempts import Unit
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.snapshot import EvalSnapshot, PlacedEval
+from egm_operator.plan.stopping import prepares_nothing, stop_preparing
+from grounding.api import ResolvedEvalJob
+from grounding.api.status import EvalStatus
+
+
+class Client(Unit[ResolvedEvalJob, EvalStatus, BatchJob]):
+    """The client Job of an attempt."""
+
+    def all(self, snapshot: EvalSnapshot) -> Sequence[BatchJob]:
+        return snapshot.of_model(snapshot.batch_jobs_of("evaluate"))
+
+    def name(self, snapshot: PlacedEval, attempt: int) -> str:
+        return batch.client_name(snapshot.context, attempt)
+
+    def pods(self, snapshot: EvalSnapshot, attempt: int) -> list[Pod]:
+        return snapshot.of_model(snapshot.pods_of("evaluate", attempt))
+
+    def objects(self, snapshot: PlacedEval, attempt: int) -> list[Raw]:
+        roles, context = snapshot.roles, snapshot.context
+        urls = servers.endpoints(roles["server"], context) if "server" in roles else []
+        client = batch.client(roles["evaluate"], roles["prepare"], context, attempt, urls)
+        return [*network.wanted(context), client]
+
+
+CLIENT = Client()
+
+
+def done(snapshot: EvalSnapshot, job: BatchJob) -> list[Pod]:
+    """Return the pods of a client that have ended well. They report a second or two before their Job does, and servers hold GPUs until then."""
+    return [pod for pod in CLIENT.pods(snapshot, job.attempt) if pod.phase == "Succeeded"]
+
+
+def remove_servers(snapshot: EvalSnapshot, decision: Decision[EvalStatus]) -> None:
+    """Delete all servers, of a sweep those of any model."""
+    servers = snapshot.pods_of("server")
+    decision.remove(*servers)
+    decision.force(*filter(snapshot.lost, servers))
+
+
+def stop(snapshot: EvalSnapshot, decision: Decision[EvalStatus]) -> None:
+    """Stop client and servers. The client keeps the answers so far; the next one asks the rest."""
+    decision.remove(*(job for job in CLIENT.all(snapshot) if not job.over and not done(snapshot, job)))
+    remove_servers(snapshot, decision)
+    stop_preparing(snapshot, decision)
+
+
+def idle(snapshot: EvalSnapshot) -> bool:
+    """Return whether nothing of the job runs."""
+    alive = any(snapshot.alive(pod) for pod in snapshot.pods_of("evaluate"))
+    return prepares_nothing(snapshot) and not alive and not snapshot.pods_of("server")

@@ -1,0 +1,38 @@
+"""An attempt whose client has failed."""
+
+from __future__ import annotations
+
+from egm_operator.plan.attempts import fail, node_lost
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.evaluate.client import CLIENT, remove_servers
+from egm_operator.plan.snapshot import PlacedEval
+from egm_operator.status import Reason
+from grounding.api.status import EvalStatus
+from grounding.runtime.exits import retryable
+
+
+def failure(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
+    """End the attempt; servers go if there is no other."""
+    under_way = CLIENT.under_way(snapshot)
+    if under_way is None:
+        return None
+    attempt, end = under_way[0], under_way[1].failed
+    if lost := CLIENT.lost(snapshot, attempt):
+        return fail(snapshot, CLIENT, attempt, Reason.NODE_LOST, node_lost(lost))
+    if end is None:
+        return None
+    pods = CLIENT.pods(snapshot, attempt)
+    if not snapshot.is_settled(end, pods):
+        decision = snapshot.decision()
+        decision.look_again(snapshot.now + 1)
+        return decision
+    reason, message = Reason.POD_FAILED, end.message
+    for pod in pods:
+        if (death := pod.death) is not None:  # the last one counts
+            wrong = not retryable(death.code)
+            reason = Reason.EVICTED if pod.disrupted else Reason.USER_ERROR if wrong else Reason.POD_FAILED
+            message = str(death)
+    decision = fail(snapshot, CLIENT, attempt, reason, message, again=reason is not Reason.USER_ERROR)
+    if decision.status.ended:
+        remove_servers(snapshot, decision)
+    return decision

@@ -1,0 +1,34 @@
+"""A job that has ended: what still runs is stopped, and the job is deleted when its time to live is over."""
+
+from __future__ import annotations
+
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.snapshot import J, Policy, Snapshot
+from egm_operator.plan.stopping import Stop
+from egm_operator.status import ConditionType, S, seconds
+from grounding.api.status import Phase
+
+
+def finished(stop: Stop[J, S]) -> Policy[J, S]:
+    """Return the policy for a kind whose work `stop` stops."""
+
+    def decide(snapshot: Snapshot[J, S]) -> Decision[S] | None:
+        end = seconds(snapshot.status.fields.completion_time)
+        if not snapshot.status.ended:
+            return None
+        decision = snapshot.decision()
+        fields = decision.status.fields
+        for kind, phase in ((ConditionType.SUCCEEDED, Phase.SUCCEEDED), (ConditionType.FAILED, Phase.FAILED)):
+            said = snapshot.status.get(kind)
+            if said is not None and said.status == "True":  # says it again, in case someone else has written over it
+                fields.phase, fields.reason, fields.message = phase, said.reason, said.message
+        stop(snapshot, decision)
+        ttl = snapshot.job.spec.ttl_seconds_after_finished
+        if ttl is not None and end is not None:
+            if snapshot.now >= end + ttl:
+                decision.remove(snapshot.owner)
+            else:
+                decision.look_again(end + ttl)
+        return decision
+
+    return decide

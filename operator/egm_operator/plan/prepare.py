@@ -1,0 +1,60 @@
+"""The data of a job, made once by a batch/v1 Job before anything else is started."""
+
+from __future__ import annotations
+
+from egm_operator.kube.objects import BatchJob, End
+from egm_operator.manifests import batch, network
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.snapshot import J, PlacedSnapshot
+from egm_operator.status import ConditionType, Reason, S
+from grounding.api.status import Phase
+from grounding.runtime.exits import retryable
+
+_TEXT = "Data is being prepared."
+
+
+def prepare(snapshot: PlacedSnapshot[J, S]) -> Decision[S] | None:
+    """Make the Job, wait for it, and end the job if the data cannot be prepared."""
+    if snapshot.status.is_true(ConditionType.DATA_READY):
+        return None
+    name = batch.prepare_name(snapshot.context.prefix)
+    job = next((job for job in snapshot.batch_jobs if job.name == name), None)
+    decision = snapshot.decision()
+    status, pods = decision.status, snapshot.pods_of("prepare")
+    if job is None or job.deleting:
+        if job is None:
+            context = snapshot.context
+            decision.create(*network.wanted(context), batch.prepare(snapshot.roles["prepare"], context))
+        status.condition(ConditionType.DATA_READY, False, Reason.PREPARING, _TEXT)
+        status.phase(Phase.PREPARING, Reason.PREPARING, _TEXT)
+        return decision
+    # the pod reports it a second or two before the Job, whose controller gathers the changes of its pods
+    if job.complete is not None or any(pod.phase == "Succeeded" for pod in pods):
+        status.condition(ConditionType.DATA_READY, True, Reason.PREPARED, "Data is prepared.")
+        return decision.passing()
+    if job.failed is not None:
+        return _failed(snapshot, decision, job.failed)
+    return _wait(snapshot, decision, job)
+
+
+def _failed(snapshot: PlacedSnapshot[J, S], decision: Decision[S], end: End) -> Decision[S]:
+    pods = snapshot.pods_of("prepare")
+    if not snapshot.is_settled(end, pods):
+        decision.look_again(snapshot.now + 1)
+        return decision
+    deaths = [death for pod in pods if (death := pod.death) is not None]
+    message = str(deaths[-1]) if deaths else str(end)
+    wrong = bool(deaths) and not retryable(deaths[-1].code)
+    decision.status.condition(ConditionType.DATA_READY, False, Reason.PREPARE_FAILED, message)
+    decision.finish(False, Reason.USER_ERROR if wrong else Reason.PREPARE_FAILED, message)
+    return decision
+
+
+def _wait(snapshot: PlacedSnapshot[J, S], decision: Decision[S], job: BatchJob) -> Decision[S]:
+    if job.suspended:
+        decision.patch(job, {"spec": {"suspend": False}})
+    held = snapshot.held(snapshot.pods_of("prepare"), job)
+    reason = Reason.PREPARING if held is None or held.reason is None else held.reason
+    message = held.message if held is not None and held.message else _TEXT
+    decision.status.phase(Phase.PREPARING, reason, message)
+    return decision

@@ -1,0 +1,27 @@
+"""A job that has used up its attempts continues if maxAttempts is raised: its checkpoints or answers are still there."""
+
+from __future__ import annotations
+
+from egm_operator.plan.attempts import allowed
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.snapshot import J, Snapshot
+from egm_operator.status import ConditionType, Reason, S
+
+
+def reopen(snapshot: Snapshot[J, S]) -> Decision[S] | None:
+    """Take back the end of such a job; the next attempt follows as after any failure."""
+    status, end = snapshot.status, snapshot.status.get(ConditionType.FAILED)
+    wanted = allowed(status, snapshot.job.spec.max_attempts)
+    if not status.ended or end is None or end.status != "True" or status.attempt >= wanted:
+        return None
+    if end.reason != Reason.ATTEMPTS_EXHAUSTED:
+        return None
+    decision = snapshot.decision()
+    decision.status.fields.completion_time = None
+    text = f"maxAttempts was raised: attempt {status.attempt} of {wanted} is followed by another."
+    decision.status.condition(ConditionType.FAILED, False, Reason.RESTARTED, text)
+    why = end.message.partition("): ")[2]
+    failed = f"Attempt {status.attempt} of {wanted} failed: {why}"
+    decision.status.condition(ConditionType.RESTARTING, True, Reason.ATTEMPTS_EXHAUSTED, failed)
+    decision.event(Reason.RESTARTED, text)
+    return decision.passing()

@@ -1,0 +1,39 @@
+"""The start of an attempt whose object is not there, as soon as its name is free."""
+
+from __future__ import annotations
+
+from egm_operator.plan.attempts import Obj, Unit, starts, waits_for
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.snapshot import J, PlacedPolicy, PlacedSnapshot
+from egm_operator.status import ConditionType, Reason, S
+from grounding.api.status import Phase
+
+
+def start(unit: Unit[J, S, Obj]) -> PlacedPolicy[J, S]:
+    """Return the policy for attempts of a kind."""
+
+    def decide(snapshot: PlacedSnapshot[J, S]) -> Decision[S] | None:
+        attempt = max(unit.current(snapshot), 1)
+        found = unit.get(snapshot, attempt)
+        under_way = found is not None and not found.deleting
+        if under_way and attempt == snapshot.status.attempt:
+            return None
+        decision = snapshot.decision()
+        status = decision.status
+        status.fields.attempt = attempt
+        if under_way:
+            return decision.passing()
+        if found is not None or unit.alive(snapshot, attempt):  # its name is free when all of it is gone
+            late = waits_for(snapshot, decision, unit.alive(snapshot, attempt))
+            text = f"Waits until the pods of attempt {attempt} are gone.{late}"
+            status.phase(Phase.PENDING, Reason.STOPPING, text)
+            return decision
+        decision.create(*unit.objects(snapshot, attempt))
+        if status.is_true(ConditionType.RUNNING):
+            status.condition(ConditionType.RUNNING, False, Reason.STARTING, f"Attempt {attempt} starts.")
+        if attempt > max(status.recorded_attempt, 1):  # that the first one starts is no news
+            decision.event(Reason.STARTING, starts(snapshot, attempt))
+        status.phase(Phase.PENDING, Reason.STARTING, starts(snapshot, attempt))
+        return decision
+
+    return decide

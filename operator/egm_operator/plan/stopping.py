@@ -1,0 +1,26 @@
+"""How the work of a job is stopped, and whether anything of it still runs: the command and the query are two functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.snapshot import J, Snapshot
+from egm_operator.status import S
+
+Stop = Callable[[Snapshot[J, S], Decision[S]], None]
+"""Decides what to do so that nothing of a job runs any more."""
+Idle = Callable[[Snapshot[J, S]], bool]
+"""Returns whether nothing of a job runs any more."""
+
+
+def stop_preparing(snapshot: Snapshot[J, S], decision: Decision[S]) -> None:
+    """Suspend the Job that prepares data, unless it has ended."""
+    for job in snapshot.batch_jobs_of("prepare"):
+        if not job.over and not job.deleting and not job.suspended:
+            decision.patch(job, {"spec": {"suspend": True}})
+
+
+def prepares_nothing(snapshot: Snapshot[J, S]) -> bool:
+    """Return whether no pod that prepares data is alive."""
+    return not any(snapshot.alive(pod) for pod in snapshot.pods_of("prepare"))

@@ -1,0 +1,49 @@
+"""spec.suspend: pods get SIGTERM and their grace period for a checkpoint, then the nodes are free."""
+
+from __future__ import annotations
+
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.snapshot import J, Policy, Snapshot
+from egm_operator.plan.stopping import Idle, Stop
+from egm_operator.status import ConditionType, Reason, S, stamp
+from grounding.api.status import Phase
+
+
+def suspend(stop: Stop[J, S], idle: Idle[J, S]) -> Policy[J, S]:
+    """Return the policy for a kind whose work `stop` stops; `idle` says whether it has stopped."""
+
+    def decide(snapshot: Snapshot[J, S]) -> Decision[S] | None:
+        if not snapshot.job.spec.suspend:
+            return _resume(snapshot)
+        decision = snapshot.decision()
+        status = decision.status
+        status.fields.start_time = None  # as a batch/v1 Job does: time suspended counts for no deadline
+        status.forget_eta()
+        stop(snapshot, decision)
+        if not idle(snapshot):
+            text = "Waits until the pods have saved a checkpoint and are gone."
+            status.phase(status.current_phase, Reason.SUSPENDING, text)
+            return decision
+        if not status.is_true(ConditionType.SUSPENDED):
+            decision.event(Reason.SUSPENDED, "The job is suspended, nothing of it runs.")
+        status.condition(ConditionType.SUSPENDED, True, Reason.SUSPENDED, "spec.suspend is true.")
+        if status.get(ConditionType.RUNNING) is not None:
+            status.condition(ConditionType.RUNNING, False, Reason.SUSPENDED, "spec.suspend is true.")
+        status.phase(Phase.SUSPENDED, Reason.SUSPENDED, "spec.suspend is true.")
+        return decision
+
+    return decide
+
+
+def _resume(snapshot: Snapshot[J, S]) -> Decision[S] | None:
+    """Record that the job is not, or no longer, suspended."""
+    if snapshot.status.fields.start_time and not snapshot.status.is_true(ConditionType.SUSPENDED):
+        return None
+    decision = snapshot.decision()
+    status = decision.status
+    if status.is_true(ConditionType.SUSPENDED):
+        status.condition(ConditionType.SUSPENDED, False, Reason.RESUMED, "spec.suspend is false.")
+        decision.event(Reason.RESUMED, "The job goes on from its newest checkpoint.")
+    if not status.fields.start_time:
+        status.fields.start_time = stamp(status.now)
+    return decision.passing()

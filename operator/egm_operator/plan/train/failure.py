@@ -1,0 +1,69 @@
+"""An attempt that is lost: a pod failed, or one was replaced after all had run (the others wait for the old one forever)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from egm_operator.kube.objects import Pod
+from egm_operator.plan.attempts import fail, node_lost
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.snapshot import PlacedTrain
+from egm_operator.plan.train.gang import GANG
+from egm_operator.status import ConditionType, Reason
+from grounding.api.status import TrainStatus
+from grounding.runtime.exits import retryable
+
+
+def failure(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
+    """End the attempt if a pod of it has failed, its gang has failed, or a pod was replaced."""
+    under_way = GANG.under_way(snapshot)
+    if under_way is None:
+        return None
+    attempt, gang = under_way
+    pods = GANG.pods(snapshot, attempt)
+    if (found := _pod_failure(pods, snapshot.now)) is not None:
+        reason, message = found
+        return fail(snapshot, GANG, attempt, reason, message, again=reason is not Reason.USER_ERROR)
+    if lost := GANG.lost(snapshot, attempt):
+        return fail(snapshot, GANG, attempt, Reason.NODE_LOST, node_lost(lost))
+    if gang.failed is not None:
+        if not snapshot.is_settled(gang.failed, []):
+            decision = snapshot.decision()
+            decision.look_again(snapshot.now + 1)
+            return decision
+        # the training-operator counts a pod that is deleted as failed, whoever deletes it, and deletes the others then
+        if snapshot.status.is_true(ConditionType.RUNNING) and len(pods) < GANG.size(snapshot):
+            text = f"a pod of {gang.name} has been deleted ({gang.failed})"
+            return fail(snapshot, GANG, attempt, Reason.POD_REPLACED, text)
+        leaving = [(pod.leaves, pod.name, pod) for pod in pods if pod.alive and pod.leaves is not None]
+        if leaving:
+            return fail(snapshot, GANG, attempt, Reason.EVICTED, _taken(min(leaving)[2]))
+        return fail(snapshot, GANG, attempt, Reason.POD_FAILED, str(gang.failed))
+    if snapshot.status.is_true(ConditionType.RUNNING):
+        whole_since = snapshot.status.since(ConditionType.RUNNING)
+        fresh = next((pod for pod in pods if pod.created > whole_since + 1), None)
+        if fresh is not None:
+            text = f"pod {fresh.name} is not the one that training began with"
+            return fail(snapshot, GANG, attempt, Reason.POD_REPLACED, text)
+    return None
+
+
+def _pod_failure(pods: Sequence[Pod], now: float) -> tuple[Reason, str] | None:
+    """Return why the attempt's pods failed: one was disrupted, or else what the one says that failed first and took the others along."""
+    dead = [(now if pod.ended is None else pod.ended, death.pod, death, pod) for pod in pods if (death := pod.death)]
+    if not dead:
+        return None
+    _, _, death, _ = min(dead, key=lambda one: one[:2])
+    # a node that is drained ends one pod after the other, and the first to report may be one that only missed the disrupted one
+    if (disrupted := next((pod for pod in pods if pod.disrupted), None)) is not None:
+        end = disrupted.death
+        return Reason.EVICTED, f"{_taken(disrupted)}; {death}" if end is None else str(end)
+    if death.reason == "OOMKilled":
+        return Reason.OUT_OF_MEMORY, str(death)
+    return Reason.POD_FAILED if retryable(death.code) else Reason.USER_ERROR, str(death)
+
+
+def _taken(pod: Pod) -> str:
+    """Return that someone takes a pod away."""
+    where = f" from node {pod.node}" if pod.node else ""
+    return f"pod {pod.name} is taken{where}"

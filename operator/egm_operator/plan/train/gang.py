@@ -1,0 +1,72 @@
+"""The gang of a training: one PyTorchJob an attempt, and its pods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from egm_operator.kube.objects import Pod, PyTorchJob, Raw
+from egm_operator.manifests import pytorchjob
+from egm_operator.plan.attempts import Unit
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.snapshot import PlacedTrain, TrainSnapshot
+from egm_operator.plan.stopping import prepares_nothing, stop_preparing
+from grounding.api import ResolvedTrainJob
+from grounding.api.status import TrainStatus
+
+
+class Gang(Unit[ResolvedTrainJob, TrainStatus, PyTorchJob]):
+    """The PyTorchJob of an attempt."""
+
+    def all(self, snapshot: TrainSnapshot) -> Sequence[PyTorchJob]:
+        return snapshot.gangs
+
+    def name(self, snapshot: PlacedTrain, attempt: int) -> str:
+        return pytorchjob.name(snapshot.context.prefix, attempt)
+
+    def pods(self, snapshot: TrainSnapshot, attempt: int) -> list[Pod]:
+        return snapshot.pods_of(snapshot.job.spec.method, attempt)
+
+    def objects(self, snapshot: PlacedTrain, attempt: int) -> list[Raw]:
+        roles = snapshot.roles
+        return pytorchjob.wanted(roles[snapshot.job.spec.method], roles["prepare"], snapshot.context, attempt)
+
+    def size(self, snapshot: PlacedTrain) -> int:
+        """Return how many pods a whole gang has."""
+        return snapshot.roles[snapshot.job.spec.method].replicas
+
+
+GANG = Gang()
+
+
+def members(snapshot: TrainSnapshot) -> list[Pod]:
+    """Return the training pods of all attempts."""
+    return snapshot.pods_of(snapshot.job.spec.method)
+
+
+def running(pods: Sequence[Pod]) -> int:
+    """Return how many of some pods run, or have run to their good end."""
+    return sum(pod.phase in ("Running", "Succeeded") and not pod.deleting for pod in pods)
+
+
+def stop(snapshot: TrainSnapshot, decision: Decision[TrainStatus]) -> None:
+    """Stop the gang: by suspension if the object can continue later, by deletion if a queue (or its own end) forbids that."""
+    for gang in snapshot.gangs:
+        if snapshot.status.ended:
+            if not gang.over:
+                decision.remove(gang)
+        elif snapshot.job.spec.queue or gang.over:
+            decision.remove(gang)
+        elif not gang.suspended and not gang.deleting:
+            decision.patch(gang, pytorchjob.suspension(True))
+    stop_preparing(snapshot, decision)
+
+
+def stop_for_good(snapshot: TrainSnapshot, decision: Decision[TrainStatus]) -> None:
+    """Delete every gang."""
+    decision.remove(*snapshot.gangs)
+    stop_preparing(snapshot, decision)
+
+
+def idle(snapshot: TrainSnapshot) -> bool:
+    """Return whether nothing of the job runs."""
+    return prepares_nothing(snapshot) and not any(snapshot.alive(pod) for pod in members(snapshot))

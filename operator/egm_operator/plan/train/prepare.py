@@ -1,0 +1,21 @@
+"""The data of a training: made once for all pods if they share a folder. Else each pod prepares for itself (manifests/pod.py), because what a Job
+made would be lost."""
+
+from __future__ import annotations
+
+from egm_operator.plan import prepare as shared
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.snapshot import PlacedTrain
+from grounding.api.status import TrainStatus
+
+
+def prepare(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
+    """Prepare the data. If the pods prepare for themselves, delete a Job that another version of the operator has made for it."""
+    if snapshot.context.places.shared:
+        return shared.prepare(snapshot)
+    made = snapshot.batch_jobs_of("prepare")
+    if not made:
+        return None
+    decision = snapshot.decision()
+    decision.remove(*made)
+    return decision.passing()

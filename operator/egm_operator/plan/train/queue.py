@@ -1,0 +1,42 @@
+"""A gang whose pods are not wanted: its queue has not admitted it or has taken its place back, or the user's suspension ends now.
+
+Pods that such a stop has ended are no failure, and those that come are a fresh gang.
+"""
+
+from __future__ import annotations
+
+from egm_operator.manifests import pytorchjob
+from egm_operator.plan.attempts import starts, waits_for
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.snapshot import PlacedTrain, ask
+from egm_operator.plan.train.gang import GANG
+from egm_operator.plan.train.start_deadline import start_deadline
+from egm_operator.status import ConditionType, Reason
+from grounding.api.status import Phase, TrainStatus
+
+
+def queue(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
+    """Wait for the queue, or let the pods come back."""
+    under_way = GANG.under_way(snapshot)
+    if under_way is None or not under_way[1].suspended:
+        return None
+    (attempt, gang), name = under_way, snapshot.job.spec.queue
+    decision = snapshot.decision()
+    status, reason = decision.status, Reason.QUEUED if name else Reason.RESUMED
+    if status.is_true(ConditionType.RUNNING):
+        status.condition(ConditionType.RUNNING, False, reason, "Its pods have been stopped.")
+    if name:
+        status.phase(Phase.PENDING, reason, f"Waits for queue {name} to admit it.")
+        ask([start_deadline], snapshot, decision)
+        decision.status.fields.start_time = (
+            None  # as with suspension: time in the queue counts for no activeDeadlineSeconds
+        )
+        return decision
+    stopped = [pod for pod in GANG.pods(snapshot, attempt) if (pod.alive or pod.deleting) and not snapshot.lost(pod)]
+    if stopped:
+        text = f"Waits until the stopped pods of attempt {attempt} are gone.{waits_for(snapshot, decision, stopped)}"
+        status.phase(Phase.PENDING, Reason.STOPPING, text)
+    else:
+        decision.patch(gang, pytorchjob.suspension(False))
+        status.phase(Phase.PENDING, Reason.STARTING, starts(snapshot, attempt))
+    return decision

@@ -1,0 +1,40 @@
+"""A gang whose pods all run, or that ran until one of them went."""
+
+from __future__ import annotations
+
+from egm_operator.plan.attempts import allowed, waits_for
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.snapshot import PlacedTrain, ask
+from egm_operator.plan.train.gang import GANG, running
+from egm_operator.plan.train.progress_available import progress_available
+from egm_operator.plan.train.stall import stall
+from egm_operator.status import ConditionType, Reason
+from grounding.api.status import Phase, TrainStatus
+
+
+def run(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
+    """Report that all pods run, and watch for stalls."""
+    under_way = GANG.under_way(snapshot)
+    if under_way is None:
+        return None
+    attempt, wanted = under_way[0], GANG.size(snapshot)
+    count = running(GANG.pods(snapshot, attempt))
+    decision = snapshot.decision()
+    status = decision.status
+    if count >= wanted:
+        # a fresh transition for each attempt: what follows asks since when this gang has been whole
+        text = f"All {wanted} pods of attempt {attempt} run."
+        if not status.is_true(ConditionType.RUNNING):
+            decision.event(Reason.ALL_PODS_RUNNING, text)
+        status.condition(ConditionType.RUNNING, True, Reason.ALL_PODS_RUNNING, text)
+        if not status.is_true(ConditionType.DATA_READY):
+            status.condition(ConditionType.DATA_READY, True, Reason.PREPARED, "Each pod has prepared its data.")
+        text = f"Attempt {attempt} of {allowed(status, snapshot.job.spec.max_attempts)}: all {wanted} pods run."
+        status.phase(Phase.RUNNING, Reason.ALL_PODS_RUNNING, text)
+        return ask([progress_available, stall], snapshot, decision)
+    if status.is_true(ConditionType.RUNNING):
+        # a pod is gone: the condition keeps the time that tells a new pod from those of the beginning
+        late = waits_for(snapshot, decision, GANG.pods(snapshot, attempt))
+        status.phase(Phase.RUNNING, Reason.PODS_PENDING, f"{count} of {wanted} pods run.{late}")
+        return decision
+    return None

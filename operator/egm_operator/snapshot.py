@@ -1,0 +1,93 @@
+"""What is seen of a job at one moment, as the API server holds it, and what its user has written. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from egm_operator.kinds import JOBS
+from egm_operator.kube.objects import ObjectWarning, Raw
+from egm_operator.status import seconds
+from grounding.api import ResolvedJob, read
+from grounding.errors import UserError
+
+
+@dataclass(frozen=True)
+class Report:
+    """An answer of `/progress`: when it came (seconds since 1970) and what it says."""
+
+    received: float
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a plan sees. `warnings`: of the events about its children, the newest of each, the newest first."""
+
+    raw: Raw
+    children: Sequence[Raw] = ()
+    upstream: Raw | None = None
+    report: Report | None = None
+    warnings: Sequence[ObjectWarning] = ()
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """Metadata of the job."""
+        found: Mapping[str, Any] = self.raw["metadata"]
+        return found
+
+    @property
+    def generation(self) -> int:
+        """Return the generation of the job's spec; 0 if it has none."""
+        found = self.meta.get("generation")
+        return found if isinstance(found, int) else 0
+
+
+def parse_job(raw: Mapping[str, Any]) -> ResolvedJob:
+    """Return the resolved job of an API object. Raises `UserError` naming the field.
+
+    The last few are remembered, because a job is planned many times while its spec stays as it is. Do not change what you get.
+    """
+    return resolved(manifest(raw))
+
+
+def manifest(raw: Mapping[str, Any]) -> bytes:
+    """Return what a job's user has written of it, as JSON: equal for equal jobs."""
+    meta = {k: v for k, v in raw["metadata"].items() if k in ("name", "namespace")}
+    kind = JOBS[raw["kind"]]
+    plain = {"apiVersion": kind.api_version, "kind": kind.name, "metadata": meta, "spec": raw["spec"]}
+    return orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)
+
+
+@lru_cache(maxsize=512)
+def resolved(written: bytes) -> ResolvedJob:
+    """Return the resolved job of what `manifest` gives. Raises `UserError` naming the field."""
+    job, found = read(orjson.loads(written))
+    if job is None:
+        raise UserError(found[0].message, field=found[0].field)
+    return job
+
+
+def identity(raw: Mapping[str, Any]) -> tuple[str, int]:
+    """Return what identifies a job's spec: its uid and generation."""
+    return str(raw["metadata"].get("uid")), int(raw["metadata"].get("generation", 0))
+
+
+def read_job(raw: Mapping[str, Any]) -> ResolvedJob:
+    """Return the same, read anew: reading thousands of jobs in turn would only push out what is remembered."""
+    return resolved.__wrapped__(manifest(raw))
+
+
+def created(obj: Mapping[str, Any]) -> float:
+    """Return when an object was created, seconds since 1970."""
+    at = seconds(obj["metadata"].get("creationTimestamp"))
+    return 0.0 if at is None else at
+
+
+def deleting(obj: Mapping[str, Any]) -> bool:
+    """Return whether an object is being deleted."""
+    return obj["metadata"].get("deletionTimestamp") is not None

@@ -1,0 +1,32 @@
+"""`egm doctor --cluster` against the real API server: what a namespace without the operator lacks, and what it has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from tests.cluster.operator_kit import Api, kubeconfig, new_namespace
+
+
+def doctor(namespace: str) -> dict[str, tuple[str, str]]:
+    env = {**os.environ, "KUBECONFIG": str(kubeconfig())}
+    argv = [sys.executable, "-m", "grounding.cli", "doctor", "--cluster", "--json", "-n", namespace]
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode in (0, 2), done.stderr
+    found = json.loads(done.stdout)
+    assert found["exitCode"] == done.returncode
+    return {c["subject"]: (c["state"], c["message"]) for c in found["checks"]}
+
+
+def test_what_the_cluster_of_the_tests_has(cluster: Any) -> None:
+    del cluster
+    with new_namespace(Api(kubeconfig()), "doctor") as namespace:
+        found = doctor(namespace)
+    assert found["API server"][0] == "ok" and found["API server"][1].startswith("v1.")
+    assert found["kinds"] == ("ok", "GroundingTrainJob and GroundingEvalJob")
+    assert found["rights"][0] == "ok" and found["images"] == ("ok", f"no pod in {namespace} waits for an image")
+    assert found["operator"][0] == "failed"  # it is a process here, and no Deployment
+    assert found["GPUs"][0] == "ok" and found["GPUs"][1].endswith("on all nodes together")

@@ -1,0 +1,85 @@
+import re
+from typing import Any
+
+import pytest
+from egm_operator.plan.evaluate.servers import servers
+
+from tests.unit.operator.plan.kit import NOW, client, placed_evaluating, pod, said, stamp, waits
+
+READY = {"conditions": [{"type": "Ready", "status": "True"}]}
+SHARED = ["j-eval-token", "j-eval-servers"]
+STARTING = {"final": True, "phase": "Pending", "reason": "ServersStarting"}
+
+
+def _server(index: int, **more: Any) -> dict[str, Any]:
+    return pod(f"j-eval-server-{index}", role="server", **more)
+
+
+@pytest.mark.parametrize(
+    ("owned", "expected"),
+    [
+        ([], STARTING | {"create": [*SHARED, "j-eval-server-0", "j-eval-server-1"]}),
+        ([_server(0, **READY)], {"final": False, "create": [*SHARED, "j-eval-server-1"]}),
+        ([_server(0, **READY), _server(1)], {"final": False}),
+        ([_server(0, **READY), _server(1), _server(2)], {"final": False, "delete": ["j-eval-server-2"]}),
+        ([_server(0, **READY), _server(1, phase="Failed")], {"final": False, "delete": ["j-eval-server-1"]}),
+        ([_server(0), _server(1), client()], {"final": False}),  # a client that has begun continues with what there is
+    ],
+)
+def test_servers(owned: list[Any], expected: dict[str, Any]) -> None:
+    decision = servers(placed_evaluating(*owned, minServers=1))
+    assert decision is not None
+    found = {k: v for k, v in said(decision).items() if k != "at"}
+    if "create" in found:  # the token's name ends in a digest of the job's uid
+        found["create"] = [re.sub(r"(-token)-[0-9a-f]{10}$", r"\1", name) for name in found["create"]]
+    assert found == expected
+    there = [one for one in owned if one["kind"] == "Pod"]
+    fields = decision.status.fields
+    assert (fields.servers, fields.ready_servers) == (len(there), sum("conditions" in p["status"] for p in there))
+
+
+def test_why_they_are_not_ready() -> None:
+    decision = servers(placed_evaluating(_server(0), _server(1, phase="Pending", **waits("ErrImagePull", "no"))))
+    assert decision is not None and decision.status.fields.reason == "ImagePull"
+    assert str(decision.status.fields.message).endswith("x:1: no")
+
+
+GATED = {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "gates"}]}
+HOURS = 40 * 3600.0
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        ({"phase": "Pending"}, "ServersStarting"),
+        ({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3"}]}, "Unschedulable"),
+        ({"phase": "Pending", **GATED}, "Queued"),
+    ],
+)  # fmt: skip
+def test_they_may_wait_for_a_node_as_long_as_it_takes(status: dict[str, Any], reason: str) -> None:
+    snapshot = placed_evaluating(
+        _server(0, ago=HOURS, **status), _server(1, ago=HOURS, **status), status={"startTime": stamp(NOW - HOURS)}
+    )
+    decision = servers(snapshot)
+    assert said(decision) == {"final": True, "phase": "Pending", "reason": reason}
+    # time in a queue counts for no deadline
+    assert decision is not None and (decision.status.fields.start_time is None) == (reason == "Queued")
+
+
+def test_from_then_on_they_may_take_only_so_long() -> None:
+    first = servers(placed_evaluating(_server(0, ago=HOURS, startTime=stamp(NOW)), _server(1, ago=HOURS)))
+    assert first is not None and first.plan.at is not None
+    late = stamp(2 * NOW - first.plan.at)
+    decision = servers(placed_evaluating(_server(0, startTime=late), _server(1)))
+    both = ["j-eval-server-0", "j-eval-server-1"]
+    assert said(decision) == {"final": True, "phase": "Failed", "reason": "ServersNotReady", "delete": both}
+
+
+def test_a_server_whose_node_is_lost_is_deleted_by_force() -> None:
+    """Its name is wanted again, and it has nothing to save."""
+    left = 300  # EGM_OPERATOR_NODE_LOST_SECONDS
+    for ago, force in ((left - 1, False), (left, True)):
+        decision = servers(placed_evaluating(_server(0, leaving=ago, **READY), _server(1, **READY)))
+        assert decision is not None
+        assert [(one.name, one.force) for one in decision.plan.delete] == ([("j-eval-server-0", True)] if force else [])
+        assert (decision.plan.at == NOW + 1) != force

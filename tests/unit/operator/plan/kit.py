@@ -1,0 +1,165 @@
+"""Snapshots for tables: a job, its status, and what it owns, in as few words as a row has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from egm_operator.plan.decision import Decision
+from egm_operator.plan.snapshot import EvalSnapshot, PlacedEval, PlacedTrain, TrainSnapshot, observe, place
+from egm_operator.snapshot import Observed, Report, parse_job
+from egm_operator.status import StatusBuilder, read_status, stamp
+
+from grounding.api import ResolvedEvalJob, ResolvedTrainJob
+from grounding.api.status import EvalStatus, TrainStatus
+from tests.unit.operator.world import NOW, SETTINGS, evaluation, train
+
+MODEL = "hf://x/y"
+
+
+def conditions(**found: str | tuple[str, float]) -> list[dict[str, Any]]:
+    """Conditions by type: their status and, if it matters, how many seconds ago it changed."""
+    made = []
+    for kind, said in found.items():
+        status, ago = said if isinstance(said, tuple) else (said, 0.0)
+        reason = {"Restarting": "PodFailed"}.get(kind, "Said")
+        message = "Attempt 1 of 3 failed: boom" if kind == "Restarting" else ""
+        at = {"lastTransitionTime": stamp(NOW - ago)}
+        made.append({"type": kind, "status": status, "reason": reason, "message": message, **at})
+    return made
+
+
+def _meta(
+    name: str, role: str, attempt: int, ago: float, deleting: bool, left: float = 0.0, **more: str
+) -> dict[str, Any]:
+    labels = {"grounding.egm.dev/role": role, **more}
+    if attempt:
+        labels["grounding.egm.dev/attempt"] = str(attempt)
+    meta = {
+        "name": name,
+        "namespace": "n",
+        "uid": f"uid-{name}",
+        "labels": labels,
+        "creationTimestamp": stamp(NOW - ago),
+    }
+    return meta | ({"deletionTimestamp": stamp(NOW - left)} if deleting else {})
+
+
+def pod(
+    name: str = "p",
+    role: str = "rl",
+    attempt: int = 1,
+    phase: str = "Running",
+    *,
+    ago: float = 0.0,
+    deleting: bool = False,
+    leaving: float | None = None,
+    node: str = "",
+    master: bool = False,
+    code: int | None = None,
+    message: str = "",
+    **status: Any,
+) -> dict[str, Any]:
+    """Return a pod, created `ago` seconds ago; with an exit code it has ended. `leaving`: for how many seconds it should have been gone."""
+    if code is not None:
+        phase = "Failed" if code else "Succeeded"
+        ended = {"exitCode": code, "message": message, "finishedAt": stamp(NOW)}
+        status["containerStatuses"] = [{"name": "c", "image": "x:1", "state": {"terminated": ended}}]
+    replica = {"training.kubeflow.org/replica-type": "master" if master else "worker"} if role == "rl" else {}
+    deleting, left = deleting or leaving is not None, 0.0 if leaving is None else leaving
+    meta = _meta(name, role, attempt if role != "server" else 0, ago, deleting, left, **replica)
+    return {"kind": "Pod", "metadata": meta, "spec": {"nodeName": node}, "status": {"phase": phase, **status}}
+
+
+def waits(reason: str, message: str = "why") -> dict[str, Any]:
+    """Return the state of a container that waits."""
+    return {
+        "containerStatuses": [
+            {"name": "c", "image": "x:1", "state": {"waiting": {"reason": reason, "message": message}}}
+        ]
+    }
+
+
+def ended(kind: str, ago: float = 10.0) -> dict[str, Any]:
+    """Return the status of an owner that says how it ended."""
+    said = {"type": kind, "status": "True", "reason": "R", "message": "said by its controller"}
+    return {"conditions": [said | {"lastTransitionTime": stamp(NOW - ago)}]}
+
+
+def gang(
+    attempt: int = 1, *, ago: float = 0.0, deleting: bool = False, suspended: bool = False, **status: Any
+) -> dict[str, Any]:
+    """Return the PyTorchJob of an attempt."""
+    meta = _meta(f"j-a{attempt}", "rl", attempt, ago, deleting)
+    return {"kind": "PyTorchJob", "metadata": meta, "spec": {"runPolicy": {"suspend": suspended}}, "status": status}
+
+
+def batch(
+    name: str = "j-prepare", role: str = "prepare", attempt: int = 0, *, suspended: bool = False, **status: Any
+) -> dict[str, Any]:
+    """Return a batch/v1 Job."""
+    meta = _meta(name, role, attempt, 0.0, deleting=False)
+    return {"kind": "Job", "metadata": meta, "spec": {"suspend": suspended}, "status": status}
+
+
+def client(attempt: int = 1, **status: Any) -> dict[str, Any]:
+    """Return the client Job of an attempt."""
+    return batch(f"j-eval-client-{attempt}", "evaluate", attempt, **status)
+
+
+def training(
+    *owned: dict[str, Any], status: dict[str, Any] | None = None, report: Report | None = None, **spec: Any
+) -> TrainSnapshot:
+    """Return a training job and what it owns."""
+    seen = Observed({**train(**spec), "status": status or {}}, owned, None, report)
+    job = parse_job(seen.raw)
+    assert isinstance(job, ResolvedTrainJob)
+    return observe(seen, job, StatusBuilder(read_status(seen.raw, TrainStatus), 1, NOW), SETTINGS)
+
+
+def evaluating(
+    *owned: dict[str, Any], status: dict[str, Any] | None = None, report: Report | None = None, **spec: Any
+) -> EvalSnapshot:
+    """Return an evaluation job and what it owns."""
+    seen = Observed({**evaluation(**spec), "status": status or {}}, owned, None, report)
+    job = parse_job(seen.raw)
+    assert isinstance(job, ResolvedEvalJob)
+    return observe(seen, job, StatusBuilder(read_status(seen.raw, EvalStatus), 1, NOW), SETTINGS)
+
+
+def placed_training(
+    *owned: dict[str, Any], status: dict[str, Any] | None = None, report: Report | None = None, **spec: Any
+) -> PlacedTrain:
+    """Return the same, with a model."""
+    found = place(training(*owned, status={"model": MODEL, **(status or {})}, report=report, **spec))
+    assert found is not None
+    return found
+
+
+def placed_evaluating(
+    *owned: dict[str, Any], status: dict[str, Any] | None = None, report: Report | None = None, **spec: Any
+) -> PlacedEval:
+    """Return the same, with a model."""
+    found = place(evaluating(*owned, status={"model": MODEL, **(status or {})}, report=report, **spec))
+    assert found is not None
+    return found
+
+
+def said(decision: Decision[Any] | None) -> dict[str, Any]:
+    """Return what a decision does, in short; empty if the policy passes."""
+    if decision is None:
+        return {}
+    fields, plan = decision.status.fields, decision.plan
+    found = {
+        "final": decision.final,
+        "phase": None if fields.phase is None else str(fields.phase),
+        "reason": fields.reason,
+        "create": [obj["metadata"]["name"] for obj in plan.create],
+        "delete": [one.name for one in plan.delete],
+        "patch": [(one.name, one.body) for one in plan.patch],
+        "at": None if plan.at is None else round(plan.at - NOW),
+    }
+    return {key: value for key, value in found.items() if value not in (None, [])}
+
+
+__all__ = ["NOW", "SETTINGS", "Report", "replace", "stamp"]

@@ -1,0 +1,33 @@
+from typing import Any
+
+import pytest
+from egm_operator.plan.prepare import prepare
+
+from tests.unit.operator.plan.kit import batch, conditions, ended, placed_training, pod, said, waits
+
+PREPARING = {"final": True, "phase": "Preparing", "reason": "Preparing"}
+
+
+def _pod(**more: Any) -> dict[str, Any]:
+    return pod("j-prepare-x", role="prepare", **more)
+
+
+@pytest.mark.parametrize(
+    ("ready", "owned", "expected"),
+    [
+        ("True", [], {}),
+        (None, [], PREPARING | {"create": ["j-prepare"]}),
+        (None, [batch()], PREPARING),
+        (None, [batch(suspended=True)], PREPARING | {"patch": [("j-prepare", {"spec": {"suspend": False}})]}),
+        (None, [batch(), _pod(phase="Pending", **waits("ImagePullBackOff"))], PREPARING | {"reason": "ImagePull"}),
+        (None, [batch(), _pod(code=0)], {"final": False}),  # its Job's controller has not noticed
+        (None, [batch(**ended("Complete"))], {"final": False}),
+        (None, [batch(**ended("Failed", ago=0))], {"final": True, "at": 1}),  # its pod may still report why
+        (None, [batch(**ended("Failed"))], {"final": True, "phase": "Failed", "reason": "PrepareFailed"}),
+        (None, [batch(**ended("Failed")), _pod(code=1)], {"final": True, "phase": "Failed", "reason": "PrepareFailed"}),
+        (None, [batch(**ended("Failed")), _pod(code=2)], {"final": True, "phase": "Failed", "reason": "UserError"}),
+    ],
+)
+def test_prepare(ready: str | None, owned: list[Any], expected: dict[str, Any]) -> None:
+    status = {} if ready is None else {"conditions": conditions(DataReady=ready)}
+    assert said(prepare(placed_training(*owned, status=status))) == expected

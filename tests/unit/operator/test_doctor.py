@@ -1,0 +1,79 @@
+"""`egm doctor --cluster`: what the API server answered, and what it means."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from egm_operator.cli.doctor import RIGHTS, Claim, Pull, Workload, World, judge, pulls_of
+from egm_operator.kinds import JOBS
+
+from grounding.runtime.verdicts import exit_code
+
+WELL = World(
+    server="v1.34.0",
+    namespace="team-a",
+    kinds=frozenset({*JOBS, "PyTorchJob"}),
+    operators=(Workload("egm", "egm", 1, 1),),
+    trainers=(Workload("kubeflow", "training-operator", 1, 1),),
+    gpus=8,
+    pulls=(),
+    classes=("fast", "slow"),
+    default_class="fast",
+)
+
+
+def found(**changes: object) -> dict[str, tuple[str, str, str]]:
+    verdicts = judge(dataclasses.replace(WELL, **changes))
+    return {v.subject: (v.state, v.message, v.cure) for v in verdicts if v.state != "ok"}
+
+
+def test_a_cluster_with_all_of_it() -> None:
+    assert found() == {} and exit_code(judge(WELL)) == 0
+
+
+@pytest.mark.parametrize(("changes", "subject", "state", "words"), [
+    ({"kinds": frozenset({"PyTorchJob"})}, "kinds", "failed", "helm install egm charts/egm"),
+    ({"kinds": frozenset(JOBS)}, "training-operator", "failed", "kubeflow/training-operator"),
+    ({"operators": ()}, "operator", "failed", "helm install"),
+    ({"operators": (Workload("egm", "egm", 1, 0),)}, "operator", "failed", "kubectl -n egm describe deployment egm"),
+    ({"operators": None}, "operator", "note", "these rights"),
+    ({"trainers": ()}, "training-operator", "failed", "v1.9"),
+    ({"denied": ("create groundingtrainjobs",)}, "rights", "failed", "you may not create groundingtrainjobs"),
+    ({"gpus": 0}, "GPUs", "warning", "device plug-in"),
+    ({"gpus": None}, "GPUs", "note", "these rights"),
+    ({"pulls": (Pull("a-0", "reg/egm-train:x", "not found"),)}, "images", "failed", "reg/egm-train:x of pod a-0"),
+    ({"pulls": None}, "images", "note", "these rights"),
+    ({"default_class": ""}, "storage", "note", "fast, slow"),
+    ({"classes": None}, "storage", "note", "these rights"),
+    ({"claims": (Claim("data", ""),)}, "storage", "failed", "claim data is not there"),
+    ({"claims": (Claim("data", "Lost"),)}, "storage", "failed", "claim data is Lost"),
+])  # fmt: skip
+def test_each_fault_has_one_verdict(changes: dict[str, object], subject: str, state: str, words: str) -> None:
+    wrong = found(**changes)
+    assert list(wrong) == [subject] and wrong[subject][0] == state
+    assert words in wrong[subject][1] + wrong[subject][2]
+    assert wrong[subject][2] or state == "note"
+
+
+def test_a_claim_that_is_bound_with_its_first_pod_is_well() -> None:
+    assert found(claims=(Claim("data", "Pending"), Claim("more", "Bound"))) == {}
+    assert list(found(claims=(Claim("data", "Pending"),), classes=(), default_class="")) == ["storage"]
+
+
+def test_an_image_is_named_once_whichever_container_waits_for_it() -> None:
+    def pod(name: str, key: str, reason: str) -> dict[str, object]:
+        state = {"waiting": {"reason": reason, "message": "manifest unknown"}}
+        return {"metadata": {"name": name}, "status": {key: [{"image": "reg/train:x", "state": state}]}}
+
+    pods = [
+        pod("a", "initContainerStatuses", "ImagePullBackOff"),
+        pod("b", "containerStatuses", "ErrImagePull"),
+        pod("c", "containerStatuses", "ContainerCreating"),
+        {"metadata": {"name": "d"}},
+    ]
+    assert pulls_of(pods) == (Pull("a", "reg/train:x", "manifest unknown"),)
+
+
+def test_the_rights_are_those_of_the_role_that_the_chart_gives() -> None:
+    assert {r for _, r, _ in RIGHTS} == {*(kind.plural for kind in JOBS.values()), "pods", "pods/log"}

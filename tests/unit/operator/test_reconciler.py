@@ -1,0 +1,134 @@
+"""The reconciler's back-off: it doubles while nothing succeeds, and begins anew with each write that does."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from egm_operator.controller import reconciler as module
+from egm_operator.controller.progress_poller import Poller
+from egm_operator.controller.reconciler import Reconciler
+from egm_operator.controller.work_queue import WorkQueue
+from egm_operator.kube.cache import Key, Store
+from egm_operator.kube.client import ApiError
+from egm_operator.kube.cluster import Cluster
+from egm_operator.plan import Plan
+
+from tests.unit.operator.world import NOW, SETTINGS, evaluation
+
+KEY = ("GroundingEvalJob", "n", "j")
+
+
+class BusyCluster(Cluster):
+    """Accepts writes unless `refused(method, path, times)` says 429; `times` counts the requests of this kind so far."""
+
+    def __init__(self, refused: Callable[[str, str, int], bool]) -> None:
+        self.refused, self.asked, self.version = refused, Counter[tuple[str, str]](), itertools.count(2)
+        self.accepted: list[str] = []
+        self.objects: dict[str, dict[str, Any]] = {}
+
+    async def request(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        times = self.asked[method, path]
+        self.asked[method, path] += 1
+        if self.refused(method, path, times):
+            raise ApiError(429, "TooManyRequests", "busy")
+        self.accepted.append(f"{method} {path}")
+        body = dict(more.get("body") or {})
+        if method == "PATCH":
+            was = self.objects[path.removesuffix("/status").rsplit("/", 1)[1]]
+            body = {**was, **body, "metadata": {**was["metadata"], **body["metadata"]}}
+        meta = {"uid": f"u{len(self.accepted)}", **body["metadata"], "resourceVersion": str(next(self.version))}
+        self.objects[meta["name"]] = {**body, "metadata": meta}
+        return self.objects[meta["name"]]
+
+
+PREPARED = {
+    "model": "/models/m",
+    "phase": "Preparing",
+    "conditions": [
+        {
+            "type": kind,
+            "status": "True",
+            "reason": "Prepared",
+            "message": "",
+            "lastTransitionTime": "2026-11-29T00:00:00Z",
+        }
+        for kind in ("ModelReady", "DataReady")
+    ],
+}
+
+
+def _delays(cluster: BusyCluster, looks: int, status: dict[str, Any] | None = None) -> list[float]:
+    """Return the delays in seconds that failed looks at an evaluation ask for."""
+    asked: list[float] = []
+
+    class Queue(WorkQueue[Key]):
+        def retry(self, key: Key, at_least: float = 0.0) -> float:
+            asked.append(super().retry(key, at_least))
+            now[0] += asked[-1]  # the next look comes when it is due
+            return asked[-1]
+
+    now = [0.0]
+    store, queue = Store(), Queue(clock=lambda: now[0])
+    job = {**evaluation(servers=8, model={"source": "/models/m"}), "status": status or {}}
+    store.put(job)
+    cluster.objects["j"] = job
+
+    async def look() -> None:
+        poller = Poller(store, None, SETTINGS, lambda _: None)
+        reconciler = Reconciler(cluster, store, queue, poller, SETTINGS, lambda: NOW)
+        for _ in range(looks):
+            await reconciler._once(KEY)
+
+    asyncio.run(look())
+    return asked
+
+
+def test_a_busy_server_that_lets_something_through_is_asked_again_soon() -> None:
+    busy = BusyCluster(lambda method, path, times: times % 2 == 0)  # every request is refused once, then accepted
+    delays = _delays(busy, 6)
+    assert len(delays) >= 2 and busy.accepted, "it must have failed more than once, and got on"
+    assert max(delays) == pytest.approx(0.05), delays
+
+
+def test_what_is_not_watched_is_not_created_again_in_the_next_look() -> None:
+    """Else a plan of many such objects would hardly ever get through: each look could be refused at another of them."""
+    busy = BusyCluster(lambda method, path, times: times % 3 == 0)
+    _delays(busy, 30, PREPARED)
+    posts = Counter(line for line in busy.accepted if line.startswith("POST"))
+    assert {count for line, count in posts.items() if line.endswith(("/secrets", "/services"))} == {1}, posts
+    assert posts["POST /api/v1/namespaces/n/pods"] == 8
+
+
+def test_a_server_that_lets_nothing_through_is_asked_less_and_less() -> None:
+    delays = _delays(BusyCluster(lambda *_: True), 5)
+    assert delays == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8])
+
+
+def test_a_fault_of_the_operator_is_in_the_job_s_status_and_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*_: object) -> Plan:
+        raise OverflowError("cannot convert float infinity to integer")
+
+    monkeypatch.setattr(module, "plan", faulty)
+    cluster = BusyCluster(lambda *_: False)
+    store, job = Store(), evaluation()
+    store.put(job)
+    cluster.objects["j"] = job
+
+    async def look() -> None:
+        queue: WorkQueue[Key] = WorkQueue(clock=lambda: 0.0)
+        reconciler = Reconciler(
+            cluster, store, queue, Poller(store, None, SETTINGS, lambda _: None), SETTINGS, lambda: NOW
+        )
+        for _ in range(3):
+            await reconciler._once(KEY)
+
+    asyncio.run(look())
+    found = store.get(*KEY)
+    assert found is not None
+    assert found["status"]["phase"] == "Pending" and "OverflowError" in found["status"]["message"]
+    assert len(cluster.accepted) == 1, "the same words are written once"

@@ -1,0 +1,196 @@
+"""Commands of README and docs: commands, flags and make targets exist, and the Python names what there is.
+
+A fence with the language `sh` is run by tests/stack/test_docs_run.py. A line `<!-- needs: WORD -->` above a fence says that it needs more than
+files, and it is not run. The commands of all other code (fences without a language, indented lines) are only checked.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from grounding import library
+from grounding.cli import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "images").glob("*.md")])
+NEEDS = ("cluster", "data", "gpu", "minutes", "model", "network", "server")
+"""What a fence may need: a cluster, files of the reader's, GPUs, minutes, a trained model, the internet, a model server"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of code: the language of its fence (None for indented lines) and what the line above says that it needs."""
+
+    line: int
+    language: str | None
+    text: str
+    needs: str = ""
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """Yield the code of a page."""
+    fence: tuple[int, str, str, list[str]] | None = None
+    needs, indented, start = "", [], 0
+    for number, line in enumerate([*page.splitlines(), ""], 1):
+        mark = re.match(r"\s*```(\w*)", line)
+        if fence is not None:
+            if mark:
+                yield Block(fence[0], fence[1], "\n".join(fence[3]) + "\n", fence[2])
+                fence = None
+            else:
+                fence[3].append(line)
+            continue
+        if line.startswith("    ") and not mark:
+            start = start or number
+            indented.append(line.strip())
+            continue
+        if indented:
+            yield Block(start, None, "\n".join(indented) + "\n")
+            indented, start = [], 0
+        if mark:
+            fence, needs = (number, mark.group(1), needs, []), ""
+        elif found := re.fullmatch(r"\s*<!-- needs: (.+) -->", line):
+            needs = found.group(1)
+        elif line.strip():
+            needs = ""
+
+
+def words_of(text: str) -> Iterator[list[str]]:
+    """Yield the words of each simple command of a shell text. Brackets of a synopsis are left out."""
+    for line in text.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(re.sub(r"(?<!\S)\[|\](?!\S)|…", " ", line), posix=True, punctuation_chars="|&;")
+        lexer.commenters, lexer.whitespace_split = "#", True
+        command: list[str] = []
+        try:
+            for word in lexer:
+                if set(word) <= set("|&;"):
+                    yield command
+                    command = []
+                else:
+                    command.append(word)
+        except ValueError:  # an apostrophe in prose
+            continue
+        yield command
+
+
+def _root() -> Any:
+    return typer.main.get_command(app)
+
+
+def problems_of_egm(words: list[str]) -> Iterator[str]:
+    """Yield what is wrong with `egm WORDS`: a command or a flag that does not exist."""
+    command, values = _root(), 0
+    for word in words:
+        flags = {o: p for p in command.params for o in (*p.opts, *p.secondary_opts)}
+        if values and not word.startswith("--"):
+            values -= 1
+        elif re.match(r"--?[a-zA-Z]", word):
+            name = word.partition("=")[0]
+            if name in ("--help", "-h"):
+                continue
+            if name not in flags:
+                yield f"egm {' '.join(words)}: {command.name or 'egm'} has no {name}"
+                continue
+            option = flags[name]
+            values = 0 if option.is_flag or "=" in word else 1
+        elif hasattr(command, "commands"):
+            if word not in command.commands:
+                yield f"egm {' '.join(words)}: there is no command {word}"
+                return
+            command = command.commands[word]
+
+
+def problems_of(text: str) -> Iterator[str]:
+    """Yield what is wrong with the commands of a text."""
+    heads = re.findall(r"^([a-z][a-z0-9 -]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = {target for head in heads for target in head.split()}
+    for words in words_of(text):
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            words = words[1:]
+        if words and (words[0] == "egm" or words[0].endswith("/bin/egm")):
+            yield from problems_of_egm(words[1:])
+        if words and words[0] == "make":
+            for word in words[1:]:
+                if re.fullmatch(r"[a-z][a-z0-9-]*", word) and word not in targets:
+                    yield f"make {word}: no such target"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_flags_and_targets_exist(page: Path) -> None:
+    found = []
+    for block in blocks(page.read_text()):
+        assert block.needs in ("", *NEEDS), f"{page.name}:{block.line}: unknown need {block.needs!r}"
+        if block.language in (None, "", "sh", "bash", "console"):
+            found += [f"{page.name}:{block.line}: {problem}" for problem in problems_of(block.text)]
+    assert found == []
+
+
+def test_a_wrong_flag_command_and_target_are_found() -> None:
+    text = "X=1 .venv/bin/egm run -f a.yaml --nope  # egm no\nls | egm fly\negm data lnt x\nmake test nothing\negm eval --top-k -1\n"
+    assert [p.rpartition(": ")[2] for p in problems_of(text)] == [
+        "run has no --nope", "there is no command fly", "there is no command lnt", "no such target",
+    ]  # fmt: skip
+    page = "<!-- needs: gpu -->\n```sh\negm x\n```\ntext\n```sh\negm \\\n  y\n```\n\n    egm z\n"
+    assert [(b.line, b.language, b.needs) for b in blocks(page)] == [(2, "sh", "gpu"), (6, "sh", ""), (11, None, "")]
+    assert list(words_of("egm \\\n  y 'a b' | head; x # c\n")) == [["egm", "y", "a b"], ["head"], ["x"]]
+
+
+def test_the_python_of_the_docs_names_what_there_is() -> None:
+    import inspect
+
+    seen = set()
+    for page in PAGES:
+        for block in blocks(page.read_text()):
+            if block.language != "python":
+                continue
+            tree = ast.parse(block.text)
+            names: dict[str, Any] = {}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and node.module == "grounding.library":
+                    names |= {a.name: getattr(library, a.name) for a in node.names}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+                    keywords = {k.arg: None for k in node.keywords if k.arg}
+                    inspect.signature(names[node.func.id]).bind(*node.args, **keywords)
+                    seen.add(node.func.id)
+    assert seen == {"ask", "serve", "evaluate", "load_results", "score", "train"}
+
+
+# ---- help and completion ----
+@pytest.mark.parametrize("words", [[], ["data"], ["role"], ["checkpoint"]])
+def test_help_shows_whole_sentences_at_80_columns(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from grounding.cli import run as egm
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    assert egm([*words, "--help"]) == 0
+    text = capsys.readouterr().out
+    commands = text[text.index("Commands:") :]
+    assert "..." not in commands and max(map(len, commands.splitlines())) <= 80
+    rows = re.findall(r"^  (\S+)(.*(?:\n    .*)*)", commands, re.MULTILINE)
+    assert len(rows) > 1 and all(row.rstrip().endswith(".") for _, row in rows)
+
+
+def test_the_shell_completes_commands_and_flags() -> None:
+    def completed(line: str) -> list[str]:
+        words = line.split(" ")
+        env = {**os.environ, "_EGM_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+        egm = Path(sys.executable).with_name("egm")
+        return subprocess.run([egm], env=env, capture_output=True, text=True, timeout=60).stdout.split()
+
+    assert completed("egm val") == ["validate"]
+    assert completed("egm run --para") == ["--parallel"]
