@@ -145,8 +145,11 @@ def _everything_else(drive: Drive) -> None:
         until(f"{name} to be deleted", lambda k=kind, n=name: drive.api.get(k, drive.namespace, n) is None)  # type: ignore[misc]
 
 
-def _names_are_taken(drive: Drive) -> None:
-    """Someone else's objects have the names that jobs of ours would give: the operator looks whose they are, and touches none."""
+def _names_are_taken(drive: Drive, release: Operator, user: str) -> None:
+    """Someone else's objects have the names that jobs of ours would give: the operator looks whose they are, and touches none.
+
+    So it does with what an earlier process of its own has made for a job whose pods are not there yet.
+    """
     container = {"name": "pytorch", "image": "localhost/none:1"}
     pod = {"spec": {"containers": [container]}}
     gang = {
@@ -167,6 +170,11 @@ def _names_are_taken(drive: Drive) -> None:
     drive.prepared("serve", kind="eval")
     for name, kind in (("gang", "gtj"), ("once", "gtj"), ("serve", "gej")):
         until("the refusal", lambda n=name, k=kind: drive.status(n, k).get("reason") == "Refused")  # type: ignore[misc]
+    assert release.stop() == 0
+    release.start()
+    found = {("", "services", "get"), ("networking.k8s.io", "networkpolicies", "get")}
+    until("a look at what is there", lambda: found <= used(audited(user))[0])
+    for name, kind in (("gang", "gtj"), ("once", "gtj"), ("serve", "gej")):
         drive.api.delete(kind, drive.namespace, name)
     for name, (kind, _) in theirs.items():
         assert drive.api.get(kind, drive.namespace, name) is not None
@@ -249,7 +257,7 @@ def asked(api: Api, namespace: str, release: Operator) -> tuple[set[Right], list
     drive, user = Drive(api, namespace), account_user(namespace, f"w{namespace[-6:]}-operator")
     _pipeline(drive)
     _everything_else(drive)
-    _names_are_taken(drive)
+    _names_are_taken(drive, release, user)
     phases.pods_refused(drive, "refused")
     until("the refusal", lambda: drive.status("refused").get("reason") == "PodsRefused")
     drive.api.delete("gtj", drive.namespace, "refused")
