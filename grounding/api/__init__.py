@@ -1,21 +1,10 @@
 """The job API: two kinds, their presets, and manifests with line numbers."""
 
+from grounding.api.common import ModelRef, Shapes
+from grounding.api.eval_spec import EvalData, EvalSpec, Sampling
 from grounding.api.hyperparameters import Hyperparameters
 from grounding.api.manifest import ManifestError, Problem, check_references, load, load_job, parse, read
-from grounding.api.models import (
-    KINDS,
-    EvalData,
-    EvalSpec,
-    GroundingEvalJob,
-    GroundingTrainJob,
-    Job,
-    ModelRef,
-    Reward,
-    Sampling,
-    Shapes,
-    TrainData,
-    TrainSpec,
-)
+from grounding.api.models import KINDS, GroundingEvalJob, GroundingTrainJob, Job
 from grounding.api.presets import PRESETS
 from grounding.api.resolved import (
     ResolvedEvalJob,
@@ -27,6 +16,7 @@ from grounding.api.resolved import (
     SftJob,
     resolve,
 )
+from grounding.api.train_spec import Reward, TrainData, TrainSpec
 
 __all__ = [
     "KINDS",

@@ -6,22 +6,18 @@ project. Each check names the field, the reason and the remedy; the value is fou
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Generic, TypeVar
-
-from pydantic import BaseModel
 
 from grounding.api.base import ROW_SUFFIXES
 from grounding.api.families import FAMILIES
 from grounding.api.hyperparameters import TEXT_LAYERS, VISION_LAYERS, ClipRange
-from grounding.api.models import GroundingEvalJob, ModelRef
-from grounding.api.resolved import ResolvedJob, ResolvedTrainJob, RlJob, SftJob, method_fields, required_fields
+from grounding.api.places import names_and_places
+from grounding.api.resolved import ResolvedJob, ResolvedTrainJob, RlJob, SftJob
 from grounding.api.validation import FIGURES, best_figure
+from grounding.api.verl_keys import override_problem
 
 J = TypeVar("J", bound=ResolvedTrainJob)
 Found = str | None
@@ -393,119 +389,11 @@ RL: tuple[Check[RlJob], ...] = (
     ),
 )
 
-# ---- verl's own keys ----
-KEYS = Path(__file__).with_name("verl_keys.txt")
-"""Every key of the pinned verl's configuration; `hack/docs/verl_keys.py` writes it"""
-_STEPS = {
-    "trainer.total_training_steps": "maxSteps",
-    "trainer.total_epochs": "epochs",
-    "data.train_batch_size": "batchSize",
-    "data.gen_batch_size": "batchSize",
-    "data.train_max_samples": "maxSteps",
-    "trainer.val_only": "a GroundingEvalJob",
-}
-"""Key that changes the number of steps -> what to use for it"""
-WITHOUT_READER = {
-    "actor_rollout_ref.actor.freeze_vision_tower": "Use freezeVision instead.",
-    "actor_rollout_ref.nccl_timeout": "Leave it out.",
-    "actor_rollout_ref.rollout.multi_stage_wake_up": "Leave it out.",
-    "actor_rollout_ref.rollout.multi_turn.num_repeat_rollouts": "Use rollouts instead.",
-    "actor_rollout_ref.rollout.over_sample_rate": "Leave it out.",
-    "data.return_raw_input_ids": "Leave it out.",
-}
-"""Keys that the pinned verl has and no one in it reads -> what to do; a test compares them with its source"""
-_IGNORED = {
-    "critic": "the advantages of this project's algorithms need no critic. Leave it out.",
-    "custom_reward_function": "verl 0.9 reads reward.custom_reward_function. Use reward.file of the job instead.",
-    "reward_model": "verl 0.9 reads reward.reward_model. Leave it out.",
-    "reward.custom_reward_function": "the job's own reward would be lost. Use reward.file of the job instead.",
-    "data.reward_fn_key": "the reward reads data_source whatever is set there. Leave it out.",
-    "algorithm.kl_ctrl": "it is read with use_kl_in_reward only. Use klCoefficient instead.",
-    "actor_rollout_ref.actor.clip_ratio": "the bounds below and above are given by themselves. Use clipRange instead.",
-    "actor_rollout_ref.actor.ppo_micro_batch_size": "batches are dynamic. Use tokensPerGpu instead.",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": "batches are dynamic. Use tokensPerGpu instead.",
-    "actor_rollout_ref.ref.log_prob_micro_batch_size": "batches are dynamic. Use tokensPerGpu instead.",
-    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": "batches are dynamic. Use tokensPerGpu instead.",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size": "batches are dynamic. Use tokensPerGpu instead.",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": "batches are dynamic. Use tokensPerGpu instead.",
-}
-"""Keys and sections that verl reads and that have no effect in a job of this project -> why, and what to do"""
-_OWN = {
-    "actor_rollout_ref.actor.checkpoint": "the job resumes and exports what it saves. Leave it out.",
-    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": "Use tokensPerGpu instead.",
-    "actor_rollout_ref.actor.ppo_mini_batch_size": "Use miniBatchSize instead.",
-    "actor_rollout_ref.model.path": "Use model.source instead.",
-    "actor_rollout_ref.rollout.max_model_len": "It follows from promptLength and responseLength.",
-    "actor_rollout_ref.rollout.n": "Use rollouts instead.",
-    "actor_rollout_ref.rollout.name": "Use rolloutEngine instead.",
-    "actor_rollout_ref.rollout.tensor_model_parallel_size": "Use tensorParallel instead.",
-    "data.max_prompt_length": "Use promptLength instead.",
-    "data.max_response_length": "Use responseLength instead.",
-    "data.train_files": "Use data.train or data.prepared instead.",
-    "data.val_files": "Use data.validation or data.prepared instead.",
-    "trainer.checkpoint_callback_class": "it marks checkpoints as complete. Leave it out.",
-    "trainer.default_local_dir": "the job looks for its checkpoints in its own folder. Leave it out.",
-    "trainer.logger": "progress lines are made from the file logger. Use tracking instead.",
-    "trainer.n_gpus_per_node": "Use resources.gpusPerNode instead.",
-    "trainer.nnodes": "Use resources.nodes instead.",
-    "trainer.resume_from_path": "the job finds its newest checkpoint itself. Leave it out.",
-    "trainer.resume_mode": "the job finds its newest checkpoint itself. Leave it out.",
-    "trainer.val_before_train": "Use validateBeforeTrain instead.",
-}
-"""Keys and sections that the job sets and reckons with -> what to do"""
-_ENGINES = ("fsdp", "fsdp2")
-_LORA = (
-    "actor_rollout_ref.model.lora",
-    "actor_rollout_ref.model.target_",
-    "actor_rollout_ref.model.exclude_modules",
-    "critic.model.lora",
-)
-
-
-@lru_cache(maxsize=1)
-def verl_keys() -> frozenset[str]:
-    """Return the keys of the pinned verl's configuration."""
-    return frozenset(KEYS.read_text(encoding="utf-8").split())
-
-
-def override_problem(text: str, *, cpu: bool = False) -> Found:
-    """Return what is wrong with one of `engineOverrides`; None if nothing is. `cpu`: the job has no GPUs, so ranks may be set by hand."""
-    name, equals, value = text.partition("=")
-    key = name.lstrip("+~")
-    if name.startswith("~"):
-        return f"{key} would be removed, and whoever reads it in verl would fail. Give it another value instead."
-    if not equals:
-        return f"{key} has no value. Write {key}=VALUE."
-    for place, why in _OWN.items():
-        by_hand = cpu and place in ("trainer.n_gpus_per_node", "actor_rollout_ref.actor.checkpoint")
-        if (key == place or key.startswith(f"{place}.")) and not by_hand:
-            return f"{key} is the job's own. {why[0].upper()}{why[1:]}"
-    if key.endswith(".strategy") and value not in _ENGINES:
-        return f"{value} is not installed with this project. Choose {' or '.join(_ENGINES)}."
-    if key in _STEPS:
-        return f"{key} changes the number of steps, which the job counts itself. Use {_STEPS[key]} instead."
-    if key.startswith(_LORA):
-        return (
-            f"{key} sets LoRA past the job, which would export the untrained model. Use hyperparameters.lora instead."
-        )
-    if key in WITHOUT_READER:
-        return f"{key} has no effect: nobody in verl reads it. {WITHOUT_READER[key]}"
-    for place, why in _IGNORED.items():
-        if key == place or key.startswith(f"{place}."):
-            return f"{key} has no effect: {why}"
-    section = key.partition(".")[0]
-    known = verl_keys()
-    if key in known or (name.startswith("+") and section in known):
-        return None
-    near = difflib.get_close_matches(key, known, 1, 0.8)
-    hint = f" Did you mean {near[0]}?" if near else " To add a key on purpose, write + before it."
-    return f"verl has no key {key}.{hint}"
-
 
 # ---- all of them ----
 def check(job: ResolvedJob) -> Iterator[tuple[str, str]]:
     """Yield the field (below spec) and a sentence for everything that cannot work or has no effect."""
-    yield from _every(job)
+    yield from names_and_places(job)
     if isinstance(job, ResolvedTrainJob):
         yield from _run(TRAIN, job)
     if isinstance(job, SftJob):
@@ -523,137 +411,7 @@ def check(job: ResolvedJob) -> Iterator[tuple[str, str]]:
                 yield f"hyperparameters.engineOverrides.{index}", problem
 
 
-_OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-_PLACE = re.compile(
-    r"s3://[^/?#@]+(/[^?#]*)?|hf://(datasets/)?[^/]+/[^/]+.*|pvc://[^/]+(/.*)?|file://(localhost)?/.*|tiny://.*"
-)
-
-
-def _every(job: ResolvedJob) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with names and places, whatever the kind of the job."""
-    spec = job.spec
-    if (
-        isinstance(spec.model, ModelRef)
-        and spec.model.train_job == job.metadata.name
-        and isinstance(job, ResolvedTrainJob)
-    ):
-        yield "model.trainJob", f"{job.metadata.name}: the job would wait for itself. Name another job, or a source."
-    for field, name in (("queue", spec.queue), ("priorityClassName", spec.priority_class_name)):
-        if name is not None and not _OBJECT.fullmatch(name):
-            yield field, f"{name!r} is no name of a Kubernetes object: lower case letters, digits, - and . only."
-    places: list[tuple[str, str | None]] = [("output", spec.output)]
-    if isinstance(spec.model, ModelRef):
-        places.append(("model.source", spec.model.source))
-    if isinstance(job, ResolvedTrainJob):
-        data = job.spec.data
-        lists = {"train": data.train, "images": data.images, "validation": data.validation}
-        lists |= {f"validationSets.{name}": files for name, files in data.validation_sets.items()}
-        places += [(f"data.{field}.{i}", place) for field, many in lists.items() for i, place in enumerate(many)]
-        places += [("data.prepared", data.prepared), ("reward.file", job.spec.reward.file)]
-    else:
-        of = job.spec.data
-        places += [
-            (f"data.{name}.{i}", place)
-            for name, many in (("files", of.files), ("images", of.images))
-            for i, place in enumerate(many)
-        ]
-        places += [("data.root", of.root), ("scoringFile", job.spec.scoring_file)]
-    for field, place in places:
-        if place is not None and "://" in place and not _PLACE.fullmatch(place):
-            yield field, f"{place} is no place that can be read. {_PLACES}"
-    if spec.output is not None and spec.output.startswith(("hf://", "tiny://")):
-        yield (
-            "output",
-            f"{spec.output}: nothing can be written there. Write s3://bucket/path, file:///path or pvc://claim/path.",
-        )
-
-
-_PLACES = "Write a path, s3://bucket/path, pvc://claim/path, hf://owner/name or file:///path."
-
-
 def _run(checks: tuple[Check[J], ...], job: J) -> Iterator[tuple[str, str]]:
     for each in checks:
         if (value := each.wrong(job)) is not None:
             yield each.field, f"{value}: {each.reason}. {each.remedy}"
-
-
-def without_effect(spec: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what has no effect although the user wrote it: hyperparameters (`given`) of the other method, and values that others rule out.
-
-    `spec` is the whole spec with its method, as it was written.
-    """
-    method = spec["method"]
-    other = "rl" if method == "sft" else "sft"
-    for name, value in given.items():
-        if name in method_fields(method):
-            if value is None:
-                yield f"hyperparameters.{name}", "null has no effect: Kubernetes drops it. Leave the field out."
-        elif value not in (None, []):
-            yield (
-                f"hyperparameters.{name}",
-                f"has no effect for method {method}; it belongs to {other}. Leave it out.",
-            )
-    # a resolved job that was written out names all that it must have: no one has asked for one of them
-    if not required_fields(method) <= given.keys():
-        yield from _ruled_out(method, spec.get("data"), given)
-
-
-def _ruled_out(method: str, data: Any, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the fields that another value of the job, written or absent, deprives of their effect."""
-    place = "hyperparameters."
-    if method == "rl" and isinstance(data, Mapping) and data.get("prepared") and data.get("prompt"):
-        why = "has no effect: data.prepared holds the prompts already. Leave it out, or prepare the rows with it"
-        yield "data.prompt", f"{why} (`egm data prepare --prompt`)."
-    if given.get("klType") is not None and given.get("klCoefficient") == 0:
-        yield place + "klType", "has no effect with klCoefficient 0. Leave it out, or give klCoefficient a value."
-    if method == "sft" and given.get("warmupSteps") is not None and given.get("warmupRatio") is not None:
-        yield place + "warmupRatio", "has no effect beside warmupSteps, which wins. Leave one of them out."
-    steps, warmup = given.get("maxSteps"), given.get("warmupSteps")
-    if isinstance(steps, int) and isinstance(warmup, int) and warmup >= steps:
-        why = f"{warmup} of maxSteps {steps}: the training ends before the learning rate has reached its peak"
-        yield place + "warmupSteps", f"{why}. Lower warmupSteps or raise maxSteps."
-    validated = isinstance(data, Mapping) and (data.get("validation") or data.get("validationSets"))
-    if method == "sft" and not validated:
-        for name in ("validateEvery", "validateBeforeTrain"):
-            if given.get(name) is not None:
-                yield place + name, "has no effect without data.validation or data.validationSets. Leave it out."
-
-
-def misspelt(
-    model: type[BaseModel], node: Any, submodel: Callable[[Any], type[BaseModel] | None]
-) -> Iterator[tuple[tuple[int | str, ...], str]]:
-    """Yield path and sentence of every key that has the spelling of Python (`batch_size`), which a cluster refuses."""
-    if isinstance(node, list):
-        for index, each in enumerate(node):
-            for path, text in misspelt(model, each, submodel):
-                yield (index, *path), text
-    if not isinstance(node, dict):
-        return
-    for name, field in model.model_fields.items():
-        alias = field.alias if field.alias is not None else name
-        if alias != name and name in node:
-            yield (name,), f"there is no such field; did you mean {alias}?"
-        inner = submodel(field.annotation)
-        if inner is not None and alias in node:
-            for path, text in misspelt(inner, node[alias], submodel):
-                yield (alias, *path), text
-
-
-def model_fields(job: ResolvedJob) -> list[tuple[str, ModelRef]]:
-    """Return the models of a job, each with its field below spec."""
-    swept = isinstance(job, GroundingEvalJob) and bool(job.spec.several_models)
-    return [(f"sweep.models.{n}" if swept else "model", model) for n, model in enumerate(job.spec.models)]
-
-
-_PLACEHOLDERS = ("your-bucket", "my-bucket", "example-bucket")
-
-
-def placeholders(job: ResolvedJob) -> Iterator[tuple[str, str]]:
-    """Yield the fields that hold the name of an example, and a sentence: such a job is well written and must not be started."""
-    places = [("output", job.spec.output), *((f"{place}.source", model.source) for place, model in model_fields(job))]
-    for field, value in places:
-        if value is not None and any(f"//{word}" in value for word in _PLACEHOLDERS):
-            yield (
-                field,
-                f"{value} is a placeholder. Put the name of your own bucket in its place before you start the job.",
-            )

@@ -14,9 +14,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from grounding.api import checks
+from grounding.api.as_written import misspelt, without_effect
+from grounding.api.checks import check
 from grounding.api.hyperparameters import Hyperparameters
 from grounding.api.models import GROUP_VERSION, KINDS, GroundingEvalJob, GroundingTrainJob
+from grounding.api.places import placeholders
 from grounding.api.pod_template import problems
 from grounding.api.presets import PRESETS
 from grounding.api.resolved import HYPERPARAMETERS, ResolvedJob, method_fields, resolve
@@ -206,7 +208,7 @@ def read(document: Mapping[str, Any]) -> tuple[ResolvedJob | None, list[Finding]
     if not isinstance(kind, str) or kind not in KINDS:
         text = "is missing" if kind is None else f"{kind!r} is not a kind of this project{_near(str(kind), KINDS)}"
         return None, [Finding(("kind",), f"{text} (known: {', '.join(KINDS)})")]
-    found = [Finding(path, text) for path, text in checks.misspelt(KINDS[kind], dict(document), submodel)]
+    found = [Finding(path, text) for path, text in misspelt(KINDS[kind], dict(document), submodel)]
     if version != GROUP_VERSION:
         found.append(Finding(("apiVersion",), f"expected {GROUP_VERSION}, found {version!r}"))
     plain = {**document, "apiVersion": GROUP_VERSION}
@@ -229,7 +231,7 @@ def read(document: Mapping[str, Any]) -> tuple[ResolvedJob | None, list[Finding]
         resolved = resolve(job)
     except ValidationError as error:
         return None, [*found, *_findings(error, KINDS[kind])]
-    found += [_below_spec(*each) for each in checks.check(resolved)]
+    found += [_below_spec(*each) for each in check(resolved)]
     return (None, found) if found else (resolved, [])
 
 
@@ -244,7 +246,7 @@ def _with_effect(spec: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
     known = {key: value for key, value in given.items() if key in _HYPERPARAMETER_NAMES}
     fields = method_fields(method)
     kept = {key: value for key, value in given.items() if key in fields or key not in known}
-    found = [_below_spec(*each) for each in checks.without_effect(spec, known)]
+    found = [_below_spec(*each) for each in without_effect(spec, known)]
     return {**spec, "hyperparameters": kept}, found
 
 
@@ -256,7 +258,7 @@ def _below_spec(field: str, message: str) -> Finding:
 def refuse_placeholders(jobs: Sequence[ResolvedJob], file: str | Path) -> None:
     """Refuse to start a job that still holds a name of an example. Raises `UserError`."""
     for job in jobs:
-        for field, message in checks.placeholders(job):
+        for field, message in placeholders(job):
             raise UserError(message, file=file, field=f"{job.metadata.name}: spec.{field}")
 
 

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from grounding.api.base import Fraction, Model, Override
+from grounding.api.common import ModelRef
+from grounding.api.eval_spec import EvalSpec
 from grounding.api.families import FAMILIES
 from grounding.api.hyperparameters import (
     Advantage,
@@ -27,8 +29,9 @@ from grounding.api.hyperparameters import (
     Rate,
     RolloutEngine,
 )
-from grounding.api.models import EvalSpec, GroundingEvalJob, GroundingTrainJob, Job, ModelRef, TrainSpec
+from grounding.api.models import GroundingEvalJob, GroundingTrainJob, Job
 from grounding.api.presets import ALGORITHMS, PRESETS, TABLES
+from grounding.api.train_spec import TrainSpec
 
 
 class TrainHyperparameters(Model):

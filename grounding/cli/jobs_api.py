@@ -35,7 +35,7 @@ def validate(
 def _validate(file: Path, *, quiet: bool) -> list[dict[str, Any]]:
     """Return a record for each job and each problem of a file, and print them unless `quiet`."""
     from grounding.api import ManifestError, load
-    from grounding.api.checks import placeholders
+    from grounding.api.places import placeholders
 
     def say(text: str) -> None:
         if not quiet:
@@ -67,8 +67,8 @@ def _validate(file: Path, *, quiet: bool) -> list[dict[str, Any]]:
 
 def _model_problems(file: Path, job: ResolvedJob) -> Iterator[Problem]:
     """Yield what is wrong with the models of a job that are folders of this machine."""
-    from grounding.api.checks import model_fields
     from grounding.api.manifest import Problem, line_of
+    from grounding.api.places import model_fields
     from grounding.models.folder import examine, of_source
 
     for field, model in model_fields(job):
@@ -112,7 +112,7 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 def _unseen(job: ResolvedJob) -> Iterator[tuple[str, str]]:
     """Yield the field and a sentence for each model that is a folder which this machine does not have."""
-    from grounding.api.checks import model_fields
+    from grounding.api.places import model_fields
     from grounding.models.folder import of_source
 
     if job.kind == "GroundingEvalJob" and job.spec.endpoints:

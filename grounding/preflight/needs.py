@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from grounding.api import ResolvedEvalJob, ResolvedJob, ResolvedTrainJob
-from grounding.api.checks import model_fields
+from grounding.api.places import model_fields
 from grounding.data.jobdata import sources
 from grounding.errors import from_checkout
 from grounding.evaluate.engines import get_engine

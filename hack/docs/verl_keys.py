@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from grounding.api.checks import KEYS
+from grounding.api.verl_keys import KEYS
 
 
 def keys(node: object, path: str = "") -> Iterator[str]:

@@ -28,7 +28,8 @@ from egm_operator.names import (
 )
 from egm_operator.settings import Settings
 from grounding.api import GroundingTrainJob, Job
-from grounding.api.models import EvalSpec, TrainPodTemplates, TrainSpec
+from grounding.api.eval_spec import EvalSpec
+from grounding.api.train_spec import TrainPodTemplates, TrainSpec
 from grounding.roles import Role
 from grounding.runtime.access import header_variable
 from grounding.runtime.environment import Environment

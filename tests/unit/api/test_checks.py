@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grounding.api import PRESETS, ManifestError, load, parse, read
-from grounding.api.checks import RL, SFT, TRAIN, WITHOUT_READER, placeholders, verl_keys
+from grounding.api.checks import RL, SFT, TRAIN
 from grounding.api.families import FAMILIES
 from grounding.api.hyperparameters import VISION_LAYERS
 from grounding.api.manifest import refuse_placeholders
 from grounding.api.models import GROUP_VERSION
+from grounding.api.places import placeholders
+from grounding.api.verl_keys import WITHOUT_READER, verl_keys
 from grounding.errors import UserError
 
 ROOT = Path(__file__).parents[3]

@@ -1,0 +1,72 @@
+"""Checks of what the user wrote, before presets and defaults fill it in: fields without effect, and misspelt keys. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from grounding.api.resolved import method_fields, required_fields
+
+
+def without_effect(spec: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what has no effect although the user wrote it: hyperparameters (`given`) of the other method, and values that others rule out.
+
+    `spec` is the whole spec with its method, as it was written.
+    """
+    method = spec["method"]
+    other = "rl" if method == "sft" else "sft"
+    for name, value in given.items():
+        if name in method_fields(method):
+            if value is None:
+                yield f"hyperparameters.{name}", "null has no effect: Kubernetes drops it. Leave the field out."
+        elif value not in (None, []):
+            yield (
+                f"hyperparameters.{name}",
+                f"has no effect for method {method}; it belongs to {other}. Leave it out.",
+            )
+    # a resolved job that was written out names all that it must have: no one has asked for one of them
+    if not required_fields(method) <= given.keys():
+        yield from _ruled_out(method, spec.get("data"), given)
+
+
+def _ruled_out(method: str, data: Any, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the fields that another value of the job, written or absent, deprives of their effect."""
+    place = "hyperparameters."
+    if method == "rl" and isinstance(data, Mapping) and data.get("prepared") and data.get("prompt"):
+        why = "has no effect: data.prepared holds the prompts already. Leave it out, or prepare the rows with it"
+        yield "data.prompt", f"{why} (`egm data prepare --prompt`)."
+    if given.get("klType") is not None and given.get("klCoefficient") == 0:
+        yield place + "klType", "has no effect with klCoefficient 0. Leave it out, or give klCoefficient a value."
+    if method == "sft" and given.get("warmupSteps") is not None and given.get("warmupRatio") is not None:
+        yield place + "warmupRatio", "has no effect beside warmupSteps, which wins. Leave one of them out."
+    steps, warmup = given.get("maxSteps"), given.get("warmupSteps")
+    if isinstance(steps, int) and isinstance(warmup, int) and warmup >= steps:
+        why = f"{warmup} of maxSteps {steps}: the training ends before the learning rate has reached its peak"
+        yield place + "warmupSteps", f"{why}. Lower warmupSteps or raise maxSteps."
+    validated = isinstance(data, Mapping) and (data.get("validation") or data.get("validationSets"))
+    if method == "sft" and not validated:
+        for name in ("validateEvery", "validateBeforeTrain"):
+            if given.get(name) is not None:
+                yield place + name, "has no effect without data.validation or data.validationSets. Leave it out."
+
+
+def misspelt(
+    model: type[BaseModel], node: Any, submodel: Callable[[Any], type[BaseModel] | None]
+) -> Iterator[tuple[tuple[int | str, ...], str]]:
+    """Yield path and sentence of every key that has the spelling of Python (`batch_size`), which a cluster refuses."""
+    if isinstance(node, list):
+        for index, each in enumerate(node):
+            for path, text in misspelt(model, each, submodel):
+                yield (index, *path), text
+    if not isinstance(node, dict):
+        return
+    for name, field in model.model_fields.items():
+        alias = field.alias if field.alias is not None else name
+        if alias != name and name in node:
+            yield (name,), f"there is no such field; did you mean {alias}?"
+        inner = submodel(field.annotation)
+        if inner is not None and alias in node:
+            for path, text in misspelt(inner, node[alias], submodel):
+                yield (alias, *path), text

@@ -1,0 +1,114 @@
+"""Overrides of verl's configuration (`engineOverrides`): which keys the pinned verl has, and which a job may not set. Pure."""
+
+from __future__ import annotations
+
+import difflib
+from functools import lru_cache
+from pathlib import Path
+
+KEYS = Path(__file__).with_name("verl_keys.txt")
+"""Every key of the pinned verl's configuration; `hack/docs/verl_keys.py` writes it"""
+_STEPS = {
+    "trainer.total_training_steps": "maxSteps",
+    "trainer.total_epochs": "epochs",
+    "data.train_batch_size": "batchSize",
+    "data.gen_batch_size": "batchSize",
+    "data.train_max_samples": "maxSteps",
+    "trainer.val_only": "a GroundingEvalJob",
+}
+"""Key that changes the number of steps -> what to use for it"""
+WITHOUT_READER = {
+    "actor_rollout_ref.actor.freeze_vision_tower": "Use freezeVision instead.",
+    "actor_rollout_ref.nccl_timeout": "Leave it out.",
+    "actor_rollout_ref.rollout.multi_stage_wake_up": "Leave it out.",
+    "actor_rollout_ref.rollout.multi_turn.num_repeat_rollouts": "Use rollouts instead.",
+    "actor_rollout_ref.rollout.over_sample_rate": "Leave it out.",
+    "data.return_raw_input_ids": "Leave it out.",
+}
+"""Keys that the pinned verl has and no one in it reads -> what to do; a test compares them with its source"""
+_IGNORED = {
+    "critic": "the advantages of this project's algorithms need no critic. Leave it out.",
+    "custom_reward_function": "verl 0.9 reads reward.custom_reward_function. Use reward.file of the job instead.",
+    "reward_model": "verl 0.9 reads reward.reward_model. Leave it out.",
+    "reward.custom_reward_function": "the job's own reward would be lost. Use reward.file of the job instead.",
+    "data.reward_fn_key": "the reward reads data_source whatever is set there. Leave it out.",
+    "algorithm.kl_ctrl": "it is read with use_kl_in_reward only. Use klCoefficient instead.",
+    "actor_rollout_ref.actor.clip_ratio": "the bounds below and above are given by themselves. Use clipRange instead.",
+    "actor_rollout_ref.actor.ppo_micro_batch_size": "batches are dynamic. Use tokensPerGpu instead.",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": "batches are dynamic. Use tokensPerGpu instead.",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size": "batches are dynamic. Use tokensPerGpu instead.",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": "batches are dynamic. Use tokensPerGpu instead.",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size": "batches are dynamic. Use tokensPerGpu instead.",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": "batches are dynamic. Use tokensPerGpu instead.",
+}
+"""Keys and sections that verl reads and that have no effect in a job of this project -> why, and what to do"""
+_OWN = {
+    "actor_rollout_ref.actor.checkpoint": "the job resumes and exports what it saves. Leave it out.",
+    "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": "Use tokensPerGpu instead.",
+    "actor_rollout_ref.actor.ppo_mini_batch_size": "Use miniBatchSize instead.",
+    "actor_rollout_ref.model.path": "Use model.source instead.",
+    "actor_rollout_ref.rollout.max_model_len": "It follows from promptLength and responseLength.",
+    "actor_rollout_ref.rollout.n": "Use rollouts instead.",
+    "actor_rollout_ref.rollout.name": "Use rolloutEngine instead.",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size": "Use tensorParallel instead.",
+    "data.max_prompt_length": "Use promptLength instead.",
+    "data.max_response_length": "Use responseLength instead.",
+    "data.train_files": "Use data.train or data.prepared instead.",
+    "data.val_files": "Use data.validation or data.prepared instead.",
+    "trainer.checkpoint_callback_class": "it marks checkpoints as complete. Leave it out.",
+    "trainer.default_local_dir": "the job looks for its checkpoints in its own folder. Leave it out.",
+    "trainer.logger": "progress lines are made from the file logger. Use tracking instead.",
+    "trainer.n_gpus_per_node": "Use resources.gpusPerNode instead.",
+    "trainer.nnodes": "Use resources.nodes instead.",
+    "trainer.resume_from_path": "the job finds its newest checkpoint itself. Leave it out.",
+    "trainer.resume_mode": "the job finds its newest checkpoint itself. Leave it out.",
+    "trainer.val_before_train": "Use validateBeforeTrain instead.",
+}
+"""Keys and sections that the job sets and reckons with -> what to do"""
+_ENGINES = ("fsdp", "fsdp2")
+_LORA = (
+    "actor_rollout_ref.model.lora",
+    "actor_rollout_ref.model.target_",
+    "actor_rollout_ref.model.exclude_modules",
+    "critic.model.lora",
+)
+
+
+@lru_cache(maxsize=1)
+def verl_keys() -> frozenset[str]:
+    """Return the keys of the pinned verl's configuration."""
+    return frozenset(KEYS.read_text(encoding="utf-8").split())
+
+
+def override_problem(text: str, *, cpu: bool = False) -> str | None:
+    """Return what is wrong with one of `engineOverrides`; None if nothing is. `cpu`: the job has no GPUs, so ranks may be set by hand."""
+    name, equals, value = text.partition("=")
+    key = name.lstrip("+~")
+    if name.startswith("~"):
+        return f"{key} would be removed, and whoever reads it in verl would fail. Give it another value instead."
+    if not equals:
+        return f"{key} has no value. Write {key}=VALUE."
+    for place, why in _OWN.items():
+        by_hand = cpu and place in ("trainer.n_gpus_per_node", "actor_rollout_ref.actor.checkpoint")
+        if (key == place or key.startswith(f"{place}.")) and not by_hand:
+            return f"{key} is the job's own. {why[0].upper()}{why[1:]}"
+    if key.endswith(".strategy") and value not in _ENGINES:
+        return f"{value} is not installed with this project. Choose {' or '.join(_ENGINES)}."
+    if key in _STEPS:
+        return f"{key} changes the number of steps, which the job counts itself. Use {_STEPS[key]} instead."
+    if key.startswith(_LORA):
+        return (
+            f"{key} sets LoRA past the job, which would export the untrained model. Use hyperparameters.lora instead."
+        )
+    if key in WITHOUT_READER:
+        return f"{key} has no effect: nobody in verl reads it. {WITHOUT_READER[key]}"
+    for place, why in _IGNORED.items():
+        if key == place or key.startswith(f"{place}."):
+            return f"{key} has no effect: {why}"
+    section = key.partition(".")[0]
+    known = verl_keys()
+    if key in known or (name.startswith("+") and section in known):
+        return None
+    near = difflib.get_close_matches(key, known, 1, 0.8)
+    hint = f" Did you mean {near[0]}?" if near else " To add a key on purpose, write + before it."
+    return f"verl has no key {key}.{hint}"
