@@ -17,7 +17,8 @@ from typing import Any
 import orjson
 from PIL import Image
 
-from grounding.data.images import ImageStore, clean_name, open_images
+from grounding.data.image_source import clean_name
+from grounding.data.images import ImageStore, open_images
 from grounding.data.records import read_rows
 from grounding.errors import UserError
 from grounding.files import atomic_write

@@ -21,7 +21,9 @@ import orjson
 from grounding import boxes
 from grounding.api.base import ROW_SUFFIXES
 from grounding.data import cocoa
-from grounding.data.images import ImageStore, clean_name, embedded_sources, open_images
+from grounding.data.embedded import embedded_sources
+from grounding.data.image_source import clean_name
+from grounding.data.images import ImageStore, open_images
 from grounding.data.records import Box, Expression, file_stem, parse_expression, read_row_objects, unquote
 from grounding.data.spaces import to_pixels
 from grounding.errors import UserError

@@ -20,10 +20,10 @@ from grounding.api import RlJob, SftJob
 from grounding.api.base import ROW_SUFFIXES
 from grounding.boxes import Space
 from grounding.data import shapes
-from grounding.data.images import parts_of, stem_of_part
 from grounding.data.mixture import times
 from grounding.data.problems import check_answers, too_many
 from grounding.data.records import read_rows
+from grounding.data.tars import parts_of, stem_of_part
 from grounding.errors import EgmError, UserError
 from grounding.failpoints import failpoint
 from grounding.files import (
@@ -368,7 +368,8 @@ def _check_sft(files: Sequence[Path], images: Sequence[Path], longest: int | Non
     Raises `UserError` with the rows that cannot be used: found out in training, each would cost what ran before it.
     """
     from grounding.data import sft_rows
-    from grounding.data.images import embedded_sources, open_images
+    from grounding.data.embedded import embedded_sources
+    from grounding.data.images import open_images
 
     if not files or longest is None:
         return

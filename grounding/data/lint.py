@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from grounding.boxes import Space
-from grounding.data.images import embedded_sources, open_images
+from grounding.data.embedded import embedded_sources
+from grounding.data.images import open_images
 from grounding.data.problems import Problem, WholeFiles, check_rows, read_evaluation, read_training
 from grounding.data.records import Expression, TrainingRow, read_rows
 from grounding.errors import UserError

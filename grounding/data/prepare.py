@@ -17,7 +17,9 @@ import numpy as np
 import orjson
 
 from grounding.boxes import Space
-from grounding.data.images import ImageStore, clean_name, embedded_sources, open_images
+from grounding.data.embedded import embedded_sources
+from grounding.data.image_source import clean_name
+from grounding.data.images import ImageStore, open_images
 from grounding.data.mixture import times
 from grounding.data.pictures import Picture, as_png
 from grounding.data.problems import (

@@ -16,7 +16,8 @@ import orjson
 
 from grounding.boxes import Space
 from grounding.data import spaces
-from grounding.data.images import PICTURES, EmbeddedNames, clean_name
+from grounding.data.embedded import PICTURES, EmbeddedNames
+from grounding.data.image_source import clean_name
 from grounding.errors import UserError
 from grounding.files import read_json, read_jsonl
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grounding.data.images import ImageStore, embedded_sources, open_images
+from grounding.data.embedded import embedded_sources
+from grounding.data.images import ImageStore, open_images
 from grounding.data.problems import KINDS, Problem
 from grounding.data.records import Expression, file_stem
 from grounding.errors import EgmError, UserError

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from grounding.api import Job
-from grounding.data.images import parts_of
 from grounding.data.jobdata import sources
+from grounding.data.tars import parts_of
 from grounding.errors import EgmError
 from grounding.files import digest_of
 from grounding.storage import Transfer, is_remote, listing, locate

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import orjson
 
-from grounding.data.images import parts_of
+from grounding.data.tars import parts_of
 from grounding.errors import EgmError, UserError
 from grounding.local.gpus import machine_gpus
 from grounding.local.process import claim_port

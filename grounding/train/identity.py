@@ -24,7 +24,8 @@ from typing import Any
 import orjson
 
 from grounding.api import ResolvedTrainJob
-from grounding.data.images import embedded_sources, open_images
+from grounding.data.embedded import embedded_sources
+from grounding.data.images import open_images
 from grounding.data.jobdata import JobData
 from grounding.data.records import read_rows
 from grounding.errors import Failure, UserError

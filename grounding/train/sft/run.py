@@ -26,7 +26,8 @@ from transformers import (
 from grounding.api import SftJob
 from grounding.api.families import tiny_kind
 from grounding.api.validation import FIGURES, best_figure, of_set
-from grounding.data.images import embedded_sources, open_images
+from grounding.data.embedded import embedded_sources
+from grounding.data.images import open_images
 from grounding.data.jobdata import JobData
 from grounding.errors import Failure, UserError
 from grounding.files import is_published, publish, write_json

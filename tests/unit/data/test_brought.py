@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from grounding.data.images import AmbiguousImage, embedded_sources, open_images, stem_of_part
+from grounding.data.embedded import embedded_sources
+from grounding.data.images import AmbiguousImage, open_images
 from grounding.data.lint import lint
 from grounding.data.records import read_expressions
+from grounding.data.tars import stem_of_part
 from grounding.errors import UserError
 from grounding.train.sft.data import load_rows
 

@@ -8,7 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from grounding.data.images import JoinedFile, MissingImage, UnreadableImage, clean_name, index_tar, open_images
+from grounding.data.image_source import clean_name
+from grounding.data.images import MissingImage, UnreadableImage, open_images
+from grounding.data.tars import JoinedFile, index_tar
 from grounding.errors import UserError
 
 

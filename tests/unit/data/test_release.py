@@ -11,7 +11,8 @@ import pytest
 from release import COUNT, NAME, SIZE, is_flipped, lines, picture, write_release
 
 from grounding.api import parse
-from grounding.data.images import AmbiguousImage, MissingImage, embedded_sources, open_images
+from grounding.data.embedded import embedded_sources
+from grounding.data.images import AmbiguousImage, MissingImage, open_images
 from grounding.data.jobdata import materialise
 from grounding.data.lint import lint
 from grounding.data.prepare import prepare
