@@ -30,8 +30,9 @@ from grounding.evaluate.ask import Asker, BoxAnswer
 from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request
 from grounding.evaluate.engines import Sampling, get_engine
+from grounding.evaluate.evaluation import Evaluation
+from grounding.evaluate.plan import plan
 from grounding.evaluate.results.reader import Answers, read_answers
-from grounding.evaluate.run import Evaluation, plan
 from grounding.evaluate.run import run as run_evaluation
 from grounding.evaluate.with_engine import with_engine
 from grounding.local.gpus import machine_gpus

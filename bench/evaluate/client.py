@@ -59,7 +59,9 @@ def ours(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
     from grounding.evaluate.client.options import Options
     from grounding.evaluate.client.request import Request
     from grounding.evaluate.engines import Sampling, get_engine
-    from grounding.evaluate.run import Evaluation, plan, run
+    from grounding.evaluate.evaluation import Evaluation
+    from grounding.evaluate.plan import plan
+    from grounding.evaluate.run import run
 
     sampling = Sampling()
     request = Request("m", "qwen3", get_engine("sglang").request_extras(sampling))

@@ -27,9 +27,11 @@ def main(folder: Path, url: str, asked: int) -> None:
     from grounding.evaluate.client.options import Options
     from grounding.evaluate.client.request import Request
     from grounding.evaluate.engines import Sampling, get_engine
+    from grounding.evaluate.evaluation import Evaluation
+    from grounding.evaluate.plan import plan
     from grounding.evaluate.reply import Reply
     from grounding.evaluate.results.writer import score_row
-    from grounding.evaluate.run import Evaluation, plan, run
+    from grounding.evaluate.run import run
     from grounding.scoring import get_profile
 
     found: dict[str, Any] = {"imports": peak_mb()}

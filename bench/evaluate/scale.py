@@ -127,7 +127,9 @@ def child(arguments: list[str]) -> dict[str, Any]:
     from grounding.evaluate.client.options import Options
     from grounding.evaluate.client.request import Request
     from grounding.evaluate.engines import Sampling, get_engine
-    from grounding.evaluate.run import Evaluation, plan, run
+    from grounding.evaluate.evaluation import Evaluation
+    from grounding.evaluate.plan import plan
+    from grounding.evaluate.run import run
 
     folder, out, concurrency, affinity, fixed, *urls = arguments
     request = Request("m", "qwen3", get_engine("sglang").request_extras(Sampling()))

@@ -168,7 +168,9 @@ def measure(
     from grounding.evaluate.client.client import Options
     from grounding.evaluate.client.request import Request
     from grounding.evaluate.engines import Sampling, get_engine
-    from grounding.evaluate.run import Evaluation, plan, run
+    from grounding.evaluate.evaluation import Evaluation
+    from grounding.evaluate.plan import plan
+    from grounding.evaluate.run import run
 
     sampling = Sampling(max_tokens=tokens)
     extras = get_engine(servers[0].engine).request_extras(sampling) | {"ignore_eos": True}

@@ -258,10 +258,12 @@ def evaluate(
     from grounding.evaluate.client.options import Options, normalise
     from grounding.evaluate.client.request import Request
     from grounding.evaluate.costs import Hardware, read_shape
+    from grounding.evaluate.evaluation import Evaluation
     from grounding.evaluate.guard import Truths
     from grounding.evaluate.live import Live, headline, table, why_not
     from grounding.evaluate.method import Method
-    from grounding.evaluate.run import Evaluation, plan, run
+    from grounding.evaluate.plan import plan
+    from grounding.evaluate.run import run
     from grounding.evaluate.sweep import Axes, check_sweep, run_sweep, sweep_table
     from grounding.evaluate.with_engine import with_engine
     from grounding.runtime.access import access_of

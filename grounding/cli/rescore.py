@@ -25,8 +25,9 @@ def rescore(
 
     from grounding.errors import Failure
     from grounding.evaluate.live import headline, table, why_not
+    from grounding.evaluate.plan import plan
     from grounding.evaluate.rescoring import stored_evaluation
-    from grounding.evaluate.run import plan, run
+    from grounding.evaluate.run import run
 
     evaluation = stored_evaluation(folder, scoring)
     console = Console()

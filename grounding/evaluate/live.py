@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import rich.live
     from rich.console import Console, Group
 
-    from grounding.evaluate.run import Progress
+    from grounding.evaluate.measurement import Progress
 
 _LINE_EVERY_S = 30.0
 _Z = 1.96

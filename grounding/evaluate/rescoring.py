@@ -10,9 +10,9 @@ from grounding.data.spaces import parse_space
 from grounding.errors import UserError
 from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request
+from grounding.evaluate.evaluation import Evaluation
 from grounding.evaluate.guard import Truths
 from grounding.evaluate.method import method_of
-from grounding.evaluate.run import Evaluation
 from grounding.evaluate.sampling import Sampling
 from grounding.evaluate.summary_model import summary_of
 from grounding.evaluate.sweep import is_sweep

@@ -219,10 +219,13 @@ def evaluate_role(job_file: Path, data: Path, out: Path, served: str = "", only:
     from grounding.evaluate import ownership
     from grounding.evaluate.client.options import Options
     from grounding.evaluate.client.request import Request
+    from grounding.evaluate.evaluation import Evaluation
     from grounding.evaluate.final_report import leave
     from grounding.evaluate.guard import Truths
     from grounding.evaluate.live import Live, why_not
-    from grounding.evaluate.run import Evaluation, Progress, plan, run
+    from grounding.evaluate.measurement import Progress
+    from grounding.evaluate.plan import plan
+    from grounding.evaluate.run import run
     from grounding.evaluate.sweep import run_sweep
     from grounding.evaluate.telemetry import Beside, serve
     from grounding.evaluate.with_engine import with_engine

@@ -27,21 +27,12 @@ from grounding.data.records import Expression
 from grounding.errors import EgmError, UserError
 from grounding.evaluate.client.client import Client
 from grounding.evaluate.client.conversation import Conversation
+from grounding.evaluate.evaluation import Evaluation, client_options, identify_of
+from grounding.evaluate.measurement import Measurement, Progress
 from grounding.evaluate.method import Method, check, method_of
+from grounding.evaluate.plan import Plan, plan, plan_beside
 from grounding.evaluate.reply import Reply
-from grounding.evaluate.run import (
-    Evaluation,
-    Listener,
-    Measurement,
-    Plan,
-    Progress,
-    client_options,
-    identify_of,
-    not_continued,
-    plan,
-    plan_beside,
-    seldom_collected,
-)
+from grounding.evaluate.run import Listener, not_continued, seldom_collected
 from grounding.evaluate.served import distinct
 from grounding.evaluate.summary_model import FILE as SUMMARY
 from grounding.evaluate.summary_model import SettingSummary, Summary

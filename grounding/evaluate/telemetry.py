@@ -21,7 +21,7 @@ from grounding.evaluate.summary_model import Costs, FileSummary, Summary, summar
 from grounding.runtime.endpoint import listen
 
 if TYPE_CHECKING:
-    from grounding.evaluate.run import Progress
+    from grounding.evaluate.measurement import Progress
 
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 ENDPOINT = {

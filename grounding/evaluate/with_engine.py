@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from grounding.evaluate.engines import get_engine
-from grounding.evaluate.run import Evaluation
+from grounding.evaluate.evaluation import Evaluation
 from grounding.scoring import remapped
 
 

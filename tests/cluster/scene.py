@@ -25,7 +25,9 @@ from PIL import Image
 from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request
 from grounding.evaluate.engines import Sampling, get_engine
-from grounding.evaluate.run import Evaluation, plan, run
+from grounding.evaluate.evaluation import Evaluation
+from grounding.evaluate.plan import plan
+from grounding.evaluate.run import run
 from grounding.evaluate.summary import PAPER_ORDER
 from grounding.evaluate.telemetry import serve as serve_evaluation
 from grounding.progress import ProgressWriter

@@ -17,10 +17,12 @@ from PIL import Image
 from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request
 from grounding.evaluate.engines import Sampling, ServeOptions, get_engine
+from grounding.evaluate.evaluation import Evaluation
 from grounding.evaluate.method import Method
+from grounding.evaluate.plan import plan
 from grounding.evaluate.results.writer import read_rows
 from grounding.evaluate.role import program
-from grounding.evaluate.run import Evaluation, plan, run
+from grounding.evaluate.run import run
 from grounding.runtime.access import Access
 
 

@@ -17,7 +17,9 @@ from PIL import Image
 from grounding.errors import EgmError, UserError
 from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request
-from grounding.evaluate.run import Evaluation, plan, run
+from grounding.evaluate.evaluation import Evaluation
+from grounding.evaluate.plan import plan
+from grounding.evaluate.run import run
 from grounding.evaluate.summary_model import read_summary
 
 FILES, ROWS = ("refcoco_val", "refcoco+_testA"), 8

@@ -12,9 +12,11 @@ from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request
 from grounding.evaluate.costs import Hardware, read_shape
 from grounding.evaluate.engines import Sampling, get_engine
+from grounding.evaluate.evaluation import Evaluation
 from grounding.evaluate.flops import shape_of
 from grounding.evaluate.method import Method
-from grounding.evaluate.run import Evaluation, plan, run
+from grounding.evaluate.plan import plan
+from grounding.evaluate.run import run
 from grounding.evaluate.summary_model import Costs, Summary
 
 CONFIG = {

@@ -11,10 +11,12 @@ from grounding.errors import UserError
 from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request
 from grounding.evaluate.engines import Sampling, get_engine
+from grounding.evaluate.evaluation import Evaluation
 from grounding.evaluate.live import headline
+from grounding.evaluate.plan import plan
 from grounding.evaluate.results.extents import Extents
 from grounding.evaluate.results.writer import read_rows
-from grounding.evaluate.run import Evaluation, plan, run
+from grounding.evaluate.run import run
 from grounding.evaluate.summary_model import read_summary
 from grounding.report import build
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from grounding.cli import run as egm
 from grounding.evaluate.engines import Metrics
 from grounding.evaluate.live import Live, Pace, duration, headline, line, table, view, wilson
+from grounding.evaluate.measurement import Progress
 from grounding.evaluate.results.writer import read_rows
-from grounding.evaluate.run import Progress
 from grounding.evaluate.summary_model import FileSummary, Summary
 
 
@@ -145,7 +145,7 @@ def test_a_cut_image_is_an_error_that_names_it_and_never_reaches_the_server(data
 
 @pytest.mark.parametrize("how", ["empty", "garbage"])
 def test_an_image_that_breaks_after_the_check_is_an_error_too(dataset, server, how, monkeypatch):
-    import grounding.evaluate.run as module
+    import grounding.evaluate.plan as module
 
     real = module.plan
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from grounding.cli import run as command_line
 from grounding.errors import EgmError, Failure, UserError
+from grounding.evaluate.measurement import Progress
 from grounding.evaluate.results.reader import read_answers
 from grounding.evaluate.results.writer import read_rows
 from grounding.evaluate.role import evaluate_role
-from grounding.evaluate.run import Progress
 from grounding.evaluate.summary_model import read_summary
 from tests.unit.evaluate.conftest import Server
 from tests.unit.evaluate.test_run import evaluation, go

@@ -18,9 +18,11 @@ from PIL import Image
 from grounding.errors import UserError
 from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request
+from grounding.evaluate.evaluation import Evaluation
+from grounding.evaluate.plan import plan
 from grounding.evaluate.results.reader import read_answers
 from grounding.evaluate.results.writer import read_rows
-from grounding.evaluate.run import Evaluation, plan, run
+from grounding.evaluate.run import run
 
 RIGHT, WRONG = '[{"bbox_2d": [100, 100, 505, 600]}]', '[{"bbox_2d": [600, 600, 900, 900]}]'
 ROOT = {"width": 100, "height": 80, "bbox": [10, 8, 50.5, 48], "image": "0.png"}

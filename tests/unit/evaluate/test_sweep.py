@@ -14,10 +14,12 @@ from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request
 from grounding.evaluate.costs import Hardware
 from grounding.evaluate.engines import Sampling, get_engine
+from grounding.evaluate.evaluation import Evaluation
 from grounding.evaluate.method import Method
+from grounding.evaluate.plan import plan
 from grounding.evaluate.results.reader import read_answers
 from grounding.evaluate.results.writer import read_rows
-from grounding.evaluate.run import Evaluation, plan, run
+from grounding.evaluate.run import run
 from grounding.evaluate.summary_model import read_summary
 from grounding.evaluate.sweep import Axes, is_sweep, read_sweep, run_sweep, sweep_table
 

@@ -17,7 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request
 from grounding.evaluate.engines import Sampling, get_engine
-from grounding.evaluate.run import Evaluation, Progress, plan, run
+from grounding.evaluate.evaluation import Evaluation
+from grounding.evaluate.measurement import Progress
+from grounding.evaluate.plan import plan
+from grounding.evaluate.run import run
 from grounding.evaluate.summary_model import Costs
 from grounding.evaluate.telemetry import BUCKETS, Beside, Latencies, serve
 

@@ -10,8 +10,8 @@ from grounding.errors import UserError
 from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request
 from grounding.evaluate.engines import Sampling, get_engine
+from grounding.evaluate.evaluation import Evaluation
 from grounding.evaluate.role import evaluate_role
-from grounding.evaluate.run import Evaluation
 from grounding.evaluate.with_engine import with_engine
 
 JOB = """

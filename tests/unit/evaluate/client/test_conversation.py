@@ -11,10 +11,12 @@ from grounding.errors import Failure, UserError
 from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request, fitting
 from grounding.evaluate.engines import ENGINES, Sampling, get_engine
+from grounding.evaluate.evaluation import Evaluation
 from grounding.evaluate.method import Method, check
+from grounding.evaluate.plan import plan
 from grounding.evaluate.rescoring import stored_evaluation
 from grounding.evaluate.results.writer import read_rows
-from grounding.evaluate.run import Evaluation, plan, run
+from grounding.evaluate.run import run
 from grounding.evaluate.worklist import settings_digest
 
 BOX = '[{"bbox_2d": [100, 100, 500, 600]}]'

@@ -16,8 +16,10 @@ from grounding.evaluate.client.http import Broken, FairQueue, Pool, Unreachable
 from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request
 from grounding.evaluate.engines import Sampling, get_engine
+from grounding.evaluate.evaluation import Evaluation
+from grounding.evaluate.plan import plan
 from grounding.evaluate.results.writer import read_rows
-from grounding.evaluate.run import Evaluation, plan, run
+from grounding.evaluate.run import run
 
 IMAGES, ROWS = 40, 240
 

@@ -1,0 +1,96 @@
+"""What to evaluate, how, and where to put it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from grounding.errors import UserError
+from grounding.evaluate.client.client import Identify
+from grounding.evaluate.client.options import Options
+from grounding.evaluate.costs import Hardware
+from grounding.evaluate.engines import Sampling, get_engine
+from grounding.evaluate.guard import Truths
+from grounding.evaluate.identify import LIMIT_S, identify
+from grounding.evaluate.served import ServedModel
+
+MODES = ("throughput", "latency")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate, and where to put it. `model` names the model in rows; `client.request.model` is what requests carry."""
+
+    files: tuple[Path, ...]
+    images: tuple[Path, ...]
+    out: Path
+    model: str
+    client: Options
+    sampling: Sampling = field(default_factory=Sampling)
+    scoring: str = "egm"
+    limit: int | None = None
+    retry_errors: bool = False
+    rescore: bool = False
+    mode: str = "throughput"
+    """throughput: as fast as the endpoints go. latency: a fixed concurrency, warmed up; only then are latencies a result"""
+    remote: str = ""
+    """Where a copy of `out` is kept: s3://bucket/prefix; empty: nowhere"""
+    replicate_every_s: float = 30.0
+    """The copy is at most so old"""
+    max_errors: int = 0
+    """Up to so many failed rows count as wrong answers, instead of there being no mean"""
+    engine: str = ""
+    """Whose pages (metrics, model) the endpoints may offer; empty: they are not asked"""
+    hardware: Hardware = field(default_factory=Hardware)
+    """What the servers run on, for costs"""
+    one_source: bool = False
+    """The endpoints are servers that a job has started from one source; in which folder each keeps its copy says nothing"""
+    truths: Truths = field(default_factory=Truths)
+    """How the true boxes are written"""
+    retry_truncated: int = 0
+    """Ask only the truncated answers again, with so many tokens; 0: ask the questions without an answer"""
+
+    def _check_retry(self) -> None:
+        limit, field_name = (
+            self.sampling.max_tokens,
+            get_engine(self.engine).limit_field if self.engine else "max_tokens",
+        )
+        if self.retry_truncated <= limit:
+            text = f"{self.retry_truncated} tokens are no more than the {limit} of --max-tokens"
+            raise UserError(text, field="--retry-truncated", hint="Give more tokens than the answers had.")
+        if field_name in self.client.request.body:
+            raise UserError(f"--extra-body says {field_name} already", field="--retry-truncated")
+        if self.rescore:
+            raise UserError("--rescore asks nothing", field="--retry-truncated")
+
+    def __post_init__(self) -> None:
+        if self.retry_truncated:
+            self._check_retry()
+        if self.mode not in MODES:
+            raise UserError(f"unknown mode {self.mode!r}", field="--mode", hint=f"Known: {', '.join(MODES)}.")
+
+
+def identify_of(evaluation: Evaluation) -> Identify | None:
+    """Return how an endpoint is asked which model it serves; None if nothing is known of its engine."""
+    if not evaluation.engine:
+        return None
+    engine, client = get_engine(evaluation.engine), evaluation.client
+    limit_s = min(LIMIT_S, client.timeout_s)
+
+    async def ask(endpoint: str) -> ServedModel:
+        found = await identify(engine, endpoint, client.request.model, client.access, limit_s)
+        return found._replace(path=None) if evaluation.one_source else found
+
+    return ask
+
+
+def client_options(evaluation: Evaluation) -> Options:
+    """Return the options that the mode needs: it decides how concurrency is kept, so that no caller has to know."""
+    options = evaluation.client
+    if evaluation.retry_truncated:
+        field_name = get_engine(evaluation.engine).limit_field if evaluation.engine else "max_tokens"
+        more = {**options.request.extras, field_name: evaluation.retry_truncated}
+        options = replace(options, request=replace(options.request, extras=more))
+    if evaluation.mode == "latency":
+        options = replace(options, fixed=True, warm_up=max(16, 2 * options.concurrency))
+    return options

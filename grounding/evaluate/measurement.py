@@ -1,0 +1,255 @@
+"""One evaluation while it runs: replies are scored and written, and summed up when asked."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grounding.data.records import Expression
+from grounding.errors import EgmError
+from grounding.evaluate.client.client import Server
+from grounding.evaluate.continuing import IGNORES
+from grounding.evaluate.costs import count as costs
+from grounding.evaluate.costs import shares
+from grounding.evaluate.engines import Metrics
+from grounding.evaluate.evaluation import Evaluation
+from grounding.evaluate.latency import Lag, judge
+from grounding.evaluate.plan import Plan, evaluation_digest
+from grounding.evaluate.reply import Reply
+from grounding.evaluate.results.parquet import write_parquet
+from grounding.evaluate.results.replica import Remote
+from grounding.evaluate.results.writer import ERROR, Results, Tallies, rescore, score_row
+from grounding.evaluate.run_config import change_profile, check_conditions, config_of, record_pictures
+from grounding.evaluate.served import ServedModel, distinct
+from grounding.evaluate.sets import remark, synthetic_names
+from grounding.evaluate.summary import summarise
+from grounding.evaluate.summary_model import FILE, EndpointFacts, Summary, summary_of
+from grounding.evaluate.telemetry import Latencies
+from grounding.evaluate.worklist import short_digest
+from grounding.files import write_json
+from grounding.scoring import get_profile
+
+_LOOK_S = 0.25
+
+
+@dataclass
+class Progress:
+    """How far it is; `correct` of `answered` give the running accuracy. `asked` counts the replies of this process."""
+
+    total: int
+    answered: int = 0
+    correct: int = 0
+    errors: int = 0
+    asked: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    """Seconds before the first request that was answered: servers may have been loading"""
+    servers: Sequence[Server] = ()
+    readings: dict[str, Metrics] = field(default_factory=dict)
+    """What servers said last of themselves, by endpoint"""
+    latencies: Latencies = field(default_factory=Latencies)
+    """Of the answers of this process"""
+    warning: str = ""
+    """What does not stop the run, but should be known"""
+
+    @property
+    def per_second(self) -> float:
+        """Replies a second in this process."""
+        busy = self.seconds - self.waited
+        return self.asked / busy if busy > 0 else 0.0
+
+    def recount(self, done: Tallies) -> None:
+        """Take over what the columns say."""
+        self.errors = int((done.outcome == ERROR).sum())
+        self.answered = int((done.outcome > 0).sum()) - self.errors
+        self.correct = int(done.correct.sum())
+
+    def count(self, done: Tallies, row: int, sign: int = 1) -> None:
+        """Add a row, or take it away again."""
+        outcome = done.outcome.item(row)
+        if outcome == ERROR:
+            self.errors += sign
+        elif outcome:
+            self.answered += sign
+            self.correct += sign * int(done.correct[row])
+
+
+class Measurement:
+    """The rows of one evaluation while it runs: what comes in is scored and written, and summed up when asked. A context manager."""
+
+    def __init__(self, evaluation: Evaluation, planned: Plan) -> None:
+        self.evaluation, self.planned, self.profile = evaluation, planned, get_profile(evaluation.scoring)
+        work = planned.work
+        self._prompt, self._settings = evaluation.client.request.prompt, short_digest(work.settings)
+        self._earlier = summary_of(evaluation.out)
+        self._remote = Remote(evaluation.out, evaluation.remote) if evaluation.remote else None
+        self._synthetic = synthetic_names(evaluation.files)
+        self.lag, self.progress = Lag(), Progress(len(work))
+        more = replace(evaluation.sampling, max_tokens=evaluation.retry_truncated)
+        self._more = short_digest(evaluation_digest(replace(evaluation, sampling=more, retry_truncated=0)))
+        self._load, self._looked = 0, 0.0
+        self._timed = evaluation.mode == "latency"
+        self.kept = 0
+        """Truncated answers that could not be asked again"""
+        self.share = 1.0
+        """Of this process's time, what was spent on this evaluation"""
+        self.busy_s = 0.0
+        """Seconds that its questions were under way in this process, added up"""
+        self.notes: list[str] = [n for n in self._earlier.notes if IGNORES in n]
+        """What was seen of the servers before anything was asked, by this process or an earlier one"""
+
+    def __enter__(self) -> Measurement:
+        evaluation, work = self.evaluation, self.planned.work
+        self.results = Results(evaluation.out, work, self.profile.name, self._remote)
+        try:
+            if evaluation.rescore:
+                change_profile(evaluation, len(work), self.results.done, self._earlier)
+            else:
+                check_conditions(evaluation, self.results)
+                record_pictures(evaluation, self.planned, self.results.done)
+                write_json(evaluation.out / "run_config.json", config_of(evaluation, self.planned))
+            rescore(self.results, work, self.profile, everything=evaluation.rescore)
+            self.progress.recount(self.results.done)
+            self._began = time.monotonic()
+            self._before = self._earlier.wall_seconds if self._earlier.wall_seconds is not None else 0.0
+            self._pace = self._earlier.requests_per_second
+        except BaseException:
+            self.results.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.results.close()
+
+    @property
+    def todo(self) -> NDArray[np.int64]:
+        """Numbers of the rows to ask."""
+        if self.evaluation.retry_truncated:
+            return self.results.done.truncated(self.evaluation.retry_truncated)
+        return self.results.done.pending(retry_errors=self.evaluation.retry_errors)
+
+    @property
+    def models(self) -> list[ServedModel]:
+        """Return which models have given the answers that are there."""
+        return distinct(list(self.results.done.served_by()))
+
+    def receive(self, row: int, expression: Expression, reply: Reply) -> None:
+        """Score and write one reply."""
+        if not self.progress.asked:
+            self.progress.waited = max(0.0, time.monotonic() - self._began - (reply.latency_s or 0.0))
+        done, progress, work = self.results.done, self.progress, self.planned.work
+        limit = self.evaluation.retry_truncated
+        if limit and reply.error is not None:  # the answer that was cut off is better than none
+            progress.asked += 1
+            self.kept += 1
+            return
+        progress.count(done, row, -1)
+        stored = score_row(
+            work.key(row), expression, reply, self.evaluation.model, self._prompt, self.profile, self._settings
+        )
+        if limit:
+            stored |= {"settings": self._more, "evaluation": self._settings, "max_tokens": limit}
+        if self._timed:
+            stored |= {"loop_lag_s": round(self.lag.now(), 6), "in_flight": self._in_flight()}
+        self.results.add(row, stored)
+        progress.count(done, row)
+        progress.asked += 1
+        progress.latencies.add(reply.latency_s)
+        self.busy_s += reply.latency_s or 0.0
+
+    def _in_flight(self) -> int:
+        """Return how many requests are under way, as it was a moment ago: counting costs time if there are many endpoints."""
+        now = time.monotonic()
+        if now - self._looked > _LOOK_S:
+            self._load, self._looked = sum(s.active for s in self.progress.servers), now
+        return self._load
+
+    def publish(self) -> Summary:
+        """Write summary.json, and return the summary."""
+        evaluation, progress, done = self.evaluation, self.progress, self.results.done
+        wall = self._before + progress.seconds * self.share
+        again = evaluation.rescore and self._earlier.mode is not None
+        mode = self._earlier.mode if again else evaluation.mode
+        judged = None
+        if mode == "latency":
+            judged = judge(done.latency_s, done.lag_s, self.planned.work.file, _lags(self._earlier))
+        summary = summarise(
+            self.planned.work,
+            done,
+            evaluation.max_errors,
+            evaluation.client.request.model,
+            self.profile.name,
+            None if judged is None else judged.latency_s,
+        )
+        summary.model, summary.prompt, summary.scoring = evaluation.model, self._prompt, self.profile.name
+        summary.mode = mode
+        summary.requests_per_second = round(progress.per_second, 3) if progress.asked else self._pace
+        summary.wall_seconds = round(wall, 3)
+        for f in summary.files:
+            f.remark = None if f.total is None else remark(f.name, f.total, f.name in self._synthetic)
+        if progress.servers:
+            summary.servers = tuple(_endpoint_facts(s, progress.readings.get(s.endpoint)) for s in progress.servers)
+        else:  # nothing was asked
+            summary.servers = self._earlier.servers
+        if judged is not None:
+            judged.write(summary, done.in_flight, _lags(self._earlier))
+        summary.notes += tuple(self.notes)
+        if self.kept:
+            summary.notes += (f"answers that stay cut off, because asking again failed: {self.kept}",)
+        if evaluation.rescore:  # it measures nothing: what was measured stays
+            summary.take_timing(self._earlier)
+        else:
+            method, load = evaluation.client.method, evaluation.client.concurrency
+            latency = done.latency_s if judged is None else judged.latency_s
+            summary.costs = costs(done, method, evaluation.hardware, load, wall, latency)
+        write_json(evaluation.out / FILE, summary.document())
+        return summary
+
+    async def replicate(self) -> None:
+        """Send what is finished to where a copy is kept."""
+        if self._remote is not None:
+            self.results.roll()
+            with suppress(EgmError):  # `Remote.problem` has it, and the next round begins with it
+                await asyncio.to_thread(self.results.replicate)
+
+    def interrupted(self) -> None:
+        """Keep what there is after an error."""
+        self.publish()
+        self.results.roll()
+        with suppress(EgmError):  # it is said already what went wrong; rows are here, and sent by the next call
+            self.results.replicate()
+
+    def finish(self) -> Summary:
+        """Write everything that a finished evaluation leaves, and return the summary."""
+        summary = self.publish()
+        self.results.roll()
+        evaluation = self.evaluation
+        cost = shares(self.results.done, evaluation.client.method, evaluation.hardware, summary.costs)
+        added = cost.of if cost.known else None
+        write_parquet(evaluation.out, self.planned.work, added, self.results.last, own=self.results.own)
+        self.results.replicate(patient=True)
+        return summary
+
+
+def _endpoint_facts(server: Server, reading: Metrics | None) -> EndpointFacts:
+    return EndpointFacts(
+        endpoint=server.endpoint,
+        answered=server.answered,
+        failed=server.failed,
+        prompt_tokens=server.prompt_tokens,
+        cached_tokens=server.cached_tokens,
+        served=server.served,
+        metrics=reading,
+    )
+
+
+def _lags(summary: Summary) -> list[float]:
+    """Return how late each process of an earlier version was that has written to a folder, in seconds; later ones say it in each row."""
+    found = summary.loop_lags if summary.loop_lags is not None else (summary.loop_lag_p99,)
+    return [lag for lag in found if lag is not None and lag > 0]
