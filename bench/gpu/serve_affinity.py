@@ -113,6 +113,9 @@ class Server:
         self.url, self.engine, self.log = f"http://127.0.0.1:{port}", engine, log
         command = chosen.command(str(model), ServeOptions(port=port, served_name="m", gpus=1))
         command[0] = python if command[0] == "python" else command[0]
+        if "--api-server-count" in more:  # only `vllm serve` starts several
+            at = command.index("vllm.entrypoints.openai.api_server")
+            command[at : at + 2] = ["vllm.entrypoints.cli.main", "serve"]
         ours = chosen.environment(os.environ, gpus=1)
         environment = os.environ | ours | {"CUDA_VISIBLE_DEVICES": str(gpu), "HF_HUB_OFFLINE": "1"}
         self.command, self.started = [*command, *EXTRA[engine], *more], time.monotonic()

@@ -1,0 +1,245 @@
+"""How fast a server answers grounding questions on one GPU, and what keeps it from being faster.
+
+    python bench/gpu/serve.py --size 8b --out DIR [--reference CHECKOUT] [--variant '--api-server-count 4']
+
+A server a GPU by the product's own command line, with the shapes of Qwen3-VL and random weights, so nothing is downloaded; every answer
+has `--tokens` tokens. Pictures are JPEGs of 640 x 480 with about a photograph's bytes, six questions each, and no two runs share one. Runs:
+
+    product    our client at each number of requests in flight (`--in-flight`)
+    variant    the same on the second GPU, whose server has further flags (`--variant`); without flags: the scaling to two servers
+    reference  the client of a checkout of github.com/zgq1879/EGM (`verl/scripts/sglang_infer.py`), 64 in flight as in its script
+
+Of each run: requests/s, output tokens/s, latencies, how busy the GPU was (nvidia-smi, twice a second, without the first and last tenth), CPU
+seconds of the server's processes and of the client. `limit` is arithmetic: the seconds of a request if decoding reads all weights
+once a step for all rows in flight and the prompt costs 2 FLOP a parameter and token, at the bandwidth and rate given below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import psutil
+from rl_step import busy, sample
+from serve_affinity import Server, _write, dataset, machine, measure
+from train import SIZES, folder_of
+
+BANDWIDTH = 4.3e12
+"""Bytes/s of an H200's memory as measured by a copy (reads and writes)"""
+RATE = 788e12
+"""FLOP/s of an H200 in bfloat16, the best measured matrix product"""
+PROMPT_TOKENS = 330
+"""Of a picture of 640 x 480 and its question"""
+
+
+def limit(parameters: float, tokens: int, in_flight: int) -> dict[str, float]:
+    """Return requests/s that arithmetic allows; the prompt is computed once a question, its picture's part once a picture (six questions)."""
+    decode = tokens * max(2 * parameters / BANDWIDTH / in_flight, 2 * parameters / RATE)
+    prefill = 2 * parameters * (300 / 6 + PROMPT_TOKENS - 300) / RATE
+    return {
+        "requests_per_second": round(1 / (decode + prefill), 1),
+        "decode_s": round(decode, 5),
+        "prefill_s": round(prefill, 5),
+    }
+
+
+def processes(root: int) -> list[psutil.Process]:
+    """Return a process and all below it."""
+    top = psutil.Process(root)
+    return [top, *top.children(recursive=True)]
+
+
+def cpu_seconds(found: list[psutil.Process]) -> dict[str, float]:
+    """Return CPU seconds by the process's name for itself."""
+    seconds: dict[str, float] = {}
+    for process in found:
+        try:
+            times, words = process.cpu_times(), process.cmdline()
+        except psutil.NoSuchProcess:
+            continue
+        name = next((w for w in words if w.startswith("VLLM::") or w.startswith("sglang::")), "") or process.name()
+        seconds[name] = seconds.get(name, 0.0) + times.user + times.system
+    return seconds
+
+
+def watched(servers: list[Server], gpus: list[int], samples: Path, call: Any) -> dict[str, Any]:
+    """Call, and return its result with what GPUs and processors did meanwhile."""
+    trees = [p for s in servers for p in processes(s.process.pid)]
+    before, own, began = cpu_seconds(trees), time.process_time(), time.time()
+    result: dict[str, Any] = call()
+    took = time.time() - began
+    after = cpu_seconds(trees)
+    middle = busy(samples, gpus, began + 0.1 * took, began + 0.9 * took)
+    used = {name: round(after[name] - before.get(name, 0.0), 2) for name in after}
+    return {
+        **result,
+        "gpu": middle,
+        "server_cpu_s": {n: v for n, v in used.items() if v > 0.1},
+        "client_cpu_s": round(time.process_time() - own, 2),
+    }
+
+
+def by_reference(checkout: Path, server: Server, rows: Path, images: Path, tokens: int, work: Path) -> dict[str, Any]:
+    """Run the reference's client as it is, with the words of its script; its own figures."""
+    lines = work / "reference.json"
+    lines.write_text(rows.read_text())
+    command = [
+        sys.executable,
+        str(checkout / "verl/scripts/sglang_infer.py"),
+        "--model",
+        "m",
+        "--data_json",
+        str(lines),
+    ]
+    command += ["--output_dir", str(work / "reference"), "--endpoint", server.url, "--max_tokens", str(tokens)]
+    command += ["--concurrency", "64", "--prompt_template", "qwen3", "--box_remap", "scale"]
+    environment = os.environ | {"BASE_IMG_DIR": str(images), "HF_HOME": str(work / "hf")}
+    began = time.monotonic()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    wall = time.monotonic() - began
+    figures = {
+        k: float(v)
+        for k, v in re.findall(r"^(case_num|whole_time|mean_tokens|total_time) ([\d.]+)$", done.stdout, re.M)
+    }
+    if "whole_time" not in figures:
+        return {"arm": "reference", "failed": (done.stdout + done.stderr)[-2000:]}
+    return {
+        "arm": "reference",
+        "rows": int(figures["case_num"]),
+        "wall_s": round(figures["whole_time"], 3),
+        "with_start_s": round(wall, 1),
+        "requests_per_second": round(figures["case_num"] / figures["whole_time"], 2),
+        "tokens_mean": figures["mean_tokens"],
+        "latency_mean": round(figures["total_time"] / figures["case_num"], 4),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
+    parser.add_argument("--size", choices=SIZES, default="8b")
+    parser.add_argument("--gpus", type=int, default=2, help="A server on each; the second has the variant's flags.")
+    parser.add_argument("--in-flight", type=int, nargs="*", default=[16, 64, 256, 512])
+    parser.add_argument("--variant-in-flight", type=int, nargs="*", default=[64, 256, 512])
+    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--images", type=int, default=200, help="Pictures a run at 64 in flight or more.")
+    parser.add_argument("--variant", default="", help="Further words for the second server's command line.")
+    parser.add_argument("--server-args", default="--load-format dummy", help="Further words for both.")
+    parser.add_argument("--reference", type=Path)
+    parser.add_argument("--deadline", type=float, default=240.0, help="Seconds that a start may take.")
+    parser.add_argument("--budget", type=float, default=400.0, help="Seconds after which no further run begins.")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/bench-train"))
+    parser.add_argument("--out", type=Path, required=True)
+    a = parser.parse_args()
+    begun = time.monotonic()
+    a.out.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="egm-serve-"))
+    model = folder_of(a.size, a.work / f"served-{a.size}")
+    parameters = {"2b": 2.0e9, "4b": 4.4e9, "8b": 8.8e9}.get(a.size, 1e6)
+    report: dict[str, Any] = {
+        "what": "requests/s of a server on one GPU, by requests in flight",
+        "engine": a.engine,
+        "machine": machine(),
+        "model": f"shapes of Qwen3-VL-{a.size.upper()}, random weights",
+        "tokens": a.tokens,
+        "questions_a_picture": 6,
+        "variant": a.variant,
+        "limit": {str(n): limit(parameters, a.tokens, n) for n in a.in_flight},
+        "results": [],
+    }
+
+    def save(**row: Any) -> None:
+        if row:
+            report["results"].append(row)
+            print(json.dumps(row), flush=True)
+        (a.out / "serve.json").write_text(json.dumps(report, indent=1) + "\n")
+
+    both = a.server_args.split()
+    flags = [both, [*both, *a.variant.split()]]
+    servers = [
+        Server(a.engine, model, gpu, sys.executable, a.out / f"server-{gpu}.log", flags[min(gpu, 1)])
+        for gpu in range(a.gpus)
+    ]
+    report["commands"] = [" ".join(s.command) for s in servers]
+    samples = a.out / "gpu.csv"
+    sampler = sample(a.gpus, samples) if shutil.which("nvidia-smi") else None
+    samples.touch()
+    following = 0
+
+    def drawn(images: int) -> tuple[Path, Path]:
+        nonlocal following
+        following += images
+        return dataset(folder, following - images, images, 6, one_each=False)
+
+    def ask(arm: str, of: list[Server], gpus: list[int], in_flight: int, images: int) -> None:
+        if time.monotonic() - begun > a.budget:
+            return
+        rows, pictures = drawn(images)
+        out = folder / f"out-{following}"
+        found = watched(of, gpus, samples, lambda: measure("affinity", of, rows, pictures, out, a.tokens, in_flight))
+        save(
+            **found
+            | {
+                "arm": arm,
+                "in_flight": in_flight,
+                "output_tokens_per_second": round(found["requests_per_second"] * a.tokens, 1),
+            }
+        )
+
+    try:
+        (folder / "pictures").mkdir()
+        runs = len(a.in_flight) + len(a.variant_in_flight) + 1
+        number = 32 + runs * 2 * a.images
+        with get_context("spawn").Pool(max(1, (os.cpu_count() or 2) - 6)) as pool:
+            sizes = pool.map(_write, [(folder / "pictures" / f"{i}.jpg", i) for i in range(number)], chunksize=16)
+        report["image_bytes_mean"] = round(statistics.mean(sizes))
+        for server in servers:
+            server.ready(a.deadline)
+        report["ready_s"] = [round(s.seconds, 1) for s in servers]
+        rows, pictures = drawn(16)
+        measure("affinity", servers, rows, pictures, folder / "out-warm", 32, 64)
+        save()
+        for n in a.in_flight:
+            ask("product", servers[:1], [0], n, a.images if n >= 64 else max(1, a.images // 4))
+        if a.reference and time.monotonic() - begun < a.budget:
+            rows, pictures = drawn(a.images)
+            save(
+                **watched(
+                    servers[:1],
+                    [0],
+                    samples,
+                    lambda: by_reference(a.reference, servers[0], rows, pictures, a.tokens, folder),
+                )
+            )
+        if a.gpus > 1 and a.variant:
+            for n in a.variant_in_flight:
+                ask("variant", servers[1:2], [1], n, a.images)
+        elif a.gpus > 1:
+            for n in a.variant_in_flight:
+                ask("two-servers", servers, list(range(a.gpus)), n, 2 * a.images)
+    finally:
+        for server in servers:
+            server.stop()
+        if sampler:
+            sampler.kill()
+        save()
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    random.seed(0)
+    sys.exit(main())
