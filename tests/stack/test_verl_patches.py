@@ -10,9 +10,9 @@ import pytest
 
 CHECK = """
 from grounding.train.rl import ray_start
-from grounding.train.verl import cpu_patches, hooks, internvl, patches
+from grounding.train.verl import cpu_patches, hooks, internvl, patches, transfer_queue
 
-tables = [patches, cpu_patches, hooks, internvl, ray_start]
+tables = [patches, cpu_patches, hooks, internvl, ray_start, transfer_queue]
 every = [patch for table in tables for patch in table.PATCHES]
 assert not [p.title for p in every if p.applied], "importing a module has changed something"
 assert not [p.title for p in every if p.has_changed()]
@@ -42,9 +42,9 @@ def test_whatever_a_worker_imports_first_the_plug_in_applies(first: str) -> None
     code = f"""
 import importlib
 importlib.import_module("{first}")
-from grounding.train.verl import cpu, cpu_patches, patches
+from grounding.train.verl import cpu, cpu_patches, patches, transfer_queue
 from verl.workers.rollout.replica import RolloutReplicaRegistry
-assert [p.title for t in (patches, cpu_patches) for p in t.PATCHES if p.wanted() and not p.applied] == []
+assert [p.title for t in (patches, cpu_patches, transfer_queue) for p in t.PATCHES if p.wanted() and not p.applied] == []
 assert RolloutReplicaRegistry.get("hf") is cpu.HFReplica
 print("applied")
 """

@@ -3,7 +3,9 @@
 from grounding.train.verl import (  # the former registers the platform, before the latter asks for it
     cpu_patches,
     patches,
+    transfer_queue,
 )
 
 patches.apply()
 cpu_patches.apply()
+transfer_queue.apply()
