@@ -7,6 +7,7 @@ from those keys. `null` stands for any value: it removes ours.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -46,9 +47,15 @@ def _types() -> Mapping[str, Mapping[str, str]]:
 def problems(template: object) -> Iterator[tuple[Path_, str]]:
     """Yield path (from the template on) and sentence for everything that is not the shape of a pod template."""
     yield from _value(template, _ROOT, (), "")
+    spec = template.get("spec") if isinstance(template, Mapping) else None
+    if isinstance(spec, Mapping) and "containers" in spec and spec["containers"] is None:
+        yield ("spec", "containers"), "expected a list, found null: a pod keeps the container of its role"
 
 
 def _value(value: object, kind: str, path: Path_, name: str) -> Iterator[tuple[Path_, str]]:
+    if (isinstance(value, int) and abs(value) >= 2**63) or (isinstance(value, float) and not math.isfinite(value)):
+        yield path, f"expected a number of 64 bits at most, found {value}"
+        return
     if value is None or kind == "object":
         return
     inner = re.fullmatch(r"(List|Dict)\[(?:str, )?(\w+)\]", kind)

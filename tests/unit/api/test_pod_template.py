@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ ODD: list[tuple[Any, str]] = [
     ({"spec": {"hostNetwork": "yes"}}, "spec.hostNetwork"),
     ({"spec": {"terminationGracePeriodSeconds": True}}, "spec.terminationGracePeriodSeconds"),
     ({"spec": {"nodeselector": {}}}, "spec.nodeselector"),
+    ({"spec": {"containers": None}}, "spec.containers"),
+    ({"spec": {"priority": 10**30}}, "spec.priority"),
+    ({"spec": {"priority": -(10**400)}}, "spec.priority"),
+    ({"spec": {"containers": [{"name": "main", "resources": {"limits": {"cpu": 10**30}}}]}}, "spec.containers[0].resources.limits.cpu"),
+    ({"spec": {"containers": [{"name": "main", "resources": {"limits": {"cpu": math.inf}}}]}}, "spec.containers[0].resources.limits.cpu"),
+    ({"spec": {"containers": [{"name": "main", "livenessProbe": {"httpGet": {"port": 10**30}}}]}}, "spec.containers[0].livenessProbe.httpGet.port"),
+    ({"metadata": {"labels": {"a": 10**30}}}, "metadata.labels.a"),
     ({"metadata": "x"}, "metadata"),
     ({"metadata": {"labels": ["x"]}}, "metadata.labels"),
     ({"metadata": {"labels": {"a": 1}}}, "metadata.labels.a"),
