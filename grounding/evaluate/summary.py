@@ -85,13 +85,18 @@ def interval(files: ArrayLike, images: ArrayLike, correct: ArrayLike) -> Interva
     """95 % interval of macro and micro accuracy by a bootstrap over images: expressions of one image, in whatever file, stand or fall
     together, so images are drawn, not expressions.
 
-    Three columns of one length: the number of the row's file (0..F-1), of its image (0..M-1), and whether it is correct.
+    If all rows are right, or all are wrong, every draw is the same; then it is the exact interval of Clopper and Pearson for as many
+    independent images as weigh the same. Three columns of one length: the number of the row's file (0..F-1), of its image (0..M-1), and whether it is correct.
     """
     file, image = np.asarray(files), np.asarray(images)
     f, m = int(file.max()) + 1, int(image.max()) + 1
     n, hits = np.zeros((m, f)), np.zeros((m, f))
     np.add.at(n, (image, file), 1.0)
-    np.add.at(hits, (image, file), np.asarray(correct, dtype=np.float64))
+    right = np.asarray(correct, dtype=np.float64)
+    if right.min() == right.max() and right[0] in (0.0, 1.0):
+        of_files = (n / np.maximum(n.sum(0), 1.0))[:, n.sum(0) > 0]
+        return Intervals(macro=_edge(right[0], of_files.mean(1)), micro=_edge(right[0], n.sum(1) / n.sum()))
+    np.add.at(hits, (image, file), right)
     draw = np.random.default_rng(SEED)
     macro, micro = [], []
     block = max(1, min(100, 2_000_000 // m))  # for memory; the draws are the same in any blocks
@@ -104,6 +109,12 @@ def interval(files: ArrayLike, images: ArrayLike, correct: ArrayLike) -> Interva
             macro.append(np.nanmean(np.where(b > 0, a / np.where(b > 0, b, 1), np.nan), axis=1))
     ends = [0.025, 0.975]
     return Intervals(macro=_ends(macro, ends), micro=_ends(micro, ends))
+
+
+def _edge(share: float, weights: NDArray[np.float64]) -> Ends:
+    """Return the exact 95 % interval of a share of 0 or 1. `weights`: of the images, their sum is 1."""
+    far = float(0.025 ** (weights**2).sum())  # the inverse is the number of images that weigh the same (Kish)
+    return (far, 1.0) if share else (0.0, 1.0 - far)
 
 
 def _ends(draws: Sequence[NDArray[np.float64]], at: Sequence[float]) -> Ends:

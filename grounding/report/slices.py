@@ -88,13 +88,19 @@ def kinds(a: Answers) -> NDArray[np.int64]:
 
 
 def interval(correct: NDArray[np.bool_], image: NDArray[np.int64]) -> tuple[float, float]:
-    """95 % interval of a share: Wilson's, with as many rows as independent ones would carry the variance between images."""
+    """95 % interval of a share: Wilson's, with as many rows as independent ones would carry the variance between images.
+
+    If all rows are right, or all are wrong, no variance can be seen; then the rows of an image count as one.
+    """
     n, p, z = float(len(correct)), float(correct.mean()), 1.96
-    _, number = np.unique(image, return_inverse=True)
+    _, number, rows = np.unique(image, return_inverse=True, return_counts=True)
     rest = np.bincount(number, correct - p)
     variance = float((rest**2).sum()) / n**2
     independent = p * (1 - p) / n
-    n = n * min(1.0, independent / variance) if variance > 0 else n
+    if p in (0.0, 1.0):
+        n = n**2 / float((rows.astype(np.float64) ** 2).sum())
+    elif variance > 0:
+        n *= min(1.0, independent / variance)
     middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     whole = 1 + z * z / n
     return max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole)

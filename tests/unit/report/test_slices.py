@@ -76,3 +76,9 @@ def test_an_interval_is_wilson_s_for_independent_rows_and_wider_for_twins() -> N
     assert (low, high) == (pytest.approx(0.7112, abs=2e-4), pytest.approx(0.8666, abs=2e-4))
     twins = slices.interval(np.repeat(correct, 4), np.repeat(np.arange(100), 4))
     assert twins == (pytest.approx(low), pytest.approx(high))
+
+
+def test_at_the_edges_the_rows_of_an_image_count_as_one() -> None:
+    for value in (True, False):
+        alone = slices.interval(np.full(20, value), np.arange(20))
+        assert slices.interval(np.full(200, value), np.repeat(np.arange(20), 10)) == pytest.approx(alone)
