@@ -455,9 +455,12 @@ class Uploader:
 
 
 def local_model(model: str) -> str:
-    """Return the model as a folder of this machine; one of a store or the hub is fetched once a node."""
-    if "://" not in model or model.startswith("tiny://"):
+    """Return the model as a folder of this machine, from the root, since verl works in the job's folder. One of a store or the hub is
+    fetched once a node."""
+    if model.startswith("tiny://"):
         return model
+    if "://" not in model:
+        return str(Path(model).absolute())
     return str(fetch(model, say=_say))
 
 

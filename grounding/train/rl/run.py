@@ -186,7 +186,8 @@ def train(
     checkpoint = checkpoints.newest(out / "checkpoints")
     noted = attempts.steps_noted(out / attempts.VERL)
     if noted is not None and noted[0] < total:
-        print(f"rl: verl took {noted[0]} steps, not {total}: it dropped rows whose prompts are too long", flush=True)  # noqa: T201
+        steps = "1 step" if noted[0] == 1 else f"{noted[0]} steps"
+        print(f"rl: verl took {steps}, not {total}: it dropped rows whose prompts are too long", flush=True)  # noqa: T201
         total = noted[0]
     if checkpoint is None or checkpoint.step < total:
         raise Failure(
