@@ -99,6 +99,17 @@ class SecretKey(Model):
     key: Text = Field(description="Key in the Secret.")
 
 
+class ConfigMapKey(Model):
+    """Where a text is: the name of a ConfigMap and the key in it."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)] = Field(
+        description="Name of the ConfigMap."
+    )
+    key: Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = Field(
+        description="Key in the ConfigMap."
+    )
+
+
 CHANGEABLE = {
     "suspend",
     "maxAttempts",

@@ -9,7 +9,17 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints
 
 from grounding.api.base import Model, Place, Places, Rule, Text
-from grounding.api.common import CHANGEABLE, PROMPTS, GpuResource, JobSpec, ModelRef, SecretKey, Shapes, Template
+from grounding.api.common import (
+    CHANGEABLE,
+    PROMPTS,
+    ConfigMapKey,
+    GpuResource,
+    JobSpec,
+    ModelRef,
+    SecretKey,
+    Shapes,
+    Template,
+)
 from grounding.boxes import Space
 
 
@@ -21,13 +31,6 @@ class HeaderSecret(Model):
     )
     name: Text = Field(description="Name of the Secret.")
     key: Text = Field(description="Key in the Secret.")
-
-
-class ConfigMapKey(Model):
-    """Where a text is: the name of a ConfigMap and the key in it."""
-
-    name: Text = Field(description="Name of the ConfigMap.")
-    key: Text = Field(description="Key in the ConfigMap.")
 
 
 class EvalPodTemplates(Model):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from grounding.api.base import Fraction, Labels, Model, Place, Places, Quantity, Rule, Seconds, Text
-from grounding.api.common import CHANGEABLE, GpuResource, JobSpec, ModelRef, SecretKey, Shapes, Template
+from grounding.api.common import CHANGEABLE, ConfigMapKey, GpuResource, JobSpec, ModelRef, SecretKey, Shapes, Template
 from grounding.api.hyperparameters import Hyperparameters
 from grounding.boxes import Space
 
@@ -66,8 +66,12 @@ class Reward(Model):
     threshold: Fraction = Field(0.5, description="IoU at which an answer passes.")
     file: Place | None = Field(
         None,
-        description="A Python file with a reward of your own, in place of type and alpha: a path that the pods see, "
-        "pvc://claim/path, s3://bucket/path or hf://owner/name/path.",
+        description="A Python file with a reward of your own, in place of type and alpha: a file of this machine, which `egm submit` "
+        "sends along, a path that the pods see, pvc://claim/path, s3://bucket/path or hf://owner/name/path.",
+    )
+    config_map: ConfigMapKey | None = Field(
+        None,
+        description="The same in a ConfigMap of the job's namespace, which its pods mount; `egm submit` writes it for a file of this machine.",
     )
     entry_point: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=63)] = Field(
         "compute_score",
@@ -76,18 +80,29 @@ class Reward(Model):
 
     rules = (
         Rule(
-            lambda r: r.file is not None or r.entry_point == "compute_score",
-            "has(self.file) || self.entryPoint == 'compute_score'",
+            lambda r: r.file is None or r.config_map is None,
+            "!(has(self.file) && has(self.configMap))",
+            "file and configMap are two places of one thing; leave one of them out",
+            "configMap",
+        ),
+        Rule(
+            lambda r: r.own or r.entry_point == "compute_score",
+            "has(self.file) || has(self.configMap) || self.entryPoint == 'compute_score'",
             "entryPoint names a function of file, which is absent",
             "entryPoint",
         ),
         Rule(
-            lambda r: r.file is None or (r.type == "mix" and r.alpha == 0.5),
-            "!has(self.file) || (self.type == 'mix' && self.alpha == 0.5)",
-            "type and alpha have no effect beside file; leave them out",
-            "file",
+            lambda r: not r.own or (r.type == "mix" and r.alpha == 0.5),
+            "!(has(self.file) || has(self.configMap)) || (self.type == 'mix' && self.alpha == 0.5)",
+            "type and alpha have no effect beside file or configMap; leave them out",
+            "type",
         ),
     )
+
+    @property
+    def own(self) -> bool:
+        """Return whether the reward is the user's own."""
+        return self.file is not None or self.config_map is not None
 
 
 class Toleration(Model):
@@ -199,7 +214,8 @@ class TrainSpec(JobSpec):
         Rule(
             lambda s: s.method == "rl" or s.reward == Reward(),  # type: ignore[call-arg]
             "{method} == 'rl' || !has(self.reward) "
-            "|| (self.reward.type == 'mix' && self.reward.alpha == 0.5 && self.reward.threshold == 0.5 && !has(self.reward.file))",
+            "|| (self.reward.type == 'mix' && self.reward.alpha == 0.5 && self.reward.threshold == 0.5 "
+            "&& !has(self.reward.file) && !has(self.reward.configMap))",
             "reward belongs to method rl; sft has none",
             "reward",
         ),

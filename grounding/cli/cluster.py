@@ -55,9 +55,14 @@ def submit(
     ] = False,
 ) -> None:
     """Check manifests and apply them to the cluster. Jobs that are there already are left as they are, or changed as far as a job may change."""
+    from grounding.api import ManifestError, load
+    from grounding.cli.jobs_api import function_problems
+
     do = actions()
-    for file in files:
-        do.manifests(file)  # nothing is sent while a file is wrong
+    for file in files:  # nothing is sent while a file is wrong
+        do.manifests(file)
+        if found := [problem for job in load(file) for problem in function_problems(file, job)]:
+            raise ManifestError(file, found)
 
     async def work(cluster: Any) -> bool:
         made = [key for file in files for key in await do.submit(cluster, file, namespace or do.here(), typer.echo)]

@@ -51,7 +51,7 @@ def _validate(file: Path, *, quiet: bool) -> list[dict[str, Any]]:
         ]
     report: list[dict[str, Any]] = []
     for job in jobs:
-        found = [*_model_problems(file, job), *_function_problems(file, job)]
+        found = [*_model_problems(file, job), *function_problems(file, job)]
         for problem in found:
             say(f"error: {file}:{problem.line}: {problem.path}: {problem.message}")
             report.append({"file": str(file), "ok": False, **dataclasses.asdict(problem)})
@@ -85,7 +85,7 @@ def _path(field: str) -> tuple[int | str, ...]:
     return tuple(int(part) if part.isdigit() else part for part in field.split("."))
 
 
-def _function_problems(file: Path, job: ResolvedJob) -> Iterator[Problem]:
+def function_problems(file: Path, job: ResolvedJob) -> Iterator[Problem]:
     """Yield what is wrong with the reward or the scoring of a job's own, if it is a file of this machine. Nothing of it is run."""
     from grounding.api.manifest import Problem, line_of
     from grounding.errors import UserError

@@ -24,6 +24,9 @@ def _begin(role: str, path: Path, kind: str = "") -> Any:
     job = load_job(path)
     if kind and job.kind != kind:
         raise UserError(f"expected a {kind}, found a {job.kind}", file=path)
+    if job.kind == "GroundingTrainJob" and job.spec.reward.config_map is not None:
+        hint = "Name the file itself in spec.reward.file."
+        raise UserError("is mounted by the pods of a cluster only", file=path, field="spec.reward.configMap", hint=hint)
     startup.begin(role, job)
     return job
 

@@ -86,7 +86,9 @@ def interval(files: ArrayLike, images: ArrayLike, correct: ArrayLike) -> Interva
     together, so images are drawn, not expressions.
 
     If all rows are right, or all are wrong, every draw is the same; then it is the exact interval of Clopper and Pearson for as many
-    independent images as weigh the same. Three columns of one length: the number of the row's file (0..F-1), of its image (0..M-1), and whether it is correct.
+    independent images as weigh the same.
+
+    Three columns of one length: the number of the row's file (0..F-1), of its image (0..M-1), and whether it is correct.
     """
     file, image = np.asarray(files), np.asarray(images)
     f, m = int(file.max()) + 1, int(image.max()) + 1

@@ -57,6 +57,7 @@ IGNORED = (
     "podTemplate",
     "podTemplates",
     "preset",
+    "reward.configMap",  # pods read it as reward.file
     "reward.file",  # its content is compared instead
     "priorityClassName",
     "queue",

@@ -41,13 +41,14 @@ JOB = Kind("Job", "batch", "v1", "jobs", watched=True)
 POD = Kind("Pod", "", "v1", "pods", watched=True)
 SERVICE = Kind("Service", "", "v1", "services")
 SECRET = Kind("Secret", "", "v1", "secrets")
+CONFIG_MAP = Kind("ConfigMap", "", "v1", "configmaps")
 NETWORK_POLICY = Kind("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies")
 LEASE = Kind("Lease", "coordination.k8s.io", "v1", "leases")
 EVENT = Kind("Event", "", "v1", "events")
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
-    for kind in (TRAIN_JOB, EVAL_JOB, PYTORCHJOB, JOB, POD, SERVICE, SECRET, NETWORK_POLICY, LEASE, EVENT)
+    for kind in (TRAIN_JOB, EVAL_JOB, PYTORCHJOB, JOB, POD, SERVICE, SECRET, CONFIG_MAP, NETWORK_POLICY, LEASE, EVENT)
 }
 WATCHED: tuple[Kind, ...] = tuple(kind for kind in KINDS.values() if kind.watched)
 JOBS: dict[str, Kind] = {kind.name: kind for kind in KINDS.values() if kind.short}

@@ -7,8 +7,8 @@ from io import StringIO
 from pathlib import Path
 
 from egm_operator.kube.objects import Raw
-from egm_operator.manifests import batch, network, pytorchjob, servers
-from egm_operator.manifests.places import model_left_by, output_of, places
+from egm_operator.manifests import batch, network, own_reward, pytorchjob, servers
+from egm_operator.manifests.places import check_own_file, model_left_by, output_of, places
 from egm_operator.manifests.pod import Context
 from egm_operator.plan.snapshot import roles_of
 from egm_operator.settings import Settings
@@ -26,6 +26,7 @@ def objects(job: Job, trains: Mapping[str, Job], settings: Settings, namespace: 
     if not output:
         hint = "Set spec.output (pvc://claim/path or s3://bucket/path), or EGM_OPERATOR_DEFAULT_OUTPUT as the operator has it."
         raise UserError("is missing", field=f"{job.metadata.name}: spec.output", hint=hint)
+    check_own_file(job)
     found: list[Raw] = []
     several = not isinstance(job, GroundingTrainJob) and bool(job.spec.several_models)
     for number, reference in enumerate(job.spec.models, 1):
@@ -74,8 +75,9 @@ def render(files: Sequence[Path], settings: Settings, namespace: str) -> str:
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.representer.ignore_aliases = lambda _: True  # people read this
     out = StringIO()
-    for job in jobs:
-        for obj in objects(job, trains, settings, namespace):
+    for written in jobs:
+        job, shipped = own_reward.shipped(written, written.metadata.namespace or namespace)
+        for obj in [*([] if shipped is None else [shipped]), *objects(job, trains, settings, namespace)]:
             out.write(f"---\n# {job.kind} {job.metadata.name}: {obj['kind']}\n")
             yaml.dump(obj, out)
     return out.getvalue()

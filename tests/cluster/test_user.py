@@ -116,3 +116,65 @@ def test_logs_of_pods_that_have_none_say_so(drive: Drive, tmp_path: Path) -> Non
     assert done.returncode == 0 and "no log:" in done.stdout
     wrong = egm("logs", "quiet", "rl", "--cluster", "-n", drive.namespace)
     assert wrong.returncode == 2 and "prepare" in wrong.stderr
+
+
+TRAINING = """
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingTrainJob
+metadata: {name: NAME}
+spec:
+  preset: tiny-rl
+  data: {shapes: {train: 16}}
+  reward: {file: FILE, entryPoint: mine}
+  output: s3://bucket/own
+"""
+REWARD = "def mine(data_source, solution_str, ground_truth, extra_info):\n    return 1.0\n"
+
+
+def _configs(drive: Drive, job: str) -> list[dict[str, Any]]:
+    path = f"/api/v1/namespaces/{drive.namespace}/configmaps?labelSelector=grounding.egm.dev/job={job}"
+    found: list[dict[str, Any]] = drive.api.request("GET", path)["items"]
+    return found
+
+
+def test_a_reward_file_goes_along_in_a_config_map(drive: Drive, tmp_path: Path) -> None:
+    file, manifest = tmp_path / "mine.py", tmp_path / "job.yaml"
+    file.write_text(REWARD)
+    submit = ["submit", "-f", str(manifest), "-n", drive.namespace]
+    for name in ("own", "other"):
+        manifest.write_text(TRAINING.replace("NAME", name).replace("FILE", str(file)))
+        done = egm(*submit)
+        assert done.returncode == 0 and "created" in done.stdout, done.stderr
+    [config], [others] = _configs(drive, "own"), _configs(drive, "other")
+    assert config["data"] == {"reward.py": REWARD} and config["immutable"] is True
+    assert config["metadata"]["name"] != others["metadata"]["name"]
+    job = drive.api.get("gtj", drive.namespace, "own")
+    assert job["spec"]["reward"]["configMap"] == {"name": config["metadata"]["name"], "key": "reward.py"}
+    assert [o["uid"] for o in config["metadata"]["ownerReferences"]] == [job["metadata"]["uid"]]
+    [pod] = drive.running("own", "rl")
+    [volume] = [v["configMap"] for v in pod["spec"]["volumes"] if "configMap" in v]
+    assert volume["name"] == config["metadata"]["name"]
+
+    manifest.write_text(TRAINING.replace("NAME", "own").replace("FILE", str(file)))
+    assert "unchanged" in egm(*submit).stdout
+    file.write_text(REWARD.replace("1.0", "2.0"))
+    refused = egm(*submit)
+    assert refused.returncode == 2 and "reward cannot change after the job was created" in refused.stderr
+    assert len(_configs(drive, "own")) == 1, "what was refused must leave nothing behind"
+    for text, told in (
+        ("def other(a):\n    return 1\n", "has no function mine"),
+        ("#" * (1 << 20) + REWARD, "more than a ConfigMap holds"),
+    ):
+        file.write_text(text)
+        wrong = egm(*submit)
+        assert wrong.returncode == 2 and told in wrong.stderr and "Traceback" not in wrong.stderr, wrong.stderr
+
+    assert egm("cancel", "own", "-n", drive.namespace).returncode == 0
+    file.write_text(REWARD)  # the ConfigMap of the deleted job has the same name, and may not be taken for this one's
+    again = egm(*submit, timeout=120)
+    assert again.returncode == 0 and "created" in again.stdout, again.stderr
+    job = drive.api.get("gtj", drive.namespace, "own")
+    [config] = _configs(drive, "own")
+    assert [o["uid"] for o in config["metadata"]["ownerReferences"]] == [job["metadata"]["uid"]]
+    assert egm("cancel", "own", "-n", drive.namespace).returncode == 0
+    until("its ConfigMap to be gone", lambda: not _configs(drive, "own"), 120)

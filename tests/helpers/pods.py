@@ -47,8 +47,9 @@ class Pod:
                     text = template["metadata"]["annotations"][name]
                     (folder / item["path"]).write_text(text.replace("/egm/", f"{self.root}/"))
             elif "configMap" in volume:
-                for name, text in configs[volume["configMap"]["name"]]["data"].items():
-                    (folder / name).write_text(text.replace("/egm/", f"{self.root}/"))
+                data = configs[volume["configMap"]["name"]]["data"]
+                for item in volume["configMap"]["items"]:
+                    (folder / item["path"]).write_text(data[item["key"]])
             else:
                 assert "emptyDir" in volume, volume
         for mount in self.spec["containers"][0]["volumeMounts"]:

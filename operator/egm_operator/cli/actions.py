@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,17 +18,20 @@ from ruamel.yaml import YAML
 
 from egm_operator.cli import screen
 from egm_operator.controller.progress_poller import reporter
-from egm_operator.kinds import JOBS, POD
+from egm_operator.kinds import JOBS, POD, TRAIN_JOB
 from egm_operator.kube.client import LOG, Api, ApiError, missing_kubeconfig
 from egm_operator.kube.cluster import Cluster
 from egm_operator.kube.objects import Raw, entries, labels, section, text
 from egm_operator.kube.objects import pod as parse_pod
+from egm_operator.manifests import own_reward
 from egm_operator.names import LABEL_JOB, LABEL_KIND, LABEL_ROLE, PREPARE
 from grounding.api import load
 from grounding.api.status import Phase
 from grounding.errors import Failure, UserError
 
 FIELD_MANAGER = "egm"
+LEFTOVER_S = 60
+"""Seconds that a ConfigMap of a deleted job of the same name has to go"""
 T = TypeVar("T")
 
 
@@ -138,14 +142,64 @@ async def submit(
         meta["namespace"] = where = str(meta.get("namespace") or namespace)
         body = {**doc, "metadata": meta}
         body.pop("status", None)
+        body, config = _with_reward(body)
         old = await cluster.get(kind, where, meta["name"])
         query = {"fieldManager": FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
         path = cluster.path(kind, where, meta["name"])
-        new = await cluster.request("PATCH", path, body=body, query=query, content="application/apply-patch+yaml")
+        send = partial(cluster.request, "PATCH", path, body=body, content="application/apply-patch+yaml")
+        if config is not None:
+            await send(query={**query, "dryRun": "All"})  # a job that is refused leaves nothing behind
+            await _place(cluster, config, old)
+        new = await send(query=query)
+        if config is not None:
+            await _give(cluster, config, new)
         change = "created" if old is None else "unchanged" if _generation(old) == _generation(new) else "changed"
         say(f"{kind.lower()}/{meta['name']} {change} in {where}")
         made.append((kind, where, str(meta["name"])))
     return made
+
+
+def _with_reward(body: Raw) -> tuple[Raw, Raw | None]:
+    """Return a job as it is sent, and the ConfigMap for its reward if that is a file of this machine. Raises `UserError`."""
+    meta, reward = body["metadata"], section(body, "spec", "reward")
+    source = reward.get("file")
+    file = own_reward.file_here(source) if body["kind"] == TRAIN_JOB.name else None
+    if file is None:
+        return body, None
+    made = own_reward.config_map(meta["name"], meta["namespace"], file)
+    sent = {k: v for k, v in reward.items() if k != "file"}
+    sent["configMap"] = {"name": made["metadata"]["name"], "key": own_reward.KEY}
+    return {**body, "spec": {**body["spec"], "reward": sent}}, made
+
+
+async def _place(cluster: Cluster, config: Raw, job: Raw | None) -> None:
+    """Create the ConfigMap of a job that is about to be sent; `job`: as it is there already. Raises `UserError` if the name is taken."""
+    meta = config["metadata"]
+    key = (config["kind"], meta["namespace"], meta["name"])
+    mine = set() if job is None else {job["metadata"]["uid"]}
+    for _ in range(LEFTOVER_S):
+        there = await cluster.get(*key)
+        if there is None:
+            query = {"fieldManager": FIELD_MANAGER}
+            await cluster.request("POST", cluster.path(*key[:2]), body=config, query=query)
+            return
+        if any(labels(there).get(name) != meta["labels"][name] for name in (LABEL_JOB, LABEL_KIND)):
+            hint = "Delete it, or give the job another name."
+            raise UserError(f"ConfigMap {meta['name']} is there already and is not this job's", hint=hint)
+        owners = {owner.get("uid") for owner in entries(there, "metadata", "ownerReferences")}
+        if owners <= mine and not there["metadata"].get("deletionTimestamp"):
+            return  # its name says that it holds the same file
+        await asyncio.sleep(
+            1
+        )  # an earlier job's, which will be gone as soon as the cluster has noticed that the job is
+    raise UserError(f"ConfigMap {meta['name']} of an earlier job is not gone yet", hint="Submit the job again later.")
+
+
+async def _give(cluster: Cluster, config: Raw, job: Raw) -> None:
+    """Make the job the owner of its ConfigMap, so that both are deleted together."""
+    owner = {"apiVersion": job["apiVersion"], "kind": job["kind"]} | {k: job["metadata"][k] for k in ("name", "uid")}
+    meta = config["metadata"]
+    await cluster.patch(config["kind"], meta["namespace"], meta["name"], {"metadata": {"ownerReferences": [owner]}})
 
 
 def _generation(raw: Raw) -> int:

@@ -16,6 +16,8 @@ RESTART_ANNOTATION = "grounding.egm.dev/restart"
 """The role sets the earlier work aside once for each value (`grounding/train/identity.py`)."""
 JOB_FILE_NAME = "job.yaml"
 JOB_FILE = f"{JOB_FOLDER}/{JOB_FILE_NAME}"
+REWARD_FOLDER, REWARD_FILE = "/egm/reward", "reward.py"
+"""Where a reward out of a ConfigMap is in the pod"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,18 @@ def checked_output(job: Job, namespace: str, default: str) -> str:
     return output
 
 
+def check_own_file(job: Job) -> None:
+    """Raise `UserError` if the job's own reward or scoring is a path that no pod can have."""
+    if isinstance(job, GroundingTrainJob):
+        field, file = "spec.reward.file", job.spec.reward.file
+        hint = "Use `egm submit`, which sends a file of this machine along, or put it into a ConfigMap (spec.reward.configMap)."
+    else:
+        field, file = "spec.scoringFile", job.spec.scoring_file
+        hint = "Name pvc://claim/path, s3://bucket/path or hf://owner/name/path."
+    if file is not None and "://" not in file and not file.startswith("/"):
+        raise UserError(f"is {file}: pods know no folder that it would be under", field=field, hint=hint)
+
+
 def model_left_by(job: Job, namespace: str, default: str) -> str:
     """Return the model that a finished train job leaves, as a URI; empty if it has no output."""
     output = output_of(job, namespace, default)
@@ -96,6 +110,9 @@ def places(job: Job, model: str, output: str) -> Places:
     plain["metadata"] = {"name": job.metadata.name} | ({"annotations": {RESTART_ANNOTATION: asked}} if asked else {})
     plain["spec"] = _localise(plain["spec"], claims)
     model = _localise(model, claims)
+    reward = plain["spec"].get("reward", {})
+    if reward.pop("configMap", None) is not None:
+        reward["file"] = f"{REWARD_FOLDER}/{REWARD_FILE}"
     for name in ("podTemplate", "podTemplates", "suspend"):
         plain["spec"].pop(name, None)
     shared = output.startswith("pvc://")

@@ -14,7 +14,7 @@ from egm_operator.kinds import GROUP
 from egm_operator.kube.objects import Raw, entries, section
 from egm_operator.manifests import policy
 from egm_operator.manifests.merge import merge
-from egm_operator.manifests.places import CLAIMS, JOB_FILE_NAME, JOB_FOLDER, WORK, Places
+from egm_operator.manifests.places import CLAIMS, JOB_FILE_NAME, JOB_FOLDER, REWARD_FILE, REWARD_FOLDER, WORK, Places
 from egm_operator.names import (
     ANNOTATION_JOB,
     LABEL_MODEL,
@@ -236,6 +236,11 @@ def _volumes(ctx: Context) -> tuple[list[Raw], list[Raw]]:
         items = [{"key": trusted.key, "path": _CA_FILE}]
         volumes.append({"name": "ca", "configMap": {"name": trusted.name, "items": items}})
         mounts.append({"name": "ca", "mountPath": _CA_FOLDER, "readOnly": True})
+    reward = ctx.job.spec.reward.config_map if isinstance(ctx.job, GroundingTrainJob) else None
+    if reward is not None:
+        items = [{"key": reward.key, "path": REWARD_FILE}]
+        volumes.append({"name": "reward", "configMap": {"name": reward.name, "items": items}})
+        mounts.append({"name": "reward", "mountPath": REWARD_FOLDER, "readOnly": True})
     for claim in places.claims:
         name = f"claim-{claim}"[:63].rstrip("-.").replace(".", "-")
         volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})

@@ -47,3 +47,14 @@ def test_it_finds(spec: dict[str, Any], status: dict[str, Any], upstream: dict[s
 def test_a_job_that_says_nowhere_to_write() -> None:
     with pytest.raises(UserError, match="is missing"):
         model(training(output=None))
+
+
+def test_a_reward_under_a_folder_that_no_pod_has() -> None:
+    with pytest.raises(UserError, match="pods know no folder"):
+        model(training(reward={"file": "rewards/mine.py"}))
+    for known in (
+        {"file": "/data/mine.py"},
+        {"file": "pvc://c/mine.py"},
+        {"configMap": {"name": "mine", "key": "r.py"}},
+    ):
+        model(training(reward=known))

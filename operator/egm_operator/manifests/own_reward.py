@@ -1,0 +1,77 @@
+"""A reward file of the machine that submits, as a ConfigMap that the job's pods mount.
+
+The name holds a digest of the content, so that a changed file is a changed job, which the API server refuses as any other change.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from egm_operator.kinds import CONFIG_MAP, JOBS, TRAIN_JOB
+from egm_operator.kube.objects import Raw
+from egm_operator.names import LABEL_JOB, LABEL_KIND, child, label_value, prefix
+from grounding.api import GroundingTrainJob, Job
+from grounding.api.common import ConfigMapKey
+from grounding.errors import UserError
+
+KEY = "reward.py"
+LIMIT = 1 << 20
+"""Bytes that the values of a ConfigMap may have"""
+
+
+def shipped(job: Job, namespace: str) -> tuple[Job, Raw | None]:
+    """Return the job as a cluster gets it, and the ConfigMap that has to be there before it.
+
+    The ConfigMap is None, and the job unchanged, if its reward is no file of this machine. Raises `UserError` if the file is too large.
+    """
+    file = file_here(job.spec.reward.file) if isinstance(job, GroundingTrainJob) else None
+    if file is None or not isinstance(job, GroundingTrainJob):
+        return job, None
+    made = config_map(job.metadata.name, namespace, file)
+    key = ConfigMapKey(name=made["metadata"]["name"], key=KEY)
+    reward = job.spec.reward.model_copy(update={"file": None, "config_map": key})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"reward": reward})}), made
+
+
+def file_here(source: str | None) -> Path | None:
+    """Return the file of this machine that `spec.reward.file` names; None if it names another place, or a path that is not here."""
+    if source is None:
+        return None
+    if source.startswith("file://"):
+        source = unquote(urlsplit(source).path)
+    file = Path(source)
+    return file if "://" not in source and file.is_file() else None
+
+
+def config_map(job: str, namespace: str, file: Path) -> Raw:
+    """Return the ConfigMap that holds a reward file of a train job. Raises `UserError` if it is too large for one."""
+    content = file.read_bytes()
+    if len(content) > LIMIT:
+        raise UserError(
+            f"{len(content):,} bytes are more than a ConfigMap holds ({LIMIT:,})",
+            file=file,
+            field="spec.reward.file",
+            hint="Put tables and the like into a file of their own, or name the file on a claim (pvc://claim/path), s3:// or hf://.",
+        )
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        data: Raw = {"data": {KEY: content.decode()}}
+    except UnicodeDecodeError:
+        data = {"binaryData": {KEY: base64.b64encode(content).decode()}}
+    labels = {
+        "app.kubernetes.io/managed-by": "egm",
+        "app.kubernetes.io/part-of": "egm",
+        LABEL_JOB: label_value(job),
+        LABEL_KIND: JOBS[TRAIN_JOB.name].short,
+    }
+    name = child(prefix(TRAIN_JOB.name, job), f"reward-{digest[:10]}", 63)
+    return {
+        "apiVersion": CONFIG_MAP.api_version,
+        "kind": CONFIG_MAP.name,
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "immutable": True,
+        **data,
+    }
