@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from grounding.api.presets import PRESETS
 from grounding.api.resolved import method_fields, required_fields
+from grounding.api.verl_keys import TYPED
 
 
 def without_effect(spec: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -29,6 +31,38 @@ def without_effect(spec: Mapping[str, Any], given: Mapping[str, Any]) -> Iterato
     # a resolved job that was written out names all that it must have: no one has asked for one of them
     if not required_fields(method) <= given.keys():
         yield from _ruled_out(method, spec.get("data"), given)
+        if _gpus_written(spec) == 0:
+            yield from _idle_on_cpu(method, given)
+
+
+def _gpus_written(spec: Mapping[str, Any]) -> object:
+    """Return `resources.gpusPerNode` as the job or its preset says; None if neither does."""
+    preset = PRESETS.get(str(spec.get("preset")), {})
+    for resources in (spec.get("resources"), preset.get("resources")):
+        if isinstance(resources, Mapping) and "gpusPerNode" in resources:
+            return resources["gpusPerNode"]
+    return None
+
+
+_CPU_VALUES: Mapping[str, tuple[Any, ...]] = {
+    "gpuMemoryUtilization": (),
+    "offloadOptimizer": (False,),
+    "offloadParameters": (False,),
+    "rolloutEngine": (),
+    "tensorParallel": (1,),
+}
+"""Hyperparameters that are for GPUs -> the values that describe a training on the CPU"""
+
+
+def _idle_on_cpu(method: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the hyperparameters that have no effect in a training without GPUs."""
+    for name, values in _CPU_VALUES.items():
+        value = given.get(name)
+        if value is not None and value not in values and name in method_fields(method):
+            yield (
+                f"hyperparameters.{name}",
+                f"{value}: without GPUs it has no effect. Leave it out, or give the job GPUs.",
+            )
 
 
 def _ruled_out(method: str, data: Any, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -41,6 +75,12 @@ def _ruled_out(method: str, data: Any, given: Mapping[str, Any]) -> Iterator[tup
         yield place + "klType", "has no effect with klCoefficient 0. Leave it out, or give klCoefficient a value."
     if method == "sft" and given.get("warmupSteps") is not None and given.get("warmupRatio") is not None:
         yield place + "warmupRatio", "has no effect beside warmupSteps, which wins. Leave one of them out."
+    overridden = {
+        text.lstrip("+").partition("=")[0] for text in given.get("engineOverrides") or [] if isinstance(text, str)
+    }
+    for key, field in TYPED.items():
+        if key in overridden and given.get(field) is not None:
+            yield place + field, f"has no effect beside engineOverrides, which set {key}. Leave one of them out."
     steps, warmup = given.get("maxSteps"), given.get("warmupSteps")
     if isinstance(steps, int) and isinstance(warmup, int) and warmup >= steps:
         why = f"{warmup} of maxSteps {steps}: the training ends before the learning rate has reached its peak"

@@ -118,6 +118,43 @@ def _wandb(job: ResolvedTrainJob) -> Found:
     return url if url is not None and not url.startswith(("http://", "https://")) else None
 
 
+def _bytes(quantity: str) -> float:
+    """Return what a quantity of memory counts."""
+    match = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", quantity)
+    assert match is not None
+    return float(match[1]) * _UNITS[match[2]]
+
+
+_UNITS = {"": 1.0, "m": 1e-3, "k": 1e3} | {
+    unit: scale
+    for n, letter in enumerate("KMGTP", 1)
+    for unit, scale in ((letter, 1e3**n), (f"{letter}i", 2.0 ** (10 * n)))
+}
+
+
+def _shared(job: ResolvedTrainJob) -> Found:
+    memory, shared = job.spec.resources.memory, job.spec.resources.shared_memory
+    if memory is None or shared is None or _bytes(shared) <= _bytes(memory):
+        return None
+    return f"{shared} of memory {memory}"
+
+
+def _gpu_resource(job: ResolvedTrainJob) -> Found:
+    return job.spec.resources.gpu_resource if not job.spec.resources.gpus_per_node else None
+
+
+def _prepare_template(job: ResolvedTrainJob) -> Found:
+    templates, output = job.spec.pod_templates, job.spec.output
+    if templates is None or templates.prepare is None or output is None or output.startswith("pvc://"):
+        return None
+    return f"beside output {output}"
+
+
+def _start_deadline(job: ResolvedTrainJob) -> Found:
+    start, whole = job.spec.start_deadline_seconds, job.spec.active_deadline_seconds
+    return f"{start} with activeDeadlineSeconds {whole}" if start and whole and start >= whole else None
+
+
 _UNIT = "Write the unit: 64Gi."
 TRAIN: tuple[Check[ResolvedTrainJob], ...] = (
     Check(
@@ -150,6 +187,30 @@ TRAIN: tuple[Check[ResolvedTrainJob], ...] = (
             ("resources.memory", lambda job: _small(job.spec.resources.memory)),
             ("resources.sharedMemory", lambda job: _small(job.spec.resources.shared_memory)),
         )
+    ),
+    Check(
+        "resources.sharedMemory",
+        _shared,
+        "the pod's shared memory is a part of its memory",
+        "Lower it, or raise resources.memory.",
+    ),
+    Check(
+        "resources.gpuResource",
+        _gpu_resource,
+        "without GPUs it has no effect",
+        "Leave it out, or give the job GPUs.",
+    ),
+    Check(
+        "podTemplates.prepare",
+        _prepare_template,
+        "each pod prepares its own data there, so it has no effect",
+        "Use podTemplates.train, or write to a claim (pvc://).",
+    ),
+    Check(
+        "startDeadlineSeconds",
+        _start_deadline,
+        "the whole job has ended by then, so it has no effect",
+        "Lower it, or raise activeDeadlineSeconds.",
     ),
     Check(
         "tracking.wandb.baseUrl",
@@ -315,6 +376,24 @@ def _rl_dropout(job: RlJob) -> Found:
     return f"{lora.dropout:g}" if lora is not None and lora.dropout else None
 
 
+def _rl_sequence(job: RlJob) -> Found:
+    gpus = _gpus(job)
+    for text in job.spec.hyperparameters.engine_overrides:
+        key, _, value = text.lstrip("+").partition("=")
+        if key == _SEQUENCE and value.isdecimal() and int(value) and gpus % int(value):
+            return f"{value} of {gpus} GPUs"
+    return None
+
+
+_SEQUENCE = "actor_rollout_ref.actor.ulysses_sequence_parallel_size"
+
+
+def _rl_filter(job: RlJob) -> Found:
+    given = dict(text.lstrip("+").partition("=")[::2] for text in job.spec.hyperparameters.engine_overrides)
+    asked = given.get("algorithm.filter_groups.enable", "").lower() == "true"
+    return "enabled without a metric" if asked and not given.get("algorithm.filter_groups.metric") else None
+
+
 _ALPHA = ("mix", "penalty")
 """The rewards that weigh passing against IoU"""
 
@@ -325,6 +404,24 @@ def _rl_alpha(job: RlJob) -> Found:
 
 
 RL: tuple[Check[RlJob], ...] = (
+    Check(
+        "hyperparameters.maxGradNorm",
+        lambda job: "0" if not job.spec.hyperparameters.max_grad_norm else None,
+        "every gradient would be clipped to nothing",
+        "Give a norm above 0; a large one clips nothing.",
+    ),
+    Check(
+        "hyperparameters.engineOverrides",
+        _rl_sequence,
+        "the parts of a sequence are shared equally among the GPUs",
+        f"Choose a divisor for {_SEQUENCE}.",
+    ),
+    Check(
+        "hyperparameters.engineOverrides",
+        _rl_filter,
+        "algorithm.filter_groups needs to know by what groups are filtered",
+        "Add algorithm.filter_groups.metric=score, for example.",
+    ),
     Check(
         "reward.alpha",
         _rl_alpha,

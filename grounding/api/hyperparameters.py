@@ -123,9 +123,7 @@ class Hyperparameters(Model):
     kl_coefficient: Annotated[float, Field(ge=0)] | None = Field(
         None, description="RL: weight of the KL loss to the starting model; 0 is off and saves the reference model."
     )
-    kl_type: Literal["low_var_kl", "kl", "abs", "mse", "full"] | None = Field(
-        None, description="RL: estimator of the KL loss."
-    )
+    kl_type: Literal["low_var_kl", "kl", "abs", "mse"] | None = Field(None, description="RL: estimator of the KL loss.")
     entropy_coefficient: Annotated[float, Field(ge=0)] | None = Field(
         None, description="RL: weight of the entropy bonus."
     )

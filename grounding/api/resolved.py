@@ -90,7 +90,7 @@ class RlHyperparameters(TrainHyperparameters):
     top_p: Annotated[float, Field(gt=0, le=1)]
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)]
     kl_coefficient: Annotated[float, Field(ge=0)]
-    kl_type: Literal["low_var_kl", "kl", "abs", "mse", "full"]
+    kl_type: Literal["low_var_kl", "kl", "abs", "mse"]
     entropy_coefficient: Annotated[float, Field(ge=0)]
     algorithm: Algorithm
     """Where `advantage`, `loss` and `loss_aggregation` come from, if the job has not given them by themselves"""

@@ -13,12 +13,25 @@ from grounding.api.verl_keys import KEYS
 
 
 def keys(node: object, path: str = "") -> Iterator[str]:
-    """Yield the dotted keys of a configuration, those of sections as well."""
+    """Yield the dotted keys of a configuration, those of sections as well, and of each what its value is."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             here = f"{path}.{name}" if path else str(name)
-            yield here
+            yield f"{here} {kind(value)}"
             yield from keys(value, here)
+
+
+def kind(value: object) -> str:
+    """Return the word for what a value is: `any` if the file does not say it."""
+    if isinstance(value, Mapping):
+        return "section" if value else "mapping"
+    if isinstance(value, str):
+        return "any" if "${" in value or value == "???" else "text"
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int | float):
+        return "number"
+    return "list" if isinstance(value, list) else "any"
 
 
 def text() -> str:

@@ -170,7 +170,12 @@ def overrides(
         keys[f"{_ROLLOUT}.max_num_seqs"] = (
             1024  # as in the reference's tree; verl 0.9's file says 256, and the rest waits
         )
-    return [f"{key}={_text(value)}" for key, value in keys.items()] + h.engine_overrides
+    return [f"{key}={_text(value)}" for key, value in keys.items()] + [_added(text) for text in h.engine_overrides]
+
+
+def _added(override: str) -> str:
+    """Return one of `engineOverrides` with ++ for +, which Hydra refuses for a key that is there already, perhaps by this list."""
+    return f"+{override}" if override.startswith("+") and not override.startswith("++") else override
 
 
 def _own(reward: Reward, file: Path | None) -> dict[str, str]:

@@ -20,7 +20,9 @@ from grounding.api.hyperparameters import VISION_LAYERS
 from grounding.api.manifest import refuse_placeholders
 from grounding.api.models import GROUP_VERSION
 from grounding.api.places import placeholders
-from grounding.api.verl_keys import WITHOUT_READER, verl_keys
+from grounding.api.resolved import RlHyperparameters
+from grounding.api.verl_keys import TYPED, WITHOUT_READER, verl_keys
+from grounding.api.verl_values import CHOICES, POSITIVE, SHARES
 from grounding.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -149,6 +151,76 @@ REFUSED = [
             "data.val_files=/x",
         )
     ),
+    *(
+        ("egm-8b-rl", {"engineOverrides": [text]}, {}, H + "engineOverrides[0]")
+        for text in (
+            "actor_rollout_ref.actor.use_dynamic_bsz=False",
+            "actor_rollout_ref.actor.use_kl_loss=False",
+            "actor_rollout_ref.hybrid_engine=False",
+            "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz=False",
+            "actor_rollout_ref.rollout.response_length=10",
+            "algorithm.use_kl_in_reward=True",
+            "data.image_key=pictures",
+            "data.val_max_samples=10",
+            "ray_kwargs.ray_init.num_cpus=2",
+            "trainer.critic_warmup=100000",
+            "trainer.device=cpu",
+            "trainer.max_actor_ckpt_to_keep=1",
+            "trainer.v1.trainer_mode=async",
+            # values that verl or Hydra does not take
+            "actor_rollout_ref.actor.entropy_coeff=abc",
+            "actor_rollout_ref.actor.entropy_coeff=",
+            "actor_rollout_ref.actor.optim.betas=0.9",
+            "actor_rollout_ref.actor.optim.lr_scheduler_type=linear",
+            "actor_rollout_ref.actor.policy_loss.loss_mode=ppo",
+            "actor_rollout_ref.actor.ppo_epochs=0",
+            "actor_rollout_ref.actor={entropy_coeff: 1}",
+            "actor_rollout_ref.rollout.enforce_eager=maybe",
+            "actor_rollout_ref.rollout.gpu_memory_utilization=1.5",
+            "actor_rollout_ref.rollout.mode=sync",
+            "actor_rollout_ref.rollout.temperature=0",
+            "algorithm.adv_estimator=gae",
+            "data.shuffle=True,False",
+            "trainer.save_freq=range(1,3)",
+            "trainer.save_freq=-1",
+            "trainer.log_val_generations='2",
+            "trainer.log_val_generations=[2",
+            "trainer.project_name=a)b",
+            "trainer.project_name=a#b",
+            "trainer=x",
+            "+trainer.save_fred=5",
+        )
+    ),
+    (
+        "egm-8b-rl",
+        {"engineOverrides": ["actor_rollout_ref.actor.ulysses_sequence_parallel_size=3"]},
+        {},
+        H + "engineOverrides",
+    ),
+    ("egm-8b-rl", {"engineOverrides": ["algorithm.filter_groups.enable=True"]}, {}, H + "engineOverrides"),
+    (
+        "egm-8b-rl",
+        {"learningRate": 1e-6, "engineOverrides": ["actor_rollout_ref.actor.optim.lr=1e-5"]},
+        {},
+        H + "learningRate",
+    ),
+    ("egm-8b-rl", {"topP": 0.5, "engineOverrides": ["+actor_rollout_ref.rollout.top_p=0.9"]}, {}, H + "topP"),
+    ("egm-8b-rl", {"maxGradNorm": 0}, {}, H + "maxGradNorm"),
+    ("egm-8b-rl", {"klType": "full"}, {}, H + "klType"),
+    *(
+        ("egm-8b-rl", {name: value}, {"resources": {"gpusPerNode": 0}}, H + name)
+        for name, value in {
+            "gpuMemoryUtilization": 0.5,
+            "offloadParameters": True,
+            "offloadOptimizer": True,
+            "rolloutEngine": "vllm",
+            "tensorParallel": 2,
+        }.items()
+    ),
+    ("egm-8b-rl", {}, {"resources": {"gpusPerNode": 0, "gpuResource": "amd.com/gpu"}}, "spec.resources.gpuResource"),
+    ("egm-8b-rl", {}, {"resources": {"memory": "64Gi", "sharedMemory": "70G"}}, "spec.resources.sharedMemory"),
+    ("egm-8b-rl", {}, {"startDeadlineSeconds": 60, "activeDeadlineSeconds": 60}, "spec.startDeadlineSeconds"),
+    ("egm-8b-rl", {}, {"podTemplates": {"prepare": {"spec": {}}}, "output": "s3://b/x"}, "spec.podTemplates.prepare"),
     ("egm-8b-rl", {"engineOverrides": ["trainer.save_freq=1", "+trainer.save_freq=2"]}, {}, H + "engineOverrides[1]"),
     ("egm-8b-rl", {"maxSteps": None}, {}, H + "maxSteps"),
     *(
@@ -186,6 +258,29 @@ def test_every_check_has_a_case() -> None:
         ("egm-8b-rl", {"lora": {}}),
         ("egm-8b-rl", {"keepBest": "valIou"}),
         ("egm-8b-rl", {"keepBest": "valIou/of-prepared"}),
+        *(
+            ("egm-8b-rl", {"engineOverrides": [text]})
+            for text in (
+                "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2",
+                "actor_rollout_ref.rollout.enforce_eager=true",
+                "actor_rollout_ref.rollout.engine_kwargs.vllm={seed: 1}",
+                "+actor_rollout_ref.rollout.enforce_eager=True",
+                "actor_rollout_ref.actor.optim.betas=[0.9,0.95]",
+                "actor_rollout_ref.actor.clip_ratio_c=5.0",
+                "algorithm.adv_estimator=opo",
+                "data.seed=null",
+                "trainer.project_name='a, b'",
+                "trainer.save_freq=5",
+                "trainer.test_freq=-1",
+                "trainer.validation_data_dir=${trainer.default_local_dir}/v",
+            )
+        ),
+        (
+            "egm-8b-rl",
+            {"engineOverrides": ["algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=score"]},
+        ),
+        ("egm-8b-rl", {"learningRate": 1e-6, "engineOverrides": ["trainer.save_freq=5"]}),
+        ("tiny-rl", {"tensorParallel": 1, "offloadParameters": False}),
     ],
 )
 def test_what_works_passes(preset: str, values: dict[str, Any]) -> None:
@@ -261,6 +356,26 @@ def test_the_schema_of_keys_is_that_of_the_pinned_verl() -> None:
 def test_a_key_without_effect_is_refused_with_what_to_use(override: str, words: str) -> None:
     (finding,) = read(_document("egm-8b-rl", {"engineOverrides": [override]}))[1]
     assert finding.field == H + "engineOverrides[0]" and "has no effect" in finding.message and words in finding.message
+
+
+def _of_verl(path: str, pattern: str) -> set[str]:
+    spec = find_spec("verl")
+    if spec is None or spec.origin is None:
+        pytest.skip("verl is not installed")
+    return set(re.findall(pattern, (Path(spec.origin).parent / path).read_text(encoding="utf-8")))
+
+
+def test_the_words_of_a_key_are_those_of_the_pinned_verl() -> None:
+    algos = "trainer/ppo/core_algos.py"
+    place = "actor_rollout_ref.actor."
+    assert set(CHOICES[place + "policy_loss.loss_mode"]) == _of_verl(algos, r'@register_policy_loss\("(\w+)"\)')
+    assert {*CHOICES["algorithm.adv_estimator"], "gae"} == _of_verl(algos, r'\n    [A-Z_]+ = "(\w+)"(?=\n)')
+    assert set(CHOICES[place + "loss_agg_mode"]) <= _of_verl(algos, r'"([a-z-]+)"')
+    assert set(CHOICES[place + "kl_loss_type"]) <= _of_verl(algos, r'"(\w+)"')
+    scheduler = _of_verl("workers/config/optimizer.py", r"lr_scheduler_type in \[([^]]*)\]")
+    assert scheduler >= {", ".join(f'"{word}"' for word in CHOICES[place + "optim.lr_scheduler_type"])}
+    assert {*CHOICES, *POSITIVE, *SHARES, *TYPED} <= verl_keys()
+    assert set(TYPED.values()) <= {field.alias for field in RlHyperparameters.model_fields.values()}
 
 
 HANDED_ON = ("ray_kwargs.", "transfer_queue.", "global_profiler.", "critic.", "reward.reward_model.")

@@ -1,0 +1,138 @@
+"""Values of `engineOverrides`: what Hydra takes for one value, and what a key of verl takes. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "actor_rollout_ref.actor.kl_loss_type": ("abs", "kl", "k1", "k2", "k3", "low_var_kl", "mse"),
+    "actor_rollout_ref.actor.loss_agg_mode": (
+        "seq-mean-token-mean",
+        "seq-mean-token-sum",
+        "seq-mean-token-sum-norm",
+        "token-mean",
+        "token-sum",
+    ),
+    "actor_rollout_ref.actor.optim.lr_scheduler_type": ("constant", "cosine"),
+    "actor_rollout_ref.actor.policy_loss.loss_mode": (
+        "bypass_mode",
+        "cispo",
+        "clip_cov",
+        "dppo_kl",
+        "dppo_tv",
+        "dro",
+        "geo_mean",
+        "gpg",
+        "gspo",
+        "kl_cov",
+        "sapo",
+        "vanilla",
+    ),
+    "actor_rollout_ref.rollout.mode": ("async",),
+    "algorithm.adv_estimator": (
+        "gdpo",
+        "gpg",
+        "grpo",
+        "grpo_passk",
+        "grpo_vectorized",
+        "opo",
+        "optimal_token_baseline",
+        "reinforce_plus_plus",
+        "reinforce_plus_plus_baseline",
+        "remax",
+        "rloo",
+        "rloo_vectorized",
+        "tir_optimal_token_baseline",
+    ),
+}
+"""Keys for which verl knows certain words only; of the advantages those that need no critic. Tests compare them with its source"""
+POSITIVE = frozenset(
+    {
+        "actor_rollout_ref.actor.ppo_epochs",
+        "actor_rollout_ref.actor.ulysses_sequence_parallel_size",
+        "actor_rollout_ref.rollout.temperature",
+        "actor_rollout_ref.rollout.val_kwargs.n",
+        "reward.num_workers",
+        "trainer.save_freq",
+    }
+)
+"""Numbers that have to be above 0: with 0 or less verl divides by it, waits for no one, trains nothing or saves nothing"""
+SHARES = frozenset({"actor_rollout_ref.rollout.gpu_memory_utilization", "actor_rollout_ref.rollout.top_p"})
+
+_SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(")
+_PLAIN = re.compile(r"[\w./:\\+%*@?|=$\-\s]*", re.ASCII)
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_PAIRS = {")": "(", "]": "[", "}": "{"}
+
+
+def value_problem(key: str, value: str, kind: str) -> str | None:
+    """Return what is wrong with the value of a key; None if nothing is. `kind`: of verl's own value, as in `verl_keys.txt`."""
+    problem = _grammar(value)
+    text = value.strip()
+    if problem is not None:
+        return f"{key}: {problem}"
+    if kind == "section":
+        return f"{key} is a section of verl's configuration. Name one of its keys."
+    if text.startswith("${") or text == "null":
+        return None
+    if key in CHOICES and _unquoted(text) not in CHOICES[key]:
+        return f"{key}: {text or 'nothing'} is unknown there. Choose one of {', '.join(CHOICES[key])}."
+    wanted = _of_kind(text, kind) or _bounds(key, text)
+    return None if wanted is None else f"{key}: {text or 'nothing'} does not fit. It takes {wanted}."
+
+
+def _of_kind(text: str, kind: str) -> str | None:
+    """Return what a key of that kind takes, if it does not take `text`."""
+    if kind == "bool":
+        return None if text.lower() in ("true", "false", "0", "1") else "true or false"
+    if kind == "number":
+        return None if _number(text) is not None else "a number"
+    if kind == "list":
+        return None if text.startswith("[") else "a list in brackets"
+    if kind == "mapping":
+        return None if text.startswith("{") else "a mapping in braces"
+    return None
+
+
+def _bounds(key: str, text: str) -> str | None:
+    """Return what a key takes if `text` is a number beyond its bounds."""
+    number = _number(text)
+    if key in POSITIVE and not (number is not None and number > 0):
+        return "a number above 0"
+    if key in SHARES and not (number is not None and 0 < number <= 1):
+        return "a number above 0, at most 1"
+    return None
+
+
+def _number(text: str) -> float | None:
+    with suppress(ValueError):
+        return float(text)
+    return None
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if _QUOTED.fullmatch(text) else text
+
+
+def _grammar(value: str) -> str | None:
+    """Return why Hydra would not read `value` as one value."""
+    if _SWEEP.match(value):
+        return "this is a sweep of Hydra's, and a job is one run. Give one value."
+    rest = re.sub(r"\$\{[^{}]*\}", "x", _QUOTED.sub("x", value))
+    if "'" in rest or '"' in rest:
+        return "a quote is not closed. Close it, or write \\ before it."
+    open_: list[str] = []
+    for sign in rest:
+        if sign in "([{":
+            open_.append(sign)
+        elif sign in _PAIRS and (not open_ or open_.pop() != _PAIRS[sign]):
+            return f"{sign} closes nothing. Put the text into quotes."
+        elif sign == "," and not open_:
+            return "several values are a sweep of Hydra's, and a job is one run. Put a list into [brackets], a text into quotes."
+    if open_:
+        return f"{open_[-1]} is not closed. Close it, or put the text into quotes."
+    if not rest.lstrip().startswith(("[", "{")) and not _PLAIN.fullmatch(rest):
+        return "Hydra does not take such signs as they are. Put the text into quotes."
+    return None
