@@ -62,7 +62,9 @@ POSITIVE = frozenset(
 SHARES = frozenset({"actor_rollout_ref.rollout.gpu_memory_utilization", "actor_rollout_ref.rollout.top_p"})
 
 _SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(")
-_PLAIN = re.compile(r"[\w./:\\+%*@?|=$\-\s]*", re.ASCII)
+_PLAIN = re.compile(r"[\w./:\\+%*@?|$\-\s]*", re.ASCII)
+_ESCAPED = re.compile(r"\\[\\()\[\]{}:=, \t]")
+_WITHIN = str.maketrans(dict.fromkeys("()[]{},:", " "))
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 
@@ -120,7 +122,7 @@ def _grammar(value: str) -> str | None:
     """Return why Hydra would not read `value` as one value."""
     if _SWEEP.match(value):
         return "this is a sweep of Hydra's, and a job is one run. Give one value."
-    rest = re.sub(r"\$\{[^{}]*\}", "x", _QUOTED.sub("x", value))
+    rest = re.sub(r"\$\{[^{}]*\}", "x", _ESCAPED.sub("x", _QUOTED.sub("\0", value)))
     if "'" in rest or '"' in rest:
         return "a quote is not closed. Close it, or write \\ before it."
     open_: list[str] = []
@@ -133,6 +135,11 @@ def _grammar(value: str) -> str | None:
             return "several values are a sweep of Hydra's, and a job is one run. Put a list into [brackets], a text into quotes."
     if open_:
         return f"{open_[-1]} is not closed. Close it, or put the text into quotes."
-    if not rest.lstrip().startswith(("[", "{")) and not _PLAIN.fullmatch(rest):
+    text = rest.strip()
+    several = text.startswith(("[", "{"))
+    words = rest.translate(_WITHIN).split() if several else [text]
+    if "\t" in rest or (text.startswith("{") and ":" not in text and text != "{}"):
+        return "Hydra does not take this as it is. Put the text into quotes."
+    if not all(word == "\0" or _PLAIN.fullmatch(word) for word in words) or (several and text[-1] not in "]}"):
         return "Hydra does not take such signs as they are. Put the text into quotes."
     return None

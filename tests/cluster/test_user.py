@@ -163,7 +163,7 @@ def test_a_reward_file_goes_along_in_a_config_map(drive: Drive, tmp_path: Path) 
     assert len(_configs(drive, "own")) == 1, "what was refused must leave nothing behind"
     for text, told in (
         ("def other(a):\n    return 1\n", "has no function mine"),
-        ("#" * (1 << 20) + REWARD, "more than a ConfigMap holds"),
+        ("#" * (1 << 20) + "\n" + REWARD, "more than a ConfigMap holds"),
     ):
         file.write_text(text)
         wrong = egm(*submit)

@@ -15,9 +15,15 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rl_jobs import rl_job
 
+from grounding.api import read
+from grounding.api.checks import verl_kinds
+from grounding.api.models import GROUP_VERSION
+from grounding.api.resolved import RlJob
 from grounding.train.rl import reward
 from grounding.train.rl.overrides import overrides
 
@@ -282,3 +288,63 @@ def test_the_composed_configuration_has_what_the_reference_s_tree_has(tmp_path: 
     config = _compose(_arguments("egm-8b-rl", tmp_path, maxGradNorm=0.5))
     assert config.actor_rollout_ref.rollout.max_num_seqs == 1024
     assert config.actor_rollout_ref.actor.optim.clip_grad == 0.5
+
+
+VALUES = (
+    "true",
+    "False",
+    "3",
+    "-1",
+    "0.5",
+    "1e-6",
+    "null",
+    "word",
+    "a b",
+    "'a, b'",
+    "[1,2]",
+    "{a: 1}",
+    "",
+    "1,2",
+    "a)b",
+    "range(1,3)",
+    "[1",
+)
+SOME_KEYS = sorted(key for key, kind in verl_kinds().items() if kind != "section")
+
+
+@given(
+    key=st.sampled_from(SOME_KEYS),
+    prefix=st.sampled_from(["", "+", "++"]),
+    value=st.sampled_from(VALUES) | st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=8),
+    algorithm=st.sampled_from(["grpo", "gspo", "dr-grpo", "rloo"]),
+    lora=st.booleans(),
+    cpu=st.booleans(),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_validates_composes(
+    key: str, prefix: str, value: str, algorithm: str, lora: bool, cpu: bool, tmp_path: Path
+) -> None:
+    """Whatever a job that passes its checks sets, Hydra composes it with the pinned verl's schema, and the value is there."""
+    override = f"{prefix}{key}={value}"
+    adapters = {"lora": {"rank": 8}} if lora else {}
+    chosen = {"preset": "egm-8b-rl", "data": {"prepared": "/rows"}}
+    hyperparameters = {"algorithm": algorithm, "engineOverrides": [override], **adapters}
+    document = {"apiVersion": GROUP_VERSION, "kind": "GroundingTrainJob", "metadata": {"name": "a"}}
+    job, found = read({**document, "spec": {**chosen, "hyperparameters": hyperparameters}})
+    if found:
+        return
+    assert isinstance(job, RlJob)
+    places = {
+        "train_file": tmp_path / "t",
+        "validation_file": tmp_path / "v",
+        "out": tmp_path,
+        "reward_file": tmp_path / "r",
+    }
+    arguments = overrides(job, model="/m", cpu=cpu, **places)
+    config = _compose(arguments)
+    [wanted] = OverridesParser.create().parse_overrides([override])
+    held = OmegaConf.to_container(config, resolve=False)
+    for part in key.split("."):
+        held = held[part]
+    assert held == wanted.value() or isinstance(held, str), override
+    assert config[RL].model.lora_rank == (8 if lora else 0)
