@@ -21,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rl_jobs import rl_job
 
 from grounding.api import read
-from grounding.api.checks import verl_kinds
 from grounding.api.models import GROUP_VERSION
 from grounding.api.resolved import RlJob
+from grounding.api.verl_keys import verl_kinds
 from grounding.train.rl import reward
 from grounding.train.rl.overrides import overrides
 
