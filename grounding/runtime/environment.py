@@ -29,7 +29,7 @@ def _switch(value: object) -> object:
     return words.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
-def _urls(value: object) -> object:
+def _listed(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
@@ -52,7 +52,8 @@ Switch = Annotated[bool, BeforeValidator(_switch), PlainSerializer(lambda value:
 Whole = Annotated[int, BeforeValidator(_whole)]
 Port = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Urls = Annotated[tuple[str, ...], BeforeValidator(_urls), PlainSerializer(",".join)]
+Urls = Annotated[tuple[str, ...], BeforeValidator(_listed), PlainSerializer(",".join)]
+Hosts = Annotated[tuple[str, ...], BeforeValidator(_listed), PlainSerializer(",".join, return_type=str)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_words), PlainSerializer(shlex.join)]
 Level = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(lambda v: v.upper() if isinstance(v, str) else v)
@@ -157,6 +158,10 @@ class Environment(_Variables):
         default=0,
         description="Seconds that `egm role evaluate` waits at the start for a server, in addition to the usual.",
     )
+    tracking_hosts: Hosts = Field(
+        default=(),
+        description="Hosts, `name` or `name:port`, that tracking keys of the environment may go to beside their own, separated by commas.",
+    )
     progress_port: Port | None = Field(
         default=None,
         description="Port of `/progress`, `/metrics` and `/healthz`; 0 takes a free one, none is opened without it.",
@@ -234,6 +239,7 @@ _KINDS: dict[object, str] = {
     Port | None: "a port (0 to 65535)",
     Seconds: "seconds, 0 or more",
     Urls: "URLs",
+    Hosts: "hosts",
     Words: "words of a command line",
     Level: "one of DEBUG, INFO, WARNING, ERROR",
     Form: "one of text, json",

@@ -84,6 +84,8 @@ class Settings(BaseSettings):
     """Secrets that a podTemplate may read, comma separated."""
     image_registries: Names = ()
     """Registries whose images a podTemplate may name, comma separated; empty: all."""
+    tracking_hosts: Names = ()
+    """Hosts (`name` or `name:port`) that keys for Weights & Biases and MLflow may go to beside their own server, comma separated."""
     network_policies: bool = False
     """Whether each job gets a NetworkPolicy: its pods among themselves, and those below; nothing else gets in."""
     network_telemetry_from: Objects = "[]"

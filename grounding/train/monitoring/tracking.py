@@ -16,16 +16,18 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from grounding.api import ResolvedTrainJob
 from grounding.api.redaction import without_secrets
+from grounding.errors import UserError
 from grounding.files import is_published
-from grounding.runtime.environment import Environment
+from grounding.runtime.environment import Environment, of_process
 from grounding.storage import destination
+from grounding.train.monitoring import tracking_keys
 
 Log = Callable[[int, Mapping[str, Any]], None]
 """Called with a step and its metrics; what is no number in them is passed over."""
@@ -105,17 +107,14 @@ class _Tensorboard:
         self._writer.close()
 
 
-PUBLIC_WANDB = "https://api.wandb.ai"
-
-
 class _Wandb:
     def __init__(self, job: ResolvedTrainJob, out: Path, run_id: str, say: Callable[[str], None]) -> None:
         import wandb
 
         wanted = job.spec.tracking.wandb
         assert wanted is not None
-        url = os.environ.get("WANDB_BASE_URL") or wanted.base_url or PUBLIC_WANDB
-        mode, why = wandb_mode(url, os.environ, reachable)
+        url = os.environ.get("WANDB_BASE_URL") or wanted.base_url or tracking_keys.PUBLIC_WANDB
+        mode, why = wandb_mode(url, os.environ, reachable, of_process().tracking_hosts)
         facts: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT") or wanted.project,
             "name": job.metadata.name,
@@ -159,12 +158,16 @@ class _Wandb:
 
 class _Mlflow:
     def __init__(self, job: ResolvedTrainJob, run_id: str) -> None:
-        from mlflow.tracking import MlflowClient
-
         wanted = job.spec.tracking.mlflow
         assert wanted is not None
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own patience is minutes a call
-        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or wanted.tracking_uri)
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or wanted.tracking_uri
+        has_file = (Path.home() / ".mlflow" / "credentials").exists()
+        if why := tracking_keys.keeps_mlflow_key(uri, os.environ, has_file, of_process().tracking_hosts):
+            raise UserError(why, field="spec.tracking.mlflow.trackingUri")
+        from mlflow.tracking import MlflowClient
+
+        self._client = MlflowClient(uri)
         known = self._client.get_experiment_by_name(wanted.experiment)
         experiment = known.experiment_id if known else self._client.create_experiment(wanted.experiment)
         found = self._client.search_runs([experiment], f"tags.`egm.run` = '{run_id}'", max_results=1)
@@ -203,21 +206,29 @@ def reachable(url: str, timeout_s: float = 5.0) -> bool:
         return False
 
 
-def wandb_mode(url: str, environ: Mapping[str, str], reachable: Callable[[str], bool]) -> tuple[str, str]:
+def wandb_mode(
+    url: str, environ: Mapping[str, str], reachable: Callable[[str], bool], allowed: Collection[str] = ()
+) -> tuple[str, str]:
     """(wandb's mode, why it is offline): what `$WANDB_MODE` says, else online where there are a key and a server.
 
-    A key of the environment goes to the environment's server only, and not to one that somebody else's manifest names.
+    A key of the environment goes to the environment's server and to `allowed` hosts, and not to one that somebody else's manifest names.
     """
-    if mode := environ.get("WANDB_MODE"):
+    mode = environ.get("WANDB_MODE", "")
+    if mode and mode not in _ONLINE:
         return mode, ""
-    home = environ.get("WANDB_BASE_URL") or PUBLIC_WANDB
-    if environ.get("WANDB_API_KEY") and urlsplit(url)[:2] != urlsplit(home)[:2]:
-        return "offline", f"WANDB_API_KEY is for {home}; set WANDB_BASE_URL={url} if it is for the job's server"
+    if why := tracking_keys.keeps_wandb_key(url, environ, allowed):
+        return "offline", why
+    if mode:
+        return mode, ""
     if not environ.get("WANDB_API_KEY") and not _in_netrc(urlsplit(url).hostname or "", environ):
         return "offline", "there is no key: set WANDB_API_KEY, or apiKeySecret on a cluster"
     if not reachable(url):
         return "offline", f"{url} cannot be reached"
     return "online", ""
+
+
+_ONLINE = ("online", "run", "shared")
+"""wandb's modes in which it asks a server"""
 
 
 def _in_netrc(host: str, environ: Mapping[str, str]) -> bool:

@@ -162,6 +162,7 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Raw]:
         cache=Path(WORK) / "cache",
         job=f"{ctx.namespace}/{ctx.name}",
         grace_seconds=for_role(_grace_seconds(role, ctx)),
+        **({"tracking_hosts": ctx.settings.tracking_hosts} if ctx.settings.tracking_hosts else {}),
     )
     plain = {
         **role.env,
@@ -179,8 +180,6 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Raw]:
     wandb = ctx.job.spec.tracking.wandb if isinstance(ctx.job, GroundingTrainJob) else None
     if wandb is not None:
         env.append({"name": "WANDB_PROJECT", "value": wandb.project})
-        if wandb.base_url:
-            env.append({"name": "WANDB_BASE_URL", "value": wandb.base_url})
         if wandb.api_key_secret:
             secret = {"name": wandb.api_key_secret.name, "key": wandb.api_key_secret.key}
             env.append({"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": secret}})

@@ -176,6 +176,21 @@ def test_secrets_are_referenced_never_copied() -> None:
     assert container["envFrom"] == [{"secretRef": {"name": "s3-credentials"}}]
 
 
+@pytest.mark.parametrize(
+    ("hosts", "told"), [((), {}), (("w.example", "m:5000"), {"EGM_TRACKING_HOSTS": "w.example,m:5000"})]
+)
+def test_who_submits_a_job_does_not_choose_the_home_of_a_tracking_key(
+    hosts: tuple[str, ...], told: dict[str, str]
+) -> None:
+    """A key may be one of the storage Secret, whose server is not the manifest's to name."""
+    text = TRAIN + "  tracking: {wandb: {baseUrl: https://evil.example}, mlflow: {trackingUri: https://evil.example}}\n"
+    gang = _job(text, Settings(default_output="s3://b/o", tracking_hosts=hosts))["PyTorchJob/t-a1"]
+    container = gang["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]
+    env = {each["name"]: each.get("value") for each in container["env"]}
+    assert "evil.example" not in str(env.values())
+    assert {name: value for name, value in env.items() if name == "EGM_TRACKING_HOSTS"} == told
+
+
 EVAL = """
 apiVersion: grounding.egm.dev/v1alpha1
 kind: GroundingEvalJob

@@ -116,6 +116,29 @@ def test_a_key_of_the_environment_goes_to_its_own_server_only(named: str, home: 
     assert mode == "online" or f"WANDB_BASE_URL={named}" in why
 
 
+def test_a_wish_to_be_online_does_not_send_the_key_elsewhere() -> None:
+    environ = {"WANDB_API_KEY": "secret", "WANDB_MODE": "online"}
+    assert tracking.wandb_mode("https://evil.example", environ, lambda _: True)[0] == "offline"
+    assert tracking.wandb_mode("https://evil.example", environ, lambda _: True, ["evil.example"]) == ("online", "")
+    assert tracking.wandb_mode("https://api.wandb.ai", environ, lambda _: False) == ("online", "")
+    assert tracking.wandb_mode("https://evil.example", environ | {"WANDB_MODE": "offline"}, lambda _: True) == ("offline", "")  # fmt: skip
+
+
+@pytest.mark.parametrize(("hosts", "may"), [("", False), ("other.example", False), ("127.0.0.1", True)])
+def test_mlflow_is_not_opened_with_a_token_for_a_stranger_s_server(
+    hosts: str, may: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("EGM_TRACKING_HOSTS", hosts)
+    said: list[str] = []
+    job = _job("{tensorboard: false, mlflow: {trackingUri: 'http://127.0.0.1:9'}}")
+    tracking.open_tracker(job, tmp_path, said.append).close(True)
+    assert len(said) == 1 and "secret" not in said[0]  # nothing listens there, or MLflow is not installed
+    assert ("MLFLOW_TRACKING_TOKEN is for no server" in said[0]) == (not may)
+
+
 def test_attempts_of_a_job_are_one_run(tmp_path: Path) -> None:
     job = _job("{tensorboard: false}")
     ids = [

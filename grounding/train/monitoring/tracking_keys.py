@@ -1,0 +1,69 @@
+"""Which servers a tracking key of the environment may be sent to: its own, and those that the administrator or the user has named. Pure.
+
+A manifest says where metrics go, and may be a stranger's: the key of whoever submits it must not follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from urllib.parse import urlsplit
+
+PUBLIC_WANDB = "https://api.wandb.ai"
+_PORTS = {"http": 80, "https": 443}
+_MLFLOW = (
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_AUTH",
+    "MLFLOW_TRACKING_AWS_SIGV4",
+)
+"""Variables by which MLflow adds credentials to its requests, whatever server it asks"""
+
+
+def server_of(url: str) -> tuple[str, str, int]:
+    """Return scheme, host and port of a URL. Raises `ValueError` if it has no host or no port that is one."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    if not host:
+        raise ValueError(f"{url!r} has no host")
+    return parts.scheme, host, parts.port or _PORTS.get(parts.scheme, 0)
+
+
+def may_have_it(url: str, home: str, allowed: Collection[str]) -> bool:
+    """Return whether a key for `home` (empty: of no server) may go to `url`. `allowed`: further hosts, each `host` or `host:port`."""
+    try:
+        server = server_of(url)
+        own = server_of(home) if home else None
+    except ValueError:
+        return False
+    named = {host.lower().rstrip(".") for host in allowed}
+    return server == own or server[1] in named or f"{server[1]}:{server[2]}" in named
+
+
+def wandb_home(environ: Mapping[str, str]) -> str:
+    """Return the server that `WANDB_API_KEY` is for."""
+    return environ.get("WANDB_BASE_URL") or PUBLIC_WANDB
+
+
+def keeps_wandb_key(url: str, environ: Mapping[str, str], allowed: Collection[str]) -> str:
+    """Return why the environment's key must not go to `url`, in words; empty if it may, or if there is none."""
+    home = wandb_home(environ)
+    if not environ.get("WANDB_API_KEY") or may_have_it(url, home, allowed):
+        return ""
+    return f"WANDB_API_KEY is for {home}; {_remedy('WANDB_BASE_URL', url)}"
+
+
+def keeps_mlflow_key(uri: str, environ: Mapping[str, str], has_file: bool, allowed: Collection[str]) -> str:
+    """Return why MLflow's credentials must not go to the server `uri`, in words; empty if they may, or if there are none.
+
+    `has_file`: whether MLflow's own file of credentials is there. A store that is no server gets no credentials.
+    """
+    found = [name for name in _MLFLOW if environ.get(name)] or (["MLflow's file of credentials"] if has_file else [])
+    home = environ.get("MLFLOW_TRACKING_URI", "")
+    if not found or urlsplit(uri).scheme not in _PORTS or may_have_it(uri, home, allowed):
+        return ""
+    return f"{found[0]} is for {home or 'no server that the environment names'}; {_remedy('MLFLOW_TRACKING_URI', uri)}"
+
+
+def _remedy(variable: str, url: str) -> str:
+    return f"set {variable}={url} if it is for the job's server, or name its host in EGM_TRACKING_HOSTS"
