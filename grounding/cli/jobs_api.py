@@ -69,14 +69,15 @@ def _model_problems(file: Path, job: ResolvedJob) -> Iterator[Problem]:
     """Yield what is wrong with the models of a job that are folders of this machine."""
     from grounding.api.manifest import Problem, line_of
     from grounding.api.places import model_fields
-    from grounding.models.folder import examine, of_source
+    from grounding.models.folder import examine, of_source, untrainable
 
     for field, model in model_fields(job):
         folder = of_source(model.source)
-        if folder is None or not folder.is_dir():
+        if folder is None or not folder.exists():
             continue
-        family = model.family_name if job.kind == "GroundingTrainJob" else None
-        for problem in examine(folder, family).problems:
+        train = job.kind == "GroundingTrainJob"
+        looked = examine(folder, model.family_name if train else None)
+        for problem in looked.problems or (untrainable(folder, looked) if train else ()):
             line = line_of(file, job.metadata.name, ("spec", *_path(field), "source"))
             yield Problem(line, f"spec.{field}.source", f"{problem.file}: {problem.what}. {problem.remedy}")
 
@@ -119,7 +120,7 @@ def _unseen(job: ResolvedJob) -> Iterator[tuple[str, str]]:
         return  # it is the name by which the endpoints know the model
     for field, model in model_fields(job):
         folder = of_source(model.source)
-        if folder is not None and not folder.is_dir():
+        if folder is not None and not folder.exists():
             hub = (
                 f" If the hub's model is meant, write hf://{model.source}."
                 if _HUB_NAME.fullmatch(model.source or "")

@@ -60,6 +60,8 @@ def complaint(data: bytes, *, whole: bool = False) -> str | None:
         return "not a known image format"
     except _PILLOW_ERRORS as e:
         return str(e)
+    if is_jpeg and b"\xff\xd9" not in data:
+        return "the JPEG data has no end, and what is missing would be filled in"
     if pixels and _jpeg_stops_early(data, pixels):
         return "the JPEG data stops before the last line of the picture"
     return None
@@ -75,8 +77,6 @@ def _jpeg_stops_early(data: bytes, pixels: bytes) -> bool:
     """Decode again with filler in front of the end marker. A complete picture ignores the filler; one that stops
     early consumes it, so its pixels change."""
     end = data.rfind(b"\xff\xd9")
-    if end < 0:
-        return False
     try:
         with Image.open(io.BytesIO(data[:end] + b"\x55\xa3" * 4096 + data[end:])) as image:
             return image.tobytes() != pixels

@@ -74,6 +74,7 @@ def is_error(kind: Kind) -> bool:
 
 LONGEST_QUESTION = 2000
 """Characters. Expressions of the public sets have at most some 250; a trainer drops prompts beyond its limit of tokens"""
+_TAGS = re.compile(r"</?ref>")
 _MARKS = re.compile(r"<image>|<video>|<audio>|</?img>|<IMG_CONTEXT>|<\|[A-Za-z0-9_]+\|>")
 """What a processor or a chat template replaces by a picture, or takes for the end of a turn"""
 _SMALLEST_SIDE = 16
@@ -195,6 +196,8 @@ def row_problem(row: Expression | TrainingRow, picture: Picture | UserError) -> 
     text = row.sent or ""
     if isinstance(row, TrainingRow) and row.sent is None:
         text = row.human.removeprefix("<image>")
+    if not _TAGS.sub("", text).strip():
+        return "broken-row", "the row names nothing to look for"
     if "<" in text and (mark := _MARKS.search(text)) is not None:  # the trainer would look for one more picture
         return "placeholder", f"the text holds {mark.group()}, which stands for a picture, a clip or a turn"
     width, height = picture.size if isinstance(row, Expression) else (1000, 1000)

@@ -88,6 +88,8 @@ def _text_problems(row: SftRow, longest: int) -> Iterator[Finding]:
             "placeholder",
             "the question holds <image> where no picture can be; a row has one picture, before its text",
         )
+    if not row.question.strip():
+        yield "broken-row", "the question is empty"
     if not row.gpt.strip():
         yield "broken-row", "the answer is empty"
     if (found := too_long(f"{row.question} {row.gpt}", longest, "maxLength")) is not None:

@@ -66,7 +66,8 @@ def examine(folder: Path, family: str | None = None, *, weights_only: bool = Fal
         found = list(_against_config(folder, config, tensors))
     if not weights_only:
         found += [*_tokenizer(folder, config), *_template(folder)]
-        found += [] if "auto_map" in config else _processor(folder)  # code of the folder may do without one
+        found += [] if "auto_map" in config else _processor(folder, config)  # code of the folder may do without one
+        found += _generation(folder)
     return ModelFolder(config, tensors, tuple(found))
 
 
@@ -85,15 +86,17 @@ def require_trainable(source: str, family: str, *, field: str = "spec.model.sour
     if folder is None:
         return
     model = require(folder, family, field=field)
+    for problem in untrainable(folder, model):
+        raise UserError(problem.what, file=problem.file, field=field, hint=problem.remedy)
+
+
+def untrainable(folder: Path, model: ModelFolder) -> Iterator[Problem]:
+    """Yield why a model that can be served cannot be trained further."""
     kind = model.config.get("quantization_config")
     if kind is not None:
         method = kind.get("quant_method", "unknown") if isinstance(kind, Mapping) else "unknown"
-        raise UserError(
-            f"the weights are quantised ({method}), and training needs them whole",
-            file=folder / "config.json",
-            field=field,
-            hint="Start from the model that was quantised.",
-        )
+        what = f"the weights are quantised ({method}), and training needs them whole"
+        yield Problem(folder / "config.json", what, "Start from the model that was quantised.")
 
 
 def require_exported(folder: Path) -> None:
@@ -177,7 +180,8 @@ def _object(path: Path) -> tuple[dict[str, Any], Problem | None]:
 def _weights(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
     """Return the tensors of the files that transformers would load, and what is wrong with them."""
     if (folder / _SINGLE).is_file():
-        return _file(folder / _SINGLE)
+        tensors, found = _file(folder / _SINGLE)
+        return tensors, found or list(_stale_index(folder))
     if (folder / _INDEX).is_file():
         return _indexed(folder / _INDEX)
     if (folder / _OLD_SINGLE).is_file():
@@ -191,6 +195,16 @@ def _weights(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
         what = f"is absent, though {len(shards)} of its weight files are there"
         return {}, [Problem(folder / _INDEX, what, "Copy or download it as well.")]
     return {}, [Problem(folder, f"has no weights: neither {_SINGLE} nor {_INDEX}", "Copy or download them.")]
+
+
+def _stale_index(folder: Path) -> Iterator[Problem]:
+    """Yield a problem if an index names other files than the one that is there: engines that serve believe the index."""
+    if not (folder / _INDEX).is_file():
+        return
+    weight_map, problem = _weight_map(folder / _INDEX)
+    if problem is not None or set(weight_map.values()) != {_SINGLE}:
+        what = f"names other files than {_SINGLE}, which holds the weights"
+        yield Problem(folder / _INDEX, what, "Remove the index, or the file that does not belong to it.")
 
 
 def _file(path: Path) -> tuple[dict[str, Tensor], list[Problem]]:
@@ -331,12 +345,28 @@ def _tokenizer(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
     if problem is not None:
         yield problem
         return
+    yield from _picture_token(file, found, config)
     text = config.get("text_config", config)
     rows = text.get("vocab_size") if isinstance(text, Mapping) else None
     highest = max(_numbers(found), default=-1)
     if isinstance(rows, int) and highest >= rows:
         what = f"has tokens up to number {highest}, the model's embedding has {rows} rows"
         yield Problem(file, what, "Take the tokenizer of the model that the weights are of.")
+
+
+_PICTURE_TOKENS = ("<|image_pad|>", "<IMG_CONTEXT>")
+"""Words of the tokenizers that a picture's features take the place of"""
+
+
+def _picture_token(file: Path, tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem if the tokenizer's word for a picture has another number than the model looks for."""
+    wanted = config.get("image_token_id")
+    added = [each for each in tokenizer.get("added_tokens") or [] if isinstance(each, Mapping)]
+    numbers = {each.get("content"): each.get("id") for each in added if each.get("content") in _PICTURE_TOKENS}
+    if isinstance(wanted, int) and numbers and wanted not in numbers.values():
+        word, number = next(iter(numbers.items()))
+        what = f"{word} has number {number}, and config.json says that pictures are at {wanted}"
+        yield Problem(file, what, "Take tokenizer and config.json from the same model.")
 
 
 def _numbers(tokenizer: Mapping[str, Any]) -> Iterator[int]:
@@ -357,6 +387,10 @@ def _template(folder: Path) -> Iterator[Problem]:
     place, text = _template_text(folder)
     if text is None:
         what = "is absent: the folder has no chat template, neither there nor in tokenizer_config.json"
+        yield Problem(place, what, "Copy it from the model that training started from.")
+        return
+    if "content" not in text:
+        what = "shows no message to the model" if text.strip() else "is empty"
         yield Problem(place, what, "Copy it from the model that training started from.")
         return
     from jinja2 import Environment, TemplateSyntaxError
@@ -385,7 +419,15 @@ def _template_text(folder: Path) -> tuple[Path, str | None]:
     return jinja, None
 
 
-def _processor(folder: Path) -> Iterator[Problem]:
+def _generation(folder: Path) -> Iterator[Problem]:
+    """Yield what is wrong with the file of sampling defaults, which loaders leave out in silence if they cannot read it."""
+    file = folder / "generation_config.json"
+    problem = _object(file)[1] if file.is_file() else None
+    if problem is not None:
+        yield problem
+
+
+def _processor(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
     there = [folder / name for name in _PICTURES if (folder / name).is_file()]
     if not there:
         what = "is absent: nothing says how pictures become the model's input"
@@ -398,3 +440,20 @@ def _processor(folder: Path) -> Iterator[Problem]:
     if not broken and not any(key in found for found, _ in read for key in kinds):
         what = f"names no image processor ({kinds[0]})"
         yield Problem(there[0], what, "Copy it from the model that training started from.")
+    vision = config.get("vision_config")
+    for file, (found, problem) in zip(there, read, strict=True):
+        images = found.get("image_processor", found)
+        if problem is None and isinstance(vision, Mapping) and isinstance(images, Mapping):
+            yield from _patches(file, images, vision)
+
+
+_PATCHES = (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size"), ("temporal_patch_size",) * 2)
+"""Sizes of a patch: the image processor's name and the vision tower's"""
+
+
+def _patches(file: Path, images: Mapping[str, Any], vision: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, of_tower in _PATCHES:
+        one, other = images.get(name), vision.get(of_tower)
+        if isinstance(one, int) and isinstance(other, int) and one != other:
+            what = f"{name} is {one}, and the vision tower of config.json takes {other}"
+            yield Problem(file, what, "Copy it from the model that training started from.")

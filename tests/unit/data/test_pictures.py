@@ -46,6 +46,14 @@ def test_what_is_cut_is_found(form, options, share):
         assert complaint(cut + b"\xff\xd9", whole=True) is not None
 
 
+def test_a_tail_of_zeros_as_a_crash_leaves_it_is_found():
+    data = noise("JPEG")
+    half = data[: len(data) // 2]
+    with pytest.raises(ValueError, match="no end"):
+        inspect(io.BytesIO(half + bytes(len(data) - len(half))))
+    assert inspect(io.BytesIO(data + b"x" * 5000)).size == (97, 61)  # what a camera adds behind the end
+
+
 def test_a_broken_stream_is_found_when_decoded():
     data = bytearray(noise("PNG"))
     data[data.find(b"IDAT") + 200] ^= 255

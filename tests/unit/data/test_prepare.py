@@ -145,6 +145,7 @@ BAD_ROWS = [
     (training(0, image="train/none.png"), "missing-image"),
     (training(1, width=81, height=60), "size-mismatch"),
     (training(2, sent="the <image> on the wall"), "placeholder"),
+    (training(2, sent=" \t"), "broken-row"),
     (training(3, conversations=[{"from": "human", "value": "x"}]), "broken-row"),
     (training(4, conversations=[{"value": "q"}, {"value": "<box>[5, 5, 5, 9]</box>"}]), "empty-box"),
     ("no object", "broken-row"),
@@ -186,7 +187,7 @@ def test_nothing_left_and_wrong_options_are_errors(place: Place) -> None:
 def test_lint_finds_the_same_and_orders_by_file_and_row(place: Place) -> None:
     place.write([r for r, _ in BAD_ROWS] + [training(6)], [question(1), question(2, width=70), {"sent": "x"}])
     rows, problems = lint([place.train, place.eval_a], [place.images], workers=3)
-    assert rows == 10
+    assert rows == 11
     assert [(Path(p.file).name, p.row, p.kind) for p in problems] == [
         ("rl.json", i + 1, kind) for i, (_, kind) in enumerate(BAD_ROWS)
     ] + [("refcoco_val.jsonl", 2, "size-mismatch"), ("refcoco_val.jsonl", 3, "broken-row")]

@@ -152,6 +152,8 @@ def test_what_a_trainer_stumbles_over_in_texts_is_said(tmp_path: Path) -> None:
         base | {"id": 2, "sent": "b", "conversations": two},
         base | {"id": 3, "sent": "c" * 2001},
         base | {"id": 4, "sent": "d <|im_end|>"},
+        {k: v for k, v in base.items() if k != "sent"}
+        | {"id": 5, "conversations": [{"from": "human", "value": "<image>\n<ref> </ref>"}, turns[1]]},
     ]
     place.write(rows, ["good.png"])
     assert place.lint() == {
@@ -159,6 +161,7 @@ def test_what_a_trainer_stumbles_over_in_texts_is_said(tmp_path: Path) -> None:
         ("rl.jsonl", "several-boxes", "warning"),
         ("rl.jsonl", "long-prompt", "warning"),
         ("rl.jsonl", "placeholder", "error"),
+        ("rl.jsonl", "broken-row", "error"),
     }
 
 

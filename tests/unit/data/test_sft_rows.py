@@ -44,6 +44,7 @@ WRONG = [
     (_row(human="<image>\nfind <|image_pad|>"), "placeholder"),
     (_row(human="<image>\n<image>\nfind both"), "placeholder"),
     (_row(gpt="I <|im_end|> see"), "placeholder"),
+    (_row(human="<image>\n  "), "broken-row"),
     (_row(human="<image>\n" + "cat " * 300), "too-long"),
     (_row(gpt='[{"bbox_2d": [300, 400, 10, 20]}]'), "empty-box"),
 ]

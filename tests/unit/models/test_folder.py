@@ -71,6 +71,11 @@ def _out_of_index(name: str) -> Callable[[Path], None]:
     return apply
 
 
+def _other_patches(folder: Path) -> None:
+    _edit("config.json", lambda v: v | {"vision_config": v["vision_config"] | {"patch_size": 16}})(folder)
+    _edit("preprocessor_config.json", lambda v: v | {"patch_size": 14})(folder)
+
+
 NAMES = list(tensors())
 SECOND = NAMES[1]  # the second of three shards holds it
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
@@ -103,6 +108,22 @@ FAULTS: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("tokenizer is too large", _edit("tokenizer.json", lambda v: v | {"added_tokens": [{"id": 64}]}), "tokenizer.json", "64 rows"),
     ("no chat template", _remove("chat_template.jinja"), "chat_template.jinja", "no chat template"),
     ("template is cut", _cut("chat_template.jinja", 8), "chat_template.jinja", "no valid template"),
+    ("template is empty", _write("chat_template.jinja", " "), "chat_template.jinja", "is empty"),
+    ("template of another kind", _write("chat_template.jinja", "{{ bos_token }}"), "chat_template.jinja", "no message"),
+    (
+        "another number for pictures",
+        _edit("tokenizer.json", lambda v: v | {"added_tokens": [{"id": 6, "content": "<|image_pad|>"}]}),
+        "tokenizer.json",
+        "has number 6",
+    ),
+    ("sampling defaults are cut", _write("generation_config.json", "{"), "generation_config.json", "not valid JSON"),
+    ("index of another model", _write("model.safetensors", safetensors(tensors())), INDEX, "names other files"),
+    (
+        "patches of another size",
+        _other_patches,
+        "preprocessor_config.json",
+        "patch_size is 14",
+    ),
     ("no processor", _remove("preprocessor_config.json"), "preprocessor_config.json", "pictures"),
     ("processor is cut", _cut("preprocessor_config.json", 2), "preprocessor_config.json", "not valid JSON"),
     ("processor of texts", _write("preprocessor_config.json", "{}"), "preprocessor_config.json", "image processor"),
@@ -278,3 +299,16 @@ def test_only_folders_of_this_machine_are_looked_at(tmp_path: Path, monkeypatch:
     (tmp_path / "claim" / "m").mkdir(parents=True)
     assert of_source("pvc://claim/m") == tmp_path / "claim" / "m"
     assert of_source("file:///m") == of_source("/m") == Path("/m")
+
+
+def test_validate_says_what_training_would_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_model(tmp_path / "m")
+    _edit("config.json", lambda v: v | {"quantization_config": {"quant_method": "awq"}})(folder)
+    job = tmp_path / "job.yaml"
+    for source, words in ((folder, "are quantised (awq)"), (folder / "config.json", "no such folder")):
+        job.write_text(
+            "apiVersion: grounding.egm.dev/v1alpha1\nkind: GroundingTrainJob\nmetadata: {name: a}\n"
+            f"spec: {{preset: egm-8b-sft, model: {{source: {source}}}, data: {{train: [a.json], images: [b]}}}}\n"
+        )
+        assert egm(["validate", "-f", str(job)]) == 2
+        assert words in capsys.readouterr().err
