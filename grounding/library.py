@@ -33,8 +33,10 @@ from grounding.evaluate.engines import Sampling, get_engine
 from grounding.evaluate.evaluation import Evaluation
 from grounding.evaluate.plan import plan
 from grounding.evaluate.results.reader import Answers, read_answers
+from grounding.evaluate.results.row import ResultRow
 from grounding.evaluate.run import run as run_evaluation
 from grounding.evaluate.with_engine import with_engine
+from grounding.jsontypes import Document
 from grounding.local.gpus import machine_gpus
 from grounding.local.runs import views
 from grounding.local.serve import served, serving
@@ -136,7 +138,7 @@ def _serve_job(model: str | Path, engine: str, gpus: int) -> ResolvedEvalJob:
     source = str(model)
     if locate(source).scheme == "file" and not source.startswith("pvc://"):
         source = str(locate(source).folder.absolute())
-    spec: dict[str, Any] = {"model": {"source": source}, "engine": engine, "data": {"shapes": {}}}
+    spec: Document = {"model": {"source": source}, "engine": engine, "data": {"shapes": {}}}
     if engine != "transformers":
         spec["gpusPerServer"] = gpus
     document = {
@@ -244,7 +246,7 @@ class Results:
 
         from grounding.evaluate.results.parquet import schema, table_of
 
-        rows: list[dict[str, Any]] = [{} for _ in range(len(self.answers))]
+        rows: list[ResultRow] = [{} for _ in range(len(self.answers))]
         for number, row in self.answers.rows():
             rows[number] = row
         return table_of(rows) if rows else pa.Table.from_pylist([], schema=schema())

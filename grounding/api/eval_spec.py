@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints
 
+from grounding import sampling
 from grounding.api.base import Model, Place, Places, Rule, Text
 from grounding.api.common import (
     CHANGEABLE,
@@ -66,19 +67,28 @@ class EvalData(Model):
     shapes: Shapes | None = Field(None, description="Make and use the synthetic set instead of files.")
 
 
+_DRAWN = sampling.Sampling()
+
+
 class Sampling(Model):
     """How answers are drawn; the defaults are the reference's."""
 
     max_tokens: int = Field(
-        4096, ge=1, le=1_000_000, description="Longest answer, tokens; a longer one is cut and counted as truncated."
+        _DRAWN.max_tokens,
+        ge=1,
+        le=1_000_000,
+        description="Longest answer, tokens; a longer one is cut and counted as truncated.",
     )
-    temperature: float = Field(0.0, ge=0, description="0 is greedy.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus.")
-    top_k: int = Field(20, ge=-1, le=2**31 - 1, description="Top-k; without effect at temperature 0.")
-    presence_penalty: float = Field(0.0, ge=-2, le=2, description="OpenAI's presence penalty.")
-    repetition_penalty: float = Field(1.0, gt=0, description="1 is off.")
+    temperature: float = Field(_DRAWN.temperature, ge=0, description="0 is greedy.")
+    top_p: float = Field(_DRAWN.top_p, gt=0, le=1, description="Nucleus.")
+    top_k: int = Field(_DRAWN.top_k, ge=-1, le=2**31 - 1, description="Top-k; without effect at temperature 0.")
+    presence_penalty: float = Field(_DRAWN.presence_penalty, ge=-2, le=2, description="OpenAI's presence penalty.")
+    repetition_penalty: float = Field(_DRAWN.repetition_penalty, gt=0, description="1 is off.")
     seed: int | None = Field(
-        None, ge=0, le=2**31 - 1, description="Seed of the server's random numbers; without effect at temperature 0."
+        _DRAWN.seed,
+        ge=0,
+        le=2**31 - 1,
+        description="Seed of the server's random numbers; without effect at temperature 0.",
     )
     samples: int = Field(
         1,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from grounding.evaluate.sampling import Sampling
+from grounding.sampling import Sampling
 
 
 def register(app: typer.Typer) -> None:

@@ -7,13 +7,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from grounding.cli.access import CaFileOption, HeaderEnvOption
 from grounding.cli.places import input_path
-from grounding.evaluate.sampling import Sampling
+from grounding.jsontypes import JsonObject
+from grounding.sampling import Sampling
 
 
 def register(app: typer.Typer) -> None:
@@ -69,7 +70,7 @@ def again(argv: list[str], *extra: str, without: tuple[str, ...] = ("--retry-err
     return shlex.join(["egm", *words])
 
 
-def _body(text: str) -> dict[str, Any]:
+def _body(text: str) -> JsonObject:
     """Return the request fields of `--extra-body`. Raises `UserError`."""
     from grounding.errors import UserError
 

@@ -7,7 +7,6 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from typing import Any
 
 import orjson
 from PIL import Image
@@ -20,6 +19,7 @@ from grounding.errors import Failure, UserError
 from grounding.evaluate.client.options import normalise
 from grounding.evaluate.client.request import Request, encode_data
 from grounding.evaluate.reply import answer_text, read_reply
+from grounding.jsontypes import Document
 from grounding.runtime.access import Access
 from grounding.scoring import get_profile
 from grounding.scoring.answer_after_thinking import END_OF_THOUGHT
@@ -52,7 +52,7 @@ class BoxAnswer:
         marks = [Mark(self.box)] if self.box is not None else []
         return draw(self.picture, marks, self.expression if marks else f"{self.expression}: no box")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Document:
         """Return all but the picture, for JSON."""
         names = (
             "expression",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from grounding.evaluate.results.conditions import served_alike, served_differently, settings_differences
 from grounding.evaluate.results.reader import Answers
 from grounding.evaluate.summary import DRAWS, SEED, file_order
+from grounding.jsontypes import Document
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,13 @@ class Comparison:
             return []
         return [f"A names {self.a.model} and B {self.b.model}, but the servers said the same of both: {alike}."]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Document:
         """Return the comparison as JSON has it; `files` in the paper's order."""
 
-        def side(x: Answers) -> dict[str, Any]:
+        def side(x: Answers) -> Document:
             return {"folder": str(x.folder), "model": x.model, "prompt": x.prompt, "scoring": x.scoring, "rows": len(x)}
 
-        def change(c: Change | None) -> dict[str, Any] | None:
+        def change(c: Change | None) -> Document | None:
             return None if c is None else {**vars(c), "ci95": list(c.ci95)}
 
         return {

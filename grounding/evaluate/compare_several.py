@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from grounding.evaluate.compare import mcnemar
 from grounding.evaluate.results.reader import Answers, Question
 from grounding.evaluate.summary import DRAWS, SEED, file_order, interval
+from grounding.jsontypes import Document
 
 LEVEL = 0.95
 
@@ -49,7 +49,7 @@ class Several:
     others: tuple[Difference, ...]
     acc_ci95: tuple[float, float] | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Document:
         """Return it as JSON has it; accuracies are fractions."""
         return asdict(self)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 import aiohttp
 import orjson
@@ -16,6 +15,7 @@ import orjson
 from grounding.evaluate.client.options import normalise
 from grounding.evaluate.engines import Engine
 from grounding.evaluate.scrape import LARGEST_PAGE
+from grounding.jsontypes import Document
 from grounding.runtime.access import Access
 from grounding.runtime.pages import PLAIN, page
 
@@ -37,7 +37,7 @@ async def ignored(engine: Engine, endpoints: Sequence[str], asked_as: str | None
 
 async def continues(engine: Engine, endpoint: str, asked_as: str | None, access: Access) -> bool | None:
     """Return whether the server at `endpoint` continues a message; None if that cannot be determined."""
-    body: dict[str, Any] = {"messages": _SAID, engine.limit_field: 1, "temperature": 0}
+    body: Document = {"messages": _SAID, engine.limit_field: 1, "temperature": 0}
     if asked_as is not None:
         body["model"] = asked_as
     secure = endpoint.strip().startswith("https")
@@ -57,7 +57,7 @@ async def continues(engine: Engine, endpoint: str, asked_as: str | None, access:
     return None if longer is None or whole is None else longer < whole
 
 
-async def _prompt(session: aiohttp.ClientSession, endpoint: str, body: dict[str, Any]) -> int | None:
+async def _prompt(session: aiohttp.ClientSession, endpoint: str, body: Document) -> int | None:
     """Return the tokens of a request's prompt, as the server counts them; None if it does not say."""
     async with session.post(normalise(endpoint), data=orjson.dumps(body), allow_redirects=False) as response:
         try:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -15,8 +13,10 @@ from grounding.errors import UserError
 from grounding.evaluate.client.request import fitting
 from grounding.evaluate.flops import FORMULA, Shape, shape_of
 from grounding.evaluate.method import Method
+from grounding.evaluate.results.row import ResultRow, RowCosts
 from grounding.evaluate.results.writer import Tallies
 from grounding.evaluate.summary_model import Costs
+from grounding.jsontypes import JsonObject
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Shares:
         """Return whether anything is known of what a question cost."""
         return self.shape is not None or self.gpu_seconds_per_second is not None
 
-    def of(self, row: Mapping[str, Any]) -> dict[str, float | None]:
+    def of(self, row: ResultRow) -> RowCosts:
         """Return the costs of a stored row; None for what is not known, or a request that failed."""
         latency, answered = row.get("latency_s"), row.get("error") is None
         gpu = self.gpu_seconds_per_second
@@ -102,7 +102,7 @@ class Shares:
         prompt, generated = row.get("prompt_tokens"), row.get("completion_tokens")
         if self.shape is None or prompt is None or generated is None or not answered:
             return {"flops": None, "gpu_seconds": shared}
-        size = (int(row["width"]), int(row["height"]))
+        size = (row["width"], row["height"])
         return {"flops": question(self.shape, self.method, prompt, generated, size), "gpu_seconds": shared}
 
 
@@ -151,7 +151,7 @@ def read_shape(folder: Path) -> Shape:
     return shape_of(config)
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Path) -> JsonObject:
     try:
         value = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from grounding.boxes import Space
 from grounding.data.images import ImageStore
@@ -27,6 +26,7 @@ from grounding.data.problems import (
 )
 from grounding.data.records import Expression, file_stem, parse_expression
 from grounding.errors import UserError
+from grounding.jsontypes import JsonObject
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Guard:
     _boxes: list[Problem] = field(default_factory=list)
     _whole: WholeFiles | None = None
 
-    def admit(self, path: Path, number: int, row: dict[str, Any]) -> Expression | None:
+    def admit(self, path: Path, number: int, row: JsonObject) -> Expression | None:
         """Return the row, None if it is left out. Raises `UserError` for a row that cannot be used, unless some may be left out."""
         if self.without and (file_stem(path), number) in self.without:
             return None

@@ -22,6 +22,7 @@ from grounding.evaluate.evaluation import Evaluation
 from grounding.evaluate.latency import Lag, judge
 from grounding.evaluate.plan import Plan, evaluation_digest
 from grounding.evaluate.reply import Reply
+from grounding.evaluate.results.config import FILE as CONFIG
 from grounding.evaluate.results.parquet import write_parquet
 from grounding.evaluate.results.replica import Remote
 from grounding.evaluate.results.writer import ERROR, Results, Tallies, rescore, score_row
@@ -113,7 +114,7 @@ class Measurement:
             else:
                 check_conditions(evaluation, self.results)
                 record_pictures(evaluation, self.planned, self.results.done)
-                write_json(evaluation.out / "run_config.json", config_of(evaluation, self.planned))
+                write_json(evaluation.out / CONFIG, config_of(evaluation, self.planned))
             rescore(self.results, work, self.profile, everything=evaluation.rescore)
             self.progress.recount(self.results.done)
             self._began = time.monotonic()

@@ -15,6 +15,7 @@ import orjson
 
 from grounding.errors import UserError
 from grounding.files import write_json
+from grounding.jsontypes import Document
 from grounding.models.content import content_of
 from grounding.storage import open_store
 from grounding.storage.aside import set_aside, set_aside_folder
@@ -46,7 +47,7 @@ class Owner:
     fields: Mapping[str, Any]
     content: str = ""
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Document:
         """Return the record as it is written."""
         return {"fields": dict(self.fields), "model": self.content}
 

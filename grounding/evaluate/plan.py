@@ -13,6 +13,7 @@ from grounding.data.records import file_stem
 from grounding.evaluate.evaluation import Evaluation
 from grounding.evaluate.guard import Truths
 from grounding.evaluate.method import check
+from grounding.evaluate.results.config import FILE
 from grounding.evaluate.worklist import Worklist, read_worklist, settings_digest
 from grounding.files import read_json
 from grounding.prompts import asks_for_whole
@@ -46,7 +47,7 @@ def _truths(evaluation: Evaluation) -> Truths:
 
 def _left_out_before(out: Path, files: Sequence[Path]) -> tuple[Problem, ...]:
     """Return the rows that were left out when they were asked."""
-    path = out / "run_config.json"
+    path = out / FILE
     found = read_json(path).get("left_out") if path.exists() else None
     by_stem = {file_stem(f): str(f) for f in files}
     return tuple(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import orjson
@@ -19,6 +19,7 @@ from grounding.errors import UserError
 from grounding.evaluate.results.reader import Answers
 from grounding.evaluate.summary import file_order, interval
 from grounding.files import read_json
+from grounding.jsontypes import Document
 
 PER_FILE = 0.005
 """How far a file's accuracy may be from the published one: sources of the same model differ by up to 0.7 points"""
@@ -93,7 +94,7 @@ class Reproduction:
         }
         return what[self.verdict]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Document:
         """Return the comparison as JSON has it; accuracies are fractions."""
         lines = [asdict(line) | {"diff": line.diff} for line in (*self.files, self.macro)]
         return {

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from grounding.evaluate.served import ServedModel, text_of
+from grounding.jsontypes import JsonObject
 
 READING = 1
 """Version of `answer_text`; rows that were read by another version are scored again"""
@@ -207,10 +208,10 @@ def count(value: Any) -> int | None:
     return value if good else None
 
 
-def _messages(value: Any) -> list[tuple[Any, dict[str, Any]]]:
+def _messages(value: Any) -> list[tuple[Any, JsonObject]]:
     """Return finish reason and message of each choice; nothing if one of them is none."""
     choices = value.get("choices") if isinstance(value, dict) else None
-    found: list[tuple[Any, dict[str, Any]]] = []
+    found: list[tuple[Any, JsonObject]] = []
     for choice in choices if isinstance(choices, list) else []:
         message = choice.get("message") if isinstance(choice, dict) else None
         if not isinstance(message, dict) or not _is_text(message.get("content")):
@@ -225,8 +226,8 @@ def _messages(value: Any) -> list[tuple[Any, dict[str, Any]]]:
 
 
 def _apart(
-    choices: list[dict[str, Any]], messages: list[tuple[Any, dict[str, Any]]], wanted: int
-) -> list[tuple[Any, dict[str, Any]]]:
+    choices: list[JsonObject], messages: list[tuple[Any, JsonObject]], wanted: int
+) -> list[tuple[Any, JsonObject]]:
     """Return the messages of several choices. Raises `ValueError` if they are more than were asked for, or two are the same choice."""
     if len(messages) > wanted:
         raise ValueError(f"{len(messages)} choices came, {wanted} were asked for")

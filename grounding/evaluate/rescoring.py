@@ -13,10 +13,12 @@ from grounding.evaluate.client.request import Request
 from grounding.evaluate.evaluation import Evaluation
 from grounding.evaluate.guard import Truths
 from grounding.evaluate.method import method_of
-from grounding.evaluate.sampling import Sampling
+from grounding.evaluate.results.config import FILE
 from grounding.evaluate.summary_model import summary_of
 from grounding.evaluate.sweep import is_sweep
 from grounding.files import read_json
+from grounding.jsontypes import JsonObject
+from grounding.sampling import Sampling
 
 
 def stored_evaluation(folder: Path, scoring: str = "") -> Evaluation:
@@ -24,7 +26,7 @@ def stored_evaluation(folder: Path, scoring: str = "") -> Evaluation:
 
     Everything else comes from `run_config.json`: the files, the model, the prompt and the settings that are part of an answer's identity.
     """
-    path = folder / "run_config.json"
+    path = folder / FILE
     if is_sweep(folder):
         raise UserError(
             "a sweep is scored again setting by setting", file=folder, hint=f"egm rescore {folder}/settings/NAME."
@@ -66,14 +68,14 @@ def stored_evaluation(folder: Path, scoring: str = "") -> Evaluation:
     )
 
 
-def _asked_as(config: dict[str, Any], folder: Path) -> str | None:
+def _asked_as(config: JsonObject, folder: Path) -> str | None:
     """Return the model's name in requests; earlier versions did not store it, but noted if the server named another model."""
     noted = any("the model that was asked for is" in n for n in summary_of(folder).notes)
     name = config.get("asked_as", config.get("model") if noted else None)
     return name if isinstance(name, str) else None
 
 
-def _list(config: dict[str, Any], name: str, path: Path) -> list[Any]:
+def _list(config: JsonObject, name: str, path: Path) -> list[Any]:
     value = config.get(name)
     if not isinstance(value, list) or not value:
         raise UserError(f"{name}: expected a list", file=path)

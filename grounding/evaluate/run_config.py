@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from grounding.data.records import file_stem
 from grounding.errors import UserError
 from grounding.evaluate.evaluation import Evaluation
 from grounding.evaluate.plan import Plan
+from grounding.evaluate.results.config import FILE, RunConfig
 from grounding.evaluate.results.replica import PICTURES
 from grounding.evaluate.results.writer import Results, Tallies
 from grounding.evaluate.summary_model import Summary
@@ -22,7 +22,7 @@ from grounding.scoring import get_profile
 
 def check_conditions(evaluation: Evaluation, results: Results) -> None:
     """Latencies taken under other conditions must not come into one figure."""
-    path = evaluation.out / "run_config.json"
+    path = evaluation.out / FILE
     if not results.done.answered.any() or not path.exists():
         return
     before = read_json(path)
@@ -70,12 +70,12 @@ def change_profile(evaluation: Evaluation, rows: int, done: Tallies, earlier: Su
             file=evaluation.out,
             hint=f"`egm rescore {evaluation.out}` takes files, prompt and settings from the folder; the files must be as they were.",
         )
-    path = evaluation.out / "run_config.json"
+    path = evaluation.out / FILE
     if path.exists():
         write_json(path, read_json(path) | {"scoring": get_profile(evaluation.scoring).name})
 
 
-def config_of(evaluation: Evaluation, planned: Plan) -> dict[str, Any]:
+def config_of(evaluation: Evaluation, planned: Plan) -> RunConfig:
     """Return what a report needs to find pictures and rows again."""
     return {
         "model": evaluation.model,

@@ -39,6 +39,7 @@ from grounding.evaluate.summary_model import SettingSummary, Summary
 from grounding.evaluate.sweep_models import FILE, listed
 from grounding.evaluate.worklist import Worklist
 from grounding.files import read_json, write_json
+from grounding.jsontypes import Document
 from grounding.scoring import get_profile
 from grounding.storage import open_store
 
@@ -307,7 +308,7 @@ def sweep_table(summary: Summary) -> Any:
     return shown
 
 
-def _listing(evaluation: Evaluation, methods: Sequence[Method]) -> dict[str, Any]:
+def _listing(evaluation: Evaluation, methods: Sequence[Method]) -> Document:
     return {
         "model": evaluation.model,
         "concurrency": evaluation.client.concurrency,

@@ -18,6 +18,7 @@ from grounding.errors import EgmError
 from grounding.evaluate.summary_model import FILE as SUMMARY
 from grounding.evaluate.summary_model import Summary, read_summary
 from grounding.files import write_json
+from grounding.jsontypes import Document
 from grounding.storage import Store, open_store
 
 FILE, FOLDER = "sweep.json", "models"
@@ -36,7 +37,7 @@ class Part:
         return f"{FOLDER}/{self.name}"
 
 
-def listing(parts: Sequence[Part]) -> dict[str, Any]:
+def listing(parts: Sequence[Part]) -> Document:
     """Return what `sweep.json` holds in the job's folder."""
     return {"models": [{"name": p.name, "model": p.model, "folder": p.folder} for p in parts]}
 

@@ -18,6 +18,7 @@ from grounding.api.report import EvalReport
 from grounding.evaluate.final_report import reported_costs, settings_of
 from grounding.evaluate.live import Pace
 from grounding.evaluate.summary_model import Costs, FileSummary, Summary, summary_of
+from grounding.jsontypes import Document
 from grounding.runtime.endpoint import listen
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class ProgressExporter:
         }
         self._report = report  # last: whoever reads it sees the rest as new
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self) -> Document:
         """Return what `/progress` answers. No accuracy: a job's accuracy is that of all its questions, or none."""
         report = self._report.model_copy(update={"settings": settings_of(summary_of(self._out))})
         return report.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -29,6 +29,7 @@ from grounding.evaluate.engines import Sampling
 from grounding.evaluate.guard import Guard, Truths
 from grounding.evaluate.method import Method
 from grounding.files import Line, json_object, read_jsonl_lines
+from grounding.jsontypes import Document
 from grounding.prompts import render
 
 
@@ -46,7 +47,7 @@ def settings_digest(
     """
     render(prompt, "")  # an unknown name fails here, before any work
     drawn = {name: value for name, value in asdict(sampling).items() if value is not None}
-    more: list[dict[str, Any]] = ([{"system": system, "body": dict(body or {})}]) if system or body else []
+    more: list[Document] = ([{"system": system, "body": dict(body or {})}]) if system or body else []
     if spent := (method or Method()).settings():
         more.append({"method": spent})
     return orjson.dumps([model, prompt, drawn, *more], option=orjson.OPT_SORT_KEYS)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from grounding.api.redaction import without_secrets
 from grounding.errors import EgmError, UserError
+from grounding.evaluate.results.config import read_config
 from grounding.evaluate.results.reader import Answers, is_evaluation, read_answers
 from grounding.evaluate.summary_model import Summary, summary_of
 from grounding.evaluate.sweep import is_sweep
+from grounding.jsontypes import Document, JsonObject
 from grounding.progress import ProgressLine, read_progress
 
 
@@ -26,7 +27,7 @@ class Evaluation:
     """One that says nothing if the evaluation has written none yet"""
     answers: Answers
     images: tuple[Path, ...] = ()
-    config: dict[str, Any] = field(default_factory=dict)
+    config: Document = field(default_factory=dict)
     spec: str = ""
 
 
@@ -47,12 +48,12 @@ class Run:
     name: str
     evaluations: list[Evaluation] = field(default_factory=list)
     trainings: list[Training] = field(default_factory=list)
-    jobs: list[dict[str, Any]] = field(default_factory=list)
+    jobs: list[JsonObject] = field(default_factory=list)
     sweeps: list[Path] = field(default_factory=list)
     """Folders of jobs that measured several settings; each has a page of its own"""
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> JsonObject:
     try:
         value = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError):
@@ -82,14 +83,9 @@ def _job_text(folder: Path) -> str:
     return out.getvalue()
 
 
-def config_of(folder: Path) -> dict[str, Any]:
-    """Return the run_config.json of an evaluation; empty if it has none yet."""
-    return _json(folder / "run_config.json")
-
-
 def evaluation(folder: Path, name: str, data: Path, answers: Answers | None = None) -> Evaluation:
     """Return the evaluation under `folder`; `data` is where its run keeps prepared data. Raises `UserError` if there is none."""
-    config = _json(folder / "run_config.json")
+    config = read_config(folder)
     images = tuple(Path(str(p)) for p in config.get("images") or [])
     job_file = folder / "job.yaml"
     if not images and job_file.is_file():

@@ -14,7 +14,9 @@ from typing import Any
 
 from grounding.errors import UserError
 from grounding.evaluate.results.reader import Answers, read_answers
+from grounding.evaluate.results.row import ResultRow
 from grounding.evaluate.summary_model import Summary, summary_of
+from grounding.jsontypes import Document
 from grounding.prompts import render
 from grounding.report.slices import KINDS, kinds
 
@@ -121,10 +123,10 @@ def _inspect_log(a: Answers, summary: Summary) -> Any:
     return log.EvalLog(status="success" if whole else "error", eval=spec, results=results, samples=samples)
 
 
-def _inspect_sample(a: Answers, i: int, row: dict[str, Any], kind: str) -> Any:
+def _inspect_sample(a: Answers, i: int, row: ResultRow, kind: str) -> Any:
     log, model = import_module("inspect_ai.log"), import_module("inspect_ai.model")
     q, text, scorer = a.questions[i], str(row.get("text") or ""), "egm/" + a.scoring
-    facts: dict[str, Any] = {"file": q.file, "line": q.line, "image": q.image, "sent": q.sent}
+    facts: Document = {"file": q.file, "line": q.line, "image": q.image, "sent": q.sent}
     facts |= {k: row.get(k) for k in ("width", "height", "outcome", "finish_reason", "latency_s")}
     message = model.ChatMessageUser(content=render(a.prompt, q.sent) if a.prompt else q.sent)
     common = {"id": f"{q.file}:{q.line:06d}:{i:06d}", "epoch": 1, "input": [message], "target": str(list(q.bbox))}
@@ -178,12 +180,12 @@ def export_trackio(a: Answers, summary: Summary, out: Path | None, *, project: s
     return f"trackio run {name} in {project}: trackio show --project {project}"
 
 
-def _settings(a: Answers) -> dict[str, Any]:
+def _settings(a: Answers) -> Document:
     facts = {"model": a.model, "prompt": a.prompt, "scoring": a.scoring, "rows": len(a), "folder": a.folder.name}
     return facts | {"notes": a.notes()} | _conditions(a)
 
 
-def _conditions(a: Answers) -> dict[str, Any]:
+def _conditions(a: Answers) -> Document:
     """Return the settings that the rows share, and the models that answered."""
     c = a.conditions
     return {"settings": a.settings, "conditions": dict(c.settings or {}), "served": [str(m) for m in c.served]}

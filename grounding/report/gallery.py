@@ -17,6 +17,7 @@ import numpy as np
 from grounding.data.images import ImageStore, open_images
 from grounding.errors import EgmError
 from grounding.evaluate.results.reader import Question
+from grounding.jsontypes import Document
 from grounding.report.collect import Evaluation
 from grounding.report.slices import KINDS, kinds
 
@@ -148,9 +149,7 @@ def _texts(e: Evaluation, wanted: Sequence[tuple[int, int]], caps: Caps, budget:
     return kept
 
 
-def gallery(
-    evaluations: Sequence[Evaluation], caps: Caps | None = None, only: set[Question] | None = None
-) -> dict[str, Any]:
+def gallery(evaluations: Sequence[Evaluation], caps: Caps | None = None, only: set[Question] | None = None) -> Document:
     """Return the page's data: columns over the union of all questions (or `only` these), in the paper's order.
 
     Boxes are whole pixels in columns x1, y1, x2, y2; IoU is in thousandths; what a row lacks is null, or -1 in columns of numbers.
@@ -196,7 +195,7 @@ def _whole(column: Any) -> list[int]:
     return rounded
 
 
-def _answers(e: Evaluation, place: dict[Question, int], shown: list[int], caps: Caps, sides: int) -> dict[str, Any]:
+def _answers(e: Evaluation, place: dict[Question, int], shown: list[int], caps: Caps, sides: int) -> Document:
     """One evaluation's columns over the page's rows; kind -1 stands for a question it does not have."""
     a, n = e.answers, len(place)
     at = np.array([place.get(q, -1) for q in a.questions], dtype=np.int64)

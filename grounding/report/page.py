@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from grounding.evaluate.results.reader import Answers
 from grounding.evaluate.sets import remark_of, titled, warnings
 from grounding.evaluate.summary import file_order
 from grounding.evaluate.summary_model import ExtentsSummary, FileSummary, Summary
+from grounding.jsontypes import Document
 from grounding.report import charts, collect, slices
 from grounding.report.gallery import Caps, gallery
 from grounding.report.scaling import operations
@@ -44,8 +46,10 @@ def report(run: collect.Run, caps: Caps | None = None) -> str:
     specs = [(t.name, t.spec) for t in run.trainings] + [(e.name, e.spec) for e in run.evaluations]
     specs += [(f"{e.name}: run_config.json", _indented(e.config)) for e in run.evaluations if e.config]
     views = [_view(e) for e in run.evaluations]
-    macro = [v["summary"].macro for v in views]
-    difference = macro[1] - macro[0] if len(macro) == 2 and None not in macro else None
+    macro = [v.summary.macro for v in views]
+    difference = None
+    if len(macro) == 2 and macro[0] is not None and macro[1] is not None:
+        difference = macro[1] - macro[0]
     return _render(
         "report.html.j2",
         title=run.name,
@@ -184,7 +188,27 @@ def file_titles(evaluations: Sequence[collect.Evaluation]) -> dict[str, str]:
     return {name: titled(title, next((n for n in notes.get(name, []) if n), "")) for name, title in known.items()}
 
 
-def _view(e: collect.Evaluation) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _View:
+    """What the page says of one evaluation in tables."""
+
+    name: str
+    summary: Summary
+    config: Document
+    answers: Answers
+    table: list[_Row]
+    means: dict[str, dict[str, float | None]]
+    errors: list[_KindCounts]
+    notes: list[str]
+    served: list[str]
+    doctor: list[tuple[str, int | None, float | None]]
+    latency_refused: str | None
+    latency_note: str
+    reproduction: Reproduction | None
+    extents: _Extents | None
+
+
+def _view(e: collect.Evaluation) -> _View:
     """Return what the page says of one evaluation in tables."""
     a, by_file = e.answers, slices.by_file(e.answers)
     listed = {f.name: f for f in e.summary.files}
@@ -192,22 +216,22 @@ def _view(e: collect.Evaluation) -> dict[str, Any]:
     for name, s in by_file.items():  # an evaluation that was cut off before its first summary
         listed.setdefault(name, FileSummary(name=name, n=s.n, acc=s.acc, mean_iou=s.mean_iou))
     table = [_Row(titles.get(n, n), by_file.get(n), listed[n]) for n in file_order(list(listed))]
-    return {
-        "name": e.name,
-        "summary": e.summary,
-        "config": e.config,
-        "answers": a,
-        "table": table,
-        "means": _means(table),
-        "errors": _errors(a, titles),
-        "notes": notes_of(e),
-        "served": _served(e.summary),
-        "doctor": [] if e.summary.doctor is None else _doctor(e.summary.doctor),
-        "latency_refused": e.summary.latency_refused,
-        "latency_note": _latency_note(e.summary),
-        "reproduction": _reproduction(a),
-        "extents": None if e.summary.extents is None else _extents(e.summary.extents, titles),
-    }
+    return _View(
+        name=e.name,
+        summary=e.summary,
+        config=e.config,
+        answers=a,
+        table=table,
+        means=_means(table),
+        errors=_errors(a, titles),
+        notes=notes_of(e),
+        served=_served(e.summary),
+        doctor=[] if e.summary.doctor is None else _doctor(e.summary.doctor),
+        latency_refused=e.summary.latency_refused,
+        latency_note=_latency_note(e.summary),
+        reproduction=_reproduction(a),
+        extents=None if e.summary.extents is None else _extents(e.summary.extents, titles),
+    )
 
 
 class _Extents(NamedTuple):
@@ -297,7 +321,16 @@ def _doctor(found: Diagnosis) -> list[tuple[str, int | None, float | None]]:
     return rows
 
 
-def _errors(a: Answers, titles: Mapping[str, str]) -> list[dict[str, Any]]:
+class _KindCounts(NamedTuple):
+    """A row of the table of kinds; `file` is empty for all files together."""
+
+    file: str
+    title: str
+    cells: list[tuple[str, int]]
+    total: int
+
+
+def _errors(a: Answers, titles: Mapping[str, str]) -> list[_KindCounts]:
     """Return rows of the table of kinds: each file, then all; cells are (kind, count)."""
     kind = slices.kinds(a)
     groups = [(name, titles.get(name, name), a.file == i) for i, name in enumerate(a.files)]
@@ -306,7 +339,7 @@ def _errors(a: Answers, titles: Mapping[str, str]) -> list[dict[str, Any]]:
         counts = np.bincount(kind[member], minlength=len(slices.KINDS)).tolist()
         if sum(counts):
             cells = list(zip(slices.KINDS, counts, strict=True))
-            rows.append({"file": name, "title": title, "cells": cells, "total": sum(counts)})
+            rows.append(_KindCounts(name, title, cells, sum(counts)))
     return rows
 
 
@@ -333,7 +366,16 @@ _DIMENSIONS = (
 )
 
 
-def _figures(evaluations: Sequence[collect.Evaluation]) -> list[dict[str, Any]]:
+class _Figure(NamedTuple):
+    """Accuracy by group: (style, name of the evaluation) of each side, and (style, label of the group, group) of each bar."""
+
+    title: str
+    note: str
+    names: list[tuple[str, str]]
+    rows: list[tuple[str, str, slices.Slice]]
+
+
+def _figures(evaluations: Sequence[collect.Evaluation]) -> list[_Figure]:
     """Accuracy by group: one figure a dimension over all evaluations; by length of the answer one each, whose groups differ."""
     styles = ["ab"[i % 2] for i in range(len(evaluations))]
     figures = []
@@ -345,13 +387,13 @@ def _figures(evaluations: Sequence[collect.Evaluation]) -> list[dict[str, Any]]:
             (style, n, f[n]) for n in dict.fromkeys(labels) for style, f in zip(styles, found, strict=True) if n in f
         ]
         names = [(s, e.name) for s, e in zip(styles, evaluations, strict=True)] if len(evaluations) > 1 else []
-        figures.append({"title": title, "note": note, "names": names, "rows": rows})
+        figures.append(_Figure(title, note, names, rows))
     for style, e in zip(styles, evaluations, strict=True):
         rows = [(style, s.label, s) for s in slices.by_tokens(e.answers)]
         names = [(style, e.name)] if len(evaluations) > 1 else []
         note = "Tokens of the answer, in groups of about equal size: are the long ones the doubtful ones?"
-        figures.append({"title": "Length of the answer", "note": note, "names": names, "rows": rows})
-    return [f for f in figures if f["rows"]]
+        figures.append(_Figure("Length of the answer", note, names, rows))
+    return [f for f in figures if f.rows]
 
 
 def _series(training: collect.Training, metric: str, *, first: bool = True) -> list[tuple[float, float]]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from grounding.errors import UserError
 from grounding.evaluate.compare_several import Aligned, Several
 from grounding.evaluate.method import method_of
 from grounding.evaluate.published import expressions, published
+from grounding.evaluate.results.config import read_config
 from grounding.evaluate.results.reader import Answers, read_answers
 from grounding.evaluate.summary_model import SamplesSummary, VoteMean, VotesOf, summary_of
 from grounding.files import atomic_write
+from grounding.jsontypes import Document
 from grounding.report import charts, page
-from grounding.report.collect import config_of
 from grounding.report.paying import Section, sections
 from grounding.report.scaling import AXES, Axis, Left, Point, Reference, axes_of, chart, front, point_of
 from grounding.report.several_table import write_table
@@ -46,7 +46,7 @@ def gather(folders: Sequence[Path]) -> Scaling:
     whole = bool(listed)
     for source in listed:
         name, folder = source.name, source.folder
-        summary, config = summary_of(folder), config_of(folder)
+        summary, config = summary_of(folder), read_config(folder)
         model = (summary.model if summary.model else name).rstrip("/").rpartition("/")[2]
         method = method_of(config.get("method"))
         title = source.setting or f"{name}: {method.title}"
@@ -208,7 +208,7 @@ _COLUMNS = (
 )
 
 
-def table(points: Sequence[Point]) -> list[dict[str, Any]]:
+def table(points: Sequence[Point]) -> list[Document]:
     """Return the points as rows for other programs: accuracies are fractions, times seconds; None: not known."""
     fronts = {f"front_{a.key}": set(front(points, a)) for a in AXES}
     return [

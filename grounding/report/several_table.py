@@ -11,13 +11,14 @@ from typing import Any
 from grounding.errors import UserError
 from grounding.evaluate.compare_several import Several
 from grounding.files import atomic_write
+from grounding.jsontypes import Document
 
 
-def several_rows(found: Several) -> list[dict[str, Any]]:
+def several_rows(found: Several) -> list[Document]:
     """Return the evaluations as rows; accuracies and differences are fractions. The first one differs from itself by nothing."""
     low, high = _ends(found.acc_ci95)
     first = {"evaluation": found.name, "n": found.n, "macro": found.acc, "low": low, "high": high}
-    rows: list[dict[str, Any]] = [first | dict.fromkeys(("diff", "diff_low", "diff_high", "lost", "won", "p"))]
+    rows: list[Document] = [first | dict.fromkeys(("diff", "diff_low", "diff_high", "lost", "won", "p"))]
     rows += [
         {"evaluation": d.name, "n": found.n, "macro": d.acc, "low": _ends(d.acc_ci95)[0], "high": _ends(d.acc_ci95)[1]}
         | {"diff": d.diff, "diff_low": d.ci95[0], "diff_high": d.ci95[1], "lost": d.lost, "won": d.won, "p": d.p}

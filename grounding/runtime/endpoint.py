@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 
+from grounding.jsontypes import Document
 from grounding.runtime import environment
 
 _log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 class Reader(Protocol):
     """What a role has to tell. Both are called from threads of the server's."""
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self) -> Document:
         """Return what `/progress` answers."""
 
     def collect(self) -> Iterable[Any]:

@@ -19,6 +19,7 @@ from grounding.data.pictures import as_png, complaint, inspect, to_rgb, upright
 from grounding.data.records import Expression
 from grounding.errors import UserError
 from grounding.evaluate.engines import Routing
+from grounding.jsontypes import Document
 from grounding.prompts import render
 
 IMAGE_FORMS = ("data", "png", "file")
@@ -31,7 +32,7 @@ class Request:
 
     model: str | None
     prompt: str
-    extras: dict[str, Any] = field(default_factory=dict)
+    extras: Document = field(default_factory=dict)
     images: str = "data"
     routing: Routing = field(default_factory=Routing)
     decode: bool = False

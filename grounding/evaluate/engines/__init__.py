@@ -7,7 +7,7 @@ from grounding.errors import UserError
 from grounding.evaluate.engines import openai, sglang, transformers, vllm
 from grounding.evaluate.engines.base import Engine, Routing, ServeOptions
 from grounding.evaluate.engines.metrics import Metrics
-from grounding.evaluate.sampling import Sampling
+from grounding.sampling import Sampling
 
 __all__ = ["ENGINES", "Engine", "Metrics", "Routing", "Sampling", "ServeOptions", "get_engine"]
 

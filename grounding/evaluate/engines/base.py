@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from grounding.evaluate.engines.metrics import Metrics, read_metrics
-from grounding.evaluate.sampling import Sampling
 from grounding.evaluate.served import UNKNOWN, ServedModel
+from grounding.jsontypes import Document
 from grounding.runtime import flashinfer
+from grounding.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Engine:
     command: Callable[[str, ServeOptions], list[str]]
     env: dict[str, str]
     readiness: str
-    request_extras: Callable[[Sampling], dict[str, Any]]
+    request_extras: Callable[[Sampling], Document]
     names_model: bool = True
     takes_n: bool = True
     """Whether one request may ask for several answers (`n`)"""
@@ -112,6 +113,6 @@ class Engine:
         return Routing(copies, self.rank_field, self.rank_header)
 
 
-def all_fields(sampling: Sampling) -> dict[str, Any]:
+def all_fields(sampling: Sampling) -> Document:
     """Return every sampling field, for servers that know them all."""
     return {name: value for name, value in asdict(sampling).items() if value is not None}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from grounding.errors import UserError
 from grounding.evaluate.engines.base import Engine, Pages, ServeOptions
-from grounding.evaluate.sampling import Sampling
 from grounding.evaluate.served import ServedModel, listed
+from grounding.jsontypes import Document
+from grounding.sampling import Sampling
 
 
 def command(model: str, options: ServeOptions) -> list[str]:
@@ -15,9 +14,9 @@ def command(model: str, options: ServeOptions) -> list[str]:
     raise UserError("engine openai is a service that runs already", hint="Name its URL with --endpoint.")
 
 
-def request_extras(sampling: Sampling) -> dict[str, Any]:
+def request_extras(sampling: Sampling) -> Document:
     """Return the fields that OpenAI's own service knows; it refuses `max_tokens`, `top_k` and `repetition_penalty`."""
-    fields: dict[str, Any] = {
+    fields: Document = {
         "max_completion_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,

@@ -7,11 +7,10 @@ Its continuous batching is for text models only: with an image it falls back to 
 
 from __future__ import annotations
 
-from typing import Any
-
 from grounding.evaluate.engines.base import Engine, ServeOptions
-from grounding.evaluate.sampling import Sampling
 from grounding.evaluate.serving import FOLDER
+from grounding.jsontypes import Document
+from grounding.sampling import Sampling
 
 SCRIPT = FOLDER / "transformers_server.py"
 
@@ -26,9 +25,9 @@ def command(model: str, options: ServeOptions) -> list[str]:
     ]
 
 
-def request_extras(sampling: Sampling) -> dict[str, Any]:
+def request_extras(sampling: Sampling) -> Document:
     """Return the fields it knows. It refuses `repetition_penalty` (422). `top_k` changes nothing at temperature 0."""
-    fields: dict[str, Any] = {
+    fields: Document = {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,

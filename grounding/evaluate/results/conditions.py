@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from grounding.evaluate.sampling import Sampling
 from grounding.evaluate.served import ServedModel, difference
+from grounding.jsontypes import Document, JsonObject
+from grounding.sampling import Sampling
 
 _NOT_SET = "not set"
 
@@ -28,7 +28,7 @@ class Conditions:
     """What a reader of the number must know, as summary.json has it"""
 
 
-def settings_of(config: Mapping[str, Any]) -> dict[str, str] | None:
+def settings_of(config: JsonObject) -> dict[str, str] | None:
     """Return the settings of a run_config.json, of release 0.1 too; None if it does not say them."""
     drawn = config.get("sampling")
     if not isinstance(drawn, Mapping):
@@ -36,7 +36,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str] | None:
         if not isinstance(request, Mapping):
             return None
         drawn = asdict(Sampling()) | {n: v for n, v in request.items() if n in Sampling.__dataclass_fields__}
-    found: dict[str, Any] = {f"sampling.{name}": value for name, value in drawn.items()}
+    found: Document = {f"sampling.{name}": value for name, value in drawn.items()}
     found["system message"] = config.get("system") or None
     for name, values in (("request field", config.get("body")), ("method", config.get("method"))):
         if isinstance(values, Mapping):

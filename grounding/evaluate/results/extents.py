@@ -6,14 +6,16 @@ The prompt decides which of them is asked for; that one is the row's `bbox`, by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from grounding.boxes import Box
 from grounding.data.records import Expression
 from grounding.evaluate.results import samples
+from grounding.evaluate.results.row import ResultRow
 from grounding.evaluate.summary_model import Asked, ExtentFigures, ExtentMeans, ExtentsSummary, FileExtents
+from grounding.jsontypes import JsonObject
 from grounding.scoring import Profile
 
 NAMES = ("visible", "amodal")
@@ -21,20 +23,23 @@ VISIBLE, AMODAL = 0, 1
 """Columns, in the order of `NAMES`"""
 
 
-def scored(e: Expression, text: str | None, profile: Profile) -> dict[str, Any]:
-    """Return what a row says of both boxes; nothing if the file has one only. `text` is None if no answer came."""
+def score(row: ResultRow, e: Expression, text: str | None, profile: Profile) -> None:
+    """Write to a row what it says of both boxes; nothing if the file has one only. `text` is None if no answer came."""
     if e.visible is None or e.amodal is None:
-        return {}
-    row: dict[str, Any] = {}
-    for name, box in zip(NAMES, (e.visible, e.amodal), strict=True):
-        found = None if text is None else profile.score_answer(text, box, e.width, e.height, "scale")
-        row[f"{name}_bbox"] = list(box)
-        row[f"{name}_iou"] = None if found is None else found.iou
-        row[f"{name}_correct"] = None if found is None else found.correct
-    return row
+        return
+    visible, amodal = _scored(e, text, e.visible, profile), _scored(e, text, e.amodal, profile)
+    row["visible_bbox"] = list(e.visible)
+    row["visible_iou"], row["visible_correct"] = visible
+    row["amodal_bbox"] = list(e.amodal)
+    row["amodal_iou"], row["amodal_correct"] = amodal
 
 
-def sound(row: dict[str, Any]) -> bool:
+def _scored(e: Expression, text: str | None, box: Box, profile: Profile) -> tuple[float | None, bool | None]:
+    found = None if text is None else profile.score_answer(text, box, e.width, e.height, "scale")
+    return (None, None) if found is None else (found.iou, found.correct)
+
+
+def sound(row: JsonObject) -> bool:
     """Return whether these fields of a stored row, if it has any, are of the right kinds."""
     if "visible_bbox" not in row and "amodal_bbox" not in row and "visible_iou" not in row and "amodal_iou" not in row:
         return True
@@ -55,15 +60,14 @@ class Extents:
         self.correct = np.zeros((rows, 2), dtype=bool)
         self._any = False
 
-    def set(self, number: int, row: dict[str, Any]) -> None:
+    def set(self, number: int, row: ResultRow) -> None:
         """Take over a stored row."""
         if "visible_bbox" not in row and not self._any:
             return
         self._any = True
-        for column, name in enumerate(NAMES):
-            iou = row.get(f"{name}_iou")
-            self.iou[number, column] = np.nan if iou is None else iou
-            self.correct[number, column] = bool(row.get(f"{name}_correct"))
+        both = (row.get("visible_iou"), row.get("amodal_iou"))
+        self.iou[number] = [np.nan if iou is None else iou for iou in both]
+        self.correct[number] = bool(row.get("visible_correct")), bool(row.get("amodal_correct"))
 
     def summary(
         self, file: NDArray[np.uint16], order: Sequence[tuple[str, int]], asked: Asked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import orjson
 from numpy.typing import NDArray
 
 from grounding.evaluate.results import extents
+from grounding.evaluate.results.row import ResultRow, RowCosts
 from grounding.evaluate.results.writer import numbered, read_rows, stored_lines
 from grounding.evaluate.worklist import Worklist
 from grounding.files import atomic_write
@@ -97,7 +98,7 @@ def _sample(box: Any) -> Any:
     )
 
 
-Added = Callable[[dict[str, Any]], dict[str, Any]]
+Added = Callable[[ResultRow], RowCosts]
 
 
 def write_parquet(
@@ -124,7 +125,7 @@ def write_parquet(
         lines = _own_lines(out, last)
     else:
         counting = (
-            row if added is None else row | added(row)
+            row if added is None else {**row, **added(row)}
             for position, (number, row) in enumerate(numbered(read_rows(out, own=own), work))
             if last[number] == position
         )
@@ -137,7 +138,7 @@ def write_parquet(
     return path
 
 
-def table_of(rows: Sequence[dict[str, Any]]) -> Any:
+def table_of(rows: Sequence[Mapping[str, object]]) -> Any:
     """Return rows, of which there is at least one, as one table with the columns of `schema`; what a row lacks is null."""
     import pyarrow as pa
 
@@ -151,7 +152,7 @@ def _own_lines(out: Path, last: NDArray[np.int64]) -> Iterator[bytes]:
     yield from itertools.compress(stored_lines(out), counts.tolist())
 
 
-def _line(row: dict[str, Any]) -> bytes:
+def _line(row: Mapping[str, object]) -> bytes:
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 
 

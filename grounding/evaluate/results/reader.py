@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from grounding.errors import UserError
 from grounding.evaluate.results.conditions import Conditions, settings_of
+from grounding.evaluate.results.config import read_config
+from grounding.evaluate.results.row import ResultRow
 from grounding.evaluate.results.writer import ERROR, OUTCOMES, read_rows
 from grounding.evaluate.served import ServedModel, distinct, text_of
 from grounding.evaluate.summary import file_order
@@ -118,7 +119,7 @@ class Answers:
             found.append(f"{unread:,} stored rows cannot be read; they are left out")
         return found
 
-    def rows(self, wanted: Iterable[int] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    def rows(self, wanted: Iterable[int] | None = None) -> Iterator[tuple[int, ResultRow]]:
         """(index, whole row as stored) of the rows of these indices, all by default, in the order of the parts."""
         numbers = range(len(self)) if wanted is None else wanted
         at = {int(self.position[i]): i for i in numbers}
@@ -161,7 +162,7 @@ def read_answers(folder: Path, name: str = "", order: Sequence[str] = ()) -> Ans
             found[row.model, row.prompt, row.settings][row.question] = position, row
             kept[row.model, row.prompt, row.settings] += 1
             newest = row
-    config = _json(folder / "run_config.json")
+    config = read_config(folder)
     model, prompt, settings = str(config.get("model")), str(config.get("prompt")), str(config.get("settings") or "")
     of_config = newest is None or (model, prompt, settings) in found
     if newest is not None and not of_config:
@@ -243,7 +244,7 @@ def _box(value: Any) -> tuple[float, ...] | None:
     return numbers if all(map(math.isfinite, numbers)) else None
 
 
-def _parse(row: dict[str, Any]) -> _Row | None:
+def _parse(row: ResultRow) -> _Row | None:
     """Parse a stored row; None for one of another version, or one that someone has edited, which may lack anything."""
     bbox, outcome = _box(row.get("bbox")), row.get("outcome")
     width, height, line = _number(row.get("width")), _number(row.get("height")), row.get("line")
@@ -276,11 +277,3 @@ def _parse(row: dict[str, Any]) -> _Row | None:
 
 _OF_THE_SERVER = ("served_model", "served_id", "served_path", "weight_version", "served_version")
 """Fields of a row that say which model answered, in the order of `ServedModel`"""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}
-    return value if isinstance(value, dict) else {}

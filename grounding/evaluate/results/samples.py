@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grounding.evaluate.reply import Reply, count
+from grounding.evaluate.results.row import ResultRow
+from grounding.jsontypes import JsonObject
 from grounding.scoring.profile import Scored
 from grounding.scoring.votes import medoid
 
-_OWN = ("text", "reasoning", "finish_reason", "completion_tokens", "reasoning_tokens", "latency_s")
-"""Fields of a reply that each answer has for itself"""
 _NONE = (np.nan,) * 4
 _FAR = 1e18
 
@@ -39,23 +39,32 @@ def is_box(value: Any) -> bool:
     return all(map(is_number, value))
 
 
-def choose(row: dict[str, Any], reply: Reply, scored: Sequence[Scored]) -> Reply:
+def choose(row: ResultRow, reply: Reply, scored: Sequence[Scored]) -> Reply:
     """Store all answers in `row`, and return the reply with the texts of the one that the row shows."""
     boxes = np.array([[_NONE if s.scaled_bbox is None else s.scaled_bbox for s in scored]], dtype=np.float64)
     chosen = int(medoid(boxes)[0])
     row["samples"] = [
-        {name: getattr(own, name) for name in _OWN}
-        | {"scaled_bbox": s.scaled_bbox, "iou": s.iou, "correct": s.correct, "parsed": s.parsed}
+        {
+            "text": own.text,
+            "reasoning": own.reasoning,
+            "finish_reason": own.finish_reason,
+            "completion_tokens": own.completion_tokens,
+            "reasoning_tokens": own.reasoning_tokens,
+            "latency_s": own.latency_s,
+            "scaled_bbox": s.scaled_bbox,
+            "iou": s.iou,
+            "correct": s.correct,
+            "parsed": s.parsed,
+        }
         for own, s in zip(reply.samples, scored, strict=True)
     ]
     row["chosen"] = chosen
     own = reply.samples[chosen]
-    shown = {name: getattr(own, name) for name in ("text", "reasoning", "finish_reason")}
-    row.update(shown)
-    return reply._replace(**shown)
+    row["text"], row["reasoning"], row["finish_reason"] = own.text, own.reasoning, own.finish_reason
+    return reply._replace(text=own.text, reasoning=own.reasoning, finish_reason=own.finish_reason)
 
 
-def stored(row: dict[str, Any]) -> tuple[Reply, ...]:
+def stored(row: ResultRow) -> tuple[Reply, ...]:
     """Return the answers of a stored row; empty for a row with one."""
     prompt, served = row.get("prompt_tokens"), row.get("served_model")
     return tuple(
@@ -73,7 +82,7 @@ def stored(row: dict[str, Any]) -> tuple[Reply, ...]:
     )
 
 
-def sound(row: dict[str, Any]) -> bool:
+def sound(row: JsonObject) -> bool:
     """Return whether the answers of a stored row are of the right kinds; counts and times that cannot be ones become None."""
     found = row.get("samples")
     if found is None:
@@ -102,7 +111,7 @@ class Samples:
         self.same = np.zeros(rows, dtype=bool)
         """Rows whose answers are one and the same text"""
 
-    def set(self, number: int, row: dict[str, Any]) -> None:
+    def set(self, number: int, row: ResultRow) -> None:
         """Take over a stored row. A row with another number of answers than the first one had counts as one without a box."""
         found = row.get("samples")
         if not found:

@@ -14,7 +14,7 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,11 @@ from grounding.errors import UserError
 from grounding.evaluate.reply import FINISHED, LARGEST_COUNT, READING, Reply, answer_text, count
 from grounding.evaluate.results import extents, samples
 from grounding.evaluate.results.replica import Remote
+from grounding.evaluate.results.row import ResultRow
 from grounding.evaluate.served import LONGEST, UNKNOWN, ServedModel
 from grounding.evaluate.worklist import Worklist
 from grounding.files import Appender, complete_lines, drop_half_line
+from grounding.jsontypes import JsonObject
 from grounding.scoring import Profile
 from grounding.scoring.doctor import examine
 
@@ -80,45 +82,44 @@ class Tallies:
         self.repairable = np.zeros(rows, dtype=bool)
         """Errors whose reply has come whole, as this version reads it"""
 
-    def set(self, number: int, row: dict[str, Any], scoring: str) -> None:
+    def set(self, number: int, row: ResultRow, scoring: str) -> None:
         """Take over a stored row."""
-        get = row.get  # every row passes here
-        name = get("outcome")
+        name = row.get("outcome")
         outcome = OUTCOMES.index(name) if name in OUTCOMES else ERROR
         self.outcome[number] = outcome
-        self.iou[number] = get("iou") or 0.0
-        self.correct[number] = bool(get("correct"))
-        tokens, latency = get("completion_tokens"), get("latency_s")
+        self.iou[number] = row.get("iou") or 0.0
+        self.correct[number] = bool(row.get("correct"))
+        tokens, latency = row.get("completion_tokens"), row.get("latency_s")
         self.tokens[number] = -1 if tokens is None else tokens
-        thought, prompt = get("reasoning_tokens"), get("prompt_tokens")
+        thought, prompt = row.get("reasoning_tokens"), row.get("prompt_tokens")
         self.thought[number] = -1 if thought is None else thought
         self.prompt[number] = -1 if prompt is None else prompt
-        self.size[number, 0] = get("width") or 0
-        self.size[number, 1] = get("height") or 0
+        self.size[number, 0] = row.get("width") or 0
+        self.size[number, 1] = row.get("height") or 0
         self.latency_s[number] = np.nan if latency is None else latency
-        lag = get("loop_lag_s")
+        lag = row.get("loop_lag_s")
         self.lag_s[number] = np.nan if lag is None else lag
-        self.in_flight[number] = get("in_flight") or 0
-        self.other_scoring[number] = get("scoring") != scoring or get("reading") not in (None, READING)
-        self.findings[number] = get("findings") or 0
+        self.in_flight[number] = row.get("in_flight") or 0
+        self.other_scoring[number] = row.get("scoring") != scoring or row.get("reading") not in (None, READING)
+        self.findings[number] = row.get("findings") or 0
         if "samples" in row:
             self.samples.set(number, row)
         self.extents.set(number, row)
-        self.served[number] = self._model(tuple(map(get, _OF_THE_SERVER)))
-        self.limit[number] = get("max_tokens") or 0
+        self.served[number] = self._model(_said(row))
+        self.limit[number] = row.get("max_tokens") or 0
         if self.problems or self.rests:
             for reasons in (self.problems, self.endings, self.rests):
                 reasons.pop(number, None)
-        if rest := get("rest"):
+        if rest := row.get("rest"):
             self.rests[number] = rest
         repairable = False
         if outcome == ERROR:
-            self.problems[number] = _TRIES.sub("", str(get("error") or "no reason is stored"))
-            if (ending := get("finish_reason")) is not None:
+            self.problems[number] = _TRIES.sub("", str(row.get("error") or "no reason is stored"))
+            if (ending := row.get("finish_reason")) is not None:
                 self.endings[number] = ending
-                repairable = ending in FINISHED and get("partial") is not None
+                repairable = ending in FINISHED and row.get("partial") is not None
         self.repairable[number] = repairable
-        self.from_reasoning[number] = bool(get("reasoning")) and not (get("text") or "").strip()
+        self.from_reasoning[number] = bool(row.get("reasoning")) and not (row.get("text") or "").strip()
 
     def _model(self, said: tuple[str | None, ...]) -> int:
         """Return the number of the model that a row's fields name, in the order of `ServedModel`."""
@@ -163,6 +164,17 @@ class Tallies:
         return np.flatnonzero(open_)
 
 
+def _said(row: ResultRow) -> tuple[str | None, ...]:
+    """Return what a row says of the model that answered, in the order of `ServedModel`."""
+    return (
+        row.get("served_model"),
+        row.get("served_id"),
+        row.get("served_path"),
+        row.get("weight_version"),
+        row.get("served_version"),
+    )
+
+
 def outcome_of(parsed: bool, finish_reason: str | None, text: str) -> str:
     """ok, unparsed (no box in a finished answer), truncated (the answer ran into the token limit) or empty (no text at all)."""
     if finish_reason == "length":
@@ -174,9 +186,9 @@ def outcome_of(parsed: bool, finish_reason: str | None, text: str) -> str:
 
 def score_row(
     key: str, e: Expression, reply: Reply, model: str, prompt: str, profile: Profile, settings: str = ""
-) -> dict[str, Any]:
+) -> ResultRow:
     """Return the row to store, as docs/design.md has it. Boxes are pixels. An error is a row without text, never a wrong answer."""
-    row: dict[str, Any] = {
+    row: ResultRow = {
         "key": key,
         "file": e.file,
         "line": e.line,
@@ -222,27 +234,41 @@ def score_row(
             [profile.score_answer(answer_text(s), e.bbox, e.width, e.height, "scale") for s in reply.samples],
         )
     if e.visible is not None:
-        row |= extents.scored(e, answer_text(reply) if reply.error is None else None, profile)
+        extents.score(row, e, answer_text(reply) if reply.error is None else None, profile)
     if reply.error is None:
         text = answer_text(reply)
         scored = profile.score_answer(text, e.bbox, e.width, e.height, "scale")
-        row.update(
-            scaled_bbox=scored.scaled_bbox,
-            iou=scored.iou,
-            correct=scored.correct,
-            outcome=outcome_of(scored.parsed, reply.finish_reason, text),
-            findings=examine(text, e.bbox, e.width, e.height, scored.iou, profile.space, after=profile.after_thinking),
+        row["scaled_bbox"], row["iou"], row["correct"] = scored.scaled_bbox, scored.iou, scored.correct
+        row["outcome"] = outcome_of(scored.parsed, reply.finish_reason, text)
+        row["findings"] = examine(
+            text, e.bbox, e.width, e.height, scored.iou, profile.space, after=profile.after_thinking
         )
     return row
 
 
-def reply_of(row: dict[str, Any]) -> Reply:
+def reply_of(row: ResultRow) -> Reply:
     """Return the reply a stored row was made from."""
-    own: dict[str, Any] = {name: row.get(name) for name in Reply._fields if name != "samples"}
-    return Reply(**own, samples=samples.stored(row))
+    return Reply(
+        text=row.get("text"),
+        finish_reason=row.get("finish_reason"),
+        prompt_tokens=row.get("prompt_tokens"),
+        completion_tokens=row.get("completion_tokens"),
+        latency_s=row.get("latency_s"),
+        error=row.get("error"),
+        reasoning=row.get("reasoning"),
+        reasoning_tokens=row.get("reasoning_tokens"),
+        served_model=row.get("served_model"),
+        served_id=row.get("served_id"),
+        served_path=row.get("served_path"),
+        weight_version=row.get("weight_version"),
+        served_version=row.get("served_version"),
+        samples=samples.stored(row),
+        rest=row.get("rest"),
+        partial=row.get("partial"),
+    )
 
 
-def read_rows(out: Path, *, own: bool = False) -> Iterator[dict[str, Any]]:
+def read_rows(out: Path, *, own: bool = False) -> Iterator[ResultRow]:
     """Yield every whole row of every part, oldest first. Later rows replace earlier ones of the same key.
 
     What another version or another hand has written is checked: a count or a time that cannot be one is None, and a row without a key or
@@ -252,7 +278,7 @@ def read_rows(out: Path, *, own: bool = False) -> Iterator[dict[str, Any]]:
     for part in sorted((out / "results").glob("part-*.jsonl")):
         for row in complete_lines(part):
             if own or _sound(row):
-                yield row
+                yield cast(ResultRow, row)
 
 
 def stored_lines(out: Path) -> Iterator[bytes]:
@@ -296,7 +322,7 @@ _COUNTS = (
 )
 
 
-def _sound(row: dict[str, Any]) -> bool:
+def _sound(row: JsonObject) -> bool:
     """Return whether a stored row has fields of the right kinds; counts and times that cannot be ones become None."""
     get = row.get  # every row of every read passes here: what is as it should be costs little
     for name in _COUNTS:
@@ -370,7 +396,7 @@ class Results:
         ending = f"-{secrets.token_hex(3)}" if self.remote is not None else ""
         return self.out / "results" / f"part-{self._number:05d}{ending}.jsonl"
 
-    def add(self, number: int, row: dict[str, Any]) -> None:
+    def add(self, number: int, row: ResultRow) -> None:
         """Append a row. A part comes into being with its first row."""
         if self._appender is None:
             self._appender = Appender(self._part(), interval=float("inf"))
@@ -378,7 +404,7 @@ class Results:
         self._appender.write(row)
         self._set(number, row)
 
-    def _set(self, number: int, row: dict[str, Any]) -> None:
+    def _set(self, number: int, row: ResultRow) -> None:
         self.done.set(number, row, self._scoring)
         self.last[number] = self._lines
         self._lines += 1
@@ -423,17 +449,13 @@ class Results:
         self.close()
 
 
-def numbered(rows: Iterable[dict[str, Any]], work: Worklist, block: int = 2000) -> Iterator[tuple[int, dict[str, Any]]]:
+def numbered(rows: Iterable[ResultRow], work: Worklist, block: int = 2000) -> Iterator[tuple[int, ResultRow]]:
     """(number in `work`, row) of stored rows, in order; rows that `work` does not ask for are left out."""
     source = iter(rows)
     while some := list(itertools.islice(source, block)):
         for number, row in zip(work.find([r["key"] for r in some]), some, strict=True):
             if number >= 0:
                 yield int(number), row
-
-
-_OF_THE_ASKING = ("evaluation", "max_tokens", "loop_lag_s", "in_flight")
-"""Fields that say how a row was asked, which no reply holds"""
 
 
 def rescore(results: Results, work: Worklist, profile: Profile, *, everything: bool) -> int:
@@ -453,5 +475,10 @@ def rescore(results: Results, work: Worklist, profile: Profile, *, everything: b
                 reply = reply._replace(text=reply.partial, partial=None, error=None)
             settings = str(row.get("settings") or "")
             again = score_row(row["key"], e, reply, str(row["model"]), str(row["prompt"]), profile, settings)
-            results.add(number, again | {name: row.get(name) for name in _OF_THE_ASKING})
+            again["evaluation"], again["max_tokens"] = (
+                row.get("evaluation"),
+                row.get("max_tokens"),
+            )  # no reply holds these
+            again["loop_lag_s"], again["in_flight"] = row.get("loop_lag_s"), row.get("in_flight")
+            results.add(number, again)
     return int(wanted.sum())

@@ -1,4 +1,4 @@
-"""How answers are drawn: the one place of the defaults, which the command line and every engine share."""
+"""How answers are drawn: the one place of the defaults, which jobs, the command line and every engine share."""
 
 from __future__ import annotations
 
