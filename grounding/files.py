@@ -25,6 +25,7 @@ import orjson
 from grounding.errors import UserError
 from grounding.failpoints import failpoint
 from grounding.failpoints import wanted as failpoints_wanted
+from grounding.jsontypes import JsonObject
 
 
 def fsync_folder(folder: Path) -> None:
@@ -302,10 +303,10 @@ class Line(NamedTuple):
     number: int
     offset: int
     length: int
-    value: dict[str, Any]
+    value: JsonObject
 
 
-def json_object(raw: bytes, file: Path, line: int) -> dict[str, Any]:
+def json_object(raw: bytes, file: Path, line: int) -> JsonObject:
     """Return the object of one line, without a byte order mark. Raises `UserError` with file and line where it is none."""
     try:
         value = orjson.loads(raw.removeprefix(_UTF8_MARK))
@@ -346,13 +347,13 @@ def read_jsonl_lines(path: str | Path) -> Iterator[Line]:
             offset += len(raw)
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, JsonObject]]:
     """(line number from 1, object) of a json lines file, as `read_jsonl_lines` reads it."""
     for line in read_jsonl_lines(path):
         yield line.number, line.value
 
 
-def complete_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+def complete_lines(path: str | Path) -> Iterator[JsonObject]:
     """Objects of an append-only part; a last line cut short by a crash is skipped, as are unreadable lines."""
     path = Path(path)
     if not path.exists():

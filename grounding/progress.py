@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError, with_conf
 from typing_extensions import TypedDict  # pydantic, which brings it, takes no other before Python 3.12
 
 from grounding.files import Appender, atomic_write, complete_lines, fsync_folder
+from grounding.jsontypes import JsonObject
 
 Value = TypeVar("Value")
 Number = Annotated[float, Strict()]
@@ -234,7 +235,7 @@ def new_lines(path: Path, offset: int) -> tuple[int, list[bytes]]:
     return offset + end, data[:end].splitlines()
 
 
-def parse_lines(lines: list[bytes]) -> Iterator[dict[str, Any]]:
+def parse_lines(lines: list[bytes]) -> Iterator[JsonObject]:
     """JSON objects among `lines`; anything else is skipped (a trainer's log is not ours to reject)."""
     for line in lines:
         try:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import orjson
 from PIL import Image
@@ -22,6 +21,7 @@ from grounding.data.images import ImageStore, open_images
 from grounding.data.records import read_rows
 from grounding.errors import UserError
 from grounding.files import atomic_write
+from grounding.jsontypes import JsonObject
 
 _PAIRS = (("left", "right"), ("lft", "rgt"))
 _ENDINGS = r"(?:most|est|hand|handed|side|sided|ward|wards|y|ie|ies|er|ish)?"
@@ -62,7 +62,7 @@ def flip_text(text: str) -> str:
     return _RELATIVE.sub(_flip_relative, flip_words(text))
 
 
-def flip_row(row: dict[str, Any], width: int, image: str) -> dict[str, Any]:
+def flip_row(row: JsonObject, width: int, image: str) -> JsonObject:
     """Return a row about the mirrored picture `image`; `width` is the picture's, in pixels. Other fields are kept."""
     flipped = dict(row, image=image)
     for name in PIXEL_BOXES:
@@ -127,7 +127,7 @@ def flip_files(
         t.absolute() == f.absolute() for t, f in zip(targets, files, strict=True)
     ):
         raise UserError("two inputs, or an input and its output, have the same name", file=out)
-    contents: list[list[dict[str, Any]]] = []
+    contents: list[list[JsonObject]] = []
     names: dict[str, int] = {}
     for path in files:
         rows = []

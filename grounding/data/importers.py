@@ -25,9 +25,11 @@ from grounding.data.embedded import embedded_sources
 from grounding.data.image_source import clean_name
 from grounding.data.images import ImageStore, open_images
 from grounding.data.records import Box, Expression, file_stem, parse_expression, read_row_objects, unquote
+from grounding.data.rows import EvaluationRow, TrainingDocument, Turn
 from grounding.data.spaces import to_pixels
 from grounding.errors import UserError
 from grounding.files import atomic_write, read_json
+from grounding.jsontypes import JsonObject
 from grounding.prompts import render
 
 Format = Literal["evaluation", "swift", "llama-factory", "lmms", "refer", "vlm-r1", "cocoa"]
@@ -96,7 +98,7 @@ def _text(value: object, path: Path, number: int, field: str) -> str:
     raise _fail(path, number, field, f"expected a text, found {str(value)[:60]!r}")
 
 
-def _size(row: dict[str, Any]) -> tuple[int, int] | None:
+def _size(row: JsonObject) -> tuple[int, int] | None:
     width, height = row.get("width"), row.get("height")
     if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
         return width, height
@@ -110,7 +112,7 @@ def _name(value: object, path: Path, number: int, field: str = "image") -> str:
     return clean_name(_text(value, path, number, field))
 
 
-def _first_image(row: dict[str, Any], path: Path, number: int) -> str:
+def _first_image(row: JsonObject, path: Path, number: int) -> str:
     images = row.get("images", row.get("image"))
     if isinstance(images, list):
         if len(images) != 1:
@@ -119,7 +121,7 @@ def _first_image(row: dict[str, Any], path: Path, number: int) -> str:
     return _name(images, path, number, "images")
 
 
-def _turns(row: dict[str, Any], path: Path, number: int) -> tuple[str, str]:
+def _turns(row: JsonObject, path: Path, number: int) -> tuple[str, str]:
     """Return the question and the answer of `messages` or `conversations`."""
     turns = row.get("messages", row.get("conversations"))
     texts = []
@@ -232,13 +234,13 @@ def load_plain_pickle(path: Path) -> object:
     )
 
 
-def _entries(value: object, path: Path, field: str) -> list[dict[str, Any]]:
+def _entries(value: object, path: Path, field: str) -> list[JsonObject]:
     if isinstance(value, list | tuple) and all(isinstance(v, dict) for v in value):
         return list(value)
     raise UserError("expected a list of objects", file=path, field=field)
 
 
-def _by_id(instances: dict[str, Any], field: str, path: Path) -> dict[object, dict[str, Any]]:
+def _by_id(instances: JsonObject, field: str, path: Path) -> dict[object, JsonObject]:
     return {entry.get("id"): entry for entry in _entries(instances.get(field), path, field)}
 
 
@@ -344,12 +346,13 @@ def read_foreign(
         yield found.split, Expression(file_stem(path), found.number, found.image, found.sent, box, *size, *both)
 
 
-def evaluation_row(e: Expression) -> dict[str, Any]:
+def evaluation_row(e: Expression) -> EvaluationRow:
     """Return a row of an evaluation file."""
-    row = {"image": e.image, "sent": e.sent, "bbox": list(e.bbox), "height": e.height, "width": e.width}
+    row: EvaluationRow = {"image": e.image, "sent": e.sent, "bbox": list(e.bbox), "height": e.height, "width": e.width}
     if e.visible is None or e.amodal is None:
         return row
-    return row | {"modal_bbox": list(e.visible), "amodal_bbox": list(e.amodal)}
+    row["modal_bbox"], row["amodal_bbox"] = list(e.visible), list(e.amodal)
+    return row
 
 
 def _relative(e: Expression, amodal: bool) -> list[int]:
@@ -358,21 +361,21 @@ def _relative(e: Expression, amodal: bool) -> list[int]:
     return [min(1000, max(0, round(v))) for v in scaled]
 
 
-def rl_row(e: Expression, number: int, *, amodal: bool = False) -> dict[str, Any]:
+def rl_row(e: Expression, number: int, *, amodal: bool = False) -> TrainingDocument:
     """Return a row that `egm data prepare` and `egm data reasoning` read; its box is in 0..1000, that of the whole object if `amodal`."""
     human = "<image>\n" + render("amodal" if amodal else "grounding", e.sent).rstrip()
     return _training_row(e, number, human, f"<box>{_relative(e, amodal)}</box>")
 
 
-def sft_row(e: Expression, number: int, *, amodal: bool = False) -> dict[str, Any]:
+def sft_row(e: Expression, number: int, *, amodal: bool = False) -> TrainingDocument:
     """Return an SFT row whose answer is the box, without reasoning."""
     listing = f'{{"bbox_2d": {_relative(e, amodal)}, "label": {orjson.dumps(e.sent).decode()}}}'
     human = "<image>\n" + render("qwen3_amodal" if amodal else "qwen3", e.sent) + "."
     return _training_row(e, number, human, f"```json\n[\n\t{listing}\n]\n```")
 
 
-def _training_row(e: Expression, number: int, human: str, answer: str) -> dict[str, Any]:
-    turns = [{"from": "human", "value": human}, {"from": "gpt", "value": answer}]
+def _training_row(e: Expression, number: int, human: str, answer: str) -> TrainingDocument:
+    turns: list[Turn] = [{"from": "human", "value": human}, {"from": "gpt", "value": answer}]
     return {
         "id": number,
         "image": e.image,
@@ -457,7 +460,7 @@ def import_files(
     return Imported(written, len(pictures))
 
 
-def _target_row(e: Expression, number: int, target: Target, *, amodal: bool) -> dict[str, Any]:
+def _target_row(e: Expression, number: int, target: Target, *, amodal: bool) -> EvaluationRow | TrainingDocument:
     if target == "evaluation":
         return evaluation_row(e)
     return rl_row(e, number, amodal=amodal) if target == "rl" else sft_row(e, number, amodal=amodal)

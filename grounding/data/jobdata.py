@@ -38,6 +38,7 @@ from grounding.files import (
     write_json,
     write_manifest,
 )
+from grounding.jsontypes import Document
 from grounding.storage import fetch, is_remote, local_path
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class _Made:
     def digest(self) -> str:
         return digest_of(dict(self.inputs))
 
-    def document(self, **counts: int) -> dict[str, Any]:
+    def document(self, **counts: int) -> Document:
         """Return `done.json`."""
         return {"digest": self.digest, "inputs": dict(self.inputs), **counts}
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, TypedDict
 
 import numpy as np
 import orjson
@@ -39,7 +39,41 @@ from grounding.prompts import asks_for_whole
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Row = dict[str, Any]
+
+class Extra(TypedDict, total=False):
+    """What verl hands to the reward beside a row; width and height are the picture's, in pixels."""
+
+    split: str
+    index: int
+    id: str | None
+    height: int
+    width: int
+    question: str
+
+
+class Message(TypedDict):
+    """A message of a prompt."""
+
+    role: str
+    content: str
+
+
+class Truth(TypedDict):
+    """The true box, 0..1000, and how it is scored."""
+
+    style: str
+    ground_truth: list[float]
+
+
+class Row(TypedDict):
+    """A row of train.parquet and val.parquet, with the columns that verl reads."""
+
+    data_source: str
+    prompt: list[Message]
+    images: list[str]
+    ability: str
+    reward_model: Truth
+    extra_info: Extra
 
 
 @dataclass(frozen=True)
@@ -102,7 +136,7 @@ def set_of(source: str) -> str:
     return source.removeprefix(SOURCE).removeprefix(":") if source.partition(":")[0] == SOURCE else source
 
 
-def _row(content: str, image: str, truth: Sequence[float], extra: Row, source: str = SOURCE) -> Row:
+def _row(content: str, image: str, truth: Sequence[float], extra: Extra, source: str = SOURCE) -> Row:
     return {
         "data_source": source,
         "prompt": [{"role": "user", "content": content}],
@@ -123,7 +157,7 @@ def training_row(row: TrainingRow, index: int, image: str, size: tuple[int, int]
     if sent is None and prompt.startswith("qwen3"):
         sent = last_reference([row.human])
     content = _ask(prompt, sent) if sent is not None else _content(row.human)
-    extra = {
+    extra: Extra = {
         "split": "train",
         "index": index,
         "id": row.id,
@@ -139,7 +173,7 @@ def validation_row(row: Expression, image: str, size: tuple[int, int], prompt: s
     width, height = size
     x1, y1, x2, y2 = row.bbox
     truth = (x1 * 1000.0 / width, y1 * 1000.0 / height, x2 * 1000.0 / width, y2 * 1000.0 / height)
-    extra = {
+    extra: Extra = {
         "split": "test",
         "index": row.line - 1,
         "id": f"{row.file}:{row.line}",

@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import orjson
@@ -25,8 +24,10 @@ from grounding.data.images import ImageStore
 from grounding.data.pictures import to_rgb
 from grounding.data.problems import read_training
 from grounding.data.records import Box, last_reference
+from grounding.data.rows import TrainingDocument
 from grounding.errors import Failure, UserError
 from grounding.files import Appender, atomic_write, complete_lines
+from grounding.jsontypes import Document
 from grounding.runtime.access import Access
 
 _GIVEAWAY = re.compile(
@@ -133,7 +134,7 @@ def target(reasoning: str, sent: str, box: Box) -> str:
     return f"{reasoning}\n</think>\n\n```json\n[\n\t{listing}\n]\n```"
 
 
-def sft_row(task: Task, reasoning: str, width: int, height: int) -> dict[str, Any]:
+def sft_row(task: Task, reasoning: str, width: int, height: int) -> TrainingDocument:
     """One SFT row; width and height are the picture's, in pixels."""
     human = f"<image>\nLocate {task.sent}, output its bbox coordinates using JSON format."
     return {
@@ -154,7 +155,7 @@ def answers(out: Path) -> dict[str, str]:
     return {k: t for k, t in found if isinstance(k, str) and isinstance(t, str) and t}
 
 
-def request_body(task: Task, picture: bytes, model: str, max_tokens: int, temperature: float) -> dict[str, Any]:
+def request_body(task: Task, picture: bytes, model: str, max_tokens: int, temperature: float) -> Document:
     """Return an OpenAI chat completion request about the framed picture."""
     url = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
     content = [

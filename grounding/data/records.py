@@ -20,6 +20,7 @@ from grounding.data.embedded import PICTURES, EmbeddedNames
 from grounding.data.image_source import clean_name
 from grounding.errors import UserError
 from grounding.files import read_json, read_jsonl
+from grounding.jsontypes import JsonObject
 
 Box = tuple[float, float, float, float]
 
@@ -77,7 +78,7 @@ def _numbers(value: object) -> Box | None:
     return float(x1), float(y1), float(x2), float(y2)
 
 
-def _turns(row: dict[str, Any], file: Path, line: int) -> list[str]:
+def _turns(row: JsonObject, file: Path, line: int) -> list[str]:
     """Return the texts of `conversations`, in order; none when the field is absent."""
     turns = row.get("conversations", [])
     texts = [t.get("value") if isinstance(t, dict) else None for t in turns] if isinstance(turns, list) else [None]
@@ -120,7 +121,7 @@ def file_stem(file: Path) -> str:
     return file.name.removesuffix(".jsonl").removesuffix(".json").removesuffix(".parquet")
 
 
-def _size(row: dict[str, Any], name: str, file: Path, line: int) -> int:
+def _size(row: JsonObject, name: str, file: Path, line: int) -> int:
     value = row.get(name)
     if type(value) is int and 0 < value < 1_000_000:  # nearly always
         return value
@@ -137,7 +138,7 @@ def image_of(row: Mapping[str, Any]) -> object:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def _image(row: dict[str, Any], file: Path, line: int) -> str:
+def _image(row: JsonObject, file: Path, line: int) -> str:
     value = image_of(row)
     if not isinstance(value, str):
         found = "it is absent" if value is None else f"found {type(value).__name__}"
@@ -158,7 +159,7 @@ def _space_of(form: object, truth: Space | None, file: Path, line: int) -> Space
 
 
 def parse_expression(
-    row: dict[str, Any], file: Path, line: int, truth: Space | None = None, *, amodal: bool | None = False
+    row: JsonObject, file: Path, line: int, truth: Space | None = None, *, amodal: bool | None = False
 ) -> Expression:
     """Return an evaluation row. Without `sent`, the last `<ref>` counts; without `bbox`, `modal_bbox`, else the last `<box>`.
 
@@ -328,7 +329,7 @@ def count_rows(path: str | Path) -> int:
     return sum(1 for _ in read_rows(path))
 
 
-def read_row_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_row_objects(path: str | Path) -> Iterator[tuple[int, JsonObject]]:
     """Yield (number, row) as `read_rows` does. Raises `UserError` at a row that is no object."""
     for number, row in read_rows(path):
         if not isinstance(row, dict):
@@ -350,7 +351,7 @@ def _holds_lines(path: Path) -> bool:
     return True
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[int, JsonObject]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

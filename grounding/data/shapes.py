@@ -15,11 +15,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 from PIL import Image, ImageDraw
 
+from grounding.data.rows import EvaluationRow, TrainingDocument
 from grounding.errors import UserError
 from grounding.files import (
     MANIFEST,
@@ -163,7 +163,7 @@ def answer(shape: Shape, size: int, *, reasoning: bool = False) -> str:
     return f"The {label} is in the {where} part of the image.\n</think>\n\n```json\n{listing}\n```"
 
 
-def sft_row(spec: ShapeSet, number: int, image: str, sent: str, shape: Shape) -> dict[str, Any]:
+def sft_row(spec: ShapeSet, number: int, image: str, sent: str, shape: Shape) -> TrainingDocument:
     """Return an SFT row. The short form asks exactly what RL and evaluation ask, as a tiny model cannot see beyond wording;
     the long form ends in the full stop of the reference's SFT data."""
     stop = "." if spec.reasoning else ""
@@ -180,7 +180,7 @@ def sft_row(spec: ShapeSet, number: int, image: str, sent: str, shape: Shape) ->
     }
 
 
-def rl_row(spec: ShapeSet, number: int, image: str, sent: str, shape: Shape) -> dict[str, Any]:
+def rl_row(spec: ShapeSet, number: int, image: str, sent: str, shape: Shape) -> TrainingDocument:
     """Return an RL row: the expression within `<ref>`, the box within `<box>` in 0..1000."""
     question = f"Please provide the bounding box coordinate of the region this sentence describes: <ref>{sent}</ref>"
     return {
@@ -196,7 +196,7 @@ def rl_row(spec: ShapeSet, number: int, image: str, sent: str, shape: Shape) -> 
     }
 
 
-def eval_row(spec: ShapeSet, image: str, sent: str, shape: Shape) -> dict[str, Any]:
+def eval_row(spec: ShapeSet, image: str, sent: str, shape: Shape) -> EvaluationRow:
     """Return a line of an evaluation file; `bbox` is pixels."""
     box = [float(v) for v in shape.box]
     return {"image": image, "sent": sent, "bbox": box, "height": spec.size, "width": spec.size}
@@ -218,8 +218,8 @@ def _write(folder: Path, spec: ShapeSet, advance: Callable[[int], None]) -> None
         (folder / sub).mkdir(parents=True)
     images = folder / "images"
 
-    sft: list[dict[str, Any]] = []
-    rl: list[dict[str, Any]] = []
+    sft: list[TrainingDocument] = []
+    rl: list[TrainingDocument] = []
     # one expression a training picture: for a model that starts from nothing, pictures count more than wordings
     for scene in scenes(spec, "train", spec.train, 1, (0, 1, 2)):
         name = f"train/{scene.image}"

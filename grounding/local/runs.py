@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from grounding.errors import UserError
 from grounding.evaluate.summary_model import Summary, read_summary
 from grounding.files import complete_lines, read_json, write_json
+from grounding.jsontypes import JsonObject
 from grounding.progress import training_facts, validated
 from grounding.train.checkpoints.local import read_upload_problem, read_uploaded, saved
 
@@ -90,7 +91,7 @@ def write_state(job_dir: Path, state: JobState) -> None:
     write_json(job_dir / "state.json", document)
 
 
-def _known(kind: type[Any], document: dict[str, Any]) -> dict[str, Any]:
+def _known(kind: type[Any], document: JsonObject) -> JsonObject:
     """Return the fields of dataclass `kind` that `document` holds; what a newer version added is passed over."""
     return {f.name: document[camel(f.name)] for f in fields(kind) if camel(f.name) in document}
 

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from grounding.api.resolved import ResolvedEvalJob, ResolvedJob, ResolvedTrainJob, RlJob, SftJob
+from grounding.jsontypes import JsonObject
 from grounding.models import architecture, memory
 from grounding.models.architecture import Architecture
 
@@ -96,7 +97,7 @@ class Given:
 
 @lru_cache(maxsize=1)
 def _known() -> Mapping[str, Any]:
-    found: dict[str, Any] = orjson.loads(KNOWN.read_bytes())
+    found: JsonObject = orjson.loads(KNOWN.read_bytes())
     return found
 
 

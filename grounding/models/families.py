@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grounding.api.families import FAMILIES, of_type
 from grounding.errors import UserError
 from grounding.files import read_json
+
+if TYPE_CHECKING:
+    import torch
 
 _OLDER = {
     "qwen2_vl": "Qwen2-VL is older than what grounding is trained from here; take Qwen2.5-VL or a newer model.",
@@ -64,7 +67,7 @@ def freeze_vision(model: Any) -> None:
         vision.merger.requires_grad_(True)
 
 
-def seen(processor: Any, images: list[Any]) -> dict[str, Any]:
+def seen(processor: Any, images: list[Any]) -> dict[str, torch.Tensor]:
     """Return what a model takes of pictures: tensors by name, all pictures one after another."""
     if hasattr(
         processor, "image_seq_length"

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from grounding.errors import Failure, UserError
+from grounding.jsontypes import JsonObject
 from grounding.models import architecture, families, safetensors_header
 from grounding.models.safetensors_header import BrokenFile, Tensor
 from grounding.storage import locate
@@ -159,7 +160,7 @@ def _adapter(folder: Path, file: Path) -> Problem:
     return Problem(file, f"is a LoRA adapter of {base}, not a whole model", remedy)
 
 
-def _object(path: Path) -> tuple[dict[str, Any], Problem | None]:
+def _object(path: Path) -> tuple[JsonObject, Problem | None]:
     """Return the JSON object in a file, or what is wrong with it."""
     again = "Copy or download the file again."
     try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from grounding.api.families import FAMILIES, Family, of_tiny
 from grounding.errors import UserError
+from grounding.jsontypes import Document
 from grounding.models.tiny_parts import CHAT_TEMPLATE, TinySize, make_tokenizer
 
 SPECIAL_TOKENS = [
@@ -120,16 +121,16 @@ def _processor(family: Family, tokenizer: Any, size: TinySize) -> Any:
     )
 
 
-def _text_config(model_type: str, size: TinySize, vocabulary: int) -> dict[str, Any]:
+def _text_config(model_type: str, size: TinySize, vocabulary: int) -> Document:
     """Return the sizes of the language model; a mixture has four experts, of which two answer each token."""
     head = size.hidden // size.heads
     third = head // 6  # of the pairs of a head, a third each for height and width
-    rope: dict[str, Any] = {
+    rope: Document = {
         "rope_type": "default",
         "rope_theta": 10000.0,
         "mrope_section": [head // 2 - 2 * third, third, third],
     }
-    text: dict[str, Any] = {
+    text: Document = {
         "initializer_range": size.init,
         "hidden_size": size.hidden,
         "intermediate_size": size.hidden * 3,
@@ -163,8 +164,8 @@ def _text_config(model_type: str, size: TinySize, vocabulary: int) -> dict[str, 
     return text
 
 
-def _vision_config(family: Family, size: TinySize) -> dict[str, Any]:
-    vision: dict[str, Any] = {
+def _vision_config(family: Family, size: TinySize) -> Document:
+    vision: Document = {
         "initializer_range": size.init,
         "depth": size.vision_depth,
         "hidden_size": size.vision_hidden,

@@ -6,8 +6,8 @@ A picture becomes one tile or several.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from grounding.jsontypes import Document
 from grounding.models.tiny_parts import CHAT_TEMPLATE, TinySize, make_tokenizer
 
 SPECIAL_TOKENS = [
@@ -53,7 +53,7 @@ def build(out: str | Path, corpus: list[str], *, seed: int, size: TinySize, text
     )
     tokens = (size.image // _PATCH // 2) ** 2
     side = {"height": size.image, "width": size.image}
-    image: dict[str, Any] = {"size": side, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    image: Document = {"size": side, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     processor = InternVLProcessor(
         image_processor=GotOcr2ImageProcessor(**image, crop_to_patches=True, min_patches=1, max_patches=4),
         tokenizer=tokenizer,

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grounding.jsontypes import JsonObject
 from grounding.scoring import own_function
 
 ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
 """What the function is called with, in this order; `ground_truth`: 4 numbers in 0..1000; `extra_info`: width, height, split"""
-Function = Callable[[str, str, Any, dict[str, Any]], Any]
+Function = Callable[[str, str, Any, JsonObject], Any]
 FORM = own_function.Form(ARGUMENTS, "a number or a mapping with score", "spec.reward.file", "spec.reward.entryPoint")
 
 

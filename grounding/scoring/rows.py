@@ -14,12 +14,13 @@ from typing import Any
 import orjson
 
 from grounding.errors import UserError
+from grounding.jsontypes import JsonObject
 from grounding.scoring import get_profile
 from grounding.scoring.doctor import Diagnosis, diagnose, examine
 from grounding.scoring.egm_eval import REMAPS
 from grounding.scoring.egm_reward import REWARD_TYPES, reward_parts
 
-Row = dict[str, Any]
+Row = JsonObject
 
 _MAX_SIDE = 2**31
 
@@ -77,10 +78,10 @@ class Totals:
         """Return what the doctor found; None for the reward, whose truths are no pixels."""
         return diagnose(self.findings.elements(), self.profile) if self.score is None else None
 
-    def as_dict(self) -> Row:
+    def as_dict(self) -> JsonObject:
         """Means over all rows; None if there are none."""
         n = self.rows
-        means: Row = {
+        means: JsonObject = {
             "profile": self.profile,
             "rows": n,
             "unparsed": n - self.parsed,

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 
 from grounding.errors import Failure, UserError
 from grounding.failpoints import failpoint
 from grounding.files import MANIFEST, damaged, md5_of, read_json, sha256_of, write_json
+from grounding.jsontypes import JsonObject
 from grounding.storage.base import (
     Entry,
     FolderStore,
@@ -190,7 +191,7 @@ def _journal(marker: Path) -> Path:
     return marker.with_name(marker.name.replace(MARKER, _JOURNAL))
 
 
-def _known(marker: Path) -> tuple[dict[str, Any], bool]:
+def _known(marker: Path) -> tuple[JsonObject, bool]:
     """(name -> [size, tag] of files that an earlier call has left under the marker's folder, whether these were all)."""
     try:
         found = read_json(marker) if marker.is_file() else {}
@@ -201,7 +202,7 @@ def _known(marker: Path) -> tuple[dict[str, Any], bool]:
         return {}, False
 
 
-def _journalled(marker: Path) -> dict[str, Any]:
+def _journalled(marker: Path) -> JsonObject:
     """Return what the journal of an interrupted call names. A line that was cut off counts as not written."""
     files = {}
     try:

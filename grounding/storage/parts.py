@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from grounding.errors import UserError
 from grounding.files import fsync_folder, read_json, write_json
+from grounding.jsontypes import JsonObject
 from grounding.storage.base import Entry, Progress, Transfer
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ class Partial:
         if not self._journal.exists():
             return set()
         try:
-            found: dict[str, Any] = read_json(self._journal)
+            found: JsonObject = read_json(self._journal)
             return set(found["done"]) if {k: found[k] for k in self._facts} == self._facts else set()
         except (UserError, KeyError, TypeError):
             return set()

@@ -30,6 +30,7 @@ from grounding.data.jobdata import JobData
 from grounding.data.records import read_rows
 from grounding.errors import Failure, UserError
 from grounding.files import digest_of, ends_digest, fingerprint, is_published, read_manifest, sha256_of, write_json
+from grounding.jsontypes import Document
 from grounding.models.content import model_digest
 from grounding.runtime import environment
 from grounding.storage import aside, fetch
@@ -117,7 +118,7 @@ WAYS_OUT = (
 class Identity:
     """What decides the result of a training. `fields`: dotted field of `spec` -> value; `code` is only a note."""
 
-    fields: Mapping[str, Any]
+    fields: Mapping[str, object]
     model: str
     data: str
     code: str = ""
@@ -128,7 +129,7 @@ class Identity:
         content = [dict(self.fields), self.model, self.data]
         return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Document:
         """Return the record as it is written."""
         return {
             "digest": self.digest,
@@ -170,7 +171,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> Document:
     """Return the leaves of a document by their dotted names; empty lists and objects are left out."""
     if isinstance(value, Mapping):
         return {k: v for name, each in value.items() for k, v in flat(each, f"{prefix}{name}.").items()}
@@ -183,7 +184,7 @@ def _below(name: str, fields: Sequence[str]) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in fields)
 
 
-def deciding(spec: Mapping[str, Any]) -> dict[str, Any]:
+def deciding(spec: Mapping[str, Any]) -> Document:
     """Return the fields of a dumped `spec` that decide the result. Pure."""
     return {name: value for name, value in flat(spec).items() if not _below(name, IGNORED)}
 
@@ -346,7 +347,7 @@ def of_model(folder: Path) -> Identity | None:
     return Identity.parse(found) if isinstance(found, Mapping) else None
 
 
-def facts(out: Path) -> dict[str, Any]:
+def facts(out: Path) -> Document:
     """Return what the manifest of a job's model records."""
     found = read(out / FILE)
     return {"identity": found.document()} if found else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
@@ -35,7 +35,7 @@ def add(model: torch.nn.Module, lora: Lora, *, freeze_vision: bool) -> None:
         raise UserError(str(error), field="spec.hyperparameters.lora.targets") from None
 
 
-def adapter_of(state: dict[str, Any], lora: Lora) -> Adapter:
+def adapter_of(state: Mapping[str, torch.Tensor], lora: Lora) -> Adapter:
     """Return the adapter in a model's state."""
     return of_state(state, lora.rank, lora.alpha)
 

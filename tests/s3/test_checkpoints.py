@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from grounding.api import parse, resolve
+from grounding.api.report import ReportedCheckpoint
 from grounding.files import publish
 from grounding.train.checkpoints import local as checkpoints
 from grounding.train.checkpoints import upload as uploads
@@ -67,7 +68,7 @@ def test_a_real_s3_server_that_goes_away_and_comes_back(tmp_path: Path, s3) -> N
         with publish(out / "model") as folder:  # a folder without a manifest is no finished model
             (folder / "config.json").write_text("{}")
             (folder / "model.safetensors").write_bytes(b"weights")
-    assert uploader.newest() == {"step": 2, "uri": f"{uri}/checkpoints/global_step_2"}
+    assert uploader.newest() == ReportedCheckpoint(step=2, uri=f"{uri}/checkpoints/global_step_2")
     names = {e.name for e in open_store(uri).entries()}
     assert {"progress.jsonl", "model/config.json", "model/model.safetensors"} <= names
     there = tmp_path / "there"

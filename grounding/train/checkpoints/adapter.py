@@ -15,6 +15,7 @@ import torch
 
 from grounding.errors import Failure, UserError
 from grounding.files import read_json, write_json
+from grounding.jsontypes import Document
 from grounding.models import architecture
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -92,7 +93,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
-def config(adapter: Adapter, base: str) -> dict[str, Any]:
+def config(adapter: Adapter, base: str) -> Document:
     """Return `adapter_config.json`. `base`: the folder or name of the model that it was trained on."""
     return {
         "peft_type": "LORA",
@@ -207,7 +208,7 @@ def _changed(weight: torch.Tensor, layer: str, adapter: Adapter, file: Path) -> 
     return (weight.float() + change).to(weight.dtype)
 
 
-def _in_dtype(settings: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def _in_dtype(settings: Mapping[str, Any], dtype: str) -> Document:
     """Return a configuration that names `dtype` wherever it named another."""
     parts = {k: _in_dtype(v, dtype) if isinstance(v, dict) else v for k, v in settings.items()}
     return {k: dtype if k in ("dtype", "torch_dtype") and isinstance(v, str) else v for k, v in parts.items()}

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grounding.errors import Failure, UserError
 from grounding.files import MANIFEST, publish, read_json
@@ -22,6 +22,9 @@ from grounding.train.checkpoints import adapter as adapters
 from grounding.train.checkpoints.local import content_folder
 from grounding.train.checkpoints.safe_loading import require_safe
 from grounding.train.sft.sharding import FOLDER
+
+if TYPE_CHECKING:
+    import torch
 
 _TRAINERS = {adapters.CONFIG, "trainer_state.json", "complete.json", "identity.json", "metrics.json", MANIFEST}
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -169,18 +172,17 @@ def _shards(checkpoint: Path, target: Path) -> None:
     _small_files(checkpoint, target)
 
 
-def _sharded_state(checkpoint: Path) -> dict[str, Any]:
+def _sharded_state(checkpoint: Path) -> dict[str, torch.Tensor]:
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.format_utils import _EmptyStateDictLoadPlanner, _load_state_dict
 
-    state: dict[str, Any] = {}
+    state: dict[str, dict[str, torch.Tensor]] = {}
     reader = FileSystemReader(checkpoint / FOLDER)
     _load_state_dict(state, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
-    found: dict[str, Any] = state["model"]
-    return found
+    return state["model"]
 
 
-def assemble(config: Any, weights: dict[str, Any], dtype: Any) -> Any:
+def assemble(config: Any, weights: dict[str, torch.Tensor], dtype: Any) -> Any:
     """Return a model of these weights in `dtype`, in the memory of this machine."""
     import torch
     from transformers import AutoModelForImageTextToText

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypedDict
 
 import orjson
 
@@ -24,6 +24,7 @@ from grounding.api.validation import is_better
 from grounding.errors import Failure, UserError
 from grounding.failpoints import failpoint
 from grounding.files import digests, files_below, fsync_folder, sync_tree, write_json
+from grounding.jsontypes import Document, JsonObject
 from grounding.runtime import environment
 from grounding.storage import in_words
 
@@ -190,8 +191,15 @@ def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
     write_json(Path(folder) / METRICS, {"time": time.time(), "data": dict(metrics)})
 
 
-def metrics_of(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Return what `write_metrics` left: `{"time": seconds since the epoch, "data": metrics by the trainer's own names}`; None if it did not."""
+class StepMetrics(TypedDict):
+    """Metrics of one step, by the trainer's own names, and when they were written, seconds since 1970."""
+
+    time: float
+    data: JsonObject
+
+
+def metrics_of(checkpoint: Checkpoint) -> StepMetrics | None:
+    """Return what `write_metrics` left; None if it left nothing."""
     try:
         found = orjson.loads((checkpoint.path / METRICS).read_bytes())
         return {"time": float(found["time"]), "data": dict(found["data"])}
@@ -244,9 +252,9 @@ class Marker:
     world_size: int | None = None
     prefix: str = ""
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> Document:
         """Return the marker as it is written."""
-        document = {
+        document: Document = {
             "files": dict(self.files),
             "sha256": dict(self.sha256),
             "worldSize": self.world_size,

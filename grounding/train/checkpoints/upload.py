@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import orjson
 
 from grounding.api import ResolvedTrainJob
+from grounding.api.report import ReportedCheckpoint
 from grounding.errors import EgmError, Failure, UserError
 from grounding.failpoints import failpoint
 from grounding.files import (
@@ -307,10 +308,12 @@ class Uploader:
         self._stop, self._now = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
 
-    def newest(self) -> dict[str, Any] | None:
-        """`{"step", "uri"}` of the newest checkpoint in the store that this process knows of."""
+    def newest(self) -> ReportedCheckpoint | None:
+        """Return the newest checkpoint in the store that this process knows of."""
         done = self.uploaded
-        return {"step": done.step, "uri": f"{self.store.uri}/checkpoints/{done.path.name}"} if done else None
+        return (
+            ReportedCheckpoint(step=done.step, uri=f"{self.store.uri}/checkpoints/{done.path.name}") if done else None
+        )
 
     def _well(self) -> None:
         """Record that the store has just carried out a request."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from grounding.api import ResolvedTrainJob, RlJob
 from grounding.api.report import UPLOAD_FAILING, HealthEvent, ReportedCheckpoint, ReportedMoment, TrainReport
+from grounding.jsontypes import Document
 from grounding.progress import ProgressLine, read_progress, training_facts
 from grounding.runtime import environment, termination
 from grounding.runtime.endpoint import listen
@@ -73,7 +74,7 @@ PHASES = {
 
 @dataclass(frozen=True)
 class Source:
-    """What is told in addition to the lines. `checkpoint` gives `{"step", "uri"}` of the newest complete one, or None."""
+    """What is told in addition to the lines. `checkpoint` gives the newest complete one, or None."""
 
     job: str
     stage: str
@@ -81,7 +82,7 @@ class Source:
     attempt: int = 1
     gpus: int = 0
     limits: health.Limits = field(default_factory=health.Limits)
-    checkpoint: Callable[[], dict[str, Any] | None] = lambda: None
+    checkpoint: Callable[[], ReportedCheckpoint | None] = lambda: None
     started: float = field(default_factory=time.time)
     problem: Callable[[], str] = lambda: ""
     """Why the newest checkpoint is not where it belongs, if an upload has failed"""
@@ -93,7 +94,7 @@ class Source:
 def progress(
     source: Source,
     lines: Sequence[ProgressLine],
-    checkpoint: Mapping[str, Any] | None,
+    checkpoint: ReportedCheckpoint | None,
     now: float,
     saved: Moment | None = None,
 ) -> TrainReport:
@@ -111,7 +112,7 @@ def progress(
         total_steps=facts.get("total"),
         eta_seconds=round(facts["eta_s"], 1) if "eta_s" in facts else None,
         metrics=merged,
-        checkpoint=None if checkpoint is None else ReportedCheckpoint(**checkpoint),
+        checkpoint=checkpoint,
         saved=None if saved is None else ReportedMoment.model_validate(saved.document()),
         uploaded=None if uploaded is None else ReportedMoment.model_validate(uploaded.document()),
         gpu_seconds=round(source.gpus * (now - source.started), 1),
@@ -186,9 +187,9 @@ class _Reader:
         self.source, self._lock = source, threading.Lock()
         self._stamp: tuple[int, int] | None = None
         self._lines: list[ProgressLine] = []
-        self._checkpoint: tuple[float, dict[str, Any] | None, Moment | None] = (float("-inf"), None, None)
+        self._checkpoint: tuple[float, ReportedCheckpoint | None, Moment | None] = (float("-inf"), None, None)
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self) -> Document:
         return self.report().model_dump(mode="json", by_alias=True)
 
     def report(self) -> TrainReport:
@@ -229,7 +230,7 @@ def source_of(
     out: Path,
     *,
     gpus: int,
-    uri: Callable[[], dict[str, Any] | None] | None = None,
+    uri: Callable[[], ReportedCheckpoint | None] | None = None,
     problem: Callable[[], str] = lambda: "",
     uploaded: Callable[[], Moment | None] = lambda: None,
 ) -> Source:
@@ -239,9 +240,9 @@ def source_of(
     `uploaded`: when the newest checkpoint there was uploaded.
     """
 
-    def here() -> dict[str, Any] | None:
+    def here() -> ReportedCheckpoint | None:
         newest = checkpoints.peek(out / "checkpoints")
-        return {"step": newest.step, "uri": newest.path.absolute().as_uri()} if newest else None
+        return ReportedCheckpoint(step=newest.step, uri=newest.path.absolute().as_uri()) if newest else None
 
     spec = job.spec
     return Source(

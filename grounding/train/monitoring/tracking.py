@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast
 from urllib.parse import urlsplit
 
 from grounding.api import ResolvedTrainJob
@@ -115,21 +115,24 @@ class _Wandb:
         assert wanted is not None
         url = os.environ.get("WANDB_BASE_URL") or wanted.base_url or tracking_keys.PUBLIC_WANDB
         mode, why = wandb_mode(url, os.environ, reachable, of_process().tracking_hosts)
-        facts: dict[str, Any] = {
-            "project": os.environ.get("WANDB_PROJECT") or wanted.project,
-            "name": job.metadata.name,
-            "id": run_id,
-            "dir": str(out),
-            "config": without_secrets(job.spec.model_dump(mode="json", by_alias=True, exclude_none=True)),
-            "job_type": job.spec.method,
-        }
+        project = os.environ.get("WANDB_PROJECT") or wanted.project
+        config = without_secrets(job.spec.model_dump(mode="json", by_alias=True, exclude_none=True))
 
         def begin(mode: str) -> Any:
             settings = wandb.Settings(
                 base_url=url, console="off", disable_git=True, init_timeout=60.0, finish_timeout=45.0
             )
-            facts["mode"] = mode
-            return wandb.init(**facts, resume="allow" if mode == "online" else None, settings=settings)
+            return wandb.init(
+                project=project,
+                name=job.metadata.name,
+                id=run_id,
+                dir=str(out),
+                config=config,
+                job_type=job.spec.method,
+                mode=cast(Literal["online", "offline", "disabled", "shared"], mode),  # it refuses any other
+                resume="allow" if mode == "online" else None,
+                settings=settings,
+            )
 
         try:
             self._run = begin(mode)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grounding.api import Reward, RlJob
+from grounding.jsontypes import Document
 from grounding.models.architecture import UNADAPTED_VISION
 
 _ACTOR, _ROLLOUT, _REF = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.ref"
@@ -59,7 +60,7 @@ def overrides(
     gpus = 1 if cpu else spec.resources.gpus_per_node
     prompt, response = h.prompt_length, h.response_length
     tokens = h.tokens_per_gpu
-    keys: dict[str, Any] = {
+    keys: Document = {
         "algorithm.adv_estimator": "rloo" if h.advantage == "rloo" else "grpo",
         "algorithm.norm_adv_by_std_in_grpo": h.advantage == "grpo",
         "algorithm.use_kl_in_reward": False,
@@ -186,13 +187,13 @@ def _own(reward: Reward, file: Path | None) -> dict[str, str]:
     return {f"{place}.own_file": str(file), f"{place}.own_name": reward.entry_point}
 
 
-def _lora(job: RlJob) -> dict[str, Any]:
+def _lora(job: RlJob) -> Document:
     """Return the keys of LoRA: FSDP 2, which keeps trained and frozen weights apart, and merged weights for the rollout engine."""
     h = job.spec.hyperparameters
     if h.lora is None:
         return {}
     model = "actor_rollout_ref.model"
-    keys: dict[str, Any] = {
+    keys: Document = {
         f"{model}.lora_rank": h.lora.rank,
         f"{model}.lora_alpha": h.lora.alpha,
         f"{model}.target_modules": list(h.lora.targets),
@@ -208,7 +209,7 @@ def _lora(job: RlJob) -> dict[str, Any]:
 _MIXED = {"float32": "fp32", "float16": "fp16"}
 
 # what the CPU path needs in addition; see `verl/cpu.py`
-_CPU: dict[str, Any] = {
+_CPU: Document = {
     "trainer.device": "cpu",
     "data.dataloader_num_workers": 0,
     "reward.num_workers": 1,

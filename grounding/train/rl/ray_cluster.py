@@ -18,9 +18,9 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from grounding.errors import Failure
+from grounding.jsontypes import JsonObject
 from grounding.runtime import environment
 from grounding.runtime.environment import Environment
 from grounding.runtime.grace import Stop
@@ -156,7 +156,7 @@ def _ray_node(pods: Pods, node: Node, env: Mapping[str, str]) -> Iterator[RayNod
             made.close()
 
 
-def shortfall(nodes: list[dict[str, Any]], membership: Membership, pods: Pods, node: Node) -> str:
+def shortfall(nodes: list[JsonObject], membership: Membership, pods: Pods, node: Node) -> str:
     """Who or what is missing, in words, from Ray's list of nodes; empty when the gang is whole. Pure."""
     absent = membership.missing()
     if absent:

@@ -18,6 +18,7 @@ from grounding.api import RlJob
 from grounding.api.validation import of_set
 from grounding.data.prepare import set_of
 from grounding.files import complete_lines
+from grounding.jsontypes import JsonObject
 from grounding.progress import ProgressLine, joined, progress_line, read_progress, stitch
 from grounding.train.checkpoints import local as checkpoints
 from grounding.train.rl.guard import DROPPED_ROWS, FAILED_ROLLOUTS, FAILED_VALIDATION, MOST_FAILED, ROLLOUTS, VALIDATED
@@ -99,7 +100,7 @@ def _number(data: Mapping[str, Any], name: str) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def logged(lines: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+def logged(lines: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, JsonObject]]:
     """Step and metrics, by verl's names, of the lines that verl's file logger wrote; other lines are passed over."""
     for line in lines:
         if isinstance(line.get("step"), int) and isinstance(line.get("data"), dict):

@@ -11,6 +11,7 @@ import logging
 from typing import Any
 
 from grounding.boxes import resized
+from grounding.jsontypes import JsonObject
 from grounding.scoring import own_reward
 from grounding.scoring.egm_reward import plain_parts, taught_iou
 
@@ -21,7 +22,7 @@ def compute_score(
     data_source: str,
     solution_str: str,
     ground_truth: Any,
-    extra_info: dict[str, Any] | None = None,
+    extra_info: JsonObject | None = None,
     *,
     reward_type: str = "mix",
     alpha: float = 0.5,
@@ -76,7 +77,7 @@ def _own(
     source: str,
     answer: str,
     truth: Any,
-    info: dict[str, Any],
+    info: JsonObject,
     threshold: float,
     answered: tuple[int, int] | None,
 ) -> dict[str, float]:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from grounding.data.images import ImageStore
 from grounding.data.pictures import to_rgb
 from grounding.data.records import read_rows
-from grounding.data.sft_rows import parse_sft_row
+from grounding.data.sft_rows import SftRow, parse_sft_row
 from grounding.errors import EgmError, UserError
 from grounding.models.families import in_resized_pixels
 from grounding.train.sft.packing import IGNORE, Batch
@@ -28,16 +28,12 @@ _ASSISTANT = "<|im_start|>assistant\n"
 _END = "<|im_end|>\n"
 
 
-def load_rows(path: str | Path) -> list[dict[str, Any]]:
+def load_rows(path: str | Path) -> list[SftRow]:
     """Read rows `{image, conversations: [human, gpt]}` of an SFT file (`.json`, `.jsonl`, `.parquet`).
 
     Raises `UserError` with the number of the first row that is wrong, or if there is none.
     """
-    rows: list[dict[str, Any]] = []
-    for number, row in read_rows(path):
-        image = parse_sft_row(row, path, number).image
-        if isinstance(row, dict):  # which it is
-            rows.append(row | {"image": image})
+    rows = [parse_sft_row(row, path, number) for number, row in read_rows(path)]
     if not rows:
         raise UserError("expected at least one row", file=path)
     return rows
@@ -68,7 +64,7 @@ class Example:
 class SftDataset(Dataset[Example]):  # type: ignore[misc]
     """Rows of an SFT file as examples."""
 
-    def __init__(self, rows: list[dict[str, Any]], processor: Any) -> None:
+    def __init__(self, rows: Sequence[SftRow], processor: Any) -> None:
         self.rows, self.processor = rows, processor
 
     def __len__(self) -> int:
@@ -76,12 +72,10 @@ class SftDataset(Dataset[Example]):  # type: ignore[misc]
 
     def __getitem__(self, index: int) -> Example:
         row = self.rows[index]
-        human, gpt = (turn["value"] for turn in row["conversations"])
-        text = human.removeprefix("<image>").removeprefix("\n")
-        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row.question}]}
         rendered = self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
-        given, target = split_target(rendered, gpt)
-        return Example(f"row {index} ({row['image']})", row["image"], given, target)
+        given, target = split_target(rendered, row.gpt)
+        return Example(f"row {index} ({row.image})", row.image, given, target)
 
 
 class Share(Dataset[Example]):  # type: ignore[misc]

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from grounding.jsontypes import JsonObject
+
 _KEY = "masters"
 
 
@@ -29,7 +31,7 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
 
     def __init__(
         self,
-        groups: Iterable[dict[str, Any]],
+        groups: Iterable[JsonObject],
         masters: dict[torch.nn.Parameter, torch.Tensor],
         **settings: Any,
     ) -> None:
@@ -54,12 +56,12 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
         torch._foreach_copy_(self.weights, self.masters)
         return found
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """Return AdamW's state and the masters: only the weights would lose their last digits."""
         return {**super().state_dict(), _KEY: [master.detach() for master in self.masters]}
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: JsonObject) -> None:
         """Restore a state. If it has no masters (a checkpoint of float32 weights) they begin at the weights; `restored` is then False."""
         rest = dict(state_dict)
         masters = rest.pop(_KEY, None)

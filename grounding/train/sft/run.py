@@ -29,6 +29,7 @@ from grounding.api.validation import FIGURES, best_figure, of_set
 from grounding.data.embedded import embedded_sources
 from grounding.data.images import open_images
 from grounding.data.jobdata import JobData
+from grounding.data.sft_rows import SftRow
 from grounding.errors import Failure, UserError
 from grounding.files import is_published, publish, write_json
 from grounding.models import architecture, attention, families
@@ -418,7 +419,7 @@ def train(
 
 
 def _validation_sets(data: JobData, processor: Any) -> dict[str, SftDataset]:
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, list[SftRow]] = {}
     for name, path in data.sft_validation:
         rows.setdefault(name, []).extend(load_rows(path))
     return {name: SftDataset(some, processor) for name, some in rows.items()}
@@ -534,14 +535,14 @@ def save_model(out: Path, model: Any, processor: Any, facts: Mapping[str, Any] |
         processor.save_pretrained(folder)
 
 
-def _tiny(kind: str, job: SftJob, model: str, out: Path, rows: list[dict[str, Any]]) -> Path:
+def _tiny(kind: str, job: SftJob, model: str, out: Path, rows: list[SftRow]) -> Path:
     """Return the random tiny model of this job, which is built once."""
     from grounding.models.tiny import build
     from grounding.models.tiny_parts import size_of
 
     folder = out / "initial"
     if not is_published(folder):
-        texts = [turn["value"] for row in rows[:2000] for turn in row["conversations"]]
+        texts = [text for row in rows[:2000] for text in (row.human, row.gpt)]
         with publish(folder) as target:
             build(target, ["user\nassistant\n", *texts], seed=job.spec.seed, size=size_of(model), kind=kind)
     return folder

@@ -29,6 +29,7 @@ from grounding.api.hyperparameters import Lora
 from grounding.errors import Failure
 from grounding.failpoints import failpoint
 from grounding.files import make_folder
+from grounding.jsontypes import JsonObject
 from grounding.models.attention import Rows
 from grounding.models.losses import linear_cross_entropy, linear_figures
 from grounding.train import schedule
@@ -112,7 +113,7 @@ def recompute(model: Any, layers: int) -> None:
         layer.gradient_checkpointing = number < layers
 
 
-def model_inputs(pack: Batch) -> dict[str, Any]:
+def model_inputs(pack: Batch) -> JsonObject:
     """Return what a model takes of a pack. Qwen3-VL's layers are told the rows; other models' find them in the positions."""
     if pack.grids is None:
         return {"input_ids": pack.input_ids[None], "position_ids": pack.position_ids, "pixel_values": pack.pixel_values}
@@ -266,7 +267,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
                 raise Failure("no space is left on the disk for a checkpoint", hint=hint, file=folder) from error
             raise
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: JsonObject | None = None) -> None:
         """Save the weights as transformers does; of a model with adapters only those."""
         if self.lora is None or output_dir is None:
             super()._save(output_dir, state_dict)
@@ -300,7 +301,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
             return
         super()._run_epoch(*args, **kwargs)
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: JsonObject, num_items_in_batch: Any = None) -> torch.Tensor:
         since = time.monotonic()
         model.train()
         batch: Batch = inputs["batch"].to(self.args.device)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import verl  # noqa: F401  # and with it, in a run, `plugin_cpu`
 
 import grounding.train.verl.cpu_platform  # noqa: F401  # registers the platform: before anything else of verl
+from grounding.jsontypes import JsonObject
 
 # isort: split
 import asyncio
@@ -41,7 +42,7 @@ class OrderedReplayBuffer(ReplayBuffer):  # type: ignore[misc]
         _, snapshot, steps = super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)
         return sorted(sampleable_keys)[:batch_size], snapshot, steps
 
-    def _materialize_batch(self, partition_id: str, selected: list[str], snapshot: dict[str, dict[str, Any]]) -> Any:
+    def _materialize_batch(self, partition_id: str, selected: list[str], snapshot: dict[str, JsonObject]) -> Any:
         def place(key: str) -> tuple[str, list[int]]:
             uid, *numbers = key.split("_")
             return uid, [int(n) for n in numbers]
@@ -94,7 +95,7 @@ class HFServer:
         self.step = step
 
     async def generate(
-        self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, image_data: Any = None, **_: Any
+        self, prompt_ids: list[int], sampling_params: JsonObject, request_id: str, image_data: Any = None, **_: Any
     ) -> TokenOutput:
         temperature = float(sampling_params.get("temperature", 1.0))
         key = (
@@ -139,14 +140,14 @@ class HFServer:
         width = max(len(ids) for ids, _ in requests)
         ids = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids, _ in requests])
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, _ in requests])
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        inputs: JsonObject = {"input_ids": ids, "attention_mask": mask}
         images = [image for _, images in requests for image in images or []]
         config = self.model.config
         if images:
             inputs |= families.seen(self.processor, images)
             if "image_grid_thw" in inputs:
                 inputs["mm_token_type_ids"] = (ids == config.image_token_id).int()
-        sampling: dict[str, Any] = {"do_sample": temperature > 0}
+        sampling: JsonObject = {"do_sample": temperature > 0}
         if temperature > 0:
             torch.manual_seed((self.seed * 1_000_003 + (self.step or 0)) * 1_009 + part)
             sampling |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import grounding.train.verl.cpu_platform  # noqa: F401  # registers the platform: before anything else of verl
+from grounding.jsontypes import JsonObject
 
 # isort: split
 import itertools
@@ -67,7 +68,7 @@ class _Numbered:
 class NumberedSingleTurnAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]
     """verl's single-turn loop; its request is named by prompt and rollout number (`rollout.full_determinism` makes verl do so)."""
 
-    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> Any:
+    async def run(self, sampling_params: JsonObject, **kwargs: Any) -> Any:
         kwargs.pop("priority", None)
         number = int(str(kwargs["uid"])) * SESSIONS + int(kwargs.get("session_id", 0))
         return await super().run(sampling_params, priority=number, **kwargs)

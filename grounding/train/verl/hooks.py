@@ -21,6 +21,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from grounding.errors import EgmError
 from grounding.files import make_folder, write_json
+from grounding.jsontypes import JsonObject
 from grounding.models import safetensors_header
 from grounding.runtime.environment import BEGUN, PROBLEM, RlEnvironment
 from grounding.train.checkpoints import local as checkpoints
@@ -58,7 +59,7 @@ def _note_steps(trainer: Any) -> None:
         trainer.egm_noted = True
 
 
-def _noted_step(self: Any, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
+def _noted_step(self: Any, metrics: JsonObject, timing_raw: dict[str, float]) -> Any:
     """Run verl's `step`, keep its results, which `on_save` is not given, and have the step saved if the role was asked to stop."""
     began, request = time.monotonic(), RlEnvironment.from_environ(os.environ).stop_file
     if request is not None:
@@ -126,7 +127,7 @@ def _counted_validation(
     return found
 
 
-def _note_best(trainer: Any, found: dict[str, Any]) -> None:
+def _note_best(trainer: Any, found: JsonObject) -> None:
     """Record the step if its checkpoint, which verl has saved before the validation, is the best by the job's figure."""
     figure = RlEnvironment.from_environ(os.environ).keep_best
     numbers = {name: float(v) for name, v in found.items() if isinstance(v, int | float) or hasattr(v, "dtype")}
@@ -189,7 +190,7 @@ def _bytes_of_checkpoint(root: Path, model: str, rank: int) -> int:
     return 12 * sum(math.prod(tensor.shape) for tensor in tensors)
 
 
-def metrics_so_far(trainer: Any) -> dict[str, Any]:
+def metrics_so_far(trainer: Any) -> JsonObject:
     """Return what verl will log of the step that was just saved, but for its validation and what comes after the saving."""
     began, batch, metrics = trainer.egm_step
     metrics, timing = dict(metrics), {**trainer.timing_raw, "step": time.monotonic() - began}

@@ -14,6 +14,7 @@ from PIL import Image
 from grounding.api.families import FAMILIES, Family, of_type
 from grounding.boxes import resized
 from grounding.data.images import open_images
+from grounding.data.sft_rows import SftRow
 from grounding.errors import UserError
 from grounding.files import read_json
 from grounding.models import attention, families
@@ -41,13 +42,11 @@ def _batch(family: Family, model: Path, pictures: Path) -> tuple[Batch, object]:
 
     processor = AutoProcessor.from_pretrained(model)
     rows = [
-        {
-            "image": f"{number}.png",
-            "conversations": [
-                {"from": "human", "value": f"<image>\nLocate the red circle {'again ' * number}."},
-                {"from": "gpt", "value": '[{"bbox_2d": [100, 200, 500, 1000], "label": "red circle"}]'},
-            ],
-        }
+        SftRow(
+            f"{number}.png",
+            f"<image>\nLocate the red circle {'again ' * number}.",
+            '[{"bbox_2d": [100, 200, 500, 1000], "label": "red circle"}]',
+        )
         for number in range(len(SIZES))
     ]
     config = AutoConfig.from_pretrained(model)

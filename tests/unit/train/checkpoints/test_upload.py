@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_folders import safetensors
 
+from grounding.api.report import ReportedCheckpoint
 from grounding.errors import Failure, UserError
 from grounding.files import sha256_of, write_json
 from grounding.storage import open_store
@@ -174,7 +175,7 @@ def test_the_uploader_follows_the_training_and_survives_trouble(tmp_path: Path) 
     store.budget = 1 << 30
     _make(root, 2)
     assert uploader.close(30.0)
-    assert uploader.newest() == {"step": 2, "uri": f"{store.uri}/checkpoints/global_step_2"}
+    assert uploader.newest() == ReportedCheckpoint(step=2, uri=f"{store.uri}/checkpoints/global_step_2")
     uploader.complete()
     assert uploads.stored(store) == [(2, "global_step_2"), (1, "global_step_1")], "the output holds what is kept here"
     broken = uploads.Uploader(root, FolderStore(tmp_path / "none", budget=0), keep=2, interval_s=0.02)

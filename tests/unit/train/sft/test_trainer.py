@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArg
 
 from grounding.api.hyperparameters import Lora
 from grounding.data.images import open_images
+from grounding.data.sft_rows import SftRow
 from grounding.errors import Failure
 from grounding.models import attention
 from grounding.models.patch_embedding import use_matrix_product
@@ -59,12 +60,8 @@ def _trainer(
     use_pack_loss(model)
     processor = AutoProcessor.from_pretrained(folder / "model")
     colours = ("red", "green", "blue", "yellow", "red and blue", "green and small")
-    rows: list[dict[str, Any]] = [
-        {
-            "image": "a.png",
-            "conversations": [{"value": "<image>\nLocate it"}, {"value": f"the {colour} square " * (1 + n)}],
-        }
-        for n, colour in enumerate(colours)
+    rows = [
+        SftRow("a.png", "<image>\nLocate it", f"the {colour} square " * (1 + n)) for n, colour in enumerate(colours)
     ]
     arguments = TrainingArguments(
         str(out), max_steps=steps, save_steps=2 if not workers else 1, per_device_train_batch_size=3, learning_rate=1e-3, use_cpu=True, report_to=[],
