@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
 from grounding.api import families
 from grounding.api.base import Model, Name, Place, Rule, Seconds, Text
+from grounding.jsontypes import JsonObject
 
 PROMPTS = ("qwen3", "qwen3_amodal", "grounding", "amodal")
 """Prompt templates by name, as `grounding/prompts.py` has them"""
@@ -121,7 +122,7 @@ CHANGEABLE = {
 """Fields of `spec` that may change while the job exists"""
 
 
-Template = dict[str, Any]
+Template = JsonObject
 """A part of a PodTemplateSpec, checked by `pod_template.problems`."""
 
 

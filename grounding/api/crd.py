@@ -16,8 +16,10 @@ from grounding.api.base import Model
 from grounding.api.manifest import submodel
 from grounding.api.models import GROUP_VERSION, KINDS, GroundingEvalJob, GroundingTrainJob
 from grounding.api.presets import PRESETS
+from grounding.jsontypes import Document, JsonObject
 
-Schema = dict[str, Any]
+Schema = JsonObject
+"""A JSON schema: pydantic's, or what becomes of it"""
 
 _SFT_PRESETS = ", ".join(f"'{n}'" for n, p in PRESETS.items() if p["method"] == "sft")
 _METHOD = f"(has(self.method) ? self.method : (has(self.preset) && self.preset in [{_SFT_PRESETS}] ? 'sft' : 'rl'))"
@@ -237,11 +239,11 @@ def schema(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> Schema:
     }
 
 
-def crd(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> dict[str, Any]:
+def crd(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> Document:
     """Return the CustomResourceDefinition of a kind."""
     group, version = GROUP_VERSION.split("/")
     singular = kind.__name__.lower()
-    subresources: dict[str, Any] = {"status": {}}
+    subresources: Document = {"status": {}}
     if kind is GroundingEvalJob:
         subresources["scale"] = {
             "specReplicasPath": ".spec.servers",
@@ -280,12 +282,12 @@ def crd(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> dict[str, Any
     }
 
 
-def crds() -> dict[str, dict[str, Any]]:
+def crds() -> dict[str, Document]:
     """Return all of them, by file name."""
     return {f"{kind.__name__.lower()}s.yaml": crd(kind) for kind in KINDS.values()}
 
 
-def text(definition: dict[str, Any]) -> str:
+def text(definition: Document) -> str:
     """Return a definition as YAML that Helm and kubectl read as it is meant: they go by YAML 1.1, to which a plain `n` or `on` is a truth value."""
     from io import StringIO
 

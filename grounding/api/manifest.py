@@ -23,6 +23,7 @@ from grounding.api.pod_template import problems
 from grounding.api.presets import PRESETS
 from grounding.api.resolved import HYPERPARAMETERS, ResolvedJob, method_fields, resolve
 from grounding.errors import UserError
+from grounding.jsontypes import JsonObject
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class Finding:
         return ".".join(f"[{p}]" if isinstance(p, int) else str(p) for p in self.path).replace(".[", "[")
 
 
-def _pod_templates(spec: object) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+def _pod_templates(spec: object) -> Iterator[tuple[tuple[str, ...], JsonObject]]:
     """Yield each pod template of a spec as written, with its place."""
     if not isinstance(spec, dict):
         return
@@ -175,7 +176,7 @@ def _pod_templates(spec: object) -> Iterator[tuple[tuple[str, ...], dict[str, An
                 yield ("podTemplates", str(role)), template
 
 
-def _preset_findings(spec: dict[str, Any]) -> list[Finding]:
+def _preset_findings(spec: JsonObject) -> list[Finding]:
     """Check the preset of a train job's spec, and write the method that it implies into `spec`."""
     preset, method = spec["preset"], spec.get("method")
     if not isinstance(preset, str) or preset not in PRESETS:
@@ -238,7 +239,7 @@ def read(document: Mapping[str, Any]) -> tuple[ResolvedJob | None, list[Finding]
 _HYPERPARAMETER_NAMES = frozenset(str(field.alias) for field in Hyperparameters.model_fields.values())
 
 
-def _with_effect(spec: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+def _with_effect(spec: JsonObject) -> tuple[JsonObject, list[Finding]]:
     """Return a train job's spec without the hyperparameters that have no effect for its method, and a finding for each of those."""
     given, method = spec.get("hyperparameters"), spec.get("method")
     if not isinstance(given, dict) or not isinstance(method, str) or method not in HYPERPARAMETERS:

@@ -5,9 +5,11 @@ Figures of the `egm-*` presets are the reference's (README tables in `docs/jobs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 
-_SFT: dict[str, Any] = {
+from grounding.jsontypes import Document
+
+_SFT: Document = {
     "learningRate": 1e-5,
     "schedule": "cosine",
     "warmupRatio": 0.03,
@@ -26,7 +28,7 @@ _SFT: dict[str, Any] = {
     "validateBeforeTrain": True,
     "keepCheckpoints": 5,
 }
-_RL: dict[str, Any] = {
+_RL: Document = {
     "learningRate": 3e-6,
     "schedule": "cosine",
     "warmupSteps": 30,
@@ -63,7 +65,7 @@ _RL: dict[str, Any] = {
     "validateBeforeTrain": True,
     "keepCheckpoints": 3,
 }
-TABLES: dict[str, dict[str, Any]] = {"sft": _SFT, "rl": _RL}
+TABLES: dict[str, Document] = {"sft": _SFT, "rl": _RL}
 """Defaults of each method: the reference's recipe. A job without a preset gets them; a preset names what differs, None for no value"""
 
 ALGORITHMS: dict[str, dict[str, str]] = {
@@ -74,7 +76,7 @@ ALGORITHMS: dict[str, dict[str, str]] = {
 }
 """What `algorithm` sets; a field that the job gives by itself wins"""
 
-_INTERNVL_RL: dict[str, Any] = {
+_INTERNVL_RL: Document = {
     "epochs": 5,
     "promptLength": 28672,
     "responseLength": 4096,
@@ -89,19 +91,26 @@ _INTERNVL_RL: dict[str, Any] = {
 }
 
 
-def _preset(
-    method: str, source: str | None, hyperparameters: dict[str, Any], *, gpus: int = 8, **spec: Any
-) -> dict[str, Any]:
+class Preset(TypedDict):
+    """A part of a train job's spec, by YAML names."""
+
+    method: Literal["sft", "rl"]
+    model: dict[str, str]
+    resources: dict[str, int]
+    hyperparameters: Document
+    data: NotRequired[dict[str, str]]
+
+
+def _preset(method: Literal["sft", "rl"], source: str | None, hyperparameters: Document, *, gpus: int = 8) -> Preset:
     return {
         "method": method,
         "model": {} if source is None else {"source": source},
         "resources": {"nodes": 1, "gpusPerNode": gpus},
         "hyperparameters": hyperparameters,
-        **spec,
     }
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, Preset] = {
     "egm-2b-sft": _preset("sft", "hf://Qwen/Qwen3-VL-2B-Thinking", {}),
     "egm-4b-sft": _preset("sft", "hf://Qwen/Qwen3-VL-4B-Thinking", {}),
     "egm-8b-sft": _preset("sft", "hf://Qwen/Qwen3-VL-8B-Thinking", {}),
@@ -109,8 +118,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "egm-4b-rl": _preset("rl", "hf://JamesZGQ/EGM-4B-SFT", {}),
     "egm-8b-rl": _preset("rl", "hf://JamesZGQ/EGM-8B-SFT", {}),
     "egm-internvl-rl": {
-        **_preset("rl", "hf://OpenGVLab/InternVL3-8B-hf", _INTERNVL_RL, data={"prompt": "grounding"}),
+        **_preset("rl", "hf://OpenGVLab/InternVL3-8B-hf", _INTERNVL_RL),
         "model": {"source": "hf://OpenGVLab/InternVL3-8B-hf", "family": "internvl"},
+        "data": {"prompt": "grounding"},
     },
     "tiny-sft": _preset(
         "sft",

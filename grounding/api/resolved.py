@@ -32,6 +32,7 @@ from grounding.api.hyperparameters import (
 from grounding.api.models import GroundingEvalJob, GroundingTrainJob, Job
 from grounding.api.presets import ALGORITHMS, PRESETS, TABLES
 from grounding.api.train_spec import TrainSpec
+from grounding.jsontypes import JsonObject
 
 
 class TrainHyperparameters(Model):
@@ -183,12 +184,13 @@ DERIVED = {
 """Method and hyperparameter -> what decides where no table has a value"""
 
 
-def under(base: Mapping[str, Any], explicit: Mapping[str, Any]) -> dict[str, Any]:
+def under(base: Mapping[str, object], explicit: Mapping[str, object]) -> JsonObject:
     """Merge `explicit` over `base`, mapping by mapping; lists and values are replaced whole."""
     merged = copy.deepcopy(dict(base))
     for key, value in explicit.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = under(merged[key], value)
+        mine = merged.get(key)
+        if isinstance(value, dict) and isinstance(mine, dict):
+            merged[key] = under(mine, value)
         else:
             merged[key] = value
     return merged
@@ -205,13 +207,13 @@ def required_fields(method: str) -> frozenset[str]:
     return frozenset(str(field.alias) for field in fields if field.is_required())
 
 
-def defaults(method: str, preset: str | None = None) -> dict[str, Any]:
+def defaults(method: str, preset: str | None = None) -> JsonObject:
     """Return the hyperparameters, by YAML name, of a job that names none: the method's table under the preset's values."""
     chosen = PRESETS[preset]["hyperparameters"] if preset is not None else {}
     return {key: value for key, value in under(TABLES[method], chosen).items() if value is not None}
 
 
-def _hyperparameters(spec: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _hyperparameters(spec: Mapping[str, Any], given: Mapping[str, Any]) -> JsonObject:
     """Return the hyperparameters of a spec: what is `given` over the defaults, some of which follow what is given."""
     method, family = spec["method"], ModelRef.model_validate(spec["model"]).family_name
     base = defaults(method, spec.get("preset"))
@@ -245,7 +247,7 @@ def resolve_train(job: GroundingTrainJob) -> ResolvedTrainJob:
     if preset is not None:
         base = {key: value for key, value in preset.items() if key != "hyperparameters"}
         if spec.get("model", {}).get("trainJob") or spec.get("model", {}).get("source"):
-            base["model"] = {k: v for k, v in base["model"].items() if k not in ("source", "trainJob")}
+            base["model"] = {k: v for k, v in preset["model"].items() if k not in ("source", "trainJob")}
         spec = under(base, spec)
     given = spec.pop("hyperparameters", {})
     whole = TrainSpec.model_validate(spec).model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NotRequired, TypedDict
 
 import typer
 
 if TYPE_CHECKING:
     from grounding.api.manifest import Problem
     from grounding.api.resolved import ResolvedJob
+
+
+class Verdict(TypedDict):
+    """What `--json` prints of a job, or of a mistake."""
+
+    file: str
+    ok: bool
+    line: NotRequired[int]
+    path: NotRequired[str]
+    message: NotRequired[str]
+    kind: NotRequired[str]
+    name: NotRequired[str]
 
 
 def validate(
@@ -23,7 +34,7 @@ def validate(
     """Check manifests, and the model folders that they name, and say every mistake with its line; exit code 2 where there is one."""
     import orjson
 
-    report: list[dict[str, Any]] = []
+    report: list[Verdict] = []
     for file in files:
         report += _validate(file, quiet=json)
     if json:
@@ -32,7 +43,7 @@ def validate(
         raise typer.Exit(2)
 
 
-def _validate(file: Path, *, quiet: bool) -> list[dict[str, Any]]:
+def _validate(file: Path, *, quiet: bool) -> list[Verdict]:
     """Return a record for each job and each problem of a file, and print them unless `quiet`."""
     from grounding.api import ManifestError, load
     from grounding.api.places import placeholders
@@ -45,16 +56,13 @@ def _validate(file: Path, *, quiet: bool) -> list[dict[str, Any]]:
         jobs = load(file)
     except ManifestError as error:
         say(f"error: {error}")
-        return [
-            {"file": str(file), "ok": False, "line": p.line, "path": p.path, "message": p.message}
-            for p in error.problems
-        ]
-    report: list[dict[str, Any]] = []
+        return [_mistake(file, problem) for problem in error.problems]
+    report: list[Verdict] = []
     for job in jobs:
         found = [*_model_problems(file, job), *function_problems(file, job)]
         for problem in found:
             say(f"error: {file}:{problem.line}: {problem.path}: {problem.message}")
-            report.append({"file": str(file), "ok": False, **dataclasses.asdict(problem)})
+            report.append(_mistake(file, problem))
         if found:
             continue
         report.append({"file": str(file), "ok": True, "kind": job.kind, "name": job.metadata.name})
@@ -63,6 +71,10 @@ def _validate(file: Path, *, quiet: bool) -> list[dict[str, Any]]:
         for field, message in [*placeholders(job), *_unseen(job)]:
             say(f"warning: {file}: {job.metadata.name}: spec.{field}: {message}")
     return report
+
+
+def _mistake(file: Path, problem: Problem) -> Verdict:
+    return {"file": str(file), "ok": False, "line": problem.line, "path": problem.path, "message": problem.message}
 
 
 def _model_problems(file: Path, job: ResolvedJob) -> Iterator[Problem]:

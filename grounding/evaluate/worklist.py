@@ -178,12 +178,12 @@ def read_worklist(
     wrong, for an empty file and for two files of one name.
     """
     guard, numbers = Guard(images, truths, without), dict[str, int]()
-    columns: dict[str, Any] = {n: array(c) for n, c in (("file", "H"), ("line", "I"), ("image", "I"), ("offset", "Q"))}
-    columns |= {"length": array("I"), "keys": bytearray()}
+    files_of, lines, pictures, keys = array("H"), array("I"), array("I"), bytearray()
+    offsets, lengths = array("Q"), array("I")
     names: dict[str, Path] = {}
     copies: list[IO[bytes] | None] = []
     for file_number, path in enumerate(files):
-        before = taken = len(columns["file"])
+        before = taken = len(files_of)
         name = file_stem(path)
         if name in names:
             raise UserError(f"has the same name as {names[name]}", file=path, hint="Give each file once.")
@@ -197,28 +197,28 @@ def read_worklist(
             e = guard.admit(path, at.number, at.value)
             if e is None:
                 continue
-            columns["file"].append(file_number)
-            columns["line"].append(at.number)
-            columns["image"].append(numbers.setdefault(e.image, len(numbers)))
-            columns["offset"].append(at.offset)
-            columns["length"].append(at.length)
-            columns["keys"] += bytes.fromhex(key_of(settings, e))
+            files_of.append(file_number)
+            lines.append(at.number)
+            pictures.append(numbers.setdefault(e.image, len(numbers)))
+            offsets.append(at.offset)
+            lengths.append(at.length)
+            keys += bytes.fromhex(key_of(settings, e))
         if copy is not None:
             copy.flush()
         guard.end_file()
-        if len(columns["file"]) == before:
+        if len(files_of) == before:
             raise UserError("the file holds no rows", file=path)
     return Worklist(
         settings=settings,
         files=tuple(files),
         names=tuple(names),
         images=list(numbers),
-        file=np.frombuffer(columns["file"], dtype=np.uint16),
-        line=np.frombuffer(columns["line"], dtype=np.uint32),
-        image=np.frombuffer(columns["image"], dtype=np.uint32),
-        keys=np.frombuffer(columns["keys"], dtype=">u8").astype(np.uint64).reshape(-1, 2),
-        _offset=np.frombuffer(columns["offset"], dtype=np.uint64),
-        _length=np.frombuffer(columns["length"], dtype=np.uint32),
+        file=np.frombuffer(files_of, dtype=np.uint16),
+        line=np.frombuffer(lines, dtype=np.uint32),
+        image=np.frombuffer(pictures, dtype=np.uint32),
+        keys=np.frombuffer(keys, dtype=">u8").astype(np.uint64).reshape(-1, 2),
+        _offset=np.frombuffer(offsets, dtype=np.uint64),
+        _length=np.frombuffer(lengths, dtype=np.uint32),
         _copies=tuple(copies),
         truth=truths.space,
         amodal=truths.amodal,

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from egm_operator.kinds import EVAL_JOB, TRAIN_JOB
 from grounding.api.base import read_known
 from grounding.api.status import Condition, EvalColumns, EvalStatus, JobStatus, Phase, TrainColumns, TrainStatus
+from grounding.jsontypes import Document
 
 S = TypeVar("S", bound=JobStatus)
 _MODELS: dict[str, type[JobStatus]] = {TRAIN_JOB.name: TrainStatus, EVAL_JOB.name: EvalStatus}
@@ -248,7 +249,7 @@ class StatusBuilder(Generic[S]):
         at = seconds(self.old.gpu_seconds_time)
         return 0.0 if at is None else at
 
-    def build(self) -> dict[str, Any] | None:
+    def build(self) -> Document | None:
         """Return the new status as the API server gets it, or None if there is nothing to write."""
         due = self._gpu_seconds > 0 and self.now - self._counted_until >= GPU_REFRESH_S
         if self.fields == self.old and not due:
@@ -302,7 +303,7 @@ def conditions(status: JobStatus) -> list[Condition]:
     return [] if status.conditions is None else status.conditions
 
 
-def as_json(status: JobStatus) -> dict[str, Any]:
+def as_json(status: JobStatus) -> Document:
     """Return a status as the API server holds it."""
     return status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
@@ -352,9 +353,9 @@ def set_columns(status: JobStatus) -> None:
         )
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Document:
     """Return the JSON merge patch that turns `old` into `new`."""
-    patch: dict[str, Any] = {k: None for k in old if k not in new}
+    patch: Document = {k: None for k in old if k not in new}
     for key, value in new.items():
         before = old.get(key)
         if isinstance(value, Mapping) and isinstance(before, Mapping):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -67,7 +68,7 @@ def extend() -> None:
     class Handler(base):  # type: ignore[misc]  # its type is known at run time only
         """Chat completions that may continue a message and that sample."""
 
-        async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+        async def handle_request(self, body: Mapping[str, Any], request_id: str) -> Any:
             """Answer one request."""
             token = _continues.set(bool(body.get("continue_final_message")))
             seed = _seed.set(body.get("seed"))
@@ -77,10 +78,10 @@ def extend() -> None:
                 _continues.reset(token)
                 _seed.reset(seed)
 
-        def _validate_request(self, body: dict[str, Any]) -> None:
+        def _validate_request(self, body: Mapping[str, Any]) -> None:
             super()._validate_request({k: v for k, v in body.items() if k not in FIELDS})
 
-        def _build_generation_config(self, body: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        def _build_generation_config(self, body: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
             unseeded = {k: v for k, v in body.items() if k != "seed"}  # another request may be drawing at this moment
             config = super()._build_generation_config(unseeded, *args, **kwargs)
             if float(body.get("temperature") or 0.0) > 0.0:

@@ -93,6 +93,10 @@ class Share(Dataset[Example]):  # type: ignore[misc]
         return row
 
 
+Collated = dict[str, torch.Tensor | Batch | EgmError]
+"""What a loader gives: `{"batch": Batch}`, tensors by the names that a model takes, or `{"error": error for people}`"""
+
+
 class Collator:
     """Examples -> one batch, padded on the right; pictures (InternVL: their tiles) are concatenated, as both families take them.
 
@@ -112,7 +116,7 @@ class Collator:
             patch,
         )
 
-    def __call__(self, examples: list[Example]) -> dict[str, Any]:
+    def __call__(self, examples: list[Example]) -> Collated:
         try:
             return self._batch(examples)
         except EgmError as error:
@@ -146,7 +150,7 @@ class Collator:
             labels.append([IGNORE] * len(given) + target)
         return ids, labels, inputs
 
-    def _batch(self, examples: list[Example]) -> dict[str, Any]:
+    def _batch(self, examples: list[Example]) -> Collated:
         ids, labels, inputs = self._rows(examples)
         pad = torch.nn.utils.rnn.pad_sequence
         input_ids = pad(
@@ -180,7 +184,7 @@ class PackingCollator(Collator):
         super().__init__(images, processor, image_token_id, max_length, patch)
         self.dtype = dtype
 
-    def _batch(self, examples: list[Example]) -> dict[str, Any]:
+    def _batch(self, examples: list[Example]) -> Collated:
         ids, labels, inputs = self._rows(examples)
         following = [[*row[1:], IGNORE] for row in labels]
         grids = _tensor(inputs["image_grid_thw"]) if "image_grid_thw" in inputs else None
@@ -236,8 +240,9 @@ def _tensor(values: Any) -> torch.Tensor:
     return torch.stack(list(values)) if isinstance(values, list | tuple) else torch.as_tensor(values)
 
 
-def raise_error(batches: Iterable[dict[str, Any]]) -> None:
+def raise_error(batches: Iterable[Collated]) -> None:
     """Raise the error for people that a loader's process put in the place of a batch."""
     for batch in batches:
-        if isinstance(batch.get("error"), EgmError):
-            raise batch["error"]
+        error = batch.get("error")
+        if isinstance(error, EgmError):
+            raise error

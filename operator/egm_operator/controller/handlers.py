@@ -14,12 +14,11 @@ import kopf
 
 from egm_operator.kinds import WATCHED
 from egm_operator.kube.cluster import PAGE
+from egm_operator.kube.objects import Raw
 from egm_operator.names import LABEL_JOB
 
 
-def register(
-    registry: kopf.OperatorRegistry, seen: Callable[[bool, dict[str, Any]], None], listed: Callable[[], None]
-) -> None:
+def register(registry: kopf.OperatorRegistry, seen: Callable[[bool, Raw], None], listed: Callable[[], None]) -> None:
     """Register one handler for all watched kinds: `seen` gets whether an object is gone, and the object."""
 
     async def watched(event: Any, **_: Any) -> None:

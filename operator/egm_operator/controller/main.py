@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import kopf
 from aiohttp import web
@@ -26,6 +25,7 @@ from egm_operator.kube.cache import Key, Store, slim
 from egm_operator.kube.client import Api, ApiError
 from egm_operator.kube.cluster import Cluster
 from egm_operator.kube.leader import Lease, lead
+from egm_operator.kube.objects import Raw
 from egm_operator.metrics.exposition import Exposition
 from egm_operator.metrics.meters import Meters
 from egm_operator.settings import Settings, load
@@ -90,7 +90,7 @@ class Operator:
         registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
         loop = asyncio.get_running_loop()
 
-        def seen(gone: bool, obj: dict[str, Any]) -> None:
+        def seen(gone: bool, obj: Raw) -> None:
             # slim before it waits for its turn: whole, a backlog of a busy moment would take tens of megabytes
             loop.call_soon_threadsafe(self.store.drop if gone else self.store.put, slim(obj))
 
@@ -99,9 +99,6 @@ class Operator:
 
         handlers.register(registry, seen, listed)
         handlers.configure(settings, namespaced=bool(self.settings.namespaces))
-        where: dict[str, Any] = (
-            {"namespaces": list(self.settings.namespaces)} if self.settings.namespaces else {"clusterwide": True}
-        )
 
         def run() -> None:
             kopf.run(
@@ -109,7 +106,8 @@ class Operator:
                 settings=settings,
                 ready_flag=self.watching,
                 stop_flag=self.stop_watching,
-                **where,
+                namespaces=list(self.settings.namespaces),
+                clusterwide=not self.settings.namespaces,
             )
 
         await asyncio.to_thread(run)

@@ -225,7 +225,7 @@ class Reconciler:
         if (written := status.build()) is None:
             return
         if written.get("reason") == Reason.REFUSED:
-            await self.cluster.event(seen.raw, str(Reason.REFUSED), written["message"], True, now, status.attempt)
+            await self.cluster.event(seen.raw, str(Reason.REFUSED), str(written["message"]), True, now, status.attempt)
         await self._write_status(key, seen, written)
 
 

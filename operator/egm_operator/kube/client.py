@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from urllib.request import getproxies
 
 import aiohttp
@@ -31,6 +31,13 @@ _STUMBLES = (0.1, 0.3)
 """Seconds before the second and the third try: a look at a job is many requests, and one that fails lets all of them be made again."""
 LOG = aiohttp.ClientTimeout(total=None, sock_connect=10)
 """A pod may write nothing to its log for hours"""
+
+
+class _Way(TypedDict, total=False):
+    """How requests reach the API server, as aiohttp takes it: through a proxy, or by another name in its certificate."""
+
+    proxy: str
+    server_hostname: str
 
 
 class ApiError(Exception):
@@ -64,7 +71,7 @@ class Api:
                 getproxies()
             ),  # where there is a proxy: aiohttp looks for one with each request, in a thread
         )
-        self._more: dict[str, Any] = {}
+        self._more = _Way()
         if configuration.proxy:
             self._more["proxy"] = configuration.proxy
         if configuration.tls_server_name:

@@ -14,6 +14,7 @@ from egm_operator.kube.client import Api, ApiError
 from egm_operator.kube.objects import Raw, entries, labels, section
 from egm_operator.names import FIELD_MANAGER, LABEL_JOB, LABEL_UID
 from egm_operator.status import stamp
+from grounding.jsontypes import Document
 
 _log = logging.getLogger("egm_operator")
 
@@ -77,7 +78,7 @@ class Cluster:
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str, force: bool = False) -> None:
         """Delete the object with this uid; do nothing if it is gone, or if another has its name. `force`: without a grace period."""
-        body: dict[str, Any] = {
+        body: Document = {
             "kind": "DeleteOptions",
             "apiVersion": "v1",
             "preconditions": {"uid": uid},

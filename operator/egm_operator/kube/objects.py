@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import orjson
 
 from egm_operator.kinds import JOB, POD, PYTORCHJOB
 from egm_operator.names import ANNOTATION_PROGRESS, LABEL_ATTEMPT, LABEL_MODEL, LABEL_ROLE, PREPARE
 from egm_operator.status import Reason, seconds
+from grounding.jsontypes import JsonObject
 
-Raw = dict[str, Any]
+Raw = JsonObject
+"""An object as the API server has it, or a manifest for it: unparsed. This module turns those that plans read into types."""
 _IMAGE_PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 _NOT_STARTED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
 _LOST_TO_NODE = ("Evicted", "NodeLost", "Preempting", "Shutdown", "NodeShutdown", "Terminated")
@@ -309,7 +311,21 @@ def _end(conditions: Mapping[str, Mapping[str, Any]], kind: str) -> End | None:
     return End(0.0 if since is None else since, text(found, "reason"), text(found, "message"))
 
 
-def _identity(raw: Mapping[str, Any]) -> dict[str, Any]:
+class _Identity(TypedDict):
+    """The fields of `Owned`, and whether the object is being deleted."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    role: str
+    attempt: int
+    model: int | None
+    created: float
+    deleting: bool
+
+
+def _identity(raw: Mapping[str, Any]) -> _Identity:
     meta, known = raw["metadata"], labels(raw)
     model = text(known, LABEL_MODEL)
     attempt, created = text(known, LABEL_ATTEMPT), seconds(meta.get("creationTimestamp"))

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from egm_operator.kube.objects import Raw
 from grounding.api.pod_template import KEYS
 
 _APPENDED = ("tolerations", "envFrom")
@@ -29,7 +30,7 @@ def _by_key(ours: list[Any], theirs: list[Any], field: str) -> list[Any]:
     return list(merged.values())
 
 
-def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Raw:
     """`theirs` over `ours`; neither is changed. Applying the same template twice gives what once gives."""
     merged = copy.deepcopy(dict(ours))
     for name, value in theirs.items():

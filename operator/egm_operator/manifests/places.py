@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from egm_operator.kube.objects import Raw
 from grounding.api import GroundingTrainJob, Job
 from grounding.errors import UserError
 from grounding.roles import Layout
@@ -33,7 +34,7 @@ class Places:
     claims: tuple[str, ...] = ()
     work_claim: str = ""
     work_path: str = ""
-    manifest: dict[str, Any] = field(default_factory=dict)
+    manifest: Raw = field(default_factory=dict)
     """The job as its pods read it: claims as paths."""
 
 
