@@ -48,7 +48,8 @@ class Run:
     name: str
     evaluations: list[Evaluation] = field(default_factory=list)
     trainings: list[Training] = field(default_factory=list)
-    jobs: list[JsonObject] = field(default_factory=list)
+    jobs: list[str] = field(default_factory=list)
+    """Names of all jobs that have a state"""
     sweeps: list[Path] = field(default_factory=list)
     """Folders of jobs that measured several settings; each has a page of its own"""
 
@@ -111,7 +112,7 @@ def collect(run_dir: Path) -> Run:
     found = sorted(p.parent.name for p in run_dir.glob("*/state.json"))
     for name in [n for n in order if n in found] + [n for n in found if n not in order]:
         folder = run_dir / name
-        run.jobs.append(_json(folder / "state.json") | {"name": name})
+        run.jobs.append(name)
         if is_sweep(folder):
             run.sweeps.append(folder)
         elif is_evaluation(folder):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 
-from egm_operator.kube.objects import Raw
+from egm_operator.kube.objects import Manifest
 from egm_operator.manifests import batch, network, own_reward, pytorchjob, servers
 from egm_operator.manifests.places import check_own_file, model_left_by, output_of, places
 from egm_operator.manifests.pod import Context
@@ -19,7 +19,7 @@ UID = "00000000-0000-0000-0000-000000000000"
 """Stands for the uid that the API server gives."""
 
 
-def objects(job: Job, trains: Mapping[str, Job], settings: Settings, namespace: str) -> list[Raw]:
+def objects(job: Job, trains: Mapping[str, Job], settings: Settings, namespace: str) -> list[Manifest]:
     """Return the objects of a job's first attempt. `trains`: train jobs by name, from which models may come. Raises `UserError`."""
     namespace = job.metadata.namespace or namespace
     output = output_of(job, namespace, settings.default_output)
@@ -27,7 +27,7 @@ def objects(job: Job, trains: Mapping[str, Job], settings: Settings, namespace: 
         hint = "Set spec.output (pvc://claim/path or s3://bucket/path), or EGM_OPERATOR_DEFAULT_OUTPUT as the operator has it."
         raise UserError("is missing", field=f"{job.metadata.name}: spec.output", hint=hint)
     check_own_file(job)
-    found: list[Raw] = []
+    found: list[Manifest] = []
     several = not isinstance(job, GroundingTrainJob) and bool(job.spec.several_models)
     for number, reference in enumerate(job.spec.models, 1):
         model = reference.source or ""
@@ -44,7 +44,7 @@ def objects(job: Job, trains: Mapping[str, Job], settings: Settings, namespace: 
     return [obj for obj in found if named.pop((obj["kind"], obj["metadata"]["name"]), None) is not None]
 
 
-def _of_model(ctx: Context, first: bool) -> list[Raw]:
+def _of_model(ctx: Context, first: bool) -> list[Manifest]:
     """Return the objects of the first attempt at a model; those that all models of a sweep share are among the `first` one's."""
     job, roles = ctx.job, {r.name: r for r in roles_of(ctx)}
     data = batch.prepare(roles["prepare"], ctx)

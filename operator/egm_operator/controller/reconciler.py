@@ -21,6 +21,7 @@ from egm_operator.plan import Plan, plan
 from egm_operator.settings import Settings
 from egm_operator.snapshot import Observed
 from egm_operator.status import ConditionType, Reason, StatusBuilder, difference, status_of
+from grounding.jsontypes import Document
 
 _log = logging.getLogger("egm_operator")
 _MADE_LATELY_S = 30.0
@@ -174,7 +175,8 @@ class Reconciler:
             self.store.put({"kind": change.kind, **await self.cluster.patch(change.kind, namespace, change.name, body)})
             self.queue.forget(key)
         for event in todo.events:
-            attempt = 0 if todo.status is None else int(todo.status.get("attempt", 0))
+            said = None if todo.status is None else todo.status.get("attempt")
+            attempt = said if isinstance(said, int) else 0
             await self.cluster.event(seen.raw, event.reason, event.message, event.warning, now, attempt)
             _log.log(
                 logging.WARNING if event.warning else logging.INFO,
@@ -196,7 +198,7 @@ class Reconciler:
         while self._made and now - self._made[first := next(iter(self._made))] >= _MADE_LATELY_S:
             del self._made[first]
 
-    async def _write_status(self, key: Key, seen: Observed, status: Raw) -> None:
+    async def _write_status(self, key: Key, seen: Observed, status: Document) -> None:
         patch = difference(section(seen.raw, "status"), status)
         # the version is a precondition: a status planned from an old view is not written
         body = {"metadata": {"resourceVersion": seen.meta["resourceVersion"], "uid": seen.meta["uid"]}, "status": patch}

@@ -11,7 +11,7 @@ from typing import Any
 from egm_operator.kinds import EVENT, JOBS, KINDS
 from egm_operator.kube.cache import version
 from egm_operator.kube.client import Api, ApiError
-from egm_operator.kube.objects import Raw, entries, labels, section
+from egm_operator.kube.objects import Manifest, Raw, entries, labels, section
 from egm_operator.names import FIELD_MANAGER, LABEL_JOB, LABEL_UID
 from egm_operator.status import stamp
 from grounding.jsontypes import Document
@@ -44,7 +44,7 @@ class Cluster:
         ]
         return "/".join(parts)
 
-    async def create(self, obj: Raw) -> Raw | None:
+    async def create(self, obj: Manifest) -> Raw | None:
         """Create an object, or find the one that an earlier process of the operator created for the same job. What is not the job's is never touched.
 
         None for a Secret that is there: it gets a random token and is never read, so that the right to create is enough.
@@ -155,7 +155,7 @@ class Cluster:
                 _log.warning("event %s was not posted: %s", reason, error)
 
 
-def _judge(wanted: Raw, there: Raw | None) -> Raw:
+def _judge(wanted: Manifest, there: Raw | None) -> Raw:
     """Return the object that has the wanted one's name, if it is the job's own. Raises `ApiError`: `Leftover` if that will go, `Taken` if not."""
     what = f"{wanted['kind']} {wanted['metadata']['name']}"
     theirs = {} if there is None else labels(there)

@@ -4,17 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Required, TypedDict
 
 import orjson
 
 from egm_operator.kinds import JOB, POD, PYTORCHJOB
 from egm_operator.names import ANNOTATION_PROGRESS, LABEL_ATTEMPT, LABEL_MODEL, LABEL_ROLE, PREPARE
 from egm_operator.status import Reason, seconds
-from grounding.jsontypes import JsonObject
+from grounding.jsontypes import Document, JsonObject
 
 Raw = JsonObject
-"""An object as the API server has it, or a manifest for it: unparsed. This module turns those that plans read into types."""
+"""An object as the API server has it: unparsed. This module turns those that plans read into types."""
+
+
+class Meta(TypedDict, total=False):
+    """Metadata of an object to create."""
+
+    name: Required[str]
+    namespace: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    ownerReferences: list[Document]
+
+
+class Manifest(TypedDict, total=False):
+    """An object to create. What is in its sections only the API server reads."""
+
+    apiVersion: Required[str]
+    kind: Required[str]
+    metadata: Required[Meta]
+    spec: Document
+    type: str
+    stringData: dict[str, str]
+
+
 _IMAGE_PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 _NOT_STARTED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
 _LOST_TO_NODE = ("Evicted", "NodeLost", "Preempting", "Shutdown", "NodeShutdown", "Terminated")

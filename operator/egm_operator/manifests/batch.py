@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from egm_operator.kube.objects import Raw
+from egm_operator.kube.objects import Manifest
 from egm_operator.manifests.pod import PROGRESS_ENV, Context, queued, template
 from egm_operator.names import PROGRESS_PORT, child
 from grounding.roles import Role
@@ -28,7 +28,7 @@ def client_name(ctx: Context, attempt: int) -> str:
     return child(ctx.prefix, f"{ctx.part}client-{attempt}")
 
 
-def prepare(role: Role, ctx: Context) -> Raw:
+def prepare(role: Role, ctx: Context) -> Manifest:
     """Return the Job that makes the job's data once, before any GPU is taken."""
     pod = template(role, ctx)
     spec = {"backoffLimit": max(0, ctx.job.spec.max_attempts - 1), "podFailurePolicy": _POLICY, "template": pod}
@@ -40,7 +40,7 @@ def prepare(role: Role, ctx: Context) -> Raw:
     }
 
 
-def client(role: Role, prepare_role: Role, ctx: Context, attempt: int, endpoints: list[str]) -> Raw:
+def client(role: Role, prepare_role: Role, ctx: Context, attempt: int, endpoints: list[str]) -> Manifest:
     """Return the Job that asks the servers; one a attempt, attempts are counted by the plan."""
     env = {**PROGRESS_ENV, **Environment(attempt=attempt, results=ctx.places.output).as_environ()}
     if endpoints:

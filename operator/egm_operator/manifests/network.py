@@ -10,22 +10,23 @@ from dataclasses import replace
 import orjson
 
 from egm_operator.kinds import NETWORK_POLICY
-from egm_operator.kube.objects import Raw
+from egm_operator.kube.objects import Manifest
 from egm_operator.manifests.pod import Context, unique
 from egm_operator.names import LABEL_UID, PROGRESS_PORT, SERVER_PORT
+from grounding.jsontypes import Document
 
 _DNS = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
 
 
-def wanted(ctx: Context) -> list[Raw]:
+def wanted(ctx: Context) -> list[Manifest]:
     """Return the policy, to be created ahead of any pod; nothing if the operator is not to make policies."""
     return [_policy(ctx)] if ctx.settings.network_policies else []
 
 
-def _policy(ctx: Context) -> Raw:
+def _policy(ctx: Context) -> Manifest:
     settings, own = ctx.settings, {"podSelector": {"matchLabels": {LABEL_UID: ctx.uid}}}
     egress = orjson.loads(settings.network_egress)
-    spec: Raw = {
+    spec: Document = {
         **own,
         "policyTypes": ["Ingress", "Egress"] if egress else ["Ingress"],
         "ingress": [
@@ -40,7 +41,7 @@ def _policy(ctx: Context) -> Raw:
     return {"apiVersion": NETWORK_POLICY.api_version, "kind": NETWORK_POLICY.name, "metadata": meta, "spec": spec}
 
 
-def _from(peers: str, *ports: int) -> list[Raw]:
+def _from(peers: str, *ports: int) -> list[Document]:
     """Return the rule that lets peers reach some ports; none without peers, which would stand for everyone."""
     found = orjson.loads(peers)
     return [{"from": found, "ports": [{"protocol": "TCP", "port": port} for port in ports]}] if found else []

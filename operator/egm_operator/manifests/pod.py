@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from egm_operator.kinds import GROUP
-from egm_operator.kube.objects import Raw, entries, section
+from egm_operator.kube.objects import Manifest, Meta, Raw, entries, section
 from egm_operator.manifests import policy
 from egm_operator.manifests.merge import merge
 from egm_operator.manifests.places import CLAIMS, JOB_FILE_NAME, JOB_FOLDER, REWARD_FILE, REWARD_FOLDER, WORK, Places
@@ -30,6 +30,7 @@ from egm_operator.settings import Settings
 from grounding.api import GroundingTrainJob, Job
 from grounding.api.eval_spec import EvalSpec
 from grounding.api.train_spec import TrainPodTemplates, TrainSpec
+from grounding.jsontypes import Document
 from grounding.roles import Role
 from grounding.runtime.access import header_variable
 from grounding.runtime.environment import Environment
@@ -71,7 +72,7 @@ class Context:
         found = labels(self.job.kind, self.name, self.uid, role, attempt)
         return found if self.model is None or role == PREPARE else {**found, LABEL_MODEL: str(self.model)}
 
-    def meta(self, name: str, role: str, attempt: int | None = None) -> Raw:
+    def meta(self, name: str, role: str, attempt: int | None = None) -> Meta:
         """Metadata of an object that the job owns; the queue label goes along."""
         found = self.labels(role, attempt)
         return {
@@ -104,10 +105,10 @@ _CPUS_A_GPU, _GIB_A_GPU = 3, 12
 """Requests of pods whose job says nothing: what a small cloud machine with one GPU (4 CPUs, 16 GiB) has left for a pod."""
 
 
-def _resources(role: Role, ctx: Context) -> Raw:
+def _resources(role: Role, ctx: Context) -> Document:
     """Requests, and limits where Kubernetes wants them equal (GPUs) or a runaway would hurt others (memory)."""
-    requests: Raw = {}
-    limits: Raw = {}
+    requests: Document = {}
+    limits: Document = {}
     if role.gpus:
         spec = ctx.job.spec
         own = spec.resources.gpu_resource if isinstance(spec, TrainSpec) else spec.gpu_resource
@@ -154,7 +155,7 @@ def _grace_seconds(role: Role, ctx: Context) -> int:
     return ctx.settings.grace_seconds
 
 
-def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Raw]:
+def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Document]:
     given = Environment(
         termination_log=Path("/dev/termination-log"),
         pvc_root=Path(CLAIMS),
@@ -171,7 +172,7 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Raw]:
         **({} if ctx.places.shared else Environment(output=ctx.places.output).as_environ()),
         **extra,
     }
-    env: list[Raw] = [{"name": n, "value": v} for n, v in plain.items()]
+    env: list[Document] = [{"name": n, "value": v} for n, v in plain.items()]
     env.append({"name": Environment.variable("pod_ip"), "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
     reference = {"name": token_name(ctx), "key": "token"}
     if role.replicas > 1 and role.kind == "task":  # Ray, and what pods tell each other beside it
@@ -191,12 +192,12 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Raw]:
     return env
 
 
-def _access(spec: EvalSpec) -> list[Raw]:
+def _access(spec: EvalSpec) -> list[Document]:
     """Return the variables by which the client is let in by servers that the job names."""
     key = spec.api_key_secret
     secrets = [(Environment.variable("api_key"), key.name, key.key)] if key is not None else []
     secrets += [(header_variable(each.header), each.name, each.key) for each in spec.header_secrets]
-    env: list[Raw] = [
+    env: list[Document] = [
         {"name": variable, "valueFrom": {"secretKeyRef": {"name": name, "key": entry}}}
         for variable, name, entry in secrets
     ]
@@ -207,18 +208,18 @@ def _access(spec: EvalSpec) -> list[Raw]:
     return env
 
 
-def _volumes(ctx: Context) -> tuple[list[Raw], list[Raw]]:
+def _volumes(ctx: Context) -> tuple[list[Document], list[Document]]:
     """Volumes of the pod, and where its container mounts them."""
     places = ctx.places
-    volumes: list[Raw] = [
+    volumes: list[Document] = [
         {"name": "job", "downwardAPI": {"items": [{"path": JOB_FILE_NAME, "fieldRef": {"fieldPath": _JOB_FIELD}}]}},
         {"name": "tmp", "emptyDir": {}},
     ]
-    mounts: list[Raw] = [
+    mounts: list[Document] = [
         {"name": "job", "mountPath": JOB_FOLDER, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
     ]
-    shm: Raw = {"medium": "Memory"}
+    shm: Document = {"medium": "Memory"}
     if isinstance(ctx.job, GroundingTrainJob) and ctx.job.spec.resources.shared_memory:
         shm["sizeLimit"] = ctx.job.spec.resources.shared_memory
     volumes.append({"name": "shm", "emptyDir": shm})
@@ -262,7 +263,7 @@ def token_name(ctx: Context) -> str:
     return unique(ctx, "token")
 
 
-def token(ctx: Context) -> Raw:
+def token(ctx: Context) -> Manifest:
     """That Secret, without its value: `cluster.create_secret` draws one, once, so that plans stay pure and no one reads it."""
     meta = replace(ctx, model=None).meta(token_name(ctx), "token")  # the models of a sweep share it
     return {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "type": "Opaque"}
@@ -284,7 +285,7 @@ def template(
     image = settings.infer_image if role.name in ("server", "evaluate") else settings.train_image
     volumes, mounts = _volumes(ctx)
     secret = [{"secretRef": {"name": settings.storage_secret}}] if settings.storage_secret else []
-    main: Raw = {
+    main: Document = {
         "name": container,
         "image": image,
         "imagePullPolicy": settings.image_pull_policy,
@@ -304,7 +305,7 @@ def template(
         main["readinessProbe"] = {**probe, "periodSeconds": 5}
         # until the start-up probe has passed no one else asks, so that a slow load is not a dead server
         main["startupProbe"] = {**probe, "periodSeconds": 5, "failureThreshold": max(1, int(role.probe.timeout_s // 5))}
-    spec: Raw = {
+    spec: Document = {
         "restartPolicy": restart,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -341,7 +342,7 @@ def template(
     return merged
 
 
-def _user(settings: Settings) -> Raw:
+def _user(settings: Settings) -> Document:
     """Return the user and groups of a pod; none if the cluster chooses them."""
     number = settings.run_as_user
     groups = {"runAsUser": number, "runAsGroup": number, "fsGroup": number} if number else {}
@@ -392,10 +393,10 @@ def _users(template: Mapping[str, Any], container: str, prepares: bool) -> Raw:
     return {"metadata": {k: v for k, v in meta.items() if k in ("labels", "annotations")}, "spec": spec}
 
 
-def _placement(ctx: Context, job: GroundingTrainJob, role: Role) -> Raw:
+def _placement(ctx: Context, job: GroundingTrainJob, role: Role) -> Document:
     """Node labels, tolerations, and one rack for all pods where the job asks for it."""
     resources = job.spec.resources
-    spec: Raw = {}
+    spec: Document = {}
     if resources.node_selector:
         spec["nodeSelector"] = dict(resources.node_selector)
     if resources.tolerations:
@@ -407,7 +408,7 @@ def _placement(ctx: Context, job: GroundingTrainJob, role: Role) -> Raw:
     return spec
 
 
-def queued(meta: Raw, ctx: Context) -> Raw:
+def queued(meta: Meta, ctx: Context) -> Meta:
     """Metadata with the label of the job's Kueue queue."""
     if ctx.job.spec.queue:
         meta["labels"] = {**meta["labels"], QUEUE_LABEL: ctx.job.spec.queue}

@@ -7,10 +7,11 @@ One PyTorchJob an attempt. Its controller makes the pods and their Service, and 
 from __future__ import annotations
 
 from egm_operator.kinds import PYTORCHJOB
-from egm_operator.kube.objects import Raw
+from egm_operator.kube.objects import Manifest
 from egm_operator.manifests import network
 from egm_operator.manifests.pod import PROGRESS_ENV, Context, queued, template, token
 from egm_operator.names import PROGRESS_PORT, child
+from grounding.jsontypes import Document
 from grounding.roles import Role
 from grounding.runtime.environment import Environment
 
@@ -23,13 +24,13 @@ def name(prefix: str, attempt: int) -> str:
     return child(prefix, f"a{attempt}")
 
 
-def wanted(role: Role, prepare: Role, ctx: Context, attempt: int) -> list[Raw]:
+def wanted(role: Role, prepare: Role, ctx: Context, attempt: int) -> list[Manifest]:
     """Return all objects of an attempt, in the order in which they are made."""
     secrets = [token(ctx)] if role.replicas > 1 else []
     return [*network.wanted(ctx), *secrets, build(role, prepare, ctx, attempt)]
 
 
-def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Raw:
+def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Manifest:
     """Return the PyTorchJob of an attempt: a Master, and Workers for the nodes beyond the first."""
     ports = {"pytorchjob-port": 23456, "progress": PROGRESS_PORT}
     pod = template(
@@ -44,12 +45,12 @@ def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Raw:
     replicas = {"Master": {"replicas": 1, "restartPolicy": "Never", "template": pod}}
     if role.replicas > 1:
         replicas["Worker"] = {"replicas": role.replicas - 1, "restartPolicy": "Never", "template": pod}
-    scheduling: Raw = {"minAvailable": role.replicas}
+    scheduling: Document = {"minAvailable": role.replicas}
     if ctx.job.spec.priority_class_name:
         scheduling["priorityClass"] = ctx.job.spec.priority_class_name
     if ctx.job.spec.queue:
         scheduling["queue"] = ctx.job.spec.queue
-    policy: Raw = {"cleanPodPolicy": "Running", "schedulingPolicy": scheduling}
+    policy: Document = {"cleanPodPolicy": "Running", "schedulingPolicy": scheduling}
     if ctx.job.spec.queue:
         policy["suspend"] = True  # Kueue admits it by taking this away
     return {
@@ -60,6 +61,6 @@ def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Raw:
     }
 
 
-def suspension(suspend: bool) -> Raw:
+def suspension(suspend: bool) -> Document:
     """Return the merge patch that stops a PyTorchJob's pods, or lets them come back."""
     return {"spec": {"runPolicy": {"suspend": suspend}}}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from egm_operator.kinds import GROUP
-from egm_operator.kube.objects import Raw
+from egm_operator.kube.objects import Manifest
 from egm_operator.manifests import network
 from egm_operator.manifests.pod import Context, queued, template, token
 from egm_operator.names import LABEL_INDEX, SERVER_PORT, child, labels
@@ -38,7 +38,7 @@ def selector(ctx: Context) -> dict[str, str]:
     return {k: v for k, v in labels(ctx.job.kind, ctx.name, ctx.uid, "server").items() if k.startswith(f"{GROUP}/")}
 
 
-def service(ctx: Context) -> Raw:
+def service(ctx: Context) -> Manifest:
     """Return the headless Service that gives servers their names."""
     meta = replace(ctx, model=None).meta(service_name(ctx.prefix), "server")  # the models of a sweep share it
     spec = {
@@ -50,12 +50,12 @@ def service(ctx: Context) -> Raw:
     return {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec}
 
 
-def shared(ctx: Context) -> list[Raw]:
+def shared(ctx: Context) -> list[Manifest]:
     """Return what all servers of a job need: the policy of its network, the key that they ask for, and their names."""
     return [*network.wanted(ctx), token(ctx), service(ctx)]
 
 
-def server(role: Role, ctx: Context, index: int) -> Raw:
+def server(role: Role, ctx: Context, index: int) -> Manifest:
     """Return a server's pod. The kubelet restarts it if it dies; the plan creates it again if it is gone."""
     env = Environment(port=SERVER_PORT, host=EVERY_IPV4).as_environ()
     pod = template(role, ctx, extra_env=env, ports={"http": SERVER_PORT}, restart="Always")

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from egm_operator.kube.objects import Owned, Pod, Raw
+from egm_operator.kube.objects import Manifest, Owned, Pod
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import J, PlacedSnapshot, Snapshot
 from egm_operator.status import ConditionType, Reason, S, StatusBuilder
@@ -36,7 +36,7 @@ class Unit(ABC, Generic[J, S, Obj]):
         """Return the pods of an attempt."""
 
     @abstractmethod
-    def objects(self, snapshot: PlacedSnapshot[J, S], attempt: int) -> list[Raw]:
+    def objects(self, snapshot: PlacedSnapshot[J, S], attempt: int) -> list[Manifest]:
         """Return what an attempt is made of, in the order in which it is to be created."""
 
     def get(self, snapshot: PlacedSnapshot[J, S], attempt: int) -> Obj | None:

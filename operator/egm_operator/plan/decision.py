@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
-from egm_operator.kube.objects import Owned, Raw
+from egm_operator.kube.objects import Manifest, Owned
 from egm_operator.status import ConditionType, Reason, S, StatusBuilder, short, stamp
 from grounding.api.status import Phase
+from grounding.jsontypes import Document
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class Plan:
     The status is written before objects are deleted, because it records what the deleted objects reported. `at`: when to look again at the latest.
     """
 
-    create: list[Raw] = field(default_factory=list)
+    create: list[Manifest] = field(default_factory=list)
     patch: list[Patch] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    status: Raw | None = None
+    status: Document | None = None
     delete: list[Delete] = field(default_factory=list)
     at: float | None = None
 
@@ -78,7 +79,7 @@ class Decision(Generic[S]):
         if other.plan.at is not None:
             self.look_again(other.plan.at)
 
-    def create(self, *objects: Raw) -> None:
+    def create(self, *objects: Manifest) -> None:
         """Create these objects, in this order."""
         self.plan.create.extend(objects)
 

@@ -170,7 +170,7 @@ def test_rows_in_the_forms_that_programs_write(tmp_path: Path, name: str, raw: b
 def test_sft_rows_name_their_picture_in_a_list_too(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
     (tmp_path / "s.jsonl").write_bytes(orjson.dumps({"image": ["a.jpg"], "conversations": turns}))
-    assert [r["image"] for r in load_rows(tmp_path / "s.jsonl")] == ["a.jpg"]
+    assert [r.image for r in load_rows(tmp_path / "s.jsonl")] == ["a.jpg"]
     (tmp_path / "s.jsonl").write_bytes(orjson.dumps({"image": "a.jpg", "messages": turns}))
     with pytest.raises(UserError, match="egm data import --as sft"):
         load_rows(tmp_path / "s.jsonl")

@@ -138,7 +138,7 @@ def test_targets_for_training(tmp_path: Path, pictures: Path) -> None:
     row = pq.read_table(tmp_path / "out/train.parquet").to_pylist()[0]
     assert row["reward_model"]["ground_truth"] == thousand(ROWS[0][2])
     (sft,) = import_files([path], [pictures], tmp_path / "sft", target="sft").files
-    answer = load_rows(sft)[0]["conversations"][1]["value"]
+    answer = load_rows(sft)[0].gpt
     assert answer == '```json\n[\n\t{"bbox_2d": [50, 200, 300, 800], "label": "the dog number 0"}\n]\n```'
 
 

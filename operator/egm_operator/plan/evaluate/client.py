@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from egm_operator.kube.objects import BatchJob, Pod, Raw
+from egm_operator.kube.objects import BatchJob, Manifest, Pod
 from egm_operator.manifests import batch, network, servers
 from egm_operator.plan.attempts import Unit
 from egm_operator.plan.decision import Decision
@@ -26,7 +26,7 @@ class Client(Unit[ResolvedEvalJob, EvalStatus, BatchJob]):
     def pods(self, snapshot: EvalSnapshot, attempt: int) -> list[Pod]:
         return snapshot.of_model(snapshot.pods_of("evaluate", attempt))
 
-    def objects(self, snapshot: PlacedEval, attempt: int) -> list[Raw]:
+    def objects(self, snapshot: PlacedEval, attempt: int) -> list[Manifest]:
         roles, context = snapshot.roles, snapshot.context
         urls = servers.endpoints(roles["server"], context) if "server" in roles else []
         client = batch.client(roles["evaluate"], roles["prepare"], context, attempt, urls)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from egm_operator.kube.objects import Pod, PyTorchJob, Raw
+from egm_operator.kube.objects import Manifest, Pod, PyTorchJob
 from egm_operator.manifests import pytorchjob
 from egm_operator.plan.attempts import Unit
 from egm_operator.plan.decision import Decision
@@ -26,7 +26,7 @@ class Gang(Unit[ResolvedTrainJob, TrainStatus, PyTorchJob]):
     def pods(self, snapshot: TrainSnapshot, attempt: int) -> list[Pod]:
         return snapshot.pods_of(snapshot.job.spec.method, attempt)
 
-    def objects(self, snapshot: PlacedTrain, attempt: int) -> list[Raw]:
+    def objects(self, snapshot: PlacedTrain, attempt: int) -> list[Manifest]:
         roles = snapshot.roles
         return pytorchjob.wanted(roles[snapshot.job.spec.method], roles["prepare"], snapshot.context, attempt)
 
