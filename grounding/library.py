@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from grounding import api
+from grounding import api, defaults
 from grounding.api import ResolvedEvalJob
 from grounding.errors import Failure, UserError
 from grounding.evaluate import summary_model
@@ -65,6 +65,10 @@ __all__ = [
 KEY_VARIABLE = "OPENAI_API_KEY"
 
 
+OWN_ENGINE = "transformers"
+"""What serves a model for one question if no engine is named: it needs no GPU"""
+
+
 # ---- ask ----
 def _bytes_of(picture: str | Path | bytes | Image.Image) -> bytes:
     if isinstance(picture, bytes):
@@ -101,8 +105,8 @@ def ask(
     endpoint: str = "",
     model: str | Path | None = None,
     engine: str = "",
-    prompt: str = "qwen3",
-    scoring: str = "egm",
+    prompt: str = defaults.PROMPT,
+    scoring: str = defaults.SCORING,
     sampling: Sampling | None = None,
     access: Access | None = None,
     runs: str | Path = "runs",
@@ -115,18 +119,19 @@ def ask(
     last under `runs`) is started for this one question by `engine` (transformers); `serve` keeps one for many. `say` hears of waits.
     """
     if not endpoint:
-        with serve(newest_model(runs) if model is None else model, engine=engine or "transformers", say=say) as url:
+        own = engine or OWN_ENGINE
+        with serve(newest_model(runs) if model is None else model, engine=own, say=say) as url:
             return ask(
                 picture,
                 expression,
                 endpoint=url,
-                engine=engine or "transformers",
+                engine=own,
                 prompt=prompt,
                 scoring=scoring,
                 sampling=sampling,
                 access=Access(),  # a server of our own needs no key
             )
-    data, chosen = _bytes_of(picture), get_engine(engine or "sglang")
+    data, chosen = _bytes_of(picture), get_engine(engine or defaults.ENGINE)
     asker = Asker(endpoint, access_of(os.environ, KEY_VARIABLE) if access is None else access)
     name = (str(model) if model else asker.model()) if chosen.names_model else None
     return asker.ask(data, expression, Request(name, prompt, chosen.request_extras(sampling or Sampling())), scoring)
@@ -157,7 +162,7 @@ def _serve_job(model: str | Path, engine: str, gpus: int) -> ResolvedEvalJob:
 def serve(
     model: str | Path,
     *,
-    engine: str = "transformers",
+    engine: str = OWN_ENGINE,
     gpus: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[str]:
@@ -272,11 +277,11 @@ def evaluate(
     endpoint: str | Sequence[str],
     model: str,
     out: str | Path,
-    engine: str = "sglang",
-    prompt: str = "qwen3",
-    scoring: str = "egm",
+    engine: str = defaults.ENGINE,
+    prompt: str = defaults.PROMPT,
+    scoring: str = defaults.SCORING,
     sampling: Sampling | None = None,
-    concurrency: int = 64,
+    concurrency: int = defaults.CONCURRENCY,
     limit: int | None = None,
     retry_errors: bool = False,
     access: Access | None = None,
@@ -311,7 +316,7 @@ def score(
     width: int,
     height: int,
     *,
-    scoring: str = "egm",
+    scoring: str = defaults.SCORING,
     remap: str | None = "scale",
 ) -> Scored:
     """Score one answer against the true box (xyxy in pixels of a picture of `width` x `height`). `remap` is as for `egm score`."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints
 
-from grounding import sampling
+from grounding import defaults, sampling
 from grounding.api.base import Model, Place, Places, Rule, Text
 from grounding.api.common import (
     CHANGEABLE,
@@ -221,7 +221,7 @@ class EvalSpec(JobSpec):
         description="The model to measure. Absent: those of sweep.models.",
     )
     engine: Literal["sglang", "vllm", "transformers", "openai"] = Field(
-        "sglang",
+        defaults.ENGINE,
         description="Server software; transformers runs on a CPU, openai is a hosted service behind endpoints.",
     )
     servers: int = Field(1, ge=1, le=1000, description="Number of servers that share the work.")
@@ -265,7 +265,7 @@ class EvalSpec(JobSpec):
         None, description="Certificates (PEM) of the authority that the endpoints' certificates are from."
     )
     prompt: Annotated[str, Field(max_length=4096)] = Field(
-        "qwen3",
+        defaults.PROMPT,
         description="Prompt template: qwen3, qwen3_amodal, grounding or amodal; or a text of your own with {sent} in the place "
         "of the expression.",
     )
@@ -282,7 +282,7 @@ class EvalSpec(JobSpec):
         "egm-reward",
         "vlmevalkit",
     ] = Field(
-        "egm",
+        defaults.SCORING,
         description="Scoring profile; egm is egm-eval. Those in -pixels are for models that answer in pixels, "
         "egm-eval-resized is for Qwen2.5-VL.",
     )
@@ -307,9 +307,9 @@ class EvalSpec(JobSpec):
         None, ge=0, description="What an hour of a GPU costs, in US dollars; the summary then says what was spent."
     )
     mode: Literal["throughput", "latency"] = Field(
-        "throughput", description="What the run measures besides accuracy; never one number for both."
+        defaults.MODE, description="What the run measures besides accuracy; never one number for both."
     )
-    concurrency: int = Field(64, ge=1, le=4096, description="Requests in flight over all servers.")
+    concurrency: int = Field(defaults.CONCURRENCY, ge=1, le=4096, description="Requests in flight over all servers.")
     max_errors: int = Field(
         0,
         ge=0,

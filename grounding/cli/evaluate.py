@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from grounding import defaults
 from grounding.cli.access import CaFileOption, HeaderEnvOption
 from grounding.cli.places import input_path
 from grounding.jsontypes import JsonObject
@@ -109,25 +110,29 @@ def evaluate(
     endpoint: Annotated[list[str], typer.Option("--endpoint", help="http://HOST:PORT of a server; repeatable.")] = [],  # noqa: B006
     prompt: Annotated[
         str, typer.Option(help="Prompt by name, or a template of your own with {sent} in the place of the expression.")
-    ] = "qwen3",
+    ] = defaults.PROMPT,
     system: Annotated[str, typer.Option(help="A system message before each question.")] = "",
     scoring: Annotated[
         str,
         typer.Option(
             help="Scoring profile: egm, egm-eval-pixels, answer-after-thinking, egm-reward, vlmevalkit; or FILE.py[:FUNCTION]."
         ),
-    ] = "egm",
-    engine: Annotated[str, typer.Option(help="What the server is: sglang, vllm, transformers or openai.")] = "sglang",
+    ] = defaults.SCORING,
+    engine: Annotated[
+        str, typer.Option(help="What the server is: sglang, vllm, transformers or openai.")
+    ] = defaults.ENGINE,
     copies: Annotated[
         int, typer.Option("--dp-size", min=1, help="Copies of the model behind each endpoint (data parallelism).")
     ] = 1,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight over all endpoints, at most.")] = 64,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Requests in flight over all endpoints, at most.")
+    ] = defaults.CONCURRENCY,
     mode: Annotated[
         str,
         typer.Option(
             help="throughput: as fast as the servers go. latency: --concurrency fixed from the start, warmed up; its latencies count."
         ),
-    ] = "throughput",
+    ] = defaults.MODE,
     siblings_at_once: Annotated[
         bool,
         typer.Option("--siblings-at-once", help="Do not wait for an image's first answer with its other questions."),

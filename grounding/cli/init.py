@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from grounding import defaults
+
 
 def register(app: typer.Typer) -> None:
     """Add `egm init`."""
@@ -78,7 +80,7 @@ def init(
         data=PUBLISHED if where == "published" else SHAPES if where == SHAPES else where,
         model=model,
         gpus=count,
-        engine=cast(Engine, server or "sglang"),
+        engine=cast(Engine, server or defaults.ENGINE),
         output="" if copy == "-" else copy,
     )
     written = text(choices)

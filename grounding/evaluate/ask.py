@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import orjson
 from PIL import Image
 
+from grounding import defaults
 from grounding.boxes import Box
 from grounding.data.drawing import Mark, draw
 from grounding.data.pictures import inspect
@@ -111,7 +112,7 @@ class Asker:
         except (UserError, ValueError, LookupError, TypeError):
             return None
 
-    def ask(self, picture: bytes, expression: str, request: Request, scoring: str = "egm") -> BoxAnswer:
+    def ask(self, picture: bytes, expression: str, request: Request, scoring: str = defaults.SCORING) -> BoxAnswer:
         """Ask for the box of an expression. Raises `UserError` for what is no picture or is refused, `Failure` if no answer comes."""
         profile = get_profile(scoring)
         try:

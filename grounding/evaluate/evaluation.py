@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from grounding import defaults
 from grounding.errors import UserError
 from grounding.evaluate.client.client import Identify
 from grounding.evaluate.client.options import Options
@@ -27,11 +28,11 @@ class Evaluation:
     model: str
     client: Options
     sampling: Sampling = field(default_factory=Sampling)
-    scoring: str = "egm"
+    scoring: str = defaults.SCORING
     limit: int | None = None
     retry_errors: bool = False
     rescore: bool = False
-    mode: str = "throughput"
+    mode: str = defaults.MODE
     """throughput: as fast as the endpoints go. latency: a fixed concurrency, warmed up; only then are latencies a result"""
     remote: str = ""
     """Where a copy of `out` is kept: s3://bucket/prefix; empty: nowhere"""

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from grounding import defaults
 from grounding.data.spaces import parse_space
 from grounding.errors import UserError
 from grounding.evaluate.client.options import Options
@@ -59,11 +60,11 @@ def stored_evaluation(folder: Path, scoring: str = "") -> Evaluation:
         str(config.get("model")),
         Options((), request, method=method_of(config.get("method"))),
         sampling,
-        scoring or str(config.get("scoring") or "egm"),
+        scoring or str(config.get("scoring") or defaults.SCORING),
         limit if isinstance(limit, int) else None,
         rescore=True,
         max_errors=most if isinstance(most := config.get("max_errors"), int) else 0,
-        mode=str(config.get("mode") or "throughput"),
+        mode=str(config.get("mode") or defaults.MODE),
         truths=Truths(parse_space(config.get("truth"), f"{path}: truth")),
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from grounding import defaults
 from grounding.data.records import file_stem
 from grounding.errors import UserError
 from grounding.evaluate.evaluation import Evaluation
@@ -26,7 +27,7 @@ def check_conditions(evaluation: Evaluation, results: Results) -> None:
     if not results.done.answered.any() or not path.exists():
         return
     before = read_json(path)
-    mode, concurrency = before.get("mode", "throughput"), before.get("concurrency")
+    mode, concurrency = before.get("mode", defaults.MODE), before.get("concurrency")
     if mode != evaluation.mode or (mode == "latency" and concurrency != evaluation.client.concurrency):
         was = f"{mode} mode" + (f" with concurrency {concurrency}" if mode == "latency" else "")
         raise UserError(

@@ -20,6 +20,7 @@ from typing import Any
 from grounding.errors import UserError
 from grounding.runtime import exits, flashinfer, logs
 from grounding.runtime.environment import Environment
+from grounding.runtime.ranks import rank_of, world_size_of
 
 SHM = "/dev/shm"  # noqa: S108
 SHM_WANTED = 2**30
@@ -93,7 +94,7 @@ def observe(environ: Mapping[str, str]) -> Facts:
     )
     variables = Environment.from_environ(environ)
     own = variables.node_ip or variables.pod_ip
-    several = int(environ.get("WORLD_SIZE") or 1) > 1 and "MASTER_ADDR" in environ
+    several = world_size_of(environ) > 1 and "MASTER_ADDR" in environ
     route = own or (_route(environ["MASTER_ADDR"]) if several else "")
     return Facts(shm, gpus, _interfaces(), route if several else "", _packages(), platform.python_version())
 
@@ -144,14 +145,14 @@ def size(number: int) -> str:
 
 def line(role: str, job: Any, environ: Mapping[str, str], facts: Facts, added: Mapping[str, str]) -> str:
     """Return what the role is about to do, in one line. Pure; no value of a variable that may be a secret."""
-    ranks = int(environ.get("WORLD_SIZE") or 1)
+    ranks = world_size_of(environ)
     kind = {"GroundingTrainJob": "train job", "GroundingEvalJob": "evaluation job"}.get(job.kind, job.kind)
     given = Environment.from_environ(environ)
     parts = [f"{role} of {kind} {given.job or job.metadata.name}"]
     if "attempt" in given.model_fields_set:
         parts.append(f"attempt {given.attempt}")
     if ranks > 1:
-        parts.append(f"rank {environ.get('RANK') or 0} of {ranks}")
+        parts.append(f"rank {rank_of(environ)} of {ranks}")
     if role == "server":
         parts.append(f"{job.spec.engine} on port {given.port or 'none'}")
     if role == "evaluate":
@@ -184,7 +185,7 @@ def under_init(argv: Sequence[str], environ: Mapping[str, str], pid: int, init: 
 def begin(role: str, job: Any) -> None:
     """Everything above, for this process, once its job is read. Raises `UserError`."""
     name = Environment.from_environ(os.environ).job or job.metadata.name
-    logs.set_up(os.environ, {"role": role, "job": name, "rank": os.environ.get("RANK") or "0"})
+    logs.set_up(os.environ, {"role": role, "job": name, "rank": str(rank_of(os.environ))})
     facts = observe(os.environ)
     check_shared_memory(role, os.environ, facts)
     added = network(os.environ, facts) | flashinfer.environment(os.environ)

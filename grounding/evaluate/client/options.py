@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from grounding import defaults
 from grounding.errors import UserError
 from grounding.evaluate.client.request import Request
 from grounding.evaluate.engines import Engine, Sampling
@@ -18,7 +19,7 @@ class Options:
 
     endpoints: tuple[str, ...]
     request: Request
-    concurrency: int = 64
+    concurrency: int = defaults.CONCURRENCY
     """Requests in flight over all endpoints, at most"""
     fixed: bool = False
     """Keep that many in flight from the start, instead of growing to it"""

@@ -30,6 +30,7 @@ from grounding.progress import ProgressWriter, new_lines, parse_lines
 from grounding.runtime import flashinfer
 from grounding.runtime.environment import BEGUN, PROBLEM, RlEnvironment
 from grounding.runtime.grace import Stop
+from grounding.runtime.ranks import rank_of
 from grounding.scoring import own_reward
 from grounding.storage import fetch
 from grounding.train import devices, identity, loopback, rank0
@@ -287,8 +288,14 @@ def _node(job: RlJob, cpu: bool) -> ray_cluster.Node:
     return ray_cluster.Node(gpus, ray_cluster.cpu_slots(len(os.sched_getaffinity(0)), gpus))
 
 
+_START_S = 1800.0
+"""If the job sets no deadline"""
+
+
 def _deadline(job: RlJob) -> float:
-    return float(job.spec.start_deadline_seconds or 1800)
+    """Return how long the pods wait for each other, in seconds."""
+    given = job.spec.start_deadline_seconds
+    return _START_S if given is None else float(given)
 
 
 def _run(
@@ -398,7 +405,7 @@ def main(job: RlJob, data: JobData, model: str, out: Path) -> None:
     if not is_published(out / "model"):
         model_folder.require_trainable(model, job.spec.model.family_name)
     stop = Stop.of_process()
-    first = os.environ.get("RANK", "0") == "0"
+    first = rank_of(os.environ) == 0
     if first:
         who = identity.identify(job, data, model)
         with rank0.surrounded(job, out, gpus, stop, who) as log:

@@ -38,6 +38,7 @@ from grounding.models.memory import SMALLEST, Plan, plan, state_bytes
 from grounding.models.patch_embedding import use_matrix_product
 from grounding.progress import ProgressWriter, read_progress
 from grounding.runtime.grace import Stop
+from grounding.runtime.ranks import rank_of, world_size_of
 from grounding.train import devices, identity, lora, rank0
 from grounding.train.checkpoints import adapter as adapters
 from grounding.train.checkpoints import local as checkpoints
@@ -285,7 +286,7 @@ def train(
     if is_published(out / "model"):
         return 0
     stop = stop if stop is not None else Stop.of_process()
-    processes, first = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0")) == 0
+    processes, first = world_size_of(os.environ), rank_of(os.environ) == 0
     arguments = _arguments(job, out, processes)
     if (
         arguments.device.type == "cpu"
@@ -559,7 +560,7 @@ def main(job: SftJob, data: JobData, model_source: str, out: Path) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0" and not is_published(out / "model"):
         model_folder.require_trainable(model_source, job.spec.model.family_name)
     stop = Stop.of_process()
-    if int(os.environ.get("RANK", "0")) == 0:
+    if rank_of(os.environ) == 0:
         who = identity.identify(job, data, model_source)
         with rank0.surrounded(job, out, gpus, stop, who) as log:
             code = train(job, data, model_source, out, log, stop)

@@ -13,17 +13,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from grounding.runtime import environment, exits
+from grounding.runtime.ranks import rank_of, world_size_of
 from grounding.train import loopback
 
 
 def launcher(env: Mapping[str, str], gpus: int, arguments: list[str]) -> list[str]:
     """The torchrun that starts a rank a GPU on each pod that PyTorchJob made; empty where one process is all, or this is a rank already. Pure."""
-    pods, ranks = int(env.get("WORLD_SIZE") or 1), max(1, gpus)
+    pods, ranks = world_size_of(env), max(1, gpus)
     if "LOCAL_RANK" in env or pods * ranks == 1:
         return []
     command = [sys.executable, "-m", "grounding.train.sft.torchrun", f"--nnodes={pods}", f"--nproc-per-node={ranks}"]
     master = env.get("MASTER_ADDR") if pods > 1 else ""  # PyTorchJob names it on one node as well
-    command += [f"--node-rank={env.get('RANK') or 0}", f"--master-addr={master or loopback.ADDRESS}"]
+    command += [f"--node-rank={rank_of(env)}", f"--master-addr={master or loopback.ADDRESS}"]
     command += [f"--master-port={env.get('MASTER_PORT') or 29500}", "--max-restarts=0"]
     return [*command, "-m", "grounding.cli", *arguments]
 

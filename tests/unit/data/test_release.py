@@ -61,7 +61,7 @@ def test_sft_rows_are_read_as_published(release: Path) -> None:
     found = materialise(job, release.parent / "data")
     assert found.sft_rows is not None
     rows, store = load_rows(found.sft_rows), open_images(*found.images)
-    assert [is_flipped(store.read(r["image"])) for r in rows] == [bool(i % 2) for i in range(COUNT)]
+    assert [is_flipped(store.read(r.image)) for r in rows] == [bool(i % 2) for i in range(COUNT)]
 
 
 def test_the_published_parquet_is_resolved(release: Path) -> None:
