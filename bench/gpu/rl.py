@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from grounding.files import complete_lines
+from grounding.local.process import TOKEN, kill_marked
 from grounding.progress import read_progress
 from grounding.train.checkpoints import local as checkpoints
 
@@ -53,7 +53,6 @@ RECIPE = {
     "saveEvery": 5,
     "validateEvery": 10,
 }
-MARK = "EGM_BENCH_RUN"
 
 
 def role(name: str, *arguments: str | Path) -> list[str]:
@@ -65,29 +64,6 @@ def say(**what: Any) -> None:
 
 
 # ---- the run ----
-def of_run(mark: str) -> list[int]:
-    """Processes that carry `mark`: the role, verl, Ray's daemons and workers, vLLM's engine."""
-    wanted, found = f"{MARK}={mark}".encode(), []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
-
-
-def kill(mark: str) -> int:
-    """SIGKILL to all of them until none is left; how many there were."""
-    killed: set[int] = set()
-    while left := of_run(mark):
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        killed |= set(left)
-        time.sleep(0.1)
-    return len(killed)
-
-
 def attempt(command: list[str], out: Path, log: Path, kill_at: int, deadline_s: float) -> dict[str, Any]:
     """One start of the role. Killed once step `kill_at` is done; 0 lets it run to its end."""
     found = checkpoints.peek(out / "checkpoints")
@@ -95,7 +71,7 @@ def attempt(command: list[str], out: Path, log: Path, kill_at: int, deadline_s: 
     mark, begun, before = uuid.uuid4().hex, time.monotonic(), set(metric_files(out))
     with log.open("ab") as file:
         child = subprocess.Popen(
-            command, env=os.environ | {MARK: mark}, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            command, env=os.environ | {TOKEN: mark}, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
         while child.poll() is None and time.monotonic() - begun < deadline_s:
@@ -112,7 +88,7 @@ def attempt(command: list[str], out: Path, log: Path, kill_at: int, deadline_s: 
             told["ended"] = f"exit code {child.returncode}" if child.poll() is not None else "deadline"
     finally:
         told["seconds"] = round(time.monotonic() - begun, 1)
-        told["processes_killed"] = kill(mark)
+        told["processes_killed"] = kill_marked(mark)
         child.wait()
     say(**told)
     return told

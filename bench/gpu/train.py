@@ -15,7 +15,6 @@ are not counted.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import os
@@ -28,6 +27,7 @@ import subprocess
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ import torch
 from profiled import FIRST
 
 from grounding.data.images import open_images
+from grounding.local.process import TOKEN, kill_marked
 from grounding.models import attention, families
 from grounding.models.patch_embedding import use_matrix_product
 from grounding.train.sft import trainer as sft
@@ -393,7 +394,8 @@ def part_sharded(
     gc.collect()
     torch.cuda.empty_cache() if CUDA else None
     command = [*job.role, "sft", *job.where, "--model", str(job.model), "--out", str(job.out)]
-    environment = job.environment
+    mark = uuid.uuid4().hex
+    environment = {**job.environment, TOKEN: mark}
     if not CUDA:  # the role starts a rank for each GPU, and here is none
         ranks = ["-m", "torch.distributed.run", f"--nproc-per-node={gpus}", "--master-addr=127.0.0.1"]
         command = [sys.executable, *ranks, *command[1:]]
@@ -412,7 +414,7 @@ def part_sharded(
             lines = whole_lines(progress)
             first = first or (round(time.monotonic() - began, 1) if lines else None)
     if child.poll() is None:
-        kill_tree(child.pid)
+        kill_marked(mark)
     code = child.wait()
     text = (out_log / "sharded.log").read_text()
     return say(
@@ -447,19 +449,6 @@ def used_mib(gpus: int) -> list[int]:
     asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
     return [int(word) for word in said[:gpus]] if len(said) >= gpus else [0] * gpus
-
-
-def kill_tree(pid: int) -> None:
-    """Kill a process and everything it has started, ranks in sessions of their own as well."""
-    import psutil
-
-    try:
-        whole = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for process in whole:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
 
 
 @dataclass(frozen=True)

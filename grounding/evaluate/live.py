@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from grounding.errors import printable
 from grounding.evaluate.sets import remark_of, titled, warnings
 from grounding.evaluate.summary_model import Ends, FileSummary, Problem, Summary
+from grounding.figures import duration, percent
 
 if TYPE_CHECKING:
     import rich.live
@@ -30,16 +31,6 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     p, z = correct / n, _Z * _Z / n
     middle, half = (p + z / 2) / (1 + z), _Z * math.sqrt(p * (1 - p) / n + z / n / 4) / (1 + z)
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time in two units at most. Pure."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class Pace:
@@ -187,10 +178,6 @@ class Live:
             )
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
-
-
 def table(summary: Summary, *, wide: bool = True) -> Any:
     """Return the table of the files, in the paper's order; `wide` adds what does not fit 80 columns."""
     from rich.table import Table
@@ -220,10 +207,10 @@ def _figure(value: float | None, digits: int) -> str:
 
 _COLUMNS = (
     _Column("n", lambda f: f"{f.n:,}"),
-    _Column("Acc@0.5", lambda f: _percent(f.acc)),
-    _Column("@0.75", lambda f: _percent(f.acc75), narrow=False),
-    _Column("@0.9", lambda f: _percent(f.acc90), narrow=False),
-    _Column("mean IoU", lambda f: _percent(f.mean_iou)),
+    _Column("Acc@0.5", lambda f: percent(f.acc)),
+    _Column("@0.75", lambda f: percent(f.acc75), narrow=False),
+    _Column("@0.9", lambda f: percent(f.acc90), narrow=False),
+    _Column("mean IoU", lambda f: percent(f.mean_iou)),
     _Column("errors", lambda f: f"{f.errors:,}"),
     _Column("unparsed", lambda f: f"{f.unparsed:,}"),
     _Column("truncated", lambda f: f"{f.truncated:,}", narrow=False),
@@ -244,7 +231,7 @@ def _extents(summary: Summary) -> list[str]:
     if (both := summary.extents) is None:
         return []
     figures = [
-        f"by the {name} box: macro {_percent(means.macro)}, mean IoU {_percent(means.mean_iou)}"
+        f"by the {name} box: macro {percent(means.macro)}, mean IoU {percent(means.mean_iou)}"
         for name, means in (("visible", both.visible), ("amodal", both.amodal))
     ]
     return [f"{'; '.join(figures)} ({both.n:,} answers; the prompt asks for the {both.asked} one)"]
@@ -273,5 +260,5 @@ def _means(summary: Summary) -> str:
 
 
 def _mean(name: str, value: float | None, ends: Ends | None) -> str:
-    interval = "" if ends is None else f" (95 % {_percent(ends[0])} to {_percent(ends[1])})"
-    return f"{name} {_percent(value)}{interval}"
+    interval = "" if ends is None else f" (95 % {percent(ends[0])} to {percent(ends[1])})"
+    return f"{name} {percent(value)}{interval}"

@@ -16,10 +16,11 @@ from rich.console import Console
 
 from grounding.api import Job
 from grounding.errors import EgmError, UserError, from_os_error, printable
+from grounding.figures import short_duration
 from grounding.local.inputs import inputs_of
 from grounding.local.runs import View, job_names, view
 from grounding.local.scheduler import LocalRun, ModelSource, Work, first_error, locked
-from grounding.local.screen import Screen, duration, elapsed, table
+from grounding.local.screen import Screen, elapsed, table
 from grounding.runtime.grace import DEFAULT_S
 
 
@@ -185,7 +186,7 @@ def _closing(run: LocalRun, order: Order, number: int, out: Console, err: Consol
     for v in views:
         if v.name in run.skipped:
             took = elapsed(v, time.time())
-            out.print(f"{v.name}: done before (in {duration(took)})", markup=False, highlight=False)
+            out.print(f"{v.name}: done before (in {short_duration(took)})", markup=False, highlight=False)
     report = None
     if finished and any(v.is_evaluation for v in views):
         report = order.run_dir / "report" / "index.html"

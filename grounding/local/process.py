@@ -113,6 +113,18 @@ def stop_survivors(roles: Sequence[RoleState], grace: float = grace_period.DEFAU
     return len(first)
 
 
+def kill_marked(token: str) -> int:
+    """Send SIGKILL to every process with this role token in its environment until none is left; return how many there were."""
+    killed: set[int] = set()
+    while left := {p.pid for p in all_processes() if token in p.tokens} - {os.getpid()}:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= left
+        time.sleep(0.1)
+    return len(killed)
+
+
 _handed_out: set[int] = set()
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from grounding.errors import printable
+from grounding.figures import percent, short_duration
 from grounding.local.runs import View, view
 
 STYLE = {
@@ -26,23 +27,8 @@ STYLE = {
 }
 
 
-def duration(seconds: float | None) -> str:
-    """`42s`, `3m07s`, `2h05m`, `3d04h`; `-` for None. Pure."""
-    if seconds is None:
-        return "-"
-    s = max(0, round(seconds))
-    if s < 60:
-        return f"{s}s"
-    if s < 3600:
-        return f"{s // 60}m{s % 60:02d}s"
-    if s < 86400:
-        return f"{s // 3600}h{s % 3600 // 60:02d}m"
-    return f"{s // 86400}d{s % 86400 // 3600:02d}h"
-
-
-def percent(value: float | None) -> str:
-    """Return a fraction as `63.1 %`; `-` for None."""
-    return "-" if value is None else f"{100 * value:.1f} %"
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{percent(value, 1)} %"
 
 
 def count(v: View) -> str:
@@ -65,15 +51,15 @@ def metrics(v: View) -> str:
     if v.score is not None:
         parts.append(f"score {v.score:.3f}")
     if v.val_accuracy is not None:
-        parts.append(f"validation {percent(v.val_accuracy)}{_sets(v, percent)}")
+        parts.append(f"validation {_percent(v.val_accuracy)}{_sets(v, _percent)}")
     if v.val_loss is not None:
         parts.append(f"validation loss {v.val_loss:.4g}{_sets(v, lambda loss: f'{loss:.4g}')}")
     if v.accuracy is not None:
-        parts.append(f"accuracy {percent(v.accuracy)}")
+        parts.append(f"accuracy {_percent(v.accuracy)}")
     if v.tokens_s:
         parts.append(f"{v.tokens_s:,.0f} tokens/s")
     if v.mfu:
-        parts.append(f"MFU {percent(v.mfu)}")
+        parts.append(f"MFU {_percent(v.mfu)}")
     if v.errors:
         parts.append(f"{v.errors:,} errors")
     return "  ".join(parts)
@@ -98,7 +84,7 @@ def table(views: Iterable[View], now: float) -> Table:
     out.add_column("left", justify="right", no_wrap=True)
     for v in views:
         mark, style = STYLE.get(v.phase, ("?", ""))
-        left = duration(v.eta_s) if v.phase == "Running" and v.eta_s is not None else ""
+        left = short_duration(v.eta_s) if v.phase == "Running" and v.eta_s is not None else ""
         took = elapsed(v, now)
         out.add_row(
             Text(v.name, style="bold" if v.phase == "Running" else ""),
@@ -106,18 +92,18 @@ def table(views: Iterable[View], now: float) -> Table:
             Text(v.role or "", style="dim"),
             count(v) if v.step is not None else "",
             Text(metrics(v)),
-            duration(took) if took is not None else "",
+            short_duration(took) if took is not None else "",
             left,
         )
         for s in v.settings if v.phase == "Running" else ():
-            amount, figure = f"{s.done:,}/{s.total:,}", "" if s.accuracy is None else f"accuracy {percent(s.accuracy)}"
+            amount, figure = f"{s.done:,}/{s.total:,}", "" if s.accuracy is None else f"accuracy {_percent(s.accuracy)}"
             out.add_row(*(Text(text, style="dim") for text in (f"  {s.name}", "", "", amount, figure, "", "")))
     return out
 
 
 def moment(step: int | None, at: float, now: float) -> str:
     """Return the step of a checkpoint and its age: `120 (3m07s)`; `-` if there is none. Pure."""
-    return "-" if step is None else f"{step:,} ({duration(now - at)})"
+    return "-" if step is None else f"{step:,} ({short_duration(now - at)})"
 
 
 def columns(found: Sequence[View], *, wide: bool, now: float) -> list[str]:
@@ -134,10 +120,10 @@ def columns(found: Sequence[View], *, wide: bool, now: float) -> list[str]:
             v.phase,
             "-" if v.is_evaluation else count(v),
             "-" if v.score is None else f"{v.score:.3f}",
-            percent(v.val_accuracy),
+            _percent(v.val_accuracy),
             count(v) if v.is_evaluation else "-",
-            percent(v.accuracy),
-            duration(now - v.created_at) if v.created_at else "-",
+            _percent(v.accuracy),
+            short_duration(now - v.created_at) if v.created_at else "-",
         ]
         if wide:
             row += [
@@ -148,7 +134,7 @@ def columns(found: Sequence[View], *, wide: bool, now: float) -> list[str]:
                 moment(v.uploaded_step, v.uploaded_at, now),
                 "-" if v.loss is None else f"{v.loss:.4g}",
                 str(v.errors),
-                duration(v.eta_s),
+                short_duration(v.eta_s),
                 v.reason or "-",
                 v.path,
             ]
@@ -181,13 +167,13 @@ class Lines:
                 self._phases[v.name] = (v.phase, v.role)
                 self._figures[v.name] = (now, text)
                 took = elapsed(v, now)
-                tail = [v.role, v.reason, text, duration(took) if v.finished_at and took is not None else ""]
+                tail = [v.role, v.reason, text, short_duration(took) if v.finished_at and took is not None else ""]
                 lines.append("  ".join([f"{v.name}: {v.phase}", *(t for t in tail if t)]))
                 continue
             said_at, said = self._figures.get(v.name, (0.0, ""))
             if v.phase == "Running" and text and text != said and now - said_at >= self.interval:
                 self._figures[v.name] = (now, text)
-                left = f"  {duration(v.eta_s)} left" if v.eta_s is not None else ""
+                left = f"  {short_duration(v.eta_s)} left" if v.eta_s is not None else ""
                 lines.append(f"{v.name}: {v.role}  {text}{left}")
         return lines
 

@@ -23,6 +23,7 @@ from grounding.evaluate.results.reader import Answers
 from grounding.evaluate.sets import remark_of, titled, warnings
 from grounding.evaluate.summary import file_order
 from grounding.evaluate.summary_model import ExtentsSummary, FileSummary, Summary
+from grounding.figures import duration, percent
 from grounding.jsontypes import Document
 from grounding.report import charts, collect, slices
 from grounding.report.gallery import Caps, gallery
@@ -129,12 +130,6 @@ def _number(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def _p(value: float | None) -> str:
     return "" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
@@ -151,10 +146,10 @@ def _render(template: str, **facts: Any) -> str:
     env = Environment(
         loader=PackageLoader("grounding.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    env.filters["percent"] = lambda v, digits=1: "–" if v is None else f"{100 * v:.{digits}f}"
+    env.filters["percent"] = lambda v, digits=1: percent(v, digits)
     env.filters["number"], env.filters["points"], env.filters["p"] = _number, _points, _p
     env.filters["ms"] = lambda v: _number(None if v is None else 1000 * v)
-    env.filters["duration"] = _duration
+    env.filters["duration"] = duration
     env.filters["operations"] = lambda v: "–" if v is None else operations(v)
     css, js = _asset("page.css"), _asset("page.js")
     policy = [

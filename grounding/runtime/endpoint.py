@@ -51,49 +51,63 @@ def listen(reader: Reader) -> Iterator[int]:
         host = variables.every_address if os.environ.get("KUBERNETES_SERVICE_HOST") else "127.0.0.1"
         try:
             server = (_IPv6Server if ":" in host else ThreadingHTTPServer)((host, wanted), _handler(reader))
-            server.daemon_threads = True
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
         except OSError as error:
             _log.warning("no /progress: port %s cannot be had: %s", wanted, error)
+    if server is None:
+        yield 0
+        return
+    with serving(server) as port:
+        yield port
+
+
+class QuietHandler(BaseHTTPRequestHandler):
+    """Answers with whole bodies, and writes no line of a log for a request."""
+
+    timeout = 10  # a client that sends nothing must not hold a thread
+
+    def send(self, status: int, kind: str, body: bytes) -> None:
+        """Answer with a body of the content type `kind`."""
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """A line a request would drown the role's log."""
+
+
+@contextlib.contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[int]:
+    """Answer in threads while the block runs; gives the port."""
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
     try:
-        yield server.server_address[1] if server else 0
+        yield server.server_address[1]
     finally:
-        if server:
-            server.shutdown()
-            server.server_close()
+        server.shutdown()
+        server.server_close()
 
 
 def _handler(reader: Reader) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 10  # a client that sends nothing must not hold a thread
-
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             try:
                 if path == "/healthz":
-                    self._send(200, "text/plain; charset=utf-8", b"ok\n")
+                    self.send(200, "text/plain; charset=utf-8", b"ok\n")
                 elif path == "/progress":
-                    self._send(200, "application/json", json.dumps(reader.answer()).encode())
+                    self.send(200, "application/json", json.dumps(reader.answer()).encode())
                 elif path == "/metrics":
-                    self._send(200, *_exposition(reader))
+                    self.send(200, *_exposition(reader))
                 else:
-                    self._send(404, "text/plain; charset=utf-8", b"not here; try /progress, /metrics, /healthz\n")
+                    self.send(404, "text/plain; charset=utf-8", b"not here; try /progress, /metrics, /healthz\n")
             except (BrokenPipeError, ConnectionResetError, TimeoutError):
                 pass
             except Exception:
                 _log.exception("telemetry: %s could not be answered", path)
                 with contextlib.suppress(OSError):
-                    self._send(500, "text/plain; charset=utf-8", b"see the log of this process\n")
-
-        def _send(self, status: int, kind: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            """A line a request would drown the role's log."""
+                    self.send(500, "text/plain; charset=utf-8", b"see the log of this process\n")
 
     return Handler
 

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from egm_operator.kinds import EVAL_JOB, TRAIN_JOB
 from grounding.api.base import read_known
 from grounding.api.status import Condition, EvalColumns, EvalStatus, JobStatus, Phase, TrainColumns, TrainStatus
+from grounding.figures import kubectl_duration
 from grounding.jsontypes import Document
 
 S = TypeVar("S", bound=JobStatus)
@@ -118,21 +119,6 @@ def _seconds(text: str) -> float | None:
         return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
     except ValueError:
         return None
-
-
-def span(duration: float | None) -> str:
-    """Return a duration as `2d4h`, `3h12m`, `5m10s` or `8s`."""
-    if duration is None:
-        return ""
-    left = max(0, int(duration))
-    parts: list[str] = []
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")):
-        count, left = divmod(left, size)
-        if count or parts:
-            parts.append(f"{count}{unit}")
-        if len(parts) == 2:
-            break
-    return "".join(p for p in parts if not p.startswith("0")) or "0s"
 
 
 GPU_REFRESH_S = 300.0
@@ -328,7 +314,7 @@ def _of(part: int | None, whole: int | None) -> str | None:
 
 def _eta(status: JobStatus, eta: float | None) -> str | None:
     """Return the time to the end as text, while a job runs."""
-    return span(eta) if status.phase is Phase.RUNNING and eta is not None else None
+    return kubectl_duration(eta) if status.phase is Phase.RUNNING and eta is not None else None
 
 
 def set_columns(status: JobStatus) -> None:

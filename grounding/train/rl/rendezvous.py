@@ -18,11 +18,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from grounding.errors import UserError
+from grounding.runtime.endpoint import QuietHandler, serving
 from grounding.runtime.environment import Environment
 
 State = Literal["starting", "running", "succeeded", "failed", "stopped"]
@@ -162,9 +163,7 @@ class Membership:
 def meet(pods: Pods, membership: Membership) -> Iterator[int]:
     """Answer the workers while the block runs; gives the port. Raises `OSError` where the port is taken."""
 
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 10
-
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
                 given = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -185,24 +184,11 @@ def meet(pods: Pods, membership: Membership) -> Iterator[int]:
                     )
                 except (ValueError, KeyError, TypeError):
                     return self.send_error(400)
-                body = json.dumps(answer).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                self.send(200, "application/json", json.dumps(answer).encode())
             return None
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("", pods.port), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(ThreadingHTTPServer(("", pods.port), Handler)) as port:
+        yield port
 
 
 def dismiss(pods: Pods, patience_s: float) -> None:

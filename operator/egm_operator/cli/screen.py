@@ -15,7 +15,7 @@ from egm_operator.kinds import JOBS
 from egm_operator.kube.objects import Raw, text
 from egm_operator.metrics.jobs import phase_since
 from egm_operator.snapshot import created
-from egm_operator.status import ConditionType, conditions, phase_of, read_status, reason_text, span, status_of
+from egm_operator.status import ConditionType, conditions, phase_of, read_status, reason_text, status_of
 from grounding.api.status import (
     Accuracy,
     EvalColumns,
@@ -29,6 +29,7 @@ from grounding.api.status import (
     TrainStatus,
 )
 from grounding.errors import printable
+from grounding.figures import kubectl_duration, percent
 
 _ORDER = (
     Phase.RUNNING,
@@ -211,7 +212,7 @@ def table(found: Sequence[Line], *, namespaces: bool, width: int, rows: int | No
         cells += [Text(one.name), Text(one.kind), Text(one.phase, style=_STYLE.get(Phase(one.phase), ""))]
         cells += [_bar(one.share), *map(Text, (one.amount, one.figure, one.pace, one.eta))]
         if wide:
-            cells += map(Text, (one.gpu_hours, f"{one.attempt or ''}", span(one.in_phase)))
+            cells += map(Text, (one.gpu_hours, f"{one.attempt or ''}", kubectl_duration(one.in_phase)))
         shown.append((one, cells))
         below_it = one.settings[:room]
         room = None if room is None else room - len(below_it)
@@ -246,9 +247,6 @@ def result(raw: Mapping[str, Any]) -> Group:
     files.add_column("file", no_wrap=True)
     for name in ("n", "Acc@0.5", "mean IoU", "errors", "unparsed"):
         files.add_column(name, justify="right", no_wrap=True)
-
-    def percent(value: float | None) -> str:
-        return "–" if value is None else f"{100 * value:.2f}"
 
     for file in [] if accuracy.files is None else accuracy.files:
         counts = ["–" if count is None else f"{count:,}" for count in (file.errors, file.unparsed)]

@@ -13,10 +13,11 @@ from rich.console import Console
 
 from grounding.cli import run as egm
 from grounding.evaluate.engines import Metrics
-from grounding.evaluate.live import Live, Pace, duration, headline, line, table, view, wilson
+from grounding.evaluate.live import Live, Pace, headline, line, table, view, wilson
 from grounding.evaluate.measurement import Progress
 from grounding.evaluate.results.writer import read_rows
 from grounding.evaluate.summary_model import FileSummary, Summary
+from grounding.figures import duration
 
 
 def endpoint(**changes):

@@ -17,6 +17,7 @@ from rich.console import Console
 from grounding.api.base import read_known
 from grounding.errors import UserError
 from grounding.evaluate.summary_model import Summary
+from grounding.figures import short_duration
 from grounding.local.runs import (
     JobState,
     RoleState,
@@ -35,7 +36,7 @@ from grounding.local.runs import (
     views,
     write_state,
 )
-from grounding.local.screen import Lines, columns, duration, metrics, table, upload_problems
+from grounding.local.screen import Lines, columns, metrics, table, upload_problems
 from grounding.progress import training_facts, validated
 
 NUMBERS = st.none() | st.integers(-5, 10**6) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3)
@@ -201,7 +202,14 @@ def test_following_yields_what_is_new(tmp_path: Path) -> None:
 
 
 def test_durations_read_well() -> None:
-    assert [duration(s) for s in (None, 0, 59.4, 187, 7500, 273600)] == ["-", "0s", "59s", "3m07s", "2h05m", "3d04h"]
+    assert [short_duration(s) for s in (None, 0, 59.4, 187, 7500, 273600)] == [
+        "-",
+        "0s",
+        "59s",
+        "3m07s",
+        "2h05m",
+        "3d04h",
+    ]
 
 
 def test_plain_lines_tell_changes_at_once_and_figures_now_and_then() -> None:

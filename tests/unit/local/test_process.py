@@ -1,0 +1,32 @@
+"""Processes that carry a role's token are found and killed, whatever session they are in; others are left alone."""
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+
+from grounding.local.process import TOKEN, all_processes, kill_marked
+
+SLEEP = "import time; time.sleep(60)"
+CHILD = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True); {SLEEP}"
+
+
+def marked(token: str) -> set[int]:
+    return {p.pid for p in all_processes() if token in p.tokens}
+
+
+def test_every_process_with_the_token_is_killed_and_no_other() -> None:
+    token, other = uuid.uuid4().hex, uuid.uuid4().hex
+    mine = subprocess.Popen([sys.executable, "-c", CHILD], env={**os.environ, TOKEN: token})
+    foreign = subprocess.Popen([sys.executable, "-c", SLEEP], env={**os.environ, TOKEN: other})
+    try:
+        deadline = time.monotonic() + 30
+        while len(marked(token)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert kill_marked(token) == 2
+        assert not marked(token) and foreign.poll() is None and foreign.pid in marked(other)
+        assert mine.wait(10) == -9
+    finally:
+        kill_marked(other)
+        foreign.wait(10)
