@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from grounding.files import complete_lines
-from grounding.local.process import TOKEN, kill_marked
+from grounding.local.process import TOKEN
 from grounding.progress import read_progress
+from grounding.runtime import processes
 from grounding.train.checkpoints import local as checkpoints
 
 JOB = """apiVersion: grounding.egm.dev/v1alpha1
@@ -88,7 +89,7 @@ def attempt(command: list[str], out: Path, log: Path, kill_at: int, deadline_s: 
             told["ended"] = f"exit code {child.returncode}" if child.poll() is not None else "deadline"
     finally:
         told["seconds"] = round(time.monotonic() - begun, 1)
-        told["processes_killed"] = kill_marked(mark)
+        told["processes_killed"] = processes.kill(lambda: processes.marked(TOKEN, mark))
         child.wait()
     say(**told)
     return told

@@ -27,18 +27,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
-from rl import kill, machine, measured, metric_files, versions
+from rl import machine, measured, metric_files, versions
 from train import CUDA, JOB, SIZES, build, folder_of, save
 
 from grounding.api import RlJob, load_job
 from grounding.data import jobdata
 from grounding.files import complete_lines
+from grounding.local.process import TOKEN
 from grounding.models import PACKED_ROWS, attention
-from grounding.runtime import flashinfer
+from grounding.runtime import flashinfer, processes
 from grounding.train.rl import reward
 from grounding.train.rl.overrides import overrides
 
-MARK = "EGM_BENCH_RUN"
 ARMS = ("product", "hand")
 
 
@@ -86,7 +86,7 @@ class Arm:
         elif time.monotonic() - self.began > deadline:
             self.ended = "deadline"
         if self.ended:
-            kill(self.name)
+            processes.kill(lambda: processes.marked(TOKEN, self.name))
             self.child.wait()
 
 
@@ -95,7 +95,7 @@ def start(name: str, job_file: Path, data: Path, model: Path, work: Path, gpus: 
     out = work / f"out-{name}"
     (out / "verl").mkdir(parents=True)
     environment = os.environ | {
-        MARK: name,
+        TOKEN: name,
         # these machines show memory as it is used, and Ray would take the little that is there for the limit
         "RAY_memory_monitor_refresh_ms": "0",
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)) if CUDA else "-1",

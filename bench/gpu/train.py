@@ -39,9 +39,10 @@ import torch
 from profiled import FIRST
 
 from grounding.data.images import open_images
-from grounding.local.process import TOKEN, kill_marked
+from grounding.local.process import TOKEN
 from grounding.models import attention, families
 from grounding.models.patch_embedding import use_matrix_product
+from grounding.runtime import processes
 from grounding.train.sft import trainer as sft
 from grounding.train.sft.data import PackingCollator, SftDataset, load_rows
 from grounding.train.sft.masters import MasterAdamW, to_bfloat16
@@ -414,7 +415,7 @@ def part_sharded(
             lines = whole_lines(progress)
             first = first or (round(time.monotonic() - began, 1) if lines else None)
     if child.poll() is None:
-        kill_marked(mark)
+        processes.kill(lambda: processes.marked(TOKEN, mark))
     code = child.wait()
     text = (out_log / "sharded.log").read_text()
     return say(

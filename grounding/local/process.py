@@ -20,6 +20,7 @@ from grounding.errors import Failure, UserError, from_os_error
 from grounding.local.runs import RoleState, tail
 from grounding.roles import Probe
 from grounding.runtime import grace as grace_period
+from grounding.runtime import processes
 from grounding.runtime.environment import Environment
 
 TOKEN = Environment.variable("role_token")
@@ -97,32 +98,9 @@ def survivors(roles: Iterable[RoleState], processes: Sequence[Found], here: str)
 
 def stop_survivors(roles: Sequence[RoleState], grace: float = grace_period.DEFAULT_S) -> int:
     """Stop what an earlier, killed run left behind; returns how many processes there were."""
-    first = survivors(roles, all_processes(), machine())
-    told: set[int] = set()
-    deadline = time.monotonic() + grace
-    while left := survivors(roles, all_processes(), machine()):
-        hard = time.monotonic() > deadline
-        if time.monotonic() > deadline + grace:
-            raise Failure(f"processes of an earlier run do not end: {', '.join(map(str, left))}")
-        for pid in left:
-            if hard or pid not in told:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL if hard else signal.SIGTERM)
-                told.add(pid)
-        time.sleep(0.1)
-    return len(first)
-
-
-def kill_marked(token: str) -> int:
-    """Send SIGKILL to every process with this role token in its environment until none is left; return how many there were."""
-    killed: set[int] = set()
-    while left := {p.pid for p in all_processes() if token in p.tokens} - {os.getpid()}:
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        killed |= left
-        time.sleep(0.1)
-    return len(killed)
+    return processes.stop(
+        lambda: survivors(roles, all_processes(), machine()), grace, grace, "processes of an earlier run"
+    )
 
 
 _handed_out: set[int] = set()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,11 +16,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from grounding.errors import Failure
 from grounding.jsontypes import JsonObject
-from grounding.runtime import environment
+from grounding.runtime import environment, processes
 from grounding.runtime.environment import Environment
 from grounding.runtime.grace import Stop
 from grounding.train.rl import rendezvous
@@ -84,29 +82,13 @@ def start_command(pods: Pods, node: Node, temporary: str) -> list[str]:
 
 
 def marked(mark: str) -> list[int]:
-    """Processes that carry `mark` in their environment."""
-    wanted, found = f"{_MARK}={mark}".encode(), []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
+    """Return the processes that carry `mark` in their environment."""
+    return processes.marked(_MARK, mark)
 
 
 def end(mark: str, grace_s: float = 10.0) -> None:
     """End everything that carries `mark`: SIGTERM, and SIGKILL after `grace_s`."""
-    deadline, told = time.monotonic() + grace_s, set()
-    while left := marked(mark):
-        hard = time.monotonic() > deadline
-        if time.monotonic() > deadline + 10.0:
-            raise Failure(f"Ray's processes do not end: {', '.join(map(str, left))}")
-        for pid in left:
-            if hard or pid not in told:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL if hard else signal.SIGTERM)
-                told.add(pid)
-        time.sleep(0.1)
+    processes.stop(lambda: marked(mark), grace_s, 10.0, "Ray's processes")
 
 
 class RayNode:

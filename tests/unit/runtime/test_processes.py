@@ -1,4 +1,4 @@
-"""Processes that carry a role's token are found and killed, whatever session they are in; others are left alone."""
+"""Processes that carry a mark are found and ended, whatever session they are in; others are left alone."""
 
 import os
 import subprocess
@@ -6,14 +6,15 @@ import sys
 import time
 import uuid
 
-from grounding.local.process import TOKEN, all_processes, kill_marked
+from grounding.local.process import TOKEN
+from grounding.runtime import processes
 
 SLEEP = "import time; time.sleep(60)"
 CHILD = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True); {SLEEP}"
 
 
-def marked(token: str) -> set[int]:
-    return {p.pid for p in all_processes() if token in p.tokens}
+def marked(token: str) -> list[int]:
+    return processes.marked(TOKEN, token)
 
 
 def test_every_process_with_the_token_is_killed_and_no_other() -> None:
@@ -24,9 +25,9 @@ def test_every_process_with_the_token_is_killed_and_no_other() -> None:
         deadline = time.monotonic() + 30
         while len(marked(token)) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert kill_marked(token) == 2
+        assert processes.kill(lambda: marked(token)) == 2
         assert not marked(token) and foreign.poll() is None and foreign.pid in marked(other)
         assert mine.wait(10) == -9
     finally:
-        kill_marked(other)
+        processes.kill(lambda: marked(other))
         foreign.wait(10)
