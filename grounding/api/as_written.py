@@ -37,8 +37,8 @@ def without_effect(spec: Mapping[str, Any], given: Mapping[str, Any]) -> Iterato
 
 def _gpus_written(spec: Mapping[str, Any]) -> object:
     """Return `resources.gpusPerNode` as the job or its preset says; None if neither does."""
-    preset = PRESETS.get(str(spec.get("preset")), {})
-    for resources in (spec.get("resources"), preset.get("resources")):
+    preset = PRESETS.get(str(spec.get("preset")))
+    for resources in (spec.get("resources"), None if preset is None else preset["resources"]):
         if isinstance(resources, Mapping) and "gpusPerNode" in resources:
             return resources["gpusPerNode"]
     return None

@@ -21,7 +21,7 @@ from egm_operator.controller.progress_poller import reporter
 from egm_operator.kinds import JOBS, POD, TRAIN_JOB
 from egm_operator.kube.client import LOG, Api, ApiError, missing_kubeconfig
 from egm_operator.kube.cluster import Cluster
-from egm_operator.kube.objects import Raw, entries, labels, section, text
+from egm_operator.kube.objects import Manifest, Raw, entries, labels, section, text
 from egm_operator.kube.objects import pod as parse_pod
 from egm_operator.manifests import own_reward
 from egm_operator.names import LABEL_JOB, LABEL_KIND, LABEL_ROLE, PREPARE
@@ -159,7 +159,7 @@ async def submit(
     return made
 
 
-def _with_reward(body: Raw) -> tuple[Raw, Raw | None]:
+def _with_reward(body: Raw) -> tuple[Raw, Manifest | None]:
     """Return a job as it is sent, and the ConfigMap for its reward if that is a file of this machine. Raises `UserError`."""
     meta, reward = body["metadata"], section(body, "spec", "reward")
     source = reward.get("file")
@@ -172,7 +172,7 @@ def _with_reward(body: Raw) -> tuple[Raw, Raw | None]:
     return {**body, "spec": {**body["spec"], "reward": sent}}, made
 
 
-async def _place(cluster: Cluster, config: Raw, job: Raw | None) -> None:
+async def _place(cluster: Cluster, config: Manifest, job: Raw | None) -> None:
     """Create the ConfigMap of a job that is about to be sent; `job`: as it is there already. Raises `UserError` if the name is taken."""
     meta = config["metadata"]
     key = (config["kind"], meta["namespace"], meta["name"])
@@ -195,7 +195,7 @@ async def _place(cluster: Cluster, config: Raw, job: Raw | None) -> None:
     raise UserError(f"ConfigMap {meta['name']} of an earlier job is not gone yet", hint="Submit the job again later.")
 
 
-async def _give(cluster: Cluster, config: Raw, job: Raw) -> None:
+async def _give(cluster: Cluster, config: Manifest, job: Raw) -> None:
     """Make the job the owner of its ConfigMap, so that both are deleted together."""
     owner = {"apiVersion": job["apiVersion"], "kind": job["kind"]} | {k: job["metadata"][k] for k in ("name", "uid")}
     meta = config["metadata"]

@@ -36,6 +36,9 @@ class Manifest(TypedDict, total=False):
     spec: Document
     type: str
     stringData: dict[str, str]
+    data: dict[str, str]
+    binaryData: dict[str, str]
+    immutable: bool
 
 
 _IMAGE_PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")

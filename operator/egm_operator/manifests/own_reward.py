@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from egm_operator.kinds import CONFIG_MAP, JOBS, TRAIN_JOB
-from egm_operator.kube.objects import Raw
+from egm_operator.kube.objects import Manifest
 from egm_operator.names import LABEL_JOB, LABEL_KIND, child, label_value, prefix
 from grounding.api import GroundingTrainJob, Job
 from grounding.api.common import ConfigMapKey
@@ -22,7 +22,7 @@ LIMIT = 1 << 20
 """Bytes that the values of a ConfigMap may have"""
 
 
-def shipped(job: Job, namespace: str) -> tuple[Job, Raw | None]:
+def shipped(job: Job, namespace: str) -> tuple[Job, Manifest | None]:
     """Return the job as a cluster gets it, and the ConfigMap that has to be there before it.
 
     The ConfigMap is None, and the job unchanged, if its reward is no file of this machine. Raises `UserError` if the file is too large.
@@ -46,7 +46,7 @@ def file_here(source: str | None) -> Path | None:
     return file if "://" not in source and file.is_file() else None
 
 
-def config_map(job: str, namespace: str, file: Path) -> Raw:
+def config_map(job: str, namespace: str, file: Path) -> Manifest:
     """Return the ConfigMap that holds a reward file of a train job. Raises `UserError` if it is too large for one."""
     content = file.read_bytes()
     if len(content) > LIMIT:
@@ -57,10 +57,6 @@ def config_map(job: str, namespace: str, file: Path) -> Raw:
             hint="Put tables and the like into a file of their own, or name the file on a claim (pvc://claim/path), s3:// or hf://.",
         )
     digest = hashlib.sha256(content).hexdigest()
-    try:
-        data: Raw = {"data": {KEY: content.decode()}}
-    except UnicodeDecodeError:
-        data = {"binaryData": {KEY: base64.b64encode(content).decode()}}
     labels = {
         "app.kubernetes.io/managed-by": "egm",
         "app.kubernetes.io/part-of": "egm",
@@ -68,10 +64,14 @@ def config_map(job: str, namespace: str, file: Path) -> Raw:
         LABEL_KIND: JOBS[TRAIN_JOB.name].short,
     }
     name = child(prefix(TRAIN_JOB.name, job), f"reward-{digest[:10]}", 63)
-    return {
+    made: Manifest = {
         "apiVersion": CONFIG_MAP.api_version,
         "kind": CONFIG_MAP.name,
         "metadata": {"name": name, "namespace": namespace, "labels": labels},
         "immutable": True,
-        **data,
     }
+    try:
+        made["data"] = {KEY: content.decode()}
+    except UnicodeDecodeError:
+        made["binaryData"] = {KEY: base64.b64encode(content).decode()}
+    return made

@@ -163,8 +163,9 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Docume
         cache=Path(WORK) / "cache",
         job=f"{ctx.namespace}/{ctx.name}",
         grace_seconds=for_role(_grace_seconds(role, ctx)),
-        **({"tracking_hosts": ctx.settings.tracking_hosts} if ctx.settings.tracking_hosts else {}),
     )
+    if ctx.settings.tracking_hosts:
+        given = given.model_copy(update={"tracking_hosts": ctx.settings.tracking_hosts})
     plain = {
         **role.env,
         "HOME": "/tmp",  # noqa: S108  # an emptyDir; the root file system is read-only
