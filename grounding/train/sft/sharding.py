@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from grounding.jsontypes import Document
 from grounding.runtime.environment import Environment
 
 FOLDER = "pytorch_model_fsdp_0"
@@ -31,7 +30,7 @@ def is_sharded(checkpoint: Path) -> bool:
     return (checkpoint / FOLDER).is_dir()
 
 
-def settings() -> Document:
+def settings() -> dict[str, Any]:
     """Return what TrainingArguments takes in addition. The model says itself which of its layers are units (`_no_split_modules`)."""
     _use()
     config = {
