@@ -15,8 +15,8 @@ Model = Annotated[str, typer.Option("--model", help="Model folder, or URI.")]
 Out = Annotated[Path, typer.Option("--out", help="The job's folder.")]
 
 
-def _begin(role: str, path: Path, kind: str = "") -> Any:
-    """Return the job of a role's file, once the process is set up for its work."""
+def _begin(role: str, path: Path, kind: str = "", method: str = "") -> Any:
+    """Return the job of a role's file, once the process is set up for its work. Raises `UserError` for a job of another kind or method."""
     from grounding.api import load_job
     from grounding.errors import UserError
     from grounding.runtime import startup
@@ -24,6 +24,8 @@ def _begin(role: str, path: Path, kind: str = "") -> Any:
     job = load_job(path)
     if kind and job.kind != kind:
         raise UserError(f"expected a {kind}, found a {job.kind}", file=path)
+    if method and job.spec.method != method:
+        raise UserError(f"is {job.spec.method}, and this role is {method}", file=path, field="spec.method")
     if job.kind == "GroundingTrainJob" and job.spec.reward.config_map is not None:
         hint = "Name the file itself in spec.reward.file."
         raise UserError("is mounted by the pods of a cluster only", file=path, field="spec.reward.configMap", hint=hint)
@@ -64,7 +66,7 @@ def prepare(job: JobFile, data: Data) -> None:
 
 def sft(job: JobFile, data: Data, model: Model, out: Out) -> None:
     """Supervised fine-tuning."""
-    spec = _begin("sft", job, "GroundingTrainJob")
+    spec = _begin("sft", job, "GroundingTrainJob", "sft")
     from grounding.train.sft import run as role
 
     role.main(spec, _data(spec, data), model, out.absolute())
@@ -72,7 +74,7 @@ def sft(job: JobFile, data: Data, model: Model, out: Out) -> None:
 
 def rl(job: JobFile, data: Data, model: Model, out: Out) -> None:
     """Reinforcement learning by verl."""
-    spec = _begin("rl", job, "GroundingTrainJob")
+    spec = _begin("rl", job, "GroundingTrainJob", "rl")
     from grounding.train.rl import run as role
 
     role.main(spec, _data(spec, data), model, out.absolute())

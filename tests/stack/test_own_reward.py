@@ -46,3 +46,15 @@ def test_the_file_decides_the_score_and_a_changed_one_is_another_job(tmp_path: P
     file.write_text(REWARD.replace("-7.0", "-8.0"))
     with pytest.raises(AssertionError, match=r"ended with 2(?s:.*)the content of reward\.file"):
         pods.run_job(pods.render(manifest), tmp_path / "again", {})
+
+
+def test_a_file_that_cannot_score_ends_the_pod_before_verl_starts(tmp_path: Path) -> None:
+    """The pod runs the mounted file once, for the first row: it ends with exit code 2 and the line of the file."""
+    file, manifest = tmp_path / "mine.py", tmp_path / "job.yaml"
+    file.write_text(REWARD.replace("    return", "    raise RuntimeError(f'row of {data_source}')\n    return"))
+    text = MANIFEST.replace("MODEL", "tiny://").replace("OUTPUT", str(tmp_path / "output"))
+    manifest.write_text(text.replace("FILE", str(file)))
+    objects = pods.render(manifest)
+    file.unlink()
+    with pytest.raises(AssertionError, match=r"ended with 2(?s:.*)reward/reward\.py:4(?s:.*)row of"):
+        pods.run_job(objects, tmp_path / "pods", {})

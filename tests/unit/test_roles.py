@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from grounding.api import check_references, load, parse, resolve
+from grounding.cli import run as egm
 from grounding.errors import UserError
 from grounding.local.gpus import gpus_of
 from grounding.roles import Layout, plan
@@ -143,3 +144,27 @@ def test_a_sweep_waits_for_every_training_of_its_models() -> None:
     with pytest.raises(UserError, match="'mine' is not a GroundingTrainJob of this file") as caught:
         check_references([resolve(job) for job in parse(SWEEP)])
     assert caught.value.field == "GroundingEvalJob s: spec.sweep.models.1.trainJob"
+
+
+@pytest.mark.parametrize(
+    ("role", "spec", "words"),
+    [
+        ("sft", "{preset: tiny-rl, data: {shapes: {}}}", "spec.method: is rl, and this role is sft"),
+        ("rl", "{preset: tiny-sft, data: {shapes: {}}}", "spec.method: is sft, and this role is rl"),
+        (
+            "rl",
+            "{preset: tiny-rl, data: {shapes: {}}, reward: {configMap: {name: a, key: r.py}}}",
+            "spec.reward.configMap: is mounted by the pods of a cluster only",
+        ),
+    ],
+)
+def test_a_role_refuses_the_job_of_another_one(
+    role: str, spec: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"apiVersion: grounding.egm.dev/v1alpha1\nkind: GroundingTrainJob\nmetadata: {{name: a}}\nspec: {spec}\n"
+    )
+    where = ["--data", str(tmp_path / "d"), "--model", "m", "--out", str(tmp_path / "o")]
+    assert egm(["role", role, "--job", str(job), *where]) == 2
+    assert words in capsys.readouterr().err
