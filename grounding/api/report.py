@@ -86,6 +86,8 @@ class TrainReport(_Report):
     gpu_seconds: Number | None = None
     """GPU seconds of this attempt."""
     events: list[HealthEvent] = Field(default_factory=list)
+    stopping: str | None = None
+    """What is done about a request to stop: it waits for a step, has saved one, or cannot."""
 
 
 class ReportedFile(Model):

@@ -192,6 +192,10 @@ class TrainStatus(JobStatus):
     uploaded: Saved | None = Field(
         default=None, description="Newest checkpoint in the job's output, and when it was uploaded."
     )
+    stopping: str | None = Field(
+        default=None,
+        description="What the training does about a request to stop: it waits for a step, has saved one, or cannot.",
+    )
     columns: TrainColumns | None = Field(default=None, description="Texts for the columns of kubectl get.")
 
 

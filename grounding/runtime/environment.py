@@ -18,7 +18,7 @@ from grounding.errors import UserError
 
 PREFIX = "EGM_"
 BEGUN = "step-begun"
-"""Name of the file, beside the stop file, by which verl's trainer reports that a step has begun."""
+"""Name of the file, beside the stop file, in which verl's trainer reports what it is doing (`grounding/train/rl/stopping.py`)."""
 PROBLEM = "problem.txt"
 """Name of the file, beside the stop file, in which verl's trainer says why a checkpoint could not be saved."""
 
@@ -219,7 +219,8 @@ class RlEnvironment(_Variables):
     freeze_vision: Switch = Field(default=False, description="Whether the vision tower is frozen.")
     stop_file: Path | None = Field(
         default=None,
-        description="File whose presence makes verl save at the end of its step; the RL role writes it at SIGTERM.",
+        description="File whose presence makes verl save at the end of its step, or the step before at once if it says `now`; "
+        "the RL role writes it at SIGTERM.",
     )
     rollouts_a_step: Whole = Field(
         default=0, description="Answers of one step that the CPU engine waits for; 0: a moment."

@@ -28,6 +28,8 @@ class Stop:
     def __init__(self, grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.grace_s, self._clock = grace_s, clock
         self.asked_at: float | None = None
+        self.notice = ""
+        """What the role does about the request, for people"""
 
     @classmethod
     def of_process(cls) -> Stop:
@@ -53,4 +55,9 @@ class Stop:
 
     def training_is_late(self) -> bool:
         """Return whether the trainer has used its share (60 %) of the period; the rest belongs to the upload."""
-        return self.asked_at is not None and self._clock() - self.asked_at > TRAINING_SHARE * self.grace_s
+        return self.left_for_training() < 0
+
+    def left_for_training(self) -> float:
+        """Return the seconds that the trainer has left of its share, below 0 if it is late: all of it if no stop was asked for."""
+        spent = 0.0 if self.asked_at is None else self._clock() - self.asked_at
+        return TRAINING_SHARE * self.grace_s - spent

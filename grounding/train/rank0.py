@@ -37,6 +37,7 @@ def surrounded(
                 uri=uploader.newest if uploader else None,
                 problem=(lambda: uploader.problem) if uploader else (lambda: ""),
                 uploaded=(lambda: uploader.moment) if uploader else (lambda: None),
+                stopping=(lambda: stop.notice) if stop is not None else (lambda: ""),
             )
             end.callback(telemetry.leave, told)  # runs after the uploader has ended
             try:

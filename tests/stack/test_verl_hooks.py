@@ -118,3 +118,41 @@ def test_weights_that_are_no_numbers_are_not_saved(monkeypatch: pytest.MonkeyPat
     with pytest.raises(RuntimeError, match="the weights are not finite numbers"):
         patches._checked_save(engine, "folder")
     assert saved == [("folder",)]
+
+
+class _Rows:
+    def __init__(self, taken: int) -> None:
+        self.taken = taken
+
+    def state_dict(self) -> dict[str, int]:
+        return {"taken": self.taken}
+
+
+@pytest.mark.parametrize(
+    ("step", "trained", "saved", "expected"),
+    [
+        (
+            5,
+            4,
+            2,
+            (4, {"taken": 4}, False),
+        ),  # answers of step 5 are generated: its rows do not count, and step 4 is logged
+        (4, 4, 2, (4, {"taken": 9}, True)),  # step 4 is validated, and not logged yet
+        (5, 4, 4, None),
+        (1, 0, 0, None),
+    ],
+)
+def test_the_step_before_is_saved_as_it_was(step: int, trained: int, saved: int, expected: Any) -> None:
+    from grounding.train.verl import hooks
+
+    found: list[Any] = []
+    trainer = SimpleNamespace(
+        global_steps=step, egm_trained=trained, egm_saved=saved, egm_rows={"taken": 4}, egm_step=("metrics",),
+        train_dataloader=_Rows(9), trainer_mode="sync",
+    )  # fmt: skip
+    trainer._save_checkpoint = lambda: found.append(
+        (trainer.global_steps, trainer.train_dataloader.state_dict(), trainer.egm_step is not None)
+    )
+    hooks._save_trained(trainer)
+    assert found == ([] if expected is None else [expected])
+    assert trainer.global_steps == step and trainer.train_dataloader.taken == 9

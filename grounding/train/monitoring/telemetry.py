@@ -89,6 +89,8 @@ class Source:
     saved: Callable[[], Moment | None] = lambda: None
     uploaded: Callable[[], Moment | None] = lambda: None
     """When the newest checkpoint was saved on the job's disk, and when the newest one in its output was uploaded"""
+    stopping: Callable[[], str] = lambda: ""
+    """What is done about a request to stop"""
 
 
 def progress(
@@ -121,6 +123,7 @@ def progress(
             HealthEvent(**event)
             for event in health.events(lines, now, source.started, source.limits) + _upload_event(source, lines)
         ],
+        stopping=source.stopping() or None,
     )
 
 
@@ -233,11 +236,12 @@ def source_of(
     uri: Callable[[], ReportedCheckpoint | None] | None = None,
     problem: Callable[[], str] = lambda: "",
     uploaded: Callable[[], Moment | None] = lambda: None,
+    stopping: Callable[[], str] = lambda: "",
 ) -> Source:
     """Return what there is to report about a job whose folder is `out`.
 
     `uri`: the newest checkpoint in the job's output, if it has one elsewhere; `problem`: why the last upload failed;
-    `uploaded`: when the newest checkpoint there was uploaded.
+    `uploaded`: when the newest checkpoint there was uploaded; `stopping`: what is done about a request to stop.
     """
 
     def here() -> ReportedCheckpoint | None:
@@ -259,4 +263,5 @@ def source_of(
         problem=problem,
         saved=lambda: checkpoints.saved(out / "checkpoints"),
         uploaded=uploaded,
+        stopping=stopping,
     )

@@ -42,6 +42,7 @@ from grounding.train.monitoring import tracking
 from grounding.train.rl import guard, ray_cluster, rendezvous, reward
 from grounding.train.rl import resume as attempts
 from grounding.train.rl.overrides import overrides
+from grounding.train.rl.stopping import SAVE_NOW, Doing, Verdict, judge
 
 END_S = 5.0
 """Seconds that verl and its Ray get to end once there is nothing left to save."""
@@ -308,7 +309,7 @@ def _run(
     stop: Stop,
     lost: Callable[[], str] = lambda: "",
 ) -> int:
-    """Run verl and turn its metrics into progress lines. If `stop` is asked for, let verl save at the end of its step, then end it.
+    """Run verl and turn its metrics into progress lines. If `stop` is asked for, let verl save what it can (`stopping.py`), then end it.
 
     verl gets a share of the grace period (`Stop.training_is_late`); what it has not saved by then is lost, and the rest belongs to the upload.
     `lost` says why the run cannot continue (a node is gone), else nothing: verl may wait for a lost rank for ten minutes.
@@ -319,7 +320,9 @@ def _run(
     begun = request.with_name(BEGUN)
     begun.unlink(missing_ok=True)
     child = subprocess.Popen(command, env=env, cwd=out, start_new_session=True)
-    offset, why, before, spoiled = 0, "", 0, ""
+    offset, why, spoiled = 0, "", ""
+    before: int | None = None
+    said: tuple[str, Doing | None] = ("", None)
     recent: list[tuple[int, dict[str, float]]] = []
     try:
         while True:
@@ -339,24 +342,39 @@ def _run(
                 break
             if stop.asked:
                 newest = checkpoints.peek(out / "checkpoints")
-                step = newest.step if newest else 0
-                if not request.exists():
-                    before = step
+                saved = newest.step if newest else 0
+                if before is None:
+                    before = saved
                     request.touch()
-                    print("rl: stopping; verl saves a checkpoint at the end of its step", flush=True)  # noqa: T201
-                nothing_to_save = not begun.exists() or step >= writer.total_steps
-                if nothing_to_save or step > before or stop.training_is_late():
+                doing = Doing.read(begun)
+                verdict = judge(doing, saved, [found for _, found in recent], stop.left_for_training(), time.time())
+                if saved > before:
+                    verdict = Verdict("end", f"saved step {saved}")
+                elif verdict.action != "end" and stop.training_is_late():
+                    last = f"the last save is step {saved}" if saved else "no step is saved"
+                    what = f"step {doing.step} was" if doing else "nothing was"
+                    verdict = Verdict("end", f"{what} not saved in time; {last}")
+                if (verdict.action, doing) != said:
+                    said = (verdict.action, doing)
+                    _notice(stop, verdict.text)
+                    if verdict.action == "save":
+                        request.write_text(SAVE_NOW)
+                if verdict.action == "end":
                     _signal_group(child, signal.SIGTERM)
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         child.wait(min(END_S, 0.5 * stop.left()))
                     break
-            time.sleep(0.5)
+            time.sleep(0.1 if stop.asked else 0.5)
     finally:
         writer.close()
         _signal_group(child, signal.SIGKILL)  # Ray's processes, should any outlive their driver
         child.wait()
         request.unlink(missing_ok=True)
     if stop.asked:
+        if said[0] != "end":  # verl has ended by itself
+            newest = checkpoints.peek(out / "checkpoints")
+            last = f"the last save is step {newest.step}" if newest else "no step is saved"
+            _notice(stop, "; ".join(filter(None, (_problem(request), last))))
         return 143
     if spoiled:
         raise Failure(spoiled, hint=guard.HINT)
@@ -365,6 +383,12 @@ def _run(
     if child.returncode and (problem := _problem(request)):
         raise Failure(problem, hint="The same command continues from the newest checkpoint.")
     return child.returncode
+
+
+def _notice(stop: Stop, text: str) -> None:
+    """Say in the log, in `/progress` and in the termination message what is done about the request to stop."""
+    stop.notice = text
+    print(f"rl: stopping; {text}", flush=True)  # noqa: T201
 
 
 def _problem(request: Path) -> str:

@@ -7,11 +7,14 @@ saving it, and a validation may be between: a run that is killed there continues
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
 import os
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from grounding.train.rl.guard import (
     failed_answers,
 )
 from grounding.train.rl.resume import metrics as our_metrics
+from grounding.train.rl.stopping import SAVE_NOW, Doing, Phase
 from grounding.train.verl.patching import Patch
 from grounding.train.verl.patching import apply as apply_patches
 
@@ -62,15 +66,38 @@ def _note_steps(trainer: Any) -> None:
 def _noted_step(self: Any, metrics: JsonObject, timing_raw: dict[str, float]) -> Any:
     """Run verl's `step`, keep its results, which `on_save` is not given, and have the step saved if the role was asked to stop."""
     began, request = time.monotonic(), RlEnvironment.from_environ(os.environ).stop_file
-    if request is not None:
-        request.with_name(BEGUN).touch()
+    trained = _trained(self)
+    if request is not None and trained and trained == getattr(self, "egm_saved", 0):
+        _rest(request)
+    if trained:
+        # the rows of the step after `trained` have not been taken yet: a checkpoint of it continues with them
+        self.egm_rows = copy.deepcopy(self.train_dataloader.state_dict())
+    _note_doing(self, "rollout")
     _note_steps(self)
     batch = _step(self, metrics, timing_raw)
     metrics |= _rollout_counts(self, batch)
     self.egm_step = (began, batch, metrics)
+    self.egm_trained = int(self.global_steps)
     if request is not None and request.exists():
         self.config.trainer.save_freq = 1  # the role was asked to stop: `fit` saves this step, whatever its number
     return batch
+
+
+def _trained(trainer: Any) -> int:
+    """Return the last step that this process has trained, or 0."""
+    return int(getattr(trainer, "egm_trained", 0))
+
+
+def _note_doing(trainer: Any, phase: Phase) -> None:
+    """Write down for the role what the trainer is doing, and since when it is at this step."""
+    request = RlEnvironment.from_environ(os.environ).stop_file
+    if request is None:
+        return
+    step = int(trainer.global_steps)
+    before: Doing | None = getattr(trainer, "egm_doing", None)
+    since = before.since if phase == "update" and before is not None and before.step == step else time.time()
+    trainer.egm_doing = Doing(step, phase, since, _trained(trainer))
+    trainer.egm_doing.write(request.with_name(BEGUN))
 
 
 POLL_S = 0.1
@@ -79,10 +106,68 @@ _replay_buffer = PPOTrainer._build_replay_buffer
 
 
 def _attentive_replay_buffer(self: Any) -> Any:
-    """Build verl's replay buffer, which then looks for finished answers every `POLL_S`."""
+    """Build verl's replay buffer, which then looks for finished answers every `POLL_S`, and whether the role wants the step before saved."""
     buffer = _replay_buffer(self)
     buffer.poll_interval = min(buffer.poll_interval, POLL_S)
+    buffer.sample = functools.partial(_noted_sample, self, buffer.sample)
+    buffer._wait_for_next_poll = functools.partial(_noted_wait, self, buffer._wait_for_next_poll)
     return buffer
+
+
+def _noted_sample(trainer: Any, sample: Callable[..., Any], *, partition_id: str, **arguments: Any) -> Any:
+    """Wait for answers as verl does; what comes after them is the update, unless it is a validation."""
+    if partition_id == "val":
+        _note_doing(trainer, "validation")
+    found = sample(partition_id=partition_id, **arguments)
+    if partition_id != "val":
+        _note_doing(trainer, "update")
+    return found
+
+
+def _noted_wait(trainer: Any, wait: Callable[[str, float], float], partition_id: str, since: float) -> float:
+    """Wait for more answers as verl does, unless the role wants the step before saved at once."""
+    request = RlEnvironment.from_environ(os.environ).stop_file
+    if request is not None and _wants_save(request):
+        _save_trained(trainer)
+        _rest(request)
+    return wait(partition_id, since)
+
+
+def _rest(request: Path) -> None:
+    """Begin nothing more while a stop is asked for: the role ends this process once it has seen the checkpoint."""
+    while request.exists():
+        time.sleep(POLL_S)
+
+
+def _wants_save(request: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return request.read_text() == SAVE_NOW
+    return False
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Stands for the rows' loader as it was when a step had ended."""
+
+    state: Any
+
+    def state_dict(self) -> Any:
+        return self.state
+
+
+def _save_trained(trainer: Any) -> None:
+    """Save the last trained step while answers are generated: the weights are still its own, and no further row counts as taken."""
+    trained = _trained(trainer)
+    if not trained or trained == getattr(trainer, "egm_saved", 0) or trainer.trainer_mode != "sync":
+        return
+    step, loader = trainer.global_steps, trainer.train_dataloader
+    if step != trained:  # verl has logged the metrics of that step and counts the next one
+        trainer.egm_step = None
+        trainer.global_steps, trainer.train_dataloader = trained, _Rows(trainer.egm_rows)
+    try:
+        trainer._save_checkpoint()
+    finally:
+        trainer.global_steps, trainer.train_dataloader = step, loader
 
 
 def _rollout_counts(trainer: Any, batch: Any) -> dict[str, int]:
@@ -150,6 +235,7 @@ def _guarded_save(self: Any) -> None:
         model = self.config.actor_rollout_ref.model
         checkpoints.require_room(root, _bytes_of_checkpoint(root, str(model.path), int(model.lora_rank)))
         _save(self)
+        self.egm_saved = int(self.global_steps)
     except Exception as error:
         if not checkpoints.is_complete(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -206,7 +292,8 @@ class MarkComplete(CheckpointCallback):  # type: ignore[misc]
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, async_save: bool = False, **_: Any) -> None:
         folder = Path(checkpoint_dir)
         try:
-            checkpoints.write_metrics(folder, metrics_so_far(trainer))
+            if trainer.egm_step is not None:
+                checkpoints.write_metrics(folder, metrics_so_far(trainer))
         except Exception as error:  # a line of the curve is not worth a run
             print(f"rl: {folder.name} has no metrics of its step in it: {error!r}", flush=True)  # noqa: T201
         checkpoints.mark_complete(folder)
@@ -226,7 +313,7 @@ PATCHES = (
         PPOTrainer,
         "_build_replay_buffer",
         _attentive_replay_buffer,
-        "verl looks for finished answers every 2 s, on average a second of an idle GPU in each step.",
+        "verl looks for finished answers every 2 s, on average a second of an idle GPU in each step; and a stop must be able to save meanwhile.",
         "verl waits for events, or makes the interval a setting.",
         "c6c5bd078331",
     ),

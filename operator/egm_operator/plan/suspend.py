@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import J, Policy, Snapshot
 from egm_operator.plan.stopping import Idle, Stop
@@ -9,8 +11,13 @@ from egm_operator.status import ConditionType, Reason, S, stamp
 from grounding.api.status import Phase
 
 
-def suspend(stop: Stop[J, S], idle: Idle[J, S]) -> Policy[J, S]:
-    """Return the policy for a kind whose work `stop` stops; `idle` says whether it has stopped."""
+def suspend(
+    stop: Stop[J, S], idle: Idle[J, S], heard: Callable[[Snapshot[J, S], Decision[S]], str] = lambda *_: ""
+) -> Policy[J, S]:
+    """Return the policy for a kind whose work `stop` stops; `idle` says whether it has stopped.
+
+    `heard` records what the work reports meanwhile and returns what it does about the request to stop.
+    """
 
     def decide(snapshot: Snapshot[J, S]) -> Decision[S] | None:
         if not snapshot.job.spec.suspend:
@@ -18,10 +25,11 @@ def suspend(stop: Stop[J, S], idle: Idle[J, S]) -> Policy[J, S]:
         decision = snapshot.decision()
         status = decision.status
         status.fields.start_time = None  # as a batch/v1 Job does: time suspended counts for no deadline
-        status.forget_eta()
         stop(snapshot, decision)
+        said = heard(snapshot, decision)
+        status.forget_eta()
         if not idle(snapshot):
-            text = "Waits until the pods have saved a checkpoint and are gone."
+            text = f"Waits until the pods are gone: {said}." if said else "Waits until the pods are gone."
             status.phase(status.current_phase, Reason.SUSPENDING, text)
             return decision
         if not status.is_true(ConditionType.SUSPENDED):

@@ -17,7 +17,7 @@ from egm_operator.plan.train.gang import GANG, idle, stop, stop_for_good
 from egm_operator.plan.train.gpu_usage import gpu_usage
 from egm_operator.plan.train.pending import pending
 from egm_operator.plan.train.prepare import prepare
-from egm_operator.plan.train.progress import progress
+from egm_operator.plan.train.progress import heard_while_stopping, progress
 from egm_operator.plan.train.queue import queue
 from egm_operator.plan.train.running import run
 from egm_operator.plan.train.success import success
@@ -30,7 +30,7 @@ POLICIES: Sequence[Policy[ResolvedTrainJob, TrainStatus]] = (
     finished(stop),
     success,
     active_deadline(stop_for_good),
-    suspend(stop, idle),
+    suspend(stop, idle, heard_while_stopping),
     model,
 )
 """Asked first, in this order."""

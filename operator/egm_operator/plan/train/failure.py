@@ -10,6 +10,8 @@ from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import PlacedTrain
 from egm_operator.plan.train.gang import GANG
 from egm_operator.status import ConditionType, Reason
+from grounding.api.base import read_known
+from grounding.api.report import TrainReport
 from grounding.api.status import TrainStatus
 from grounding.runtime.exits import retryable
 
@@ -23,6 +25,10 @@ def failure(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
     pods = GANG.pods(snapshot, attempt)
     if (found := _pod_failure(pods, snapshot.now)) is not None:
         reason, message = found
+        master = next((pod for pod in pods if pod.master), None)
+        stopping = None if master is None else read_known(TrainReport, master.termination_message or {}).stopping
+        if stopping:
+            message += f"; {stopping[:256]}"
         return fail(snapshot, GANG, attempt, reason, message, again=reason is not Reason.USER_ERROR)
     if lost := GANG.lost(snapshot, attempt):
         return fail(snapshot, GANG, attempt, Reason.NODE_LOST, node_lost(lost))

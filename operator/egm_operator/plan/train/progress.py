@@ -8,13 +8,13 @@ from typing import Any
 from egm_operator.kube.objects import Pod
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import PlacedTrain, TrainSnapshot
-from egm_operator.plan.train.gang import GANG
+from egm_operator.plan.train.gang import GANG, members
 from egm_operator.status import ConditionType, Reason, StatusBuilder, seconds, seconds_left, stamp
 from grounding.api.base import read_known
 from grounding.api.report import UPLOAD_FAILING, ReportedMoment, TrainReport
 from grounding.api.status import Checkpoint, Progress, Saved, TrainStatus
 
-_METRICS, _URI = 16, 512
+_METRICS, _URI, _STOPPING = 16, 512, 512
 _YEAR_10000 = 253_402_300_800
 _MOST = 2**53
 """A count beyond it is none"""
@@ -31,6 +31,15 @@ def progress(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
     decision = snapshot.decision()
     apply_reports(snapshot, decision, pods)
     return decision.passing()
+
+
+def heard_while_stopping(snapshot: TrainSnapshot, decision: Decision[TrainStatus]) -> str:
+    """Record what rank 0 reports while the job is suspended. Returns what it does about that, in words; empty if it has not said."""
+    pods = members(snapshot)
+    if not pods:
+        return ""
+    apply_reports(snapshot, decision, pods)
+    return decision.status.fields.stopping or ""
 
 
 def apply_reports(snapshot: TrainSnapshot, decision: Decision[TrainStatus], pods: Sequence[Pod]) -> None:
@@ -50,6 +59,7 @@ def apply_report(status: StatusBuilder[TrainStatus], body: Mapping[str, Any], re
     report, fields = read_known(TrainReport, body), status.fields
     if report.step is not None:
         fields.progress = _progress(fields.progress, report, report.step, _time(report, received, status.now))
+        fields.stopping = report.stopping[:_STOPPING] if report.stopping else None
     if "metrics" in report.model_fields_set:
         old = {} if fields.metrics is None else fields.metrics
         # a validation happens every few steps only: the last figure stays

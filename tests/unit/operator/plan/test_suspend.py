@@ -1,11 +1,13 @@
+import json
 from typing import Any
 
 import pytest
 from egm_operator.plan.suspend import suspend
 from egm_operator.plan.train.gang import idle, stop
+from egm_operator.plan.train.progress import heard_while_stopping
 from egm_operator.status import ConditionType
 
-from tests.unit.operator.plan.kit import NOW, conditions, gang, pod, said, stamp, training
+from tests.unit.operator.plan.kit import NOW, Report, conditions, gang, pod, said, stamp, training
 
 WAITS = {"final": True, "phase": "Pending", "reason": "Suspending"}
 DONE = {"final": True, "phase": "Suspended", "reason": "SuspendedByUser"}
@@ -26,6 +28,23 @@ STOPS = [("j-a1", {"spec": {"runPolicy": {"suspend": True}}})]
 )
 def test_suspend(wanted: bool, owned: list[Any], spec: dict[str, Any], expected: dict[str, Any]) -> None:
     assert said(suspend(stop, idle)(training(*owned, suspend=wanted, **spec))) == expected
+
+
+def test_what_the_training_says_meanwhile() -> None:
+    decide = suspend(stop, idle, heard_while_stopping)
+    report = Report(
+        NOW, {"step": 6, "totalSteps": 9, "etaSeconds": 60, "stopping": "waits for the step under way, step 7"}
+    )
+    waiting = decide(training(gang(), pod(master=True), report=report, suspend=True))
+    assert waiting is not None
+    assert waiting.status.fields.message == "Waits until the pods are gone: waits for the step under way, step 7."
+    left = json.dumps({"step": 7, "stopping": "saved step 7", "checkpoint": {"step": 7, "uri": "s3://b/c"}})
+    done = decide(training(gang(suspended=True), pod(master=True, code=143, message=left), suspend=True))
+    assert done is not None and done.status.current_phase == "Suspended"
+    assert done.status.fields.stopping == "saved step 7" and done.status.fields.checkpoint.step == 7
+    assert done.status.fields.progress.eta_seconds is None
+    silent = decide(training(gang(), pod(master=True), suspend=True))
+    assert silent is not None and silent.status.fields.message == "Waits until the pods are gone."
 
 
 def test_time_suspended_counts_for_no_deadline() -> None:

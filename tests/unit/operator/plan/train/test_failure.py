@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -36,6 +37,12 @@ DISRUPTED = {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}
 )
 def test_failure(owned: list[Any], expected: dict[str, Any]) -> None:
     assert said(failure(placed_training(*owned, status=WHOLE, maxAttempts=3))) == expected
+
+
+def test_an_evicted_training_says_what_it_has_saved() -> None:
+    left = json.dumps({"step": 7, "stopping": "saved step 7"})
+    decision = failure(placed_training(gang(), pod(code=143, message=left, master=True, **DISRUPTED), status=WHOLE))
+    assert decision is not None and str(decision.status.fields.message).endswith("; saved step 7")
 
 
 def test_the_last_attempt_ends_the_job() -> None:

@@ -104,12 +104,21 @@ def test_uploads_that_fail_are_a_condition(
         assert "expired" in found.message
 
 
+def test_what_is_done_about_a_stop_is_the_attempts_own() -> None:
+    said = "waits for the step under way, step 7: about 40 s more, and 66 s are left"
+    assert _applied({"step": 6, "stopping": said})["stopping"] == said
+    assert "stopping" not in _applied({"step": 7}, {"stopping": said}), "the next attempt was not asked to stop"
+    assert _applied({}, {"stopping": said})["stopping"] == said
+
+
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-_FIELDS = st.sampled_from(["step", "totalSteps", "time", "etaSeconds", "metrics", "checkpoint", "saved", "events", "x"])
+_FIELDS = st.sampled_from(
+    ["step", "totalSteps", "time", "etaSeconds", "metrics", "checkpoint", "saved", "events", "stopping", "x"]
+)
 
 
 @given(st.dictionaries(_FIELDS, _JSON))

@@ -1,0 +1,120 @@
+"""RL that is asked to stop, with the real verl: in an update, while answers are generated, and with too little time.
+
+No trained step that can be saved is lost, what is said is true, and a run that continues has the figures of one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from grounding.progress import read_progress
+from grounding.runtime.environment import BEGUN
+from grounding.storage import open_store
+from grounding.train.checkpoints import local as checkpoints
+from grounding.train.checkpoints.upload import stored
+from grounding.train.rl.run import stop_file
+from grounding.train.rl.stopping import SAVE_NOW, Doing
+from tests.helpers.roles import power_cut, role_command
+
+MANIFEST = """
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingTrainJob
+metadata: {name: rl}
+spec:
+  preset: tiny-rl
+  model: {source: MODEL}
+  data: {shapes: {train: 96, perFile: 2}}
+  reward: {file: REWARD, entryPoint: mine}
+  hyperparameters: {maxSteps: 6, saveEvery: 100, validateEvery: 100, validateBeforeTrain: false, batchSize: 16,
+                    miniBatchSize: 16, rollouts: 4, responseLength: 48}
+"""
+REWARD = """
+def mine(data_source, solution_str, ground_truth, extra_info):
+    return sum(map(ord, solution_str)) % 7 / 7  # an untrained model's answers differ in it
+"""
+
+
+class Run:
+    """One attempt of the job, and what it has said."""
+
+    def __init__(self, command: list[str], out: Path, number: int, **environ: str) -> None:
+        self.out, self.log = out, out.with_name(f"{out.name}-{number}.log")
+        environment = os.environ | {"EGM_ATTEMPT": str(number), **environ}
+        with self.log.open("wb") as log:
+            self.child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        """Wait for something that comes while the attempt runs."""
+        deadline = time.monotonic() + 600
+        while not reached():
+            assert self.child.poll() is None and time.monotonic() < deadline, self.log.read_text()[-4000:]
+            time.sleep(0.01)
+
+    def until_in(self, phase: str, step: int) -> None:
+        """Wait until verl is in the middle of a phase of a step."""
+        file = stop_file(self.out).with_name(BEGUN)
+        self.until(lambda: (doing := Doing.read(file)) is not None and (doing.phase, doing.step) == (phase, step))
+
+    def stop(self) -> None:
+        """Ask as the kubelet does: the role's process only."""
+        self.child.send_signal(signal.SIGTERM)
+        assert self.child.wait(300) == 143, self.log.read_text()[-4000:]
+
+    def said(self) -> list[str]:
+        """Return what it has said about the request to stop."""
+        return [line for line in self.log.read_text().splitlines() if line.startswith("rl: stopping; ")]
+
+    def saved(self) -> int:
+        """Return the step of the newest checkpoint; nothing beside it is half there."""
+        folders = {path.name for path in (self.out / "checkpoints").glob("*global_step_*")}
+        assert folders == {c.path.name for c in checkpoints.complete(self.out / "checkpoints")}
+        return max(int(name.rpartition("_")[2]) for name in folders)
+
+    def figures(self, step: int) -> list[float | None]:
+        """Return what a step has measured; empty if it has no line."""
+        lines = [line for line in read_progress(self.out / "progress.jsonl") if line["step"] == step]
+        return [lines[0]["metrics"].get(name) for name in ("score", "gradNorm", "entropy", "loss")] if lines else []
+
+
+def test_what_is_trained_is_saved_and_what_is_said_is_true(tmp_path: Path, tiny_model: Path) -> None:
+    job, data, reward = tmp_path / "job.yaml", tmp_path / "data", tmp_path / "reward.py"
+    reward.write_text(REWARD)
+    job.write_text(MANIFEST.replace("MODEL", str(tiny_model)).replace("REWARD", str(reward)))
+    subprocess.run(role_command("prepare", "--job", job, "--data", data), check=True)
+    out, output = tmp_path / "out", tmp_path / "output"
+    out.mkdir()
+
+    def attempt(number: int, grace_s: float) -> Run:
+        command = role_command("rl", "--job", job, "--data", data, "--model", tiny_model, "--out", out)
+        return Run(command, out, number, EGM_OUTPUT=str(output), EGM_GRACE_SECONDS=str(grace_s))
+
+    run = attempt(1, grace_s=300)
+    run.until_in("update", 2)
+    run.stop()
+    assert run.saved() == 2 and stored(open_store(str(output)))[0][0] == 2
+    assert "waits for the step under way, step 2" in run.said()[0] and run.said()[-1].endswith("saved step 2")
+
+    run = attempt(2, grace_s=300)
+    run.until_in("rollout", 4)
+    assert "resuming after step 2" in run.log.read_text()
+    stop_file(out).write_text(SAVE_NOW)  # as the role does if step 4 is too long for the grace period
+    run.until(lambda: checkpoints.is_complete(out / "checkpoints" / "global_step_3"))
+    stop_file(out).unlink()  # the role would end verl now
+    run.until(lambda: bool(run.figures(4)))
+    power_cut(run.child.pid)
+    run.child.wait()
+    uninterrupted = run.figures(4)
+    assert run.saved() == 3 and uninterrupted[1], "rewards did not differ"
+
+    run = attempt(3, grace_s=0.4)
+    run.until_in("update", 5)
+    assert "resuming after step 3" in run.log.read_text()
+    run.stop()
+    assert run.saved() == 3 and run.said()[-1].endswith("; the last save is step 3"), run.said()
+    assert run.figures(4) == uninterrupted, "the checkpoint of step 3 has taken rows of step 4"
+    assert [line["step"] for line in read_progress(out / "progress.jsonl")] == [1, 2, 3, 4]
