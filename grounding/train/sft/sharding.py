@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from grounding.runtime.environment import Environment
 
@@ -67,10 +68,8 @@ def tune(arguments: Any, dtype: torch.dtype) -> None:
     Outputs keep their type, so that the loss stays float32.
     """
     if dtype != torch.float32:
-        arguments.fsdp_plugin_args["mixed_precision_policy"] = {
-            "param_dtype": dtype,
-            "reduce_dtype": torch.float32,
-        }
+        # as an object: of a dict, accelerate wants an `output_dtype` as well, which would round the loss
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(dtype, torch.float32)
 
 
 def whole(trainer: Any) -> dict[str, torch.Tensor]:
