@@ -142,8 +142,11 @@ def overrides(
         "trainer.checkpoint_callback_class": "grounding.train.verl.callback.MarkComplete",
         "trainer.resume_mode": "resume_path" if resume_from else "disable",
     }
-    if h.freeze_vision:  # FSDP may then not flatten frozen and trained weights into one
-        keys[f"{_ACTOR}.fsdp_config.use_orig_params"] = True
+    if h.freeze_vision:  # FSDP may then not flatten frozen and trained weights into one, in the reference model neither
+        keys |= {f"{part}.fsdp_config.use_orig_params": True for part in (_ACTOR, _REF)}
+    if not cpu and nodes * gpus <= 1:
+        # on one GPU FSDP 1 does not shard, and then what it moves to the CPU stays on the GPU as well
+        keys |= {f"{part}.strategy": "fsdp2" for part in (_ACTOR, _REF)}
     if h.max_steps:
         keys["trainer.total_training_steps"] = h.max_steps
     if validate == "only":
