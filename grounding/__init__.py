@@ -1,1 +1,3 @@
-"""Visual grounding: data, training, evaluation. No Kubernetes in here. For scripts and notebooks: `grounding.library` (docs/python.md)."""
+"""Visual grounding: data, training, evaluation. It does not depend on Kubernetes. For scripts and notebooks, see `grounding.library`
+(docs/python.md).
+"""

@@ -1,6 +1,6 @@
 """Boxes and their coordinate spaces: `pixels` (xyxy in the image as stored) and `relative` (xyxy in 0..1000 of width and height).
 
-Pure arithmetic, without numpy: it runs once an answer, in training and in evaluation. The order of the operations is
+Pure arithmetic without numpy, because it runs once per answer, in training and in evaluation. The order of the operations is
 part of the contract: published numbers are compared bit for bit.
 """
 
@@ -12,7 +12,7 @@ from math import ceil, inf, sqrt
 from typing import Literal
 
 Box = tuple[float, float, float, float]
-"""x1, y1, x2, y2; the function that takes or gives one says in which space."""
+"""x1, y1, x2, y2; each function says in which space."""
 
 Space = Literal[
     "xyxy",
@@ -29,7 +29,7 @@ Space = Literal[
     "fraction-yxyx",
 ]
 """How true boxes may be written: a scale and an order. Scale: pixels, or `relative` (0..1000), or `fraction` (0..1). Order: `xyxy`,
-two corners, which is meant if none is named; `xywh`, corner and size; `cxcywh`, centre and size, as YOLO writes; `yxyx`, y before x."""
+two corners, the default; `xywh`, corner and size; `cxcywh`, centre and size, as YOLO writes; `yxyx`, y before x."""
 
 SCALE = 1000.0
 """The width and the height of every image in relative coordinates."""
@@ -41,7 +41,7 @@ _GRID, _LEAST, _MOST = 28, 3136, 12_845_056
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
     """Intersection over union of two xyxy boxes in the same space, 0..1.
 
-    A box without area (reversed corners too) overlaps nothing. Where infinite coordinates leave the quotient undefined it is 0.
+    A box without area (also with reversed corners) overlaps nothing. If infinite coordinates make the quotient undefined, it is 0.
     """
     ax1, ay1, ax2, ay2 = a
     bx1, by1, bx2, by2 = b
@@ -58,10 +58,10 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def to_pixels(box: Sequence[float], width: int, height: int) -> Box:
-    """Relative box -> whole pixels inside the image (0..width-1, 0..height-1).
+    """Convert a relative box to whole pixels inside the image (0..width-1, 0..height-1).
 
-    Clamped to 0..1000 first (a coordinate that is not finite counts 0), rounded half to even, clamped to the image; a side
-    of length zero becomes one pixel where the image has one to give. Reversed corners stay reversed.
+    Clamped to 0..1000 first (a coordinate that is not finite counts 0), rounded half to even, clamped to the image; a side of length zero
+    becomes one pixel if the image has room. Reversed corners stay reversed.
     """
     x1, y1, x2, y2 = box
     if not (0.0 <= x1 <= SCALE and 0.0 <= y1 <= SCALE and 0.0 <= x2 <= SCALE and 0.0 <= y2 <= SCALE):
@@ -70,14 +70,14 @@ def to_pixels(box: Sequence[float], width: int, height: int) -> Box:
 
 
 def fit(x1: float, y1: float, x2: float, y2: float, width: int, height: int) -> Box:
-    """Relative corners -> whole pixels inside the image, as `to_pixels` without its first clamp.
+    """Convert relative corners to whole pixels inside the image, like `to_pixels` without its first clamp.
 
     The corners must be finite (`ValueError` for a NaN).
     """
     try:
         left, right = round(x1 * width / SCALE), round(x2 * width / SCALE)
         top, bottom = round(y1 * height / SCALE), round(y2 * height / SCALE)
-    except OverflowError:  # beyond the largest float: the border that it is behind
+    except OverflowError:  # beyond the largest float: use the nearest border
         left, right = _round_huge(x1 * width / SCALE, width), _round_huge(x2 * width / SCALE, width)
         top, bottom = _round_huge(y1 * height / SCALE, height), _round_huge(y2 * height / SCALE, height)
     last_x, last_y = width - 1, height - 1
@@ -93,10 +93,10 @@ def fit(x1: float, y1: float, x2: float, y2: float, width: int, height: int) -> 
 
 
 def to_relative(box: Sequence[float], width: int, height: int) -> Box:
-    """Pixels -> whole relative coordinates, for models that answer in pixels.
+    """Convert pixels to whole relative coordinates, for models that answer in pixels.
 
-    Rounded and clamped to the image, corners put in order, scaled, rounded and clamped to 0..1000; a side of length zero becomes 1
-    where there is room. A coordinate that is not finite counts 0. An image without a size gives the whole square.
+    Rounded and clamped to the image, corners put in order, scaled, rounded and clamped to 0..1000; a side of length zero becomes 1 if there
+    is room. A coordinate that is not finite counts as 0. For an image without a size, return the whole square.
     """
     x1, y1, x2, y2 = (v if -inf < v < inf else 0.0 for v in box)
     if width <= 0 or height <= 0:
@@ -131,18 +131,20 @@ def _widen(left: int, top: int, right: int, bottom: int, width: int, height: int
 
 
 def relative_exact(box: Sequence[float], width: int, height: int) -> Box:
-    """Pixels -> relative without rounding or clamping: how ground truth is stored for training."""
+    """Convert pixels to relative coordinates without rounding or clamping, as ground truth is stored for training."""
     x1, y1, x2, y2 = box
     return x1 * SCALE / width, y1 * SCALE / height, x2 * SCALE / width, y2 * SCALE / height
 
 
 @lru_cache(maxsize=4096)
 def resized(width: int, height: int) -> tuple[int, int]:
-    """Return the size that Qwen2.5-VL's processor gives a picture: multiples of 28, within the bounds of its published configuration."""
+    """Return the size to which Qwen2.5-VL's processor resizes a picture: multiples of 28, within the limits of its published
+    configuration.
+    """
     wide, high = (
         round(width / _GRID) * _GRID,
         round(height / _GRID) * _GRID,
-    )  # 0 below half of a step, so made larger below
+    )  # 0 below half a step, so it is enlarged below
     if wide * high > _MOST:
         ratio = sqrt(width * height / _MOST)
         wide, high = (max(_GRID, int(side / ratio / _GRID) * _GRID) for side in (width, height))
@@ -153,7 +155,7 @@ def resized(width: int, height: int) -> tuple[int, int]:
 
 
 def from_resized(box: Sequence[float], width: int, height: int) -> Box:
-    """Pixels of the picture as Qwen2.5-VL's processor resizes it -> pixels of the picture as stored, not rounded and not clipped."""
+    """Convert pixels of the picture as resized by Qwen2.5-VL's processor to pixels of the stored picture, without rounding or clipping."""
     wide, high = resized(width, height)
     x1, y1, x2, y2 = box
     return x1 * width / wide, y1 * height / high, x2 * width / wide, y2 * height / high

@@ -1,7 +1,7 @@
 """Errors for people: one paragraph that says what is wrong, where, and what to do.
 
-`UserError` is the caller's mistake (exit code 2), `Failure` is ours or the world's (exit code 1).
-The command line prints either without a traceback.
+`UserError` is the caller's mistake (exit code 2), `Failure` any other failure (exit code 1). The command line prints both without a
+traceback.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ _CONTROL = re.compile(
 
 
 def printable(text: str) -> str:
-    """Return a foreign text (a server's, a file's) without what moves a terminal's cursor, changes its title or reverses its direction.
+    """Return a foreign text (from a server or a file) without sequences that move a terminal's cursor, change its title or reverse the
+    direction.
 
-    Line feeds and tabs stay. A sequence becomes one replacement character, so that it can be seen that something was there.
+    Line feeds and tabs are kept. Each sequence becomes one replacement character, so that its place stays visible.
     """
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def from_checkout(extra: str) -> str:
-    """Return how to install an extra. The package is in no index, so that only the checkout's folder can be installed."""
+    """Return how to install an extra. The package is in no index, so only the checkout's folder can be installed."""
     return (
         f"Install the extra that holds it, in the folder of the checkout: `pip install '.[{extra}]'`, or `make setup`."
     )
@@ -55,7 +56,7 @@ class UserError(EgmError):
 
 
 class Failure(EgmError):
-    """Something broke that the caller did not do: disk, network, a child process. Exit code 1."""
+    """A failure that the caller did not cause: disk, network, a child process. Exit code 1."""
 
     exit_code = 1
 
@@ -92,6 +93,6 @@ _OS_HINTS = {
 
 
 def from_os_error(error: OSError) -> EgmError:
-    """Return the error for people that an `OSError` stands for; the file name is kept where the system gave one."""
+    """Return the user's error for an `OSError`; the file name is kept if the system gave one."""
     kind, message, hint = _OS_HINTS.get(error.errno or 0, (Failure, error.strerror or str(error), ""))
     return kind(message, hint=hint, file=str(error.filename or ""))

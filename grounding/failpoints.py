@@ -1,10 +1,9 @@
-"""Named places at which a test can stop or kill this process; off unless `$EGM_FAILPOINTS` is set.
+"""Named points at which a test can stop or kill this process; off unless `$EGM_FAILPOINTS` is set.
 
-`EGM_FAILPOINTS="publish.rename=kill"` kills the process when it comes to that place. The form is
-`NAME[:DETAIL][@COUNT]=ACTION`, several separated by commas: DETAIL limits it to one file or folder name, COUNT is the
-visit from 1 at which it acts. Actions: `kill` (SIGKILL, nothing is flushed or tidied up), `error` (an OSError as from
-a broken disk), `full` (ENOSPC), `cut` (call the function that `on_cut` was given: a power cut).
-`EGM_FAILPOINTS_TRACE=FILE` appends the name of every place that is visited; a test draws from that list.
+`EGM_FAILPOINTS="publish.rename=kill"` kills the process when it reaches that point. The format is `NAME[:DETAIL][@COUNT]=ACTION`, several
+separated by commas: DETAIL limits it to one file or folder name, COUNT is the visit from 1 at which it acts. Actions: `kill` (SIGKILL,
+without flushing or cleaning up), `error` (an OSError like that of a broken disk), `full` (ENOSPC), `cut` (call the function that `on_cut`
+was given: a power cut). `EGM_FAILPOINTS_TRACE=FILE` appends the name of every point that is reached; a test draws from that list.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ _cut: list[Callable[[], None]] = []
 
 
 def on_cut(call: Callable[[], None]) -> None:
-    """Set what the action `cut` calls before the process is killed."""
+    """Set the function that the action `cut` calls before the process is killed."""
     _cut[:] = [call]
 
 
 def wanted() -> bool:
-    """Return whether this process is to act at failpoints, for callers that pass one very often."""
+    """Return whether failpoints are active in this process, for callers that pass one very often."""
     return "EGM_FAILPOINTS" in os.environ or "EGM_FAILPOINTS_TRACE" in os.environ
 
 
 def failpoint(name: str, detail: str = "") -> None:
-    """Mark a place between two writes. Does nothing unless `$EGM_FAILPOINTS` or `$EGM_FAILPOINTS_TRACE` is set."""
+    """Mark a point between two writes. Does nothing unless `$EGM_FAILPOINTS` or `$EGM_FAILPOINTS_TRACE` is set."""
     rules, trace = os.environ.get("EGM_FAILPOINTS", ""), os.environ.get("EGM_FAILPOINTS_TRACE", "")
     if trace:
         with Path(trace).open("a") as f:

@@ -2,9 +2,9 @@
 
 No reader ever sees half a file, and no line that was reported as written is lost by a crash.
 
-The protocol of a folder (`publish`): write it beside its place, fsync every file and folder, write a manifest with
-the size and SHA-256 of every file, rename, fsync the parent. A reader that finds a manifest whose sizes are right
-has all of the folder, whatever happened before.
+The protocol of a folder (`publish`): write it beside its place, fsync every file and folder, write a manifest with the size and SHA-256 of
+every file, rename, fsync the parent. A reader that finds a manifest with matching sizes has the complete folder, regardless of earlier
+crashes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create `folder` and its parents so that they survive a power cut: a file is lost with a folder that is."""
+    """Create `folder` and its parents so that they survive a power cut, because a lost folder loses its files."""
     new = [p for p in (folder, *folder.parents) if not p.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for each in new:
@@ -47,7 +47,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """A failed write says which file; the system names one only when it cannot be opened."""
+    """Add the file to the error of a failed write, because the system names it only if it cannot be opened."""
     try:
         yield
     except OSError as error:
@@ -60,8 +60,7 @@ def _named(path: Path) -> Iterator[None]:
 def atomic_write(path: str | Path, *, private: bool = False) -> Iterator[IO[bytes]]:
     """Open a temporary sibling for writing; on success it replaces `path`, on any error it is removed.
 
-    A link keeps pointing where it does; a device or pipe (`/dev/stdout`) is written to, never replaced. `private`: only the owner may
-    read the file.
+    A link keeps its target; a device or pipe (`/dev/stdout`) is written to, never replaced. `private`: only the owner may read the file.
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -90,19 +89,19 @@ def atomic_write(path: str | Path, *, private: bool = False) -> Iterator[IO[byte
 
 
 MANIFEST = "egm-manifest.json"
-"""In a published folder: the size and SHA-256 of every other file, and what the folder belongs to."""
+"""File in a published folder with the size and SHA-256 of every other file, and facts about the folder."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a published folder holds. `files`: name -> (bytes, SHA-256 in hex); `facts`: what its writer recorded."""
+    """The manifest of a published folder. `files`: name -> (bytes, SHA-256 in hex); `facts`: what its writer recorded."""
 
     files: Mapping[str, tuple[int, str]]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest | None:
-        """Return the manifest that `data` holds; None if it is not one."""
+        """Return the manifest in `data`; None if it is not one."""
         try:
             document = orjson.loads(data)
             files = {str(n): (int(f["size"]), str(f["sha256"])) for n, f in document["files"].items()}
@@ -118,12 +117,12 @@ def sha256_of(file: Path) -> str:
 
 
 WHOLE = 64 << 20
-"""Bytes up to which `fingerprint` reads all of a file"""
+"""Bytes up to which `fingerprint` reads a complete file"""
 _SAMPLES = 64
 
 
 def fingerprint(file: Path) -> str:
-    """Return a digest of a file: of all of it up to 64 MiB, else of its size and 64 pieces spread over it."""
+    """Return a digest of a file: of its content up to 64 MiB, else of its size and 64 pieces spread over it."""
     size = file.stat().st_size
     found = hashlib.sha256(str(size).encode())
     with _named(file), file.open("rb") as f:
@@ -141,7 +140,7 @@ _END_BYTES = 4096
 
 
 def ends_digest(file: IO[bytes]) -> str:
-    """Return a digest of an open file's size and of its first and last 4 KiB: enough to tell two pictures apart."""
+    """Return a digest of an open file's size and of its first and last 4 KiB: enough to distinguish two pictures."""
     size = file.seek(0, os.SEEK_END)
     found = hashlib.sha256(str(size).encode())
     for start, length in ((0, _END_BYTES), (max(_END_BYTES, size - _END_BYTES), _END_BYTES)):
@@ -151,12 +150,12 @@ def ends_digest(file: IO[bytes]) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """Return the SHA-256 of a value's JSON, in which the order of fields does not count."""
+    """Return the SHA-256 of a value's JSON, in which the order of fields does not matter."""
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def md5_of(file: Path) -> str:
-    """Return the MD5 of a file in hex: the ETag of an object that was sent in one piece."""
+    """Return the MD5 of a file in hex: the ETag of an object that was uploaded in one piece."""
     with _named(file), file.open("rb") as f:
         return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
@@ -184,13 +183,13 @@ def sync_tree(folder: Path) -> None:
 
 
 def digests(files: Mapping[str, Path]) -> dict[str, tuple[int, str]]:
-    """Return (size, SHA-256) of each file; several are read at a time, because a checkpoint can hold 100 GB."""
+    """Return (size, SHA-256) of each file; several are read at a time, because a checkpoint can have 100 GB."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(files, pool.map(lambda p: (p.stat().st_size, sha256_of(p)), files.values()), strict=True))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest of a published folder; None if there is none that can be read."""
+    """Return the manifest of a published folder; None if it cannot be read."""
     try:
         return Manifest.parse((folder / MANIFEST).read_bytes())
     except OSError:
@@ -198,7 +197,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def is_published(folder: Path) -> bool:
-    """Return whether `folder` has a manifest and every file that it names is there in its size."""
+    """Return whether `folder` has a manifest and every file that it names exists with its size."""
     manifest = read_manifest(folder)
     if manifest is None or not manifest.files:
         return False
@@ -209,7 +208,7 @@ def is_published(folder: Path) -> bool:
 
 
 def damaged(folder: Path) -> list[str]:
-    """Return the names of a published folder's files that are absent or whose content is not the manifest's."""
+    """Return the names of a published folder's files that are missing or whose content does not match the manifest."""
     manifest = read_manifest(folder)
     if manifest is None:
         return [MANIFEST]
@@ -223,7 +222,7 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def refuse_foreign(folder: Path, *, hint: str = "Choose another folder, or empty this one yourself.") -> None:
-    """Raise `UserError` if `folder` holds anything that `publish` has not written: that is never deleted."""
+    """Raise `UserError` if `folder` contains anything that `publish` has not written, because that is never deleted."""
     if not folder.exists() and not folder.is_symlink():
         return
     if not folder.is_dir():
@@ -239,7 +238,7 @@ def refuse_foreign(folder: Path, *, hint: str = "Choose another folder, or empty
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any] | None = None) -> None:
-    """Force the files of `folder` to the disk, then write the manifest that vouches for them."""
+    """Sync the files of `folder` to the disk, then write their manifest."""
     sync_tree(folder)
     failpoint("publish.synced", folder.name)
     files = {name: path for name, path in files_below(folder).items() if name != MANIFEST}
@@ -249,9 +248,9 @@ def write_manifest(folder: Path, facts: Mapping[str, Any] | None = None) -> None
 
 @contextmanager
 def publish(folder: str | Path, facts: Mapping[str, Any] | None = None) -> Iterator[Path]:
-    """Yield an empty folder to write in; on success it becomes `folder`, whole, and on any error it is removed.
+    """Yield an empty folder to write in. On success it becomes `folder` as a whole, and on any error it is removed.
 
-    `folder` may be absent, empty, or published before; anything else is refused by `UserError` and stays as it is.
+    `folder` may be absent, empty, or published before; anything else is refused by `UserError` and is not changed.
     """
     folder = Path(os.path.realpath(folder))
     temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
@@ -259,7 +258,7 @@ def publish(folder: str | Path, facts: Mapping[str, Any] | None = None) -> Itera
         old.rename(folder)
     refuse_foreign(folder)
     make_folder(folder.parent)
-    for left in (temporary, old):  # what a killed process has left must not take the room of this one
+    for left in (temporary, old):  # leftovers of a killed process must not take the space of this one
         shutil.rmtree(left, ignore_errors=True)
     try:
         temporary.mkdir()
@@ -289,7 +288,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read one JSON document; a broken one is a `UserError` that names the file and the place."""
+    """Read one JSON document; a broken one is a `UserError` that names the file and the position."""
     path = Path(path)
     try:
         return orjson.loads(path.read_bytes().removeprefix(_UTF8_MARK))
@@ -298,7 +297,7 @@ def read_json(path: str | Path) -> Any:
 
 
 class Line(NamedTuple):
-    """One object of a json lines file and where it stands: line number from 1, first byte, length in bytes."""
+    """One object of a json lines file and its position: line number from 1, first byte, length in bytes."""
 
     number: int
     offset: int
@@ -307,7 +306,7 @@ class Line(NamedTuple):
 
 
 def json_object(raw: bytes, file: Path, line: int) -> JsonObject:
-    """Return the object of one line, without a byte order mark. Raises `UserError` with file and line where it is none."""
+    """Return the object of one line, without a byte order mark. Raises `UserError` with file and line if it is invalid."""
     try:
         value = orjson.loads(raw.removeprefix(_UTF8_MARK))
     except orjson.JSONDecodeError as e:
@@ -333,11 +332,11 @@ _OTHER_FORMS = (
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
-"""First bytes of what is given for JSON lines by mistake"""
+"""First bytes of files that are passed as JSON lines by mistake"""
 
 
 def read_jsonl_lines(path: str | Path) -> Iterator[Line]:
-    """Yield every object of a json lines file with its place; blank lines are skipped. Raises `UserError` as `json_object` does."""
+    """Yield every object of a json lines file with its position; blank lines are skipped. Raises `UserError` as `json_object` does."""
     path = Path(path)
     offset = 0
     with path.open("rb") as f:
@@ -348,13 +347,13 @@ def read_jsonl_lines(path: str | Path) -> Iterator[Line]:
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, JsonObject]]:
-    """(line number from 1, object) of a json lines file, as `read_jsonl_lines` reads it."""
+    """Yield (line number from 1, object) of a json lines file, like `read_jsonl_lines`."""
     for line in read_jsonl_lines(path):
         yield line.number, line.value
 
 
 def complete_lines(path: str | Path) -> Iterator[JsonObject]:
-    """Objects of an append-only part; a last line cut short by a crash is skipped, as are unreadable lines."""
+    """Yield the objects of an append-only part; unreadable lines, and a last line truncated by a crash, are skipped."""
     path = Path(path)
     if not path.exists():
         return
@@ -369,7 +368,7 @@ def complete_lines(path: str | Path) -> Iterator[JsonObject]:
 
 
 def drop_half_line(path: str | Path) -> None:
-    """Cut off a last line that a crash has left without its end. No one else may be writing."""
+    """Remove a last line that a crash has truncated. No other process may be writing."""
     with Path(path).open("r+b") as f:
         size = end = f.seek(0, os.SEEK_END)
         while end:
@@ -386,9 +385,9 @@ def drop_half_line(path: str | Path) -> None:
 
 
 class Appender:
-    """Append json lines to one file. Each line is written whole; fsync at most every `interval` seconds and on close.
+    """Append json lines to one file. Each line is written completely; fsync at most every `interval` seconds and on close.
 
-    A last line that a crash cut short is finished by a newline first, so that it can never swallow the next one.
+    If a crash truncated the last line, a newline is added first, so that the next line is not lost.
     """
 
     def __init__(self, path: str | Path, interval: float = 1.0) -> None:
@@ -402,7 +401,7 @@ class Appender:
         self._failpoints = failpoints_wanted()
 
     def write(self, value: Any) -> None:
-        """Append one object as a line, whole or not at all: what a full disk cut short is taken back."""
+        """Append one object as a line, completely or not at all: a partial line on a full disk is removed again."""
         data = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
         view, written = memoryview(data), 0
         with _named(self.path):
@@ -421,7 +420,7 @@ class Appender:
             self.sync()
 
     def sync(self) -> None:
-        """Force what was written to the disk."""
+        """Sync the written lines to the disk."""
         os.fsync(self._fd)
         failpoint("append.synced", self.path.name)
         self._synced = time.monotonic()

@@ -2,8 +2,8 @@
 
     from grounding.library import ask, evaluate, load_results, score, serve, train
 
-Each function does what the command of its name does, by the same code. Mistakes raise `grounding.errors.UserError`, failures
-`grounding.errors.Failure`; both print as a sentence.
+Each function does the same as the command of the same name, with the same code. A user's mistake raises `grounding.errors.UserError`, any
+other failure `grounding.errors.Failure`; the text of both is a readable sentence.
 """
 
 from __future__ import annotations
@@ -114,9 +114,10 @@ def ask(
 ) -> BoxAnswer:
     """Ask for the box of `expression` in a picture (a path, bytes, or a Pillow image).
 
-    With `endpoint`, a server that runs already is asked; `model` is then the name that requests carry (empty: the first that the server
-    offers), and `engine` says what it is (sglang). Without it, a server of `model` (a folder, hf://, s3://; empty: the model that was trained
-    last under `runs`) is started for this one question by `engine` (transformers); `serve` keeps one for many. `say` hears of waits.
+    With `endpoint`, a running server is asked; `model` is then the name in requests (empty: the first one that the server offers), and
+    `engine` is the server's engine (default sglang). Without it, a server of `model` (a folder, hf://, s3://; empty: the model that was
+    trained last under `runs`) is started for this one question by `engine` (transformers); use `serve` for several questions. `say` is
+    called while waiting.
     """
     if not endpoint:
         own = engine or OWN_ENGINE
@@ -166,10 +167,10 @@ def serve(
     gpus: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[str]:
-    """Serve a model as long as the `with` block lasts, which gets the server's URL.
+    """Serve a model while the `with` block runs, and yield the server's URL.
 
-    `engine` transformers runs on the CPU; sglang and vllm on `gpus` GPUs (1, or none if the machine has none). This machine is checked first,
-    as `egm doctor` does; `say` hears every 10 s that the model still loads.
+    `engine` transformers runs on the CPU; sglang and vllm on `gpus` GPUs (1, or none if the machine has none). This machine is checked
+    first, as `egm doctor` does; `say` is called every 10 s while the model loads.
     """
     count = min(1, len(machine_gpus())) if gpus is None else gpus
     job = _serve_job(model, engine, count)
@@ -207,7 +208,7 @@ class Summary:
     macro: float | None
     micro: float | None
     interval: tuple[float, float] | None
-    """Of the macro mean, 95 %"""
+    """95 % interval of the macro mean"""
     files: tuple[FileScore, ...]
     notes: tuple[str, ...]
     reason: str | None
@@ -246,7 +247,7 @@ class Results:
         return len(self.answers)
 
     def to_arrow(self) -> Any:
-        """Return the rows as a `pyarrow.Table`, one row a question, in the paper's order; boxes are xyxy in pixels."""
+        """Return the rows as a `pyarrow.Table`, one row per question, in the paper's order; boxes are xyxy in pixels."""
         import pyarrow as pa
 
         from grounding.evaluate.results.parquet import schema, table_of
@@ -264,7 +265,9 @@ class Results:
 
 
 def load_results(place: str | Path) -> Results:
-    """Read what an evaluation left: the folder of `egm eval --out`, of a job under runs/, or s3://bucket/prefix. Raises `UserError`."""
+    """Read the results of an evaluation: the folder of `egm eval --out`, of a job under runs/, or s3://bucket/prefix. Raises
+    `UserError`.
+    """
     folder = fetch(place) if is_remote(place) else Path(place)
     found = summary_model.read_summary(folder)
     return Results(folder, None if found is None else _summary(found), read_answers(folder))
@@ -288,7 +291,7 @@ def evaluate(
 ) -> Summary:
     """Evaluate a served model on RefCOCO files and return its table; rows and summary are in `out`.
 
-    The same call again continues, as `egm eval` does. Call it from a thread without an event loop (not from a coroutine).
+    Like `egm eval`, the same call again continues. Call it from a thread without an event loop (not from a coroutine).
     """
     drawn = Sampling() if sampling is None else sampling
     endpoints = (endpoint,) if isinstance(endpoint, str) else tuple(endpoint)
@@ -326,7 +329,7 @@ def score(
 # ---- train ----
 @dataclass(frozen=True)
 class Job:
-    """How a job of a run ended. `model` is the folder of a trained model, `results` that of an evaluation; None for the other kind."""
+    """The end of a job of a run. `model` is the folder of a trained model, `results` that of an evaluation; None for the other kind."""
 
     name: str
     phase: str
@@ -338,8 +341,8 @@ class Job:
 def train(manifest: str | Path, *, runs: str | Path = "runs", only: str = "") -> list[Job]:
     """Run a manifest's jobs on this machine, as `egm run`, whose lines are printed meanwhile. The same call again continues.
 
-    It runs in a process of its own: stopping this one (an interrupted cell) stops the run as Ctrl-C does. Raises `UserError` or `Failure` if
-    the run ends with exit code 2 or another.
+    It runs in its own process: interrupting this one (a notebook cell) stops the run like Ctrl-C. Raises `UserError` if the run ends with
+    exit code 2, and `Failure` for any other failure.
     """
     file, place = Path(manifest), Path(runs)
     argv = [sys.executable, "-m", "grounding.cli", "run", "-f", str(file), "--runs", str(place)]

@@ -1,7 +1,7 @@
-"""Progress of a training role: one line of JSON a step, the same form for SFT and RL.
+"""Progress of a training role: one line of JSON per step, in the same format for SFT and RL.
 
-A line is `{"time", "stage", "step", "totalSteps", "metrics"}`. After a restart the lines of steps that are trained again are dropped
-first, so that a reader always sees one line a step. What attempts have left in files of their own is stitched by `stitch`.
+A line is `{"time", "stage", "step", "totalSteps", "metrics"}`. After a restart, the lines of steps that will be trained again are dropped
+first, so that a reader always sees one line per step. `stitch` joins the separate files of several attempts.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Annotated, Any, Required, TypeVar
 
 import orjson
 from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict  # pydantic, which brings it, takes no other before Python 3.12
+from typing_extensions import TypedDict  # pydantic, which depends on it, accepts no other before Python 3.12
 
 from grounding.files import Appender, atomic_write, complete_lines, fsync_folder
 from grounding.jsontypes import JsonObject
 
 Value = TypeVar("Value")
 Number = Annotated[float, Strict()]
-"""A number in JSON; neither true nor a text of digits"""
+"""A number in JSON, not a boolean or a text of digits"""
 
 
 @with_config(ConfigDict(extra="allow"))
 class ProgressLine(TypedDict, total=False):
-    """A line of the file, validated by `validated`. Its step is always there; a file of another version may leave out the rest."""
+    """A line of the file, validated by `validated`. The step is always present; files of other versions may omit the rest."""
 
     time: Number
     """When the step was finished, seconds since 1970."""
@@ -37,11 +37,11 @@ class ProgressLine(TypedDict, total=False):
     step: Required[int]
     totalSteps: int
     metrics: dict[str, Number | None]
-    """None for what was not a finite number."""
+    """None for a value that was not a finite number."""
 
 
 class TrainingFacts(TypedDict, total=False):
-    """What progress lines say in short; a fact that they do not say is absent. `eta_s`: seconds left.
+    """The main facts of progress lines; unknown ones are absent. `eta_s`: seconds left.
 
     `tokens_s` and `mfu` are medians of the newest steps, since one step may wait for a disk.
     """
@@ -72,7 +72,7 @@ def validated(objects: Iterable[Mapping[str, Any]]) -> Iterator[ProgressLine]:
 
 
 def _without(found: Mapping[str, Any], error: ValidationError) -> ProgressLine | None:
-    """Return a line without what `error` names; None if that is the step."""
+    """Return a line without the fields that `error` names; None if that is the step."""
     wrong = {each["loc"][:2] if each["loc"][0] == "metrics" else each["loc"][:1] for each in error.errors()}
     if ("step",) in wrong:
         return None
@@ -83,7 +83,7 @@ def _without(found: Mapping[str, Any], error: ValidationError) -> ProgressLine |
 
 
 def read_progress(path: str | Path) -> list[ProgressLine]:
-    """Return the lines in order of step; if a step is there twice the later line wins."""
+    """Return the lines in order of step; if a step occurs twice, the later line is used."""
     by_step = {line["step"]: line for line in validated(complete_lines(path))}
     return [by_step[step] for step in sorted(by_step)]
 
@@ -92,10 +92,10 @@ def stitch(
     attempts: Iterable[tuple[int, Iterable[tuple[int, Value]]]],
     both: Callable[[Value, Value], Value] = lambda old, _: old,
 ) -> dict[int, Value]:
-    """Steps of several attempts as one history: every step once, in order, from the attempt that trained it last.
+    """Join the steps of several attempts: every step once, in order, from the attempt that trained it last.
 
-    An attempt is (the step it continued from, its (step, value) pairs), oldest first. What an earlier attempt did
-    beyond that step was trained again, or is to be, and is dropped. `both` joins what two attempts know of a step that was not.
+    An attempt is (the step it continued from, its (step, value) pairs), oldest first. Later steps of an earlier attempt were or will be
+    trained again, and are dropped. `both` joins the records of two attempts of a step that was trained once.
     """
     history: dict[int, Value] = {}
     for resumed_from, steps in attempts:
@@ -106,13 +106,13 @@ def stitch(
 
 
 NEWEST = 20
-"""So many steps make the throughput that is shown"""
+"""Number of steps for the displayed throughput"""
 
 
 def training_facts(lines: Iterable[ProgressLine], started_at: float, now: float) -> TrainingFacts:
-    """Step, total, newest loss, score and validation accuracy, and the time left, from progress lines. Pure.
+    """Return step, total, newest loss, score and validation accuracy, and the time left, from progress lines. Pure.
 
-    The time left comes from the steps since this attempt's start, so a resumed run is not judged by its pause.
+    The time left comes from the steps since this attempt's start, so the pause before a resume does not count.
     """
     facts: TrainingFacts = {}
     recent: list[tuple[float, int]] = []
@@ -159,12 +159,12 @@ def _of_sets(metrics: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def joined(old: ProgressLine, new: ProgressLine) -> ProgressLine:
-    """Return one line of a step of which two know something: the newer one, with what metrics only the older one has."""
+    """Merge two lines of a step: the newer one, plus metrics that only the older one has."""
     return {**old, **new, "metrics": {**old.get("metrics", {}), **new.get("metrics", {})}}
 
 
 def progress_line(at: float, stage: str, step: int, total: int, metrics: Mapping[str, float]) -> ProgressLine:
-    """Return a step as it is stored in the file."""
+    """Return a step in the file's format."""
     clean = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
     return {"time": round(at, 3), "stage": stage, "step": step, "totalSteps": total, "metrics": clean}
 
@@ -172,7 +172,7 @@ def progress_line(at: float, stage: str, step: int, total: int, metrics: Mapping
 class ProgressWriter:
     """Appends steps to `path`; `resume_from` is the step of the checkpoint that training continues from (0 = start).
 
-    `known`: lines that may be missing in `path`, or be poorer there, because the process that should have written them died first.
+    `known`: lines that may be missing or incomplete in `path`, because the writing process died first.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class ProgressWriter:
         """Append one step; values that are not finite numbers are written as null, since JSON has no NaN."""
         line = progress_line(self._clock(), self.stage, step, self.total_steps, metrics)
         if self._kept and self._kept[-1]["step"] == step:
-            # the run begins with the validation that the last one owes: one line a step all the same
+            # the run begins with the missing validation of the last one: keep one line per step
             self._kept[-1] = joined(self._kept[-1], line)
             self._out.close()
             self._rewrite()
@@ -213,7 +213,7 @@ class ProgressWriter:
             f.writelines(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in self._kept)
 
     def sync(self) -> None:
-        """Force the lines to the disk: no checkpoint may be there without the lines before it."""
+        """Sync the lines to the disk, because a checkpoint must not exist without the lines before it."""
         self._out.sync()
 
     def close(self) -> None:
@@ -222,7 +222,7 @@ class ProgressWriter:
 
 
 def new_lines(path: Path, offset: int) -> tuple[int, list[bytes]]:
-    """Whole lines that were added to `path` behind byte `offset`, and the new offset."""
+    """Return the complete lines that were added to `path` after byte `offset`, and the new offset."""
     if not path.exists():
         return 0, []
     with path.open("rb") as f:
@@ -236,7 +236,7 @@ def new_lines(path: Path, offset: int) -> tuple[int, list[bytes]]:
 
 
 def parse_lines(lines: list[bytes]) -> Iterator[JsonObject]:
-    """JSON objects among `lines`; anything else is skipped (a trainer's log is not ours to reject)."""
+    """Yield the JSON objects in `lines`; anything else is skipped, because a trainer's log may contain other lines."""
     for line in lines:
         try:
             value = orjson.loads(line)

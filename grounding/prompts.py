@@ -1,6 +1,6 @@
 """Prompt templates by name: the sentence that asks a model for the box of an expression.
 
-The words are what the models were trained on: a changed character is a changed result. Names are those of job files and of `--prompt`.
+The models were trained on exactly these words, so changing a character changes results. Names are those of job files and of `--prompt`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from types import MappingProxyType
 
 from grounding.errors import UserError
 
-# text before and after the expression; concatenated, so that braces in an expression stay what they are
+# text before and after the expression; concatenated, so that braces in an expression are not interpreted
 _TEMPLATES = MappingProxyType(
     {
         "qwen3": ("Locate ", ", output its bbox coordinates using JSON format"),
         "qwen3_amodal": ("Locate ", " amodally, output its bbox coordinates using JSON format"),
-        # the blank at the end is part of the evaluation's prompt; training data has none
+        # the space at the end is part of the evaluation's prompt; training data has none
         "grounding": (
             "Please provide the bounding box coordinate of the region this sentence describes: <ref>",
             "</ref> ",
@@ -34,19 +34,19 @@ _AMODAL = ("qwen3_amodal", "amodal")
 
 
 def asks_for_whole(name: str) -> bool:
-    """Return whether a prompt asks for the whole object, hidden parts included: a template that says so, or one of the user's own that does."""
+    """Return whether a prompt asks for the whole object, hidden parts included: a template, or the user's own text, that says so."""
     return name in _AMODAL or (PLACE in name and "amodal" in name.lower())
 
 
 PLACE = "{sent}"
-"""What stands for the expression in a template of the user's own"""
+"""Placeholder of the expression in a user's own template"""
 
 
 def render(name: str, sent: str) -> str:
-    """Return the question about the expression `sent`, word for word as the evaluation asks it.
+    """Return the evaluation's exact question about the expression `sent`.
 
-    `name` is the name of a template, or a template itself: a text with `{sent}` in it, of which every occurrence is replaced and no
-    other brace means anything. Raises `UserError` for an unknown name.
+    `name` is the name of a template, or a template itself: a text with `{sent}` in it, of which every occurrence is replaced; other braces
+    are literal. Raises `UserError` for an unknown name.
     """
     if PLACE in name:
         return sent.join(name.split(PLACE))
@@ -58,5 +58,5 @@ def render(name: str, sent: str) -> str:
 
 
 def render_sft(name: str, sent: str) -> str:
-    """Return the question as supervised fine-tuning asks it: the evaluation's, ended by a full stop. Raises `UserError` as `render` does."""
+    """Return the question for supervised fine-tuning: the evaluation's, with a full stop. Raises `UserError` as `render` does."""
     return render(name, sent).rstrip() + "."

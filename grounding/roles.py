@@ -1,6 +1,6 @@
-"""Job -> roles: what has to run, where a role knows nothing of Kubernetes or of processes. Pure.
+"""Turn a job into roles, which do not depend on Kubernetes or processes. Pure.
 
-Both back ends consume the same list, so what the demo runs is what the cluster runs.
+Both back ends use the same list, so the demo and the cluster run the same roles.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Role:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the back end has put things: paths as the role's process sees them."""
+    """The back end's paths, as visible to the role's process."""
 
     job_file: str
     data: str
@@ -53,11 +53,11 @@ class Layout:
     model: str
     """Resolved model: a folder, an `hf://…`/`s3://…` URI, or `tiny://`"""
     models: tuple[str, ...] = ()
-    """The same of each model of a sweep over models, in their order"""
+    """The models of a sweep over models, in order"""
 
 
-# A process of torch on a busy machine with its default threads is ten times slower than with one; glibc gives memory back too eagerly.
-# A GPU that the machine has is hidden: -1 and not nothing, since Ray counts its logical GPUs against that variable.
+# A process of torch on a busy machine with its default threads is ten times slower than with one; glibc returns memory too eagerly.
+# Hide the machine's GPUs with -1 instead of an empty value, since Ray compares its logical GPUs with that variable.
 _CPU_ENV: Mapping[str, str] = {
     "CUDA_VISIBLE_DEVICES": "-1",
     "OMP_NUM_THREADS": "1",
@@ -65,7 +65,7 @@ _CPU_ENV: Mapping[str, str] = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
 }
-# FlashInfer is switched off by whoever starts an engine: grounding/runtime/flashinfer.py
+# The code that starts an engine disables FlashInfer: grounding/runtime/flashinfer.py
 _GPU_ENV: Mapping[str, str] = {"TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -74,7 +74,7 @@ def _environment(job: Job, gpus: int, model: str) -> dict[str, str]:
     data = job.spec.data.model_dump(mode="json").values()
     named = [model, *(v for value in data for v in (value if isinstance(value, list) else [value]))]
     if not any(isinstance(n, str) and n.startswith("hf://") for n in named):
-        env["HF_HUB_OFFLINE"] = "1"  # no one may ask the hub on the side
+        env["HF_HUB_OFFLINE"] = "1"  # libraries must not contact the hub
     return env
 
 
@@ -109,7 +109,7 @@ def _server(job: GroundingEvalJob, layout: Layout, which: tuple[str, ...]) -> Ro
 
 
 def plan_model(job: GroundingEvalJob, layout: Layout, name: str = "") -> tuple[Role, ...]:
-    """Return the roles that measure one model, whose place is `layout.model`; `name`: which one of a sweep over models."""
+    """Return the roles that measure one model at `layout.model`; `name`: its name in a sweep over models."""
     which = ("--only-model", name) if name else ()
     argv = ("egm", "role", "evaluate", "--job", layout.job_file, "--data", layout.data, "--out", layout.out, *which)
     env = dict(_CPU_ENV)
@@ -121,7 +121,7 @@ def plan_model(job: GroundingEvalJob, layout: Layout, name: str = "") -> tuple[R
 
 
 def _evaluate(job: GroundingEvalJob, layout: Layout) -> tuple[Role, ...]:
-    """Return the roles of an evaluation. Several models are measured one after the other, each by servers of its own."""
+    """Return the roles of an evaluation. Several models are measured one after the other, each with its own servers."""
     names = job.spec.several_models
     if not names:
         return plan_model(job, layout)
@@ -135,5 +135,5 @@ def _evaluate(job: GroundingEvalJob, layout: Layout) -> tuple[Role, ...]:
 
 
 def plan(job: Job, layout: Layout) -> tuple[Role, ...]:
-    """Return the roles of a resolved job, in an order in which each is behind those it waits for."""
+    """Return the roles of a resolved job, each after the roles that it waits for."""
     return _train(job, layout) if isinstance(job, GroundingTrainJob) else _evaluate(job, layout)

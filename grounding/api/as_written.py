@@ -1,4 +1,4 @@
-"""Checks of what the user wrote, before presets and defaults fill it in: fields without effect, and misspelt keys. Pure."""
+"""Check what the user wrote, before presets and defaults are filled in, for fields without effect and misspelt keys. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from grounding.api.verl_keys import TYPED
 
 
 def without_effect(spec: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what has no effect although the user wrote it: hyperparameters (`given`) of the other method, and values that others rule out.
+    """Yield fields that the user wrote but that have no effect: hyperparameters (`given`) of the other method, and values that other fields
+    override.
 
     `spec` is the whole spec with its method, as it was written.
     """
@@ -28,7 +29,7 @@ def without_effect(spec: Mapping[str, Any], given: Mapping[str, Any]) -> Iterato
                 f"hyperparameters.{name}",
                 f"has no effect for method {method}; it belongs to {other}. Leave it out.",
             )
-    # a resolved job that was written out names all that it must have: no one has asked for one of them
+    # a resolved job that was written out names every required field, so the user has not chosen any of them
     if not required_fields(method) <= given.keys():
         yield from _ruled_out(method, spec.get("data"), given)
         if _gpus_written(spec) == 0:
@@ -66,7 +67,7 @@ def _idle_on_cpu(method: str, given: Mapping[str, Any]) -> Iterator[tuple[str, s
 
 
 def _ruled_out(method: str, data: Any, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the fields that another value of the job, written or absent, deprives of their effect."""
+    """Yield the fields that have no effect because of another field of the job, written or absent."""
     place = "hyperparameters."
     if method == "rl" and isinstance(data, Mapping) and data.get("prepared") and data.get("prompt"):
         why = "has no effect: data.prepared holds the prompts already. Leave it out, or prepare the rows with it"
@@ -95,7 +96,7 @@ def _ruled_out(method: str, data: Any, given: Mapping[str, Any]) -> Iterator[tup
 def misspelt(
     model: type[BaseModel], node: Any, submodel: Callable[[Any], type[BaseModel] | None]
 ) -> Iterator[tuple[tuple[int | str, ...], str]]:
-    """Yield path and sentence of every key that has the spelling of Python (`batch_size`), which a cluster refuses."""
+    """Yield path and message for every key in Python's spelling (`batch_size`), which a cluster refuses."""
     if isinstance(node, list):
         for index, each in enumerate(node):
             for path, text in misspelt(model, each, submodel):

@@ -1,6 +1,6 @@
-"""What every model of the API is built on: the base class, rules over several fields, and the types of values.
+"""The common parts of all models of the API: the base class, rules over several fields, and the types of values.
 
-A rule says once what must hold: `holds` decides here, `cel` on a Kubernetes API server (`egm crds`), and both give `message`.
+A rule states a constraint once: `holds` checks it in Python, `cel` on a Kubernetes API server (`egm crds`), and both report `message`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pydantic_core import PydanticCustomError
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule over the fields of a model. `path`: the field, in YAML's name, that the mistake is shown at.
+    """A rule over the fields of a model. `path`: the YAML name of the field at which a mistake is reported.
 
-    In `cel`, `{method}` stands for the method of a train job, which a preset may have given. Defaults are filled in where
-    `cel` runs, but presets are not.
+    In `cel`, `{method}` stands for the method of a train job, which may come from a preset. When `cel` runs, defaults are filled in, but
+    presets are not.
     """
 
     holds: Callable[[Any], bool]
@@ -29,7 +29,7 @@ class Rule:
 
 
 class Model(BaseModel):
-    """Base: unknown fields are refused, names are camelCase in YAML, rules hold."""
+    """Base class: refuses unknown fields, uses camelCase names in YAML, and checks the rules."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, allow_inf_nan=False
@@ -50,10 +50,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def read_known(model: type[M], found: object) -> M:
-    """Return what in `found` has the form of a model whose fields are all optional; leave out everything else.
-
-    For what people, or other versions of a program, have written: one bad value must not hide the good ones.
-    """
+    """Return the valid parts of `found` as a model whose fields are all optional; drop everything else."""
     kept: Any = found if isinstance(found, Mapping) else {}
     while True:
         try:
@@ -63,7 +60,7 @@ def read_known(model: type[M], found: object) -> M:
             bad = {_place_of(kept, mistake["loc"], mistake["type"] == "missing") for mistake in error.errors()}
         if () in bad:
             return model()
-        for path in sorted(bad, reverse=True):  # from the end, so that the places of list items before it stay
+        for path in sorted(bad, reverse=True):  # from the end, so that the indexes of earlier list items do not change
             if not any(path[:length] in bad for length in range(1, len(path))):
                 _remove(kept, path)
 
@@ -75,7 +72,7 @@ def _copied(value: Any) -> Any:
 
 
 def _place_of(kept: Any, location: tuple[int | str, ...], missing: bool) -> tuple[int | str, ...]:
-    """Return the place of a mistake as far as it is there: what is missing has none, and a choice between types adds names."""
+    """Return the part of a mistake's location that exists: a missing field has none, and pydantic adds names for a choice between types."""
     path: list[int | str] = []
     at = kept
     for step in location[:-1] if missing else location:

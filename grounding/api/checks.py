@@ -1,7 +1,7 @@
-"""What cannot work, or has no effect, in a resolved train job: one table of checks. Pure.
+"""A table of checks for fields of a resolved train job that cannot work or have no effect. Pure.
 
-The models check fields one by one; these checks see the run that the fields stand for. `manifest.read` calls them for every way into the
-project. Each check names the field, the reason and the remedy; the value is found in the job.
+The models check each field by itself; these checks look at all fields of the run together. `manifest.read` calls them for every entry
+point. Each check names the field, the reason and the remedy, and finds the value in the job.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from grounding.api.verl_keys import override_problem
 
 J = TypeVar("J", bound=ResolvedTrainJob)
 Found = str | None
-"""The value that is wrong, as people read it; None if nothing is"""
+"""The wrong value in readable form; None if the job is correct"""
 
 
 @dataclass(frozen=True)
 class Check(Generic[J]):
-    """One check. `field`: below `spec`; `wrong`: returns the value that is wrong; `reason` and `remedy`: sentences."""
+    """One check. `field`: path below `spec`; `wrong`: function that returns the wrong value; `reason` and `remedy`: sentences."""
 
     field: str
     wrong: Callable[[J], Found]
@@ -109,7 +109,7 @@ def _small(quantity: str | None) -> Found:
 
 
 _LEAST_MEMORY = 2**26
-"""Bytes; with less no training is meant"""
+"""Bytes; no training works with less, so the unit must be missing"""
 
 
 def _wandb(job: ResolvedTrainJob) -> Found:
@@ -395,7 +395,7 @@ def _rl_filter(job: RlJob) -> Found:
 
 
 _ALPHA = ("mix", "penalty")
-"""The rewards that weigh passing against IoU"""
+"""The rewards that are a weighted sum of passing and IoU"""
 
 
 def _rl_alpha(job: RlJob) -> Found:
@@ -489,7 +489,7 @@ RL: tuple[Check[RlJob], ...] = (
 
 # ---- all of them ----
 def check(job: ResolvedJob) -> Iterator[tuple[str, str]]:
-    """Yield the field (below spec) and a sentence for everything that cannot work or has no effect."""
+    """Yield the field (below spec) and a message for each value that cannot work or has no effect."""
     yield from names_and_places(job)
     if isinstance(job, ResolvedTrainJob):
         yield from _run(TRAIN, job)

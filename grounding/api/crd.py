@@ -1,8 +1,8 @@
-"""CustomResourceDefinitions of the two kinds, from the models alone. Pure: models in, plain objects out.
+"""CustomResourceDefinitions of the two kinds, generated only from the models. Pure: models in, plain objects out.
 
-The models' JSON schema becomes a Kubernetes structural schema; what such a schema cannot express is refused, never dropped.
-Rules of the models become CEL, fields that may not change become transition rules. A default is written only where no preset
-could fill the field: the API server fills it in before the operator sees the job, and explicit fields win over a preset's.
+The models' JSON schema becomes a Kubernetes structural schema; anything that such a schema cannot express is refused, never dropped. Rules
+of the models become CEL, and fields that may not change get transition rules. A default is written only for fields that no preset sets: the
+API server fills in defaults before the operator sees the job, and they would take precedence over the preset.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Schema = JsonObject
 
 _SFT_PRESETS = ", ".join(f"'{n}'" for n, p in PRESETS.items() if p["method"] == "sft")
 _METHOD = f"(has(self.method) ? self.method : (has(self.preset) && self.preset in [{_SFT_PRESETS}] ? 'sft' : 'rl'))"
-# what both languages say in the same words
+# spelled the same in both languages
 _KEPT = frozenset({"pattern", "minLength", "maxLength", "minItems", "maxItems", "maxProperties"}) | frozenset(
     {"minimum", "maximum", "multipleOf", "enum", "format"}
 )
 
 
 class Inexpressible(TypeError):
-    """A model uses what a structural schema has no words for: a programmer's mistake."""
+    """A model uses something that a structural schema cannot express: a programmer's mistake."""
 
     def __init__(self, path: str, what: str) -> None:
         super().__init__(f"{path}: {what} cannot be expressed in a Kubernetes structural schema")
@@ -49,7 +49,7 @@ PRESET_FIELDS = frozenset(path for preset in PRESETS.values() for path in _leave
 
 
 def _number(schema: Schema, found: Mapping[str, Any]) -> None:
-    """OpenAPI 3.0 has a flag where JSON schema has a second number."""
+    """Replace exclusive limits: OpenAPI 3.0 has a flag for them, JSON schema a second number."""
     for flag, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if flag in found:
             schema[bound], schema[flag] = found[flag], True
@@ -57,7 +57,7 @@ def _number(schema: Schema, found: Mapping[str, Any]) -> None:
 
 
 def _without_null(found: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    """`X | None` -> X: an absent field stands for none."""
+    """Turn `X | None` into X: an absent field means none."""
     options = [o for o in found["anyOf"] if o != {"type": "null"}]
     if len(options) != 1:
         raise Inexpressible(path, "a choice between types")
@@ -65,7 +65,7 @@ def _without_null(found: Mapping[str, Any], path: str) -> Mapping[str, Any]:
 
 
 class _Converter:
-    """JSON schema with `$defs` -> structural schema."""
+    """Turn a JSON schema with `$defs` into a structural schema."""
 
     def __init__(self, definitions: Mapping[str, Any]) -> None:
         self.definitions = definitions
@@ -93,7 +93,7 @@ class _Converter:
             raise Inexpressible(path, " and ".join(unknown))
         schema.update({k: found[k] for k in ("description", *sorted(_KEPT)) if k in found})
         default = found.get("default")
-        # kubectl sends a list whole, and finds a default in it to differ from the manifest for ever
+        # kubectl sends lists as a whole, so a default inside a list would always differ from the manifest
         if default is not None and kind not in {"object", "array"} and path not in PRESET_FIELDS and "[]" not in path:
             schema["default"] = default
         if kind in {"integer", "number"}:
@@ -138,7 +138,7 @@ def _rule(cel: str, message: str, path: str = "") -> dict[str, str]:
 
 
 def _add_rules(schema: Schema, model: type[BaseModel]) -> None:
-    """The rules of a model and of those inside it, at their places."""
+    """Return the rules of a model and of the models inside it, with their paths."""
     if not issubclass(model, Model):
         raise Inexpressible(model.__name__, "a model that is not the API's")
     rules = [_rule(r.cel.replace("{method}", _METHOD), r.message, r.path) for r in model.rules]
@@ -151,7 +151,7 @@ def _add_rules(schema: Schema, model: type[BaseModel]) -> None:
 
 
 def _frozen(spec: Schema, changeable: frozenset[str]) -> list[dict[str, str]]:
-    """Transition rules for every field of the spec but those that may change."""
+    """Return transition rules for every field of the spec that may not change."""
     rules = []
     for name in spec["properties"]:
         if name in changeable:
@@ -228,7 +228,7 @@ def schema(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> Schema:
         "properties": {
             "apiVersion": {"type": "string", "description": f"Always {GROUP_VERSION}."},
             "kind": {"type": "string", "description": f"Always {kind.__name__}."},
-            # the API server takes nothing here but rules for the name
+            # the API server accepts only rules for the name here
             "metadata": {
                 "type": "object",
                 "properties": {"name": {"type": "string", "pattern": name["pattern"], "maxLength": name["maxLength"]}},
@@ -288,7 +288,7 @@ def crds() -> dict[str, Document]:
 
 
 def text(definition: Document) -> str:
-    """Return a definition as YAML that Helm and kubectl read as it is meant: they go by YAML 1.1, to which a plain `n` or `on` is a truth value."""
+    """Return a definition as YAML that Helm and kubectl read correctly: they use YAML 1.1, in which a plain `n` or `on` is a boolean."""
     from io import StringIO
 
     from ruamel.yaml import YAML

@@ -49,7 +49,7 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 
 
 def shown(value: Any) -> str:
-    """Return a value as YAML has it."""
+    """Return a value as YAML."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {shown(each)}" for key, each in value.items())
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -73,7 +73,7 @@ def _hyperparameter_notes(name: str) -> list[str]:
 
 
 def notes(model: type[BaseModel], field: FieldInfo) -> list[str]:
-    """Return choices and defaults of a field of `model`, a line each."""
+    """Return the choices and defaults of a field of `model`, one line each."""
     found = _notes(field)
     return [*found, *_hyperparameter_notes(str(field.alias))] if model is Hyperparameters else found
 
@@ -109,7 +109,7 @@ def _listed(model: type[BaseModel], indent: str, recursive: bool, width: int) ->
 
 
 def explain(path: str, *, recursive: bool = False, width: int = 100) -> str:
-    """Return the text for a path such as `gtj.spec.reward`. Raises `UserError` with suggestions for one that leads nowhere."""
+    """Return the text for a path such as `gtj.spec.reward`. Raises `UserError` with suggestions for a path that does not exist."""
     first, *steps = path.split(".")
     names = {n.lower(): k for k in KINDS.values() for n in (k.__name__, k.__name__ + "s", k.short_name)}
     kind = names.get(first.lower())

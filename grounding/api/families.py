@@ -1,7 +1,7 @@
-"""Model families by what they need: one small declaration each. Pure; the parts that need torch are in `grounding/models/families.py`.
+"""Model families, each described by one small declaration. Pure; the parts that need torch are in `grounding/models/families.py`.
 
-A family is everything whose chat form, picture processor and box convention are the same, whatever its size. To add one, declare it here, give
-`models/tiny.py` a tiny random model of it, and run `tests/stack/test_families.py`.
+A family consists of all models with the same chat format, picture processor and box convention, of any size. To add one, declare it here,
+give `models/tiny.py` a tiny random model of it, and run `tests/stack/test_families.py`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ FamilyName = Literal["qwen3-vl", "qwen3.5", "qwen2.5-vl", "internvl"]
 
 @dataclass(frozen=True)
 class Family:
-    """What the pipeline must know of a family."""
+    """Everything that the pipeline must know about a family."""
 
     name: FamilyName
     covers: str
-    """The models that people know it by"""
+    """Names of its models for users"""
     model_types: tuple[str, ...]
     """`model_type` of its configurations: dense, then mixture of experts"""
     tiny: tuple[str, ...]
@@ -29,13 +29,13 @@ class Family:
     boxes: Literal["relative", "resized"] = "relative"
     """How its answers write boxes: 0..1000 of the picture, or pixels of the picture as its processor resizes it"""
     pixels: bool = True
-    """`minPixels` and `maxPixels` bound the size that pictures are resized to; else pictures are cut into tiles"""
+    """Whether `minPixels` and `maxPixels` limit the size of resized pictures; otherwise pictures are cut into tiles"""
     packs: bool = True
-    """Rows may lie one after another in a pack. False: a layer carries a state from token to token, which would reach the next row"""
+    """Whether a pack may contain several rows. False if a layer carries a state from token to token, which would reach the next row"""
 
     @property
     def grid(self) -> int:
-        """Sides of a resized picture are multiples of this, since two by two patches become one token."""
+        """Return the number of pixels that the sides of a resized picture are multiples of, since two by two patches become one token."""
         return 2 * self.patch
 
 
@@ -77,7 +77,7 @@ DEFAULT: FamilyName = "qwen3-vl"
 
 
 def of_type(model_type: str) -> Family | None:
-    """Return the family that a configuration's `model_type` belongs to, or None."""
+    """Return the family of a configuration's `model_type`, or None."""
     return next((family for family in FAMILIES.values() if model_type in family.model_types), None)
 
 
@@ -87,13 +87,13 @@ def of_tiny(kind: str) -> Family | None:
 
 
 TINY = "tiny://"
-"""Scheme of a model that is built on the spot"""
+"""Scheme of a model that is built when it is needed"""
 TINY_SMALL = f"{TINY}small"
 """The family's first kind with a quarter of the weights"""
 
 
 def tiny_sources() -> tuple[str, ...]:
-    """Return every source that is built on the spot."""
+    """Return every source that is built when it is needed."""
     return (TINY, TINY_SMALL, *(TINY + kind for family in FAMILIES.values() for kind in family.tiny))
 
 

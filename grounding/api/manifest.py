@@ -1,4 +1,6 @@
-"""Manifest files -> validated jobs. Every mistake of a file is reported at once, with line, path, what was found and what is expected."""
+"""Read manifest files as validated jobs. All mistakes of a file are reported together, each with line, path, what was found and what is
+expected.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ class ManifestError(UserError):
 
 
 def _line(node: Any, path: Sequence[Any], key_itself: bool = False) -> int:
-    """Return the line (from 1) of what `path` names, or of the nearest thing above it that is there."""
+    """Return the line (from 1) of the value at `path`, or of its nearest existing parent."""
     line = getattr(getattr(node, "lc", None), "line", None)
     line = 1 if line is None else line + 1
     for step in path:
@@ -62,11 +64,11 @@ def _line(node: Any, path: Sequence[Any], key_itself: bool = False) -> int:
 
 
 _MOST_NODES = 100_000
-"""Values in one manifest, aliases counted each time they are used: ten lines of aliases can stand for a billion values"""
+"""Maximum number of values in a manifest; aliases count each time they are used, because ten lines of aliases can expand to a billion values"""
 
 
 def _count(node: Any, left: int) -> int:
-    """Return how many of `left` values remain after those of a YAML node; negative if there are more."""
+    """Subtract the number of values of a YAML node from `left`; the result is negative if there are more."""
     left -= 1
     children = [*node.keys(), *node.values()] if isinstance(node, dict) else node if isinstance(node, list) else []
     for child in children:
@@ -77,7 +79,7 @@ def _count(node: Any, left: int) -> int:
 
 
 def _plain(node: Any) -> Any:
-    """Plain Python values of a YAML node."""
+    """Return a YAML node as plain Python values."""
     if isinstance(node, dict):
         return {_plain(k): _plain(v) for k, v in node.items()}
     if isinstance(node, list):
@@ -96,7 +98,7 @@ def _near(word: str, words: Iterable[str]) -> str:
 
 
 def _fields(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
-    """Return the names of the fields of the model that is at `path`."""
+    """Return the field names of the model at `path`."""
     current: Any = model
     for step in path:
         if isinstance(step, int):
@@ -153,7 +155,7 @@ def _sentence(error: Any, model: type[BaseModel], path: Sequence[Any]) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One mistake of a document: the path of what is wrong, and a sentence."""
+    """One mistake in a document: the path of the wrong value, and a message."""
 
     path: tuple[int | str, ...]
     message: str
@@ -165,7 +167,7 @@ class Finding:
 
 
 def _pod_templates(spec: object) -> Iterator[tuple[tuple[str, ...], JsonObject]]:
-    """Yield each pod template of a spec as written, with its place."""
+    """Yield each pod template of a spec as written, with its path."""
     if not isinstance(spec, dict):
         return
     if isinstance(spec.get("podTemplate"), dict):
@@ -177,10 +179,10 @@ def _pod_templates(spec: object) -> Iterator[tuple[tuple[str, ...], JsonObject]]
 
 
 def _preset_findings(spec: JsonObject) -> list[Finding]:
-    """Check the preset of a train job's spec, and write the method that it implies into `spec`."""
+    """Check the preset of a train job's spec, and set the method that it implies in `spec`."""
     preset, method = spec["preset"], spec.get("method")
     if not isinstance(preset, str) or preset not in PRESETS:
-        spec.setdefault("method", "rl")  # the right preset would have filled it: one mistake, one line
+        spec.setdefault("method", "rl")  # the right preset would have set it, so do not report a second mistake
         text = f"{preset!r} is not a preset{_near(str(preset), PRESETS)} (known: {', '.join(PRESETS)})"
         return [Finding(("spec", "preset"), text)]
     if method in (None, PRESETS[preset]["method"]):
@@ -190,7 +192,7 @@ def _preset_findings(spec: JsonObject) -> list[Finding]:
 
 
 def _findings(error: ValidationError, model: type[BaseModel]) -> list[Finding]:
-    """Return what pydantic found, in our words."""
+    """Return pydantic's findings in our own wording."""
     found = []
     for e in error.errors():
         path: list[int | str] = [p for p in e["loc"] if p != "[key]"]
@@ -201,9 +203,9 @@ def _findings(error: ValidationError, model: type[BaseModel]) -> list[Finding]:
 
 
 def read(document: Mapping[str, Any]) -> tuple[ResolvedJob | None, list[Finding]]:
-    """Return the resolved job of one document of plain values, or what is wrong with it.
+    """Return the resolved job of one document of plain values, or its problems.
 
-    Every way into the project calls it: the command line, the roles, the local back end and the operator.
+    Every entry point calls this function: the command line, the roles, the local back end and the operator.
     """
     kind, version = document.get("kind"), document.get("apiVersion")
     if not isinstance(kind, str) or kind not in KINDS:
@@ -257,7 +259,7 @@ def _below_spec(field: str, message: str) -> Finding:
 
 
 def refuse_placeholders(jobs: Sequence[ResolvedJob], file: str | Path) -> None:
-    """Refuse to start a job that still holds a name of an example. Raises `UserError`."""
+    """Raise `UserError` if a job still contains a placeholder of an example."""
     for job in jobs:
         for field, message in placeholders(job):
             raise UserError(message, file=file, field=f"{job.metadata.name}: spec.{field}")
@@ -272,7 +274,7 @@ def _one(node: Any) -> tuple[ResolvedJob | None, list[Problem]]:
 
 
 def parse(text: str, file: str | Path = "<text>") -> list[ResolvedJob]:
-    """Return all jobs of a manifest, resolved. Raises `ManifestError` with every mistake of it."""
+    """Return all jobs of a manifest, resolved. Raises `ManifestError` with all of its mistakes."""
     yaml = YAML(typ="rt")
     yaml.allow_duplicate_keys = False
     try:
@@ -304,7 +306,7 @@ def parse(text: str, file: str | Path = "<text>") -> list[ResolvedJob]:
         if job is None:
             continue
         line = _line(node, ["metadata", "name"])
-        # names are unique over both kinds: they are folders of one run
+        # names must be unique over both kinds, because they become folders of one run
         key = (job.metadata.namespace or "", job.metadata.name)
         if key in seen:
             text_ = f"{job.metadata.name} is the name of the job in line {seen[key]} already"
@@ -326,7 +328,7 @@ def load(path: str | Path) -> list[ResolvedJob]:
 
 
 def line_of(path: str | Path, name: str, field: Sequence[int | str]) -> int:
-    """Return the line (from 1) of a field of the job `name` in a file that has been loaded, or of the nearest thing above it."""
+    """Return the line (from 1) of a field of the job `name` in a loaded file, or of its nearest existing parent."""
     nodes = YAML(typ="rt").load_all(Path(path).read_text(encoding="utf-8"))
     found = (node for node in nodes if isinstance(node, CommentedMap) and node["metadata"]["name"] == name)
     return next((_line(node, field) for node in found), 1)
@@ -345,7 +347,7 @@ def load_job(path: str | Path, name: str | None = None) -> ResolvedJob:
 
 
 def check_references(jobs: Sequence[ResolvedJob]) -> None:
-    """Refuse `model.trainJob` that names no train job of `jobs`, and jobs that wait for each other. Raises `UserError`."""
+    """Raise `UserError` if a `model.trainJob` names no train job of `jobs`, or if jobs wait for each other."""
     by_name = {job.metadata.name: job for job in jobs}
     for job in jobs:
         swept = isinstance(job, GroundingEvalJob) and bool(job.spec.several_models)
@@ -358,7 +360,7 @@ def check_references(jobs: Sequence[ResolvedJob]) -> None:
                     f"{wanted!r} is not a GroundingTrainJob of this file{_near(wanted, trains)}",
                     field=f"{job.kind} {job.metadata.name}: spec.{place}.trainJob",
                 )
-        # an evaluation is no one's model, so that only a train job can be part of a circle
+        # no job waits for an evaluation, so only train jobs can form a cycle
         chain, current = [job.metadata.name], job.spec.model.train_job
         while current is not None:
             if current in chain:

@@ -1,4 +1,4 @@
-"""Checks of the names and places in a resolved job, whatever its kind. Pure."""
+"""Check the names, paths and URIs in a resolved job of either kind. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PLACE = re.compile(
 
 
 def names_and_places(job: ResolvedJob) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with names and places, whatever the kind of the job."""
+    """Yield problems with names, paths and URIs in a job of either kind."""
     spec = job.spec
     if (
         isinstance(spec.model, ModelRef)
@@ -67,7 +67,7 @@ _PLACEHOLDERS = ("your-bucket", "my-bucket", "example-bucket")
 
 
 def placeholders(job: ResolvedJob) -> Iterator[tuple[str, str]]:
-    """Yield the fields that hold the name of an example, and a sentence: such a job is well written and must not be started."""
+    """Yield the fields that still contain a placeholder of an example, and a message: such a job is valid but must not be started."""
     places = [("output", job.spec.output), *((f"{place}.source", model.source) for place, model in model_fields(job))]
     for field, value in places:
         if value is not None and any(f"//{word}" in value for word in _PLACEHOLDERS):

@@ -1,7 +1,7 @@
-"""The shape of `spec.podTemplate`: what has no shape of a pod template is refused before anything is merged or sent. Pure.
+"""Check the shape of `spec.podTemplate`, so that an invalid template is refused before anything is merged or sent. Pure.
 
-A pod template of a job is partial: it is merged over ours (`KEYS` says by which keys of lists), so required fields may be absent, apart
-from those keys. `null` stands for any value: it removes ours.
+A pod template of a job is partial: it is merged over the operator's (`KEYS` has the keys of lists), so required fields may be absent,
+except those keys. `null` is allowed for any value: it removes the operator's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _types() -> Mapping[str, Mapping[str, str]]:
 
 
 def problems(template: object) -> Iterator[tuple[Path_, str]]:
-    """Yield path (from the template on) and sentence for everything that is not the shape of a pod template."""
+    """Yield path (below the template) and message for everything that does not fit the shape of a pod template."""
     yield from _value(template, _ROOT, (), "")
     spec = template.get("spec") if isinstance(template, Mapping) else None
     if isinstance(spec, Mapping) and "containers" in spec and spec["containers"] is None:

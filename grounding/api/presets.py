@@ -1,6 +1,6 @@
 """Presets: named sets of values, over one table of defaults for each method. `resolved.py` merges them under a job's own values. Pure.
 
-Figures of the `egm-*` presets are the reference's (README tables in `docs/jobs.md`); the `tiny-*` ones were tuned for two CPU cores.
+The values of the `egm-*` presets are the reference's (tables in `docs/jobs.md`); those of `tiny-*` were tuned for two CPU cores.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _RL: Document = {
     "keepCheckpoints": 3,
 }
 TABLES: dict[str, Document] = {"sft": _SFT, "rl": _RL}
-"""Defaults of each method: the reference's recipe. A job without a preset gets them; a preset names what differs, None for no value"""
+"""Defaults of each method: the reference's recipe. A job without a preset gets them; a preset lists the differences, with None for no value"""
 
 ALGORITHMS: dict[str, dict[str, str]] = {
     "grpo": {"advantage": "grpo", "loss": "vanilla", "lossAggregation": "token-mean"},
@@ -74,7 +74,7 @@ ALGORITHMS: dict[str, dict[str, str]] = {
     "dr-grpo": {"advantage": "dr-grpo", "loss": "vanilla", "lossAggregation": "seq-mean-token-sum-norm"},
     "rloo": {"advantage": "rloo", "loss": "vanilla", "lossAggregation": "token-mean"},
 }
-"""What `algorithm` sets; a field that the job gives by itself wins"""
+"""Fields that `algorithm` sets; a field that the job gives itself takes precedence"""
 
 _INTERNVL_RL: Document = {
     "epochs": 5,

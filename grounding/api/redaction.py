@@ -1,4 +1,4 @@
-"""A job without what may be secret in it, for reports, tracking and other places that people pass on. Pure."""
+"""Remove possible secrets from a job, for reports, tracking and other data that people share. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 def without_secrets(document: Any) -> Any:
     """Return plain data with every literal value of a podTemplate's environment, and every user and password of a URL, replaced.
 
-    References to Secrets stay: they name a key and hold nothing.
+    References to Secrets are kept, because they only name a key.
     """
     if isinstance(document, dict):
         return {
@@ -34,7 +34,7 @@ def _without_environment(template: Any) -> Any:
         if key == "env" and isinstance(value, list):
             hidden[key] = [_named_only(entry) for entry in value]
         elif key in ("args", "command") and isinstance(value, list):
-            hidden[key] = [HIDDEN for _ in value]  # keys are passed as arguments, too
+            hidden[key] = [HIDDEN for _ in value]  # arguments may contain keys, too
         else:
             hidden[key] = _without_environment(value)
     return hidden

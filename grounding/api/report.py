@@ -1,7 +1,7 @@
-"""What a role reports about its work: the answer of `/progress`, its termination message, and the annotation that stands in for both.
+"""What a role reports about its work: the answer of `/progress`, its termination message, and the annotation that can replace both.
 
-The role that reports writes these models, the operator reads them into the job's status. Every field is optional for the reader, because a role of
-another version may leave it out.
+A role writes these models, and the operator reads them into the job's status. Every field is optional for the reader, because a role of
+another version may omit it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Report(Model):
     stage: str | None = None
     """sft, rl or evaluate."""
     time: Number | str | None = None
-    """When what is reported happened: seconds since 1970, or RFC 3339 where a person writes the annotation."""
+    """Time of the reported event: seconds since 1970, or RFC 3339 if a person writes the annotation."""
     eta_seconds: Number | None = None
     """Estimated time to the end."""
 
@@ -57,11 +57,11 @@ class ReportedMoment(Model):
 
 
 UPLOAD_FAILING = "UploadFailing"
-"""Reason of the event, and of the condition, of a training whose uploads fail"""
+"""Reason of the event and of the condition if the uploads of a training fail"""
 
 
 class HealthEvent(Model):
-    """Something about the training that a person should look at."""
+    """A problem of the training that a person should look at."""
 
     model_config = ConfigDict(extra="ignore")
     reason: str
@@ -70,14 +70,14 @@ class HealthEvent(Model):
 
 
 class TrainReport(_Report):
-    """How far rank 0 of a training is."""
+    """Progress of a training, as rank 0 reports it."""
 
     attempt: Count | None = None
     step: Count | None = None
     """Last finished optimizer step."""
     total_steps: Count | None = None
     metrics: dict[str, Number] = Field(default_factory=dict)
-    """Newest figure of each metric."""
+    """Newest value of each metric."""
     checkpoint: ReportedCheckpoint | None = None
     saved: ReportedMoment | None = None
     """Newest checkpoint on the job's disk."""
@@ -113,7 +113,7 @@ class ReportedAccuracy(Model):
 
 
 class ReportedCosts(Model):
-    """What a question cost on average; what is not known is absent."""
+    """Average costs of a question; unknown ones are absent."""
 
     model_config = ConfigDict(extra="ignore")
     prompt_tokens: Number | None = None
@@ -130,11 +130,11 @@ class ReportedCosts(Model):
 
 
 class ReportedSetting(Model):
-    """How far one setting of a sweep is, and its result."""
+    """Progress and result of one setting of a sweep."""
 
     model_config = ConfigDict(extra="ignore")
     model: str | None = None
-    """Of a sweep over models"""
+    """Only in a sweep over models"""
     name: str
     done: Count | None = None
     total: Count | None = None
@@ -145,7 +145,7 @@ class ReportedSetting(Model):
 
 
 class EvalReport(_Report):
-    """How far the client of an evaluation is, and its result at the end."""
+    """Progress of an evaluation's client, and its result at the end."""
 
     done: Count | None = None
     """Questions with a final answer."""
@@ -158,6 +158,6 @@ class EvalReport(_Report):
     """Where the results are stored."""
     costs: ReportedCosts | None = None
     settings: list[ReportedSetting] | None = None
-    """Of a sweep, those that have begun"""
+    """In a sweep, the settings that have begun"""
     notes: list[str] | None = None
     """What a reader of the accuracy must know."""

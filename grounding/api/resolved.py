@@ -1,7 +1,7 @@
-"""Resolved jobs: what a manifest stands for once its preset, the table of its method and derived values are filled in. Pure.
+"""Resolved jobs: manifests with the preset, the defaults of the method and derived values filled in. Pure.
 
-Nothing in a resolved job is None that has a default, so whoever runs one never writes a default of their own. A resolved job can be written
-as a manifest; reading that manifest gives the same job.
+No field with a default is None in a resolved job, so the code that runs it never needs a default. A resolved job can be written as a
+manifest; reading that manifest gives the same job.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from grounding.jsontypes import JsonObject
 
 
 class TrainHyperparameters(Model):
-    """What SFT and RL have in common."""
+    """The hyperparameters that SFT and RL have in common."""
 
     learning_rate: Rate
     weight_decay: Annotated[float, Field(ge=0)]
@@ -44,17 +44,17 @@ class TrainHyperparameters(Model):
     max_grad_norm: Annotated[float, Field(ge=0)]
     epochs: Positive
     max_steps: Positive | None = None
-    """Optimizer steps; None: `epochs` decides."""
+    """Optimizer steps; None: `epochs` is used."""
     batch_size: Positive
     save_every: Positive
     keep_checkpoints: Positive
     freeze_vision: bool
     lora: Lora | None = None
-    """Adapters that are trained instead of the weights; None: the weights."""
+    """Adapters that are trained instead of the weights; None: train the weights."""
     validate_every: Positive
     validate_before_train: bool
     keep_best: Figure | None = None
-    """Figure whose best checkpoint is exported; None: the last checkpoint."""
+    """Metric whose best checkpoint is exported; None: the last checkpoint."""
     dtype: Literal["bfloat16", "float16", "float32"]
 
 
@@ -63,19 +63,19 @@ class SftHyperparameters(TrainHyperparameters):
 
     schedule: Literal["cosine", "constant", "linear"]
     warmup_steps: NonNegative | None = None
-    """Warm-up in steps; None: `warmup_ratio` decides."""
+    """Warm-up in steps; None: `warmup_ratio` is used."""
     warmup_ratio: Fraction
     micro_batch_size: Positive | None = None
-    """Rows a GPU computes at once; None: `tokens_per_gpu` is the only bound."""
+    """Rows that a GPU computes at once; None: `tokens_per_gpu` is the only limit."""
     tokens_per_gpu: Positive | None = None
-    """Tokens a GPU computes at once; None: as many as its memory allows."""
+    """Tokens that a GPU computes at once; None: as many as its memory allows."""
     gradient_checkpointing: bool | None = None
     """Recompute activations, in all layers or none; None: in as few as the memory allows."""
     max_length: Positive
     min_pixels: Positive | None = None
-    """Smallest picture; None: what the model's own processor says."""
+    """Smallest picture; None: the value of the model's own processor."""
     max_pixels: Positive | None = None
-    """Largest picture; None: what the model's own processor says."""
+    """Largest picture; None: the value of the model's own processor."""
 
 
 class RlHyperparameters(TrainHyperparameters):
@@ -94,7 +94,7 @@ class RlHyperparameters(TrainHyperparameters):
     kl_type: Literal["low_var_kl", "kl", "abs", "mse"]
     entropy_coefficient: Annotated[float, Field(ge=0)]
     algorithm: Algorithm
-    """Where `advantage`, `loss` and `loss_aggregation` come from, if the job has not given them by themselves"""
+    """The algorithm that sets `advantage`, `loss` and `loss_aggregation` unless the job gives them itself"""
     advantage: Advantage
     clip_range: ClipRange
     loss: Loss
@@ -181,7 +181,7 @@ DERIVED = {
     ("sft", "tokensPerGpu"): "the GPU's memory decides",
     ("sft", "warmupSteps"): "warmupRatio decides",
 }
-"""Method and hyperparameter -> what decides where no table has a value"""
+"""Method and hyperparameter -> what applies if no table has a value"""
 
 
 def under(base: Mapping[str, object], explicit: Mapping[str, object]) -> JsonObject:
@@ -214,17 +214,17 @@ def defaults(method: str, preset: str | None = None) -> JsonObject:
 
 
 def _hyperparameters(spec: Mapping[str, Any], given: Mapping[str, Any]) -> JsonObject:
-    """Return the hyperparameters of a spec: what is `given` over the defaults, some of which follow what is given."""
+    """Return the hyperparameters of a spec: the `given` ones over the defaults, some of which depend on the given ones."""
     method, family = spec["method"], ModelRef.model_validate(spec["model"]).family_name
     base = defaults(method, spec.get("preset"))
-    if not FAMILIES[family].pixels and method == "sft":  # it cuts pictures into tiles of one size
+    if not FAMILIES[family].pixels and method == "sft":  # InternVL cuts pictures into tiles of one size
         base = {key: value for key, value in base.items() if key not in ("minPixels", "maxPixels")}
     if method == "rl":
         base.setdefault(
             "freezeVision", family == "internvl"
         )  # the reference trains Qwen3-VL's vision tower and not InternVL's
     if "epochs" in given and "maxSteps" not in given:
-        base.pop("maxSteps", None)  # whoever names epochs does not mean the preset's number of steps
+        base.pop("maxSteps", None)  # a user who sets epochs does not want the preset's number of steps
     if "warmupRatio" in given and "warmupSteps" not in given:
         base.pop("warmupSteps", None) if method == "sft" else None
     if "algorithm" in given:
@@ -232,7 +232,7 @@ def _hyperparameters(spec: Mapping[str, Any], given: Mapping[str, Any]) -> JsonO
     filled = under(base, given)
     if "batchSize" in given:
         batch = given["batchSize"]
-        if method == "rl" and "miniBatchSize" not in given:  # the same number of optimizer steps in a batch
+        if method == "rl" and "miniBatchSize" not in given:  # keep the number of optimizer steps per batch
             filled["miniBatchSize"] = max(1, batch * base["miniBatchSize"] // base["batchSize"])
     return filled
 

@@ -1,4 +1,4 @@
-"""The text of a new job file, commented, from a few choices: what `egm init` writes. Pure."""
+"""Write the text of a new, commented job file from a few choices, for `egm init`. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grounding.api.models import GROUP_VERSION
 PUBLISHED = "hf://datasets/JamesZGQ/EGM_Datasets"
 """The data that the authors of EGM publish"""
 SHAPES = "shapes"
-"""The choice of the synthetic set"""
+"""The value of `data` for the synthetic set"""
 
 What = Literal["pipeline", "sft", "rl", "eval"]
 Size = Literal["tiny", "4b", "8b"]
@@ -24,21 +24,23 @@ _ROWS = "vanilla_grounding_reasoning_training_dataset_cot_subset.jsonl"
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user wants. `gpus` of each machine; `data` is `shapes` or a place with the layout of the published data; empty `output`: none."""
+    """The user's choices. `gpus`: GPUs of each machine; `data`: `shapes`, or a path or URI with the layout of the published data; empty
+    `output`: none.
+    """
 
     what: What = "pipeline"
     name: str = "egm"
     size: Size = "8b"
     data: str = PUBLISHED
     model: str = ""
-    """The model to start from or to measure; empty: the preset's, or the published one of that size"""
+    """The model to start from or to measure; empty: the preset's model, or the published one of that size"""
     gpus: int = 8
     engine: Engine = "sglang"
     output: str = ""
 
     @property
     def synthetic(self) -> bool:
-        """Return whether the pictures are drawn here."""
+        """Return whether the job uses the synthetic set."""
         return self.data == SHAPES
 
 
@@ -98,7 +100,7 @@ def _hyperparameters() -> list[str]:
 
 
 def _start(model: str) -> list[str]:
-    """Return the line that names the model to start from; none if the preset's is meant."""
+    """Return the line that names the model to start from; no line for the preset's model."""
     return [f"  model: {{source: {quoted(model)}}}    # the model to start from"] if model else []
 
 
@@ -185,7 +187,7 @@ def _eval(choices: Choices, name: str, model: str, after: str = "") -> list[str]
 
 
 def text(choices: Choices) -> str:
-    """Return the job file. Raises `ManifestError` (a `UserError`) if these choices do not go together, as `egm validate` would."""
+    """Return the job file. Raises `ManifestError` (a `UserError`), like `egm validate`, if the choices are inconsistent."""
     name, model = choices.name, choices.model
     one: dict[str, Callable[[], list[str]]] = {
         "sft": lambda: _sft(choices, name, model),

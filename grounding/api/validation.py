@@ -1,4 +1,4 @@
-"""The figures of validation: their names, one for each named set, and which is best. Pure."""
+"""Validation metrics: their names, also for named sets, and which value is best. Pure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ FIGURES = {
     "sft": ("valLoss", "valTokenAccuracy"),
     "rl": ("valAccuracy", "valIou", "valScore", "valParsed"),
 }
-"""Figures of each method, the one of a set's name first; `valAccuracy/testA` is that of the set testA, without a name the mean over sets"""
+"""Metrics of each method; `keepBest: SET` means the first one. `valAccuracy/testA` belongs to the set testA, and the plain name is the mean
+over sets
+"""
 LOWER_IS_BETTER = ("valLoss",)
 
 
 def of_set(figure: str, name: str) -> str:
-    """Return the name of a set's figure; a set without a name has the plain one."""
+    """Return the name of a set's metric; a set without a name has the plain name."""
     return f"{figure}/{name}" if name else figure
 
 
 def best_figure(job: ResolvedTrainJob) -> str | None:
-    """Return the figure that `keepBest` names in full; None if the job keeps none."""
+    """Return the full name of the metric in `keepBest`; None if the job has none."""
     named = job.spec.hyperparameters.keep_best
     if named is None or "/" in named or named in FIGURES[job.spec.method]:
         return named
@@ -26,5 +28,5 @@ def best_figure(job: ResolvedTrainJob) -> str | None:
 
 
 def is_better(figure: str, new: float, old: float) -> bool:
-    """Return whether a value of a figure is better than another. A value that is no number never is."""
+    """Return whether a value of a metric is better than another. NaN is never better."""
     return new < old if figure.partition("/")[0] in LOWER_IS_BETTER else new > old

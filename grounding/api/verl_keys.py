@@ -28,7 +28,7 @@ WITHOUT_READER = {
     "actor_rollout_ref.rollout.over_sample_rate": "Leave it out.",
     "data.return_raw_input_ids": "Leave it out.",
 }
-"""Keys that the pinned verl has and no one in it reads -> what to do; a test compares them with its source"""
+"""Keys that the pinned verl has but never reads -> what to do; a test compares them with its source"""
 _IGNORED = {
     "critic": "the advantages of this project's algorithms need no critic. Leave it out.",
     "custom_reward_function": "verl 0.9 reads reward.custom_reward_function. Use reward.file of the job instead.",
@@ -45,7 +45,7 @@ _IGNORED = {
     "actor_rollout_ref.rollout.log_prob_micro_batch_size": "batches are dynamic. Use tokensPerGpu instead.",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": "batches are dynamic. Use tokensPerGpu instead.",
 }
-"""Keys and sections that verl reads and that have no effect in a job of this project -> why, and what to do"""
+"""Keys and sections that verl reads but that have no effect in a job of this project -> why, and what to do"""
 _OWN = {
     "actor_rollout_ref.actor.checkpoint": "the job resumes and exports what it saves. Leave it out.",
     "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": "Use tokensPerGpu instead.",
@@ -87,7 +87,7 @@ _OWN = {
     "transfer_queue.enable": "verl's trainer hands its batches on by it. Leave it out.",
     "trainer.val_before_train": "Use validateBeforeTrain instead.",
 }
-"""Keys and sections that the job sets and reckons with -> what to do"""
+"""Keys and sections that the job sets itself and depends on -> what to do"""
 TYPED: Mapping[str, str] = {
     "actor_rollout_ref.actor.clip_ratio_high": "clipRange",
     "actor_rollout_ref.actor.clip_ratio_low": "clipRange",
@@ -134,7 +134,7 @@ def verl_keys() -> frozenset[str]:
 
 
 def override_problem(text: str, *, cpu: bool = False) -> str | None:
-    """Return what is wrong with one of `engineOverrides`; None if nothing is. `cpu`: the job has no GPUs, so ranks may be set by hand."""
+    """Return what is wrong with one of `engineOverrides`; None if it is valid. `cpu`: the job has no GPUs, so ranks may be set by hand."""
     name, equals, value = text.partition("=")
     key = name.lstrip("+~")
     if name.startswith("~"):

@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 
-# typer carries its own copy of click, whose base of usage errors it does not export
+# typer has its own copy of click and does not export its usage errors' base class
 _UsageProblem: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
@@ -48,7 +48,7 @@ def _egm(
     pass
 
 
-# the order of `egm --help`: what a user meets first stands first
+# the order of `egm --help`: commands that users need first come first
 for _area in [
     "jobs_api",
     "plan",
@@ -73,7 +73,7 @@ for _area in [
 
 
 def _debug() -> bool:
-    """Return whether errors show their traceback; a variable that cannot be understood is no reason to hide the error itself."""
+    """Return whether errors show their traceback; an invalid variable must not hide the error itself."""
     try:
         return environment.of_process().debug
     except EgmError:

@@ -1,4 +1,4 @@
-"""Options by which a command is let in by servers that want more than a key."""
+"""Options for access to servers that require more than a key."""
 
 from __future__ import annotations
 

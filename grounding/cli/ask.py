@@ -39,7 +39,7 @@ def ask(
     runs: Annotated[Path, typer.Option("--runs", help="Folder that holds the runs, as for egm run.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object; a picture only with --out.")] = False,
 ) -> None:
-    """Ask a model where something is: prints thought and box (pixels), writes the picture with the box drawn."""
+    """Ask a model where something is. Prints thought and box (pixels), and writes the picture with the box drawn."""
     import orjson
 
     from grounding.errors import printable

@@ -1,4 +1,4 @@
-"""`egm checkpoint ...`: what training has left to continue from."""
+"""`egm checkpoint ...`: the checkpoints of a training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Place = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder globa
 def listed(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A job's folder or its output (s3://…).")],
 ) -> None:
-    """List the checkpoints of a job: step, size, whether each is whole, and which is the best."""
+    """List the checkpoints of a job: step, size, whether each is complete, and which is the best."""
     from grounding.storage import in_words, open_store
     from grounding.train.checkpoints.local import inventory
     from grounding.train.checkpoints.upload import best_stored

@@ -1,6 +1,6 @@
-"""`egm top`, `egm submit`, `egm cancel`, and what `egm logs` and `egm report` do with `--cluster`.
+"""`egm top`, `egm submit`, `egm cancel`, and `egm logs` and `egm report` with `--cluster`.
 
-The work is in the operator's package, an extra.
+The implementation is in the operator's package, an extra.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Kind = Annotated[str, typer.Option("--kind", help="train or eval, where both hav
 
 
 def actions(module: str = "actions") -> Any:
-    """Return the module of the operator's package that talks to a cluster. Raises `UserError` where the extra is not installed."""
+    """Return the module of the operator's package that talks to a cluster. Raises `UserError` if the extra is not installed."""
     import importlib
 
     from grounding.errors import UserError, from_checkout
 
-    try:  # by name: the package of the domain does not import the operator's
+    try:  # by name, because this package must not import the operator's
         return importlib.import_module(f"egm_operator.cli.{module}")
     except ModuleNotFoundError as error:
         raise UserError(
@@ -39,7 +39,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print the table once and leave.")] = False,
     every: Annotated[float, typer.Option("--every", min=0.5, help="Seconds between two looks.")] = 2.0,
 ) -> None:
-    """The jobs of a cluster, as they continue."""
+    """Show the jobs of a cluster, updated continuously."""
     from rich.console import Console
 
     do = actions()
@@ -54,12 +54,12 @@ def submit(
         bool, typer.Option("--wait", help="Until all have ended; exit code 1 where one has failed.")
     ] = False,
 ) -> None:
-    """Check manifests and apply them to the cluster. Jobs that are there already are left as they are, or changed as far as a job may change."""
+    """Check manifests and apply them to the cluster. Of existing jobs, only fields that may change are changed."""
     from grounding.api import ManifestError, load
     from grounding.cli.jobs_api import function_problems
 
     do = actions()
-    for file in files:  # nothing is sent while a file is wrong
+    for file in files:  # send nothing if a file is invalid
         do.manifests(file)
         if found := [problem for job in load(file) for problem in function_problems(file, job)]:
             raise ManifestError(file, found)
@@ -78,7 +78,7 @@ def cancel(
     kind: Kind = "",
     pause: Annotated[bool, typer.Option("--pause", help="Suspend it instead: it can go on later.")] = False,
 ) -> None:
-    """Delete a job of the cluster, with all that runs for it. Checkpoints and answers that it has written stay."""
+    """Delete a job of the cluster, with all of its objects. Its checkpoints and answers are kept."""
     do = actions()
 
     async def work(cluster: Any) -> None:

@@ -53,11 +53,10 @@ def compare(
 ) -> None:
     """Compare two evaluations question by question: flips, McNemar's test, intervals by a bootstrap over images.
 
-    More than two, or a sweep, are compared with the first one, by intervals that hold for all of them together.
+    If there are more than two, or a sweep, all are compared with the first one, with intervals that hold for all of them together.
 
-    Exit code 1 when --min-macro or --max-drop is not met, or with --strict for a note, with the reason; without them the comparison
-    itself is a success.
-    With --paper, exit code 1 unless the published result is reproduced.
+    The exit code is 1 if --min-macro or --max-drop is not met, or with --strict if there is a note; otherwise it is 0. With --paper, it is
+    1 unless the published result is reproduced.
     """
     names = [a, *filter(None, [b]), *(more or [])]
     if not paper and (len(names) > 2 or _is_sweep(names)):
@@ -104,7 +103,7 @@ def compare(
 
 
 def _is_sweep(names: list[str]) -> bool:
-    """Return whether any of the places is a sweep. Raises `UserError` for a folder that is not there."""
+    """Return whether any of the places is a sweep. Raises `UserError` for a missing folder."""
     from grounding.cli.places import results_folder
     from grounding.evaluate.sweep import is_sweep
 

@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
 
 @contextmanager
 def _progress(what: str) -> Iterator[tuple[Progress, TaskID]]:
-    """A progress bar on stderr; nothing where stderr is no terminal."""
+    """A progress bar on stderr, if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn as Bar
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -71,7 +71,7 @@ def _print_json(value: object) -> None:
 
 
 def _show(problems: list[Problem], limit: int = 20) -> None:
-    """A table of the first findings, errors first, and their number by kind."""
+    """Return a table of the first findings, errors first, and the number of each kind."""
     from collections import Counter
 
     from rich.console import Console
@@ -132,7 +132,7 @@ def prepare(
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Make train.parquet and val.parquet for reinforcement learning."""
+    """Create train.parquet and val.parquet for reinforcement learning."""
     from grounding.data.prepare import prepare as run
     from grounding.data.spaces import parse_space
     from grounding.errors import UserError
@@ -196,7 +196,7 @@ def import_(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn public forms of grounding data into rows of this project."""
+    """Convert public formats of grounding data to rows of this project."""
     from typing import get_args
 
     from grounding.data.importers import Format, Space, Target, import_files
@@ -359,7 +359,7 @@ def shapes(
     shapes_per_image: Annotated[int, typer.Option(min=1, max=12, help="Shapes in a picture.")] = 1,
     reasoning: Annotated[bool, typer.Option(help="SFT answers with reasoning, as the real data has.")] = False,
 ) -> None:
-    """Make a small synthetic data set: coloured shapes on white."""
+    """Create a small synthetic data set: coloured shapes on white."""
     from grounding.data.shapes import EIGHT_FILES, ShapeSet, generate
 
     spec = ShapeSet(seed, train, per_file, size, shapes_per_image, reasoning)

@@ -23,9 +23,9 @@ def doctor(
     network: Annotated[bool, typer.Option("--network/--no-network", help="Whether hub and stores are asked.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check driver, GPUs, packages, disks, hub and S3, or a cluster; each fault with a cure.
+    """Check driver, GPUs, packages, disks, hub and S3, or a cluster, and say how to fix each fault.
 
-    Exit code: 0 if nothing failed, 2 if something failed that you can change, 1 if only others can (a hub that is down).
+    Exit code: 0 if nothing failed, 2 if something failed that you can fix, 1 if you cannot fix it (a hub that is down).
     """
     import sys
 

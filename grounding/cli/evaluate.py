@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _split(files: list[Path], images: list[Path], more: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Give what is alone to the option it followed: `--files A B` and `--images coco.tar.part_*` as the shell expands it."""
+    """Assign separate words to the option before them: `--files A B`, and `--images coco.tar.part_*` as expanded by the shell."""
     from grounding.api.base import ROW_SUFFIXES
     from grounding.data.tars import stem_of_part
     from grounding.errors import UserError

@@ -40,7 +40,7 @@ def init(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; what no flag says gets its default.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
-    """Write a commented job file that egm validate accepts. Asks for what no flag says, if there is a terminal."""
+    """Write a commented job file that egm validate accepts. On a terminal, it asks for values that no flag gives."""
     from typing import cast
 
     from grounding.api.scaffold import PUBLISHED, SHAPES, Choices, Engine, Size, What, text

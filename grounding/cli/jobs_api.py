@@ -31,7 +31,7 @@ def validate(
     files: Annotated[list[Path], typer.Option("-f", "--filename", help="Manifest; may be given more than once.")],
     json: Annotated[bool, typer.Option("--json", help="Print jobs and problems as JSON.")] = False,
 ) -> None:
-    """Check manifests, and the model folders that they name, and say every mistake with its line; exit code 2 where there is one."""
+    """Check manifests and the model folders that they name, and report every mistake with its line; the exit code is 2 if there is one."""
     import orjson
 
     report: list[Verdict] = []
@@ -78,7 +78,7 @@ def _mistake(file: Path, problem: Problem) -> Verdict:
 
 
 def _model_problems(file: Path, job: ResolvedJob) -> Iterator[Problem]:
-    """Yield what is wrong with the models of a job that are folders of this machine."""
+    """Yield problems with a job's models that are local folders."""
     from grounding.api.manifest import Problem, line_of
     from grounding.api.places import model_fields
     from grounding.models.folder import examine, of_source, untrainable
@@ -99,7 +99,7 @@ def _path(field: str) -> tuple[int | str, ...]:
 
 
 def function_problems(file: Path, job: ResolvedJob) -> Iterator[Problem]:
-    """Yield what is wrong with the reward or the scoring of a job's own, if it is a file of this machine. Nothing of it is run."""
+    """Yield problems with a job's own reward or scoring if it is a local file, without running it."""
     from grounding.api.manifest import Problem, line_of
     from grounding.errors import UserError
     from grounding.models.folder import of_source
@@ -124,12 +124,12 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def _unseen(job: ResolvedJob) -> Iterator[tuple[str, str]]:
-    """Yield the field and a sentence for each model that is a folder which this machine does not have."""
+    """Yield the field and a message for each model whose local folder does not exist."""
     from grounding.api.places import model_fields
     from grounding.models.folder import of_source
 
     if job.kind == "GroundingEvalJob" and job.spec.endpoints:
-        return  # it is the name by which the endpoints know the model
+        return  # with endpoints, it is the model's name at the endpoints
     for field, model in model_fields(job):
         folder = of_source(model.source)
         if folder is not None and not folder.exists():

@@ -1,4 +1,4 @@
-"""Folders as people name them on the command line: a path, or a copy in a store, which is fetched once and kept."""
+"""Resolve folders on the command line: a path, or a folder in a store, which is downloaded once into the cache."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def results_folder(place: str) -> Path:
-    """Return the local folder of `place`, a path or s3://bucket/prefix. What is in the cache and has not changed is not fetched again.
+    """Return the local folder of `place`, a path or s3://bucket/prefix. Files in the cache that have not changed are not downloaded again.
 
-    Raises `UserError` where no such folder is.
+    Raises `UserError` if there is no such folder.
     """
     from grounding.errors import UserError
     from grounding.storage import is_remote
@@ -27,9 +27,10 @@ def results_folder(place: str) -> Path:
 
 
 def input_path(text: str) -> Path:
-    """Return the local path of what a word of the command line names: a path, or a file or folder in a store or on the hub, fetched once.
+    """Return the local path for an argument of the command line: a path, or a file or folder in a store or on the hub, which is downloaded
+    once.
 
-    For typer's `parser`. Raises `UserError` for what is not there, `Failure` if it cannot be fetched.
+    For typer's `parser`. Raises `UserError` if it does not exist, `Failure` if it cannot be downloaded.
     """
     from grounding.storage import is_remote
 

@@ -1,4 +1,4 @@
-"""`egm plan`: what a job will take, before anything runs."""
+"""`egm plan`: estimate the costs of a job before it runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plan(
     gpu_memory: Annotated[float, typer.Option(min=1, help="Memory of a GPU, GiB. [default: an H200's]")] = 139.8,
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Show what will run: steps, tokens, memory by part, disk, hours and pods. Nothing is fetched and nothing is started."""
+    """Show what will run: steps, tokens, memory by part, disk, hours and pods. Nothing is downloaded or started."""
     import orjson
 
     from grounding.api import load
@@ -61,7 +61,7 @@ def _one_model_each(job: ResolvedJob) -> Iterator[ResolvedJob]:
 
 
 def _architecture(job: ResolvedJob, by_name: Mapping[str, ResolvedJob]) -> Architecture | None:
-    """Return the sizes of a job's model: of a folder of this machine, of the table, or of the job that it waits for."""
+    """Return the sizes of a job's model: from a local folder, the table, or the job that it waits for."""
     from grounding.errors import UserError
     from grounding.files import read_json
     from grounding.models import architecture, estimate
@@ -82,7 +82,7 @@ def _architecture(job: ResolvedJob, by_name: Mapping[str, ResolvedJob]) -> Archi
 
 
 def _rows(job: ResolvedJob, given: int | None) -> int | None:
-    """Return the rows of a job's data: as given, or counted in files of this machine."""
+    """Return the number of rows of a job's data: as given, or counted in local files."""
     from grounding.api.resolved import ResolvedEvalJob, ResolvedTrainJob
     from grounding.data.mixture import taken
     from grounding.data.records import count_rows
@@ -136,7 +136,7 @@ def _parts(parts: tuple[Part, ...]) -> Iterator[str]:
 
 
 def _lines(job: ResolvedJob, what: Estimate, rows: int | None, gpu_gib: float) -> Iterator[str]:
-    """Yield the plan of one job as people read it."""
+    """Yield the plan of one job as readable lines."""
     from grounding.api.resolved import ResolvedTrainJob
     from grounding.models.estimate import trained_weights
     from grounding.roles import Layout

@@ -1,4 +1,4 @@
-"""`egm render`: what the operator would make of a manifest. The work is in the operator's package, which is an extra."""
+"""`egm render`: the objects that the operator would create for a manifest. The implementation is in the operator's package, an extra."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def render(
     files: Annotated[list[Path], typer.Option("-f", "--filename", help="Manifest; may be given more than once.")],
     namespace: Annotated[str, typer.Option("-n", "--namespace", help="Namespace of jobs that name none.")] = "default",
 ) -> None:
-    """Print the Kubernetes objects that the operator would make, with the settings of the environment (docs/operator.md)."""
+    """Print the Kubernetes objects that the operator would create, with the settings from the environment (docs/operator.md)."""
     import importlib
     import os
 
     from grounding.errors import UserError, from_checkout
 
-    try:  # by name: the package of the domain does not import the operator's
+    try:  # by name, because this package must not import the operator's
         settings, found = (importlib.import_module(f"egm_operator.{m}") for m in ("settings", "render"))
     except ModuleNotFoundError as error:
         raise UserError(

@@ -34,7 +34,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: tables, kinds of errors, accuracy by group, curves, and a gallery of the answers.
 
-    Of a sweep, or of several folders: accuracy against latency, tokens, operations, GPU time and money, and the table as CSV.
+    For a sweep or several folders: accuracy against latency, tokens, operations, GPU time and money, and the table as CSV.
     """
     if cluster:
         from grounding.cli.cluster import report_of_cluster
@@ -48,7 +48,7 @@ def report(
     from grounding.report import Caps, build_scaling, build_with_notes, scaling_notes
     from grounding.storage import is_remote
 
-    if out is None and (len(folder) > 1 or is_remote(folder[0])):  # the cache is no place to look for a page
+    if out is None and (len(folder) > 1 or is_remote(folder[0])):  # users would not look for a page in the cache
         out = Path("report/index.html")
     found = [results_folder(place) for place in folder]
     if len(found) > 1 or is_sweep(found[0]):

@@ -1,4 +1,4 @@
-"""`egm role ...`: what both back ends start. Run one role of a job file; people rarely call it."""
+"""`egm role ...`: run one role of a job file. Both back ends start it; users rarely call it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Out = Annotated[Path, typer.Option("--out", help="The job's folder.")]
 
 
 def _begin(role: str, path: Path, kind: str = "", method: str = "") -> Any:
-    """Return the job of a role's file, once the process is set up for its work. Raises `UserError` for a job of another kind or method."""
+    """Set up the process of a role, and return the job of its file. Raises `UserError` for a job of another kind or method."""
     from grounding.api import load_job
     from grounding.errors import UserError
     from grounding.runtime import startup
@@ -24,7 +24,7 @@ def _begin(role: str, path: Path, kind: str = "", method: str = "") -> Any:
     job = load_job(path)
     if kind and job.kind != kind:
         raise UserError(f"expected a {kind}, found a {job.kind}", file=path)
-    if method and job.kind == "GroundingTrainJob" and job.spec.method != method:
+    if method and job.spec.method != method:
         raise UserError(f"is {job.spec.method}, and this role is {method}", file=path, field="spec.method")
     if job.kind == "GroundingTrainJob" and job.spec.reward.config_map is not None:
         hint = "Name the file itself in spec.reward.file."
@@ -34,12 +34,12 @@ def _begin(role: str, path: Path, kind: str = "", method: str = "") -> Any:
 
 
 def _say(text: str) -> None:
-    """A line of the role's log."""
+    """Print a line to the role's log."""
     typer.echo(text)
 
 
 def _data(spec: Any, data: Path) -> Any:
-    """Return where the job's data lies; what is in a store or on the hub is fetched first."""
+    """Return the folder of the job's data; data in a store or on the hub is downloaded first."""
     from grounding.data.jobdata import bring, locate
 
     bring(spec, say=_say)
@@ -47,7 +47,7 @@ def _data(spec: Any, data: Path) -> Any:
 
 
 def prepare(job: JobFile, data: Data) -> None:
-    """Make the job's data: parquet files, or the synthetic set."""
+    """Prepare the job's data: parquet files, or the synthetic set."""
     from grounding.data.jobdata import materialise
 
     spec = _begin("prepare", job)

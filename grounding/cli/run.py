@@ -1,4 +1,4 @@
-"""`egm run`, `egm get`, `egm logs`: run a manifest on this machine and look at what came of it."""
+"""`egm run`, `egm get`, `egm logs`: run a manifest on this machine and show the results."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def get(
         Literal["", "wide", "json"], typer.Option("--output", "-o", help="wide adds columns, json is for programs.")
     ] = "",
 ) -> None:
-    """List jobs and where they stand."""
+    """List jobs and their state."""
     import dataclasses
     import time
 
@@ -103,7 +103,7 @@ def logs(
         bool, typer.Option("--all", help="Of all its pods there, not of rank 0 or the client.")
     ] = False,
 ) -> None:
-    """Print what a job's roles have written."""
+    """Print the logs of a job's roles."""
     if cluster:
         from grounding.cli.cluster import logs_of_cluster
 

@@ -1,4 +1,4 @@
-"""`egm score`: score answers that are already written down."""
+"""`egm score`: score stored answers."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ def score(
 ) -> None:
     """Score answers without a model: adds scaled_bbox, iou and correct to every row, or score with --profile egm-reward.
 
-    Rows: text, bbox (pixels), width, height and optionally box_remap (scale, keep, inverse); for egm-reward: text, ground_truth (0..1000), width,
-    height and optionally split, reward_type, alpha, threshold. Other fields are kept. A wrong row stops the command before anything is replaced.
+    Rows: text, bbox (pixels), width, height and optionally box_remap (scale, keep, inverse); for egm-reward: text, ground_truth (0..1000),
+    width, height and optionally split, reward_type, alpha, threshold. Other fields are kept. An invalid row stops the command before the
+    output is replaced.
     """
     import sys
     from pathlib import Path
@@ -89,7 +90,7 @@ def _copy(lines: IO[bytes], source: str, sink: IO[bytes], totals: Totals, truth:
         if found is not None and found[0] == "empty-box":
             totals.impossible += 1
             first_odd = first_odd or number
-        if row.get("box_remap") != "inverse":  # such a row says itself how its truth is read
+        if row.get("box_remap") != "inverse":  # such a row itself says how its truth is read
             look.add(box, size)
         sink.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
     if not totals.rows:

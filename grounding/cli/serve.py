@@ -35,8 +35,8 @@ def serve(
 ) -> None:
     """Start a job's servers, print their endpoints when they answer, stop them by Ctrl-C.
 
-    Endpoints go to standard output, one a line; the rest to standard error. A server that ends by itself is an error (exit 1). With a key in
-    $EGM_API_KEY the servers refuse requests without it.
+    Endpoints are printed to standard output, one per line; everything else to standard error. A server that ends by itself is an error
+    (exit 1). With a key in $EGM_API_KEY the servers refuse requests without it.
     """
     import asyncio
     import secrets

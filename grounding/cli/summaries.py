@@ -1,4 +1,4 @@
-"""How `egm --help` lists commands: whole first sentences, whatever the terminal's width."""
+"""List commands in `egm --help` with their complete first sentence, for any width of the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 
 class Group(TyperGroup):
-    """A group of commands whose help shows the whole first sentence of each, in as many lines as it takes."""
+    """A group of commands whose help shows the complete first sentence of each, on several lines if needed."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the list of commands."""

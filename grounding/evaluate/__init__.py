@@ -1,4 +1,4 @@
-"""Evaluation: every expression of the eight files, asked of any OpenAI-compatible server, resumable.
+"""Evaluation: ask an OpenAI-compatible server about every expression of the eight files. Can be resumed.
 
-work (rows, checked) -> client (requests) -> results (durable rows) -> summary (pure). engines/ knows the servers.
+worklist (checked rows) -> client (requests) -> results (durable rows) -> summary (pure). engines/ describes the servers.
 """

@@ -1,4 +1,4 @@
-"""One question about one picture: ask a server, read the box. The request is the evaluation's own, word for word."""
+"""Ask a server one question about one picture and read the box. The request is exactly the evaluation's."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _START = "<think>"
 class BoxAnswer:
     """What a model answered about a picture of `width` x `height` pixels.
 
-    `box` is xyxy in pixels of the picture as stored, None if the answer holds none; `text` is the whole answer, `thought` the part that the
-    model thought, as far as it can be told apart; `finish_reason` is `length` for an answer that was cut.
+    `box` is xyxy in pixels of the picture as stored, None if the answer has none; `text` is the whole answer, `thought` its thought, if it
+    can be separated; `finish_reason` is `length` for a truncated answer.
     """
 
     expression: str
@@ -54,7 +54,7 @@ class BoxAnswer:
         return draw(self.picture, marks, self.expression if marks else f"{self.expression}: no box")
 
     def as_dict(self) -> Document:
-        """Return all but the picture, for JSON."""
+        """Return everything except the picture, for JSON."""
         names = (
             "expression",
             "box",
@@ -71,7 +71,7 @@ class BoxAnswer:
 
 
 def split_thought(text: str, reasoning: str | None) -> str:
-    """Return the thought: what the server has split off, else what is before the last `</think>`. Pure."""
+    """Return the thought: the part that the server has split off, else the text before the last `</think>`. Pure."""
     if reasoning:
         return reasoning.strip()
     thought, end, _ = text.rpartition(END_OF_THOUGHT)
@@ -79,12 +79,12 @@ def split_thought(text: str, reasoning: str | None) -> str:
 
 
 class Asker:
-    """A server that answers questions about pictures. `endpoint` is as for `egm eval`; times are seconds."""
+    """A server that answers questions about pictures. `endpoint` has the form of `egm eval --endpoint`; times are seconds."""
 
     def __init__(self, endpoint: str, access: Access | None = None, timeout_s: float = 600.0) -> None:
         self.endpoint, self.url, self.timeout_s = endpoint, normalise(endpoint), timeout_s
         self.access = access or Access()
-        # no proxy, as the evaluation's client: servers are in the user's own network
+        # like the evaluation's client, use no proxy: servers are in the user's own network
         handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.access.context())]
         self._opener = urllib.request.build_opener(*handlers)
 
@@ -113,7 +113,9 @@ class Asker:
             return None
 
     def ask(self, picture: bytes, expression: str, request: Request, scoring: str = defaults.SCORING) -> BoxAnswer:
-        """Ask for the box of an expression. Raises `UserError` for what is no picture or is refused, `Failure` if no answer comes."""
+        """Ask for the box of an expression. Raises `UserError` if the file is not a picture or the server refuses it, `Failure` if no
+        answer comes.
+        """
         profile = get_profile(scoring)
         try:
             width, height = inspect(io.BytesIO(picture)).size
@@ -122,7 +124,7 @@ class Asker:
         whole = (0.0, 0.0, float(width), float(height))
         row = Expression("ask", 1, "picture", expression, whole, width, height)
         pieces, headers = request.parts(encode_data(picture, "the picture", request), row, "picture")
-        del headers  # one question needs no routing among copies
+        del headers  # a single question need not choose a copy of the model
         start = time.monotonic()
         raw, content_type = self._open(self.url, b"".join(pieces))
         seconds = time.monotonic() - start

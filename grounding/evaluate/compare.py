@@ -1,6 +1,6 @@
 """Two evaluations of the same questions, paired: flips, exact McNemar, a bootstrap by image, and a gate on them. Pure statistics.
 
-A question is the same when file, line, image, expression and box are (`stored.Question`), whatever model, prompt or sampling answered it.
+Two questions are the same if file, line, image, expression and box are (`reader.Question`); model, prompt and sampling may differ.
 Only questions that both sides answered are compared. Accuracies and differences are fractions; differences are B minus A.
 """
 
@@ -20,7 +20,7 @@ from grounding.jsontypes import Document
 
 @dataclass(frozen=True)
 class Change:
-    """A versus B over one set of questions. `p` is McNemar's, None for the macro mean, which is no count of flips."""
+    """A versus B over one set of questions. `p` is McNemar's, None for the macro mean, which is not a count of flips."""
 
     name: str
     n: int
@@ -40,7 +40,7 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What `compare` found. `pairs` is (N, 2): indices into the rows of A and of B."""
+    """The result of `compare`. `pairs` is (N, 2): indices into the rows of A and of B."""
 
     a: Answers
     b: Answers
@@ -66,7 +66,7 @@ class Comparison:
         return not (self.only_a or self.only_b or self.errors_a or self.errors_b)
 
     def notes(self, *, partial: bool = False) -> list[str]:
-        """Return what a reader has to know before believing the figures, a sentence each; with `partial`, what is not paired is meant to be so."""
+        """Return notes that a reader must know, a sentence each; with `partial`, there is none about unpaired questions."""
         found: list[str] = []
         for name, answers, errors, only in (
             ("A", self.a, self.errors_a, self.only_a),
@@ -87,7 +87,7 @@ class Comparison:
         a, b = self.a.conditions.settings, self.b.conditions.settings
         apart = settings_differences(a, b)
         same = (self.a.model, self.a.prompt) == (self.b.model, self.b.prompt)
-        # the digest holds model and prompt, too, so it says something only if they are the same
+        # the digest also covers model and prompt, so compare it only if they are the same
         if not apart and same and self.a.settings and self.b.settings and self.a.settings != self.b.settings:
             apart = [f"the digest is {self.a.settings} in A and {self.b.settings} in B"]
         return [f"The settings differ: {'; '.join(apart)}."] if apart else []
@@ -103,7 +103,7 @@ class Comparison:
         return [f"A names {self.a.model} and B {self.b.model}, but the servers said the same of both: {alike}."]
 
     def as_dict(self) -> Document:
-        """Return the comparison as JSON has it; `files` in the paper's order."""
+        """Return the comparison for JSON, with `files` in the paper's order."""
 
         def side(x: Answers) -> Document:
             return {"folder": str(x.folder), "model": x.model, "prompt": x.prompt, "scoring": x.scoring, "rows": len(x)}
@@ -127,12 +127,13 @@ class Comparison:
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """Two-sided p of the exact McNemar test: how likely flips are at least this uneven when either way is a coin's toss.
+    """Return the two-sided p of the exact McNemar test: the probability of flips at least this uneven if both directions are equally
+    likely.
 
-    Exact to the last bit (integers until the final division), so also where the p is smaller than any float could sum up.
+    Exact to the last bit (integers until the final division), even for p-values too small to sum up in floats.
     """
     n, fewer = lost + won, min(lost, won)
-    if 2 * fewer >= n - 1:  # as even as can be: both tails together are everything
+    if 2 * fewer >= n - 1:  # as even as possible: the two tails cover everything
         return 1.0
     total = term = 1
     for k in range(1, fewer + 1):
@@ -148,7 +149,7 @@ def compare(a: Answers, b: Answers) -> Comparison:
     pairs = np.array(both, dtype=np.int64).reshape(-1, 2)
     pairs = pairs[a.answered[pairs[:, 0]] & b.answered[pairs[:, 1]]]
     names = file_order([a.files[f] for f in np.unique(a.file[pairs[:, 0]])])
-    # numbered by what is paired alone, so that the draws are the same whichever side is called A
+    # numbered only by the paired questions, so that the draws do not depend on which side is A
     place = {name: i for i, name in enumerate(names)}
     file = np.array([place.get(name, -1) for name in a.files], dtype=np.int64)[a.file[pairs[:, 0]]]
     by_name = np.array(a.images, dtype=object)[a.image[pairs[:, 0]]]
@@ -200,9 +201,9 @@ def _changes(
 def bootstrap(
     file: NDArray[np.int64], image: NDArray[np.int64], gain: NDArray[np.int64]
 ) -> tuple[list[tuple[float, float]], tuple[float, float], tuple[float, float]]:
-    """95 % intervals of the mean gain: of each file, of the mean over files (macro) and over all rows (micro).
+    """Return 95 % intervals of the mean gain: of each file, of the mean over files (macro) and over all rows (micro).
 
-    Images are drawn, not rows: the expressions of one image are right or wrong together, in whatever file. Columns of N entries: number of the
+    Images are drawn, not rows, because answers about one image are correlated, also across files. Columns of N entries: number of the
     row's file (0..F-1), of its image (0..M-1), and its gain (-1, 0, 1). The seed is fixed. A draw that misses a file leaves it out.
     """
     f, m = int(file.max()) + 1, int(image.max()) + 1
@@ -234,7 +235,7 @@ def gate(
     """Return why B does not pass, a sentence each; empty when it does. `min_macro` is in per cent, `max_drop` in percentage points.
 
     Both judge the macro mean over the questions that both sides answered. Questions without a pair, failed requests and unequal scoring
-    fail the gate, unless `partial` says that a part is meant to be judged. `strict` refuses every note, except those on what `partial` allows.
+    fail the gate, unless `partial` allows comparing a part. `strict` refuses every note, except those that `partial` allows.
     """
     refused = [f"--strict: {note}" for note in found.notes(partial=partial)] if strict else []
     if min_macro is None and max_drop is None:
@@ -250,7 +251,7 @@ def gate(
     if found.a.scoring != found.b.scoring or found.a.other_scoring or found.b.other_scoring:
         reasons.append("The two are not scored by the same profile; `egm eval --rescore` scores stored answers again.")
     before, after = 100 * found.macro.acc_a, 100 * found.macro.acc_b
-    # rounding errors of a mean must not decide
+    # rounding errors of a mean must not change the verdict
     if min_macro is not None and after < min_macro - 1e-9:
         reasons.append(f"The macro accuracy of B is {after:.2f} %, less than the {min_macro:g} % of --min-macro.")
     if max_drop is not None and before - after > max_drop + 1e-9:

@@ -1,7 +1,7 @@
 """Several evaluations of the same questions against the first one. Pure statistics.
 
-Whoever looks at several differences sees the largest, which chance alone makes large. The intervals here hold for all of them together: in 95 of
-100 repetitions none of the true differences is outside its interval, so the best one may be picked by its result. They are from the largest
+The largest of several differences can be large just by chance. Therefore, the intervals here hold for all of them together: in 95 of 100
+repetitions, every true difference is inside its interval, so the best one may be picked by its result. They come from the largest
 standardised deviation in a bootstrap over images; p-values of McNemar's test are adjusted by Holm's method.
 """
 
@@ -23,7 +23,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """The macro mean of one evaluation, less that of the first one. Fractions; `ci95` holds for all differences together."""
+    """The macro mean of one evaluation minus that of the first one. Fractions; `ci95` holds for all differences together."""
 
     name: str
     acc: float
@@ -33,7 +33,7 @@ class Difference:
     """Questions that the first one got right and this one wrong"""
     won: int
     acc_ci95: tuple[float, float] | None = None
-    """Of the accuracy itself, alone; None if no one wants it"""
+    """Interval of the accuracy itself, by itself; None if it was not requested"""
     p: float | None = None
 
 
@@ -50,11 +50,11 @@ class Several:
     acc_ci95: tuple[float, float] | None = None
 
     def as_dict(self) -> Document:
-        """Return it as JSON has it; accuracies are fractions."""
+        """Return it for JSON; accuracies are fractions."""
         return asdict(self)
 
     def notes(self) -> list[str]:
-        """Return what a reader must know, a sentence each."""
+        """Return the notes for a reader, a sentence each."""
         if not self.left_out:
             return []
         return [f"{self.left_out:,} questions were not answered in all evaluations; they are left out."]
@@ -69,7 +69,7 @@ class Aligned:
         self._answers: list[Answers] = []
 
     def add(self, answers: Answers) -> int:
-        """Take in an evaluation; return its number."""
+        """Add an evaluation; return its number."""
         numbers = self._numbers
         rows = np.fromiter((numbers.setdefault(q, len(numbers)) for q in answers.questions), np.int64, len(answers))
         self._rows.append(rows)
@@ -113,7 +113,7 @@ def several(
 ) -> Several:
     """Compare rows of `correct` (evaluations x questions) with its first row; `file` and `image` number each question's.
 
-    `details`: each accuracy's own interval and the p-values, which take as long as all else.
+    `details`: each accuracy's own interval and the p-values, which double the time.
     """
     means = _macro(correct, file)
     diffs = means[1:] - means[0]
@@ -160,7 +160,7 @@ def _draws(correct: NDArray[np.bool_], file: NDArray[np.int64], image: NDArray[n
 
 
 def simultaneous(diffs: NDArray[np.float64], draws: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """Return an interval for each difference, such that all hold together with `LEVEL`. `draws`: (draws, differences)."""
+    """Return an interval for each difference, so that all hold together at `LEVEL`. `draws`: (draws, differences)."""
     spread = draws.std(axis=0, ddof=1)
     known = spread > 0
     if not known.any():

@@ -1,7 +1,8 @@
-"""Does a server continue a message? A thought can be cut off only if it does, and one that takes the field in silence need not.
+"""Check whether a server continues a message, which cutting off a thought requires: a server may accept the field and ignore it.
 
-Asked before the questions, by two requests of one token. Both end with a message of the assistant; one asks to continue it. A server that does so
-leaves out the end of the message and the beginning of another one, so that its prompt is shorter. Equal prompts mean that the field is ignored.
+The check comes before the questions and sends two requests of one token. Both end with a message of the assistant; one asks to continue it.
+A server that does so omits the end of the message and the beginning of another one, so its prompt is shorter. Equal prompts mean that the
+field is ignored.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _SAID = [{"role": "user", "content": "Count to three."}, {"role": "assistant", "
 
 
 async def ignored(engine: Engine, endpoints: Sequence[str], asked_as: str | None, access: Access) -> list[str]:
-    """Return a note for each endpoint that takes the fields by which a message is continued, and does not continue it."""
+    """Return a note for each endpoint that accepts the fields for continuing a message but ignores them."""
     found = await asyncio.gather(*(continues(engine, endpoint, asked_as, access) for endpoint in endpoints))
     return [
         f"{endpoint} {IGNORES}: after a cut-off thought it begins another answer, so that budgets mean little"

@@ -1,4 +1,4 @@
-"""What an evaluation cost: tokens, time, operations, GPU-seconds, money. Pure; typed, as summary.json and reports have it."""
+"""The costs of an evaluation: tokens, time, operations, GPU-seconds, money. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from grounding.jsontypes import JsonObject
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the servers run on, and what it costs. None: no one has said."""
+    """The servers' hardware and its price. None: unknown."""
 
     gpus: int | None = None
     """GPUs of all servers together; 0 on CPUs"""
@@ -39,7 +39,9 @@ def count(
     serving_seconds: float,
     latency_s: NDArray[np.float64] | None = None,
 ) -> Costs:
-    """Return the costs of the answered rows. `latency_s` are the latencies that count, NaN for the others; None: all that were measured."""
+    """Return the costs of the answered rows. `latency_s` has the latencies that count and NaN for the others; None: all measured ones
+    count.
+    """
     rows = done.answered
     generated, thought = done.tokens[rows].astype(float), done.thought[rows].astype(float)
     prompt, latency = done.prompt[rows].astype(float), (done.latency_s if latency_s is None else latency_s)[rows]
@@ -82,20 +84,20 @@ def _quantile(values: NDArray[np.float64], share: float) -> float | None:
 
 @dataclass(frozen=True)
 class Shares:
-    """What each question cost, for the table of rows: `flops` by formula, `gpu_seconds` its share by how long it was under way."""
+    """The costs of each question for the table of rows: `flops` by formula, `gpu_seconds` in proportion to its time in flight."""
 
     shape: Shape | None
     method: Method
     gpu_seconds_per_second: float | None
-    """GPU-seconds of all questions over the seconds that they were under way, added up"""
+    """GPU-seconds of all questions divided by the sum of their seconds in flight"""
 
     @property
     def known(self) -> bool:
-        """Return whether anything is known of what a question cost."""
+        """Return whether any costs of a question are known."""
         return self.shape is not None or self.gpu_seconds_per_second is not None
 
     def of(self, row: ResultRow) -> RowCosts:
-        """Return the costs of a stored row; None for what is not known, or a request that failed."""
+        """Return the costs of a stored row; None for unknown costs and failed requests."""
         latency, answered = row.get("latency_s"), row.get("error") is None
         gpu = self.gpu_seconds_per_second
         shared = gpu * latency if gpu is not None and latency is not None and answered else None
@@ -107,7 +109,7 @@ class Shares:
 
 
 def shares(done: Tallies, method: Method, hardware: Hardware, costs: Costs | None) -> Shares:
-    """Return what divides the costs of an evaluation among its rows. `costs`: of its summary; None if it has none."""
+    """Return the object that divides the costs of an evaluation among its rows. `costs`: those in its summary; None if there are none."""
     latency = done.latency_s[done.answered]
     under_way = float(latency[~np.isnan(latency)].sum())
     spent = None if costs is None else costs.gpu_seconds
@@ -115,7 +117,7 @@ def shares(done: Tallies, method: Method, hardware: Hardware, costs: Costs | Non
 
 
 def question(shape: Shape, method: Method, prompt: int, generated: float, size: tuple[int, int]) -> float:
-    """Return the operations of a question with a picture of `size`. Its answers are taken as equally long."""
+    """Return the operations of a question with a picture of `size`. Its answers are assumed to be equally long."""
     picture = shape.picture(*fitting(size, method.max_pixels, method.min_pixels))
     return shape.prompt(prompt) + method.samples * shape.generated(prompt, generated / method.samples) + picture
 
@@ -128,7 +130,7 @@ def _flops(
     prompt: NDArray[np.float64],
     generated: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Return the operations of each question; NaN if its tokens are not known. Answers are taken as equally long."""
+    """Return the operations of each question; NaN if its tokens are not known. Answers are assumed to be equally long."""
     found = np.full(len(prompt), np.nan)
     sizes = done.size[rows]
     for i in np.flatnonzero(~np.isnan(prompt) & ~np.isnan(generated)):
@@ -138,7 +140,7 @@ def _flops(
 
 
 CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
-"""Files of a model's folder that its shape is read from; of the last two one is enough"""
+"""Files in a model's folder from which its shape is read; one of the last two is enough"""
 
 
 def read_shape(folder: Path) -> Shape:

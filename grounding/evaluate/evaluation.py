@@ -20,7 +20,7 @@ MODES = ("throughput", "latency")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to evaluate, and where to put it. `model` names the model in rows; `client.request.model` is what requests carry."""
+    """What to evaluate, and where to store it. `model` names the model in rows, `client.request.model` in requests."""
 
     files: tuple[Path, ...]
     images: tuple[Path, ...]
@@ -35,21 +35,21 @@ class Evaluation:
     mode: str = defaults.MODE
     """throughput: as fast as the endpoints go. latency: a fixed concurrency, warmed up; only then are latencies a result"""
     remote: str = ""
-    """Where a copy of `out` is kept: s3://bucket/prefix; empty: nowhere"""
+    """URI of the copy of `out`, s3://bucket/prefix; empty: no copy"""
     replicate_every_s: float = 30.0
-    """The copy is at most so old"""
+    """Maximum age of the copy in seconds"""
     max_errors: int = 0
-    """Up to so many failed rows count as wrong answers, instead of there being no mean"""
+    """Maximum number of failed rows that count as wrong answers; with more, there is no mean"""
     engine: str = ""
-    """Whose pages (metrics, model) the endpoints may offer; empty: they are not asked"""
+    """Engine whose pages (metrics, model) the endpoints have; empty: they are not asked"""
     hardware: Hardware = field(default_factory=Hardware)
     """What the servers run on, for costs"""
     one_source: bool = False
-    """The endpoints are servers that a job has started from one source; in which folder each keeps its copy says nothing"""
+    """The endpoints are servers that a job started from one source; their model folders may differ"""
     truths: Truths = field(default_factory=Truths)
     """How the true boxes are written"""
     retry_truncated: int = 0
-    """Ask only the truncated answers again, with so many tokens; 0: ask the questions without an answer"""
+    """Ask only the truncated answers again, with this many tokens; 0: ask the questions without an answer"""
 
     def _check_retry(self) -> None:
         limit, field_name = (
@@ -72,7 +72,7 @@ class Evaluation:
 
 
 def identify_of(evaluation: Evaluation) -> Identify | None:
-    """Return how an endpoint is asked which model it serves; None if nothing is known of its engine."""
+    """Return the function that asks an endpoint for its model; None if its engine is unknown."""
     if not evaluation.engine:
         return None
     engine, client = get_engine(evaluation.engine), evaluation.client
@@ -86,7 +86,7 @@ def identify_of(evaluation: Evaluation) -> Identify | None:
 
 
 def client_options(evaluation: Evaluation) -> Options:
-    """Return the options that the mode needs: it decides how concurrency is kept, so that no caller has to know."""
+    """Return the client's options for the mode, which decides how concurrency is kept."""
     options = evaluation.client
     if evaluation.retry_truncated:
         field_name = get_engine(evaluation.engine).limit_field if evaluation.engine else "max_tokens"

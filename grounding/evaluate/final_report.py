@@ -1,4 +1,4 @@
-"""What an evaluation leaves where Kubernetes keeps 4096 bytes of a container's end: the summary in short, for the job's status."""
+"""A short summary of an evaluation for the job's status. Kubernetes keeps 4096 bytes of it as the termination message."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _accuracy(summary: Summary) -> ReportedAccuracy:
 
 
 def reported_costs(costs: Costs | None) -> ReportedCosts | None:
-    """Return what a summary's costs say of one question."""
+    """Return the costs of one question from a summary."""
     if costs is None or not costs.questions:
         return None
     return ReportedCosts(
@@ -76,7 +76,7 @@ def settings_of(summary: Summary) -> list[ReportedSetting] | None:
 def short(summary: Summary, results: str = "") -> bytes:
     """Return JSON of at most 4096 bytes: totals, accuracies (0..1), the macro mean's interval, notes, a row a file.
 
-    Rows of files go if they do not fit, then costs of settings, settings, and notes.
+    If it does not fit, rows of files are dropped first, then costs of settings, settings, and notes.
     """
     notes = [note[:_NOTE] for note in summary.notes][:_NOTES]
     settings = settings_of(summary)
@@ -97,7 +97,7 @@ def short(summary: Summary, results: str = "") -> bytes:
 
 
 def _settings_without_costs(document: Document) -> None:
-    for setting in document.get("settings", ()):  # what is reported on the way has all of it
+    for setting in document.get("settings", ()):  # the progress reports have all of it
         setting.pop("costs", None)
 
 
@@ -110,5 +110,5 @@ _FEWER_NOTES = [_last_note_less] * _NOTES  # a character may be six bytes
 
 
 def leave(summary: Summary) -> None:
-    """Leave it as this process's termination message, with `$EGM_RESULTS` (a URI) as where the results are."""
+    """Write it as this process's termination message, with `$EGM_RESULTS` as the URI of the results."""
     termination.leave(lambda: short(summary, environment.of_process().results))

@@ -4,13 +4,13 @@ A multiplication and an addition are two operations. Only matrix products are co
 
     token  = 2 L (d Hh + 2 d Kh + Hh d + m d f)          one token through the language model
     attend = 4 L Hh t                                     its attention over t tokens, itself included
-    head   = 2 d V                                        the next token's scores, once a generated token
+    head   = 2 d V                                        the next token's scores, once per generated token
     vision = 2 P (c d' + Lv (4 d'^2 + 2 d' f')) + 4 Lv d' P^2 + 2 (P / s) (1 + S) (s^2 d'^2 + s d' d)
 
-L layers, d width, H heads of h channels, K key-value heads, f width of the MLP with m matrices (a mixture of experts counts the experts that a
-token uses, and its router), V words; Lv, d', f' the same of the vision tower, P patches of c numbers, s patches a picture token, S deepstack
-mergers. The prompt is computed once for all answers, and a thought is not computed again for its answer: an engine's cache of keys and
-values does that. An engine without one (transformers) computes more.
+L layers, d width, H heads of h channels, K key-value heads, f width of the MLP with m matrices (a mixture of experts counts the experts
+that a token uses, and its router), vocabulary V; Lv, d', f' the same of the vision tower, P patches of c numbers, s patches for each
+picture token, S deepstack mergers. The prompt is computed once for all answers, and a thought is not computed again for its answer, thanks
+to the engine's key-value cache. An engine without one (transformers) computes more.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Tower:
     max_pixels: int
 
     def tokens(self, width: int, height: int) -> int:
-        """Return the picture tokens of a picture: its sides become multiples of a token's, within the bounds on pixels."""
+        """Return the number of tokens of a picture: its sides are rounded to multiples of a token's, within the limits on pixels."""
         side = self.patch * self.merge
         w, h = max(side, round(width / side) * side), max(side, round(height / side) * side)
         if w * h > self.max_pixels:
@@ -56,7 +56,7 @@ class Tower:
         return w * h // side**2
 
     def flops(self, tokens: int) -> float:
-        """Return the operations for a picture of so many tokens."""
+        """Return the operations for a picture with this many tokens."""
         share = self.merge**2
         patches = tokens * share
         block = 4 * self.width**2 + 2 * self.width * self.inner
@@ -67,7 +67,7 @@ class Tower:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the formula needs of a model. `tower` is None if the vision tower is of a kind that the formula does not know."""
+    """The values of a model for the formula. `tower` is None if the vision tower is of a kind that the formula does not know."""
 
     layers: int
     width: int
@@ -75,7 +75,7 @@ class Shape:
     key_heads: int
     channels: int
     inner: int
-    """Width of the MLP that a token goes through: of a mixture of experts, of all experts that it uses"""
+    """Width of the MLP that a token passes: in a mixture of experts, the sum over the experts that it uses"""
     matrices: int
     router: int
     vocabulary: int

@@ -1,7 +1,7 @@
-"""The check that an evaluation's rows pass before anything is sent: the same one as `egm data lint`, with an evaluation's consequences.
+"""Check an evaluation's rows before anything is sent, by the rules of `egm data lint`.
 
-The first row that cannot be used ends the command. A box that is wrong waits for the end of its file, because the file as a whole
-may be in another space, which is the better sentence. With `skip_broken`, up to so many rows are left out, and the summary says so.
+The first unusable row stops the command. A wrong box is reported at the end of its file, because the whole file may be in another space,
+which is a better message. With `skip_broken`, up to that many rows are left out, and the summary says so.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from grounding.jsontypes import JsonObject
 
 @dataclass(frozen=True)
 class Truths:
-    """How true boxes are written, and what becomes of rows that cannot be used."""
+    """How true boxes are written, and how unusable rows are handled."""
 
     space: Space | None = None
-    """The declared space; None: pixels xyxy, and the files are looked at as a whole"""
+    """The declared space; None: pixels xyxy, and the files are also examined as a whole"""
     option: str = "--truth"
     """How the user declares a space"""
     skip_broken: int = 0
     """Rows that may be left out"""
     decode: bool = False
-    """Decode each picture whole to see whether its rows are to be left out, instead of looking at its two ends"""
+    """Decode each picture completely to decide whether its rows are left out, instead of checking only its two ends"""
     amodal: bool = False
     """The whole object is asked for, hidden parts included"""
 
     @property
     def skip_option(self) -> str:
-        """Return how the user allows rows to be left out."""
+        """Return the option with which the user allows rows to be left out."""
         return "--skip-broken N" if self.option.startswith("--") else "spec.data.skipBroken: N"
 
 
@@ -101,7 +101,7 @@ class Guard:
         if found[0] != "empty-box":
             self._refuse(problem, problem.as_error())
         else:
-            self._boxes.append(problem)  # what it is a sign of is seen at the end of the file
+            self._boxes.append(problem)  # its cause is judged at the end of the file
         return None
 
     def _mismatch(self, path: Path, e: Expression, images: ImageStore) -> None:
@@ -121,7 +121,7 @@ class Guard:
         found = self._sizes.get(name)
         if found is None:
             try:
-                # only if rows may be left out; otherwise a picture that is cut becomes an error row when it is sent
+                # only if rows may be left out; otherwise a truncated picture becomes an error row when it is sent
                 skips = self.truths.skip_broken > 0
                 found = images.look(name, decode=self.truths.decode).size if skips else images.size(name)
             except UserError as error:
@@ -135,7 +135,7 @@ class Guard:
         self.left_out.append(problem)
 
     def end_file(self) -> None:
-        """Judge the file that has ended. Raises `UserError` if it looks like another space, or holds boxes that are wrong."""
+        """Judge the finished file. Raises `UserError` if it looks like another space or contains wrong boxes."""
         for problem in self._whole.problems() if self._whole is not None else ():
             raise problem.as_error()
         if self._boxes and not self.truths.skip_broken:
@@ -147,7 +147,7 @@ class Guard:
         self._boxes, self._whole, self._rows = [], None, 0
 
     def end(self) -> tuple[Problem, ...]:
-        """Return the rows that are left out. Raises `UserError` if they are more than may be."""
+        """Return the rows that are left out. Raises `UserError` if there are more than allowed."""
         if len(self.left_out) > self.truths.skip_broken:
             hint = (
                 f"Correct the data or the image sources, or allow more rows to be left out: {self.truths.skip_option}."

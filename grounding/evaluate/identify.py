@@ -1,4 +1,4 @@
-"""Ask a server which model it serves, by its own pages. A page that cannot be read is not a failure."""
+"""Read from a server's own pages which model it serves. An unreadable page is not a failure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMIT_S = 3.0
 
 
 def page_url(endpoint: str, path: str) -> str:
-    """Return where a page of the server at `endpoint` is, whatever form of its address was given."""
+    """Return the URL of a page of the server at `endpoint`, for every form of that address."""
     base = normalise(endpoint).removesuffix("/chat/completions")
     return base.removesuffix("/v1") + path if base.endswith("/v1") else base + path.removeprefix("/v1")
 
@@ -27,7 +27,7 @@ def page_url(endpoint: str, path: str) -> str:
 async def identify(
     engine: Engine, endpoint: str, asked_as: str | None, access: Access, limit_s: float = LIMIT_S
 ) -> ServedModel:
-    """Return what the server at `endpoint` says of the model that requests call `asked_as`."""
+    """Return the description by the server at `endpoint` of the model that requests call `asked_as`."""
     if not engine.info_pages:
         return UNKNOWN
     pages: dict[str, object] = {}

@@ -1,7 +1,7 @@
-"""Which latencies count: how late this process was while each was measured, and what that leaves of them.
+"""Decide which latencies count, by how late this process was while each was measured.
 
-What the client's event loop is late adds to a latency. So each row keeps how late the loop was when its answer came and how many requests
-were in flight, whichever process wrote it; a folder that several processes have filled is judged row by row. `judge` is pure.
+A delay of the client's event loop adds to a latency. So each row stores how late the loop was when its answer came, and how many requests
+were in flight; a folder that several processes have filled is judged row by row. `judge` is pure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NOTED = 0.01
 
 
 class Lag:
-    """How late this process's event loop is: what it adds to a latency. Seconds; a histogram of quarter milliseconds over the last seconds."""
+    """The delay of this process's event loop, which adds to a latency. A histogram of quarter milliseconds over the last seconds."""
 
     _STEP_S, _EVERY_S, _WINDOW_S, _LOOK_S = 0.00025, 0.01, 10, 0.25
 
@@ -46,14 +46,14 @@ class Lag:
             self._worst, self._worst_at = seconds, now
 
     def p99(self) -> float:
-        """Return what 99 % of the last seconds' measurements are below; 0 without any."""
+        """Return the 99th percentile of the last seconds' measurements; 0 without any."""
         if not self._windows:
             return 0.0
         counts: NDArray[np.int64] = np.sum([c for _, c in self._windows], axis=0)
         return float(np.searchsorted(np.cumsum(counts), 0.99 * counts.sum()) + 1) * self._STEP_S
 
     def now(self) -> float:
-        """Return how late an answer may be that is read now: as the loop was in the last seconds, or is at this moment."""
+        """Return how late an answer that is read now may be: the loop's delay in the last seconds or at this moment."""
         now = time.perf_counter()
         if now - self._looked > self._LOOK_S:
             self._p99, self._looked = self.p99(), now
@@ -62,7 +62,7 @@ class Lag:
         return max(self._p99, just, overdue)
 
     async def measure(self) -> None:
-        """Until cancelled: sleep, and see how much longer it took."""
+        """Until cancelled, sleep and measure how much longer it took."""
         while True:
             self._tick = start = time.perf_counter()
             await asyncio.sleep(self._EVERY_S)
@@ -71,7 +71,7 @@ class Lag:
 
 @dataclass(frozen=True)
 class Judged:
-    """The latencies that count (seconds, NaN for the others), and what is said of them."""
+    """The latencies that count (seconds, NaN for the others), and notes about them."""
 
     latency_s: NDArray[np.float64]
     worst_s: float
@@ -81,7 +81,7 @@ class Judged:
     note: str | None
 
     def write(self, summary: Summary, in_flight: NDArray[np.int32], earlier: Sequence[float]) -> None:
-        """Write into a summary what it says of latency mode: no pace, since the load was not what the servers could bear."""
+        """Set the fields of latency mode in a summary, without a rate, since the servers were not fully loaded."""
         loads = in_flight[(in_flight > 0) & ~np.isnan(self.latency_s)]
         summary.requests_per_second = None
         summary.loop_lag_p99, summary.loop_lags = self.worst_s, tuple(earlier)
@@ -94,9 +94,9 @@ class Judged:
 def judge(
     latency_s: NDArray[np.float64], lag_s: NDArray[np.float64], file: NDArray[np.uint16], earlier: Sequence[float] = ()
 ) -> Judged:
-    """Return which latencies count. A row whose process was later than `TOLERATED` of the smallest median of a file does not.
+    """Return which latencies count: those whose process was late by at most `TOLERATED` of the smallest median of a file.
 
-    `earlier` are lags of processes of earlier versions, which judge the rows that have none of their own.
+    `earlier` are lags of processes of earlier versions, for rows that do not store a lag.
     """
     measured = ~np.isnan(latency_s)
     lag = np.where(np.isnan(lag_s), max(earlier, default=0.0), lag_s)

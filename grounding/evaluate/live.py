@@ -1,4 +1,4 @@
-"""What a running evaluation shows: a view that keeps itself current on a terminal, lines elsewhere, and the table at the end."""
+"""The display of a running evaluation: a live view on a terminal, otherwise lines, and the table at the end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ _Z = 1.96
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson), 0..1; (0, 1) for none. For the running figure: the summary's is by image. Pure."""
+    """Return the 95 % Wilson interval of a proportion, 0..1; (0, 1) without data. For the live view; the summary's interval is by image.
+    Pure.
+    """
     if not n:
         return 0.0, 1.0
     p, z = correct / n, _Z * _Z / n
@@ -34,21 +36,21 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 
 
 class Pace:
-    """Replies a second over the last seconds, which is what the time left depends on."""
+    """Replies per second over the last seconds, used for the time left."""
 
     def __init__(self, window_s: float = 20.0) -> None:
         self._window_s = window_s
         self._seen: deque[tuple[float, int]] = deque()
 
     def add(self, now: float, asked: int) -> None:
-        """So many replies had come by `now`."""
+        """Record the number of replies at `now`."""
         self._seen.append((now, asked))
         while now - self._seen[0][0] > self._window_s and len(self._seen) > 2:
             self._seen.popleft()
 
     @property
     def per_second(self) -> float:
-        """0 before there are two measurements."""
+        """Return the rate; 0 before there are two measurements."""
         if len(self._seen) < 2:
             return 0.0
         (start, first), (end, last) = self._seen[0], self._seen[-1]
@@ -68,7 +70,7 @@ def _left(p: Progress, pace: float) -> str:
 
 
 def line(p: Progress, pace: float) -> str:
-    """Return how far it is, as one line for a log. Pure."""
+    """Return the progress as one line for a log. Pure."""
     done = p.answered + p.errors
     facts = [
         f"{done:,} of {p.total:,} ({100 * done / max(1, p.total):.1f} %)",
@@ -81,7 +83,7 @@ def line(p: Progress, pace: float) -> str:
 
 
 def view(p: Progress, pace: float, width: int) -> Group:
-    """Return how far it is, for a terminal of `width` columns: totals, then a row an endpoint. Pure."""
+    """Return the progress for a terminal of `width` columns: totals, then one row per endpoint. Pure."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -144,7 +146,7 @@ def _endpoints(p: Progress, *, wide: bool) -> Any:
 
 
 class Live:
-    """Shows `Progress` as it is handed over: in place on a terminal, else a line now and then. A context manager."""
+    """Shows each `Progress` that it gets: in place on a terminal, else as occasional lines. A context manager."""
 
     def __init__(self, console: Console, every_s: float = _LINE_EVERY_S) -> None:
         self._console, self._every_s = console, every_s
@@ -179,7 +181,7 @@ class Live:
 
 
 def table(summary: Summary, *, wide: bool = True) -> Any:
-    """Return the table of the files, in the paper's order; `wide` adds what does not fit 80 columns."""
+    """Return the table of the files, in the paper's order; `wide` adds columns that do not fit into 80 characters."""
     from rich.table import Table
 
     title = f"{summary.model}, Acc@0.5 in per cent ({summary.scoring}, prompt {summary.prompt})"
@@ -221,7 +223,7 @@ _COLUMNS = (
 
 
 def headline(summary: Summary) -> str:
-    """Return the means with their intervals, or why there are none, and below them what a reader must know."""
+    """Return the means with their intervals, or why there are none, followed by the notes."""
     notes = [*warnings(summary.files), *summary.notes]
     return "\n".join([_means(summary), *_extents(summary), *(f"note: {note}" for note in notes)])
 
@@ -238,7 +240,7 @@ def _extents(summary: Summary) -> list[str]:
 
 
 def why_not(reason: str, problems: Sequence[Problem]) -> str:
-    """Return why there is no mean, with the most frequent problem, for a line that stands by itself."""
+    """Return why there is no mean, with the most frequent problem, as a separate line."""
     if not problems:
         return reason
     first = printable(problems[0].what)

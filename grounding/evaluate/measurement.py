@@ -1,4 +1,4 @@
-"""One evaluation while it runs: replies are scored and written, and summed up when asked."""
+"""A running evaluation: scores and writes replies, and computes the summary on request."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _LOOK_S = 0.25
 
 @dataclass
 class Progress:
-    """How far it is; `correct` of `answered` give the running accuracy. `asked` counts the replies of this process."""
+    """The progress; `correct` of `answered` is the accuracy so far. `asked` counts the replies of this process."""
 
     total: int
     answered: int = 0
@@ -50,14 +50,14 @@ class Progress:
     asked: int = 0
     seconds: float = 0.0
     waited: float = 0.0
-    """Seconds before the first request that was answered: servers may have been loading"""
+    """Seconds before the first answered request was sent: servers may have been loading"""
     servers: Sequence[Server] = ()
     readings: dict[str, Metrics] = field(default_factory=dict)
-    """What servers said last of themselves, by endpoint"""
+    """The servers' last metrics, by endpoint"""
     latencies: Latencies = field(default_factory=Latencies)
     """Of the answers of this process"""
     warning: str = ""
-    """What does not stop the run, but should be known"""
+    """Problems that do not stop the run but should be shown"""
 
     @property
     def per_second(self) -> float:
@@ -66,7 +66,7 @@ class Progress:
         return self.asked / busy if busy > 0 else 0.0
 
     def recount(self, done: Tallies) -> None:
-        """Take over what the columns say."""
+        """Copy the values of the columns."""
         self.errors = int((done.outcome == ERROR).sum())
         self.answered = int((done.outcome > 0).sum()) - self.errors
         self.correct = int(done.correct.sum())
@@ -82,7 +82,7 @@ class Progress:
 
 
 class Measurement:
-    """The rows of one evaluation while it runs: what comes in is scored and written, and summed up when asked. A context manager."""
+    """The rows of a running evaluation: scores and writes replies, and computes the summary on request. A context manager."""
 
     def __init__(self, evaluation: Evaluation, planned: Plan) -> None:
         self.evaluation, self.planned, self.profile = evaluation, planned, get_profile(evaluation.scoring)
@@ -99,11 +99,11 @@ class Measurement:
         self.kept = 0
         """Truncated answers that could not be asked again"""
         self.share = 1.0
-        """Of this process's time, what was spent on this evaluation"""
+        """Share of this process's time that was spent on this evaluation"""
         self.busy_s = 0.0
-        """Seconds that its questions were under way in this process, added up"""
+        """Sum of the seconds that its questions were in flight in this process"""
         self.notes: list[str] = [n for n in self._earlier.notes if IGNORES in n]
-        """What was seen of the servers before anything was asked, by this process or an earlier one"""
+        """Notes about the servers from before the first question, of this process or an earlier one"""
 
     def __enter__(self) -> Measurement:
         evaluation, work = self.evaluation, self.planned.work
@@ -137,7 +137,7 @@ class Measurement:
 
     @property
     def models(self) -> list[ServedModel]:
-        """Return which models have given the answers that are there."""
+        """Return the models that gave the existing answers."""
         return distinct(list(self.results.done.served_by()))
 
     def receive(self, row: int, expression: Expression, reply: Reply) -> None:
@@ -146,7 +146,7 @@ class Measurement:
             self.progress.waited = max(0.0, time.monotonic() - self._began - (reply.latency_s or 0.0))
         done, progress, work = self.results.done, self.progress, self.planned.work
         limit = self.evaluation.retry_truncated
-        if limit and reply.error is not None:  # the answer that was cut off is better than none
+        if limit and reply.error is not None:  # the truncated answer is better than none
             progress.asked += 1
             self.kept += 1
             return
@@ -165,7 +165,7 @@ class Measurement:
         self.busy_s += reply.latency_s or 0.0
 
     def _in_flight(self) -> int:
-        """Return how many requests are under way, as it was a moment ago: counting costs time if there are many endpoints."""
+        """Return the number of requests in flight, up to a moment old, because counting is slow with many endpoints."""
         now = time.monotonic()
         if now - self._looked > _LOOK_S:
             self._load, self._looked = sum(s.active for s in self.progress.servers), now
@@ -203,7 +203,7 @@ class Measurement:
         summary.notes += tuple(self.notes)
         if self.kept:
             summary.notes += (f"answers that stay cut off, because asking again failed: {self.kept}",)
-        if evaluation.rescore:  # it measures nothing: what was measured stays
+        if evaluation.rescore:  # this run measured nothing, so keep the earlier measurements
             summary.take_timing(self._earlier)
         else:
             method, load = evaluation.client.method, evaluation.client.concurrency
@@ -213,21 +213,23 @@ class Measurement:
         return summary
 
     async def replicate(self) -> None:
-        """Send what is finished to where a copy is kept."""
+        """Upload the finished parts to the copy."""
         if self._remote is not None:
             self.results.roll()
-            with suppress(EgmError):  # `Remote.problem` has it, and the next round begins with it
+            with suppress(EgmError):  # `Remote.problem` has the error, and the next round tries it first
                 await asyncio.to_thread(self.results.replicate)
 
     def interrupted(self) -> None:
-        """Keep what there is after an error."""
+        """Save what exists after an error."""
         self.publish()
         self.results.roll()
-        with suppress(EgmError):  # it is said already what went wrong; rows are here, and sent by the next call
+        with suppress(
+            EgmError
+        ):  # the error is already reported; the rows are on the disk, and the next call uploads them
             self.results.replicate()
 
     def finish(self) -> Summary:
-        """Write everything that a finished evaluation leaves, and return the summary."""
+        """Write all files of a finished evaluation, and return the summary."""
         summary = self.publish()
         self.results.roll()
         evaluation = self.evaluation
@@ -251,6 +253,6 @@ def _endpoint_facts(server: Server, reading: Metrics | None) -> EndpointFacts:
 
 
 def _lags(summary: Summary) -> list[float]:
-    """Return how late each process of an earlier version was that has written to a folder, in seconds; later ones say it in each row."""
+    """Return the lag in seconds of each process of an earlier version that wrote to a folder; later versions store it in each row."""
     found = summary.loop_lags if summary.loop_lags is not None else (summary.loop_lag_p99,)
     return [lag for lag in found if lag is not None and lag > 0]

@@ -1,4 +1,4 @@
-"""How much is spent on one question: how long the model may think, how many answers it gives, how large the picture is. Pure."""
+"""The effort for one question: how long the model may think, how many answers it gives, how large the picture is. Pure."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 from grounding.errors import UserError
 
 CLOSE = "\n</think>\n\n"
-"""What ends a thought, in the words of the models that this project trains and of Qwen3-VL"""
+"""The text that ends a thought of Qwen3-VL and of the models that this project trains"""
 END = "</think>"
 MOST_SAMPLES = 64
 MOST_PIXELS = 1 << 26
-"""Pictures are not made larger than this"""
+"""Pictures are not scaled up beyond this"""
 
 
 @dataclass(frozen=True)
 class Method:
-    """The spending on one question. The defaults are one answer as the server gives it, for the picture as it is stored."""
+    """The effort for one question. The defaults are one unlimited answer, for the picture as stored."""
 
     samples: int = 1
     """Answers to each question"""
     thinking_budget: int | None = None
-    """Tokens of thought, at most; 0: no thought; None: as the model likes"""
+    """Maximum tokens of thought; 0: no thought; None: no limit"""
     max_pixels: int | None = None
-    """A picture with more pixels is sent smaller; None: as it is stored"""
+    """A picture with more pixels is scaled down; None: it is sent as stored"""
     min_pixels: int | None = None
-    """A picture with fewer pixels is sent larger"""
+    """A picture with fewer pixels is scaled up"""
 
     def __post_init__(self) -> None:
         if not 1 <= self.samples <= MOST_SAMPLES:
@@ -42,7 +42,7 @@ class Method:
             raise UserError(text, field="--min-pixels")
 
     def settings(self) -> dict[str, int]:
-        """Return what differs from the defaults: it is part of an answer's identity, and what is not used leaves no trace."""
+        """Return the differences from the defaults, which are part of an answer's identity; unused settings do not change it."""
         found = {"thinking_budget": self.thinking_budget, "max_pixels": self.max_pixels, "min_pixels": self.min_pixels}
         used = {name: value for name, value in found.items() if value is not None}
         return used if self.samples == 1 else {"samples": self.samples, **used}
@@ -69,7 +69,7 @@ class Method:
 
 
 def method_of(settings: Mapping[str, Any] | None) -> Method:
-    """Return the method that `Method.settings` wrote. Raises `UserError` for what is none."""
+    """Return the method that `Method.settings` wrote. Raises `UserError` for anything else."""
     try:
         return Method(**dict(settings or {}))
     except TypeError as error:
@@ -77,7 +77,7 @@ def method_of(settings: Mapping[str, Any] | None) -> Method:
 
 
 def check(method: Method, temperature: float, scoring: str) -> None:
-    """Raise `UserError` if the method cannot do what it is for."""
+    """Raise `UserError` if the method cannot work."""
     if method.samples > 1 and temperature <= 0:
         raise UserError(
             f"{method.samples} answers at temperature 0 are {method.samples} times the same answer",

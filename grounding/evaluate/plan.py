@@ -31,7 +31,7 @@ class Plan:
 def plan(evaluation: Evaluation) -> Plan:
     """Read all rows and check all images. Raises `UserError` with file and line before anything is sent or written."""
     settings = evaluation_digest(evaluation)
-    if evaluation.rescore:  # answers are there already, pictures need not be
+    if evaluation.rescore:  # the answers exist, so the pictures are not needed
         without = _left_out_before(evaluation.out, evaluation.files)
         rows = {(file_stem(Path(p.file)), p.row) for p in without}
         work = read_worklist(evaluation.files, settings, None, evaluation.limit, _truths(evaluation), rows)
@@ -41,12 +41,12 @@ def plan(evaluation: Evaluation) -> Plan:
 
 
 def _truths(evaluation: Evaluation) -> Truths:
-    """Return how true boxes are written, and which of two is asked for: the prompt says so."""
+    """Return how true boxes are written, and which of two boxes the prompt asks for."""
     return replace(evaluation.truths, amodal=asks_for_whole(evaluation.client.request.prompt))
 
 
 def _left_out_before(out: Path, files: Sequence[Path]) -> tuple[Problem, ...]:
-    """Return the rows that were left out when they were asked."""
+    """Return the rows that were left out in the original run."""
     path = out / FILE
     found = read_json(path).get("left_out") if path.exists() else None
     by_stem = {file_stem(f): str(f) for f in files}
@@ -73,7 +73,7 @@ def plan_beside(evaluation: Evaluation, planned: Plan) -> Plan:
 
 
 def evaluation_digest(evaluation: Evaluation) -> bytes:
-    """Return what distinguishes this evaluation's answers from others. Raises `UserError` for settings that cannot work."""
+    """Return the identity of this evaluation's answers. Raises `UserError` for settings that cannot work."""
     client, method = evaluation.client, evaluation.client.method
     check(method, evaluation.sampling.temperature, get_profile(evaluation.scoring).name)
     request = client.request

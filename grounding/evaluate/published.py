@@ -22,7 +22,7 @@ from grounding.files import read_json
 from grounding.jsontypes import Document
 
 PER_FILE = 0.005
-"""How far a file's accuracy may be from the published one: sources of the same model differ by up to 0.7 points"""
+"""Tolerance for a file's accuracy: published sources of the same model differ by up to 0.7 points"""
 MACRO = 0.003
 """The same for the macro mean"""
 _ROUNDING = 1e-9
@@ -39,7 +39,7 @@ class Published:
     url: str
     acc: dict[str, float]
     latency_s: float | None = None
-    """Mean seconds of a question, as published; on the authors' machine and load"""
+    """Published mean seconds per question, on the authors' machine and load"""
 
     @property
     def macro(self) -> float:
@@ -54,7 +54,7 @@ class Line:
     name: str
     n: int
     expected: int
-    """Expressions that the published figure is over"""
+    """Number of expressions of the published figure"""
     ours: float | None
     ci95: tuple[float, float] | None
     published: float
@@ -69,7 +69,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """An evaluation beside a published result."""
+    """A comparison of an evaluation with a published result."""
 
     published: Published
     files: tuple[Line, ...]
@@ -95,7 +95,7 @@ class Reproduction:
         return what[self.verdict]
 
     def as_dict(self) -> Document:
-        """Return the comparison as JSON has it; accuracies are fractions."""
+        """Return the comparison for JSON; accuracies are fractions."""
         lines = [asdict(line) | {"diff": line.diff} for line in (*self.files, self.macro)]
         return {
             "paper": asdict(self.published) | {"macro": self.published.macro},
@@ -130,7 +130,8 @@ def expressions() -> dict[str, int]:
 
 
 def read_figures(path: Path) -> Published:
-    """Return the figures of a file of the user's: `{name, url, acc: {refcoco_val: 93.9, …}}`, per cent; `title` and `latency_ms` may be there.
+    """Return the figures in a user's file: `{name, url, acc: {refcoco_val: 93.9, …}}` in per cent, optionally with `title` and
+    `latency_ms`.
 
     Raises `UserError` with the field that is wrong.
     """
@@ -159,7 +160,7 @@ def read_figures(path: Path) -> Published:
 
 
 def find(name: str) -> Published:
-    """Return a published result by name, in any letter case, or that of a file that ends in .json. Raises `UserError` with the names."""
+    """Return a published result by name, in any letter case, or from a file that ends in .json. Raises `UserError` with the known names."""
     if name.endswith(".json"):
         return read_figures(Path(name))
     known = published()
@@ -176,7 +177,7 @@ def find(name: str) -> Published:
 
 
 def of_model(model: str) -> Published | None:
-    """Return the published result that a served model's name or path stands for, or None."""
+    """Return the published result of a served model's name or path, or None."""
     names = {k.lower(): v for k, v in published().items()}
     parts = [p for p in model.lower().replace("\\", "/").split("/") if p]
     return names.get(parts[-1]) if parts else None
@@ -187,7 +188,7 @@ def judge(
 ) -> Verdict:
     """Return whether a figure is within `tolerance` of the published one.
 
-    Outside it, the interval decides: if it reaches into the tolerated range, chance may explain the difference.
+    Outside it, the interval is compared: if it overlaps the tolerated range, chance may explain the difference.
     """
     if ours is None or ci95 is None or not whole:
         return "not comparable"

@@ -1,6 +1,6 @@
-"""What a server sent back for one question, kept as it came, and which of its texts is scored. Pure.
+"""A server's reply to a question, stored unchanged, and the choice of the text that is scored. Pure.
 
-Keeping and reading are two steps: a row holds every text of the reply, so a mistake in reading is repaired by scoring the stored rows
+Storing and reading are two steps: a row holds every text of the reply, so a mistake in reading can be fixed by scoring the stored rows
 again. `READING` is the version of the second step.
 """
 
@@ -20,19 +20,19 @@ from grounding.jsontypes import JsonObject
 READING = 1
 """Version of `answer_text`; rows that were read by another version are scored again"""
 FINISHED = ("stop", "length")
-"""Finish reasons by which an answer has run to its end. With any other the server gave the request up: abort, content_filter, tool_calls"""
+"""Finish reasons of a complete answer. With any other, the server aborted the request: abort, content_filter, tool_calls"""
 _OF_THE_SERVER = ("abort", "error", "cancelled", "null", "")
-"""Finish reasons that say that the server is in trouble. Others, such as content_filter or repetition, are about the question"""
+"""Finish reasons that point to a problem of the server. Others, such as content_filter or repetition, are about the question"""
 LARGEST_COUNT = 2**31 - 1
-"""Tokens; a larger count, like a negative one, is the server's mistake and kept as unknown"""
+"""Tokens; a larger count, like a negative one, is a mistake of the server and stored as unknown"""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _SHOWN = 120
 LARGEST_BODY = 64 << 20
-"""Bytes that a packed body may unpack to"""
+"""Maximum bytes of a decompressed body"""
 
 
 class Reply(NamedTuple):
-    """What came back for one question: texts as they came, or `error` if no answer came. Counts are tokens, the latency is seconds."""
+    """The reply to one question: unchanged texts, or `error` if no answer came. Counts are tokens, the latency is seconds."""
 
     text: str | None
     finish_reason: str | None = None
@@ -48,17 +48,17 @@ class Reply(NamedTuple):
     served_id: str | None = None
     """The model's name in `/v1/models` of the server that answered"""
     served_path: str | None = None
-    """Where that server has read its weights"""
+    """Path of that server's weights"""
     weight_version: str | None = None
-    """Of the server's weights, in the reply or else on the server's own page"""
+    """Version of the server's weights, from the reply or else from the server's own page"""
     served_version: str | None = None
     """The release of the engine that answered"""
     samples: tuple[Reply, ...] = ()
-    """All answers to the question, if more than one was asked for; counts and latency above are then those of all"""
+    """All answers to the question, if more than one was requested; counts and latency above then cover all of them"""
     rest: str | None = None
-    """JSON of the message's texts under other names, if it has none under those that are known"""
+    """JSON of the message's texts with unknown names, if it has none with a known name"""
     partial: str | None = None
-    """The content of a reply that the server gave up; with it `text` is None"""
+    """The content of a reply that the server aborted; `text` is then None"""
 
     @property
     def content(self) -> str:
@@ -74,9 +74,9 @@ class Reply(NamedTuple):
 
 
 class Unfinished(ValueError):
-    """A reply whose finish reason says that the request did not run to its end. It is no answer, right or wrong.
+    """A reply whose finish reason says that the request was aborted. It is neither a right nor a wrong answer.
 
-    `reply` is what came, with the content under `partial`.
+    `reply` is the reply, with its content in `partial`.
     """
 
     def __init__(self, reply: Reply) -> None:
@@ -85,7 +85,7 @@ class Unfinished(ValueError):
 
     @property
     def of_the_server(self) -> bool:
-        """Return whether the reason says something of the server and nothing of the question."""
+        """Return whether the reason is about the server and not about the question."""
         return self.reply.finish_reason in _OF_THE_SERVER
 
 
@@ -107,9 +107,9 @@ def read_reply(raw: bytes, latency_s: float, content_type: str = "") -> tuple[Re
 def read_replies(raw: bytes, latency_s: float, content_type: str = "", wanted: int = 1) -> tuple[list[Reply], int]:
     """Return (the replies of a chat completion, prompt tokens that came from the server's cache). Counts are those of the whole response.
 
-    `wanted` replies were asked for; fewer may be returned, never more. Of several that came for one, the first counts. Raises
-    `Unfinished` for a request that the server gave up, and `ValueError` for anything that is no chat completion, or holds
-    choices that cannot be told apart or are too many. Each error shows what the server sent.
+    `wanted` replies were requested; fewer may be returned, never more. If several came for one, the first counts. Raises `Unfinished` for a
+    request that the server aborted, and `ValueError` for anything that is not a chat completion, or has too many or indistinguishable
+    choices. Each error shows what the server sent.
     """
     try:
         value = json_value(raw)
@@ -184,8 +184,8 @@ def unpacked(raw: bytes, encoding: str) -> bytes:
 def json_value(raw: bytes) -> Any:
     """Return the value of JSON text. Raises `ValueError`.
 
-    Servers write what JSON has not: NaN as a count, half of a character that a token limit has cut, a byte order mark, bytes that are no UTF-8.
-    None of it touches a box, so it is read: NaN as null, what is no character as U+FFFD.
+    Servers write invalid JSON: NaN as a count, half a character at a token limit, a byte order mark, bytes that are not UTF-8. None of this
+    affects a box, so it is accepted: NaN becomes null, invalid characters U+FFFD.
     """
     try:
         return orjson.loads(raw)
@@ -199,7 +199,7 @@ def json_value(raw: bytes) -> Any:
 
 
 def count(value: Any) -> int | None:
-    """Return a number of tokens, or None for what cannot be one: a text, a fraction, a negative or an absurd number."""
+    """Return a number of tokens, or None for an impossible one: a text, a fraction, a negative or absurdly large number."""
     if value is None or (type(value) is int and 0 <= value <= LARGEST_COUNT):
         return value  # nearly always
     if isinstance(value, float) and value.is_integer():
@@ -209,7 +209,7 @@ def count(value: Any) -> int | None:
 
 
 def _messages(value: Any) -> list[tuple[Any, JsonObject]]:
-    """Return finish reason and message of each choice; nothing if one of them is none."""
+    """Return finish reason and message of each choice; nothing if a choice is invalid."""
     choices = value.get("choices") if isinstance(value, dict) else None
     found: list[tuple[Any, JsonObject]] = []
     for choice in choices if isinstance(choices, list) else []:
@@ -228,7 +228,7 @@ def _messages(value: Any) -> list[tuple[Any, JsonObject]]:
 def _apart(
     choices: list[JsonObject], messages: list[tuple[Any, JsonObject]], wanted: int
 ) -> list[tuple[Any, JsonObject]]:
-    """Return the messages of several choices. Raises `ValueError` if they are more than were asked for, or two are the same choice."""
+    """Return the messages of several choices. Raises `ValueError` if there are more than requested, or two have the same index."""
     if len(messages) > wanted:
         raise ValueError(f"{len(messages)} choices came, {wanted} were asked for")
     numbers = [n for c in choices if isinstance(n := c.get("index"), int)]
@@ -293,7 +293,7 @@ _USUAL = ("role", "content", *_REASONING, "reasoning_details", "tool_calls", "fu
 
 
 def _rest(message: Mapping[str, Any]) -> str | None:
-    """Return, as JSON, the texts under names that are not known, of a message that has no text under those that are."""
+    """Return as JSON the texts with unknown names in a message that has no text with a known name."""
     found = {str(k): v for k, v in message.items() if k not in _USUAL and isinstance(v, str) and v.strip()}
     return orjson.dumps(found).decode() if found else None
 

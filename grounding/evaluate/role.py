@@ -40,10 +40,10 @@ def _job(job_file: Path) -> Any:
 
 
 def program(argv: list[str]) -> list[str]:
-    """Return the argv with its program beside this interpreter where it is there: the same environment, active or not.
+    """Return the argv with the program from this interpreter's folder if it exists there, so that the environment need not be active.
 
-    `$EGM_ENGINE_PYTHON` names the interpreter of another environment, since engines' pins exclude each other; the words of `$EGM_ENGINE_ARGS`
-    are added at the end.
+    `$EGM_ENGINE_PYTHON` names the interpreter of another environment, since the engines need conflicting versions; the arguments in
+    `$EGM_ENGINE_ARGS` are appended.
     """
     given = environment.of_process()
     python = given.engine_python if given.engine_python is not None else Path(sys.executable)
@@ -75,7 +75,7 @@ def _say(text: str) -> None:
 
 
 def _model_folder(model: str, family: str) -> str:
-    """Return the folder of the model; `tiny://` is built on the spot."""
+    """Return the folder of the model; a `tiny://` model is built first."""
     kind = tiny_kind(model, family)
     if kind is not None:
         from grounding.models.tiny import build, demo_corpus
@@ -86,7 +86,9 @@ def _model_folder(model: str, family: str) -> str:
         return folder
     if is_remote(model):
         if model.startswith("hf://") and importlib.util.find_spec("huggingface_hub") is None:
-            return model.removeprefix("hf://")  # the engine's environment has it, and fetches by itself
+            return model.removeprefix(
+                "hf://"
+            )  # the engine's environment has it, and the engine downloads models by itself
         return str(fetch(model, say=_say))
     model = str(locate(model).folder)
     path = Path(model)
@@ -96,7 +98,7 @@ def _model_folder(model: str, family: str) -> str:
 
 
 def _of_one_model(job: Any, name: str, job_file: Path) -> Any:
-    """Return the job with the one model that this process is for. Raises `UserError`."""
+    """Return the job with only the model of this process. Raises `UserError`."""
     known = job.spec.several_models
     if name == "" and not known:
         return job
@@ -112,7 +114,7 @@ def _of_one_model(job: Any, name: str, job_file: Path) -> Any:
 
 
 def serve_role(job_file: Path, data: Path, model: str, only: str = "") -> None:
-    """Become the engine's server on `$EGM_PORT`, 127.0.0.1 unless `$EGM_HOST` says otherwise. Does not return.
+    """Replace this process by the engine's server on `$EGM_PORT` and `$EGM_HOST` (127.0.0.1). Does not return.
 
     If `$EGM_API_KEY` is set, the server refuses requests without that key.
     `only` names the model of a sweep over models.
@@ -134,7 +136,7 @@ def serve_role(job_file: Path, data: Path, model: str, only: str = "") -> None:
     argv = program(engine.command(folder, options))
     env = dict(os.environ) | engine.environment(os.environ, gpus=job.spec.server_gpus)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(FOLDER), env.get("PYTHONPATH"))))
-    if not Path(folder).is_dir() and "HF_HUB_OFFLINE" not in os.environ:  # a model of the hub has to be fetched
+    if not Path(folder).is_dir() and "HF_HUB_OFFLINE" not in os.environ:  # a model from the hub has to be downloaded
         env.pop("HF_HUB_OFFLINE", None)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -150,7 +152,7 @@ def serve_options(job: ResolvedEvalJob, host: str, port: int, max_length: int) -
 
 
 def _brings_code(folder: Path) -> bool:
-    """Return whether a model's configuration names Python code of its folder."""
+    """Return whether a model's configuration names Python code in its folder."""
     try:
         return "auto_map" in read_json(folder / "config.json")
     except (OSError, UserError, TypeError):
@@ -158,7 +160,7 @@ def _brings_code(folder: Path) -> bool:
 
 
 def _max_length(folder: Path) -> int:
-    """Tokens of a request at most: 32,768, or what a smaller model was made for."""
+    """Return the maximum tokens of a request: 32,768, or the model's own limit if that is smaller."""
     try:
         config = read_json(folder / "config.json")
         known = config.get("text_config", config).get("max_position_embeddings")
@@ -173,7 +175,7 @@ def _model_name(job: Any) -> str:
 
 
 def _hardware(job: Any, served: str, started: bool) -> Hardware:
-    """Return what the job's servers run on. Nothing is known of servers that the job did not start."""
+    """Return the hardware of the job's servers; unknown for servers that the job did not start."""
     spec = job.spec
     if not started:
         return Hardware(price_per_gpu_hour=spec.price_per_gpu_hour)
@@ -205,12 +207,13 @@ def _methods(spec: Any, base: Method) -> tuple[Method, ...]:
 
 
 def evaluate_role(job_file: Path, data: Path, out: Path, served: str = "", only: str = "") -> None:
-    """Ask the servers of `$EGM_ENDPOINTS`, or those the job names; leaves rows and summary under `out`.
+    """Ask the servers of `$EGM_ENDPOINTS`, or those in the job; write rows and summary under `out`.
 
-    `served` is the path or URI of the model that the job's servers load: results of another content are refused. `only` names the model of a
-    sweep over models, whose results are below `out/models`.
+    `served` is the path or URI of the model that the job's servers load; results of a model with other content are refused. `only` names
+    the model of a sweep over models, whose results are below `out/models`.
 
-    A copy is kept in the job's output (`storage.destination`), from which a new pod continues; SIGTERM ends as Ctrl-C does, with the last rows sent.
+    A copy is kept in the job's output (`storage.destination`), from which a new pod continues. Like Ctrl-C, SIGTERM uploads the last rows
+    and ends the role.
     """
     from rich.console import Console
 
@@ -237,7 +240,9 @@ def evaluate_role(job_file: Path, data: Path, out: Path, served: str = "", only:
     bring(job, say=_say)
     spec, where = job.spec, locate_data(job, data)
     variables = environment.of_process()
-    started = not spec.endpoints  # by the job; both back ends hand on the endpoints of others in the same variable
+    started = (
+        not spec.endpoints
+    )  # whether the job starts them; both back ends pass foreign endpoints in the same variable
     endpoints = variables.endpoints if variables.endpoints else tuple(spec.endpoints)
     if not endpoints:
         raise UserError(
@@ -287,7 +292,7 @@ def evaluate_role(job_file: Path, data: Path, out: Path, served: str = "", only:
         max_errors=spec.max_errors,
         hardware=_hardware(job, served if served else model, started),
     )
-    # nothing is known about servers that the job did not start; only the pinned server that it started does without a name
+    # servers that the job did not start need the name; only the pinned server that it started works without
     evaluation = with_engine(
         asked,
         copies=spec.copies if started else 1,

@@ -1,4 +1,4 @@
-"""One evaluation from start to end: ask what is not answered yet, write rows and summary as it goes."""
+"""Run one evaluation: ask the unanswered questions, and write rows and summary while it runs."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Listener = Callable[[Progress], None]
 
 
 def run(evaluation: Evaluation, planned: Plan, listen: Listener = lambda _: None, interval: float = 3.0) -> Summary:
-    """Evaluate and return the summary, which is in `out/summary.json` too, rewritten every `interval` seconds.
+    """Evaluate and return the summary, which is also written to `out/summary.json` every `interval` seconds.
 
-    Raises `Failure` when the endpoints are gone; what was answered stays, and the same call continues from there.
+    Raises `Failure` if the endpoints are unreachable; answers are kept, and the same call continues.
     """
     with Measurement(evaluation, planned) as measured:
         progress, start, todo = measured.progress, time.monotonic(), measured.todo
@@ -89,9 +89,9 @@ async def not_continued(evaluation: Evaluation, methods: Iterable[Method]) -> li
 
 @contextmanager
 def seldom_collected() -> Iterator[None]:
-    """Let Python look for garbage in cycles less often, and not among what is there already; restored afterwards.
+    """Run the cyclic garbage collector less often, and not on existing objects; restored afterwards.
 
-    Requests leave few cycles, so that looking for them is nearly all in vain.
+    Requests create few cycles, so most collections find nothing.
     """
     before = gc.get_threshold()
     gc.freeze()
@@ -123,9 +123,9 @@ async def _watched(
             progress.warning = _warning(progress.servers, results.remote, evaluation.client.request.model)
             listen(progress)
             if time.monotonic() - synced >= 1.0:
-                await asyncio.to_thread(results.sync)  # in the loop it would be measured as latency
+                await asyncio.to_thread(results.sync)  # in the event loop it would add to the latencies
                 synced = time.monotonic()
-            # a big set costs a while to sum up: never more than a few per cent of the time
+            # summarising a large set is slow: limit it to a few per cent of the time
             if time.monotonic() - published >= max(interval, progress.total / 10_000):
                 publish()
                 published = time.monotonic()
@@ -147,7 +147,7 @@ async def _watched(
         tasks.append(asyncio.create_task(scrape(engine, evaluation.client.endpoints, progress.readings)))
     try:
         await client.run(todo)
-        if engine is not None:  # what the summary keeps is the state at the end
+        if engine is not None:  # the summary keeps only the state at the end
             tasks.pop().cancel()
             await read_once(engine, evaluation.client.endpoints, progress.readings)
     finally:
@@ -159,6 +159,6 @@ async def _watched(
 
 
 def _warning(servers: Sequence[Server], remote: Remote | None, asked_as: str | None) -> str:
-    """Return what a person should know while the run continues."""
+    """Return a warning to show while the run continues."""
     named = [note for s in servers if (note := named_otherwise(s.served, asked_as))]
     return "; ".join(filter(None, (remote.problem if remote is not None else "", *named[:1])))

@@ -1,4 +1,4 @@
-"""run_config.json and the digests of pictures beside it: under which conditions a folder's answers were given, and whether more may join them."""
+"""run_config.json and the digests of pictures: the conditions of a folder's answers, and the check whether more may be added."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from grounding.scoring import get_profile
 
 
 def check_conditions(evaluation: Evaluation, results: Results) -> None:
-    """Latencies taken under other conditions must not come into one figure."""
+    """Refuse to mix latencies that were measured under different conditions."""
     path = evaluation.out / FILE
     if not results.done.answered.any() or not path.exists():
         return
@@ -36,9 +36,9 @@ def check_conditions(evaluation: Evaluation, results: Results) -> None:
 
 
 def record_pictures(evaluation: Evaluation, planned: Plan, done: Tallies) -> None:
-    """Record the pictures that are asked about. Raise `UserError` if one that was answered for is another one now.
+    """Record the pictures of the questions. Raise `UserError` if a picture with stored answers has changed.
 
-    One whose questions have all failed may be repaired: it is asked again.
+    A picture whose questions have all failed may change, because they are asked again.
     """
     path = evaluation.out / PICTURES
     known = read_json(path) if path.exists() else {}
@@ -58,7 +58,7 @@ def record_pictures(evaluation: Evaluation, planned: Plan, done: Tallies) -> Non
 
 
 def change_profile(evaluation: Evaluation, rows: int, done: Tallies, earlier: Summary) -> None:
-    """Change the profile in run_config.json and nothing else. Raises `UserError` if the folder holds more rows than are scored again."""
+    """Change only the profile in run_config.json. Raises `UserError` if the folder has more rows than are scored again."""
     before, answered = earlier.total, earlier.done - earlier.errors_as_wrong
     here, problem = int(done.answered.sum()), ""
     if rows < before:
@@ -77,7 +77,7 @@ def change_profile(evaluation: Evaluation, rows: int, done: Tallies, earlier: Su
 
 
 def config_of(evaluation: Evaluation, planned: Plan) -> RunConfig:
-    """Return what a report needs to find pictures and rows again."""
+    """Return the data with which a report finds pictures and rows."""
     return {
         "model": evaluation.model,
         "prompt": evaluation.client.request.prompt,

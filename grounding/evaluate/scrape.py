@@ -1,4 +1,4 @@
-"""Asks the servers of a run for their metrics now and then; what they say is for the live view and the summary, never needed."""
+"""Read the servers' metrics at intervals, for the live view and the summary. Failures are ignored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGEST_PAGE = 8 << 20
 
 
 async def read_once(engine: Engine, endpoints: Sequence[str], readings: dict[str, Metrics], limit_s: float = 3) -> None:
-    """Put the newest reading of each endpoint into `readings`; one that does not answer loses its own."""
+    """Store the newest reading of each endpoint in `readings`, and remove the reading of one that does not answer."""
 
     async def one(session: aiohttp.ClientSession, endpoint: str) -> None:
         url = endpoint.strip().rstrip("/").removesuffix("/v1") + "/metrics"
@@ -23,7 +23,7 @@ async def read_once(engine: Engine, endpoints: Sequence[str], readings: dict[str
             async with session.get(url, allow_redirects=False) as response:
                 response.raise_for_status()
                 readings[endpoint] = engine.metrics((await page(response, LARGEST_PAGE)).decode())
-        except (aiohttp.ClientError, TimeoutError, ValueError):  # a text that cannot be decoded is a ValueError
+        except (aiohttp.ClientError, TimeoutError, ValueError):  # undecodable text raises a ValueError
             readings.pop(endpoint, None)
 
     async with aiohttp.ClientSession(
@@ -33,7 +33,7 @@ async def read_once(engine: Engine, endpoints: Sequence[str], readings: dict[str
 
 
 async def scrape(engine: Engine, endpoints: Sequence[str], readings: dict[str, Metrics], every_s: float = 5.0) -> None:
-    """`read_once` every few seconds until cancelled."""
+    """Call `read_once` every few seconds until cancelled."""
     while True:
         await read_once(engine, endpoints, readings)
         await asyncio.sleep(every_s)

@@ -1,7 +1,7 @@
-"""Who answers: what a reply and a server's own pages say of the model that is served. Pure.
+"""The served model, as described by replies and the server's own pages. Pure.
 
-A name in a reply is not enough: SGLang answers under any name it is asked for. So `/v1/models` and the engine's own page are read too,
-and what they say is kept with each answer.
+The name in a reply is not enough, because SGLang accepts any name. So `/v1/models` and the engine's own page are read too, and the result
+is stored with each answer.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ LONGEST = 512
 
 
 class ServedModel(NamedTuple):
-    """What is known of the model behind an endpoint, or behind an answer; None for what was not said."""
+    """The known facts about the model of an endpoint or an answer; None if unknown."""
 
     reply: str | None = None
     """The model's name in replies"""
     id: str | None = None
     """Its name in `/v1/models`"""
     path: str | None = None
-    """Where the server has read its weights: a folder or a name of the hub"""
+    """The source of the server's weights: a folder or a name on the hub"""
     weight_version: str | None = None
     """Changes when weights are replaced in a running server (SGLang)"""
     version: str | None = None
@@ -33,11 +33,11 @@ class ServedModel(NamedTuple):
         return self.reply if self.id is None else self.id
 
     def over(self, older: ServedModel) -> ServedModel:
-        """Return what this says, and for the rest what `older` said."""
+        """Return these facts, with unknown ones taken from `older`."""
         return ServedModel(*(new if new is not None else old for new, old in zip(self, older, strict=True)))
 
     def __str__(self) -> str:
-        """Return it in a few words: the name, then path and weight version if they add something."""
+        """Return a short description: the name, then path and weight version if they add something."""
         name = self.name
         words = [name] if name else []
         if self.path and self.path != name:
@@ -57,9 +57,9 @@ _SAYS = {
 
 
 def difference(one: ServedModel, other: ServedModel) -> tuple[str, str] | None:
-    """Return what the one and the other say where they contradict each other; None if they may be the same model.
+    """Return the two contradicting statements; None if both may be the same model.
 
-    The version of the engine is no part of the model.
+    The version of the engine is not part of the model.
     """
     for name, text in _SAYS.items():
         mine, theirs = getattr(one, name), getattr(other, name)
@@ -69,14 +69,14 @@ def difference(one: ServedModel, other: ServedModel) -> tuple[str, str] | None:
 
 
 def misnamed(served: ServedModel, asked_as: str | None) -> str | None:
-    """Return the name under which a server knows the model if it is another than the one that was asked for."""
+    """Return the server's name for the model if it differs from the requested name."""
     if asked_as is None:
         return None
     return next((name for name in (served.id, served.reply) if name is not None and name != asked_as), None)
 
 
 def distinct(models: Sequence[ServedModel]) -> list[ServedModel]:
-    """Return one of each model; what may be the same model as one before it is left out."""
+    """Return each model once, leaving out those that may be the same as an earlier one."""
     found: list[ServedModel] = []
     for model in models:
         if model != UNKNOWN and all(difference(model, other) for other in found):
@@ -85,15 +85,15 @@ def distinct(models: Sequence[ServedModel]) -> list[ServedModel]:
 
 
 def text_of(value: Any) -> str | None:
-    """Return a name, a path or a version as it may be kept: a text that is not empty, cut to `LONGEST` characters."""
+    """Return a name, a path or a version for storing: a non-empty text of at most `LONGEST` characters."""
     return value[:LONGEST] if isinstance(value, str) and value else None
 
 
 def listed(page: Any, asked_as: str | None) -> ServedModel:
-    """Return what `/v1/models` says of the model that requests name.
+    """Return the description in `/v1/models` of the requested model.
 
-    A page may list several names of one model, adapters of it, or all models of a service. The card of the name that is asked for counts;
-    if there is none, the only base model counts. Otherwise the page says nothing.
+    A page may list several names of one model, adapters of it, or all models of a service. The card with the requested name counts, or else
+    the only base model. Otherwise the model is unknown.
     """
     data = page.get("data") if isinstance(page, Mapping) else None
     cards = [c for c in data if isinstance(c, Mapping) and text_of(c.get("id"))] if isinstance(data, list) else []

@@ -1,4 +1,6 @@
-"""Which data an accuracy is over, so that no table calls a part or a synthetic set by the name of the whole. Pure but for `synthetic_names`."""
+"""Describe the data of an accuracy, so that no table shows a part or a synthetic set as the whole data set. Pure except
+`synthetic_names`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def synthetic_names(files: Iterable[Path]) -> frozenset[str]:
 
 
 def remark(name: str, total: int, synthetic: bool) -> str:
-    """Return what must be beside a file's name: that it is synthetic, or how much of the published file it holds; empty if all of it."""
+    """Return the remark beside a file's name: that it is synthetic, or how much of the published file it contains; empty if it is
+    complete.
+    """
     published = expressions().get(name)
     if synthetic:
         return SYNTHETIC
@@ -44,5 +48,5 @@ def titled(title: str, note: str) -> str:
 
 
 def warnings(files: Sequence[FileSummary]) -> list[str]:
-    """Return the sentences that must be beside the means of a summary's files."""
+    """Return the notes that must be beside the means of a summary's files."""
     return [WARNING] if any(remark_of(f) == SYNTHETIC for f in files) else []

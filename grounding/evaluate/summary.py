@@ -1,4 +1,5 @@
-"""From tallies to the table: accuracy a file, macro and micro mean with an interval. Pure, and the same whatever the order of answers.
+"""Compute a summary from tallies: accuracy of each file, macro and micro mean with an interval. Pure, and independent of the order of
+answers.
 
 Accuracies and IoU are fractions (0..1); latencies are seconds of the request only.
 """
@@ -46,7 +47,7 @@ DRAWS, SEED = 1000, 42
 
 
 def file_order(names: Sequence[str]) -> list[str]:
-    """Distinct names: the paper's eight first, in its order, then the rest by alphabet."""
+    """Return the distinct names: the paper's eight first, in its order, then the rest alphabetically."""
     known = [n for n in PAPER_ORDER if n in names]
     return known + sorted(set(names) - set(known))
 
@@ -82,8 +83,8 @@ def _file(
 
 
 def interval(files: ArrayLike, images: ArrayLike, correct: ArrayLike) -> Intervals:
-    """95 % interval of macro and micro accuracy by a bootstrap over images: expressions of one image, in whatever file, stand or fall
-    together, so images are drawn, not expressions.
+    """Return the 95 % intervals of macro and micro accuracy, by a bootstrap over images: answers about one image are correlated, also
+    across files, so images are drawn, not expressions.
 
     If all rows are right, or all are wrong, every draw is the same; then it is the exact interval of Clopper and Pearson for as many
     independent images as weigh the same.
@@ -132,14 +133,14 @@ def _reason(total: int, done: int, errors: int) -> str | None:
 
 
 def named_otherwise(served: ServedModel, asked_as: str | None) -> str:
-    """Return a note if the server knows the model under another name than requests do; empty if not."""
+    """Return a note if the server's name for the model differs from the requested one; empty if not."""
     name = misnamed(served, asked_as)
     does = "serves" if name == served.id else "answers as"
     return "" if name is None else f"the server {does} {name!r}, the model that was asked for is {asked_as!r}"
 
 
 def _notes(done: Tallies, wrong: int, served: Sequence[ServedModel], asked_as: str | None) -> list[str]:
-    """Return what a reader of the number must know, in sentences."""
+    """Return the notes for a reader of the number."""
     found = [f"{wrong} failed {'request counts' if wrong == 1 else 'requests count'} as wrong"] if wrong else []
     models = distinct(served)
     if len(models) > 1:
@@ -167,7 +168,7 @@ def _notes(done: Tallies, wrong: int, served: Sequence[ServedModel], asked_as: s
 
 
 def _empty(done: Tallies) -> list[str]:
-    """Return a note if so many answers hold no text that the number is about the server rather than the model."""
+    """Return a note if so many answers are empty that the number says more about the server than about the model."""
     empty, answered = int((done.outcome == OUTCOMES.index("empty")).sum()), int(done.answered.sum())
     if empty < NOTE_COUNT or empty < NOTE_SHARE * answered:
         return []
@@ -190,7 +191,7 @@ def _ended(name: str, rows: int, asked: int) -> str:
 
 
 def _one_box(work: Worklist, done: Tallies) -> list[str]:
-    """Return a note if the prompt asks for whole objects and rows do not say that their box covers the whole object."""
+    """Return a note if the prompt asks for whole objects but rows do not say that their box covers the whole object."""
     if not work.amodal:
         return []
     single = int((done.answered & np.isnan(done.extents.iou).any(axis=1)).sum())
@@ -217,9 +218,9 @@ def summarise(
 ) -> Summary:
     """Return the summary without its timing. No macro, micro or interval while a row failed or is missing: `reason` says so.
 
-    Up to `max_errors` failed rows count as wrong answers instead, which `notes` say beside the number. `asked_as` is the model's name in
-    requests, `scoring` the profile, for what the doctor notes. `latency_s`: latencies that count, if not all do.
-    `done` counts answers, and the failed rows only if they count as wrong.
+    Up to `max_errors` failed rows count as wrong answers instead, and `notes` say so. `asked_as` is the model's name in requests, `scoring`
+    the profile, for the doctor's notes. `latency_s`: latencies that count, if not all do. `done` counts answers, and the failed rows only
+    if they count as wrong.
     """
     names = file_order(work.names)
     failed = int((done.outcome == OUTCOMES.index("error")).sum())
@@ -285,7 +286,7 @@ def _votes(work: Worklist, names: Sequence[str], done: Tallies) -> SamplesSummar
 
 
 def _interval(work: Worklist, names: Sequence[str], correct: ArrayLike) -> Intervals:
-    """`interval` over columns that do not depend on the order in which files were given."""
+    """Return `interval` over columns whose order does not depend on the order of the files."""
     place = np.array([names.index(n) for n in work.names])
     order = np.lexsort((work.line, place[work.file]))
     _, first, inverse = np.unique(work.image[order], return_index=True, return_inverse=True)

@@ -1,7 +1,7 @@
-"""What `summary.json` holds, as types: the run writes it, and the live view, telemetry, the job's status, the report and exports read it.
+"""The models of `summary.json`: the run writes it, and the live view, telemetry, the job's status, the report and exports read it.
 
-Accuracies and IoU are fractions (0..1), latencies seconds. Every field of `Summary` has a default, because a summary of an earlier release lacks
-some: `read_summary` keeps what has the right form and leaves out the rest.
+Accuracies and IoU are fractions (0..1), latencies seconds. Every field of `Summary` has a default, because a summary of an earlier release
+lacks some; `read_summary` keeps valid fields and drops the rest.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class FileSummary(_Part):
     n: Count = 0
     """Answers"""
     total: Count | None = None
-    """Questions; None in a summary that does not say"""
+    """Number of questions; None if the summary does not have it"""
     acc: Number | None = None
     acc75: Number | None = None
     acc90: Number | None = None
@@ -58,18 +58,18 @@ class FileSummary(_Part):
     latency_p50: Number | None = None
     latency_p90: Number | None = None
     remark: str | None = None
-    """What must be shown beside its name (`sets.remark`); None in a summary of an earlier release"""
+    """Remark that must be shown beside its name (`sets.remark`); None in a summary of an earlier release"""
 
 
 class Problem(_Part):
-    """Why requests failed, and how many rows failed so."""
+    """A reason for failures, and the number of rows with it."""
 
     what: str = ""
     rows: Count = 0
 
 
 class Ending(_Part):
-    """A reason that servers gave for ending requests without an answer; `share` is of all requests."""
+    """A finish reason of requests that servers aborted; `share` is the share of all requests."""
 
     finish_reason: str = ""
     rows: Count = 0
@@ -104,7 +104,7 @@ Asked = Literal["visible", "amodal"]
 
 
 class ExtentsSummary(_Part):
-    """The accuracy by the visible and by the whole box; `asked` is the one that the prompt asks for."""
+    """The accuracy by the visible box and by the whole box; `asked` is the box that the prompt asks for."""
 
     asked: Asked = "visible"
     n: Count
@@ -114,7 +114,7 @@ class ExtentsSummary(_Part):
 
 
 class ServedAnswers(_Part):
-    """A model as servers describe it, and how many of the answers it gave."""
+    """A model as described by servers, and the number of its answers."""
 
     reply: Said = None
     id: Said = None
@@ -125,12 +125,12 @@ class ServedAnswers(_Part):
 
     @property
     def model(self) -> ServedModel:
-        """Return what is known of the model."""
+        """Return the known facts about the model."""
         return ServedModel(self.reply, self.id, self.path, self.weight_version, self.version)
 
 
 class EndpointFacts(_Part):
-    """One endpoint of the run: what the client saw, and what the server said last (counted from the server's own start)."""
+    """One endpoint of the run: the client's counts, and the server's last metrics (counted from the server's own start)."""
 
     endpoint: str = ""
     answered: Count = 0
@@ -142,14 +142,14 @@ class EndpointFacts(_Part):
 
 
 class VoteMean(_Part):
-    """The macro mean that a vote gives, with its interval."""
+    """The macro mean of a vote, with its interval."""
 
     macro: Number
     ci95: Ends | None = None
 
 
 class VotesOf(_Part):
-    """What each vote over `n` answers a question is worth."""
+    """The results of each vote over `n` answers to a question."""
 
     n: Count
     medoid: VoteMean
@@ -159,7 +159,7 @@ class VotesOf(_Part):
 
 
 class SamplesSummary(_Part):
-    """An evaluation with several answers a question: the votes for every number of answers up to `count`."""
+    """The votes of an evaluation with several answers to each question, for every number of answers up to `count`."""
 
     count: Count
     accuracy_at_1: Number | None = None
@@ -171,21 +171,21 @@ class SamplesSummary(_Part):
 class Costs:
     """Costs of the answered questions. Tokens and operations are means over questions; None: not known.
 
-    A mean over tokens is over the questions whose server has said how many there were.
+    Means of tokens are over the questions whose server has reported token counts.
     """
 
     questions: int
     prompt_tokens: float | None
-    """The question with its picture, once, however many answers it has"""
+    """The question with its picture, counted once for any number of answers"""
     thought_tokens: float | None
-    """None if a server does not count thoughts apart"""
+    """None if a server does not count thoughts separately"""
     answer_tokens: float | None
     generated_tokens: float | None
     """Thought and answer of all samples"""
     flops: float | None
     flops_formula: str | None
     parameters: float | None
-    """Of the language model, as a token uses them"""
+    """Parameters of the language model that a token uses"""
     latency_mean: float | None
     """Seconds from the first byte of a question's first request to the last one of its answer, at `concurrency`"""
     latency_p50: float | None
@@ -193,7 +193,7 @@ class Costs:
     latency_p99: float | None
     concurrency: int
     serving_seconds: float
-    """Wall time that the servers were in use for it: of a sweep, this setting's share"""
+    """Wall time during which the servers were in use; in a sweep, this setting's share"""
     gpu_seconds: float | None
     """All GPUs over that time"""
     gpu_seconds_per_question: float | None
@@ -206,7 +206,7 @@ class SettingSummary(_Part):
     """One setting of a sweep."""
 
     model: str | None = None
-    """The model's name, of a sweep over several"""
+    """The model's name, in a sweep over several models"""
     name: str = ""
     macro: Number | None = None
     ci95: Ends | None = None
@@ -228,10 +228,10 @@ class Summary(_Part):
     served: tuple[ServedAnswers, ...] = ()
     from_reasoning: Count = 0
     doctor: Diagnosis | None = None
-    """The second look at the answers"""
+    """The findings of the doctor"""
     left_out: Count = 0
     notes: tuple[str, ...] = ()
-    """What a reader of the numbers must know"""
+    """Notes for a reader of the numbers"""
     empty: Count = 0
     unparsed: Count = 0
     truncated: Count = 0
@@ -250,29 +250,29 @@ class Summary(_Part):
     scoring: str | None = None
     mode: str | None = None
     requests_per_second: Number | None = None
-    """None in latency mode, whose pace says nothing"""
+    """None in latency mode, in which the rate is not a result"""
     wall_seconds: Number | None = None
     """Of all runs in the folder"""
     loop_lag_p99: Number | None = None
     """The largest lag of the event loops that measured latencies"""
     loop_lags: tuple[Number, ...] | None = None
-    """That of each process of an earlier release, which does not say it in each row"""
+    """Lag of each process of an earlier release, which does not store it in each row"""
     latency_refused: str | None = None
     """Why there are no latencies"""
     latencies_left_out: Count | None = None
-    """Answers whose latency does not count, because the process that measured it was late"""
+    """Answers whose latency does not count, because the measuring process was late"""
     in_flight_mean: Number | None = None
     """Requests in flight while latencies were measured"""
     servers: tuple[EndpointFacts, ...] | None = None
     costs: Costs | None = None
 
     def take_timing(self, earlier: Summary) -> None:
-        """Take over what an earlier summary of the same answers says about the time that its runs took, as far as it says it."""
+        """Copy the timing of earlier runs from an earlier summary of the same answers, as far as it has it."""
         for name in _TIMING & earlier.model_fields_set:
             setattr(self, name, getattr(earlier, name))
 
     def document(self) -> dict[str, object]:
-        """Return it as summary.json holds it: without the parts that this evaluation does not have."""
+        """Return it for summary.json, without the parts that this evaluation does not have."""
         found = self.model_dump(mode="json")
         return {name: value for name, value in found.items() if value is not None or name not in _PARTS}
 
@@ -305,7 +305,7 @@ _PARTS = frozenset(
 
 
 def read_summary(folder: Path) -> Summary | None:
-    """Return the summary of the evaluation in `folder`; None if it has written none yet, or if the file is damaged."""
+    """Return the summary of the evaluation in `folder`; None if there is none yet or the file is damaged."""
     try:
         found: Any = orjson.loads((folder / FILE).read_bytes())
     except (OSError, orjson.JSONDecodeError):
@@ -314,6 +314,6 @@ def read_summary(folder: Path) -> Summary | None:
 
 
 def summary_of(folder: Path) -> Summary:
-    """Return the summary of the evaluation in `folder`, or one that says nothing if there is none that can be read."""
+    """Return the summary of the evaluation in `folder`, or an empty one if none can be read."""
     found = read_summary(folder)
     return Summary() if found is None else found

@@ -1,11 +1,11 @@
 """Several settings of one model in one run: how long it may think, how many answers it gives, how large pictures are.
 
-One client asks the questions of all settings at the same servers. Rows are interleaved by picture: an endpoint gets a picture once a size, with
-the questions of every setting about it, so that the server's picture cache serves them all. Each setting has a folder of its own,
-`settings/NAME`, which is an evaluation like any other: the same command again continues, `egm report` and `egm compare` read it.
+One client asks the questions of all settings at the same servers. Rows are interleaved by picture: an endpoint gets a picture once per
+size, with the questions of every setting about it, so that the server's picture cache serves all of them. Each setting has its own folder,
+`settings/NAME`, which is a normal evaluation: the same command again continues it, `egm report` and `egm compare` read it.
 
-What is measured is measured under a load that all settings share: the concurrency is that of all together. GPU time is divided among the
-settings by how long their questions were under way, so that the parts add up to the whole.
+All settings are measured under a common load: the concurrency is that of all together. GPU time is divided among the settings in proportion
+to the time in flight of their questions, so that the parts add up to the total.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ BASE = Method()
 
 @dataclass(frozen=True)
 class Axes:
-    """The values of each axis; an empty one is at the value of `base`."""
+    """The values of each axis; an empty axis has the value of `base`."""
 
     thinking_budgets: tuple[int, ...] = ()
     samples: tuple[int, ...] = ()
@@ -67,7 +67,7 @@ class Axes:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a sweep that is on the disk."""
+    """One setting of a stored sweep."""
 
     name: str
     method: Method
@@ -80,7 +80,9 @@ Published = Callable[[], object]
 
 
 class Interleaved:
-    """The rows of all settings as one worklist: row r of setting s has the number s N + r, and a picture has a number for each size."""
+    """The rows of all settings as one worklist: row r of setting s has the number s N + r, and each size of a picture has its own
+    number.
+    """
 
     def __init__(self, works: Sequence[Worklist], methods: Sequence[Method]) -> None:
         self._works, self._methods, self.rows = works, methods, len(works[0])
@@ -106,7 +108,7 @@ class Interleaved:
         return self._works[setting].expression(row)
 
     def method(self, number: int) -> Method:
-        """Return how a number is asked."""
+        """Return the method for a number."""
         return self._methods[self.at(number)[0]]
 
 
@@ -138,7 +140,7 @@ def run_sweep(
 ) -> Summary:
     """Evaluate every setting and return the sweep's summary, which is in `out/summary.json` too. Raises what `run` raises.
 
-    `published` is called whenever that has been written.
+    `published` is called after each write.
     """
     check_sweep(evaluation, methods)
     each = settings_of(evaluation, methods)
@@ -189,7 +191,7 @@ class _Whole:
         self._count()
         summary = self._publish([m.finish() for m in self._measured])
         if self._evaluation.remote:
-            with suppress(EgmError):  # the settings' own summaries are there
+            with suppress(EgmError):  # the settings' own summaries exist
                 open_store(self._evaluation.remote).upload(self._evaluation.out / SUMMARY, SUMMARY)
         self._listen(self._progress)
         return summary
@@ -242,7 +244,7 @@ class _Whole:
                 replicated = time.monotonic()
 
     def _count(self) -> None:
-        """Bring the figures of all settings, and each one's share of the time, up to date."""
+        """Update the figures of all settings, and each setting's share of the time."""
         p, seconds = self._progress, time.monotonic() - self._start
         busy = sum(m.busy_s for m in self._measured)
         for m in self._measured:
@@ -322,7 +324,7 @@ def is_sweep(folder: Path) -> bool:
 
 
 def read_sweep(folder: Path) -> list[Setting]:
-    """Return the settings of the sweep in a folder, in their order, of all models that have begun. Raises `UserError`."""
+    """Return the settings of the sweep in a folder, in order, for all models that have begun. Raises `UserError`."""
     path = folder / FILE
     document = read_json(path)
     try:

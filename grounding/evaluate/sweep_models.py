@@ -1,7 +1,7 @@
-"""A sweep over several models: each has a sweep of its own below the job's folder, `models/NAME`, and one summary says how far all are.
+"""A sweep over several models: each has its own sweep below the job's folder, `models/NAME`, and a common summary has the progress of all.
 
-The models are measured one after the other, by processes of their own. Each writes the list of all models, which follows from the job, and
-the common summary from what is there; so it does not matter which of them have run, and in which folder or pod.
+The models are measured one after the other, each by its own process. Each process writes the list of all models, which follows from the
+job, and the common summary of all results so far; so the order, folder and pod of the runs do not matter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FILE, FOLDER = "sweep.json", "models"
 
 @dataclass(frozen=True)
 class Part:
-    """One model of a sweep: its name for folders, and the one in requests and rows."""
+    """One model of a sweep: its name for folders, and its name in requests and rows."""
 
     name: str
     model: str
@@ -38,19 +38,19 @@ class Part:
 
 
 def listing(parts: Sequence[Part]) -> Document:
-    """Return what `sweep.json` holds in the job's folder."""
+    """Return the content of `sweep.json` in the job's folder."""
     return {"models": [{"name": p.name, "model": p.model, "folder": p.folder} for p in parts]}
 
 
 def listed(document: Mapping[str, Any]) -> list[Part]:
-    """Return the models that a `sweep.json` lists; none if it is that of one model. Raises `KeyError` or `TypeError` for what is none."""
+    """Return the models in a `sweep.json`; none if it belongs to a single model. Raises `KeyError` or `TypeError` for invalid data."""
     return [Part(str(m["name"]), str(m["model"])) for m in document.get("models") or []]
 
 
 def combine(parts: Sequence[Part], found: Mapping[str, Summary]) -> Summary:
-    """Return the summary of all models from those that there are, by name. Pure.
+    """Return the summary of all models from the existing summaries by name. Pure.
 
-    A model that has not begun has as many questions as one that has.
+    A model that has not begun is counted with the number of questions of one that has.
     """
     begun = [(p.model, found[p.name]) for p in parts if p.name in found]
     known = [s for _, s in begun]
@@ -105,7 +105,7 @@ class Whole:
         return summary
 
     def beside(self, name: str) -> tuple[int, int, int]:
-        """Return questions done and in all of the models other than `name` that have begun, and how many have not."""
+        """Return the answered and total questions of the other begun models than `name`, and the number of models that have not begun."""
         others = [found for p in self._parts if p.name != name and (found := self._summary(p)) is not None]
         return sum(s.done for s in others), sum(s.total for s in others), len(self._parts) - 1 - len(others)
 

@@ -1,7 +1,7 @@
 """`/progress` and `/metrics` of an evaluation's client: what the live view shows, over HTTP.
 
-The run hands its `Progress` over twice a second; the figures of a moment are copied then, and asked for from other threads. Accuracies of the files
-come from the summary, which the run writes every few seconds: they are of the answers so far. Latencies are seconds of the request only.
+The run passes its `Progress` twice a second; its figures are copied and then read by other threads. Accuracies of the files come from the
+summary, which the run writes every few seconds, and are over the answers so far. Latencies are seconds of the request only.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ class Latencies:
     total_s: float = 0.0
 
     def add(self, seconds: float | None) -> None:
-        """One more; None: it was not measured."""
+        """Add a latency; None: it was not measured."""
         if seconds is not None:
             self.counts[bisect_left(BUCKETS, seconds)] += 1
             self.total_s += seconds
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """Bounds and how many are at or below, as a histogram has them."""
+        """Return the bounds and the counts at or below them, for a histogram."""
         found, sofar = [], 0
         for bound, count in zip((*map(str, BUCKETS), "+Inf"), self.counts, strict=True):
             sofar += count
@@ -98,7 +98,7 @@ class Latencies:
 
 @dataclass(frozen=True)
 class Beside:
-    """The other models of a sweep over models: questions of those that are measured, and how many have not begun."""
+    """The other models of a sweep over models: the questions of the measured ones, and the number that have not begun."""
 
     done: int = 0
     total: int = 0
@@ -106,7 +106,7 @@ class Beside:
 
 
 class ProgressExporter:
-    """Hears of the run's progress (a `Listener`), and answers."""
+    """Receives the run's progress (a `Listener`), and answers requests."""
 
     def __init__(self, job: str, out: Path, beside: Beside | None = None) -> None:
         self._job, self._out = job, out
@@ -118,7 +118,7 @@ class ProgressExporter:
         self._latencies: tuple[list[tuple[str, float]], float] = (Latencies().cumulative(), 0.0)
 
     def __call__(self, p: Progress) -> None:
-        """Take a copy of what is now."""
+        """Copy the current state."""
         now = time.monotonic()
         self._pace.add(now, p.asked)
         total = p.total * (1 + self._beside.not_begun) + self._beside.total
@@ -150,15 +150,15 @@ class ProgressExporter:
             }
             for s in p.servers
         }
-        self._report = report  # last: whoever reads it sees the rest as new
+        self._report = report  # set last, so that a reader who sees it also sees the other new values
 
     def answer(self) -> Document:
-        """Return what `/progress` answers. No accuracy: a job's accuracy is that of all its questions, or none."""
+        """Return the answer of `/progress`. It has no accuracy, because a job's accuracy is over all of its questions."""
         report = self._report.model_copy(update={"settings": settings_of(summary_of(self._out))})
         return report.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def collect(self) -> Iterator[Any]:
-        """Yield what `/progress` reports, and more, as metric families."""
+        """Yield the values of `/progress` and more as metric families."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         report = self._report
@@ -222,7 +222,7 @@ def _settings(summary: Summary, name: str) -> Iterator[tuple[tuple[str, str], fl
 
 @contextlib.contextmanager
 def serve(job: str, out: Path, beside: Beside | None = None) -> Iterator[tuple[ProgressExporter, int]]:
-    """Serve while the block runs; gives the listener that the run wants, and the port (0: none is wanted). `out`: where the summary is."""
+    """Serve while the block runs. Yield the run's listener and the port (0: no server). `out`: folder of the summary."""
     exporter = ProgressExporter(job, out, beside)
     with listen(exporter) as port:
         yield exporter, port

@@ -1,4 +1,4 @@
-"""What follows from an evaluation's engine: `egm eval`, the role of a job and `grounding.library` complete their evaluations here."""
+"""Complete an evaluation with the settings of its engine, for `egm eval`, the role of a job and `grounding.library`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from grounding.scoring import remapped
 def with_engine(asked: Evaluation, copies: int = 1, box_remap: str = "", omit_name: bool = False) -> Evaluation:
     """Return the evaluation with the request's fields and routing, the client's engine and sampling, and the scoring profile.
 
-    `copies` is how many data-parallel copies of the model are behind each endpoint. `omit_name` leaves the model's name out of requests if the
-    engine does not need it. Raises `UserError` if the engine is unknown, if it cannot do what the sampling asks for, or for an unknown remap.
+    `copies` is the number of data-parallel copies of the model behind each endpoint. `omit_name` leaves the model's name out of requests if
+    the engine does not need it. Raises `UserError` if the engine is unknown, if it cannot do what the sampling asks for, or for an unknown
+    remap.
     """
     engine = get_engine(asked.engine)
     request = replace(

@@ -1,6 +1,6 @@
-"""What has to be asked: the rows of the evaluation files as columns of numbers, checked against their images before anything is sent.
+"""The questions: rows of the evaluation files as columns of numbers, checked against their images before anything is sent.
 
-A million rows cost some 60 MB: texts stay in the files and are read again when a row is asked or scored.
+A million rows need about 60 MB: texts stay in the files and are read again when a row is asked or scored.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def settings_digest(
     body: Mapping[str, Any] | None = None,
     method: Method | None = None,
 ) -> bytes:
-    """Return what distinguishes two runs whose rows must not mix. `body` holds the request fields that the user has added or left out.
+    """Return the settings that distinguish runs whose rows must not mix. `body` has the request fields that the user added or left out.
 
-    Settings that are not used leave no trace, so that the keys of earlier results stay what they are.
+    Unused settings are omitted, so that the keys of earlier results do not change.
     """
     render(prompt, "")  # an unknown name fails here, before any work
     drawn = {name: value for name, value in asdict(sampling).items() if value is not None}
@@ -54,7 +54,7 @@ def settings_digest(
 
 
 def short_digest(settings: bytes) -> str:
-    """Return twelve hexadecimal digits that stand for the settings in rows and in run_config.json."""
+    """Return twelve hexadecimal digits that identify the settings in rows and in run_config.json."""
     return hashlib.sha256(settings).hexdigest()[:12]
 
 
@@ -73,7 +73,7 @@ class Worklist:
     settings: bytes
     files: tuple[Path, ...]
     names: tuple[str, ...]
-    """Names of the files, as rows have them: stems"""
+    """Names of the files in rows: their stems"""
     images: list[str]
     """Distinct image names, in order of first appearance over all files"""
     file: NDArray[np.uint16]
@@ -83,7 +83,7 @@ class Worklist:
     _offset: NDArray[np.uint64]
     _length: NDArray[np.uint32]
     _copies: tuple[IO[bytes] | None, ...]
-    """Of a file that is no json lines file: its rows as json lines, in a file without a name"""
+    """For files in other formats than json lines: their rows as json lines, in an unnamed file"""
     truth: Space | None = None
     """The declared space of the boxes in the files"""
     left_out: tuple[Problem, ...] = ()
@@ -100,7 +100,7 @@ class Worklist:
         return f"{self.keys.item(row, 0):016x}{self.keys.item(row, 1):016x}"
 
     def expression(self, row: int) -> Expression:
-        """Return the row, read again from its file. Raises `Failure` when the file is not what it was."""
+        """Return the row, read again from its file. Raises `Failure` if the file has changed."""
         if not self._fds:
             self._fds.extend(
                 os.open(f, os.O_RDONLY) if copy is None else os.dup(copy.fileno())
@@ -119,13 +119,13 @@ class Worklist:
         return found
 
     def find(self, keys: Sequence[str]) -> NDArray[np.int64]:
-        """Row numbers of keys, -1 for keys of other rows."""
+        """Return the row numbers of keys, -1 for keys of other rows."""
         good = [len(k) == 32 for k in keys]
         try:
             wanted = np.frombuffer(
                 bytes.fromhex("".join(k if ok else "0" * 32 for k, ok in zip(keys, good, strict=True))), dtype=">u8"
             ).reshape(-1, 2)
-        except ValueError:  # a key that is none: one by one
+        except ValueError:  # there is an invalid key: check them one by one
             return np.concatenate([self.find([k if _is_hex(k) else ""]) for k in keys])
         if not len(self) or not len(keys):
             return np.full(len(keys), -1)
@@ -151,7 +151,7 @@ def _close(fds: list[int]) -> None:
 
 
 def _copied(path: Path, copy: IO[bytes]) -> Iterator[Line]:
-    """Yield the rows of a JSON list or a parquet file; write them to `copy`, from which they are read again when they are asked."""
+    """Yield the rows of a JSON list or a parquet file, and write them to `copy`, from which they are read again when they are asked."""
     offset = 0
     for number, row in read_row_objects(path):
         raw = orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE, default=_no_json)
@@ -161,7 +161,7 @@ def _copied(path: Path, copy: IO[bytes]) -> Iterator[Line]:
 
 
 def _no_json(value: object) -> None:
-    """Stand for a value that JSON does not have, such as a picture's bytes: no column that is used holds one."""
+    """Replace a value that JSON cannot express, such as a picture's bytes; no used column has one."""
 
 
 def read_worklist(

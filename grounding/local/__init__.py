@@ -1,1 +1,1 @@
-"""The local back end: one process a role on this machine, supervised, resumable. See docs/local.md."""
+"""The local back end: one supervised process per role on this machine. Runs can be resumed. See docs/local.md."""

@@ -1,4 +1,4 @@
-"""What `egm run` does: a manifest becomes a run, watched and stopped by signals, with a closing word. Never a traceback."""
+"""The implementation of `egm run`: run a manifest, show its progress, stop at signals, and print a summary."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from grounding.runtime.grace import DEFAULT_S
 
 @dataclass(frozen=True)
 class Order:
-    """What the user asked for."""
+    """The user's options."""
 
     manifest: Path
     runs: Path
     only: str = ""
     parallel: int = 2
     grace_s: float = DEFAULT_S
-    """Seconds that roles have to save their work once the run is stopped."""
+    """Seconds that roles have to save their work when the run is stopped."""
     restart: bool = False
 
     @property
@@ -90,7 +90,7 @@ def _description(job: Job, *, finished: bool) -> str:
 
 
 def chosen(works: Sequence[Work], only: str) -> list[Work]:
-    """Return the jobs that `--only` leaves. Raises `UserError` for an unknown name. Pure."""
+    """Return the jobs selected by `--only`. Raises `UserError` for an unknown name. Pure."""
     if only and only not in {w.name for w in works}:
         names = ", ".join(w.name for w in works)
         raise UserError(f"no job {only!r} in the manifest", field="--only", hint=f"It has: {names}")
@@ -100,7 +100,7 @@ def chosen(works: Sequence[Work], only: str) -> list[Work]:
 def execute(order: Order, works: Sequence[Work], out: Console, err: Console, grace: float | None = None) -> int:
     """Run `works`; returns the exit code: 0, 1 or 2 for failed jobs, 128 + n when signal n stopped it.
 
-    Raises `EgmError` for what is wrong before anything starts and for a disk that fails.
+    Raises `EgmError` for problems before anything starts and for disk errors.
     """
     chosen(works, order.only)
     try:
@@ -143,9 +143,7 @@ async def _drive(run: LocalRun, order: Order, screen: Screen) -> int:
     with screen:
         work = asyncio.ensure_future(run.run(order.only))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if (
-                signal.getsignal(number) != signal.SIG_IGN
-            ):  # as under nohup: what was told to ignore it continues ignoring it
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup: a signal that is ignored stays ignored
                 loop.add_signal_handler(number, on_signal, int(number))
         try:
             while not work.done():
@@ -162,7 +160,7 @@ async def _drive(run: LocalRun, order: Order, screen: Screen) -> int:
 
 
 def _closing(run: LocalRun, order: Order, number: int, out: Console, err: Console) -> int:
-    """Say at the end: jobs, where things are, what to do next."""
+    """Print the summary: jobs, paths, and what to do next."""
     views = [view(order.run_dir, n, alive=False) for n in job_names(order.run_dir)]
     if out.is_terminal:
         out.print(table(views, time.time()))
@@ -222,7 +220,7 @@ def lost(run_dir: Path, views: Sequence[View]) -> list[str]:
 
 
 def _said(run_dir: Path, views: Sequence[View]) -> list[str]:
-    """Return what the sweeps of a finished run say: does longer pay, and is longer better than bigger?"""
+    """Return the conclusions of a finished run's sweeps: whether longer pays, and whether longer is better than bigger."""
     from grounding.evaluate.sweep import is_sweep
     from grounding.report import sentences
 
@@ -240,7 +238,7 @@ def _report(run_dir: Path) -> Path:
 
 
 def places(run_dir: Path, views: Sequence[View], report: Path | None) -> str:
-    """Return where things are, one line each."""
+    """Return the paths of the results, one line each."""
     lines = [("report", str(report))] if report else []
     if report:
         charts = [report.parent / f"{v.name}.html" for v in views if v.is_evaluation]

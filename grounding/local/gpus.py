@@ -17,7 +17,7 @@ def users_of(server: Role, roles: Sequence[Role]) -> frozenset[str]:
 
 
 def _before(role: Role, roles: Sequence[Role]) -> set[str]:
-    """Return the roles that have ended when `role` starts: the tasks that it comes after, and the servers that only they used."""
+    """Return the roles that have ended when `role` starts: the tasks before it, and the servers that only those used."""
     by_name = {r.name: r for r in roles}
     ended: set[str] = set()
     todo = list(role.after)
@@ -32,7 +32,7 @@ def _before(role: Role, roles: Sequence[Role]) -> set[str]:
 
 
 def gpus_of(roles: Sequence[Role]) -> int:
-    """GPUs that a job holds while it runs: as many as its roles need at the same time."""
+    """Return the number of GPUs that a job holds: as many as its roles need at the same time."""
     before = {r.name: _before(r, roles) for r in roles}
     return max(
         (
@@ -48,7 +48,7 @@ def gpus_of(roles: Sequence[Role]) -> int:
 
 
 def machine_gpus() -> list[str]:
-    """Ids of the GPUs that this process may use, from CUDA_VISIBLE_DEVICES or the device files."""
+    """Return the ids of the GPUs that this process may use, from CUDA_VISIBLE_DEVICES or the device files."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [v.strip() for v in visible.split(",") if v.strip() and v.strip() != "-1"]
@@ -56,7 +56,7 @@ def machine_gpus() -> list[str]:
 
 
 class Gpus:
-    """Hands out GPU ids to jobs that run at the same time; a job waits until there are enough."""
+    """Assigns GPU ids to concurrent jobs; a job waits until enough are free."""
 
     def __init__(self, ids: Sequence[str]) -> None:
         self.total, self._free, self._changed = len(ids), list(ids), asyncio.Condition()

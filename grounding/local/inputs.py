@@ -1,6 +1,6 @@
-"""What a job reads, as it is now: tells whether a job that has succeeded before would be given something else today.
+"""The current state of a job's inputs, to detect whether the inputs of a finished job have changed.
 
-Nothing is read whole. A difference only means that the job's roles are started, which compare the content.
+Files are not read completely. A difference only means that the job's roles are started, which compare the content.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BRIEF = Transfer(patience_s=5.0)
 
 
 def inputs_of(job: Job) -> tuple[str, ...]:
-    """Return paths and URIs of what the job reads: data, pictures, model, and its own reward or scoring. Pure."""
+    """Return the paths and URIs that the job reads: data, pictures, model, and its own reward or scoring. Pure."""
     found = [source for source, _ in sources(job, prepares=True)]
     found += [m.source for m in job.spec.models if m.source and not m.source.startswith("tiny://")]
     if job.kind == "GroundingTrainJob" and job.spec.reward.file:
@@ -32,12 +32,12 @@ def inputs_of(job: Job) -> tuple[str, ...]:
 
 
 def states(inputs: Sequence[str]) -> dict[str, str]:
-    """Return the state of each input: another content has another one. Empty for what is not there or cannot be asked."""
+    """Return the state of each input, which differs for different content. Empty if it does not exist or cannot be read."""
     return {each: _state(each) for each in inputs}
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the inputs whose state was known and is another one. Pure."""
+    """Return the inputs whose known state has changed. Pure."""
     return [each for each, state in now.items() if state and before.get(each) and before[each] != state]
 
 

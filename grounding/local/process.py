@@ -1,4 +1,4 @@
-"""Processes of the local back end: a role under its supervisor, ports, readiness, and what an earlier run left over."""
+"""Processes of the local back end: roles under their supervisors, ports, readiness, and leftovers of an earlier run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 @dataclass(frozen=True)
 class Found:
-    """A process as /proc shows it: `ticks` is its start time, `session` the id of its session's leader."""
+    """A process in /proc: `ticks` is its start time, `session` the id of its session's leader."""
 
     pid: int
     ticks: int
@@ -38,7 +38,7 @@ class Found:
 
 
 def machine() -> str:
-    """Return what process ids and start times count on: the boot and the pid namespace; empty if /proc does not say."""
+    """Return the scope of process ids and start times: the boot and the pid namespace; empty if /proc does not show it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -47,7 +47,7 @@ def machine() -> str:
 
 
 def start_ticks(pid: int) -> int:
-    """Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); 0 if it is gone."""
+    """Return the start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); 0 if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -57,7 +57,7 @@ def start_ticks(pid: int) -> int:
 
 
 def all_processes() -> list[Found]:
-    """Processes of this user that /proc shows, with the role token in their environment."""
+    """Return this user's processes in /proc, with the role token in their environment."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -74,9 +74,9 @@ def all_processes() -> list[Found]:
 
 def survivors(roles: Iterable[RoleState], processes: Sequence[Found], here: str) -> list[int]:
     """Return which `processes` were started for `roles`: the recorded process itself (same id and same start time),
-    whatever carries the role's token, and members of its session once its leader is gone. Pure.
+    all processes with the role's token, and members of its session once its leader is gone. Pure.
 
-    A process id alone proves nothing, because the kernel hands it out again. Ids and start times count only on the
+    A process id alone proves nothing, because the kernel reuses ids. Ids and start times count only on the
     machine, boot and pid namespace they were recorded on, which must be `here` (`machine`): the folder may be a copy, or
     shared with another host or container.
     """
@@ -97,7 +97,7 @@ def survivors(roles: Iterable[RoleState], processes: Sequence[Found], here: str)
 
 
 def stop_survivors(roles: Sequence[RoleState], grace: float = grace_period.DEFAULT_S) -> int:
-    """Stop what an earlier, killed run left behind; returns how many processes there were."""
+    """Stop the processes of an earlier, killed run; return their number."""
     return processes.stop(
         lambda: survivors(roles, all_processes(), machine()), grace, grace, "processes of an earlier run"
     )
@@ -109,7 +109,7 @@ _handed_out: set[int] = set()
 def free_port() -> int:
     """Return a TCP port on 127.0.0.1 that nothing listens on, never the same one twice.
 
-    Below 55,536, because SGLang adds 10,000 for a second port of its own and refuses what is then none.
+    Below 55,536, because SGLang uses a second port 10,000 above it, which must be valid.
     """
     while True:
         with socket.socket() as s:
@@ -121,7 +121,7 @@ def free_port() -> int:
 
 
 def listener(port: int) -> str:
-    """Who listens on TCP `port`, as `command (process 12)`; empty where /proc does not tell."""
+    """Return the listener on TCP `port`, as `command (process 12)`; empty if /proc does not show it."""
     inodes = set()
     for table in ("tcp", "tcp6"):
         with suppress(OSError):
@@ -138,7 +138,7 @@ def listener(port: int) -> str:
 
 
 def claim_port(port: int, role: str) -> int:
-    """Return the port a server shall use: `port`, or a free one for 0. Raises `UserError` that names the holder of a used one."""
+    """Return the port for a server: `port`, or a free one for 0. Raises `UserError` that names the holder of a used one."""
     if port == 0:
         return free_port()
     with socket.socket() as s:
@@ -158,7 +158,7 @@ def claim_port(port: int, role: str) -> int:
 
 
 def command(argv: Sequence[str]) -> list[str]:
-    """Return the command of a role with its leading `egm` replaced by this very installation."""
+    """Return the command of a role with its leading `egm` replaced by this installation."""
     return [sys.executable, "-m", "grounding.cli", *argv[1:]] if argv and argv[0] == "egm" else list(argv)
 
 
@@ -172,7 +172,7 @@ class Child:
     async def start(
         cls, state: RoleState, argv: Sequence[str], env: Mapping[str, str], log: Path, attempt: int, grace: float
     ) -> Child:
-        """Start `argv`; its output is appended to `log` behind a line that names the attempt."""
+        """Start `argv`; its output is appended to `log` after a line that names the attempt."""
         state.token = uuid.uuid4().hex
         log.parent.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -184,7 +184,7 @@ class Child:
             with log.open("ab") as out:
                 out.write(f"--- attempt {attempt}, {stamp}: {shlex.join(argv)}\n".encode())
                 out.flush()
-                # A session of its own: Ctrl-C on the terminal reaches `egm run` alone, which then stops roles in order.
+                # Its own session, so that Ctrl-C reaches only `egm run`, which then stops roles in order.
                 process = await asyncio.create_subprocess_exec(
                     *supervisor,
                     *command(argv),
@@ -201,20 +201,20 @@ class Child:
         return cls(state, log, process)
 
     async def wait(self) -> int:
-        """Exit code of the role; 128 + n where signal n ended it."""
+        """Return the exit code of the role; 128 + n if signal n ended it."""
         code = await self.process.wait()
         code = 128 - code if code < 0 else code
         self.state.exit_code, self.state.finished_at = code, time.time()
         return code
 
     def signal(self) -> None:
-        """Ask the supervisor to stop the role; asked a second time, it kills."""
+        """Ask the supervisor to stop the role; if asked a second time, it kills the role."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 self.process.terminate()
 
     async def stop(self, grace: float) -> int:
-        """Stop the role and everything below it, gently first. A cancellation is kept until that is done."""
+        """Stop the role and everything below it, first with SIGTERM. A cancellation is delayed until that is done."""
         self.signal()
         ended = asyncio.ensure_future(self._ended(grace))
         cancelled = False
@@ -230,7 +230,7 @@ class Child:
     async def _ended(self, grace: float) -> int:
         try:
             return await asyncio.wait_for(self.wait(), grace + 10)
-        except TimeoutError:  # the supervisor itself hangs: nothing below it may stay
+        except TimeoutError:  # the supervisor itself hangs: kill everything below it
             stop_survivors([self.state], grace=1)
             return await self.wait()
 
@@ -240,7 +240,7 @@ class Child:
 
 
 async def until_ready(child: Child, url: str, probe: Probe) -> None:
-    """Wait until GET `url` answers 200. `Failure` with the log's end where the server dies first or never answers."""
+    """Wait until GET `url` answers 200. Raises `Failure` with the log's end if the server dies first or never answers."""
     import aiohttp
 
     deadline = time.monotonic() + probe.timeout_s
@@ -261,7 +261,7 @@ async def until_ready(child: Child, url: str, probe: Probe) -> None:
 
 
 class ServerDied(Failure):
-    """A server role ended while it was needed; what its clients say is only a consequence."""
+    """A server role ended while it was needed; errors of its clients are only a consequence."""
 
 
 def died(child: Child, code: int, when: str) -> ServerDied:
@@ -274,7 +274,7 @@ def died(child: Child, code: int, when: str) -> ServerDied:
 
 
 def signal_name(code: int) -> str:
-    """Return the name of the signal in exit code 128 + n, with the usual cause where there is one."""
+    """Return the name of the signal in exit code 128 + n, with the usual cause if there is one."""
     try:
         name = signal.Signals(code - 128).name
     except ValueError:

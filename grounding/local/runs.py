@@ -1,10 +1,10 @@
-"""What is under `runs/` and how to read it: run folders, a job's state, and where a job stands.
+"""The files under `runs/`: run folders, the state of jobs, and their progress.
 
 ```
 runs/demo/run.json, .lock, data/, <job>/{job.yaml, state.json, progress.jsonl, summary.json, logs/, …}, report/
 ```
 
-Everything here only reads, except `write_state`. The lock says whether a run is alive: it dies with its process.
+Everything here only reads, except `write_state`. The lock shows whether a run is alive, because it is released when the process ends.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ PHASES = ("Pending", "Running", "Succeeded", "Failed", "Stopped", "Suspended")
 
 @dataclass
 class RoleState:
-    """One process of a job. Times are unix seconds; `ticks` is the kernel's start time of `pid`, which tells it from a
-    later process with the same number; `machine` says on which boot and in which pid namespace both count; `token` is
-    in the environment of everything that the role started."""
+    """One process of a job. Times are unix seconds; `ticks` is the kernel's start time of `pid`, which distinguishes it from a later
+    process with the same number; `machine` is the boot and pid namespace in which both are valid; `token` is in the environment of every
+    process that the role started.
+    """
 
     name: str
     kind: str = "task"
@@ -51,8 +52,9 @@ class RoleState:
 
 @dataclass
 class JobState:
-    """Content of `state.json`. `id` is new whenever the job starts from nothing; `digest` is of everything that
-    decides the job's result, the ids of its upstream jobs included."""
+    """Content of `state.json`. `id` is new whenever the job starts from nothing; `digest` covers everything that affects the job's result,
+    including the ids of its upstream jobs.
+    """
 
     name: str
     kind: str = ""
@@ -64,9 +66,9 @@ class JobState:
     upstream: list[str] = field(default_factory=list)
     begun: str = ""
     done: str = ""
-    """Digests of what in its description must stay for begun and for finished work to be this job's"""
+    """Digests of the fields that must not change for begun and for finished work"""
     inputs: dict[str, str] = field(default_factory=dict)
-    """What the job reads and its state when the last attempt began (`grounding.local.inputs`)"""
+    """The job's inputs and their state when the last attempt began (`grounding.local.inputs`)"""
     attempt: int = 0
     created_at: float = 0.0
     started_at: float = 0.0
@@ -79,7 +81,7 @@ class JobState:
 
 
 def camel(name: str) -> str:
-    """snake_case -> camelCase, as in manifests."""
+    """Turn snake_case into camelCase, as in manifests."""
     head, *rest = name.split("_")
     return head + "".join(w.title() for w in rest)
 
@@ -92,12 +94,12 @@ def write_state(job_dir: Path, state: JobState) -> None:
 
 
 def _known(kind: type[Any], document: JsonObject) -> JsonObject:
-    """Return the fields of dataclass `kind` that `document` holds; what a newer version added is passed over."""
+    """Return the fields of dataclass `kind` in `document`; unknown fields of a newer version are ignored."""
     return {f.name: document[camel(f.name)] for f in fields(kind) if camel(f.name) in document}
 
 
 def read_state(job_dir: Path) -> JobState | None:
-    """State of the job in `job_dir`, None if there is none yet. Raises `UserError` for a damaged file."""
+    """Return the state of the job in `job_dir`, None if there is none yet. Raises `UserError` for a damaged file."""
     path = job_dir / "state.json"
     if not path.exists():
         return None
@@ -113,7 +115,7 @@ def read_state(job_dir: Path) -> JobState | None:
 
 
 class RunLock:
-    """Exclusive right to run in a run folder, held until `release` or the end of the process, however it ends."""
+    """The exclusive right to run in a run folder, held until `release` or the end of the process."""
 
     def __init__(self, run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -133,14 +135,14 @@ class RunLock:
         os.pwrite(self._fd, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
-        """Give the lock back; safe to call twice."""
+        """Release the lock; safe to call twice."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def is_running(run_dir: Path) -> bool:
-    """Return whether an `egm run` is at work in this folder at this moment."""
+    """Return whether an `egm run` is running in this folder now."""
     try:
         fd = os.open(run_dir / ".lock", os.O_RDONLY)
     except OSError:
@@ -156,7 +158,7 @@ def is_running(run_dir: Path) -> bool:
 
 @dataclass(frozen=True)
 class SettingView:
-    """How far a setting of a sweep is; `accuracy` is a fraction, None while a question is missing."""
+    """Progress of a setting of a sweep; `accuracy` is a fraction, None while a question is missing."""
 
     name: str
     done: int
@@ -166,7 +168,7 @@ class SettingView:
 
 @dataclass(frozen=True)
 class View:
-    """Where a job stands, for people. Accuracies and scores are fractions (0..1) or None; times unix seconds."""
+    """The state of a job, for display. Accuracies and scores are fractions (0..1) or None; times unix seconds."""
 
     run: str
     name: str
@@ -199,16 +201,16 @@ class View:
     upload_problem: str = ""
     path: str = ""
     settings: tuple[SettingView, ...] = ()
-    """Of a sweep, those that have begun"""
+    """In a sweep, the settings that have begun"""
 
     @property
     def is_evaluation(self) -> bool:
-        """Evaluations count answered expressions, trainings count steps."""
+        """Return the finished units: answered expressions of an evaluation, steps of a training."""
         return self.kind == "GroundingEvalJob"
 
 
 class EvaluationFacts(TypedDict, total=False):
-    """What a summary says in short; a fact that it does not say is absent. `eta_s`: seconds left."""
+    """The main facts of a summary; unknown ones are absent. `eta_s`: seconds left."""
 
     step: int
     total: int
@@ -246,7 +248,7 @@ def evaluation_facts(summary: Summary) -> EvaluationFacts:
 
 
 class SavingFacts(TypedDict, total=False):
-    """Step and time (seconds since 1970) of the newest checkpoint on the disk and in the job's output, and why uploads fail."""
+    """Return step and time (seconds since 1970) of the newest checkpoint on the disk and in the job's output, and why uploads fail."""
 
     saved_step: int
     saved_at: float
@@ -256,7 +258,7 @@ class SavingFacts(TypedDict, total=False):
 
 
 def saving_facts(job_dir: Path) -> SavingFacts:
-    """Return which checkpoints of a training are safe."""
+    """Return the saved and uploaded checkpoints of a training."""
     facts: SavingFacts = {}
     if problem := read_upload_problem(job_dir):
         facts["upload_problem"] = problem
@@ -268,7 +270,7 @@ def saving_facts(job_dir: Path) -> SavingFacts:
 
 
 def view(run_dir: Path, name: str, *, alive: bool, now: float | None = None) -> View:
-    """Return where job `name` of `run_dir` stands; `alive`: an `egm run` is at work there, else Running means cut off."""
+    """Return the state of job `name` of `run_dir`; `alive`: an `egm run` is running there, otherwise Running means interrupted."""
     now = time.time() if now is None else now
     job_dir = run_dir / name
     state = read_state(job_dir) or JobState(name)
@@ -299,14 +301,14 @@ def view(run_dir: Path, name: str, *, alive: bool, now: float | None = None) -> 
 
 
 def run_folders(runs: Path) -> list[Path]:
-    """Run folders under `runs`, or `runs` itself where it is one; by name."""
+    """Return the run folders under `runs`, or `runs` itself if it is one; by name."""
     if (runs / "run.json").exists():
         return [runs]
     return sorted(p.parent for p in runs.glob("*/run.json")) if runs.is_dir() else []
 
 
 def job_names(run_dir: Path) -> list[str]:
-    """Jobs of a run in the manifest's order, then others that have left a state there."""
+    """Return the jobs of a run in the manifest's order, then others with a state there."""
     document = read_json(run_dir / "run.json")
     jobs = document.get("jobs", []) if isinstance(document, dict) else []
     listed = [str(j["name"]) for j in jobs if isinstance(j, dict) and "name" in j]
@@ -353,7 +355,7 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def follow_logs(folder: Path, role: str, offsets: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """(role, text) that was added since `offsets`, which is brought up to date; all roles if `role` is empty."""
+    """Yield (role, text) that was added since `offsets`, and update `offsets`; all roles if `role` is empty."""
     for path in sorted(folder.glob(f"{role or '*'}.log")):
         with path.open("rb") as f:
             f.seek(offsets.get(path.stem, 0))

@@ -1,7 +1,7 @@
 """Runs the jobs of one manifest on this machine: order, resume, roles as processes, states on disk.
 
-One thread, asyncio: children are started by the main thread because the kernel's parent-death signal hangs on the
-thread that started them. What is pure (order, digest, endpoints) stands first.
+One thread, asyncio: children are started by the main thread because the kernel's parent-death signal depends on the thread that started
+them. Pure functions (order, digest, endpoints) come first.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from grounding.roles import Layout, Role
 from grounding.runtime.environment import Environment
 from grounding.runtime.grace import DEFAULT_S
 
-# What changes how or where a job runs, but not its result: changing these continues the job instead of starting anew.
+# Fields that affect how or where a job runs, but not its result: after a change, the job continues.
 OPERATIONAL = ("suspend", "maxAttempts", "resources", "tracking", "servers", "gpusPerServer", "concurrency")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from: `job`, a training of the same run, or if that is empty `place`, a path or URI."""
+    """The source of a model: `job`, a training of the same run, or if that is empty `place`, a path or URI."""
 
     job: str = ""
     place: str = ""
@@ -51,7 +51,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Work:
-    """One job as the local back end sees it: `document` is the resolved manifest, `sources` are those of its models,
+    """One job of the local back end: `document` is the resolved manifest, `sources` are the sources of its models,
     `plan` turns a layout into roles."""
 
     name: str
@@ -62,7 +62,7 @@ class Work:
     suspended: bool = False
     begun: str = ""
     done: str = ""
-    """Digests of what in the description must stay for begun and for finished work to be this job's; empty: all of it"""
+    """Digests of the fields that must not change for begun and for finished work; empty: all fields"""
     inputs: tuple[str, ...] = ()
     """Paths and URIs of what the job reads, in addition to the model of an upstream job"""
 
@@ -73,7 +73,7 @@ class Work:
 
 
 def ordered(works: Sequence[Work]) -> list[Work]:
-    """Jobs after the jobs they depend on, otherwise in the manifest's order. Raises `UserError` for an unknown or
+    """Return jobs after the jobs that they depend on, otherwise in the manifest's order. Raises `UserError` for an unknown or
     circular reference. Pure."""
     by_name = {w.name: w for w in works}
     done: dict[str, Work] = {}
@@ -95,7 +95,7 @@ def ordered(works: Sequence[Work]) -> list[Work]:
 
 
 def digest(work: Work, upstream_ids: Sequence[str]) -> str:
-    """Digest of everything that decides the job's result. An upstream job's id changes when that job starts from nothing."""
+    """Return a digest of everything that affects the job's result. An upstream job's id changes when that job starts from nothing."""
     spec = {k: v for k, v in dict(work.document.get("spec", {})).items() if k not in OPERATIONAL}
     return hashlib.sha256(
         orjson.dumps([work.kind, work.name, spec, " ".join(upstream_ids)], option=orjson.OPT_SORT_KEYS, default=str)
@@ -112,7 +112,7 @@ class LocalRun:
     grace: float = DEFAULT_S
     say: Callable[[str], None] = lambda _: None
     restart: str = ""
-    """Set the earlier work of every job aside, here and in its output; a new value for each such wish."""
+    """Token to set the earlier work of every job aside, here and in its output; a new value for each request."""
     gpu_ids: Sequence[str] = field(default_factory=machine_gpus)
     states: dict[str, JobState] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
@@ -123,7 +123,7 @@ class LocalRun:
         self._plans: dict[str, Sequence[Role]] = {}
 
     def layout(self, work: Work) -> Layout:
-        """Paths of a job; they are absolute, because a role's working folder is no one's business."""
+        """Return the paths of a job; they are absolute, so that a role's working folder does not matter."""
         run = self.run_dir.absolute()
         models = tuple(str(run / s.job / "model") if s.job else s.place for s in work.sources)
         return Layout(
@@ -135,7 +135,7 @@ class LocalRun:
         )
 
     def check(self) -> None:
-        """What can be known to fail before anything starts: roles this machine cannot run. Raises `UserError`."""
+        """Raise `UserError` for roles that this machine cannot run, before anything starts."""
         for work in self.works:
             roles = self._plans[work.name] = tuple(work.plan(self.layout(work)))
             names = {r.name for r in roles}
@@ -156,7 +156,7 @@ class LocalRun:
                 )
 
     def prepare_folders(self, manifest: Path) -> None:
-        """Write run.json and stop what a killed run left behind. Call with the lock held."""
+        """Write run.json and stop leftover processes of a killed run. Call it with the lock held."""
         path = self.run_dir / "run.json"
         old = read_json(path) if path.exists() else {}
         document = {
@@ -181,7 +181,7 @@ class LocalRun:
         order = ordered(self.works)
         for w in order:
             state = self.states[w.name] = read_state(self.run_dir / w.name) or JobState(w.name, w.kind)
-            if only in ("", w.name) and state.phase != "Succeeded":  # what an earlier run said is over now
+            if only in ("", w.name) and state.phase != "Succeeded":  # the messages of an earlier run no longer apply
                 state.kind, state.phase, state.reason, state.message = w.kind, "Pending", "", ""
                 write_state(self.run_dir / w.name, state)
 
@@ -199,7 +199,7 @@ class LocalRun:
                 group.create_task(one(w))
 
     def signal_children(self) -> None:
-        """Ask every running role to stop; asked again, they are killed."""
+        """Ask every running role to stop; if asked again, kill them."""
         for child in list(self._children):
             child.signal()
 
@@ -229,7 +229,7 @@ class LocalRun:
         before, after = (state.done, done) if state.phase == "Succeeded" else (state.begun, begun)
         same = state.digest == want or bool(
             after and before == after
-        )  # roles compare the rest, and what may change continues
+        )  # roles compare the rest, and continue after allowed changes
         if state.digest and (not same or self.restart):
             self._set_aside(folder, work.name)
             state = self.states[work.name] = JobState(work.name, work.kind)
@@ -256,7 +256,7 @@ class LocalRun:
                 self._end(state, "Succeeded", "", "")
 
     def _set_aside(self, folder: Path, name: str) -> None:
-        """Keep the work of a job whose description has changed, out of the way: nothing may resume from it."""
+        """Move the work of a job whose description has changed aside, so that nothing resumes from it."""
         keep = self.run_dir / "previous"
         keep.mkdir(exist_ok=True)
         target = next(p for n in range(1, 1 << 20) if not (p := keep / f"{name}-{n}").exists())
@@ -278,7 +278,9 @@ class LocalRun:
         users = {r.name: users_of(r, roles) for r in roles}
         ended: set[str] = set()
         running: dict[str, asyncio.Task[None]] = {}
-        key = Environment(api_key=secrets.token_urlsafe(32)).as_environ()  # others on this machine reach the port, too
+        key = Environment(
+            api_key=secrets.token_urlsafe(32)
+        ).as_environ()  # other users of this machine can also reach the port
 
         async def one(role: Role) -> None:
             for name in role.after:
@@ -292,7 +294,7 @@ class LocalRun:
         async def task(role: Role, mine: Sequence[str]) -> None:
             endpoints = tuple(url for name in role.after for url in urls[name])
             env = {**Environment(endpoints=endpoints).as_environ(), **key} if endpoints else {}
-            # Jobs of a run share their data: the second waits and finds it done.
+            # Jobs of a run share their data: the second one waits and finds it prepared.
             async with self._preparing if role.name == "prepare" else contextlib.nullcontext():
                 restart = Environment(restart=self.restart).as_environ() if self.restart else {}
                 await self._task(role, {**env, **restart, **role.env}, mine, state)
@@ -341,13 +343,13 @@ class LocalRun:
         mine.phase = "Running" if role.kind == "task" else "Starting"
         try:
             write_state(folder, state)
-        except OSError:  # a full disk: a process that nothing remembers must not continue
+        except OSError:  # a full disk: a process that is not recorded must not continue
             await child.stop(self.grace)
             raise
         return child
 
     async def _stop(self, child: Child, state: JobState) -> None:
-        """Stop a child that still runs and record how it ended; always the last thing done with it."""
+        """Stop a child that still runs and record how it ended; always called last."""
         if child.process.returncode is None:
             await child.stop(self.grace)
             child.state.phase = "Stopped"
@@ -397,7 +399,7 @@ class LocalRun:
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the error that a failed group of tasks is about, as one for people."""
+    """Return the main error of a failed group of tasks as a user's error."""
     flat: list[BaseException] = []
     todo: list[BaseException] = [group]
     while todo:
@@ -406,13 +408,13 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
             todo += e.exceptions
         else:
             flat.append(e)
-    # A server that dies takes its client along: its own words come first.
+    # A server that dies also fails its client, so its own error comes first.
     best = min(flat, key=lambda e: not isinstance(e, ServerDied))
     return from_os_error(best) if isinstance(best, OSError) else best
 
 
 def write_manifest(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a job as YAML, atomically and only for its owner to read, since it may hold keys; it is a valid manifest."""
+    """Write a job as YAML, atomically readable only by its owner, since it may contain keys; it is a valid manifest."""
     from ruamel.yaml import YAML
 
     from grounding.files import atomic_write
@@ -425,7 +427,7 @@ def write_manifest(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def locked(run_dir: Path) -> RunLock:
-    """Return the lock of `run_dir`; unwritable folders and running runs are errors for people."""
+    """Return the lock of `run_dir`. Raises `UserError` for unwritable folders and running runs."""
     try:
         return RunLock(run_dir)
     except OSError as e:

@@ -1,4 +1,4 @@
-"""What a person sees while a run is on: one live table on a terminal, plain lines elsewhere. Reads only what is on disk."""
+"""The display of a run: a live table on a terminal, otherwise plain lines. Reads only files."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def count(v: View) -> str:
 
 
 def _sets(v: View, shown: Callable[[float], str]) -> str:
-    """Return each named validation set's figure in brackets."""
+    """Return each named validation set's metric in brackets."""
     return f" ({', '.join(f'{name} {shown(value)}' for name, value in v.val_sets.items())})" if v.val_sets else ""
 
 
 def metrics(v: View) -> str:
-    """Return the figures of a job worth a glance, shortest first."""
+    """Return the main metrics of a job, shortest first."""
     parts = []
     if v.loss is not None:
         parts.append(f"loss {v.loss:.4g}")
@@ -66,14 +66,14 @@ def metrics(v: View) -> str:
 
 
 def elapsed(v: View, now: float) -> float | None:
-    """Seconds of the job's newest attempt."""
+    """Return the seconds of the job's newest attempt."""
     if not v.started_at or v.phase in ("Pending", "Suspended"):
         return None
     return (v.finished_at or now) - v.started_at
 
 
 def table(views: Iterable[View], now: float) -> Table:
-    """Return the jobs of a run as a table; columns that hold nothing yet stay narrow."""
+    """Return the jobs of a run as a table; empty columns stay narrow."""
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", expand=False)
     out.add_column("job", no_wrap=True)
     out.add_column("phase", no_wrap=True)
@@ -150,19 +150,19 @@ def upload_problems(found: Sequence[View]) -> list[str]:
 
 @dataclass
 class Lines:
-    """Turn views into lines, one a change, and figures of one job at most every `interval` seconds."""
+    """Turn views into lines: one per change, and metrics of a job at most every `interval` seconds."""
 
     interval: float = 5.0
     _phases: dict[str, tuple[str, str]] = field(default_factory=dict)
     _figures: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def new(self, views: Iterable[View], now: float) -> list[str]:
-        """Lines that have not been said yet."""
+        """Return the new lines."""
         lines = []
         for v in views:
             text = f"{count(v)}  {metrics(v)}".strip() if v.step is not None else ""
             if v.name not in self._phases and v.phase == "Pending":
-                continue  # that a job waits is no news before anything has happened to it
+                continue  # do not report that a job waits before anything has happened to it
             if self._phases.get(v.name) != (v.phase, v.role):
                 self._phases[v.name] = (v.phase, v.role)
                 self._figures[v.name] = (now, text)
@@ -198,7 +198,7 @@ class Screen:
             self.update()
 
     def views(self) -> list[View]:
-        """Return where the jobs stand now."""
+        """Return the current state of the jobs."""
         return [view(self.run_dir, n, alive=True) for n in self.names]
 
     def update(self) -> None:
@@ -214,5 +214,5 @@ class Screen:
             )
 
     def say(self, text: str) -> None:
-        """One remark, above the table."""
+        """Print one remark, above the table."""
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
-"""`egm serve`: the servers of one GroundingEvalJob alone, on this machine, until they are asked to stop.
+"""`egm serve`: run only the servers of one GroundingEvalJob on this machine, until they are asked to stop.
 
-Each runs under the same supervisor as in `egm run`. A server that ends by itself ends the others too; told to stop, each first answers what it has
-been asked, for the grace period of its engine, and is killed then.
+Each runs under the same supervisor as in `egm run`. If a server ends by itself, the others are stopped too. When asked to stop, each server
+answers open requests for the grace period of its engine, and is then killed.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Serving:
-    """What to serve: `role` of a job, `port` the first of as many as there are servers (0: free ones)."""
+    """What to serve: `role` of a job, `port` the first port, followed by one for each further server (0: free ports)."""
 
     role: Role
     folder: Path
-    """Holds the job's description and the servers' logs"""
+    """Folder of the job's description and the servers' logs"""
     port: int = 30000
     host: str = "127.0.0.1"
     grace_s: float = 30.0
     key: str = field(default="", repr=False)
-    """What requests must carry; empty: the servers ask for none"""
+    """Key that requests must contain; empty: none"""
     gpus: Sequence[str] = field(default_factory=machine_gpus)
 
 
@@ -66,7 +66,7 @@ def chosen_job(manifest: Path, name: str) -> Any:
 
 
 def serving(manifest: Path, job: Any, runs: Path, **options: Any) -> Serving:
-    """Return how to serve a job; leaves its description in `runs/MANIFEST/serve-JOB`. Raises `UserError` for what cannot be served here."""
+    """Return how to serve a job, and write its description to `runs/MANIFEST/serve-JOB`. Raises `UserError` if it cannot be served here."""
     spec, run = job.spec, (runs / manifest.stem).absolute()
     if spec.endpoints:
         raise UserError("the job names servers that run already", file=manifest, field="spec.endpoints")
@@ -86,7 +86,7 @@ def serving(manifest: Path, job: Any, runs: Path, **options: Any) -> Serving:
 
 
 def require_model(job: Any) -> None:
-    """Raise `UserError` with the file and the remedy if the job's model is a folder of this machine that cannot be served."""
+    """Raise `UserError` with the file and the remedy if the job's model is a local folder that cannot be served."""
     from grounding.models import folder as model_folder
 
     folder = model_folder.of_source(job.spec.model.source)
@@ -100,7 +100,7 @@ class _Servers:
         self.children: list[Child] = []
 
     async def start(self) -> list[str]:
-        """Start all and wait until all answer. Returns their URLs."""
+        """Start all servers, wait until they answer, and return their URLs."""
         role, wanted = self.serving.role, self.serving
         if (need := role.gpus * role.replicas) > len(wanted.gpus):
             raise UserError(
@@ -128,7 +128,7 @@ class _Servers:
         return urls
 
     async def first_end(self) -> Failure:
-        """Wait until a server ends by itself, and say how."""
+        """Wait until a server ends by itself, and return how."""
         waits = {asyncio.create_task(c.wait()): c for c in self.children}
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -139,7 +139,7 @@ class _Servers:
         return died(waits[task], task.result(), f"by itself ({waits[task].state.name})")
 
     async def stop(self) -> None:
-        """Stop all at once, gently first."""
+        """Stop all servers at once, first with SIGTERM."""
         running = [c for c in self.children if c.process.returncode is None]
         if not running:
             return
@@ -150,16 +150,17 @@ class _Servers:
         self.say(f"{len(running)} stopped in {took:.1f} s{killed}")
 
     def hurry(self) -> None:
-        """Kill what is still stopping."""
+        """Kill servers that are still stopping."""
         for child in self.children:
             child.signal()
 
 
 @contextmanager
 def served(serving: Serving, say: Say, news_s: float = 10.0) -> Iterator[list[str]]:
-    """Serve as long as the `with` block lasts; it gets the servers' URLs once all answer. `say` hears every `news_s` seconds that they load.
+    """Serve while the `with` block runs, and yield the servers' URLs once all answer. `say` is called every `news_s` seconds while they
+    load.
 
-    The servers belong to a thread of their own, so that it works in a notebook, whose thread has an event loop already. Raises what
+    The servers have their own thread, so that this works in a notebook, whose thread already has an event loop. Raises what
     `_Servers.start` raises.
     """
     servers = _Servers(serving, say)

@@ -1,13 +1,12 @@
-"""Runs one role and answers for all of its descendants: none outlives the role, and the role does not outlive `egm run`.
+"""Run one role and manage all of its descendants: none outlives the role, and the role does not outlive `egm run`.
 
 Started as a plain script by the local back end (standard library only, so that it costs a few megabytes):
 `python -P -S supervisor.py PARENT_PID GRACE_SECONDS -- argv…`. Exit code: the role's, or 128 + signal.
 
-A role may start processes that leave its group or its session (Ray, model servers). The supervisor is their "child
-subreaper": when their own parents die they become its children, so it can find and stop every one of them by descent,
-never by name. SIGTERM is passed on to the role's own process, as a kubelet does it: a role needs the processes that it has started (loaders of
-rows, Ray) to save its work. After the grace period everything is killed; a second SIGTERM kills at once. If `egm run` dies,
-even by SIGKILL, the kernel sends the supervisor SIGTERM.
+A role may start processes that leave its group or its session (Ray, model servers). The supervisor is their "child subreaper": when their
+own parents die they become its children, so it can find and stop every one of them by descent, never by name. SIGTERM is forwarded only to
+the role's own process, like a kubelet does, because a role needs its child processes (data loaders, Ray) to save its work. After the grace
+period everything is killed; a second SIGTERM kills at once. If `egm run` dies, even by SIGKILL, the kernel sends the supervisor SIGTERM.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-ORPHAN_GRACE_S = 3.0  # what outlives the role itself has had its chance
+ORPHAN_GRACE_S = 3.0  # processes that outlive the role have had time to stop
 
 
 def prctl(option: int, value: int) -> None:
-    """Ask the kernel; if there is no prctl (not Linux) the run works, only without this safety net."""
+    """Call prctl; without it (not Linux), the run works without this protection."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def descendants(root: int) -> list[int]:
-    """Process ids below `root`, zombies left out, from one pass over /proc."""
+    """Return the process ids below `root`, without zombies, from one pass over /proc."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with suppress(OSError, ValueError, IndexError):
-            # the command may hold spaces and brackets: fields count from behind its last bracket
+            # the command may contain spaces and brackets, so fields count from after its last bracket
             fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
             if fields[0] != "Z":
                 children.setdefault(int(fields[1]), []).append(int(entry.name))
@@ -53,7 +52,7 @@ def descendants(root: int) -> list[int]:
 
 
 def send(pids: list[int], number: int) -> None:
-    """Send a signal to each process that is still there."""
+    """Send a signal to each process that still exists."""
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
@@ -82,7 +81,7 @@ def clear(grace: float) -> None:
 
 
 def main() -> int:
-    """See the module's first lines."""
+    """Run the supervisor; see the module's docstring."""
     parent, grace, argv = int(sys.argv[1]), float(sys.argv[2]), sys.argv[4:]
     asked = 0
     asked_at = 0.0
@@ -96,13 +95,13 @@ def main() -> int:
         signal.signal(number, on_term)
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    if os.getppid() != parent:  # it died before the kernel knew that we care
+    if os.getppid() != parent:  # the parent died before the prctl call
         return 128 + signal.SIGTERM
     try:
         child = subprocess.Popen(
             argv,
             process_group=0,
-            # If even the supervisor is killed, the role still hears of it.
+            # If even the supervisor is killed, the kernel signals the role.
             preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
         )
     except OSError as e:

@@ -1,4 +1,4 @@
-"""Whether the GPUs that a job asks for are there."""
+"""Check that the GPUs that a job requests are available."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from grounding.api import ResolvedTrainJob
 from grounding.errors import Failure
 
 NO_GPU = "-1"
-"""What a role without a GPU finds in `$CUDA_VISIBLE_DEVICES`"""
+"""Values of `$CUDA_VISIBLE_DEVICES` for a role without a GPU"""
 
 
 def require(job: ResolvedTrainJob, model: str) -> None:

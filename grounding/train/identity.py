@@ -1,8 +1,8 @@
-"""Who a training run is: what decides its result, recorded beside all that it leaves, compared before anything is reused.
+"""The identity of a training run: everything that affects its result, recorded with its files and compared before any are reused.
 
-A folder, a claim or a store that holds the work of another job is refused with both values; a change that the lists below
-name continues the work. `identity.json` is written to the job's folder, to its output and into each checkpoint; the
-manifest of the model holds the same record.
+A folder, a claim or a store with the work of another job is refused, and the error shows both values; changes in the lists below continue
+the work. `identity.json` is written to the job's folder, to its output and into each checkpoint; the manifest of the model holds the same
+record.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PLACES = (
     "model.source",
     "model.trainJob",
 )
-"""Where content is and how it is read: what is read there is compared instead."""
+"""Fields that say where content is and how it is read: the content is compared instead."""
 
 IGNORED = (
     # how and where the job runs
@@ -87,7 +87,7 @@ IGNORED = (
     "hyperparameters.validateEvery",
     *PLACES,
 )
-"""Fields of `spec` that do not decide the result; a field below one of them does not either."""
+"""Fields of `spec` that do not affect the result, including all fields below them."""
 
 ADDED: Mapping[str, Any] = {
     "hyperparameters.advantage": "grpo",
@@ -106,7 +106,7 @@ APPLIED = (
     "hyperparameters.warmupRatio",
     "hyperparameters.warmupSteps",
 )
-"""Fields that decide the result and may change before the last step: the new values hold from the next step on."""
+"""Fields that affect the result but may change before the last step: the new values apply from the next step on."""
 
 WAYS_OUT = (
     "Give the job another spec.output (or folder), or set the old work aside: `egm run --restart`, on a cluster the "
@@ -116,7 +116,7 @@ WAYS_OUT = (
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides the result of a training. `fields`: dotted field of `spec` -> value; `code` is only a note."""
+    """Everything that affects the result of a training. `fields`: dotted field of `spec` -> value; `code` is only informative."""
 
     fields: Mapping[str, object]
     model: str
@@ -125,12 +125,12 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """Return a digest of all that decides the result."""
+        """Return a digest of everything that affects the result."""
         content = [dict(self.fields), self.model, self.data]
         return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def document(self) -> Document:
-        """Return the record as it is written."""
+        """Return the record for writing."""
         return {
             "digest": self.digest,
             "fields": dict(sorted(self.fields.items())),
@@ -141,7 +141,7 @@ class Identity:
 
     @classmethod
     def parse(cls, data: bytes | Mapping[str, Any]) -> Identity | None:
-        """Return the record that `data` holds; None if it is not one."""
+        """Return the record in `data`; None if it is not one."""
         try:
             found = orjson.loads(data) if isinstance(data, bytes) else data
             return cls(dict(found["fields"]), str(found["model"]), str(found["data"]), str(found.get("code", "")))
@@ -185,21 +185,21 @@ def _below(name: str, fields: Sequence[str]) -> bool:
 
 
 def deciding(spec: Mapping[str, Any]) -> Document:
-    """Return the fields of a dumped `spec` that decide the result. Pure."""
+    """Return the fields of a dumped `spec` that affect the result. Pure."""
     return {name: value for name, value in flat(spec).items() if not _below(name, IGNORED)}
 
 
 def description(spec: Mapping[str, Any], *, finished: bool) -> str:
-    """Return a digest of a dumped `spec`: work begun with another one is another job's, before any content is looked at.
+    """Return a digest of a dumped `spec`, to recognise another job's work before its content is compared.
 
-    Unfinished work continues with a change of `APPLIED`; places count, because another place mostly means other content. Pure.
+    Unfinished work continues after a change of `APPLIED`; paths count, because another path usually means other content. Pure.
     """
     fields = deciding(spec) | {name: value for name, value in flat(spec).items() if _below(name, PLACES)}
     return digest_of({name: value for name, value in fields.items() if finished or not _below(name, APPLIED)})
 
 
 def changes(old: Identity, new: Identity) -> list[Change]:
-    """Return what differs between two identities, in order of name. Pure."""
+    """Return the differences between two identities, sorted by name. Pure."""
     names = sorted({*old.fields, *new.fields})
     before = {**{n: value for n, value in ADDED.items() if n in new.fields}, **old.fields}
     found = [Change(f"spec.{n}", before.get(n), new.fields.get(n)) for n in names if before.get(n) != new.fields.get(n)]
@@ -211,9 +211,9 @@ def changes(old: Identity, new: Identity) -> list[Change]:
 
 
 def check(old: Identity | None, new: Identity, where: str | Path, *, finished: bool) -> list[Change]:
-    """Return the changes that work in `where` may continue with; raise `UserError` with both values for any other.
+    """Return the changes with which the work in `where` may continue; raise `UserError` with both values for any other.
 
-    `finished`: all steps are trained there, so that nothing could be trained with new values.
+    `finished`: all steps are trained, so new values can no longer apply.
     """
     if old is None:
         raise UserError("holds work, but no record of the job that it belongs to", file=where, hint=WAYS_OUT)
@@ -277,7 +277,7 @@ def _picture_digest(place: str) -> str:
 
 
 def data_digest(data: JobData) -> str:
-    """Return a digest of the rows that are trained on and of their pictures, wherever they are stored."""
+    """Return a digest of the training rows and their pictures, wherever they are stored."""
     if data.sft_rows is not None:
         return digest_of(["sft", *_sft_content(data.sft_rows, data.images)])
     if data.train_parquet is not None:
@@ -317,11 +317,11 @@ WORK = (
     "verl",
     "wandb",
 )
-"""What a training leaves in its folder and in its output."""
+"""Files that a training writes to its folder and its output."""
 
 
 def restart_asked(job: ResolvedTrainJob) -> str:
-    """Return what names one wish to start anew: `$EGM_RESTART` or the job's annotation; empty if there is none."""
+    """Return the token of a request to start anew: `$EGM_RESTART` or the job's annotation; empty if there is none."""
     return aside.restart_asked(job.metadata.annotations)
 
 
@@ -333,7 +333,7 @@ def set_aside(out: Path, token: str) -> None:
 
 # ---- the job's folder ----
 def read(path: Path) -> Identity | None:
-    """Return the record in a file; None if there is none that can be read."""
+    """Return the record in a file; None if it cannot be read."""
     try:
         return Identity.parse(path.read_bytes())
     except OSError:
@@ -348,15 +348,15 @@ def of_model(folder: Path) -> Identity | None:
 
 
 def facts(out: Path) -> Document:
-    """Return what the manifest of a job's model records."""
+    """Return the identity in the manifest of a job's model."""
     found = read(out / FILE)
     return {"identity": found.document()} if found else {}
 
 
 def enter(out: Path, who: Identity) -> list[Change]:
-    """Compare what the folder `out` holds with `who`, and record `who` there.
+    """Compare the identity in the folder `out` with `who`, and record `who` there.
 
-    Returns the changes that the work continues with. Raises `UserError` for the work of another job.
+    Return the changes with which the work continues. Raises `UserError` if the work belongs to another job.
     """
     model = out / "model"
     found: list[Change] = []
@@ -394,9 +394,10 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(out: Path, patience_s: float = 10.0) -> Iterator[None]:
-    """Hold the job's folder for this process; raise `UserError` (in a pod, which is tried again, `Failure`) if another one trains in it.
+    """Lock the job's folder for this process; raise `UserError` (in a pod `Failure`, so that it is tried again) if another process trains
+    in it.
 
-    The kernel gives the lock back when the process dies; its loaders may live some seconds longer, hence the patience.
+    The kernel releases the lock when the process dies. Its data loaders may live some seconds longer, so wait for them.
     """
     out.mkdir(parents=True, exist_ok=True)
     fd = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -409,7 +410,7 @@ def locked(out: Path, patience_s: float = 10.0) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > end:
                     holder = os.pread(fd, 200, 0).decode(errors="replace").strip()
-                    # of a pod it is an earlier attempt that has not gone yet, or whose lock a file server still holds
+                    # in a pod, it is an earlier attempt that has not ended yet, or whose lock a file server still holds
                     kind = Failure if environment.of_process().termination_log else UserError
                     raise kind(
                         f"another process trains in this folder{f' ({holder})' if holder else ''}",

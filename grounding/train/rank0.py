@@ -1,4 +1,4 @@
-"""What surrounds the training of rank 0, whichever trainer it is: its output followed elsewhere, `/progress`, tracking, termination message."""
+"""The context of rank 0's training with either trainer: uploads, `/progress`, tracking, termination message."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from grounding.train.monitoring import telemetry, tracking
 def surrounded(
     job: ResolvedTrainJob, out: Path, gpus: int, stop: Stop | None = None, who: identity.Identity | None = None
 ) -> Iterator[tracking.Log]:
-    """Around the training: continue from what the job's output has and leave there what is made.
+    """Context of the training: continue from the job's output and upload to it.
 
-    Yields what takes the metrics of each step. The folder is held by a lock. `who` is compared with all that is reused:
-    `UserError` for the work of another job.
+    Yields the function that receives the metrics of each step. The folder is locked. `who` is compared with all work that is reused; raises
+    `UserError` if it belongs to another job.
     """
     with contextlib.ExitStack() as end:
         end.enter_context(identity.locked(out))
@@ -44,4 +44,4 @@ def surrounded(
                 with telemetry.serve(told), tracking.tracked(job, out) as log:
                     yield log
             finally:
-                telemetry.leave(told)  # and again when the newest checkpoint is where it belongs, should there be time
+                telemetry.leave(told)  # and again after the upload of the newest checkpoint, if there is time

@@ -1,4 +1,4 @@
-"""The learning rate after a resume: trainers restore the old one with the optimizer's state, whatever the job says now."""
+"""Set the learning rate after a resume: trainers restore the old one with the optimizer's state, even if the job has changed it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def base_rates(scheduler: Any) -> list[float]:
 
 
 def reapply(scheduler: Any, rates: Sequence[float]) -> list[tuple[float, float]]:
-    """Make the peak rates `rates`, and the scheduler's own curve, hold from the next step on.
+    """Apply the peak rates `rates` and the scheduler's own curve from the next step on.
 
-    Call it after the state of optimizer and scheduler was loaded. Returns (old, new) of each learning rate that changed.
+    Call it after loading the state of optimizer and scheduler. Return (old, new) of each learning rate that changed.
     """
     inner = _inner(scheduler)
     if not hasattr(inner, "lr_lambdas"):

@@ -13,7 +13,8 @@ GROUP, _, VERSION = GROUP_VERSION.partition("/")
 class Kind:
     """A kind of the Kubernetes API.
 
-    `short`: the word for a kind of job in labels and commands; empty for the kinds that jobs own. `watched`: its objects are in the cache.
+    `short`: the name of a kind of job in labels and commands; empty for kinds that jobs own. `watched`: whether its objects are in the
+    cache.
     """
 
     name: str
@@ -25,7 +26,7 @@ class Kind:
 
     @property
     def api_version(self) -> str:
-        """Return what `apiVersion` of its objects says."""
+        """Return the `apiVersion` of its objects."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
@@ -56,5 +57,5 @@ JOBS: dict[str, Kind] = {kind.name: kind for kind in KINDS.values() if kind.shor
 
 
 def job_kind(short: str) -> Kind | None:
-    """Return the kind of job that a label's word stands for."""
+    """Return the kind of job for a label's value."""
     return next((kind for kind in JOBS.values() if kind.short == short), None)

@@ -1,4 +1,4 @@
-"""Names, labels and annotations of everything the operator makes: deterministic, so that an action done twice makes one object."""
+"""Names, labels and annotations of all objects of the operator: deterministic, so that a repeated action creates only one object."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ FIELD_MANAGER = "egm-operator"
 
 LABEL_JOB = f"{GROUP}/job"
 LABEL_UID = f"{GROUP}/uid"
-"""The job's uid: a job that is created again under its old name is another job."""
+"""The job's uid, because a job that is created again under its old name is another job."""
 LABEL_KIND = f"{GROUP}/kind"
 LABEL_ROLE = f"{GROUP}/role"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_INDEX = f"{GROUP}/index"
 LABEL_MODEL = f"{GROUP}/model"
-"""Of a sweep over models: the number of the model, from 1, that a server or client belongs to."""
+"""In a sweep over models, the number from 1 of the model that a server or client belongs to."""
 ANNOTATION_JOB = f"{GROUP}/job.yaml"
-"""On a pod: the job as the pod reads it, from a file that the kubelet makes of this; a ConfigMap would be one object more to make and to name."""
+"""On a pod: the job's file, which the kubelet creates from this annotation; a ConfigMap would be one more object to create and name."""
 ANNOTATION_PROGRESS = f"{GROUP}/progress"
 """On a pod: the JSON of `/progress`, for networks in which the operator cannot reach pods."""
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 PREPARE = "prepare"
-"""The init container in which a pod makes its own data."""
+"""The init container in which a pod prepares its own data."""
 PROGRESS_PORT = 8090
 SERVER_PORT = 8000
 
 
 def child(job: str, suffix: str, limit: int = 52) -> str:
-    """Return `job-suffix`, at most `limit` characters; a longer one is cut and distinguished by a hash.
+    """Return `job-suffix` with at most `limit` characters; a longer name is shortened and gets a hash.
 
-    52 leaves room for what the training-operator and the Job controller add (`-worker-1234`, `-abcde`) within the 63 of a label.
+    52 leaves room for the suffixes of the training-operator and the Job controller (`-worker-1234`, `-abcde`) within the 63 of a label.
     """
     name = f"{job}-{suffix}"
     if len(name) <= limit:
@@ -48,7 +48,9 @@ def label_value(job: str) -> str:
 
 
 def labels(kind: str, job: str, uid: str, role: str, attempt: int | None = None) -> dict[str, str]:
-    """Labels of an object that belongs to a job. Kinds are apart: a train and an eval job may have one name."""
+    """Return the labels of an object that belongs to a job. They include the kind, because a train and an eval job may have the same
+    name.
+    """
     found = {
         "app.kubernetes.io/managed-by": FIELD_MANAGER,
         "app.kubernetes.io/part-of": "egm",
@@ -63,5 +65,5 @@ def labels(kind: str, job: str, uid: str, role: str, attempt: int | None = None)
 
 
 def prefix(kind: str, job: str) -> str:
-    """First part of the names of a job's objects: kinds apart, since both may have a job of one name."""
+    """Return the first part of the names of a job's objects. It depends on the kind, since jobs of both kinds may have the same name."""
     return job if kind == TRAIN_JOB.name else f"{job}-eval"

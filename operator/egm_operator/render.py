@@ -1,4 +1,4 @@
-"""`egm render`: the objects that the operator would make for a job, in the order in which it would make them. Pure but for reading files."""
+"""`egm render`: the objects that the operator would create for a job, in the order of creation. Pure except for reading files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grounding.api import GroundingTrainJob, Job, load
 from grounding.errors import UserError
 
 UID = "00000000-0000-0000-0000-000000000000"
-"""Stands for the uid that the API server gives."""
+"""Placeholder for the uid that the API server assigns."""
 
 
 def objects(job: Job, trains: Mapping[str, Job], settings: Settings, namespace: str) -> list[Manifest]:
@@ -40,12 +40,12 @@ def objects(job: Job, trains: Mapping[str, Job], settings: Settings, namespace: 
         found += _of_model(ctx, first=number == 1)
     named = {
         (obj["kind"], obj["metadata"]["name"]): obj for obj in reversed(found)
-    }  # some are created once more by each attempt
+    }  # some are created again by each attempt
     return [obj for obj in found if named.pop((obj["kind"], obj["metadata"]["name"]), None) is not None]
 
 
 def _of_model(ctx: Context, first: bool) -> list[Manifest]:
-    """Return the objects of the first attempt at a model; those that all models of a sweep share are among the `first` one's."""
+    """Return the objects of the first attempt at a model; objects that all models of a sweep share belong to the `first` one."""
     job, roles = ctx.job, {r.name: r for r in roles_of(ctx)}
     data = batch.prepare(roles["prepare"], ctx)
     if isinstance(job, GroundingTrainJob):
@@ -64,7 +64,7 @@ def _of_model(ctx: Context, first: bool) -> list[Manifest]:
 
 
 def render(files: Sequence[Path], settings: Settings, namespace: str) -> str:
-    """YAML of all jobs of the files. Raises `UserError`."""
+    """Return the YAML of all jobs of the files. Raises `UserError`."""
     from ruamel.yaml import YAML
 
     jobs = [job for file in files for job in load(file)]
@@ -73,7 +73,7 @@ def render(files: Sequence[Path], settings: Settings, namespace: str) -> str:
     yaml.default_flow_style = False
     yaml.width = 1000
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.representer.ignore_aliases = lambda _: True  # people read this
+    yaml.representer.ignore_aliases = lambda _: True  # for readers
     out = StringIO()
     for written in jobs:
         job, shipped = own_reward.shipped(written, written.metadata.namespace or namespace)

@@ -1,6 +1,6 @@
 """Settings of the operator, read from environment variables that begin with `EGM_OPERATOR_`.
 
-The table in docs/operator.md and the chart's values are made of this file.
+The table in docs/operator.md and the chart's values are generated from this file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OF_A_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_[0-9]|$)")
 
 
 def _names(value: object) -> object:
-    """Split a comma separated list; sorted, so that one set has one form."""
+    """Split a comma separated list and sort it, so that equal sets are equal."""
     return tuple(sorted({n.strip() for n in value.split(",") if n.strip()})) if isinstance(value, str) else value
 
 
@@ -49,7 +49,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Settings(BaseSettings):
-    """What the environment says. The name of a variable is `EGM_OPERATOR_` and the field in capitals."""
+    """The settings from the environment. A variable's name is `EGM_OPERATOR_` plus the field in capitals."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, use_attribute_docstrings=True
@@ -68,38 +68,38 @@ class Settings(BaseSettings):
     default_output: str = ""
     """Where jobs without spec.output write: `pvc://claim/path` or `s3://bucket/path`; namespace and name are appended."""
     storage_secret: str = ""
-    """Secret in the job's namespace whose keys become environment of every pod (S3 credentials, HF_TOKEN); referenced, never read."""
+    """Secret in the job's namespace whose keys become environment variables of every pod (S3 credentials, HF_TOKEN); referenced, never read."""
     gpu_resource: str = "nvidia.com/gpu"
     """Name of the GPU resource."""
     run_as_user: Annotated[int, Field(ge=0)] = 1000
-    """User and group of the pods, and the group of their volumes; 0: none is written, because the cluster chooses them (OpenShift)."""
+    """User and group of the pods, and the group of their volumes; 0: they are not set, because the cluster chooses them (OpenShift)."""
     grace_seconds: WholeSeconds = 120
-    """terminationGracePeriodSeconds of the pods. Roles get it less a margin, as `EGM_GRACE_SECONDS`: a checkpoint and its upload must fit."""
+    """terminationGracePeriodSeconds of the pods. Roles get it minus a margin as `EGM_GRACE_SECONDS`: a checkpoint and its upload must fit."""
     service_account: str = ""
     """Service account of the pods; empty: the namespace's default. No token is mounted in either case."""
     pod_template: Literal["allow", "restricted", "deny"] = "restricted"
     """What a job's podTemplate may do. restricted: nothing beyond the restricted Pod Security level, no Secret but those named here or by the
-    job's own fields; allow: anything that the cluster lets through; deny: no podTemplate."""
+    job's own fields; allow: anything that the cluster allows; deny: no podTemplate."""
     pod_template_secrets: Names = ()
     """Secrets that a podTemplate may read, comma separated."""
     image_registries: Names = ()
-    """Registries whose images a podTemplate may name, comma separated; empty: all."""
+    """Registries whose images a podTemplate may use, comma separated; empty: all."""
     tracking_hosts: Names = ()
     """Hosts (`name` or `name:port`) that keys for Weights & Biases and MLflow may go to beside their own server, comma separated."""
     network_policies: bool = False
-    """Whether each job gets a NetworkPolicy: its pods among themselves, and those below; nothing else gets in."""
+    """Whether each job gets a NetworkPolicy that lets in only its own pods and the peers below."""
     network_telemetry_from: Objects = "[]"
     """Who may reach port 8090 of jobs' pods (`/progress`, `/metrics`), as `from` of a NetworkPolicy, in JSON: the operator itself."""
     network_scrape_from: Objects = "[]"
     """Who may reach port 8090, and port 8000 of servers as well: Prometheus. The same form."""
     network_egress: Objects = "[]"
-    """Where jobs' pods may connect to beside each other and name servers, as `egress` of a NetworkPolicy, in JSON; empty: anywhere."""
+    """Where jobs' pods may connect to in addition to each other and name servers, as `egress` of a NetworkPolicy, in JSON; empty: anywhere."""
     backoff_base_seconds: Seconds = 10.0
-    """Wait before the second attempt; doubled with each further one."""
+    """Wait before the second attempt; doubled for each further one."""
     backoff_limit_seconds: Seconds = 360.0
     """Longest wait before an attempt."""
     server_start_seconds: Seconds = 600.0
-    """How long, beyond the engine's own limit, the first server may take from when a node has it (image, model)."""
+    """Time in addition to the engine's own limit that the first server may take once it is on a node (image, model)."""
     node_lost_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300.0
     """How long a pod may stay after the end of its grace period before its node counts as lost, and the job continues without waiting for it."""
     progress_seconds: Seconds = 15.0
@@ -107,11 +107,11 @@ class Settings(BaseSettings):
     progress_via: Literal["pod", "proxy", "off"] = "pod"
     """pod: HTTP to the pod's address; proxy: through the API server; off: only annotations."""
     progress_stale_seconds: Seconds = 120.0
-    """After this long without an answer the condition ProgressAvailable says so."""
+    """Time without an answer after which the condition ProgressAvailable becomes False."""
     workers: Annotated[int, Field(ge=1)] = 8
     """Jobs reconciled at once."""
     resync_seconds: Seconds = 600.0
-    """Time between full listings, which repair whatever a watch has missed."""
+    """Time between full listings, which make up for missed watch events."""
     leader_elect: bool = True
     """Whether to use a Lease; false for one replica."""
     lease_name: str = "egm-operator"
@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     health_host: str = ""
     """Address of the health port; empty: all addresses, IPv4 and IPv6."""
     metrics_jobs: Annotated[int, Field(ge=0)] = 10000
-    """Jobs with series of their own on /metrics, at most; totals count all."""
+    """Maximum number of jobs with their own series on /metrics; totals count all."""
     log_level: str = "INFO"
     """Lowest level that is logged."""
     log_format: Literal["json", "text"] = "json"
@@ -142,7 +142,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Use only what is given: `Settings()` holds the defaults wherever it is made; `load` reads an environment."""
+        """Use only the given values: `Settings()` always has the defaults; `load` reads an environment."""
         return (init_settings,)
 
     @classmethod
@@ -157,9 +157,9 @@ class Settings(BaseSettings):
 
 
 def load(environ: Mapping[str, str]) -> Settings:
-    """Read the settings of an environment. Raises `UserError` that names the variable, also for one that is no setting.
+    """Read the settings of an environment. Raises `UserError` that names the variable, also for an unknown one.
 
-    Kubernetes adds variables of the same prefix for a Service called egm-operator; they are passed over.
+    Kubernetes adds variables with the same prefix for a Service called egm-operator; they are ignored.
     """
     known = {Settings.variable(field) for field in Settings.model_fields}
     for name in environ:

@@ -1,4 +1,4 @@
-"""What is seen of a job at one moment, as the API server holds it, and what its user has written. Pure."""
+"""The API server's objects of a job at one moment, and the job's resolved manifest. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from grounding.errors import UserError
 
 @dataclass(frozen=True)
 class Report:
-    """An answer of `/progress`: when it came (seconds since 1970) and what it says."""
+    """An answer of `/progress`: its time (seconds since 1970) and its content."""
 
     received: float
     body: Mapping[str, Any]
@@ -26,7 +26,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a plan sees. `warnings`: of the events about its children, the newest of each, the newest first."""
+    """The input of a plan. `warnings`: the newest event about each child, newest first."""
 
     raw: Raw
     children: Sequence[Raw] = ()
@@ -36,7 +36,7 @@ class Observed:
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """Metadata of the job."""
+        """Return the metadata of the job."""
         found: Mapping[str, Any] = self.raw["metadata"]
         return found
 
@@ -50,13 +50,13 @@ class Observed:
 def parse_job(raw: Mapping[str, Any]) -> ResolvedJob:
     """Return the resolved job of an API object. Raises `UserError` naming the field.
 
-    The last few are remembered, because a job is planned many times while its spec stays as it is. Do not change what you get.
+    The last few are cached, because a job is planned many times with the same spec. Do not change the result.
     """
     return resolved(manifest(raw))
 
 
 def manifest(raw: Mapping[str, Any]) -> bytes:
-    """Return what a job's user has written of it, as JSON: equal for equal jobs."""
+    """Return the user's part of a job as JSON: equal for equal jobs."""
     meta = {k: v for k, v in raw["metadata"].items() if k in ("name", "namespace")}
     kind = JOBS[raw["kind"]]
     plain = {"apiVersion": kind.api_version, "kind": kind.name, "metadata": meta, "spec": raw["spec"]}
@@ -65,7 +65,7 @@ def manifest(raw: Mapping[str, Any]) -> bytes:
 
 @lru_cache(maxsize=512)
 def resolved(written: bytes) -> ResolvedJob:
-    """Return the resolved job of what `manifest` gives. Raises `UserError` naming the field."""
+    """Return the resolved job of the result of `manifest`. Raises `UserError` naming the field."""
     job, found = read(orjson.loads(written))
     if job is None:
         raise UserError(found[0].message, field=found[0].field)
@@ -73,12 +73,12 @@ def resolved(written: bytes) -> ResolvedJob:
 
 
 def identity(raw: Mapping[str, Any]) -> tuple[str, int]:
-    """Return what identifies a job's spec: its uid and generation."""
+    """Return the key of a job's spec: its uid and generation."""
     return str(raw["metadata"].get("uid")), int(raw["metadata"].get("generation", 0))
 
 
 def read_job(raw: Mapping[str, Any]) -> ResolvedJob:
-    """Return the same, read anew: reading thousands of jobs in turn would only push out what is remembered."""
+    """Return the same without the cache, because reading thousands of jobs in turn would only displace its entries."""
     return resolved.__wrapped__(manifest(raw))
 
 

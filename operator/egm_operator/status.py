@@ -1,6 +1,6 @@
 """The status of a job: phase, conditions with reasons from a closed list, and ready-made strings for columns. Pure.
 
-A builder starts from the old status and is written only if it differs; a condition's time changes only if its truth does.
+A builder starts from the old status and is written only if it differs; a condition's time changes only if its status does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ConditionType(StrEnum):
     OUTPUT_WRITABLE = "OutputWritable"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
-    # for tools that know Kubernetes' Job (Complete, Failed), and for those that go by kstatus (Flux, Helm, kpt)
+    # for tools that know Kubernetes' Job (Complete, Failed), and for those that use kstatus (Flux, Helm, kpt)
     COMPLETE = "Complete"
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -41,7 +41,7 @@ class ConditionType(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why: the closed list, explained in docs/operator.md."""
+    """The closed list of reasons, explained in docs/operator.md."""
 
     # waiting
     UPSTREAM_NOT_FOUND = "UpstreamNotFound"
@@ -69,7 +69,7 @@ class Reason(StrEnum):
     RESUMED = "Resumed"
     MODEL_MEASURED = "ModelMeasured"
     COMPLETED = "Completed"
-    # the user's wish
+    # requested by the user
     SUSPENDED = "SuspendedByUser"
     SUSPENDING = "Suspending"
     # trouble
@@ -93,7 +93,7 @@ class Reason(StrEnum):
 
 
 def reason_of(text: str) -> Reason:
-    """Return a reason that a status holds; one that this version does not know counts as a failed pod."""
+    """Return the reason in a status; an unknown one counts as a failed pod."""
     try:
         return Reason(text)
     except ValueError:
@@ -101,19 +101,19 @@ def reason_of(text: str) -> Reason:
 
 
 def stamp(now: float) -> str:
-    """Seconds since 1970 as RFC 3339, whole seconds."""
+    """Return seconds since 1970 as RFC 3339 in whole seconds."""
     return datetime.fromtimestamp(int(now), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def seconds(text: str | None) -> float | None:
-    """Return RFC 3339 as seconds since 1970; None for nothing, or what is no time."""
+    """Return RFC 3339 as seconds since 1970; None for an empty or invalid time."""
     return _seconds(text) if text and len(text) <= _LONGEST_TIME else None
 
 
 _LONGEST_TIME = 64
 
 
-@lru_cache(maxsize=2048)  # every planning reads the times of all objects again
+@lru_cache(maxsize=2048)  # cached, because every planning reads the times of all objects
 def _seconds(text: str) -> float | None:
     try:
         return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
@@ -126,13 +126,13 @@ _MESSAGE_LIMIT = 1024
 
 
 def short(text: str, limit: int = _MESSAGE_LIMIT) -> str:
-    """Return a message that fits; the end of a log says more than its beginning."""
+    """Return a message that fits, with its end kept, because the end of a log says more than its beginning."""
     text = text.strip()
     return text if len(text) <= limit else "..." + text[-(limit - 3) :]
 
 
 def read_status(raw: Mapping[str, Any], model: type[S]) -> S:
-    """Return the status of a job as the API server holds it. What is not of the model's form is left out."""
+    """Return the status of an API object. Invalid fields are dropped."""
     return read_known(model, raw.get("status"))
 
 
@@ -150,7 +150,7 @@ class StatusBuilder(Generic[S]):
         self._gpu_seconds = 0.0
 
     def copy(self) -> StatusBuilder[S]:
-        """Return a builder that starts where this one is."""
+        """Return a copy of this builder."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other.fields = self.fields.model_copy()
@@ -163,7 +163,7 @@ class StatusBuilder(Generic[S]):
 
     @property
     def recorded_attempt(self) -> int:
-        """Return the number of starts that the last status says."""
+        """Return the number of starts in the last status."""
         return _or_zero(self.old.attempt)
 
     @property
@@ -181,17 +181,17 @@ class StatusBuilder(Generic[S]):
         return next((c for c in conditions(self.fields) if c.type == kind), None)
 
     def is_true(self, kind: ConditionType) -> bool:
-        """Return whether a condition is there and true."""
+        """Return whether a condition exists and is true."""
         found = self.get(kind)
         return found is not None and found.status == "True"
 
     def is_false(self, kind: ConditionType) -> bool:
-        """Return whether a condition is there and false."""
+        """Return whether a condition exists and is false."""
         found = self.get(kind)
         return found is not None and found.status == "False"
 
     def since(self, kind: ConditionType) -> float:
-        """Return when a condition last changed its truth; now, if it never has."""
+        """Return when a condition last changed its status; now, if it never has."""
         found = self.get(kind)
         at = seconds(found.last_transition_time) if found is not None else None
         return self.now if at is None else at
@@ -218,7 +218,7 @@ class StatusBuilder(Generic[S]):
         self.fields.phase, self.fields.reason, self.fields.message = phase, str(reason), short(message)
 
     def forget_eta(self) -> None:
-        """Take back the estimate of an evaluation's end."""
+        """Remove the estimate of an evaluation's end."""
         if isinstance(self.fields, EvalStatus):
             self.fields.eta_seconds = None
 
@@ -226,7 +226,7 @@ class StatusBuilder(Generic[S]):
         """Count `gpus` GPUs in use from `start` until `end` (None: still), as far as an earlier status has not counted them."""
         if not gpus or start is None:
             return
-        now = float(int(self.now))  # as gpuSecondsTime will say
+        now = float(int(self.now))  # the value of gpuSecondsTime
         end = now if end is None else min(end, now)
         self._gpu_seconds += gpus * max(0.0, end - max(start, self._counted_until))
 
@@ -236,7 +236,7 @@ class StatusBuilder(Generic[S]):
         return 0.0 if at is None else at
 
     def build(self) -> Document | None:
-        """Return the new status as the API server gets it, or None if there is nothing to write."""
+        """Return the new status for the API server, or None if there is nothing to write."""
         due = self._gpu_seconds > 0 and self.now - self._counted_until >= GPU_REFRESH_S
         if self.fields == self.old and not due:
             return None
@@ -249,10 +249,10 @@ class StatusBuilder(Generic[S]):
         return None if self.fields == self.old else as_json(self.fields)
 
     def _say_it_to_tools(self) -> None:
-        """Set the conditions by which other tools judge an object; they follow from the phase.
+        """Set the conditions for other tools, which follow from the phase.
 
-        `Complete` is that of a batch/v1 Job. The others are kstatus's: Ready means that what the spec asks for has been done, Reconciling that it
-        is being done, Stalled that it will not be done without a change.
+        `Complete` is that of a batch/v1 Job. The others are kstatus's: Ready means that what the spec asks for has been done, Reconciling
+        that it is being done, Stalled that it will not be done without a change.
         """
         phase = self.current_phase
         reason = reason_of(reason_text(self.fields)) if self.fields.reason else Reason.STARTING
@@ -290,21 +290,21 @@ def conditions(status: JobStatus) -> list[Condition]:
 
 
 def as_json(status: JobStatus) -> Document:
-    """Return a status as the API server holds it."""
+    """Return a status for the API server."""
     return status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 _LONGEST_S = 2**31
-"""Seconds; a longer time to the end is none that anybody has measured"""
+"""Seconds; a longer estimate is invalid"""
 
 
 def seconds_left(eta: float | None) -> int | None:
-    """Return an estimated time to the end in whole seconds, as far as it can be one: pods report what they want."""
+    """Return an estimated time to the end in whole seconds; None if invalid, because pods can report anything."""
     return int(eta) if eta is not None and 0 <= eta < _LONGEST_S else None
 
 
 def _number(value: float | None, digits: int = 3) -> str | None:
-    """Return a figure for a column, which has 64 characters."""
+    """Return a value for a column of at most 64 characters."""
     return None if value is None else f"{value:.{digits}f}" if abs(value) < 1e12 else f"{value:.{digits}g}"
 
 
@@ -318,7 +318,7 @@ def _eta(status: JobStatus, eta: float | None) -> str | None:
 
 
 def set_columns(status: JobStatus) -> None:
-    """Make the strings for printer columns, because JSONPath cannot format."""
+    """Set the strings for printer columns, because JSONPath cannot format."""
     hours = f"{status.gpu_seconds / 3600:.2f}" if status.gpu_seconds else None
     if isinstance(status, TrainStatus):
         progress, metrics = status.progress, {} if status.metrics is None else status.metrics

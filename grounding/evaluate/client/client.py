@@ -1,22 +1,20 @@
 """The client: questions -> chat completions over HTTP, many at once, each answered or recorded as failed.
 
-`dispatch.py` decides what is asked next, `concurrency.py` how much at once and whether at all, and `http.py` moves the bytes.
+`dispatch.py` chooses the next question, `concurrency.py` limits the requests of each endpoint, and `http.py` transfers the bytes.
 
-What a request that brought no answer means:
+The effects of a request without an answer:
 
-| what came | for the endpoint | for the question |
-|---|---|---|
-| no connection | left alone at once, probed every 2 s at most | no try is used up; it goes to the next endpoint of its image's ranking |
-| time-out | limit cut; the fifth failure in a row opens the breaker | a try; asked again elsewhere after a pause |
-| connection lost, 5xx, no completion | the fifth in a row opens the breaker | a try; the same |
-| finish_reason abort, error, null | the same | a try; the same |
-| another finish_reason that is no end | it works | a try; the same |
-| 429, 503 | limit cut; `Retry-After` is obeyed; 503 counts as a failure in addition | one of its `refusals`; the same |
-| other 3xx, 4xx | it works; after eight in a row, while others answer, left alone | the other endpoints are asked; failed when none takes it |
+| what happened | for the endpoint | for the question | |---|---|---| | no connection | closed at once, probed every 2 s at most | does not
+count as a try; it goes to the next endpoint of its image's ranking | | time-out | limit reduced; the fifth failure in a row opens the
+breaker | a try; asked again at another endpoint after a pause | | connection lost, 5xx, no completion | the fifth in a row opens the
+breaker | a try; the same | | finish_reason abort, error, null | the same | a try; the same | | another finish_reason that is not a normal
+end | none | a try; the same | | 429, 503 | limit reduced; `Retry-After` is obeyed; 503 also counts as a failure | one of its `refusals`;
+the same | | other 3xx, 4xx | none; after eight in a row while others answer, it gets no more questions | the other endpoints are asked;
+failed if all refuse it |
 
-The run stops, and what was in flight is not recorded, when no endpoint is of use for `unreachable_s` (six times that while connections are
-made), and when question after question fails without an answer in between: that is not the questions' fault. Once nothing is
-left to hand out, an idle endpoint asks again what another one keeps for too long; the first answer counts and the other request is cut off.
+The run stops without recording the requests in flight if no endpoint gives an answer for `unreachable_s` (six times that if connections
+succeed), or if one question after another fails without an answer in between, because then the questions cannot be the cause. At the end, a
+slow question is also sent to an idle endpoint; the first answer counts and the other request is cancelled.
 """
 
 from __future__ import annotations
@@ -46,15 +44,17 @@ from grounding.evaluate.reply import Reply, Unfinished
 from grounding.evaluate.served import UNKNOWN, ServedModel, difference
 
 RETRIED = frozenset({408, 425, 429})
-"""Statuses below 500 that another try may fix."""
+"""Statuses below 500 for which another try may succeed."""
 _OVERLOADED = frozenset({429, 503})
 _TICK_S = 0.1
 _IN_A_ROW = 8
-"""So many questions that fail without an answer in between are not the questions' fault; four times as many once something was answered"""
+"""Number of questions in a row without an answer that stops the run; four times as many if there was an answer before"""
 
 
 def allow_open_files(count: int) -> None:
-    """Raise this process's limit where the system lets it: each request in flight is a connection, and many shells allow 1,024."""
+    """Raise this process's limit of open files if the system allows it: each request in flight is a connection, and many shells allow only
+    1,024.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < count:
         most = count if hard == resource.RLIM_INFINITY else min(count, hard)
@@ -67,7 +67,7 @@ class Refused(Failure):
 
 @dataclass(eq=False)
 class Server:
-    """An endpoint as the client sees it; the live view reads it."""
+    """The client's state of an endpoint; the live view reads it."""
 
     endpoint: str
     url: str
@@ -77,17 +77,17 @@ class Server:
     answered: int = 0
     failed: int = 0
     declined: int = 0
-    """Questions in a row that it will not take, whatever is tried"""
+    """Number of questions in a row that it refused"""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     latency_s: float = 0.0
     """Moving mean over some fifty answers"""
     problem: str = ""
-    """What was wrong last"""
+    """The last problem"""
     served: ServedModel = UNKNOWN
-    """Which model it says it serves"""
+    """The model that it reports to serve"""
     identified: bool = False
-    """Whether its pages were read since the last connection to it was lost"""
+    """Whether its pages were read after the last lost connection"""
     identifying: asyncio.Task[None] | None = None
 
 
@@ -95,7 +95,7 @@ Receive = Callable[[int, Expression, Reply], None]
 
 
 class Questions(Protocol):
-    """What is asked: rows by number, each about one image. A `Worklist` is one."""
+    """The questions: numbered rows, each about one image. `Worklist` implements it."""
 
     @property
     def images(self) -> list[str]:
@@ -106,11 +106,11 @@ class Questions(Protocol):
         """Return the number of each row's image."""
 
     def expression(self, row: int) -> Expression:
-        """Return what is asked about it."""
+        """Return the expression of a row."""
 
 
 Identify = Callable[[str], Awaitable[ServedModel]]
-"""Which model an endpoint says it serves, at its own pages"""
+"""Reads the model that an endpoint serves from its own pages"""
 
 
 class Client:
@@ -128,8 +128,8 @@ class Client:
     ) -> None:
         """Prepare to ask.
 
-        `method_of` says how a row is asked, if not by the options; rows of one image have pictures of one size. `before` are the
-        models of answers that are there already; without `identify` only replies say who answers.
+        `method_of` returns the method of a row; by default it is that of the options. Rows of one image have pictures of one size. `before`
+        are the models of existing answers; without `identify`, only replies tell which model answered.
         """
         self.options, self.work, self.images, self._receive = options, work, images, receive
         self._method_of = method_of or (lambda _: options.method)
@@ -142,8 +142,10 @@ class Client:
         self._identify = identify
         self._before = before
         self._seen: dict[str, ServedModel] = {}
-        """What each endpoint has said so far of the model that it serves"""
-        self._own = self._conversation(options.method)  # what the servers cannot do fails here, before anything is sent
+        """What each endpoint has reported so far about its model"""
+        self._own = self._conversation(
+            options.method
+        )  # options that the servers do not support fail here, before anything is sent
         for server, most in zip(self.servers, self._shares(len(endpoints)), strict=True):
             server.limiter = Limiter(most, fixed=options.fixed)
         self._answered = self._lost = 0  # answers; questions given up since the last one
@@ -151,10 +153,10 @@ class Client:
         self._recent: list[float] = []  # recent latencies, by which stragglers are recognised
         self._running: dict[asyncio.Task[None], tuple[Job, int, float]] = {}
         self._hungry: dict[int, None] = {}
-        """Endpoints that had room when there was nothing for them, the one that has waited longest first"""
+        """Endpoints that had room but no question, the longest waiting first"""
 
     async def run(self, rows: NDArray[np.int64]) -> None:
-        """Ask `rows`. Raises `Failure` when no endpoint is of use, `Refused` when the server refuses every question."""
+        """Ask `rows`. Raises `Failure` if no endpoint gives an answer, `Refused` if the server refuses every question."""
         if not len(rows):
             return
         work, loop = self.work, asyncio.get_running_loop()
@@ -181,19 +183,19 @@ class Client:
             for pool in self._pools:
                 pool.close()
 
-    # ---- who may ask ----
+    # ---- room of the endpoints ----
     def _shares(self, count: int) -> list[int]:
         each, more = divmod(max(self.options.concurrency, 1), count)
         return [max(1, each + (number < more)) for number in range(count)]
 
     def _share(self) -> None:
-        """Divide the concurrency among the endpoints that are there."""
+        """Divide the concurrency among the reachable endpoints."""
         there = [s for s in self.servers if not s.breaker.open] or self.servers
         for server, most in zip(there, self._shares(len(there)), strict=True):
             server.limiter.resize(most)
 
     def _takes(self, index: int) -> int:
-        """Return how many questions an endpoint takes at once; 0 while it is down or wants to be left alone."""
+        """Return how many questions an endpoint takes at once; 0 while it is down or has asked to wait."""
         breaker = self.servers[index].breaker
         return 0 if breaker.open or breaker.waits(time.monotonic()) else self.servers[index].limiter.limit
 
@@ -201,7 +203,7 @@ class Client:
         return server.breaker.admits(time.monotonic()) and (server.breaker.open or server.active < server.limiter.limit)
 
     def _pump_all(self) -> None:
-        # one each in turn, so that no endpoint takes what is another's while that one has room
+        # one each in turn, so that no endpoint takes another's question while that one has room
         order = list(range(len(self.servers)))
         while order:
             order = [index for index in order if self._start(index)]
@@ -211,7 +213,7 @@ class Client:
             pass
 
     def _feed_hungry(self) -> None:
-        """Give what any endpoint may take to those that had room and found nothing, one each in turn."""
+        """Give questions that any endpoint may take to idle endpoints, one each in turn."""
         while self._hungry and self._queue.surplus:
             index = next(iter(self._hungry))
             del self._hungry[index]
@@ -219,13 +221,14 @@ class Client:
                 self._hungry[index] = None  # behind the others: it may have more room
 
     def _next(self, index: int, job: Job | None = None) -> tuple[Job, bool] | None:
-        """Return a question for an endpoint, if it has room and there is one, and whether it is the breaker's probe. It counts as running there from
-        now on."""
+        """Return a question for an endpoint, if it has room and there is one, and whether it is the breaker's probe. It counts as running
+        there from now on.
+        """
         server = self.servers[index]
         if self._end.done() or not self._room(server):
             return None
         if job is None:
-            if self._asleep >= max(16, self.options.concurrency):  # each holds its image: no more are begun
+            if self._asleep >= max(16, self.options.concurrency):  # each holds its image, so begin no more
                 return None
             job = self._queue.take(index)
         if job is None:
@@ -263,7 +266,7 @@ class Client:
                 self._ask_stragglers_again()
 
     def _all_gone(self) -> None:
-        """Stop when no endpoint has been of use for too long."""
+        """Stop if no endpoint has given an answer for too long."""
         opened = [s.breaker.opened for s in self.servers if s.breaker.opened is not None]
         if len(opened) < len(self.servers):
             return
@@ -294,7 +297,7 @@ class Client:
 
     # ---- one question ----
     async def _work(self, index: int, job: Job, probe: bool) -> None:
-        """Ask a question, then the next one there is, at one endpoint."""
+        """Ask a question at one endpoint, then the next one, until there is none."""
         server, task = self.servers[index], asyncio.current_task()
         assert task is not None
         while True:
@@ -315,7 +318,7 @@ class Client:
             self._running[task] = (job, index, time.monotonic())
 
     async def _picture(self, job: Job) -> bytes:
-        """Return the image as a request carries it, made once for all questions of its group."""
+        """Return the encoded image, which is made once for all questions of its group."""
         group = job.group
         if group.picture is None:
             name = self.work.images[group.image]
@@ -335,12 +338,14 @@ class Client:
         return found
 
     async def _attempt(self, server: Server, index: int, job: Job, probe: bool) -> bool:
-        """Ask once, by as many requests as the method takes, and see what comes of it. Says whether other questions became ready."""
+        """Try a question once, with as many requests as the method needs, and handle the outcome. Return whether other questions became
+        ready.
+        """
         expression = self.work.expression(job.row)
         try:
             made = job.group.picture  # nearly always: one question of several about the picture
             picture = made.result() if made is not None and made.done() else await self._picture(job)
-        except UserError as error:  # this image's questions fail; the others do not
+        except UserError as error:  # only this image's questions fail
             return not job.done and self._final(job, index, expression, Reply(None, error=str(error)))
         pool, timeout_s, refused = self._pools[index], self.options.timeout_s, False
         given_up: Unfinished | None = None
@@ -385,7 +390,9 @@ class Client:
 
     # ---- who answers ----
     async def _identify_all(self) -> None:
-        """Read the pages of all endpoints before anything is asked. Those that are not there yet are read with their first answer."""
+        """Read the pages of all endpoints before anything is asked. Endpoints that are not reachable yet are read with their first
+        answer.
+        """
         if self._identify is not None:
             found = await asyncio.gather(*(self._identify(s.endpoint) for s in self.servers))
             for server, served in zip(self.servers, found, strict=True):
@@ -407,7 +414,7 @@ class Client:
         await asyncio.shield(server.identifying)
 
     def _attributed(self, server: Server, reply: Reply) -> Reply:
-        """Return the reply with what is known of the model that gave it."""
+        """Return the reply with the known facts about its model."""
         for one in (reply, *reply.samples):
             known = server.served
             if one.served_model not in (None, known.reply) or one.weight_version not in (None, known.weight_version):
@@ -462,7 +469,9 @@ class Client:
     def _declined(
         self, server: Server, index: int, job: Job, expression: Expression, problem: str, probe: bool
     ) -> bool:
-        """Note that the endpoint will not take the question as it is. Another one may: it could serve another model, or limit requests otherwise."""
+        """Note that the endpoint refuses the question. Another endpoint may accept it, because it may serve another model or have other
+        limits.
+        """
         server.declined += 1
         job.declined |= 1 << index
         there = [i for i, s in enumerate(self.servers) if i != index and not s.breaker.open]
@@ -492,7 +501,7 @@ class Client:
         refused: bool,
         probe: bool,
     ) -> bool:
-        """Return what a request without an answer means: for the endpoint, and for the question, which is asked again or given up."""
+        """Handle a request without an answer: update the endpoint, and ask the question again or record it as failed."""
         asked_s = asked_pause(answer.headers.get(b"retry-after", b"").decode("latin-1")) if answer else 0.0
         overloaded = answer is not None and answer.status in _OVERLOADED
         if overloaded:
@@ -504,7 +513,7 @@ class Client:
             self._trouble(server, index, refused=refused, probe=probe)
         if job.done or len(job.at) > 1:  # answered elsewhere, or a copy of it is still on its way
             return False
-        # a server that is away is the run's trouble, not this question's
+        # an unreachable server must not count against this question
         loading = not self._answered and time.monotonic() - self._started < self.options.wait_s
         job.refusals += overloaded and not loading
         job.tries += not overloaded and not refused
@@ -531,7 +540,7 @@ class Client:
         return ranking(self.work.images[job.group.image], self._names)
 
     def _best(self, job: Job, failed_at: int) -> int:
-        """Return the endpoint that the question's image prefers among those that are there, take it, and have not just failed."""
+        """Return the endpoint that the question's image prefers among those that are reachable, accept it, and have not just failed."""
         return min(
             self._order(job),
             key=lambda i: (job.declined >> i & 1, not self._takes(i), i == failed_at),
@@ -542,7 +551,7 @@ class Client:
         self._again(job, failed_at, probed)
 
     def _again(self, job: Job, failed_at: int, probed: bool) -> None:
-        # what was a probe goes behind the others, so that no question uses up its tries on an endpoint that is away
+        # a former probe goes behind the others, so that no question spends all its tries on an unreachable endpoint
         if not (job.done or self._end.done()):
             self._put(job, self._best(job, failed_at), last=probed)
 
@@ -560,7 +569,9 @@ class Client:
         *,
         declined: bool = False,
     ) -> bool:
-        """Record a question as failed, with what came of its last try. Raises `Failure` after so many in a row that it is the server."""
+        """Record a question as failed, with the result of its last try. Raises `Failure` after so many in a row that the server must be the
+        cause.
+        """
         self._lost += 1
         if self._lost >= _IN_A_ROW * (4 if self._answered else 1) and self._queue.unfinished > 1:
             if declined:
@@ -575,7 +586,7 @@ class Client:
         return self._final(job, index, expression, (came or Reply(None))._replace(error=problem))
 
     def _final(self, job: Job, index: int, expression: Expression, reply: Reply) -> bool:
-        """Return the reply that counts. Says whether other questions became ready."""
+        """Record the reply that counts. Return whether other questions became ready."""
         if self._end.done():  # the run has stopped: nothing is recorded any more
             return False
         self._receive(job.row, expression, reply)

@@ -1,6 +1,6 @@
-"""How much an endpoint is asked at once, and when it is left alone: a concurrency limit and a circuit breaker. Pure; times are given.
+"""A concurrency limit and a circuit breaker for an endpoint. Pure: the caller passes the time.
 
-Seconds of any monotonic clock. Limits in the way of TCP's: slow start, then probing, and a cut on overload.
+Times are seconds of any monotonic clock. The limit works like TCP's: slow start, then probing, and a reduction on overload.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 class Limiter:
     """Requests in flight at one endpoint, between 1 and `most`.
 
-    It grows while that brings more answers a second, that is, while the latency holds: at a server that is full twice the requests take twice
-    the time. After a growth one round (as many answers as the limit) passes before the next is measured. `overloaded` cuts it.
+    The limit grows as long as this yields more answers per second, that is, as long as the latency stays constant: on a full server, twice
+    the requests take twice the time. After each growth, one round (as many answers as the limit) passes before the next measurement.
+    `overloaded` reduces the limit.
     """
 
     most: int
@@ -28,13 +29,13 @@ class Limiter:
         self._full, self._cut_at = True, -1e9
 
     def resize(self, most: int) -> None:
-        """Another share of the whole. A limit that stood at the old ceiling may grow at once."""
+        """Set a new share of the total. A limit at the old ceiling may grow at once."""
         self.most = max(1, most)
         self.limit = self.most if self.fixed else min(self.limit, self.most)
         self._best_limit = min(self._best_limit, self.most)
 
     def answered(self, now: float, in_flight: int) -> None:
-        """An answer came while `in_flight` requests (itself included) were open."""
+        """Record an answer that came while `in_flight` requests (itself included) were open."""
         if self.fixed:
             return
         if self._since < 0:
@@ -46,7 +47,7 @@ class Limiter:
         rate, full = self._count / max(1e-9, now - self._since), self._full
         settling, self._settling = self._settling, False
         self._count, self._since, self._full = 0, now, True
-        if full and not settling:  # a limit that was not reached says nothing
+        if full and not settling:  # no measurement if the limit was not reached
             self._judge(rate)
 
     def _judge(self, rate: float) -> None:
@@ -73,7 +74,7 @@ class Limiter:
             self.limit, self._settling = limit, True
 
     def overloaded(self, now: float) -> None:
-        """The endpoint said that it is too much, or did not answer in time. Cut at most once a second."""
+        """Reduce the limit, at most once a second, because the endpoint is overloaded or did not answer in time."""
         if self.fixed or now - self._cut_at < 1.0:
             return
         self._cut_at, self._doubling = now, False
@@ -84,17 +85,17 @@ class Limiter:
 
 @dataclass
 class Breaker:
-    """Leaves an endpoint alone after failures and lets one question through now and then, the probe, until one is answered.
+    """After failures, sends an endpoint only an occasional question, the probe, until one is answered.
 
-    Failures of questions that were on their way when it opened change nothing more: a server that dies with 500 questions failed once.
+    Failures of requests that were in flight when it opened are ignored: a server that dies with 500 requests has failed once.
     """
 
     tolerated: int = 5
-    """So many failures in a row open it; a connection that is refused does at once"""
+    """Failures in a row that open it; a refused connection opens it at once"""
     first_s: float = 0.5
     longest_s: float = 10.0
     longest_refused_s: float = 2.0
-    """A connection that is refused costs nothing, and a server that starts should not wait to be found"""
+    """Seconds between probes after a refused connection: a probe costs nothing, and a starting server should be found soon"""
 
     def __post_init__(self) -> None:
         self.failures, self.probing, self.refused = 0, False, False
@@ -104,35 +105,37 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Return whether it takes no more than a probe."""
+        """Return whether only a probe may be sent."""
         return self.opened is not None
 
     def waits(self, now: float) -> bool:
-        """Return whether the endpoint asked to be left alone."""
+        """Return whether the endpoint has asked to wait (Retry-After)."""
         return now < self._not_before
 
     def admits(self, now: float) -> bool:
-        """Return whether a question may be sent now; `sent` has to be told."""
+        """Return whether a question may be sent now; if you send it, call `sent`."""
         return not self.waits(now) and (not self.open or (now >= self._retry_at and not self.probing))
 
     def sent(self) -> bool:
-        """Note that a question is sent. Returns whether it is the probe; its outcome must be reported in any case, even if it is `dropped`."""
+        """Note that a question is sent. Returns whether it is the probe; its outcome must be reported in any case, even if it is
+        `dropped`.
+        """
         if not self.open:
             return False
         self.probing = True
         return True
 
     def dropped(self, probe: bool) -> None:
-        """A question ended in a way that says nothing of the endpoint. Harmless after `success` or `failure`."""
+        """Record that a question ended without telling anything about the endpoint. Harmless after `success` or `failure`."""
         if probe:
             self.probing = False
 
     def success(self) -> None:
-        """An answer came, of whatever kind: the endpoint is there and works. What it asked for by Retry-After stands."""
+        """Record an answer of any kind: the endpoint works. A Retry-After stays in force."""
         self.failures, self.opened, self._pause, self.probing, self.refused = 0, None, 0.0, False, False
 
     def failure(self, now: float, *, refused: bool, jitter: float, probe: bool = False) -> None:
-        """No answer, or none of use. `refused`: not even a connection. `jitter` is 0..1."""
+        """Record that no usable answer came. `refused`: there was no connection. `jitter` is 0..1."""
         self.failures += 1
         if self.open and not probe:
             return
@@ -146,5 +149,5 @@ class Breaker:
             self.opened = now if self.opened is None else self.opened
 
     def wait(self, now: float, seconds: float) -> None:
-        """The endpoint asked to be left alone so long (Retry-After)."""
+        """Record that the endpoint asked to wait (Retry-After)."""
         self._not_before = max(self._not_before, now + seconds)

@@ -1,15 +1,15 @@
 """One question as one or several requests: several answers, and a thought that is cut off at its budget.
 
 - One answer, no budget: one request.
-- `samples` answers, no budget: one request with `n` if the engine knows that field, else one after the other. What a server leaves
-  out of the `n` is asked again, so that one that ignores the field is asked one by one.
-- A budget of N tokens: the first request may have N tokens and ends at `</think>`. Then the thought is closed in the client's words, unless
-  the model has closed it, and a second request continues that message: the answer. An answer that ended within the first request without
-  any `</think>` has no thought, and is final. The thought can therefore never be longer than N tokens, by the server's own count.
-- A budget of 0: one request, which continues a message that holds nothing but a closed thought.
+- `samples` answers, no budget: one request with `n` if the engine knows that field, else one after the other. If a server returns fewer,
+  the rest is requested again, so a server that ignores the field gets one request per answer.
+- A budget of N tokens: the first request may have N tokens and ends at `</think>`. Then the client closes the thought, unless the model has
+  closed it, and a second request continues the message with the answer. An answer that ended within the first request without any
+  `</think>` has no thought, and is final. The thought can therefore never be longer than N tokens, by the server's own count.
+- A budget of 0: one request, which continues a message with an empty, closed thought.
 
-Tokens are counted apart: those of the first request are the thought, those of the second one the answer. `prompt_tokens` is the question,
-once: what is sent again is found in the engine's cache, and the endpoint's own counters say how much of it was.
+Tokens are counted separately: those of the first request are the thought, those of the second one the answer. `prompt_tokens` counts the
+question once, because the engine finds repeated text in its cache; the endpoint's own counters say how much of it was found.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Post = Callable[[tuple[bytes, ...], dict[str, str]], Awaitable[Answer]]
 
 
 class Refusal(Exception):
-    """A request of the question was answered by another status than 200."""
+    """A request got a status other than 200."""
 
 
 class Conversation:
-    """The requests of every question of a run. Immutable after it is made."""
+    """The requests of every question of a run. Immutable."""
 
     def __init__(self, request: Request, method: Method, engine: Engine | None, sampling: Sampling) -> None:
         self.method, self.request = method, request
@@ -62,7 +62,7 @@ class Conversation:
         return Talk(self, post, picture, expression, image)
 
     def seeded(self, request: Request, number: int) -> Request:
-        """Return the request of answer `number`: with a seed of its own, or all answers would be the same."""
+        """Return the request of answer `number`, with its own seed, because with the same seed all answers would be equal."""
         return request if self._seed is None or not number else _with(request, {"seed": self._seed + number})
 
 
@@ -71,7 +71,7 @@ def _with(request: Request, fields: Mapping[str, Any]) -> Request:
 
 
 class Talk:
-    """One question on its way; `answer` is the last response, for what its status and headers say."""
+    """A question in progress; `answer` is the last response, kept for its status and headers."""
 
     def __init__(self, whole: Conversation, post: Post, picture: bytes, expression: Expression, image: str) -> None:
         self._whole, self._post = whole, post
@@ -81,7 +81,7 @@ class Talk:
         """Tokens of all prompts that came from the server's cache"""
 
     async def reply(self) -> Reply:
-        """Ask, and return the reply with the samples that it is made of. Raises `Refusal`, and what a request raises."""
+        """Ask, and return the reply with its samples. Raises `Refusal`, and the errors of a request."""
         method = self._whole.method
         if method.samples == 1:
             if method.thinking_budget is None:  # nearly always
@@ -94,7 +94,7 @@ class Talk:
         return _several([await self._one(i) for i in range(method.samples)])
 
     async def _together(self, count: int) -> Reply:
-        """Ask for all answers in one request, and again for those that did not come."""
+        """Ask for all answers in one request, and again for missing ones."""
         found = await self._send(self._whole._plain, wanted=count)
         whole = found[0]._replace(samples=tuple(found if len(found) == 1 else map(_without_counts, found)))
         while (missing := count - len(whole.samples)) > 0:
@@ -112,7 +112,7 @@ class Talk:
         tasks = [asyncio.create_task(self._one(number)) for number in range(count)]
         try:
             return await asyncio.gather(*tasks)
-        finally:  # a task group would wrap the error, whose kind decides what becomes of the question
+        finally:  # a task group would wrap the error, but its type decides how the question continues
             for task in tasks:
                 task.cancel()
 
@@ -166,7 +166,7 @@ def _sum(*values: Number | None) -> Number | None:
 
 
 def _without_counts(reply: Reply) -> Reply:
-    """Return one of several answers of a response, whose counts are those of all."""
+    """Return one of several answers of a response whose counts cover all of them."""
     return reply._replace(completion_tokens=None, reasoning_tokens=None)
 
 

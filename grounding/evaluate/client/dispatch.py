@@ -1,24 +1,25 @@
-"""Which question goes where: questions in groups of one image, dealt to endpoints, taken, stolen and given back. Pure: no I/O, no clock.
+"""Assign questions to endpoints in groups of one image, with work stealing. Pure: no I/O, no clock.
 
-A server that has an image encoded answers the image's other questions for a sixth of the work, so the unit of dealing is the image.
+A server that has encoded an image answers further questions about it for a sixth of the work, so whole images are assigned.
 
-1. *Deal.* Rows of all files are sorted by image. Each image has a home: the endpoint that comes first in its `ranking` (rendezvous hashing).
-   An endpoint's images are one range [low, high), in the order of their first row. Nothing else is stored: two numbers a row.
-2. *Take.* An endpoint that has room takes, in this order: (a) a question of an image that was begun there; (b) the first question of its next
-   image, at `low`; (c) if its range is empty, the first question of the *last* image, at `high`, of the endpoint with most images left. Whole
-   images are stolen, from the far end, so that owner and thief meet at most once. (d) If no image is left to begin anywhere, a question
-   that waits elsewhere for more than one round, or for an endpoint that is gone: better asked without the cache than late.
-3. *First alone.* The first question of an image goes ahead; its siblings are handed out, at the same endpoint, once it has its final reply.
-   If it fails and is asked elsewhere, they follow it there.
-4. *Give back.* A question whose request failed is put back (`again`) at the endpoint of the client's choice: the next of the image's ranking that
-   is not down. If an endpoint goes down, its begun questions move in the same way (`evacuate`); its range stays its own, is stolen
-   from as in (c), and is served by it again once it comes back.
+1. *Deal.* Rows of all files are sorted by image. Each image has a home: the endpoint that comes first in its `ranking` (rendezvous
+   hashing). An endpoint's images are one range [low, high), in the order of their first row. Only two numbers are stored for each row.
+2. *Take.* An endpoint that has room takes, in this order: (a) a question of an image that was begun there; (b) the first question of its
+   next image, at `low`; (c) if its range is empty, the first question of the *last* image, at `high`, of the endpoint with most images
+   left. Whole images are stolen from the far end, so that owner and thief meet at most once. (d) If no image is left to begin anywhere, a
+   question that waits at another endpoint for more than one round, or for an unreachable endpoint: it is better to lose the cache than to
+   wait.
+3. *First alone.* The first question of an image is sent alone; its siblings are handed out at the same endpoint once it has its final
+reply. If it fails and moves to another endpoint, they follow it.
+4. *Give back.* A question whose request failed is put back (`again`) at the endpoint of the client's choice: the next of the image's
+   ranking that is not down. If an endpoint goes down, its begun questions move in the same way (`evacuate`); it keeps its range, from which
+   others steal as in (c), and continues with it once it comes back.
 
 Every row is in exactly one place: in a range, waiting in its group, in one ready queue, or with the client; `finish` takes it out.
 
-A take costs the same whatever the number of endpoints. (c) keeps a heap of the ranges, whose entries are corrected when they come up, since
-a range only shrinks. (d) keeps the set of endpoints whose queue was longer than their room when it last grew; `recheck` looks at all of them
-again, for rooms that have shrunk since.
+The cost of a take does not depend on the number of endpoints. (c) keeps a heap of the ranges, whose entries are corrected when they are
+popped, since a range only shrinks. (d) keeps the set of endpoints whose queue was longer than their room when it last grew; `recheck`
+checks all of them again, because rooms may have shrunk since.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from numpy.typing import NDArray
 
 
 def ranking(image: str, endpoints: Sequence[str]) -> list[int]:
-    """Return the indices of the endpoints in the order an image prefers them. A new or lost endpoint moves only the images it gains or held.
+    """Return the indices of the endpoints in the order an image prefers them. A new or lost endpoint moves only the images it gains or
+    held.
 
     Rendezvous (highest random weight) hashing: Thaler and Ravishankar, 1998.
     """
@@ -65,7 +67,7 @@ def _weights(images: NDArray[np.uint64], endpoints: NDArray[np.uint64]) -> NDArr
 
 
 class Group:
-    """An image that was started: its open questions, and the client's `picture` of it."""
+    """An image that was started: its open questions, and the client's encoded `picture`."""
 
     __slots__ = ("image", "open", "picture", "waiting")
 
@@ -75,8 +77,9 @@ class Group:
 
 
 class Job:
-    """One question on its way. `tries`, `refusals` (429 and the like), `declined` (a bit for each endpoint that will not take it) and `at`
-    (where it runs) are the client's to keep."""
+    """A question in progress. The client maintains `tries`, `refusals` (such as 429), `declined` (a bit for each endpoint that refuses it)
+    and `at` (where it runs).
+    """
 
     __slots__ = ("at", "declined", "done", "group", "refusals", "row", "tries")
 
@@ -90,8 +93,8 @@ class Job:
 class Dispatcher:
     """Hands out the questions `rows` of a worklist, each once; `unfinished` counts those without a final reply.
 
-    `images[i]` is the image number of row i, `names` the images by number. With `first_alone` the first question of an image goes
-    ahead and the others follow once it has returned, so that they find the image in the server's cache. `room(i)` says how many questions
+    `images[i]` is the image number of row i, `names` the images by number. With `first_alone`, the first question of an image is sent alone
+    and the others follow once it has returned, so that they find the image in the server's cache. `room(i)` says how many questions
     endpoint i takes at once, 0 when it is down.
     """
 
@@ -135,7 +138,7 @@ class Dispatcher:
         """Endpoints whose ready queue may be longer than one round, the one that has been so for longest first"""
 
     def take(self, endpoint: int) -> Job | None:
-        """Return the next question for an endpoint that has room: its own, else one of the endpoint that has most left."""
+        """Return the next question for an endpoint that has room: its own, else one of the endpoint with the most left."""
         ready = self._ready[endpoint]
         if ready:
             self._waiting -= 1
@@ -161,7 +164,7 @@ class Dispatcher:
         return self._images_left > 0 or self._overfull() is not None
 
     def recheck(self) -> None:
-        """Look at every queue again, because the rooms have changed."""
+        """Check every queue again, because the rooms have changed."""
         for index in range(len(self._ready)):
             self._note(index)
 
@@ -210,7 +213,9 @@ class Dispatcher:
                 heapq.heappop(self._fullest)
 
     def finish(self, job: Job, endpoint: int) -> bool:
-        """Note that a question has its final reply, from that endpoint. What waited for it may go there; returns whether something did."""
+        """Note that a question has its final reply from that endpoint, and release the questions that waited for it. Return whether there
+        were any.
+        """
         job.done = True
         self.unfinished -= 1
         group = job.group
@@ -221,14 +226,16 @@ class Dispatcher:
         return bool(waiting)
 
     def again(self, job: Job, endpoint: int, *, last: bool = False) -> None:
-        """Put a question back, to be asked next at that endpoint, or after all others that were begun there."""
+        """Put a question back, to be asked next at that endpoint, or after all others of images begun there."""
         ready = self._ready[endpoint]
         ready.append(job) if last else ready.appendleft(job)
         self._waiting += 1
         self._note(endpoint)
 
     def evacuate(self, endpoint: int, to: Callable[[Job], int]) -> None:
-        """Hand out again what an endpoint that has gone had begun. It keeps what it has not begun; others take that when they have nothing left."""
+        """Hand out again the begun questions of an unreachable endpoint. It keeps the images that it has not begun; others take them when
+        they have nothing left.
+        """
         jobs, self._ready[endpoint] = self._ready[endpoint], deque()
         self._waiting -= len(jobs)
         for job in jobs:
@@ -236,5 +243,5 @@ class Dispatcher:
 
     @property
     def idle(self) -> bool:
-        """Return whether nothing is left to hand out (questions may still be on their way)."""
+        """Return whether nothing is left to hand out (requests may still be in flight)."""
         return not self._waiting and not self._images_left

@@ -1,10 +1,10 @@
 """A lean HTTP/1.1 client for one kind of request: a large POST over a kept connection, its small answer, and how long that took.
 
-It exists because the client is what limits an evaluation over many servers: a general library spends three quarters of a request's CPU time on
-what is not needed here (docs/benchmarks.md). Messages are parsed by llhttp (`httptools`), connections and TLS are asyncio's; ours are the pool,
-the deadline and the clock. Bodies are pieces of bytes that are written as the socket takes them and never joined, so that many questions
-share one encoded image. A latency runs from the first byte that is written to the moment the last one was read, which is noted where it is
-read: answers that wait for their turn in this process do not look slow.
+It exists because the client limits an evaluation over many servers: a general library spends three quarters of a request's CPU time on
+features that are not needed here (docs/benchmarks.md). llhttp (`httptools`) parses messages, asyncio provides connections and TLS; this
+module adds the pool, the deadline and the clock. Bodies are pieces of bytes that are written without joining them, so that many questions
+share one encoded image. A latency is the time from writing the first byte to reading the last one. The time is taken when the byte is read,
+so that waiting in this process does not count.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from urllib.parse import urlsplit
 import httptools
 
 LARGEST_ANSWER = 64 << 20
-"""Bytes; what sends more is broken"""
+"""Bytes; a larger answer is treated as broken"""
 _CHUNK = 1 << 18
 _AT_ONCE = 8
-"""Answers that are worked on before the sockets are looked at again"""
+"""Answers that are processed before the sockets are read again"""
 _STALE_S = 1.0
 
 
@@ -35,7 +35,7 @@ class Unreachable(Exception):
 
 
 class Broken(Exception):
-    """The connection ended early, or what came is no HTTP."""
+    """The connection ended early, or the data is not HTTP."""
 
 
 class _Stale(Broken):
@@ -50,7 +50,7 @@ class _Ours(Exception):
 
 
 class Answer(NamedTuple):
-    """A response that came whole."""
+    """A complete response."""
 
     status: int
     headers: dict[bytes, bytes]
@@ -60,14 +60,14 @@ class Answer(NamedTuple):
 
 
 class FairQueue:
-    """Lets waiting tasks go on a few at a time, so that between them the event loop reads what has arrived."""
+    """Resumes waiting tasks a few at a time, so that the event loop can read arrived data in between."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiting = deque[tuple[asyncio.Future[Answer], Answer]]()
 
     def add(self, future: asyncio.Future[Answer], answer: Answer) -> None:
-        """Give the answer to the future when it is its turn."""
+        """Set the future's result when it is its turn."""
         if not self._waiting:
             self._loop.call_soon(self._next)
         self._waiting.append((future, answer))
@@ -101,7 +101,7 @@ class Connection(asyncio.Protocol):
         self._headed = self._lasts = False
 
     async def exchange(self, head: bytes, pieces: Sequence[bytes], deadline: float) -> Answer:
-        """Send a request, its first piece a small one, and return its answer. `deadline` is the loop's time.
+        """Send a request, whose first piece is small, and return its answer. `deadline` is the loop's time.
 
         Raises `Broken`, and `TimeoutError` at the deadline.
         """
@@ -118,7 +118,7 @@ class Connection(asyncio.Protocol):
         try:
             answer: Answer = await future
         except BaseException:
-            self.close()  # what comes later belongs to no one
+            self.close()  # later data belongs to no request
             raise
         finally:
             timer.cancel()
@@ -132,20 +132,20 @@ class Connection(asyncio.Protocol):
         return answer
 
     def close(self) -> None:
-        """Close at once, whatever is on its way."""
+        """Close at once, even during an exchange."""
         self._unsent.clear()
         if self._transport is not None:
             self._transport.abort()
 
     @property
     def closed(self) -> bool:
-        """Return whether it is of no use any more."""
+        """Return whether it can no longer be used."""
         return self._transport is None or self._transport.is_closing()
 
     def _push(self) -> None:
         while self._unsent and not self._paused and self._transport is not None:
             piece = self._unsent.popleft()
-            if len(piece) > _CHUNK:  # what the socket does not take is copied, so no more is offered than it may take
+            if len(piece) > _CHUNK:  # data that the socket does not accept is copied, so offer only what it may accept
                 self._unsent.appendleft(piece[_CHUNK:])
                 piece = piece[:_CHUNK]
             self._transport.write(piece)
@@ -160,7 +160,7 @@ class Connection(asyncio.Protocol):
     def _complete(self) -> None:
         seconds = perf_counter() - self._start
         answer = Answer(self._parser.get_status_code(), self._headers, b"".join(self._body), seconds)
-        future, self._future = self._future, None  # it is out of reach for what the connection may still do
+        future, self._future = self._future, None  # later events of the connection must not change it
         if future is not None and not future.done():
             self._pool.turns.add(future, answer)
 
@@ -178,7 +178,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._got += len(data)
-        if self._future is None or self._got > LARGEST_ANSWER:  # no one asked, or it never ends
+        if self._future is None or self._got > LARGEST_ANSWER:  # no request is open, or the answer never ends
             self._fail(Broken(f"an answer of more than {LARGEST_ANSWER >> 20} MiB"))
             self.close()
             return
@@ -197,7 +197,7 @@ class Connection(asyncio.Protocol):
         if self._future is None:
             return
         if self._headed and not error and not {b"content-length", b"transfer-encoding"} & self._headers.keys():
-            self._complete()  # its end is the end of the connection
+            self._complete()  # the message ends with the connection
         elif not self._got and self._reused and perf_counter() - self._start < _STALE_S:
             self._fail(_Stale("the connection was closed"))
         else:
@@ -223,9 +223,9 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """The connections to one server. Made inside a running event loop; `url` is what is posted to.
+    """The connections to one server. Create it inside a running event loop; `url` is the address of the requests.
 
-    The pool itself sets no limit: there are as many connections as exchanges were open at a time.
+    The pool itself sets no limit: there are as many connections as concurrent exchanges.
     """
 
     def __init__(
@@ -252,7 +252,9 @@ class Pool:
         self._resolved = 0.0
 
     async def post(self, pieces: Sequence[bytes], headers: Mapping[str, str], timeout_s: float) -> Answer:
-        """Post the pieces as one JSON body. Raises `Unreachable`, `Broken`, and `TimeoutError` when the whole takes longer than `timeout_s`."""
+        """Post the pieces as one JSON body. Raises `Unreachable`, `Broken`, and `TimeoutError` if it takes longer than `timeout_s` in
+        total.
+        """
         deadline = self.loop.time() + timeout_s
         head = b"%s%sContent-Length: %d\r\n\r\n" % (self._head, _lines(headers), sum(map(len, pieces)))
         while self._idle:
@@ -260,7 +262,9 @@ class Pool:
             if not connection.closed:
                 try:
                     return await connection.exchange(head, pieces, deadline)
-                except _Stale:  # servers close what was idle for some seconds; others of the pool may be as old
+                except (
+                    _Stale
+                ):  # servers close connections that were idle for some seconds; others of the pool may be as old
                     break
         connection = await self._connect(deadline)
         return await connection.exchange(head, pieces, deadline)
@@ -297,7 +301,9 @@ class Pool:
         raise Unreachable(f"{self._host}:{self._port}: {problem}") from last
 
     async def _resolve(self) -> list[Any]:
-        """Return the addresses, asked for once by all that connect at a time, and again after some seconds: a restarted pod has another."""
+        """Return the addresses. Concurrent connects share one lookup, which is repeated after some seconds, because a restarted pod has
+        another address.
+        """
         if self._addresses is None or (self._addresses.done() and self.loop.time() > self._resolved + 5.0):
             self._resolved = self.loop.time()
             lookup = self.loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
@@ -305,7 +311,7 @@ class Pool:
         return await asyncio.shield(self._addresses)
 
     def keep(self, connection: Connection) -> None:
-        """Take back a connection that may be used again; the last one used is the first one taken."""
+        """Take back a connection for further use; the last one used is the next one taken."""
         self._idle.append(connection)
 
     def lost(self, connection: Connection) -> None:

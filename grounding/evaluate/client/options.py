@@ -1,4 +1,4 @@
-"""How to ask: the options of the client, and what endpoints and pauses are."""
+"""The options of the client, the URLs of endpoints, and pauses between tries."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ class Options:
     endpoints: tuple[str, ...]
     request: Request
     concurrency: int = defaults.CONCURRENCY
-    """Requests in flight over all endpoints, at most"""
+    """Maximum requests in flight over all endpoints"""
     fixed: bool = False
-    """Keep that many in flight from the start, instead of growing to it"""
+    """Keep this number in flight from the start, instead of growing to it"""
     warm_up: int = 0
-    """So many first answers are kept without their latency"""
+    """Number of first answers whose latency is not recorded"""
     first_alone: bool = True
-    """The first question of an image ahead of its siblings, which then find the image in the server's cache"""
+    """Send the first question of an image before its siblings, which then find the image in the server's cache"""
     attempts: int = 6
     refusals: int = 20
-    """Answers of 429 and 503 that one question bears before it counts as failed"""
+    """Number of answers 429 and 503 after which a question has failed"""
     timeout_s: float = 600.0
     backoff_s: float = 0.5
     """The first pause between tries; it doubles up to 30 s"""
     unreachable_s: float = 10.0
-    """Stop when no endpoint took a connection for so long; what was asked meanwhile is not recorded as failed"""
+    """Stop if no endpoint accepts a connection for so long; requests in this time are not recorded as failed"""
     wait_s: float = 0.0
     """At the start, before any answer, wait at least so long for the first endpoint; endpoints may come up while the run continues"""
     mixed: bool = False
-    """Go on although endpoints, or the answers that are there already, say that they are of different models"""
+    """Continue even if endpoints or existing answers report different models"""
     access: Access = field(default_factory=Access)
     """Keys and certificates"""
     method: Method = field(default_factory=Method)
     """How much is spent on a question"""
     served_by: Engine | None = None
-    """What the servers are, for what only some of them can do; None: nothing is known"""
+    """The servers' engine, for features that only some have; None: unknown"""
     sampling: Sampling = field(default_factory=Sampling)
     straggler_s: float = 5.0
-    """Nothing is asked twice before a request is so old, and three times as old as 95 % of the others"""
+    """Age at which a request may be repeated elsewhere, if it is also three times as old as 95 % of the others"""
 
 
 def normalise(endpoint: str) -> str:
-    """Return the chat completions URL of an endpoint. Raises `UserError` for what is no http URL.
+    """Return the chat completions URL of an endpoint. Raises `UserError` if it is not an http URL.
 
-    `http://host:port`, with or without `/v1` and with any path before it; a URL that ends in `/chat/completions` is taken as it is.
+    `http://host:port`, with or without `/v1` and with any path before it; a URL that ends in `/chat/completions` is used unchanged.
     """
     url = endpoint.strip().rstrip("/")
     whole, url = url.endswith("/chat/completions"), url.removesuffix("/v1")
@@ -72,12 +72,14 @@ def normalise(endpoint: str) -> str:
 
 
 def pause(attempt: int, asked_s: float, first_s: float, jitter: float) -> float:
-    """Seconds to wait after try `attempt` (from 0): what the server asks for, and doubling to 30 more. `jitter` is 0..1."""
+    """Return the seconds to wait after try `attempt` (from 0): what the server asks for, plus a pause that doubles up to 30 s. `jitter` is
+    0..1.
+    """
     return asked_s + min(30.0, first_s * 2.0 ** min(attempt, 20)) * (0.5 + 0.5 * jitter)
 
 
 def asked_pause(retry_after: str | None) -> float:
-    """Seconds of a Retry-After header, 60 at most; 0 for none and for a date, which is rare: there the doubling will do."""
+    """Return the seconds of a Retry-After header, at most 60; 0 without one and for a date, which is rare."""
     try:
         return min(60.0, max(0.0, float(retry_after or 0)))
     except ValueError:

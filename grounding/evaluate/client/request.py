@@ -1,4 +1,4 @@
-"""One question as bytes, and its answer back: the chat completion request of an image and an expression. Pure but for reading the image."""
+"""The chat completion request for an image and an expression, as bytes. Pure except for reading the image."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from grounding.jsontypes import Document
 from grounding.prompts import render
 
 IMAGE_FORMS = ("data", "png", "file")
-"""As stored in a data URL; decoded here and sent as PNG; by its path, for a server that sees the same volume."""
+"""As stored, in a data URL; decoded and sent as PNG; or by its path, for a server with the same volume."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What all questions of a run have in common. `model` is the name in requests (None: none is sent)."""
+    """The settings that all questions of a run share. `model` is the name in requests (None: none is sent)."""
 
     model: str | None
     prompt: str
@@ -36,11 +36,11 @@ class Request:
     images: str = "data"
     routing: Routing = field(default_factory=Routing)
     decode: bool = False
-    """Decode each image whole before it is sent, instead of looking at its end"""
+    """Decode each image completely before it is sent, instead of checking only its end"""
     system: str = ""
     """A system message before the question; empty: none"""
     body: Mapping[str, Any] = field(default_factory=dict)
-    """Fields that are added to every request, over the engine's; None leaves a field out"""
+    """Fields that are added to every request and override the engine's; None leaves a field out"""
 
     def __post_init__(self) -> None:
         if self.images not in IMAGE_FORMS:
@@ -61,7 +61,8 @@ class Request:
     def parts(
         self, picture: bytes, expression: Expression, image: str, said: str | None = None
     ) -> tuple[tuple[bytes, ...], dict[str, str]]:
-        """(pieces of the body, headers): image first, then the question. The encoded image is a piece of its own, never copied.
+        """Return (pieces of the body, headers), with the image before the question. The encoded image is a separate piece, which is never
+        copied.
 
         `said` is the beginning of the assistant's answer, which the request's fields ask the server to continue.
         """
@@ -81,7 +82,7 @@ class Request:
 def fitting(size: tuple[int, int], max_pixels: int | None, min_pixels: int | None = None) -> tuple[int, int]:
     """Return the width and height of a picture that has at most `max_pixels` pixels, at least `min_pixels`, and the same shape.
 
-    A side has 1 pixel at least.
+    Each side has at least 1 pixel.
     """
     width, height = size
     if min_pixels is not None and width * height < min_pixels:
@@ -107,7 +108,7 @@ _BETWEEN = b'","detail":"high"}},{"type":"text","text":'
 
 
 def mime_of(data: bytes) -> str:
-    """Return the media type by the first bytes, whatever the file is called."""
+    """Return the media type by the first bytes, independent of the file's name."""
     for magic, mime in (
         (b"\x89PNG", "image/png"),
         (b"\xff\xd8\xff", "image/jpeg"),
@@ -127,12 +128,11 @@ def data_url(data: bytes) -> bytes:
 def encode(
     images: ImageStore, name: str, request: Request, max_pixels: int | None = None, min_pixels: int | None = None
 ) -> bytes:
-    """Return what stands for the image in the request, ready for JSON. Raises `UserError` for one that no server could decode.
+    """Return the image's value in the request, ready for JSON. Raises `UserError` for an image that no server could decode.
 
-    A broken image is found here: SGLang 0.5.12 answers 500 to one and never stops afterwards. An EXIF orientation is
-    removed, so that no server turns the picture, and 16 bits are scaled to 8, since servers clip them to white; so
-    such a picture is sent as data even if others are sent by their path. A picture of more than `max_pixels` pixels is
-    made smaller first, one of fewer than `min_pixels` larger.
+    Broken images are found here, because SGLang 0.5.12 answers 500 to one and then never stops. An EXIF orientation is removed, so that no
+    server rotates the picture, and 16 bits are scaled to 8, since servers clip them to white; such a picture is sent as data even if others
+    are sent by path. A picture with more than `max_pixels` pixels is scaled down first, one with fewer than `min_pixels` up.
     """
     return encode_data(images.read(name), name, request, max_pixels, lambda: images.path(name), min_pixels)
 
@@ -145,7 +145,7 @@ def encode_data(
     path_of: Callable[[], Path | None] = lambda: None,
     min_pixels: int | None = None,
 ) -> bytes:
-    """As `encode`, for a picture that is at hand. `path_of` returns where it is on the disk, if anywhere."""
+    """Like `encode`, for a picture in memory. `path_of` returns its path on the disk, if it has one."""
     try:
         picture = inspect(io.BytesIO(data), decode=request.decode)
     except ValueError as e:

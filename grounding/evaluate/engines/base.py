@@ -1,4 +1,4 @@
-"""What an engine is: a name and how to start, watch and talk to its server. Pure."""
+"""An engine: how to start, watch and query its server. Pure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ class ServeOptions:
     """How to serve. `served_name` is the model's name in requests.
 
     `gpus` hold `gpus / (tensor_parallel x pipeline_parallel)` copies of the model; 0 GPUs: one copy on the CPU. `max_length` bounds a
-    request, prompt and answer together, in tokens. `expert_parallel` gives each GPU of a copy whole experts.
-    `trust_remote_code` lets the engine run Python code from the model's folder. `keyed`: requests must carry the key that the server finds in
-    `$EGM_API_KEY`.
+    request, prompt and answer together, in tokens. `expert_parallel` gives each GPU of a copy whole experts. `trust_remote_code` lets the
+    engine run Python code from the model's folder. `keyed`: requests must carry the key that the server finds in `$EGM_API_KEY`.
     """
 
     host: str = "127.0.0.1"
@@ -36,15 +35,15 @@ class ServeOptions:
 
     @property
     def copies(self) -> int:
-        """Copies of the model that run side by side on the GPUs."""
+        """Return the number of copies of the model on the GPUs."""
         return self.gpus // (self.tensor_parallel * self.pipeline_parallel)
 
 
 @dataclass(frozen=True)
 class Routing:
-    """How a request names the copy of the model that is to answer it, where one server holds several (data parallelism).
+    """How a request selects the copy of the model that answers it, if a server has several (data parallelism).
 
-    `field` is in the body, `header` in the head; both empty: not at all.
+    `field` is a field of the body, `header` a header; both empty: it cannot.
     """
 
     copies: int = 1
@@ -53,11 +52,11 @@ class Routing:
 
 
 Pages = Mapping[str, Any]
-"""What a server's pages hold, as JSON, by the names of `Engine.info_pages`; a page that did not come is absent"""
+"""The server's pages as JSON, by the names of `Engine.info_pages`; missing pages are absent"""
 
 
 def says_nothing(pages: Pages, asked_as: str | None) -> ServedModel:
-    """Return that nothing is known of the model: for servers that are not asked."""
+    """Return an unknown model, for servers that are not asked."""
     return UNKNOWN
 
 
@@ -65,15 +64,14 @@ def says_nothing(pages: Pages, asked_as: str | None) -> ServedModel:
 class Engine:
     """One kind of server.
 
-    `command(model, options)` is the argv (its first word `python`, or a program beside the interpreter); `env` and, without a GPU, `cpu_env` are
-    added to the process's; `readiness` is a path that answers 200 once the model answers; `request_extras(sampling)` are the request's fields;
-    `names_model` is whether requests carry a model name at all; `rank_field` and `rank_header` are where a request says which data-parallel
-    copy is to answer it; `packages` are what the server's environment must hold,
-    and `lock` is the file of the checkout that fixes it; `metric_names` are the samples of `/metrics` (field of `Metrics` -> name), empty where
-    there are none; `info_pages` (name -> paths, of which the first that answers counts) are where a server says which model it serves, and
-    `served(pages, asked_as)` reads them.
+    `command(model, options)` is the argv (its first word `python`, or a program beside the interpreter); `env` and, without a GPU,
+    `cpu_env` are added to the process's; `readiness` is a path that returns 200 once the model answers; `request_extras(sampling)` returns
+    the request's fields; `names_model` says whether requests contain a model name; `rank_field` and `rank_header` select the data-parallel
+    copy that answers a request; `packages` are the packages that the server's environment needs, and `lock` is the lock file with their
+    versions; `metric_names` are the samples of `/metrics` (field of `Metrics` -> name), empty if there are none; `info_pages` (name ->
+    paths, of which the first that answers counts) are the pages with the served model, and `served(pages, asked_as)` reads them.
 
-    SIGTERM stops each of them: requests in flight are answered first, for `grace_s` seconds; who stops it kills it then.
+    SIGTERM stops every server: it answers requests in flight for up to `grace_s` seconds; then the caller kills it.
     """
 
     name: str
@@ -85,9 +83,9 @@ class Engine:
     takes_n: bool = True
     """Whether one request may ask for several answers (`n`)"""
     continues: Mapping[str, Any] = field(default_factory=dict)
-    """Fields that make a request continue its last message, which is the assistant's; empty: it cannot"""
+    """Fields that make a request continue its last message, the assistant's; empty: not supported"""
     keeps_stop: Mapping[str, Any] = field(default_factory=dict)
-    """Fields that leave the text at which an answer was stopped in it; without it an end by itself looks the same"""
+    """Fields that keep the stop text in an answer; without it, a stopped answer looks like a finished one"""
     limit_field: str = "max_tokens"
     rank_field: str = ""
     rank_header: str = ""
@@ -100,16 +98,16 @@ class Engine:
     lock: str = ""
 
     def environment(self, environ: Mapping[str, str], *, gpus: int) -> dict[str, str]:
-        """Return what to add to `environ` for the server; what the user has set stands. FlashInfer is off unless `EGM_FLASHINFER=1`."""
+        """Return what to add to `environ` for the server; the user's own values are kept. FlashInfer is off unless `EGM_FLASHINFER=1`."""
         wanted = (self.env if gpus else self.env | self.cpu_env) | flashinfer.environment(environ)
         return {name: value for name, value in wanted.items() if name not in environ}
 
     def metrics(self, text: str) -> Metrics:
-        """Return what the text of `/metrics` says. Raises `ValueError` for another format."""
+        """Parse the text of `/metrics`. Raises `ValueError` for another format."""
         return read_metrics(text, self.metric_names)
 
     def routing(self, copies: int) -> Routing:
-        """Return how a request names one of `copies` copies of the model behind an endpoint."""
+        """Return how a request selects one of `copies` copies of the model behind an endpoint."""
         return Routing(copies, self.rank_field, self.rank_header)
 
 

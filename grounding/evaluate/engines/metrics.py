@@ -1,4 +1,4 @@
-"""What a server says of itself at `/metrics` (Prometheus' text format), in the same words for every engine. Pure."""
+"""A server's `/metrics` (Prometheus' text format), with the same names for every engine. Pure."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from prometheus_client.parser import text_string_to_metric_families
 
 @dataclass(frozen=True)
 class Metrics:
-    """One reading; None if the engine does not say. Counters count from the server's start; `kv_use` is 0..1, of the fullest copy."""
+    """One reading; None if the engine does not say. Counters start at the server's start; `kv_use` is 0..1, for the fullest copy."""
 
     running: float | None = None
     queued: float | None = None
     kv_use: float | None = None
     prompt_tokens: float | None = None
     cached_tokens: float | None = None
-    """Prompt tokens, those of images included, that were found in the cache of keys and values"""
+    """Prompt tokens, including image tokens, that were found in the key-value cache"""
     generated_tokens: float | None = None
     image_hits: float | None = None
     image_queries: float | None = None
 
     @property
     def hit_rate(self) -> float | None:
-        """Cached share of the prompt tokens, 0..1."""
+        """Return the cached share of the prompt tokens, 0..1."""
         return (
             self.cached_tokens / self.prompt_tokens if self.prompt_tokens and self.cached_tokens is not None else None
         )
 
 
 def read_metrics(text: str, names: Mapping[str, str]) -> Metrics:
-    """Return a reading out of a server's text. `names`: field of `Metrics` -> the engine's sample name.
+    """Return the reading in a server's text. `names`: field of `Metrics` -> the engine's sample name.
 
-    A sample is there once a copy of the model (data parallelism) and once a label; these are added up, `kv_use` is the largest.
-    Raises `ValueError` for text that is not of this format.
+    A sample occurs once for each copy of the model (data parallelism) and each label; these are added up, and `kv_use` is the largest.
+    Raises `ValueError` for text in another format.
     """
     wanted = {sample: field for field, sample in names.items()}
     found: dict[str, float] = {}

@@ -16,17 +16,17 @@ def command(model: str, options: ServeOptions) -> list[str]:
         place += ["--pp-size", str(options.pipeline_parallel)]
     if options.expert_parallel:
         place += ["--ep-size", str(options.tensor_parallel)]
-    if not options.gpus:  # a share of a machine's memory would be all of it
+    if not options.gpus:  # the default share of a machine's memory would take all of it
         place = ["--device", "cpu", "--dtype", "float32", "--max-total-tokens", str(max(65536, 2 * options.max_length))]
     return [
-        # SGLang takes a key on its command line only, where everyone on the machine can read it
+        # SGLang accepts a key only on its command line, where everyone on the machine can read it
         *(("python", str(SCRIPT)) if options.keyed else ("python", "-m", "sglang.launch_server")),
         *("--model-path", model),
         *("--served-model-name", options.served_name or model),
         *("--host", options.host, "--port", str(options.port)),
         *place,
         *("--mem-fraction-static", "0.8", "--context-length", str(options.max_length)),
-        # the cache report makes each answer say how much of its prompt was cached
+        # with the cache report, each answer says how much of its prompt was cached
         *("--enable-metrics", "--enable-cache-report"),
         *(["--trust-remote-code"] if options.trust_remote_code else []),
     ]
@@ -56,8 +56,8 @@ ENGINE = Engine(
     name="sglang",
     command=command,
     # not SGL_FORCE_SHUTDOWN: it drops the requests in flight. A request that SGLang lost track of (0.5.12 does, of an image that
-    # cannot be decoded, which the client never sends) holds its end up no longer than the grace period.
-    # its one event loop copies picture features with a thread a core, which cost a fifth of all requests (docs/benchmarks.md)
+    # cannot be decoded, which the client never sends) delays its end at most for the grace period.
+    # its only event loop copies picture features with a thread per core, which costs a fifth of the throughput (docs/benchmarks.md)
     env={"OMP_NUM_THREADS": "4"},
     cpu_env={"SGLANG_USE_CPU_ENGINE": "1"},
     readiness="/health",  # /v1/models answers before the warm-up is done
@@ -75,7 +75,7 @@ ENGINE = Engine(
     },
     packages=("sglang",),
     lock="images/infer-sglang/requirements.txt",
-    # 0.5.12 answers under the second names too, with a warning in its log; older releases know no others
+    # 0.5.12 also answers at the second paths, with a warning in its log; older releases have only those
     info_pages={
         "models": ("/v1/models",),
         "model": ("/model_info", "/get_model_info"),

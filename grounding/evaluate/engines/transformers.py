@@ -2,7 +2,7 @@
 
 It is started by a script of this project (`serving/transformers_server.py`), which adds what a thinking budget and sampling need.
 
-Its continuous batching is for text models only: with an image it falls back to one request at a time, so it stays off.
+Its continuous batching supports only text models: with an image it falls back to one request at a time, so it is off.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def command(model: str, options: ServeOptions) -> list[str]:
 
 
 def request_extras(sampling: Sampling) -> Document:
-    """Return the fields it knows. It refuses `repetition_penalty` (422). `top_k` changes nothing at temperature 0."""
+    """Return the fields that it supports. It refuses `repetition_penalty` (422). `top_k` changes nothing at temperature 0."""
     fields: Document = {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
@@ -40,7 +40,7 @@ def request_extras(sampling: Sampling) -> Document:
 ENGINE = Engine(
     name="transformers",
     command=command,
-    # offline: a folder needs no hub; threads: two fight for the cores on a small machine, the cost is tenfold
+    # offline: a folder needs no hub; threads: on a small machine two compete for the cores, which is ten times slower
     env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     readiness="/health",  # /v1/models scans the hub's cache and may hang
     request_extras=request_extras,
@@ -48,5 +48,5 @@ ENGINE = Engine(
     grace_s=10.0,
     takes_n=False,
     continues={"continue_final_message": True},
-    names_model=False,  # pinned: it answers under the folder's path only, which a client need not know
+    names_model=False,  # pinned: it answers only under the folder's path, which a client need not know
 )

@@ -25,7 +25,7 @@ def command(model: str, options: ServeOptions) -> list[str]:
         *("--max-model-len", str(options.max_length)),
         *("--limit-mm-per-prompt", '{"image":1}'),
         *(["--trust-remote-code"] if options.trust_remote_code else []),
-        # vLLM's own key guards /v1 only, and /invocations answers the same questions
+        # vLLM's own key protects only /v1, but /invocations answers the same questions
         *(["--middleware", "egm_require_key.RequireKey"] if options.keyed else []),
         # each answer says how much of its prompt was cached; SIGTERM lets requests in flight end
         *("--enable-prompt-tokens-details", "--shutdown-timeout", str(_DRAIN_S)),

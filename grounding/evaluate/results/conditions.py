@@ -1,7 +1,7 @@
-"""Under which conditions a folder's answers were given: settings, models that answered, notes beside the number. Pure.
+"""The conditions of a folder's answers: settings, models that answered, notes beside the number. Pure.
 
-Two evaluations may be compared only if a reader knows in what they differ, apart from the model. Nobody has to remember that: the conditions are
-read from the evaluation's files, `run_config.json`, `summary.json` and the rows.
+To compare two evaluations, a reader must know how they differ, apart from the model. The conditions are therefore read from the
+evaluation's files, `run_config.json`, `summary.json` and the rows.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _NOT_SET = "not set"
 
 @dataclass(frozen=True)
 class Conditions:
-    """Of one folder; `settings` is None if nothing has said what they were."""
+    """The conditions of one folder; `settings` is None if they are unknown."""
 
     settings: Mapping[str, str] | None = None
-    """What requests carried, by name, as people write it; what was not set is absent"""
+    """Settings of the requests by name, as users write them; unset ones are absent"""
     served: tuple[ServedModel, ...] = ()
-    """Which models answered, one of each"""
+    """The models that answered, each once"""
     notes: tuple[str, ...] = ()
-    """What a reader of the number must know, as summary.json has it"""
+    """Notes of summary.json"""
 
 
 def settings_of(config: JsonObject) -> dict[str, str] | None:
-    """Return the settings of a run_config.json, of release 0.1 too; None if it does not say them."""
+    """Return the settings of a run_config.json, also of release 0.1; None if it has none."""
     drawn = config.get("sampling")
     if not isinstance(drawn, Mapping):
         request = config.get("request")
@@ -52,7 +52,7 @@ def settings_differences(a: Mapping[str, str] | None, b: Mapping[str, str] | Non
         return []
     if a is None or b is None:
         return [f"those of {'A' if a is None else 'B'} are not known"]
-    # the first release stored no such field: then nothing is known of it
+    # the first release did not store this field, so its value is unknown
     known = [n for n in sorted({*a, *b}) if n != "pictures sent as" or (n in a and n in b)]
     return [
         f"{name} is {a.get(name, _NOT_SET)} in A and {b.get(name, _NOT_SET)} in B"
@@ -62,14 +62,14 @@ def settings_differences(a: Mapping[str, str] | None, b: Mapping[str, str] | Non
 
 
 def served_differently(a: Conditions, b: Conditions) -> tuple[str, str] | None:
-    """Return what a server of each side says where the two contradict each other; None if all may be one model."""
+    """Return the contradicting statements of a server of each side; None if all may serve the same model."""
     return next((apart for x in a.served for y in b.served if (apart := difference(x, y)) is not None), None)
 
 
 def served_alike(a: Conditions, b: Conditions) -> ServedModel | None:
-    """Return the model if the servers of both sides said the same of theirs; None if they did not, or said too little.
+    """Return the model if the servers of both sides reported the same one; None if they did not, or reported too little.
 
-    The name in replies says nothing here: many servers repeat the name that they are asked for.
+    The name in replies is ignored, because many servers repeat the requested name.
     """
     if len(a.served) != 1 or len(b.served) != 1:
         return None

@@ -1,6 +1,6 @@
-"""Two true boxes of one expression: what is visible of an object, and the whole of it (amodal). Each answer is scored against both.
+"""Two true boxes of one expression: the visible part of an object, and the whole object (amodal). Each answer is scored against both.
 
-The prompt decides which of them is asked for; that one is the row's `bbox`, by which the accuracy of the evaluation goes.
+The prompt decides which of them is asked for; that one is the row's `bbox` and determines the accuracy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _scored(e: Expression, text: str | None, box: Box, profile: Profile) -> tupl
 
 
 def sound(row: JsonObject) -> bool:
-    """Return whether these fields of a stored row, if it has any, are of the right kinds."""
+    """Return whether these fields of a stored row, if it has any, have the right types."""
     if "visible_bbox" not in row and "amodal_bbox" not in row and "visible_iou" not in row and "amodal_iou" not in row:
         return True
     for name in NAMES:
@@ -72,7 +72,8 @@ class Extents:
     def summary(
         self, file: NDArray[np.uint16], order: Sequence[tuple[str, int]], asked: Asked
     ) -> ExtentsSummary | None:
-        """Return accuracy and mean IoU for both boxes, by file and as the mean; None if no row has two. `order`: names and numbers of files.
+        """Return accuracy and mean IoU for both boxes, by file and as the mean; None if no row has two. `order`: names and numbers of
+        files.
 
         Rows of one box and rows without an answer are left out; `n` counts the others.
         """

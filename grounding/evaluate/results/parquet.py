@@ -1,4 +1,4 @@
-"""Result rows as one table, `results.parquet`: typed columns, each expression once, for pandas, DuckDB or a sheet."""
+"""Result rows as one table, `results.parquet`: typed columns, each expression once, for pandas, DuckDB or a spreadsheet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from grounding.evaluate.worklist import Worklist
 from grounding.files import atomic_write
 
 _BATCH, _GROUP = 500, 20
-"""Rows that are turned into columns at a time, and how many such pieces make a row group"""
+"""Rows that are converted at a time, and the number of such pieces in a row group"""
 _BYTES = 128 << 20
 """Size of a piece after which no further row is added to it; Arrow reads less than 2 GiB at once"""
 
@@ -109,10 +109,11 @@ def write_parquet(
     *,
     own: bool = False,
 ) -> Path:
-    """Write `out/results.parquet`, atomically: of each row of `work` the one that counts, in the order they came. Memory is that of a batch.
+    """Write `out/results.parquet` atomically: for each row of `work` the stored row that counts, in the order they came. Needs the memory
+    of one batch.
 
-    `added` gives the columns that no stored row has: what each question cost. `last` is `Results.last`, where the rows that count
-    are; without it they are looked for first. `own`: this process has written all rows of the folder, and for rows of `work`.
+    `added` computes columns that are not stored: the costs of each question. `last` is `Results.last`, the positions of the rows that
+    count; without it they are searched first. `own`: this process has written all rows of the folder, all for rows of `work`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -139,14 +140,16 @@ def write_parquet(
 
 
 def table_of(rows: Sequence[Mapping[str, object]]) -> Any:
-    """Return rows, of which there is at least one, as one table with the columns of `schema`; what a row lacks is null."""
+    """Return one or more rows as a table with the columns of `schema`; missing values are null."""
     import pyarrow as pa
 
     return pa.concat_tables(_pieces(map(_line, rows), schema())).unify_dictionaries()
 
 
 def _own_lines(out: Path, last: NDArray[np.int64]) -> Iterator[bytes]:
-    """Yield the stored lines that count, as they are. All lines are to rows of `work`, so `last` has their numbers from the first on."""
+    """Yield the stored lines that count, unchanged. All lines belong to rows of `work`, so `last` has their numbers, counted from the first
+    line.
+    """
     counts = np.zeros(int(last.max(initial=-1)) + 1, dtype=bool)
     counts[last[last >= 0]] = True
     yield from itertools.compress(stored_lines(out), counts.tolist())
@@ -193,7 +196,7 @@ def _piece(lines: Sequence[bytes], read: Any) -> Any:
 
 
 def _as_json(columns: Any) -> Any:
-    """Return the schema with the types that JSON has: lists of any length, and texts that are not numbered."""
+    """Return the schema with JSON's types: lists of any length, and texts without a dictionary."""
     import pyarrow as pa
 
     return pa.schema([(c.name, _plain(c.type)) for c in columns])

@@ -1,4 +1,4 @@
-"""The rows that an evaluation left, as columns: what reports, comparisons and exports work on. Texts stay on the disk until asked for.
+"""Read an evaluation's rows as columns, for reports, comparisons and exports. Texts stay on the disk until they are needed.
 
 Rows come out in one order (files as in the paper, then line, image, expression, box) whatever the order they were answered in.
 """
@@ -27,7 +27,7 @@ from grounding.evaluate.sweep_models import FILE as SWEEP_FILE
 
 
 class Question(NamedTuple):
-    """What makes two rows the same question, whatever model, prompt or sampling answered it. The box is in pixels."""
+    """The identity of a question, independent of model, prompt and sampling. The box is in pixels."""
 
     file: str
     line: int
@@ -45,7 +45,7 @@ class Other(NamedTuple):
     rows: int
 
     def __str__(self) -> str:
-        """Return it in a few words."""
+        """Return a short description."""
         prompt = self.prompt if len(self.prompt) <= _LONGEST_PROMPT else self.prompt[:_LONGEST_PROMPT] + "…"
         settings = f", settings {self.settings}" if self.settings else ""
         return f"{self.rows:,} of {self.model}, prompt {prompt}{settings}"
@@ -78,14 +78,14 @@ class Answers:
     outcome: NDArray[np.uint8]
     """Index into `results.OUTCOMES`"""
     iou: NDArray[np.float64]
-    """NaN where no answer came"""
+    """NaN if no answer came"""
     correct: NDArray[np.bool_]
     tokens: NDArray[np.float64]
     latency_s: NDArray[np.float64]
     position: NDArray[np.int64]
-    """Which of the folder's stored rows each is: `rows` finds it again"""
+    """Index of each row among the folder's stored rows, with which `rows` finds it"""
     left_out: int = 0
-    """Stored rows that are not of this evaluation: those of `others`, and rows that cannot be read"""
+    """Stored rows that do not belong to this evaluation: those of `others`, and unreadable rows"""
     other_scoring: int = 0
     """Rows that count but were scored by another profile than `scoring`"""
     settings: str = ""
@@ -104,7 +104,7 @@ class Answers:
         return answered
 
     def notes(self) -> list[str]:
-        """Return what a reader of these answers must know, in sentences without an end."""
+        """Return notes about these answers, as sentences without a full stop."""
         found = list(self.conditions.notes)
         if self.other_scoring:
             found.append(f"{self.other_scoring:,} rows were scored by another profile than {self.scoring}")
@@ -120,7 +120,7 @@ class Answers:
         return found
 
     def rows(self, wanted: Iterable[int] | None = None) -> Iterator[tuple[int, ResultRow]]:
-        """(index, whole row as stored) of the rows of these indices, all by default, in the order of the parts."""
+        """Yield (index, stored row) of the rows with these indices, all by default, in the order of the parts."""
         numbers = range(len(self)) if wanted is None else wanted
         at = {int(self.position[i]): i for i in numbers}
         if at:
@@ -130,7 +130,7 @@ class Answers:
 
 
 def is_evaluation(folder: Path) -> bool:
-    """Return whether an evaluation left something there."""
+    """Return whether the folder contains an evaluation."""
     return (folder / "results").is_dir() or (folder / "summary.json").is_file()
 
 
@@ -139,7 +139,7 @@ def read_answers(folder: Path, name: str = "", order: Sequence[str] = ()) -> Ans
 
     A folder may hold rows of several models, prompts or settings (sampling, system message): those of its `run_config.json` count, else
     those of its last row. The others are in `left_out`.
-    Raises `UserError` where no evaluation lies.
+    Raises `UserError` if the folder contains no evaluation.
     """
     if not is_evaluation(folder):
         raise UserError(
@@ -168,7 +168,7 @@ def read_answers(folder: Path, name: str = "", order: Sequence[str] = ()) -> Ans
     if newest is not None and not of_config:
         if (model, prompt) != (newest.model, newest.prompt):
             config = {}
-        # rows of release 0.1 carry no digest, and are those of the configuration all the same
+        # rows of release 0.1 have no digest, but still belong to the configuration
         of_config = bool(config) and not newest.settings
         model, prompt, settings = newest.model, newest.prompt, newest.settings
     last = found.get((model, prompt, settings), {})
@@ -229,7 +229,7 @@ class _Row(NamedTuple):
 
 _NONE = (math.nan,) * 4
 LARGEST_SIDE = 1_000_000
-"""Pixels; a stored row with a longer side is no row of ours"""
+"""Pixels; a stored row with a longer side is not valid"""
 
 
 def _number(value: Any) -> float:
@@ -237,7 +237,7 @@ def _number(value: Any) -> float:
 
 
 def _box(value: Any) -> tuple[float, ...] | None:
-    """Four finite numbers, or nothing."""
+    """Return four finite numbers, or None."""
     if not isinstance(value, list) or len(value) != 4:
         return None
     numbers = tuple(_number(v) for v in value)
@@ -245,7 +245,7 @@ def _box(value: Any) -> tuple[float, ...] | None:
 
 
 def _parse(row: ResultRow) -> _Row | None:
-    """Parse a stored row; None for one of another version, or one that someone has edited, which may lack anything."""
+    """Parse a stored row; None for a row of another version or an edited one, in which any field may be missing."""
     bbox, outcome = _box(row.get("bbox")), row.get("outcome")
     width, height, line = _number(row.get("width")), _number(row.get("height")), row.get("line")
     if bbox is None or outcome not in OUTCOMES[1:] or not isinstance(line, int):
@@ -253,7 +253,7 @@ def _parse(row: ResultRow) -> _Row | None:
     if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE and 0 <= line < 2**63):
         return None
     number, failed = OUTCOMES.index(outcome), outcome == "error"
-    # a truncated answer that was asked again has settings of its own, and belongs to the evaluation all the same
+    # a truncated answer that was asked again has its own settings, but still belongs to the evaluation
     settings = row.get("settings") if row.get("evaluation") is None else row.get("evaluation")
     model, prompt, scoring, digest = (
         "" if t is None else str(t) for t in (row.get("model"), row.get("prompt"), row.get("scoring"), settings)

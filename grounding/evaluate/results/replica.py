@@ -1,7 +1,7 @@
-"""Results in a store (S3): parts are sent whole as they are finished, and an empty disk starts from what is there.
+"""A copy of the results in a store (S3): finished parts are uploaded, and a process with an empty disk starts from the copy.
 
-A part that was sent never changes, so a folder and its copy differ by the newest parts alone; what a killed pod loses is at most one interval.
-Names of parts carry a random ending, because two pods may believe for a moment that each is the only one.
+An uploaded part never changes, so a folder and its copy differ only in the newest parts, and a killed pod loses at most one interval. Names
+of parts have a random suffix, because for a moment two pods may run at the same time.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from grounding.failpoints import failpoint
 from grounding.storage import Store, Transfer, open_store
 
 BESIDE = ("run_config.json", "summary.json", "results.parquet")
-"""What is sent with the parts, every time again"""
+"""Files that are uploaded with the parts every time"""
 PICTURES = "pictures.json"
-"""Which pictures were asked about; sent once, since it does not change while an evaluation runs"""
+"""The pictures of the questions; uploaded once, since they do not change during an evaluation"""
 PATIENT = Transfer()
 BRIEF = Transfer(patience_s=15.0)
-"""For what is tried again soon anyway"""
+"""For uploads that are tried again soon anyway"""
 
 
 class Remote:
-    """The copy of a results folder under `uri`. `problem` says why the last sending failed, for the live view; empty: it did not."""
+    """The copy of a results folder under `uri`. `problem` says why the last upload failed, for the live view; empty if it succeeded."""
 
     def __init__(self, folder: Path, uri: str, patient: Transfer = PATIENT, brief: Transfer = BRIEF) -> None:
         self.folder, self.uri, self.problem = folder, uri, ""
@@ -32,7 +32,7 @@ class Remote:
         self._lock = threading.Lock()
 
     def pull(self) -> None:
-        """Fetch what is there and not here. Raises `UserError` or `Failure` where the store cannot be read."""
+        """Download files that are missing here. Raises `UserError` or `Failure` if the store cannot be read."""
         self._brief.check()
         for entry in self._patient.entries("results/part-"):
             path = self.folder / entry.name
@@ -45,9 +45,9 @@ class Remote:
                 self._patient.download(name, self.folder / name)
 
     def push(self, parts: list[Path], *, patient: bool = False) -> None:
-        """Send finished parts that are not there yet, then what is beside them; safe to call from any thread.
+        """Upload finished parts that are missing in the copy, then the other files; safe to call from any thread.
 
-        Raises `Failure` where that does not succeed; the files stay here, and the next call begins with them.
+        Raises `Failure` if an upload fails; the files stay here, and the next call begins with them.
         """
         store: Store = self._patient if patient else self._brief
         with self._lock:

@@ -1,7 +1,7 @@
-"""All answers to a question within its row: which of them the row shows, how they are stored, and the columns that votes are taken from.
+"""Several answers to a question in one row: which one the row shows, how they are stored, and the columns for votes.
 
-A row with several answers has `samples`, a list with the texts, counts, box and verdict of each, and `chosen`, the number of the one whose texts
-and box the row itself holds: the medoid (`scoring/votes.py`), else the first. Counts and latency of the row are those of all answers.
+A row with several answers has `samples`, a list with the texts, counts, box and verdict of each, and `chosen`, the number of the one whose
+texts and box the row itself holds: the medoid (`scoring/votes.py`), else the first. Counts and latency of the row are those of all answers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _FAR = 1e18
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number, and not a truth value."""
+    """Return whether a value is a finite number and not a boolean."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FAR
 
 
 def is_box(value: Any) -> bool:
-    """Return whether a value is a box or nothing."""
+    """Return whether a value is a box or None."""
     if value is None:
         return True
     if type(value) is not list or len(value) != 4:
@@ -83,7 +83,7 @@ def stored(row: ResultRow) -> tuple[Reply, ...]:
 
 
 def sound(row: JsonObject) -> bool:
-    """Return whether the answers of a stored row are of the right kinds; counts and times that cannot be ones become None."""
+    """Return whether the answers of a stored row have the right types; impossible counts and times become None."""
     found = row.get("samples")
     if found is None:
         return True
@@ -101,7 +101,7 @@ def sound(row: JsonObject) -> bool:
 
 
 class Samples:
-    """Of each row: the boxes of all answers, whether they are right, and the true box. Empty until a row has several answers."""
+    """For each row, the boxes of all answers, whether they are right, and the true box. Empty until a row has several answers."""
 
     def __init__(self, rows: int) -> None:
         self._rows, self.count = rows, 0
@@ -109,10 +109,10 @@ class Samples:
         self.correct: NDArray[np.bool_] = np.zeros((0, 0), dtype=bool)
         self.truth: NDArray[np.float64] = np.zeros((0, 4))
         self.same = np.zeros(rows, dtype=bool)
-        """Rows whose answers are one and the same text"""
+        """Rows whose answers all have the same text"""
 
     def set(self, number: int, row: ResultRow) -> None:
-        """Take over a stored row. A row with another number of answers than the first one had counts as one without a box."""
+        """Add a stored row. A row whose number of answers differs from the first row's counts as one without a box."""
         found = row.get("samples")
         if not found:
             return

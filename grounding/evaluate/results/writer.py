@@ -1,7 +1,7 @@
 """Result rows on disk: append-only parts under `results/`. A later row with the same key replaces an earlier one.
 
-One process writes at a time (a lock file says so) and each writes parts of its own, so a crash costs the requests in flight at most. Where a copy is
-kept elsewhere (`replica.py`), a part is closed at every interval and sent.
+A lock file ensures that one process writes at a time, and each process writes its own parts, so a crash loses at most the requests in
+flight. If a copy is kept elsewhere (`replica.py`), a part is closed at every interval and uploaded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from grounding.scoring import Profile
 from grounding.scoring.doctor import examine
 
 OUTCOMES = ("", "ok", "unparsed", "truncated", "error", "empty")
-"""Outcomes by the number that columns hold; 0 is a row that has not been asked yet. An empty answer is one without any text; it counts as wrong."""
+"""Outcomes by their number in columns; 0 is a row that has not been asked yet. An empty answer is one without any text; it counts as wrong."""
 ERROR = OUTCOMES.index("error")
 
 
@@ -41,7 +41,7 @@ _TRIES = re.compile(r" \(after \d+ tries\)$")
 
 
 class Tallies:
-    """What the summary needs of each row, as columns of N entries: N rows of a `Worklist`, answered or not."""
+    """The values of each row that the summary needs, as columns with one entry per row of the `Worklist`."""
 
     def __init__(self, rows: int) -> None:
         self.outcome = np.zeros(rows, dtype=np.uint8)
@@ -52,35 +52,35 @@ class Tallies:
         """Tokens of thought among them"""
         self.prompt = np.full(rows, -1, dtype=np.int32)
         self.size = np.zeros((rows, 2), dtype=np.int32)
-        """Width and height of the picture as it is stored"""
+        """Width and height of the picture as stored"""
         self.latency_s = np.full(rows, np.nan)
         self.lag_s = np.full(rows, np.nan)
-        """How late the process was that measured the latency, at most"""
+        """Largest lag of the process that measured the latency"""
         self.in_flight = np.zeros(rows, dtype=np.int32)
-        """Requests under way when the answer came"""
+        """Requests in flight when the answer came"""
         self.other_scoring = np.zeros(rows, dtype=bool)
         """Scored by another profile than the one wanted, or read by another version"""
         self.from_reasoning = np.zeros(rows, dtype=bool)
-        """Read from the thought, because there was no answer apart from it"""
+        """Read from the thought, because there was no separate answer"""
         self.samples = samples.Samples(rows)
-        """Boxes and verdicts of all answers, if questions were asked for several"""
+        """Boxes and verdicts of all answers, if there are several for a question"""
         self.extents = extents.Extents(rows)
-        """By both boxes, if the files have two"""
+        """Scores by both boxes, if the files have two"""
         self.findings = np.zeros(rows, dtype=np.uint32)
         """Bits of `scoring.doctor.examine`; 0 for rows of release 0.1, which have none"""
         self.served = np.zeros(rows, dtype=np.uint16)
         self.served_models = {UNKNOWN: 0}
-        """What was said of the models that answered; `served` has each row's, by number"""
+        """The models that answered; `served` has each row's, by number"""
         self.limit = np.zeros(rows, dtype=np.int32)
         """Token limit with which a truncated answer was asked again; 0: the evaluation's own limit"""
         self.problems: dict[int, str] = {}
-        """Why a row is an error"""
+        """Reason why a row is an error"""
         self.endings: dict[int, str] = {}
-        """The finish reason by which the server gave up a row that is an error"""
+        """The finish reason of an error row that the server aborted"""
         self.rests: dict[int, str] = {}
-        """What an empty answer's reply holds under other names"""
+        """Texts with unknown names in an empty answer's reply"""
         self.repairable = np.zeros(rows, dtype=bool)
-        """Errors whose reply has come whole, as this version reads it"""
+        """Error rows whose reply is complete in this version's reading"""
 
     def set(self, number: int, row: ResultRow, scoring: str) -> None:
         """Take over a stored row."""
@@ -131,9 +131,9 @@ class Tallies:
         return int(known)
 
     def served_by(self) -> dict[ServedModel, int]:
-        """Return how many answers each model gave, most first; those that say nothing of their model are left out."""
+        """Return how many answers each model gave, most first; answers without information on their model are left out."""
         found: dict[ServedModel, int] = {}
-        for model, n in self._counted():  # the engine's release is no part of the model
+        for model, n in self._counted():  # the engine's release is not part of the model
             if (bare := model._replace(version=None)) != UNKNOWN:
                 found[bare] = found.get(bare, 0) + n
         return dict(sorted(found.items(), key=lambda item: (-item[1], str(item[0]))))
@@ -153,11 +153,11 @@ class Tallies:
         return answered
 
     def truncated(self, limit: int) -> NDArray[np.int64]:
-        """Return the numbers of the rows that ran into a limit of fewer than `limit` tokens."""
+        """Return the numbers of the rows that reached a limit of fewer than `limit` tokens."""
         return np.flatnonzero((self.outcome == OUTCOMES.index("truncated")) & (self.limit < limit))
 
     def pending(self, *, retry_errors: bool) -> NDArray[np.int64]:
-        """Numbers of the rows to ask: those without an answer; failed ones only where that is wished for."""
+        """Return the numbers of the rows to ask: those without an answer; failed ones only on request."""
         open_ = self.outcome == 0
         if retry_errors:
             open_ |= self.outcome == ERROR
@@ -176,7 +176,7 @@ def _said(row: ResultRow) -> tuple[str | None, ...]:
 
 
 def outcome_of(parsed: bool, finish_reason: str | None, text: str) -> str:
-    """ok, unparsed (no box in a finished answer), truncated (the answer ran into the token limit) or empty (no text at all)."""
+    """Return ok, unparsed (no box in a finished answer), truncated (the answer reached the token limit) or empty (no text at all)."""
     if finish_reason == "length":
         return "truncated"
     if not text.strip():
@@ -187,7 +187,7 @@ def outcome_of(parsed: bool, finish_reason: str | None, text: str) -> str:
 def score_row(
     key: str, e: Expression, reply: Reply, model: str, prompt: str, profile: Profile, settings: str = ""
 ) -> ResultRow:
-    """Return the row to store, as docs/design.md has it. Boxes are pixels. An error is a row without text, never a wrong answer."""
+    """Return the row to store, in the format of docs/design.md. Boxes are pixels. An error is a row without text, never a wrong answer."""
     row: ResultRow = {
         "key": key,
         "file": e.file,
@@ -269,11 +269,11 @@ def reply_of(row: ResultRow) -> Reply:
 
 
 def read_rows(out: Path, *, own: bool = False) -> Iterator[ResultRow]:
-    """Yield every whole row of every part, oldest first. Later rows replace earlier ones of the same key.
+    """Yield every complete row of every part, oldest first. Later rows replace earlier ones of the same key.
 
-    What another version or another hand has written is checked: a count or a time that cannot be one is None, and a row without a key or
-    with a box, an IoU or a text of the wrong kind is left out, so that its question is asked again. `own`: this process has written all
-    of them, so nothing is checked.
+    Rows from other versions or edited by hand are checked: an impossible count or time becomes None, and a row without a key, or with a
+    box, an IoU or a text of the wrong type, is left out, so that its question is asked again. `own`: this process has written all of them,
+    so nothing is checked.
     """
     for part in sorted((out / "results").glob("part-*.jsonl")):
         for row in complete_lines(part):
@@ -282,7 +282,7 @@ def read_rows(out: Path, *, own: bool = False) -> Iterator[ResultRow]:
 
 
 def stored_lines(out: Path) -> Iterator[bytes]:
-    """Yield the lines of every part as they are stored, oldest first; what a crash has cut short ends its part."""
+    """Yield the stored lines of every part, oldest first; a line that a crash truncated ends its part."""
     for part in sorted((out / "results").glob("part-*.jsonl")):
         with part.open("rb") as f:
             yield from itertools.takewhile(lambda line: line.endswith(b"\n"), f)
@@ -307,7 +307,7 @@ _TEXTS = (
     "file",
 )
 LONGEST_S = 1e9
-"""Seconds; a longer latency is looked at again"""
+"""Seconds; a longer latency is checked in detail"""
 _COUNTS = (
     "prompt_tokens",
     "completion_tokens",
@@ -323,8 +323,8 @@ _COUNTS = (
 
 
 def _sound(row: JsonObject) -> bool:
-    """Return whether a stored row has fields of the right kinds; counts and times that cannot be ones become None."""
-    get = row.get  # every row of every read passes here: what is as it should be costs little
+    """Return whether the fields of a stored row have the right types; impossible counts and times become None."""
+    get = row.get  # every row of every read passes here, so a valid row must be checked quickly
     for name in _COUNTS:
         value = get(name)
         if type(value) is not int or not 0 <= value <= LARGEST_COUNT:
@@ -356,7 +356,7 @@ is_number = samples.is_number
 
 
 class Results:
-    """The results of one folder, opened for writing. `done` has what is known of each row of `work`."""
+    """The results of one folder, opened for writing. `done` has the state of each row of `work`."""
 
     def __init__(self, out: Path, work: Worklist, scoring: str, remote: Remote | None = None) -> None:
         folder = out / "results"
@@ -397,7 +397,7 @@ class Results:
         return self.out / "results" / f"part-{self._number:05d}{ending}.jsonl"
 
     def add(self, number: int, row: ResultRow) -> None:
-        """Append a row. A part comes into being with its first row."""
+        """Append a row. A part is created with its first row."""
         if self._appender is None:
             self._appender = Appender(self._part(), interval=float("inf"))
             self._number += 1
@@ -410,20 +410,20 @@ class Results:
         self._lines += 1
 
     def sync(self) -> None:
-        """Force what was added to the disk; slow, and safe to call from another thread."""
+        """Sync the added rows to the disk; slow, and safe to call from another thread."""
         with self._closing:
             appender = self._appender
             if appender is not None and appender not in self._retired:
                 appender.sync()
 
     def roll(self) -> None:
-        """Let the next row begin a part; from the thread that adds. `replicate` closes and sends the old one."""
+        """Let the next row begin a new part; call it from the adding thread. `replicate` closes and uploads the old part."""
         if self._appender is not None:
             self._retired.append(self._appender)
             self._appender = None
 
     def replicate(self, *, patient: bool = False) -> None:
-        """Send finished parts to where the copy is kept, if one is; slow, and safe to call from another thread. Raises `Failure`."""
+        """Upload finished parts to the copy, if there is one; slow, and safe to call from another thread. Raises `Failure`."""
         with self._closing:
             while self._retired:
                 self._retired.pop().close()
@@ -433,7 +433,7 @@ class Results:
             self.remote.push([p for p in parts if current is None or p != current.path], patient=patient)
 
     def close(self) -> None:
-        """Sync the parts and let the next one in."""
+        """Sync the parts and release the lock."""
         try:
             self.roll()
             with self._closing:
@@ -450,7 +450,7 @@ class Results:
 
 
 def numbered(rows: Iterable[ResultRow], work: Worklist, block: int = 2000) -> Iterator[tuple[int, ResultRow]]:
-    """(number in `work`, row) of stored rows, in order; rows that `work` does not ask for are left out."""
+    """Yield (number in `work`, row) of stored rows, in order, without rows that are not in `work`."""
     source = iter(rows)
     while some := list(itertools.islice(source, block)):
         for number, row in zip(work.find([r["key"] for r in some]), some, strict=True):
@@ -459,9 +459,9 @@ def numbered(rows: Iterable[ResultRow], work: Worklist, block: int = 2000) -> It
 
 
 def rescore(results: Results, work: Worklist, profile: Profile, *, everything: bool) -> int:
-    """Score stored answers again, without a server: those of another profile, or all. Returns how many rows were written.
+    """Score stored answers again without a server: those with another profile, or all. Return how many rows were written.
 
-    A reply that an earlier version did not take for an answer, and this one does, becomes one.
+    A reply that only this version accepts as an answer becomes one.
     """
     done = results.done
     wanted = done.answered & (everything | done.other_scoring) | done.repairable

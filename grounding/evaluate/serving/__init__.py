@@ -1,4 +1,4 @@
-"""Servers of this project's own: scripts that an engine's interpreter runs, and what they share.
+"""This project's own servers: scripts that an engine's interpreter runs, and their common code.
 
 Their folder is on the path of the engine's process, so that it finds `egm_require_key` by that name.
 """

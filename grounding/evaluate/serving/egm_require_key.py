@@ -1,7 +1,7 @@
-"""The key of a job's servers: every request but those for health and metrics must carry it.
+"""The key of a job's servers: every request except those for health and metrics must contain it.
 
-A file of its own that imports nothing but the standard library, because engines load it in environments without this package. The key is in
-the environment, so no list of processes shows it.
+A separate file that imports only the standard library, because engines load it in environments without this package. The key is in the
+environment, so it does not show in a process list.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class Key(str):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        """Return what a log may hold."""
+        """Return a text without the key, for logs."""
         return "'(hidden)'"
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        """Let copies, which other processes get, be plain strings."""
+        """Pickle as a plain string, for other processes."""
         return str, (str(self),)
 
 
 def key_of_process() -> Key:
-    """Return the key. Raises `RuntimeError` if there is none: a server that was to have one must not start without."""
+    """Return the key. Raises `RuntimeError` if there is none, because the server must not start without it."""
     key = os.environ.get(VARIABLE, "").strip()
     if not key:
         raise RuntimeError(f"{VARIABLE} is not set")
@@ -44,7 +44,7 @@ def key_of_process() -> Key:
 
 
 class RequireKey:
-    """ASGI middleware that refuses what comes without the key (401)."""
+    """ASGI middleware that refuses requests without the key (401)."""
 
     def __init__(self, app: _App) -> None:
         self._app, self._expected = app, f"Bearer {key_of_process()}".encode()

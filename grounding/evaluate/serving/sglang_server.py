@@ -1,7 +1,7 @@
 """`python -m sglang.launch_server` with the key of `$EGM_API_KEY`, which its command line would show to everyone on the machine.
 
-A script of its own that imports nothing but SGLang and its neighbour. Its arguments are those of SGLang's server. SGLang 0.5.12 asks for
-the key at every path but health and metrics; it can go when SGLang reads a key from its environment.
+A separate script that imports only SGLang and `egm_require_key`. Its arguments are those of SGLang's server. SGLang 0.5.12 requires the key
+at every path except health and metrics. The script can be removed when SGLang reads a key from its environment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from egm_require_key import key_of_process
 
 
 def main() -> None:
-    """Run SGLang's server. Raises `RuntimeError` if there is no key, or if SGLang knows none."""
+    """Run SGLang's server. Raises `RuntimeError` if there is no key, or if SGLang does not support one."""
     key = key_of_process()
     from sglang.launch_server import run_server
     from sglang.srt.plugins import load_plugins

@@ -1,16 +1,15 @@
-"""`transformers serve` as other servers are: it continues the last message, it samples, and a seed gives the same answer again.
+"""`transformers serve` with features of other servers: it continues the last message, it samples, and a seed makes answers repeatable.
 
-A script of its own that imports nothing but transformers and its neighbour, because the engine may run in an environment without this
+A separate script that imports only transformers and `egm_require_key`, because the engine may run in an environment without this
 package.
 Its arguments are those of `transformers serve`.
 
-| what | why | can go when |
-|---|---|---|
-| `continue_final_message` | a thought is closed by continuing the assistant's message | `transformers serve` takes the field |
-| a temperature above 0 draws | 5.9 sets the temperature and leaves the model's `do_sample`, so every answer stays greedy | it sets `do_sample` |
-| `seed` is set where tokens are drawn | 5.9 sets it when a request comes in, so that requests in flight change each other's answers | it does that |
-| a key is asked for, if `$EGM_API_KEY` holds one | 5.9 answers everyone, and loads what it is asked to load | it takes a key |
-| `stop` | 5.9 hands the processor, which has no vocabulary, to the check for stop texts, and answers 500 | it hands the tokenizer |
+| what | why | can be removed when | |---|---|---| | `continue_final_message` | a thought is closed by continuing the assistant's message |
+`transformers serve` takes the field | | a temperature above 0 draws | 5.9 sets the temperature and leaves the model's `do_sample`, so every
+answer stays greedy | it sets `do_sample` | | `seed` is set right before sampling | 5.9 sets it when a request arrives, so that requests in
+flight change each other's answers | it does that | | a key is required, if `$EGM_API_KEY` is set | 5.9 answers everyone, and loads any
+requested model | it supports a key | | `stop` | 5.9 passes the processor, which has no vocabulary, to the check for stop texts, and answers
+500 | it passes the tokenizer |
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import Any
 from egm_require_key import VARIABLE, RequireKey
 
 FIELDS = frozenset({"continue_final_message", "add_generation_prompt", "top_k"})
-"""Fields that are taken in addition to those of `transformers serve`"""
+"""Fields that are accepted in addition to those of `transformers serve`"""
 _continues: ContextVar[bool] = ContextVar("continues", default=False)
 _seed: ContextVar[int | None] = ContextVar("seed", default=None)
 
@@ -56,7 +55,7 @@ def extend() -> None:
             kwargs["tokenizer"] = getattr(kwargs["tokenizer"], "tokenizer", kwargs["tokenizer"])
         seed = _seed.get()
 
-        def seeded(*inner: Any, **named: Any) -> Any:  # on the one thread that draws
+        def seeded(*inner: Any, **named: Any) -> Any:  # on the only thread that samples
             if seed is not None:
                 import torch
 
@@ -82,7 +81,7 @@ def extend() -> None:
             super()._validate_request({k: v for k, v in body.items() if k not in FIELDS})
 
         def _build_generation_config(self, body: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-            unseeded = {k: v for k, v in body.items() if k != "seed"}  # another request may be drawing at this moment
+            unseeded = {k: v for k, v in body.items() if k != "seed"}  # another request may be sampling at this moment
             config = super()._build_generation_config(unseeded, *args, **kwargs)
             if float(body.get("temperature") or 0.0) > 0.0:
                 config.do_sample = True

@@ -1,6 +1,7 @@
-"""LoRA adapters as files: read from checkpoints, written in PEFT's form, merged into the weights of a model's folder.
+"""LoRA adapters as files: read them from checkpoints, write them in PEFT's format, merge them into a model's weights.
 
-Tensors are named as in the loaded model (`model.language_model.layers.0.self_attn.q_proj`), whatever wrapped it while it was trained.
+Tensors are named as in the loaded model (`model.language_model.layers.0.self_attn.q_proj`), without the prefixes of wrappers used in
+training.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from grounding.models import architecture
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """PEFT's names of an adapter's two files"""
 VERL_META = "lora_train_meta.json"
-"""What verl leaves beside the shards of a model with adapters: rank and alpha"""
+"""File with rank and alpha that verl writes beside the shards of a model with adapters"""
 _NOT_MERGED = (
     "alpha_pattern",
     "fan_in_fan_out",
@@ -32,7 +33,7 @@ _NOT_MERGED = (
     "use_dora",
     "use_rslora",
 )
-"""Options of PEFT that change what an adapter adds; no training of this project sets them"""
+"""Options of PEFT that change the effect of an adapter; trainings of this project never set them"""
 _TENSOR = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight$")
 
 
@@ -51,7 +52,7 @@ class Adapter:
 
 
 def of_state(state: Mapping[str, torch.Tensor], rank: int, alpha: int) -> Adapter:
-    """Return the adapter that a state dictionary holds, among other tensors or by itself. Raises `ValueError` for half of one."""
+    """Return the adapter in a state dictionary, with or without other tensors. Raises `ValueError` if it is incomplete."""
     halves: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in state.items():
         if match := _TENSOR.match(name):
@@ -62,7 +63,7 @@ def of_state(state: Mapping[str, torch.Tensor], rank: int, alpha: int) -> Adapte
 
 
 def base_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the other tensors of a model with adapters, by the names that they have without."""
+    """Return the other tensors of a model with adapters, by their names in the model without adapters."""
     return {
         name.removeprefix("base_model.model.").replace(".base_layer.", "."): tensor
         for name, tensor in state.items()
@@ -71,7 +72,7 @@ def base_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def merged_state(state: Mapping[str, torch.Tensor], adapter: Adapter) -> dict[str, torch.Tensor]:
-    """Return a model's weights with the adapter merged in, each in the precision it has. Raises `Failure` if nothing changes."""
+    """Return a model's weights with the adapter merged in, each in its own precision. Raises `Failure` if nothing changes."""
     _require_change(adapter)
     merged = base_state(state)
     for layer in adapter.layers:
@@ -89,7 +90,7 @@ def _require_change(adapter: Adapter) -> None:
 
 # ---- PEFT's form ----
 def is_adapter(folder: Path) -> bool:
-    """Return whether a folder holds an adapter in PEFT's form."""
+    """Return whether a folder contains an adapter in PEFT's format."""
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
@@ -103,13 +104,15 @@ def config(adapter: Adapter, base: str) -> Document:
         "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted(adapter.layers),  # in full: the vision tower may have layers of the same last names
+        "target_modules": sorted(
+            adapter.layers
+        ),  # full names, because layers of the vision tower may end in the same names
         "inference_mode": True,
     }
 
 
 def write(adapter: Adapter, folder: Path, base: str) -> None:
-    """Write an adapter in PEFT's form into a folder."""
+    """Write an adapter in PEFT's format into a folder."""
     from safetensors.torch import save_file
 
     tensors = {
@@ -122,7 +125,7 @@ def write(adapter: Adapter, folder: Path, base: str) -> None:
 
 
 def read(folder: Path) -> Adapter:
-    """Return the adapter in a folder. Raises `UserError` if it is none."""
+    """Return the adapter in a folder. Raises `UserError` if there is none."""
     from safetensors.torch import load_file
 
     found = read_json(folder / CONFIG)
@@ -144,7 +147,7 @@ def base_of(folder: Path) -> Path | None:
 
 # ---- verl's form ----
 def of_verl(actor: Path) -> Adapter:
-    """Return the adapter that verl's shards in `actor` hold, gathered from all ranks."""
+    """Return the adapter in verl's shards in `actor`, gathered from all ranks."""
     meta = read_json(actor / VERL_META)
     return of_state(verl_state(actor, _TENSOR), int(meta["r"]), int(meta["lora_alpha"]))
 
@@ -169,7 +172,7 @@ def _whole(parts: list[Any]) -> torch.Tensor:
 def merge(base: Path, adapter: Adapter, target: Path, dtype: torch.dtype | None = None) -> None:
     """Write the weights of the model in `base` with the adapter merged in to `target`, file by file, and its configuration.
 
-    `dtype`: of the weights that are written; None: each keeps its own. Raises `Failure` if a layer of the adapter is not in the
+    `dtype`: type of the written weights; None: each keeps its own. Raises `Failure` if a layer of the adapter is not in the
     model, has another shape, or if nothing would change.
     """
     from safetensors.torch import load_file, save_file
@@ -209,6 +212,6 @@ def _changed(weight: torch.Tensor, layer: str, adapter: Adapter, file: Path) -> 
 
 
 def _in_dtype(settings: Mapping[str, Any], dtype: str) -> Document:
-    """Return a configuration that names `dtype` wherever it named another."""
+    """Return a configuration in which every dtype is replaced by `dtype`."""
     parts = {k: _in_dtype(v, dtype) if isinstance(v, dict) else v for k, v in settings.items()}
     return {k: dtype if k in ("dtype", "torch_dtype") and isinstance(v, str) else v for k, v in parts.items()}

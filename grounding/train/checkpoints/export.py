@@ -1,7 +1,7 @@
-"""A checkpoint as a Hugging Face folder, which the evaluation serves and another job starts from; without the optimizer.
+"""Export a checkpoint as a Hugging Face folder without the optimizer, for evaluation or as the start of another job.
 
-RL's (verl) carry that folder already or are merged by `verl.model_merger`; SFT's are the weights of one process, or the shards of several ranks.
-LoRA adapters, of either, are merged into the weights of the model that training started from.
+RL's checkpoints (verl) already contain that folder or are merged by `verl.model_merger`; SFT's have the weights of one process, or the
+shards of several ranks. LoRA adapters of both are merged into the weights of the model that training started from.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ def export(
     *,
     adapter_only: bool = False,
 ) -> Path:
-    """Write the weights of a checkpoint folder (`global_step_N`, `checkpoint-N`) to the folder `out`, whole or not at all.
+    """Write the weights of a checkpoint folder (`global_step_N`, `checkpoint-N`) to the folder `out`, completely or not at all.
 
-    Files of `beside` (the model that training started from) that the checkpoint lacks are copied too, because its copy of the
-    processor may be incomplete. `facts` go into the manifest of `out`. `adapter_only` writes the LoRA adapter by itself, in PEFT's form.
-    Raises `UserError` if this is no checkpoint, or if `out` holds files that no export has written; `Failure` if it
-    cannot be merged.
+    Files of `beside` (the model that training started from) that the checkpoint lacks are copied too, because its copy of the processor may
+    be incomplete. `facts` go into the manifest of `out`. `adapter_only` writes only the LoRA adapter, in PEFT's format. Raises `UserError`
+    if this is not a checkpoint, or if `out` contains files that no export has written; `Failure` if it cannot be merged.
     """
     if not checkpoint.is_dir():
         raise UserError("no such folder", file=checkpoint)
@@ -65,7 +64,7 @@ def export(
         hint = "Name a folder global_step_N or checkpoint-N of a job's checkpoints/."
         raise UserError("this is no checkpoint of SFT or RL", file=checkpoint, hint=hint)
     with publish(out, facts) as folder:
-        if write.func is not _plain:  # which copies files and loads none
+        if write.func is not _plain:  # which copies files without loading them
             require_safe(checkpoint)
         write(folder)
         if beside is not None and beside.is_dir():
@@ -126,7 +125,9 @@ def _merged_of_verl(actor: Path, adapter: adapters.Adapter, target: Path) -> boo
 
 
 def write_merged(base: Path, adapter: adapters.Adapter, target: Path, dtype: Any = None) -> None:
-    """Write the model in `base` with the adapter merged in, and its small files, to the folder `target`. Raises `Failure` if it is not whole."""
+    """Write the model in `base` with the adapter merged in, and its small files, to the folder `target`. Raises `Failure` if it is
+    incomplete.
+    """
     adapters.merge(base, adapter, target, dtype)
     _small_files(base, target)
     model_folder.require_exported(target)
@@ -137,7 +138,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _small_files(source: Path, target: Path) -> None:
-    """Configuration, processor and tokenizer that `target` lacks; nothing of a trainer's state."""
+    """Copy the configuration, processor and tokenizer that `target` lacks, but no files of a trainer's state."""
     for file in source.iterdir():
         wanted = file.suffix in {".json", ".jinja", ".txt", ".model"} and file.name not in _TRAINERS
         if wanted and not file.name.startswith(".") and not (target / file.name).exists():
@@ -183,7 +184,7 @@ def _sharded_state(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def assemble(config: Any, weights: dict[str, torch.Tensor], dtype: Any) -> Any:
-    """Return a model of these weights in `dtype`, in the memory of this machine."""
+    """Return a model with these weights in `dtype`, in CPU memory."""
     import torch
     from transformers import AutoModelForImageTextToText
 

@@ -1,8 +1,8 @@
-"""Checkpoints that can be trusted: complete ones are marked, the newest complete one wins, broken ones are set aside.
+"""Find valid checkpoints: complete ones are marked, the newest complete one is used, broken ones are set aside.
 
-Neither transformers nor verl writes a checkpoint atomically, so a process killed meanwhile leaves a folder that looks like
-one. The marker is written last and holds the size and SHA-256 of every file: what it does not match is not a checkpoint.
-It is not written before every rank's files are there and on the disk.
+Neither transformers nor verl writes a checkpoint atomically, so a process that is killed meanwhile leaves a folder that looks like one. The
+marker is written last, after the files of every rank are on the disk, and contains the size and SHA-256 of every file: a folder that does
+not match it is not a checkpoint.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Moment:
     time: float
 
     def document(self) -> dict[str, float]:
-        """Return it as `/progress` and files have it."""
+        """Return it in the format of `/progress` and of files."""
         return {"step": self.step, "time": round(self.time, 3)}
 
 
 def saved(root: Path) -> Moment | None:
     """Return when the newest complete checkpoint under `root` was saved; None if there is none."""
     found = peek(root)
-    with suppress(OSError):  # it may be pruned meanwhile
+    with suppress(OSError):  # it may have been pruned meanwhile
         return Moment(found.step, (found.path / MARKER).stat().st_mtime) if found else None
     return None
 
@@ -67,12 +67,12 @@ UPLOADED = "uploaded.json"
 
 
 def write_uploaded(out: Path, moment: Moment) -> None:
-    """Leave in the job's folder `out` what is in its output, for `egm get` and for the next attempt."""
+    """Record in the job's folder `out` the newest checkpoint in its output, for `egm get` and the next attempt."""
     write_json(out / UPLOADED, moment.document())
 
 
 def read_uploaded(out: Path) -> Moment | None:
-    """Return what `write_uploaded` left; None if there is nothing that can be read."""
+    """Return the record of `write_uploaded`; None if it cannot be read."""
     try:
         found = orjson.loads((out / UPLOADED).read_bytes())
         return Moment(int(found["step"]), float(found["time"]))
@@ -81,11 +81,11 @@ def read_uploaded(out: Path) -> Moment | None:
 
 
 UPLOAD_PROBLEM = "upload-problem.json"
-"""In a job's folder while uploads to its output fail: why, and since when"""
+"""File in a job's folder while uploads to its output fail: the reason and the start"""
 
 
 def write_upload_problem(out: Path, problem: str, now: float) -> None:
-    """Leave in the job's folder `out` why uploads fail, for `egm get`; remove that record if `problem` is empty."""
+    """Record in the job's folder `out` why uploads fail, for `egm get`; remove the record if `problem` is empty."""
     path = out / UPLOAD_PROBLEM
     if not problem:
         path.unlink(missing_ok=True)
@@ -94,7 +94,7 @@ def write_upload_problem(out: Path, problem: str, now: float) -> None:
 
 
 def read_upload_problem(out: Path) -> str:
-    """Return why uploads from the job's folder fail; empty if nothing says so."""
+    """Return why uploads from the job's folder fail; empty if there is no such record."""
     try:
         return str(orjson.loads((out / UPLOAD_PROBLEM).read_bytes())["problem"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -102,12 +102,12 @@ def read_upload_problem(out: Path) -> str:
 
 
 BEST = "best.json"
-"""Beside the checkpoints: which of them has the best figure of validation"""
+"""File beside the checkpoints that names the one with the best validation metric"""
 
 
 @dataclass(frozen=True)
 class Best:
-    """The step whose checkpoint has the best value of a figure (`grounding.api.validation`)."""
+    """The step whose checkpoint has the best value of a metric (`grounding.api.validation`)."""
 
     step: int
     figure: str
@@ -124,7 +124,7 @@ def read_best(data: bytes) -> Best | None:
 
 
 def best(root: Path, figure: str | None = None) -> tuple[Best, Checkpoint] | None:
-    """Return the best checkpoint, if there is one and it is complete; `figure`: only if it is the best by that."""
+    """Return the best checkpoint, if there is one and it is complete; with `figure`, only if it is the best by that metric."""
     try:
         found = read_best((root / BEST).read_bytes())
     except OSError:
@@ -136,7 +136,7 @@ def best(root: Path, figure: str | None = None) -> tuple[Best, Checkpoint] | Non
 
 
 def note_best(root: Path, step: int, figure: str, value: float) -> bool:
-    """Record that a step has this value of a figure if its checkpoint is complete and no other is better. Returns whether it was recorded."""
+    """Record a step's value of a metric if its checkpoint is complete and no other is better. Return whether it was recorded."""
     before = best(root, figure)
     here = any(c.step == step and is_complete(c.path) for c in _candidates(root))
     if not here or not math.isfinite(value) or (before and not is_better(figure, value, before[0].value)):
@@ -146,7 +146,7 @@ def note_best(root: Path, step: int, figure: str, value: float) -> bool:
 
 
 def chosen(root: Path, figure: str | None, last: Checkpoint) -> Checkpoint:
-    """Return the checkpoint that a finished training exports: the best by `figure`, or the last one. Says which if there is a figure."""
+    """Return the checkpoint that a finished training exports: the best by `figure`, or the last one. With `figure`, log which."""
     found = best(root, figure) if figure is not None else None
     if figure is not None:
         why = f"{figure} {found[0].value:.4f}" if found else f"no validation has had {figure}"
@@ -160,7 +160,9 @@ _SFT_RANK = re.compile(r"rng_state(?:_(\d+))?\.pth")
 
 
 def world_size(folder: Path) -> int | None:
-    """Number of processes that the checkpoint in `folder` was written by; None if its files do not say. Raises `Failure` for two answers."""
+    """Return the number of processes that wrote the checkpoint in `folder`; None if its files do not show it. Raises `Failure` if they
+    contradict each other.
+    """
     sizes = {int(m[2]) for p in folder.rglob("*.pt") if (m := _VERL_RANK.fullmatch(p.name))}
     if len(sizes) > 1:
         found = ", ".join(map(str, sorted(sizes)))
@@ -172,7 +174,7 @@ def world_size(folder: Path) -> int | None:
 
 
 def absent_ranks(folder: Path) -> list[str]:
-    """Return files that a rank should have written and that are not there."""
+    """Return files that a rank should have written but that are missing."""
     kinds: dict[tuple[Path, str, int], set[int]] = {}
     for path in folder.rglob("*.pt"):
         if match := _VERL_RANK.fullmatch(path.name):
@@ -187,7 +189,9 @@ def absent_ranks(folder: Path) -> list[str]:
 
 
 def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
-    """Leave the metrics of its own step in a checkpoint that is not marked yet: a trainer that logs a step after saving it may be killed between."""
+    """Store the metrics of its own step in a checkpoint that is not marked yet, because a trainer that logs a step after saving it may be
+    killed in between.
+    """
     write_json(Path(folder) / METRICS, {"time": time.time(), "data": dict(metrics)})
 
 
@@ -208,7 +212,7 @@ def metrics_of(checkpoint: Checkpoint) -> StepMetrics | None:
 
 
 def mark_complete(folder: str | Path) -> None:
-    """Write the marker of a checkpoint once its files are on the disk; the identity of the job's folder goes into it.
+    """Write the marker of a checkpoint once its files are on the disk; it contains the identity of the job's folder.
 
     Raises `Failure` if a rank's files are missing.
     """
@@ -234,14 +238,14 @@ def mark_complete(folder: str | Path) -> None:
 
 
 def attempt_number() -> int:
-    """Return the number of this attempt, `$EGM_ATTEMPT`; 0 if nothing counts them."""
+    """Return the number of this attempt, `$EGM_ATTEMPT`; 0 if attempts are not counted."""
     given = environment.of_process()
     return given.attempt if "attempt" in given.model_fields_set else 0
 
 
 @dataclass(frozen=True)
 class Marker:
-    """What a marker says. `prefix`: in a store, the folder of the attempt that the files are in; empty on a disk.
+    """The content of a marker. `prefix`: in a store, the attempt's folder that contains the files; empty on a disk.
 
     `sha256` is empty for a checkpoint of an older version.
     """
@@ -253,7 +257,7 @@ class Marker:
     prefix: str = ""
 
     def document(self) -> Document:
-        """Return the marker as it is written."""
+        """Return the marker for writing."""
         document: Document = {
             "files": dict(self.files),
             "sha256": dict(self.sha256),
@@ -264,7 +268,7 @@ class Marker:
 
     @classmethod
     def parse(cls, data: bytes) -> Marker:
-        """Return the marker that `data` holds. Raises `ValueError` for anything else, and for a name that leads out."""
+        """Return the marker in `data`. Raises `ValueError` for anything else, and for a name that leads out of the folder."""
         try:
             found = orjson.loads(data)
             files = {_inside(str(n)): int(size) for n, size in dict(found["files"]).items()}
@@ -287,7 +291,7 @@ def _inside(name: str) -> str:
 
 
 def content_folder(folder: Path) -> Path:
-    """Return the folder with a checkpoint's files: of a copy of a store that is the subfolder of one attempt."""
+    """Return the folder with a checkpoint's files; in a copy of a store, this is the subfolder of one attempt."""
     try:
         prefix = Marker.parse((folder / MARKER).read_bytes()).prefix
     except (OSError, ValueError):
@@ -296,7 +300,7 @@ def content_folder(folder: Path) -> Path:
 
 
 def refuse_other_world(checkpoint: Checkpoint, processes: int) -> None:
-    """Raise `UserError` where the checkpoint's shards belong to another number of processes: verl cannot load them."""
+    """Raise `UserError` if the checkpoint's shards belong to another number of processes, because verl cannot load them."""
     found = world_size(checkpoint.path)
     if found is None or found == processes:
         return
@@ -317,7 +321,7 @@ def way_out(checkpoint: Checkpoint) -> str:
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether the marker is there and every file it names has the size it had."""
+    """Return whether the marker exists and every file that it names has the recorded size."""
     try:
         files = orjson.loads((folder / MARKER).read_bytes())["files"]
         return bool(files) and all((folder / name).stat().st_size == size for name, size in files.items())
@@ -334,19 +338,19 @@ def _candidates(root: Path) -> Iterator[Checkpoint]:
 
 
 def complete(root: str | Path) -> list[Checkpoint]:
-    """Return the complete checkpoints under `root`, newest first; touches nothing."""
+    """Return the complete checkpoints under `root`, newest first, without changing anything."""
     return sorted((c for c in _candidates(Path(root)) if is_complete(c.path)), reverse=True)
 
 
 def peek(root: str | Path) -> Checkpoint | None:
-    """Return the newest complete checkpoint under `root`; touches nothing."""
+    """Return the newest complete checkpoint under `root`, without changing anything."""
     return next((c for c in sorted(_candidates(Path(root)), reverse=True) if is_complete(c.path)), None)
 
 
 def newest(root: str | Path) -> Checkpoint | None:
     """Return the newest complete checkpoint under `root`. Newer ones that are broken are renamed `broken-…` with a warning.
 
-    What is set aside is removed if the disk has no room for two more checkpoints: it never takes the room of the next.
+    A folder that was set aside is removed if the disk has no room for two more checkpoints.
     """
     root, found = Path(root), None
     for checkpoint in sorted(_candidates(root), reverse=True):
@@ -370,7 +374,7 @@ def size_of(folder: Path) -> int:
 
 
 def _make_room(root: Path) -> None:
-    """Remove what was set aside, and what killed processes have left, unless there is room for two more checkpoints."""
+    """Remove folders that were set aside, and leftovers of killed processes, unless there is room for two more checkpoints."""
     aside = [*root.glob(f"{_BROKEN}*"), *root.glob(".restore-*")]
     if not aside:
         return

@@ -90,7 +90,7 @@ def _holds_pickle(path: Path) -> bool:
 
 
 def require_safe(checkpoint: Path) -> None:
-    """Raise `UserError` if a file of the checkpoint names anything that a checkpoint of ours does not."""
+    """Raise `UserError` if a file of the checkpoint names anything that our checkpoints never use."""
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
         read = how_read(path)
         if read is Read.TABLE:
@@ -108,7 +108,7 @@ class _Metadata(pickle.Unpickler):
 
 
 def _require_plain_shards(path: Path) -> None:
-    """Read a table of shards as it has to be read, and search what it says is no tensor: torch unpickles that in full."""
+    """Read a table of shards safely, and search the parts that are not tensors, because torch unpickles those without limits."""
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     try:
@@ -118,7 +118,7 @@ def _require_plain_shards(path: Path) -> None:
             for index, info in table.storage_data.items()
             if not isinstance(table.state_dict_metadata.get(index.fqn), TensorStorageMetadata)
         ]
-    except Exception as error:  # an unpickler raises anything
+    except Exception as error:  # an unpickler can raise any error
         raise UserError(f"is not a table of shards that can be trusted: {error}", file=path, hint=HINT) from None
     for name, offset, length in places:
         shard = path.parent / name
@@ -130,7 +130,7 @@ def _require_plain_shards(path: Path) -> None:
 
 
 def _require_plain(file: IO[bytes], path: Path) -> None:
-    """Raise `UserError` if what `torch.save` has written to `file` names anything but tensors and numbers."""
+    """Raise `UserError` if a file of `torch.save` names anything except tensors and numbers."""
     import torch.distributed.tensor  # adds the types of sharded tensors to torch's list
     from torch.serialization import get_unsafe_globals_in_checkpoint
 

@@ -1,8 +1,8 @@
-"""Checkpoints on their way to a store and back: uploaded behind the training, the marker last; restored on a node that has none.
+"""Upload checkpoints to a store in the background, the marker last, and restore them on a node that has none.
 
-In the store a checkpoint is `checkpoints/<name>/complete.json`, which names the files and their SHA-256, and the folder beside it
-that they are in: `attempt-<number>-<digest>`. Two attempts that take the same step therefore never write to the same object. The
-store is asked through the few methods of `grounding.storage` that `Store` lists.
+In the store, a checkpoint is `checkpoints/<name>/complete.json`, which lists the files and their SHA-256, and the folder with the files,
+`attempt-<number>-<digest>`. Two attempts that train the same step therefore never write to the same object. `Store` lists the few methods
+of `grounding.storage` that are used.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ from grounding.train.checkpoints.local import MARKER, Checkpoint, Marker
 _log = logging.getLogger(__name__)
 PROGRESS = "progress.jsonl"
 RECORD = ("validation", "tensorboard", "wandb", "verl")
-"""Folders of a job that go to its output at the end in addition; rollouts are too much, they stay"""
+"""Further folders of a job that are uploaded at the end; rollouts are too large and stay"""
 FINAL_REFUSAL_S = 60.0
-"""A store that refuses every request for so long (expired credentials that nothing renews) is not waited for at the end"""
+"""Seconds of refusals in a row (such as expired credentials) after which the end of a training no longer waits for the store"""
 UPLOAD_SHARE = 0.8
-"""Of what is left of the grace period, for the newest checkpoint; the rest is for the progress lines and `RECORD`."""
+"""Share of the remaining grace period for the newest checkpoint; the rest is for the progress lines and `RECORD`."""
 PROBE_S = 20.0
-"""Seconds without a request after which the store is asked for something small: expired credentials show within a minute"""
+"""Seconds without a request after which a small one is sent, so that expired credentials show within a minute"""
 _MARKED = re.compile(rf"checkpoints/((?:checkpoint-|global_step_)(\d+))/{re.escape(MARKER)}")
 
 
 CLAIM = "attempt.json"
-"""In the output: which attempt began last. An older one that is still alive elsewhere uploads nothing more."""
+"""File in the output that names the attempt that began last. An older one that is still alive elsewhere stops uploading."""
 
 
 class Store(Protocol):
-    """What is asked of a store; names are relative to its URI. Methods raise `EgmError`."""
+    """The methods of a store that are used; names are relative to its URI. Methods raise `EgmError`."""
 
     uri: str
 
@@ -78,13 +78,13 @@ class Store(Protocol):
 
 
 def stored(store: Store) -> list[tuple[int, str]]:
-    """(step, name) of the complete checkpoints in the store, newest first."""
+    """Return (step, name) of the complete checkpoints in the store, newest first."""
     marked = (m for e in store.entries("checkpoints/") if (m := _MARKED.fullmatch(e.name)))
     return sorted(((int(m[2]), m[1]) for m in marked), reverse=True)
 
 
 def _key(marker: Marker) -> str:
-    """Return the folder of one attempt's files below the checkpoint's: no two contents share one."""
+    """Return the folder of one attempt's files below the checkpoint's, which is different for different contents."""
     content = orjson.dumps([dict(marker.files), dict(marker.sha256)], option=orjson.OPT_SORT_KEYS)
     return f"attempt-{marker.attempt}-{hashlib.sha256(content).hexdigest()[:16]}"
 
@@ -100,7 +100,7 @@ def _stored_marker(store: Store, base: str, present: Mapping[str, int]) -> Marke
 
 
 def _all_there(marker: Marker, base: str, present: Mapping[str, int]) -> bool:
-    """Return whether the store lists every file that a marker names in its size."""
+    """Return whether the store lists every file of a marker with the right size."""
     return all(present.get(f"{base}/{marker.prefix}/{name}") == size for name, size in marker.files.items())
 
 
@@ -113,7 +113,7 @@ def claim(store: Store) -> str:
 
 
 def claimed_by(store: Store) -> str:
-    """Return the name of the claim that was made last; empty if there is none that can be read."""
+    """Return the name of the last claim; empty if none can be read."""
     if store.find(CLAIM) is None:
         return ""
     try:
@@ -131,13 +131,12 @@ def push(
 ) -> bool:
     """Upload a complete checkpoint under its attempt, the marker last. False if `stop` came first, or `mine` says no.
 
-    `claimed`: this attempt has claimed the output, so that it replaces what any other has left of this step; without a
-    claim the number of the attempt decides. A job that was created again counts its attempts from one.
+    `claimed`: this attempt has claimed the output, so it replaces any other attempt's files of this step. Without a claim, the greater
+    number of the attempt counts, although a job that was created again counts its attempts from one.
 
-    The files go to a folder whose name holds the attempt's number and a digest of all files, so that an upload that was
-    cut off is continued only by the same checkpoint. The marker names that folder, its files and their digests; writing it
-    is what makes this attempt's files count instead of another's. Raises `EgmError` of the store, and `OSError` if the
-    folder goes away meanwhile.
+    The files go to a folder whose name contains the attempt's number and a digest of all files, so that only the same checkpoint continues
+    an interrupted upload. The marker names that folder, its files and their digests; from its writing on, this attempt's files count
+    instead of another's. Raises `EgmError` of the store, and `OSError` if the folder disappears meanwhile.
     """
     base = f"checkpoints/{checkpoint.path.name}"
     marker = Marker.parse((checkpoint.path / MARKER).read_bytes())
@@ -149,7 +148,7 @@ def push(
     there = _stored_marker(store, base, present)
     later = there is not None and not claimed and there.attempt > marker.attempt
     if there is not None and (later or (there.prefix == marker.prefix and _all_there(there, base, present))):
-        return True  # done, or a later attempt has taken this step again
+        return True  # done, or a later attempt has trained this step again
     for name, size in marker.files.items():
         if stop is not None and stop.is_set():
             return False
@@ -157,19 +156,19 @@ def push(
         if present.get(key) != size or not holds(store, key, checkpoint.path / name, marker.sha256[name]):
             failpoint("upload.file", name)
             store.upload(checkpoint.path / name, key)
-    if not mine():  # another attempt has begun while the files were on their way
+    if not mine():  # another attempt has begun during the upload
         return False
     failpoint("upload.marker", checkpoint.path.name)
     store.write(f"{base}/{MARKER}", orjson.dumps(marker.document(), option=orjson.OPT_INDENT_2))
     failpoint("upload.marked", checkpoint.path.name)
-    for name in present:  # of attempts whose place this one has taken
+    for name in present:  # folders of attempts that this one has replaced
         if not name.startswith((f"{base}/{marker.prefix}/", f"{base}/{MARKER}")):
             store.delete(name)
     return True
 
 
 def best_stored(store: Store) -> checkpoints.Best | None:
-    """Return which checkpoint in the store has the best figure of validation; None if none is recorded."""
+    """Return the record of the checkpoint in the store with the best validation metric; None if there is none."""
     name = f"checkpoints/{checkpoints.BEST}"
     return checkpoints.read_best(store.read(name)) if store.find(name) is not None else None
 
@@ -177,7 +176,7 @@ def best_stored(store: Store) -> checkpoints.Best | None:
 def push_best(
     store: Store, root: Path, stop: threading.Event | None, mine: Callable[[], bool], claimed: bool = False
 ) -> bool:
-    """Upload the best checkpoint if the store has another one, then the record of it; as `push`. Returns whether the store has both."""
+    """Like `push`, upload the best checkpoint if the store has another one, then its record. Return whether the store has both."""
     found = checkpoints.best(root)
     if found is None or not push(store, found[1], stop, mine, claimed):
         return found is None
@@ -198,9 +197,9 @@ def prune(store: Store, keep: int) -> None:
 
 
 def restore(store: Store, root: Path) -> Checkpoint | None:
-    """Fetch the newest complete checkpoint that is newer than those under `root`, and verify it by digest.
+    """Download the newest complete checkpoint that is newer than those under `root`, and verify it by digest.
 
-    One that cannot be had whole is passed over with a warning. Returns the newest complete one under `root` afterwards.
+    A checkpoint that cannot be restored completely is skipped with a warning. Return the newest complete one under `root` afterwards.
     """
     here = checkpoints.peek(root)
     found = stored(store)
@@ -215,7 +214,7 @@ def restore(store: Store, root: Path) -> Checkpoint | None:
 
 
 def _restore_best(store: Store, root: Path, found: Mapping[int, str]) -> None:
-    """Fetch the checkpoint with the best figure of validation, which is exported at the end, and the record of it."""
+    """Download the checkpoint with the best validation metric, which is exported at the end, and its record."""
     try:
         noted = best_stored(store)
     except EgmError as error:
@@ -229,7 +228,7 @@ def _restore_best(store: Store, root: Path, found: Mapping[int, str]) -> None:
 
 
 def _restore_one(store: Store, root: Path, step: int, name: str) -> Checkpoint | None:
-    """Fetch one checkpoint and verify it by digest; None, with a warning, if it cannot be had whole."""
+    """Download a checkpoint and verify it by digest; return None, with a warning, if it cannot be restored completely."""
     folder, temporary = root / name, root / f".restore-{name}"
     try:
         marker = Marker.parse(store.read(f"checkpoints/{name}/{MARKER}"))
@@ -264,7 +263,7 @@ def _restore_one(store: Store, root: Path, step: int, name: str) -> Checkpoint |
 
 
 def _fetch(store: Store, key: str, target: Path, size: int, marker: Marker) -> None:
-    """Download one file of a checkpoint unless it is there; raises `Failure` if its content is not what the marker says."""
+    """Download a file of a checkpoint unless it exists; raises `Failure` if its content does not match the marker."""
     file = key.rpartition(f"{marker.prefix}/")[2] if marker.prefix else key.split("/", 2)[2]
     wanted = marker.sha256.get(file, "")
 
@@ -282,7 +281,7 @@ def _fetch(store: Store, key: str, target: Path, size: int, marker: Marker) -> N
 
 
 class Uploader:
-    """Uploads the newest complete checkpoint whenever there is a new one, in a thread of its own. Trouble is a warning and tried again."""
+    """Uploads each new complete checkpoint in its own thread. Errors are logged as warnings, and the upload is tried again."""
 
     def __init__(
         self,
@@ -294,8 +293,9 @@ class Uploader:
         tell_s: float = 30.0,
         claim: str = "",
     ) -> None:
-        """Looks every `interval_s` seconds; `line_s`: how long a checkpoint waits for the progress lines before it; `tell_s`: between uploads of
-        progress lines that no checkpoint brings."""
+        """Checks every `interval_s` seconds. `line_s`: how long a checkpoint waits for the progress lines before it; `tell_s`: interval of
+        uploads of progress lines without a checkpoint.
+        """
         self.root, self.store, self.keep, self.interval_s, self.line_s = root, store, keep, interval_s, line_s
         self.tell_s, self._told, self._again = tell_s, 0.0, 0.0
         self.uploaded: Checkpoint | None = None
@@ -321,13 +321,13 @@ class Uploader:
         self._say_problem("")
 
     def _say_problem(self, problem: str) -> None:
-        """Let `/progress` and `egm get` show why uploads fail; empty: they do not."""
+        """Let `/progress` and `egm get` show why uploads fail; empty if they succeed."""
         self.problem = problem
         with contextlib.suppress(OSError):  # a full disk, which the training itself reports
             checkpoints.write_upload_problem(self.root.parent, problem, time.time())
 
     def mine(self) -> bool:
-        """Return whether no other attempt has begun since this one; it asks the store. Raises its `EgmError`."""
+        """Ask the store whether no other attempt has begun since this one. Raises its `EgmError`."""
         if self.claim and not self.superseded:
             self.superseded = claimed_by(self.store) not in ("", self.claim)
         if self.superseded:
@@ -337,7 +337,7 @@ class Uploader:
         return not self.superseded
 
     def _probe(self) -> None:
-        """Ask the store for something small if nothing else was asked lately: trouble must not wait for the next checkpoint."""
+        """Send the store a small request if there was none recently, so that problems show before the next checkpoint."""
         if time.monotonic() - self._heard < PROBE_S:
             return
         try:
@@ -350,7 +350,7 @@ class Uploader:
             self._trouble("the next checkpoint", error)
 
     def refused(self) -> bool:
-        """Return whether the store has refused every request of the last `FINAL_REFUSAL_S` seconds: waiting is useless."""
+        """Return whether the store has refused every request of the last `FINAL_REFUSAL_S` seconds, so that waiting is useless."""
         return bool(self._refused) and time.monotonic() - self._refused >= FINAL_REFUSAL_S
 
     def _trouble(self, what: str, error: Exception) -> None:
@@ -362,11 +362,13 @@ class Uploader:
             self._refused = 0.0
 
     def start(self) -> None:
-        """Begin to look for checkpoints."""
+        """Start watching for checkpoints."""
         self._thread.start()
 
     def close(self, patience_s: float) -> bool:
-        """Wait for the newest checkpoint to be uploaded, `patience_s` seconds at most; whether it is. The next run continues what is half there."""
+        """Wait at most `patience_s` seconds for the upload of the newest checkpoint; return whether it succeeded. The next run continues an
+        unfinished upload.
+        """
         self._now.set()
         end = time.monotonic() + patience_s
         while self._thread.is_alive() and time.monotonic() < end and not self.refused():
@@ -379,7 +381,7 @@ class Uploader:
         return newest is None or (self.uploaded is not None and self.uploaded.step >= newest.step)
 
     def complete(self) -> None:
-        """After `close` of a run that is over: send the older checkpoints that stay, too; a newer one may have come before their turn."""
+        """After `close` of a finished run, also upload older kept checkpoints that were skipped for a newer one."""
         for checkpoint in reversed(checkpoints.complete(self.root)[: self.keep]):
             push(self.store, checkpoint, mine=self.mine, claimed=bool(self.claim))
         push_best(self.store, self.root, None, self.mine, claimed=bool(self.claim))
@@ -392,7 +394,7 @@ class Uploader:
                 return
 
     def _await(self, lines: Path, step: int) -> None:
-        """A checkpoint brings its own step's metrics; the lines before it must not be behind, or the next node would have a gap there."""
+        """Wait for the progress lines before a checkpoint, because otherwise a new node would have a gap in the curve."""
         end = time.monotonic() + self.line_s
         while time.monotonic() < end and not any(line["step"] >= step - 1 for line in read_progress(lines)):
             if self._stop.wait(0.1):
@@ -406,7 +408,7 @@ class Uploader:
         self._well()
 
     def _tell_between(self, lines: Path) -> None:
-        """What was measured after the checkpoint, a validation for one, would be lost with a pod that is lost before the next."""
+        """Upload progress lines between checkpoints, because otherwise a lost pod would lose measurements such as a validation."""
         if time.monotonic() < self._again or not lines.exists() or lines.stat().st_mtime <= self._told:
             return
         try:
@@ -415,7 +417,7 @@ class Uploader:
             self._trouble("the progress file", error)
 
     def _send_best(self) -> bool:
-        """Send the best checkpoint and the record of it if that has changed; whether the store has it."""
+        """Upload the best checkpoint and its record if it has changed; return whether the store has it."""
         found = checkpoints.best(self.root)
         if found is None or found[0] == self._best:
             return True
@@ -430,7 +432,7 @@ class Uploader:
 
     def _once(self) -> bool:
         newest = checkpoints.peek(self.root)
-        lines = self.root.parent / PROGRESS  # a node that takes over has no other copy
+        lines = self.root.parent / PROGRESS  # a new node has no other copy
         if self.superseded:
             return True
         if newest is None or newest == self.uploaded:
@@ -448,7 +450,7 @@ class Uploader:
                 if self.moment is None or self.moment.step != newest.step:
                     self.moment = checkpoints.Moment(newest.step, time.time())
                     checkpoints.write_uploaded(self.root.parent, self.moment)
-                done = self._send_best()  # before older ones are removed, of which it may be one
+                done = self._send_best()  # before older ones are removed, because it may be one of them
                 prune(self.store, self.keep)
                 return done
         except (EgmError, OSError, ValueError) as error:
@@ -478,7 +480,7 @@ def _set_aside(store: StorageStore, token: str) -> None:
 
 
 def _enter(store: Store, who: identity.Identity) -> None:
-    """Compare what the output holds with `who`, and record `who` there. Raises `UserError` for the work of another job."""
+    """Compare the identity in the output with `who`, and record `who` there. Raises `UserError` if the work belongs to another job."""
     there = {e.name for e in itertools.islice(store.entries("model/"), 1000)}
     steps = stored(store)
     finished = f"model/{MANIFEST}" in there
@@ -493,11 +495,11 @@ def _enter(store: Store, who: identity.Identity) -> None:
 def kept(
     job: ResolvedTrainJob, out: Path, stop: Stop | None = None, who: identity.Identity | None = None
 ) -> Iterator[Uploader | None]:
-    """Around the training of rank 0: continue from what the job's output has (`storage.destination`), and leave there what is made.
+    """Context of rank 0's training: continue from the job's output (`storage.destination`), and upload to it.
 
-    Checkpoints and progress lines are uploaded behind the training; at the end (an error, or SIGTERM, too) the newest ones, what `RECORD`
-    names, and the model when there is one. `stop` says how long that may take; without it, all of the grace period. Raises `Failure` if the
-    finished model cannot be sent: the same command sends it.
+    Checkpoints and progress lines are uploaded in the background. At the end (also after an error or SIGTERM), the newest ones, the folders
+    in `RECORD`, and the model if there is one are uploaded. `stop` limits the time for that; without it, it is the grace period. Raises
+    `Failure` if the finished model cannot be uploaded; the same command then uploads it.
     """
     stop = stop if stop is not None else Stop(environment.of_process().grace_seconds)
     uri = destination(job.spec.output)

@@ -1,7 +1,7 @@
-"""Is a training run well? Rules over its progress lines, each a few lines of arithmetic. Pure: the time is an argument.
+"""Rules over the progress lines that detect problems of a training run. Pure: the time is an argument.
 
-An event is `{"reason", "step", "message"}`; it stands as long as its rule holds, so that a reader needs no memory. The rules never stop a run:
-they say what a person would want to look at.
+An event is `{"reason", "step", "message"}`; it is reported as long as its rule holds, so a reader needs no history. The rules never stop a
+run: they point out what a person should look at.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Line = ProgressLine
 
 
 class Event(TypedDict):
-    """What a rule says, and of which step."""
+    """The finding of a rule: the step and a message."""
 
     reason: str
     step: int
@@ -25,12 +25,12 @@ class Event(TypedDict):
 
 
 STALL_S = 1800.0
-"""Seconds without a step after which a training whose job names no limit counts as stalled."""
+"""Seconds without a step after which a training counts as stalled, if its job sets no limit."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a rule speaks. `response_tokens`: the job's longest answer, None for SFT. Fractions are of 1, times seconds."""
+    """The limits of the rules. `response_tokens`: the job's longest answer, None for SFT. Shares are fractions, times seconds."""
 
     response_tokens: int | None = None
     window: int = 10
@@ -67,7 +67,7 @@ def _collapsed(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
 
 
 def _too_long(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
-    """Answers are cut at the length limit: by the share that verl counts, else by a mean close to the limit."""
+    """Report answers that are truncated at the length limit: by the share that verl counts, else by a mean close to the limit."""
     recent = lines[-limits.window :]
     cut = [v for _, v in _values(recent, "responseClipped")]
     if cut and statistics.fmean(cut) >= limits.at_limit:
@@ -81,7 +81,7 @@ def _too_long(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
 
 
 def _failing(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
-    """Prompts of the last steps got no answer; a few are counted, many end the run."""
+    """Report prompts of the last steps without an answer; a few are only counted, many end the run."""
     recent = lines[-limits.window :]
     for failed, wanted, what in (
         ("valFailed", "valPrompts", "validation prompts"),
@@ -104,7 +104,7 @@ _RULES: tuple[tuple[str, Callable[[Sequence[Line], Limits], tuple[int, str] | No
 
 
 def events(lines: Sequence[Line], now: float, started: float, limits: Limits) -> list[Event]:
-    """Return what is wrong at unix time `now`, from progress lines in order of step; `started`: when this attempt began."""
+    """Return the problems at unix time `now`, from progress lines in order of step; `started`: when this attempt began."""
     found: list[Event] = []
     for reason, rule in _RULES:
         if lines and (verdict := rule(lines, limits)):

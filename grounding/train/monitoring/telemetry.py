@@ -1,6 +1,6 @@
-"""`/progress` and `/metrics` of rank 0: what the progress lines say, over HTTP.
+"""`/progress` and `/metrics` of rank 0: the content of the progress lines over HTTP.
 
-The file of progress lines is the one source; nothing is counted twice, and a restarted process answers as the old one did.
+The file of progress lines is the only source, so nothing is counted twice, and a restarted process gives the same answers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from grounding.train.checkpoints import local as checkpoints
 from grounding.train.checkpoints.local import Moment
 from grounding.train.monitoring import health
 
-# progress line's metric -> Prometheus name and help; what belongs to a phase of the step becomes a label
+# progress line's metric -> Prometheus name and help; phases of a step become a label
 GAUGES = {
     "score": ("score", "Mean score of the step's answers."),
     "loss": ("loss", "Training loss."),
@@ -74,7 +74,7 @@ PHASES = {
 
 @dataclass(frozen=True)
 class Source:
-    """What is told in addition to the lines. `checkpoint` gives the newest complete one, or None."""
+    """Facts that are reported in addition to the lines. `checkpoint` returns the newest complete one, or None."""
 
     job: str
     stage: str
@@ -85,7 +85,7 @@ class Source:
     checkpoint: Callable[[], ReportedCheckpoint | None] = lambda: None
     started: float = field(default_factory=time.time)
     problem: Callable[[], str] = lambda: ""
-    """Why the newest checkpoint is not where it belongs, if an upload has failed"""
+    """Why the newest checkpoint is not in the output, if an upload has failed"""
     saved: Callable[[], Moment | None] = lambda: None
     uploaded: Callable[[], Moment | None] = lambda: None
     """When the newest checkpoint was saved on the job's disk, and when the newest one in its output was uploaded"""
@@ -100,7 +100,7 @@ def progress(
     now: float,
     saved: Moment | None = None,
 ) -> TrainReport:
-    """Return the answer of `/progress`. Pure. Metrics that a step does not have (validation) keep their last figure."""
+    """Return the answer of `/progress`. Pure. Metrics that a step does not have (such as validation) keep their last value."""
     facts = training_facts(lines, source.started, now)
     merged: dict[str, float] = {}
     for line in lines:
@@ -184,7 +184,7 @@ def families(report: TrainReport) -> Iterator[Any]:
 
 
 class _Reader:
-    """The current answer; the file is read again when it has changed, checkpoints are looked at every few seconds."""
+    """Provides the current answer. Reads the file again when it has changed, and checks for checkpoints every few seconds."""
 
     def __init__(self, source: Source) -> None:
         self.source, self._lock = source, threading.Lock()
@@ -207,19 +207,19 @@ class _Reader:
             return progress(self.source, self._lines, self._checkpoint[1], time.time(), self._checkpoint[2])
 
     def collect(self) -> Iterable[Any]:
-        """prometheus_client's protocol of a collector."""
+        """Implement prometheus_client's collector protocol."""
         return families(self.report())
 
 
 @contextlib.contextmanager
 def serve(source: Source) -> Iterator[int]:
-    """Serve while the block runs; gives the port, 0 if none is wanted."""
+    """Serve while the block runs. Yield the port, 0 without a server."""
     with listen(_Reader(source)) as port:
         yield port
 
 
 def leave(source: Source) -> None:
-    """Write the last answer to `$EGM_TERMINATION_LOG`, if that is set: when the newest checkpoint has gone where it belongs."""
+    """Write the last answer to `$EGM_TERMINATION_LOG`, if that is set, after the upload of the newest checkpoint."""
     termination.leave(lambda: termination_message(_Reader(source).answer()))
 
 
@@ -238,9 +238,9 @@ def source_of(
     uploaded: Callable[[], Moment | None] = lambda: None,
     stopping: Callable[[], str] = lambda: "",
 ) -> Source:
-    """Return what there is to report about a job whose folder is `out`.
+    """Return the facts to report about a job whose folder is `out`.
 
-    `uri`: the newest checkpoint in the job's output, if it has one elsewhere; `problem`: why the last upload failed;
+    `uri`: the newest checkpoint in the job's output, if the output is elsewhere; `problem`: why the last upload failed;
     `uploaded`: when the newest checkpoint there was uploaded; `stopping`: what is done about a request to stop.
     """
 

@@ -1,7 +1,7 @@
-"""Where metrics go in addition to the progress lines: TensorBoard, Weights & Biases, MLflow.
+"""Send metrics to trackers in addition to the progress lines: TensorBoard, Weights & Biases, MLflow.
 
-One thread of rank 0's role writes to all of them, for SFT and RL alike, so that nothing of theirs can stop or delay a run: verl's own loggers raise
-in its trainer where a server goes away. A backend that fails is named once and left out from then on.
+One thread of rank 0's role writes to all of them, in SFT and RL, so that they cannot stop or delay a run: verl's own loggers raise in its
+trainer if a server disappears. A backend that fails is named once and then left out.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from grounding.storage import destination
 from grounding.train.monitoring import tracking_keys
 
 Log = Callable[[int, Mapping[str, Any]], None]
-"""Called with a step and its metrics; what is no number in them is passed over."""
+"""Called with a step and its metrics; values that are not numbers are skipped."""
 
 
 def nowhere(step: int, metrics: Mapping[str, Any]) -> None:
-    """The `Log` of whoever tracks nothing."""
+    """The `Log` that tracks nothing."""
 
 
 class Backend(Protocol):
-    """A tool that takes metrics. Whatever it raises counts as its failure, not as the run's."""
+    """A tool that receives metrics. Its exceptions count as its own failure, not as the run's."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def close(self, ok: bool) -> None: ...
 
 
 class Tracker:
-    """Hands metrics to backends in a thread of its own. `makers`: name -> what opens the backend, which may take its time or fail."""
+    """Passes metrics to backends in its own thread. `makers`: name -> function that opens the backend, which may be slow or fail."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Backend]], say: Callable[[str], None]) -> None:
         self._makers, self._say = dict(makers), say
@@ -55,13 +55,13 @@ class Tracker:
             self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Hand over the metrics of a step; returns at once."""
+        """Queue the metrics of a step; returns at once."""
         if self._makers:
             numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
             self._queue.put((step, numbers))
 
     def close(self, ok: bool, patience_s: float = 60.0) -> None:
-        """Let the backends finish, for `patience_s` seconds at most."""
+        """Let the backends finish, for at most `patience_s` seconds."""
         if self._thread.is_alive():
             self._queue.put(ok)
             self._thread.join(patience_s)
@@ -93,7 +93,7 @@ class Tracker:
 
 class _Tensorboard:
     def __init__(self, folder: Path) -> None:
-        from tensorboard.summary import Writer  # of its own package: no torch
+        from tensorboard.summary import Writer  # from its own package, without torch
 
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = Writer(str(folder))
@@ -145,7 +145,7 @@ class _Wandb:
             say(
                 f"tracking: Weights & Biases is offline ({why}); `wandb sync {out / 'wandb'}/offline-run-*` sends it later"
             )
-        # our own step, not wandb's: a resumed run takes steps again, which wandb's would refuse
+        # our own step, not wandb's: a resumed run repeats steps, which wandb would refuse
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
 
@@ -163,7 +163,7 @@ class _Mlflow:
     def __init__(self, job: ResolvedTrainJob, run_id: str) -> None:
         wanted = job.spec.tracking.mlflow
         assert wanted is not None
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own patience is minutes a call
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own timeout is minutes for each call
         uri = os.environ.get("MLFLOW_TRACKING_URI") or wanted.tracking_uri
         has_file = (Path.home() / ".mlflow" / "credentials").exists()
         if why := tracking_keys.keeps_mlflow_key(uri, os.environ, has_file, of_process().tracking_hosts):
@@ -187,7 +187,7 @@ class _Mlflow:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        # its names hold fewer signs than verl's: val-core/grounding/acc/mean@1
+        # it allows fewer characters in names than verl: val-core/grounding/acc/mean@1
         batch = [Metric(re.sub(r"[^\w./ -]", "_", name), value, now, step) for name, value in metrics.items()]
         for start in range(0, len(batch), 500):
             self._client.log_batch(self._id, metrics=batch[start : start + 500])
@@ -197,7 +197,7 @@ class _Mlflow:
 
 
 def reachable(url: str, timeout_s: float = 5.0) -> bool:
-    """Return whether something listens where the URL says; behind a proxy the question is the proxy's to answer."""
+    """Return whether something listens at the URL. Behind a proxy, return True, because only the proxy can tell."""
     parts = urlsplit(url)
     if os.environ.get(f"{parts.scheme}_proxy") or os.environ.get(f"{parts.scheme.upper()}_PROXY"):
         return True
@@ -242,7 +242,7 @@ def _in_netrc(host: str, environ: Mapping[str, str]) -> bool:
 
 
 def run_id(job: ResolvedTrainJob, out: Path, environ: Mapping[str, str]) -> str:
-    """Return the name under which all attempts of a job are one run: the same for the same job with the same output."""
+    """Return the name of the run that all attempts of a job share: the same for the same job with the same output."""
     where = destination(job.spec.output, environ) or Environment.from_environ(environ).job or str(out)
     return hashlib.sha256(f"{where}\n{job.metadata.name}".encode()).hexdigest()[:16]
 
@@ -262,7 +262,7 @@ def open_tracker(job: ResolvedTrainJob, out: Path, say: Callable[[str], None]) -
 
 @contextlib.contextmanager
 def tracked(job: ResolvedTrainJob, out: Path) -> Iterator[Log]:
-    """Around the training of rank 0: what it logs to. An error, and a stop by a signal, end the run there as failed."""
+    """Context of rank 0's training that yields its log. After an error or a stop by a signal, the tracked run ends as failed."""
     tracker = open_tracker(job, out, lambda text: print(text, flush=True))  # noqa: T201 - the role's log
     ok = False
     try:

@@ -1,4 +1,4 @@
-"""When an RL run measures or trains something else than its model: prompts without an answer, gradients that are no numbers. Pure."""
+"""Detect RL runs whose metrics or updates are invalid: prompts without an answer, gradients that are not numbers. Pure."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from collections.abc import Mapping, Sequence
 ROLLOUTS, FAILED_ROLLOUTS = "egm/rollouts", "egm/rollouts_failed"
 VALIDATED, FAILED_VALIDATION = "egm/validation_prompts", "egm/validation_failed"
 DROPPED_ROWS = "egm/rows_dropped"
-"""Figures that our hooks add to verl's: answers wanted, answers that never came, rows that verl's filter left out"""
+"""Metrics that our hooks add to verl's: requested answers, missing answers, rows that verl's filter dropped"""
 
 MOST_FAILED = 0.1
-"""A larger share of prompts without an answer ends the run: what is measured then is not the model"""
+"""A larger share of prompts without an answer ends the run, because the metrics would not describe the model"""
 HINT = (
     "The log above has the errors of the rollout engine and the pictures that could not be read. For gradients lower "
     "spec.hyperparameters.learningRate. The same command continues from the newest checkpoint."
 )
 WINDOW = 10
-"""Steps over which failed rollouts are added up: one unreadable picture in a small batch is not yet a broken run"""
+"""Steps over which failed rollouts are added up, so that one unreadable picture in a small batch does not end the run"""
 
 
 def failed_answers(wanted: Mapping[tuple[str, str], int], answered: Sequence[str]) -> tuple[int, int]:
-    """Return (answers wanted, answers that did not come); `wanted`: (source, prompt) -> answers of it. Pure."""
+    """Return (requested answers, missing answers); `wanted`: (source, prompt) -> its answers. Pure."""
     got = Counter(answered)
     missing = sum(max(0, number - got[uid]) for (_, uid), number in wanted.items())
     return sum(wanted.values()), missing
 
 
 def too_many_failed(steps: Sequence[Mapping[str, float]]) -> str:
-    """Return what is wrong if too many prompts got no answer, by the metrics of this attempt's steps; empty if not. Pure.
+    """Return the problem if too many prompts got no answer, by the metrics of this attempt's steps; empty if not. Pure.
 
-    A validation counts by itself. Rollouts count over the last `WINDOW` steps, against as many full steps.
+    Each validation is judged by itself. Rollouts are added up over the last `WINDOW` steps and compared with that many full steps.
     """
     last = steps[-1] if steps else {}
     wanted, failed = last.get("valPrompts", 0.0), last.get("valFailed", 0.0)
@@ -50,11 +50,11 @@ def _too_many(failed: float, wanted: float, what: str) -> str:
 
 
 MOST_IN_A_ROW = 5
-"""So many steps in a row without a finite gradient end the run; verl skips each of them"""
+"""Number of steps in a row without a finite gradient that end the run; verl skips each of them"""
 
 
 def not_finite(steps: Sequence[tuple[int, Mapping[str, float]]]) -> str:
-    """Return what is wrong if the last steps (number, metrics) have no finite gradient; empty if not. Pure."""
+    """Return the problem if the last steps (number, metrics) have no finite gradient; empty if not. Pure."""
     numbered = [(step, found["gradNorm"]) for step, found in steps if "gradNorm" in found]
     last = numbered[-MOST_IN_A_ROW:]
     if len(last) < MOST_IN_A_ROW or any(math.isfinite(norm) for _, norm in last):

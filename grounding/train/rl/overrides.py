@@ -1,7 +1,7 @@
-"""Typed hyperparameters -> verl 0.9.1's Hydra overrides. Pure.
+"""Turn typed hyperparameters into verl 0.9.1's Hydra overrides. Pure.
 
-verl accepts keys that no one reads any more, so every key here is one that its consumer was seen to read (`docs/training.md` has the
-table against the reference's script). `engineOverrides` come last and win.
+verl accepts keys that nothing reads any more, so every key here was checked against the code that reads it (`docs/training.md` has the
+comparison with the reference's script). `engineOverrides` come last and take precedence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ACTOR, _ROLLOUT, _REF = "actor_rollout_ref.actor", "actor_rollout_ref.rollout",
 
 
 def _text(value: Any) -> str:
-    """Return a value as Hydra reads it back: quoted where its grammar would split it."""
+    """Return a value that Hydra reads back unchanged: quoted if its grammar would split it."""
     if isinstance(value, bool):
         return str(value)
     if value is None:
@@ -48,11 +48,10 @@ def overrides(
 ) -> list[str]:
     """Return the arguments of `python -m verl.trainer.main_ppo` for a resolved RL job. Paths must be the same on every node.
 
-    `own_reward`: the file that `spec.reward.file` names.
-    `validate`: what a resumed run owes, its checkpoint's validation before it trains on, or that alone.
-    `nodes`: Ray nodes that are there; more than one means a Ray that runs already (`$RAY_ADDRESS`). `attention`: transformers' name of the
-    trained model's attention, verl's FlashAttention 2 where it is None. `cpu_slots`: logical CPUs of a Ray that verl starts itself, on a
-    machine with GPUs.
+    `own_reward`: the file of `spec.reward.file`. `validate`: the validation that a resumed run must repeat, before it trains or by itself.
+    `nodes`: number of Ray nodes; more than one means a Ray that is already running (`$RAY_ADDRESS`). `attention`: transformers' name of the
+    trained model's attention; None: verl's FlashAttention 2. `cpu_slots`: logical CPUs of a Ray that verl starts itself, on a machine with
+    GPUs.
     """
     spec, h = job.spec, job.spec.hyperparameters
     reward = spec.reward
@@ -106,7 +105,7 @@ def overrides(
         f"{_ACTOR}.policy_loss.loss_mode": h.loss,
         f"{_ACTOR}.clip_ratio_low": h.clip_range.low,
         f"{_ACTOR}.clip_ratio_high": h.clip_range.high,
-        # the reference's tree fixes this for GSPO; verl 0.9 reads it from here, and its default would weigh by length
+        # the reference's copy of verl fixes this for GSPO; verl 0.9 reads it from here, and its default would weigh by length
         f"{_ACTOR}.loss_agg_mode": h.loss_aggregation,
         f"{_ACTOR}.optim.clip_grad": h.max_grad_norm,
         f"{_ACTOR}.fsdp_config.fsdp_size": -1,
@@ -120,7 +119,7 @@ def overrides(
         f"{_ROLLOUT}.top_p": h.top_p,
         f"{_ROLLOUT}.top_k": h.top_k,
         f"{_ROLLOUT}.gpu_memory_utilization": h.gpu_memory_utilization,
-        # without a bound verl takes the model's 262,144 positions
+        # without a limit verl uses the model's 262,144 positions
         f"{_ROLLOUT}.max_model_len": prompt + response,
         f"{_ROLLOUT}.enable_chunked_prefill": True,
         f"{_ROLLOUT}.free_cache_engine": True,
@@ -128,7 +127,7 @@ def overrides(
         f"{_ROLLOUT}.val_kwargs.do_sample": False,
         "trainer.project_name": "egm",
         "trainer.experiment_name": job.metadata.name,
-        # the file is what progress lines and tracking are made from: its other loggers end a run when their server goes away
+        # progress lines and tracking are made from the file: verl's other loggers end a run if their server disappears
         "trainer.logger": ["console", "file"],
         "trainer.n_gpus_per_node": gpus,
         "trainer.nnodes": nodes,
@@ -160,7 +159,8 @@ def overrides(
     if attention:
         keys["+actor_rollout_ref.model.override_config.attn_implementation"] = attention
     if nodes == 1:
-        # verl waits in silence where Ray has fewer cores than verl has actors; each slot is an idle process of Ray, so few without a GPU
+        # verl waits forever without a message if Ray has fewer cores than verl has actors; each slot is an idle process of Ray, so few
+        # without a GPU
         slots = 24 if cpu else cpu_slots
         keys |= {"ray_kwargs.ray_init.num_cpus": slots, "+ray_kwargs.ray_init.include_dashboard": False}
     if cpu:
@@ -172,7 +172,7 @@ def overrides(
     else:
         keys[f"{_ROLLOUT}.dtype"] = dtype
         keys[f"{_ROLLOUT}.max_num_seqs"] = (
-            1024  # as in the reference's tree; verl 0.9's file says 256, and the rest waits
+            1024  # as in the reference; verl 0.9's default is 256, and further answers would wait
         )
     return [f"{key}={_text(value)}" for key, value in keys.items()] + [_added(text) for text in h.engine_overrides]
 
@@ -183,7 +183,7 @@ def _added(override: str) -> str:
 
 
 def _own(reward: Reward, file: Path | None) -> dict[str, str]:
-    """Return the keys that lead our reward function to the user's."""
+    """Return the keys with which our reward function finds the user's."""
     if file is None:
         return {}
     place = "+reward.custom_reward_function.reward_kwargs"
@@ -208,10 +208,10 @@ def _lora(job: RlJob) -> Document:
     return keys | ({f"{model}.exclude_modules": UNADAPTED_VISION} if h.freeze_vision else {})
 
 
-# our name -> verl's, where it is not what verl trains in anyway: without it rollouts alone would change their precision
+# our name -> verl's, if it is not verl's default; without it only the rollouts would change their precision
 _MIXED = {"float32": "fp32", "float16": "fp16"}
 
-# what the CPU path needs in addition; see `verl/cpu.py`
+# additional keys for the CPU path; see `verl/cpu.py`
 _CPU: Document = {
     "trainer.device": "cpu",
     "data.dataloader_num_workers": 0,

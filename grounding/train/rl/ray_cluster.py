@@ -1,8 +1,8 @@
-"""Ray across the pods of a job: rank 0 starts the head, waits for everyone, runs the driver; the others join, watch, and leave with its result.
+"""Ray across the pods of a job: rank 0 starts the head, waits for all pods, runs the driver; the others join, watch, and exit with its
+result.
 
-Every pod has a Ray node of its own in a temporary folder of its own. Nothing here ever stops another Ray: what is ended is found by a token in
-the environment of what was started here. Any loss ends the run, since verl cannot continue without a rank: the gang starts again from the newest
-checkpoint.
+Every pod has its own Ray node in its own temporary folder. This code never stops another Ray: it finds its processes by a token in their
+environment. Any loss ends the run, since verl cannot continue without a rank: the gang starts again from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ from grounding.train.rl.rendezvous import FINAL, Membership, Pods
 
 _MARK = Environment.variable("ray_node")
 LEAVE_SHARE = 0.2
-"""Share of the grace period that a worker keeps to end its own Ray node."""
+"""Share of the grace period that a worker reserves to stop its own Ray node."""
 _EXIT = {"succeeded": 0, "stopped": 143}
 
 
 @dataclass(frozen=True)
 class Node:
-    """What this pod offers to Ray. Slots are logical: TransferQueue, agents and reward workers of verl each hold one."""
+    """The resources that this pod offers to Ray. Slots are logical: verl's TransferQueue, agents and reward workers each hold one."""
 
     gpus: int
     cpus: int
 
 
 def cpu_slots(cores: int, gpus: int) -> int:
-    """CPU slots of a pod: verl's placement takes up to 3 a GPU, TransferQueue 9, agents and rewards 8 each, the runner 1; all may land on one pod."""
+    """Return the CPU slots of a pod: verl's placement takes up to 3 per GPU, TransferQueue 9, agents and rewards 8 each, the runner 1; all
+    may run on one pod.
+    """
     return max(cores, 4 * gpus + 32)
 
 
@@ -49,23 +51,23 @@ def _say(text: str) -> None:
 
 
 def ray_environment(pods: Pods, mark: str) -> dict[str, str]:
-    """Environment of a Ray node and of what runs on it."""
+    """Return the environment of a Ray node and of the processes on it."""
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": pods.token,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
-        # workers import torch and verl before they report; loss of a node is told by the membership call, so Ray need not be hasty
+        # workers import torch and verl before they report; the membership service reports the loss of a node, so Ray may be patient
         "RAY_worker_register_timeout_seconds": "300",
         "RAY_health_check_failure_threshold": "10",
-        # without it a node of several cores starts idle workers by the number of slots
+        # without it, a node of several cores starts as many idle workers as slots
         "RAY_worker_maximum_startup_concurrency": "4",
         _MARK: mark,
     }
 
 
 def start_command(pods: Pods, node: Node, temporary: str) -> list[str]:
-    """`ray start` of this pod, in the foreground."""
+    """Start `ray start` for this pod, in the foreground."""
     command = [sys.executable, "-m", "grounding.train.rl.ray_start", "start", "--block", "--disable-usage-stats"]
     command += [f"--num-cpus={node.cpus}", f"--num-gpus={node.gpus}", f"--node-ip-address={pods.ip}"]
     if pods.rank == 0:
@@ -87,12 +89,12 @@ def marked(mark: str) -> list[int]:
 
 
 def end(mark: str, grace_s: float = 10.0) -> None:
-    """End everything that carries `mark`: SIGTERM, and SIGKILL after `grace_s`."""
+    """Stop all processes with `mark`: SIGTERM, and SIGKILL after `grace_s`."""
     processes.stop(lambda: marked(mark), grace_s, 10.0, "Ray's processes")
 
 
 class RayNode:
-    """This pod's Ray node. Until `up` is set it is started again, twice at most: Ray gives itself 30 s, a busy machine needs more."""
+    """This pod's Ray node. Until `up` is set, a failed start is repeated at most twice: Ray allows 30 s, and a busy machine needs more."""
 
     def __init__(self, pods: Pods, node: Node, env: Mapping[str, str], temporary: str) -> None:
         self.pods, self.node, self.env, self.temporary = pods, node, env, temporary
@@ -110,7 +112,7 @@ class RayNode:
         )
 
     def ended(self) -> str:
-        """Return why there is no node any more, in words; empty while it runs or gets another try."""
+        """Return why the node has ended, in words; empty while it runs or gets another try."""
         if self.child.poll() is None:
             return ""
         if not self.up and self._starts < 3:
@@ -121,14 +123,14 @@ class RayNode:
         return f"the Ray node of rank {self.pods.rank} ended with exit code {self.child.returncode}"
 
     def close(self) -> None:
-        """End it and everything that it started."""
+        """Stop it and everything that it started."""
         end(self.mark)
         self.child.wait()
 
 
 @contextlib.contextmanager
 def _ray_node(pods: Pods, node: Node, env: Mapping[str, str]) -> Iterator[RayNode]:
-    """This pod's Ray node while the block runs."""
+    """Run this pod's Ray node while the block runs."""
     # Ray's sockets are under it, and a socket's path has 107 bytes at most
     with tempfile.TemporaryDirectory(prefix="egm-ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
         made = RayNode(pods, node, env, temporary)
@@ -139,7 +141,7 @@ def _ray_node(pods: Pods, node: Node, env: Mapping[str, str]) -> Iterator[RayNod
 
 
 def shortfall(nodes: list[JsonObject], membership: Membership, pods: Pods, node: Node) -> str:
-    """Who or what is missing, in words, from Ray's list of nodes; empty when the gang is whole. Pure."""
+    """Return what is missing in Ray's list of nodes, in words; empty if the gang is complete. Pure."""
     absent = membership.missing()
     if absent:
         return f"of {pods.nodes} pods, rank {', '.join(map(str, absent))} has not joined"
@@ -155,7 +157,7 @@ def shortfall(nodes: list[JsonObject], membership: Membership, pods: Pods, node:
 
 
 def _wait(pods: Pods, node: Node, membership: Membership, head: RayNode, deadline_s: float, stop: Stop) -> bool:
-    """Wait for the whole gang; False if a signal came first. Raises `Failure` that names who is missing after `deadline_s`."""
+    """Wait for the whole gang; return False if a signal came first. Raises `Failure` with the missing pods after `deadline_s`."""
     import ray
 
     end_at, said, missing = time.monotonic() + deadline_s, "", "Ray's head is not up"
@@ -199,9 +201,9 @@ def lead(
     drive: Callable[[str, Callable[[], str]], int],
     stop: Stop,
 ) -> int:
-    """Run rank 0. A worker that is asked to stop asks `stop`, too.
+    """Run rank 0. If a worker is asked to stop, `stop` is asked too.
 
-    `drive(ray address, lost)` runs the driver and gives its exit code; it has to end the driver once `lost()` says why.
+    `drive(ray address, lost)` runs the driver and returns its exit code; it must end the driver once `lost()` returns a reason.
     """
     pods = replace(pods, ip=pods.ip or rendezvous.own_address(pods.master))
     membership = Membership(pods.nodes)
@@ -222,15 +224,15 @@ def lead(
             code = drive(f"{pods.ip}:{pods.ray_port}", lost)
             return code
         finally:
-            # told while Ray still stands: a worker whose Ray goes first would call that a failure
+            # notify workers while Ray still runs: a worker whose Ray ends first would report a failure
             membership.state = {0: "succeeded", 143: "stopped"}.get(code, "failed")  # type: ignore[assignment]
             membership.wait_until_notified(10.0)
 
 
 def follow(pods: Pods, node: Node, env: Mapping[str, str], deadline_s: float, stop: Stop | None = None) -> int:
-    """Run a worker. Return 0 when the run succeeded, 1 when it failed, 143 when this pod or rank 0 was asked to stop.
+    """Run a worker. Return 0 if the run succeeded, 1 if it failed, 143 if this pod or rank 0 was asked to stop.
 
-    A worker that is asked to stop tells rank 0 and keeps its Ray node until verl has saved: a checkpoint needs all ranks.
+    A worker that is asked to stop notifies rank 0 and keeps its Ray node until verl has saved, because a checkpoint needs all ranks.
     """
     pods = replace(pods, ip=pods.ip or rendezvous.own_address(pods.master))
     stop = stop if stop is not None else Stop.of_process()
@@ -259,7 +261,7 @@ def follow(pods: Pods, node: Node, env: Mapping[str, str], deadline_s: float, st
 
 
 def _join(pods: Pods, deadline_s: float, stop: Stop) -> str:
-    """Wait until rank 0's Ray answers. Gives how the run ended where it has ended before that, else an empty string."""
+    """Wait until rank 0's Ray answers. Return how the run ended if it has already ended, else an empty string."""
     end_at = time.monotonic() + deadline_s
     while not stop.asked:
         answer = rendezvous.say(pods)

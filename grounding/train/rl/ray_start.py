@@ -1,4 +1,4 @@
-"""`ray start`, with more patience than Ray has: it gives its daemons 30 s to come up, and a cold disk or a busy machine needs more.
+"""Run `ray start` with a longer timeout: Ray gives its daemons 30 s to start, and a cold disk or a busy machine needs more.
 
 Started by `ray_cluster.py` as `python -m grounding.train.rl.ray_start start …`.
 """
@@ -19,7 +19,7 @@ _get_node = services.get_node
 
 
 def _patient_get_node(*args: Any, **kwargs: Any) -> Any:
-    """Look up the node that Ray has just started, as Ray does, until it is there."""
+    """Like Ray, look up the node that Ray has just started, until it exists."""
     until = time.monotonic() + PATIENCE_S
     while True:
         try:

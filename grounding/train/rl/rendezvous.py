@@ -1,8 +1,8 @@
-"""What the pods of a job tell each other beside Ray: who is there, where Ray's head is, and how the run ended.
+"""The rendezvous of a job's pods, in addition to Ray: which pods have joined, where Ray's head is, and how the run ended.
 
-Ray's own worker command ends with an error whenever the head goes away, after success too. So rank 0 answers on one port (PyTorchJob's
-MASTER_PORT) over HTTP, and each worker asks for the state every second. A worker knows by it when to leave and with which exit code; rank 0
-knows who is missing and who has gone silent. Requests carry the job's token.
+Ray's own worker command ends with an error whenever the head stops, even after success. So rank 0 serves HTTP on one port (PyTorchJob's
+MASTER_PORT), and each worker asks for the state every second. This tells a worker when to exit and with which code, and rank 0 which pods
+are missing or silent. Requests contain the job's token.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FINAL: tuple[State, ...] = ("succeeded", "failed", "stopped")
 
 @dataclass(frozen=True)
 class Pods:
-    """Where a pod stands among its job's: `rank` of `nodes`, rank 0's address, the port they meet on, Ray's port, the job's token."""
+    """A pod's place in its job: `rank` of `nodes`, rank 0's address, the port of the rendezvous, Ray's port, the job's token."""
 
     rank: int
     nodes: int
@@ -44,10 +44,10 @@ class Pods:
 
 
 def from_environment(env: Mapping[str, str]) -> Pods | None:
-    """Return the pods that PyTorchJob's variables describe; None for a job of one. Raises `UserError` where one is missing or makes no sense.
+    """Return the pods from PyTorchJob's variables; None for a single pod. Raises `UserError` if a variable is missing or invalid.
 
-    `RAY_AUTH_TOKEN`, or the file that `RAY_AUTH_TOKEN_PATH` names, holds the token (a Secret's key); `EGM_NODE_IP` is this pod's address
-    where it cannot be found out, `EGM_RAY_PORT` Ray's port (6379).
+    `RAY_AUTH_TOKEN`, or the file that `RAY_AUTH_TOKEN_PATH` names, contains the token (a Secret's key); `EGM_NODE_IP` is this pod's address
+    if it cannot be detected, `EGM_RAY_PORT` Ray's port (6379).
     """
     given = Environment.from_environ(env)
     nodes = _number(env, "WORLD_SIZE", 1)
@@ -81,7 +81,7 @@ def _number(env: Mapping[str, str], name: str, default: int | None) -> int:
 
 
 def own_address(master: str) -> str:
-    """Return the address of this pod on the way to `master` (or on any way out, on rank 0, which may know itself as localhost)."""
+    """Return the address of this pod on the way to `master` (or on any route, on rank 0, which may know itself as localhost)."""
     for target in (master, "192.0.2.1"):  # a documentation address: nothing is sent by connecting a datagram socket
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
             s.connect((target, 9))
@@ -93,7 +93,7 @@ def own_address(master: str) -> str:
 
 @dataclass
 class Member:
-    """A worker as rank 0 knows it; `seen` on a monotonic clock."""
+    """Rank 0's record of a worker; `seen` on a monotonic clock."""
 
     host: str
     ip: str
@@ -103,7 +103,7 @@ class Member:
 
 
 class Answer(TypedDict):
-    """What rank 0 answers: the state of the run, and where Ray's head is (empty while it is not up)."""
+    """Rank 0's answer: the state of the run, and the address of Ray's head (empty until it runs)."""
 
     state: str
     ray: str
@@ -121,7 +121,7 @@ class Membership:
         """Called when a worker reports that it was asked to stop."""
 
     def heartbeat(self, rank: int, host: str, ip: str, left: str = "", stopping: bool = False) -> Answer:
-        """Note a worker's message and return the answer to it."""
+        """Record a worker's message and return the answer."""
         if stopping:
             self.on_stop()
         with self._lock:
@@ -129,7 +129,7 @@ class Membership:
             return {"state": self.state, "ray": self.ray}
 
     def wait_until_notified(self, patience_s: float) -> bool:
-        """Wait until `all_notified`, `patience_s` seconds at most. Returns whether they are."""
+        """Wait at most `patience_s` seconds until `all_notified`. Return whether they are."""
         until = time.monotonic() + patience_s
         while not self.all_notified():
             if time.monotonic() > until:
@@ -138,12 +138,12 @@ class Membership:
         return True
 
     def missing(self) -> list[int]:
-        """Ranks that have not joined yet."""
+        """Return the ranks that have not joined yet."""
         with self._lock:
             return [r for r in range(1, self.nodes) if r not in self.members]
 
     def lost(self, patience_s: float) -> str:
-        """Return the first worker that has left or gone silent, in words; empty while all is well."""
+        """Return the first worker that has left or become silent, in words; empty if there is none."""
         with self._lock:
             for rank, member in sorted(self.members.items()):
                 if member.left:
@@ -154,14 +154,14 @@ class Membership:
         return ""
 
     def all_notified(self) -> bool:
-        """Return whether every worker that is still there has been told how the run ended."""
+        """Return whether every remaining worker has been notified how the run ended."""
         with self._lock:
             return all(m.told in FINAL or m.left or self._clock() - m.seen > 15.0 for m in self.members.values())
 
 
 @contextlib.contextmanager
 def meet(pods: Pods, membership: Membership) -> Iterator[int]:
-    """Answer the workers while the block runs; gives the port. Raises `OSError` where the port is taken."""
+    """Answer the workers while the block runs. Yield the port. Raises `OSError` if the port is in use."""
 
     class Handler(QuietHandler):
         def do_POST(self) -> None:
@@ -192,7 +192,7 @@ def meet(pods: Pods, membership: Membership) -> Iterator[int]:
 
 
 def dismiss(pods: Pods, patience_s: float) -> None:
-    """Rank 0 has nothing left to train: tell every worker that comes within `patience_s` seconds that the run succeeded."""
+    """If rank 0 has nothing left to train, notify every worker that asks within `patience_s` seconds that the run succeeded."""
     membership = Membership(pods.nodes)
     membership.state = "succeeded"
     with meet(pods, membership):
@@ -202,7 +202,7 @@ def dismiss(pods: Pods, patience_s: float) -> None:
 
 
 def environment_of_jobs(env: Mapping[str, str]) -> dict[str, str]:
-    """`env` without the variables by which torch would take a process for a rank: Ray's workers get theirs from verl."""
+    """Return `env` without the variables that would make torch treat a process as a rank: Ray's workers get theirs from verl."""
     ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     return {k: v for k, v in env.items() if k not in ranks and not k.startswith("PET_")}
 

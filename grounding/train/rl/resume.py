@@ -1,6 +1,6 @@
-"""What earlier attempts of an RL job have left: their steps as progress lines, and the validation that they owe.
+"""Read the results of earlier attempts of an RL job: their steps as progress lines, and a validation that must be repeated.
 
-verl saves a step, validates it, and then logs it: one that was killed in between has saved a step of which no log knows.
+verl saves a step, validates it, and then logs it: if it is killed in between, the saved step is in no log.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from grounding.train.rl.guard import DROPPED_ROWS, FAILED_ROLLOUTS, FAILED_VALID
 
 VERL = "verl"  # the folder of verl's own files in a job's
 
-# verl's metric -> ours; the rest stays in verl's own log
+# verl's metric -> ours; others are only in verl's own log
 METRICS = {
     "critic/score/mean": "score",
     "critic/rewards/mean": "reward",
@@ -56,7 +56,7 @@ METRICS = {
 }
 VALIDATION = {
     "acc": "valAccuracy",
-    "acc_success_only": "valAccuracy",  # comes later, so it wins: what failed is not wrong
+    "acc_success_only": "valAccuracy",  # comes later and takes precedence: a failed prompt is not a wrong answer
     "iou": "valIou",
     "parsed": "valParsed",
     "score": "valScore",
@@ -67,10 +67,10 @@ _FIGURE = re.compile(rf"val-(?:core|aux)/(.+)/({'|'.join(VALIDATION)})/mean@\d+"
 
 
 def metrics(data: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics that a progress line carries, by our names.
+    """Return the metrics of a progress line, by our names.
 
-    verl's file has null for what is no finite number, which is NaN here. Of a validation in which too many prompts got
-    no answer only the counts are kept: its accuracy is not the model's.
+    null in verl's file means a non-finite number and becomes NaN. If too many prompts of a validation got no answer, only its counts are
+    kept, because its accuracy would not describe the model.
     """
     found = {ours: number for theirs, ours in METRICS.items() if (number := _number(data, theirs)) is not None}
     found |= _validated(data)
@@ -80,7 +80,7 @@ def metrics(data: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _validated(data: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of validation: of each named set, and without a name those of the set that has none, else the mean over sets."""
+    """Return the validation metrics of each named set, and under the plain name those of the unnamed set, else the mean over sets."""
     matches = sorted((m for name in data if (m := _FIGURE.fullmatch(name))), key=lambda m: list(VALIDATION).index(m[2]))
     sets: dict[str, dict[str, float]] = {}
     for match in matches:
@@ -101,7 +101,7 @@ def _number(data: Mapping[str, Any], name: str) -> float | None:
 
 
 def logged(lines: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, JsonObject]]:
-    """Step and metrics, by verl's names, of the lines that verl's file logger wrote; other lines are passed over."""
+    """Yield step and metrics, by verl's names, of the lines of verl's file logger; other lines are skipped."""
     for line in lines:
         if isinstance(line.get("step"), int) and isinstance(line.get("data"), dict):
             yield line["step"], line["data"]
@@ -113,7 +113,7 @@ _NUMBERED = re.compile(r"metrics-attempt-(\d+)-from-\d+")
 def _files(folder: Path) -> list[Path]:
     """Return verl's metrics files, oldest attempt first: by number, since a clock can be set back.
 
-    Files of older versions carry the local time; they come first.
+    Files of older versions have the local time in their names and come first.
     """
 
     def key(file: Path) -> tuple[int, str]:
@@ -130,9 +130,9 @@ def metrics_file(folder: Path, done: int) -> Path:
 
 
 def steps_noted(folder: Path) -> tuple[int, int] | None:
-    """Return the last step and the steps of an epoch that verl itself has written down; None if it has not begun.
+    """Return the last step and the steps per epoch that verl itself recorded; None if it has not begun.
 
-    verl's filter of long prompts drops rows, so that a count of the file's rows is only an upper bound.
+    verl's filter of long prompts drops rows, so the number of rows in the file is only an upper bound.
     """
     try:
         found = orjson.loads((folder / "steps.json").read_bytes())
@@ -142,9 +142,9 @@ def steps_noted(folder: Path) -> tuple[int, int] | None:
 
 
 def history(folder: Path, total: int) -> list[ProgressLine]:
-    """Return progress lines from verl's own files of earlier attempts, stitched: no step is lost or doubled.
+    """Return the joined progress lines from verl's own files of earlier attempts, without lost or duplicate steps.
 
-    verl writes a step before we have read it, so these files may know of steps that `progress.jsonl` does not.
+    verl writes a step before we read it, so these files may contain steps that `progress.jsonl` lacks.
     """
     attempts = []
     for file in _files(folder):
@@ -160,19 +160,19 @@ def history(folder: Path, total: int) -> list[ProgressLine]:
 
 
 def owes_validation(job: RlJob, done: int, total: int, lines: Iterable[ProgressLine]) -> bool:
-    """Return whether the validation that is due after step `done` is in no line. Pure."""
+    """Return whether no line has the validation that is due after step `done`. Pure."""
     h, lines = job.spec.hyperparameters, list(lines)
     if any(override.lstrip("+").startswith("trainer.test_freq=") for override in h.engine_overrides):
-        return False  # the job has set verl's own key, which decides
+        return False  # the job sets verl's own key, which takes precedence
     if h.validate_before_train and not any("valAccuracy" in line["metrics"] for line in lines):
-        return False  # validated by another name, that of a reward or a `val_kwargs` in `engineOverrides`
+        return False  # the validation has another name, from a reward or `val_kwargs` in `engineOverrides`
     due = 0 < done <= total and (done == total or done % h.validate_every == 0)
     return due and not any(line["step"] == done and "valAccuracy" in line["metrics"] for line in lines)
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run continues: after `checkpoint`, with the progress lines that may be missing, and by the validation that is owed."""
+    """The point from which a run continues: `checkpoint`, the progress lines that may be missing, and the validation to repeat."""
 
     checkpoint: checkpoints.Checkpoint | None
     known: list[ProgressLine]
@@ -182,12 +182,12 @@ class Start:
 
     @property
     def done(self) -> int:
-        """Steps that are not trained again."""
+        """Return the number of steps that are not trained again."""
         return self.checkpoint.step if self.checkpoint else 0
 
 
 def start(job: RlJob, out: Path, total: int, processes: int) -> Start:
-    """Return what the attempts before this one have left in `out`. Sets broken checkpoints aside."""
+    """Return the start point from earlier attempts in `out`. Sets broken checkpoints aside."""
     checkpoint = checkpoints.newest(out / "checkpoints")
     done = checkpoint.step if checkpoint else 0
     carried = checkpoints.metrics_of(checkpoint) if checkpoint else None
@@ -196,7 +196,7 @@ def start(job: RlJob, out: Path, total: int, processes: int) -> Start:
     told = [*before, *read_progress(out / "progress.jsonl")]
     owed = owes_validation(job, done, total, own + told)
     if checkpoint and owed:
-        # once: what fails in it every time must not keep the training from going on, or its model from being exported
+        # once: a validation that always fails must not stop the training or the export of its model
         tried = any((out / VERL).glob(f"metrics-*-from-{done}.jsonl"))
         owed = not tried and (done < total or checkpoints.world_size(checkpoint.path) in (None, processes))
     unlogged = carried["data"] if carried and not any(line["step"] == done for line in told) else None

@@ -1,8 +1,8 @@
-"""The reward that verl calls once an answer: `compute_score`, by the scoring profile `egm-reward`.
+"""The reward that verl calls for each answer: `compute_score`, by the scoring profile `egm-reward`.
 
-Set as `reward.custom_reward_function`. It returns a dict, so that verl logs accuracy, IoU and parse rate of every validation; the keys are the
-same for every answer, as verl wants. A row that cannot be scored gets 0 with `parsed` 0 instead of an exception: one bad row must not kill
-a reward worker days into a run.
+Set as `reward.custom_reward_function`. It returns a dict, so that verl logs accuracy, IoU and parse rate of every validation; the keys are
+the same for every answer, as verl requires. A row that cannot be scored gets 0 with `parsed` 0 instead of an exception: one bad row must
+not kill a reward worker days into a run.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def compute_score(
 ) -> dict[str, float]:
     """Score one answer. `ground_truth`: 4 numbers in 0..1000 (list, tuple or array); `extra_info` holds width, height (pixels) and split.
 
-    `boxes` is `resized` for a model that answers in pixels of the picture as its processor resizes it (Qwen2.5-VL).
-    Returns `score` (what RL maximises), `acc` (IoU >= threshold), `iou`, `parsed` (1 where a box was found) and `length` (of the answer, characters).
+    `boxes` is `resized` for a model that answers in pixels of the picture as its processor resizes it (Qwen2.5-VL). Returns `score` (what
+    RL maximises), `acc` (IoU >= threshold), `iou`, `parsed` (1 if a box was found) and `length` (of the answer, characters).
     """
     try:
         info = extra_info or {}
@@ -81,7 +81,7 @@ def _own(
     threshold: float,
     answered: tuple[int, int] | None,
 ) -> dict[str, float]:
-    """Return the user's score of one answer, beside the figures that every reward has."""
+    """Return the user's score of an answer, with the metrics that every reward has."""
     score = own_reward.score_of(own_reward.load(file, name)(source, answer, truth, info))
     width, height = int(info["width"]), int(info["height"])
     _, iou, passed, parsed = plain_parts(answer, truth, width, height, "eval", 0.5, threshold, answered)

@@ -1,7 +1,7 @@
 """Reinforcement learning: verl's own `main_ppo` as a child process, its metrics as progress lines, its last model as a folder.
 
-On a machine without a GPU it runs through `verl/cpu.py`; on several nodes over the Ray of `ray_cluster.py`. A run that was killed continues from the
-newest complete checkpoint.
+On a machine without a GPU it runs through `verl/cpu.py`; on several nodes over the Ray of `ray_cluster.py`. A run that was killed continues
+from the newest complete checkpoint.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from grounding.train.rl.overrides import overrides
 from grounding.train.rl.stopping import SAVE_NOW, Doing, Verdict, judge
 
 END_S = 5.0
-"""Seconds that verl and its Ray get to end once there is nothing left to save."""
+"""Seconds that verl and its Ray get to end if there is nothing left to save."""
 
 
 def environment(
     job: RlJob, out: Path, metrics_file: Path, *, cpu: bool, validation_rows: int, nodes: int = 1
 ) -> dict[str, str]:
-    """Environment of the verl processes; Ray hands it on to its workers. On several nodes each starts its Ray with it."""
+    """Return the environment of verl's processes, which Ray passes on to its workers. On several nodes, each starts its Ray with it."""
     h = job.spec.hyperparameters
-    # several rollout servers share a step's requests in no fixed way: each answers what it has after a moment
+    # the split of a step's requests among several rollout servers varies: each answers what it has after a moment
     awaited = cpu and nodes == 1
     own = RlEnvironment(
         keep_checkpoints=h.keep_checkpoints,
@@ -78,41 +78,43 @@ def environment(
     plugin = ",grounding.train.verl.plugin_internvl" if job.spec.model.family_name == "internvl" else ""
     env["VERL_USE_EXTERNAL_MODULES"] += plugin
     if not cpu and "OMP_NUM_THREADS" not in os.environ:
-        # verl's eight agents prepare pictures at the same time; left alone, each does so with a thread a core
+        # verl's eight agents prepare pictures at the same time; by default, each uses a thread per core
         env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // 8))
     if cpu:
         env |= {
             "VERL_USE_EXTERNAL_MODULES": f"grounding.train.verl.plugin_cpu{plugin}",
             "VERL_PLATFORM": "cpu",
             "VERL_ENGINE_DEVICE": "cuda",
-            # rollout and update take turns, so both cores are free for each; busy waiting would cost the other processes
+            # rollout and update alternate, so each may use both cores; busy waiting would slow down the other processes
             "OMP_NUM_THREADS": "2",
             "OMP_WAIT_POLICY": "passive",
-            "RAY_worker_niceness": "0",  # Ray's 15 lets anything else on the machine starve the training
+            "RAY_worker_niceness": "0",  # with Ray's 15, other programs on the machine would starve the training
         }
     return env
 
 
 def stop_file(out: Path) -> Path:
-    """Return the file by which verl's trainer, which may run on any pod, learns that it is to save and that a step has begun."""
+    """Return the file that tells verl's trainer, which may run on any pod, to save, and that records the begin of a step."""
     return out / attempts.VERL / "stop"
 
 
 def _own_ray(env: Mapping[str, str]) -> dict[str, str]:
-    """Return `env` with what keeps the Ray that verl starts itself to this machine, and with a token for it.
+    """Return `env` with settings that restrict the Ray that verl starts itself to this machine, and with a token for it.
 
-    Without a token Ray writes one into the home folder, which a pod may not have.
+    Without a token, Ray writes one into the home folder, which a pod may not have.
     """
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **loopback.environment(env), **env}
 
 
 def _has_flash_attention() -> bool:
-    """Return whether what verl trains with by default is installed; it comes without wheels, so not every image has it."""
+    """Return whether verl's default attention (FlashAttention 2) is installed; it has no wheels, so not every image has it."""
     return importlib.util.find_spec("flash_attn") is not None
 
 
 def _attention(cpu: bool) -> str | None:
-    """Return the attention of the trained model and of its reference, by transformers' name; None for verl's own choice, FlashAttention 2."""
+    """Return the attention of the trained model and of its reference, by transformers' name; None for verl's own choice, FlashAttention
+    2.
+    """
     if cpu:
         return "sdpa"
     return None if _has_flash_attention() else PACKED_ROWS
@@ -125,7 +127,7 @@ def _rows(path: Path) -> int:
 
 
 def _total_steps(job: RlJob, rows: int, noted: tuple[int, int] | None = None) -> int:
-    """Return the number of steps: of the rows that verl takes if an earlier attempt has noted them, else of all."""
+    """Return the number of steps: as recorded by an earlier attempt of verl, else computed from all rows."""
     h = job.spec.hyperparameters
     epoch = noted[1] if noted else max(1, rows // h.batch_size)
     steps = epoch * h.epochs
@@ -142,9 +144,9 @@ def train(
     log: tracking.Log = tracking.nowhere,
     stop: Stop | None = None,
 ) -> int:
-    """Run to the end or to SIGTERM; leaves `out/model`. Returns verl's exit code, 143 when stopped. `log` gets verl's metrics of each step.
+    """Run to the end or to SIGTERM, and write `out/model`. Return verl's exit code, 143 if stopped. `log` gets verl's metrics of each step.
 
-    On several nodes every pod calls it: rank 0 trains, the others lend it their Ray node and return what it came to.
+    On several nodes every pod calls it: rank 0 trains, the others provide their Ray node and return its result.
     """
     import torch
 
@@ -212,7 +214,7 @@ def _train(
     track: tracking.Log,
     stop: Stop,
 ) -> int:
-    """Run verl from `start` on; its exit code."""
+    """Run verl from `start` on; return its exit code."""
     assert data.train_parquet and data.val_parquet
     nodes, done, checkpoint = pods.nodes if pods else 1, start.done, start.checkpoint
     node = _node(job, cpu)
@@ -243,7 +245,7 @@ def _train(
         how += ", its validation first" if start.validate == "first" else ", for its validation alone"
     print(f"rl: {_rows(data.train_parquet)} rows, {total} steps, {how}; verl's metrics: {log}", flush=True)  # noqa: T201
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
-    if pods is not None:  # verl's runner may land on any pod, whose own environment knows another file or none
+    if pods is not None:  # verl's runner may run on any pod, whose own environment has another file or none
         command.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={log}")
     writer = ProgressWriter(out / "progress.jsonl", "rl", total, done, known=start.known)
     if pods is None:
@@ -258,9 +260,8 @@ def _train(
 
 
 def _own_reward(job: RlJob, rows: Path, out: Path) -> Path | None:
-    """Return the copy of `spec.reward.file` in the job's folder, which all pods see, once it has scored the first row. None without one.
-
-    Raises `UserError` for a file that cannot score it: found out now, it costs no step.
+    """Copy `spec.reward.file` to the job's folder, which all pods can read, test it on the first row, and return the copy; None without a
+    file. Raises `UserError` if the file cannot score the row, before any step is trained.
     """
     import pyarrow.parquet as pq
 
@@ -311,8 +312,8 @@ def _run(
 ) -> int:
     """Run verl and turn its metrics into progress lines. If `stop` is asked for, let verl save what it can (`stopping.py`), then end it.
 
-    verl gets a share of the grace period (`Stop.training_is_late`); what it has not saved by then is lost, and the rest belongs to the upload.
-    `lost` says why the run cannot continue (a node is gone), else nothing: verl may wait for a lost rank for ten minutes.
+    verl gets a share of the grace period (`Stop.training_is_late`); what it has not saved by then is lost, and the rest belongs to the
+    upload. `lost` returns why the run cannot continue (a lost node), else an empty text: verl may wait for a lost rank for ten minutes.
     """
     request = stop_file(out)
     request.unlink(missing_ok=True)
@@ -367,7 +368,7 @@ def _run(
             time.sleep(0.1 if stop.asked else 0.5)
     finally:
         writer.close()
-        _signal_group(child, signal.SIGKILL)  # Ray's processes, should any outlive their driver
+        _signal_group(child, signal.SIGKILL)  # Ray's processes, if any outlive their driver
         child.wait()
         request.unlink(missing_ok=True)
     if stop.asked:
@@ -392,7 +393,7 @@ def _notice(stop: Stop, text: str) -> None:
 
 
 def _problem(request: Path) -> str:
-    """Return what our hooks in verl's trainer have left about its end; empty if nothing."""
+    """Return the message that our hooks in verl's trainer wrote about its end; empty if there is none."""
     with contextlib.suppress(OSError):
         return request.with_name(PROBLEM).read_text(errors="replace").strip()
     return ""
@@ -406,7 +407,7 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
 
 
 def require_engine(engine: RolloutEngine, installed: Callable[[str], bool]) -> None:
-    """Raise `UserError` if the rollout engine is not installed here, naming those that are."""
+    """Raise `UserError` with the installed engines if the rollout engine is not installed."""
     if installed(engine):
         return
     here = [name for name in get_args(RolloutEngine) if installed(name)]

@@ -1,6 +1,6 @@
-"""SFT rows -> model inputs: the chat template, the label mask, padding.
+"""Turn SFT rows into model inputs: the chat template, the label mask, padding.
 
-Only what the model has to say is trained: everything behind the last `<|im_start|>assistant\n`, its `<|im_end|>\n` included, as the reference
+Only the model's own text is trained: everything after the last `<|im_start|>assistant\n`, its `<|im_end|>\n` included, as the reference
 does. Source of the row form: the EGM repository's SFT data.
 """
 
@@ -40,7 +40,7 @@ def load_rows(path: str | Path) -> list[SftRow]:
 
 
 def split_target(rendered: str, answer: str) -> tuple[str, str]:
-    """(what is given, what is trained) of a rendered prompt and the answer.
+    """Return (given text, trained text) of a rendered prompt and the answer.
 
     A thinking model's template ends in `<think>\n`, which the model writes itself at inference: it is trained as well.
     """
@@ -53,7 +53,7 @@ def split_target(rendered: str, answer: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation before it is tokenised: the picture's name, what is given, what is trained."""
+    """A conversation before tokenisation: the picture's name, the given text, the trained text."""
 
     name: str
     image: str
@@ -79,7 +79,7 @@ class SftDataset(Dataset[Example]):  # type: ignore[misc]
 
 
 class Share(Dataset[Example]):  # type: ignore[misc]
-    """Some rows of a data set, by index. None stands for no row; any row fills its place, whose labels no one counts."""
+    """Some rows of a data set, by index. None means no row: any row fills its place, and its labels are ignored."""
 
     def __init__(self, rows: Dataset[Example], indices: Sequence[int | None]) -> None:
         self.rows, self.indices = rows, indices
@@ -98,11 +98,12 @@ Collated = dict[str, torch.Tensor | Batch | EgmError]
 
 
 class Collator:
-    """Examples -> one batch, padded on the right; pictures (InternVL: their tiles) are concatenated, as both families take them.
+    """Turn examples into one batch, padded on the right; pictures (InternVL: their tiles) are concatenated, as both families expect.
 
-    The processor is called once a batch: called once a row it costs more than a small model's step. Called in a loader's process, where an
-    exception would come back as the text of a traceback: an error for people is returned as `{"error": …}`, see `raise_error`.
-    `patch` is the side of a patch if the model writes boxes in pixels of the resized picture: targets are then converted to it.
+    The processor is called once per batch, because calling it for each row costs more than a small model's step. This runs in a loader's
+    process, from which an exception would return as the text of a traceback; a user's error is therefore returned as `{"error": …}`, see
+    `raise_error`. `patch` is the side of a patch if the model writes boxes in pixels of the resized picture: targets are then converted to
+    it.
     """
 
     def __init__(
@@ -163,14 +164,14 @@ class Collator:
             "labels": pad([torch.tensor(i) for i in labels], batch_first=True, padding_value=IGNORE),
             "pixel_values": _tensor(inputs["pixel_values"]),
         }
-        if "image_grid_thw" in inputs:  # Qwen3-VL's positions are of two dimensions
+        if "image_grid_thw" in inputs:  # Qwen3-VL's positions have two dimensions
             batch["image_grid_thw"] = _tensor(inputs["image_grid_thw"])
             batch["mm_token_type_ids"] = (input_ids == self.image_token_id).int()
         return batch
 
 
 class PackingCollator(Collator):
-    """Examples -> `{"batch": Batch}`: all rows one after another, nothing padded. `dtype` is what the model takes pictures in."""
+    """Turn examples into `{"batch": Batch}`: all rows one after another, without padding. `dtype` is the model's type for pictures."""
 
     def __init__(
         self,
@@ -220,7 +221,7 @@ class PackingCollator(Collator):
 def positions_of(ids: list[int], image_token: int, grid: list[int], merge: int) -> torch.Tensor:
     """Return Qwen3-VL's positions of a row with one picture, (4, tokens): text, time, height, width.
 
-    A picture's tokens share one time and count rows and columns from there; the text behind it continues after the larger of both.
+    A picture's tokens share one time and count rows and columns from there; the text after it continues from the larger of both.
     """
     time, height, width = grid[0], grid[1] // merge, grid[2] // merge
     start, count = ids.index(image_token), time * height * width
@@ -241,7 +242,7 @@ def _tensor(values: Any) -> torch.Tensor:
 
 
 def raise_error(batches: Iterable[Collated]) -> None:
-    """Raise the error for people that a loader's process put in the place of a batch."""
+    """Raise the user's error that a loader's process returned instead of a batch."""
     for batch in batches:
         error = batch.get("error")
         if isinstance(error, EgmError):

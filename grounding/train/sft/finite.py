@@ -1,4 +1,4 @@
-"""Steps that are not finite numbers are skipped, and weights that are not are never saved."""
+"""Skip steps whose gradients are not finite numbers, and never save weights that are not."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from grounding.errors import Failure
 from grounding.train.finite import all_finite
 
 MOST_IN_A_ROW = 5
-"""So many steps without a finite gradient in a row end the run."""
+"""Number of steps in a row without a finite gradient that end the run."""
 
 
 class FiniteGuard(TrainerCallback):  # type: ignore[misc]
-    """Drop the gradients of a step that has any which is no finite number: the optimizer then changes nothing.
+    """Drop the gradients of a step if any is not a finite number, so that the optimizer changes nothing.
 
-    `anywhere` says whether a flag is set on any rank. Place it before what marks a checkpoint complete.
+    `anywhere` returns whether a flag is set on any rank. Register this callback before the one that marks a checkpoint complete.
     """
 
     def __init__(self, anywhere: Callable[[bool], bool]) -> None:
         self.anywhere, self.skipped, self.in_a_row, self.began = anywhere, 0, 0, 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-        # not the model's parameters: with float32 masters the gradients belong to the masters
+        # not the model's parameters, because with float32 masters the gradients belong to the masters
         stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not self.anywhere(not all_finite([p.grad for p in stepped])):
             self.in_a_row = 0

@@ -1,7 +1,8 @@
-"""bfloat16 weights with float32 masters on one GPU: the model computes in bfloat16 without casting its weights, the optimizer steps in float32.
+"""bfloat16 weights with float32 masters on one GPU: the model computes in bfloat16 without casting its weights, the optimizer steps in
+float32.
 
-At a learning rate of 1e-5 a step is smaller than the last digit of most bfloat16 weights, so the optimizer needs more digits than the
-model computes with. Gradients are added up in float32. Memory a trained parameter: 2 (weight) + 4 (master) + 8 (AdamW) + 4 (gradient) bytes.
+At a learning rate of 1e-5 a step is smaller than the last digit of most bfloat16 weights, so the optimizer needs more digits than the model
+computes with. Gradients are added up in float32. Memory per trained parameter: 2 (weight) + 4 (master) + 8 (AdamW) + 4 (gradient) bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _KEY = "masters"
 
 
 def to_bfloat16(model: torch.nn.Module) -> dict[torch.nn.Parameter, torch.Tensor]:
-    """Convert a float32 model's weights to bfloat16; returns the float32 values of those that are trained."""
+    """Convert a float32 model's weights to bfloat16; return the float32 values of the trained ones."""
     masters: dict[torch.nn.Parameter, torch.Tensor] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -50,14 +51,14 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Any = None) -> Any:
-        """Step the masters, drop their gradients and write the weights anew."""
+        """Step the masters, drop their gradients and update the weights from them."""
         found = super().step(closure)
         self.zero_grad()
         torch._foreach_copy_(self.weights, self.masters)
         return found
 
     def state_dict(self) -> JsonObject:
-        """Return AdamW's state and the masters: only the weights would lose their last digits."""
+        """Return AdamW's state and the masters, because the weights alone lack the last digits."""
         return {**super().state_dict(), _KEY: [master.detach() for master in self.masters]}
 
     @torch.no_grad()  # type: ignore[untyped-decorator]

@@ -1,4 +1,4 @@
-"""Rows of a step -> packs: rows one after another without padding, as many as fit into a budget of tokens. Pure."""
+"""Combine the rows of a step into packs: rows one after another without padding, as many as fit into a budget of tokens. Pure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from itertools import accumulate, pairwise
 import torch
 
 IGNORE = -100
-"""Label of a token that nothing is to be predicted for"""
+"""Label of a token without a prediction"""
 
 
 def split(lengths: Sequence[int], tokens: int, rows: int | None = None, at_least: int = 1) -> list[slice]:
     """Cut rows into packs of at most `tokens` tokens and `rows` rows, in their order.
 
-    There are as few packs as the limits allow, but `at_least` so many, and the largest is as small as it can be for that number. A row
-    longer than `tokens` is a pack of its own. Raises `ValueError` if there are fewer rows than packs wanted.
+    The number of packs is as small as the limits allow, but `at_least` that many, and the largest pack is as small as possible. A row
+    longer than `tokens` is a pack of its own. Raises `ValueError` if there are fewer rows than `at_least`.
     """
     if at_least > len(lengths):
         raise ValueError(f"{len(lengths)} rows cannot make {at_least} packs")
@@ -28,7 +28,7 @@ def split(lengths: Sequence[int], tokens: int, rows: int | None = None, at_least
         middle = (low + high) // 2
         low, high = (low, middle) if len(_greedy(lengths, middle, rows)) <= number else (middle + 1, high)
     cuts = [0, *(part.stop for part in _greedy(lengths, low, rows))]
-    while len(cuts) - 1 < number:  # fewer than wanted: halve the pack with the most rows
+    while len(cuts) - 1 < number:  # too few: halve the pack with the most rows
         widest = max(range(len(cuts) - 1), key=lambda i: cuts[i + 1] - cuts[i])
         cuts.insert(widest + 1, (cuts[widest] + cuts[widest + 1]) // 2)
     return [slice(a, b) for a, b in pairwise(cuts)]
@@ -84,7 +84,7 @@ class Batch:
         )
 
     def without(self, rows: Sequence[int]) -> Batch:
-        """Return the batch with nothing to predict in some rows, which still take their place."""
+        """Return the batch with the labels of some rows ignored; the rows themselves stay."""
         if not rows:
             return self
         labels, ends = self.labels.clone(), [0, *accumulate(self.lengths)]

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: transformers' Trainer on reasoning + box answers, resumable at any step.
 
-Hyperparameters, label mask and freezing are the reference's (see `docs/training.md`); the tiny model of the demo runs through the same code.
+Hyperparameters, label mask and freezing are the reference's (see `docs/training.md`); the tiny model of the demo runs through the same
+code.
 """
 
 from __future__ import annotations
@@ -74,10 +75,10 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         self.every, self.first, self.figure = 0, False, ""
         self._validated: tuple[int, dict[str, float]] = (-1, {})
         self.validation_owed = False
-        """The last validation was left out, because the run was to stop"""
+        """Whether the last validation was skipped because the run was asked to stop"""
 
     def validate_on(self, sets: dict[str, SftDataset], job: SftJob) -> None:
-        """Validate on these sets while training, as the job says."""
+        """Validate on these sets during training, as configured in the job."""
         h = job.spec.hyperparameters
         self.sets, self.every, self.first, self.figure = (
             sets,
@@ -87,7 +88,9 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         )
 
     def note_last_figures(self) -> None:
-        """Record the figures of the step that this run continues after: the one before may have been killed between saving and recording."""
+        """Record the metrics of the step that this run continues from, because the earlier run may have been killed between saving and
+        recording.
+        """
         root = self.out / "checkpoints"
         for line in read_progress(self.out / "progress.jsonl"):
             value = line["metrics"].get(self.figure)
@@ -113,7 +116,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         self._validated = step, {**figures, "secondsValidation": time.monotonic() - began}
 
     def watch(self, trainer: PackedTrainer, flops_a_token: float) -> None:
-        """Take the figures of a step from `trainer`, whose model takes so many operations for a token."""
+        """Take the metrics of a step from `trainer`; `operations` are those of its model for a token."""
         self.trainer, self.flops_a_token = trainer, flops_a_token
         rate = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         self.peak = float("nan") if rate is None else rate * trainer.accelerator.num_processes
@@ -122,7 +125,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             self._writer = ProgressWriter(self.out / "progress.jsonl", "sft", state.max_steps, self.resume_from)
         begins = self.first and not self.resume_from
-        # only rank 0 need have the lines
+        # only rank 0 has the lines
         if self.sets and (begins or _any_rank(state.is_world_process_zero and self._owes(state.max_steps))):
             self._validate(self.resume_from)
             if self._writer and self._validated[0] == self.resume_from:
@@ -133,7 +136,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = self.validation_owed  # the next run begins with it
 
     def _owes(self, total: int) -> bool:
-        """Return whether the validation that is due after the step that this run continues from is in no line: a stop left it out."""
+        """Return whether no line has the validation that is due after the start step of this run, because a stop skipped it."""
         step = self.resume_from
         due = step > 0 and (step % self.every == 0 or step >= total)
         lines = read_progress(self.out / "progress.jsonl")
@@ -160,7 +163,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             self.log(state.global_step, line)
 
     def _figures(self, measured: Measured) -> dict[str, float]:
-        """Return what a step took: its phases, throughput, the share of the GPUs' peak and the most memory that was in use."""
+        """Return the costs of a step: the time of its phases, throughput, the share of the GPUs' peak and the maximum memory in use."""
         took = max((measured.ended or time.monotonic()) - measured.began, 1e-9)
         line = {"secondsStep": took, "tokensPerSecond": measured.tokens / took, "packs": float(measured.packs)}
         line |= measured.seconds
@@ -176,7 +179,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             if self.trainer:
                 self.trainer.measured.end()
             self._validate(step)
-        if _any_rank(self.stop.asked):  # all ranks stop after the same step, or none could save
+        if _any_rank(self.stop.asked):  # all ranks must stop after the same step, otherwise none could save
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -184,7 +187,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self.furnish(folder)
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle of the Trainer's own that nothing reads
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle of the Trainer that nothing reads
             if self._writer:
                 self._writer.sync()
             checkpoints.mark_complete(folder)
@@ -219,7 +222,9 @@ def _any_rank(flag: bool) -> bool:
 
 
 def _workers(processes: int) -> int:
-    """Return how many processes load rows for a rank: a picture takes a core about 10 ms, and a GPU trains some 80 rows a second."""
+    """Return the number of processes that load rows for a rank: a picture takes a core about 10 ms, and a GPU trains about 80 rows per
+    second.
+    """
     cores = len(os.sched_getaffinity(0)) // max(1, min(processes, torch.cuda.device_count()))
     return int(max(2, min(12, cores - 1)))
 
@@ -254,7 +259,7 @@ def _arguments(job: SftJob, out: Path, processes: int) -> TrainingArguments:
         data_seed=job.spec.seed,
         save_strategy="steps",
         save_steps=h.save_every,
-        save_total_limit=None,  # ours keeps only complete ones
+        save_total_limit=None,  # our callback keeps only complete ones
         logging_steps=1,
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="no",  # the trainer counts them
@@ -280,7 +285,9 @@ def train(
     log: tracking.Log = tracking.nowhere,
     stop: Stop | None = None,
 ) -> int:
-    """Train to the end or until `stop` is asked for; leaves `out/model`. Returns the exit code: 0 finished, 143 stopped with a checkpoint."""
+    """Train to the end or until `stop` is requested, and write `out/model`. Return the exit code: 0 finished, 143 stopped with a
+    checkpoint.
+    """
     if data.sft_rows is None:
         raise UserError("an SFT job needs spec.data.train (or spec.data.shapes)", field="spec.data")
     if is_published(out / "model"):
@@ -290,7 +297,7 @@ def train(
     arguments = _arguments(job, out, processes)
     if (
         arguments.device.type == "cpu"
-    ):  # the ranks find each other here; each calls its processor cpu:0, by which torch.load cannot resume
+    ):  # the ranks meet here; each calls its processor cpu:0, with which torch.load cannot resume
         arguments._setup_devices = torch.device("cpu")
     _one_storage(out, first)
     set_seed(job.spec.seed)
@@ -321,7 +328,7 @@ def train(
         }
     use_matrix_product()
     attention.use()
-    # float32 weights in any precision of computing: at these learning rates bfloat16 has too few digits for a step to change a weight
+    # float32 weights for any computing precision, because at these learning rates a step would not change a bfloat16 weight
     model = AutoModelForImageTextToText.from_pretrained(
         source, dtype=torch.float32, attn_implementation=attention.choose()
     )
@@ -347,7 +354,7 @@ def train(
         _refuse_other_kind(checkpoint, bool(arguments.fsdp))
 
     def furnish(folder: Path) -> None:
-        """What a checkpoint lacks to be exported by itself."""
+        """Add the files that a checkpoint needs for its export."""
         config = copy.deepcopy(model.config)
         config.dtype = dtype
         config.save_pretrained(folder)
@@ -427,9 +434,9 @@ def _validation_sets(data: JobData, processor: Any) -> dict[str, SftDataset]:
 
 
 def _flops_of_token(model: Any, trained: int) -> float:
-    """Return the operations of a token in training: two a weight forward, and two for each of both gradients that is computed.
+    """Return the operations of a token in training: two per weight forward, and two for each of the two gradients that is computed.
 
-    Beside adapters the weights' own gradients are not.
+    With adapters, the gradients of the weights themselves are not computed.
     """
     if not any(p.requires_grad for p in model.lm_head.parameters()):
         language: int = sum(p.numel() for p in model.model.language_model.parameters())
@@ -440,10 +447,10 @@ def _flops_of_token(model: Any, trained: int) -> float:
 def _plan(job: SftJob, model: Any, processes: int, *, masters: bool, fused: bool) -> Plan:
     """Choose how many tokens a pack has and which layers recompute their activations.
 
-    Raises `UserError` if weights and optimizer alone are more than the GPU's memory.
+    Raises `UserError` if weights and optimizer do not fit into the GPU's memory.
     """
     h = job.spec.hyperparameters
-    if not torch.cuda.is_available():  # few cores, a cache of their own: small packs
+    if not torch.cuda.is_available():  # a CPU has few cores and a small cache: use small packs
         tokens = 4096 if h.tokens_per_gpu is None else h.tokens_per_gpu
         return Plan(tokens, model.config.get_text_config().num_hidden_layers if h.gradient_checkpointing else 0)
     sizes = architecture.read(model.config.to_dict())
@@ -465,7 +472,7 @@ def _plan(job: SftJob, model: Any, processes: int, *, masters: bool, fused: bool
 
 
 def _out_of_memory(packs: Plan, step: int, error: BaseException) -> UserError:
-    """Return the error for people after the GPU's memory has run out: which value to change, to what."""
+    """Return the user's error after the GPU's memory has run out, with the value to change."""
     smaller = packs.tokens // 2 // 512 * 512
     if smaller >= SMALLEST:
         change = (
@@ -491,13 +498,13 @@ def _total_steps(arguments: TrainingArguments, rows: int, processes: int) -> int
 
 
 def _finished(trainer: Any, weights: dict[str, torch.Tensor] | None, dtype: torch.dtype) -> Any:
-    """Return the trained model in one piece and in the dtype that the job names."""
+    """Return the complete trained model in the job's dtype."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     return model.to(dtype) if weights is None else assemble(model.config, weights, dtype)
 
 
 def _one_storage(out: Path, first: bool) -> None:
-    """Raise `UserError` on a node whose `out` is not rank 0's: checkpoints hold files of all ranks, and resuming needs all of them."""
+    """Raise `UserError` on a node whose `out` is not rank 0's, because resuming needs the checkpoint files of all ranks in one folder."""
     if not _distributed():
         return
     token = [os.urandom(8).hex() if first else ""]
@@ -516,7 +523,9 @@ def _one_storage(out: Path, first: bool) -> None:
 
 
 def _refuse_other_kind(checkpoint: checkpoints.Checkpoint, sharded: bool) -> None:
-    """Raise `UserError` where a checkpoint of sharded ranks is to be continued by one process, or the other way round. Their number may differ."""
+    """Raise `UserError` if one process should continue a checkpoint of sharded ranks, or the other way round. The number of ranks may
+    differ.
+    """
     if sft_shard.is_sharded(checkpoint.path) == sharded:
         return
     found = checkpoints.world_size(checkpoint.path) or 1
@@ -530,7 +539,7 @@ def _refuse_other_kind(checkpoint: checkpoints.Checkpoint, sharded: bool) -> Non
 
 
 def save_model(out: Path, model: Any, processor: Any, facts: Mapping[str, Any] | None = None) -> None:
-    """Write `out/model` so that it is there whole, on the disk, or not at all; `facts` go into its manifest."""
+    """Write `out/model` durably, completely or not at all; `facts` go into its manifest."""
     with publish(out / "model", facts) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -550,7 +559,7 @@ def _tiny(kind: str, job: SftJob, model: str, out: Path, rows: list[SftRow]) -> 
 
 
 def main(job: SftJob, data: JobData, model_source: str, out: Path) -> None:
-    """Entry point of `egm role sft`; on several GPUs or nodes it becomes torchrun, which starts it again once a rank."""
+    """Entry point of `egm role sft`; on several GPUs or nodes it becomes torchrun, which starts it again for each rank."""
     devices.require(job, model_source)
     command = torchrun.launcher(os.environ, torch.cuda.device_count(), sys.argv[1:])
     if command:

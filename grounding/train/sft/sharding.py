@@ -1,8 +1,8 @@
 """SFT with the model sharded over the ranks: FSDP2, by accelerate through the Trainer.
 
-Each rank holds its share of the weights in float32, of the gradients and of the optimizer's state, and computes in the job's dtype: 16 bytes a
-parameter over all ranks together, as ZeRO-3 with bf16 takes in the reference. An 8B model needs 128 GB of it, so it does not fit on one GPU. Rank 0
-of a node alone reads the model. Checkpoints are torch's distributed ones, which another number of ranks can load.
+Each rank holds its share of the weights in float32, of the gradients and of the optimizer's state, and computes in the job's dtype: 16
+bytes per parameter over all ranks together, like ZeRO-3 with bf16 in the reference. An 8B model needs 128 GB, so it does not fit on one
+GPU. Only rank 0 of a node reads the model. Checkpoints are torch's distributed ones, which another number of ranks can load.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from grounding.runtime.environment import Environment
 
 FOLDER = "pytorch_model_fsdp_0"
-"""In a checkpoint of a sharded model: its weights, by torch.distributed.checkpoint."""
+"""Folder of the weights in a checkpoint of a sharded model, written by torch.distributed.checkpoint."""
 
 
 def wanted(environ: Mapping[str, str], processes: int, cuda: bool) -> bool:
-    """Return whether to shard: on several GPUs; on a CPU where `$EGM_SFT_SHARD` is 1, for tests of this path."""
+    """Return whether to shard: on several GPUs, or on a CPU if `$EGM_SFT_SHARD` is 1, for tests."""
     return processes > 1 and (cuda or Environment.from_environ(environ).sft_shard)
 
 
@@ -32,7 +32,7 @@ def is_sharded(checkpoint: Path) -> bool:
 
 
 def settings() -> dict[str, Any]:
-    """Return what TrainingArguments takes in addition. The model says itself which of its layers are units (`_no_split_modules`)."""
+    """Return additional TrainingArguments. The model itself defines which of its layers are units (`_no_split_modules`)."""
     _use()
     config = {
         "version": 2,
@@ -47,7 +47,7 @@ def _use() -> None:
     os.environ["ACCELERATE_USE_FSDP"] = "true"  # transformers looks here when it loads the model
     if torch.cuda.is_available():
         return
-    # accelerate shards on accelerators alone, and takes no notice of FSDP elsewhere; torch shards on a CPU as well (gloo)
+    # accelerate shards only on accelerators and ignores FSDP elsewhere; torch can also shard on a CPU (gloo)
     import accelerate.state
 
     state = accelerate.state.AcceleratorState
@@ -73,6 +73,6 @@ def tune(arguments: Any, dtype: torch.dtype) -> None:
 
 
 def whole(trainer: Any) -> dict[str, torch.Tensor]:
-    """Return the weights in one piece, on rank 0; the others have nothing. All ranks call it."""
+    """Return the complete weights on rank 0, and nothing on the others. All ranks call it."""
     state: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model)
     return state

@@ -1,7 +1,7 @@
 """Run torchrun and exit with the code of its ranks: `python -m grounding.train.sft.torchrun` with the arguments of `torch.distributed.run`.
 
-torch's own turns every failure into exit code 1, by which a mistake (2) would be tried again and an orderly stop (143) would count as a failure.
-And it signals each rank's whole process group, so that the processes that load rows are gone before the rank has taken its last checkpoint.
+torch's own launcher turns every failure into exit code 1, so a mistake (2) would be tried again and an orderly stop (143) would count as a
+failure. It also signals each rank's whole process group, so that the data loaders end before the rank has saved its last checkpoint.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from grounding.train import loopback
 
 
 def launcher(env: Mapping[str, str], gpus: int, arguments: list[str]) -> list[str]:
-    """The torchrun that starts a rank a GPU on each pod that PyTorchJob made; empty where one process is all, or this is a rank already. Pure."""
+    """Return the torchrun command that starts a rank per GPU on each pod of the PyTorchJob; empty if one process suffices or this is
+    already a rank. Pure.
+    """
     pods, ranks = world_size_of(env), max(1, gpus)
     if "LOCAL_RANK" in env or pods * ranks == 1:
         return []
     command = [sys.executable, "-m", "grounding.train.sft.torchrun", f"--nnodes={pods}", f"--nproc-per-node={ranks}"]
-    master = env.get("MASTER_ADDR") if pods > 1 else ""  # PyTorchJob names it on one node as well
+    master = env.get("MASTER_ADDR") if pods > 1 else ""  # PyTorchJob sets it also on one node
     command += [f"--node-rank={rank_of(env)}", f"--master-addr={master or loopback.ADDRESS}"]
     command += [f"--master-port={env.get('MASTER_PORT') or 29500}", "--max-restarts=0"]
     return [*command, "-m", "grounding.cli", *arguments]
 
 
 def exit_code(ranks: Mapping[int, int], first: int) -> int:
-    """Return the code of a whole node from those of its ranks that failed (negative: a signal); `first` is the rank that failed first. Pure.
+    """Return a node's exit code from those of its failed ranks (negative: a signal); `first` is the rank that failed first. Pure.
 
-    A mistake is one on whichever rank it was seen: the others may have been ended, or have lost their peer, before they saw it.
+    A mistake on any rank counts, because the others may have been stopped, or lost their peer, before they noticed it.
     """
     if exits.MISTAKE in ranks.values():
         return exits.MISTAKE
@@ -41,7 +43,7 @@ def exit_code(ranks: Mapping[int, int], first: int) -> int:
 
 
 def _gently() -> None:
-    """Let torch's SIGTERM and SIGINT reach the ranks alone; what it kills after its patience is killed with all it has started."""
+    """Send torch's SIGTERM and SIGINT only to the ranks; after the timeout, a rank is killed with all processes that it started."""
     from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
 
     whole = SubprocessHandler.close
@@ -90,7 +92,7 @@ def main() -> None:
         first, _ = error.get_first_failure()
         code = exit_code({rank: failure.exitcode for rank, failure in error.failures.items()}, first)
         sys.stderr.write(f"sft: rank {first} ended with exit code {code}; its lines above say why\n")
-    except SignalException as error:  # it has passed the signal on and waited
+    except SignalException as error:  # it has forwarded the signal and waited
         code = 128 + int(error.sigval)
     raise SystemExit(code)
 

@@ -1,7 +1,7 @@
 """transformers' Trainer over packs: a batch is a rank's rows of one optimizer step, cut into packs of a budget of tokens without padding.
 
-The loss of a step is the sum over its trained tokens by their number, over all packs and ranks, so that it does not depend on how rows are
-packed or on how many GPUs there are.
+The loss of a step is the mean over its trained tokens in all packs and ranks, so it does not depend on the packing of rows or the number of
+GPUs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from grounding.train.sft.packing import IGNORE, Batch, split
 
 
 def use_fused_kernels(model: Any) -> bool:
-    """Use Liger's norms, activations and rotary positions in this model, if Liger is installed and knows it. Returns whether it does."""
+    """Use Liger's norms, activations and rotary positions in this model, if Liger is installed and supports it. Return whether it does."""
     if (
         model.config.model_type != "qwen3_vl"
         or not torch.cuda.is_available()
@@ -67,9 +67,9 @@ def _fused_mlp(self: Any, x: torch.Tensor) -> Any:
 def pack_loss(
     self: Any, labels: torch.Tensor | None = None, items: torch.Tensor | float = 1.0, **inputs: Any
 ) -> dict[str, torch.Tensor]:
-    """Stand in for a model's `forward`: the cross entropy of a pack's trained tokens, by `items`, without logits of all tokens.
+    """Replace a model's `forward`: return the cross entropy of a pack's trained tokens, divided by `items`, without logits of all tokens.
 
-    Of a model in evaluation mode the sum of it, and how many of these tokens are predicted right.
+    In evaluation mode, return its sum and the number of correctly predicted tokens.
     """
     hidden = self.model(**inputs, use_cache=False)[0]
     width = hidden.shape[-1]
@@ -84,9 +84,9 @@ def pack_loss(
 def head_loss(
     self: Any, hidden: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Stand in for the output matrix's `forward`: the sum of the cross entropy of `hidden` (tokens, width), float32.
+    """Replace the output matrix's `forward`: return the sum of the cross entropy of `hidden` (tokens, width) in float32.
 
-    In evaluation mode also how many tokens are predicted right.
+    In evaluation mode, also return the number of correctly predicted tokens.
     """
     if not self.training:
         return linear_figures(hidden, self.weight, targets)
@@ -94,10 +94,10 @@ def head_loss(
 
 
 def use_pack_loss(model: Any) -> None:
-    """Let `model(**model_inputs(pack))` return the loss of a pack.
+    """Make `model(**model_inputs(pack))` return the loss of a pack.
 
-    FSDP's hooks stay around the model and around its output matrix, which may be a unit of its own: its weight is whole
-    only within its own `forward`.
+    FSDP's hooks stay around the model and around its output matrix, which may be a separate unit: its weight is complete only within its
+    own `forward`.
     """
     model.forward = MethodType(pack_loss, model)
     model.lm_head.forward = MethodType(head_loss, model.lm_head)
@@ -114,7 +114,7 @@ def recompute(model: Any, layers: int) -> None:
 
 
 def model_inputs(pack: Batch) -> JsonObject:
-    """Return what a model takes of a pack. Qwen3-VL's layers are told the rows; other models' find them in the positions."""
+    """Return a model's inputs from a pack. Qwen3-VL's layers get the boundaries of rows; other models find them in the positions."""
     if pack.grids is None:
         return {"input_ids": pack.input_ids[None], "position_ids": pack.position_ids, "pixel_values": pack.pixel_values}
     ends = torch.tensor([0, *accumulate(pack.lengths)], dtype=torch.int32).to(pack.input_ids.device, non_blocking=True)
@@ -129,21 +129,21 @@ def model_inputs(pack: Batch) -> JsonObject:
 
 @dataclass
 class Measured:
-    """Figures of the current optimizer step. `tokens` are this rank's."""
+    """Metrics of the current optimizer step. `tokens` counts those of this rank."""
 
     began: float = field(default_factory=time.monotonic)
     tokens: int = 0
     packs: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     ended: float = 0.0
-    """When the step itself was over, if something else came before it was logged; 0: nothing did"""
+    """When the step itself ended, if something else happened before it was logged; else 0"""
 
     def end(self) -> None:
-        """Count nothing more to the step: a validation begins."""
+        """Stop counting time for the step, because a validation begins."""
         self.ended = time.monotonic()
 
     def add(self, phase: str, since: float) -> float:
-        """Count the time from `since` to now under a phase; returns now. On a GPU it waits until the work so far is done."""
+        """Add the time from `since` to now to a phase; return now. On a GPU it waits until the work so far is done."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.monotonic()
@@ -163,8 +163,8 @@ def _begin_loading(begin: Callable[[int], None] | None, number: int) -> None:
 
 
 def _end_loaders() -> None:
-    """Kill what still loads rows when the trainer ends: Python would send SIGTERM, which loaders ignore, and wait forever."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes the end of a loader for a failure
+    """Kill data loaders that still run when the trainer ends: Python would send SIGTERM, which they ignore, and wait forever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch treats the end of a loader as a failure
     for child in multiprocessing.active_children():
         child.kill()
 
@@ -172,7 +172,7 @@ def _end_loaders() -> None:
 class PackedTrainer(Trainer):  # type: ignore[misc]
     """The Trainer over packs.
 
-    `tokens` and `rows` bound a pack; `masters` are the float32 values of a bfloat16 model's weights; `lora` describes the adapters of a
+    `tokens` and `rows` limit a pack; `masters` are the float32 values of a bfloat16 model's weights; `lora` describes the adapters of a
     model that has them, `base` is the folder that it was loaded from.
     """
 
@@ -198,8 +198,8 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         base = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
         atexit.register(_end_loaders)  # after multiprocessing's own, so that it runs before it
         base.worker_init_fn = partial(_begin_loading, base.worker_init_fn)
-        # a loader draws a number whenever it begins an epoch with new processes, which a resumed run does at other steps: drawn from
-        # the training's own numbers it would change the dropout that follows
+        # a loader draws a random number whenever it starts new processes, which a resumed run does at other steps: from the training's
+        # generator, this would change the following dropout
         base.generator = torch.Generator()
         return loader
 
@@ -246,7 +246,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
                 print(f"sft: the learning rate of the next step is {new:g}; the checkpoint had {old:g}", flush=True)  # noqa: T201
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save as transformers does, if there is room; what a full disk has cut short is removed at once."""
+        """Save as transformers does, if there is room; an incomplete checkpoint on a full disk is removed at once."""
         root = Path(self.args.output_dir)
         folder = root / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
@@ -268,7 +268,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
             raise
 
     def _save(self, output_dir: str | None = None, state_dict: JsonObject | None = None) -> None:
-        """Save the weights as transformers does; of a model with adapters only those."""
+        """Save the weights as transformers does; with adapters, only the adapters."""
         if self.lora is None or output_dir is None:
             super()._save(output_dir, state_dict)
             return
@@ -276,7 +276,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         adapter.write(adapter_of(self.model.state_dict(), self.lora), Path(output_dir), self.base)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load the weights of a checkpoint; into a model with adapters only those."""
+        """Load the weights of a checkpoint; with adapters, only the adapters."""
         folder = Path(resume_from_checkpoint)
         if self.lora is None or not adapter.is_adapter(folder) or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -284,7 +284,9 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         load_adapter(self.model, adapter.read(folder))
 
     def _bytes_of_checkpoint(self, root: Path) -> int:
-        """Return what the next checkpoint needs: as much as the newest one, or the weights, their float32 values and two moments."""
+        """Return the bytes that the next checkpoint needs: as many as the newest one, or the weights, their float32 values and two
+        moments.
+        """
         newest = checkpoints.peek(root)
         if newest is not None:
             return int(checkpoints.size_of(newest.path))
@@ -295,7 +297,9 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         return weights + int(sum(states * p.numel() for p in parameters if p.requires_grad))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Run an epoch unless no step is left: transformers would take one more, resumed after the last step within an epoch."""
+        """Run an epoch unless no step is left, because transformers would run one more after a resume from the last step within an
+        epoch.
+        """
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -309,7 +313,9 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         packs = split(batch.lengths, self.pack_tokens, self.pack_rows)
         trained = batch.trained
         self.measured.tokens, number = sum(batch.lengths), len(packs)
-        if ranks > 1:  # every rank takes part in every pack of a sharded model, and the loss is by the tokens of all
+        if (
+            ranks > 1
+        ):  # all ranks must compute the same number of packs of a sharded model, and the loss is divided by the tokens of all
             counted = torch.tensor([trained, len(packs), self.measured.tokens], device=self.args.device)
             all_ranks = self.accelerator.gather(counted[None])
             trained, number = int(all_ranks[:, 0].sum()), int(all_ranks[:, 1].max())
@@ -330,13 +336,13 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
     def figures_of(
         self, rows: Dataset[Any], stopping: Callable[[], bool] = lambda: False
     ) -> tuple[float, float] | None:
-        """Return the mean cross entropy of the answers' tokens over all rows, and the share of tokens that are predicted right.
+        """Return the mean cross entropy of the answers' tokens over all rows, and the share of correctly predicted tokens.
 
-        All ranks call it, each takes its share of the rows. None if `stopping`, which gives all ranks the same answer, came first.
+        All ranks call it, each with its share of the rows. Return None if `stopping`, which returns the same on all ranks, came first.
         """
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         size, number = int(self.args.per_device_train_batch_size), len(rows)
-        # as many batches of as many rows on every rank: a sharded model needs all of them in every pack
+        # the same number of batches and rows on every rank, because a sharded model needs all ranks in every pack
         mine = [index if index < number else None for index in range(rank, -(-number // ranks) * ranks, ranks)]
         loader = DataLoader(
             Share(rows, mine),
@@ -344,7 +350,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
             collate_fn=self.data_collator,
             num_workers=0 if self.args.use_cpu else self.args.dataloader_num_workers,
             worker_init_fn=partial(_begin_loading, None),
-            generator=torch.Generator(),  # the training's own random numbers are not touched
+            generator=torch.Generator(),  # the training's random numbers must not change
         )
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
         was = self.model_wrapped.training

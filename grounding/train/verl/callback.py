@@ -1,4 +1,4 @@
-"""verl's driver imports this module for the class that its configuration names, and with it the patches of its trainer apply."""
+"""verl's driver imports this module for the class in its configuration; the import also applies the patches of its trainer."""
 
 from grounding.train.verl import hooks
 from grounding.train.verl.hooks import MarkComplete

@@ -1,12 +1,12 @@
 """The CPU path: verl's own `main_ppo` on a machine without a GPU, through verl's plug-in hooks.
 
-It is for the demo and for tests, not a mode that verl supports. Everything but the rollout engine is verl's code: a platform `cpu`
-(gloo), and a rollout server `hf` that answers verl's agent loop by transformers' `generate`. Loaded in every process of the run by
-`VERL_USE_EXTERNAL_MODULES=grounding.train.verl.plugin_cpu VERL_PLATFORM=cpu VERL_ENGINE_DEVICE=cuda` (verl registers its FSDP engine under that
-device name only).
+It is for the demo and for tests; verl does not support it. Everything except the rollout engine is verl's code: a platform `cpu` (gloo),
+and a rollout server `hf` that answers verl's agent loop by transformers' `generate`. Loaded in every process of the run by
+`VERL_USE_EXTERNAL_MODULES=grounding.train.verl.plugin_cpu VERL_PLATFORM=cpu VERL_ENGINE_DEVICE=cuda` (verl registers its FSDP engine under
+that device name only).
 
-The same seed gives the same run, resumed or not: prompts are numbered instead of named at random, the server waits for all requests
-of a step, sorts them and seeds its sampling by step, and the replay buffer hands trajectories over in order of their numbers.
+The same seed gives the same run, resumed or not: prompts have numbers instead of random names, the server waits for all requests of a step,
+sorts them and seeds its sampling by step, and the replay buffer returns trajectories in order of their numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _BATCH_WAIT_S = 20.0
 
 
 class OrderedReplayBuffer(ReplayBuffer):  # type: ignore[misc]
-    """verl's replay buffer with trajectories in order of prompt and rollout, not of arrival."""
+    """verl's replay buffer with trajectories in order of prompt and rollout instead of arrival."""
 
     def _select_prompt_uids(self, partition_id: str, sampleable_keys: set[str], batch_size: int) -> Any:
         _, snapshot, steps = super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)
@@ -57,7 +57,7 @@ def _server_name(rank: int) -> str:
 
 
 class HFServerAdapter(BaseRollout):  # type: ignore[misc]
-    """The training process's end: hands new weights to the rollout server."""
+    """The training process's side: passes new weights to the rollout server."""
 
     async def resume(self, tags: list[str]) -> None:
         pass
@@ -67,7 +67,7 @@ class HFServerAdapter(BaseRollout):  # type: ignore[misc]
 
     async def update_weights(self, weights: Any, global_steps: int | None = None, **_: Any) -> None:
         state = {name: tensor.detach().cpu() for name, tensor in weights}
-        # one rollout server a rank: each gets the whole weights from its own
+        # one rollout server per rank: each gets the complete weights from its own rank
         await ray.get_actor(_server_name(torch.distributed.get_rank())).load_weights.remote(state, global_steps)
 
 
@@ -115,7 +115,7 @@ class HFServer:
         expected = given.rollouts_a_step if temperature > 0 else given.rollouts_a_validation
         if expected and len(waiting) >= expected:
             self._run(key)
-        else:  # fewer than expected can only mean that a request failed before it came here
+        else:  # fewer than expected means that a request failed before it arrived
             self._timers[key] = loop.call_later(_BATCH_WAIT_S if expected else 0.2, self._run, key)
         return await future
 
@@ -180,14 +180,14 @@ class HFServer:
         return results
 
     async def nothing(self, *_: Any, **__: Any) -> None:
-        """What a GPU engine does with its memory, its cache and its profiler."""
+        """Do nothing: a GPU engine would manage its memory, cache and profiler here."""
 
     wake_up = sleep = abort_all_requests = resume_generation = clear_kv_cache = nothing
     release_kv_cache = resume_kv_cache = start_profile = stop_profile = wait_for_requests_to_drain = nothing
 
 
 class HFReplica(RolloutReplica):  # type: ignore[misc]
-    """One rollout server as a Ray actor without CPU slots of its own."""
+    """One rollout server as a Ray actor without CPU slots."""
 
     async def launch_servers(self) -> None:
         model = self.model_config

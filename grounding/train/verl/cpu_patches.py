@@ -1,6 +1,8 @@
-"""Patches of verl for the CPU path, and what verl looks up by name there. `plugin_cpu.py` applies them; `cpu.py` is the rollout engine.
+"""Patches of verl for the CPU path, and the classes that verl looks up by name. `plugin_cpu.py` applies them; `cpu.py` is the rollout
+engine.
 
-`cpu.py` is not imported here: a worker process may import that one first, which imports verl, which imports the plug-in and thereby this module.
+`cpu.py` is not imported here: a worker process may import that one first, which imports verl, which imports the plug-in and thereby this
+module.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def _no_trl() -> bool:
 
 # ---- the same seed, the same run ----
 class _Numbered:
-    """Stands where the trainer expects `uuid`: names in order of creation, so that sorting them restores the order."""
+    """Replaces the trainer's `uuid`: names in order of creation, so that sorting them restores the order."""
 
     _count = itertools.count()
 

@@ -11,7 +11,7 @@ from verl.plugin.platform.platform_manager import PlatformRegistry
 
 
 class _CpuDevice(types.ModuleType):
-    """Stands where verl expects `torch.cuda`: torch.cpu where it has the name, figures of zero elsewhere."""
+    """Replaces verl's `torch.cuda`: attributes of torch.cpu if it has them, otherwise zeros."""
 
     def __getattr__(self, name: str) -> Any:
         if hasattr(torch.cpu, name):

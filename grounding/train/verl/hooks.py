@@ -1,7 +1,8 @@
-"""What verl calls of ours in addition to the reward: marks a checkpoint complete once it is, with the metrics of its step, and keeps the newest ones.
+"""Our hooks in verl in addition to the reward: mark complete checkpoints, store the metrics of their step, and keep the newest ones.
 
-verl's tracker file trusts whatever it names and its own pruning forgets what earlier attempts saved; see `checkpoints/local.py`. It logs a step after
-saving it, and a validation may be between: a run that is killed there continues after a step that no log knows.
+verl's tracker file may name an incomplete checkpoint, and its own pruning forgets those of earlier attempts; see `checkpoints/local.py`.
+verl logs a step after saving it, possibly with a validation in between: a run that is killed there continues after a step that is in no
+log.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ _step = PPOTrainer.step
 
 
 STEPS = "steps.json"
-"""Beside verl's metrics: how many steps verl takes. Its filter of long prompts drops rows that only it can count."""
+"""File beside verl's metrics with verl's number of steps. Its filter of long prompts drops rows that only it can count."""
 
 
 def steps_of(total: int, per_epoch: int, epochs: int) -> int:
-    """Return the number of the last step: verl ends with its epochs, whatever total it was given. Pure."""
+    """Return the number of the last step: verl ends with its epochs, even if it was given a larger total. Pure."""
     return min(total, per_epoch * epochs)
 
 
 def _note_steps(trainer: Any) -> None:
-    """Make the last step of the epochs verl's last one, so that it is saved, and write its number down."""
+    """Make the last step of the epochs verl's last one, so that it is saved, and record its number."""
     last = steps_of(trainer.total_training_steps, trainer.steps_per_epoch, int(trainer.config.trainer.total_epochs))
     trainer.total_training_steps = last
     log = os.environ.get("VERL_FILE_LOGGER_PATH", "")
@@ -64,7 +65,7 @@ def _note_steps(trainer: Any) -> None:
 
 
 def _noted_step(self: Any, metrics: JsonObject, timing_raw: dict[str, float]) -> Any:
-    """Run verl's `step`, keep its results, which `on_save` is not given, and have the step saved if the role was asked to stop."""
+    """Run verl's `step`, keep its results for `on_save`, and let verl save the step if the role was asked to stop."""
     began, request = time.monotonic(), RlEnvironment.from_environ(os.environ).stop_file
     trained = _trained(self)
     if request is not None and trained and trained == getattr(self, "egm_saved", 0):
@@ -79,7 +80,7 @@ def _noted_step(self: Any, metrics: JsonObject, timing_raw: dict[str, float]) ->
     self.egm_step = (began, batch, metrics)
     self.egm_trained = int(self.global_steps)
     if request is not None and request.exists():
-        self.config.trainer.save_freq = 1  # the role was asked to stop: `fit` saves this step, whatever its number
+        self.config.trainer.save_freq = 1  # the role was asked to stop: make `fit` save this step
     return batch
 
 
@@ -101,12 +102,14 @@ def _note_doing(trainer: Any, phase: Phase) -> None:
 
 
 POLL_S = 0.1
-"""Seconds between two looks for finished answers: verl's 2 s are a second of an idle GPU in each step, on average"""
+"""Seconds between polls for finished answers: with verl's 2 s, the GPU is idle for a second in each step, on average"""
 _replay_buffer = PPOTrainer._build_replay_buffer
 
 
 def _attentive_replay_buffer(self: Any) -> Any:
-    """Build verl's replay buffer, which then looks for finished answers every `POLL_S`, and whether the role wants the step before saved."""
+    """Build verl's replay buffer, which then looks for finished answers every `POLL_S`, and whether the role wants the step before
+    saved.
+    """
     buffer = _replay_buffer(self)
     buffer.poll_interval = min(buffer.poll_interval, POLL_S)
     buffer.sample = functools.partial(_noted_sample, self, buffer.sample)
@@ -171,7 +174,7 @@ def _save_trained(trainer: Any) -> None:
 
 
 def _rollout_counts(trainer: Any, batch: Any) -> dict[str, int]:
-    """Return how many answers the step wanted and how many never came: verl pads or leaves out those of a failed prompt."""
+    """Return the numbers of requested and missing answers of the step: verl pads or drops those of a failed prompt."""
     wanted = int(trainer.config.data.train_batch_size) * int(trainer.config.actor_rollout_ref.rollout.n)
     sessions = {key.rpartition("_")[0] for key, tag in zip(batch.keys, batch.tags, strict=True) if not _padded(tag)}
     dropped = _dropped(trainer.train_dataset)
@@ -183,7 +186,7 @@ def _padded(tag: Any) -> bool:
 
 
 def _dropped(dataset: Any) -> int:
-    """Return how many rows verl's filter has left out: prompts that are too long, and pictures that it could not read."""
+    """Return how many rows verl's filter has dropped: prompts that are too long, and unreadable pictures."""
     most = int(getattr(dataset, "max_samples", -1))
     rows = sum(_rows_of(str(file)) for file in dataset.data_files)
     return max(0, (min(rows, most) if most > 0 else rows) - len(dataset))
@@ -213,7 +216,7 @@ def _counted_validation(
 
 
 def _note_best(trainer: Any, found: JsonObject) -> None:
-    """Record the step if its checkpoint, which verl has saved before the validation, is the best by the job's figure."""
+    """Record the step if its checkpoint, which verl saved before the validation, is the best by the job's metric."""
     figure = RlEnvironment.from_environ(os.environ).keep_best
     numbers = {name: float(v) for name, v in found.items() if isinstance(v, int | float) or hasattr(v, "dtype")}
     value = our_metrics(numbers).get(figure)
@@ -227,7 +230,7 @@ _save = PPOTrainer._save_checkpoint
 
 
 def _guarded_save(self: Any) -> None:
-    """Save as verl does if there is room; what an error has cut short is removed, so that the next one has its room."""
+    """Save as verl does if there is room; an incomplete checkpoint is removed after an error, to make room for the next one."""
     root = Path(self.config.trainer.default_local_dir)
     folder = root / f"global_step_{self.global_steps}"
     try:
@@ -250,7 +253,7 @@ _FULL = ("No space left", "file write failed", "PytorchStreamWriter")
 
 
 def _in_words(error: BaseException, folder: Path) -> str:
-    """Return why a checkpoint could not be saved, for people: an error of a worker carries its traceback."""
+    """Return a readable reason why a checkpoint could not be saved: a worker's error contains a traceback."""
     if isinstance(error, EgmError):
         return error.message
     cause = getattr(error, "cause", None) or error
@@ -261,9 +264,9 @@ def _in_words(error: BaseException, folder: Path) -> str:
 
 
 def _bytes_of_checkpoint(root: Path, model: str, rank: int) -> int:
-    """Return what the next checkpoint needs: as much as the newest one, or float32 weights and two moments.
+    """Return the bytes that the next checkpoint needs: as many as the newest one, or float32 weights and two moments.
 
-    Of LoRA (`rank` above 0) only adapters are saved: at most one in every matrix.
+    With LoRA (`rank` above 0), only adapters are saved: at most one for every matrix.
     """
     newest = checkpoints.peek(root)
     if newest is not None:
@@ -277,7 +280,7 @@ def _bytes_of_checkpoint(root: Path, model: str, rank: int) -> int:
 
 
 def metrics_so_far(trainer: Any) -> JsonObject:
-    """Return what verl will log of the step that was just saved, but for its validation and what comes after the saving."""
+    """Return the metrics that verl will log for the step that was just saved, without its validation and anything after saving."""
     began, batch, metrics = trainer.egm_step
     metrics, timing = dict(metrics), {**trainer.timing_raw, "step": time.monotonic() - began}
     step = trainer.global_steps

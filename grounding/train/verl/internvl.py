@@ -1,8 +1,8 @@
-"""InternVL under verl 0.9, which does not know it: a plug-in through `VERL_USE_EXTERNAL_MODULES`, for the native Hugging Face layout.
+"""InternVL under verl 0.9, which does not support it: a plug-in through `VERL_USE_EXTERNAL_MODULES`, for the native Hugging Face layout.
 
-What verl does by itself: its default builder for vision models renders the prompt through the processor, positions have one dimension, the model is
-transformers' own. What is fixed here: the processor, which verl takes for none as its name is not on verl's list; pictures whose placeholders verl
-has stripped from the text; and prompts whose placeholders vLLM is to widen again. The vision tower is frozen by `patches.py`.
+What verl does by itself: its default builder for vision models renders the prompt through the processor, positions have one dimension, the
+model is transformers' own. What is fixed here: the processor, which verl ignores because its name is not on verl's list; pictures whose
+placeholders verl has removed from the text; and prompts whose placeholders vLLM expands again. The vision tower is frozen by `patches.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _hf_processor = verl_tokenizer.hf_processor
 
 
 def hf_processor(name_or_path: Any, **kwargs: Any) -> Any:
-    """verl's function of that name. Like its Gemma, InternVL has one position a token, so that there is nothing to bind to its processor."""
+    """Replaces verl's function of that name. Like Gemma, InternVL has one position per token, so nothing is bound to its processor."""
     config = AutoConfig.from_pretrained(name_or_path, **kwargs)
     if config.model_type != "internvl":
         return _hf_processor(name_or_path, **kwargs)
@@ -41,8 +41,9 @@ def is_internvl(processor: Any) -> bool:
 
 
 def processor_inputs(processor: Any, *, text: Any, images: Any = None, **kwargs: Any) -> Any:
-    """verl's `build_multimodal_processor_inputs`. To get the pictures of an answer it decodes the tokens without special ones; InternVL's processor
-    wants a placeholder for each picture and refuses. The text is thrown away by the caller, so that any will do."""
+    """verl's `build_multimodal_processor_inputs`. To get the pictures of an answer it decodes the tokens without special ones; InternVL's
+    processor requires a placeholder for each picture and refuses. The caller discards the text, so any text works.
+    """
     if is_internvl(processor) and images and not any(processor.image_token in t for t in text):
         text = [processor.image_token * len(images)]
     return _processor_inputs(processor, text=text, images=images, **kwargs)
@@ -61,12 +62,12 @@ _dedup = verl_rollout.qwen2_5_vl_dedup_image_tokens
 
 
 def dedup(prompt_ids: list[int], processor: Any) -> Any:
-    """verl's function of the same place, which knows Qwen's pictures only."""
+    """Replaces verl's function in the same place, which supports only Qwen's pictures."""
     return narrowed(prompt_ids, processor) if is_internvl(processor) else _dedup(prompt_ids, processor)
 
 
 def _takers() -> tuple[Any, ...]:
-    """Return the modules of verl that have taken the name from its tokenizer module already."""
+    """Return the modules of verl that have already imported the name from its tokenizer module."""
     found = (m for m in list(sys.modules.values()) if getattr(m, "__name__", "").startswith("verl"))
     return tuple(m for m in found if vars(m).get("hf_processor") is _hf_processor)
 
@@ -101,5 +102,5 @@ PATCHES = (
 
 
 def apply() -> None:
-    """Apply the patches for InternVL, before verl's vLLM server is imported, which takes one of the names."""
+    """Apply the patches for InternVL, before verl's vLLM server, which imports one of the names, is imported."""
     apply_patches(PATCHES)

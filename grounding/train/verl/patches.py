@@ -34,9 +34,9 @@ from grounding.train.verl.patching import apply as apply_patches
 def position_ids_by_length(ids: torch.Tensor) -> torch.Tensor:
     """Nested mRoPE position ids, per sample (4, length), with the length as the ragged dimension.
 
-    TransferQueue nests samples by `torch.nested.as_nested_tensor`, which takes dimension 1 for the ragged one when all samples are equally
-    long: values are (samples * 4, length) then and verl 0.9.1, which takes (4, sum of lengths) for granted, dies at
-    "split_with_sizes expects split_sizes to sum exactly". A step whose responses all hit the length limit ends a run that way.
+    TransferQueue nests samples by `torch.nested.as_nested_tensor`, which treats dimension 1 as the ragged one if all samples are equally
+    long. Values are then (samples * 4, length), and verl 0.9.1, which assumes (4, sum of lengths), fails with "split_with_sizes expects
+    split_sizes to sum exactly". A step in which all responses reach the length limit ends a run this way.
     """
     values, offsets = ids.values(), ids.offsets()
     if values.shape[0] <= 4 and int(offsets[-1]) == values.shape[1]:  # 3 or 4 rows: time, height, width and text
@@ -49,7 +49,7 @@ def position_ids_by_length(ids: torch.Tensor) -> torch.Tensor:
 
 
 def fix_3d_position_ids(data: Any) -> None:
-    """Set the ragged dimension of position ids by their values, which verl's function does not look at."""
+    """Set the ragged dimension of position ids by their values, which verl's function ignores."""
     ids = data.get("position_ids", None)
     if isinstance(ids, torch.Tensor) and ids.is_nested and ids.dim() == 3:
         data["position_ids"] = position_ids_by_length(ids)
@@ -59,7 +59,8 @@ _CHUNK_BYTES = 1 << 28
 
 
 def logprobs_by_chunks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the log-probability of each label, in single precision (double stays double): `logits` (..., vocabulary), `labels` and result (...).
+    """Return the log-probability of each label, in single precision (double stays double): `logits` (..., vocabulary), `labels` and result
+    (...).
 
     It is computed in chunks of 256 MB (of single precision).
     """
@@ -73,7 +74,7 @@ def logprobs_by_chunks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tens
 
 
 def warn_of_dense_attention(module: Any) -> None:
-    """Print what it costs if a model on a GPU computes packed rows with a dense mask."""
+    """Print a warning about the cost if a model on a GPU computes packed rows with a dense mask."""
     chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
     if torch.cuda.is_available() and chosen in ("sdpa", "eager"):
         print(f"rl: attention {chosen}: {attention.WITHOUT_KERNEL}", file=sys.stderr, flush=True)  # noqa: T201
@@ -91,7 +92,7 @@ def _module(self: Any) -> Any:
 
 
 def merged_parameters(self: Any) -> Any:
-    """Yield name and value of every weight with the adapters merged in, in the precision that it is trained in. The model is not changed."""
+    """Yield name and value of every weight with the adapters merged in, in the training precision. The model is not changed."""
     module = self.module
     scale = next(m.scaling["default"] for m in module.modules() if isinstance(m, LoraLayer) and "default" in m.scaling)
     state = {name.removeprefix("base_model.model."): value for name, value in module.state_dict().items()}
@@ -116,7 +117,7 @@ def merged_parameters(self: Any) -> Any:
 
 
 def _whole(value: Any) -> torch.Tensor:
-    """Return a tensor of all ranks, on the device that computes."""
+    """Return the complete tensor of all ranks, on the computing device."""
     placed = value.to(get_device_id(), non_blocking=True)
     found: torch.Tensor = placed.full_tensor() if isinstance(placed, DTensor) else placed
     return found.detach()
@@ -127,7 +128,7 @@ _save_checkpoint = verl_fsdp.FSDPEngine.save_checkpoint
 
 def _checked_save(self: Any, *args: Any, **kwargs: Any) -> Any:
     found: list[Any] = [all_finite(list(self.module.parameters()))]
-    if torch.distributed.is_initialized():  # all ranks raise, or one would wait for the others forever
+    if torch.distributed.is_initialized():  # all ranks must raise, otherwise one would wait for the others forever
         mine, found = found[0], [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(found, mine)
     if not all(found):

@@ -1,6 +1,7 @@
-"""What a patch of another package is: what it replaces, why, until when, and the source that it was written for.
+"""A patch of another package: what it replaces, why, until when, and the source that it was written for.
 
-Importing a module with patches changes nothing. `apply` does, and is called by the modules that verl loads by name (`plugin*.py`, `callback.py`).
+Importing a module with patches changes nothing. `apply` does, and is called by the modules that verl loads by name (`plugin*.py`,
+`callback.py`).
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ class Patch:
     replacement: Any
     reason: str
     needless: str
-    """From when on the patch can be dropped"""
+    """When the patch can be removed"""
     source: str
     """Digest of the original's source (`digest_of`) that the replacement was written for; empty if it does not depend on that"""
     also: tuple[Any, ...] = ()
-    """Further modules that have taken the name from `owner`"""
+    """Further modules that have imported the name from `owner`"""
     wanted: Callable[[], bool] = lambda: True
-    """Whether it applies here"""
+    """Whether the patch applies in this process"""
 
     @property
     def title(self) -> str:
@@ -42,11 +43,11 @@ class Patch:
         return vars(self.owner).get(self.name) is self.replacement
 
     def has_changed(self) -> bool:
-        """Return whether the original, which must not be replaced yet, is another than the one that the patch was written for."""
+        """Return whether the original, which must not be replaced yet, differs from the one that the patch was written for."""
         return bool(self.source) and digest_of(getattr(self.owner, self.name)) != self.source
 
     def apply(self) -> None:
-        """Replace it, once. Says on stderr if the original is not the one that is expected."""
+        """Replace it once. Print a warning to stderr if the original is not the expected one."""
         if self.applied or not self.wanted():
             return
         if self.has_changed():

@@ -1,4 +1,4 @@
-"""What users do with a cluster: look, submit, read, cancel. Every call is one or two requests; errors are sentences."""
+"""Users' actions on a cluster: list, submit, read, cancel. Every call makes one or two requests."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from grounding.errors import Failure, UserError
 
 FIELD_MANAGER = "egm"
 LEFTOVER_S = 60
-"""Seconds that a ConfigMap of a deleted job of the same name has to go"""
+"""Seconds to wait until the ConfigMap of a deleted job with the same name is gone"""
 T = TypeVar("T")
 
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[Cluster]:
-    """A connection by the current kubeconfig. Raises `UserError` if there is none."""
+    """Open a connection with the current kubeconfig. Raises `UserError` if there is none."""
     try:
         cluster = Cluster(await Api.connect())
-    except Exception as error:  # the client raises all sorts
+    except Exception as error:  # the client raises many kinds of errors
         raise UserError(
             f"no cluster is configured: {error}", hint="Set KUBECONFIG, or use `egm run` on this machine."
         ) from None
@@ -63,7 +63,7 @@ def _told(error: ApiError) -> UserError | Failure:
 
 
 def here() -> str:
-    """Return the namespace of the current context; `default` where it names none."""
+    """Return the namespace of the current context; `default` if it has none."""
     if missing_kubeconfig():
         return "default"
     try:
@@ -74,7 +74,9 @@ def here() -> str:
 
 
 async def jobs(cluster: Cluster, namespace: str) -> list[Raw]:
-    """Jobs of both kinds; `namespace` empty: of all. Raises `UserError` where the cluster does not know the kinds."""
+    """Return the jobs of both kinds; in all namespaces if `namespace` is empty. Raises `UserError` if the cluster does not know the
+    kinds.
+    """
     found: list[Raw] = []
     for kind in JOBS:
         try:
@@ -89,7 +91,9 @@ async def jobs(cluster: Cluster, namespace: str) -> list[Raw]:
 
 
 async def find(cluster: Cluster, namespace: str, name: str, kind: str = "") -> Raw:
-    """Return one job by name. Raises `UserError` if there is none, or a training and an evaluation of that name and no kind is given."""
+    """Return one job by name. Raises `UserError` if there is none, or if a training and an evaluation have that name and no kind is
+    given.
+    """
     found = [
         j
         for j in await jobs(cluster, namespace)
@@ -105,7 +109,7 @@ async def find(cluster: Cluster, namespace: str, name: str, kind: str = "") -> R
 
 
 async def top(cluster: Cluster, namespace: str, *, ended: bool, once: bool, every_s: float, console: Console) -> None:
-    """Show a table that is kept current on a terminal; print it once if the output is not a terminal."""
+    """Show a table, updated continuously on a terminal; print it once if the output is not a terminal."""
 
     async def look() -> Any:
         found = screen.lines(await jobs(cluster, namespace), time.time(), ended)
@@ -126,7 +130,7 @@ async def top(cluster: Cluster, namespace: str, *, ended: bool, once: bool, ever
 
 
 def manifests(file: Path) -> list[Raw]:
-    """Return the documents of a manifest that `egm validate` has nothing to say about. Raises `ManifestError`."""
+    """Return the documents of a valid manifest. Raises `ManifestError`, like `egm validate`."""
     load(file)
     return [d for d in YAML(typ="safe").load_all(file.read_text(encoding="utf-8")) if d]
 
@@ -134,8 +138,9 @@ def manifests(file: Path) -> list[Raw]:
 async def submit(
     cluster: Cluster, file: Path, namespace: str, say: Callable[[str], None]
 ) -> list[tuple[str, str, str]]:
-    """Apply a manifest's jobs, in order. Returns (kind, namespace, name) of each. What is there
-    already is changed only as far as a job may change."""
+    """Apply a manifest's jobs in order. Return (kind, namespace, name) of each. Of an existing job, only fields that may change are
+    changed.
+    """
     made = []
     for doc in manifests(file):
         kind, meta = doc["kind"], {**doc["metadata"]}
@@ -148,7 +153,7 @@ async def submit(
         path = cluster.path(kind, where, meta["name"])
         send = partial(cluster.request, "PATCH", path, body=body, content="application/apply-patch+yaml")
         if config is not None:
-            await send(query={**query, "dryRun": "All"})  # a job that is refused leaves nothing behind
+            await send(query={**query, "dryRun": "All"})  # a refused job must leave no objects behind
             await _place(cluster, config, old)
         new = await send(query=query)
         if config is not None:
@@ -160,7 +165,7 @@ async def submit(
 
 
 def _with_reward(body: Raw) -> tuple[Raw, Manifest | None]:
-    """Return a job as it is sent, and the ConfigMap for its reward if that is a file of this machine. Raises `UserError`."""
+    """Return a job for submission, and the ConfigMap for its reward if that is a local file. Raises `UserError`."""
     meta, reward = body["metadata"], section(body, "spec", "reward")
     source = reward.get("file")
     file = own_reward.file_here(source) if body["kind"] == TRAIN_JOB.name else None
@@ -173,7 +178,7 @@ def _with_reward(body: Raw) -> tuple[Raw, Manifest | None]:
 
 
 async def _place(cluster: Cluster, config: Manifest, job: Raw | None) -> None:
-    """Create the ConfigMap of a job that is about to be sent; `job`: as it is there already. Raises `UserError` if the name is taken."""
+    """Create the ConfigMap of a job before its submission; `job`: the existing object. Raises `UserError` if the name is taken."""
     meta = config["metadata"]
     key = (config["kind"], meta["namespace"], meta["name"])
     mine = set() if job is None else {job["metadata"]["uid"]}
@@ -188,10 +193,10 @@ async def _place(cluster: Cluster, config: Manifest, job: Raw | None) -> None:
             raise UserError(f"ConfigMap {meta['name']} is there already and is not this job's", hint=hint)
         owners = {owner.get("uid") for owner in entries(there, "metadata", "ownerReferences")}
         if owners <= mine and not there["metadata"].get("deletionTimestamp"):
-            return  # its name says that it holds the same file
+            return  # its name contains the digest, so it has the same file
         await asyncio.sleep(
             1
-        )  # an earlier job's, which will be gone as soon as the cluster has noticed that the job is
+        )  # it belongs to an earlier job, and will be deleted once the cluster has noticed that the job is gone
     raise UserError(f"ConfigMap {meta['name']} of an earlier job is not gone yet", hint="Submit the job again later.")
 
 
@@ -209,7 +214,7 @@ def _generation(raw: Raw) -> int:
 async def wait(
     cluster: Cluster, wanted: list[tuple[str, str, str]], say: Callable[[str], None], every_s: float = 2.0
 ) -> bool:
-    """Until all have ended; says each change of phase. Whether all have succeeded."""
+    """Wait until all have ended and print each change of phase. Return whether all have succeeded."""
     seen: dict[tuple[str, str, str], str] = {}
     while True:
         for key in wanted:
@@ -226,7 +231,7 @@ async def wait(
 
 
 async def cancel(cluster: Cluster, raw: Raw, *, pause: bool) -> str:
-    """Delete a job, or suspend it. Says what was done and what is left."""
+    """Delete or suspend a job. Return what was done and what is left."""
     meta = raw["metadata"]
     kind, namespace, name = raw["kind"], meta["namespace"], meta["name"]
     if pause:
@@ -260,7 +265,7 @@ async def logs(
 ) -> None:
     """Print logs: of the pod that reports (rank 0, or the client), of all pods of a role, or of `everything`."""
     found, preparation = await pods(cluster, raw, role), False
-    if not found and role == PREPARE:  # not by a Job of its own, but by each pod for itself
+    if not found and role == PREPARE:  # each pod prepares for itself, without a separate Job
         found, preparation = [p for p in await pods(cluster, raw) if _prepares(p)], True
     if not found:
         hint = (
@@ -299,7 +304,7 @@ def _role(pod: Raw) -> str:
 
 
 def run(work: Callable[[Cluster], Awaitable[T]]) -> T:
-    """Do something with a connection."""
+    """Call a function with a connection."""
 
     async def whole() -> T:
         async with connected() as cluster:

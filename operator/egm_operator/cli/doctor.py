@@ -1,4 +1,6 @@
-"""`egm doctor --cluster`: what a cluster has of what jobs need there. `look` asks the API server; `judge` decides what it means, and is pure."""
+"""`egm doctor --cluster`: check whether a cluster has what jobs need. `look` asks the API server; `judge` is pure and turns the answers
+into verdicts.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ RIGHTS = (
     ("", "pods", "list"),
     ("", "pods/log", "get"),
 )
-"""(group, resource, verb) of what `egm submit`, `top`, `logs` and `cancel` ask"""
+"""(group, resource, verb) of the requests of `egm submit`, `top`, `logs` and `cancel`"""
 GPU = "nvidia.com/gpu"
 
 
@@ -39,7 +41,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Pull:
-    """An image that a node cannot have."""
+    """An image that a node cannot pull."""
 
     pod: str
     image: str
@@ -48,7 +50,7 @@ class Pull:
 
 @dataclass(frozen=True)
 class Claim:
-    """A volume claim that a job names, and its phase; `phase` empty: it is not there."""
+    """A volume claim that a job names, and its phase; empty if it does not exist."""
 
     name: str
     phase: str
@@ -56,7 +58,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class World:
-    """What the API server answered. None: it may not be seen with these rights."""
+    """The API server's answers. None: not visible with these rights."""
 
     server: str
     namespace: str
@@ -73,7 +75,7 @@ class World:
 
 # ---- questions ----
 async def _optional(cluster: Cluster, path: str, **query: str) -> Raw | None:
-    """Return an answer, or None if these rights do not allow to ask, or the server does not know the path."""
+    """Return an answer, or None if these rights do not allow the request or the server does not know the path."""
     try:
         return await cluster.request("GET", path, query=query)
     except ApiError as error:
@@ -127,7 +129,7 @@ async def _gpus(cluster: Cluster) -> int | None:
 
 
 def pulls_of(pods: Sequence[Raw]) -> tuple[Pull, ...]:
-    """Return the images that nodes could not have, each once. Pure."""
+    """Return the images that nodes could not pull, each once. Pure."""
     found: dict[str, Pull] = {}
     for raw in pods:
         one = pod({"kind": POD.name, **raw})
@@ -238,7 +240,7 @@ def _rights(world: World) -> Verdict:
 
 
 def judge(world: World) -> list[Verdict]:
-    """Return one verdict a subject. Pure."""
+    """Return one verdict per subject. Pure."""
     absent = [k for k in JOBS if k not in world.kinds]
     trainer = "Install the Kubeflow training-operator v1.9: https://github.com/kubeflow/training-operator"
     verdicts = [Verdict("API server", "ok", world.server)]

@@ -1,7 +1,7 @@
-"""kopf handlers: a watch's event goes into the store, which wakes the job's key. They return nothing and write nothing.
+"""kopf handlers: put each watch event into the store, which queues the job's key. They return nothing and write nothing.
 
-kopf lists anew if a watch cannot be continued (the API server was away), and does not report what has gone meanwhile. It marks what a listing
-found by events without a type; `listed` is called for each, so that the operator can look for itself.
+kopf lists again if a watch cannot be continued (for example after an outage of the API server), and does not report objects deleted
+meanwhile. Objects from a listing come as events without a type; `listed` is called for each, so that the operator can check itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from egm_operator.names import LABEL_JOB
 
 
 def register(registry: kopf.OperatorRegistry, seen: Callable[[bool, Raw], None], listed: Callable[[], None]) -> None:
-    """Register one handler for all watched kinds: `seen` gets whether an object is gone, and the object."""
+    """Register one handler for all watched kinds: `seen` gets the object and whether it is gone."""
 
     async def watched(event: Any, **_: Any) -> None:
         if event["type"] is None:
@@ -35,7 +35,7 @@ def register(registry: kopf.OperatorRegistry, seen: Callable[[bool, Raw], None],
 
 
 class _NoDiff(kopf.DiffBaseStorage):
-    """kopf copies and compares the whole of each object for handlers of changes, which we have none of."""
+    """Do nothing: kopf would copy and compare whole objects for change handlers, which we do not have."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()
@@ -48,7 +48,7 @@ class _NoDiff(kopf.DiffBaseStorage):
 
 
 class _NoProgress(kopf.ProgressStorage):
-    """Nor is there any progress of handlers to keep."""
+    """Do nothing: there is no progress of handlers to store."""
 
     def fetch(self, **_: Any) -> None:
         return None
@@ -63,9 +63,9 @@ class _NoProgress(kopf.ProgressStorage):
 
 
 def configure(settings: kopf.OperatorSettings, namespaced: bool = False) -> None:
-    """Let kopf watch and do nothing else: no peering, no finalizer, no annotation, no Event of its own.
+    """Configure kopf to watch only: no peering, no finalizer, no annotation, no Events.
 
-    `namespaced`: nor does it watch namespaces and definitions, for which rights in the cluster's own scope would be needed.
+    `namespaced`: it also does not watch namespaces and definitions, which would need cluster-wide rights.
     """
     settings.scanning.disabled = namespaced
     settings.persistence.diffbase_storage = _NoDiff()
@@ -76,7 +76,7 @@ def configure(settings: kopf.OperatorSettings, namespaced: bool = False) -> None
         if not kind.short:
             settings.watching.label_selectors[kind.plural] = LABEL_JOB
     settings.watching.chunk_size = PAGE
-    # each object's worker holds its last event, whole, for as long as it waits for another: 5 s would be hundreds of pods
+    # each object's worker keeps its last complete event while it waits for another: 5 s would mean hundreds of pods
     settings.queueing.idle_timeout = 0.2
     settings.networking.request_timeout = 60
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)

@@ -34,12 +34,12 @@ from grounding.runtime import logs
 
 _log = logging.getLogger("egm_operator")
 _LEAVING_S, _LEAVING_AT_ONCE = 10.0, 20
-_PAUSE_S = 0.2  # less than anybody notices, more than a train of events takes
+_PAUSE_S = 0.2  # too short to notice, longer than a sequence of events
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 def set_up_logs(settings: Settings) -> None:
-    """Log everything to stderr, in the chosen form."""
+    """Log everything to stderr, in the chosen format."""
     handler = logging.StreamHandler(sys.stderr)
     json = logs.Json({}, ("job", "kind", "lease", "requests"))
     handler.setFormatter(json if settings.log_format == "json" else logs.Text("job", "operator"))
@@ -71,7 +71,7 @@ class Operator:
         """Kinds and namespaces that the API server refuses to list; a namespace is empty for the whole cluster."""
 
     def _woken(self, key: Key) -> None:
-        if self.leads:  # a follower would only fill its queue
+        if self.leads:  # a follower must not fill its queue
             self.queue.add(key)
 
     @property
@@ -85,13 +85,14 @@ class Operator:
             return "default"
 
     async def watch(self) -> None:
-        """Run kopf until `stop_watching`. It has a thread and a loop of its own: at its end it cancels every task of its loop that it did not know
-        at its beginning, which would be our workers."""
+        """Run kopf until `stop_watching`. It has its own thread and event loop, because at its end it cancels every task of its loop that
+        did not exist at its start; in our loop, these would be our workers.
+        """
         registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
         loop = asyncio.get_running_loop()
 
         def seen(gone: bool, obj: Raw) -> None:
-            # slim before it waits for its turn: whole, a backlog of a busy moment would take tens of megabytes
+            # reduce it before it waits, because a backlog of complete objects would take tens of megabytes
             loop.call_soon_threadsafe(self.store.drop if gone else self.store.put, slim(obj))
 
         def listed() -> None:
@@ -113,9 +114,9 @@ class Operator:
         await asyncio.to_thread(run)
 
     async def resync(self) -> None:
-        """List everything: what a watch has missed is repaired, and every job is planned once.
+        """List everything, to make up for missed watch events and to plan every job once.
 
-        A kind or namespace that may not be listed is left out and reported; it must not keep the others from being served. Raises `ApiError` if
+        A kind or namespace that may not be listed is left out and reported, so that the others are still served. Raises `ApiError` if
         nothing can be listed.
         """
         self.listed.clear()
@@ -139,7 +140,7 @@ class Operator:
             self._woken(key)
 
     def _report_refused(self, refused: Mapping[tuple[str, str], ApiError]) -> None:
-        """Log what has newly become refused, or served again."""
+        """Log kinds and namespaces that are newly refused, or served again."""
         for (kind, namespace), error in refused.items():
             if (kind, namespace) not in self.refused:
                 _log.error("does not serve %s in %s: %s", kind, namespace or "the cluster", error)
@@ -148,8 +149,8 @@ class Operator:
         self.refused = frozenset(refused)
 
     async def work(self) -> None:
-        """Do what the leader does, until cancelled."""
-        while True:  # a fresh view, as new as any write of the leader before
+        """Do the leader's work until cancelled."""
+        while True:  # list anew, to see all writes of the previous leader
             try:
                 await self.resync()
                 break
@@ -174,7 +175,7 @@ class Operator:
         while True:
             try:
                 await asyncio.wait_for(self.listed.wait(), self.settings.resync_seconds)
-                await asyncio.sleep(1)  # a listing is many events
+                await asyncio.sleep(1)  # a listing causes many events
             except TimeoutError:
                 pass
             try:
@@ -183,14 +184,15 @@ class Operator:
                 _log.warning("cannot list: %s", error)
 
     async def _ask_after_the_leaving(self) -> None:
-        """A watch that begins after an object has gone never reports it, nor does kopf report an empty listing: its job would wait for
-        the next resync. So whatever is being deleted for two rounds is asked for, a few a round."""
+        """Ask for objects that have been in deletion for two rounds, a few per round. A watch that begins after a deletion never reports
+        it, and kopf does not report an empty listing, so the job would wait for the next resync.
+        """
         before: set[Key] = set()
         while True:
             await asyncio.sleep(_LEAVING_S)
             now = self.store.leaving()
             still = sorted(now & before)
-            random.shuffle(still)  # those that take long must not keep the others from their turn
+            random.shuffle(still)  # slow deletions must not block the others
             for identity in still[:_LEAVING_AT_ONCE]:
                 known = self.store.get(*identity)
                 try:
@@ -214,7 +216,7 @@ class Operator:
         async def readyz(_: web.Request) -> web.Response:
             if not self.watching.is_set():
                 return web.Response(text="the watches have not begun\n", status=503)
-            # ready all the same: a restart would not help the namespaces that are not served, and would stop the others
+            # still ready: a restart would not help the namespaces that are not served, and would stop the others
             lines = [
                 f"not served: {kind} in {namespace or 'the cluster'}\n" for kind, namespace in sorted(self.refused)
             ]
@@ -246,10 +248,10 @@ class Operator:
 
 
 async def serve(settings: Settings) -> None:
-    """Run the operator until SIGTERM or SIGINT. A reconcile that has begun is finished, and the lease is given back."""
+    """Run the operator until SIGTERM or SIGINT. A reconcile that has begun is finished, and the lease is released."""
     try:
         cluster = Cluster(await Api.connect())
-    except Exception as error:  # the client raises all sorts
+    except Exception as error:  # the client raises many kinds of errors
         raise UserError(
             f"no cluster is configured: {error}", hint="Set KUBECONFIG, or run in a pod with a service account."
         ) from None

@@ -1,4 +1,4 @@
-"""Observe, plan, act: one worker a job, many jobs at once."""
+"""Observe, plan, act: one worker per job, many jobs concurrently."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from grounding.jsontypes import Document
 
 _log = logging.getLogger("egm_operator")
 _MADE_LATELY_S = 30.0
-"""For how long an object that is not watched counts as there once this process has created it. Such objects are in every plan of a job until its pods
-are there; creating them again in each look would undo the progress of the look before, if the API server refuses one request in three."""
+"""Seconds for which an unwatched object counts as existing after this process has created it. Such objects are in every plan of a job until
+its pods exist; if the API server refuses one request in three, creating them again each time would prevent progress.
+"""
 _SAID_AFTER = 3
-"""Failures in a row of one job before its status says so: most are over with the next try."""
+"""Failures in a row of a job before its status reports them, because most pass with the next try."""
 
 
 class Reconciler:
@@ -53,7 +54,7 @@ class Reconciler:
         self.reconciles = self.failures = 0
 
     async def run(self) -> None:
-        """Work until cancelled; each worker finishes what it has begun."""
+        """Work until cancelled; each worker finishes its current reconcile."""
         async with asyncio.TaskGroup() as group:
             for _ in range(self.settings.workers):
                 group.create_task(self._worker())
@@ -62,7 +63,7 @@ class Reconciler:
         while True:
             key = await self.queue.get()
             try:
-                # a reconcile that has begun is finished: between two writes nothing is wrong, but nothing is gained either
+                # finish a reconcile that has begun: stopping between two writes is safe, but gains nothing
                 begun = asyncio.ensure_future(self._once(key))
                 try:
                     await asyncio.shield(begun)
@@ -84,7 +85,7 @@ class Reconciler:
             self.failures += 1
             if error.status == 409:
                 result = "conflict"
-                # someone else has written; look at what is there now
+                # another writer was faster; read the current state
                 if (fresh := await self._fresh(key)) is not None:
                     self.store.put(fresh)
                 self.queue.retry(key)
@@ -100,7 +101,7 @@ class Reconciler:
             self.meters.reconciled(key[0], result, time.perf_counter() - begun)
 
     async def _report_fault(self, key: Key, error: Exception) -> None:
-        """Say in a job's status that the operator itself fails at it, so that it does not stand still without a word. What runs continues."""
+        """Report in a job's status that the operator itself fails at it, so that it does not stop silently. Running pods continue."""
         raw = self.store.get(*key)
         if raw is None:
             return
@@ -115,7 +116,7 @@ class Reconciler:
             status.phase(status.current_phase, Reason.INVALID_SPEC, text)
             if (written := status.build()) is not None:
                 await self._write_status(key, seen, written)
-        except Exception:  # a status that cannot be read or written is the same fault again
+        except Exception:  # if the status cannot be read or written, the cause is the same
             _log.warning("the status cannot say so", exc_info=True, extra={"job": f"{key[1]}/{key[2]}", "kind": key[0]})
 
     async def _fresh(self, key: Key) -> Raw | None:
@@ -125,7 +126,7 @@ class Reconciler:
             return None
 
     def observe(self, key: Key) -> Observed | None:
-        """Return the job and all it owns, or None if it is gone."""
+        """Return the job and all objects that it owns, or None if it is gone."""
         raw = self.store.get(*key)
         if raw is None:
             return None
@@ -137,7 +138,7 @@ class Reconciler:
         return Observed(raw, children, upstream, self.poller.report(children), warnings)
 
     async def reconcile(self, key: Key) -> None:
-        """Look at one job and do what its plan says. Raises `ApiError`."""
+        """Reconcile one job. Raises `ApiError`."""
         seen = self.observe(key)
         if seen is None:
             return
@@ -150,8 +151,8 @@ class Reconciler:
     async def _act(self, key: Key, seen: Observed, todo: Plan, now: float) -> None:
         """Carry out a plan.
 
-        Every write that is not repeated by the next look forgets earlier failures: back-off doubles while nothing
-        succeeds. A busy server that refuses one request in three must not make a job of ten writes wait minutes.
+        Every write that the next reconcile need not repeat resets the back-off, which doubles only while nothing succeeds. Otherwise, a
+        busy server that refuses one request in three would make a job with ten writes wait minutes.
         """
         namespace = key[1]
         try:
@@ -194,13 +195,13 @@ class Reconciler:
             self.store.mark_deleting(target.kind, namespace, target.name, target.uid, now)
 
     def _forget_made(self, now: float) -> None:
-        """Forget unwatched objects that were created longer ago than a moment; the oldest come first."""
+        """Forget unwatched objects whose time is over; the oldest come first."""
         while self._made and now - self._made[first := next(iter(self._made))] >= _MADE_LATELY_S:
             del self._made[first]
 
     async def _write_status(self, key: Key, seen: Observed, status: Document) -> None:
         patch = difference(section(seen.raw, "status"), status)
-        # the version is a precondition: a status planned from an old view is not written
+        # the version is a precondition, so that a status planned from outdated data is not written
         body = {"metadata": {"resourceVersion": seen.meta["resourceVersion"], "uid": seen.meta["uid"]}, "status": patch}
         try:
             self.store.put({"kind": key[0], **await self.cluster.patch(*key, body, sub="status")})
@@ -210,8 +211,8 @@ class Reconciler:
                 raise
 
     async def _not_made(self, key: Key, seen: Observed, error: ApiError, now: float) -> None:
-        """Say where users look that an object cannot be created: what the API server refuses is their business (a pod template, a policy, a
-        quota, a name), and a kind that is missing or a webhook that does not answer is their administrator's.
+        """Report in the status that an object cannot be created. Users can fix refusals of the API server (a pod template, a policy, a
+        quota, a name), and their administrator a missing kind or a webhook that does not answer.
         """
         status = StatusBuilder(status_of(seen.raw), seen.generation, now)
         if error.reason == "Leftover":
@@ -232,12 +233,12 @@ class Reconciler:
 
 
 def _cure(error: ApiError) -> str:
-    """Return what to do about a kind that the cluster lacks; nothing for other errors."""
+    """Return the remedy for a kind that the cluster lacks; empty for other errors."""
     if error.status != 404 or "could not find the requested resource" not in error.message:
         return ""
     return f" (the cluster has no {PYTORCHJOB.name}, {PYTORCHJOB.api_version}: install the training-operator)"
 
 
 def _belongs(child: Raw, job: Raw) -> bool:
-    """Return whether a labelled object belongs to this job and not to one that had its name before."""
+    """Return whether a labelled object belongs to this job and not to an earlier one with its name."""
     return bool(labels(child).get(LABEL_UID) == job["metadata"]["uid"])

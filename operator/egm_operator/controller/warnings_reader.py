@@ -1,7 +1,7 @@
-"""Reads the Warning events of what waiting jobs own: why a controller cannot create a pod, or a node cannot start one.
+"""Read the Warning events about objects of waiting jobs: why a controller cannot create a pod, or a node cannot start one.
 
-Nothing else says it: a quota, Pod Security, a webhook or a limit refuses a pod that then does not exist, and a mount that fails leaves its pod
-at ContainerCreating. Events are asked for, not watched: a cluster has many, and only those of jobs that wait are of interest.
+Nothing else reports these: if a quota, Pod Security, a webhook or a limit refuses a pod, the pod does not exist, and a failed mount leaves
+its pod at ContainerCreating. Events are polled, not watched, because a cluster has many and only those of waiting jobs matter.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from egm_operator.settings import Settings
 _log = logging.getLogger("egm_operator")
 _AT_ONCE = 8
 _A_ROUND = 100
-"""Objects that are asked about in one round: of thousands of jobs that wait, all have their turn."""
+"""Objects that are asked about in one round, so that all of thousands of waiting jobs get their turn."""
 
 
 class WarningsReader:
-    """Asks about objects that wait, keeps the newest warning of each by its uid, wakes jobs for which it has changed or come again."""
+    """Asks about waiting objects, keeps the newest warning of each by its uid, and queues jobs whose warning is new or repeated."""
 
     def __init__(self, store: Store, cluster: Cluster | None, settings: Settings, wake: Callable[[Key], None]) -> None:
         self.store, self.cluster, self.settings, self.wake = store, cluster, settings, wake
@@ -42,27 +42,27 @@ class WarningsReader:
         self._refused: set[str] = set()
 
     def of(self, children: Sequence[Raw]) -> tuple[ObjectWarning, ...]:
-        """Return what is known of some objects, the newest first."""
+        """Return the known warnings about some objects, the newest first."""
         if not self._known:
             return ()
         found = (self._known.get(str(child["metadata"].get("uid"))) for child in children)
         return tuple(sorted((w for w in found if w is not None), key=lambda w: -w.at))
 
     async def run(self) -> None:
-        """Ask every `progress_seconds`, until cancelled."""
+        """Ask every `progress_seconds` until cancelled."""
         last: Key | None = None
         while True:
             await asyncio.sleep(self.settings.progress_seconds)
             last = await self.round(time.time(), last)
 
     async def round(self, now: float, after: Key | None = None) -> Key | None:
-        """Ask once about the jobs that come after one, in the order of their names; return the job to begin after next time."""
+        """Ask once about the jobs that follow a given one in the order of names; return the job from which to continue."""
         wanted: list[tuple[Key, Owned]] = []
         keys, alive, last = sorted(self.store.jobs()), set[str](), None
         first = 0 if after is None else bisect.bisect_right(keys, after)
         for key in keys[first:] + keys[:first]:
             job = self.store.get(*key)
-            # most jobs do not wait, and what they own is parsed when it is asked for
+            # most jobs do not wait, and their objects are parsed only when needed
             waiting = waiting_objects(self.store.children(key), now) if job is not None and waits_for_pods(job) else []
             alive |= {obj.uid for obj in waiting}
             if len(wanted) < _A_ROUND:
@@ -92,6 +92,6 @@ class WarningsReader:
         before = self._known.get(obj.uid)
         if (
             newest is not None and newest != before
-        ):  # the same words said again are news: a plan leaves out what is older than a pod
+        ):  # a repeated message counts as new, because a plan ignores messages older than a pod
             self._known[obj.uid] = newest
             self.wake(key)

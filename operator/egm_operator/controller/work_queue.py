@@ -1,8 +1,8 @@
-"""A work queue in the manner of client-go: a key waits once however often it is added, and is never with two workers.
+"""A work queue like client-go's: a key waits only once, even if it is added several times, and only one worker has it at a time.
 
-Added while a worker has it, or in the `pause` after that, it comes back when the pause is over: what happens to a job happens in trains
-(an object is there, has a pod, which has a node, and runs), and one look at the end of a train costs as much as one at each event.
-`after` adds later; an earlier time wins.
+A key that is added while a worker has it, or in the `pause` after that, returns when the pause is over. Events of a job come in sequences
+(an object is created, gets a pod, which gets a node and runs), and one reconcile after the sequence is cheaper than one after each event.
+`after` adds a key later; an earlier time takes precedence.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class WorkQueue(Generic[K]):
         waited: Callable[[float], None] = lambda _: None,
         pause: float = 0.0,
     ) -> None:
-        """`waited` is called with how long (seconds) a key has waited when a worker takes it; `pause` in seconds."""
+        """`waited` is called with the seconds that a key has waited when a worker takes it; `pause` is in seconds."""
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._base, self._limit, self._waited, self._pause = base, limit, waited, pause
         self._ready: dict[K, float] = {}  # since when
         self._working: set[K] = set()
         self._again: set[K] = set()
-        self._rests: dict[K, float] = {}  # until when; the first ends first
+        self._rests: dict[K, float] = {}  # end of each pause, in order
         self._due: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []
         self._failures: dict[K, tuple[int, float]] = {}
-        """How often, and when it is tried again."""
+        """Number of failures, and the time of the next try."""
         self._count = 0
         self._changed = asyncio.Event()
 
@@ -45,12 +45,12 @@ class WorkQueue(Generic[K]):
 
     @property
     def working(self) -> int:
-        """Return how many keys a worker has."""
+        """Return how many keys workers have."""
         return len(self._working)
 
     @property
     def delayed(self) -> int:
-        """Return how many keys come later."""
+        """Return how many keys are delayed."""
         return len(self._due)
 
     @property
@@ -69,7 +69,7 @@ class WorkQueue(Generic[K]):
             self._changed.set()
 
     def _enter(self, key: K, since: float) -> None:
-        """`key` is wanted now: it waits for a worker, or for the one that has it."""
+        """Make `key` due now: it waits for a worker, or for the one that has it."""
         if key in self._working:
             self._again.add(key)
         else:
@@ -82,7 +82,7 @@ class WorkQueue(Generic[K]):
             self._due[key] = due
             self._count += 1
             heapq.heappush(self._heap, (due, self._count, key))
-            # what earlier times have replaced would stay until its own time
+            # remove entries that an earlier time has replaced
             if len(self._heap) > 2 * len(self._due) + 1000:
                 self._heap = [(at, i, k) for i, (k, at) in enumerate(self._due.items())]
                 self._count = len(self._heap)
@@ -92,7 +92,7 @@ class WorkQueue(Generic[K]):
     def retry(self, key: K, at_least: float = 0.0) -> float:
         """Work on `key` again after a failure, later each time; returns in how many seconds.
 
-        A failure before the next try was due (an event had woken the key) does not put it off: a burst of events
+        A failure before the next try was due (after an event queued the key) does not delay that try: a burst of events
         within one second must not cause a minute of back-off.
         """
         now = self._clock()
@@ -120,14 +120,14 @@ class WorkQueue(Generic[K]):
             now = self._clock()
             while self._rests and next(iter(self._rests.values())) <= now:
                 del self._rests[next(iter(self._rests))]
-            self._rests.pop(key, None)  # it ends last now
+            self._rests.pop(key, None)  # its pause ends last now
             self._rests[key] = now + self._pause
         if key in self._again:
             self._again.discard(key)
             self.add(key)
 
     def clear(self) -> None:
-        """Forget everything that waits: another process leads now."""
+        """Forget everything that waits, because another process leads now."""
         self._ready.clear()
         self._again.clear()
         self._due.clear()

@@ -1,9 +1,10 @@
-"""What the watches have seen, by kind and name, with our own writes on top: a reconcile never sees the world older than what it did.
+"""The objects seen by the watches, by kind and name, plus our own writes, so that a reconcile always sees its own earlier writes.
 
-A watch lags behind our writes. Each answer of the API server is put here at once, and an event older than what is here is left out, by
-comparing resource versions of one object. What was seen to go does not come back with a late answer.
+A watch lags behind our writes. Each answer of the API server is stored at once, and an event with an older resource version than the stored
+object is ignored. A deleted object does not come back with a late answer.
 
-Objects are kept as the JSON of the parts that plans read (`slim`): a tenth of the memory that dicts take, parsed when someone asks.
+Objects are kept as JSON of the parts that plans read (`slim`), which takes a tenth of the memory of dicts, and are parsed when they are
+read.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Key = tuple[str, str, str]
 
 
 def version(obj: Mapping[str, Any]) -> int:
-    """Return the resource version as a number: those of one etcd grow."""
+    """Return the resource version as a number; those of one etcd increase."""
     text = str(obj.get("metadata", {}).get("resourceVersion", ""))
     return int(text) if text.isdigit() else 0
 
@@ -70,7 +71,7 @@ def _pod_status(status: Mapping[str, Any]) -> Raw:
 
 @dataclass(slots=True)
 class _Entry:
-    """A kept object: what is compared often, and the rest as JSON."""
+    """A stored object: fields that are compared often, and the rest as JSON."""
 
     version: int
     uid: str
@@ -90,7 +91,7 @@ class Store:
         self._waiting: dict[tuple[str, str], set[Key]] = {}
         self._wanted: dict[Key, tuple[tuple[str, str], ...]] = {}
         self._gone: OrderedDict[str, int] = OrderedDict()
-        """Uid -> version at which it was no longer there."""
+        """Uid -> version at which the object was gone."""
         self._changed = changed
 
     def __len__(self) -> int:
@@ -114,7 +115,7 @@ class Store:
         return {identity for identity, entry in self._entries.items() if b'"deletionTimestamp"' in entry.data}
 
     def packed(self) -> list[tuple[bytes, list[bytes]]]:
-        """Return each job and the objects that belong to it, as JSON: a copy of one moment that another thread may read."""
+        """Return each job and the objects that belong to it, as JSON: a snapshot that another thread may read."""
         return [
             (self._entries[key].data, [self._entries[i].data for i in self._children.get(key, ())])
             for key in self.jobs()
@@ -125,7 +126,7 @@ class Store:
         return [_load(self._entries[i]) for i in sorted(self._children.get(key, ()))]
 
     def put(self, obj: Mapping[str, Any]) -> Key:
-        """Store an object, unless what is here is newer, and wake its job if something changed. Returns what the object is known by."""
+        """Store an object, unless the stored one is newer, and queue its job if something changed. Return the object's key."""
         identity, uid = _identity(obj), str(obj["metadata"].get("uid", ""))
         old, at = self._entries.get(identity), version(obj)
         if at <= self._gone.get(uid, -1) or (old is not None and old.uid == uid and at <= old.version):
@@ -141,7 +142,7 @@ class Store:
         return identity
 
     def drop(self, obj: Mapping[str, Any]) -> None:
-        """Forget an object that is gone, if it is the one that is here."""
+        """Forget a deleted object, if it is the stored one."""
         identity, uid = _identity(obj), obj["metadata"].get("uid")
         old = self._entries.get(identity)
         if old is not None and (not uid or old.uid == uid):
@@ -162,7 +163,7 @@ class Store:
         self._wake(identity, old.job)
 
     def mark_deleting(self, kind: str, namespace: str, name: str, uid: str, now: float) -> None:
-        """Note our own deletion before the watch reports it; what the watch reports replaces the note."""
+        """Record our own deletion before the watch reports it; the watch's report replaces the record."""
         entry = self._entries.get((kind, namespace, name))
         if entry is not None and entry.uid == uid:
             obj = _load(entry)
@@ -170,7 +171,9 @@ class Store:
             entry.data = _packed(obj)
 
     def keep(self, kind: str, found: Set[Key], at: int, namespace: str = "") -> None:
-        """Forget the objects of a kind (in a namespace, or everywhere) that a listing at version `at` has not found and that are not newer."""
+        """Forget the objects of a kind (in a namespace, or everywhere) that a listing at version `at` has not found and that are not
+        newer.
+        """
         for identity, entry in list(self._entries.items()):
             if identity[0] == kind and identity not in found and namespace in ("", identity[1]) and entry.version <= at:
                 self._drop(identity, entry, at)
@@ -196,7 +199,7 @@ class Store:
 
 
 def _packed(obj: Raw) -> bytes:
-    """Return JSON in as many bytes as it has: what orjson returns keeps its buffer, which is three times that."""
+    """Return JSON without spare memory: orjson's result keeps its buffer, which is three times as large."""
     return bytes(memoryview(orjson.dumps(obj)))
 
 
@@ -207,7 +210,7 @@ def _load(entry: _Entry) -> Raw:
 
 def _identity(obj: Mapping[str, Any]) -> tuple[str, str, str]:
     meta = obj["metadata"]
-    # of thousands of objects, few kinds and namespaces: one string each
+    # thousands of objects share a few kinds and namespaces, so store each string once
     return (sys.intern(str(obj["kind"])), sys.intern(str(meta.get("namespace", ""))), str(meta["name"]))
 
 

@@ -1,4 +1,4 @@
-"""HTTP with the API server: who we are, one pool of connections, JSON in and out, the lines of a watch. What is asked is cluster.py's."""
+"""HTTP with the API server: authentication, one pool of connections, JSON requests, the lines of a watch. cluster.py has the requests."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from egm_operator.names import FIELD_MANAGER
 _log = logging.getLogger("egm_operator")
 _NETWORK = (aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.TimeoutError)
 _REQUEST = aiohttp.ClientTimeout(total=30)
-# A quiet watch gets a bookmark every minute or so: one without a line for longer hangs.
+# A quiet watch gets a bookmark about every minute, so one without a line for longer hangs.
 _WATCH = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=100)
 _STUMBLES = (0.1, 0.3)
-"""Seconds before the second and the third try: a look at a job is many requests, and one that fails lets all of them be made again."""
+"""Seconds before the second and the third try: a reconcile makes many requests, and if one fails, all must be repeated."""
 LOG = aiohttp.ClientTimeout(total=None, sock_connect=10)
 """A pod may write nothing to its log for hours"""
 
@@ -54,12 +54,14 @@ class ApiError(Exception):
 
     @property
     def stumble(self) -> bool:
-        """Return whether it may be over in a moment. Not 429: a busy server must not be asked again at once."""
+        """Return whether the failure may pass in a moment. Not for 429, because a busy server must not be asked again at once."""
         return self.status in (0, 500, 502, 503, 504)
 
 
 class Api:
-    """A connection to one API server. The official client reads kubeconfigs and service accounts, and sets TLS up; requests are made here."""
+    """A connection to one API server. The official client reads kubeconfigs and service accounts and sets up TLS; this class makes the
+    requests.
+    """
 
     def __init__(self, configuration: client.Configuration) -> None:
         self._configuration = configuration
@@ -69,7 +71,7 @@ class Api:
             read_bufsize=2**20,
             trust_env=bool(
                 getproxies()
-            ),  # where there is a proxy: aiohttp looks for one with each request, in a thread
+            ),  # the proxy, if there is one: aiohttp would search for it with each request, in a thread
         )
         self._more = _Way()
         if configuration.proxy:
@@ -99,14 +101,14 @@ class Api:
         content: str = "application/json",
         retry: bool = True,
     ) -> Raw:
-        """Make one request, JSON in and out; repeat it if that may help (every write of ours may be made twice). Raises `ApiError`."""
+        """Make one request with JSON body and answer; repeat it if that may help (all our writes may be repeated). Raises `ApiError`."""
         data = orjson.dumps(body) if body is not None else None
         for pause in (*(_STUMBLES if retry else ()), None):
             begun = time.perf_counter()
             try:
                 return await self._request(method, path, data, query, content)
             except ApiError as error:
-                slow = time.perf_counter() - begun > 5.0  # hangs, rather: others decide for how long
+                slow = time.perf_counter() - begun > 5.0  # it hangs, and the caller decides for how long
                 if pause is None or slow or not error.stumble:
                     raise
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
@@ -134,7 +136,7 @@ class Api:
                 raise _unreachable(error) from None
             finally:
                 self.requested(method, path, code, time.perf_counter() - begun)
-            if answer.status == 401 and again:  # a token of a plug-in has ended
+            if answer.status == 401 and again:  # the token of an auth plug-in has expired
                 self._configuration.api_key = (await _configuration()).api_key
                 continue
             break
@@ -166,13 +168,13 @@ class Api:
             raise _unreachable(error) from None
 
     async def _who(self) -> dict[str, str]:
-        """Return the header that says who we are, if a certificate does not."""
+        """Return the authentication header, unless a certificate is used."""
         found = (await self._configuration.auth_settings()).get("BearerToken")
         return {"Authorization": str(found["value"])} if found else {}
 
 
 def missing_kubeconfig(location: str = KUBE_CONFIG_DEFAULT_LOCATION) -> str:
-    """Return what is wrong if no kubeconfig is there at all, for which the client has a warning and a misleading error; else an empty text."""
+    """Return an error message if there is no kubeconfig, because the client's own error is misleading; else an empty text."""
     if any(Path(file).expanduser().exists() for file in location.split(os.pathsep) if file):
         return ""
     return f"{location}: no such file" if location else "$KUBECONFIG is empty"

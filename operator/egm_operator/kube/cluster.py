@@ -1,4 +1,4 @@
-"""The API server, as the operator uses it: creations, merge patches, deletions with preconditions, listings. All I/O of objects is here."""
+"""The operator's requests to the API server: create, merge patch, delete with preconditions, list. All I/O of objects is here."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ class Cluster:
         return "/".join(parts)
 
     async def create(self, obj: Manifest) -> Raw | None:
-        """Create an object, or find the one that an earlier process of the operator created for the same job. What is not the job's is never touched.
+        """Create an object, or return the one that an earlier operator process created for the same job. Objects that do not belong to the
+        job are never touched.
 
-        None for a Secret that is there: it gets a random token and is never read, so that the right to create is enough.
+        Return None for an existing Secret: it gets a random token and is never read, so the right to create is enough.
         """
         kind, meta = obj["kind"], obj["metadata"]
         body = {**obj, "stringData": {"token": secrets.token_urlsafe(32)}} if kind == "Secret" else obj
@@ -95,13 +96,13 @@ class Cluster:
                 raise
             there = await self.get(kind, namespace, name)
             if there is not None and there["metadata"]["uid"] == uid and "deletionTimestamp" not in there["metadata"]:
-                raise  # not the precondition: it is still to be deleted
+                raise  # another conflict than the precondition: it must still be deleted
 
     async def list(self, kind: str, namespace: str, take: Callable[[Raw], None]) -> int:
-        """Pass all objects of a watched kind that belong to jobs to `take`; return the resource version at which these were all.
+        """Pass all objects of a watched kind that belong to jobs to `take`; return the resource version of the complete listing.
 
-        Return 0 if the cluster does not know the kind. One after the other, in small pages: a page of pods takes ten times its text in
-        memory, which does not come back, and 500 of them are 7 MB of text.
+        Return 0 if the cluster does not know the kind. Pages are small and read one after the other: a page of pods takes ten times its
+        text in memory, which is not released, and 500 pods are 7 MB of text.
         """
         query = {"limit": str(PAGE)}
         if kind not in JOBS:
@@ -122,7 +123,7 @@ class Cluster:
             del page  # before the next one is there
 
     async def event(self, job: Raw, reason: str, message: str, warning: bool, now: float, attempt: int) -> None:
-        """Post an Event on a job. Posted again after a crash it has the same name, and is there already."""
+        """Post an Event on a job. If it is posted again after a crash, it has the same name and already exists."""
         meta = job["metadata"]
         content = "\0".join((meta["uid"], reason, message, str(attempt)))
         name = f"{meta['name'][:200]}.{hashlib.sha256(content.encode()).hexdigest()[:16]}"
@@ -151,12 +152,14 @@ class Cluster:
         try:
             await self.request("POST", self.path(EVENT.name, meta["namespace"]), body=body)
         except ApiError as error:
-            if error.status != 409:  # the loss of an Event must not hold up the job
+            if error.status != 409:  # a lost Event must not delay the job
                 _log.warning("event %s was not posted: %s", reason, error)
 
 
 def _judge(wanted: Manifest, there: Raw | None) -> Raw:
-    """Return the object that has the wanted one's name, if it is the job's own. Raises `ApiError`: `Leftover` if that will go, `Taken` if not."""
+    """Return the existing object of that name, if it belongs to the job. Raises `ApiError`: `Leftover` if it will be deleted, `Taken` if
+    not.
+    """
     what = f"{wanted['kind']} {wanted['metadata']['name']}"
     theirs = {} if there is None else labels(there)
     ours = wanted["metadata"]["labels"]

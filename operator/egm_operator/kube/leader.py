@@ -1,7 +1,7 @@
-"""Leader election by a Lease: of several replicas one works, the others have warm caches and wait.
+"""Leader election by a Lease: one of several replicas works, the others wait with warm caches.
 
-The rules are client-go's: a holder renews; another takes over when the Lease has not changed for its duration by the taker's own clock, so that
-clocks need not agree; writes carry the resource version, so that of two takers one wins. (The client's own election, release 37, cannot create a
+The rules are client-go's: a holder renews; another takes over if the Lease has not changed for its duration by its own clock, so clocks
+need not agree; writes contain the resource version, so only one of two can take it. (The client's own election, release 37, cannot create a
 Lease: its generated call refuses an argument that it passes.)
 """
 
@@ -41,7 +41,7 @@ class Lease:
         self.renewed_at = float("-inf")
 
     async def hold(self) -> bool:
-        """Take or renew the Lease if that is allowed; whether it is ours now."""
+        """Take or renew the Lease if that is allowed; return whether it is ours now."""
         asked_at = self.clock()
         try:
             lease = await self._get()
@@ -66,14 +66,14 @@ class Lease:
                     return False
                 await self.cluster.request("PUT", self._path, body={**lease, "spec": self._spec(spec)})
         except ApiError as error:
-            if error.status != 409:  # 409: another was quicker
+            if error.status != 409:  # 409: another process was faster
                 _log.warning("lease: %s", error)
             return False
         self.renewed_at = asked_at
         return True
 
     async def release(self) -> None:
-        """Give the Lease back, so that another need not wait for its end."""
+        """Release the Lease, so that another process need not wait for its end."""
         try:
             lease = await self._get()
             if lease is not None and section(lease, "spec").get("holderIdentity") == self.holder:
@@ -108,7 +108,7 @@ class Lease:
 
 
 async def lead(lease: Lease, work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work` whenever this process leads, until cancelled. `work` is cancelled, and has ended, before the Lease can be another's.
+    """Run `work` whenever this process leads, until cancelled. `work` is cancelled and has ended before another process can take the Lease.
 
     Raises what `work` raises.
     """

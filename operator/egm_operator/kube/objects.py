@@ -1,4 +1,4 @@
-"""Objects of the API server as plans read them: parsed once, at the edge, then typed. Pure."""
+"""Typed objects for plans, parsed once from the API server's objects. Pure."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def labels(obj: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Owned:
-    """An object that a job owns. `created`: seconds since 1970; `attempt`: 0 for none; `model`: of a sweep over models, the number from 1."""
+    """An object that a job owns. `created`: seconds since 1970; `attempt`: 0 for none; `model`: its number from 1 in a sweep over
+    models.
+    """
 
     kind: str
     namespace: str
@@ -91,7 +93,7 @@ class Owned:
 
 @dataclass(frozen=True)
 class End:
-    """What a controller says of an object's end, and since when."""
+    """A controller's report of an object's end, and its time."""
 
     since: float
     reason: str
@@ -117,7 +119,7 @@ class BatchJob(Owned):
 
 @dataclass(frozen=True)
 class PyTorchJob(Owned):
-    """A PyTorchJob of the training-operator. `suspended`: its spec says that no pods are wanted."""
+    """A PyTorchJob of the training-operator. `suspended`: its spec requests no pods."""
 
     suspended: bool
     succeeded: End | None
@@ -152,7 +154,7 @@ class Container:
 
     @property
     def waits_for_image(self) -> bool:
-        """Return whether its node cannot have its image."""
+        """Return whether its node cannot pull its image."""
         return self.waiting_reason in _IMAGE_PULL
 
 
@@ -173,7 +175,7 @@ class Death:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Why a pod does not run yet. `reason` is None if no reason of ours fits."""
+    """Why a pod does not run yet. `reason` is None if none of our reasons fits."""
 
     reason: Reason | None
     message: str
@@ -181,8 +183,9 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Pod(Owned):
-    """A pod. `started`: when its node took it; `unschedulable`: the scheduler's message, None if it has a node or no one has looked; `gated`: a queue
-    holds it back from the scheduler; `leaves`: when it should be gone, if it is being deleted (its grace period is over then)."""
+    """A pod. `started`: when its node took it; `unschedulable`: the scheduler's message, None if it has a node or was not tried yet;
+    `gated`: a queue holds it back from the scheduler; `leaves`: the end of its grace period, if it is being deleted.
+    """
 
     phase: str
     reason: str
@@ -199,11 +202,11 @@ class Pod(Owned):
     init_containers: tuple[Container, ...]
     main_containers: tuple[Container, ...]
     progress: Mapping[str, Any]
-    """What its annotation says of its progress; empty if it has none."""
+    """Progress in its annotation; empty if it has none."""
 
     @property
     def containers(self) -> Sequence[Container]:
-        """Return all containers, those that prepare the pod first."""
+        """Return all containers, init containers first."""
         return (*self.init_containers, *self.main_containers)
 
     @property
@@ -232,7 +235,7 @@ class Pod(Owned):
 
     @property
     def waiting(self) -> Waiting | None:
-        """Return why the pod does not run yet; None if nothing is known to hold it."""
+        """Return why the pod does not run yet; None if the cause is unknown."""
         if self.unschedulable is not None:
             return Waiting(Reason.QUEUED if self.gated else Reason.UNSCHEDULABLE, self.unschedulable)
         for container in self.containers:
@@ -258,14 +261,14 @@ class Pod(Owned):
 
     @property
     def termination_message(self) -> Mapping[str, Any]:
-        """Return the JSON that a role left as its termination message; empty if there is none."""
+        """Return the JSON of a role's termination message; empty if there is none."""
         ends = (c.terminated.message for c in self.containers if c.terminated is not None)
         return next((found for message in ends if (found := _json_object(message))), {})
 
 
 @dataclass(frozen=True)
 class ObjectWarning:
-    """A Warning event about an object: the newest words of whoever cannot do something for it. `at`: seconds since 1970."""
+    """A Warning event about an object: the newest message of a component that failed to do something. `at`: seconds since 1970."""
 
     kind: str
     name: str
@@ -275,14 +278,14 @@ class ObjectWarning:
 
     @property
     def about_pods(self) -> bool:
-        """Return whether a controller says that it cannot create pods."""
+        """Return whether a controller reports that it cannot create pods."""
         return self.kind != POD.name
 
 
 _WAIT_BEFORE_ASKING_S = 5.0
 _WAITS = ("Pending", "Preparing", "Restarting", "")
 _UNTOLD = ("Unhealthy", "BackOff", "FailedScheduling", "Failed", "Preempted")
-"""Events whose matter the pod's own status says better, or that are no reason to wait."""
+"""Events that the pod's own status describes better, or that are not a reason to wait."""
 
 
 def waits_for_pods(job: Raw) -> bool:
@@ -292,7 +295,7 @@ def waits_for_pods(job: Raw) -> bool:
 
 
 def waiting_objects(children: Sequence[Raw], now: float) -> list[Owned]:
-    """Return what a waiting job waits for of what it owns: owners that want pods, and pods on a node in which nothing runs yet."""
+    """Return the objects that a waiting job waits for: owners without all of their pods, and pods on a node in which nothing runs yet."""
     owners: list[BatchJob | PyTorchJob] = [*pytorchjobs(children), *batch_jobs(children)]
     found: list[Owned] = [owner for owner in owners if not owner.over and not owner.suspended]
     found += [
@@ -304,7 +307,7 @@ def waiting_objects(children: Sequence[Raw], now: float) -> list[Owned]:
 
 
 def object_warning(event: Mapping[str, Any], about: Owned) -> ObjectWarning | None:
-    """Parse a Warning event about an object; None if it is of no interest, or about another object."""
+    """Parse a Warning event about an object; None if it is irrelevant, or about another object."""
     reason, message = text(event, "reason"), text(event, "message").strip()
     if text(section(event, "involvedObject"), "uid") != about.uid or text(event, "type") != "Warning":
         return None
@@ -388,19 +391,19 @@ def _container(raw: Mapping[str, Any]) -> Container:
 
 
 def train_jobs(raw: Mapping[str, Any]) -> list[str]:
-    """Return the train jobs whose models a job starts from or measures, in the order of its models; an empty name for a model from elsewhere."""
+    """Return the train jobs whose models a job starts from or measures, in the order of its models; an empty name for other models."""
     swept = entries(raw, "spec", "sweep", "models")
     return [text(model, "trainJob") for model in (swept if swept else [section(raw, "spec", "model")])]
 
 
 def awaited(raw: Mapping[str, Any]) -> str:
-    """Return the train job whose model is wanted now; empty if there is none."""
+    """Return the train job whose model is needed now; empty if there is none."""
     named, measured = train_jobs(raw), section(raw, "status").get("measuredModels")
     return named[min(measured, len(named) - 1) if isinstance(measured, int) else 0]
 
 
 def owned(raw: Mapping[str, Any]) -> Owned:
-    """Parse what all objects have."""
+    """Parse the common fields of all objects."""
     return Owned(**_identity(raw))
 
 

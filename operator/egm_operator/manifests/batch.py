@@ -9,7 +9,7 @@ from grounding.roles import Role
 from grounding.runtime.environment import Environment
 from grounding.runtime.exits import final_codes
 
-# What another start would end with again (exits.py) is not tried again; a pod that a node lost is no failure of the job.
+# An exit code that would repeat (exits.py) is not tried again; a pod lost with its node does not count as a failure.
 _POLICY = {
     "rules": [
         {"action": "FailJob", "onExitCodes": {"containerName": "egm", "operator": "In", "values": final_codes()}},
@@ -29,7 +29,7 @@ def client_name(ctx: Context, attempt: int) -> str:
 
 
 def prepare(role: Role, ctx: Context) -> Manifest:
-    """Return the Job that makes the job's data once, before any GPU is taken."""
+    """Return the Job that prepares the data once, before any GPU is taken."""
     pod = template(role, ctx)
     spec = {"backoffLimit": max(0, ctx.job.spec.max_attempts - 1), "podFailurePolicy": _POLICY, "template": pod}
     return {
@@ -41,7 +41,7 @@ def prepare(role: Role, ctx: Context) -> Manifest:
 
 
 def client(role: Role, prepare_role: Role, ctx: Context, attempt: int, endpoints: list[str]) -> Manifest:
-    """Return the Job that asks the servers; one a attempt, attempts are counted by the plan."""
+    """Return the Job that asks the servers, one per attempt; the plan counts attempts."""
     env = {**PROGRESS_ENV, **Environment(attempt=attempt, results=ctx.places.output).as_environ()}
     if endpoints:
         env |= Environment(endpoints=tuple(endpoints)).as_environ()

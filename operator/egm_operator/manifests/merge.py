@@ -1,6 +1,6 @@
-"""A user's pod template over ours, by key: containers, volumes, environment by name, mounts by path, tolerations appended. Pure.
+"""Merge a user's pod template over ours, by key: containers, volumes, environment by name, mounts by path, tolerations appended. Pure.
 
-What the user says wins; what he does not mention stays. A list without a key is replaced whole.
+The user's values take precedence; others are kept. A list without a key is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _by_key(ours: list[Any], theirs: list[Any], field: str) -> list[Any]:
 
 
 def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Raw:
-    """`theirs` over `ours`; neither is changed. Applying the same template twice gives what once gives."""
+    """Return `theirs` merged over `ours`; neither is changed. Applying the same template twice has no further effect."""
     merged = copy.deepcopy(dict(ours))
     for name, value in theirs.items():
         mine = merged.get(name)

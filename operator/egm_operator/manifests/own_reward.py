@@ -1,6 +1,6 @@
-"""A reward file of the machine that submits, as a ConfigMap that the job's pods mount.
+"""A local reward file of the submitting machine, as a ConfigMap that the job's pods mount.
 
-The name holds a digest of the content, so that a changed file is a changed job, which the API server refuses as any other change.
+The name contains a digest of the content, so that a changed file is a change of the job, which the API server refuses.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from grounding.errors import UserError
 
 KEY = "reward.py"
 LIMIT = 1 << 20
-"""Bytes that the values of a ConfigMap may have"""
+"""Maximum bytes of a ConfigMap's values"""
 
 
 def shipped(job: Job, namespace: str) -> tuple[Job, Manifest | None]:
-    """Return the job as a cluster gets it, and the ConfigMap that has to be there before it.
+    """Return the job for a cluster, and the ConfigMap that must exist before it.
 
-    The ConfigMap is None, and the job unchanged, if its reward is no file of this machine. Raises `UserError` if the file is too large.
+    If the reward is not a local file, the ConfigMap is None and the job unchanged. Raises `UserError` if the file is too large.
     """
     file = file_here(job.spec.reward.file) if isinstance(job, GroundingTrainJob) else None
     if file is None or not isinstance(job, GroundingTrainJob):
@@ -37,7 +37,7 @@ def shipped(job: Job, namespace: str) -> tuple[Job, Manifest | None]:
 
 
 def file_here(source: str | None) -> Path | None:
-    """Return the file of this machine that `spec.reward.file` names; None if it names another place, or a path that is not here."""
+    """Return the local file of `spec.reward.file`; None if it is a URI, or a path that does not exist here."""
     if source is None:
         return None
     if source.startswith("file://"):
@@ -47,7 +47,7 @@ def file_here(source: str | None) -> Path | None:
 
 
 def config_map(job: str, namespace: str, file: Path) -> Manifest:
-    """Return the ConfigMap that holds a reward file of a train job. Raises `UserError` if it is too large for one."""
+    """Return the ConfigMap with a train job's reward file. Raises `UserError` if it is too large for one."""
     content = file.read_bytes()
     if len(content) > LIMIT:
         raise UserError(

@@ -14,18 +14,19 @@ WORK = "/egm/work"
 CLAIMS = "/egm/claims"
 JOB_FOLDER = "/egm/job"
 RESTART_ANNOTATION = "grounding.egm.dev/restart"
-"""The role sets the earlier work aside once for each value (`grounding/train/identity.py`)."""
+"""The role sets earlier work aside once for each value (`grounding/train/identity.py`)."""
 JOB_FILE_NAME = "job.yaml"
 JOB_FILE = f"{JOB_FOLDER}/{JOB_FILE_NAME}"
 REWARD_FOLDER, REWARD_FILE = "/egm/reward", "reward.py"
-"""Where a reward out of a ConfigMap is in the pod"""
+"""Path in the pod of a reward from a ConfigMap"""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Paths that roles get, and the claims to mount for them.
+    """The paths that roles get, and the claims to mount for them.
 
-    `shared`: the work folder is a claim that all pods of the job see. Else it is each pod's own, and `output` is the URI that roles copy from and to.
+    `shared`: the work folder is a claim that all pods of the job mount. Otherwise each pod has its own, and `output` is the URI that roles
+    copy from and to.
     """
 
     layout: Layout
@@ -35,11 +36,11 @@ class Places:
     work_claim: str = ""
     work_path: str = ""
     manifest: Raw = field(default_factory=dict)
-    """The job as its pods read it: claims as paths."""
+    """The job for its pods, with claims as paths."""
 
 
 def _claim(uri: str) -> tuple[str, str]:
-    """Claim and path below it of a `pvc://` URI."""
+    """Return the claim of a `pvc://` URI and the path below it."""
     claim, _, path = uri.removeprefix("pvc://").partition("/")
     return claim, path.strip("/")
 
@@ -52,7 +53,7 @@ def output_of(job: Job, namespace: str, default: str) -> str:
 
 
 def checked_output(job: Job, namespace: str, default: str) -> str:
-    """Return where a job writes. Raises `UserError` if that is not said, or if its pods could not work there."""
+    """Return where a job writes. Raises `UserError` if it is not set, or if its pods could not work there."""
     output = output_of(job, namespace, default)
     if not output:
         raise UserError("is missing: say where results go (pvc://claim/path or s3://bucket/path)", field="spec.output")
@@ -80,13 +81,13 @@ def check_own_file(job: Job) -> None:
 
 
 def model_left_by(job: Job, namespace: str, default: str) -> str:
-    """Return the model that a finished train job leaves, as a URI; empty if it has no output."""
+    """Return the URI of a finished train job's model; empty if it has no output."""
     output = output_of(job, namespace, default)
     return f"{output}/model" if output else ""
 
 
 def _localise(value: Any, claims: dict[str, None]) -> Any:
-    """`pvc://claim/path` anywhere in a spec -> the path under which pods see it."""
+    """Replace `pvc://claim/path` anywhere in a spec by its path in pods."""
     if isinstance(value, str) and value.startswith("pvc://"):
         claim, path = _claim(value)
         claims.setdefault(claim)
@@ -103,7 +104,7 @@ def _localise(value: Any, claims: dict[str, None]) -> Any:
 
 
 def places(job: Job, model: str, output: str) -> Places:
-    """Places of a resolved job whose model is `model` (a URI) and whose output is `output`."""
+    """Return the places of a resolved job with this `model` (a URI) and `output`."""
     claims: dict[str, None] = {}
     plain = job.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
     plain.pop("status", None)

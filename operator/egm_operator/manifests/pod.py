@@ -37,12 +37,12 @@ from grounding.runtime.environment import Environment
 from grounding.runtime.grace import for_role
 
 _CA_FOLDER, _CA_FILE = "/etc/egm/ca", "ca.pem"
-"""Where the certificates of `caConfigMap` are in the pod"""
+"""Path in the pod of the certificates of `caConfigMap`"""
 
 
 @dataclass(frozen=True)
 class Context:
-    """A job on the cluster: what every builder needs."""
+    """The context of a job that every builder needs."""
 
     job: Job
     namespace: str
@@ -50,7 +50,7 @@ class Context:
     places: Places
     settings: Settings
     model: int | None = None
-    """Number of the model, from 1, of a sweep over models"""
+    """Number of the model, from 1, in a sweep over models"""
 
     @property
     def name(self) -> str:
@@ -59,21 +59,21 @@ class Context:
 
     @property
     def prefix(self) -> str:
-        """First part of the names of its objects."""
+        """Return the first part of the names of its objects."""
         return prefix(self.job.kind, self.name)
 
     @property
     def part(self) -> str:
-        """Return what the names of this model's servers and clients begin with."""
+        """Return the prefix of the names of this model's servers and clients."""
         return "" if self.model is None else f"m{self.model}-"
 
     def labels(self, role: str, attempt: int | None = None) -> dict[str, str]:
-        """Labels of an object of a role; data is prepared for all models."""
+        """Return the labels of an object of a role; data is prepared for all models."""
         found = labels(self.job.kind, self.name, self.uid, role, attempt)
         return found if self.model is None or role == PREPARE else {**found, LABEL_MODEL: str(self.model)}
 
     def meta(self, name: str, role: str, attempt: int | None = None) -> Meta:
-        """Metadata of an object that the job owns; the queue label goes along."""
+        """Return the metadata of an object that the job owns, including the queue label."""
         found = self.labels(role, attempt)
         return {
             "name": name,
@@ -102,11 +102,11 @@ _RESTRICTED = {
 
 
 _CPUS_A_GPU, _GIB_A_GPU = 3, 12
-"""Requests of pods whose job says nothing: what a small cloud machine with one GPU (4 CPUs, 16 GiB) has left for a pod."""
+"""Default requests per GPU: what a small cloud machine with one GPU (4 CPUs, 16 GiB) can give a pod."""
 
 
 def _resources(role: Role, ctx: Context) -> Document:
-    """Requests, and limits where Kubernetes wants them equal (GPUs) or a runaway would hurt others (memory)."""
+    """Return requests, and limits if Kubernetes requires them to be equal (GPUs) or an excess would hurt other pods (memory)."""
     requests: Document = {}
     limits: Document = {}
     if role.gpus:
@@ -126,7 +126,7 @@ def _resources(role: Role, ctx: Context) -> Document:
 
 
 _WORDS = {"sft": "train", "rl": "train", "evaluate": "client"}
-"""What users call the roles."""
+"""The users' names for the roles."""
 
 
 def _of_role(role: Role, ctx: Context) -> Mapping[str, Any] | None:
@@ -142,7 +142,7 @@ def _of_role(role: Role, ctx: Context) -> Mapping[str, Any] | None:
 
 
 def _given(role: Role, ctx: Context) -> list[Mapping[str, Any]]:
-    """Return the user's pod templates in the order in which they are merged over ours: that of all pods, then the role's."""
+    """Return the user's pod templates in the order of merging over ours: the one for all pods, then the role's."""
     return [each for each in (ctx.job.spec.pod_template, _of_role(role, ctx)) if each is not None]
 
 
@@ -159,7 +159,7 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Docume
     given = Environment(
         termination_log=Path("/dev/termination-log"),
         pvc_root=Path(CLAIMS),
-        # what is fetched is stored beside the job's data: once for all pods that share the work folder, else once a pod
+        # downloads are stored beside the job's data: once for all pods that share the work folder, else once per pod
         cache=Path(WORK) / "cache",
         job=f"{ctx.namespace}/{ctx.name}",
         grace_seconds=for_role(_grace_seconds(role, ctx)),
@@ -176,7 +176,7 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Docume
     env: list[Document] = [{"name": n, "value": v} for n, v in plain.items()]
     env.append({"name": Environment.variable("pod_ip"), "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
     reference = {"name": token_name(ctx), "key": "token"}
-    if role.replicas > 1 and role.kind == "task":  # Ray, and what pods tell each other beside it
+    if role.replicas > 1 and role.kind == "task":  # Ray, and the rendezvous
         env.append({"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": reference}})
         env.append({"name": Environment.variable("node_ip"), "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
     wandb = ctx.job.spec.tracking.wandb if isinstance(ctx.job, GroundingTrainJob) else None
@@ -194,7 +194,7 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Docume
 
 
 def _access(spec: EvalSpec) -> list[Document]:
-    """Return the variables by which the client is let in by servers that the job names."""
+    """Return the variables with which the client gets access to the job's external servers."""
     key = spec.api_key_secret
     secrets = [(Environment.variable("api_key"), key.name, key.key)] if key is not None else []
     secrets += [(header_variable(each.header), each.name, each.key) for each in spec.header_secrets]
@@ -210,7 +210,7 @@ def _access(spec: EvalSpec) -> list[Document]:
 
 
 def _volumes(ctx: Context) -> tuple[list[Document], list[Document]]:
-    """Volumes of the pod, and where its container mounts them."""
+    """Return the volumes of the pod, and where its container mounts them."""
     places = ctx.places
     volumes: list[Document] = [
         {"name": "job", "downwardAPI": {"items": [{"path": JOB_FILE_NAME, "fieldRef": {"fieldPath": _JOB_FIELD}}]}},
@@ -250,22 +250,22 @@ def _volumes(ctx: Context) -> tuple[list[Document], list[Document]]:
 
 
 def job_file(ctx: Context) -> str:
-    """Return the job as its pods read it: JSON, which is YAML too."""
+    """Return the job's file for its pods: JSON, which is also YAML."""
     return orjson.dumps(ctx.places.manifest).decode()
 
 
 def unique(ctx: Context, suffix: str) -> str:
-    """Return the name of an object that belongs to this very job; never that of an earlier job of its name, which may be ending."""
+    """Return the name of an object that belongs only to this job, not to an earlier one with its name that may still be ending."""
     return child(ctx.prefix, f"{suffix}-{hashlib.sha256(ctx.uid.encode()).hexdigest()[:10]}", 63)
 
 
 def token_name(ctx: Context) -> str:
-    """Return the name of the Secret with the word by which pods of one job know each other: Ray's token, or the key of an evaluation's servers."""
+    """Return the name of the Secret with the job's token: Ray's token, or the key of an evaluation's servers."""
     return unique(ctx, "token")
 
 
 def token(ctx: Context) -> Manifest:
-    """That Secret, without its value: `cluster.create_secret` draws one, once, so that plans stay pure and no one reads it."""
+    """Return that Secret without its value: `cluster.create_secret` generates it once, so that plans stay pure and nobody reads it."""
     meta = replace(ctx, model=None).meta(token_name(ctx), "token")  # the models of a sweep share it
     return {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "type": "Opaque"}
 
@@ -304,7 +304,7 @@ def template(
     if role.probe is not None:
         probe = {"httpGet": {"path": role.probe.path, "port": role.probe.port}, "timeoutSeconds": 10}
         main["readinessProbe"] = {**probe, "periodSeconds": 5}
-        # until the start-up probe has passed no one else asks, so that a slow load is not a dead server
+        # other probes wait for the start-up probe, so that slow loading does not look like a dead server
         main["startupProbe"] = {**probe, "periodSeconds": 5, "failureThreshold": max(1, int(role.probe.timeout_s // 5))}
     spec: Document = {
         "restartPolicy": restart,
@@ -351,7 +351,7 @@ def _user(settings: Settings) -> Document:
 
 
 def _restrict(spec: Raw, ours: set[str]) -> None:
-    """Give containers that only the user's template brings the security context of ours, as far as they do not say otherwise."""
+    """Give containers that the user's template adds our security context, except for fields that they set."""
     for part in ("initContainers", "containers"):
         for each in spec.get(part, []):
             if each.get("name") not in ours:
@@ -369,17 +369,18 @@ def _own_secrets(ctx: Context) -> frozenset[str]:
     return frozenset(named - {""})
 
 
-# of `main`, what preparing needs as well: where the data is and how it is reached, not what training asks of a node
+# the settings of `main` that preparing also needs: access to the data, but not requirements on the node
 _OF_BOTH = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext")
 
 
 _OF_INSTALLATION = tuple(f"app.kubernetes.io/{n}" for n in ("name", "instance", "component", "managed-by", "part-of"))
-"""Labels by which Services and NetworkPolicies know the operator itself; a pod of a job must not pass for it"""
+"""Labels by which Services and NetworkPolicies select the operator's own pods; a pod of a job must not have them"""
 
 
 def _users(template: Mapping[str, Any], container: str, prepares: bool) -> Raw:
-    """The user's pod template. A container called `main` stands for ours, whatever the role, and for the one that prepares data before it; labels
-    and annotations of our own are not his to change."""
+    """Return the user's pod template. A container called `main` means ours in every role, and the one that prepares data before it; the
+    user cannot change our own labels and annotations.
+    """
     spec = dict(section(template, "spec"))
     if "containers" in spec:
         ours = [{k: c[k] for k in _OF_BOTH if k in c} for c in spec["containers"] if c.get("name") == "main"]
@@ -395,7 +396,7 @@ def _users(template: Mapping[str, Any], container: str, prepares: bool) -> Raw:
 
 
 def _placement(ctx: Context, job: GroundingTrainJob, role: Role) -> Document:
-    """Node labels, tolerations, and one rack for all pods where the job asks for it."""
+    """Return node labels, tolerations, and a common rack for all pods if the job requests it."""
     resources = job.spec.resources
     spec: Document = {}
     if resources.node_selector:
@@ -410,7 +411,7 @@ def _placement(ctx: Context, job: GroundingTrainJob, role: Role) -> Document:
 
 
 def queued(meta: Meta, ctx: Context) -> Meta:
-    """Metadata with the label of the job's Kueue queue."""
+    """Return metadata with the label of the job's Kueue queue."""
     if ctx.job.spec.queue:
         meta["labels"] = {**meta["labels"], QUEUE_LABEL: ctx.job.spec.queue}
     return meta

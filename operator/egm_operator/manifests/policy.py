@@ -1,8 +1,8 @@
-"""What a job's podTemplate may do, by the administrator's setting: the restricted Pod Security level and a few rules more. Pure.
+"""What a job's podTemplate may contain, by the administrator's setting: the restricted Pod Security level and a few more rules. Pure.
 
-The merged pod is judged, not the template, so that whatever way a template takes it cannot undo what our pods promise
-(https://kubernetes.io/docs/concepts/security/pod-security-standards/). Secrets are our addition: who may create jobs could else read
-each Secret of the namespace.
+The merged pod is checked, not the template, so that no template can undo the guarantees of our pods
+(https://kubernetes.io/docs/concepts/security/pod-security-standards/). The rule for Secrets is our addition: otherwise, anyone who may
+create jobs could read every Secret of the namespace.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _HINT = (
 
 
 def enforce(pod: Raw, template: object, field: str, settings: Settings, own_secrets: frozenset[str]) -> None:
-    """Refuse a pod that its job's `template` gives more than the settings allow.
+    """Refuse a pod to which its job's `template` gives more than the settings allow.
 
-    `field`: where the template is in the job. `own_secrets`: those that the operator itself names.
+    `field`: path of the template in the job. `own_secrets`: Secrets that the operator itself uses.
 
     Raises `UserError` that names the field.
     """
@@ -96,7 +96,7 @@ def _words(of: Raw, name: str) -> list[str]:
 
 
 def _container(found: Raw, level: Raw, settings: Settings, own: frozenset[str]) -> Iterator[tuple[str, str]]:
-    """Yield what a container breaks; what it does not say its pod says."""
+    """Yield the violations of a container; fields that it does not set come from its pod."""
     image = text(found, "image")
     if settings.image_registries and not image.startswith(tuple(f"{r}/" for r in settings.image_registries)):
         yield "image", f"{image!r} is not of an allowed registry ({', '.join(settings.image_registries)})"

@@ -1,7 +1,7 @@
-"""The one seam to PyTorchJob (training-operator v1.9): how one is built, and how its state is read. Pure.
+"""The only code that knows PyTorchJob (training-operator v1.9): how one is built, and how its state is read. Pure.
 
-One PyTorchJob an attempt. Its controller makes the pods and their Service, and injects MASTER_ADDR, RANK and WORLD_SIZE; everything it leaves open
-(attempts, deadlines, stalls, time to live) is planned here.
+There is one PyTorchJob per attempt. Its controller creates the pods and their Service, and sets MASTER_ADDR, RANK and WORLD_SIZE; the plan
+handles everything else (attempts, deadlines, stalls, time to live).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ CONTAINER = "pytorch"  # the name its controller looks for
 
 
 def name(prefix: str, attempt: int) -> str:
-    """Return the name of an attempt's PyTorchJob: the same however often it is made."""
+    """Return the name of an attempt's PyTorchJob, which is always the same."""
     return child(prefix, f"a{attempt}")
 
 
 def wanted(role: Role, prepare: Role, ctx: Context, attempt: int) -> list[Manifest]:
-    """Return all objects of an attempt, in the order in which they are made."""
+    """Return all objects of an attempt, in the order of creation."""
     secrets = [token(ctx)] if role.replicas > 1 else []
     return [*network.wanted(ctx), *secrets, build(role, prepare, ctx, attempt)]
 
@@ -52,7 +52,7 @@ def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Manifest:
         scheduling["queue"] = ctx.job.spec.queue
     policy: Document = {"cleanPodPolicy": "Running", "schedulingPolicy": scheduling}
     if ctx.job.spec.queue:
-        policy["suspend"] = True  # Kueue admits it by taking this away
+        policy["suspend"] = True  # Kueue admits it by removing this
     return {
         "apiVersion": PYTORCHJOB.api_version,
         "kind": KIND,
@@ -62,5 +62,5 @@ def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Manifest:
 
 
 def suspension(suspend: bool) -> Document:
-    """Return the merge patch that stops a PyTorchJob's pods, or lets them come back."""
+    """Return the merge patch that suspends or resumes a PyTorchJob."""
     return {"spec": {"runPolicy": {"suspend": suspend}}}

@@ -1,7 +1,7 @@
 """Servers of an evaluation: plain pods behind a headless Service. Pure.
 
-Each has a DNS name of its own that outlives the pod, so the client gets all names at once and a server that comes late, goes or never starts is
-nothing that its pod has to be changed for.
+Each has its own DNS name that outlives the pod. So the client gets all names at once, and its pod need not change if a server starts late,
+disappears or never starts.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def service_name(prefix: str) -> str:
 
 
 def endpoints(role: Role, ctx: Context) -> list[str]:
-    """URLs of all servers, whether they run yet or not."""
+    """Return the URLs of all servers, even if they do not run yet."""
     service = service_name(ctx.prefix)
     return [f"http://{server_name(ctx, i)}.{service}.{ctx.namespace}.svc:{SERVER_PORT}" for i in range(role.replicas)]
 
 
 def selector(ctx: Context) -> dict[str, str]:
-    """Labels by which servers of a job are found."""
+    """Return the labels of a job's servers."""
     return {k: v for k, v in labels(ctx.job.kind, ctx.name, ctx.uid, "server").items() if k.startswith(f"{GROUP}/")}
 
 
@@ -51,7 +51,7 @@ def service(ctx: Context) -> Manifest:
 
 
 def shared(ctx: Context) -> list[Manifest]:
-    """Return what all servers of a job need: the policy of its network, the key that they ask for, and their names."""
+    """Return the objects that all servers of a job need: the NetworkPolicy, the key that they require, and their Service."""
     return [*network.wanted(ctx), token(ctx), service(ctx)]
 
 

@@ -1,3 +1,3 @@
-"""The operator's metrics. `jobs` is what it knows of jobs, computed from the cache at each scrape; `meters` is what it does itself; `exposition`
-puts both on `/metrics`. docs/metrics.md lists them all.
+"""The operator's metrics. `jobs` describes jobs, computed from the cache at each scrape; `meters` counts the operator's own work;
+`exposition` serves both on `/metrics`. docs/metrics.md lists them all.
 """

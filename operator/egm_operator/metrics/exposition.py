@@ -1,7 +1,8 @@
-"""`/metrics`: a view of the cache taken in the event loop, turned into text in a thread, so that thousands of jobs do not hold up a reconcile.
+"""`/metrics`: a snapshot of the cache is taken in the event loop and turned into text in a thread, so that thousands of jobs do not delay a
+reconcile.
 
-The replica that leads reports jobs, the others only themselves: a sum over replicas counts nothing twice. Content negotiation is
-prometheus-client's: OpenMetrics where the scraper asks for it, else the classic text format.
+Only the leader reports jobs, so a sum over replicas counts nothing twice. Content negotiation is prometheus-client's: OpenMetrics if the
+scraper requests it, else the classic text format.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _END = b"# EOF\n"
 
 
 class Queue(Protocol):
-    """What is reported of a work queue: how many keys wait, are with a worker, come later, and have failed."""
+    """The figures of a work queue: keys that wait, are being processed, are delayed, and have failed."""
 
     def __len__(self) -> int: ...
     @property
@@ -56,7 +57,7 @@ class Queue(Protocol):
 
 @dataclass(frozen=True)
 class View:
-    """What is reported at one scrape. `jobs`: each with what belongs to it, as JSON."""
+    """The data of one scrape. `jobs`: each job with its objects, as JSON."""
 
     own: Mapping[str, float]
     cached: Mapping[str, int]
@@ -71,7 +72,7 @@ def _installed(package: str) -> str:
 
 
 def own_families(view: View) -> Iterator[Metric]:
-    """Yield what a replica says of itself."""
+    """Yield a replica's metrics about itself."""
     build = InfoMetricFamily("egm_operator_build", OWN_METRICS["egm_operator_build_info"].text)
     build.add_metric(
         (), {"version": _installed("egm-grounding"), "kopf": _installed("kopf"), "python": platform.python_version()}
@@ -88,7 +89,7 @@ def own_families(view: View) -> Iterator[Metric]:
 
 
 class StaticCollector:
-    """What prometheus-client's encoders want: something to collect from."""
+    """A collector for prometheus-client's encoders."""
 
     def __init__(self, *parts: Iterable[Metric]) -> None:
         self._parts = parts
@@ -116,7 +117,7 @@ class Exposition:
         self._one = asyncio.Lock()
 
     def view(self) -> View:
-        """Return the moment."""
+        """Return the current snapshot."""
         leads = self.leads()
         own = {
             "egm_operator_leader": float(leads),
@@ -130,7 +131,9 @@ class Exposition:
         return View(own, self.store.counts(), self.store.packed() if leads else ())
 
     def _rows(self, view: View) -> Iterator[Row]:
-        """Specs are read again only when they have changed: that is most of the work of a first scrape."""
+        """Return the facts of each job. Specs are read again only if they have changed, because reading them is most of the work of a first
+        scrape.
+        """
         known, self._facts = self._facts, {}
         for job, children in view.jobs:
             raw: Raw = orjson.loads(job)
@@ -139,7 +142,7 @@ class Exposition:
             yield Row(raw, found, pods_with_gpus(map(orjson.loads, children)) if found.gpus else {})
 
     def render(self, view: View, accept: str = "", zipped: bool = False) -> tuple[str, bytes]:
-        """Content type and body, compressed with gzip where that is wanted."""
+        """Return content type and body, compressed with gzip if requested."""
         encoder, content_type = choose_encoder(accept)
         body: bytes = encoder(StaticCollector(self.meters.registry.collect(), own_families(view)))
         open_metrics = body.endswith(_END)
@@ -147,7 +150,7 @@ class Exposition:
         parts = chain([body.removesuffix(_END)], (c.encode() for c in jobs), [_END] if open_metrics else [])
         if not zipped:
             return content_type, b"".join(parts)
-        packing = zlib.compressobj(1, zlib.DEFLATED, 31)  # 31: with gzip's head
+        packing = zlib.compressobj(1, zlib.DEFLATED, 31)  # 31: with a gzip header
         return content_type, b"".join([*(packing.compress(p) for p in parts), packing.flush()])
 
     async def handle(self, request: web.Request) -> web.Response:

@@ -1,7 +1,7 @@
-"""Jobs as Prometheus metrics, computed from the cache at each scrape: a series is gone with its job. Pure.
+"""Jobs as Prometheus metrics, computed from the cache at each scrape, so a deleted job has no series. Pure.
 
-Every series of a job has the labels `namespace`, `kind` and `job_name` (a training and its evaluation may have one name); labels beyond these have
-values from closed lists, or (files of an evaluation) are bounded. Times are seconds since 1970, accuracies fractions (0..1).
+Every series of a job has the labels `namespace`, `kind` and `job_name` (a training and its evaluation may have the same name); other labels
+have values from closed lists, or (files of an evaluation) are limited in number. Times are seconds since 1970, accuracies fractions (0..1).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from grounding.errors import UserError
 
 OF_A_JOB = ("namespace", "kind", "job_name")
 SETTINGS = 64
-"""Settings of a sweep that get series of their own"""
+"""Maximum settings of a sweep with their own series"""
 FILES = 32
-"""Files of an evaluation that get series of their own; the eight of RefCOCO are eight."""
+"""Maximum files of an evaluation with their own series."""
 
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """A metric: what it says, its labels beside those of a job, its type."""
+    """A metric: its help text, its labels in addition to a job's, its type."""
 
     text: str
     labels: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ COSTS = {
     "gpu_seconds": "GPU-seconds of a question (evaluation).",
     "money": "US dollars of a question (evaluation).",
 }
-"""Field of the costs in a status -> what it says; model and setting are empty unless the job is a sweep"""
+"""Field of the costs in a status -> its help text; model and setting are empty unless the job is a sweep"""
 _SETTING = ("model", "setting")
 JOB_METRICS |= {
     "egm_job_setting_accuracy": MetricSpec("Macro accuracy of a complete setting, 0..1 (evaluation).", _SETTING),
@@ -110,7 +110,7 @@ FLEET_METRICS: dict[str, MetricSpec] = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What a job's spec says, its preset filled in; blank where it cannot be read. `gpus` are those of each pod of role `role`."""
+    """Facts from a job's resolved spec; empty if it cannot be read. `gpus`: GPUs of each pod of role `role`."""
 
     method: str = ""
     engine: str = ""
@@ -122,7 +122,7 @@ class Facts:
 
 
 def facts(raw: Mapping[str, Any]) -> Facts:
-    """Read a job as the API server holds it."""
+    """Read the facts of an API object."""
     try:
         job = read_job(raw)
     except UserError:
@@ -144,7 +144,7 @@ def facts(raw: Mapping[str, Any]) -> Facts:
 
 
 def pods_with_gpus(children: Iterable[Raw]) -> Counter[str]:
-    """Return how many pods of each role a node has taken and that are not at their end: those hold what they asked for."""
+    """Return how many pods of each role are on a node and have not ended: those hold their resources."""
     return Counter(
         text_of(labels(c), LABEL_ROLE)
         for c in children
@@ -156,7 +156,7 @@ def pods_with_gpus(children: Iterable[Raw]) -> Counter[str]:
 
 @dataclass(frozen=True)
 class Row:
-    """A job and what of its world is counted."""
+    """A job and the counts of its objects."""
 
     raw: Raw
     facts: Facts
@@ -181,7 +181,9 @@ _TURNS = (
 
 
 def phase_since(raw: Mapping[str, Any]) -> float:
-    """Since when a job has been in its phase: the transition of the condition that the phase follows; for Pending the last transition of any."""
+    """Return since when a job has been in its phase: the transition of the condition that determines the phase; for Pending the last
+    transition of any.
+    """
     return _phase_since(status_of(raw), created(raw))
 
 
@@ -199,7 +201,7 @@ def _phase_since(status: JobStatus, created_at: float) -> float:
 
 
 Sample = tuple[str, tuple[str, ...], float | None]
-"""Name, values of the labels beside those of a job, value (None: not known, no sample)."""
+"""Name, values of the labels in addition to a job's, value (None: unknown, no sample)."""
 
 
 def _share(part: float | None, whole: float | None) -> float | None:
@@ -207,7 +209,7 @@ def _share(part: float | None, whole: float | None) -> float | None:
 
 
 def samples(row: Row) -> Iterator[Sample]:
-    """Yield all that is known of a job."""
+    """Yield all samples of a job."""
     raw, known, status = row.raw, row.facts, status_of(row.raw)
     phase, running = phase_of(status), phase_of(status) is Phase.RUNNING
     yield "egm_job_info", (known.method, known.engine, known.preset, known.queue), 1
@@ -218,7 +220,7 @@ def samples(row: Row) -> Iterator[Sample]:
     yield "egm_job_attempts", (), 0 if status.attempt is None else status.attempt
     yield "egm_job_attempts_allowed", (), known.attempts
     yield "egm_job_gpus", (), known.gpus * row.pods.get(known.role, 0)
-    # 0 from the beginning: what a counter has when it appears is lost to increase()
+    # start at 0, because increase() ignores the first value of a counter
     yield "egm_job_gpu_seconds_total", (), 0.0 if status.gpu_seconds is None else status.gpu_seconds
     for condition in conditions(status):
         if condition.type == ConditionType.PROGRESS_AVAILABLE and running:
@@ -306,7 +308,7 @@ def _labels(names: tuple[str, ...], values: Iterable[str]) -> str:
 
 
 def _head(name: str, meaning: MetricSpec, open_metrics: bool) -> str:
-    """Return the lines before the samples of a metric: OpenMetrics names a counter and an info without their suffix, and has the type info."""
+    """Return the lines before the samples of a metric: OpenMetrics names counters and infos without their suffix, and has the type info."""
     if open_metrics:
         name = name.removesuffix({"counter": "_total", "info": "_info"}.get(meaning.kind, ""))
     kind = "gauge" if meaning.kind == "info" and not open_metrics else meaning.kind
@@ -314,9 +316,10 @@ def _head(name: str, meaning: MetricSpec, open_metrics: bool) -> str:
 
 
 def text(rows: Iterable[Row], limit: int, open_metrics: bool) -> Iterator[str]:
-    """All of it, a metric at a time. At most `limit` jobs have series of their own: those that have not ended first, then the ones that ended last.
+    """Yield all metrics, one after the other. At most `limit` jobs have their own series: first the jobs that have not ended, then those
+    that ended last.
 
-    Written here and not by prometheus-client's encoders: those take five times as long for thousands of jobs (bench/operator/scrape.py).
+    This does not use prometheus-client's encoders, which take five times as long for thousands of jobs (bench/operator/scrape.py).
     """
     rows = list(rows)
     counts = Counter(_group(row.raw) for row in rows)

@@ -1,7 +1,7 @@
-"""What the operator does, counted as it happens: reconciles, requests to the API server, waits in the queue, phases that have ended.
+"""Metrics of the operator's own work: reconciles, requests to the API server, waits in the queue, ended phases.
 
-Counters begin at zero with the process; of several replicas the one that leads counts. Labels have values from closed lists: no name of a job or of
-an object, no path.
+Counters start at zero with the process; only the leading replica counts. Labels have values from closed lists: no names of jobs or objects,
+no paths.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FINAL = (Phase.SUCCEEDED, Phase.FAILED)
 
 
 class Meters:
-    """Counters and histograms of one process, in a registry of their own."""
+    """Counters and histograms of one process, in their own registry."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a series a counter that says no more than process_start_time_seconds
@@ -69,11 +69,11 @@ class Meters:
         )
 
     def reconciled(self, kind: str, result: str, seconds: float) -> None:
-        """Count a reconcile that is over."""
+        """Count a finished reconcile."""
         self._reconciles.labels(kind, result).observe(seconds)
 
     def asked(self, method: str, path: str, code: int, seconds: float) -> None:
-        """Count a request that was answered with `code`; 0: not at all."""
+        """Count a request with the answer `code`; 0: no answer."""
         answer = "2xx" if 200 <= code <= 299 else str(code)
         self._requests.labels(method, resource(path), answer).observe(seconds)
 
@@ -82,13 +82,13 @@ class Meters:
         self._waits.observe(seconds)
 
     def status_written(self, raw: Mapping[str, Any], status: Mapping[str, Any], now: float) -> None:
-        """Count what has changed if the status of the job `raw` is now `status`."""
+        """Count the changes from the status of the job `raw` to `status`."""
         kind, before = str(raw["kind"]), phase_of(status_of(raw))
         new = status_of({"kind": kind, "status": status})
         phase, reason = phase_of(new), reason_text(new)
         if phase is before:
             return
-        if before not in FINAL:  # a repaired spec leaves Failed, which was no phase to measure
+        if before not in FINAL:  # a fixed spec leaves Failed, whose duration is not measured
             self._phases.labels(kind, before).observe(max(0.0, now - phase_since(raw)))
         if phase == Phase.RESTARTING:
             self._failures.labels(kind, reason).inc()
@@ -97,7 +97,7 @@ class Meters:
 
 
 def resource(path: str) -> str:
-    """Return the resource of an API path, with its subresource: `pods/proxy` for the progress of a pod. No name is in it.
+    """Return the resource of an API path, with its subresource: `pods/proxy` for the progress of a pod. It contains no names.
 
     `/api/v1/namespaces/n/pods/p:8090/proxy/progress`, `/apis/batch/v1/jobs`, ...
     """

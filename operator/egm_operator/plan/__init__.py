@@ -1,21 +1,21 @@
-"""The plan: (job and world, settings, now) -> actions and status. Pure: no I/O, no clock of its own, nothing remembered.
+"""The plan: (job and observed objects, settings, now) -> actions and status. Pure: no I/O, no clock, no state.
 
-What is seen becomes a typed snapshot. It asks the policies of a kind in turn, from the end of a job's life to its beginning. Each is one function in
-a file of its own: it returns what it decides, or None if it has nothing to say. The first final decision ends the planning:
+The observed objects become a typed snapshot. The policies of a kind are called in turn, from the end of a job's life to its beginning. Each
+is one function in its own file and returns a decision, or None if it has none. The first final decision ends the planning:
 
-1. reopen, finished: a job that has ended stays ended, unless its attempts were used up and there are more now; stop what still runs; delete the job
-   when its time to live is over
-2. success: the work has succeeded, whatever else is wished
+1. reopen, finished: a job that has ended stays ended, unless its attempts were used up and maxAttempts was raised; stop what still runs;
+delete the job when its time to live is over
+2. success: the work has succeeded, which takes precedence over all other wishes
 3. active_deadline: activeDeadlineSeconds is over
 4. suspend: spec.suspend stops the job, and waits until nothing runs
 5. model: model.trainJob has not succeeded yet
-6. prepare: data is not prepared, and each pod does not do that for itself
+6. prepare: data is not prepared, unless each pod prepares its own
 7. servers (evaluation): too few servers are ready
-8. restart, start: after a failure clear away, wait, and start the next attempt
-9. what happens to an attempt: queue, failure, running, stall, pending, start_deadline
+8. restart, start: after a failure delete the attempt, wait, and start the next one
+9. the course of an attempt: queue, failure, running, stall, pending, start_deadline
 
-The chains are in `train/__init__.py` and `evaluate/__init__.py`. Level-triggered: each planning looks at all there is, so events may be lost, doubled
-or out of order. Every object has a name that follows from job and attempt, so an action done twice is an action done once.
+The chains are in `train/__init__.py` and `evaluate/__init__.py`. Level-triggered: each planning looks at everything, so events may be lost,
+duplicated or out of order. Each object's name follows from job and attempt, so repeating an action has no further effect.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def plan(seen: Observed, settings: Settings, now: float) -> Plan:
 def _decide(
     policies: Sequence[Policy[J, S]], placed_policies: Sequence[PlacedPolicy[J, S]], snapshot: Snapshot[J, S]
 ) -> Plan:
-    """Ask all policies; those that need to know where the model is only if that is known."""
+    """Call all policies; those that need the model's URI only if it is known."""
     so_far = Decision(snapshot.status.copy(), final=False)
     if (
         so_far.status.is_true(ConditionType.FAILED) and not so_far.status.ended
-    ):  # the spec was invalid, and has been repaired
+    ):  # the spec was invalid and has been fixed
         so_far.status.condition(ConditionType.FAILED, False, Reason.STARTING, "The spec is valid now.")
     ask(policies, snapshot, so_far)
     placed = None if so_far.final else place(snapshot.with_status(so_far.status))
@@ -68,8 +68,9 @@ def _decide(
 
 
 def _invalid(status: StatusBuilder[JobStatus], problem: str) -> Plan:
-    """Report a spec that cannot be read or carried out. What runs continues: a slip of an edit must not cost days of training. Repaired, the job
-    continues."""
+    """Report a spec that cannot be read or carried out. Running pods continue, because a mistake in an edit must not cost days of training.
+    Once fixed, the job continues.
+    """
     if status.ended:
         return Plan()
     if status.attempt:

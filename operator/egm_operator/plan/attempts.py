@@ -1,8 +1,7 @@
-"""Attempts: what they consist of, which one counts, and what follows a failed one. Pure.
+"""Attempts: their objects, which one counts, and what follows a failed one. Pure.
 
-The number of the attempt is in the status and on its objects; the greater one counts, so that it does not matter between which two writes the
-operator was killed. `Restarting` being true is the note that attempt N has failed: with it N is never started again, without it a missing
-object of attempt N is made again.
+The number of the attempt is in the status and on its objects; the greater one counts, so the operator may be killed between any two writes.
+If `Restarting` is true, attempt N has failed and is never started again; otherwise a missing object of attempt N is created again.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Obj = TypeVar("Obj", bound=Owned)
 
 
 class Unit(ABC, Generic[J, S, Obj]):
-    """What an attempt consists of: a PyTorchJob, or a client Job. It answers questions and changes nothing."""
+    """The objects of an attempt: a PyTorchJob, or a client Job. It only answers queries and changes nothing."""
 
     @abstractmethod
     def all(self, snapshot: Snapshot[J, S]) -> Sequence[Obj]:
@@ -37,7 +36,7 @@ class Unit(ABC, Generic[J, S, Obj]):
 
     @abstractmethod
     def objects(self, snapshot: PlacedSnapshot[J, S], attempt: int) -> list[Manifest]:
-        """Return what an attempt is made of, in the order in which it is to be created."""
+        """Return the objects of an attempt, in the order of creation."""
 
     def get(self, snapshot: PlacedSnapshot[J, S], attempt: int) -> Obj | None:
         """Return the object of an attempt, if there is one."""
@@ -53,7 +52,7 @@ class Unit(ABC, Generic[J, S, Obj]):
         return max(snapshot.status.attempt, self.newest(snapshot))
 
     def under_way(self, snapshot: PlacedSnapshot[J, S]) -> tuple[int, Obj] | None:
-        """Return the attempt that is under way and its object; None if there is none to watch."""
+        """Return the current attempt and its object; None if there is none to watch."""
         attempt = self.current(snapshot)
         found = self.get(snapshot, attempt)
         return None if found is None or found.deleting else (attempt, found)
@@ -68,7 +67,7 @@ class Unit(ABC, Generic[J, S, Obj]):
 
 
 DISRUPTIONS = (Reason.EVICTED, Reason.NODE_LOST)
-"""Attempts that end so are the cluster's doing: they do not count against maxAttempts."""
+"""Reasons caused by the cluster, which do not count against maxAttempts."""
 
 
 def allowed(status: StatusBuilder[S], max_attempts: int) -> int:
@@ -90,7 +89,7 @@ def node_lost(pods: Sequence[Pod]) -> str:
 
 
 def waits_for(snapshot: Snapshot[J, S], decision: Decision[S], pods: Sequence[Pod]) -> str:
-    """Return which of some pods should be gone by now, as a sentence; plan again when their nodes count as lost."""
+    """Return a sentence about pods that should be gone by now; plan again when their nodes count as lost."""
     leaving = [(pod, pod.leaves) for pod in pods if pod.leaves is not None]
     for _, leaves in leaving:
         decision.look_again(leaves + snapshot.settings.node_lost_seconds)
@@ -140,7 +139,7 @@ def report_pending(
     wanted: int,
     owner: Owned | None = None,
 ) -> None:
-    """Report why not all pods of an attempt run. If nothing is known yet, the message of its start stays."""
+    """Report why not all pods of an attempt run. If the cause is unknown, the message of its start stays."""
     status = decision.status
     held = snapshot.held(pods, owner)
     if held is not None and held.reason is not None:

@@ -1,4 +1,4 @@
-"""What a plan is made of, and what one policy decides. Pure."""
+"""The parts of a plan, and the decision of a policy. Pure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class Event:
 class Plan:
     """What to do, in this order: `create` and `patch`, then `events`, then `status` (None: nothing to write), then `delete`.
 
-    The status is written before objects are deleted, because it records what the deleted objects reported. `at`: when to look again at the latest.
+    The status is written before objects are deleted, because it records what the deleted objects reported. `at`: the latest time to plan
+    again.
     """
 
     create: list[Manifest] = field(default_factory=list)
@@ -58,19 +59,19 @@ class Plan:
 
 @dataclass
 class Decision(Generic[S]):
-    """What a policy decides. `final`: no other policy is asked after it; else the next one sees the status as this one leaves it."""
+    """The decision of a policy. `final`: no further policy is called; otherwise the next one sees the status that this one set."""
 
     status: StatusBuilder[S]
     plan: Plan = field(default_factory=Plan)
     final: bool = True
 
     def passing(self) -> Decision[S]:
-        """Let the next policy be asked, too."""
+        """Let the next policy be called, too."""
         self.final = False
         return self
 
     def add(self, other: Decision[S]) -> None:
-        """Go on from what another policy has decided."""
+        """Continue from another policy's decision."""
         self.status = other.status
         self.plan.create += other.plan.create
         self.plan.patch += other.plan.patch
@@ -88,7 +89,7 @@ class Decision(Generic[S]):
         self.plan.delete.extend(Delete(one.kind, one.name, one.uid) for one in objects if not one.deleting)
 
     def force(self, *objects: Owned) -> None:
-        """Delete objects without waiting for their nodes, which are lost: only what has nothing to save and nothing to overwrite."""
+        """Delete objects without waiting for their lost nodes; only for objects that have nothing to save and cannot overwrite anything."""
         self.plan.delete.extend(Delete(one.kind, one.name, one.uid, force=True) for one in objects)
 
     def patch(self, obj: Owned, body: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""model.trainJob: wait until that job has succeeded. Afterwards the model is in the status, and the other job is not looked at again."""
+"""model.trainJob: wait until that job has succeeded. Afterwards the model is in the status, and the other job is no longer read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from grounding.errors import UserError
 
 
 def model(snapshot: Snapshot[J, S]) -> Decision[S]:
-    """Find where the model is, or wait for the job that makes it. Raises `UserError` if its pods could not write its output or
+    """Find the model's URI, or wait for the job that trains it. Raises `UserError` if its pods could not write its output or
     read its own reward or scoring."""
     reference, default = snapshot.model, snapshot.settings.default_output
     checked_output(snapshot.job, snapshot.owner.namespace, default)

@@ -9,7 +9,7 @@ from egm_operator.status import ConditionType, Reason, S
 
 
 def reopen(snapshot: Snapshot[J, S]) -> Decision[S] | None:
-    """Take back the end of such a job; the next attempt follows as after any failure."""
+    """Reopen such a job; the next attempt follows as after any failure."""
     status, end = snapshot.status, snapshot.status.get(ConditionType.FAILED)
     wanted = allowed(status, snapshot.job.spec.max_attempts)
     if not status.ended or end is None or end.status != "True" or status.attempt >= wanted:

@@ -1,4 +1,4 @@
-"""After a failed attempt: clear it away, wait, and let the next one begin."""
+"""After a failed attempt: delete it, wait, and let the next one begin."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def restart(unit: Unit[J, S, Obj]) -> PlacedPolicy[J, S]:
             return None
         attempt, status = unit.current(snapshot), snapshot.status
         decision = snapshot.decision()
-        if unit.newest(snapshot) <= status.attempt:  # else the next one has been created
-            if attempt >= allowed(status, snapshot.job.spec.max_attempts):  # there are fewer now
+        if unit.newest(snapshot) <= status.attempt:  # otherwise the next one has been created
+            if attempt >= allowed(status, snapshot.job.spec.max_attempts):  # maxAttempts was lowered
                 why = note.message.partition(" failed: ")[2]
                 return fail(snapshot, unit, attempt, reason_of(note.reason), why)
             waiting = _clear_away(snapshot, unit, attempt)
@@ -39,14 +39,14 @@ def restart(unit: Unit[J, S, Obj]) -> PlacedPolicy[J, S]:
 
 
 def _begin(decision: Decision[S], attempt: int, reason: Reason, text: str) -> Decision[S]:
-    """Let the policy of starts make the attempt."""
+    """Let the start policy create the attempt."""
     decision.status.condition(ConditionType.RESTARTING, False, reason, text)
     decision.status.fields.attempt = attempt
     return decision.passing()
 
 
 def _clear_away(snapshot: PlacedSnapshot[J, S], unit: Unit[J, S, Obj], attempt: int) -> Decision[S] | None:
-    """Return what is done while a failed attempt is not gone, or the wait after it is not over; None if the next one may start."""
+    """Return the decision while a failed attempt is not gone or the wait after it is not over; None if the next one may start."""
     decision, old = snapshot.decision(), unit.get(snapshot, attempt)
     due = snapshot.status.since(ConditionType.RESTARTING) + backoff(snapshot, snapshot.status, attempt)
     if old is None and not unit.alive(snapshot, attempt) and snapshot.now >= due:

@@ -1,4 +1,4 @@
-"""A job and all it owns at one moment, typed: what policies are asked with. Built once a planning. Pure."""
+"""A job and all objects that it owns at one moment, typed, as the input of policies. Built once per planning. Pure."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ class Upstream:
         return Phase.PENDING if found is None else found
 
     def resolved(self) -> ResolvedJob:
-        """Return what its user has written. Raises `UserError`."""
+        """Return its resolved manifest. Raises `UserError`."""
         return parse_job(self.raw)
 
 
 @dataclass(frozen=True)
 class Snapshot(Generic[J, S]):
-    """A job and all it owns.
+    """A job and all objects that it owns.
 
-    `owner`: the job as an object; `written`: its manifest; `status`: as the policies asked so far leave it; `now`: seconds since 1970. The other
-    objects are those that carry the job's labels and uid, in the order of their names.
+    `owner`: the job as an object; `written`: its manifest; `status`: as set by the policies called so far; `now`: seconds since 1970. The
+    other objects are those with the job's labels and uid, in the order of their names.
     """
 
     owner: Owned
@@ -66,9 +66,9 @@ class Snapshot(Generic[J, S]):
     now: float
 
     def with_status(self, status: StatusBuilder[S]) -> Self:
-        """Return the snapshot as a further policy sees it."""
+        """Return the snapshot for the next policy."""
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, status=status)  # what dataclasses.replace does, in a tenth of the time
+        other.__dict__.update(self.__dict__, status=status)  # like dataclasses.replace, in a tenth of the time
         return other
 
     def decision(self) -> Decision[S]:
@@ -99,24 +99,26 @@ class Snapshot(Generic[J, S]):
         return self.job.spec.models[0 if number is None else number - 1]
 
     def of_model(self, objects: Sequence[Obj]) -> list[Obj]:
-        """Return the servers or clients among some that belong to the model that is measured now."""
+        """Return those servers or clients that belong to the model that is measured now."""
         number = self.model_number
         return [obj for obj in objects if number is None or obj.model == number]
 
     def lost(self, pod: Pod) -> bool:
-        """Return whether a pod should have been gone for so long that its node must be lost: no kubelet ends it."""
+        """Return whether a pod should have been gone for so long that its node must be lost."""
         return pod.alive and pod.leaves is not None and self.now >= pod.leaves + self.settings.node_lost_seconds
 
     def alive(self, pod: Pod) -> bool:
-        """Return whether a pod may still be doing something, as far as it can be known."""
+        """Return whether a pod may still be doing something."""
         return pod.alive and not self.lost(pod)
 
     def held(self, pods: Sequence[Pod], owner: Owned | None = None) -> Waiting | None:
-        """Return why pods do not run: what one of them says, or else the newest warning about one or about their owner; None if no one says."""
+        """Return why pods do not run: from the status of one of them, or else the newest warning about one or about their owner; None if
+        unknown.
+        """
         for pod in pods:
             if (waits := pod.waiting) is not None and waits.reason is not None:
                 return waits
-        newest = max((pod.created for pod in pods), default=0.0)  # what kept it from being created is over
+        newest = max((pod.created for pod in pods), default=0.0)  # the cause that prevented its creation is over
         since = {(POD.name, pod.name): 0.0 for pod in pods if pod.alive}
         if owner is not None:
             since[owner.kind, owner.name] = newest
@@ -127,25 +129,25 @@ class Snapshot(Generic[J, S]):
         return Waiting(reason, f"{said.name}: {said.reason}: {said.message}")
 
     def is_settled(self, end: End, pods: Sequence[Pod]) -> bool:
-        """Return whether what a controller says of its pods' end can be judged: the pods are seen at their end, too, or that has been waited for.
+        """Return whether a controller's report of its pods' end can be judged: the ended pods are visible, too, or have been waited for.
 
-        Owners and pods are watched apart, and the pods know what matters: exit codes and termination messages.
+        Owners and pods are watched separately, and only the pods have exit codes and termination messages.
         """
         return self.now >= end.since + _SETTLE_S or any(not pod.alive for pod in pods)
 
 
 @dataclass(frozen=True)
 class PlacedSnapshot(Snapshot[J, S]):
-    """The same, once it is known where the model is: `context` and `roles` are what builders of manifests need."""
+    """A snapshot with the model's URI: `context` and `roles` are the inputs of manifest builders."""
 
     context: Context
     roles: Mapping[str, Role]
 
 
 Policy = Callable[[Snapshot[J, S]], Decision[S] | None]
-"""Decides what happens to a job, or passes (None). It changes nothing that it is given."""
+"""Returns a decision about a job, or None. It does not change its arguments."""
 PlacedPolicy = Callable[[PlacedSnapshot[J, S]], Decision[S] | None]
-"""A policy that is asked only if it is known where the model is."""
+"""A policy that is called only if the model's URI is known."""
 
 TrainSnapshot = Snapshot[ResolvedTrainJob, TrainStatus]
 EvalSnapshot = Snapshot[ResolvedEvalJob, EvalStatus]
@@ -154,7 +156,7 @@ PlacedEval = PlacedSnapshot[ResolvedEvalJob, EvalStatus]
 
 
 def observe(seen: Observed, job: J, status: StatusBuilder[S], settings: Settings) -> Snapshot[J, S]:
-    """Return the snapshot of what is seen."""
+    """Return the snapshot of the observed objects."""
     return Snapshot(
         owner=objects.owned(seen.raw),
         written=manifest(seen.raw),
@@ -172,7 +174,7 @@ def observe(seen: Observed, job: J, status: StatusBuilder[S], settings: Settings
 
 
 def place(snapshot: Snapshot[J, S]) -> PlacedSnapshot[J, S] | None:
-    """Return the snapshot with what builders need; None while it is not known where the model is. Raises `UserError`."""
+    """Return the snapshot for manifest builders; None while the model's URI is unknown. Raises `UserError`."""
     uri, owner, settings = snapshot.status.fields.model, snapshot.owner, snapshot.settings
     if uri is None:
         return None
@@ -193,7 +195,7 @@ def _placed(
 
 
 def roles_of(context: Context) -> Sequence[Role]:
-    """Return the roles of a job; of a sweep over models, those that measure one of them."""
+    """Return the roles of a job; in a sweep over models, those that measure one of them."""
     job, layout = context.job, context.places.layout
     if isinstance(job, GroundingEvalJob) and context.model is not None:
         return plan_model(job, layout, job.spec.several_models[context.model - 1])
@@ -201,7 +203,9 @@ def roles_of(context: Context) -> Sequence[Role]:
 
 
 def ask(policies: Sequence[Callable[[X], Decision[S] | None]], snapshot: X, so_far: Decision[S]) -> Decision[S]:
-    """Ask policies in turn until one decides; each sees the status as the ones before it leave it. Returns `so_far` with all they decide."""
+    """Call policies in turn until one makes a final decision; each sees the status that earlier ones set. Return `so_far` with all
+    decisions.
+    """
     seen = snapshot if so_far.status is snapshot.status else snapshot.with_status(so_far.status)
     for policy in policies:
         found = policy(seen)

@@ -1,4 +1,4 @@
-"""The start of an attempt whose object is not there, as soon as its name is free."""
+"""Start an attempt whose object does not exist, as soon as its name is free."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def start(unit: Unit[J, S, Obj]) -> PlacedPolicy[J, S]:
         status.fields.attempt = attempt
         if under_way:
             return decision.passing()
-        if found is not None or unit.alive(snapshot, attempt):  # its name is free when all of it is gone
+        if found is not None or unit.alive(snapshot, attempt):  # its name is free once all its pods are gone
             late = waits_for(snapshot, decision, unit.alive(snapshot, attempt))
             text = f"Waits until the pods of attempt {attempt} are gone.{late}"
             status.phase(Phase.PENDING, Reason.STOPPING, text)
@@ -31,7 +31,7 @@ def start(unit: Unit[J, S, Obj]) -> PlacedPolicy[J, S]:
         decision.create(*unit.objects(snapshot, attempt))
         if status.is_true(ConditionType.RUNNING):
             status.condition(ConditionType.RUNNING, False, Reason.STARTING, f"Attempt {attempt} starts.")
-        if attempt > max(status.recorded_attempt, 1):  # that the first one starts is no news
+        if attempt > max(status.recorded_attempt, 1):  # the start of the first attempt needs no Event
             decision.event(Reason.STARTING, starts(snapshot, attempt))
         status.phase(Phase.PENDING, Reason.STARTING, starts(snapshot, attempt))
         return decision

@@ -1,4 +1,4 @@
-"""How the work of a job is stopped, and whether anything of it still runs: the command and the query are two functions."""
+"""Stop the work of a job, and query whether any of it still runs, in two separate functions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from egm_operator.plan.snapshot import J, Snapshot
 from egm_operator.status import S
 
 Stop = Callable[[Snapshot[J, S], Decision[S]], None]
-"""Decides what to do so that nothing of a job runs any more."""
+"""Returns a decision that stops all work of a job."""
 Idle = Callable[[Snapshot[J, S]], bool]
-"""Returns whether nothing of a job runs any more."""
+"""Returns whether no work of a job runs any more."""
 
 
 def stop_preparing(snapshot: Snapshot[J, S], decision: Decision[S]) -> None:

@@ -14,7 +14,7 @@ from grounding.api.status import Phase
 def suspend(
     stop: Stop[J, S], idle: Idle[J, S], heard: Callable[[Snapshot[J, S], Decision[S]], str] = lambda *_: ""
 ) -> Policy[J, S]:
-    """Return the policy for a kind whose work `stop` stops; `idle` says whether it has stopped.
+    """Return the policy for a kind; `stop` stops its work, `idle` returns whether it has stopped.
 
     `heard` records what the work reports meanwhile and returns what it does about the request to stop.
     """
@@ -24,7 +24,7 @@ def suspend(
             return _resume(snapshot)
         decision = snapshot.decision()
         status = decision.status
-        status.fields.start_time = None  # as a batch/v1 Job does: time suspended counts for no deadline
+        status.fields.start_time = None  # like a batch/v1 Job: suspended time does not count towards any deadline
         stop(snapshot, decision)
         said = heard(snapshot, decision)
         status.forget_eta()

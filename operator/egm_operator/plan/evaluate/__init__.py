@@ -1,4 +1,4 @@
-"""An evaluation: servers, and one client Job an attempt that asks them. Pure."""
+"""An evaluation: servers, and one client Job per attempt that asks them. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POLICIES: Sequence[Policy[ResolvedEvalJob, EvalStatus]] = (
     suspend(stop, idle),
     model,
 )
-"""Asked first, in this order."""
+"""Policies that are called first, in this order."""
 PLACED: Sequence[PlacedPolicy[ResolvedEvalJob, EvalStatus]] = (
     prepare,
     servers,
@@ -40,4 +40,4 @@ PLACED: Sequence[PlacedPolicy[ResolvedEvalJob, EvalStatus]] = (
     failure,
     run,
 )
-"""Asked after those, once it is known where the model is."""
+"""Policies that are called next, once the model's URI is known."""

@@ -1,4 +1,4 @@
-"""The client of an evaluation: one Job an attempt, which asks the servers."""
+"""The client of an evaluation: one Job per attempt, which asks the servers."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ CLIENT = Client()
 
 
 def done(snapshot: EvalSnapshot, job: BatchJob) -> list[Pod]:
-    """Return the pods of a client that have ended well. They report a second or two before their Job does, and servers hold GPUs until then."""
+    """Return the succeeded pods of a client. They report success a second or two before their Job, and servers hold GPUs until then."""
     return [pod for pod in CLIENT.pods(snapshot, job.attempt) if pod.phase == "Succeeded"]
 
 
 def remove_servers(snapshot: EvalSnapshot, decision: Decision[EvalStatus]) -> None:
-    """Delete all servers, of a sweep those of any model."""
+    """Delete all servers, in a sweep those of all models."""
     servers = snapshot.pods_of("server")
     decision.remove(*servers)
     decision.force(*filter(snapshot.lost, servers))
 
 
 def stop(snapshot: EvalSnapshot, decision: Decision[EvalStatus]) -> None:
-    """Stop client and servers. The client keeps the answers so far; the next one asks the rest."""
+    """Stop client and servers. The answers so far are kept; the next client asks the remaining questions."""
     decision.remove(*(job for job in CLIENT.all(snapshot) if not job.over and not done(snapshot, job)))
     remove_servers(snapshot, decision)
     stop_preparing(snapshot, decision)

@@ -12,7 +12,7 @@ from grounding.runtime.exits import retryable
 
 
 def failure(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
-    """End the attempt; servers go if there is no other."""
+    """End the attempt; delete the servers if there is no further attempt."""
     under_way = CLIENT.under_way(snapshot)
     if under_way is None:
         return None

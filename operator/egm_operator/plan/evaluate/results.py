@@ -15,11 +15,11 @@ _URI = 512
 SETTINGS = 256
 """Settings that the status keeps"""
 NOTES, NOTE = 8, 512
-"""Sentences that the status keeps, and characters of each; a client's texts are bounded, for what it repeats comes from servers"""
+"""Maximum notes in the status, and characters of each; they are limited because a client repeats texts of servers"""
 
 
 def apply_report(status: StatusBuilder[EvalStatus], body: Mapping[str, Any]) -> None:
-    """Apply a report. What in it is not of the agreed form is left out, and what it does not say stays."""
+    """Apply a report. Invalid values are ignored, and missing ones leave the status unchanged."""
     report, fields = read_known(EvalReport, body), status.fields
     if report.done is not None:
         fields.done = report.done
@@ -46,7 +46,7 @@ def _costs(report: ReportedCosts) -> EvalCosts:
 
 
 def _settings(known: Sequence[SettingStatus], report: Sequence[ReportedSetting]) -> list[SettingStatus]:
-    """Return the settings that are known, with what is reported of them; what a report leaves out stays as it was."""
+    """Return the known settings with the reported values; values missing in a report stay as they were."""
     found = {(s.model, s.name): s for s in known}
     for new in report:
         old = found.get((new.model, new.name))

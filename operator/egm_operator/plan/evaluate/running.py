@@ -13,7 +13,7 @@ from grounding.api.status import EvalStatus, Phase
 
 
 def run(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
-    """Record what the client reports, and whether it runs."""
+    """Record the client's report, and whether it runs."""
     under_way = CLIENT.under_way(snapshot)
     if under_way is None:
         return None

@@ -1,6 +1,6 @@
-"""The servers of an evaluation: those that are missing are made, and the client waits until enough of them are ready.
+"""The servers of an evaluation: create missing ones, and let the client wait until enough are ready.
 
-The kubelet restarts a server that dies; here only pods come that are gone for good (evicted, node lost).
+The kubelet restarts a server that dies; this policy only replaces pods that are permanently gone (evicted, node lost).
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def _wanted(snapshot: PlacedEval) -> int:
 
 
 def _keep(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> None:
-    """Make the servers that are missing, delete those that are too many or cannot come back."""
+    """Create missing servers, and delete surplus ones and those that cannot come back."""
     role, context = snapshot.roles["server"], snapshot.context
     wanted = [manifests.server_name(context, i) for i in range(role.replicas)]
     pods = {pod.name: pod for pod in snapshot.pods_of("server")}
     missing = [manifests.server(role, context, i) for i, name in enumerate(wanted) if name not in pods]
     decision.remove(*(pod for name, pod in pods.items() if name not in wanted or not pod.alive))
-    decision.force(*filter(snapshot.lost, pods.values()))  # its name is wanted again, and it has nothing to save
+    decision.force(*filter(snapshot.lost, pods.values()))  # its name is needed again, and it has nothing to save
     waits_for(snapshot, decision, list(pods.values()))
     if missing:
         decision.create(*manifests.shared(context), *missing)
@@ -66,9 +66,9 @@ def _too_late(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> bool:
     reason = Reason.SERVERS_STARTING if held is None or held.reason is None else held.reason
     decision.status.phase(Phase.PENDING, reason, text)
     begun = [pod.started for pod in pods if pod.started is not None]
-    if not begun:  # they wait for a node, which may take as long as it takes: activeDeadlineSeconds is there for that
+    if not begun:  # waiting for a node may take any time: activeDeadlineSeconds limits it
         if any(pod.gated for pod in pods):
-            decision.status.fields.start_time = None  # but time in a queue counts for no deadline
+            decision.status.fields.start_time = None  # but time in a queue does not count towards any deadline
         return False
     engine = role.probe.timeout_s if role.probe is not None else 0.0
     due = min(begun) + engine + snapshot.settings.server_start_seconds

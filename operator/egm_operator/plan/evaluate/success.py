@@ -1,7 +1,7 @@
-"""The success of an evaluation. Servers go the moment the client has ended.
+"""The success of an evaluation. Servers are deleted as soon as the client has ended.
 
-Of a sweep over models the next model follows: the status says how many are measured, and attempts are counted anew. Nothing else remembers it, and
-objects carry the number of their model, so that a kill between any two writes changes nothing.
+In a sweep over models, the next model follows: the status counts the measured ones, and attempts are counted anew. There is no other state,
+and objects have the number of their model, so a kill between any two writes changes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def success(snapshot: EvalSnapshot) -> Decision[EvalStatus] | None:
             decision.look_again(snapshot.now + 1)
             return decision
         fields = decision.status.fields
-        fields.attempt = CLIENT.current(snapshot)  # its start may not have been written down
+        fields.attempt = CLIENT.current(snapshot)  # its start may not have been recorded
         for pod in pods:
             apply_report(decision.status, pod.termination_message)
         remove_servers(snapshot, decision)
@@ -42,7 +42,7 @@ def success(snapshot: EvalSnapshot) -> Decision[EvalStatus] | None:
 
 
 def _next_model(snapshot: EvalSnapshot, decision: Decision[EvalStatus], number: int) -> Decision[EvalStatus]:
-    """Begin with the model after `number`: its servers are started once, and its client has all its attempts."""
+    """Begin with the model after `number`: its servers are started once, and its client gets all attempts."""
     status, models = decision.status, snapshot.job.spec.models
     status.fields.model, status.fields.attempt, status.fields.disruptions = None, None, None
     text = f"Model {number} of {len(models)}, {models[number - 1].name}, is measured; {models[number].name} follows."

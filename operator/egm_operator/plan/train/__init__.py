@@ -1,4 +1,4 @@
-"""A training job: one PyTorchJob an attempt; a pod that fails ends the attempt for the whole gang. Pure."""
+"""A training job: one PyTorchJob per attempt; a failed pod ends the attempt for the whole gang. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ POLICIES: Sequence[Policy[ResolvedTrainJob, TrainStatus]] = (
     suspend(stop, idle, heard_while_stopping),
     model,
 )
-"""Asked first, in this order."""
+"""Policies that are called first, in this order."""
 PLACED: Sequence[PlacedPolicy[ResolvedTrainJob, TrainStatus]] = (
     prepare,
     restart(GANG),
@@ -44,4 +44,4 @@ PLACED: Sequence[PlacedPolicy[ResolvedTrainJob, TrainStatus]] = (
     run,
     pending,
 )
-"""Asked after those, once it is known where the model is."""
+"""Policies that are called next, once the model's URI is known."""

@@ -1,4 +1,4 @@
-"""An attempt that is lost: a pod failed, or one was replaced after all had run (the others wait for the old one forever)."""
+"""A lost attempt: a pod failed, or one was replaced after all had run (the others would wait for the old one forever)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def failure(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
             decision = snapshot.decision()
             decision.look_again(snapshot.now + 1)
             return decision
-        # the training-operator counts a pod that is deleted as failed, whoever deletes it, and deletes the others then
+        # the training-operator counts any deleted pod as failed, and then deletes the others
         if snapshot.status.is_true(ConditionType.RUNNING) and len(pods) < GANG.size(snapshot):
             text = f"a pod of {gang.name} has been deleted ({gang.failed})"
             return fail(snapshot, GANG, attempt, Reason.POD_REPLACED, text)
@@ -55,12 +55,12 @@ def failure(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
 
 
 def _pod_failure(pods: Sequence[Pod], now: float) -> tuple[Reason, str] | None:
-    """Return why the attempt's pods failed: one was disrupted, or else what the one says that failed first and took the others along."""
+    """Return why the attempt's pods failed: a disruption of one, or else the failure of the first one, which caused the others."""
     dead = [(now if pod.ended is None else pod.ended, death.pod, death, pod) for pod in pods if (death := pod.death)]
     if not dead:
         return None
     _, _, death, _ = min(dead, key=lambda one: one[:2])
-    # a node that is drained ends one pod after the other, and the first to report may be one that only missed the disrupted one
+    # a drained node ends its pods one by one, and the first failure may come from a pod that only lost the disrupted one
     if (disrupted := next((pod for pod in pods if pod.disrupted), None)) is not None:
         end = disrupted.death
         return Reason.EVICTED, f"{_taken(disrupted)}; {death}" if end is None else str(end)
@@ -70,6 +70,6 @@ def _pod_failure(pods: Sequence[Pod], now: float) -> tuple[Reason, str] | None:
 
 
 def _taken(pod: Pod) -> str:
-    """Return that someone takes a pod away."""
+    """Return the disruption of a pod, if there is one."""
     where = f" from node {pod.node}" if pod.node else ""
     return f"pod {pod.name} is taken{where}"

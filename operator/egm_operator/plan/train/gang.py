@@ -1,4 +1,4 @@
-"""The gang of a training: one PyTorchJob an attempt, and its pods."""
+"""The gang of a training: one PyTorchJob per attempt, and its pods."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def members(snapshot: TrainSnapshot) -> list[Pod]:
 
 
 def running(pods: Sequence[Pod]) -> int:
-    """Return how many of some pods run, or have run to their good end."""
+    """Return how many of the pods run or have succeeded."""
     return sum(pod.phase in ("Running", "Succeeded") and not pod.deleting for pod in pods)
 
 
 def stop(snapshot: TrainSnapshot, decision: Decision[TrainStatus]) -> None:
-    """Stop the gang: by suspension if the object can continue later, by deletion if a queue (or its own end) forbids that."""
+    """Stop the gang: by suspension if it can continue later, by deletion if it has a queue or has ended."""
     for gang in snapshot.gangs:
         if snapshot.status.ended:
             if not gang.over:

@@ -1,5 +1,6 @@
-"""The data of a training: made once for all pods if they share a folder. Else each pod prepares for itself (manifests/pod.py), because what a Job
-made would be lost."""
+"""The data of a training: prepared once for all pods if they share a folder. Otherwise each pod prepares for itself (manifests/pod.py),
+because a Job's files would be lost.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from grounding.api.status import TrainStatus
 
 
 def prepare(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
-    """Prepare the data. If the pods prepare for themselves, delete a Job that another version of the operator has made for it."""
+    """Prepare the data. If the pods prepare for themselves, delete a preparing Job of another operator version."""
     if snapshot.context.places.shared:
         return shared.prepare(snapshot)
     made = snapshot.batch_jobs_of("prepare")

@@ -17,11 +17,11 @@ from grounding.api.status import Checkpoint, Progress, Saved, TrainStatus
 _METRICS, _URI, _STOPPING = 16, 512, 512
 _YEAR_10000 = 253_402_300_800
 _MOST = 2**53
-"""A count beyond it is none"""
+"""A larger count is invalid"""
 
 
 def progress(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
-    """Record what rank 0 of the attempt under way reports."""
+    """Record the report of rank 0 of the current attempt."""
     under_way = GANG.under_way(snapshot)
     if under_way is None:
         return None
@@ -43,26 +43,26 @@ def heard_while_stopping(snapshot: TrainSnapshot, decision: Decision[TrainStatus
 
 
 def apply_reports(snapshot: TrainSnapshot, decision: Decision[TrainStatus], pods: Sequence[Pod]) -> None:
-    """Apply the termination message of rank 0 if it has ended, and what `/progress` answered."""
+    """Apply rank 0's termination message if it has ended, and the answer of `/progress`."""
     last: Mapping[str, Any] = {} if snapshot.report is None else snapshot.report.body
     for pod in pods:
         if pod.master:
             apply_report(decision.status, pod.termination_message, None)
-            last = pod.termination_message or last  # what an ended process has said is newer than its last answer
+            last = pod.termination_message or last  # a termination message is newer than the last answer
     if snapshot.report is not None:
         apply_report(decision.status, snapshot.report.body, snapshot.report.received)
     _output_writable(decision, last)
 
 
 def apply_report(status: StatusBuilder[TrainStatus], body: Mapping[str, Any], received: float | None) -> None:
-    """Apply a report. What in it is not of the agreed form is left out: a report must not break a reconcile."""
+    """Apply a report. Invalid values are ignored, because a report must not break a reconcile."""
     report, fields = read_known(TrainReport, body), status.fields
     if report.step is not None:
         fields.progress = _progress(fields.progress, report, report.step, _time(report, received, status.now))
         fields.stopping = report.stopping[:_STOPPING] if report.stopping else None
     if "metrics" in report.model_fields_set:
         old = {} if fields.metrics is None else fields.metrics
-        # a validation happens every few steps only: the last figure stays
+        # a validation happens only every few steps, so keep the last value
         merged = old | {name: round(value, 6) for name, value in report.metrics.items()}
         fields.metrics = dict(list(merged.items())[-_METRICS:])
     if report.checkpoint is not None:
@@ -75,9 +75,9 @@ def apply_report(status: StatusBuilder[TrainStatus], body: Mapping[str, Any], re
 
 
 def _output_writable(decision: Decision[TrainStatus], body: Mapping[str, Any]) -> None:
-    """Report whether uploads reach the output. A training whose folder is its output says nothing of it."""
+    """Report whether uploads reach the output. A training whose folder is its output reports nothing about it."""
     report, status, kind = read_known(TrainReport, body), decision.status, ConditionType.OUTPUT_WRITABLE
-    if "events" not in report.model_fields_set:  # a termination message that was too long leaves them out
+    if "events" not in report.model_fields_set:  # they are left out of a termination message that was too long
         return
     if (event := next((e for e in report.events if e.reason == UPLOAD_FAILING), None)) is not None:
         if not status.is_false(kind):
@@ -95,7 +95,7 @@ def _moment(reported: ReportedMoment) -> Saved:
 
 
 def _time(report: TrainReport, received: float | None, now: float) -> float:
-    """Return when a report was made, as well as is known."""
+    """Return the time of a report, as far as it is known."""
     said = seconds(report.time) if isinstance(report.time, str) else report.time
     return next((at for at in (said, received) if at is not None and 0 < at < _YEAR_10000), now)
 
@@ -122,7 +122,7 @@ def _count(metric: float | None) -> int | None:
 
 
 def _eta(old: Progress, step: int, total: int, at: float) -> float | None:
-    """Return the seconds left at the pace between the last two reports; the old figure while no step was finished."""
+    """Return the seconds left at the rate between the last two reports; the old estimate if no step was finished."""
     then = seconds(old.time)
     if old.step is None or then is None or step < old.step:
         return None

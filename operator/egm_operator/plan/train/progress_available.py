@@ -9,7 +9,7 @@ from grounding.api.status import TrainStatus
 
 
 def progress_available(snapshot: PlacedTrain) -> Decision[TrainStatus]:
-    """Report it, and look again when an answer would be overdue: nothing else would wake the job when answers stop, or never come."""
+    """Report it, and plan again when an answer would be overdue: nothing else would queue the job if answers stop or never come."""
     decision, report = snapshot.decision(), snapshot.report
     status = decision.status
     since = status.since(ConditionType.RUNNING)

@@ -1,6 +1,6 @@
-"""A gang whose pods are not wanted: its queue has not admitted it or has taken its place back, or the user's suspension ends now.
+"""A suspended gang: its queue has not admitted it or has preempted it, or the user's suspension ends now.
 
-Pods that such a stop has ended are no failure, and those that come are a fresh gang.
+Pods that such a stop has ended did not fail, and new pods are a fresh gang.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from grounding.api.status import Phase, TrainStatus
 
 
 def queue(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
-    """Wait for the queue, or let the pods come back."""
+    """Wait for the queue, or resume the pods."""
     under_way = GANG.under_way(snapshot)
     if under_way is None or not under_way[1].suspended:
         return None
@@ -29,7 +29,7 @@ def queue(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
         status.phase(Phase.PENDING, reason, f"Waits for queue {name} to admit it.")
         ask([start_deadline], snapshot, decision)
         decision.status.fields.start_time = (
-            None  # as with suspension: time in the queue counts for no activeDeadlineSeconds
+            None  # as with suspension, time in the queue does not count towards activeDeadlineSeconds
         )
         return decision
     stopped = [pod for pod in GANG.pods(snapshot, attempt) if (pod.alive or pod.deleting) and not snapshot.lost(pod)]

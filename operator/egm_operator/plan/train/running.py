@@ -1,4 +1,4 @@
-"""A gang whose pods all run, or that ran until one of them went."""
+"""A gang whose pods all run, or all ran until one of them ended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
     decision = snapshot.decision()
     status = decision.status
     if count >= wanted:
-        # a fresh transition for each attempt: what follows asks since when this gang has been whole
+        # a new transition for each attempt, because later policies need the time since this gang was complete
         text = f"All {wanted} pods of attempt {attempt} run."
         if not status.is_true(ConditionType.RUNNING):
             decision.event(Reason.ALL_PODS_RUNNING, text)
@@ -33,7 +33,7 @@ def run(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
         status.phase(Phase.RUNNING, Reason.ALL_PODS_RUNNING, text)
         return ask([progress_available, stall], snapshot, decision)
     if status.is_true(ConditionType.RUNNING):
-        # a pod is gone: the condition keeps the time that tells a new pod from those of the beginning
+        # a pod is gone: the condition keeps the time that distinguishes a new pod from the original ones
         late = waits_for(snapshot, decision, GANG.pods(snapshot, attempt))
         status.phase(Phase.RUNNING, Reason.PODS_PENDING, f"{count} of {wanted} pods run.{late}")
         return decision

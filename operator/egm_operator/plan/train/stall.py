@@ -1,4 +1,4 @@
-"""stallTimeoutSeconds: only if rank 0 answers. One that cannot be asked is not known to stand still."""
+"""stallTimeoutSeconds applies only if rank 0 answers; otherwise it is unknown whether it makes progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from grounding.api.status import TrainStatus
 
 
 def stall(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
-    """End the attempt if no step has been finished for too long, or look again when that would be."""
+    """End the attempt if no step has finished for too long, or plan again at that time."""
     limit, report = snapshot.job.spec.stall_timeout_seconds, snapshot.report
     if limit is None or report is None or snapshot.now - report.received > snapshot.settings.progress_stale_seconds:
         return None

@@ -1,4 +1,4 @@
-"""The success of a training. It counts whatever the user has asked for in the meantime."""
+"""The success of a training. It counts even if the user has suspended the job meanwhile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def success(snapshot: TrainSnapshot) -> Decision[TrainStatus] | None:
             return decision
         if not status.is_true(ConditionType.DATA_READY):
             status.condition(ConditionType.DATA_READY, True, Reason.PREPARED, "Its data was prepared.")
-        status.fields.attempt = GANG.current(snapshot)  # its start may not have been written down
+        status.fields.attempt = GANG.current(snapshot)  # its start may not have been recorded
         apply_reports(snapshot, decision, members(snapshot))
         progress = status.fields.progress
         total = None if progress is None else progress.total_steps
