@@ -124,18 +124,24 @@ class Api:
                 raise ApiError(answer.status, answer.read().decode(errors="replace"))
             yield from answer
 
-    def allowed(self, path: str, body: Any, token: str) -> bool:
-        """Return whether the owner of a token may make this object; any other refusal is an error."""
+    def answer(
+        self, token: str, method: str, path: str, body: Any = None, content: str = "application/json"
+    ) -> tuple[int, str]:
+        """Return what the server answers the owner of a token: status and text."""
         where = urllib.parse.urlsplit(self.server)
         context = ssl.create_default_context(cadata=self._ca)  # without our own certificate
         connection = http.client.HTTPSConnection(str(where.hostname), where.port, context=context, timeout=30)
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+        headers = {"Content-Type": content, "Authorization": f"Bearer {token}"}
         with contextlib.closing(connection):
-            connection.request("POST", path, json.dumps(body).encode(), headers)
+            connection.request(method, path, json.dumps(body).encode() if body is not None else None, headers)
             answer = connection.getresponse()
-            text = answer.read().decode(errors="replace")
-        assert answer.status in (200, 201, 403), text
-        return answer.status != 403
+            return answer.status, answer.read().decode(errors="replace")
+
+    def allowed(self, path: str, body: Any, token: str) -> bool:
+        """Return whether the owner of a token may make this object; any other refusal is an error."""
+        status, text = self.answer(token, "POST", path, body)
+        assert status in (200, 201, 403), text
+        return status != 403
 
     def path(self, kind: str, namespace: str, name: str = "") -> str:
         base, plural = PATHS[kind]

@@ -159,7 +159,7 @@ def test_both_forms_of_rights_are_the_same_but_for_the_cluster_s_own_scope() -> 
     everywhere = {o["metadata"]["namespace"] for o in of_kind(narrow, "RoleBinding")}
     assert everywhere == {"team-a", "team-b", "egm-system"}
     nothing_wide = template("-f", str(CHART / "ci" / "namespaced-values.yaml"))
-    assert not [o["kind"] for o in nothing_wide if o["kind"].startswith(("Cluster", "CustomResource"))]
+    assert not [o["kind"] for o in nothing_wide if o["kind"].startswith(("Cluster", "CustomResource", "Validating"))]
     assert ("", "pods/proxy", "get") in granted(nothing_wide) - granted(wide)
 
 
@@ -188,6 +188,32 @@ def test_the_pod_keeps_to_the_restricted_level() -> None:
 def test_the_policy_can_be_left_to_others() -> None:
     assert of_kind(template(), "NetworkPolicy")
     assert not of_kind(template("--set", "networkPolicy.enabled=false"), "NetworkPolicy")
+
+
+def test_the_admission_policy_is_on_where_the_cluster_knows_it() -> None:
+    kinds = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+    for kind in kinds:
+        (found,) = of_kind(template(namespace="one"), kind)
+        (other,) = of_kind(template(namespace="other"), kind)
+        assert found["metadata"]["name"] != other["metadata"]["name"], "two releases of one name"
+        assert not of_kind(template("--set", "admissionPolicy.enabled=false"), kind)
+        assert not of_kind(template("--kube-version=1.29.9"), kind)
+        assert of_kind(template("--kube-version=1.30.0"), kind)
+
+
+def test_the_admission_policy_knows_the_accounts() -> None:
+    def expressions(*argv: str) -> str:
+        (policy,) = of_kind(template(*argv), "ValidatingAdmissionPolicy")
+        conditions = [each["expression"] for each in policy["spec"]["matchConditions"]]
+        return "\n".join([*conditions, *(each["expression"] for each in policy["spec"]["validations"])])
+
+    assert "system:serviceaccount:egm-system:egm-operator" in expressions()
+    assert "system:serviceaccount:egm-system:own" in expressions("--set", "serviceAccount.name=own")
+    assert "in ['default', '']" in expressions()
+    assert "in ['jobs', '']" in expressions("--set", "settings.serviceAccount=jobs")
+    free = expressions("--set", "settings.podTemplate=allow")
+    assert "hostPath" not in free and "!= 'egm-operator'" in free and "grounding.egm.dev/uid" in free
+    assert "hostPath" in expressions("--set", "settings.podTemplate=deny")
 
 
 def _network(*sets: str) -> tuple[bool, Any, Any, Any]:

@@ -106,3 +106,8 @@ any: true
 true
 {{- end -}}
 {{- end -}}
+
+{{/* Service accounts that pods of jobs may have, as a list of CEL. */}}
+{{- define "egm.jobsAccounts" -}}
+[{{ .Values.settings.serviceAccount | default "default" | squote }}, '']
+{{- end -}}
