@@ -24,7 +24,7 @@ def _begin(role: str, path: Path, kind: str = "", method: str = "") -> Any:
     job = load_job(path)
     if kind and job.kind != kind:
         raise UserError(f"expected a {kind}, found a {job.kind}", file=path)
-    if method and job.spec.method != method:
+    if method and job.kind == "GroundingTrainJob" and job.spec.method != method:
         raise UserError(f"is {job.spec.method}, and this role is {method}", file=path, field="spec.method")
     if job.kind == "GroundingTrainJob" and job.spec.reward.config_map is not None:
         hint = "Name the file itself in spec.reward.file."
