@@ -33,16 +33,22 @@ def cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def dataset(folder: Path, rows: int, kib: int, an_image: int = 6) -> None:
-    """A file of `rows` expressions, `an_image` to each image of `kib` KiB: JPEG heads and ends with noise between, which no one decodes here."""
+def dataset(folder: Path, rows: int, kib: int, an_image: int = 6, names: int = 200) -> None:
+    """A file of `rows` expressions, `an_image` to each image of `kib` KiB: JPEG heads and ends with noise between, which no one decodes here.
+
+    Images have `names` names at most, and 200 contents: others are links to these.
+    """
     from PIL import Image
 
     chance = random.Random(0)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (640, 480), (90, 120, 30)).save(folder / "head.jpg")
     head = (folder / "head.jpg").read_bytes()[:-2]
-    count = min(200, -(-rows // an_image))  # the same bytes under many names would need as much disk
+    count = min(names, -(-rows // an_image))
     for i in range(count):
+        if i >= 200:
+            os.link(folder / "images" / f"{i % 200}.jpg", folder / "images" / f"{i}.jpg")
+            continue
         noise = chance.randbytes(max(0, kib * 1024 - len(head) - 2))
         (folder / "images" / f"{i}.jpg").write_bytes(head + noise + b"\xff\xd9")
     with (folder / "refcoco_val.jsonl").open("w") as f:

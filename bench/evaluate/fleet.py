@@ -7,6 +7,7 @@ client's own work for that many endpoints. Client and server share the machine.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -37,14 +38,16 @@ def evaluate(folder: Path, urls: Sequence[str], each: int) -> dict[str, Any]:
         e = Evaluation((folder / "refcoco_val.jsonl",), (folder / "images",), Path(out), "m", client, sampling)
         planned = plan(e)
         start, wall = cpu(), time.perf_counter()
-        run(e, planned)
+        summary = run(e, planned)
         seconds, wall = cpu() - start, time.perf_counter() - wall
+        errors = summary.errors
     rows = sum(1 for _ in (folder / "refcoco_val.jsonl").open())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "endpoints": len(urls),
         "in_flight": each * len(urls),
         "rows": rows,
+        "errors": errors,
         "requests_per_second": round(rows / wall),
         "requests_per_cpu_second": round(rows / seconds),
         "peak_memory_mb": round(peak),
@@ -52,24 +55,45 @@ def evaluate(folder: Path, urls: Sequence[str], each: int) -> dict[str, Any]:
 
 
 def fleet_part(
-    counts: Sequence[int], rows: int, delays: Sequence[float] = (0.0, 0.7), each: int = 64
+    counts: Sequence[int],
+    rows: int,
+    delays: Sequence[float] = (0.0, 0.7),
+    each: int = 64,
+    before: Path | None = None,
+    limit_s: float = 300.0,
 ) -> list[dict[str, Any]]:
-    """Return every number of endpoints and delay, each in a client process of its own."""
+    """Return every number of endpoints and delay, each in a client process of its own; `before` is another checkout that takes turns."""
     found = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        dataset(folder, rows, 160)
+        dataset(folder, rows, 160, names=rows)
         for delay in delays:
             for count in counts:
-                command = [sys.executable, str(HERE / "server.py"), "--delay", str(delay), "--ports", str(count)]
-                with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-                    assert server.stdout is not None
-                    urls = [f"http://127.0.0.1:{int(server.stdout.readline())}" for _ in range(count)]
-                    child = [sys.executable, str(Path(__file__).resolve()), str(folder), str(each), *urls]
-                    result = json.loads(subprocess.run(child, check=True, capture_output=True, text=True).stdout)
-                    server.terminate()
-                found.append({"delay_s": delay, **result})
-                print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+                result = {"delay_s": delay, **one(folder, count, delay, each, HERE.parents[1], limit_s)}
+                if before is not None:
+                    result["before"] = one(folder, count, delay, each, before, limit_s)
+                found.append(result)
+                print(json.dumps(result), file=sys.stderr, flush=True)
+    return found
+
+
+def one(folder: Path, count: int, delay: float, each: int, tree: Path, limit_s: float) -> dict[str, Any]:
+    """Return the figures of one client process with the package of `tree`, and a server process of its own."""
+    command = [sys.executable, str(HERE / "server.py"), "--delay", str(delay), "--ports", str(count)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        urls = [f"http://127.0.0.1:{int(server.stdout.readline())}" for _ in range(count)]
+        child = [sys.executable, str(Path(__file__).resolve()), str(folder), str(each), *urls]
+        environment = os.environ | {"PYTHONPATH": str(tree)}
+        try:
+            done = subprocess.run(
+                child, check=True, stdout=subprocess.PIPE, text=True, env=environment, timeout=limit_s
+            )
+        except subprocess.TimeoutExpired:
+            return {"endpoints": count, "not_finished_in_s": limit_s}
+        finally:
+            server.terminate()
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 

@@ -162,7 +162,7 @@ def by_row(kind: Any) -> Any:
 
         def take(self, endpoint: int) -> Any:
             job = super().take(endpoint)
-            if job is not None and job.group.picture is None:
+            if job is not None:
                 job.group.image = int(self.real[job.row])
             return job
 

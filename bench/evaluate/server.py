@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import resource
 import socket
 import sys
 import time
@@ -144,6 +145,8 @@ class Connection(asyncio.BufferedProtocol):
 
 
 async def main(arguments: argparse.Namespace) -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     state, loop = State(arguments), asyncio.get_running_loop()
     for number in range(arguments.ports):
         listener = socket.create_server(("127.0.0.1", arguments.port if number == 0 else 0), backlog=4096)

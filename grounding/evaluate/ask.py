@@ -123,8 +123,7 @@ class Asker:
             raise UserError(f"the picture cannot be decoded: {error}") from None
         whole = (0.0, 0.0, float(width), float(height))
         row = Expression("ask", 1, "picture", expression, whole, width, height)
-        pieces, headers = request.parts(encode_data(picture, "the picture", request), row, "picture")
-        del headers  # a single question need not choose a copy of the model
+        pieces = request.pieces(encode_data(picture, "the picture", request), row, "picture")
         start = time.monotonic()
         raw, content_type = self._open(self.url, b"".join(pieces))
         seconds = time.monotonic() - start

@@ -38,6 +38,7 @@ from grounding.evaluate.client.conversation import Conversation, Refusal
 from grounding.evaluate.client.dispatch import Dispatcher, Job, ranking
 from grounding.evaluate.client.http import Answer, Broken, FairQueue, Pool, Unreachable
 from grounding.evaluate.client.options import Options, asked_pause, normalise, pause
+from grounding.evaluate.client.pictures import Pictures, Unusable
 from grounding.evaluate.client.request import encode
 from grounding.evaluate.method import Method
 from grounding.evaluate.reply import Reply, Unfinished
@@ -74,6 +75,8 @@ class Server:
     limiter: Limiter
     breaker: Breaker = field(default_factory=Breaker)
     active: int = 0
+    unsent: int = 0
+    """Questions among them whose first request has not gone to the network yet"""
     answered: int = 0
     failed: int = 0
     declined: int = 0
@@ -151,6 +154,9 @@ class Client:
         self._answered = self._lost = 0  # answers; questions given up since the last one
         self._asleep = 0  # questions that pause before they are asked again
         self._recent: list[float] = []  # recent latencies, by which stragglers are recognised
+        self._pictures = Pictures(self._encoded)
+        self._ahead = self._pictures.unsent(len(endpoints))
+        """So many questions of an endpoint may be unsent: what is read ahead is bounded"""
         self._running: dict[asyncio.Task[None], tuple[Job, int, float]] = {}
         self._hungry: dict[int, None] = {}
         """Endpoints that had room but no question, the longest waiting first"""
@@ -200,7 +206,9 @@ class Client:
         return 0 if breaker.open or breaker.waits(time.monotonic()) else self.servers[index].limiter.limit
 
     def _room(self, server: Server) -> bool:
-        return server.breaker.admits(time.monotonic()) and (server.breaker.open or server.active < server.limiter.limit)
+        if server.unsent >= self._ahead or not server.breaker.admits(time.monotonic()):
+            return False
+        return server.breaker.open or server.active < server.limiter.limit
 
     def _pump_all(self) -> None:
         # one each in turn, so that no endpoint takes another's question while that one has room
@@ -228,13 +236,15 @@ class Client:
         if self._end.done() or not self._room(server):
             return None
         if job is None:
-            if self._asleep >= max(16, self.options.concurrency):  # each holds its image, so begin no more
+            if self._asleep >= max(16, self.options.concurrency):  # no more are begun
                 return None
             job = self._queue.take(index)
         if job is None:
             self._hungry[index] = None
             return None
         server.active += 1
+        server.unsent += 1
+        job.group.unsent += 1
         job.at.append(index)
         return job, server.breaker.sent()
 
@@ -261,6 +271,7 @@ class Client:
             await asyncio.sleep(_TICK_S)
             self._all_gone()
             self._queue.recheck()
+            self._ahead = self._pictures.unsent(len(self.servers))
             self._pump_all()  # breakers that may be probed again, limits that have grown
             if len(self.servers) > 1 and self._queue.idle:
                 self._ask_stragglers_again()
@@ -301,10 +312,12 @@ class Client:
         server, task = self.servers[index], asyncio.current_task()
         assert task is not None
         while True:
+            sending = _Sending(self, index, job)
             try:
-                others_may = await self._attempt(server, index, job, probe)
+                others_may = await self._attempt(server, index, job, probe, sending)
             finally:
                 server.active -= 1
+                sending.end()
                 job.at.remove(index)
                 server.breaker.dropped(probe)
             if server.active + 1 < server.limiter.limit:
@@ -317,18 +330,24 @@ class Client:
             job, probe = following
             self._running[task] = (job, index, time.monotonic())
 
-    async def _picture(self, job: Job) -> bytes:
-        """Return the encoded image, which is made once for all questions of its group."""
+    def _encoded(self, image: int, row: int) -> bytes:
+        method = self._method_of(row)
+        name = self.work.images[image]
+        try:
+            return encode(self.images, name, self.options.request, method.max_pixels, method.min_pixels)
+        except UserError as error:
+            raise Unusable(str(error)) from None
+
+    def _sent(self, index: int, job: Job) -> None:
+        """Note that a question's first request has gone to the network. Its endpoint may have room for the next one."""
+        server = self.servers[index]
+        server.unsent -= 1
         group = job.group
-        if group.picture is None:
-            name = self.work.images[group.image]
-            method = self._method_of(job.row)
-            bounds = method.max_pixels, method.min_pixels
-            group.picture = asyncio.ensure_future(
-                asyncio.to_thread(encode, self.images, name, self.options.request, *bounds)
-            )
-        picture: bytes = await asyncio.shield(group.picture)
-        return picture
+        group.unsent -= 1
+        if server.unsent + 1 >= self._ahead and server.active < server.limiter.limit:
+            asyncio.get_running_loop().call_soon(self._pump, index)
+        if not group.unasked and not group.unsent:
+            self._pictures.drop(group.image)
 
     def _conversation(self, method: Method) -> Conversation:
         found = self._conversations.get(method)
@@ -337,23 +356,16 @@ class Client:
             found = self._conversations[method] = Conversation(o.request, method, o.served_by, o.sampling)
         return found
 
-    async def _attempt(self, server: Server, index: int, job: Job, probe: bool) -> bool:
-        """Try a question once, with as many requests as the method needs, and handle the outcome. Return whether other questions became
-        ready.
-        """
+    async def _attempt(self, server: Server, index: int, job: Job, probe: bool, sending: _Sending) -> bool:
+        """Ask once, by as many requests as the method takes, and see what comes of it. Says whether other questions became ready."""
         expression = self.work.expression(job.row)
-        try:
-            made = job.group.picture  # nearly always: one question of several about the picture
-            picture = made.result() if made is not None and made.done() else await self._picture(job)
-        except UserError as error:  # only this image's questions fail
-            return not job.done and self._final(job, index, expression, Reply(None, error=str(error)))
         pool, timeout_s, refused = self._pools[index], self.options.timeout_s, False
         given_up: Unfinished | None = None
         method = self._method_of(job.row)
         whole = self._own if method is self.options.method else self._conversation(method)
         talk = whole.begin(
-            lambda pieces, headers: pool.post(pieces, headers, timeout_s),
-            picture,
+            lambda body, headers: pool.post(body, headers, timeout_s, sending.end),
+            lambda: self._pictures.fetch(job.group.image, job.row),
             expression,
             self.work.images[job.group.image],
         )
@@ -368,6 +380,8 @@ class Client:
             if self._answered <= self.options.warm_up:
                 reply = reply._replace(latency_s=None)
             return self._final(job, index, expression, reply)
+        except Unusable as error:  # this image's questions fail; the others do not
+            return not job.done and self._final(job, index, expression, Reply(None, error=str(error)))
         except Refusal as refusal:
             problem = str(refusal)
         except Unreachable as error:
@@ -599,3 +613,19 @@ class Client:
         if not self._queue.unfinished and not self._end.done():
             self._end.set_result(None)
         return released
+
+
+class _Sending:
+    """A question until its first request has gone to the network, or has ended."""
+
+    __slots__ = ("_client", "_index", "_job")
+
+    def __init__(self, client: Client, index: int, job: Job) -> None:
+        self._client, self._index = client, index
+        self._job: Job | None = job
+
+    def end(self) -> None:
+        """It is sent, or will not be; more than once is harmless."""
+        if (job := self._job) is not None:
+            self._job = None
+            self._client._sent(self._index, job)

@@ -21,14 +21,16 @@ from typing import Any, TypeVar
 
 from grounding.data.records import Expression
 from grounding.errors import UserError
-from grounding.evaluate.client.http import Answer
+from grounding.evaluate.client.http import Answer, Body
 from grounding.evaluate.client.request import Request
 from grounding.evaluate.engines import Engine, Sampling
 from grounding.evaluate.method import CLOSE, END, Method
 from grounding.evaluate.reply import Reply, read_replies, unpacked
 
 Number = TypeVar("Number", int, float)
-Post = Callable[[tuple[bytes, ...], dict[str, str]], Awaitable[Answer]]
+Post = Callable[[Body, dict[str, str]], Awaitable[Answer]]
+Picture = Callable[[], Awaitable[bytes]]
+"""Gives the encoded image, each time it is sent: no request holds it while it waits for its answer"""
 
 
 class Refusal(Exception):
@@ -57,7 +59,7 @@ class Conversation:
             self._plain = _with(request, {"n": method.samples})
         self._seed = sampling.seed
 
-    def begin(self, post: Post, picture: bytes, expression: Expression, image: str) -> Talk:
+    def begin(self, post: Post, picture: Picture, expression: Expression, image: str) -> Talk:
         """Return the conversation about one question."""
         return Talk(self, post, picture, expression, image)
 
@@ -73,7 +75,7 @@ def _with(request: Request, fields: Mapping[str, Any]) -> Request:
 class Talk:
     """A question in progress; `answer` is the last response, kept for its status and headers."""
 
-    def __init__(self, whole: Conversation, post: Post, picture: bytes, expression: Expression, image: str) -> None:
+    def __init__(self, whole: Conversation, post: Post, picture: Picture, expression: Expression, image: str) -> None:
         self._whole, self._post = whole, post
         self._picture, self._expression, self._image = picture, expression, image
         self.answer: Answer | None = None
@@ -117,8 +119,10 @@ class Talk:
                 task.cancel()
 
     async def _send(self, request: Request, said: str | None = None, wanted: int = 1) -> list[Reply]:
-        pieces, headers = request.parts(self._picture, self._expression, self._image, said)
-        self.answer = answer = await self._post(pieces, headers)
+        async def body() -> tuple[bytes, ...]:
+            return request.pieces(await self._picture(), self._expression, self._image, said)
+
+        self.answer = answer = await self._post(body, request.headers(self._image))
         if answer.status != 200:
             shown = answer.body[:300].decode(errors="replace")
             raise Refusal(f"HTTP {answer.status}: {shown}".rstrip(": "))

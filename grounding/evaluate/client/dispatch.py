@@ -28,7 +28,6 @@ import hashlib
 import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,13 +66,17 @@ def _weights(images: NDArray[np.uint64], endpoints: NDArray[np.uint64]) -> NDArr
 
 
 class Group:
-    """An image that was started: its open questions, and the client's encoded `picture`."""
+    """An image that was started: its questions without a final reply (`open`), and those that are still to be handed out (`unasked`).
 
-    __slots__ = ("image", "open", "picture", "waiting")
+    `unsent`, those that were handed out and have not gone to the network yet, is the client's to keep.
+    """
+
+    __slots__ = ("image", "open", "unasked", "unsent", "waiting")
 
     def __init__(self, image: int, waiting: list[int]) -> None:
-        self.image, self.waiting, self.open = image, waiting, len(waiting)
-        self.picture: Any = None
+        self.image, self.waiting = image, waiting
+        self.open = self.unasked = len(waiting)
+        self.unsent = 0
 
 
 class Job:
@@ -138,7 +141,13 @@ class Dispatcher:
         """Endpoints whose ready queue may be longer than one round, the one that has been so for longest first"""
 
     def take(self, endpoint: int) -> Job | None:
-        """Return the next question for an endpoint that has room: its own, else one of the endpoint with the most left."""
+        """Return the next question for an endpoint that has room: its own, else one of the endpoint that has most left."""
+        job = self._take(endpoint)
+        if job is not None:
+            job.group.unasked -= 1
+        return job
+
+    def _take(self, endpoint: int) -> Job | None:
         ready = self._ready[endpoint]
         if ready:
             self._waiting -= 1
@@ -229,6 +238,7 @@ class Dispatcher:
         """Put a question back, to be asked next at that endpoint, or after all others of images begun there."""
         ready = self._ready[endpoint]
         ready.append(job) if last else ready.appendleft(job)
+        job.group.unasked += 1
         self._waiting += 1
         self._note(endpoint)
 

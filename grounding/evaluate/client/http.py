@@ -1,10 +1,11 @@
 """A lean HTTP/1.1 client for one kind of request: a large POST over a kept connection, its small answer, and how long that took.
 
-It exists because the client limits an evaluation over many servers: a general library spends three quarters of a request's CPU time on
-features that are not needed here (docs/benchmarks.md). llhttp (`httptools`) parses messages, asyncio provides connections and TLS; this
-module adds the pool, the deadline and the clock. Bodies are pieces of bytes that are written without joining them, so that many questions
-share one encoded image. A latency is the time from writing the first byte to reading the last one. The time is taken when the byte is read,
-so that waiting in this process does not count.
+It exists because the client is what limits an evaluation over many servers: a general library spends three quarters of a request's CPU time on
+what is not needed here (docs/benchmarks.md). Messages are parsed by llhttp (`httptools`), connections and TLS are asyncio's; ours are the pool,
+the deadline and the clock. Bodies are pieces of bytes that are written as the socket takes them and never joined, so that many questions
+share one encoded image, and are let go once they are sent: a request that waits for its answer holds no image. A latency runs from the first
+byte that is written to the moment the last one was read, which is noted where it is read: answers that wait for their turn in this process do
+not look slow.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -47,6 +48,14 @@ class _Ours(Exception):
 
     def __init__(self, error: OSError) -> None:
         self.error = error
+
+
+Body = Callable[[], Awaitable[Sequence[bytes]]]
+"""Makes the pieces of a body, the first one small; asked again if a kept connection turns out to be closed"""
+
+
+def _nothing() -> None:
+    return None
 
 
 class Answer(NamedTuple):
@@ -91,6 +100,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._future: asyncio.Future[Answer] | None = None
         self._unsent = deque[memoryview]()
+        self._sent: Callable[[], None] | None = None
         self._paused, self._reused, self._got = False, False, 0
         self._start = 0.0
         self._reset()
@@ -100,10 +110,10 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._headed = self._lasts = False
 
-    async def exchange(self, head: bytes, pieces: Sequence[bytes], deadline: float) -> Answer:
-        """Send a request, whose first piece is small, and return its answer. `deadline` is the loop's time.
+    async def exchange(self, unsent: deque[memoryview], deadline: float, sent: Callable[[], None] = _nothing) -> Answer:
+        """Send a request, which leaves `unsent` empty, and return its answer. `deadline` is the loop's time.
 
-        Raises `Broken`, and `TimeoutError` at the deadline.
+        `sent` is called once all of it has gone to the network. Raises `Broken`, and `TimeoutError` at the deadline.
         """
         if self._transport is None or self._transport.is_closing():
             raise _Stale("the connection was closed")
@@ -112,8 +122,7 @@ class Connection(asyncio.Protocol):
         self._future = future = self._loop.create_future()
         timer = self._loop.call_at(deadline, self._too_late)
         self._start = perf_counter()
-        self._unsent.append(memoryview(head + pieces[0]))
-        self._unsent.extend(memoryview(p) for p in pieces[1:])
+        self._unsent, self._sent = unsent, sent
         self._push()
         try:
             answer: Answer = await future
@@ -122,7 +131,7 @@ class Connection(asyncio.Protocol):
             raise
         finally:
             timer.cancel()
-            self._future = None
+            self._future = self._sent = None
         if not self.closed:
             if self._unsent or self._transport.get_write_buffer_size() or not self._lasts:
                 self.close()
@@ -149,6 +158,9 @@ class Connection(asyncio.Protocol):
                 self._unsent.appendleft(piece[_CHUNK:])
                 piece = piece[:_CHUNK]
             self._transport.write(piece)
+        if self._sent is not None and not self._unsent and not self._paused:
+            sent, self._sent = self._sent, None
+            sent()
 
     def _fail(self, error: Exception) -> None:
         if self._future is not None and not self._future.done():
@@ -168,6 +180,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        transport.set_write_buffer_limits(1, 0)  # so that `resume_writing` says that everything has gone
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -251,23 +264,30 @@ class Pool:
         self._addresses: asyncio.Future[list[Any]] | None = None
         self._resolved = 0.0
 
-    async def post(self, pieces: Sequence[bytes], headers: Mapping[str, str], timeout_s: float) -> Answer:
-        """Post the pieces as one JSON body. Raises `Unreachable`, `Broken`, and `TimeoutError` if it takes longer than `timeout_s` in
-        total.
+    async def post(
+        self, body: Body, headers: Mapping[str, str], timeout_s: float, sent: Callable[[], None] = _nothing
+    ) -> Answer:
+        """Post a body of JSON. `sent` is called once all of it has gone to the network.
+
+        Raises `Unreachable`, `Broken`, and `TimeoutError` when the whole, once the body is made, takes longer than `timeout_s`.
         """
+        unsent = self._request(await body(), headers)
         deadline = self.loop.time() + timeout_s
-        head = b"%s%sContent-Length: %d\r\n\r\n" % (self._head, _lines(headers), sum(map(len, pieces)))
         while self._idle:
             connection = self._idle.pop()
             if not connection.closed:
                 try:
-                    return await connection.exchange(head, pieces, deadline)
-                except (
-                    _Stale
-                ):  # servers close connections that were idle for some seconds; others of the pool may be as old
+                    return await connection.exchange(unsent, deadline, sent)
+                except _Stale:  # servers close what was idle for some seconds; others of the pool may be as old
+                    unsent = self._request(await body(), headers)
                     break
         connection = await self._connect(deadline)
-        return await connection.exchange(head, pieces, deadline)
+        return await connection.exchange(unsent, deadline, sent)
+
+    def _request(self, pieces: Sequence[bytes], headers: Mapping[str, str]) -> deque[memoryview]:
+        """Return the pieces of a whole request, head included."""
+        head = b"%s%sContent-Length: %d\r\n\r\n" % (self._head, _lines(headers), sum(map(len, pieces)))
+        return deque(memoryview(piece) for piece in (head + pieces[0], *pieces[1:]))
 
     async def _connect(self, deadline: float) -> Connection:
         last: Exception = Unreachable(f"no address is known for {self._host}")

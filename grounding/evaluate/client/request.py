@@ -58,25 +58,26 @@ class Request:
             opening += orjson.dumps({"role": "system", "content": self.system}) + b","
         object.__setattr__(self, "_opening", opening)
 
-    def parts(
-        self, picture: bytes, expression: Expression, image: str, said: str | None = None
-    ) -> tuple[tuple[bytes, ...], dict[str, str]]:
-        """Return (pieces of the body, headers), with the image before the question. The encoded image is a separate piece, which is never
-        copied.
+    def headers(self, image: str) -> dict[str, str]:
+        """Return the headers of a question about that image."""
+        if self.routing.copies > 1 and self.routing.header:
+            return {self.routing.header: str(self._rank(image))}
+        return {}
+
+    def pieces(self, picture: bytes, expression: Expression, image: str, said: str | None = None) -> tuple[bytes, ...]:
+        """Return the pieces of the body: image first, then the question. The encoded image is a piece of its own, never copied.
 
         `said` is the beginning of the assistant's answer, which the request's fields ask the server to continue.
         """
         opening: bytes = self._opening  # type: ignore[attr-defined]
-        headers: dict[str, str] = {}
-        if self.routing.copies > 1:
-            rank = int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest()) % self.routing.copies
-            if self.routing.field:
-                opening = b'{"%s":%d,' % (self.routing.field.encode(), rank) + opening[1:]
-            if self.routing.header:
-                headers = {self.routing.header: str(rank)}
+        if self.routing.copies > 1 and self.routing.field:
+            opening = b'{"%s":%d,' % (self.routing.field.encode(), self._rank(image)) + opening[1:]
         question = orjson.dumps(render(self.prompt, expression.sent))
         begun = b"" if said is None else b"," + orjson.dumps({"role": "assistant", "content": said})
-        return (opening + _BEFORE, picture, _BETWEEN + question + b"}]}" + begun + b"]}"), headers
+        return opening + _BEFORE, picture, _BETWEEN + question + b"}]}" + begun + b"]}"
+
+    def _rank(self, image: str) -> int:
+        return int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest()) % self.routing.copies
 
 
 def fitting(size: tuple[int, int], max_pixels: int | None, min_pixels: int | None = None) -> tuple[int, int]:

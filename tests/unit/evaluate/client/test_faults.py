@@ -213,7 +213,10 @@ def body(question="x", size=1000):
 
 
 async def ask(pool, count=1, timeout_s=5.0, size=1000):
-    return [await pool.post(body(size=size), {"X-Test": "1"}, timeout_s) for _ in range(count)]
+    async def made():
+        return body(size=size)
+
+    return [await pool.post(made, {"X-Test": "1"}, timeout_s) for _ in range(count)]
 
 
 @pytest.mark.parametrize("form", ["good", "chunked", "early hints", "says close", "to the end", "answers, then closes"])

@@ -28,6 +28,10 @@ async def echo(reader, writer):
         await writer.drain()
 
 
+async def body():
+    return [b"{", PICTURE, b"}"]
+
+
 async def ask(authority, host, times=1):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
@@ -44,8 +48,7 @@ async def ask(authority, host, times=1):
     port = server.sockets[0].getsockname()[1]
     pool = Pool(f"https://{host}:{port}/v1/chat/completions", FairQueue())
     try:
-        pieces = [b"{", PICTURE, b"}"]
-        answers = [await pool.post(pieces, {}, 20.0) for _ in range(times)]
+        answers = [await pool.post(body, {}, 20.0) for _ in range(times)]
     finally:
         pool.close()
         server.close()

@@ -181,8 +181,8 @@ def test_body_is_json_whatever_the_expression(sent):
     for model in ("m", None):
         for routing in (Routing(), Routing(4, "rank"), Routing(4, "", "X-Rank")):
             request = Request(model, "qwen3", {"top_k": 3}, routing=routing)
-            parts, headers = request.parts(data_url(b"\xff\xd8\xff"), expression("f", 1, sent=sent), "a.jpg")
-            body = json.loads(b"".join(parts))
+            pieces = request.pieces(data_url(b"\xff\xd8\xff"), expression("f", 1, sent=sent), "a.jpg")
+            body, headers = json.loads(b"".join(pieces)), request.headers("a.jpg")
             assert body.get("rank", 1) == int(headers.get("X-Rank", 1)) == 1  # of the image, the same in either place
             assert ("rank" in body) == bool(routing.field) and ("X-Rank" in headers) == bool(routing.header)
         assert (
