@@ -234,8 +234,8 @@ class Measurement:
         self.results.roll()
         evaluation = self.evaluation
         cost = shares(self.results.done, evaluation.client.method, evaluation.hardware, summary.costs)
-        added = cost.of if cost.known else None
-        write_parquet(evaluation.out, self.planned.work, added, self.results.last, own=self.results.own)
+        added, made_of = (cost.of, repr(cost)) if cost.known else (None, "")
+        write_parquet(evaluation.out, self.planned.work, added, self.results.last, own=self.results.own, costs=made_of)
         self.results.replicate(patient=True)
         return summary
 

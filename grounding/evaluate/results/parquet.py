@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from grounding.evaluate.results import extents
 from grounding.evaluate.results.row import ResultRow, RowCosts
 from grounding.evaluate.results.writer import numbered, read_rows, stored_lines
 from grounding.evaluate.worklist import Worklist
-from grounding.files import atomic_write
+from grounding.files import atomic_write, digest_of
 
 _BATCH, _GROUP = 500, 20
 """Rows that are converted at a time, and the number of such pieces in a row group"""
@@ -108,16 +109,22 @@ def write_parquet(
     last: NDArray[np.int64] | None = None,
     *,
     own: bool = False,
+    costs: str = "",
 ) -> Path:
     """Write `out/results.parquet` atomically: for each row of `work` the stored row that counts, in the order they came. Needs the memory
     of one batch.
 
-    `added` computes columns that are not stored: the costs of each question. `last` is `Results.last`, the positions of the rows that
-    count; without it they are searched first. `own`: this process has written all rows of the folder, all for rows of `work`.
+    `added` gives the columns that no stored row has: what each question cost. `last` is `Results.last`, where the rows that count
+    are; without it they are looked for first. `own`: this process has written all rows of the folder, and for rows of `work`.
+    A table that is there and was made from the same rows, questions and `costs` (what `added` is made of) stays as it is.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path, columns = out / "results.parquet", schema()
+    source = _source(out, work, columns, costs)
+    if (added is None or costs) and _made_from(path) == source:
+        return path
     if last is None:
         last = np.full(len(work), -1, dtype=np.int64)
         for position, (number, _) in enumerate(numbered(read_rows(out), work)):
@@ -131,12 +138,34 @@ def write_parquet(
             if last[number] == position
         )
         lines = map(_line, counting)
-    columns, path = schema(), out / "results.parquet"
+    columns = columns.with_metadata({_SOURCE: source})
     with atomic_write(path) as f, pq.ParquetWriter(f, columns, compression="zstd") as writer:
         pieces = _pieces(lines, columns)
         while group := list(itertools.islice(pieces, _GROUP)):
             writer.write_table(pa.concat_tables(group).unify_dictionaries())
     return path
+
+
+_SOURCE = b"egm.source"
+
+
+def _source(out: Path, work: Worklist, columns: Any, costs: str) -> bytes:
+    """Return a digest of what a table is made from. A part only grows, so its size says what it holds."""
+    parts = [(p.name, p.stat().st_size) for p in sorted((out / "results").glob("part-*.jsonl"))]
+    keys = hashlib.sha256(work.keys.tobytes()).hexdigest()
+    return digest_of([parts, keys, str(columns), costs]).encode()
+
+
+def _made_from(path: Path) -> bytes | None:
+    """Return that digest of a table on the disk; None if there is none, or one that cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found = pq.read_schema(path).metadata
+    except (OSError, pa.ArrowException):
+        return None
+    return None if found is None else found.get(_SOURCE)
 
 
 def table_of(rows: Sequence[Mapping[str, object]]) -> Any:

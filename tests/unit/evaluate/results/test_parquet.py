@@ -72,6 +72,7 @@ def test_the_table_holds_the_stored_rows_that_count(work, tmp_path_factory, came
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet, "_BATCH", batch)
         own = pq.read_table(write_parquet(out, work, None, results.last, own=results.own))
+        (out / "results.parquet").unlink()  # or it would stay as it is
         checked = pq.read_table(write_parquet(out, work))
         costs = pq.read_table(write_parquet(out, work, lambda _: {"flops": 2.0}, results.last, own=results.own))
     assert results.own and own.equals(checked)
@@ -89,7 +90,29 @@ def test_what_a_crash_has_cut_short_is_no_row(work, tmp_path):
     (part,) = (tmp_path / "results").glob("part-*.jsonl")
     part.write_bytes(part.read_bytes()[:-1])
     for own in (True, False):
+        (tmp_path / "results.parquet").unlink(missing_ok=True)
         assert pq.read_table(write_parquet(tmp_path, work, None, results.last, own=own)).num_rows == 1
+
+
+def test_a_table_is_made_again_only_if_what_it_is_made_from_has_changed(work, tmp_path):
+    def written(*added, costs=""):
+        return write_parquet(tmp_path, work, *added, costs=costs).stat().st_ino, pq.read_table(path)
+
+    path = tmp_path / "results.parquet"
+    stored(work, tmp_path, [(0, Reply(BOX, "stop"))])
+    first, table = written()
+    again, same = written()
+    assert first == again and same.equals(table)
+    stored(work, tmp_path, [(0, Reply("other", "stop"))])
+    second, table = written()
+    assert second != first and table["text"].to_pylist() == ["other"]
+    third, table = written(lambda _: {"flops": 2.0}, costs="two")
+    assert third != second and table["flops"].to_pylist() == [2.0]
+    assert written(lambda _: {"flops": 3.0}, costs="two")[0] == third
+    fourth, table = written(lambda _: {"flops": 3.0}, costs="three")
+    assert fourth != third and table["flops"].to_pylist() == [3.0]
+    path.write_bytes(path.read_bytes()[:-20])
+    assert written()[1]["flops"].to_pylist() == [None]
 
 
 def test_large_rows_are_read_in_pieces(work, tmp_path, monkeypatch):
