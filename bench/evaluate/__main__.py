@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -30,7 +31,10 @@ def main() -> None:
         "--quick", action="store_true", help="a tenth of the rows, images and caches: minutes instead of half an hour"
     )
     parser.add_argument(
-        "--against", type=Path, metavar="TREE", help="compare the client with another checkout's, and nothing else"
+        "--against",
+        type=Path,
+        metavar="TREE",
+        help="compare the client with another checkout's, and nothing else (with `--only fleet`: over many endpoints)",
     )
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     arguments = parser.parse_args()
@@ -41,6 +45,16 @@ def main() -> None:
     found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Linux, Python {platform.python_version()}"
     part = 0.1 if arguments.quick else 1.0
+
+    def measured_fleet(before: Path | None = None) -> dict[str, object]:
+        day, load = datetime.now(UTC).date().isoformat(), os.getloadavg()[0]
+        runs = fleet.fleet_part([8, 64, 256], int(57_457 * part), before=before)
+        return {"date": day, "load": round(load, 1), "runs": runs}
+
+    if arguments.only == ["fleet"] and arguments.against is not None:
+        found["fleet"] = measured_fleet(arguments.against.resolve())
+        save()
+        return
     if arguments.against is not None:
         tree = arguments.against.resolve()
         commit = subprocess.run(["git", "-C", tree, "rev-parse", "--short", "HEAD"], check=True, capture_output=True)
@@ -70,11 +84,11 @@ def main() -> None:
             if "death" in arguments.only:
                 found["death"] = scale.death_part(folder)
                 save()
+    if "fleet" in arguments.only:
+        found["fleet"] = measured_fleet()
+        save()
     if "memory" in arguments.only:
         found["memory"] = scale.memory_part(int(1_000_000 * part))
-        save()
-    if "fleet" in arguments.only:
-        found["fleet"] = fleet.fleet_part([8, 64, 256], int(57_457 * part))
         save()
 
 
