@@ -13,7 +13,7 @@ from grounding.evaluate.costs import Hardware
 from grounding.evaluate.engines import Sampling, get_engine
 from grounding.evaluate.guard import Truths
 from grounding.evaluate.identify import LIMIT_S, identify
-from grounding.evaluate.served import ServedModel
+from grounding.evaluate.served import ServerFacts
 
 MODES = ("throughput", "latency")
 
@@ -72,15 +72,15 @@ class Evaluation:
 
 
 def identify_of(evaluation: Evaluation) -> Identify | None:
-    """Return the function that asks an endpoint for its model; None if its engine is unknown."""
+    """Return how an endpoint is asked what it is; None if nothing is known of its engine."""
     if not evaluation.engine:
         return None
     engine, client = get_engine(evaluation.engine), evaluation.client
     limit_s = min(LIMIT_S, client.timeout_s)
 
-    async def ask(endpoint: str) -> ServedModel:
+    async def ask(endpoint: str) -> ServerFacts:
         found = await identify(engine, endpoint, client.request.model, client.access, limit_s)
-        return found._replace(path=None) if evaluation.one_source else found
+        return found._replace(served=found.served._replace(path=None)) if evaluation.one_source else found
 
     return ask
 

@@ -1,4 +1,4 @@
-"""Read from a server's own pages which model it serves. An unreadable page is not a failure."""
+"""Ask a server which model it serves, and how much it works on at once, by its own pages. A page that cannot be read is not a failure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import orjson
 from grounding.evaluate.client.options import normalise
 from grounding.evaluate.engines import Engine
 from grounding.evaluate.scrape import LARGEST_PAGE
-from grounding.evaluate.served import UNKNOWN, ServedModel
+from grounding.evaluate.served import ServerFacts
 from grounding.runtime.access import Access
 from grounding.runtime.pages import PLAIN, page
 
@@ -26,10 +26,10 @@ def page_url(endpoint: str, path: str) -> str:
 
 async def identify(
     engine: Engine, endpoint: str, asked_as: str | None, access: Access, limit_s: float = LIMIT_S
-) -> ServedModel:
-    """Return the description by the server at `endpoint` of the model that requests call `asked_as`."""
+) -> ServerFacts:
+    """Return what the server at `endpoint` says of itself and of the model that requests call `asked_as`."""
     if not engine.info_pages:
-        return UNKNOWN
+        return ServerFacts()
     pages: dict[str, object] = {}
 
     async def read(session: aiohttp.ClientSession, name: str, paths: tuple[str, ...]) -> None:
@@ -56,4 +56,4 @@ async def identify(
                 await asyncio.gather(*wanted)
         except TimeoutError:
             pass
-    return engine.served(pages, asked_as)
+    return ServerFacts(engine.served(pages, asked_as), engine.slots(pages))

@@ -48,6 +48,16 @@ class ServedModel(NamedTuple):
 
 
 UNKNOWN = ServedModel()
+
+
+class ServerFacts(NamedTuple):
+    """What a server says of itself before it is asked anything."""
+
+    served: ServedModel = UNKNOWN
+    slots: int | None = None
+    """Requests that it works on at once; None if it does not say"""
+
+
 _SAYS = {
     "reply": "answers as {!r}",
     "id": "serves {!r} (/v1/models)",

@@ -42,7 +42,7 @@ from grounding.evaluate.client.pictures import Pictures, Unusable
 from grounding.evaluate.client.request import encode
 from grounding.evaluate.method import Method
 from grounding.evaluate.reply import Reply, Unfinished
-from grounding.evaluate.served import UNKNOWN, ServedModel, difference
+from grounding.evaluate.served import UNKNOWN, ServedModel, ServerFacts, difference
 
 RETRIED = frozenset({408, 425, 429})
 """Statuses below 500 for which another try may succeed."""
@@ -112,8 +112,8 @@ class Questions(Protocol):
         """Return the expression of a row."""
 
 
-Identify = Callable[[str], Awaitable[ServedModel]]
-"""Reads the model that an endpoint serves from its own pages"""
+Identify = Callable[[str], Awaitable[ServerFacts]]
+"""What an endpoint says of itself at its own pages"""
 
 
 class Client:
@@ -409,19 +409,19 @@ class Client:
         """
         if self._identify is not None:
             found = await asyncio.gather(*(self._identify(s.endpoint) for s in self.servers))
-            for server, served in zip(self.servers, found, strict=True):
-                if served != UNKNOWN:
+            for server, facts in zip(self.servers, found, strict=True):
+                if facts.served != UNKNOWN:
                     server.identified = True
-                    self._learn(server, served)
+                    self._introduce(server, facts)
 
     async def _identified(self, server: Server) -> None:
         """Read an endpoint's pages, once for all answers that wait for it."""
 
         async def read() -> None:
             assert self._identify is not None
-            served = await self._identify(server.endpoint)
+            facts = await self._identify(server.endpoint)
             server.identified, server.identifying = True, None
-            self._learn(server, served)
+            self._introduce(server, facts)
 
         if server.identifying is None:
             server.identifying = asyncio.create_task(read())
@@ -441,6 +441,11 @@ class Client:
         return reply._replace(
             served_id=known.id, served_path=known.path, weight_version=version, served_version=known.version
         )
+
+    def _introduce(self, server: Server, facts: ServerFacts) -> None:
+        self._learn(server, facts.served)
+        if facts.slots is not None:
+            server.limiter.begin(facts.slots)
 
     def _learn(self, server: Server, served: ServedModel) -> None:
         """Note the model that an endpoint serves. Raises `UserError` if another endpoint, or this one before, serves another."""

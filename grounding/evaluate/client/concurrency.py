@@ -34,6 +34,12 @@ class Limiter:
         self.limit = self.most if self.fixed else min(self.limit, self.most)
         self._best_limit = min(self._best_limit, self.most)
 
+    def begin(self, slots: int) -> None:
+        """Start at what the server works on at once, instead of searching for it. Without effect once a growth has been measured."""
+        if not self.fixed and self._doubling and not self._best:
+            self.limit = self._best_limit = max(1, min(slots, self.most))
+            self._settling, self._count, self._since, self._full = True, 0, -1.0, True
+
     def answered(self, now: float, in_flight: int) -> None:
         """Record an answer that came while `in_flight` requests (itself included) were open."""
         if self.fixed:

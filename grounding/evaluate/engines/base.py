@@ -60,6 +60,11 @@ def says_nothing(pages: Pages, asked_as: str | None) -> ServedModel:
     return UNKNOWN
 
 
+def no_slots(pages: Pages) -> int | None:
+    """Return None: the engine does not say how many requests it works on at once."""
+    return None
+
+
 @dataclass(frozen=True)
 class Engine:
     """One kind of server.
@@ -93,6 +98,8 @@ class Engine:
     metric_names: dict[str, str] = field(default_factory=dict)
     info_pages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     served: Callable[[Pages, str | None], ServedModel] = says_nothing
+    slots: Callable[[Pages], int | None] = no_slots
+    """Reads there how many requests the server works on at once, over all copies of the model"""
     grace_s: float = 30.0
     packages: tuple[str, ...] = ()
     lock: str = ""

@@ -52,6 +52,22 @@ def served(pages: Pages, asked_as: str | None) -> ServedModel:
     )
 
 
+_LARGEST = 1 << 20
+
+
+def slots(pages: Pages) -> int | None:
+    """Return the running requests of all copies of the model; None if the server does not say."""
+    server = pages.get("server")
+    states = server.get("internal_states") if isinstance(server, dict) else None
+    found = [
+        s.get("effective_max_running_requests_per_dp") if isinstance(s, dict) else None
+        for s in (states if isinstance(states, list) else ())
+    ]
+    if not found or not all(type(n) is int and 0 < n < _LARGEST for n in found):
+        return None
+    return sum(found)
+
+
 ENGINE = Engine(
     name="sglang",
     command=command,
@@ -82,5 +98,6 @@ ENGINE = Engine(
         "server": ("/server_info", "/get_server_info"),
     },
     served=served,
+    slots=slots,
     grace_s=40.0,  # it looks for SIGTERM and for the end of its requests every 5 s
 )

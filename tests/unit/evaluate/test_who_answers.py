@@ -34,7 +34,7 @@ def other():
 def ask(server, engine="sglang", asked_as="m", access=None, limit_s=3.0):
     import asyncio
 
-    return asyncio.run(identify(get_engine(engine), server.url, asked_as, access or Access(), limit_s))
+    return asyncio.run(identify(get_engine(engine), server.url, asked_as, access or Access(), limit_s)).served
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,16 @@ def ask(server, engine="sglang", asked_as="m", access=None, limit_s=3.0):
 )
 def test_where_pages_are(endpoint, models, info):
     assert (page_url(endpoint, "/v1/models"), page_url(endpoint, "/model_info")) == (models, info)
+
+
+def test_a_server_says_how_much_it_works_on_at_once(server):
+    import asyncio
+
+    states = [{"effective_max_running_requests_per_dp": n} for n in (48, 32)]
+    for found, slots in ((states, 80), ([], None), ([{}], None), (None, None), ([{**states[0]}, 5], None)):
+        server.pages = {"/server_info": {"version": "0.5.12", "internal_states": found}}
+        facts = asyncio.run(identify(get_engine("sglang"), server.url, "m", Access()))
+        assert (facts.served.version, facts.slots) == ("0.5.12", slots)
 
 
 def test_an_older_server_has_the_page_under_another_name(server):

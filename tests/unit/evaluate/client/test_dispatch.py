@@ -143,6 +143,26 @@ def test_the_limit_finds_the_server_s_size(slots, most):
     assert min(slots, most) * 0.9 <= middle <= min(most, max(16, slots * 2.1))  # never starved, never far beyond
 
 
+def test_a_limit_begins_at_the_server_s_slots_once():
+    limiter, now = Limiter(256), 0.0
+    limiter.begin(80)
+    assert limiter.limit == 80
+    for _ in range(3 * 80):
+        now += 0.5 / 80
+        limiter.answered(now, limiter.limit)
+    grown = limiter.limit
+    assert grown > 80
+    limiter.begin(20)  # the server has come back: what was measured counts
+    assert limiter.limit == grown
+    for most, slots, expected in ((64, 80, 64), (64, 1, 1)):
+        limiter = Limiter(most)
+        limiter.begin(slots)
+        assert limiter.limit == expected
+    fixed = Limiter(32, fixed=True)
+    fixed.begin(8)
+    assert fixed.limit == 32
+
+
 def test_overload_cuts_once_a_second_and_it_grows_again():
     limiter, now = Limiter(64, limit=64), 0.0
     for _ in range(30):
@@ -160,7 +180,7 @@ def test_overload_cuts_once_a_second_and_it_grows_again():
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("aor"), st.floats(0, 2), st.integers(0, 70)), max_size=200), st.integers(1, 64)
+    st.lists(st.tuples(st.sampled_from("aobr"), st.floats(0, 2), st.integers(0, 70)), max_size=200), st.integers(1, 64)
 )
 def test_a_limit_never_leaves_its_range(events, most):
     limiter, now = Limiter(most), 0.0
@@ -170,6 +190,8 @@ def test_a_limit_never_leaves_its_range(events, most):
             limiter.answered(now, number)
         elif kind == "o":
             limiter.overloaded(now)
+        elif kind == "b":
+            limiter.begin(number)
         else:
             limiter.resize(number)
         assert 1 <= limiter.limit <= limiter.most
