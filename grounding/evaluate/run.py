@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grounding.errors import EgmError
+from grounding.evaluate.ceiling import Ceiling
 from grounding.evaluate.client.client import Client, Server
 from grounding.evaluate.continuing import ignored
 from grounding.evaluate.engines import get_engine
@@ -117,10 +118,13 @@ async def _watched(
 ) -> None:
     async def watch() -> None:
         published = synced = time.monotonic()
+        ceiling = Ceiling()
         while True:
             await asyncio.sleep(0.5)
             progress.seconds = time.monotonic() - start
-            progress.warning = _warning(progress.servers, results.remote, evaluation.client.request.model)
+            full = ceiling.look(time.monotonic(), time.thread_time(), progress.asked)
+            warning = _warning(progress.servers, results.remote, evaluation.client.request.model)
+            progress.warning = "; ".join(filter(None, (warning, full)))
             listen(progress)
             if time.monotonic() - synced >= 1.0:
                 await asyncio.to_thread(results.sync)  # in the event loop it would add to the latencies

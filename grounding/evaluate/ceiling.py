@@ -1,0 +1,31 @@
+"""Says when this process is what limits an evaluation: its event loop has one core, however many endpoints there are. Pure; times are given."""
+
+from __future__ import annotations
+
+from collections import deque
+
+WINDOW_S = 10.0
+"""Seconds over which the use of the core is looked at"""
+FULL = 0.95
+"""Share of a core from which on there is none left"""
+
+
+class Ceiling:
+    """Compares the CPU time of the event loop's thread with the time that has passed."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float, int]] = deque()
+
+    def look(self, now: float, cpu: float, answers: int) -> str:
+        """Return a warning, or nothing. `now` and `cpu` are seconds of the clock and of the thread, `answers` all that came so far."""
+        self._seen.append((now, cpu, answers))
+        while len(self._seen) > 1 and now - self._seen[1][0] >= WINDOW_S:
+            self._seen.popleft()
+        began, before, had = self._seen[0]
+        passed = now - began
+        if passed < WINDOW_S or cpu - before < FULL * passed:
+            return ""
+        return (
+            f"this process is at its ceiling: its one core is busy at {(answers - had) / passed:,.0f} answers a second, and more "
+            "endpoints or requests in flight add nothing; give the files to several evaluations"
+        )
