@@ -59,13 +59,13 @@ def slots(pages: Pages) -> int | None:
     """Return the running requests of all copies of the model; None if the server does not say."""
     server = pages.get("server")
     states = server.get("internal_states") if isinstance(server, dict) else None
-    found = [
-        s.get("effective_max_running_requests_per_dp") if isinstance(s, dict) else None
-        for s in (states if isinstance(states, list) else ())
-    ]
-    if not found or not all(type(n) is int and 0 < n < _LARGEST for n in found):
-        return None
-    return sum(found)
+    total = 0
+    for state in states if isinstance(states, list) else ():
+        running = state.get("effective_max_running_requests_per_dp") if isinstance(state, dict) else None
+        if type(running) is not int or not 0 < running < _LARGEST:
+            return None
+        total += running
+    return total or None
 
 
 ENGINE = Engine(
