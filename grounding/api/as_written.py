@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from grounding.api.presets import PRESETS
 from grounding.api.resolved import method_fields, required_fields
@@ -111,3 +112,48 @@ def misspelt(
         if inner is not None and alias in node:
             for path, text in misspelt(inner, node[alias], submodel):
                 yield (alias, *path), text
+
+
+def quoted(
+    model: type[BaseModel], node: Any, submodel: Callable[[Any], type[BaseModel] | None]
+) -> Iterator[tuple[tuple[int | str, ...], str]]:
+    """Yield path and sentence of every text that stands for a number or for true and false, which a cluster refuses."""
+    if isinstance(node, list):
+        for index, each in enumerate(node):
+            for path, text in quoted(model, each, submodel):
+                yield (index, *path), text
+    if not isinstance(node, dict):
+        return
+    for name, field in model.model_fields.items():
+        alias = field.alias if field.alias is not None else name
+        value, inner = node.get(alias), submodel(field.annotation)
+        if inner is not None:
+            for path, text in quoted(inner, value, submodel):
+                yield (alias, *path), text
+        elif isinstance(value, str) and (kinds := _scalars(field.annotation)) and _stands_for(value, kinds):
+            wanted = "true or false" if kinds == {bool} else "a number"
+            yield (alias,), f"expected {wanted}, found the text {value!r}. Leave out the quotes."
+
+
+def _stands_for(text: str, kinds: set[type]) -> bool:
+    """Return whether pydantic would take a text for a number, or for true or false; any other text is its to refuse."""
+    for kind in kinds:
+        try:
+            TypeAdapter(kind).validate_python(text)
+        except ValidationError:
+            continue
+        return str not in kinds
+    return False
+
+
+def _scalars(annotation: Any) -> set[type]:
+    """Return the plain types of a field; none if it is a list, a mapping or certain words."""
+    if get_origin(annotation) is Annotated:
+        return _scalars(get_args(annotation)[0])
+    if annotation in (int, float, bool, str):
+        return {annotation}
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    if get_origin(annotation) not in (Union, UnionType) or not parts:
+        return set()
+    found = [_scalars(part) for part in parts]
+    return set.union(*found) if all(found) else set()

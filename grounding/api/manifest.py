@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from grounding.api.as_written import misspelt, without_effect
+from grounding.api.as_written import misspelt, quoted, without_effect
 from grounding.api.checks import check
 from grounding.api.hyperparameters import Hyperparameters
 from grounding.api.models import GROUP_VERSION, KINDS, GroundingEvalJob, GroundingTrainJob
@@ -211,7 +211,8 @@ def read(document: Mapping[str, Any]) -> tuple[ResolvedJob | None, list[Finding]
     if not isinstance(kind, str) or kind not in KINDS:
         text = "is missing" if kind is None else f"{kind!r} is not a kind of this project{_near(str(kind), KINDS)}"
         return None, [Finding(("kind",), f"{text} (known: {', '.join(KINDS)})")]
-    found = [Finding(path, text) for path, text in misspelt(KINDS[kind], dict(document), submodel)]
+    written = dict(document)
+    found = [Finding(path, text) for each in (misspelt, quoted) for path, text in each(KINDS[kind], written, submodel)]
     if version != GROUP_VERSION:
         found.append(Finding(("apiVersion",), f"expected {GROUP_VERSION}, found {version!r}"))
     plain = {**document, "apiVersion": GROUP_VERSION}

@@ -63,14 +63,14 @@ def model_fields(job: ResolvedJob) -> list[tuple[str, ModelRef]]:
     return [(f"sweep.models.{n}" if swept else "model", model) for n, model in enumerate(job.spec.models)]
 
 
-_PLACEHOLDERS = ("your-bucket", "my-bucket", "example-bucket")
+_PLACEHOLDER = re.compile(r"//(your|my|example)[-_]bucket|//bucket-name|<[^>]*>|\$\{[^}]*\}", re.IGNORECASE)
 
 
 def placeholders(job: ResolvedJob) -> Iterator[tuple[str, str]]:
     """Yield the fields that still contain a placeholder of an example, and a message: such a job is valid but must not be started."""
     places = [("output", job.spec.output), *((f"{place}.source", model.source) for place, model in model_fields(job))]
     for field, value in places:
-        if value is not None and any(f"//{word}" in value for word in _PLACEHOLDERS):
+        if value is not None and _PLACEHOLDER.search(value):
             yield (
                 field,
                 f"{value} is a placeholder. Put the name of your own bucket in its place before you start the job.",

@@ -206,6 +206,12 @@ REFUSED = [
     ),
     ("egm-8b-rl", {"topP": 0.5, "engineOverrides": ["+actor_rollout_ref.rollout.top_p=0.9"]}, {}, H + "topP"),
     ("egm-8b-rl", {"maxGradNorm": 0}, {}, H + "maxGradNorm"),
+    ("egm-8b-rl", {"batchSize": "256"}, {}, H + "batchSize"),
+    ("egm-8b-rl", {"learningRate": "1e-6"}, {}, H + "learningRate"),
+    ("egm-8b-rl", {"freezeVision": "yes"}, {}, H + "freezeVision"),
+    ("egm-8b-rl", {"lora": {"rank": "8"}}, {}, H + "lora.rank"),
+    ("egm-8b-rl", {}, {"seed": "7"}, "spec.seed"),
+    ("egm-8b-rl", {}, {"suspend": "false"}, "spec.suspend"),
     ("egm-8b-rl", {"klType": "full"}, {}, H + "klType"),
     *(
         ("egm-8b-rl", {name: value}, {"resources": {"gpusPerNode": 0}}, H + name)
@@ -323,6 +329,13 @@ def test_a_batch_that_passes_is_shared_equally(preset: str, batch: int, gpus: in
         plain = job.model_dump(by_alias=True)["spec"]["hyperparameters"]
         share = plain["rollouts"] * batch if "rollouts" in plain else batch
         assert share % max(1, gpus) == 0
+
+
+@pytest.mark.parametrize("output", ["s3://YOUR_BUCKET/x", "s3://<bucket>/x", "s3://${BUCKET}/x", "s3://bucket-name/x"])
+def test_a_place_that_was_not_filled_in_is_a_placeholder(output: str) -> None:
+    job, found = read(_document("egm-8b-rl", {}, output=output))
+    assert job is not None, found
+    assert [field for field, _ in placeholders(job)] == ["output"]
 
 
 def test_an_example_is_valid_and_is_not_started() -> None:
