@@ -1,8 +1,9 @@
-"""COCO-amodal annotations (COCOA): every object with the outline of the whole of it, and the mask of what is visible where another hides some.
+"""COCO-amodal annotations (COCOA): every object with the outline of the whole object, and the mask of its visible part if another object
+hides some of it.
 
-Two forms are read. Regions, as published (`{images, annotations: [{image_id, regions: [{segmentation, name, occlude_rate, visible_mask}]}]}`),
-and one annotation an object with two boxes (`{images, annotations: [{image_id, bbox, visible_bbox, name or category_id}]}`), as detection
-data have it.
+Two formats are supported. Regions, as published (`{images, annotations: [{image_id, regions: [{segmentation, name, occlude_rate,
+visible_mask}]}]}`), and one annotation an object with two boxes (`{images, annotations: [{image_id, bbox, visible_bbox, name or
+category_id}]}`), as detection data have it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Region:
 
 
 def looks_like(value: object) -> bool:
-    """Return whether the content of a JSON file is one of the two forms."""
+    """Return whether the content of a JSON file has one of the two formats."""
     if not isinstance(value, Mapping) or not isinstance(value.get("images"), list):
         return False
     first = next(iter(value.get("annotations") or []), None)
@@ -45,7 +46,7 @@ def looks_like(value: object) -> bool:
 
 
 def read(value: Mapping[str, Any], path: Path) -> Iterator[Region]:
-    """Yield every object that one expression can name: not stuff, and of a name that its picture has once.
+    """Yield every object that an expression can identify: not stuff, and with a name that occurs once in its picture.
 
     Raises `UserError` with the number of the annotation and the field.
     """
@@ -142,15 +143,16 @@ def mask_box(mask: object) -> Box | None:
             left, right = min(left, at // height), max(right, last // height)
             if at // height == last // height:
                 top, bottom = min(top, at % height), max(bottom, last % height)
-            else:  # it goes over the end of a column
+            else:  # the run extends into the next column
                 top, bottom = 0, height - 1
         at += run
     return None if right < 0 else (float(left), float(top), float(right + 1), float(bottom + 1))
 
 
 def _runs(text: str) -> list[int]:
-    """Decode COCO's letters: five bits and a mark to continue in each, the sign in the last; from the third run on the difference to the one
-    two before."""
+    """Decode COCO's letters: five bits and a mark to continue in each, the sign in the last; from the third run on the difference to the
+    one two before.
+    """
     runs: list[int] = []
     value = shift = 0
     for letter in text:

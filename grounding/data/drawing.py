@@ -35,7 +35,7 @@ class Mark:
 def draw(data: bytes, marks: Sequence[Mark], caption: str = "") -> Image.Image:
     """Return the picture with its boxes, and the caption in a strip below it. It is turned as a viewer would turn it, boxes included.
 
-    Reversed corners are put in order. Raises `ValueError` for bytes that are no picture.
+    Reversed corners are put in order. Raises `ValueError` for bytes that are not a picture.
     """
     orientation = inspect(io.BytesIO(data)).orientation
     with Image.open(io.BytesIO(data)) as stored:

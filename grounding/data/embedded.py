@@ -31,7 +31,9 @@ class EmbeddedNames:
         self._first: dict[str, Callable[[], bytes]] = {}
 
     def name(self, number: int, path: object, content: Callable[[], bytes]) -> str:
-        """Return the name of the picture in row `number`, from 1; `content` gives what tells pictures of one path apart."""
+        """Return the name of the picture in row `number`, from 1; `content` returns the digest that distinguishes pictures with the same
+        path.
+        """
         own = f"{self._stem}/{number}"
         if not isinstance(path, str) or not path:
             return own
@@ -103,7 +105,7 @@ class EmbeddedSource:
 
         with self._lock:
             if group not in self._groups:
-                while len(self._groups) >= 4:  # rows are asked for in order, so a few groups are enough
+                while len(self._groups) >= 4:  # rows are read in order, so a few cached groups are enough
                     self._groups.pop(next(iter(self._groups)))
                 with pq.ParquetFile(self.where) as file:
                     wanted = [f"{self.column}.bytes"] if _has_paths(file.schema_arrow, self.column) else [self.column]
@@ -166,7 +168,7 @@ def picture_column(path: Path) -> str | None:
     try:
         schema = pq.read_schema(path)
     except pa.ArrowInvalid:
-        return None  # the reader of rows says so, with a sentence
+        return None  # the reader of rows reports it
     for name in PICTURES:
         if name not in schema.names:
             continue

@@ -1,6 +1,6 @@
 """The mirrored data set: pictures flipped left to right, boxes mirrored, "left" and "right" exchanged in the texts.
 
-Flipping twice gives the first back. What no word list can know stays as it is: "right behind", "the slice left over",
+Flipping twice restores the original. Cases that no word list can recognise are not changed: "right behind", "the slice left over",
 and writing inside the picture, which comes out mirrored.
 """
 
@@ -53,7 +53,7 @@ def _flip_relative(match: re.Match[str]) -> str:
     try:
         x1, y1, x2, y2 = (Decimal(p.strip()) for p in parts)
     except (ValueError, ArithmeticError):
-        return match[0]  # not four numbers: lint says so, a flip does not fix it
+        return match[0]  # not four numbers: lint reports it, flipping does not fix it
     return f"{match[1]}{1000 - x2}, {y1}, {1000 - x1}, {y2}{match[3]}"
 
 

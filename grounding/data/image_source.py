@@ -1,4 +1,4 @@
-"""A place that images come from, the names that they have there, and the simplest one: a folder."""
+"""The interface of an image source, its names, and the simplest one: a folder."""
 
 from __future__ import annotations
 

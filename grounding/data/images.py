@@ -24,7 +24,7 @@ class MissingImage(UserError):
 
 
 class UnreadableImage(UserError):
-    """The bytes are there, but they are no image that can be read."""
+    """The bytes exist, but are not a readable image."""
 
 
 _MIRRORED = re.compile(r"(?:^|[/_.-])(?:flip|flipped|mirror|mirrored)(?:$|[/_.-])", re.IGNORECASE)
@@ -65,7 +65,7 @@ class ImageStore:
         return found
 
     def _one_picture(self, name: str) -> None:
-        """Raise `AmbiguousImage` if several parquet files hold different pictures of this name: no one could say which one a row means."""
+        """Raise `AmbiguousImage` if several parquet files hold different pictures of this name: it is unclear which one a row means."""
         holding = [s for s in self._sources if isinstance(s, EmbeddedSource) and name in s]
         if len(holding) > 1 and len({source.read(name) for source in holding}) > 1:
             listed = "".join(f"\n  {source.where}" for source in holding)
@@ -73,7 +73,7 @@ class ImageStore:
             raise AmbiguousImage(f"{name!r} is a different picture in each of:{listed}", field="image", hint=hint)
 
     def _candidates(self, basename: str) -> list[tuple[Source, str]]:
-        """Return (source, name) of every picture with this file name. The index is made at the first question."""
+        """Return (source, name) of every picture with this file name. The index is built at the first call."""
         with self._lock:
             if self._by_basename is None:
                 index: dict[str, list[tuple[int, str]]] = {}
@@ -86,9 +86,8 @@ class ImageStore:
     def _by_suffix(self, name: str) -> tuple[Source, str]:
         """Find the picture whose name shares the longest suffix, in whole path components, with `name`.
 
-        Names that share equally much are told apart by the path of their source (`coco.tar` counts as a folder `coco`). A mirrored
-        picture never answers for one that is not: they share a file name and a size, but not a box. Raises `AmbiguousImage` or
-        `MissingImage`.
+        Names with equally long suffixes are distinguished by the path of their source (`coco.tar` counts as a folder `coco`). A mirrored
+        picture never replaces one that is not: they share a file name and a size, but not a box. Raises `AmbiguousImage` or `MissingImage`.
         """
         wanted = _plain(name).split("/")[::-1]
         candidates = self._candidates(wanted[0])
@@ -141,7 +140,7 @@ class ImageStore:
                 return image.size
         except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as e:
             if isinstance(e, OSError) and e.errno is not None:
-                raise  # the disk's trouble; Pillow's own errors have no number
+                raise  # a disk error; Pillow's own errors have no errno
             what = "not a known image format" if isinstance(e, UnidentifiedImageError) else str(e)
             raise UnreadableImage(f"{clean} cannot be read as an image: {what}", file=source.where) from None
 

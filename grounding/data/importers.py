@@ -1,4 +1,4 @@
-"""Public forms of grounding data -> rows of this project: `egm data import`.
+"""Convert public formats of grounding data to rows of this project: `egm data import`.
 
 Each reader yields `Expression`s: one expression, one box, in pixels xyxy. The form of a file is recognised by its first row.
 Some forms fix the space of their boxes; for the others it has to be declared, because the numbers do not show it.
@@ -58,7 +58,7 @@ _LOCATE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """One expression as a foreign row has it. `split` names the file it goes to; `size` is (width, height) if the row says it."""
+    """One expression of a foreign row. `split` names the file it goes to; `size` is (width, height) if the row says it."""
 
     number: int
     image: str
@@ -73,7 +73,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import has written: rows by file, and pictures."""
+    """The result of an import: rows by file, and pictures."""
 
     files: dict[Path, int]
     pictures: int
@@ -294,7 +294,7 @@ def is_object(path: Path) -> bool:
 
 
 def recognise(path: Path) -> Format:
-    """Return the form of a file, seen from its name and its first row. Raises `UserError` if it is none of the known ones."""
+    """Return the format of a file, from its name and its first row. Raises `UserError` if it is unknown."""
     if path.suffix in _PICKLES:
         return "refer"
     if path.suffix == ".json" and is_object(path) and cocoa.looks_like(read_json(path)):

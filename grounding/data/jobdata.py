@@ -1,8 +1,8 @@
-"""The data of a job: where it is (`locate`, pure), and how it gets there (`bring`, `materialise`; idempotent).
+"""The data of a job: its paths (`locate`, pure), and its download and preparation (`bring`, `materialise`; idempotent).
 
-Files of a store or the hub (`s3://`, `hf://`) are in this machine's cache (`grounding.storage`), to which `bring` fetches them. Whatever is made
-is in a folder named by a digest of what it is made from, and is finished when that folder holds `done.json`; so the jobs of one run share it, and a
-run that was killed starts it again.
+Files of a store or the hub (`s3://`, `hf://`) are in this machine's cache (`grounding.storage`), to which `bring` fetches them. Whatever is
+made is in a folder named by a digest of what it is made from, and is finished when that folder holds `done.json`; so the jobs of one run
+share it, and a run that was killed starts it again.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _prepared_sources(prepared: str) -> tuple[str, str]:
 
 
 def locate(job: Job, data: Path, *, validation_fraction: float = 0.1) -> JobData:
-    """Return where the job's data lies, or will lie once it is fetched, or made under the folder `data`. Touches no file.
+    """Return the paths of the job's data after download, or after preparation under the folder `data`. Touches no file.
 
     Raises `UserError` for a source that is no path and no URI.
     """
@@ -293,9 +293,9 @@ def _numbered(found: dict[str, Sequence[str]]) -> list[tuple[str, str]]:
 
 
 def bring(job: Job, *, prepares: bool = False, say: Callable[[str], None] = lambda _: None) -> None:
-    """Fetch what `sources` names and is not on a file system of this machine; what is here and has not changed stays. `say` gets the progress.
+    """Download the remote files of `sources`; unchanged local copies are kept. `say` gets the progress.
 
-    Raises `UserError` for what is not there, `Failure` for what cannot be had.
+    Raises `UserError` for missing files, `Failure` for failed downloads.
     """
     for source, field in dict(sources(job, prepares=prepares)).items():
         if not is_remote(source):
@@ -364,7 +364,7 @@ def materialise(
 
 
 def _check_sft(files: Sequence[Path], images: Sequence[Path], longest: int | None, data: Path) -> None:
-    """Look at every row and picture that SFT will train on or validate with, once for their content.
+    """Check every row and picture that SFT will train on or validate with, once per content.
 
     Raises `UserError` with the rows that cannot be used: found out in training, each would cost what ran before it.
     """

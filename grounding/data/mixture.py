@@ -1,4 +1,4 @@
-"""How often each row of a file is taken in an epoch, from the file's weight. Pure, and the same for the same seed."""
+"""Compute how often each row of a file is used in an epoch, from the file's weight. Pure and deterministic for a seed."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def times(rows: int, weight: float, seed: int) -> NDArray[np.int64]:
 
 
 def taken(rows: int, weight: float) -> int:
-    """Return how many rows are taken of a file; at least one, so that no file is left out in silence."""
+    """Return how many rows are taken of a file; at least one, so that no file is silently left out."""
     return max(1, round(rows * weight)) if rows else 0

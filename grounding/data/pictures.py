@@ -31,7 +31,7 @@ _PILLOW_ERRORS = (OSError, Image.DecompressionBombError, ValueError, SyntaxError
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What the header of a picture says."""
+    """The header of a picture."""
 
     size: tuple[int, int]
     """Width and height in pixels, as stored"""
@@ -47,7 +47,7 @@ def complaint(data: bytes, *, whole: bool = False) -> str | None:
     """Return why the bytes of a picture cannot be decoded, or None.
 
     A JPEG or PNG that ends as its format does passes without being decoded, unless `whole` asks for more. With
-    `whole`, a JPEG whose data stops early is found even if an end marker follows: the decoder fills up in silence.
+    `whole`, a JPEG whose data stops early is found even if an end marker follows: the decoder silently fills the rest.
     """
     if not whole and _ends_well(data[:8], data[-_TAIL_BYTES:]):
         return None
@@ -104,7 +104,7 @@ def inspect(file: IO[bytes], *, decode: bool = False) -> Picture:
         raise ValueError("not a known image format") from None
     except _PILLOW_ERRORS as e:
         if isinstance(e, OSError) and e.errno is not None:
-            raise  # the disk's trouble; Pillow's own errors have no number
+            raise  # a disk error; Pillow's own errors have no errno
         raise ValueError(str(e)) from None
     return found
 

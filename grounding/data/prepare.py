@@ -1,7 +1,7 @@
 """RL data for verl: train.parquet and val.parquet from training JSON, evaluation files and images.
 
 The same input gives the same bytes, whatever the number of workers. Rows that cannot be used are counted and listed
-(`problems.jsonl`); more of them than allowed is an error, never a shorter data set in silence.
+(`problems.jsonl`); more of them than allowed is an error, never a silently shorter data set.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Extra(TypedDict, total=False):
-    """What verl hands to the reward beside a row; width and height are the picture's, in pixels."""
+    """The values that verl passes to the reward with a row; width and height are the picture's, in pixels."""
 
     split: str
     index: int
@@ -226,7 +226,7 @@ class Placer:
         return path
 
     def sync(self) -> None:
-        """Force the copies to the disk, all at once."""
+        """Sync all copies to the disk at once."""
         if self._copied:
             os.sync()
             self._copied = False
@@ -293,11 +293,11 @@ def prepare(
 ) -> Prepared:
     """Write `out`/train.parquet and `out`/val.parquet, each when its input is given, and `out`/problems.jsonl.
 
-    `begin` gets the number of rows, `advance` is called for every row done. Raises `UserError` when more than `max_missing`
-    rows cannot be used; then no parquet file is written, and problems.jsonl names all of them. `decode` reads every picture
-    whole. `truth` and `eval_truth` declare the space of the boxes of training and of evaluation files; a file that looks like
-    another space is an error. `options` is how a caller declares the two. `sets` names the validation set of each evaluation file, `weights`
-    says how often each row of a training file is taken (`mixture`), `longest` how many tokens a question may have.
+    `begin` gets the number of rows, `advance` is called for every row done. Raises `UserError` when more than `max_missing` rows cannot be
+    used; then no parquet file is written, and problems.jsonl names all of them. `decode` reads every picture whole. `truth` and
+    `eval_truth` declare the space of the boxes of training and of evaluation files; a file that looks like another space is an error.
+    `options` is how a caller declares the two. `sets` names the validation set of each evaluation file, `weights` says how often each row
+    of a training file is taken (`mixture`), `longest` how many tokens a question may have.
     """
     if not 0 < fraction <= 1:
         raise UserError(f"{fraction} is no share of a file; give more than 0 and at most 1", field="fraction")

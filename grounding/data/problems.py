@@ -1,4 +1,4 @@
-"""What can be wrong with data: the one check of rows, boxes and pictures, at every door of the product.
+"""Problems of data: the only check of rows, boxes and pictures, used by all commands.
 
 `egm data lint` reports what it finds, `prepare` leaves bad rows out, and an evaluation stops at them before anything is sent. An
 `error` makes a row unusable; a `warning` is worth a look (a box a little outside, a row given twice).
@@ -155,7 +155,7 @@ def broken_row(path: Path, number: int, row: object, error: UserError) -> Proble
 
 
 def box_problem(box: tuple[float, float, float, float], width: float, height: float) -> tuple[Kind, str] | None:
-    """Return what is wrong with a box xyxy in an image of this size (both in one space); None when nothing is."""
+    """Return the problem of a box xyxy in an image of this size (both in the same space); None if it is valid."""
     x1, y1, x2, y2 = box
     if x2 <= x1 or y2 <= y1:
         return "empty-box", f"the box {_shown(box)} is empty or its corners are reversed"
@@ -188,7 +188,7 @@ def too_long(text: str, tokens: int, field: str) -> Finding | None:
 
 
 def row_problem(row: Expression | TrainingRow, picture: Picture | UserError) -> Finding | None:
-    """Return the worst thing about one row, given its picture's header or why it cannot be used."""
+    """Return the worst problem of a row, given its picture's header or the reason why it cannot be used."""
     if isinstance(picture, UserError):
         return picture_problem(picture)
     if row.width is not None and row.height is not None and (row.width, row.height) != picture.size:
@@ -224,7 +224,7 @@ def _has_odd_text(row: Expression | TrainingRow, characters: int) -> bool:
 
 
 def _text_findings(row: Expression | TrainingRow, longest: int | None) -> Iterator[Finding]:
-    """Yield what else is worth a look in a row's texts."""
+    """Yield further warnings about a row's texts."""
     text = row.human if isinstance(row, TrainingRow) and row.sent is None else row.sent
     if text is not None and longest is not None and (found := too_long(text, longest, "promptLength")) is not None:
         yield found
@@ -238,7 +238,7 @@ def _text_findings(row: Expression | TrainingRow, longest: int | None) -> Iterat
 
 
 class WholeFiles:
-    """Looks at files as a whole: rows that look right one by one may be in another space together.
+    """Examines files as a whole: rows that look right one by one may be in another space.
 
     `truth` is the declared space of the boxes, None if none is declared; `option` is how to declare one.
     """
@@ -375,7 +375,7 @@ def check_rows(
                 if whole is not None and not isinstance(picture, UserError) and whole.wanted(row):
                     whole.add(path, row, picture.size, odd=found is not None and found[0] == "empty-box")
                 findings: list[Finding] = [found] if found is not None else []
-                if odd and row.image in odd:  # said once a picture, not once a row
+                if odd and row.image in odd:  # reported once per picture, not per row
                     findings += odd.pop(row.image)
                 elif too_long and row.image in too_long and isinstance(picture, Picture):
                     findings += pictures.problems_of(picture)[:1]

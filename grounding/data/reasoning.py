@@ -1,7 +1,7 @@
-"""SFT targets by a stronger model: it sees the picture with the true box drawn in green, and writes why it is there.
+"""Let a stronger model write SFT targets: it sees the picture with the true box drawn in green, and writes why it is there.
 
 Answers are appended to a file as they come, so the same command again continues where it stopped. A failed request is
-tried again and then counted; it never becomes training text. An answer that gives the drawn box away is refused.
+tried again and then counted; it never becomes training text. An answer that mentions the drawn box is refused.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ INSTRUCTION = (
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One question. `box` is relative xyxy (0..1000); `key` tells tasks apart across runs."""
+    """One question. `box` is relative xyxy (0..1000); `key` identifies tasks across runs."""
 
     key: str
     number: int
@@ -59,7 +59,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has done: answers in the file, answers of this run, and (row, reason) of what failed."""
+    """The result of a run: answers in the file, answers of this run, and (row, reason) of failures."""
 
     done: int
     new: int
@@ -107,7 +107,7 @@ def framed(store: ImageStore, task: Task) -> bytes:
         raise Rejected(str(e)) from None
     try:
         return draw_box(data, task.box)
-    except (OSError, ValueError, SyntaxError) as e:  # Pillow's ways to say that the bytes are broken
+    except (OSError, ValueError, SyntaxError) as e:  # Pillow's errors for broken bytes
         raise Rejected(f"{task.image} cannot be read as an image: {e}") from None
 
 
@@ -150,7 +150,7 @@ def sft_row(task: Task, reasoning: str, width: int, height: int) -> TrainingDocu
 
 
 def answers(out: Path) -> dict[str, str]:
-    """Key -> reasoning of what an earlier run has appended; a line a crash cut short is as if it had never been."""
+    """Key -> reasoning of what an earlier run has appended; a line that a crash truncated is ignored."""
     found = ((r.get("key"), r.get("reasoning")) for r in complete_lines(out))
     return {k: t for k, t in found if isinstance(k, str) and isinstance(t, str) and t}
 

@@ -1,4 +1,4 @@
-"""Scoring: answer -> box -> IoU. One module a profile, one registry.
+"""Scoring: answer -> box -> IoU. One module per profile, and one registry.
 
 `get_profile("egm-eval").score_answer(text, bbox_pixels, width, height, "scale")` gives a `Scored`. Rewards: `grounding.scoring.egm_reward`.
 """
@@ -29,7 +29,9 @@ _ALIASES = {"egm": "egm-eval"}
 
 
 def get_profile(name: str) -> Profile:
-    """The profile of that name; `egm` is `egm-eval`, and `FILE.py` or `FILE.py:NAME` is one of the user's own. Raises `UserError` for another."""
+    """Return the profile of that name; `egm` is `egm-eval`, and `FILE.py` or `FILE.py:NAME` is a user's own. Raises `UserError` for an
+    unknown one.
+    """
     if own_profile.names_file(name):
         return own_profile.of_name(name)
     profile = PROFILES.get(_ALIASES.get(name, name))
@@ -54,7 +56,7 @@ _IN_PIXELS = {
 def remapped(name: str, box_remap: str) -> str:
     """Return the profile that reads answers as `box_remap` says (`scale`, `keep`, `resized`; empty: as the profile does).
 
-    How answers are read is part of the profile's name, so that stored rows say it. Raises `UserError`.
+    The way of reading is part of the profile's name, so stored rows contain it. Raises `UserError`.
     """
     profile, option = get_profile(name).name, "--box-remap"
     if box_remap == "":
@@ -76,6 +78,6 @@ def remapped(name: str, box_remap: str) -> str:
             raise UserError(f"profile {profile} keeps pixels", field=option, hint="Leave one of the two out.")
         return name
     hint = "Known: scale, keep, resized."
-    if box_remap == "inverse":  # the truth is always pixels here, whatever it is written in
+    if box_remap == "inverse":  # the truth is always in pixels here
         hint += " For pixel answers and true boxes in 0..1000: --box-remap keep --truth relative."
     raise UserError(f"unknown box remap {box_remap!r}", field=option, hint=hint)

@@ -1,7 +1,7 @@
-"""Reading numbers out of a model's answer, in time linear in its length whatever the answer is.
+"""Read numbers from a model's answer, in time linear in its length for any answer.
 
-A model that loops writes a megabyte of brackets or digits. Every pattern here is possessive (`*+`, `++`): what it has taken it never gives
-back, and the profiles' formats are such that giving back could never help.
+A model that loops writes a megabyte of brackets or digits. Every pattern here is possessive (`*+`, `++`): it never backtracks, and for the
+profiles' formats backtracking could never help.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 
-# digits and blanks are those of Unicode, which `float` reads as well
+# Unicode digits and spaces, which `float` also reads
 PLAIN = r"[-+]?(?:\d++(?:\.\d++)?|\.\d++)"
 """Sign and decimals. `5e1` is two numbers."""
 EXPONENT = PLAIN + r"(?:[eE][-+]?\d++)?"
@@ -19,7 +19,7 @@ EXPONENT = PLAIN + r"(?:[eE][-+]?\d++)?"
 PLAIN_NUMBER = re.compile(PLAIN)
 EXPONENT_NUMBER = re.compile(EXPONENT)
 
-# No number contains such a character, so reading may start behind one and finds the same numbers.
+# No number contains such a character, so reading after one finds the same numbers.
 _OUTSIDE = re.compile(r"[^\d.eE+-]")
 _TAIL = 512
 
@@ -32,7 +32,7 @@ def first_numbers(text: str, number: re.Pattern[str], count: int = 4) -> list[fl
 def last_numbers(text: str, number: re.Pattern[str], count: int = 4) -> list[float]:
     """Return the last `count` numbers of `text` as a reader from its start finds them; fewer where it has fewer.
 
-    Only as much of the end is read as is needed.
+    Reads only as much of the end as needed.
     """
     size = _TAIL
     while size < len(text):

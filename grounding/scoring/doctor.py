@@ -1,7 +1,7 @@
-"""A second look at answers that a profile has scored: would they be right if they were read in another way?
+"""Check scored answers again: would they be right if they were read in another way?
 
-The score stays what the profile says. `examine` gives one answer's findings as bits, so that an evaluation can keep
-them in a column; `diagnose` sums the bits up and decides what is worth a note beside the number. Pure.
+The profile's score does not change. `examine` gives one answer's findings as bits, so that an evaluation can keep
+them in a column; `diagnose` sums the bits up and decides which findings need a note beside the number. Pure.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SPACES: dict[AnswerSpace, _Reader] = {"relative": scaled, "pixels": lambda b, w
 
 @dataclass(frozen=True)
 class Interpretation:
-    """Another way to read an answer's box: in another space, or its numbers as something else in the space that was meant."""
+    """Another way to read an answer's box: in another space, or with its numbers in another role in the intended space."""
 
     name: str
     plural: str
@@ -115,7 +115,7 @@ def examine(
     found |= _PARSED
     if last != first:
         found |= _DIFFERS
-    # what the profile has read need not be read again
+    # the profile's own reading is already known
     after_iou = scored_iou if last == box else iou(_SPACES[space](last, width, height), bbox_pixels) if last else 0.0
     if after_iou > 0.5:
         found |= _AFTER_CORRECT
@@ -148,7 +148,7 @@ _REORDERED = [(i, r.change) for i, r in enumerate(READINGS) if r.own]
 
 
 def _near(box: Box, truth: Sequence[float], width: int, height: int, space: AnswerSpace) -> dict[int, Box]:
-    """Return the readings that may be right, in pixels, by their numbers. Most are not, which needs no rounding and clipping to see."""
+    """Return the readings that may be right, in pixels, by their numbers. Most are ruled out before rounding and clipping."""
     left, top, right, bottom = truth
     area = (right - left) * (bottom - top)
     if right - left < _SMALL or bottom - top < _SMALL:
@@ -188,7 +188,7 @@ def _overlap(
     x1, x2, y1, y2 = x1 * by_x, x2 * by_x, y1 * by_y, y2 * by_y
     if x1 >= right or x2 <= left or y1 >= bottom or y2 <= top:
         return False
-    # what is outside the picture may be clipped, which brings a box closer to the truth
+    # parts outside the picture may be clipped, which brings a box closer to the truth
     x1, y1 = x1 if x1 > 0 else 0.0, y1 if y1 > 0 else 0.0
     x2, y2 = x2 if x2 < width else width, y2 if y2 < height else height
     common = ((x2 if x2 < right else right) - (x1 if x1 > left else left)) * (
@@ -199,7 +199,7 @@ def _overlap(
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What another reading of the boxes would give."""
+    """The accuracy of another reading of the boxes."""
 
     name: str
     looks: Count
@@ -210,7 +210,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What the doctor found in an evaluation, as JSON has it. Shares and accuracies are fractions of `answers`."""
+    """The doctor's findings in an evaluation, for JSON. Shares and accuracies are fractions of `answers`."""
 
     answers: Count
     boxes: Count
@@ -258,7 +258,7 @@ def diagnose(findings: Iterable[int], profile: str = "egm-eval") -> Diagnosis:
     for i, reading in enumerate(READINGS):
         looks = fractions if reading.name == "fractions" else only[i]
         readings.append(Reading(reading.name, looks, share(right[i])))
-    # of the readings that explain the same answers, the best one is named
+    # if several readings explain the same answers, report the best one
     best = max(range(1, len(READINGS)), key=lambda i: (only[i], right[i]))
     if noteworthy(fractions):
         lie = "lies" if boxes == 1 else "lie"

@@ -1,8 +1,8 @@
 """Profile `egm-reward`: how EGM's reinforcement learning rewards an answer. Bit for bit the reference's rewards.
 
-The box is looked for in the first `<answer>…</answer>`, and where that gives none in the whole text: the first 4 numbers of the last innermost `[…]`
-(fewer: none); without any such bracket the last 4 numbers. No exponents. Corners are put in order. Both boxes are relative and are rounded to pixels
-before they are compared. It differs from `egm-eval` on purpose; both are reproduced.
+The box is read from the first `<answer>…</answer>`, and if that has none, from the whole text: the first 4 numbers of the last innermost
+`[…]` (fewer: none); without any such bracket the last 4 numbers. No exponents. Corners are put in order. Both boxes are relative and are
+rounded to pixels before they are compared. It differs from `egm-eval` on purpose; both are reproduced.
 
 One deviation: a ground truth that is an array (what parquet gives) is scored. The reference silently gives it 0.
 """
@@ -37,7 +37,7 @@ _REPEATS, _PER_REPEAT = 7, 0.3
 
 
 class RewardParts(NamedTuple):
-    """A reward and what it was made of."""
+    """A reward and its parts."""
 
     score: float
     iou: float
@@ -48,7 +48,7 @@ class RewardParts(NamedTuple):
 def extract_box(text: Any) -> Box | None:
     """Return the box an answer gives, relative, corners in order; None if there is none, or a number is beyond the largest float.
 
-    Linear in the length of the text. What is not a string has no box.
+    Linear in the length of the text. A value that is not a string has no box.
     """
     if not isinstance(text, str) or not text:
         return None
@@ -88,7 +88,9 @@ def _box_in(text: str) -> Box | None:
 
 
 def _last_bracket(text: str) -> tuple[int, int]:
-    """Where the inside of the last innermost pair of brackets that holds anything starts and ends; (0, 0) without one. Walks once from the end."""
+    """Where the inside of the last innermost pair of brackets that holds anything starts and ends; (0, 0) without one. Walks once from the
+    end.
+    """
     end = len(text)
     while True:
         close = text.rfind("]", 0, end)
@@ -102,7 +104,9 @@ def _last_bracket(text: str) -> tuple[int, int]:
 
 
 def _truth(ground_truth: Any, width: int, height: int) -> Box | None:
-    """Return the ground truth in whole pixels, from a list, tuple or array of four; None if it is something else, as the reference has it."""
+    """Return the ground truth in whole pixels, from a list, tuple or array of four; None if it is something else, as the reference has
+    it.
+    """
     values = ground_truth if type(ground_truth) is list else _listed(ground_truth)
     if values is None or len(values) != 4:
         return None
@@ -136,11 +140,11 @@ def reward_parts(
     alpha: float = 0.5,
     threshold: float = 0.5,
 ) -> RewardParts:
-    """Reward one answer and say why: (score, IoU, IoU >= threshold, whether a box was found).
+    """Return the reward of an answer and its parts: (score, IoU, IoU >= threshold, whether a box was found).
 
-    `ground_truth_relative`: 4 numbers in 0..1000 (list, tuple or array); width, height in pixels. `split="test"` always uses `eval`. No box, or
-    a ground truth that is not four long: all zero. Never raises because of the text; raises `UserError` for an unknown `reward_type` and for a
-    ground truth or a size that is not made of finite numbers.
+    `ground_truth_relative`: 4 numbers in 0..1000 (list, tuple or array); width, height in pixels. `split="test"` always uses `eval`. No
+    box, or a ground truth that is not four long: all zero. Never raises because of the text; raises `UserError` for an unknown
+    `reward_type` and for a ground truth or a size that is not made of finite numbers.
     """
     kind = "eval" if split == "test" else reward_type
     return RewardParts(*plain_parts(text, ground_truth_relative, width, height, kind, alpha, threshold))
@@ -183,8 +187,8 @@ def plain_parts(
 
 
 def taught_iou(text: Any, truth: Any, width: Any, height: Any) -> float:
-    """The IoU of an answer of the form that models are taught, -1 for any other: its last bracket is a JSON list of four whole numbers in 0..1000
-    with the corners in order, and it has no `<answer>`.
+    """The IoU of an answer of the form that models are taught, -1 for any other: its last bracket is a JSON list of four whole numbers in
+    0..1000 with the corners in order, and it has no `<answer>`.
 
     The rules gone through one by one give the same number in three times the time, which is why this is one function without calls of ours.
     """
@@ -195,7 +199,8 @@ def taught_iou(text: Any, truth: Any, width: Any, height: Any) -> float:
         return -1.0
     start = text.rfind("[", 0, text.rfind("]"))
     bracket = text[start : text.find("]", start) + 1]
-    # below, a minus would count from the end and `true` would be 1; `1e2` is two numbers by the rules. JSON reads no other number differently
+    # below, a minus would count from the end and `true` would be 1; `1e2` is two numbers by the rules. JSON reads no other number
+    # differently
     if "-" in bracket or "e" in bracket:
         return -1.0
     try:
@@ -241,7 +246,7 @@ def reward(
     alpha: float = 0.5,
     threshold: float = 0.5,
 ) -> float:
-    """Return the score of `reward_parts` alone; the same arguments and errors."""
+    """Return only the score of `reward_parts`; the same arguments and errors."""
     return reward_parts(
         text,
         ground_truth_relative,
@@ -307,7 +312,8 @@ def _repeats(tokens: list[str]) -> bool:
 def score_answer(
     text: str | None, bbox_pixels: Sequence[float], width: int, height: int, box_remap: str | None = None
 ) -> Scored:
-    """Return the reward's view of an evaluation row: truth made relative as for validation, both boxes rounded to pixels, correct is IoU >= 0.5.
+    """Return the reward's view of an evaluation row: truth made relative as for validation, both boxes rounded to pixels, correct is IoU >=
+    0.5.
 
     `box_remap` is the evaluation's and has no effect here.
     """

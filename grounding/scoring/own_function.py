@@ -1,4 +1,4 @@
-"""A function of the user's own in a Python file: looked at without running it, then loaded once in a process."""
+"""A user's own function in a Python file: checked without running it, then loaded once per process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grounding.errors import UserError
 
 @dataclass(frozen=True)
 class Form:
-    """What a function has to be. `field` and `name_field` are where a job names its file and the function."""
+    """The requirements on a function. `field` and `name_field` are the job's fields for the file and the function."""
 
     arguments: tuple[str, ...]
     returns: str
@@ -25,7 +25,7 @@ class Form:
 
     @property
     def sentence(self) -> str:
-        """Return the form for people."""
+        """Return the signature for messages."""
         return f"It has to be `def NAME({', '.join(self.arguments)})`, and to return {self.returns}."
 
 
@@ -58,7 +58,7 @@ def inspect(file: Path, name: str, form: Form) -> None:
 
 @lru_cache(maxsize=8)
 def load(file: str, name: str) -> Callable[..., Any]:
-    """Return the function; the file is run once in a process."""
+    """Return the function; the file is run once per process."""
     spec = importlib.util.spec_from_file_location("egm_own_function", file)
     assert spec is not None
     assert spec.loader is not None
@@ -69,7 +69,7 @@ def load(file: str, name: str) -> Callable[..., Any]:
 
 
 def failed(file: Path, name: str, answer: str, error: Exception, form: Form) -> UserError:
-    """Return the error for people after the function has failed for an answer, with the line of the file."""
+    """Return the user's error, with the line in the file, after the function has failed for an answer."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     what = f"{name} failed for the answer {answer[:200]!r}: {type(error).__name__}: {error}"
     return UserError(what, file=file, line=(lines or [0])[-1] or 0, field=form.field, hint=form.sentence)

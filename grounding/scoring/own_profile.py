@@ -1,4 +1,5 @@
-"""A scoring profile of the user's own: one function in one Python file that reads the box from an answer. The IoU and the verdict are ours.
+"""A user's own scoring profile: a function in a Python file that reads the box from an answer. This project computes the IoU and the
+verdict.
 
 `mine.py` or `mine.py:NAME` names it wherever a profile is named. Rows and summaries hold the file's name, the function and a digest of the
 file, so that another version of it is another profile.

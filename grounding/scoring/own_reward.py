@@ -1,4 +1,4 @@
-"""A reward of the user's own: one function in one Python file, looked at without running it, then tried once before it is needed."""
+"""A user's own reward: a function in a Python file, checked without running it, then tried once before it is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def inspect(file: Path, name: str) -> None:
 
 
 def load(file: str, name: str) -> Function:
-    """Return the function; the file is run once in a process."""
+    """Return the function; the file is run once per process."""
     return own_function.load(file, name)
 
 

@@ -1,4 +1,4 @@
-"""What a scoring profile is: a name and one function from an answer to a `Scored`."""
+"""A scoring profile: a name and a function from an answer to a `Scored`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of `egm score`: checked, scored, counted. Pure but for the iterator it is given.
+"""Check, score and count the rows of `egm score`. Pure except for its input iterator.
 
 Every wrong row is a `UserError` with file, line and field: a field that is silently defaulted is a wrong table.
 """
@@ -27,7 +27,7 @@ _MAX_SIDE = 2**31
 
 @dataclass
 class Totals:
-    """What the summary line says."""
+    """The figures of the summary line."""
 
     profile: str
     rows: int = 0
@@ -56,7 +56,7 @@ class Totals:
 
     @property
     def notes(self) -> list[str]:
-        """Return what a reader of the means must know."""
+        """Return notes on the means."""
         found = []
         if len(self.evaluations) > 1:
             listed = "; ".join(

@@ -1,4 +1,4 @@
-"""Old work of a job set aside under `previous/N`, once for each wish to start anew, whatever kills the process meanwhile.
+"""Set a job's old work aside under `previous/N`, once for each request to start anew, even if the process is killed meanwhile.
 
 The record is written before the first file is moved, so that an attempt that takes over moves the rest to the same place.
 """
@@ -31,7 +31,7 @@ class _Store(Protocol):
 
 
 def restart_asked(annotations: Mapping[str, str]) -> str:
-    """Return what names one wish to start anew: `$EGM_RESTART` or the job's annotation; empty if there is none."""
+    """Return the token of a request to start anew: `$EGM_RESTART` or the job's annotation; empty if there is none."""
     return environment.of_process().restart or annotations.get(RESTART_ANNOTATION, "")
 
 

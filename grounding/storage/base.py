@@ -1,4 +1,4 @@
-"""What a store is, what a URI names, and the store of a folder."""
+"""The interface of a store, parsing of URIs, and the store of a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Progress = Callable[[int], None]
 
 
 class Entry(NamedTuple):
-    """A file of a store: size in bytes, a tag that another content does not have (may be empty), SHA-256 in hex where it is known."""
+    """A file of a store: size in bytes, a tag that differs for other content (may be empty), SHA-256 in hex if it is known."""
 
     name: str
     size: int
@@ -32,7 +32,9 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Transfer:
-    """How bytes are moved. A failure that may pass (no connection, 429, 5xx) is tried again, with growing pauses, for `patience_s` seconds."""
+    """How bytes are transferred. A failure that may be temporary (no connection, 429, 5xx) is tried again, with growing pauses, for
+    `patience_s` seconds.
+    """
 
     parallel: int = 4
     """Parts of a large file in flight"""
@@ -45,8 +47,9 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Location:
-    """A URI taken apart: `root` is a bucket, or a repository of the hub (`owner/name`, `datasets/owner/name`, each with `@revision` or without);
-    `path` what is in it, or a path of this machine."""
+    """A URI taken apart: `root` is a bucket, or a repository of the hub (`owner/name`, `datasets/owner/name`, each with `@revision` or
+    without); `path` what is in it, or a path of this machine.
+    """
 
     scheme: str
     root: str
@@ -104,13 +107,13 @@ def is_remote(uri: str | Path) -> bool:
 
 
 def cache_folder() -> Path:
-    """Return where fetched files lie: `$EGM_CACHE`, else `$XDG_CACHE_HOME/egm`, else `~/.cache/egm`."""
+    """Return the folder of downloaded files: `$EGM_CACHE`, else `$XDG_CACHE_HOME/egm`, else `~/.cache/egm`."""
     given = environment.of_process().cache
     return given if given is not None else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "egm"
 
 
 def local_path(uri: str | Path, field: str = "", cache: Path | None = None) -> Path:
-    """Return where on this machine the files of a URI are, or will be once they are fetched. Nothing is asked or moved.
+    """Return the local path of the files of a URI, even before they are downloaded. No request is sent.
 
     Raises `UserError` for what is no such URI.
     """
@@ -123,7 +126,7 @@ def local_path(uri: str | Path, field: str = "", cache: Path | None = None) -> P
 def destination(output: str | None, environ: Mapping[str, str] = os.environ) -> str:
     """Return the URI that a job's folder is copied to while it runs: `$EGM_OUTPUT`, which the operator sets, else the job's `output`.
 
-    Empty where the folder itself is all there is: without either, and for `pvc://`, which the operator mounts as that folder.
+    Empty if there is no copy: without either, and for `pvc://`, which the operator mounts as that folder.
     """
     uri = (Environment.from_environ(environ).output or output or "").rstrip("/")
     return "" if uri.startswith("pvc://") else uri
@@ -145,7 +148,7 @@ class Store(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise where nothing can be written or read there: no such bucket, no credentials, no server."""
+        """Raise an error if nothing can be written or read there: no such bucket, no credentials, no server."""
 
     @abstractmethod
     def entries(self, prefix: str = "") -> Iterator[Entry]:

@@ -1,4 +1,4 @@
-"""Whole files and folders: fetched once a node under a lock, and sent with a marker last."""
+"""Download files and folders once per node under a lock, and upload folders with a marker last."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ class ProgressLogger:
         self._say(f"{self.what}: {in_words(self.moved)} so far, {in_words(pace)}/s")
 
     def end(self) -> None:
-        """The last sentence; none where nothing had to be moved."""
+        """Print the last sentence, unless nothing had to be moved."""
         if self.moved:
             self._say(f"{self.what}: {in_words(self.moved)} in {time.monotonic() - self._began:.0f} s")
 
 
 def in_words(size: float) -> str:
-    """Return bytes as people write them."""
+    """Return a number of bytes in readable form."""
     units = ["bytes", "kB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:
         size, units = size / 1000, units[1:]
@@ -75,7 +75,7 @@ def in_words(size: float) -> str:
 
 @contextmanager
 def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """One process of this node at a time; the kernel gives the lock back when a process dies."""
+    """One process of this node at a time; the kernel releases the lock when a process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -96,12 +96,13 @@ def fetch(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Return a local path of what a URI names: a file, a folder, or a file in parts (`x.tar` if there are `x.tar.part_*`, put in one folder).
+    """Return the local path of a URI's content: a file, a folder, or a file in parts (`x.tar` if there are `x.tar.part_*`, put in one
+    folder).
 
-    Nothing is fetched twice: what is in `cache` and has not changed stays; if the store cannot be asked whether it has, it is used as it is.
+    Nothing is downloaded twice: unchanged files in `cache` are kept; if the store cannot be reached, they are used without a check.
 
-    Several processes of one machine may ask at once; one of them fetches. `say` gets lines about the progress if `progress` is not given. Raises
-    `UserError` if nothing is there, `Failure` if it cannot be fetched.
+    Several processes of one machine may ask at once; one of them fetches. `say` gets lines about the progress if `progress` is not given.
+    Raises `UserError` if nothing is there, `Failure` if it cannot be fetched.
     """
     place = locate(uri)
     if place.scheme == "file":
@@ -131,14 +132,14 @@ def fetch(
 
 @dataclass(frozen=True)
 class Outstanding:
-    """What a URI holds and what `fetch` would still move, in bytes."""
+    """The size of a URI's content, and what `fetch` would still download, in bytes."""
 
     total: int
     missing: int
 
 
 def in_cache(uri: str | Path, cache: Path | None = None) -> bool:
-    """Return whether an earlier `fetch` has brought all of what a remote URI names. Nothing is asked."""
+    """Return whether an earlier `fetch` has downloaded a remote URI completely. No request is sent."""
     return any(_known(marker)[1] for marker in _markers(local_path(uri, cache=cache)))
 
 
@@ -183,7 +184,7 @@ def _source(place: Location, transfer: Transfer) -> Store:
 
 
 def _markers(target: Path) -> tuple[Path, Path]:
-    """Return where it is written what was fetched: in a folder, or beside a file (or its parts)."""
+    """Return the path of the record of downloads: in a folder, or beside a file (or its parts)."""
     return target / MARKER, target.with_name(f".{target.name}{MARKER}")
 
 
@@ -203,7 +204,7 @@ def _known(marker: Path) -> tuple[JsonObject, bool]:
 
 
 def _journalled(marker: Path) -> JsonObject:
-    """Return what the journal of an interrupted call names. A line that was cut off counts as not written."""
+    """Return the entries in the journal of an interrupted call, without a truncated line."""
     files = {}
     try:
         lines = _journal(marker).read_bytes().splitlines()
@@ -218,20 +219,22 @@ def _journalled(marker: Path) -> JsonObject:
 
 @dataclass(frozen=True)
 class _Copy:
-    """What a URI names, as files of a store by their names under the folder of `marker`."""
+    """The files of a URI, by their path relative to the folder of `marker`."""
 
     store: Store
     files: dict[str, Entry]
     marker: Path
 
     def take(self, store: Store, progress: Progress) -> None:
-        """Download what is missing or has changed; the marker knows at any time which files are whole."""
+        """Download missing and changed files; the marker always records which files are complete."""
         now = {name: [e.size, e.tag] for name, e in self.files.items()}
         known, whole = _known(self.marker)
         if whole and known == now:
             return
         done = {n: v for n, v in known.items() if now.get(n) == v}
-        for name in sorted(set(known) - set(now)):  # ours, and gone from the store: a folder of two versions is none
+        for name in sorted(
+            set(known) - set(now)
+        ):  # we downloaded it, but it is gone from the store: a folder must not mix two versions
             (self.marker.parent / name).unlink(missing_ok=True)
         write_json(self.marker, {"whole": False, "files": done})
         _journal(self.marker).unlink(missing_ok=True)
@@ -289,7 +292,7 @@ def send(
 ) -> int:
     """Copy every file of a folder to a store; `last` names the file whose presence says that all is there. Returns how many were sent.
 
-    Files that are there with the same content are left, so that an interrupted call is continued. Hidden files stay behind.
+    Files that exist with the same content are skipped, so that an interrupted call continues. Hidden files are not sent.
     """
     store = uri if isinstance(uri, Store) else open_store(uri, transfer)
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -300,7 +303,7 @@ def send(
     todo = [n for n in names if not _same(store, n, files[n], there)]
     if todo and last in there and last not in todo:
         todo.append(last)
-    if todo and last in there:  # it would vouch for a mixture meanwhile
+    if todo and last in there:  # otherwise it would mark a mixture as complete meanwhile
         store.delete(last)
     for name in sorted(todo, key=lambda n: (n == last, n)):
         store.upload(files[name], name, progress)
@@ -315,7 +318,7 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 class Finder(Protocol):
-    """A store, as far as `holds` asks it."""
+    """The methods of a store that `holds` uses."""
 
     def find(self, name: str) -> Entry | None: ...
 

@@ -1,7 +1,7 @@
-"""A repository of the Hugging Face hub as a store that can be read: `huggingface_hub` lists it and says where its files are; they are downloaded as
-those of S3 are.
+"""A repository of the Hugging Face hub as a read-only store: `huggingface_hub` lists its files and their URLs; they are downloaded like
+those of S3.
 
-`huggingface_hub` itself begins a broken file anew, gives up after some seconds, and compares sizes alone. What its own cache holds already is linked
+`huggingface_hub` itself restarts a broken file, gives up after some seconds, and compares only sizes. Files in its own cache are linked
 instead of downloaded.
 """
 
@@ -55,7 +55,7 @@ class HubStore(Store):
             return self._files
 
     def _try(self, call: Callable[[], T], name: str = "") -> T:
-        """Return the call's result, repeated while its failure may pass; anything else as an error for people."""
+        """Return the call's result, repeated while its failure may pass; any other failure becomes a user's error."""
         import httpx
 
         errors = self._hub.errors
@@ -122,7 +122,7 @@ class HubStore(Store):
         return entry
 
     def _address(self, entry: Entry) -> str:
-        """Return where the bytes are: of large files, an address of a CDN that is good for a while."""
+        """Return the URL of the bytes; for large files, a CDN address that is valid for a while."""
         url = self._hub.hf_hub_url(self.name, entry.name, repo_type=self.kind, revision=self._commit)
         location: str = self._try(lambda: self._hub.get_hf_file_metadata(url).location, entry.name)
         return location
@@ -145,7 +145,7 @@ class HubStore(Store):
             reply = get_session().get(url, headers=headers, timeout=60.0, follow_redirects=True)
             hf_raise_for_status(reply)
             data = bytes(reply.content)
-            if reply.status_code == 200:  # a server that knows no ranges
+            if reply.status_code == 200:  # a server without support for ranges
                 data = data[start:end]
             if len(data) != end - start:
                 raise httpx.RemoteProtocolError(f"{len(data)} bytes came of {end - start}")
@@ -196,7 +196,7 @@ def _is(file: Path, entry: Entry) -> bool:
 
 
 def passes(error: BaseException) -> bool:
-    """Return whether another try may fix it: no connection, a body that broke off, 429, 5xx."""
+    """Return whether another try may succeed: no connection, a body that broke off, 429, 5xx."""
     import httpx
     from huggingface_hub.errors import OfflineModeIsEnabled
 

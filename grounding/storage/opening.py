@@ -1,4 +1,4 @@
-"""From a URI to its store."""
+"""Open the store of a URI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A download in parts, several at a time, that continues where a killed process has left it; the same for every store that can give a range."""
+"""A download in parts, several at a time, that continues after a killed process; for every store that supports ranges."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class Partial:
         self._facts = {"tag": entry.tag, "size": entry.size, "step": transfer.part_bytes}
 
     def fill(self, get: Callable[[int, int], bytes], progress: Progress | None) -> None:
-        """Get what is missing. `get(start, end)` gives the bytes from `start` up to `end`, in several threads; what it raises comes through."""
+        """Get what is missing. `get(start, end)` gives the bytes from `start` up to `end`, in several threads; what it raises comes
+        through.
+        """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         size, step = self.entry.size, self.transfer.part_bytes
         have = self._finished() if self.path.exists() and self.path.stat().st_size == size else set()
@@ -60,7 +62,7 @@ class Partial:
             os.close(fd)
 
     def _finished(self) -> set[int]:
-        """Numbers of the parts that an interrupted download has left, where it was of the same object."""
+        """Return the numbers of the parts from an interrupted download of the same object."""
         if not self._journal.exists():
             return set()
         try:
@@ -70,12 +72,12 @@ class Partial:
             return set()
 
     def discard(self) -> None:
-        """Forget it: the next download begins anew."""
+        """Delete it, so that the next download starts again."""
         self.path.unlink(missing_ok=True)
         self._journal.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Give it the file's name."""
+        """Rename it to the file's name."""
         self.path.replace(self.file)
         self._journal.unlink(missing_ok=True)
         fsync_folder(self.file.parent)

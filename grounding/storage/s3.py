@@ -1,8 +1,8 @@
 """S3 by boto3: parallel parts, retries that outlive a restart of the server, downloads that resume, SHA-256 beside each object.
 
-boto3's own retries give up after some seconds; each call here is repeated for `Transfer.patience_s`. Large files are uploaded by boto3's transfer
-manager: an upload in parts appears whole when it is completed, and is aborted when it fails. Downloads are ours, because boto3's neither resume nor
-check a digest.
+boto3's own retries give up after some seconds; each call here is repeated for `Transfer.patience_s`. Large files are uploaded by boto3's
+transfer manager: an upload in parts appears whole when it is completed, and is aborted when it fails. Downloads are ours, because boto3's
+neither resume nor check a digest.
 """
 
 from __future__ import annotations
@@ -61,14 +61,16 @@ def _status(error: ClientError) -> int:
 
 
 def passes(error: BaseException) -> bool:
-    """Return whether another try may fix it."""
+    """Return whether another try may succeed."""
     if isinstance(error, ClientError):
         return _status(error) >= 500 or _status(error) == 429 or _code(error) in _PASSING_CODES
     return isinstance(error, _PASSING)
 
 
 def _up_to(size: int, progress: Progress) -> Callable[[int], None]:
-    """Return a callback that reports bytes as they are sent, each once: a part that is repeated is reported to the transfer manager again."""
+    """Return a callback that reports bytes as they are sent, each once: a part that is repeated is reported to the transfer manager
+    again.
+    """
     sent, lock = 0, threading.Lock()
 
     def report(count: int) -> None:
@@ -97,7 +99,9 @@ class S3Store(Store):
 
     @property
     def _uploading_client(self) -> Any:
-        """Return the client of uploads in parts: it repeats the request of a part by itself, or one failure would send the whole file again."""
+        """Return the client of uploads in parts: it repeats the request of a part by itself, or one failure would send the whole file
+        again.
+        """
         return self._client_of(attempts=_ATTEMPTS_AT_A_PART)
 
     def _client_of(self, attempts: int) -> Any:
@@ -163,7 +167,7 @@ class S3Store(Store):
         return Failure(f"S3 answers {code or status}: {error.response.get('Error', {}).get('Message', '')}", file=where)
 
     def _try(self, call: Callable[[], T], name: str = "", patience_s: float | None = None) -> T:
-        """Return the call's result, repeated while its failure may pass; anything else as an error for people."""
+        """Return the call's result, repeated while its failure may pass; any other failure becomes a user's error."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(passes),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
@@ -316,7 +320,7 @@ class S3Store(Store):
         )
 
     def download(self, name: str, file: Path, progress: Progress | None = None) -> None:
-        for _ in range(3):  # an object that is replaced meanwhile is begun anew
+        for _ in range(3):  # restart an object that was replaced meanwhile
             there = self.find(name)
             if there is None:
                 raise UserError("there is no such object", file=f"{self.uri}/{name}")
