@@ -28,9 +28,9 @@ metadata: {name: rl}
 spec:
   preset: tiny-rl
   model: {source: MODEL}
-  data: {shapes: {train: 96, perFile: 2}}
+  data: {shapes: {train: 128, perFile: 2}}
   reward: {file: REWARD, entryPoint: mine}
-  hyperparameters: {maxSteps: 6, saveEvery: 100, validateEvery: 100, validateBeforeTrain: false, batchSize: 16,
+  hyperparameters: {maxSteps: 8, saveEvery: 100, validateEvery: 100, validateBeforeTrain: false, batchSize: 16,
                     miniBatchSize: 16, rollouts: 4, responseLength: 48}
 """
 REWARD = """
@@ -96,25 +96,29 @@ def test_what_is_trained_is_saved_and_what_is_said_is_true(tmp_path: Path, tiny_
     run = attempt(1, grace_s=300)
     run.until_in("update", 2)
     run.stop()
-    assert run.saved() == 2 and stored(open_store(str(output)))[0][0] == 2
-    assert "waits for the step under way, step 2" in run.said()[0] and run.said()[-1].endswith("saved step 2")
+    first = run.saved()  # 3 if step 2 has ended before the role has looked
+    assert first in (2, 3) and stored(open_store(str(output)))[0][0] == first
+    assert f"waits for the step under way, step {first}" in run.said()[-2] and run.said()[-1].endswith(
+        f"saved step {first}"
+    )
 
     run = attempt(2, grace_s=300)
-    run.until_in("rollout", 4)
-    assert "resuming after step 2" in run.log.read_text()
-    stop_file(out).write_text(SAVE_NOW)  # as the role does if step 4 is too long for the grace period
-    run.until(lambda: checkpoints.is_complete(out / "checkpoints" / "global_step_3"))
+    run.until_in("rollout", first + 2)
+    assert f"resuming after step {first}" in run.log.read_text()
+    stop_file(out).write_text(SAVE_NOW)  # as the role does if that step is too long for the grace period
+    run.until(lambda: checkpoints.is_complete(out / "checkpoints" / f"global_step_{first + 1}"))
     stop_file(out).unlink()  # the role would end verl now
-    run.until(lambda: bool(run.figures(4)))
+    run.until(lambda: bool(run.figures(first + 2)))
     power_cut(run.child.pid)
     run.child.wait()
-    uninterrupted = run.figures(4)
-    assert run.saved() == 3 and uninterrupted[1], "rewards did not differ"
+    uninterrupted = run.figures(first + 2)
+    assert run.saved() == first + 1 and uninterrupted[1], "rewards did not differ"
 
-    run = attempt(3, grace_s=0.4)
-    run.until_in("update", 5)
-    assert "resuming after step 3" in run.log.read_text()
+    run = attempt(3, grace_s=0.1)
+    run.until_in("update", first + 3)
+    assert f"resuming after step {first + 1}" in run.log.read_text()
     run.stop()
-    assert run.saved() == 3 and run.said()[-1].endswith("; the last save is step 3"), run.said()
-    assert run.figures(4) == uninterrupted, "the checkpoint of step 3 has taken rows of step 4"
-    assert [line["step"] for line in read_progress(out / "progress.jsonl")] == [1, 2, 3, 4]
+    assert run.saved() == first + 1 and run.said()[-1].endswith(f"; the last save is step {first + 1}"), run.said()
+    assert run.figures(first + 2) == uninterrupted, "the checkpoint has taken rows of the step after it"
+    steps = [line["step"] for line in read_progress(out / "progress.jsonl")]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) >= first + 2
