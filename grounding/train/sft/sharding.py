@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from grounding.jsontypes import Document
 from grounding.runtime.environment import Environment
 
 FOLDER = "pytorch_model_fsdp_0"
@@ -31,7 +32,7 @@ def is_sharded(checkpoint: Path) -> bool:
     return (checkpoint / FOLDER).is_dir()
 
 
-def settings() -> dict[str, Any]:
+def settings() -> Document:
     """Return additional TrainingArguments. The model itself defines which of its layers are units (`_no_split_modules`)."""
     _use()
     config = {
