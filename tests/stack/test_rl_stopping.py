@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from grounding.progress import read_progress
 from grounding.runtime.environment import BEGUN
 from grounding.storage import open_store
@@ -20,6 +22,8 @@ from grounding.train.checkpoints.upload import stored
 from grounding.train.rl.run import stop_file
 from grounding.train.rl.stopping import SAVE_NOW, Doing
 from tests.helpers.roles import power_cut, role_command
+
+pytestmark = [pytest.mark.train, pytest.mark.timeout(1800)]  # three starts of verl
 
 MANIFEST = """
 apiVersion: grounding.egm.dev/v1alpha1
