@@ -348,3 +348,115 @@ def test_what_validates_composes(
         held = held[part]
     assert held == wanted.value() or isinstance(held, str), override
     assert config[RL].model.lora_rank == (8 if lora else 0)
+
+
+@pytest.mark.parametrize("preset", ["egm-4b-rl", "egm-8b-rl", "egm-internvl-rl"])
+def test_old_log_probabilities_need_no_pass_only_if_nothing_reads_them(preset: str, tmp_path: Path) -> None:
+    from verl.trainer.distillation import is_distillation_enabled
+
+    from grounding.train.verl.on_policy import is_on_policy
+
+    (tmp_path / "config.json").write_text('{"text_config": {"attention_dropout": 0.0}}')
+    config = _compose(_arguments(preset, tmp_path, model=str(tmp_path)))
+    answers = config.data.train_batch_size * config[RL].rollout.n
+    assert is_on_policy(config, answers) and not is_distillation_enabled(config.distillation)
+    assert not is_on_policy(config, 2 * answers), "padded to two mini batches"
+    for key, value in {
+        "data.train_batch_size": 512,
+        f"{RL}.actor.ppo_epochs": 2,
+        f"{RL}.actor.strategy": "megatron",
+        f"{RL}.actor.loss_agg_mode": "token-sum",
+        f"{RL}.model.path": "/not/there",
+        f"{RL}.model.use_remove_padding": False,
+        f"{RL}.model.use_fused_kernels": True,
+        f"{RL}.model.lora_adapter_path": "/adapter",
+        f"{RL}.rollout.calculate_log_probs": True,
+        f"{RL}.rollout.enable_rollout_routing_replay": True,
+        "algorithm.adv_estimator": "optimal_token_baseline",
+        "algorithm.rollout_correction.bypass_mode": True,
+        "algorithm.rollout_correction.rollout_is": "token",
+        "algorithm.rollout_correction.rollout_rs": "token_k1",
+        "algorithm.use_kl_in_reward": True,
+        "distillation.enabled": True,
+        "trainer.critic_warmup": 1,
+        "trainer.v1.trainer_mode": "separate_async",
+    }.items():
+        other = config.copy()
+        assert OmegaConf.select(other, key, default="absent") not in ("absent", value), key
+        OmegaConf.update(other, key, value)
+        assert not is_on_policy(other, answers), key
+        assert is_distillation_enabled(other.distillation) == (key == "distillation.enabled")
+    smaller = config.copy()
+    smaller[RL].actor.ppo_mini_batch_size //= 2
+    assert not is_on_policy(smaller, answers) and not is_on_policy(smaller, answers // 2)
+    (tmp_path / "dropping").mkdir()
+    (tmp_path / "dropping" / "config.json").write_text('{"text_config": {"attention_dropout": 0.1}}')
+    config[RL].model.path = str(tmp_path / "dropping")
+    assert not is_on_policy(config, answers)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "gspo", "dr-grpo", "rloo"])
+@pytest.mark.parametrize("entropy_coefficient", [0.0, 0.01])
+def test_without_old_log_probabilities_loss_and_gradients_are_verl_s(
+    algorithm: str, entropy_coefficient: float, tmp_path: Path
+) -> None:
+    from tensordict import TensorDict
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.utils.tensordict_utils import assign_non_tensor
+
+    from grounding.train.verl import on_policy, patches
+
+    patches.apply()
+    config = _compose(_arguments("egm-8b-rl", tmp_path, algorithm=algorithm, entropyCoefficient=entropy_coefficient))
+    actor = omega_conf_to_dataclass(config[RL].actor)
+    torch.manual_seed(0)
+    prompts, answers = [3, 2, 4], [5, 1, 3]
+
+    def nested(lengths: list[int], low: float, high: float) -> torch.Tensor:
+        return torch.nested.as_nested_tensor([torch.empty(n).uniform_(low, high) for n in lengths], layout=torch.jagged)
+
+    whole = [p + a for p, a in zip(prompts, answers, strict=True)]
+    log_probs, entropy = nested(whole, -3, 0), nested(whole, 0, 2)
+    data = TensorDict(
+        {
+            "prompts": nested(prompts, 1, 9).long(),
+            "responses": nested(answers, 1, 9).long(),
+            "response_mask": nested(answers, 1, 1).long(),
+            "advantages": nested(answers, -1, 1),
+            "ref_log_prob": nested(answers, -3, 0),
+        },
+        batch_size=3,
+    )
+    assign_non_tensor(data, dp_size=1, batch_num_tokens=9, global_batch_size=3)
+    theirs, ours = data.copy(), data.copy()
+    starts = log_probs.offsets()[1:].tolist()
+    old = [log_probs.values()[end - n - 1 : end - 1] for end, n in zip(starts, answers, strict=True)]
+    theirs["old_log_probs"] = torch.nested.as_nested_tensor(old, layout=torch.jagged)
+    assign_non_tensor(ours, **{on_policy.FLAG: True})
+
+    def run(loss: Any, data: TensorDict, **more: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        values = log_probs.values().clone().requires_grad_()
+        outputs = {"log_probs": torch.nested.nested_tensor_from_jagged(values, log_probs.offsets()), **more}
+        if entropy_coefficient:
+            outputs["entropy"] = entropy
+        found, metrics = loss(actor, outputs, data)
+        found.backward()
+        return found.detach(), values.grad, metrics
+
+    expected, gradients, told = run(patches._loss, theirs)
+    found, same, metrics = run(patches._on_policy_loss, ours, **{on_policy.ENTROPY: entropy})
+    assert torch.equal(found, expected) and torch.equal(same, gradients) and gradients.abs().sum() > 0
+    assert metrics["actor/ppo_kl"].aggregate() == 0.0
+    assert {name: metrics[name].aggregate() for name in told if name != "kl_coef"} == {
+        name: metric.aggregate() for name, metric in told.items() if name != "kl_coef"
+    }
+    rows = [entropy.values()[end - n - 1 : end - 1] for end, n in zip(starts, answers, strict=True)]
+    by_hand = {
+        "token-mean": torch.cat(rows).mean(),
+        "seq-mean-token-mean": torch.stack([row.mean() for row in rows]).mean(),
+        "seq-mean-token-sum-norm": torch.stack([row.sum() for row in rows]).mean() / max(answers),
+    }[actor.loss_agg_mode]
+    total, count, width = (
+        metrics[name].aggregate() for name in (on_policy.ENTROPY_SUM, on_policy.ENTROPY_COUNT, on_policy.ENTROPY_WIDTH)
+    )
+    assert on_policy.mean_entropy(total, count, width, actor.loss_agg_mode) == pytest.approx(by_hand.item(), rel=1e-6)

@@ -141,6 +141,9 @@ def overrides(
         "trainer.checkpoint_callback_class": "grounding.train.verl.callback.MarkComplete",
         "trainer.resume_mode": "resume_path" if resume_from else "disable",
     }
+    if batch == h.mini_batch_size and not any("rollout_correction" in override for override in h.engine_overrides):
+        # verl compares these with the actor's own, for which it computes all answers once more (`verl/on_policy.py`)
+        keys[f"{_ROLLOUT}.calculate_log_probs"] = False
     if h.freeze_vision:  # FSDP may then not flatten frozen and trained weights into one, in the reference model neither
         keys |= {f"{part}.fsdp_config.use_orig_params": True for part in (_ACTOR, _REF)}
     if not cpu and nodes * gpus <= 1:

@@ -39,6 +39,7 @@ from grounding.train.rl.guard import (
 )
 from grounding.train.rl.resume import metrics as our_metrics
 from grounding.train.rl.stopping import SAVE_NOW, Doing, Phase
+from grounding.train.verl import on_policy
 from grounding.train.verl.patching import Patch
 from grounding.train.verl.patching import apply as apply_patches
 
@@ -197,6 +198,32 @@ def _rows_of(file: str) -> int:
     return int(pq.ParquetFile(file).metadata.num_rows)
 
 
+_old_log_prob, _update = PPOTrainer._compute_old_log_prob, PPOTrainer._update_actor
+
+
+def _needed_old_log_prob(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
+    """Compute the old log-probabilities as verl does, unless the update's own are the same."""
+    needed = not on_policy.is_on_policy(self.config, len(batch))
+    if getattr(self, "egm_needed_old", None) is not needed:
+        self.egm_needed_old = needed
+        how = "in a pass of their own" if needed else "by the update itself: the old policy is the new one"
+        print(f"rl: old log-probabilities are computed {how}", flush=True)  # noqa: T201
+    return _old_log_prob(self, batch, metrics) if needed else batch
+
+
+def _entropic_update(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
+    """Update as verl does; if the old policy is the new one, say so to the workers and take the entropy from their figures."""
+    if not on_policy.is_on_policy(self.config, len(batch)):
+        return _update(self, batch, metrics)
+    batch.extra_info[on_policy.FLAG] = True
+    batch = _update(self, batch, metrics)
+    actor = self.config.actor_rollout_ref.actor
+    names = (on_policy.ENTROPY_SUM, on_policy.ENTROPY_COUNT, on_policy.ENTROPY_WIDTH)
+    total, count, width = (float(metrics.pop(name)) for name in names)
+    metrics["actor/entropy"] = on_policy.mean_entropy(total, count, width, actor.loss_agg_mode, actor.loss_scale_factor)
+    return batch
+
+
 _validation = PPOTrainer._val_metrics_update
 
 
@@ -335,6 +362,22 @@ PATCHES = (
         "A full disk must not leave half a checkpoint that takes the space of the next one.",
         "verl checks the free space and removes what it could not finish.",
         "8c2435b577e5",
+    ),
+    Patch(
+        PPOTrainer,
+        "_compute_old_log_prob",
+        _needed_old_log_prob,
+        "verl computes old log-probabilities in a pass of their own, a sixth of a step, even if no update comes before the loss.",
+        "verl takes the update's own log-probabilities if batch and mini batch are the same.",
+        "b2630e6178ed",
+    ),
+    Patch(
+        PPOTrainer,
+        "_update_actor",
+        _entropic_update,
+        "Without that pass, the entropy that it measured must come from the update.",
+        "The patch of `_compute_old_log_prob` is.",
+        "d7009bd8a69d",
     ),
 )
 

@@ -14,19 +14,23 @@ import verl.utils.torch_functional as verl_functional
 import verl.workers.engine.base as verl_engine
 import verl.workers.engine.fsdp.transformer_impl as verl_fsdp
 import verl.workers.engine_workers as verl_engine_workers
+import verl.workers.utils.losses as verl_losses
 from peft.tuners.lora import LoraLayer
 from torch.distributed.tensor import DTensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
 from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
 from verl.utils.device import get_device_id
 from verl.utils.fsdp_utils import offload_fsdp_model_to_cpu
+from verl.utils.metric import AggregationType, Metric
 from verl.utils.model import convert_weight_keys
+from verl.utils.tensordict_utils import get_non_tensor_data
+from verl.workers.utils.padding import no_padding_2_padding, response_from_nested
 
 from grounding.models import attention, families
 from grounding.runtime.environment import RlEnvironment
 from grounding.train import loopback
 from grounding.train.finite import all_finite
-from grounding.train.verl import schedule
+from grounding.train.verl import on_policy, schedule
 from grounding.train.verl.patching import Patch
 from grounding.train.verl.patching import apply as apply_patches
 
@@ -136,6 +140,57 @@ def _checked_save(self: Any, *args: Any, **kwargs: Any) -> Any:
     return _save_checkpoint(self, *args, **kwargs)
 
 
+_prepare_outputs = verl_fsdp.FSDPEngineWithLMHead.prepare_model_outputs
+
+
+def _outputs_with_entropy(
+    self: Any, output: Any, output_args: dict[str, Any], micro_batch: Any, logits_processor_func: Any
+) -> dict[str, Any]:
+    """Prepare a model's outputs as verl does; for a batch whose old policy is the new one, add the entropy of each token without gradients.
+
+    verl's own entropy is part of the loss's graph: it would keep further tensors of the logits' size for the backward pass.
+    """
+    found: dict[str, Any] = _prepare_outputs(self, output, output_args, micro_batch, logits_processor_func)
+    if not get_non_tensor_data(data=micro_batch, key=on_policy.FLAG, default=False):
+        return found
+    entropy = (
+        found["entropy"].detach().values()
+        if "entropy" in found
+        else self._gather_and_unpad_packed(
+            on_policy.entropy_by_chunks(
+                _whole_logits(output.logits).squeeze(0),
+                None if output_args.get("temperature_is_one", False) else output_args["temperature_rmpad"],
+            ),
+            output_args["pad_size"],
+        )
+    )
+    found[on_policy.ENTROPY] = torch.nested.nested_tensor_from_jagged(entropy, micro_batch["input_ids"].offsets())
+    return found
+
+
+def _whole_logits(logits: torch.Tensor) -> torch.Tensor:
+    return logits.full_tensor() if isinstance(logits, DTensor) else logits
+
+
+_loss = verl_losses.ppo_loss
+
+
+def _on_policy_loss(config: Any, model_output: dict[str, Any], data: Any, dp_group: Any = None) -> Any:
+    """Compute verl's loss; for a batch whose old policy is the new one, the old log-probabilities are the new ones, detached."""
+    if not get_non_tensor_data(data=data, key=on_policy.FLAG, default=False):
+        return _loss(config, model_output, data, dp_group)
+    data = data.copy()
+    data["old_log_probs"] = response_from_nested(model_output["log_probs"].detach(), data["response_mask"])
+    loss, metrics = _loss(config, model_output, data, dp_group)
+    mask = data.select("response_mask").to_padded_tensor()["response_mask"]
+    entropy = no_padding_2_padding(model_output[on_policy.ENTROPY], data)
+    total, count = on_policy.entropy_parts(entropy, mask, config.loss_agg_mode)
+    metrics[on_policy.ENTROPY_SUM] = Metric(AggregationType.SUM, total)
+    metrics[on_policy.ENTROPY_COUNT] = Metric(AggregationType.SUM, count)
+    metrics[on_policy.ENTROPY_WIDTH] = Metric(AggregationType.MAX, mask.shape[-1])
+    return loss, metrics
+
+
 _ray_init = ray.init
 
 
@@ -209,6 +264,23 @@ PATCHES = (
         "Weights that are not finite numbers must not become a checkpoint, which would replace a good one.",
         "verl checks that itself.",
         "33610c18a6a2",
+    ),
+    Patch(
+        verl_fsdp.FSDPEngineWithLMHead,
+        "prepare_model_outputs",
+        _outputs_with_entropy,
+        "If old log-probabilities need no pass of their own (`hooks.py`), the update measures the entropy, without gradients.",
+        "The patch of `_compute_old_log_prob` is.",
+        "5239f536e8f6",
+    ),
+    Patch(
+        verl_losses,
+        "ppo_loss",
+        _on_policy_loss,
+        "If old log-probabilities need no pass of their own (`hooks.py`), the loss takes the new ones, detached.",
+        "The patch of `_compute_old_log_prob` is.",
+        "d7c0f8772b44",
+        also=(verl_engine_workers,),
     ),
     Patch(
         ray,

@@ -95,6 +95,14 @@ def test_engine_overrides_come_last() -> None:
     assert made[-1] == "trainer.save_freq=99"
 
 
+def test_rollouts_log_probabilities_are_asked_for_if_something_reads_them() -> None:
+    key = "actor_rollout_ref.rollout.calculate_log_probs"
+    assert _made(_job("egm-8b-rl"))[key] == "False"
+    assert key not in _made(_job("egm-8b-rl", miniBatchSize=128))
+    assert key not in _made(_job("egm-8b-rl", engineOverrides="[algorithm.rollout_correction.bypass_mode=True]"))
+    assert _made(_job("egm-8b-rl", engineOverrides=f"[{key}=True]"))[key] == "True"
+
+
 @pytest.mark.parametrize("cpu", [False, True])
 def test_no_key_stands_twice(cpu: bool) -> None:
     made = overrides(
