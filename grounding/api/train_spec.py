@@ -11,6 +11,10 @@ from grounding.api.common import CHANGEABLE, ConfigMapKey, GpuResource, JobSpec,
 from grounding.api.hyperparameters import Hyperparameters
 from grounding.boxes import Space
 
+AUTO = "auto"
+BackendName = Literal["auto", "pytorchjob", "job"]
+"""What runs the pods of a training on a cluster"""
+
 
 class TrainData(Model):
     """Training data: files with images, parquet prepared before, or the synthetic set."""
@@ -203,13 +207,18 @@ class TrainSpec(JobSpec):
     stall_timeout_seconds: Seconds | None = Field(
         None, ge=60, description="Restart when no step was finished for this long."
     )
+    backend: BackendName | None = Field(
+        None,
+        description="What runs the pods on a cluster: a PyTorchJob (pytorchjob), an Indexed Job of core Kubernetes (job), or the first of them that "
+        "the cluster has (auto). Absent: the operator's setting. A change takes effect with the next attempt.",
+    )
 
     @property
     def models(self) -> list[ModelRef]:
         """Return the model to start from, as a list of one."""
         return [self.model]
 
-    changeable = frozenset(CHANGEABLE | {"startDeadlineSeconds", "stallTimeoutSeconds"})
+    changeable = frozenset(CHANGEABLE | {"startDeadlineSeconds", "stallTimeoutSeconds", "backend"})
     rules = (
         Rule(
             lambda s: s.method == "rl" or s.reward == Reward(),  # type: ignore[call-arg]

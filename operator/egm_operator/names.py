@@ -24,9 +24,13 @@ ANNOTATION_PROGRESS = f"{GROUP}/progress"
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
+GANG_ROLES = frozenset({"sft", "rl"})
+"""Roles whose pods are a gang."""
 PREPARE = "prepare"
 """The init container in which a pod prepares its own data."""
 PROGRESS_PORT = 8090
+MASTER_PORT = 23456
+"""Port of rank 0 at which the pods of a gang meet."""
 SERVER_PORT = 8000
 
 
@@ -40,6 +44,16 @@ def child(job: str, suffix: str, limit: int = 52) -> str:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return f"{job[: limit - len(suffix) - 10].rstrip('-')}-{digest}-{suffix}"
+
+
+def service_prefix(prefix: str) -> str:
+    """Return what the name of a Service of a job begins with: it begins with a letter, and a job's name may begin with a digit."""
+    return prefix if prefix[0].isalpha() else f"j-{prefix}"
+
+
+def gang_name(prefix: str, attempt: int) -> str:
+    """Return the name of the object that owns the pods of an attempt: the same however often it is made, and whatever its kind."""
+    return child(prefix, f"a{attempt}")
 
 
 def label_value(job: str) -> str:

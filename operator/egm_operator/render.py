@@ -7,7 +7,7 @@ from io import StringIO
 from pathlib import Path
 
 from egm_operator.kube.objects import Manifest
-from egm_operator.manifests import batch, network, own_reward, pytorchjob, servers
+from egm_operator.manifests import batch, gangs, network, own_reward, servers
 from egm_operator.manifests.places import check_own_file, model_left_by, output_of, places
 from egm_operator.manifests.pod import Context
 from egm_operator.plan.snapshot import roles_of
@@ -49,9 +49,10 @@ def _of_model(ctx: Context, first: bool) -> list[Manifest]:
     job, roles = ctx.job, {r.name: r for r in roles_of(ctx)}
     data = batch.prepare(roles["prepare"], ctx)
     if isinstance(job, GroundingTrainJob):
+        backend = gangs.chosen(job.spec.backend, ctx.settings.backend, absent=frozenset())
         return [
             *([*network.wanted(ctx), data] if ctx.places.shared else []),
-            *pytorchjob.wanted(roles[job.spec.method], roles["prepare"], ctx, 1),
+            *backend.wanted(roles[job.spec.method], roles["prepare"], ctx, 1),
         ]
     found, urls = [*network.wanted(ctx), data] if first else [], list[str]()
     if "server" in roles:

@@ -21,6 +21,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from grounding.api.train_spec import BackendName
 from grounding.errors import UserError
 
 PREFIX = "EGM_OPERATOR_"
@@ -65,6 +66,8 @@ class Settings(BaseSettings):
     """imagePullPolicy of all pods."""
     image_pull_secret: str = ""
     """Secret in the job's namespace for pulling the images."""
+    backend: BackendName = "auto"
+    """What runs the pods of trainings that do not say: `pytorchjob`, `job` (an Indexed Job), `auto` (PyTorchJob if the cluster has it)."""
     default_output: str = ""
     """Where jobs without spec.output write: `pvc://claim/path` or `s3://bucket/path`; namespace and name are appended."""
     storage_secret: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -26,13 +26,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Observed:
-    """The input of a plan. `warnings`: the newest event about each child, newest first."""
+    """What a plan sees.
+
+    `warnings`: of the events about its children, the newest of each, the newest first; `absent`: kinds that the cluster lacks.
+    """
 
     raw: Raw
     children: Sequence[Raw] = ()
     upstream: Raw | None = None
     report: Report | None = None
     warnings: Sequence[ObjectWarning] = ()
+    absent: Set[str] = frozenset()
 
     @property
     def meta(self) -> Mapping[str, Any]:

@@ -1,8 +1,8 @@
 """The rendezvous of a job's pods, in addition to Ray: which pods have joined, where Ray's head is, and how the run ended.
 
-Ray's own worker command ends with an error whenever the head stops, even after success. So rank 0 serves HTTP on one port (PyTorchJob's
-MASTER_PORT), and each worker asks for the state every second. This tells a worker when to exit and with which code, and rank 0 which pods
-are missing or silent. Requests contain the job's token.
+Ray's own worker command ends with an error whenever the head goes away, after success too. So rank 0 answers on one port (MASTER_PORT) over HTTP,
+and each worker asks for the state every second. A worker knows by it when to leave and with which exit code; rank 0 knows who is missing and who
+has gone silent. Requests carry the job's token.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Pods:
 
 
 def from_environment(env: Mapping[str, str]) -> Pods | None:
-    """Return the pods from PyTorchJob's variables; None for a single pod. Raises `UserError` if a variable is missing or invalid.
+    """Return the pods that the gang's variables describe; None for a job of one. Raises `UserError` where one is missing or makes no sense.
 
     `RAY_AUTH_TOKEN`, or the file that `RAY_AUTH_TOKEN_PATH` names, contains the token (a Secret's key); `EGM_NODE_IP` is this pod's address
     if it cannot be detected, `EGM_RAY_PORT` Ray's port (6379).
@@ -58,7 +58,11 @@ def from_environment(env: Mapping[str, str]) -> Pods | None:
         raise UserError(f"RANK is {rank}, it must be 0 to {nodes - 1}", field="RANK")
     master = env.get("MASTER_ADDR", "")
     if not master:
-        raise UserError("MASTER_ADDR is missing: where rank 0 is", field="MASTER_ADDR", hint="PyTorchJob sets it.")
+        raise UserError(
+            "MASTER_ADDR is missing: where rank 0 is",
+            field="MASTER_ADDR",
+            hint="The owner of the pods sets it: PyTorchJob, or the operator with an Indexed Job.",
+        )
     token = env.get("RAY_AUTH_TOKEN", "").strip()
     if not token and (path := env.get("RAY_AUTH_TOKEN_PATH")):
         token = Path(path).read_text().strip()

@@ -18,9 +18,7 @@ from grounding.train import loopback
 
 
 def launcher(env: Mapping[str, str], gpus: int, arguments: list[str]) -> list[str]:
-    """Return the torchrun command that starts a rank per GPU on each pod of the PyTorchJob; empty if one process suffices or this is
-    already a rank. Pure.
-    """
+    """The torchrun that starts a rank a GPU on each pod of the gang; empty where one process is all, or this is a rank already. Pure."""
     pods, ranks = world_size_of(env), max(1, gpus)
     if "LOCAL_RANK" in env or pods * ranks == 1:
         return []

@@ -242,7 +242,7 @@ def _rights(world: World) -> Verdict:
 def judge(world: World) -> list[Verdict]:
     """Return one verdict per subject. Pure."""
     absent = [k for k in JOBS if k not in world.kinds]
-    trainer = "Install the Kubeflow training-operator v1.9: https://github.com/kubeflow/training-operator"
+    trainer = "Install the Kubeflow training-operator v1.9 (https://github.com/kubeflow/training-operator), or set backend to job."
     verdicts = [Verdict("API server", "ok", world.server)]
     if absent:
         verdicts.append(Verdict("kinds", "failed", f"{' and '.join(absent)} are not known", INSTALL))
@@ -250,8 +250,8 @@ def judge(world: World) -> list[Verdict]:
         verdicts.append(Verdict("kinds", "ok", " and ".join(JOBS)))
     verdicts.append(_workload("operator", world.operators, INSTALL))
     if "PyTorchJob" not in world.kinds:
-        text = "PyTorchJob is not known: evaluations run, training does not"
-        verdicts.append(Verdict("training-operator", "failed", text, trainer))
+        text = "PyTorchJob is not known: trainings run as Indexed Jobs of core Kubernetes, unless their backend is pytorchjob"
+        verdicts.append(Verdict("training-operator", "note", text))
     else:
         verdicts.append(_workload("training-operator", world.trainers, trainer))
     verdicts.append(_rights(world))

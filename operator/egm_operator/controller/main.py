@@ -34,7 +34,8 @@ from grounding.runtime import logs
 
 _log = logging.getLogger("egm_operator")
 _LEAVING_S, _LEAVING_AT_ONCE = 10.0, 20
-_PAUSE_S = 0.2  # too short to notice, longer than a sequence of events
+_ABSENT_S = 10.0
+_PAUSE_S = 0.2  # less than anybody notices, more than a train of events takes
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -62,8 +63,17 @@ class Operator:
         self.store = Store(self._woken)
         self.poller = Poller(self.store, cluster, settings, self._woken)
         self.warnings = WarningsReader(self.store, cluster, settings, self._woken)
+        self.absent: set[str] = set()
+        """Kinds that the cluster lacks, as far as is known."""
         self.reconciler = Reconciler(
-            cluster, self.store, self.queue, self.poller, settings, meters=self.meters, warnings=self.warnings
+            cluster,
+            self.store,
+            self.queue,
+            self.poller,
+            settings,
+            meters=self.meters,
+            warnings=self.warnings,
+            absent=self.absent,
         )
         self.watching, self.stop_watching = threading.Event(), threading.Event()
         self.listed = asyncio.Event()
@@ -133,11 +143,21 @@ class Operator:
                 refused[kind, namespace] = error
                 continue
             self.store.keep(kind, found, at, namespace)
+            self._note(kind, there=at > 0)
         self._report_refused(refused)
         if len(refused) == len(places):
             raise next(iter(refused.values()))
         for key in self.store.jobs():
             self._woken(key)
+
+    def _note(self, kind: str, there: bool) -> None:
+        """Note whether the cluster has a kind. Without a view of definitions kopf never watches a kind that comes later, so it stays absent."""
+        if there and kind in self.absent and not self.settings.namespaces:
+            self.absent.discard(kind)
+            _log.info("the cluster has %s now", kind)
+        elif not there and kind not in self.absent:
+            self.absent.add(kind)
+            _log.info("the cluster has no %s", kind)
 
     def _report_refused(self, refused: Mapping[tuple[str, str], ApiError]) -> None:
         """Log kinds and namespaces that are newly refused, or served again."""
@@ -167,6 +187,7 @@ class Operator:
                 group.create_task(self.warnings.run())
                 group.create_task(self._resync_now_and_then())
                 group.create_task(self._ask_after_the_leaving())
+                group.create_task(self._ask_after_the_absent())
         finally:
             self.leads = False
             self.queue.clear()
@@ -204,6 +225,23 @@ class Operator:
                 elif known is not None:
                     self.store.drop(known)
             before = now
+
+    async def _ask_after_the_absent(self) -> None:
+        """Jobs may wait for a kind that is missing, and nothing reports its definition before there is an object."""
+
+        def take(obj: Raw) -> None:
+            self.store.put(obj)
+
+        while True:
+            await asyncio.sleep(_ABSENT_S)
+            for kind in [] if self.settings.namespaces else sorted(self.absent):
+                try:
+                    self._note(kind, there=await self.cluster.list(kind, "", take) > 0)
+                except ApiError:
+                    continue
+                if kind not in self.absent:
+                    for key in self.store.jobs():
+                        self._woken(key)
 
     async def health(self) -> web.AppRunner | None:
         """Serve /healthz, /readyz and /metrics."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from egm_operator.controller.progress_poller import Poller
 from egm_operator.controller.warnings_reader import WarningsReader
 from egm_operator.controller.work_queue import WorkQueue
-from egm_operator.kinds import KINDS, PYTORCHJOB
+from egm_operator.kinds import KINDS
 from egm_operator.kube.cache import Key, Store
 from egm_operator.kube.client import ApiError
 from egm_operator.kube.cluster import Cluster
@@ -45,8 +45,11 @@ class Reconciler:
         clock: Callable[[], float] = time.time,
         meters: Meters | None = None,
         warnings: WarningsReader | None = None,
+        absent: set[str] | None = None,
     ) -> None:
+        """`absent`: kinds that the cluster lacks; a creation may find one more."""
         self.cluster, self.store, self.queue, self.poller = cluster, store, queue, poller
+        self.absent: set[str] = set() if absent is None else absent
         self.warnings = warnings
         self._made: dict[tuple[str, str, str], float] = {}
         """Uid of the job, kind and name of an unwatched object -> when it was created."""
@@ -135,7 +138,7 @@ class Reconciler:
             upstream = self.store.get("GroundingTrainJob", key[1], wanted)
         children = [c for c in self.store.children(key) if _belongs(c, raw)]
         warnings = () if self.warnings is None else self.warnings.of(children)
-        return Observed(raw, children, upstream, self.poller.report(children), warnings)
+        return Observed(raw, children, upstream, self.poller.report(children), warnings, frozenset(self.absent))
 
     async def reconcile(self, key: Key) -> None:
         """Reconcile one job. Raises `ApiError`."""
@@ -161,7 +164,12 @@ class Reconciler:
                 what = (str(seen.meta.get("uid")), str(obj["kind"]), str(obj["metadata"]["name"]))
                 if what in self._made:
                     continue
-                made = await self.cluster.create(obj)
+                try:
+                    made = await self.cluster.create(obj)
+                except ApiError as error:
+                    if error.unknown_kind:  # the next look plans without it
+                        self.absent.add(str(obj["kind"]))
+                    raise
                 if not KINDS[obj["kind"]].watched:
                     self._made[what] = now
                 elif made is not None:
@@ -211,15 +219,17 @@ class Reconciler:
                 raise
 
     async def _not_made(self, key: Key, seen: Observed, error: ApiError, now: float) -> None:
-        """Report in the status that an object cannot be created. Users can fix refusals of the API server (a pod template, a policy, a
-        quota, a name), and their administrator a missing kind or a webhook that does not answer.
+        """Say where users look that an object cannot be created: what the API server refuses is their business (a pod template, a policy, a
+        quota, a name), and a webhook that does not answer is their administrator's. Of a kind that is missing the plan speaks.
         """
         status = StatusBuilder(status_of(seen.raw), seen.generation, now)
+        if error.unknown_kind:
+            return
         if error.reason == "Leftover":
             status.phase(status.current_phase, Reason.STOPPING, f"Waits: {error.message}")
         elif error.final or self.queue.failed(key) >= _SAID_AFTER:
             words = "refuses an object of this job" if error.final else "has not created an object of this job yet"
-            text = f"The API server {words}: {error.message}{_cure(error)}"
+            text = f"The API server {words}: {error.message}"
             status.phase(status.current_phase, Reason.REFUSED, text)
             if status.is_false(ConditionType.RUNNING):
                 status.condition(ConditionType.RUNNING, False, Reason.REFUSED, error.message)
@@ -230,13 +240,6 @@ class Reconciler:
         if written.get("reason") == Reason.REFUSED:
             await self.cluster.event(seen.raw, str(Reason.REFUSED), str(written["message"]), True, now, status.attempt)
         await self._write_status(key, seen, written)
-
-
-def _cure(error: ApiError) -> str:
-    """Return the remedy for a kind that the cluster lacks; empty for other errors."""
-    if error.status != 404 or "could not find the requested resource" not in error.message:
-        return ""
-    return f" (the cluster has no {PYTORCHJOB.name}, {PYTORCHJOB.api_version}: install the training-operator)"
 
 
 def _belongs(child: Raw, job: Raw) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from egm_operator.kinds import GROUP, JOBS, job_kind
+from egm_operator.kube.gang_forms import FIRST_LABELS, FORMS
 from egm_operator.kube.objects import Raw, entries, labels, section, train_jobs
 from egm_operator.names import ANNOTATION_PROGRESS, LABEL_JOB, LABEL_KIND
 from egm_operator.status import stamp
@@ -33,6 +34,7 @@ def version(obj: Mapping[str, Any]) -> int:
 
 
 _META = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
+_FIRST_LABELS = {label for label, _ in FIRST_LABELS}
 _POD_STATUS = ("phase", "reason", "message", "startTime", "podIP")
 _POD_CONDITIONS = ("Ready", "PodScheduled", "DisruptionTarget")
 
@@ -41,7 +43,7 @@ def slim(obj: Mapping[str, Any]) -> Raw:
     """Return the parts of an object that plans read."""
     kind, meta = obj.get("kind"), obj.get("metadata", {})
     kept = {k: meta[k] for k in _META if k in meta}
-    kept["labels"] = {k: v for k, v in labels(obj).items() if k.startswith((GROUP, "training.kubeflow"))}
+    kept["labels"] = {k: v for k, v in labels(obj).items() if k.startswith(GROUP) or k in _FIRST_LABELS}
     slimmed: Raw = {"apiVersion": obj.get("apiVersion"), "kind": kind, "metadata": kept}
     spec, status = section(obj, "spec"), obj.get("status")
     if status is not None:
@@ -51,10 +53,8 @@ def slim(obj: Mapping[str, Any]) -> Raw:
             kept["annotations"] = {ANNOTATION_PROGRESS: progress}
         if (node := spec.get("nodeName")) is not None:
             slimmed["spec"] = {"nodeName": node}
-    elif kind == "PyTorchJob":
-        slimmed["spec"] = {"runPolicy": {"suspend": bool(section(spec, "runPolicy").get("suspend"))}}
-    elif kind == "Job":
-        slimmed["spec"] = {"suspend": bool(spec.get("suspend"))}
+    elif kind in FORMS:
+        slimmed["spec"] = FORMS[kind].suspension(FORMS[kind].suspended(spec))
     elif kind in JOBS:
         slimmed["spec"] = spec
     return slimmed

@@ -53,6 +53,11 @@ class ApiError(Exception):
         return self.status in (400, 403, 413, 422) or self.reason == "Taken"
 
     @property
+    def unknown_kind(self) -> bool:
+        """Return whether the server does not know the kind: an object, or a namespace, that is not there has its own words."""
+        return self.status == 404 and "could not find the requested resource" in self.message
+
+    @property
     def stumble(self) -> bool:
         """Return whether the failure may pass in a moment. Not for 429, because a busy server must not be asked again at once."""
         return self.status in (0, 500, 502, 503, 504)

@@ -8,8 +8,9 @@ from typing import Any, Required, TypedDict
 
 import orjson
 
-from egm_operator.kinds import JOB, POD, PYTORCHJOB
-from egm_operator.names import ANNOTATION_PROGRESS, LABEL_ATTEMPT, LABEL_MODEL, LABEL_ROLE, PREPARE
+from egm_operator.kinds import JOB, POD
+from egm_operator.kube.gang_forms import FIRST_LABELS, FORMS
+from egm_operator.names import ANNOTATION_PROGRESS, GANG_ROLES, LABEL_ATTEMPT, LABEL_MODEL, LABEL_ROLE, PREPARE
 from egm_operator.status import Reason, seconds
 from grounding.jsontypes import Document, JsonObject
 
@@ -44,7 +45,6 @@ class Manifest(TypedDict, total=False):
 _IMAGE_PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 _NOT_STARTED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
 _LOST_TO_NODE = ("Evicted", "NodeLost", "Preempting", "Shutdown", "NodeShutdown", "Terminated")
-_REPLICA_LABEL = "training.kubeflow.org/replica-type"
 
 
 def section(obj: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
@@ -105,7 +105,7 @@ class End:
 
 @dataclass(frozen=True)
 class BatchJob(Owned):
-    """A batch/v1 Job."""
+    """A batch/v1 Job of a role that runs once: prepare, or the client of an evaluation."""
 
     suspended: bool
     complete: End | None
@@ -118,12 +118,16 @@ class BatchJob(Owned):
 
 
 @dataclass(frozen=True)
-class PyTorchJob(Owned):
-    """A PyTorchJob of the training-operator. `suspended`: its spec requests no pods."""
+class GangOwner(Owned):
+    """The object that owns the pods of a gang, of whichever kind.
+
+    `suspended`: its spec says that no pods are wanted; `disrupted`: its controller says that the disruption of a pod has failed it.
+    """
 
     suspended: bool
     succeeded: End | None
     failed: End | None
+    disrupted: bool
 
     @property
     def over(self) -> bool:
@@ -295,8 +299,8 @@ def waits_for_pods(job: Raw) -> bool:
 
 
 def waiting_objects(children: Sequence[Raw], now: float) -> list[Owned]:
-    """Return the objects that a waiting job waits for: owners without all of their pods, and pods on a node in which nothing runs yet."""
-    owners: list[BatchJob | PyTorchJob] = [*pytorchjobs(children), *batch_jobs(children)]
+    """Return what a waiting job waits for of what it owns: owners that want pods, and pods on a node in which nothing runs yet."""
+    owners: list[BatchJob | GangOwner] = [*gang_owners(children), *batch_jobs(children)]
     found: list[Owned] = [owner for owner in owners if not owner.over and not owner.suspended]
     found += [
         one
@@ -332,8 +336,8 @@ def _true_conditions(raw: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {text(c, "type"): c for c in reversed(entries(raw, "status", "conditions")) if c.get("status") == "True"}
 
 
-def _end(conditions: Mapping[str, Mapping[str, Any]], kind: str) -> End | None:
-    found = conditions.get(kind)
+def _end(conditions: Mapping[str, Mapping[str, Any]], *kinds: str) -> End | None:
+    found = next((conditions[kind] for kind in kinds if kind in conditions), None)
     if found is None:
         return None
     since = seconds(found.get("lastTransitionTime"))
@@ -429,7 +433,7 @@ def pod(raw: Mapping[str, Any]) -> Pod:
         unschedulable=text(scheduled, "message") if scheduled.get("status") == "False" else None,
         gated=scheduled.get("reason") == "SchedulingGated",
         disrupted=is_true("DisruptionTarget") or text(status, "reason") in _LOST_TO_NODE,
-        master=labels(raw).get(_REPLICA_LABEL) == "master",
+        master=any(labels(raw).get(label) == value for label, value in FIRST_LABELS),
         init_containers=tuple(map(_container, entries(status, "initContainerStatuses"))),
         main_containers=tuple(map(_container, entries(status, "containerStatuses"))),
         progress=_json_object(text(section(raw, "metadata", "annotations"), ANNOTATION_PROGRESS)),
@@ -443,13 +447,23 @@ def batch_job(raw: Mapping[str, Any]) -> BatchJob:
     return BatchJob(**_identity(raw), suspended=suspended, complete=_end(true, "Complete"), failed=_end(true, "Failed"))
 
 
-def pytorchjob(raw: Mapping[str, Any]) -> PyTorchJob:
-    """Parse a PyTorchJob."""
-    true = _true_conditions(raw)
-    suspended = bool(section(raw, "spec", "runPolicy").get("suspend"))
-    return PyTorchJob(
-        **_identity(raw), suspended=suspended, succeeded=_end(true, "Succeeded"), failed=_end(true, "Failed")
+def gang_owner(raw: Mapping[str, Any]) -> GangOwner:
+    """Parse the owner of a gang's pods."""
+    form, true = FORMS[raw["kind"]], _true_conditions(raw)
+    failed = _end(true, *form.failed)
+    reason, word = (None, "") if form.disruption is None else form.disruption
+    return GangOwner(
+        **_identity(raw),
+        suspended=form.suspended(section(raw, "spec")),
+        succeeded=_end(true, *form.succeeded),
+        failed=failed,
+        disrupted=failed is not None and failed.reason == reason and word in failed.message,
     )
+
+
+def owns_gang(raw: Mapping[str, Any]) -> bool:
+    """Return whether an object owns the pods of a gang: a Job may also be one of a role that runs once."""
+    return raw["kind"] in FORMS and (raw["kind"] != JOB.name or text(labels(raw), LABEL_ROLE) in GANG_ROLES)
 
 
 def pods(objects: Sequence[Raw]) -> Iterator[Pod]:
@@ -458,10 +472,10 @@ def pods(objects: Sequence[Raw]) -> Iterator[Pod]:
 
 
 def batch_jobs(objects: Sequence[Raw]) -> Iterator[BatchJob]:
-    """Parse the batch/v1 Jobs among some objects."""
-    return (batch_job(raw) for raw in objects if raw["kind"] == JOB.name)
+    """Parse the batch/v1 Jobs of roles that run once among some objects."""
+    return (batch_job(raw) for raw in objects if raw["kind"] == JOB.name and not owns_gang(raw))
 
 
-def pytorchjobs(objects: Sequence[Raw]) -> Iterator[PyTorchJob]:
-    """Parse the PyTorchJobs among some objects."""
-    return (pytorchjob(raw) for raw in objects if raw["kind"] == PYTORCHJOB.name)
+def gang_owners(objects: Sequence[Raw]) -> Iterator[GangOwner]:
+    """Parse the owners of gangs among some objects."""
+    return (gang_owner(raw) for raw in objects if owns_gang(raw))

@@ -115,7 +115,7 @@ def places(job: Job, model: str, output: str) -> Places:
     reward = plain["spec"].get("reward", {})
     if reward.pop("configMap", None) is not None:
         reward["file"] = f"{REWARD_FOLDER}/{REWARD_FILE}"
-    for name in ("podTemplate", "podTemplates", "suspend"):
+    for name in ("podTemplate", "podTemplates", "suspend", "backend"):
         plain["spec"].pop(name, None)
     shared = output.startswith("pvc://")
     claim, path = _claim(output) if shared else ("", "")

@@ -25,6 +25,7 @@ from egm_operator.names import (
     child,
     labels,
     prefix,
+    service_prefix,
 )
 from egm_operator.settings import Settings
 from grounding.api import GroundingTrainJob, Job
@@ -254,9 +255,11 @@ def job_file(ctx: Context) -> str:
     return orjson.dumps(ctx.places.manifest).decode()
 
 
-def unique(ctx: Context, suffix: str) -> str:
-    """Return the name of an object that belongs only to this job, not to an earlier one with its name that may still be ending."""
-    return child(ctx.prefix, f"{suffix}-{hashlib.sha256(ctx.uid.encode()).hexdigest()[:10]}", 63)
+def unique(ctx: Context, suffix: str, service: bool = False) -> str:
+    """Return the name of an object that belongs to this very job; never that of an earlier job of its name, which may be ending. `service`: a name
+    that a Service may have."""
+    begins = service_prefix(ctx.prefix) if service else ctx.prefix
+    return child(begins, f"{suffix}-{hashlib.sha256(ctx.uid.encode()).hexdigest()[:10]}", 63)
 
 
 def token_name(ctx: Context) -> str:
@@ -277,21 +280,26 @@ def template(
     container: str = "egm",
     attempt: int | None = None,
     extra_env: dict[str, str] | None = None,
+    field_env: Mapping[str, str] | None = None,
     ports: dict[str, int] | None = None,
     restart: str = "Never",
     prepare: Role | None = None,
 ) -> Raw:
-    """Return the pod template (metadata and spec) of a role. `prepare` runs first in the pod when the work folder is its own."""
+    """Return the pod template (metadata and spec) of a role. `prepare` runs first in the pod when the work folder is its own; `field_env`: variables
+    whose values are fields of the pod, by their paths."""
     settings = ctx.settings
     image = settings.infer_image if role.name in ("server", "evaluate") else settings.train_image
     volumes, mounts = _volumes(ctx)
     secret = [{"secretRef": {"name": settings.storage_secret}}] if settings.storage_secret else []
+    env = _environment(role, ctx, {} if extra_env is None else extra_env)
+    for variable, path in ({} if field_env is None else field_env).items():
+        env.append({"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}})
     main: Document = {
         "name": container,
         "image": image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": list(role.argv),
-        "env": _environment(role, ctx, {} if extra_env is None else extra_env),
+        "env": env,
         "resources": _resources(role, ctx),
         "volumeMounts": mounts,
         "securityContext": dict(_RESTRICTED),

@@ -1,4 +1,4 @@
-"""The only code that knows PyTorchJob (training-operator v1.9): how one is built, and how its state is read. Pure.
+"""How a gang is built as a PyTorchJob (training-operator v1.9). Pure.
 
 There is one PyTorchJob per attempt. Its controller creates the pods and their Service, and sets MASTER_ADDR, RANK and WORLD_SIZE; the plan
 handles everything else (attempts, deadlines, stalls, time to live).
@@ -10,18 +10,12 @@ from egm_operator.kinds import PYTORCHJOB
 from egm_operator.kube.objects import Manifest
 from egm_operator.manifests import network
 from egm_operator.manifests.pod import PROGRESS_ENV, Context, queued, template, token
-from egm_operator.names import PROGRESS_PORT, child
+from egm_operator.names import MASTER_PORT, PROGRESS_PORT, gang_name
 from grounding.jsontypes import Document
 from grounding.roles import Role
 from grounding.runtime.environment import Environment
 
-KIND = PYTORCHJOB.name
 CONTAINER = "pytorch"  # the name its controller looks for
-
-
-def name(prefix: str, attempt: int) -> str:
-    """Return the name of an attempt's PyTorchJob, which is always the same."""
-    return child(prefix, f"a{attempt}")
 
 
 def wanted(role: Role, prepare: Role, ctx: Context, attempt: int) -> list[Manifest]:
@@ -32,7 +26,7 @@ def wanted(role: Role, prepare: Role, ctx: Context, attempt: int) -> list[Manife
 
 def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Manifest:
     """Return the PyTorchJob of an attempt: a Master, and Workers for the nodes beyond the first."""
-    ports = {"pytorchjob-port": 23456, "progress": PROGRESS_PORT}
+    ports = {"pytorchjob-port": MASTER_PORT, "progress": PROGRESS_PORT}
     pod = template(
         role,
         ctx,
@@ -55,12 +49,7 @@ def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Manifest:
         policy["suspend"] = True  # Kueue admits it by removing this
     return {
         "apiVersion": PYTORCHJOB.api_version,
-        "kind": KIND,
-        "metadata": queued(ctx.meta(name(ctx.prefix, attempt), role.name, attempt), ctx),
+        "kind": PYTORCHJOB.name,
+        "metadata": queued(ctx.meta(gang_name(ctx.prefix, attempt), role.name, attempt), ctx),
         "spec": {"runPolicy": policy, "pytorchReplicaSpecs": replicas},
     }
-
-
-def suspension(suspend: bool) -> Document:
-    """Return the merge patch that suspends or resumes a PyTorchJob."""
-    return {"spec": {"runPolicy": {"suspend": suspend}}}

@@ -12,7 +12,7 @@ from egm_operator.kinds import GROUP
 from egm_operator.kube.objects import Manifest
 from egm_operator.manifests import network
 from egm_operator.manifests.pod import Context, queued, template, token
-from egm_operator.names import LABEL_INDEX, SERVER_PORT, child, labels
+from egm_operator.names import LABEL_INDEX, SERVER_PORT, child, labels, service_prefix
 from grounding.roles import Role
 from grounding.runtime.environment import EVERY_IPV4, Environment
 
@@ -24,7 +24,7 @@ def server_name(ctx: Context, index: int) -> str:
 
 def service_name(prefix: str) -> str:
     """Return the name of the headless Service."""
-    return child(prefix, "servers", 63)
+    return child(service_prefix(prefix), "servers", 63)
 
 
 def endpoints(role: Role, ctx: Context) -> list[str]:

@@ -8,11 +8,12 @@ delete the job when its time to live is over
 2. success: the work has succeeded, which takes precedence over all other wishes
 3. active_deadline: activeDeadlineSeconds is over
 4. suspend: spec.suspend stops the job, and waits until nothing runs
-5. model: model.trainJob has not succeeded yet
-6. prepare: data is not prepared, unless each pod prepares its own
-7. servers (evaluation): too few servers are ready
-8. restart, start: after a failure delete the attempt, wait, and start the next one
-9. the course of an attempt: queue, failure, running, stall, pending, start_deadline
+5. available (training): the cluster lacks the kind that is to run the pods
+6. model: model.trainJob has not succeeded yet
+7. prepare: data is not prepared, and each pod does not do that for itself
+8. servers (evaluation): too few servers are ready
+9. restart, start: after a failure clear away, wait, and start the next attempt
+10. what happens to an attempt: queue, failure, running, stall, pending, start_deadline
 
 The chains are in `train/__init__.py` and `evaluate/__init__.py`. Level-triggered: each planning looks at everything, so events may be lost,
 duplicated or out of order. Each object's name follows from job and attempt, so repeating an action has no further effect.

@@ -20,7 +20,7 @@ Obj = TypeVar("Obj", bound=Owned)
 
 
 class Unit(ABC, Generic[J, S, Obj]):
-    """The objects of an attempt: a PyTorchJob, or a client Job. It only answers queries and changes nothing."""
+    """What an attempt consists of: a gang, or a client Job. It answers questions and changes nothing."""
 
     @abstractmethod
     def all(self, snapshot: Snapshot[J, S]) -> Sequence[Obj]:
@@ -60,6 +60,10 @@ class Unit(ABC, Generic[J, S, Obj]):
     def alive(self, snapshot: Snapshot[J, S], attempt: int) -> list[Pod]:
         """Return the pods of an attempt that may still be doing something."""
         return [pod for pod in self.pods(snapshot, attempt) if snapshot.alive(pod)]
+
+    def leaving(self, snapshot: Snapshot[J, S], attempt: int) -> list[Pod]:
+        """Return the pods of an attempt that may still be doing something, or whose objects are going."""
+        return [p for p in self.pods(snapshot, attempt) if (p.alive or p.deleting) and not snapshot.lost(p)]
 
     def lost(self, snapshot: Snapshot[J, S], attempt: int) -> list[Pod]:
         """Return the pods of an attempt whose nodes are lost."""

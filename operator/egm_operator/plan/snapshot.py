@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, Self, TypeVar
 
 from egm_operator.kinds import POD
 from egm_operator.kube import objects
-from egm_operator.kube.objects import BatchJob, End, ObjectWarning, Owned, Pod, PyTorchJob, Raw, Waiting
+from egm_operator.kube.objects import BatchJob, End, GangOwner, ObjectWarning, Owned, Pod, Raw, Waiting
 from egm_operator.manifests.places import checked_output, places
 from egm_operator.manifests.pod import Context
 from egm_operator.plan.decision import Decision
@@ -48,8 +48,8 @@ class Upstream:
 class Snapshot(Generic[J, S]):
     """A job and all objects that it owns.
 
-    `owner`: the job as an object; `written`: its manifest; `status`: as set by the policies called so far; `now`: seconds since 1970. The
-    other objects are those with the job's labels and uid, in the order of their names.
+    `owner`: the job as an object; `written`: its manifest; `status`: as the policies asked so far leave it; `absent`: kinds that the cluster
+    lacks; `now`: seconds since 1970. The other objects are those that carry the job's labels and uid, in the order of their names.
     """
 
     owner: Owned
@@ -57,11 +57,12 @@ class Snapshot(Generic[J, S]):
     job: J
     status: StatusBuilder[S]
     pods: Sequence[Pod]
-    gangs: Sequence[PyTorchJob]
+    gangs: Sequence[GangOwner]
     batch_jobs: Sequence[BatchJob]
     upstream: Upstream | None
     report: Report | None
     warnings: Sequence[ObjectWarning]
+    absent: Set[str]
     settings: Settings
     now: float
 
@@ -163,11 +164,12 @@ def observe(seen: Observed, job: J, status: StatusBuilder[S], settings: Settings
         job=job,
         status=status,
         pods=tuple(objects.pods(seen.children)),
-        gangs=tuple(objects.pytorchjobs(seen.children)),
+        gangs=tuple(objects.gang_owners(seen.children)),
         batch_jobs=tuple(objects.batch_jobs(seen.children)),
         upstream=None if seen.upstream is None else Upstream(seen.upstream),
         report=seen.report,
         warnings=seen.warnings,
+        absent=seen.absent,
         settings=settings,
         now=status.now,
     )

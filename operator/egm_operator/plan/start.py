@@ -23,8 +23,9 @@ def start(unit: Unit[J, S, Obj]) -> PlacedPolicy[J, S]:
         status.fields.attempt = attempt
         if under_way:
             return decision.passing()
-        if found is not None or unit.alive(snapshot, attempt):  # its name is free once all its pods are gone
-            late = waits_for(snapshot, decision, unit.alive(snapshot, attempt))
+        # its name is free when all of it is gone; a pod that has ended so would be taken for one of the new object
+        if found is not None or unit.leaving(snapshot, attempt):
+            late = waits_for(snapshot, decision, unit.leaving(snapshot, attempt))
             text = f"Waits until the pods of attempt {attempt} are gone.{late}"
             status.phase(Phase.PENDING, Reason.STOPPING, text)
             return decision

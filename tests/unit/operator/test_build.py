@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
 from egm_operator.manifests.merge import merge
-from egm_operator.names import child
+from egm_operator.names import GANG_ROLES, child
 from egm_operator.render import UID, objects, render
 from egm_operator.settings import Settings, load
 from hypothesis import given
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from grounding.api import ResolvedEvalJob, parse
 from grounding.api import load as load_jobs
+from grounding.api.models import TrainSpec
 from grounding.errors import UserError
 from grounding.evaluate.engines import get_engine
 from grounding.evaluate.role import serve_options
@@ -87,6 +88,70 @@ def test_a_gang() -> None:
     assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}} in spec["volumes"]
     term = spec["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0]
     assert term["topologyKey"] == "rack" and term["labelSelector"]["matchLabels"] == {"grounding.egm.dev/uid": UID}
+
+
+def _environment(template: dict[str, Any]) -> dict[str, Any]:
+    return {e["name"]: e.get("value", e.get("valueFrom")) for e in template["spec"]["containers"][0]["env"]}
+
+
+def test_a_gang_of_core_kubernetes() -> None:
+    found = _job(TRAIN + "  backend: job\n")
+    assert not [name for name in found if name.startswith("PyTorchJob/")]
+    spec = found["Job/t-a1"]["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"], spec["backoffLimit"]) == ("Indexed", 3, 3, 0)  # fmt: skip
+    assert spec["podFailurePolicy"]["rules"][0]["onPodConditions"][0]["type"] == "DisruptionTarget"
+    assert "suspend" not in spec and "managedBy" not in spec
+    template, [(name, service)] = spec["template"], [(n, o) for n, o in found.items() if n.startswith("Service/")]
+    env, host = _environment(template), name.partition("/")[2]
+    assert (env["WORLD_SIZE"], env["MASTER_PORT"], env["MASTER_ADDR"]) == ("3", "23456", f"t-a1-0.{host}.ns.svc")
+    index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert env["RANK"] == {"fieldRef": {"fieldPath": index}}
+    assert template["spec"]["subdomain"] == host and template["spec"]["restartPolicy"] == "Never"
+    assert service["spec"]["clusterIP"] == "None" and service["spec"]["publishNotReadyAddresses"]
+    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    assert "grounding.egm.dev/attempt" not in service["spec"]["selector"]  # later attempts have the same Service
+    assert list(found).index(name) < list(found).index("Job/t-a1")
+
+
+def test_a_gang_of_one_needs_no_name() -> None:
+    found = _job(TRAIN.replace("nodes: 3", "nodes: 1") + "  backend: job\n")
+    assert not [name for name in found if name.startswith(("Service/", "Secret/"))]
+    template = found["Job/t-a1"]["spec"]["template"]
+    assert _environment(template)["WORLD_SIZE"] == "1" and "MASTER_ADDR" not in _environment(template)
+    assert "subdomain" not in template["spec"]
+
+
+def test_both_back_ends_run_the_same_pod() -> None:
+    """But for the names of container and port, and the place of the pod in its gang, which a PyTorchJob's controller writes."""
+    here = _job(TRAIN + "  backend: job\n")["Job/t-a1"]["spec"]["template"]
+    there = _job(TRAIN)["PyTorchJob/t-a1"]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    ours, theirs = _environment(here), _environment(there)
+    ranks = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"}
+    assert ours.keys() - theirs.keys() == ranks and {k: v for k, v in ours.items() if k not in ranks} == theirs
+    for template in (here, there):
+        template["spec"].pop("subdomain", None)
+        for name in ("name", "ports", "env"):
+            template["spec"]["containers"][0].pop(name)
+    assert here == there
+
+
+def test_a_queued_gang_of_core_kubernetes_waits_suspended() -> None:
+    job = _job(TRAIN + "  backend: job\n  queue: q\n")["Job/t-a1"]
+    assert job["spec"]["suspend"] is True and job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "q"
+
+
+@pytest.mark.parametrize("name", ["t", "8b", "8" * 63])
+def test_a_service_s_name_begins_with_a_letter(name: str) -> None:
+    text = TRAIN.replace("name: t}", f"name: {name!r}}}") + "  backend: job\n"
+    [service] = [n.partition("/")[2] for n in _job(text) if n.startswith("Service/")]
+    assert service[0].isalpha() and len(service) <= 63
+
+
+def test_the_roles_of_gangs_are_the_methods_of_training() -> None:
+    assert get_args(TrainSpec.model_fields["method"].annotation) == ("sft", "rl") and sorted(GANG_ROLES) == [
+        "rl",
+        "sft",
+    ]
 
 
 def test_pods_of_several_nodes_share_a_token_that_nobody_writes_down() -> None:

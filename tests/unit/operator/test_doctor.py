@@ -34,11 +34,11 @@ def test_a_cluster_with_all_of_it() -> None:
 
 @pytest.mark.parametrize(("changes", "subject", "state", "words"), [
     ({"kinds": frozenset({"PyTorchJob"})}, "kinds", "failed", "helm install egm charts/egm"),
-    ({"kinds": frozenset(JOBS)}, "training-operator", "failed", "kubeflow/training-operator"),
+    ({"kinds": frozenset(JOBS)}, "training-operator", "note", "Indexed Jobs"),
     ({"operators": ()}, "operator", "failed", "helm install"),
     ({"operators": (Workload("egm", "egm", 1, 0),)}, "operator", "failed", "kubectl -n egm describe deployment egm"),
     ({"operators": None}, "operator", "note", "these rights"),
-    ({"trainers": ()}, "training-operator", "failed", "v1.9"),
+    ({"trainers": ()}, "training-operator", "failed", "kubeflow/training-operator), or set backend to job"),
     ({"denied": ("create groundingtrainjobs",)}, "rights", "failed", "you may not create groundingtrainjobs"),
     ({"gpus": 0}, "GPUs", "warning", "device plug-in"),
     ({"gpus": None}, "GPUs", "note", "these rights"),

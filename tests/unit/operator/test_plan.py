@@ -7,15 +7,22 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from egm_operator.manifests.gangs import BACKENDS
 from egm_operator.metrics.jobs import phase_since
 from egm_operator.snapshot import Report
 from egm_operator.status import stamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.operator.world import NOW, SETTINGS, World, evaluation, train
+from tests.unit.operator.world import NOW, SETTINGS, World, evaluation, form, train
 
+pytestmark = pytest.mark.usefixtures("back_end")
 ONE_NODE = {"nodes": 1, "gpusPerNode": 8}
+
+
+def gang(attempt: int) -> str:
+    """Return the owner of an attempt's pods as a world writes down what is created."""
+    return f"{form().kind.name}/j-a{attempt}"
 
 
 def _running(world: World) -> World:
@@ -34,7 +41,7 @@ def test_a_life_without_trouble() -> None:
     world = World(train())
     world.settle()
     assert world.status["phase"] == "Succeeded" and world.status["attempt"] == 1
-    assert world.created == ["Job/j-prepare", "PyTorchJob/j-a1"]
+    assert world.created == ["Job/j-prepare", gang(1)]
     assert world.plan() == type(world.plan())()  # nothing more to do
 
 
@@ -43,7 +50,7 @@ def test_pods_that_share_no_folder_prepare_for_themselves() -> None:
     world = World(train(output="s3://b/o", resources=ONE_NODE))
     world.reconcile()
     world.controllers()
-    assert world.created == ["PyTorchJob/j-a1"]
+    assert world.created == [gang(1)]
     pod = world.alive("rl")[0]
     first = {"name": "prepare", "image": "i", "state": {"running": {}}}
     world.write({**pod, "status": {"phase": "Pending", "initContainerStatuses": [first]}})
@@ -61,7 +68,7 @@ def test_pods_that_share_no_folder_prepare_for_themselves() -> None:
     assert world.status["phase"] == "Running" and conditions["DataReady"] == conditions["Running"] == "True"
     world.end("rl", 0)
     world.settle()
-    assert world.status["phase"] == "Succeeded" and world.created == ["PyTorchJob/j-a1"]
+    assert world.status["phase"] == "Succeeded" and world.created == [gang(1)]
 
 
 def test_a_preparing_job_of_an_older_operator_goes() -> None:
@@ -70,7 +77,7 @@ def test_a_preparing_job_of_an_older_operator_goes() -> None:
     world.controllers()
     world.edit(output="s3://b/o")
     world.reconcile()
-    assert world.created == ["Job/j-prepare", "PyTorchJob/j-a1"] and world.objects("Job") == []
+    assert world.created == ["Job/j-prepare", gang(1)] and not world.batch_jobs()
 
 
 @pytest.mark.parametrize(("code", "phase", "reason"), [(2, "Failed", "UserError"), (1, "Restarting", "PodFailed")])
@@ -250,10 +257,10 @@ def test_between_attempts_no_pod_of_the_old_gang_lives() -> None:
         }
     )
     world.reconcile()
-    assert world.created.count("PyTorchJob/j-a2") == 0
+    assert world.created.count(gang(2)) == 0
     world.store.drop(world.store.get("Pod", "n", "slow") or {})
     world.reconcile()
-    assert world.created.count("PyTorchJob/j-a2") == 1
+    assert world.created.count(gang(2)) == 1
 
 
 @pytest.mark.parametrize(
@@ -309,13 +316,13 @@ def test_the_start_deadline() -> None:
     for _ in range(6):
         world.controllers()
         world.reconcile()
-        if not world.objects("PyTorchJob"):
+        if not world.gangs():
             world.start()
             world.end("prepare", 0)
     assert world.status["phase"] == "Pending"
     world.now += 31
     world.reconcile()
-    assert world.status["reason"] == "StartDeadlineExceeded" and not world.objects("PyTorchJob")
+    assert world.status["reason"] == "StartDeadlineExceeded" and not world.gangs()
 
 
 def test_a_replaced_pod_ends_the_attempt() -> None:
@@ -350,15 +357,15 @@ def test_pods_that_a_stop_has_ended_are_no_failure() -> None:
         for _ in range(12):
             world.controllers()
             world.start()
-            for gang in world.objects("PyTorchJob"):  # Kueue admits
-                if spec and gang["spec"]["runPolicy"]["suspend"]:
-                    world.write({**gang, "spec": {"runPolicy": {"suspend": False}}})
+            for owner in world.gangs():  # Kueue admits
+                if spec and form().suspended(owner["spec"]):
+                    world.write({**owner, "spec": form().suspension(False)})
             world.reconcile()
             world.end("prepare", 0)
         assert world.status["phase"] == "Running"
-        gang = world.objects("PyTorchJob")[0]
+        owner = world.gangs()[0]
         if spec:
-            world.write({**gang, "spec": {"runPolicy": {"suspend": True}}})
+            world.write({**owner, "spec": form().suspension(True)})
         else:
             world.edit(suspend=True)
             world.reconcile()
@@ -387,7 +394,7 @@ def test_the_preparing_pod_s_word_is_enough() -> None:
     world.start()
     world.end("prepare", 0)  # its Job's controller has not noticed
     world.reconcile()
-    assert world.created == ["Job/j-prepare", "PyTorchJob/j-a1"]
+    assert world.created == ["Job/j-prepare", gang(1)]
 
 
 def test_why_data_is_not_prepared_yet() -> None:
@@ -499,7 +506,12 @@ def _happen(world: World, what: str, number: int) -> None:
         world.now += number
 
 
-@pytest.mark.parametrize("kind", ["train", "apart", "evaluation", "sweep"])
+@pytest.mark.parametrize(
+    ("kind", "back_end"),
+    [(kind, back_end) for kind in ("train", "apart") for back_end in BACKENDS]
+    + [(kind, "pytorchjob") for kind in ("evaluation", "sweep")],
+    indirect=["back_end"],
+)
 @given(st.lists(_HAPPENING, max_size=60))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_happens_the_job_ends_and_nothing_is_doubled(kind: str, happenings: list[tuple[str, int]]) -> None:
@@ -523,10 +535,10 @@ def test_whatever_happens_the_job_ends_and_nothing_is_doubled(kind: str, happeni
     if kind == "sweep" and world.status["phase"] == "Succeeded":
         clients = [n for n in world.created if "-client-" in n]
         assert world.status["measuredModels"] == 2 and {n.split("-")[2] for n in clients} == {"m1", "m2"}
-    failures = len([e for e in world.created if e.startswith("PyTorchJob") or "-client-" in e])
+    failures = len([e for e in world.created if e.split("/")[1].startswith("j-a") or "-client-" in e])
     if world.status["phase"] == "Failed":
         assert world.status["reason"] == "AttemptsExhausted" and failures >= 3
-    gangs = [n for n in world.created if n.startswith("PyTorchJob")]
+    gangs = [n for n in world.created if n.split("/")[1].startswith("j-a")]
     assert len(set(gangs)) <= 3 and not world.alive()
     assert world.plan().create == [] and world.plan().delete == [] and world.plan().status is None
     assert stamp(world.now)

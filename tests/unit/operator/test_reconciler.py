@@ -18,7 +18,7 @@ from egm_operator.kube.client import ApiError
 from egm_operator.kube.cluster import Cluster
 from egm_operator.plan import Plan
 
-from tests.unit.operator.world import NOW, SETTINGS, evaluation
+from tests.unit.operator.world import NOW, SETTINGS, evaluation, train
 
 KEY = ("GroundingEvalJob", "n", "j")
 
@@ -132,3 +132,36 @@ def test_a_fault_of_the_operator_is_in_the_job_s_status_and_not_written_again(mo
     assert found is not None
     assert found["status"]["phase"] == "Pending" and "OverflowError" in found["status"]["message"]
     assert len(cluster.accepted) == 1, "the same words are written once"
+
+
+class OldCluster(BusyCluster):
+    """Knows no PyTorchJob, whatever its listings said."""
+
+    async def request(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        if "/pytorchjobs" in path:
+            raise ApiError(404, "NotFound", "the server could not find the requested resource")
+        return await super().request(method, path, **more)
+
+
+@pytest.mark.parametrize(("backend", "reason"), [("auto", "Starting"), ("pytorchjob", "Refused")])
+def test_a_creation_tells_that_the_cluster_lacks_a_kind(backend: str, reason: str) -> None:
+    """The second look knows it: `auto` takes the Job, and a job that wants the kind says so."""
+    cluster, store, absent = OldCluster(lambda *_: False), Store(), set[str]()
+    job = {**train(backend=backend, model={"source": "/models/m"}), "status": PREPARED}
+    store.put(job)
+    cluster.objects["j"] = job
+    key = ("GroundingTrainJob", "n", "j")
+
+    async def look() -> None:
+        queue: WorkQueue[Key] = WorkQueue(clock=lambda: 0.0)
+        poller = Poller(store, None, SETTINGS, lambda _: None)
+        reconciler = Reconciler(cluster, store, queue, poller, SETTINGS, lambda: NOW, absent=absent)
+        for _ in range(2):
+            await reconciler._once(key)
+
+    asyncio.run(look())
+    found = store.get(*key)
+    assert found is not None and absent == {"PyTorchJob"}
+    assert found["status"]["reason"] == reason, found["status"]
+    made = [obj["kind"] for obj in cluster.objects.values() if obj.get("kind") == "Job"]
+    assert made == (["Job"] if backend == "auto" else [])

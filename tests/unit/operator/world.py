@@ -6,14 +6,19 @@ import copy
 import itertools
 from typing import Any
 
+from egm_operator.kinds import JOB
 from egm_operator.kube.cache import Store, slim
+from egm_operator.kube.gang_forms import FORMS, GangForm
+from egm_operator.kube.objects import owns_gang
+from egm_operator.manifests.gangs import BACKENDS
 from egm_operator.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_KIND, LABEL_MODEL, LABEL_ROLE, LABEL_UID
 from egm_operator.plan import Plan, plan
 from egm_operator.settings import Settings
 from egm_operator.snapshot import Observed, Report
 from egm_operator.status import stamp
 
-SETTINGS = Settings(backoff_base_seconds=10.0)
+SETTINGS = Settings(backoff_base_seconds=10.0, backend="pytorchjob")
+"""The fixture `back_end` replaces them."""
 NOW = 1_800_000_000.0
 _FINAL = ("Succeeded", "Failed")
 _COUNT = itertools.count()
@@ -60,11 +65,16 @@ def _job(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": "grounding.egm.dev/v1alpha1", "kind": kind, "metadata": meta, "spec": spec}
 
 
+def form() -> GangForm:
+    """Return how the gangs of these settings are written."""
+    return BACKENDS[SETTINGS.backend].form
+
+
 class World:
     """One job and what it owns."""
 
-    def __init__(self, raw: dict[str, Any], settings: Settings = SETTINGS) -> None:
-        self.store, self.settings, self.now = Store(), settings, NOW
+    def __init__(self, raw: dict[str, Any], settings: Settings | None = None) -> None:
+        self.store, self.settings, self.now = Store(), SETTINGS if settings is None else settings, NOW
         self.key = (raw["kind"], raw["metadata"]["namespace"], raw["metadata"]["name"])
         self.version = 1
         self.created: list[str] = []
@@ -99,6 +109,14 @@ class World:
 
     def objects(self, kind: str) -> list[dict[str, Any]]:
         return [c for c in self.store.children(self.key) if c["kind"] == kind]
+
+    def gangs(self) -> list[dict[str, Any]]:
+        """Return the owners of gangs."""
+        return [c for c in self.store.children(self.key) if owns_gang(c)]
+
+    def batch_jobs(self) -> list[dict[str, Any]]:
+        """Return the Jobs of roles that run once."""
+        return [c for c in self.objects("Job") if not owns_gang(c)]
 
     def alive(self, role: str = "", attempt: int | None = None) -> list[dict[str, Any]]:
         """Pods that are not at their end."""
@@ -170,47 +188,68 @@ class World:
     def controllers(self) -> None:
         """Make missing pods, remove those of suspended owners, tell the end."""
         for owner in [*self.objects("PyTorchJob"), *self.objects("Job")]:
-            pods = self._owned(owner["metadata"]["uid"])
-            gang = owner["kind"] == "PyTorchJob"
-            suspended = owner["spec"]["runPolicy"]["suspend"] if gang else owner["spec"]["suspend"]
-            if any(c["type"] in (*_FINAL, "Complete") for c in (owner.get("status") or {}).get("conditions", [])):
+            pods, known = self._owned(owner["metadata"]["uid"]), FORMS[owner["kind"]]
+            said = [c["type"] for c in (owner.get("status") or {}).get("conditions", [])]
+            if said == ["SuccessCriteriaMet"]:
+                self._tell(owner, "Complete")
+            if any(kind in (*known.succeeded, *known.failed) for kind in said):
                 continue
-            if suspended:
+            if known.suspended(owner["spec"]):
                 for pod in pods:
-                    self.store.drop(pod)
-                continue
-            self._make_pods(owner, pods, gang)
-            pods = self._owned(owner["metadata"]["uid"])
-            if any(p["status"]["phase"] == "Failed" for p in pods):
-                self.write({**owner, "status": {"conditions": [{"type": "Failed", "status": "True"}]}})
-                for pod in pods:
-                    if pod["status"]["phase"] not in _FINAL:
+                    # a Job does not make a pod again whose index is done
+                    if owner["kind"] == "PyTorchJob" or pod["status"]["phase"] not in _FINAL:
                         self.store.drop(pod)
-            elif pods and all(p["status"]["phase"] == "Succeeded" for p in pods):
-                done = "Succeeded" if gang else "Complete"
-                self.write({**owner, "status": {"conditions": [{"type": done, "status": "True"}]}})
+                continue
+            self._make_pods(owner, pods)
+            self._judge(owner, self._owned(owner["metadata"]["uid"]))
 
-    def _make_pods(self, owner: dict[str, Any], pods: list[dict[str, Any]], gang: bool) -> None:
+    def _judge(self, owner: dict[str, Any], pods: list[dict[str, Any]]) -> None:
+        """Tell the end of an owner, and end what still runs of it."""
+        phases = {p["metadata"]["name"]: p["status"]["phase"] for p in pods}
+        first = [p["status"]["phase"] for p in pods if self._index(p) == "0"]
+        done = bool(pods) and all(phase == "Succeeded" for phase in phases.values())
+        if "Failed" in phases.values():
+            self._tell(owner, "Failed")
+        elif owner["kind"] == JOB.name and owns_gang(owner) and first == ["Succeeded"]:
+            self._tell(owner, "SuccessCriteriaMet")
+        elif done:
+            self._tell(owner, FORMS[owner["kind"]].succeeded[0])
+        else:
+            return
+        for pod in pods:
+            if pod["status"]["phase"] not in _FINAL:
+                self.store.drop(pod)
+
+    def _tell(self, owner: dict[str, Any], condition: str) -> None:
+        self.write({**owner, "status": {"conditions": [{"type": condition, "status": "True"}]}})
+
+    @staticmethod
+    def _index(pod: dict[str, Any]) -> str:
+        return str(pod["metadata"]["labels"].get("batch.kubernetes.io/job-completion-index", ""))
+
+    def _make_pods(self, owner: dict[str, Any], pods: list[dict[str, Any]]) -> None:
         spec = self.specs.get(owner["metadata"]["uid"]) or {}
-        wanted = [("", 1)]
-        if gang:
-            wanted = [(role.lower(), r["replicas"]) for role, r in spec["pytorchReplicaSpecs"].items()]
+        wanted: list[tuple[str, dict[str, str]]] = [("pod-0", {})]
+        if owner["kind"] == "PyTorchJob":
+            replicas = {role.lower(): r["replicas"] for role, r in spec["pytorchReplicaSpecs"].items()}
+            label = "training.kubeflow.org/replica-type"
+            wanted = [(f"{role}-{i}", {label: role}) for role, count in replicas.items() for i in range(count)]
+        elif owns_gang(owner):
+            label = "batch.kubernetes.io/job-completion-index"
+            wanted = [(str(i), {label: str(i)}) for i in range(spec["completions"])]
         have = {p["metadata"]["name"] for p in pods}
-        for role, count in wanted:
-            for i in range(count):
-                name = f"{owner['metadata']['name']}-{role or 'pod'}-{i}"
-                if name in have:
-                    continue
-                labels = {
-                    k: v
-                    for k, v in owner["metadata"]["labels"].items()
-                    if k in (LABEL_JOB, LABEL_KIND, LABEL_ROLE, LABEL_ATTEMPT, LABEL_UID, LABEL_MODEL)
-                }
-                if role:
-                    labels["training.kubeflow.org/replica-type"] = role
-                meta = {"name": name, "namespace": "n", "labels": labels}
-                made = self.write({"kind": "Pod", "metadata": meta, "status": {"phase": "Pending"}})
-                self.owners[made] = owner["metadata"]["uid"]
+        for suffix, more in wanted:
+            name = f"{owner['metadata']['name']}-{suffix}"
+            if name in have:
+                continue
+            labels = {
+                k: v
+                for k, v in owner["metadata"]["labels"].items()
+                if k in (LABEL_JOB, LABEL_KIND, LABEL_ROLE, LABEL_ATTEMPT, LABEL_UID, LABEL_MODEL)
+            }
+            meta = {"name": name, "namespace": "n", "labels": labels | more}
+            made = self.write({"kind": "Pod", "metadata": meta, "status": {"phase": "Pending"}})
+            self.owners[made] = owner["metadata"]["uid"]
 
     def _pod(self, pod: dict[str, Any], **status: Any) -> None:
         self.write({**pod, "status": {**pod["status"], **status}})
@@ -258,4 +297,4 @@ class World:
                 return
 
 
-__all__ = ["NOW", "SETTINGS", "World", "evaluation", "slim", "train"]
+__all__ = ["NOW", "SETTINGS", "World", "evaluation", "form", "slim", "train"]

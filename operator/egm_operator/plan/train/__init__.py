@@ -1,4 +1,4 @@
-"""A training job: one PyTorchJob per attempt; a failed pod ends the attempt for the whole gang. Pure."""
+"""A training job: one gang an attempt; a pod that fails ends the attempt for the whole gang. Pure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from egm_operator.plan.restart import restart
 from egm_operator.plan.snapshot import PlacedPolicy, Policy
 from egm_operator.plan.start import start
 from egm_operator.plan.suspend import suspend
+from egm_operator.plan.train.backend import available
 from egm_operator.plan.train.failure import failure
 from egm_operator.plan.train.gang import GANG, idle, stop, stop_for_good
 from egm_operator.plan.train.gpu_usage import gpu_usage
@@ -31,6 +32,7 @@ POLICIES: Sequence[Policy[ResolvedTrainJob, TrainStatus]] = (
     success,
     active_deadline(stop_for_good),
     suspend(stop, idle, heard_while_stopping),
+    available,
     model,
 )
 """Policies that are called first, in this order."""

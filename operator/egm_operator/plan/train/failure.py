@@ -23,7 +23,9 @@ def failure(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
         return None
     attempt, gang = under_way
     pods = GANG.pods(snapshot, attempt)
-    if (found := _pod_failure(pods, snapshot.now)) is not None:
+    # once rank 0 has done the work its controller ends the others, which is no failure
+    done = gang.failed is None and any(pod.master and pod.phase == "Succeeded" for pod in pods)
+    if not done and (found := _pod_failure(pods, snapshot.now)) is not None:
         reason, message = found
         master = next((pod for pod in pods if pod.master), None)
         stopping = None if master is None else read_known(TrainReport, master.termination_message or {}).stopping
@@ -37,7 +39,9 @@ def failure(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
             decision = snapshot.decision()
             decision.look_again(snapshot.now + 1)
             return decision
-        # the training-operator counts any deleted pod as failed, and then deletes the others
+        if gang.disrupted:
+            return fail(snapshot, GANG, attempt, Reason.EVICTED, str(gang.failed))
+        # the training-operator counts a pod that is deleted as failed, whoever deletes it, and deletes the others then
         if snapshot.status.is_true(ConditionType.RUNNING) and len(pods) < GANG.size(snapshot):
             text = f"a pod of {gang.name} has been deleted ({gang.failed})"
             return fail(snapshot, GANG, attempt, Reason.POD_REPLACED, text)

@@ -1,11 +1,12 @@
-"""The gang of a training: one PyTorchJob per attempt, and its pods."""
+"""The gang of a training: one object an attempt that owns its pods, of whichever back end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from egm_operator.kube.objects import Manifest, Pod, PyTorchJob
-from egm_operator.manifests import pytorchjob
+from egm_operator.kube.objects import GangOwner, Manifest, Pod
+from egm_operator.manifests import gangs
+from egm_operator.names import gang_name
 from egm_operator.plan.attempts import Unit
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import PlacedTrain, TrainSnapshot
@@ -14,21 +15,21 @@ from grounding.api import ResolvedTrainJob
 from grounding.api.status import TrainStatus
 
 
-class Gang(Unit[ResolvedTrainJob, TrainStatus, PyTorchJob]):
-    """The PyTorchJob of an attempt."""
+class Gang(Unit[ResolvedTrainJob, TrainStatus, GangOwner]):
+    """The owner of an attempt's pods."""
 
-    def all(self, snapshot: TrainSnapshot) -> Sequence[PyTorchJob]:
+    def all(self, snapshot: TrainSnapshot) -> Sequence[GangOwner]:
         return snapshot.gangs
 
     def name(self, snapshot: PlacedTrain, attempt: int) -> str:
-        return pytorchjob.name(snapshot.context.prefix, attempt)
+        return gang_name(snapshot.context.prefix, attempt)
 
     def pods(self, snapshot: TrainSnapshot, attempt: int) -> list[Pod]:
         return snapshot.pods_of(snapshot.job.spec.method, attempt)
 
     def objects(self, snapshot: PlacedTrain, attempt: int) -> list[Manifest]:
         roles = snapshot.roles
-        return pytorchjob.wanted(roles[snapshot.job.spec.method], roles["prepare"], snapshot.context, attempt)
+        return backend(snapshot).wanted(roles[snapshot.job.spec.method], roles["prepare"], snapshot.context, attempt)
 
     def size(self, snapshot: PlacedTrain) -> int:
         """Return how many pods a whole gang has."""
@@ -36,6 +37,11 @@ class Gang(Unit[ResolvedTrainJob, TrainStatus, PyTorchJob]):
 
 
 GANG = Gang()
+
+
+def backend(snapshot: TrainSnapshot) -> gangs.Backend:
+    """Return what runs the next attempt."""
+    return gangs.chosen(snapshot.job.spec.backend, snapshot.settings.backend, snapshot.absent)
 
 
 def members(snapshot: TrainSnapshot) -> list[Pod]:
@@ -49,16 +55,23 @@ def running(pods: Sequence[Pod]) -> int:
 
 
 def stop(snapshot: TrainSnapshot, decision: Decision[TrainStatus]) -> None:
-    """Stop the gang: by suspension if it can continue later, by deletion if it has a queue or has ended."""
+    """Stop the gang: by suspension if the object can continue later, by deletion if a queue (or its own end) forbids that.
+
+    So does a pod that has succeeded: its controller would not make it again, and the others would wait for it.
+    """
     for gang in snapshot.gangs:
         if snapshot.status.ended:
             if not gang.over:
                 decision.remove(gang)
-        elif snapshot.job.spec.queue or gang.over:
+        elif snapshot.job.spec.queue or gang.over or _partly_done(snapshot, gang):
             decision.remove(gang)
         elif not gang.suspended and not gang.deleting:
-            decision.patch(gang, pytorchjob.suspension(True))
+            decision.patch(gang, gangs.suspension(gang, True))
     stop_preparing(snapshot, decision)
+
+
+def _partly_done(snapshot: TrainSnapshot, gang: GangOwner) -> bool:
+    return any(pod.phase == "Succeeded" for pod in GANG.pods(snapshot, gang.attempt))
 
 
 def stop_for_good(snapshot: TrainSnapshot, decision: Decision[TrainStatus]) -> None:

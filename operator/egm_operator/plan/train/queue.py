@@ -5,7 +5,7 @@ Pods that such a stop has ended did not fail, and new pods are a fresh gang.
 
 from __future__ import annotations
 
-from egm_operator.manifests import pytorchjob
+from egm_operator.manifests import gangs
 from egm_operator.plan.attempts import starts, waits_for
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import PlacedTrain, ask
@@ -32,11 +32,10 @@ def queue(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
             None  # as with suspension, time in the queue does not count towards activeDeadlineSeconds
         )
         return decision
-    stopped = [pod for pod in GANG.pods(snapshot, attempt) if (pod.alive or pod.deleting) and not snapshot.lost(pod)]
-    if stopped:
+    if stopped := GANG.leaving(snapshot, attempt):
         text = f"Waits until the stopped pods of attempt {attempt} are gone.{waits_for(snapshot, decision, stopped)}"
         status.phase(Phase.PENDING, Reason.STOPPING, text)
     else:
-        decision.patch(gang, pytorchjob.suspension(False))
+        decision.patch(gang, gangs.suspension(gang, False))
         status.phase(Phase.PENDING, Reason.STARTING, starts(snapshot, attempt))
     return decision

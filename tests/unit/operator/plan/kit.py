@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from egm_operator.kube.gang_forms import FORMS, PYTORCHJOB_FORM
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import EvalSnapshot, PlacedEval, PlacedTrain, TrainSnapshot, observe, place
 from egm_operator.snapshot import Observed, Report, parse_job
@@ -12,7 +13,8 @@ from egm_operator.status import StatusBuilder, read_status, stamp
 
 from grounding.api import ResolvedEvalJob, ResolvedTrainJob
 from grounding.api.status import EvalStatus, TrainStatus
-from tests.unit.operator.world import NOW, SETTINGS, evaluation, train
+from tests.unit.operator import world
+from tests.unit.operator.world import NOW, SETTINGS, evaluation, form, train
 
 MODEL = "hf://x/y"
 
@@ -89,9 +91,26 @@ def ended(kind: str, ago: float = 10.0) -> dict[str, Any]:
 def gang(
     attempt: int = 1, *, ago: float = 0.0, deleting: bool = False, suspended: bool = False, **status: Any
 ) -> dict[str, Any]:
-    """Return the PyTorchJob of an attempt."""
+    """Return the PyTorchJob of an attempt, which a snapshot takes for the back end of the test (`of_back_end`)."""
     meta = _meta(f"j-a{attempt}", "rl", attempt, ago, deleting)
     return {"kind": "PyTorchJob", "metadata": meta, "spec": {"runPolicy": {"suspend": suspended}}, "status": status}
+
+
+def of_back_end(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return a PyTorchJob, or a pod of one, as the back end of the test has it; anything else as it is."""
+    if form() is PYTORCHJOB_FORM:
+        return raw
+    if raw["kind"] == "PyTorchJob":
+        types = dict(zip(("Succeeded", "Failed"), (form().succeeded[0], form().failed[0]), strict=True))
+        said = [c | {"type": types[c["type"]]} for c in raw["status"].get("conditions", [])]
+        spec, status = form().suspension(PYTORCHJOB_FORM.suspended(raw["spec"])), raw["status"] | {"conditions": said}
+        return raw | {"kind": form().kind.name, "spec": spec, "status": status}
+    name, value = PYTORCHJOB_FORM.first_label
+    labels = dict(raw["metadata"]["labels"])
+    if name in labels:
+        label, first = form().first_label
+        labels[label] = first if labels.pop(name) == value else "1"
+    return raw | {"metadata": raw["metadata"] | {"labels": labels}}
 
 
 def batch(
@@ -111,10 +130,10 @@ def training(
     *owned: dict[str, Any], status: dict[str, Any] | None = None, report: Report | None = None, **spec: Any
 ) -> TrainSnapshot:
     """Return a training job and what it owns."""
-    seen = Observed({**train(**spec), "status": status or {}}, owned, None, report)
+    seen = Observed({**train(**spec), "status": status or {}}, [of_back_end(one) for one in owned], None, report)
     job = parse_job(seen.raw)
     assert isinstance(job, ResolvedTrainJob)
-    return observe(seen, job, StatusBuilder(read_status(seen.raw, TrainStatus), 1, NOW), SETTINGS)
+    return observe(seen, job, StatusBuilder(read_status(seen.raw, TrainStatus), 1, NOW), world.SETTINGS)
 
 
 def evaluating(
@@ -156,7 +175,7 @@ def said(decision: Decision[Any] | None) -> dict[str, Any]:
         "reason": fields.reason,
         "create": [obj["metadata"]["name"] for obj in plan.create],
         "delete": [one.name for one in plan.delete],
-        "patch": [(one.name, one.body) for one in plan.patch],
+        "patch": [(one.name, {"suspend": FORMS[one.kind].suspended(one.body["spec"])}) for one in plan.patch],
         "at": None if plan.at is None else round(plan.at - NOW),
     }
     return {key: value for key, value in found.items() if value not in (None, [])}

@@ -6,6 +6,8 @@ from egm_operator.plan.train.gang import stop_for_good
 
 from tests.unit.operator.plan.kit import NOW, gang, said, stamp, training
 
+pytestmark = pytest.mark.usefixtures("back_end")
+
 OVER = {"final": True, "phase": "Failed", "reason": "DeadlineExceeded", "delete": ["j-a1"]}
 
 

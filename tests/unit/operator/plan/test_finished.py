@@ -6,6 +6,8 @@ from egm_operator.plan.train.gang import stop
 
 from tests.unit.operator.plan.kit import NOW, conditions, gang, said, stamp, training
 
+pytestmark = pytest.mark.usefixtures("back_end")
+
 END = {"completionTime": stamp(NOW - 100), "conditions": conditions(Succeeded="True")}
 SAYS = {"final": True, "phase": "Succeeded", "reason": "Said"}
 

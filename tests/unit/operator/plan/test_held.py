@@ -6,6 +6,9 @@ from egm_operator.plan.prepare import prepare
 from egm_operator.plan.train.pending import pending
 
 from tests.unit.operator.plan.kit import NOW, batch, gang, placed_training, pod, replace, said, waits
+from tests.unit.operator.world import form
+
+pytestmark = pytest.mark.usefixtures("back_end")
 
 QUOTA = 'pods "j-a1-master-0" is forbidden: exceeded quota: gpus'
 STARTING = {"attempt": 1, "message": "Attempt 1 of 3 starts.", "reason": "Starting", "phase": "Pending"}
@@ -32,7 +35,8 @@ MOUNT = _warning("Pod", "b", "FailedMount", 'configmap "ca" not found')
     ],
 )  # fmt: skip
 def test_a_gang_that_waits_says_what_events_say(owned: list[Any], warnings: list[ObjectWarning], reason: str) -> None:
-    snapshot = replace(placed_training(*owned, status=STARTING, maxAttempts=3), warnings=warnings)
+    told = [replace(w, kind=form().kind.name) if w.kind == "PyTorchJob" else w for w in warnings]
+    snapshot = replace(placed_training(*owned, status=STARTING, maxAttempts=3), warnings=told)
     decision = pending(snapshot)
     assert said(decision)["reason"] == reason
     if reason == "PodsRefused":

@@ -5,6 +5,8 @@ from egm_operator.plan.prepare import prepare
 
 from tests.unit.operator.plan.kit import batch, conditions, ended, placed_training, pod, said, waits
 
+pytestmark = pytest.mark.usefixtures("back_end")
+
 PREPARING = {"final": True, "phase": "Preparing", "reason": "Preparing"}
 
 
@@ -18,7 +20,7 @@ def _pod(**more: Any) -> dict[str, Any]:
         ("True", [], {}),
         (None, [], PREPARING | {"create": ["j-prepare"]}),
         (None, [batch()], PREPARING),
-        (None, [batch(suspended=True)], PREPARING | {"patch": [("j-prepare", {"spec": {"suspend": False}})]}),
+        (None, [batch(suspended=True)], PREPARING | {"patch": [("j-prepare", {"suspend": False})]}),
         (None, [batch(), _pod(phase="Pending", **waits("ImagePullBackOff"))], PREPARING | {"reason": "ImagePull"}),
         (None, [batch(), _pod(code=0)], {"final": False}),  # its Job's controller has not noticed
         (None, [batch(**ended("Complete"))], {"final": False}),

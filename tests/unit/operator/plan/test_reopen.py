@@ -5,6 +5,8 @@ from egm_operator.status import ConditionType
 from tests.unit.operator.plan.kit import NOW, stamp, training
 from tests.unit.operator.world import World, train
 
+pytestmark = pytest.mark.usefixtures("back_end")
+
 END = {
     "type": "Failed",
     "status": "True",

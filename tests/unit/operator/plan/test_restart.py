@@ -6,6 +6,8 @@ from egm_operator.plan.train.gang import GANG
 
 from tests.unit.operator.plan.kit import conditions, gang, placed_training, pod, said
 
+pytestmark = pytest.mark.usefixtures("back_end")
+
 WAITS = {"final": True, "phase": "Restarting", "reason": "PodFailed"}
 
 

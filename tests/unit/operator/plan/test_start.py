@@ -6,6 +6,8 @@ from egm_operator.plan.train.gang import GANG
 
 from tests.unit.operator.plan.kit import gang, placed_training, pod, said
 
+pytestmark = pytest.mark.usefixtures("back_end")
+
 STARTS = {"final": True, "phase": "Pending", "reason": "Starting"}
 WAITS = {"final": True, "phase": "Pending", "reason": "Stopping"}
 ONE_NODE = {"nodes": 1, "gpusPerNode": 8}

@@ -9,9 +9,11 @@ from egm_operator.status import ConditionType
 
 from tests.unit.operator.plan.kit import NOW, Report, conditions, gang, pod, said, stamp, training
 
+pytestmark = pytest.mark.usefixtures("back_end")
+
 WAITS = {"final": True, "phase": "Pending", "reason": "Suspending"}
 DONE = {"final": True, "phase": "Suspended", "reason": "SuspendedByUser"}
-STOPS = [("j-a1", {"spec": {"runPolicy": {"suspend": True}}})]
+STOPS = [("j-a1", {"suspend": True})]
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,8 @@ STOPS = [("j-a1", {"spec": {"runPolicy": {"suspend": True}}})]
         (True, [gang(suspended=True), pod()], {}, WAITS),
         (True, [gang(suspended=True), pod(code=143)], {}, DONE),
         (True, [gang(), pod()], {"queue": "q"}, WAITS | {"delete": ["j-a1"]}),  # a queue would let it come back
+        # the one that has succeeded would not come back with the other
+        (True, [gang(), pod("a", code=0), pod("b")], {}, WAITS | {"delete": ["j-a1"]}),
         (True, [pod(role="prepare")], {}, WAITS),
     ],
 )

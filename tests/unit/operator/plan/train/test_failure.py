@@ -4,7 +4,9 @@ from typing import Any
 import pytest
 from egm_operator.plan.train.failure import failure
 
-from tests.unit.operator.plan.kit import conditions, ended, gang, placed_training, pod, said
+from tests.unit.operator.plan.kit import NOW, conditions, ended, gang, placed_training, pod, said, stamp
+
+pytestmark = pytest.mark.usefixtures("back_end")
 
 WHOLE = {"attempt": 1, "conditions": conditions(Running=("True", 100))}
 AGAIN = {"final": True, "phase": "Restarting", "delete": ["j-a1"], "at": 10}
@@ -33,6 +35,10 @@ DISRUPTED = {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}
         ([gang(**ended("Failed")), pod("a"), pod("b", leaving=10)], AGAIN | {"reason": "Evicted"}),
         ([gang(**ended("Failed")), pod("a", ago=200)], AGAIN | {"reason": "PodReplaced"}),
         ([gang(), pod(ago=50)], AGAIN | {"reason": "PodReplaced"}),
+        # rank 0 has done the work, and its controller ends the others
+        ([gang(), pod("a", master=True, code=0, ago=200), pod("b", code=143, ago=200)], {}),
+        ([gang(**ended("Failed")), pod("a", master=True, code=0), pod("b", code=1)], AGAIN | {"reason": "PodFailed"}),
+        ([gang(), pod("a", master=True, code=0, ago=200), pod("b", leaving=300)], AGAIN | {"reason": "NodeLost"}),
     ],
 )
 def test_failure(owned: list[Any], expected: dict[str, Any]) -> None:
@@ -69,3 +75,17 @@ def test_what_the_cluster_ends_counts_against_no_limit(
     assert decision is not None
     fields = decision.status.fields
     assert (fields.phase, fields.disruptions, fields.message) == (phase, disruptions, text)
+
+
+def test_a_job_s_controller_says_that_a_disruption_has_ended_it() -> None:
+    """The pod itself may have gone with its node."""
+    said_by = {"type": "Failed", "status": "True", "lastTransitionTime": stamp(NOW - 10)}
+    word = "Pod n/j-a1-0-x has condition DisruptionTarget matching FailJob rule at index 0"
+    for reason, message, expected in (
+        ("PodFailurePolicy", word, "Evicted"),
+        ("BackoffLimitExceeded", "Job has reached the specified backoff limit", "PodReplaced"),
+    ):
+        owner = {**gang(), "kind": "Job", "spec": {}}
+        owner["status"] = {"conditions": [said_by | {"reason": reason, "message": message}]}
+        decision = failure(placed_training(owner, status=WHOLE))
+        assert decision is not None and decision.status.fields.reason == expected

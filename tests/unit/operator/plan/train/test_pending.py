@@ -5,6 +5,8 @@ from egm_operator.plan.train.pending import pending
 
 from tests.unit.operator.plan.kit import conditions, gang, placed_training, pod, said, waits
 
+pytestmark = pytest.mark.usefixtures("back_end")
+
 PENDING = {"final": True, "phase": "Pending"}
 NO_NODE = {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes"}]}
 PREPARES = {"initContainerStatuses": [{"name": "prepare", "image": "i", "state": {"running": {}}}]}

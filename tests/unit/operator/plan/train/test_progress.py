@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from grounding.api.status import TrainStatus
 from tests.unit.operator.plan.kit import NOW, Report, conditions, gang, placed_training, pod, stamp
 
+pytestmark = pytest.mark.usefixtures("back_end")
+
 OLD = {"progress": {"step": 4, "totalSteps": 9, "time": stamp(NOW - 10)}, "metrics": {"valAccuracy": 0.8}}
 
 

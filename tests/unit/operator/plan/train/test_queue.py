@@ -5,8 +5,10 @@ from egm_operator.plan.train.queue import queue
 
 from tests.unit.operator.plan.kit import gang, placed_training, pod, said
 
+pytestmark = pytest.mark.usefixtures("back_end")
+
 QUEUED = {"final": True, "phase": "Pending", "reason": "Queued"}
-COME_BACK = [("j-a1", {"spec": {"runPolicy": {"suspend": False}}})]
+COME_BACK = [("j-a1", {"suspend": False})]
 
 
 @pytest.mark.parametrize(

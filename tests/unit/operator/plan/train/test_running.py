@@ -5,6 +5,8 @@ from egm_operator.plan.train.running import run
 
 from tests.unit.operator.plan.kit import NOW, Report, conditions, gang, placed_training, pod, said, stamp
 
+pytestmark = pytest.mark.usefixtures("back_end")
+
 STALE = 120  # EGM_OPERATOR_PROGRESS_STALE_SECONDS
 RUNS = {"final": True, "phase": "Running", "reason": "AllPodsRunning"}
 PODS = [pod("a", master=True), pod("b")]

@@ -5,6 +5,8 @@ from egm_operator.plan.train.success import success
 
 from tests.unit.operator.plan.kit import ended, gang, pod, said, training
 
+pytestmark = pytest.mark.usefixtures("back_end")
+
 WON = {"final": True, "phase": "Succeeded", "reason": "Completed"}
 
 

@@ -1,0 +1,82 @@
+"""How a gang is built from core Kubernetes: an Indexed batch/v1 Job, and a headless Service by which its pods have names. Pure.
+
+One Job an attempt. Its controller gives each pod an index, from which its rank and its host name follow. It starts no pod again: one that fails ends
+the Job, and the plan makes the next attempt.
+"""
+
+from __future__ import annotations
+
+from egm_operator.kinds import GROUP, JOB, SERVICE
+from egm_operator.kube.objects import Manifest
+from egm_operator.manifests import network
+from egm_operator.manifests.pod import PROGRESS_ENV, Context, queued, template, token, unique
+from egm_operator.names import MASTER_PORT, PROGRESS_PORT, gang_name
+from grounding.jsontypes import Document
+from grounding.roles import Role
+from grounding.runtime.environment import Environment
+
+_INDEX_FIELD = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+# as a PyTorchJob has it: what rank 0 has done is done, and a worker that hangs at its end holds no GPU
+_SUCCESS = {"rules": [{"succeededIndexes": "0"}]}
+# the Job's own words then say that a disruption ended it, also after the pod has gone with its node
+_POLICY = {"rules": [{"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]}
+
+
+def service_name(ctx: Context) -> str:
+    """Return the name of the Service that gives the pods of all attempts their names."""
+    return unique(ctx, "gang", service=True)
+
+
+def master_address(ctx: Context, attempt: int) -> str:
+    """Return the DNS name of the pod of rank 0."""
+    return f"{gang_name(ctx.prefix, attempt)}-0.{service_name(ctx)}.{ctx.namespace}.svc"
+
+
+def wanted(role: Role, prepare: Role, ctx: Context, attempt: int) -> list[Manifest]:
+    """Return all objects of an attempt, in the order in which they are made."""
+    several = [token(ctx), service(role, ctx)] if role.replicas > 1 else []
+    return [*network.wanted(ctx), *several, build(role, prepare, ctx, attempt)]
+
+
+def service(role: Role, ctx: Context) -> Manifest:
+    """Return the headless Service. A pod has its name before it is ready, because the pods meet before any of them is."""
+    selector = {k: v for k, v in ctx.labels(role.name).items() if k.startswith(f"{GROUP}/")}
+    spec = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": selector,
+        "ports": [{"name": "master", "port": MASTER_PORT, "targetPort": "master", "protocol": "TCP"}],
+    }
+    meta = ctx.meta(service_name(ctx), role.name)
+    return {"apiVersion": SERVICE.api_version, "kind": SERVICE.name, "metadata": meta, "spec": spec}
+
+
+def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Manifest:
+    """Return the Job of an attempt: a pod for each node, all at once. It has succeeded when rank 0 has."""
+    ranks = {"WORLD_SIZE": str(role.replicas)}
+    if role.replicas > 1:
+        ranks |= {"MASTER_ADDR": master_address(ctx, attempt), "MASTER_PORT": str(MASTER_PORT)}
+    pod = template(
+        role,
+        ctx,
+        attempt=attempt,
+        extra_env={**PROGRESS_ENV, **Environment(attempt=attempt).as_environ(), **ranks},
+        field_env={"RANK": _INDEX_FIELD},
+        ports={"master": MASTER_PORT, "progress": PROGRESS_PORT},
+        prepare=prepare,
+    )
+    if role.replicas > 1:
+        pod["spec"]["subdomain"] = service_name(ctx)
+    spec: Document = {
+        "completionMode": "Indexed",
+        "completions": role.replicas,
+        "parallelism": role.replicas,
+        "backoffLimit": 0,
+        "podFailurePolicy": _POLICY,
+        "successPolicy": _SUCCESS,
+        "template": pod,
+    }
+    if ctx.job.spec.queue:
+        spec["suspend"] = True  # Kueue admits it by taking this away
+    meta = queued(ctx.meta(gang_name(ctx.prefix, attempt), role.name, attempt), ctx)
+    return {"apiVersion": JOB.api_version, "kind": JOB.name, "metadata": meta, "spec": spec}
