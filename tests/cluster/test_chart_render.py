@@ -101,6 +101,7 @@ def test_the_operator_understands_the_environment(values: Path) -> None:
         ("watchNamespaces={A_B}", "watchNamespaces"),
         ("kueue.localQueues[0].name=a", "localQueues"),
         ("settings.defaultOutput=/data", "defaultOutput"),
+        ("settings.backend=jobset", "backend"),
         ("crds.install=perhaps", "install"),
     ],
 )
@@ -127,14 +128,16 @@ def test_every_value_is_in_the_schema_and_refuses_neighbours() -> None:
 
 
 def test_a_cluster_without_pytorchjobs_is_told_at_install_time() -> None:
-    done = helm("template", "egm", str(CHART), VERSION, "--api-versions", "v1/Pod", check=False)
+    template("--api-versions", "v1/Pod")  # trainings are Jobs there
+    wanted = ("--set", "settings.backend=pytorchjob")
+    done = helm("template", "egm", str(CHART), VERSION, "--api-versions", "v1/Pod", *wanted, check=False)
     assert (
         done.returncode != 0
         and "training-operator v1.9" in done.stderr
         and "trainingOperator.check=warn" in done.stderr
     )
-    template("--api-versions", "v1/Pod", "--api-versions", "kubeflow.org/v1/PyTorchJob")
-    template("--api-versions", "v1/Pod", "--set", "trainingOperator.check=warn")
+    template("--api-versions", "v1/Pod", "--api-versions", "kubeflow.org/v1/PyTorchJob", *wanted)
+    template("--api-versions", "v1/Pod", "--set", "trainingOperator.check=warn", *wanted)
 
 
 def test_definitions_are_those_of_the_models_and_are_kept() -> None:
@@ -258,9 +261,14 @@ def test_selectors_find_the_pods_that_the_operator_makes() -> None:
     from grounding.api import load as load_jobs
 
     jobs = {j.metadata.name: j for j in load_jobs(ROOT / "jobs" / "egm8b-pipeline.yaml")}
-    made = [o for j in jobs.values() for o in objects(j, jobs, Settings(), "n")]
+    both = [Settings(backend="pytorchjob"), Settings(backend="job")]
+    made = [o for settings in both for j in jobs.values() for o in objects(j, jobs, settings, "n")]
     pods: list[dict[str, Any]] = [o for o in made if o["kind"] == "Pod"]
-    pods += [o["spec"]["template"] for o in made if o["kind"] == "Job"]
+    for obj in of_kind(made, "Job"):
+        pod = obj["spec"]["template"]
+        pods.append(pod)
+        if obj["spec"].get("completionMode") == "Indexed":  # its controller adds the label
+            pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] = "0"
     for gang in of_kind(made, "PyTorchJob"):
         pod = gang["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
         meta = pod["metadata"]  # the training-operator adds its own label
@@ -268,7 +276,7 @@ def test_selectors_find_the_pods_that_the_operator_makes() -> None:
             {**pod, "metadata": {**meta, "labels": {**meta["labels"], "training.kubeflow.org/replica-type": "master"}}}
         )
     monitors = of_kind(template("--set", "metrics.podMonitor.enabled=true"), "PodMonitor")
-    assert len(monitors) == 3
+    assert len(monitors) == 4
     for monitor in monitors:
         labels = monitor["spec"]["selector"]["matchLabels"]
         (endpoint,) = monitor["spec"]["podMetricsEndpoints"]

@@ -11,7 +11,7 @@
 - apiGroups: [grounding.egm.dev]
   resources: [groundingtrainjobs/finalizers, groundingevaljobs/finalizers]
   verbs: [update]
-# gangs; prepare and client Jobs: patched for suspension alone. get: to judge whose it is where a name is taken
+# gangs of either back end; prepare and client Jobs: patched for suspension alone. get: to judge whose it is where a name is taken
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
   verbs: [get, list, watch, create, patch, delete]
@@ -21,7 +21,7 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, create, delete]
-# names of servers
+# names of servers, and of the pods of a gang that is a Job
 - apiGroups: [""]
   resources: [services]
   verbs: [get, create]
