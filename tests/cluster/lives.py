@@ -6,6 +6,8 @@ import contextlib
 import threading
 from collections import defaultdict
 
+from egm_operator.manifests.gangs import BACKENDS
+
 from tests.cluster.operator_kit import Drive, eval_job, train_job, until
 
 ENDS = ("Succeeded", "Failed")
@@ -62,13 +64,17 @@ class World(threading.Thread):
 
 
 def make_jobs(drive: Drive, count: int) -> Jobs:
-    """`count` trainings (one node and two, in turn) and as many evaluations."""
+    """`count` trainings of two nodes, by each back end in turn, and as many evaluations."""
     made: Jobs = []
     for i in range(count):
-        drive.api.create("gtj", drive.namespace, train_job(f"t{i}", nodes=1 + i % 2))
+        drive.api.create("gtj", drive.namespace, train_job(f"t{i}", nodes=2, backend=_backend(i)))
         drive.api.create("gej", drive.namespace, eval_job(f"e{i}", 1))
         made += [("gtj", f"t{i}"), ("gej", f"e{i}")]
     return made
+
+
+def _backend(number: int) -> str:
+    return list(BACKENDS)[number % len(BACKENDS)]
 
 
 def check(drive: Drive, world: World, jobs: Jobs) -> None:
@@ -86,8 +92,10 @@ def check(drive: Drive, world: World, jobs: Jobs) -> None:
     double = {n: u for n, u in world.uids.items() if len(u) != 1}
     assert not double, double
     for kind, name in jobs:
-        wanted = {f"pytorchjob/{name}-a1", f"pytorchjob/{name}-a2", f"job/{name}-prepare"}
-        if kind == "gej":
+        wanted = {f"job/{name}-prepare"}
+        if kind == "gtj":
+            wanted |= {f"{_backend(int(name[1:]))}/{name}-a{attempt}" for attempt in (1, 2)}
+        else:
             wanted = {f"job/{name}-eval-client-1", f"job/{name}-eval-client-2", f"job/{name}-eval-prepare"}
         seen = {n for n in world.uids if n.split("/")[1].startswith(f"{name}-")}
         assert seen == wanted, (seen, wanted)

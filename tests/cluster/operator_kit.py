@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from egm_operator.kube.gang_forms import GangForm
+from egm_operator.manifests.gangs import BACKENDS
 from ruamel.yaml import YAML
 
 from grounding.api.crd import crds
@@ -322,10 +324,33 @@ def fresh_name(prefix: str = "j") -> str:
 
 
 class Drive:
-    """A namespace and the wish what becomes of its pods."""
+    """A namespace and the wish what becomes of its pods. `backend`: what its operator runs gangs by."""
 
-    def __init__(self, api: Api, namespace: str) -> None:
-        self.api, self.namespace = api, namespace
+    def __init__(self, api: Api, namespace: str, backend: str = "pytorchjob") -> None:
+        self.api, self.namespace, self.backend = api, namespace, backend
+
+    @property
+    def form(self) -> GangForm:
+        """How the owners of gangs are written."""
+        return BACKENDS[self.backend].form
+
+    def gang(self, job: str, attempt: int = 1) -> Any:
+        """The owner of an attempt's pods; None if there is none."""
+        return self.api.get(self.backend, self.namespace, f"{job}-a{attempt}")
+
+    def suspend_gang(self, job: str, suspend: bool, attempt: int = 1) -> None:
+        """What Kueue does to the owner of an attempt's pods."""
+        body = {"spec": self.form.suspension(suspend)}
+        self.api.patch(self.backend, self.namespace, f"{job}-a{attempt}", body)
+
+    def is_first(self, pod: Any) -> bool:
+        """Whether a pod of a gang has rank 0."""
+        label, value = self.form.first_label
+        return bool(pod["metadata"]["labels"].get(label) == value)
+
+    def worker(self, job: str, attempt: int = 1) -> Any:
+        """The running pod of rank 1 of a gang of two."""
+        return next(p for p in self.running(job, "rl", 2, attempt=attempt) if not self.is_first(p))
 
     def status(self, name: str, kind: str = "gtj") -> dict[str, Any]:
         found = self.api.get(kind, self.namespace, name)

@@ -101,7 +101,7 @@ def eval_starting(drive: Drive, name: str) -> None:
 
 
 def pods_refused(drive: Drive, name: str) -> None:
-    """A quota has no room for what the pods ask for: the training-operator can only say so in an event."""
+    """A quota has no room for what the pods ask for: the gang's controller can only say so in an event."""
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",

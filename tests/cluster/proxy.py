@@ -47,8 +47,17 @@ CONFLICT, INVALID, BUSY, BROKEN, UNAVAILABLE = (
     Fault("answer", 500),
     Fault("answer", 503),
 )
+UNKNOWN_KIND = Fault("answer", 404)
 RESET, LOST_ANSWER, CUT_WATCH, EXPIRED_WATCH = Fault("reset"), Fault("lost"), Fault("cut"), Fault("expired")
-_REASONS = {409: "Conflict", 422: "Invalid", 429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable"}
+_UNKNOWN = "the server could not find the requested resource"
+_REASONS = {
+    404: "NotFound",
+    409: "Conflict",
+    422: "Invalid",
+    429: "TooManyRequests",
+    500: "InternalError",
+    503: "ServiceUnavailable",
+}
 
 
 class Proxy(threading.Thread):
@@ -180,7 +189,7 @@ def _refusal(fault: Fault) -> web.Response:
         "status": "Failure",
         "reason": _REASONS[fault.status],
         "code": fault.status,
-        "message": f"injected {fault.status}",
+        "message": _UNKNOWN if fault is UNKNOWN_KIND else f"injected {fault.status}",
     }
     headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
     return web.json_response(body, status=fault.status, headers=headers)

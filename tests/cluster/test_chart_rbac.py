@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from egm_operator.manifests.gangs import BACKENDS
 from ruamel.yaml import YAML
 
 from tests.cluster import phases
@@ -124,24 +125,28 @@ def _pause(drive: Drive, kind: str, name: str) -> None:
 
 
 def _everything_else(drive: Drive) -> None:
-    """Attempts, suspension in every phase, time to live, and a gang of two (the Secret)."""
-    drive.api.create("gtj", drive.namespace, train_job("busy", nodes=2, maxAttempts=3, ttlSecondsAfterFinished=0))
-    drive.phase("busy", "Preparing")
-    _pause(drive, "gtj", "busy")  # its prepare Job is suspended, and resumed
-    drive.prepared("busy")
-    drive.phase("busy", "Running")
-    _pause(drive, "gtj", "busy")
-    drive.phase("busy", "Running")
-    drive.end("busy", "rl", 1, attempt=1)
-    drive.running("busy", "rl", 2, attempt=2)
+    """Attempts, suspension in every phase, time to live, and gangs of two (the Secret) by each back end."""
+    trainings = {backend: f"busy-{backend}" for backend in BACKENDS}
+    for backend, name in trainings.items():
+        spec = {"maxAttempts": 3, "ttlSecondsAfterFinished": 0, "backend": backend}
+        drive.api.create("gtj", drive.namespace, train_job(name, nodes=2, **spec))
+        drive.phase(name, "Preparing")
+        _pause(drive, "gtj", name)  # its prepare Job is suspended, and resumed
+        drive.prepared(name)
+        drive.phase(name, "Running")
+        _pause(drive, "gtj", name)
+        drive.phase(name, "Running")
+        drive.end(name, "rl", 1, attempt=1)
+        drive.running(name, "rl", 2, attempt=2)
     drive.api.create("gej", drive.namespace, eval_job("asks", 1, ttlSecondsAfterFinished=0))
     drive.prepared("asks", kind="eval")
     drive.running("asks", "evaluate", kind="eval")
     _pause(drive, "gej", "asks")
     drive.running("asks", "evaluate", kind="eval")
-    drive.end("busy", "rl", 0, attempt=2, count=2)
+    for name in trainings.values():
+        drive.end(name, "rl", 0, attempt=2, count=2)
     drive.end("asks", "evaluate", 0, kind="eval")
-    for kind, name in (("gtj", "busy"), ("gej", "asks")):
+    for kind, name in (*(("gtj", name) for name in trainings.values()), ("gej", "asks")):
         until(f"{name} to be deleted", lambda k=kind, n=name: drive.api.get(k, drive.namespace, n) is None)  # type: ignore[misc]
 
 

@@ -91,6 +91,7 @@ def test_what_may_change(kubectl: Any) -> None:
     seconds = dict.fromkeys(["activeDeadlineSeconds", "startDeadlineSeconds", "stallTimeoutSeconds"], 600)
     changes = {"suspend": True, "maxAttempts": 9, **seconds, "ttlSecondsAfterFinished": 0, "podTemplate": template}
     changes["podTemplates"] = {"train": template}
+    changes["backend"] = "job"
     assert set(changes) == TrainSpec.changeable
     for name, value in changes.items():
         kubectl("patch", "gtj", "one", "--type=merge", "-p", json.dumps({"spec": {name: value}}))

@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from egm_operator.manifests.gangs import BACKENDS
 
 from tests.cluster.operator_kit import Api, Drive, Operator, fresh_name, kubeconfig, new_namespace, until
 from tests.cluster.phases import EVAL, TRAIN
 
 KINDS = {"gtj": TRAIN, "gej": EVAL}
+EACH_KIND = pytest.mark.parametrize(
+    ("drive", "kind"), [*((backend, "gtj") for backend in BACKENDS), ("pytorchjob", "gej")], indirect=["drive"]
+)
+"""An evaluation has no gang."""
 UNFINISHED = ("waiting", "preparing", "starting", "queued", "running", "restarting")
 
 
-@pytest.fixture(scope="module")
-def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
+@pytest.fixture(scope="module", params=list(BACKENDS))
+def drive(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Drive]:
     with new_namespace(Api(kubeconfig()), "phase") as namespace:
         log: Path = tmp_path_factory.mktemp("operator") / "log"
-        operator = Operator(namespace, log, EGM_OPERATOR_BACKOFF_BASE_SECONDS="3").start()
-        yield Drive(Api(kubeconfig()), namespace)
+        settings = {"EGM_OPERATOR_BACKOFF_BASE_SECONDS": "3", "EGM_OPERATOR_BACKEND": request.param}
+        operator = Operator(namespace, log, **settings).start()
+        yield Drive(Api(kubeconfig()), namespace, request.param)
         assert operator.running() and operator.stop() == 0
         wrong = [line for line in operator.lines() if line["level"] == "error" or "exception" in line]
         assert not wrong, wrong
@@ -44,12 +50,16 @@ def _change(drive: Drive, kind: str, name: str, **spec: Any) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("kind", ["gtj", "gej"])
-def test_deletion_in_every_phase_leaves_nothing(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "backend"), [("gtj", "pytorchjob"), ("gtj", "job"), ("gej", "pytorchjob")])
+def test_deletion_in_every_phase_leaves_nothing(tmp_path: Path, kind: str, backend: str) -> None:
     api = Api(kubeconfig())
     with new_namespace(api, "delete") as namespace:
         operator = Operator(
-            namespace, tmp_path / "log", EGM_OPERATOR_LEADER_ELECT="false", EGM_OPERATOR_BACKOFF_BASE_SECONDS="30"
+            namespace,
+            tmp_path / "log",
+            EGM_OPERATOR_LEADER_ELECT="false",
+            EGM_OPERATOR_BACKOFF_BASE_SECONDS="30",
+            EGM_OPERATOR_BACKEND=backend,
         ).start()
         names = _reach(Drive(api, namespace), kind, tuple(KINDS[kind]))
         for name in names.values():
@@ -59,7 +69,7 @@ def test_deletion_in_every_phase_leaves_nothing(tmp_path: Path, kind: str) -> No
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("kind", ["gtj", "gej"])
+@EACH_KIND
 def test_suspended_in_every_phase_and_resumed(drive: Drive, kind: str) -> None:
     short = "train" if kind == "gtj" else "eval"
     names = _reach(drive, kind, UNFINISHED)
@@ -98,7 +108,7 @@ def test_resumed_before_it_has_stopped_no_attempt_is_lost(drive: Drive) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("kind", ["gtj", "gej"])
+@EACH_KIND
 def test_a_deadline_in_every_phase(drive: Drive, kind: str) -> None:
     short = "train" if kind == "gtj" else "eval"
     names = _reach(drive, kind, UNFINISHED)
@@ -115,7 +125,7 @@ def test_a_deadline_in_every_phase(drive: Drive, kind: str) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("kind", ["gtj", "gej"])
+@EACH_KIND
 def test_the_time_to_live_of_what_has_ended(drive: Drive, kind: str) -> None:
     names = _reach(drive, kind, ("succeeded", "failed"))
     for name in names.values():
@@ -125,7 +135,7 @@ def test_the_time_to_live_of_what_has_ended(drive: Drive, kind: str) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("kind", ["gtj", "gej"])
+@EACH_KIND
 def test_what_has_ended_is_not_begun_again(drive: Drive, kind: str) -> None:
     names = _reach(drive, kind, ("succeeded", "failed"))
     before = {name: drive.status(name, kind) for name in names.values()}
@@ -160,7 +170,7 @@ def test_a_changed_template_is_for_the_next_attempt(drive: Drive) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("kind", ["gtj", "gej"])
+@EACH_KIND
 def test_fewer_attempts_while_one_runs_or_has_failed(drive: Drive, kind: str) -> None:
     names = _reach(drive, kind, ("running", "restarting"))
     for name in names.values():
@@ -173,6 +183,7 @@ def test_fewer_attempts_while_one_runs_or_has_failed(drive: Drive, kind: str) ->
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("drive", ["pytorchjob"], indirect=True)
 def test_servers_more_and_fewer_while_the_client_runs(drive: Drive) -> None:
     name = _reach(drive, "gej", ("running",))["running"]
     client = drive.running(name, "evaluate", kind="eval")[0]["metadata"]["uid"]
@@ -189,7 +200,7 @@ def test_a_queue_that_takes_its_place_back_costs_no_attempt(drive: Drive) -> Non
     name = _reach(drive, "gtj", ("queued",))["queued"]
 
     def admit(yes: bool) -> None:
-        drive.api.patch("pytorchjob", drive.namespace, f"{name}-a1", {"spec": {"runPolicy": {"suspend": not yes}}})
+        drive.suspend_gang(name, not yes)
 
     for _ in range(2):
         admit(True)

@@ -233,12 +233,37 @@ CASES: dict[Reason, Case] = {
     Reason.INVALID_SPEC: invalid_spec,
     Reason.REFUSED: refused,
 }
+OF_GANGS = (
+    Reason.STARTING,
+    Reason.QUEUED,
+    Reason.UNSCHEDULABLE,
+    Reason.PODS_PENDING,
+    Reason.PODS_REFUSED,
+    Reason.STOPPING,
+    Reason.ALL_PODS_RUNNING,
+    Reason.ANSWERING,
+    Reason.RESTARTED,
+    Reason.RESUMED,
+    Reason.COMPLETED,
+    Reason.SUSPENDED,
+    Reason.SUSPENDING,
+    Reason.POD_FAILED,
+    Reason.POD_REPLACED,
+    Reason.EVICTED,
+    Reason.NODE_LOST,
+    Reason.OUT_OF_MEMORY,
+    Reason.ATTEMPTS_EXHAUSTED,
+    Reason.START_DEADLINE_EXCEEDED,
+    Reason.USER_ERROR,
+)
+"""Those that follow from what the controller of a gang does."""
+REACHED = {"pytorchjob": tuple(CASES), "job": OF_GANGS}
 Seen = dict[str, dict[str, str]]
 
 
 @pytest.fixture(scope="module")
 def seen(
-    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[tuple[Callable[[Case], tuple[str, Seen]], list[Recorder]]]:
     """Runs a case once however many reasons it is for; gives its job's name and what was recorded so far."""
     api = Api(kubeconfig())
@@ -248,6 +273,7 @@ def seen(
         "EGM_OPERATOR_BACKOFF_BASE_SECONDS": "2",
         "EGM_OPERATOR_NODE_LOST_SECONDS": "5",
         "EGM_OPERATOR_PROGRESS_SECONDS": "1",
+        "EGM_OPERATOR_BACKEND": request.param,
     }
     with new_namespace(api, "reason") as namespace:
         recorders = [Recorder(Api(kubeconfig()), namespace, kind) for kind in ("gtj", "gej")]
@@ -255,9 +281,9 @@ def seen(
             recorder.start()
         log: Path = tmp_path_factory.mktemp("operator") / "log"
         operator = Operator(namespace, log, EGM_OPERATOR_LEADER_ELECT="false", **settings).start()
-        drive, running = Drive(api, namespace), {}
+        drive, running = Drive(api, namespace, request.param), {}
         with ThreadPoolExecutor(6) as pool:
-            for i, case in enumerate(dict.fromkeys(CASES.values())):
+            for i, case in enumerate(dict.fromkeys(CASES[reason] for reason in REACHED[request.param])):
                 running[case] = (f"case-{i}", pool.submit(case, drive, f"case-{i}"))
 
             def get(case: Case) -> tuple[str, Seen]:
@@ -276,7 +302,12 @@ def test_every_reason_has_a_case() -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("reason", list(CASES), ids=str)
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [(backend, reason) for backend, reasons in REACHED.items() for reason in reasons],
+    ids=str,
+    indirect=["seen"],
+)
 def test_a_reason_is_reached_and_says_something(seen: Any, reason: Reason) -> None:
     get, _ = seen
     name, _ = get(CASES[reason])
@@ -288,6 +319,7 @@ def test_a_reason_is_reached_and_says_something(seen: Any, reason: Reason) -> No
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("seen", ["pytorchjob"], indirect=True)
 def test_every_condition_is_reached(seen: Any) -> None:
     get, recorders = seen
     for case in CASES.values():

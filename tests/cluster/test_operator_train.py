@@ -1,4 +1,4 @@
-"""GroundingTrainJob on a real control plane: the real training-operator and Job controller, simulated pods."""
+"""GroundingTrainJob on a real control plane: the real training-operator and Job controller, simulated pods, over both back ends."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from egm_operator.manifests.gangs import BACKENDS
 
 from tests.cluster.operator_kit import Api, Drive, Operator, fresh_name, kubeconfig, new_namespace, train_job, until
 
@@ -18,12 +19,12 @@ def api() -> Api:
     return Api(kubeconfig())
 
 
-@pytest.fixture(scope="module")
-def drive(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
+@pytest.fixture(scope="module", params=list(BACKENDS))
+def drive(api: Api, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Drive]:
     with new_namespace(api) as namespace:
         log: Path = tmp_path_factory.mktemp("operator") / "log"
-        operator = Operator(namespace, log).start()
-        yield Drive(api, namespace)
+        operator = Operator(namespace, log, EGM_OPERATOR_BACKEND=request.param).start()
+        yield Drive(api, namespace, request.param)
         assert operator.running(), log.read_text()[-3000:]
         assert operator.stop() == 0
         wrong = [line for line in operator.lines() if line["level"] == "error" or "exception" in line]
@@ -35,6 +36,18 @@ def name() -> str:
     return fresh_name("t")
 
 
+def _addresses(drive: Drive, master: Any) -> set[str]:
+    """Names under which rank 0 is found: the Service of the training-operator, or that of the operator with the pod's own name."""
+    services = [s for s in drive.api.list("service", drive.namespace) if _selects(s, master)]
+    host, domain = master["spec"].get("hostname"), master["spec"].get("subdomain")
+    names = {s["metadata"]["name"] for s in services}
+    return names | {f"{host}.{n}.{drive.namespace}.svc" for n in names if n == domain}
+
+
+def _selects(service: Any, pod: Any) -> bool:
+    return bool(service["spec"]["selector"].items() <= pod["metadata"]["labels"].items())
+
+
 def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
     return next((c for c in status.get("conditions", []) if c["type"] == kind), {})
 
@@ -42,23 +55,25 @@ def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
 def test_from_creation_to_success(drive: Drive, name: str) -> None:
     drive.api.create("gtj", drive.namespace, train_job(name, nodes=2))
     assert drive.phase(name, "Preparing")["reason"] == "Preparing"
-    assert (
-        drive.api.list("pytorchjob", drive.namespace, f"grounding.egm.dev%2Fjob%3D{name}") == []
-    )  # no GPU is taken before there is data
+    assert drive.gang(name) is None  # no GPU is taken before there is data
     drive.prepared(name)
     status = drive.phase(name, "Running")
     assert status["attempt"] == 1 and condition(status, "Running")["reason"] == "AllPodsRunning"
-    gang = drive.api.get("pytorchjob", drive.namespace, f"{name}-a1")
-    assert {k: v["replicas"] for k, v in gang["spec"]["pytorchReplicaSpecs"].items()} == {"Master": 1, "Worker": 1}
+    others = {"pytorchjob", "job"} - {drive.backend}
+    assert drive.gang(name) and drive.api.get(others.pop(), drive.namespace, f"{name}-a1") is None
     pods = drive.running(name, "rl", 2)
-    master = next(p for p in pods if p["metadata"]["labels"]["training.kubeflow.org/replica-type"] == "master")
+    assert len(pods) == 2
+    master = next(p for p in pods if drive.is_first(p))
     env = {e["name"]: e.get("value") for e in master["spec"]["containers"][0]["env"]}
+    if drive.backend == "job":
+        env["RANK"] = master["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"]
     reference = next(
         e["valueFrom"]["secretKeyRef"] for e in master["spec"]["containers"][0]["env"] if e["name"] == "RAY_AUTH_TOKEN"
     )
     secret = drive.api.request("GET", f"/api/v1/namespaces/{drive.namespace}/secrets/{reference['name']}")
     assert len(secret["data"]["token"]) > 40 and "RAY_AUTH_TOKEN" in env
     assert env["WORLD_SIZE"] == "2" and env["RANK"] == "0" and "EGM_OUTPUT" not in env
+    assert env["MASTER_ADDR"] in _addresses(drive, master) or env["MASTER_ADDR"] == "localhost"
     claims = {
         v["persistentVolumeClaim"]["claimName"] for v in master["spec"]["volumes"] if "persistentVolumeClaim" in v
     }
@@ -89,7 +104,7 @@ def test_from_creation_to_success(drive: Drive, name: str) -> None:
 def test_a_failed_pod_restarts_the_whole_gang_until_attempts_are_used_up(drive: Drive, name: str) -> None:
     drive.api.create("gtj", drive.namespace, train_job(name, nodes=2, maxAttempts=2))
     drive.prepared(name)
-    worker = next(p for p in drive.running(name, "rl", 2, attempt=1) if "worker" in p["metadata"]["name"])
+    worker = drive.worker(name)
     drive.annotate(worker, exit_code="1", message="CUDA error: device-side assert")
     status = drive.phase(name, "Restarting")
     assert "device-side assert" in status["message"] and status["reason"] == "PodFailed"
@@ -97,7 +112,7 @@ def test_a_failed_pod_restarts_the_whole_gang_until_attempts_are_used_up(drive: 
     status = drive.phase(name, "Running")
     assert status["attempt"] == 2
     assert [p for p in drive.pods(name, "rl", attempt=1) if p["status"]["phase"] == "Running"] == []
-    assert drive.api.get("pytorchjob", drive.namespace, f"{name}-a1") is None
+    assert drive.gang(name) is None
     drive.end(name, "rl", 137, attempt=2, reason="OOMKilled")
     status = drive.phase(name, "Failed")
     assert status["reason"] == "AttemptsExhausted" and "OutOfMemory" in status["message"] and status["attempt"] == 2
@@ -126,7 +141,7 @@ def test_a_replaced_pod_restarts_the_gang(drive: Drive, name: str) -> None:
     drive.prepared(name)
     drive.phase(name, "Running")
     time.sleep(2.1)  # times of objects have whole seconds
-    worker = next(p for p in drive.running(name, "rl", 2, attempt=1) if "worker" in p["metadata"]["name"])
+    worker = drive.worker(name)
     drive.api.delete("pod", drive.namespace, worker["metadata"]["name"])
     drive.running(name, "rl", 2, attempt=2)
     events = {e["reason"] for e in drive.api.list("event", drive.namespace) if e["involvedObject"]["name"] == name}
@@ -143,7 +158,7 @@ def test_suspend_and_resume(drive: Drive, name: str) -> None:
     drive.api.patch("gtj", drive.namespace, name, {"spec": {"suspend": True}})
     drive.phase(name, "Suspended")
     assert drive.pods(name, "rl") == []
-    assert drive.api.get("pytorchjob", drive.namespace, f"{name}-a1")["spec"]["runPolicy"]["suspend"] is True
+    assert drive.form.suspended(drive.gang(name)["spec"])
     drive.api.patch("gtj", drive.namespace, name, {"spec": {"suspend": False}})
     status = drive.phase(name, "Running")
     assert status["attempt"] == 1 and condition(status, "Suspended")["status"] == "False"  # a pause is no attempt
@@ -226,22 +241,25 @@ def test_the_queue_s_label_and_suspension(drive: Drive, name: str) -> None:
     drive.prepared(name)
     status = until("the queue", lambda: s if (s := drive.status(name)).get("reason") == "Queued" else None)
     assert "research" in status["message"]
-    gang = drive.api.get("pytorchjob", drive.namespace, f"{name}-a1")
-    assert (
-        gang["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
-        and gang["spec"]["runPolicy"]["suspend"] is True
-    )
-    drive.api.patch(
-        "pytorchjob", drive.namespace, f"{name}-a1", {"spec": {"runPolicy": {"suspend": False}}}
-    )  # what Kueue does
+    gang = drive.gang(name)
+    assert gang["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+    assert drive.form.suspended(gang["spec"])
+    drive.suspend_gang(name, False)
     drive.phase(name, "Running")
+    drive.suspend_gang(name, True)  # the place is taken back
+    until("the queue again", lambda: drive.status(name).get("reason") == "Queued")
+    until("no pod", lambda: drive.pods(name, "rl") == [])
+    drive.suspend_gang(name, False)
+    assert drive.phase(name, "Running")["attempt"] == 1
 
 
 @pytest.mark.timeout(300)
-def test_deletion_leaves_nothing(api: Api, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_deletion_leaves_nothing(api: Api, tmp_path: Path, backend: str) -> None:
     with new_namespace(api) as namespace:
-        operator = Operator(namespace, tmp_path / "log", EGM_OPERATOR_LEADER_ELECT="false").start()
-        drive = Drive(api, namespace)
+        settings = {"EGM_OPERATOR_LEADER_ELECT": "false", "EGM_OPERATOR_BACKEND": backend}
+        operator = Operator(namespace, tmp_path / "log", **settings).start()
+        drive = Drive(api, namespace, backend)
         for job in ("early", "running", "ended"):
             api.create("gtj", namespace, train_job(job, nodes=2))
         drive.prepared("running")

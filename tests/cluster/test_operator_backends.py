@@ -1,0 +1,80 @@
+"""Clusters that lack PyTorchJob: trainings run as Jobs, and a job that wants a PyTorchJob says at once that there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import proxy
+from tests.cluster.operator_kit import Api, Drive, Operator, kubeconfig, new_namespace, train_job, until
+
+_SECONDS = 10.0
+"""In which a job must say what its cluster lacks"""
+
+
+class Lacking:
+    """A cluster without PyTorchJob, until `installed`."""
+
+    def __init__(self) -> None:
+        self.installed = False
+
+    def choose(self, method: str, path: str, watch: bool) -> proxy.Fault | None:
+        del method, watch
+        return proxy.UNKNOWN_KIND if path.startswith("/apis/kubeflow.org") and not self.installed else None
+
+
+@pytest.fixture(scope="module")
+def api() -> Api:
+    return Api(kubeconfig())
+
+
+@pytest.fixture
+def drive(api: Api) -> Iterator[Drive]:
+    with new_namespace(api, "lacks") as namespace:
+        yield Drive(api, namespace, "job")
+
+
+@pytest.mark.timeout(200)
+def test_trainings_run_as_jobs(api: Api, drive: Drive, tmp_path: Path) -> None:
+    with proxy.Proxy(api, Lacking().choose) as between:
+        config = between.kubeconfig(tmp_path / "kubeconfig")
+        operator = Operator(drive.namespace, tmp_path / "log", KUBECONFIG=str(config)).start()
+        drive.api.create("gtj", drive.namespace, train_job("trains", nodes=2))
+        drive.api.create("gtj", drive.namespace, train_job("wants", backend="pytorchjob"))
+        until("it to say so", lambda: drive.status("wants").get("reason") == "Refused", _SECONDS)
+        said = drive.status("wants")["message"]
+        assert "no PyTorchJob (kubeflow.org/v1)" in said and "set backend to job" in said and "restart" in said
+        assert drive.pods("wants") == []  # nothing is prepared for an attempt that cannot be made
+        drive.prepared("trains")
+        drive.phase("trains", "Running")
+        drive.end("trains", "rl", 1, attempt=1)
+        drive.end("trains", "rl", 0, attempt=2, count=2)
+        assert drive.phase("trains", "Succeeded")["attempt"] == 2
+        assert api.list("pytorchjob", drive.namespace) == []
+        drive.api.patch("gtj", drive.namespace, "wants", {"spec": {"backend": "job"}})  # what its message advises
+        drive.prepared("wants")
+        drive.phase("wants", "Running")
+        assert operator.stop() == 0
+    assert not [line for line in operator.lines() if "exception" in line]
+
+
+@pytest.mark.timeout(200)
+def test_a_job_continues_when_its_kind_has_come(api: Api, drive: Drive, tmp_path: Path) -> None:
+    lacking = Lacking()
+    with proxy.Proxy(api, lacking.choose) as between:
+        config = between.kubeconfig(tmp_path / "kubeconfig")
+        # the whole cluster: an operator of single namespaces does not see what comes
+        settings = {"EGM_OPERATOR_LEASE_NAMESPACE": drive.namespace, "KUBECONFIG": str(config)}
+        operator = Operator("", tmp_path / "log", **settings).start()
+        drive.api.create("gtj", drive.namespace, train_job("wants", backend="pytorchjob"))
+        until("it to say so", lambda: drive.status("wants").get("reason") == "Refused", _SECONDS)
+        lacking.installed = True
+        begun = time.monotonic()
+        drive.prepared("wants")
+        assert time.monotonic() - begun < 30
+        drive.phase("wants", "Running")
+        assert api.get("pytorchjob", drive.namespace, "wants-a1")
+        assert operator.stop() == 0
