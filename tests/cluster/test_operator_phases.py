@@ -14,10 +14,6 @@ from tests.cluster.operator_kit import Api, Drive, Operator, fresh_name, kubecon
 from tests.cluster.phases import EVAL, TRAIN
 
 KINDS = {"gtj": TRAIN, "gej": EVAL}
-EACH_KIND = pytest.mark.parametrize(
-    ("drive", "kind"), [*((backend, "gtj") for backend in BACKENDS), ("pytorchjob", "gej")], indirect=["drive"]
-)
-"""An evaluation has no gang."""
 UNFINISHED = ("waiting", "preparing", "starting", "queued", "running", "restarting")
 
 
@@ -38,7 +34,9 @@ def _names(kind: str, phases: tuple[str, ...]) -> dict[str, str]:
 
 
 def _reach(drive: Drive, kind: str, phases: tuple[str, ...]) -> dict[str, str]:
-    """Return a job in each of the phases, by phase."""
+    """Return a job in each of the phases, by phase. An evaluation has no gang, so one back end is enough for it."""
+    if kind == "gej" and drive.backend != "pytorchjob":
+        pytest.skip("an evaluation has no gang")
     names = _names(kind, phases)
     with ThreadPoolExecutor(len(names)) as pool:
         list(pool.map(lambda item: KINDS[kind][item[0]](drive, item[1]), names.items()))
@@ -69,7 +67,7 @@ def test_deletion_in_every_phase_leaves_nothing(tmp_path: Path, kind: str, backe
 
 
 @pytest.mark.timeout(300)
-@EACH_KIND
+@pytest.mark.parametrize("kind", ["gtj", "gej"])
 def test_suspended_in_every_phase_and_resumed(drive: Drive, kind: str) -> None:
     short = "train" if kind == "gtj" else "eval"
     names = _reach(drive, kind, UNFINISHED)
@@ -108,7 +106,7 @@ def test_resumed_before_it_has_stopped_no_attempt_is_lost(drive: Drive) -> None:
 
 
 @pytest.mark.timeout(120)
-@EACH_KIND
+@pytest.mark.parametrize("kind", ["gtj", "gej"])
 def test_a_deadline_in_every_phase(drive: Drive, kind: str) -> None:
     short = "train" if kind == "gtj" else "eval"
     names = _reach(drive, kind, UNFINISHED)
@@ -125,7 +123,7 @@ def test_a_deadline_in_every_phase(drive: Drive, kind: str) -> None:
 
 
 @pytest.mark.timeout(120)
-@EACH_KIND
+@pytest.mark.parametrize("kind", ["gtj", "gej"])
 def test_the_time_to_live_of_what_has_ended(drive: Drive, kind: str) -> None:
     names = _reach(drive, kind, ("succeeded", "failed"))
     for name in names.values():
@@ -135,7 +133,7 @@ def test_the_time_to_live_of_what_has_ended(drive: Drive, kind: str) -> None:
 
 
 @pytest.mark.timeout(120)
-@EACH_KIND
+@pytest.mark.parametrize("kind", ["gtj", "gej"])
 def test_what_has_ended_is_not_begun_again(drive: Drive, kind: str) -> None:
     names = _reach(drive, kind, ("succeeded", "failed"))
     before = {name: drive.status(name, kind) for name in names.values()}
@@ -170,7 +168,7 @@ def test_a_changed_template_is_for_the_next_attempt(drive: Drive) -> None:
 
 
 @pytest.mark.timeout(120)
-@EACH_KIND
+@pytest.mark.parametrize("kind", ["gtj", "gej"])
 def test_fewer_attempts_while_one_runs_or_has_failed(drive: Drive, kind: str) -> None:
     names = _reach(drive, kind, ("running", "restarting"))
     for name in names.values():
