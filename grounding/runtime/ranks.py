@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 def rank_of(environ: Mapping[str, str]) -> int:
-    """Return the rank of this process; 0 if no one numbers them."""
+    """Return the rank of this process; 0 without a number."""
     return int(environ.get("RANK") or 0)
 
 

@@ -1,4 +1,6 @@
-"""A real node with the project's images, restricted namespaces, the chart's release, an S3 server: made once, taken away again (`make e2e`)."""
+"""A real node with the project's images, restricted namespaces, the chart's release, an S3 server: set up once and removed at the end
+(`make e2e`).
+"""
 
 from __future__ import annotations
 

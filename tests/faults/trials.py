@@ -1,4 +1,5 @@
-"""Random (place, fault) pairs over the whole way, each compared with an undisturbed run. `make test-faults` prints the count.
+"""Random pairs of a failpoint and a fault over the whole pipeline, each compared with an undisturbed run. `make test-faults` prints the
+count.
 
 A trial is a job of several attempts. In each of the first ones a process is killed, its disk fails or is full, or the
 power is cut, at a place that an undisturbed run visits; in between the job may move to a node with an empty disk. The

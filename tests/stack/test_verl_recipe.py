@@ -1,4 +1,4 @@
-"""The override list against the verl that is installed: not only does it compose, what reads a key gets our value.
+"""The override list with the installed verl: it composes, and the code that reads a key gets our value.
 
 What needs a GPU engine to be asked (vLLM's use of `max_model_len`) is followed as far as the typed configuration that verl hands to it.
 """

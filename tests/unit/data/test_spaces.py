@@ -1,4 +1,4 @@
-"""The look at a whole file: each space is recognised, and files that are right are never named."""
+"""The check of a whole file: each space is recognised, and correct files are never reported."""
 
 from __future__ import annotations
 

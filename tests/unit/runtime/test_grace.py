@@ -1,4 +1,4 @@
-"""The grace period: what a role gets of it, and what is left of it."""
+"""The grace period: the share that a role gets, and the remaining time."""
 
 from __future__ import annotations
 
