@@ -68,6 +68,13 @@ def test_prose_is_wrapped_at_100_columns(page):
     ] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_command_is_wrapped_like_prose(page):
+    """A backslash that is not at the end of its line once was, before somebody filled the paragraph."""
+    found = [f"{page.name}:{n}" for n, line in enumerate(page.read_text().splitlines(), 1) if " \\ --" in line]
+    assert found == []
+
+
 def test_a_dead_link_and_an_unwrapped_line_are_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# Here\n[a](there.md) [b](#here) [c](#nowhere) `[d](code.md)`\n```\n[e](fenced.md)\n```\n")
