@@ -45,6 +45,7 @@ LIBRARY = {
     "train/verl/cpu.py": "what verl hands over",
     "train/verl/cpu_patches.py": "what verl hands over",
     "train/verl/hooks.py": "what verl hands over",
+    "train/verl/patches.py": "what verl hands over",
 }
 """Module of the library that names JsonObject -> which data from outside it reads"""
 

@@ -201,7 +201,7 @@ def _rows_of(file: str) -> int:
 _old_log_prob, _update = PPOTrainer._compute_old_log_prob, PPOTrainer._update_actor
 
 
-def _needed_old_log_prob(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
+def _needed_old_log_prob(self: Any, batch: Any, metrics: JsonObject) -> Any:
     """Compute the old log-probabilities as verl does, unless the update's own are the same."""
     needed = not on_policy.is_on_policy(self.config, len(batch))
     if getattr(self, "egm_needed_old", None) is not needed:
@@ -211,7 +211,7 @@ def _needed_old_log_prob(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
     return _old_log_prob(self, batch, metrics) if needed else batch
 
 
-def _entropic_update(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
+def _entropic_update(self: Any, batch: Any, metrics: JsonObject) -> Any:
     """Update as verl does; if the old policy is the new one, say so to the workers and take the entropy from their figures."""
     if not on_policy.is_on_policy(self.config, len(batch)):
         return _update(self, batch, metrics)

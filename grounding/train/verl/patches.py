@@ -26,6 +26,7 @@ from verl.utils.model import convert_weight_keys
 from verl.utils.tensordict_utils import get_non_tensor_data
 from verl.workers.utils.padding import no_padding_2_padding, response_from_nested
 
+from grounding.jsontypes import JsonObject
 from grounding.models import attention, families
 from grounding.runtime.environment import RlEnvironment
 from grounding.train import loopback
@@ -144,13 +145,13 @@ _prepare_outputs = verl_fsdp.FSDPEngineWithLMHead.prepare_model_outputs
 
 
 def _outputs_with_entropy(
-    self: Any, output: Any, output_args: dict[str, Any], micro_batch: Any, logits_processor_func: Any
-) -> dict[str, Any]:
+    self: Any, output: Any, output_args: JsonObject, micro_batch: Any, logits_processor_func: Any
+) -> JsonObject:
     """Prepare a model's outputs as verl does; for a batch whose old policy is the new one, add the entropy of each token without gradients.
 
     verl's own entropy is part of the loss's graph: it would keep further tensors of the logits' size for the backward pass.
     """
-    found: dict[str, Any] = _prepare_outputs(self, output, output_args, micro_batch, logits_processor_func)
+    found: JsonObject = _prepare_outputs(self, output, output_args, micro_batch, logits_processor_func)
     if not get_non_tensor_data(data=micro_batch, key=on_policy.FLAG, default=False):
         return found
     entropy = (
@@ -175,7 +176,7 @@ def _whole_logits(logits: torch.Tensor) -> torch.Tensor:
 _loss = verl_losses.ppo_loss
 
 
-def _on_policy_loss(config: Any, model_output: dict[str, Any], data: Any, dp_group: Any = None) -> Any:
+def _on_policy_loss(config: Any, model_output: JsonObject, data: Any, dp_group: Any = None) -> Any:
     """Compute verl's loss; for a batch whose old policy is the new one, the old log-probabilities are the new ones, detached."""
     if not get_non_tensor_data(data=data, key=on_policy.FLAG, default=False):
         return _loss(config, model_output, data, dp_group)
