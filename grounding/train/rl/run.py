@@ -33,7 +33,7 @@ from grounding.runtime.grace import Stop
 from grounding.runtime.ranks import rank_of
 from grounding.scoring import own_reward
 from grounding.storage import fetch
-from grounding.train import devices, identity, loopback, rank0
+from grounding.train import devices, identity, initial, loopback, rank0
 from grounding.train.checkpoints import local as checkpoints
 from grounding.train.checkpoints import upload as uploads
 from grounding.train.checkpoints.export import export
@@ -126,6 +126,14 @@ def _rows(path: Path) -> int:
     return int(pq.ParquetFile(path).metadata.num_rows)
 
 
+def _prompts(path: Path) -> list[str]:
+    """Return the first questions of prepared rows."""
+    import pyarrow.parquet as pq
+
+    found = next(pq.ParquetFile(path).iter_batches(2000, columns=["prompt"])).to_pylist()
+    return [str(message["content"]) for row in found for message in row["prompt"]]
+
+
 def _total_steps(job: RlJob, rows: int, noted: tuple[int, int] | None = None) -> int:
     """Return the number of steps: as recorded by an earlier attempt of verl, else computed from all rows."""
     h = job.spec.hyperparameters
@@ -161,6 +169,8 @@ def train(
         if pods:
             rendezvous.dismiss(pods, 60.0)
         return 0
+    train_rows = data.train_parquet
+    model = initial.local(model, job.spec.model.family_name, job.spec.seed, out, lambda: _prompts(train_rows))
     families.check(job.spec.model.family_name, model)
     rows = _rows(data.train_parquet)
     batch = job.spec.hyperparameters.batch_size

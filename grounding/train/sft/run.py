@@ -25,7 +25,6 @@ from transformers import (
 )
 
 from grounding.api import SftJob
-from grounding.api.families import tiny_kind
 from grounding.api.validation import FIGURES, best_figure, of_set
 from grounding.data.embedded import embedded_sources
 from grounding.data.images import open_images
@@ -41,6 +40,7 @@ from grounding.progress import ProgressWriter, read_progress
 from grounding.runtime.grace import Stop
 from grounding.runtime.ranks import rank_of, world_size_of
 from grounding.train import devices, identity, lora, rank0
+from grounding.train import initial as initials
 from grounding.train.checkpoints import adapter as adapters
 from grounding.train.checkpoints import local as checkpoints
 from grounding.train.checkpoints import upload as uploads
@@ -302,13 +302,15 @@ def train(
     _one_storage(out, first)
     set_seed(job.spec.seed)
     rows = load_rows(data.sft_rows)
-    source = model_source
-    kind = tiny_kind(source, job.spec.model.family_name)
-    if kind is not None:
-        if first:
-            _tiny(kind, job, model_source, out, rows)
-        _barrier()
-        source = str(_tiny(kind, job, model_source, out, rows))
+
+    def initial() -> str:
+        texts = [text for row in rows[:2000] for text in (row.human, row.gpt)]
+        return initials.local(model_source, job.spec.model.family_name, job.spec.seed, out, lambda: texts)
+
+    if first:
+        initial()
+    _barrier()
+    source = initial()
     families.check(job.spec.model.family_name, source)
     family = job.spec.model.family_facts
     h = job.spec.hyperparameters
@@ -543,19 +545,6 @@ def save_model(out: Path, model: Any, processor: Any, facts: Mapping[str, Any] |
     with publish(out / "model", facts) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-
-
-def _tiny(kind: str, job: SftJob, model: str, out: Path, rows: list[SftRow]) -> Path:
-    """Return the random tiny model of this job, which is built once."""
-    from grounding.models.tiny import build
-    from grounding.models.tiny_parts import size_of
-
-    folder = out / "initial"
-    if not is_published(folder):
-        texts = [text for row in rows[:2000] for text in (row.human, row.gpt)]
-        with publish(folder) as target:
-            build(target, ["user\nassistant\n", *texts], seed=job.spec.seed, size=size_of(model), kind=kind)
-    return folder
 
 
 def main(job: SftJob, data: JobData, model_source: str, out: Path) -> None:
