@@ -112,9 +112,12 @@ def test_a_deadline_in_every_phase(drive: Drive, kind: str) -> None:
     names = _reach(drive, kind, UNFINISHED)
     for name in names.values():
         _change(drive, kind, name, activeDeadlineSeconds=1)
+    queued = names.pop("queued", None)
     for phase, name in names.items():
         status = drive.phase(name, "Failed", kind=kind)
         assert status["reason"] == "DeadlineExceeded", (phase, status)
+    if queued is not None:  # time in a queue counts for no deadline
+        assert drive.status(queued, kind)["phase"] == "Queued"
     for name in names.values():
         until(
             "its pods to go",
