@@ -117,7 +117,7 @@ def test_a_deadline_in_every_phase(drive: Drive, kind: str) -> None:
         status = drive.phase(name, "Failed", kind=kind)
         assert status["reason"] == "DeadlineExceeded", (phase, status)
     if queued is not None:  # time in a queue counts for no deadline
-        assert drive.status(queued, kind)["phase"] == "Queued"
+        assert drive.status(queued, kind)["reason"] == "Queued"
     for name in names.values():
         until(
             "its pods to go",
