@@ -408,9 +408,18 @@ class Drive:
                 raise
 
     def begin(self, pod: Any) -> None:
-        """Let a pod that waits by `egm.test/waiting` run."""
-        wishes = {"metadata": {"annotations": {"egm.test/waiting": None}}}
-        self.api.patch("pod", self.namespace, pod["metadata"]["name"], wishes)
+        """Let a pod that waits by `egm.test/waiting` run, once it waits.
+
+        KWOK leaves a pod waiting for ever if the annotation goes while KWOK is writing what it asked for (2 of 80 pods).
+        """
+        name = pod["metadata"]["name"]
+
+        def waits() -> bool:
+            status = (self.api.get("pod", self.namespace, name) or {}).get("status", {})
+            return any("waiting" in container["state"] for container in status.get("containerStatuses", []))
+
+        until(f"pod {name} to wait", waits)
+        self.api.patch("pod", self.namespace, name, {"metadata": {"annotations": {"egm.test/waiting": None}}})
 
     def report(self, job: str, step: int, total: int = 9, **more: object) -> None:
         """Let rank 0 report a step, by its annotation."""
