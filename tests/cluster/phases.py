@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.cluster.operator_kit import Drive, eval_job, train_job, until
+from tests.cluster.operator_kit import ApiError, Drive, eval_job, train_job, until
 
 Reach = Callable[[Drive, str], None]
 UNREADY = {"metadata": {"annotations": {"egm.test/ready": "false"}}}
@@ -110,6 +110,17 @@ def pods_refused(drive: Drive, name: str) -> None:
     }
     drive.api.request("POST", f"/api/v1/namespaces/{drive.namespace}/resourcequotas", quota)
     rare = {"limits": {"egm.test/rare": "1"}}
+    container = {"name": "main", "image": "localhost/none:1", "resources": rare}
+    probe = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": [container]}}
+
+    def counts() -> bool:
+        try:
+            drive.api.request("POST", f"/api/v1/namespaces/{drive.namespace}/pods?dryRun=All", probe)
+        except ApiError as error:
+            return error.code == 403
+        return False
+
+    until("the quota to count", counts)  # the API server learns of it a moment later than it takes it
     drive.api.create(
         "gtj",
         drive.namespace,
