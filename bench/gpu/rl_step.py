@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from rl import machine, measured, metric_files, versions
-from train import CUDA, JOB, SIZES, build, folder_of, save
+from train import CUDA, JOB, SIZES, build, draw_picture, folder_of, save
 
 from grounding.api import RlJob, load_job
 from grounding.data import jobdata
@@ -43,17 +43,13 @@ ARMS = ("product", "hand")
 
 
 def rows_of(folder: Path, number: int) -> None:
-    """Draw RL rows: a JPEG of 640 x 480 for every four, boxes in 0..1000."""
-    from PIL import Image, ImageDraw
-
+    """Draw RL rows: a picture for every four, boxes in 0..1000."""
     (folder / "img").mkdir(parents=True)
     rows, name = [], ""
     for i in range(number):
         if i % 4 == 0:
-            picture = Image.effect_noise((640, 480), 80).convert("RGB")
-            ImageDraw.Draw(picture).rectangle((50, 60, 300, 200), fill=(200, 30, 30))
             name = f"img/{i}.jpg"
-            picture.save(folder / name, quality=85)
+            draw_picture(folder / name)
         ask = f"<image>\nPlease provide the bounding box coordinate of the region this sentence describes: <ref>thing {i}</ref>"
         turns = [{"from": "human", "value": ask}, {"from": "gpt", "value": "<box>[78, 125, 468, 416]</box>"}]
         rows.append({"id": i, "image": name, "width": 640, "height": 480, "conversations": turns})

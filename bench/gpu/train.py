@@ -103,10 +103,17 @@ def sync() -> None:
         torch.cuda.synchronize()
 
 
-def rows_of(folder: Path, number: int) -> None:
-    """Draw rows: a JPEG of 640 x 480 for every four, 30 to 80 words before the box."""
+def draw_picture(path: Path) -> None:
+    """Write a JPEG of 640 x 480: noise and a red square."""
     from PIL import Image, ImageDraw
 
+    picture = Image.effect_noise((640, 480), 80).convert("RGB")
+    ImageDraw.Draw(picture).rectangle((50, 60, 300, 200), fill=(200, 30, 30))
+    picture.save(path, quality=85)
+
+
+def rows_of(folder: Path, number: int) -> None:
+    """Draw rows: a picture for every four, 30 to 80 words before the box."""
     (folder / "img").mkdir(parents=True, exist_ok=True)
     draw = random.Random(1)
     words = [
@@ -129,10 +136,8 @@ def rows_of(folder: Path, number: int) -> None:
     rows, name = [], ""
     for i in range(number):
         if i % 4 == 0:
-            picture = Image.effect_noise((640, 480), 80).convert("RGB")
-            ImageDraw.Draw(picture).rectangle((50, 60, 300, 200), fill=(200, 30, 30))
             name = f"img/{i}.jpg"
-            picture.save(folder / name, quality=85)
+            draw_picture(folder / name)
         reason = " ".join(draw.choice(words) for _ in range(draw.randint(30, 80)))
         answer = reason + '\n</think>\n\n```json\n[{"bbox_2d": [78, 125, 468, 416], "label": "the red square"}]\n```'
         ask = "<image>\nLocate the red square, output its bbox coordinates using JSON format."

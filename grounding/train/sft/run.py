@@ -303,9 +303,11 @@ def train(
     set_seed(job.spec.seed)
     rows = load_rows(data.sft_rows)
 
+    def texts() -> list[str]:
+        return [text for row in rows[:2000] for text in (row.human, row.gpt)]
+
     def initial() -> str:
-        texts = [text for row in rows[:2000] for text in (row.human, row.gpt)]
-        return initials.local(model_source, job.spec.model.family_name, job.spec.seed, out, lambda: texts)
+        return initials.local(model_source, job.spec.model.family_name, job.spec.seed, out, texts)
 
     if first:
         initial()
