@@ -1,3 +1,3 @@
-"""Visual grounding: data, training, evaluation. It does not depend on Kubernetes. For scripts and notebooks, see `grounding.library`
+"""Visual grounding: data, training and evaluation, independent of Kubernetes. Scripts and notebooks use `grounding.library`
 (docs/python.md).
 """

@@ -1,7 +1,7 @@
 """Boxes and their coordinate spaces: `pixels` (xyxy in the image as stored) and `relative` (xyxy in 0..1000 of width and height).
 
-Pure arithmetic without numpy, because it runs once per answer, in training and in evaluation. The order of the operations is
-part of the contract: published numbers are compared bit for bit.
+Pure arithmetic without numpy, because it runs once per answer, in training and in evaluation. Do not change the order of the
+operations: published results are reproduced bit for bit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from math import ceil, inf, sqrt
 from typing import Literal
 
 Box = tuple[float, float, float, float]
-"""x1, y1, x2, y2; each function says in which space."""
+"""x1, y1, x2, y2; each function documents the coordinate space"""
 
 Space = Literal[
     "xyxy",
@@ -28,20 +28,20 @@ Space = Literal[
     "fraction-cxcywh",
     "fraction-yxyx",
 ]
-"""How true boxes may be written: a scale and an order. Scale: pixels, or `relative` (0..1000), or `fraction` (0..1). Order: `xyxy`,
-two corners, the default; `xywh`, corner and size; `cxcywh`, centre and size, as YOLO writes; `yxyx`, y before x."""
+"""How true boxes may be written: a scale and an order. Scales: pixels, `relative` (0..1000), `fraction` (0..1). Orders: `xyxy` (two
+corners, the default), `xywh` (corner and size), `cxcywh` (centre and size, as in YOLO's files), `yxyx` (y before x)."""
 
 SCALE = 1000.0
 """The width and the height of every image in relative coordinates."""
 
 _GRID, _LEAST, _MOST = 28, 3136, 12_845_056
-"""Qwen2.5-VL's `preprocessor_config.json`: two patches of 14 pixels, `min_pixels`, `max_pixels`"""
+"""Values of Qwen2.5-VL's `preprocessor_config.json`: two patches of 14 pixels, `min_pixels`, `max_pixels`"""
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two xyxy boxes in the same space, 0..1.
+    """Return the intersection over union (0..1) of two xyxy boxes in the same space.
 
-    A box without area (also with reversed corners) overlaps nothing. If infinite coordinates make the quotient undefined, it is 0.
+    A box without area, or with reversed corners, overlaps nothing. If infinite coordinates make the quotient undefined, return 0.
     """
     ax1, ay1, ax2, ay2 = a
     bx1, by1, bx2, by2 = b
@@ -49,7 +49,7 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     height = (ay2 if ay2 < by2 else by2) - (ay1 if ay1 > by1 else by1)
     if not (width > 0.0 and height > 0.0):
         return 0.0
-    # both boxes have positive sides here, since neither side is shorter than the intersection's
+    # both boxes have positive sides here, because the intersection has
     common = width * height
     union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - common
     if not 0.0 < union < inf:
@@ -60,8 +60,8 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
 def to_pixels(box: Sequence[float], width: int, height: int) -> Box:
     """Convert a relative box to whole pixels inside the image (0..width-1, 0..height-1).
 
-    Clamped to 0..1000 first (a coordinate that is not finite counts 0), rounded half to even, clamped to the image; a side of length zero
-    becomes one pixel if the image has room. Reversed corners stay reversed.
+    Each coordinate is clamped to 0..1000 (0 if it is not finite), scaled, rounded half to even, and clamped to the image. A side of length
+    zero becomes one pixel long if the image has room. Reversed corners stay reversed.
     """
     x1, y1, x2, y2 = box
     if not (0.0 <= x1 <= SCALE and 0.0 <= y1 <= SCALE and 0.0 <= x2 <= SCALE and 0.0 <= y2 <= SCALE):
@@ -93,10 +93,10 @@ def fit(x1: float, y1: float, x2: float, y2: float, width: int, height: int) -> 
 
 
 def to_relative(box: Sequence[float], width: int, height: int) -> Box:
-    """Convert pixels to whole relative coordinates, for models that answer in pixels.
+    """Convert a pixel box to whole relative coordinates, for models that answer in pixels.
 
-    Rounded and clamped to the image, corners put in order, scaled, rounded and clamped to 0..1000; a side of length zero becomes 1 if there
-    is room. A coordinate that is not finite counts as 0. For an image without a size, return the whole square.
+    The coordinates are rounded and clamped to the image (0 if not finite), the corners are put in order, and the result is scaled, rounded
+    and clamped to 0..1000. A side of length zero becomes 1 if there is room. For an image without a size, return the whole square.
     """
     x1, y1, x2, y2 = (v if -inf < v < inf else 0.0 for v in box)
     if width <= 0 or height <= 0:
@@ -131,7 +131,7 @@ def _widen(left: int, top: int, right: int, bottom: int, width: int, height: int
 
 
 def relative_exact(box: Sequence[float], width: int, height: int) -> Box:
-    """Convert pixels to relative coordinates without rounding or clamping, as ground truth is stored for training."""
+    """Convert pixels to relative coordinates without rounding or clamping, the form in which training data stores true boxes."""
     x1, y1, x2, y2 = box
     return x1 * SCALE / width, y1 * SCALE / height, x2 * SCALE / width, y2 * SCALE / height
 
@@ -144,7 +144,7 @@ def resized(width: int, height: int) -> tuple[int, int]:
     wide, high = (
         round(width / _GRID) * _GRID,
         round(height / _GRID) * _GRID,
-    )  # 0 below half a step, so it is enlarged below
+    )  # a side shorter than half a step becomes 0, and is enlarged below
     if wide * high > _MOST:
         ratio = sqrt(width * height / _MOST)
         wide, high = (max(_GRID, int(side / ratio / _GRID) * _GRID) for side in (width, height))
@@ -155,7 +155,7 @@ def resized(width: int, height: int) -> tuple[int, int]:
 
 
 def from_resized(box: Sequence[float], width: int, height: int) -> Box:
-    """Convert pixels of the picture as resized by Qwen2.5-VL's processor to pixels of the stored picture, without rounding or clipping."""
+    """Convert a box from pixels of the resized picture (see `resized`) to pixels of the stored picture, without rounding or clipping."""
     wide, high = resized(width, height)
     x1, y1, x2, y2 = box
     return x1 * width / wide, y1 * height / high, x2 * width / wide, y2 * height / high
@@ -174,7 +174,7 @@ def ordered(box: Sequence[float]) -> Box:
 def _clamp(v: float) -> float:
     if v > SCALE:
         return SCALE if v < inf else 0.0
-    return v if v >= 0.0 else 0.0  # a NaN is not >= 0 either
+    return v if v >= 0.0 else 0.0  # a NaN becomes 0, because it is not >= 0
 
 
 def _round_huge(v: float, size: int) -> int:

@@ -1,4 +1,4 @@
-"""Defaults of an evaluation that jobs, the command line, the library and the client share. Those of sampling are in `sampling.py`."""
+"""Defaults of an evaluation, shared by jobs, the command line, the library and the client. Those of sampling are in `sampling.py`."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ PROMPT: Final = "qwen3"
 SCORING: Final = "egm"
 MODE: Final = "throughput"
 CONCURRENCY: Final = 64
-"""Requests in flight over all servers"""
+"""Number of requests in flight, summed over all servers"""

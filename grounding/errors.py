@@ -1,7 +1,7 @@
 """Errors for people: one paragraph that says what is wrong, where, and what to do.
 
-`UserError` is the caller's mistake (exit code 2), `Failure` any other failure (exit code 1). The command line prints both without a
-traceback.
+`UserError` is the caller's mistake (exit code 2), and `Failure` is any other failure (exit code 1). The command line prints both without
+a traceback.
 """
 
 from __future__ import annotations
@@ -11,30 +11,27 @@ import re
 from pathlib import Path
 
 _CONTROL = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, movements of the cursor
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours and cursor movements
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles and links
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 )
 
 
 def printable(text: str) -> str:
-    """Return a foreign text (from a server or a file) without sequences that move a terminal's cursor, change its title or reverse the
-    direction.
+    """Return a text from outside (a server or a file) without sequences that control the terminal: cursor, title, text direction.
 
-    Line feeds and tabs are kept. Each sequence becomes one replacement character, so that its place stays visible.
+    Line feeds and tabs are kept. Each sequence becomes one replacement character, so that its position stays visible.
     """
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def from_checkout(extra: str) -> str:
-    """Return how to install an extra. The package is in no index, so only the checkout's folder can be installed."""
-    return (
-        f"Install the extra that holds it, in the folder of the checkout: `pip install '.[{extra}]'`, or `make setup`."
-    )
+    """Return instructions to install an extra. They refer to the checkout, because the package is not in an index."""
+    return f"Install the extra that contains it, in the folder of the checkout: `pip install '.[{extra}]'`, or `make setup`."
 
 
 class EgmError(Exception):
-    """Base of the errors that are printed as a sentence, never as a traceback."""
+    """Base class of the errors that are printed as a sentence, without a traceback."""
 
     exit_code = 1
 
@@ -50,7 +47,7 @@ class EgmError(Exception):
 
 
 class UserError(EgmError):
-    """The caller's mistake: a wrong file, field, flag or value. Exit code 2."""
+    """A mistake of the caller: a wrong file, field, flag or value. Exit code 2."""
 
     exit_code = 2
 
@@ -74,7 +71,7 @@ _OS_HINTS = {
     ),
     errno.EFBIG: (
         Failure,
-        "the file may not grow any more",
+        "the file has reached the size limit",
         "Raise the limit (`ulimit -f unlimited`) and run the same command again: finished work is kept.",
     ),
     errno.EACCES: (UserError, "permission denied", "Choose a folder you may write to, or change its permissions."),
@@ -93,6 +90,6 @@ _OS_HINTS = {
 
 
 def from_os_error(error: OSError) -> EgmError:
-    """Return the user's error for an `OSError`; the file name is kept if the system gave one."""
+    """Convert an `OSError` to an error for people; keep the file name if the system reported one."""
     kind, message, hint = _OS_HINTS.get(error.errno or 0, (Failure, error.strerror or str(error), ""))
     return kind(message, hint=hint, file=str(error.filename or ""))

@@ -1,9 +1,10 @@
-"""Named points at which a test can stop or kill this process; off unless `$EGM_FAILPOINTS` is set.
+"""Named points at which a test can stop or kill this process; inactive unless `$EGM_FAILPOINTS` is set.
 
 `EGM_FAILPOINTS="publish.rename=kill"` kills the process when it reaches that point. The format is `NAME[:DETAIL][@COUNT]=ACTION`, several
-separated by commas: DETAIL limits it to one file or folder name, COUNT is the visit from 1 at which it acts. Actions: `kill` (SIGKILL,
-without flushing or cleaning up), `error` (an OSError like that of a broken disk), `full` (ENOSPC), `cut` (call the function that `on_cut`
-was given: a power cut). `EGM_FAILPOINTS_TRACE=FILE` appends the name of every point that is reached; a test draws from that list.
+separated by commas. DETAIL restricts a rule to one file or folder name, and COUNT to that visit of the point, counted from 1. Actions:
+`kill` (SIGKILL, without flushing or cleaning up), `error` (an OSError like that of a broken disk), `full` (ENOSPC), `cut` (call the
+function that was passed to `on_cut`, which simulates a power cut). `EGM_FAILPOINTS_TRACE=FILE` appends the name of each point that the
+process reaches; tests choose from that list.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def on_cut(call: Callable[[], None]) -> None:
 
 
 def wanted() -> bool:
-    """Return whether failpoints are active in this process, for callers that pass one very often."""
+    """Return whether failpoints are active in this process, so that a frequent caller can skip them."""
     return "EGM_FAILPOINTS" in os.environ or "EGM_FAILPOINTS_TRACE" in os.environ
 
 

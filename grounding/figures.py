@@ -1,4 +1,4 @@
-"""Durations and percentages as people read them: in sentences, in columns, and as kubectl writes them. Pure."""
+"""Format durations and percentages for people: in sentences, in columns, and in kubectl's format. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
 def duration(seconds: float) -> str:
-    """Return a duration for a sentence, in two units at most: `42 s`, `3 min 07 s`, `2 h 05 min`."""
+    """Return a duration for a sentence, with at most two units: `42 s`, `3 min 07 s`, `2 h 05 min`."""
     whole = round(seconds)
     if whole < _MINUTE:
         return f"{whole} s"
@@ -30,7 +30,7 @@ def short_duration(seconds: float | None) -> str:
 
 
 def kubectl_duration(seconds: float | None) -> str:
-    """Return a duration as kubectl does: `2d4h`, `3h12m`, `5m10s` or `8s`; empty for None."""
+    """Return a duration in kubectl's format: `2d4h`, `3h12m`, `5m10s` or `8s`; empty for None."""
     if seconds is None:
         return ""
     left = max(0, int(seconds))
@@ -45,5 +45,5 @@ def kubectl_duration(seconds: float | None) -> str:
 
 
 def percent(fraction: float | None, digits: int = 2, unknown: str = "–") -> str:
-    """Return a fraction in per cent, without a sign: `63.13`; `unknown` for None."""
+    """Return a fraction as a percentage without the sign, such as `63.13`; `unknown` for None."""
     return unknown if fraction is None else f"{100 * fraction:.{digits}f}"

@@ -1,10 +1,9 @@
-"""Durable files: atomic replacement, published folders, append with fsync, json lines read with line numbers.
+"""Durable files: atomic replacement, published folders, append with fsync, JSON lines with line numbers.
 
-No reader ever sees half a file, and no line that was reported as written is lost by a crash.
+A reader never sees a half-written file, and a crash never loses a line that was reported as written.
 
-The protocol of a folder (`publish`): write it beside its place, fsync every file and folder, write a manifest with the size and SHA-256 of
-every file, rename, fsync the parent. A reader that finds a manifest with matching sizes has the complete folder, regardless of earlier
-crashes.
+`publish` writes a folder in these steps: write a temporary sibling, fsync every file and folder, write a manifest with the size and
+SHA-256 of every file, rename, fsync the parent. If the manifest and all sizes match, the folder is complete, even after a crash.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create `folder` and its parents so that they survive a power cut, because a lost folder loses its files."""
+    """Create `folder` and its parents so that they survive a power cut; otherwise the files in them could be lost."""
     new = [p for p in (folder, *folder.parents) if not p.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for each in new:
@@ -47,7 +46,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Add the file to the error of a failed write, because the system names it only if it cannot be opened."""
+    """Add the file's name to the error of a failed write, because the system adds it only to errors of `open`."""
     try:
         yield
     except OSError as error:
@@ -58,9 +57,10 @@ def _named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: str | Path, *, private: bool = False) -> Iterator[IO[bytes]]:
-    """Open a temporary sibling for writing; on success it replaces `path`, on any error it is removed.
+    """Open a temporary sibling for writing. It replaces `path` on success, and is removed after an error.
 
-    A link keeps its target; a device or pipe (`/dev/stdout`) is written to, never replaced. `private`: only the owner may read the file.
+    A symbolic link keeps its target. A device or pipe (`/dev/stdout`) is written to, never replaced. `private`: only the owner may read the
+    file.
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -89,12 +89,12 @@ def atomic_write(path: str | Path, *, private: bool = False) -> Iterator[IO[byte
 
 
 MANIFEST = "egm-manifest.json"
-"""File in a published folder with the size and SHA-256 of every other file, and facts about the folder."""
+"""Name of the file in a published folder with the size and SHA-256 of every other file, and facts about the folder"""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest of a published folder. `files`: name -> (bytes, SHA-256 in hex); `facts`: what its writer recorded."""
+    """The manifest of a published folder. `files`: name -> (bytes, SHA-256 in hex); `facts`: values that the writer recorded."""
 
     files: Mapping[str, tuple[int, str]]
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -117,12 +117,12 @@ def sha256_of(file: Path) -> str:
 
 
 WHOLE = 64 << 20
-"""Bytes up to which `fingerprint` reads a complete file"""
+"""Size in bytes up to which `fingerprint` reads the whole file"""
 _SAMPLES = 64
 
 
 def fingerprint(file: Path) -> str:
-    """Return a digest of a file: of its content up to 64 MiB, else of its size and 64 pieces spread over it."""
+    """Return a digest of a file: of its content up to 64 MiB, otherwise of its size and 64 pieces distributed over it."""
     size = file.stat().st_size
     found = hashlib.sha256(str(size).encode())
     with _named(file), file.open("rb") as f:
@@ -150,24 +150,24 @@ def ends_digest(file: IO[bytes]) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """Return the SHA-256 of a value's JSON, in which the order of fields does not matter."""
+    """Return the SHA-256 of a value's JSON in hex; the order of fields does not matter."""
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def md5_of(file: Path) -> str:
-    """Return the MD5 of a file in hex: the ETag of an object that was uploaded in one piece."""
+    """Return the MD5 of a file in hex, which S3 uses as the ETag of an object that was uploaded in one piece."""
     with _named(file), file.open("rb") as f:
         return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def files_below(folder: Path) -> dict[str, Path]:
-    """Return every file below `folder` by its relative name, in order of name."""
+    """Return every file below `folder`, keyed by its relative name, in order of name."""
     found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file() or p.is_symlink()}
     return dict(sorted(found.items()))
 
 
 def sync_tree(folder: Path) -> None:
-    """Force every file and folder below `folder`, and `folder` itself, to the disk."""
+    """Sync every file and folder below `folder`, and `folder` itself, to the disk."""
     folders = {folder}
     for path in folder.rglob("*"):
         if path.is_dir():
@@ -183,7 +183,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def digests(files: Mapping[str, Path]) -> dict[str, tuple[int, str]]:
-    """Return (size, SHA-256) of each file; several are read at a time, because a checkpoint can have 100 GB."""
+    """Return (bytes, SHA-256 in hex) of each file. Several are read at a time, because a checkpoint can have 100 GB."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(files, pool.map(lambda p: (p.stat().st_size, sha256_of(p)), files.values()), strict=True))
 
@@ -197,7 +197,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def is_published(folder: Path) -> bool:
-    """Return whether `folder` has a manifest and every file that it names exists with its size."""
+    """Return whether `folder` has a manifest and every file in the manifest exists with its size."""
     manifest = read_manifest(folder)
     if manifest is None or not manifest.files:
         return False
@@ -222,7 +222,7 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def refuse_foreign(folder: Path, *, hint: str = "Choose another folder, or empty this one yourself.") -> None:
-    """Raise `UserError` if `folder` contains anything that `publish` has not written, because that is never deleted."""
+    """Raise `UserError` if `folder` contains anything that `publish` has not written, because such files are never deleted."""
     if not folder.exists() and not folder.is_symlink():
         return
     if not folder.is_dir():
@@ -233,7 +233,7 @@ def refuse_foreign(folder: Path, *, hint: str = "Choose another folder, or empty
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if name not in known:
-            what = "holds other files than those" if manifest else "is not empty and was not"
+            what = "contains files other than those" if manifest else "is not empty and was not"
             raise UserError(f"the folder {what} written by an earlier export ({name})", file=folder, hint=hint)
 
 
@@ -248,9 +248,9 @@ def write_manifest(folder: Path, facts: Mapping[str, Any] | None = None) -> None
 
 @contextmanager
 def publish(folder: str | Path, facts: Mapping[str, Any] | None = None) -> Iterator[Path]:
-    """Yield an empty folder to write in. On success it becomes `folder` as a whole, and on any error it is removed.
+    """Yield an empty temporary folder. On success it becomes `folder` in one step; after an error it is removed.
 
-    `folder` may be absent, empty, or published before; anything else is refused by `UserError` and is not changed.
+    `folder` may be absent, empty, or written by `publish` before. Anything else raises `UserError` and is not changed.
     """
     folder = Path(os.path.realpath(folder))
     temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
@@ -258,7 +258,7 @@ def publish(folder: str | Path, facts: Mapping[str, Any] | None = None) -> Itera
         old.rename(folder)
     refuse_foreign(folder)
     make_folder(folder.parent)
-    for left in (temporary, old):  # leftovers of a killed process must not take the space of this one
+    for left in (temporary, old):  # free the disk space of a killed process before writing
         shutil.rmtree(left, ignore_errors=True)
     try:
         temporary.mkdir()
@@ -266,7 +266,7 @@ def publish(folder: str | Path, facts: Mapping[str, Any] | None = None) -> Itera
         failpoint("publish.written", folder.name)
         write_manifest(temporary, facts)
         failpoint("publish.manifest", folder.name)
-        refuse_foreign(folder)  # someone may have put a file there while this was written
+        refuse_foreign(folder)  # a file may have been added since the first check
         if folder.exists():
             folder.rename(old)
         failpoint("publish.rename", folder.name)
@@ -280,7 +280,7 @@ def publish(folder: str | Path, facts: Mapping[str, Any] | None = None) -> Itera
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; numpy values are accepted."""
+    """Write `value` atomically as indented JSON; numpy values are accepted."""
     with atomic_write(path) as f:
         f.write(
             orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
@@ -288,7 +288,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read one JSON document; a broken one is a `UserError` that names the file and the position."""
+    """Read one JSON document. If it is invalid, raise a `UserError` with the file and the position."""
     path = Path(path)
     try:
         return orjson.loads(path.read_bytes().removeprefix(_UTF8_MARK))
@@ -297,7 +297,7 @@ def read_json(path: str | Path) -> Any:
 
 
 class Line(NamedTuple):
-    """One object of a json lines file and its position: line number from 1, first byte, length in bytes."""
+    """One object of a JSON lines file and its position: line number from 1, first byte, length in bytes."""
 
     number: int
     offset: int
@@ -306,13 +306,15 @@ class Line(NamedTuple):
 
 
 def json_object(raw: bytes, file: Path, line: int) -> JsonObject:
-    """Return the object of one line, without a byte order mark. Raises `UserError` with file and line if it is invalid."""
+    """Return the object of one line, ignoring a byte order mark. Raises a `UserError` with file and line if it is invalid."""
     try:
         value = orjson.loads(raw.removeprefix(_UTF8_MARK))
     except orjson.JSONDecodeError as e:
         known = next((what for start, what in _OTHER_FORMS if raw.startswith(start)), None) if line == 1 else None
         if known is not None:
-            raise UserError(f"is no text of JSON lines, but {known}", file=file, hint="Convert it first.") from None
+            raise UserError(
+                f"expected a text of JSON lines, but the file is {known}", file=file, hint="Convert it first."
+            ) from None
         text = "not UTF-8" if "UTF-8" in e.msg else f"not valid JSON: {e.msg} (column {e.colno})"
         raise UserError(text, file=file, line=line, hint=_LIST_HINT if raw.startswith(b"[") else "") from None
     if not isinstance(value, dict):
@@ -321,7 +323,7 @@ def json_object(raw: bytes, file: Path, line: int) -> JsonObject:
     return value
 
 
-_LIST_HINT = "A JSON list is read from a file whose name ends in .json."
+_LIST_HINT = "To pass a JSON list, use a file whose name ends in .json."
 _UTF8_MARK = b"\xef\xbb\xbf"
 _OTHER_FORMS = (
     (b"\x1f\x8b", "compressed by gzip"),
@@ -332,11 +334,11 @@ _OTHER_FORMS = (
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
-"""First bytes of files that are passed as JSON lines by mistake"""
+"""First bytes of file types that are passed as JSON lines by mistake, with the name of the type"""
 
 
 def read_jsonl_lines(path: str | Path) -> Iterator[Line]:
-    """Yield every object of a json lines file with its position; blank lines are skipped. Raises `UserError` as `json_object` does."""
+    """Yield every object of a JSON lines file with its position; skip blank lines. Raises `UserError` like `json_object`."""
     path = Path(path)
     offset = 0
     with path.open("rb") as f:
@@ -347,13 +349,13 @@ def read_jsonl_lines(path: str | Path) -> Iterator[Line]:
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, JsonObject]]:
-    """Yield (line number from 1, object) of a json lines file, like `read_jsonl_lines`."""
+    """Yield (line number from 1, object) of a JSON lines file, like `read_jsonl_lines`."""
     for line in read_jsonl_lines(path):
         yield line.number, line.value
 
 
 def complete_lines(path: str | Path) -> Iterator[JsonObject]:
-    """Yield the objects of an append-only part; unreadable lines, and a last line truncated by a crash, are skipped."""
+    """Yield the objects of an append-only file; skip unreadable lines and a last line truncated by a crash."""
     path = Path(path)
     if not path.exists():
         return
@@ -368,7 +370,7 @@ def complete_lines(path: str | Path) -> Iterator[JsonObject]:
 
 
 def drop_half_line(path: str | Path) -> None:
-    """Remove a last line that a crash has truncated. No other process may be writing."""
+    """Remove a last line that a crash has truncated. No other process may write to the file at the same time."""
     with Path(path).open("r+b") as f:
         size = end = f.seek(0, os.SEEK_END)
         while end:
@@ -385,9 +387,9 @@ def drop_half_line(path: str | Path) -> None:
 
 
 class Appender:
-    """Append json lines to one file. Each line is written completely; fsync at most every `interval` seconds and on close.
+    """Append JSON lines to one file. Each line is written completely; fsync runs at most every `interval` seconds and on close.
 
-    If a crash truncated the last line, a newline is added first, so that the next line is not lost.
+    If a crash has truncated the last line, a newline is added first, so that the next line stays readable.
     """
 
     def __init__(self, path: str | Path, interval: float = 1.0) -> None:
@@ -401,12 +403,12 @@ class Appender:
         self._failpoints = failpoints_wanted()
 
     def write(self, value: Any) -> None:
-        """Append one object as a line, completely or not at all: a partial line on a full disk is removed again."""
+        """Append one object as a line. If the disk is full, remove the partial line and raise the error."""
         data = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
         view, written = memoryview(data), 0
         with _named(self.path):
             try:
-                while view:  # a short write happens on a nearly full disk
+                while view:  # a nearly full disk causes a short write
                     some = os.write(self._fd, view)
                     written += some
                     view = view[some:]

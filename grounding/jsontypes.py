@@ -1,4 +1,4 @@
-"""Objects of JSON at the edges of the library: unparsed ones that come in, and documents that go out."""
+"""Types of JSON objects at the boundary of the library: unparsed input, and output documents."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 JsonObject = dict[str, Any]
 """Unparsed data from outside: an object of YAML or JSON, a row of a user's file, an answer of a server, values of another library.
 
-Nothing is known of its fields. The module that reads it turns it into a type before it hands it on; which modules may name this type is
-listed in `tests/unit/test_jsontypes.py`.
+Its fields are unknown. The module that reads it converts it to a type before passing it on. `tests/unit/test_jsontypes.py` lists the
+modules that may use this type.
 """
 
 Document = dict[str, object]
-"""An object on its way out, which only a writer of JSON, a template or another library reads"""
+"""An object to be written as JSON, or passed to a template or another library; our code does not read it"""

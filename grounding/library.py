@@ -2,8 +2,8 @@
 
     from grounding.library import ask, evaluate, load_results, score, serve, train
 
-Each function does the same as the command of the same name, with the same code. A user's mistake raises `grounding.errors.UserError`, any
-other failure `grounding.errors.Failure`; the text of both is a readable sentence.
+Each function does the same as the command of the same name, by the same code. A mistake of the caller raises
+`grounding.errors.UserError`, and any other failure `grounding.errors.Failure`; their text is a readable sentence.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 OWN_ENGINE = "transformers"
-"""What serves a model for one question if no engine is named: it needs no GPU"""
+"""Engine that serves a model for one question by default, because it needs no GPU"""
 
 
 # ---- ask ----
@@ -91,9 +91,9 @@ def newest_model(runs: str | Path = "runs") -> Path:
     ]
     if not models:
         raise UserError(
-            "no trained model is here",
+            "found no trained model",
             file=runs,
-            hint="Name a model (--model FOLDER) or a server (--endpoint URL), or train the demo's: `make demo`.",
+            hint="Name a model (--model FOLDER) or a server (--endpoint URL), or train the model of the demo (`make demo`).",
         )
     return max(models)[1]
 
@@ -112,12 +112,12 @@ def ask(
     runs: str | Path = "runs",
     say: Callable[[str], None] = lambda _: None,
 ) -> BoxAnswer:
-    """Ask for the box of `expression` in a picture (a path, bytes, or a Pillow image).
+    """Return a model's box for `expression` in a picture (a path, bytes, or a Pillow image).
 
-    With `endpoint`, a running server is asked; `model` is then the name in requests (empty: the first one that the server offers), and
-    `engine` is the server's engine (default sglang). Without it, a server of `model` (a folder, hf://, s3://; empty: the model that was
-    trained last under `runs`) is started for this one question by `engine` (transformers); use `serve` for several questions. `say` is
-    called while waiting.
+    With `endpoint`, the question goes to a running server. Then `model` is the name in the request (empty: the first model that the server
+    lists), and `engine` is the server's engine (default sglang). Without `endpoint`, `engine` (transformers) starts a server of `model` (a
+    folder, hf://, s3://; empty: the model that was trained last under `runs`) for this one question; use `serve` for several questions.
+    `say` is called with messages while waiting.
     """
     if not endpoint:
         own = engine or OWN_ENGINE
@@ -130,7 +130,7 @@ def ask(
                 prompt=prompt,
                 scoring=scoring,
                 sampling=sampling,
-                access=Access(),  # a server of our own needs no key
+                access=Access(),  # a server that this function starts needs no key
             )
     data, chosen = _bytes_of(picture), get_engine(engine or defaults.ENGINE)
     asker = Asker(endpoint, access_of(os.environ, KEY_VARIABLE) if access is None else access)
@@ -140,7 +140,7 @@ def ask(
 
 # ---- serve ----
 def _serve_job(model: str | Path, engine: str, gpus: int) -> ResolvedEvalJob:
-    """Return a job that serves a model. Raises `UserError`."""
+    """Return a job that serves a model. Raises `UserError` if the model cannot be served."""
     source = str(model)
     if locate(source).scheme == "file" and not source.startswith("pvc://"):
         source = str(locate(source).folder.absolute())
@@ -155,7 +155,7 @@ def _serve_job(model: str | Path, engine: str, gpus: int) -> ResolvedEvalJob:
     }
     job, problems = api.read(document)
     if not isinstance(job, ResolvedEvalJob):
-        raise UserError("; ".join(p.message for p in problems) or "this model cannot be served")
+        raise UserError("; ".join(p.message for p in problems) or "the model cannot be served")
     return job
 
 
@@ -169,8 +169,8 @@ def serve(
 ) -> Iterator[str]:
     """Serve a model while the `with` block runs, and yield the server's URL.
 
-    `engine` transformers runs on the CPU; sglang and vllm on `gpus` GPUs (1, or none if the machine has none). This machine is checked
-    first, as `egm doctor` does; `say` is called every 10 s while the model loads.
+    `engine`: transformers runs on the CPU, sglang and vllm on `gpus` GPUs (default 1, or 0 if the machine has none). The machine is checked
+    first, as by `egm doctor`. `say` is called every 10 s while the model loads.
     """
     count = min(1, len(machine_gpus())) if gpus is None else gpus
     job = _serve_job(model, engine, count)
@@ -185,7 +185,7 @@ def serve(
 # ---- evaluate and results ----
 @dataclass(frozen=True)
 class FileScore:
-    """One evaluation file: fractions, not per cent. `accuracy` is Acc@0.5 over the answered rows."""
+    """The scores of one evaluation file, as fractions (not per cent). `accuracy` is Acc@0.5 over the answered rows."""
 
     name: str
     answered: int
@@ -199,7 +199,10 @@ class FileScore:
 
 @dataclass(frozen=True)
 class Summary:
-    """The table of an evaluation. `macro` (the mean of the files) and `micro` are None while rows have no answer; `reason` says why."""
+    """The table of an evaluation.
+
+    `macro` (the mean of the files) and `micro` (the mean of all rows) are None while rows have no answer; `reason` says why.
+    """
 
     model: str
     total: int
@@ -237,7 +240,7 @@ def _summary(found: summary_model.Summary) -> Summary:
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of one evaluation and its summary (None before the evaluation has written one)."""
+    """The rows of one evaluation, and its summary (None if the evaluation has not written one yet)."""
 
     folder: Path
     summary: Summary | None
@@ -258,15 +261,16 @@ class Results:
         return table_of(rows) if rows else pa.Table.from_pylist([], schema=schema())
 
     def to_pandas(self) -> Any:
-        """Return the rows as a `pandas.DataFrame`. Raises `UserError` if pandas is not installed; `to_arrow` needs nothing more."""
+        """Return the rows as a `pandas.DataFrame`. Raises `UserError` if pandas is not installed; `to_arrow` does not need it."""
         if importlib.util.find_spec("pandas") is None:
             raise UserError("pandas is not installed", hint="Install it (`pip install pandas`), or use to_arrow().")
         return self.to_arrow().to_pandas()
 
 
 def load_results(place: str | Path) -> Results:
-    """Read the results of an evaluation: the folder of `egm eval --out`, of a job under runs/, or s3://bucket/prefix. Raises
-    `UserError`.
+    """Read the results of an evaluation. Raises `UserError`.
+
+    `place` is the folder of `egm eval --out`, the folder of a job under runs/, or s3://bucket/prefix.
     """
     folder = fetch(place) if is_remote(place) else Path(place)
     found = summary_model.read_summary(folder)
@@ -289,9 +293,9 @@ def evaluate(
     retry_errors: bool = False,
     access: Access | None = None,
 ) -> Summary:
-    """Evaluate a served model on RefCOCO files and return its table; rows and summary are in `out`.
+    """Evaluate a served model on RefCOCO files and return its table; rows and summary are written to `out`.
 
-    Like `egm eval`, the same call again continues. Call it from a thread without an event loop (not from a coroutine).
+    Like `egm eval`, a repeated call continues. Call it from a thread without an event loop (not from a coroutine).
     """
     drawn = Sampling() if sampling is None else sampling
     endpoints = (endpoint,) if isinstance(endpoint, str) else tuple(endpoint)
@@ -322,14 +326,17 @@ def score(
     scoring: str = defaults.SCORING,
     remap: str | None = "scale",
 ) -> Scored:
-    """Score one answer against the true box (xyxy in pixels of a picture of `width` x `height`). `remap` is as for `egm score`."""
+    """Score one answer against the true box (xyxy in pixels of a picture of `width` x `height`). `remap` is that of `egm score`."""
     return get_profile(scoring).score_answer(text, bbox, width, height, remap)
 
 
 # ---- train ----
 @dataclass(frozen=True)
 class Job:
-    """The end of a job of a run. `model` is the folder of a trained model, `results` that of an evaluation; None for the other kind."""
+    """The outcome of a job of a run.
+
+    `model` is the folder of the trained model (None for an evaluation), `results` the folder of the results (None for a training).
+    """
 
     name: str
     phase: str
@@ -339,10 +346,10 @@ class Job:
 
 
 def train(manifest: str | Path, *, runs: str | Path = "runs", only: str = "") -> list[Job]:
-    """Run a manifest's jobs on this machine, as `egm run`, whose lines are printed meanwhile. The same call again continues.
+    """Run a manifest's jobs on this machine like `egm run`, and print its output. A repeated call continues.
 
-    It runs in its own process: interrupting this one (a notebook cell) stops the run like Ctrl-C. Raises `UserError` if the run ends with
-    exit code 2, and `Failure` for any other failure.
+    The jobs run in a separate process. Interrupting this one (a notebook cell) stops the run like Ctrl-C. Raises `UserError` if the run ends
+    with exit code 2, and `Failure` for any other failure.
     """
     file, place = Path(manifest), Path(runs)
     argv = [sys.executable, "-m", "grounding.cli", "run", "-f", str(file), "--runs", str(place)]

@@ -1,7 +1,7 @@
 """Progress of a training role: one line of JSON per step, in the same format for SFT and RL.
 
-A line is `{"time", "stage", "step", "totalSteps", "metrics"}`. After a restart, the lines of steps that will be trained again are dropped
-first, so that a reader always sees one line per step. `stitch` joins the separate files of several attempts.
+A line is `{"time", "stage", "step", "totalSteps", "metrics"}`. After a restart, the lines of steps that will be trained again are
+removed first, so that a reader always sees one line per step. `stitch` joins the files of several attempts.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Annotated, Any, Required, TypeVar
 
 import orjson
 from pydantic import ConfigDict, Strict, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict  # pydantic, which depends on it, accepts no other before Python 3.12
+from typing_extensions import TypedDict  # pydantic requires this one before Python 3.12
 
 from grounding.files import Appender, atomic_write, complete_lines, fsync_folder
 from grounding.jsontypes import JsonObject
 
 Value = TypeVar("Value")
 Number = Annotated[float, Strict()]
-"""A number in JSON, not a boolean or a text of digits"""
+"""A JSON number; booleans and texts of digits are refused"""
 
 
 @with_config(ConfigDict(extra="allow"))
 class ProgressLine(TypedDict, total=False):
-    """A line of the file, validated by `validated`. The step is always present; files of other versions may omit the rest."""
+    """A line of the file, validated by `validated`. `step` is always present; files of other versions may omit other fields."""
 
     time: Number
-    """When the step was finished, seconds since 1970."""
+    """Time at which the step was finished, in seconds since 1970."""
     stage: str
     """sft or rl."""
     step: Required[int]
@@ -43,7 +43,7 @@ class ProgressLine(TypedDict, total=False):
 class TrainingFacts(TypedDict, total=False):
     """The main facts of progress lines; unknown ones are absent. `eta_s`: seconds left.
 
-    `tokens_s` and `mfu` are medians of the newest steps, since one step may wait for a disk.
+    `tokens_s` and `mfu` are medians of the newest steps, because a single step may be slowed by a disk.
     """
 
     step: int
@@ -62,7 +62,7 @@ _LINE = TypeAdapter(ProgressLine)
 
 
 def validated(objects: Iterable[Mapping[str, Any]]) -> Iterator[ProgressLine]:
-    """Yield the objects that are progress lines, without fields and metrics of a wrong type; skip objects that have no step."""
+    """Yield the objects that are progress lines, without fields and metrics of a wrong type; skip objects without a step."""
     for found in objects:
         try:
             yield _LINE.validate_python(found)
@@ -72,7 +72,7 @@ def validated(objects: Iterable[Mapping[str, Any]]) -> Iterator[ProgressLine]:
 
 
 def _without(found: Mapping[str, Any], error: ValidationError) -> ProgressLine | None:
-    """Return a line without the fields that `error` names; None if that is the step."""
+    """Return a line without the fields that `error` reports; None if the step is one of them."""
     wrong = {each["loc"][:2] if each["loc"][0] == "metrics" else each["loc"][:1] for each in error.errors()}
     if ("step",) in wrong:
         return None
@@ -92,10 +92,11 @@ def stitch(
     attempts: Iterable[tuple[int, Iterable[tuple[int, Value]]]],
     both: Callable[[Value, Value], Value] = lambda old, _: old,
 ) -> dict[int, Value]:
-    """Join the steps of several attempts: every step once, in order, from the attempt that trained it last.
+    """Join the steps of several attempts: each step once, in order, from the attempt that trained it last.
 
-    An attempt is (the step it continued from, its (step, value) pairs), oldest first. Later steps of an earlier attempt were or will be
-    trained again, and are dropped. `both` joins the records of two attempts of a step that was trained once.
+    `attempts`: for each attempt, oldest first, the step from which it continued and its (step, value) pairs. Later steps of an earlier
+    attempt are dropped, because the next attempt trains them again. `both` merges two attempts' records of the step from which the second
+    one continued.
     """
     history: dict[int, Value] = {}
     for resumed_from, steps in attempts:
@@ -112,7 +113,7 @@ NEWEST = 20
 def training_facts(lines: Iterable[ProgressLine], started_at: float, now: float) -> TrainingFacts:
     """Return step, total, newest loss, score and validation accuracy, and the time left, from progress lines. Pure.
 
-    The time left comes from the steps since this attempt's start, so the pause before a resume does not count.
+    The time left is estimated from the steps since this attempt's start, so a pause before it does not count.
     """
     facts: TrainingFacts = {}
     recent: list[tuple[float, int]] = []
@@ -149,7 +150,7 @@ def training_facts(lines: Iterable[ProgressLine], started_at: float, now: float)
 
 
 def _of_sets(metrics: Mapping[str, float | None]) -> dict[str, float]:
-    """Return each named validation set's accuracy (RL) or loss (SFT)."""
+    """Return the accuracy (RL) or loss (SFT) of each named validation set."""
     found = {}
     for name, value in metrics.items():
         figure, _, of = name.partition("/")
@@ -170,9 +171,9 @@ def progress_line(at: float, stage: str, step: int, total: int, metrics: Mapping
 
 
 class ProgressWriter:
-    """Appends steps to `path`; `resume_from` is the step of the checkpoint that training continues from (0 = start).
+    """Appends steps to the file `path`. `resume_from` is the step of the checkpoint from which training continues (0: from the start).
 
-    `known`: lines that may be missing or incomplete in `path`, because the writing process died first.
+    `known`: lines that may be missing or incomplete in `path`, because the process that wrote them may have died.
     """
 
     def __init__(
@@ -199,7 +200,7 @@ class ProgressWriter:
         """Append one step; values that are not finite numbers are written as null, since JSON has no NaN."""
         line = progress_line(self._clock(), self.stage, step, self.total_steps, metrics)
         if self._kept and self._kept[-1]["step"] == step:
-            # the run begins with the missing validation of the last one: keep one line per step
+            # this run begins with the validation that the last one has missed; keep one line per step
             self._kept[-1] = joined(self._kept[-1], line)
             self._out.close()
             self._rewrite()
@@ -217,7 +218,7 @@ class ProgressWriter:
         self._out.sync()
 
     def close(self) -> None:
-        """Force the lines to the disk."""
+        """Sync the lines to the disk and close the file."""
         self._out.close()
 
 
@@ -227,7 +228,7 @@ def new_lines(path: Path, offset: int) -> tuple[int, list[bytes]]:
         return 0, []
     with path.open("rb") as f:
         f.seek(0, 2)
-        if f.tell() < offset:  # truncated by its writer: start over
+        if f.tell() < offset:  # the writer has truncated the file: read it from the beginning
             offset = 0
         f.seek(offset)
         data = f.read()
@@ -236,7 +237,7 @@ def new_lines(path: Path, offset: int) -> tuple[int, list[bytes]]:
 
 
 def parse_lines(lines: list[bytes]) -> Iterator[JsonObject]:
-    """Yield the JSON objects in `lines`; anything else is skipped, because a trainer's log may contain other lines."""
+    """Yield the JSON objects in `lines`; skip other lines, because a trainer's log may contain them."""
     for line in lines:
         try:
             value = orjson.loads(line)

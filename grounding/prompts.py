@@ -1,6 +1,6 @@
 """Prompt templates by name: the sentence that asks a model for the box of an expression.
 
-The models were trained on exactly these words, so changing a character changes results. Names are those of job files and of `--prompt`.
+The models were trained on exactly these words, so changing a character changes results. Job files and `--prompt` use these names.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from types import MappingProxyType
 
 from grounding.errors import UserError
 
-# text before and after the expression; concatenated, so that braces in an expression are not interpreted
+# Text before and after the expression. They are concatenated, so that braces in an expression are not interpreted.
 _TEMPLATES = MappingProxyType(
     {
         "qwen3": ("Locate ", ", output its bbox coordinates using JSON format"),
         "qwen3_amodal": ("Locate ", " amodally, output its bbox coordinates using JSON format"),
-        # the space at the end is part of the evaluation's prompt; training data has none
+        # the evaluation's prompt ends with a space; training data has none
         "grounding": (
             "Please provide the bounding box coordinate of the region this sentence describes: <ref>",
             "</ref> ",
@@ -27,14 +27,14 @@ _TEMPLATES = MappingProxyType(
 )
 
 NAMES: tuple[str, ...] = tuple(_TEMPLATES)
-"""The names `render` knows."""
+"""The template names that `render` accepts"""
 
 
 _AMODAL = ("qwen3_amodal", "amodal")
 
 
 def asks_for_whole(name: str) -> bool:
-    """Return whether a prompt asks for the whole object, hidden parts included: a template, or the user's own text, that says so."""
+    """Return whether a prompt (a template's name or the user's own text) asks for the whole object, including hidden parts."""
     return name in _AMODAL or (PLACE in name and "amodal" in name.lower())
 
 
@@ -45,18 +45,18 @@ PLACE = "{sent}"
 def render(name: str, sent: str) -> str:
     """Return the evaluation's exact question about the expression `sent`.
 
-    `name` is the name of a template, or a template itself: a text with `{sent}` in it, of which every occurrence is replaced; other braces
-    are literal. Raises `UserError` for an unknown name.
+    `name` is the name of a template, or the user's own template: a text in which every `{sent}` is replaced and other braces are literal.
+    Raises `UserError` for an unknown name.
     """
     if PLACE in name:
         return sent.join(name.split(PLACE))
     parts = _TEMPLATES.get(name)
     if parts is None:
-        hint = f"Known prompts: {', '.join(NAMES)}. A template of your own has {PLACE} in the place of the expression."
+        hint = f"Known prompts: {', '.join(NAMES)}. Your own template must contain {PLACE} in place of the expression."
         raise UserError(f"unknown prompt {name!r}", hint=hint)
     return parts[0] + sent + parts[1]
 
 
 def render_sft(name: str, sent: str) -> str:
-    """Return the question for supervised fine-tuning: the evaluation's, with a full stop. Raises `UserError` as `render` does."""
+    """Return the question for supervised fine-tuning: that of the evaluation with a full stop. Raises `UserError` like `render`."""
     return render(name, sent).rstrip() + "."

@@ -1,6 +1,6 @@
 """Turn a job into roles, which do not depend on Kubernetes or processes. Pure.
 
-Both back ends use the same list, so the demo and the cluster run the same roles.
+Both back ends run the same list, so the demo and the cluster run the same roles.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from grounding.runtime.environment import Environment
 
 @dataclass(frozen=True)
 class Probe:
-    """How to tell that a server role is ready: HTTP GET `path` on the port named `port` answers 200."""
+    """Readiness check of a server role: HTTP GET `path` on the port named `port` must answer 200."""
 
     path: str
     port: str = "http"
@@ -26,9 +26,9 @@ class Probe:
 class Role:
     """One kind of process of a job.
 
-    `kind` task runs to its end, server runs until the job's tasks are done. A role starts when every role in `after`
-    has succeeded (task) or is ready (server). `ports` names -> number, 0 = the back end chooses; a server reads it
-    from `$EGM_PORT`, and roles after it get all its URLs in `$EGM_ENDPOINTS`. `argv` starts with `egm`.
+    `kind`: a task runs to its end, a server runs until the job's tasks are done. A role starts when every role in `after` has succeeded
+    (task) or is ready (server). `ports`: name -> number; 0 means that the back end chooses one. A server reads its port from `$EGM_PORT`,
+    and the roles after it get the URLs of all servers in `$EGM_ENDPOINTS`. `argv` starts with `egm`.
     """
 
     name: str
@@ -45,19 +45,19 @@ class Role:
 
 @dataclass(frozen=True)
 class Layout:
-    """The back end's paths, as visible to the role's process."""
+    """Paths of the back end, as the role's process sees them."""
 
     job_file: str
     data: str
     out: str
     model: str
-    """Resolved model: a folder, an `hf://…`/`s3://…` URI, or `tiny://`"""
+    """The resolved model: a folder, an `hf://…` or `s3://…` URI, or `tiny://`"""
     models: tuple[str, ...] = ()
-    """The models of a sweep over models, in order"""
+    """The resolved models of a sweep over models, in order"""
 
 
-# A process of torch on a busy machine with its default threads is ten times slower than with one; glibc returns memory too eagerly.
-# Hide the machine's GPUs with -1 instead of an empty value, since Ray compares its logical GPUs with that variable.
+# On a busy machine, torch with its default number of threads is ten times slower than with one thread. glibc's defaults return memory to
+# the system too eagerly. The machine's GPUs are hidden with -1, not with an empty value, because Ray compares its logical GPUs with it.
 _CPU_ENV: Mapping[str, str] = {
     "CUDA_VISIBLE_DEVICES": "-1",
     "OMP_NUM_THREADS": "1",
@@ -65,7 +65,7 @@ _CPU_ENV: Mapping[str, str] = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
 }
-# The code that starts an engine disables FlashInfer: grounding/runtime/flashinfer.py
+# FlashInfer is switched off by the code that starts an engine (grounding/runtime/flashinfer.py)
 _GPU_ENV: Mapping[str, str] = {"TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -109,7 +109,7 @@ def _server(job: GroundingEvalJob, layout: Layout, which: tuple[str, ...]) -> Ro
 
 
 def plan_model(job: GroundingEvalJob, layout: Layout, name: str = "") -> tuple[Role, ...]:
-    """Return the roles that measure one model at `layout.model`; `name`: its name in a sweep over models."""
+    """Return the roles that measure the model at `layout.model`; `name` is the model's name in a sweep over models."""
     which = ("--only-model", name) if name else ()
     argv = ("egm", "role", "evaluate", "--job", layout.job_file, "--data", layout.data, "--out", layout.out, *which)
     env = dict(_CPU_ENV)
@@ -135,5 +135,5 @@ def _evaluate(job: GroundingEvalJob, layout: Layout) -> tuple[Role, ...]:
 
 
 def plan(job: Job, layout: Layout) -> tuple[Role, ...]:
-    """Return the roles of a resolved job, each after the roles that it waits for."""
+    """Return the roles of a resolved job in order: each role comes after those that it waits for."""
     return _train(job, layout) if isinstance(job, GroundingTrainJob) else _evaluate(job, layout)

@@ -1,4 +1,4 @@
-"""How answers are drawn: the one place of the defaults, which jobs, the command line and every engine share."""
+"""Sampling parameters and their defaults, shared by jobs, the command line and every engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn; the defaults are EGM's (greedy, since the temperature is 0)."""
+    """Sampling parameters. The defaults are EGM's: greedy decoding, because the temperature is 0."""
 
     max_tokens: int = 4096
     temperature: float = 0.0
@@ -16,4 +16,4 @@ class Sampling:
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
-    """Of the server's random numbers, if the temperature is not 0; None: the server's choice"""
+    """Seed of the server's random numbers if the temperature is not 0; None lets the server choose"""

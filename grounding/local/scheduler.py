@@ -150,7 +150,7 @@ class LocalRun:
                     )
             if (need := gpus_of(roles)) > len(self.gpu_ids):
                 raise UserError(
-                    f"the job needs {need} GPUs, this machine offers {len(self.gpu_ids)}",
+                    f"the job needs {need} GPUs, but this process may use {len(self.gpu_ids)}",
                     field=f"{work.name}: spec.resources",
                     hint="Ask for fewer GPUs, set CUDA_VISIBLE_DEVICES, or hand the job to a cluster.",
                 )

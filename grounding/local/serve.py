@@ -104,7 +104,7 @@ class _Servers:
         role, wanted = self.serving.role, self.serving
         if (need := role.gpus * role.replicas) > len(wanted.gpus):
             raise UserError(
-                f"{role.replicas} servers need {need} GPUs, this machine offers {len(wanted.gpus)}",
+                f"{role.replicas} servers need {need} GPUs, but this process may use {len(wanted.gpus)}",
                 field="spec.servers, spec.gpusPerServer",
                 hint="Ask for fewer, or set CUDA_VISIBLE_DEVICES.",
             )

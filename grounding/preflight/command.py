@@ -1,4 +1,4 @@
-"""Put together: needs of jobs, a look at the machine, the questions to hub and stores, the verdicts."""
+"""Combine the steps of a check: needs of the jobs, facts about the machine, answers of the hub and stores, verdicts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from grounding.runtime.verdicts import Verdict, raise_failures
 from grounding.storage import locate
 
 SERVE_PORT = 30000
-HINT = "`egm doctor -f {file}` shows everything that was looked at."
+HINT = "`egm doctor -f {file}` shows all checks."
 
 
 def unfinished(run_dir: Path, works: Sequence[Work]) -> list[Work]:
-    """Return the jobs that a run would work on: neither suspended nor done with this very description."""
+    """Return the jobs that a run would execute: those that are neither suspended nor finished with the same specification."""
     left, identities = [], {}
     for work in ordered(works):
         state = read_state(run_dir / work.name)
@@ -34,7 +34,7 @@ def unfinished(run_dir: Path, works: Sequence[Work]) -> list[Work]:
 
 
 def needs(manifest: Path, works: Sequence[Work], run_dir: Path) -> list[Needs]:
-    """Return what `works`, jobs of the manifest, need."""
+    """Return the needs of `works`, which are jobs of the manifest."""
     jobs = {job.metadata.name: job for job in api.load(manifest)}
     layouts = LocalRun(run_dir, works, gpu_ids=())
     return [needs_of(jobs[w.name], tuple(w.plan(layouts.layout(w)))) for w in works]
@@ -43,7 +43,7 @@ def needs(manifest: Path, works: Sequence[Work], run_dir: Path) -> list[Needs]:
 def examine(
     wanted: Sequence[Needs], runs: Path, ports: Sequence[int] = (), *, serves: bool = False, ask: bool = True
 ) -> list[Verdict]:
-    """Return all verdicts about this machine for jobs with these needs; hub and stores are asked only with `ask`."""
+    """Return all verdicts about this machine for jobs with these needs. The hub and stores are only asked if `ask` is true."""
     found = probe.machine(wanted, judge.NAMES, ports, runs)
     least = environment.of_process().shm_min_bytes
     verdicts = judge.local(found, wanted, serves=serves, shm_least=least)
@@ -60,7 +60,7 @@ def examine(
 
 
 def _refuse(wanted: Sequence[Needs], runs: Path, what: str, hint: str, ports: Sequence[int], *, serves: bool) -> None:
-    """Raise for what cannot work: first what is seen at once, then what hub and stores answer. `what`: it cannot run or start here."""
+    """Raise an error that lists what is missing: first from the machine's state, then from the hub and stores. `what`: subject of the message."""
     found = probe.machine(wanted, judge.NAMES, ports, runs)
     least = environment.of_process().shm_min_bytes
     raise_failures(judge.local(found, wanted, serves=serves, shm_least=least), what, hint)
@@ -69,7 +69,7 @@ def _refuse(wanted: Sequence[Needs], runs: Path, what: str, hint: str, ports: Se
 
 
 def before_run(order: Order, works: Sequence[Work]) -> None:
-    """Check before `egm run` starts anything. Raises `UserError` or `Failure` that names all that is missing, with cures."""
+    """Check the machine before `egm run` starts anything. Raises `UserError` or `Failure` that lists all that is missing, with cures."""
     todo = chosen(works, order.only)
     left = todo if order.restart else unfinished(order.run_dir, works)
     left = [w for w in left if w in todo and not w.suspended]
@@ -79,15 +79,15 @@ def before_run(order: Order, works: Sequence[Work]) -> None:
 
 
 def before_serving(what: Path | str, job: api.ResolvedEvalJob, serving: Serving, runs: Path) -> None:
-    """Check before a server is started; as `before_run`. `what`: the manifest, or words for a server that no manifest describes."""
+    """Check the machine before a server is started, like `before_run`. `what`: the manifest, or a description of a server without one."""
     wanted = needs_of(job, (serving.role,), data=False)
     ports = [serving.port + i for i in range(serving.role.replicas)] if serving.port else []
-    hint = HINT.format(file=what) if isinstance(what, Path) else "`egm doctor` shows what is here."
+    hint = HINT.format(file=what) if isinstance(what, Path) else "`egm doctor` shows what this machine has."
     _refuse([wanted], runs, str(what), hint, ports, serves=True)
 
 
 def doctor(manifests: Sequence[Path], runs: Path, *, ask: bool) -> list[Verdict]:
-    """Return the verdicts of `egm doctor`: of the machine in general, or for the jobs of manifests."""
+    """Return the verdicts of `egm doctor`: about the machine in general, or for the jobs of the manifests."""
     wanted: list[Needs] = []
     for manifest in manifests:
         order = Order(manifest, runs)

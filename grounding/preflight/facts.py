@@ -1,4 +1,4 @@
-"""What a look at the machine has found, as types. Nothing here looks."""
+"""Types of the facts that `probe` finds about the machine. This module has no logic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Cuda = tuple[int, int]
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. `used` are bytes of its memory that are in use now."""
+    """One GPU. `used`: bytes of its memory in use."""
 
     index: int
     name: str
@@ -23,7 +23,7 @@ class Gpu:
 class Gpus:
     """NVIDIA's driver and GPUs.
 
-    `visible` are the ids that this process may use, `cuda` is the newest CUDA that the driver supports, `problem` what nvidia-smi complains of.
+    `visible`: ids of the GPUs that this process may use. `cuda`: newest CUDA that the driver supports. `problem`: error of nvidia-smi.
     """
 
     driver: str = ""
@@ -35,7 +35,7 @@ class Gpus:
 
 @dataclass(frozen=True)
 class Memory:
-    """Main memory in bytes: of the machine or, if that is less, of this container."""
+    """Main memory in bytes: the machine's, or the limit of this container if that is less."""
 
     total: int
     available: int
@@ -43,7 +43,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Disk:
-    """The file system under `path`, of which `what` is kept."""
+    """The file system of `path`. `what`: the kind of files that are kept there."""
 
     what: str
     path: Path
@@ -53,7 +53,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class Port:
-    """A TCP port of this machine. `problem` says who holds it; empty if it is free."""
+    """A TCP port of this machine. `problem` says why it cannot be used; empty if it is free."""
 
     number: int
     problem: str = ""
@@ -61,9 +61,9 @@ class Port:
 
 @dataclass(frozen=True)
 class Interpreter:
-    """An environment of Python. `packages`: name -> version of those that are installed; `cuda` is what its torch was built for.
+    """A Python environment. `packages`: name -> version of the installed ones; `cuda`: version for which its torch was built.
 
-    `problem` says why it could not be asked.
+    `problem` says why the environment could not be examined.
     """
 
     path: Path
@@ -74,9 +74,9 @@ class Interpreter:
 
 @dataclass(frozen=True)
 class Remote:
-    """A store or the hub as it answered about one URI. `missing`: bytes that are still to be fetched.
+    """The answer of a store or the hub about one URI. `missing`: bytes that still have to be downloaded.
 
-    `problem` and `cure` come from the answer. `mistake`: whether the caller can correct it. `cached`: whether all of it is on this machine already.
+    `problem` and `cure` describe an error. `mistake`: whether the user can correct it. `cached`: whether all files are already on this machine.
     """
 
     uri: str
@@ -90,7 +90,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Absent:
-    """A path that a job names and that is not there."""
+    """A path in a job that does not exist."""
 
     path: Path
     field: str
@@ -98,7 +98,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class BrokenModel:
-    """A model folder of this machine that cannot be loaded."""
+    """A local model folder that cannot be loaded."""
 
     folder: Path
     field: str
@@ -108,7 +108,7 @@ class BrokenModel:
 
 @dataclass(frozen=True)
 class Machine:
-    """All that can be found without asking anyone."""
+    """All facts that are found without requests to the hub or stores."""
 
     gpus: Gpus
     memory: Memory
@@ -123,7 +123,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Network:
-    """Answers of hub and stores."""
+    """Answers of the hub and stores."""
 
     remotes: tuple[Remote, ...] = ()
     outputs: tuple[Remote, ...] = ()

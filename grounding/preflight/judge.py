@@ -1,4 +1,4 @@
-"""From what was found to what it means for the jobs: one verdict a subject, each that is not well with a cure. Pure."""
+"""Compare facts about the machine with the jobs' needs: one verdict per subject, with a cure if something is wrong. Pure."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from grounding.storage import in_words
 
 GIB = 1 << 30
 LITTLE_DISK = 10 * GIB
-"""Free bytes below which a disk is worth a warning: one checkpoint of a model with 4 billion parameters is larger"""
+"""Free bytes of a disk below which a warning is given: one checkpoint of a model with 4 billion parameters is larger"""
 LITTLE_MEMORY = {False: 4 * GIB, True: 32 * GIB}
-"""Free bytes of memory worth a warning, without and with GPUs: a model of 8 billion parameters passes through memory in 16 GB"""
+"""Free bytes of memory below which a warning is given, without and with GPUs: a model with 8 billion parameters needs 16 GB of main
+memory while it is loaded"""
 IN_USE = 0.1
-"""Share of a GPU's memory in use from which others are at work on it: engines take a fixed share of the whole"""
+"""Share of a GPU's memory above which it counts as used by others: engines allocate a fixed share of the whole"""
 NAMES = tuple(dict.fromkeys((*(p for e in ENGINES.values() for p in e.packages), *RL, "vllm", "huggingface_hub")))
-"""Packages that a look at an environment asks for"""
+"""Packages whose versions are read from an environment"""
 DRIVER_CURE = (
     "Install or update NVIDIA's driver (`nvidia-smi` shows it); in a container, give it the GPUs (--gpus all)."
 )
 
 
 def gpus_wanted(needs: Iterable[Needs]) -> int:
-    """Return the most GPUs that one job holds."""
+    """Return the number of GPUs of the job that needs most."""
     return max((n.gpus for n in needs), default=0)
 
 
 def dotted(version: Cuda) -> str:
-    """Return `13.0`."""
+    """Return a version as text, such as `13.0`."""
     return f"{version[0]}.{version[1]}"
 
 
@@ -52,8 +53,8 @@ def gpus(found: Gpus, wanted: int) -> Verdict:
     """Judge the number of GPUs and whether others use them."""
     free = len(found.visible)
     if free < wanted:
-        cure = "Ask for fewer GPUs in the job, set CUDA_VISIBLE_DEVICES, or submit the job to a cluster."
-        return Verdict("GPUs", "failed", f"the job needs {wanted}, this machine offers {free}", cure)
+        cure = "Reduce the number of GPUs in the job, set CUDA_VISIBLE_DEVICES, or submit the job to a cluster."
+        return Verdict("GPUs", "failed", f"the job needs {wanted}, but this process may use {free}", cure)
     if not free:
         return Verdict("GPUs", "note", "there are none; jobs run on the CPU (engine transformers, gpusPerNode: 0)")
     busy = [d for d in found.devices if str(d.index) in found.visible and d.memory and d.used / d.memory > IN_USE]
@@ -62,13 +63,15 @@ def gpus(found: Gpus, wanted: int) -> Verdict:
     text = f"{free} may be used" + (f" ({names})" if names else "")
     if busy:
         words = ", ".join(f"GPU {d.index} has {size(d.used)} of {size(d.memory)} in use" for d in busy)
-        cure = "Stop what uses them (`nvidia-smi` lists it), or leave them out by CUDA_VISIBLE_DEVICES."
+        cure = (
+            "Stop the processes that use them (`nvidia-smi` lists them), or exclude these GPUs by CUDA_VISIBLE_DEVICES."
+        )
         return Verdict("GPUs", "warning", f"{text}; {words}", cure)
     return Verdict("GPUs", "ok", text)
 
 
 def cuda(found: Gpus, environment: Interpreter, wanted: int) -> Verdict:
-    """Judge whether torch's CUDA runs on the driver: a newer major version does not, a newer minor one mostly does."""
+    """Judge whether torch's CUDA runs on the driver. A newer major version than the driver's fails; a newer minor version mostly works."""
     built, most = environment.cuda, found.cuda
     where = f"torch of {environment.path}"
     if built is None:
@@ -88,30 +91,32 @@ def memory(found: Memory, wanted: int) -> Verdict:
     """Judge main memory."""
     text = f"{size(found.available)} of {size(found.total)} are free"
     if found.available < LITTLE_MEMORY[bool(wanted)]:
-        return Verdict("memory", "warning", text, "Stop what uses it; models pass through memory on their way to GPUs.")
+        return Verdict(
+            "memory", "warning", text, "Stop other processes that use it; models are loaded into main memory first."
+        )
     return Verdict("memory", "ok", text)
 
 
 def shared_memory(found: int | None, wanted: int, least: int | None) -> Verdict:
-    """Judge /dev/shm by the rule of `runtime.startup`: `least` is what `$EGM_SHM_MIN_BYTES` says."""
+    """Judge the size of /dev/shm by the rule of `runtime.startup`. `least`: the value of `$EGM_SHM_MIN_BYTES`."""
     need = least if least is not None else SHM_WANTED if wanted else 0
     held = 0 if found is None else found
-    text = f"{SHM} holds {size(held)}"
+    text = f"{SHM} has {size(held)}"
     if held < need:
-        cure = f"Give a container at least {size(need)} (docker: --shm-size=16g)."
-        return Verdict("shared memory", "failed", f"{text}, roles on GPUs need {size(need)}", cure)
+        cure = f"Give the container at least {size(need)} (docker: --shm-size=16g)."
+        return Verdict("shared memory", "failed", f"{text}, but roles on GPUs need {size(need)}", cure)
     return Verdict("shared memory", "ok", text)
 
 
 def disk(found: Disk, missing: int) -> Verdict:
-    """Judge a disk to which `missing` bytes are to be fetched."""
+    """Judge a disk to which `missing` bytes will be downloaded."""
     subject, text = f"disk of {found.what}", f"{size(found.free)} are free at {found.path}"
     choose = {"runs": "Choose another with --runs.", "output": "Choose another spec.output."}
     elsewhere = choose.get(found.what, f"Choose another by {Environment.variable('cache')}.")
     if not found.writable:
-        return Verdict(subject, "failed", f"nothing can be written to {found.path}", elsewhere)
+        return Verdict(subject, "failed", f"{found.path} is not writable", elsewhere)
     if missing > found.free:
-        text = f"{text}, and {in_words(missing)} are to be fetched"
+        text = f"{text}, but {in_words(missing)} must be downloaded"
         return Verdict(subject, "failed", text, f"Free some space. {elsewhere}")
     if found.free < LITTLE_DISK:
         return Verdict(subject, "warning", text, f"Free some space. {elsewhere}")
@@ -123,7 +128,7 @@ def ports(found: Sequence[Port], wanted: bool) -> Verdict:
     taken = [p for p in found if p.problem]
     numbers = ", ".join(str(p.number) for p in found)
     if taken:
-        cure = "Choose another (--port; 0 takes a free one), or stop what listens there."
+        cure = "Choose another (--port; 0 takes a free one), or stop the process that listens there."
         return Verdict("ports", "failed" if wanted else "warning", "; ".join(p.problem for p in taken), cure)
     return Verdict("ports", "ok", f"{numbers} free")
 
@@ -135,7 +140,7 @@ def stack(need: Stack, own: Interpreter, engine: Interpreter) -> Verdict:
     subject = f"packages of {need.role}"
     if environment.problem:
         cure = f"Check {Environment.variable('engine_python')}. {need.cure}"
-        return Verdict(subject, "failed", f"{environment.path} does not answer: {environment.problem}", cure)
+        return Verdict(subject, "failed", f"{environment.path} cannot be run: {environment.problem}", cure)
     lacking = [p for p in need.packages if p not in environment.packages]
     if lacking:
         verb = "is" if len(lacking) == 1 else "are"
@@ -146,7 +151,7 @@ def stack(need: Stack, own: Interpreter, engine: Interpreter) -> Verdict:
 
 
 def engine(name: str, own: Interpreter, given: Interpreter) -> Verdict:
-    """Say whether an engine could be started, if no job asks for one."""
+    """Judge whether an engine could be started; used if no job needs one."""
     chosen = ENGINES[name]
     subject = f"engine {name}"
     for environment in (given, own):
@@ -162,13 +167,13 @@ def _kind(uri: str) -> str:
 
 
 def remote(found: Remote) -> Verdict:
-    """Judge the answer of hub or store about something that a job reads or writes."""
+    """Judge the answer of the hub or a store about a URI that a job reads or writes."""
     field = f" ({found.field})" if found.field else ""
     if not found.problem:
-        amount = f"{in_words(found.missing)} to fetch" if found.missing else "nothing to fetch"
+        amount = f"{in_words(found.missing)} to download" if found.missing else "nothing to download"
         return Verdict(_kind(found.uri), "ok", f"{found.uri}{field}: {'it answers' if _writes(found) else amount}")
     if found.cached and not found.mistake:
-        text = f"{found.uri}{field}: {found.problem}; what was fetched before is used"
+        text = f"{found.uri}{field}: {found.problem}; the files downloaded before will be used"
         return Verdict(_kind(found.uri), "warning", text, found.cure)
     return Verdict(_kind(found.uri), "failed", f"{found.uri}{field}: {found.problem}", found.cure, found.mistake)
 
@@ -178,7 +183,7 @@ def _writes(found: Remote) -> bool:
 
 
 def reachable(found: Remote, subject: str, absent: str) -> Verdict:
-    """Judge hub or S3 if no job asks for them: what is not there is a note."""
+    """Judge the hub or S3 if no job needs them: an absent one is only a note."""
     if not found.problem:
         return Verdict(subject, "ok", absent)
     return Verdict(subject, "note" if found.mistake else "warning", f"{found.uri}: {found.problem}", found.cure)
@@ -188,7 +193,7 @@ def reachable(found: Remote, subject: str, absent: str) -> Verdict:
 def local(
     found: Machine, needs: Sequence[Needs], *, serves: bool = False, shm_least: int | None = None
 ) -> list[Verdict]:
-    """Judge what was seen without asking anyone, the environments of the roles first. `serves`: the ports are wanted."""
+    """Judge the facts about the machine, the environments of the roles first. `serves`: whether the ports are needed."""
     wanted = gpus_wanted(needs)
     stacks: Mapping[Stack, None] = dict.fromkeys(s for n in needs for s in n.stacks)
     verdicts = [stack(s, found.own, found.engine) for s in stacks]
@@ -203,8 +208,8 @@ def local(
     if found.ports:
         verdicts.append(ports(found.ports, serves))
     for gone in found.absent:
-        cure = "Check the path in the job, or fetch what it names."
-        verdicts.append(Verdict("files", "failed", f"{gone.path} is not there ({gone.field})", cure))
+        cure = "Check the path in the job, or download the files to it."
+        verdicts.append(Verdict("files", "failed", f"{gone.path} does not exist ({gone.field})", cure))
     verdicts += [
         Verdict("model", "failed", f"{b.folder} cannot be loaded ({b.field}): {b.problem}", b.cure)
         for b in found.broken
@@ -213,7 +218,7 @@ def local(
 
 
 def remotes(found: Network, disks: Sequence[Disk]) -> list[Verdict]:
-    """Judge the answers of hub and stores, and whether what is to be fetched fits on the disk of the cache."""
+    """Judge the answers of the hub and stores, and whether the downloads fit on the cache's disk."""
     verdicts = [remote(r) for r in (*found.remotes, *found.outputs)]
     missing = sum(r.missing for r in found.remotes)
     if missing:

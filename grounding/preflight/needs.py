@@ -1,4 +1,4 @@
-"""What a job needs of the machine that runs it. Pure."""
+"""Derive what a job needs from the machine that runs it. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRAIN_LOCK = "images/train/requirements.txt"
 
 @dataclass(frozen=True)
 class Stack:
-    """Packages that one environment must hold for a role. `engine`: the environment of `$EGM_ENGINE_PYTHON` and not this one."""
+    """Packages that a role needs in one environment. `engine`: whether that is the environment of `$EGM_ENGINE_PYTHON` instead of this one."""
 
     role: str
     field: str
@@ -32,7 +32,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Source:
-    """Something that a job reads: a path or a URI, and the job's field that names it."""
+    """An input of a job: a path or URI, and the job's field that contains it."""
 
     uri: str
     field: str
@@ -41,7 +41,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Needs:
-    """What one job needs. `output` is the URI of its copy, or empty; `family` is what its model must be, if anything in particular."""
+    """The needs of one job. `output`: URI of its copy, or empty; `family`: required model family, or empty."""
 
     job: str
     gpus: int = 0
@@ -52,7 +52,7 @@ class Needs:
 
 
 def from_lock(lock: str, folder: str) -> str:
-    """Return the commands that make an environment from a lock, in `folder` of the checkout."""
+    """Return the commands that create an environment from a lock file, in `folder` of the checkout."""
     return (
         f"In the checkout: `python3 -m venv {folder}`, then "
         f"`{folder}/bin/pip install --no-deps --require-hashes -r {lock}`"
@@ -92,7 +92,7 @@ def _stacks(job: ResolvedJob, roles: Iterable[Role]) -> tuple[Stack, ...]:
 
 
 def needs_of(job: ResolvedJob, roles: Sequence[Role], *, data: bool = True) -> Needs:
-    """Return what a job with these roles needs; without `data` only what its servers need."""
+    """Return the needs of a job with these roles; without `data`, only those of its servers."""
     read = [Source(uri, field) for uri, field in dict(sources(job, prepares=True)).items()]
     models = [
         Source(model.source, f"spec.{field}.source", is_model=True)

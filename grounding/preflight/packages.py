@@ -1,6 +1,6 @@
-"""Say which packages an environment holds, and which CUDA its torch was built for. Imports none of them.
+"""Find the packages installed in an environment, and the CUDA for which its torch was built, without importing them.
 
-The text of this file is also run by other interpreters, so that it uses only the standard library of Python 3.9 and later.
+Other interpreters also run the text of this file, so it only uses the standard library of Python 3.9 and later.
 """
 
 import importlib.metadata
@@ -21,7 +21,7 @@ def look(names: List[str]) -> Dict[str, Any]:  # noqa: UP006
         except importlib.metadata.PackageNotFoundError:
             pass
     cuda = ""
-    spec = importlib.util.find_spec("torch")  # of a top-level package this imports nothing
+    spec = importlib.util.find_spec("torch")  # for a top-level package, this imports nothing
     if spec is not None and spec.origin:
         version = Path(spec.origin).with_name("version.py")
         text = version.read_text(encoding="utf-8") if version.is_file() else ""

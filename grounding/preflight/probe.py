@@ -1,4 +1,4 @@
-"""Look at this machine, and ask hub and stores. Everything here is input and output; what it means is decided in `judge`."""
+"""Examine this machine, and ask the hub and stores. All input and output of the check is here; `judge` interprets the results."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ from grounding.storage import Transfer, cache_folder, in_cache, is_remote, local
 
 MIB = 1 << 20
 PATIENCE_S = 10.0
-"""Seconds that hub and stores get for an answer"""
+"""Seconds to wait for an answer of the hub or a store"""
 HUB = "https://huggingface.co"
 
 
 # ---- GPUs ----
 def parse_devices(text: str) -> tuple[tuple[Gpu, ...], str]:
-    """Return the GPUs and the driver's version of nvidia-smi's lines `index, name, memory, used, driver` (MiB). Pure."""
+    """Parse nvidia-smi's lines `index, name, memory, used, driver` (MiB); return the GPUs and the driver's version. Pure."""
     devices, driver = [], ""
     for line in text.splitlines():
         cells = [c.strip() for c in line.split(",")]
         if len(cells) != 5 or not cells[0].isdigit():
             continue
-        # a GPU cut into parts (MIG) says [N/A] or [Insufficient Permissions]
+        # for a GPU split by MIG, nvidia-smi prints [N/A] or [Insufficient Permissions]
         sizes = [int(c) * MIB if c.isdigit() else 0 for c in cells[2:4]]
         devices.append(Gpu(int(cells[0]), cells[1], sizes[0], sizes[1]))
         driver = cells[4]
@@ -64,7 +64,7 @@ def parse_devices(text: str) -> tuple[tuple[Gpu, ...], str]:
 
 
 def _cuda_of_driver() -> Cuda | None:
-    """Return the newest CUDA that the driver supports; None without a driver. Touches no GPU."""
+    """Return the newest CUDA that the driver supports; None without a driver. Does not initialise a GPU."""
     number = ctypes.c_int(0)
     try:
         if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number)):
@@ -75,7 +75,7 @@ def _cuda_of_driver() -> Cuda | None:
 
 
 def gpus() -> Gpus:
-    """Ask nvidia-smi."""
+    """Ask nvidia-smi for the driver and the GPUs."""
     visible = tuple(machine_gpus())
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -95,12 +95,12 @@ def gpus() -> Gpus:
 
 # ---- memory and disks ----
 def memory(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> Memory:
-    """Read the machine's memory, and the limit of the container if there is one."""
+    """Read the machine's memory, or the container's limit if that is less."""
     found = {k: int(v) for k, v in re.findall(r"^(\w+):\s+(\d+) kB", proc.read_text(), re.MULTILINE)}
     whole = Memory(found["MemTotal"] * 1024, found.get("MemAvailable", found["MemFree"]) * 1024)
     try:
         limit, used = (int((cgroup / f"memory.{n}").read_text()) for n in ("max", "current"))
-    except (OSError, ValueError):  # no limit says `max`
+    except (OSError, ValueError):  # without a limit, the file contains `max`
         return whole
     return Memory(min(whole.total, limit), min(whole.available, max(0, limit - used)))
 
@@ -114,7 +114,7 @@ def _shared_memory() -> int | None:
 
 
 def disk(what: str, path: Path) -> Disk:
-    """Look at the file system that `path` is on, or will be."""
+    """Examine the file system of `path`, which may not exist yet."""
     there = path.absolute()
     while not there.exists():
         there = there.parent
@@ -122,7 +122,7 @@ def disk(what: str, path: Path) -> Disk:
 
 
 def port(number: int) -> Port:
-    """Try to listen on a port."""
+    """Check whether a port is free by listening on it."""
     try:
         claim_port(number, "")
     except UserError as error:
@@ -137,7 +137,7 @@ def _cuda(text: str) -> Cuda | None:
 
 
 def interpreter(path: Path, names: Sequence[str]) -> Interpreter:
-    """Ask an interpreter which of these packages its environment holds."""
+    """Ask an interpreter which of the packages `names` its environment has."""
     if path == Path(sys.executable):
         found = packages.look(list(names))
         return Interpreter(path, found["packages"], _cuda(found["cuda"]))
@@ -154,21 +154,21 @@ def interpreter(path: Path, names: Sequence[str]) -> Interpreter:
 
 
 def absent(sources: Iterable[Source]) -> tuple[Absent, ...]:
-    """Look for the paths that jobs name."""
+    """Return the paths of `sources` that do not exist."""
     missing = []
     for source in sources:
         if is_remote(source.uri):
             continue
         path = local_path(source.uri, source.field)
         if source.is_model and not path.is_absolute():
-            continue  # may be the name of a model, which the engine itself knows
+            continue  # may be a model's name, which the engine resolves
         if not path.exists() and not parts_of(path):
             missing.append(Absent(path, source.field))
     return tuple(missing)
 
 
 def broken(needs: Iterable[Needs]) -> tuple[BrokenModel, ...]:
-    """Look into the model folders that jobs name."""
+    """Return the local model folders of jobs that cannot be loaded."""
     found = []
     for need in needs:
         for source in need.sources:
@@ -180,11 +180,11 @@ def broken(needs: Iterable[Needs]) -> tuple[BrokenModel, ...]:
 
 
 def machine(needs: Sequence[Needs], names: Sequence[str], ports: Sequence[int], runs: Path) -> Machine:
-    """Look at all that can be seen without asking anyone. `names`: packages of interest."""
+    """Collect all facts that need no request to the hub or stores. `names`: packages whose versions are wanted."""
     own = interpreter(Path(sys.executable), names)
     given = environment.of_process().engine_python
     outputs = dict.fromkeys(n.output for n in needs if n.output and not is_remote(n.output))
-    kept = [u for u in outputs if not u.startswith("pvc://")]  # a claim is for clusters
+    kept = [u for u in outputs if not u.startswith("pvc://")]  # claims exist only on clusters
     disks = [disk("runs", runs), disk("cache", cache_folder()), *(disk("output", local_path(u)) for u in kept)]
     return Machine(
         gpus(),
@@ -201,7 +201,7 @@ def machine(needs: Sequence[Needs], names: Sequence[str], ports: Sequence[int], 
 
 # ---- hub and stores ----
 def _asked(uri: str, field: str, ask: Callable[[], int]) -> Remote:
-    """Return the answer about one URI: `ask` returns bytes that are to be fetched, or raises `EgmError`."""
+    """Return the answer about one URI. `ask` returns the number of bytes to download, or raises `EgmError`."""
     try:
         return Remote(uri, field, ask())
     except EgmError as error:
@@ -209,7 +209,7 @@ def _asked(uri: str, field: str, ask: Callable[[], int]) -> Remote:
 
 
 def _each(tasks: Sequence[tuple[Remote, Callable[[], Remote]]]) -> tuple[Remote, ...]:
-    """Run all tasks at once in threads; wait at most `PATIENCE_S` and a second, since a name server may be silent for minutes."""
+    """Run all tasks at the same time in threads, for at most `PATIENCE_S` plus one second, because a name server may not answer for minutes."""
     done: queue.Queue[tuple[int, Remote]] = queue.Queue()
     found = [
         replace(silent, problem=f"no answer within {PATIENCE_S:.0f} s", cure="Check the network.", mistake=False)
@@ -250,9 +250,11 @@ def _output_task(uri: str) -> tuple[Remote, Callable[[], Remote]]:
 
 
 def network(needs: Sequence[Needs]) -> Network:
-    """Ask hub and stores about all that the jobs read and write."""
+    """Ask the hub and stores about all URIs that the jobs read and write."""
     sources = {s.uri.split(".part_")[0]: s for n in needs for s in n.sources if is_remote(s.uri)}
-    if importlib.util.find_spec("huggingface_hub") is None:  # the engine's environment has it, and fetches by itself
+    if (
+        importlib.util.find_spec("huggingface_hub") is None
+    ):  # the engine's environment has it and downloads the model itself
         sources = {u: s for u, s in sources.items() if not (u.startswith("hf://") and s.is_model)}
     outputs = dict.fromkeys(n.output for n in needs if n.output and is_remote(n.output))
     found = _each([_source_task(s) for s in sources.values()] + [_output_task(u) for u in outputs])
@@ -260,7 +262,7 @@ def network(needs: Sequence[Needs]) -> Network:
 
 
 def hub() -> Remote:
-    """Ask whether the hub answers at all."""
+    """Check whether the hub can be reached."""
     import urllib.error
     import urllib.request
 
@@ -268,21 +270,21 @@ def hub() -> Remote:
 
     def task() -> Remote:
         try:
-            # the address is the user's own
+            # the user has set the address
             with urllib.request.urlopen(f"{url}/api/models?limit=1", timeout=PATIENCE_S):  # noqa: S310
                 return Remote(url)
-        except urllib.error.HTTPError:  # it answers
+        except urllib.error.HTTPError:  # an error response also shows that the hub can be reached
             return Remote(url)
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
-            cure = "Check the network and HF_ENDPOINT, or bring data and models as folders."
+            cure = "Check the network and HF_ENDPOINT, or use local folders for data and models."
             return Remote(url, problem=f"cannot be reached: {reason}", cure=cure, mistake=False)
 
     return _each([(Remote(url), task)])[0]
 
 
 def s3() -> Remote:
-    """Look whether there are credentials for S3; only an identity service of this machine may be asked."""
+    """Look for S3 credentials. Of all services, only this machine's identity service may be asked."""
     uri = os.environ.get("AWS_ENDPOINT_URL_S3") or "s3://"
 
     def task() -> Remote:

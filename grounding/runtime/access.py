@@ -1,7 +1,7 @@
-"""How a server lets the client in: an API key, further headers, a certificate authority of the user's own.
+"""Access to a server: an API key, further headers, and the user's own certificate authority.
 
-Values are secrets. They come from the environment, go into requests and nowhere else: they are in no file, log, summary or list of
-processes, and `hide` takes them out of what a server says, because some servers repeat the key that they refuse.
+The values are secrets. They come from the environment and go only into requests: they are never written to a file, log, summary or
+command line. `hide` removes them from a server's messages, because some servers repeat the key that they refuse.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 @dataclass(frozen=True)
 class Access:
-    """Secret headers of every request, and the file of certificates to trust instead of the system's."""
+    """Secret headers of every request, and the file of certificates that replaces the system's."""
 
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     ca_file: Path | None = None
@@ -33,27 +33,28 @@ class Access:
         return text
 
     def context(self) -> ssl.SSLContext:
-        """Return what an https connection trusts. Raises `UserError` for a file that holds no certificate."""
+        """Return the TLS context of an https connection. Raises `UserError` for a file that contains no certificate."""
         if self.ca_file is None:
             return ssl.create_default_context()
         try:
             return ssl.create_default_context(cafile=self.ca_file)
         except ssl.SSLError as error:
-            text = f"no certificates in PEM form ({error.reason or error})"
+            text = f"contains no certificates in PEM form ({error.reason or error})"
             raise UserError(text, file=self.ca_file, field="--ca-file") from None
 
 
 def header_variable(header: str) -> str:
-    """Return the environment variable that holds the value of a job's header: the variable's name ends in X_TEAM for `X-Team`."""
+    """Return the environment variable that holds the value of a job's header; its name ends in X_TEAM for the header `X-Team`."""
     return f"{_HEADER}_" + header.upper().replace("-", "_")
 
 
 def access_of(
     environ: Mapping[str, str], key_variable: str, headers: Iterable[str] = (), ca_file: Path | None = None
 ) -> Access:
-    """Return the access that environment variables give. Raises `UserError`.
+    """Read the access to a server from environment variables. Raises `UserError`.
 
-    `key_variable` names the variable of the API key, which may be unset; each of `headers` is `NAME=VARIABLE`, whose variable must be set.
+    `key_variable` is the name of the API key's variable, which may be unset. Each item of `headers` is `NAME=VARIABLE`; that
+    variable must be set.
     """
     found: dict[str, str] = {}
     if key := environ.get(key_variable, "").strip():
@@ -70,5 +71,5 @@ def access_of(
 
 def _checked(value: str, variable: str) -> str:
     if not value.isascii() or not value.isprintable():
-        raise UserError("the value has characters that no HTTP header may have", field=f"${variable}")
+        raise UserError("the value has characters that are not allowed in an HTTP header", field=f"${variable}")
     return value

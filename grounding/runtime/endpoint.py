@@ -1,7 +1,8 @@
-"""`/progress`, `/metrics` and `/healthz` of a role, over HTTP.
+"""Serve `/progress`, `/metrics` and `/healthz` of a role over HTTP.
 
-Off unless `$EGM_PROGRESS_PORT` is set. On a cluster it listens on all interfaces, since the operator and Prometheus ask from other pods; elsewhere on
-this machine alone. It hands out figures only and takes no input but the path.
+The endpoint is off unless `$EGM_PROGRESS_PORT` is set. In a pod it listens on all interfaces, because the operator and Prometheus
+connect from other pods; otherwise it only listens on this machine's loopback address. It only returns measurements, and the path
+is its only input.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ _log = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
-    """What a role has to tell. Both are called from threads of the server's."""
+    """What a role reports. The server's threads call both methods."""
 
     def answer(self) -> Document:
-        """Return what `/progress` answers."""
+        """Return the document of `/progress`."""
 
     def collect(self) -> Iterable[Any]:
-        """Return the same as metric families (prometheus_client's protocol of a collector)."""
+        """Return the same values as metric families (prometheus_client's protocol for collectors)."""
 
 
 class _IPv6Server(ThreadingHTTPServer):
-    """A server on `::`, which Linux lets IPv4 clients reach as well."""
+    """A server on `::`, which IPv4 clients can also reach on Linux."""
 
     address_family = socket.AF_INET6
 
 
 @contextlib.contextmanager
 def listen(reader: Reader) -> Iterator[int]:
-    """Serve while the block runs; gives the port, 0 if none is wanted.
+    """Serve while the block runs; yield the port, or 0 if no port is configured.
 
-    A port that cannot be had is a warning: the work matters more than its telemetry.
+    If the port is in use, log a warning and continue without an endpoint: telemetry must not stop a job.
     """
     server: ThreadingHTTPServer | None = None
     variables = environment.of_process()
@@ -52,7 +53,7 @@ def listen(reader: Reader) -> Iterator[int]:
         try:
             server = (_IPv6Server if ":" in host else ThreadingHTTPServer)((host, wanted), _handler(reader))
         except OSError as error:
-            _log.warning("no /progress: port %s cannot be had: %s", wanted, error)
+            _log.warning("cannot serve /progress on port %s: %s", wanted, error)
     if server is None:
         yield 0
         return
@@ -61,12 +62,12 @@ def listen(reader: Reader) -> Iterator[int]:
 
 
 class QuietHandler(BaseHTTPRequestHandler):
-    """Answers with whole bodies, and writes no line of a log for a request."""
+    """A handler that sends complete bodies and does not log requests."""
 
     timeout = 10  # a client that sends nothing must not hold a thread
 
     def send(self, status: int, kind: str, body: bytes) -> None:
-        """Answer with a body of the content type `kind`."""
+        """Send a response with a body of the content type `kind`."""
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -74,12 +75,12 @@ class QuietHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """A line a request would drown the role's log."""
+        """Write nothing: a line per request would fill the role's log."""
 
 
 @contextlib.contextmanager
 def serving(server: ThreadingHTTPServer) -> Iterator[int]:
-    """Answer in threads while the block runs; gives the port."""
+    """Answer requests in threads while the block runs; yield the port."""
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
     try:

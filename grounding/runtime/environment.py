@@ -1,7 +1,7 @@
-"""The environment of a role as a type: every `EGM_*` variable that a process of a job reads, with unit, default and meaning.
+"""The environment of a role as a type: every `EGM_*` variable that a job's process reads, with unit, default and meaning.
 
-Both back ends write these variables with `as_environ` and every role reads them with `from_environ`. The table in docs/images.md is
-generated from this file. A value that cannot be understood is a `UserError` that names the variable.
+Both back ends write these variables with `as_environ`, and every role reads them with `from_environ`. The table in docs/images.md is
+generated from this file. An invalid value raises a `UserError` that names the variable.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from grounding.errors import UserError
 
 PREFIX = "EGM_"
 BEGUN = "step-begun"
-"""Name of the file, beside the stop file, in which verl's trainer reports what it is doing (`grounding/train/rl/stopping.py`)."""
+"""Name of the file in which verl's trainer reports its current step; in the stop file's folder (`grounding/train/rl/stopping.py`)."""
 PROBLEM = "problem.txt"
-"""Name of the file, beside the stop file, in which verl's trainer says why a checkpoint could not be saved."""
+"""Name of the file in which verl's trainer writes why a checkpoint could not be saved; in the stop file's folder."""
 
 
 def _switch(value: object) -> object:
-    """Return whether a text says yes; anything but the eight known words is refused by the field's type."""
+    """Return True or False for one of the eight known words; return any other value unchanged, so that the field's type refuses it."""
     words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     return words.get(value.strip().lower(), value) if isinstance(value, str) else value
 
@@ -38,7 +38,7 @@ def _words(value: object) -> object:
 
 
 def _whole(value: object) -> object:
-    """Return a whole number; pydantic alone would also take `1_0` and `+1`."""
+    """Convert a text of digits to a whole number; pydantic's own conversion would also accept `1_0` and `+1`."""
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else _refuse(value)
 
 
@@ -62,7 +62,7 @@ Form = Annotated[Literal["text", "json"], BeforeValidator(lambda v: v.lower() if
 
 
 class _Variables(BaseModel):
-    """A group of variables; the name of each is `EGM_` and the field in capitals."""
+    """A group of variables. A variable's name is `EGM_` followed by the field's name in capitals."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=lambda name: PREFIX + name.upper(), populate_by_name=True
@@ -70,7 +70,7 @@ class _Variables(BaseModel):
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self:
-        """Read the variables. An empty one counts as absent. Raises `UserError` that names the variable."""
+        """Read the variables; an empty variable counts as absent. Raises a `UserError` that names the variable."""
         names = [cls.variable(field) for field in cls.model_fields]
         try:
             return cls.model_validate({name: text for name in names if (text := environ.get(name, "").strip())})
@@ -81,7 +81,7 @@ class _Variables(BaseModel):
             raise UserError(f"expected {expected}, found {environ[name]!r}", field=name) from None
 
     def as_environ(self) -> dict[str, str]:
-        """Return the variables that were given, as texts; those left at their default are left out."""
+        """Return the variables that were given, as texts, without those that have their default."""
         given = self.model_dump(mode="json", include=self.model_fields_set, exclude_none=True)
         return {self.variable(field): str(value) for field, value in given.items()}
 
@@ -94,7 +94,7 @@ class _Variables(BaseModel):
 
     @classmethod
     def kind(cls, field: str) -> str:
-        """Say in words what a value may be."""
+        """Return a description of the values that a field accepts."""
         return _KINDS[_annotation(cls, field)]
 
     @classmethod
@@ -111,7 +111,7 @@ class _Variables(BaseModel):
             yield cls.variable(field), cls.kind(field), text, str(info.description)
 
 
-EVERY_IPV4 = "0.0.0.0"  # noqa: S104  # in a pod, whose network policies say who may come
+EVERY_IPV4 = "0.0.0.0"  # noqa: S104  # only in a pod, where network policies restrict access
 
 
 class Environment(_Variables):
@@ -122,7 +122,7 @@ class Environment(_Variables):
     attempt: Whole = Field(default=1, description="Number of this attempt, from 1.")
     restart: str = Field(
         default="",
-        description="Wish to start anew, named by `egm run --restart`; carried out once, whatever the attempt.",
+        description="Token of a request to start from the beginning, set by `egm run --restart`. Each token is carried out once.",
     )
     # where files are
     output: str = Field(
@@ -131,101 +131,108 @@ class Environment(_Variables):
     results: str = Field(default="", description="URI of an evaluation's results, for its termination message.")
     pvc_root: Path = Field(default=Path("/pvc"), description="Folder under which claims (`pvc://`) are mounted.")
     cache: Path | None = Field(
-        default=None, description="Folder of fetched files; without it `$XDG_CACHE_HOME/egm`, or `~/.cache/egm`."
+        default=None, description="Folder for downloaded files; if unset, `$XDG_CACHE_HOME/egm` or `~/.cache/egm`."
     )
     termination_log: Path | None = Field(
-        default=None, description="File that receives the termination message. None is written without it."
+        default=None, description="File that receives the termination message; if unset, none is written."
     )
     # time
     grace_seconds: Seconds = Field(
         default=60.0,
-        description="Seconds from SIGTERM until the role must have ended, its last checkpoint saved and uploaded. "
+        description="Seconds from SIGTERM until the role must have saved and uploaded its last checkpoint and ended. "
         "Both back ends set it to their grace period less a margin (a quarter, 10 s at most).",
     )
     # network
     port: Port | None = Field(default=None, description="Port on which a server role listens.")
     host: str = Field(default="127.0.0.1", description="Address on which a server role listens.")
-    endpoints: Urls = Field(default=(), description="Servers that an evaluation asks, separated by commas.")
+    endpoints: Urls = Field(
+        default=(), description="URLs of the servers to which an evaluation sends its questions, separated by commas."
+    )
     api_key: str = Field(
         default="",
         repr=False,
-        description="Key that a server role asks for and that the client sends: one a job, or that of `spec.endpoints`.",
+        description="API key that a server role requires and the client sends: one key per job, or the key of `spec.endpoints`.",
     )
     ca_file: Path | None = Field(
         default=None, description="Certificates (PEM) to trust for https servers of `spec.endpoints`."
     )
     wait_seconds: Whole = Field(
         default=0,
-        description="Seconds that `egm role evaluate` waits at the start for a server, in addition to the usual.",
+        description="Seconds that `egm role evaluate` waits longer than usual for a server at the start.",
     )
     tracking_hosts: Hosts = Field(
         default=(),
-        description="Hosts, `name` or `name:port`, that tracking keys of the environment may go to beside their own, separated by commas.",
+        description="Further hosts (`name` or `name:port`, separated by commas) to which tracking keys from the environment may be sent.",
     )
     progress_port: Port | None = Field(
         default=None,
-        description="Port of `/progress`, `/metrics` and `/healthz`; 0 takes a free one, none is opened without it.",
+        description="Port of `/progress`, `/metrics` and `/healthz`; 0 means any free port; if unset, none is opened.",
     )
-    node_ip: str = Field(default="", description="This pod's address for the other pods, if it cannot be found out.")
+    node_ip: str = Field(default="", description="This pod's address for the other pods, if it cannot be detected.")
     pod_ip: str = Field(default="", description="This pod's address, set by Kubernetes.")
     network_interface: str = Field(
-        default="", description="Network interface for Gloo and NCCL; without it the one by which rank 0 is reached."
+        default="", description="Network interface for Gloo and NCCL; if unset, the interface of the route to rank 0."
     )
     ray_port: Port = Field(default=6379, description="Port of Ray's head.")
     lost_seconds: Seconds = Field(
-        default=60.0, description="Seconds of silence of a pod of an RL job that end the run."
+        default=60.0, description="Seconds without a heartbeat from a pod of an RL job after which the run ends."
     )
     # engines
     engine_python: Path | None = Field(
-        default=None, description="Interpreter of the environment that holds the engine; without it this one."
+        default=None,
+        description="Python interpreter of the environment in which the engine is installed; if unset, this one.",
     )
     engine_args: Words = Field(
-        default=(), description="Words added to the engine's command line, quoted as in a shell."
+        default=(), description="Arguments added to the engine's command line, quoted as in a shell."
     )
     flashinfer: Switch = Field(default=False, description="Whether FlashInfer's kernels are left on.")
     # checks and logs
     shm_min_bytes: Whole | None = Field(
-        default=None, description="Least size of `/dev/shm` in bytes; without it 1 GiB with GPUs, else 0."
+        default=None, description="Minimum size of `/dev/shm` in bytes; if unset, 1 GiB with GPUs, else 0."
     )
     log_level: Level = Field(
-        default="INFO", description="Lowest level that is logged. Libraries log from WARNING, or with DEBUG."
+        default="INFO",
+        description="Lowest level that is logged. Libraries log from WARNING on, or everything if the level is DEBUG.",
     )
     log_format: Form = Field(
-        default="text", description="Form of log lines; `json` is one object a line with role, job and rank."
+        default="text", description="Format of log lines; `json` writes one object per line with role, job and rank."
     )
     debug: Switch = Field(default=False, description="Whether an error of the command line shows its traceback.")
     # for tests and internal use
     sft_shard: Switch = Field(
-        default=False, description="Whether SFT on several processes without GPUs shards the model; for tests."
+        default=False, description="For tests: whether SFT shards the model over several processes without GPUs."
     )
-    init: Switch = Field(default=False, description="Set by the role itself once it runs under a small init.")
+    init: Switch = Field(
+        default=False, description="Set by the role itself after it has restarted under a small init process."
+    )
     role_token: str = Field(default="", description="Set by `egm run`: marks the processes of a role.")
     ray_node: str = Field(default="", description="Set by the RL role: marks the processes of its Ray node.")
 
     @property
     def every_address(self) -> str:
-        """Return what to listen on for all addresses of this pod: `::` in a pod with an IPv6 address, which takes IPv4 as well."""
+        """Return the address that listens on all interfaces of this pod: `::` in a pod with an IPv6 address, which also accepts IPv4."""
         return "::" if ":" in self.pod_ip else EVERY_IPV4
 
 
 class RlEnvironment(_Variables):
-    """What the RL role hands to verl's processes."""
+    """The variables that the RL role passes to verl's processes."""
 
     keep_checkpoints: Whole = Field(default=3, ge=1, description="Complete checkpoints kept on the disk.")
     keep_best: str = Field(
-        default="", description="Figure of validation whose best checkpoint is kept as well; empty: none."
+        default="", description="Validation metric whose best checkpoint is also kept; if empty, none is."
     )
     seed: int = Field(default=0, description="Seed of the rollouts of the CPU engine.")
     freeze_vision: Switch = Field(default=False, description="Whether the vision tower is frozen.")
     stop_file: Path | None = Field(
         default=None,
-        description="File whose presence makes verl save at the end of its step, or the step before at once if it says `now`; "
-        "the RL role writes it at SIGTERM.",
+        description="Tells verl to stop: if this file exists, verl saves a checkpoint at the end of its step. If the file contains `now`, "
+        "verl saves the previous step at once. The RL role writes the file at SIGTERM.",
     )
     rollouts_a_step: Whole = Field(
-        default=0, description="Answers of one step that the CPU engine waits for; 0: a moment."
+        default=0,
+        description="Answers that the CPU engine collects before it generates those of a step; 0 means that it waits only briefly.",
     )
-    rollouts_a_validation: Whole = Field(default=0, description="The same for a validation.")
+    rollouts_a_validation: Whole = Field(default=0, description="The same number for a validation.")
 
 
 _KINDS: dict[object, str] = {
@@ -254,7 +261,7 @@ def _annotation(cls: type[_Variables], field: str) -> object:
 
 
 def of_process() -> Environment:
-    """Read this process's environment."""
+    """Read the environment of this process."""
     return Environment.from_environ(os.environ)
 
 

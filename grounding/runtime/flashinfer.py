@@ -1,6 +1,7 @@
-"""One switch for FlashInfer's kernels, which fail to build or to run on older C libraries: off, unless `EGM_FLASHINFER=1`.
+"""Switch off FlashInfer's kernels unless `EGM_FLASHINFER=1`, because they fail to build or run with older C libraries.
 
-The reference switches them off everywhere. vLLM and SGLang each have a variable of their own; whoever starts one of them asks here.
+The reference implementation switches them off everywhere. vLLM and SGLang each have their own variable; the code that starts an engine
+calls `environment`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ OFF = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "SGLANG_IS_FLASHINFER_AVAILABLE": "fa
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what to add to `environ`: nothing where FlashInfer is wanted, and never over a variable that is set already. Pure."""
+    """Return the variables to add to `environ`: none if FlashInfer is wanted, and none that is already set. Pure."""
     if Environment.from_environ(environ).flashinfer:
         return {}
     return {name: value for name, value in OFF.items() if name not in environ}

@@ -9,31 +9,31 @@ from collections.abc import Callable
 from grounding.runtime import environment
 
 DEFAULT_S = 60.0
-"""Seconds that the local back end gives a role; `egm run --grace` changes it."""
+"""Seconds that the local back end gives a role to stop; `egm run --grace` changes it"""
 MARGIN_S, MARGIN_SHARE = 10.0, 0.25
 TRAINING_SHARE = 0.6
 
 
 def for_role(period_s: float) -> float:
-    """Return what a role may use of a back end's period, in seconds. Pure.
+    """Return the seconds of a back end's grace period that a role may use. Pure.
 
-    A quarter, 10 s at most, is kept back: the signal has to arrive, and the process has to end after its last upload.
+    A quarter of the period, at most 10 s, is reserved for the signal to arrive and for the process to end after its last upload.
     """
     return max(0.0, period_s - min(MARGIN_S, MARGIN_SHARE * period_s))
 
 
 class Stop:
-    """Remembers whether and when this process was asked to stop, and says how much of the grace period is left."""
+    """Records whether and when this process was asked to stop, and computes how much of the grace period is left."""
 
     def __init__(self, grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.grace_s, self._clock = grace_s, clock
         self.asked_at: float | None = None
         self.notice = ""
-        """What the role does about the request, for people"""
+        """What the role is doing about the request, as a text for people"""
 
     @classmethod
     def of_process(cls) -> Stop:
-        """Return a stop that this process's SIGTERM and SIGINT ask for, with the period of `$EGM_GRACE_SECONDS`."""
+        """Return a `Stop` that SIGTERM and SIGINT of this process trigger, with the period of `$EGM_GRACE_SECONDS`."""
         made = cls(environment.of_process().grace_seconds)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, made.ask)
@@ -41,16 +41,16 @@ class Stop:
 
     @property
     def asked(self) -> bool:
-        """Return whether the stop was asked for."""
+        """Return whether this process was asked to stop."""
         return self.asked_at is not None
 
     def ask(self, *_: object) -> None:
-        """Note the moment; the first one counts. Usable as a signal handler."""
+        """Record the moment of the first request. Usable as a signal handler."""
         if self.asked_at is None:
             self.asked_at = self._clock()
 
     def left(self) -> float:
-        """Return the seconds until the role must have ended: all of the period if no stop was asked for."""
+        """Return the seconds until the role must have ended; the whole period if it was not asked to stop."""
         return self.grace_s if self.asked_at is None else max(0.0, self.asked_at + self.grace_s - self._clock())
 
     def training_is_late(self) -> bool:

@@ -1,4 +1,4 @@
-"""Log lines of a role's process: level by `$EGM_LOG_LEVEL` (INFO), form by `$EGM_LOG_FORMAT` (text, or json for collectors), all on stderr."""
+"""Log lines of a role's process, on stderr: level by `$EGM_LOG_LEVEL` (INFO), format by `$EGM_LOG_FORMAT` (text, or json for collectors)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ FORMS = ("text", "json")
 
 
 class Json(logging.Formatter):
-    """One JSON object a line, times in UTC; `context` is in every line, an attribute of `fields` where a record has it."""
+    """Format a record as one JSON object per line, with times in UTC.
+
+    `context` is added to every line, and each attribute in `fields` if the record has it.
+    """
 
     def __init__(self, context: Mapping[str, str], fields: Sequence[str] = ()) -> None:
         super().__init__()
         self.context, self.fields = dict(context), fields
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the record as a line of JSON."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
         line = {
             "time": moment,
@@ -38,7 +41,10 @@ class Json(logging.Formatter):
 
 
 class Text(logging.Formatter):
-    """For people: hour, first letter of the level, logger (or what else `subject` names, of which `default` is one), message."""
+    """Format a record for people: time, first letter of the level, logger and message.
+
+    `subject` names the record attribute to show instead of the logger; `default` is used if a record lacks it.
+    """
 
     def __init__(self, subject: str = "name", default: str = "") -> None:
         form = f"%(asctime)s %(levelname).1s %({subject})s: %(message)s"
@@ -46,11 +52,11 @@ class Text(logging.Formatter):
 
 
 def set_up(environ: Mapping[str, str], context: Mapping[str, str]) -> None:
-    """Configure the root logger, once, over whatever was there. Raises `UserError` that names the variable."""
+    """Configure the root logger, replacing earlier handlers. Raises a `UserError` that names the variable."""
     given = Environment.from_environ(environ)
     level, form = given.log_level, given.log_format
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Json(context) if form == "json" else Text())
-    # libraries speak when something is wrong; everything they have to say comes with DEBUG
+    # libraries log only warnings and errors, unless the level is DEBUG
     logging.basicConfig(level=level if level in ("DEBUG", "ERROR") else "WARNING", handlers=[handler], force=True)
     logging.getLogger("grounding").setLevel(level)

@@ -1,4 +1,4 @@
-"""Processes of this machine: found by a mark in their environment, and ended. Linux only (/proc)."""
+"""Find processes of this machine by a variable in their environment, and end them. Linux only (/proc)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grounding.errors import Failure
 
 
 def marked(variable: str, value: str) -> list[int]:
-    """Return the processes, other than this one, whose environment holds a variable with this value."""
+    """Return the ids of all processes except this one whose environment has `variable` set to `value`."""
     wanted, found = f"{variable}={value}".encode(), []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -24,16 +24,17 @@ def marked(variable: str, value: str) -> list[int]:
 
 
 def send(pids: Sequence[int], number: signal.Signals) -> None:
-    """Send a signal to each process that is still there."""
+    """Send a signal to each process that still exists."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def stop(find: Callable[[], Sequence[int]], grace_s: float, patience_s: float, whose: str) -> int:
-    """End what `find` returns until it returns nothing: SIGTERM once, and SIGKILL after `grace_s` seconds.
+    """End the processes that `find` returns, until it returns none: SIGTERM once, and SIGKILL after `grace_s` seconds.
 
-    Returns how many processes there were at first. Raises `Failure` that names `whose` they are if some are left `patience_s` seconds later.
+    Return the number of processes at the start. If some remain after another `patience_s` seconds, raise a `Failure`; `whose` describes
+    them in its message.
     """
     first = found = find()
     told: set[int] = set()
@@ -50,7 +51,7 @@ def stop(find: Callable[[], Sequence[int]], grace_s: float, patience_s: float, w
 
 
 def kill(find: Callable[[], Sequence[int]]) -> int:
-    """Send SIGKILL to what `find` returns until it returns nothing; return how many processes there were."""
+    """Send SIGKILL to the processes that `find` returns until it returns none; return their number at the start."""
     killed: set[int] = set()
     while found := find():
         send(found, signal.SIGKILL)

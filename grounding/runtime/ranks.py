@@ -1,4 +1,4 @@
-"""Which of how many processes this one is, as PyTorchJob and torchrun write it into the environment."""
+"""The rank of this process and the number of processes, as PyTorchJob and torchrun write them into the environment."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 
 def rank_of(environ: Mapping[str, str]) -> int:
-    """Return the rank of this process; 0 without a number."""
+    """Return the rank of this process; 0 if the environment has none."""
     return int(environ.get("RANK") or 0)
 
 
 def world_size_of(environ: Mapping[str, str]) -> int:
-    """Return how many processes there are; 1 if no one counts them."""
+    """Return the number of processes; 1 if the environment has none."""
     return int(environ.get("WORLD_SIZE") or 1)

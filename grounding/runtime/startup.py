@@ -1,5 +1,5 @@
-"""What every role does before its work: logs, signals, network interface, FlashInfer's switch, a look at shared memory, and one line that says
-what it is about to do. Decisions are pure functions of what `observe` has seen.
+"""What every role does before its work: logs, signals, network interface, FlashInfer, a check of shared memory, and one line that
+describes what it is about to do. `observe` collects facts; the decisions are pure functions of them.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ from grounding.runtime.ranks import rank_of, world_size_of
 
 SHM = "/dev/shm"  # noqa: S108
 SHM_WANTED = 2**30
-"""Bytes of /dev/shm below which a role that uses GPUs is refused: NCCL, Ray and data loaders put their buffers there, and die of SIGBUS or hang
-without. Docker's own default is 64 MiB. `$EGM_SHM_MIN_BYTES` says another number, 0 none."""
+"""Bytes of /dev/shm below which a role that uses GPUs is refused. NCCL, Ray and data loaders put buffers there, and crash with SIGBUS
+or hang if it is too small. Docker's default is 64 MiB. `$EGM_SHM_MIN_BYTES` sets another minimum; 0 disables the check."""
 PACKAGES = ("torch", "transformers", "verl", "vllm", "sglang", "ray")
 _ROLES_ON_GPUS = ("sft", "rl", "server")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What this process finds around it. `interfaces`: IPv4 address -> name. `route`: the address by which rank 0 is reached, or empty."""
+    """Facts about this process's surroundings.
+
+    `shm_bytes`: size of /dev/shm. `interfaces`: IPv4 address -> name. `route`: this machine's address towards rank 0, or empty.
+    """
 
     shm_bytes: int | None = None
     gpus: int = 0
@@ -43,7 +46,7 @@ class Facts:
 
 
 def _interfaces() -> dict[str, str]:
-    """IPv4 address -> name of each interface that has one."""
+    """Return IPv4 address -> name of each interface that has an IPv4 address."""
     import fcntl
 
     found: dict[str, str] = {}
@@ -58,7 +61,7 @@ def _interfaces() -> dict[str, str]:
 
 
 def _route(master: str) -> str:
-    """This machine's address on the way to `master`; empty if its name is not known yet. Sends nothing."""
+    """Return this machine's address on the route to `master`; empty if its name cannot be resolved yet. Sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((master, 9))
@@ -78,7 +81,7 @@ def _packages() -> dict[str, str]:
 
 
 def observe(environ: Mapping[str, str]) -> Facts:
-    """Look around; quick, imports nothing heavy."""
+    """Collect the facts. Fast; imports no large library."""
     shm: int | None = None
     try:
         shared = os.statvfs(SHM)
@@ -100,16 +103,17 @@ def observe(environ: Mapping[str, str]) -> Facts:
 
 
 def network(environ: Mapping[str, str], facts: Facts) -> dict[str, str]:
-    """What to add to the environment so that Gloo and NCCL meet the other nodes: the interface whose address the pods know each other by. Pure.
+    """Return variables that make Gloo and NCCL use the interface by which the pods know each other. Pure.
 
-    Both otherwise take what they find first, which on a node with several networks is not always the one that the pods share, and differs
-    between them. Nothing is set on one node, nor over a variable of the user's; `$EGM_NETWORK_INTERFACE` names an interface.
+    Without them, both use the first interface that they find. On a node with several networks this may not be the pods' common network, and
+    the pods may choose differently. Returns nothing on one node, and no variable that the user has set. `$EGM_NETWORK_INTERFACE` overrides
+    the choice. Raises `UserError` if that interface does not exist.
     """
     name = Environment.from_environ(environ).network_interface
     known = sorted(set(facts.interfaces.values()))
     if name and name not in known:
         raise UserError(
-            f"no interface {name!r} with an IPv4 address; there are {', '.join(known)}", field="EGM_NETWORK_INTERFACE"
+            f"no interface {name!r} has an IPv4 address; available: {', '.join(known)}", field="EGM_NETWORK_INTERFACE"
         )
     name = name or facts.interfaces.get(facts.route, "")
     if not name:
@@ -117,24 +121,24 @@ def network(environ: Mapping[str, str], facts: Facts) -> dict[str, str]:
     wanted = {
         "GLOO_SOCKET_IFNAME": name,
         "NCCL_SOCKET_IFNAME": f"={name}",
-    }  # NCCL takes a bare name for the start of one
+    }  # NCCL treats a name without `=` as a prefix
     return {k: v for k, v in wanted.items() if k not in environ}
 
 
 def check_shared_memory(role: str, environ: Mapping[str, str], facts: Facts) -> None:
-    """Refuse a role on GPUs whose /dev/shm is too small. Pure. Raises `UserError`."""
+    """Raise `UserError` if a role uses GPUs and /dev/shm is too small. Pure."""
     given = Environment.from_environ(environ).shm_min_bytes
     wanted = given if given is not None else SHM_WANTED if facts.gpus and role in _ROLES_ON_GPUS else 0
     found = facts.shm_bytes or 0
     if found < wanted:
         raise UserError(
-            f"{SHM} holds {size(found)}, and {role} on {facts.gpus} GPUs wants at least {size(wanted)}",
-            hint="spec.resources.sharedMemory gives it on a cluster, --shm-size in your own container. EGM_SHM_MIN_BYTES says another minimum.",
+            f"{SHM} has {size(found)}, but {role} on {facts.gpus} GPUs needs at least {size(wanted)}",
+            hint="Set spec.resources.sharedMemory on a cluster, or --shm-size in your own container. EGM_SHM_MIN_BYTES changes the minimum.",
         )
 
 
 def size(number: int) -> str:
-    """Return bytes for people."""
+    """Return a number of bytes as a text for people."""
     amount, unit = float(number), "B"
     for bigger in ("KiB", "MiB", "GiB", "TiB"):
         if amount < 1024:
@@ -144,7 +148,7 @@ def size(number: int) -> str:
 
 
 def line(role: str, job: Any, environ: Mapping[str, str], facts: Facts, added: Mapping[str, str]) -> str:
-    """Return what the role is about to do, in one line. Pure; no value of a variable that may be a secret."""
+    """Return one line that describes what the role is about to do. Pure; contains no value of a variable that may be a secret."""
     ranks = world_size_of(environ)
     kind = {"GroundingTrainJob": "train job", "GroundingEvalJob": "evaluation job"}.get(job.kind, job.kind)
     given = Environment.from_environ(environ)
@@ -175,28 +179,33 @@ def _leave(*_: object) -> None:
 
 
 def under_init(argv: Sequence[str], environ: Mapping[str, str], pid: int, init: str | None) -> list[str]:
-    """Return the command that puts this process under a small init; empty if it is not the first of its container, or there is none. Pure.
+    """Return the command that restarts this process under a small init process. Pure.
 
-    The kernel gives process 1 no default for a signal and hands it every orphan. A pod's `command` takes the place of the image's entry point.
+    Empty if this is not process 1 of its container, or if no init program is installed. Process 1 has no default signal handlers and must
+    reap every orphan. The init of the image's entry point is missing if the pod sets `command`.
     """
     return [init, "--", *argv] if pid == 1 and init and not Environment.from_environ(environ).init else []
 
 
 def begin(role: str, job: Any) -> None:
-    """Everything above, for this process, once its job is read. Raises `UserError`."""
+    """Prepare this process after its job has been read: logs, network, shared memory, start line. Raises `UserError`."""
     name = Environment.from_environ(os.environ).job or job.metadata.name
     logs.set_up(os.environ, {"role": role, "job": name, "rank": str(rank_of(os.environ))})
     facts = observe(os.environ)
     check_shared_memory(role, os.environ, facts)
     added = network(os.environ, facts) | flashinfer.environment(os.environ)
     os.environ.update(added)
-    if "LOCAL_RANK" not in os.environ:  # torchrun starts this command once more for each rank
+    # torchrun starts this command again for each rank
+    if "LOCAL_RANK" not in os.environ:
         sys.stderr.write(f"egm {version('egm-grounding')}: {line(role, job, os.environ, facts, added)}\n")
         sys.stderr.flush()
 
 
 def first() -> None:
-    """Before anything is read: a small init where this is process 1, and an orderly end by SIGTERM until the role sets a handler of its own."""
+    """Prepare this process before it reads anything.
+
+    Restart under a small init if this is process 1, and exit in an orderly way on SIGTERM until the role installs its own handler.
+    """
     command = under_init(sys.orig_argv, os.environ, os.getpid(), shutil.which("tini"))
     if command:
         os.environ.update(Environment(init=True).as_environ())

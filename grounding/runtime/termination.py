@@ -13,11 +13,11 @@ from grounding.runtime import environment
 LIMIT = 4096
 Document = MutableMapping[str, Any]
 Step = Callable[[Document], object]
-"""Makes a document shorter, or does nothing if it cannot"""
+"""Shortens a document, or does nothing if that is not possible"""
 
 
 def without(*names: str) -> Step:
-    """Return the step that leaves out what is under a path of names."""
+    """Return a step that removes the value at the path `names`."""
 
     def step(document: Document) -> None:
         for name in names[:-1]:
@@ -28,7 +28,7 @@ def without(*names: str) -> Step:
 
 
 def fitting(document: Document, steps: Iterable[Step]) -> bytes:
-    """Return a document as JSON, made shorter step by step until it fits. Changes the document."""
+    """Return a document as JSON, applying the shortening `steps` in order until it fits. Changes the document."""
     text = orjson.dumps(document)
     for step in steps:
         if len(text) <= LIMIT:
@@ -39,8 +39,8 @@ def fitting(document: Document, steps: Iterable[Step]) -> bytes:
 
 
 def leave(message: Callable[[], bytes]) -> None:
-    """Write a message to `$EGM_TERMINATION_LOG`, if that is set. It is no failure if it cannot be written, since the work is done."""
+    """Write a message to `$EGM_TERMINATION_LOG` if it is set. Ignore write errors, because the work is already done."""
     path = environment.of_process().termination_log
     if path is not None:
         with contextlib.suppress(OSError):
-            path.write_bytes(message())  # a mounted file: it is written to, never replaced
+            path.write_bytes(message())  # a mounted file cannot be replaced, only written to

@@ -1,4 +1,4 @@
-"""One line of a check-up: what was looked at, how it is, and what to do. Used for a machine and for a cluster alike. Pure."""
+"""The result of one check: what was checked, its state, and what to do. Used for a machine and for a cluster. Pure."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MARKS: dict[State, str] = {"ok": "ok", "note": "-", "warning": "warning", "fail
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found about one subject.
+    """The result of the check of one subject.
 
-    `note`: it is not there and nothing needs it. `warning`: the work may go wrong. `failed`: the work cannot be done. A verdict that failed or
-    warns has a `cure`. `mistake` is whether the caller can change it (exit code 2) or the world must (exit code 1).
+    `note`: the subject is absent and nothing needs it. `warning`: the work may fail. `failed`: the work cannot be done. A verdict that
+    failed or warns has a `cure`. `mistake`: whether the user can correct it (exit code 2) or not (exit code 1).
     """
 
     subject: str
@@ -30,13 +30,13 @@ class Verdict:
 
 
 def exit_code(verdicts: Iterable[Verdict]) -> int:
-    """Return 0 if nothing failed, 2 if something failed that the caller can change, else 1."""
+    """Return 0 if nothing failed, 2 if the user can correct one of the failures, else 1."""
     failed = [v for v in verdicts if v.state == "failed"]
     return 0 if not failed else 2 if any(v.mistake for v in failed) else 1
 
 
 def as_text(verdicts: Sequence[Verdict]) -> str:
-    """Return the lines for people: state, subject, message, and the cure below it."""
+    """Return lines for people: state, subject, message, and the cure below them."""
     width = max((len(v.subject) for v in verdicts), default=0)
     lines = []
     for v in verdicts:
@@ -47,14 +47,14 @@ def as_text(verdicts: Sequence[Verdict]) -> str:
 
 
 def as_json(verdicts: Sequence[Verdict]) -> bytes:
-    """Return a JSON object with the verdicts and the exit code that they stand for."""
+    """Return a JSON object with the verdicts and their exit code."""
     return orjson.dumps(
         {"exitCode": exit_code(verdicts), "checks": [asdict(v) for v in verdicts]}, option=orjson.OPT_INDENT_2
     )
 
 
 def raise_failures(verdicts: Sequence[Verdict], what: str, hint: str) -> None:
-    """Raise one error for people that names all that failed, each with its cure; nothing if nothing did."""
+    """Raise one error that lists every failed verdict with its cure; do nothing if none failed."""
     failed = [v for v in verdicts if v.state == "failed"]
     if not failed:
         return

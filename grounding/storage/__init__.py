@@ -2,11 +2,11 @@
 
     store = open_store("s3://bucket/results/egm-8b")
     store.write("summary.json", data)        # whole or not at all
-    fetch("s3://bucket/models/egm-8b")       # a local path; downloaded once a node, resumed, verified
+    fetch("s3://bucket/models/egm-8b")       # a local path; downloaded once per node, resumable, verified
     send(folder, "s3://bucket/checkpoints/step-40", last="complete.json")
 
-Names within a store are relative, with `/`. S3's credentials, region and endpoint come from boto3's own chain (`AWS_ACCESS_KEY_ID`,
-profiles, pod identities; `AWS_ENDPOINT_URL_S3` for another server than Amazon's); they are never stored or printed.
+Names within a store are relative paths with `/`. S3's credentials, region and endpoint come from boto3's own sources
+(`AWS_ACCESS_KEY_ID`, profiles, pod identities; `AWS_ENDPOINT_URL_S3` for a server other than Amazon's). They are never stored or printed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Set a job's old work aside under `previous/N`, once for each request to start anew, even if the process is killed meanwhile.
+"""Move a job's old work to `previous/N`, once for each request to start from the beginning, even if the process is killed meanwhile.
 
-The record is written before the first file is moved, so that an attempt that takes over moves the rest to the same place.
+The record is written before the first file is moved, so that the next attempt moves the remaining files to the same folder.
 """
 
 from __future__ import annotations
@@ -31,12 +31,15 @@ class _Store(Protocol):
 
 
 def restart_asked(annotations: Mapping[str, str]) -> str:
-    """Return the token of a request to start anew: `$EGM_RESTART` or the job's annotation; empty if there is none."""
+    """Return the token of a request to start from the beginning: `$EGM_RESTART` or the job's annotation; empty if there is none."""
     return environment.of_process().restart or annotations.get(RESTART_ANNOTATION, "")
 
 
 def set_aside_folder(out: Path, token: str, work: tuple[str, ...]) -> str:
-    """Move what `work` names in the folder `out` to `previous/N` there, once for each `token`; return where to, or nothing."""
+    """Move the files and folders `work` of the folder `out` to `out/previous/N`, once for each `token`.
+
+    Return the path of the target, or an empty text if nothing was moved.
+    """
     record = _parsed((out / RECORD).read_bytes() if (out / RECORD).is_file() else b"")
     if _done(record, token):
         return ""
@@ -56,9 +59,10 @@ def set_aside_folder(out: Path, token: str, work: tuple[str, ...]) -> str:
 
 
 def set_aside(store: _Store, token: str, work: tuple[str, ...], first: Callable[[str], bool] = lambda _: False) -> str:
-    """Move what `work` names in the store to `previous/N` there, once for each `token`; return where to, or nothing.
+    """Move the files and folders `work` of the store to `previous/N` there, once for each `token`.
 
-    Files that `first` names go before the others: markers, without which the rest does not count.
+    Return the URI of the target, or an empty text if nothing was moved. Files for which `first` returns True are moved first. They are
+    markers, without which the remaining files are ignored.
     """
     record = _parsed(store.read(RECORD) if store.find(RECORD) is not None else b"")
     if _done(record, token):

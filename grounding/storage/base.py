@@ -1,4 +1,4 @@
-"""The interface of a store, parsing of URIs, and the store of a folder."""
+"""The interface of a store, the parser of URIs, and the store of a local folder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from grounding.runtime import environment
 from grounding.runtime.environment import Environment
 
 Progress = Callable[[int], None]
-"""Called with the number of bytes that have just been moved; from several threads at once."""
+"""Called from several threads with the number of bytes that have just been transferred"""
 
 
 class Entry(NamedTuple):
-    """A file of a store: size in bytes, a tag that differs for other content (may be empty), SHA-256 in hex if it is known."""
+    """A file of a store.
+
+    `size` is in bytes. `tag` differs if the content differs, and may be empty. `sha256` is in hex, or empty if it is unknown.
+    """
 
     name: str
     size: int
@@ -32,23 +35,25 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Transfer:
-    """How bytes are transferred. A failure that may be temporary (no connection, 429, 5xx) is tried again, with growing pauses, for
+    """How bytes are transferred. A temporary failure (no connection, 429, 5xx) is tried again, with growing pauses, for
     `patience_s` seconds.
     """
 
     parallel: int = 4
-    """Parts of a large file in flight"""
+    """Number of parts of one large file that are transferred at the same time"""
     part_bytes: int = 16 << 20
-    """Size of a part; a file that is not larger moves in one request"""
+    """Size of a part in bytes; a file that is not larger is transferred in one request"""
     patience_s: float = 300.0
     files: int = 16
-    """Small files in flight"""
+    """Number of small files that are transferred at the same time"""
 
 
 @dataclass(frozen=True)
 class Location:
-    """A URI taken apart: `root` is a bucket, or a repository of the hub (`owner/name`, `datasets/owner/name`, each with `@revision` or
-    without); `path` what is in it, or a path of this machine.
+    """A parsed URI.
+
+    `root`: a bucket, or a repository of the hub (`owner/name` or `datasets/owner/name`, optionally with `@revision`). `path`: the path
+    within it, or a path on this machine.
     """
 
     scheme: str
@@ -65,9 +70,9 @@ _HINT = "Write a path, file:///path, pvc://claim/path, s3://bucket/path, hf://ow
 
 
 def locate(uri: str | Path, field: str = "") -> Location:
-    """Return what a URI names; pure but for `$EGM_PVC_ROOT`, under which claims are mounted (`/pvc` without it).
+    """Parse a URI. Pure, except that it reads `$EGM_PVC_ROOT`, the folder in which claims are mounted (default `/pvc`).
 
-    Raises `UserError` for what is no such URI.
+    Raises `UserError` if the URI is invalid.
     """
     text = str(uri)
     if "://" not in text:
@@ -76,10 +81,10 @@ def locate(uri: str | Path, field: str = "") -> Location:
     path = unquote(parts.path)
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
-            raise UserError(f"{text} names another machine", field=field, hint="Write file:///path.")
+            raise UserError(f"{text} refers to another machine", field=field, hint="Write file:///path.")
         return Location("file", "", path)
     if parts.query or parts.fragment or not parts.netloc or parts.username is not None:
-        raise UserError(f"{text!r} is not understood", field=field, hint=_HINT)
+        raise UserError(f"{text!r} is not a valid URI", field=field, hint=_HINT)
     if parts.scheme == "pvc":
         claim = _inside(path, text, field)
         return Location("file", "", str(environment.of_process().pvc_root / parts.netloc / claim))
@@ -89,7 +94,7 @@ def locate(uri: str | Path, field: str = "") -> Location:
         words = [parts.netloc, *_inside(path, text, field).split("/")]
         owner = 1 if words[0] == "datasets" else 0
         if len(words) < owner + 2 or not words[owner + 1]:
-            raise UserError(f"{text} names no repository", field=field, hint="Write hf://owner/name.")
+            raise UserError(f"{text} has no repository name", field=field, hint="Write hf://owner/name.")
         return Location("hf", "/".join(words[: owner + 2]), "/".join(words[owner + 2 :]))
     raise UserError(f"{text}: unknown scheme {parts.scheme}://", field=field, hint=_HINT)
 
@@ -97,25 +102,25 @@ def locate(uri: str | Path, field: str = "") -> Location:
 def _inside(path: str, uri: str, field: str) -> str:
     parts = [p for p in path.split("/") if p]
     if ".." in parts or "." in parts:
-        raise UserError(f"{uri} may not hold . or ..", field=field)
+        raise UserError(f"{uri} must not contain . or ..", field=field)
     return "/".join(parts)
 
 
 def is_remote(uri: str | Path) -> bool:
-    """Return whether the bytes are not on a file system of this machine."""
+    """Return whether the content has to be downloaded, because it is not on a file system of this machine."""
     return locate(uri).scheme != "file"
 
 
 def cache_folder() -> Path:
-    """Return the folder of downloaded files: `$EGM_CACHE`, else `$XDG_CACHE_HOME/egm`, else `~/.cache/egm`."""
+    """Return the folder for downloaded files: `$EGM_CACHE`, else `$XDG_CACHE_HOME/egm`, else `~/.cache/egm`."""
     given = environment.of_process().cache
     return given if given is not None else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "egm"
 
 
 def local_path(uri: str | Path, field: str = "", cache: Path | None = None) -> Path:
-    """Return the local path of the files of a URI, even before they are downloaded. No request is sent.
+    """Return the local path of a URI's files, even before they are downloaded. Sends no request.
 
-    Raises `UserError` for what is no such URI.
+    Raises `UserError` if the URI is invalid.
     """
     place = locate(uri, field)
     if place.scheme == "file":
@@ -124,39 +129,39 @@ def local_path(uri: str | Path, field: str = "", cache: Path | None = None) -> P
 
 
 def destination(output: str | None, environ: Mapping[str, str] = os.environ) -> str:
-    """Return the URI that a job's folder is copied to while it runs: `$EGM_OUTPUT`, which the operator sets, else the job's `output`.
+    """Return the URI to which a job's folder is copied while the job runs: `$EGM_OUTPUT`, which the operator sets, else the job's `output`.
 
-    Empty if there is no copy: without either, and for `pvc://`, which the operator mounts as that folder.
+    Empty if there is no copy: if neither is set, or for `pvc://`, because the operator mounts that claim as the job's folder.
     """
     uri = (Environment.from_environ(environ).output or output or "").rstrip("/")
     return "" if uri.startswith("pvc://") else uri
 
 
 def clean(name: str) -> str:
-    """Return the name as a relative path. Raises `UserError` for one that would lead out of the store."""
+    """Return the name as a relative path. Raises `UserError` if it leads out of the store."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\0" in name:
-        raise UserError(f"{name!r} is no name of a file in a store")
+        raise UserError(f"{name!r} is not a valid file name in a store")
     return "/".join(parts)
 
 
 class Store(ABC):
-    """A place that holds files by name. Methods raise `UserError` or `Failure` and may be called by several threads."""
+    """A place that holds files by name. Its methods raise `UserError` or `Failure`, and several threads may call them."""
 
     uri: str
     transfer: Transfer = Transfer()
 
     @abstractmethod
     def check(self) -> None:
-        """Raise an error if nothing can be written or read there: no such bucket, no credentials, no server."""
+        """Raise an error if the store cannot be used, for example because the bucket or the credentials are missing."""
 
     @abstractmethod
     def entries(self, prefix: str = "") -> Iterator[Entry]:
-        """Return every file whose name begins with `prefix`, ordered by name; without SHA-256."""
+        """Yield every file whose name begins with `prefix`, ordered by name; SHA-256 is not filled in."""
 
     @abstractmethod
     def find(self, name: str) -> Entry | None:
-        """One file, or None."""
+        """Return one file, or None if it does not exist."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -164,35 +169,35 @@ class Store(ABC):
 
     @abstractmethod
     def write(self, name: str, data: bytes) -> None:
-        """Replace the content: a reader sees the old or the new, never a part."""
+        """Replace the content. A reader sees either the old or the new content, never a part."""
 
     @abstractmethod
     def upload(self, file: Path, name: str, progress: Progress | None = None) -> None:
-        """Copy a local file there, whole or not at all; its SHA-256 is kept beside it."""
+        """Copy a local file to the store, completely or not at all. Its SHA-256 is stored with it."""
 
     @abstractmethod
     def download(self, name: str, file: Path, progress: Progress | None = None) -> None:
-        """Copy a file to `file`, whole, verified or not at all. What an interrupted call has left is continued."""
+        """Copy a file to the local path `file`, verified, and completely or not at all. Continues an interrupted download."""
 
     def download_listed(self, entry: Entry, file: Path, progress: Progress | None = None) -> None:
-        """Copy a file that `entries` has just listed, as `download` does; a store may save the requests that look at it again."""
+        """Copy a file that `entries` has just listed, like `download`; a store may then omit the requests that look it up."""
         self.download(entry.name, file, progress)
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove a file; nothing happens if there is none."""
+        """Delete a file; do nothing if it does not exist."""
 
     def rename(self, name: str, new: str) -> None:
-        """Give a file another name, which nothing has."""
-        raise UserError("nothing can be renamed there", file=f"{self.uri}/{name}")
+        """Rename a file. `new` must not exist."""
+        raise UserError("files of this store cannot be renamed", file=f"{self.uri}/{name}")
 
 
 _UNFINISHED = re.compile(r"\.lock|\..*\.(\d+\.tmp|partial(\.json)?)")
-"""Locks, and what `atomic_write` and a download have not finished; any other hidden file is content, such as torch's `.metadata`"""
+"""Locks, and unfinished files of `atomic_write` and of downloads; other hidden files are content, such as torch's `.metadata`"""
 
 
 class FolderStore(Store):
-    """A folder of this machine (or of a volume mounted in it)."""
+    """A folder of this machine or of a mounted volume."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.uri = folder, str(folder)

@@ -1,4 +1,4 @@
-"""Download files and folders once per node under a lock, and upload folders with a marker last."""
+"""Download files and folders once per node under a lock; upload folders with a marker file last."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from grounding.storage.opening import open_store
 from grounding.storage.parts import each
 
 MARKER = ".egm-fetched.json"
-"""In a fetched folder: what it was fetched from, written last."""
+"""Name of the file in a downloaded folder that records the source; written last"""
 _JOURNAL = ".egm-fetched.journal"
-"""Beside the marker while files are fetched: a line of JSON for each file that is on the disk, `[name, size, tag]`."""
+"""Name of the journal beside it during a download: one line of JSON `[name, size, tag]` for each file that is complete on the disk"""
 
 
 class ProgressLogger:
-    """A `Progress` in sentences: what has been moved, every `every_s` seconds. Called by several threads."""
+    """A `Progress` that reports the amount transferred as a sentence every `every_s` seconds. Called by several threads."""
 
     def __init__(self, what: str, say: Callable[[str], None], every_s: float = 10.0) -> None:
         self.what, self.moved, self._say, self._every = what, 0, say, every_s
@@ -60,13 +60,13 @@ class ProgressLogger:
         self._say(f"{self.what}: {in_words(self.moved)} so far, {in_words(pace)}/s")
 
     def end(self) -> None:
-        """Print the last sentence, unless nothing had to be moved."""
+        """Report the final amount, unless nothing was transferred."""
         if self.moved:
             self._say(f"{self.what}: {in_words(self.moved)} in {time.monotonic() - self._began:.0f} s")
 
 
 def in_words(size: float) -> str:
-    """Return a number of bytes in readable form."""
+    """Return a number of bytes as a text for people."""
     units = ["bytes", "kB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:
         size, units = size / 1000, units[1:]
@@ -75,14 +75,14 @@ def in_words(size: float) -> str:
 
 @contextmanager
 def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """One process of this node at a time; the kernel releases the lock when a process dies."""
+    """Hold a lock that one process of this machine has at a time; the kernel releases it when the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            say("another process of this machine fetches it; waiting")
+            say("another process of this machine is downloading it; waiting")
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
@@ -96,13 +96,13 @@ def fetch(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Return the local path of a URI's content: a file, a folder, or a file in parts (`x.tar` if there are `x.tar.part_*`, put in one
-    folder).
+    """Return the local path of a URI's content, downloading it if necessary.
 
-    Nothing is downloaded twice: unchanged files in `cache` are kept; if the store cannot be reached, they are used without a check.
+    The path is a file, a folder, or the folder of a file in parts (`x.tar.part_*` for `x.tar`). Unchanged files in `cache` are not downloaded
+    again. If the store cannot be reached, they are used unchecked.
 
-    Several processes of one machine may ask at once; one of them fetches. `say` gets lines about the progress if `progress` is not given.
-    Raises `UserError` if nothing is there, `Failure` if it cannot be fetched.
+    If several processes of one machine call this at once, one of them downloads. `say` gets lines about the progress if `progress` is not
+    given. Raises `UserError` if the URI has no content, `Failure` if it cannot be downloaded.
     """
     place = locate(uri)
     if place.scheme == "file":
@@ -121,7 +121,7 @@ def fetch(
         except Failure as error:
             if not whole:
                 raise
-            say(f"{uri} cannot be asked whether it has changed, what was fetched before is used: {error.message}")
+            say(f"cannot check whether {uri} has changed, using the files downloaded before: {error.message}")
             return target
         if copy is None:
             raise UserError("nothing is there", file=str(uri))
@@ -132,21 +132,21 @@ def fetch(
 
 @dataclass(frozen=True)
 class Outstanding:
-    """The size of a URI's content, and what `fetch` would still download, in bytes."""
+    """The size of a URI's content and the part of it that `fetch` would still download, in bytes."""
 
     total: int
     missing: int
 
 
 def in_cache(uri: str | Path, cache: Path | None = None) -> bool:
-    """Return whether an earlier `fetch` has downloaded a remote URI completely. No request is sent."""
+    """Return whether an earlier `fetch` has completely downloaded a remote URI. Sends no request."""
     return any(_known(marker)[1] for marker in _markers(local_path(uri, cache=cache)))
 
 
 def outstanding(uri: str | Path, cache: Path | None = None, transfer: Transfer | None = None) -> Outstanding:
-    """Ask the store of a remote URI how much `fetch` would move; nothing is moved.
+    """Return how much `fetch` would download from a remote URI; download nothing.
 
-    Raises `UserError` if nothing is there, `Failure` if the store cannot be asked.
+    Raises `UserError` if the URI has no content, `Failure` if the store cannot be reached.
     """
     place = locate(uri)
     copy = _wanted(_source(place, transfer or Transfer()), place.path, local_path(uri, cache=cache))
@@ -158,10 +158,10 @@ def outstanding(uri: str | Path, cache: Path | None = None, transfer: Transfer |
 
 
 def listing(uri: str | Path, transfer: Transfer | None = None, cache: Path | None = None) -> dict[str, str]:
-    """Return the files that a remote URI names, each with its size and what its store calls it by content (an ETag, a SHA-256).
+    """Return the files of a remote URI with their size and the store's identifier of their content (an ETag or a SHA-256).
 
-    If the store cannot be asked, what an earlier `fetch` has brought counts. Empty if nothing is there. Raises `EgmError` if
-    neither is known.
+    If the store cannot be reached, return the files that an earlier `fetch` has downloaded. Empty if the URI has no content. Raises
+    `EgmError` if neither is known.
     """
     place, target = locate(uri), local_path(uri, cache=cache)
     try:
@@ -184,7 +184,7 @@ def _source(place: Location, transfer: Transfer) -> Store:
 
 
 def _markers(target: Path) -> tuple[Path, Path]:
-    """Return the path of the record of downloads: in a folder, or beside a file (or its parts)."""
+    """Return the two possible paths of the record of downloads: in a folder, or beside a file (or its parts)."""
     return target / MARKER, target.with_name(f".{target.name}{MARKER}")
 
 
@@ -193,7 +193,7 @@ def _journal(marker: Path) -> Path:
 
 
 def _known(marker: Path) -> tuple[JsonObject, bool]:
-    """(name -> [size, tag] of files that an earlier call has left under the marker's folder, whether these were all)."""
+    """Return the files that an earlier call has left in the marker's folder (name -> [size, tag]), and whether they were complete."""
     try:
         found = read_json(marker) if marker.is_file() else {}
         files = dict(found.get("files", {})) | _journalled(marker)
@@ -204,7 +204,7 @@ def _known(marker: Path) -> tuple[JsonObject, bool]:
 
 
 def _journalled(marker: Path) -> JsonObject:
-    """Return the entries in the journal of an interrupted call, without a truncated line."""
+    """Return the entries in the journal of an interrupted call; a truncated last line is ignored."""
     files = {}
     try:
         lines = _journal(marker).read_bytes().splitlines()
@@ -219,14 +219,14 @@ def _journalled(marker: Path) -> JsonObject:
 
 @dataclass(frozen=True)
 class _Copy:
-    """The files of a URI, by their path relative to the folder of `marker`."""
+    """The files of a URI, keyed by their path relative to the folder of `marker`."""
 
     store: Store
     files: dict[str, Entry]
     marker: Path
 
     def take(self, store: Store, progress: Progress) -> None:
-        """Download missing and changed files; the marker always records which files are complete."""
+        """Download missing and changed files. At every moment, the marker records which files are complete."""
         now = {name: [e.size, e.tag] for name, e in self.files.items()}
         known, whole = _known(self.marker)
         if whole and known == now:
@@ -234,7 +234,7 @@ class _Copy:
         done = {n: v for n, v in known.items() if now.get(n) == v}
         for name in sorted(
             set(known) - set(now)
-        ):  # we downloaded it, but it is gone from the store: a folder must not mix two versions
+        ):  # deleted from the store since it was downloaded; a folder must not mix two versions
             (self.marker.parent / name).unlink(missing_ok=True)
         write_json(self.marker, {"whole": False, "files": done})
         _journal(self.marker).unlink(missing_ok=True)
@@ -244,7 +244,7 @@ class _Copy:
         _journal(self.marker).unlink(missing_ok=True)
 
     def _download(self, store: Store, names: list[str], progress: Progress) -> None:
-        """Download files, small ones several at a time; each is in the journal as soon as it is on the disk."""
+        """Download files, several small ones at a time; a file is added to the journal as soon as it is on the disk."""
         transfer, lock = store.transfer, threading.Lock()
         small = [name for name in names if self.files[name].size <= transfer.part_bytes]
         with _journal(self.marker).open("ab", buffering=0) as journal:
@@ -262,14 +262,14 @@ class _Copy:
                     one(name)
 
     def _verify(self) -> None:
-        """Raise `Failure` if a published folder came with other files than its manifest names: its upload was cut off."""
+        """Raise `Failure` if the files of a published folder differ from its manifest, because its upload was interrupted."""
         folder = self.marker.parent
         if MANIFEST in self.files and (bad := damaged(folder)):
             write_json(self.marker, {"whole": False, "files": {}})
             raise Failure(
-                f"is not whole: {len(bad)} files are absent or differ from its manifest, {bad[0]} for one",
+                f"is incomplete: {len(bad)} files are absent or differ from its manifest, for example {bad[0]}",
                 file=f"{self.store.uri}/{self.files[MANIFEST].name}",
-                hint="Send the folder again, then run the same command again.",
+                hint="Upload the folder again, then run the same command again.",
             )
 
 
@@ -290,20 +290,21 @@ def send(
     transfer: Transfer | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Copy every file of a folder to a store; `last` names the file whose presence says that all is there. Returns how many were sent.
+    """Copy every file of a folder to a store, and return the number of files that were sent.
 
-    Files that exist with the same content are skipped, so that an interrupted call continues. Hidden files are not sent.
+    The file `last` is sent last, because its presence means that the folder is complete. Files that the store already has with the same
+    content are skipped, so an interrupted call can be repeated. Hidden files are not sent.
     """
     store = uri if isinstance(uri, Store) else open_store(uri, transfer)
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     names = [n for n in files if not any(part.startswith(".") for part in n.split("/"))]
     if last and last not in names:
-        raise UserError(f"there is no {last} to send last", file=folder)
+        raise UserError(f"the folder has no file {last}, which marks it as complete", file=folder)
     there = {e.name: e.size for e in store.entries()}
     todo = [n for n in names if not _same(store, n, files[n], there)]
     if todo and last in there and last not in todo:
         todo.append(last)
-    if todo and last in there:  # otherwise it would mark a mixture as complete meanwhile
+    if todo and last in there:  # otherwise it would mark a mixture of old and new files as complete
         store.delete(last)
     for name in sorted(todo, key=lambda n: (n == last, n)):
         store.upload(files[name], name, progress)
@@ -318,15 +319,15 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 class Finder(Protocol):
-    """The methods of a store that `holds` uses."""
+    """The methods of a store that `holds` needs."""
 
     def find(self, name: str) -> Entry | None: ...
 
 
 def holds(store: Finder, name: str, file: Path, sha256: str = "") -> bool:
-    """Return whether the store has the content of `file` under `name`: by SHA-256, or by an ETag that is an MD5.
+    """Return whether the store has the content of `file` under `name`, judged by SHA-256 or by an ETag that is an MD5.
 
-    `sha256`: the digest of `file` if it is known.
+    `sha256`: the digest of `file` in hex, if the caller knows it.
     """
     found = store.find(name)
     if found is None or found.size != file.stat().st_size:

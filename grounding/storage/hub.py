@@ -1,8 +1,8 @@
-"""A repository of the Hugging Face hub as a read-only store: `huggingface_hub` lists its files and their URLs; they are downloaded like
-those of S3.
+"""A repository of the Hugging Face hub as a read-only store.
 
-`huggingface_hub` itself restarts a broken file, gives up after some seconds, and compares only sizes. Files in its own cache are linked
-instead of downloaded.
+`huggingface_hub` only lists the files and their URLs. They are downloaded by the same code as files from S3, because `huggingface_hub`
+restarts an interrupted file from the beginning, gives up after some seconds, and compares only sizes. Files in its own cache are
+linked instead of downloaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class HubStore(Store):
-    """The files of `[datasets/]owner/name[@revision]` at one commit: the one that the revision names when it is first asked."""
+    """The files of `[datasets/]owner/name[@revision]` at one commit, to which the revision is resolved at the first request."""
 
     def __init__(self, repository: str, transfer: Transfer) -> None:
         try:
@@ -55,7 +55,7 @@ class HubStore(Store):
             return self._files
 
     def _try(self, call: Callable[[], T], name: str = "") -> T:
-        """Return the call's result, repeated while its failure may pass; any other failure becomes a user's error."""
+        """Return the call's result, repeating it after a temporary failure. Any other failure is raised as an error for people."""
         import httpx
 
         errors = self._hub.errors
@@ -70,18 +70,18 @@ class HubStore(Store):
             return retrying(call)
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
             raise UserError(
-                "the hub has no such repository, revision or file, or it is closed to you",
+                "the hub has no such repository, revision or file, or you have no access to it",
                 file=where,
                 hint="Check the name (a data set is hf://datasets/owner/name); for a gated one set HF_TOKEN.",
             ) from None
         except errors.HFValidationError as error:
             raise UserError(str(error).splitlines()[0], file=where) from None
         except errors.OfflineModeIsEnabled:
-            raise Failure("is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub", file=where) from None
+            raise Failure("is not in the cache, and HF_HUB_OFFLINE forbids requests to the hub", file=where) from None
         except (OSError, httpx.HTTPError) as error:
             text = str(error).strip().splitlines() or [type(error).__name__]
             hint = "Check the network and HF_ENDPOINT, then run the same command again."
-            raise Failure(f"cannot be fetched: {text[0]}", file=where, hint=hint) from None
+            raise Failure(f"cannot be downloaded: {text[0]}", file=where, hint=hint) from None
 
     def check(self) -> None:
         self._listed()
@@ -109,9 +109,9 @@ class HubStore(Store):
         if not _is(partial.path, entry):
             partial.discard()
             raise Failure(
-                "what was downloaded is not what the hub holds (its digest differs)",
+                "the downloaded file differs from the hub's (by its digest)",
                 file=f"{self.uri}/{name}",
-                hint="It was removed; run the same command again.",
+                hint="The file was removed; run the same command again.",
             )
         partial.finish()
 
@@ -122,7 +122,7 @@ class HubStore(Store):
         return entry
 
     def _address(self, entry: Entry) -> str:
-        """Return the URL of the bytes; for large files, a CDN address that is valid for a while."""
+        """Return the URL of the content; for a large file, an address of a CDN that expires."""
         url = self._hub.hf_hub_url(self.name, entry.name, repo_type=self.kind, revision=self._commit)
         location: str = self._try(lambda: self._hub.get_hf_file_metadata(url).location, entry.name)
         return location
@@ -138,17 +138,19 @@ class HubStore(Store):
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        if httpx.URL(url).host == httpx.URL(self._hub.constants.ENDPOINT).host:  # a CDN's address is its own permission
+        if (
+            httpx.URL(url).host == httpx.URL(self._hub.constants.ENDPOINT).host
+        ):  # a CDN's address is signed and needs no token
             headers |= build_hf_headers()
 
         def body() -> bytes:
             reply = get_session().get(url, headers=headers, timeout=60.0, follow_redirects=True)
             hf_raise_for_status(reply)
             data = bytes(reply.content)
-            if reply.status_code == 200:  # a server without support for ranges
+            if reply.status_code == 200:  # the server does not support ranges
                 data = data[start:end]
             if len(data) != end - start:
-                raise httpx.RemoteProtocolError(f"{len(data)} bytes came of {end - start}")
+                raise httpx.RemoteProtocolError(f"received {len(data)} of {end - start} bytes")
             return data
 
         return self._try(body, name)
@@ -167,7 +169,7 @@ class HubStore(Store):
 
 
 class _Once:
-    """A value that is made when it is first asked for, by one of several threads."""
+    """A value that is created once, at the first request of any thread."""
 
     def __init__(self, make: Callable[[], str]) -> None:
         self._make, self._value, self._lock = make, "", threading.Lock()
@@ -180,7 +182,7 @@ class _Once:
 
 
 def _entry(file: Any) -> Entry:
-    """Large files are named by SHA-256, others by git's digest."""
+    """Convert the hub's description of a file. Large files have a SHA-256, others a git digest."""
     digest = file.lfs.sha256 if file.lfs is not None else ""
     return Entry(file.path, file.lfs.size if file.lfs is not None else file.size, digest or file.blob_id, digest)
 
@@ -196,7 +198,7 @@ def _is(file: Path, entry: Entry) -> bool:
 
 
 def passes(error: BaseException) -> bool:
-    """Return whether another try may succeed: no connection, a body that broke off, 429, 5xx."""
+    """Return whether another try may succeed: after a failed connection, an incomplete body, 429 or 5xx."""
     import httpx
     from huggingface_hub.errors import OfflineModeIsEnabled
 

@@ -9,7 +9,7 @@ from grounding.storage.base import FolderStore, Store, Transfer, locate
 
 
 def open_store(uri: str | Path, transfer: Transfer | None = None, field: str = "") -> Store:
-    """Return the store that a URI names. Nothing is asked yet; `Store.check` does. Raises `UserError` for one that cannot be a store."""
+    """Return the store of a URI. Sends no request; `Store.check` does. Raises `UserError` if the URI cannot be a store."""
     place = locate(uri, field)
     if place.scheme == "file":
         return FolderStore(place.folder)

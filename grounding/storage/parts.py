@@ -1,4 +1,4 @@
-"""A download in parts, several at a time, that continues after a killed process; for every store that supports ranges."""
+"""Download a file in parallel parts and continue after an interruption; for every store that supports ranges."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def each(call: Callable[[int], T], numbers: range, parallel: int) -> list[T]:
-    """Results of a call for each number, several at a time; the first failure ends it, and what was not begun is left."""
+    """Return the results of `call` for each number, running several calls at a time. The first failure cancels calls that have not begun."""
     pool = ThreadPoolExecutor(parallel, "transfer")
     try:
         return list(pool.map(call, numbers))
@@ -27,7 +27,7 @@ def each(call: Callable[[int], T], numbers: range, parallel: int) -> list[T]:
 
 
 class Partial:
-    """The unfinished copy of one file, `.NAME.partial`, and the journal of its parts beside it."""
+    """The unfinished copy of one file, `.NAME.partial`, with a journal of its finished parts beside it."""
 
     def __init__(self, entry: Entry, file: Path, transfer: Transfer) -> None:
         self.entry, self.file, self.transfer = entry, file, transfer
@@ -36,8 +36,8 @@ class Partial:
         self._facts = {"tag": entry.tag, "size": entry.size, "step": transfer.part_bytes}
 
     def fill(self, get: Callable[[int, int], bytes], progress: Progress | None) -> None:
-        """Get what is missing. `get(start, end)` gives the bytes from `start` up to `end`, in several threads; what it raises comes
-        through.
+        """Download the missing parts. `get(start, end)` returns the bytes from `start` up to `end` and runs in several threads; its
+        exceptions are passed on.
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         size, step = self.entry.size, self.transfer.part_bytes
@@ -62,7 +62,7 @@ class Partial:
             os.close(fd)
 
     def _finished(self) -> set[int]:
-        """Return the numbers of the parts from an interrupted download of the same object."""
+        """Return the numbers of the parts that an interrupted download of the same object has finished."""
         if not self._journal.exists():
             return set()
         try:
@@ -72,12 +72,12 @@ class Partial:
             return set()
 
     def discard(self) -> None:
-        """Delete it, so that the next download starts again."""
+        """Delete the partial file and its journal, so that the next download starts from the beginning."""
         self.path.unlink(missing_ok=True)
         self._journal.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Rename it to the file's name."""
+        """Rename the partial file to its final name."""
         self.path.replace(self.file)
         self._journal.unlink(missing_ok=True)
         fsync_folder(self.file.parent)

@@ -1,8 +1,8 @@
-"""S3 by boto3: parallel parts, retries that outlive a restart of the server, downloads that resume, SHA-256 beside each object.
+"""S3 by boto3: parallel parts, retries that survive a restart of the server, resumable downloads, a SHA-256 with each object.
 
-boto3's own retries give up after some seconds; each call here is repeated for `Transfer.patience_s`. Large files are uploaded by boto3's
-transfer manager: an upload in parts appears whole when it is completed, and is aborted when it fails. Downloads are ours, because boto3's
-neither resume nor check a digest.
+boto3's own retries give up after some seconds, so each call here is repeated for `Transfer.patience_s`. Large files are uploaded by boto3's
+transfer manager: an upload in parts becomes visible when it is complete, and is aborted if it fails. Downloads have their own code here,
+because boto3's cannot resume and do not check a digest.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from grounding.storage.parts import Partial
 
 T = TypeVar("T")
 _MOST_PARTS = 9000  # S3 takes 10,000
-_ATTEMPTS_AT_A_PART = 10  # over about two minutes, which outlive a restart of the server
+_ATTEMPTS_AT_A_PART = 10  # over about two minutes, long enough for a restart of the server
 _PASSING = (
     ConnectionError,
     HTTPClientError,
@@ -61,16 +61,14 @@ def _status(error: ClientError) -> int:
 
 
 def passes(error: BaseException) -> bool:
-    """Return whether another try may succeed."""
+    """Return whether another try may succeed after `error`."""
     if isinstance(error, ClientError):
         return _status(error) >= 500 or _status(error) == 429 or _code(error) in _PASSING_CODES
     return isinstance(error, _PASSING)
 
 
 def _up_to(size: int, progress: Progress) -> Callable[[int], None]:
-    """Return a callback that reports bytes as they are sent, each once: a part that is repeated is reported to the transfer manager
-    again.
-    """
+    """Return a callback that counts each sent byte once, because the transfer manager reports the bytes of a repeated part again."""
     sent, lock = 0, threading.Lock()
 
     def report(count: int) -> None:
@@ -90,7 +88,7 @@ class S3Store(Store):
         self.bucket, self.prefix, self.transfer = bucket, prefix, transfer
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self._made: dict[int, Any] = {}
-        """Clients by their attempts at a request"""
+        """Clients, keyed by their number of attempts per request"""
         self._making = threading.Lock()
 
     @property
@@ -99,9 +97,7 @@ class S3Store(Store):
 
     @property
     def _uploading_client(self) -> Any:
-        """Return the client of uploads in parts: it repeats the request of a part by itself, or one failure would send the whole file
-        again.
-        """
+        """Return the client for uploads in parts. It repeats a failed part itself; otherwise one failure would restart the whole file."""
         return self._client_of(attempts=_ATTEMPTS_AT_A_PART)
 
     def _client_of(self, attempts: int) -> Any:
@@ -113,7 +109,7 @@ class S3Store(Store):
                     read_timeout=60,
                     max_pool_connections=max(self.transfer.parallel, self.transfer.files) + 4,
                 )
-                # a region is part of the signature; servers other than Amazon's do not care which
+                # the signature contains a region; servers other than Amazon's accept any
                 region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
                 with self._for_people(""):
                     session = boto3.Session()
@@ -138,7 +134,7 @@ class S3Store(Store):
             ) from None
         except ClientError as error:
             if _code(error) in _EXPIRED or _status(error) in (401, 403):
-                self._made = {}  # the next request reads the credentials' source (a file, an identity) again
+                self._made = {}  # so that the next request reads the credentials from their source again
             raise self._refusal(error, where) from None
         except BotoCoreError as error:
             hint = (
@@ -149,7 +145,7 @@ class S3Store(Store):
     def _refusal(self, error: ClientError, where: str) -> Exception:
         code, status = _code(error), _status(error)
         if code == "NoSuchBucket":
-            return UserError(f"there is no bucket {self.bucket!r}", file=where, hint="Make it, or check the name.")
+            return UserError(f"there is no bucket {self.bucket!r}", file=where, hint="Create it, or check the name.")
         if status == 404:
             return UserError("there is no such object", file=where)
         if code in _EXPIRED:
@@ -167,7 +163,7 @@ class S3Store(Store):
         return Failure(f"S3 answers {code or status}: {error.response.get('Error', {}).get('Message', '')}", file=where)
 
     def _try(self, call: Callable[[], T], name: str = "", patience_s: float | None = None) -> T:
-        """Return the call's result, repeated while its failure may pass; any other failure becomes a user's error."""
+        """Return the call's result, repeating it after a temporary failure. Any other failure is raised as an error for people."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(passes),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
@@ -178,7 +174,7 @@ class S3Store(Store):
             return retrying(call)
 
     def check(self) -> None:
-        # not HeadBucket: its refusals have no body that says why
+        # not HeadBucket, because its errors have no body with the reason
         self._try(
             lambda: self._client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1),
             patience_s=min(10.0, self.transfer.patience_s),
@@ -204,7 +200,9 @@ class S3Store(Store):
             except ClientError as error:
                 if _status(error) == 404:
                     return None
-                if _code(error) == str(_status(error)):  # the answer to HEAD has no body: another request says why
+                if _code(error) == str(
+                    _status(error)
+                ):  # the answer to HEAD has no body; another request returns the reason
                     self._client.list_objects_v2(Bucket=self.bucket, Prefix=key, MaxKeys=1)
                 raise
             return Entry(name, o["ContentLength"], o["ETag"], o.get("Metadata", {}).get("sha256", ""))
@@ -236,7 +234,9 @@ class S3Store(Store):
         copied = self.find(new)
         if copied is None or copied.size != there.size or copied.sha256 != there.sha256:
             raise Failure(
-                "its copy is not what it is; it stays", file=f"{self.uri}/{name}", hint="Run the same command again."
+                "its copy differs from it, so the original is kept",
+                file=f"{self.uri}/{name}",
+                hint="Run the same command again.",
             )
         failpoint("s3.copied", name)
         self.delete(name)
@@ -253,13 +253,13 @@ class S3Store(Store):
         there = self.find(name)
         if there is None or there.size != size:
             raise Failure(
-                f"was sent with {size} bytes, but the server holds {there.size if there else 'nothing'}",
+                f"{size} bytes were sent, but the server has {there.size if there else 'none'}",
                 file=f"{self.uri}/{name}",
                 hint="Run the same command again.",
             )
 
     def _send_in_parts(self, file: Path, name: str, size: int, digest: str, progress: Progress | None) -> None:
-        """Upload by boto3's transfer manager, which sends parts at the same time and aborts what it cannot finish."""
+        """Upload with boto3's transfer manager, which sends several parts at a time and aborts an upload that fails."""
         config = TransferConfig(
             multipart_threshold=self.transfer.part_bytes,
             multipart_chunksize=max(self.transfer.part_bytes, -(-size // _MOST_PARTS)),
@@ -274,14 +274,16 @@ class S3Store(Store):
 
         try:
             self._try(send, name)
-        except UserError:  # "no such upload": the answer to an earlier completion was lost, or it really is gone
+        except (
+            UserError
+        ):  # "no such upload": either the upload was completed and the answer was lost, or it was deleted
             there = self.find(name)
             if there is None or (there.size, there.sha256) != (size, digest):
                 raise
 
     # ---- download ----
     def download_listed(self, entry: Entry, file: Path, progress: Progress | None = None) -> None:
-        """Copy a small file by one request, which fails if the object is no longer the listed one; then and if it is large, look again."""
+        """Copy a listed file. Look it up again only if it is large, or if it has changed since it was listed."""
         if entry.size > self.transfer.part_bytes or not self._download_small(entry, file):
             self.download(entry.name, file, progress)
         elif progress is not None:
@@ -314,19 +316,19 @@ class S3Store(Store):
 
     def _damaged(self, entry: Entry) -> Failure:
         return Failure(
-            "what was downloaded is not what was uploaded (its SHA-256 differs)",
+            "the downloaded file differs from the uploaded one (by its SHA-256)",
             file=f"{self.uri}/{entry.name}",
-            hint="Run the same command again; should it persist, the object is damaged and has to be uploaded anew.",
+            hint="Run the same command again. If the error persists, the object is damaged: upload it again.",
         )
 
     def download(self, name: str, file: Path, progress: Progress | None = None) -> None:
-        for _ in range(3):  # restart an object that was replaced meanwhile
+        for _ in range(3):  # start again if the object was replaced meanwhile
             there = self.find(name)
             if there is None:
                 raise UserError("there is no such object", file=f"{self.uri}/{name}")
             if self._download(there, file, progress):
                 return
-        raise Failure("keeps changing while it is downloaded", file=f"{self.uri}/{name}")
+        raise Failure("changed during each of three downloads", file=f"{self.uri}/{name}")
 
     def _download(self, entry: Entry, file: Path, progress: Progress | None) -> bool:
         place = {"Bucket": self.bucket, "Key": self._key(entry.name)}

@@ -31,7 +31,7 @@ def test_a_file_that_may_not_grow(data, server, start, finish):
     def small():
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
 
-    words = "may not grow"
+    words = "has reached the size limit"
     stops_and_goes_on(server, start, finish, data / "out", reference, words, lambda: None, preexec_fn=small)
 
 

@@ -176,7 +176,7 @@ def test_mistakes_are_sentences(hub, world):
     assert refused(world, "hf://o/model@nowhere")[0] == 2
     hub.down = True
     code, errors = refused(world, "hf://datasets/o/data", 1)
-    assert code == 1 and "cannot be fetched" in errors
+    assert code == 1 and "cannot be downloaded" in errors
     code, errors = refused(world | {"HF_HUB_OFFLINE": "1"}, "hf://o/model", 30)
     assert code == 1 and "HF_HUB_OFFLINE" in errors
 

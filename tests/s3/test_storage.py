@@ -197,7 +197,7 @@ def test_what_is_here_is_used_while_the_store_is_away(s3, tmp_path):
     server.kill()
     try:
         assert fetch(f"s3://{bucket}/m", transfer=quick, say=said.append) == folder
-        assert "what was fetched before is used" in said[-1]
+        assert "using the files downloaded before" in said[-1]
         (folder / "b").unlink()
         with pytest.raises(Failure):  # half of it is not what was asked for
             fetch(f"s3://{bucket}/m", transfer=quick)

@@ -113,7 +113,7 @@ def test_without_a_model_the_newest_of_the_runs_is_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert egm(["ask", str(picture(tmp_path / "p.png")), "x", "--runs", str(tmp_path / "runs")]) == 2
-    assert "no trained model is here" in capsys.readouterr().err
+    assert "found no trained model" in capsys.readouterr().err
 
 
 def test_bytes_of_a_picture_with_an_orientation_are_sent_without_it(server, tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ def test_a_missing_program_is_a_clear_failure(tmp_path: Path) -> None:
 
 
 def test_more_gpus_than_there_are_is_said_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="needs 8 GPUs, this machine offers 0"):
+    with pytest.raises(UserError, match="needs 8 GPUs, but this process may use 0"):
         go(tmp_path / "demo", work("a", task(gpus=8)))
     assert not (tmp_path / "demo" / "a").exists()
 

@@ -133,7 +133,7 @@ def test_ports_follow_each_other_and_a_used_one_is_named(tmp_path):
         s.listen()
         with pytest.raises(UserError, match="already in use"):
             go(what(tmp_path, port=s.getsockname()[1], servers=1), lambda _: None)
-    with pytest.raises(UserError, match="need 4 GPUs, this machine offers 2"):
+    with pytest.raises(UserError, match="need 4 GPUs, but this process may use 2"):
         go(what(tmp_path, gpus=2), lambda _: None)
 
 

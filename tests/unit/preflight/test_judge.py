@@ -66,7 +66,7 @@ def test_a_missing_engine_comes_first_and_says_where_it_was_looked_for() -> None
 def test_an_interpreter_that_does_not_answer_is_named() -> None:
     broken = Interpreter(Path("/gone"), problem="No such file")
     found = judge.stack(SERVER, OWN, broken)
-    assert found.state == "failed" and "/gone does not answer: No such file" in found.message
+    assert found.state == "failed" and "/gone cannot be run: No such file" in found.message
     assert "EGM_ENGINE_PYTHON" in found.cure
 
 
@@ -114,7 +114,7 @@ def test_what_is_to_be_fetched_must_fit_on_the_disk_of_the_cache() -> None:
     big = Network((Remote("hf://a/b", "spec.model.source", 17_000_000_000),))
     verdicts = judge.remotes(big, small)
     assert [(v.subject, v.state) for v in verdicts] == [("hub", "ok"), ("disk of cache", "failed")]
-    assert "17.0 GB to fetch" in verdicts[0].message and "EGM_CACHE" in verdicts[1].cure
+    assert "17.0 GB to download" in verdicts[0].message and "EGM_CACHE" in verdicts[1].cure
     assert [v.state for v in judge.remotes(Network((Remote("hf://a/b"),)), small)] == ["ok"]
 
 

@@ -72,7 +72,7 @@ def test_little_shared_memory_is_refused_where_gpus_are(role: str, gpus: int, ho
         return
     with pytest.raises(
         UserError,
-        match=rf"/dev/shm holds .* and {role} on {gpus} GPUs wants at least 1 GiB\nspec.resources.sharedMemory",
+        match=rf"/dev/shm has .* but {role} on {gpus} GPUs needs at least 1 GiB\nSet spec.resources.sharedMemory",
     ):
         startup.check_shared_memory(role, {}, facts)
     startup.check_shared_memory(role, {"EGM_SHM_MIN_BYTES": "0"}, facts)
