@@ -39,7 +39,7 @@ TABLE: dict[int, Exit] = {
         ),
         Exit(128 + signal.SIGINT, "Interrupted", True, "stopped by Ctrl-C", "the same command continues"),
         Exit(128 + signal.SIGABRT, "Aborted", True, "a failed assertion of CUDA, NCCL or the C library", "read the log lines before it"),
-        Exit(128 + signal.SIGBUS, "NoSharedMemory", True, "shared memory (/dev/shm) is full, or a mapped file was truncated", "increase spec.resources.sharedMemory"),
+        Exit(128 + signal.SIGBUS, "NoSharedMemory", True, "shared memory is full, or a file was truncated", "increase spec.resources.sharedMemory"),
         Exit(128 + signal.SIGKILL, "Killed", True, "killed, usually out of memory", "increase spec.resources.memory, or reduce the batch size"),
         Exit(128 + signal.SIGSEGV, "Crashed", True, "a crash in native code", "if it recurs, try another driver or EGM_FLASHINFER=0"),
         Exit(128 + signal.SIGPIPE, "NoReader", True, "the reader of the output has ended", "the same command continues"),
