@@ -144,7 +144,13 @@ class JobSpec(Model):
     ttl_seconds_after_finished: Seconds | None = Field(
         None, description="Delete the job this long after its end; absent: never."
     )
-    queue: Text | None = Field(None, description="Kueue queue that admits the job.")
+    queue: Text | None = Field(
+        None,
+        description="Kueue queue that admits the job: short for the label kueue.x-k8s.io/queue-name on the job.",
+    )
+    scheduler_name: Text | None = Field(
+        None, description="Scheduler of the pods, as volcano. Absent: the cluster's default scheduler."
+    )
     priority_class_name: Text | None = Field(None, description="Priority class of the pods.")
     pod_template: Template | None = Field(
         None,

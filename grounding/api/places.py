@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from grounding.api.common import ModelRef
+from grounding.api.handed_down import QUEUE_LABEL, queue_of
 from grounding.api.models import GroundingEvalJob
 from grounding.api.resolved import ResolvedJob, ResolvedTrainJob
 
@@ -24,7 +25,15 @@ def names_and_places(job: ResolvedJob) -> Iterator[tuple[str, str]]:
         and isinstance(job, ResolvedTrainJob)
     ):
         yield "model.trainJob", f"{job.metadata.name}: the job would wait for itself. Name another job, or a source."
-    for field, name in (("queue", spec.queue), ("priorityClassName", spec.priority_class_name)):
+    label = job.metadata.labels.get(QUEUE_LABEL)
+    if label and spec.queue is not None and label != spec.queue:
+        yield "queue", f"{spec.queue!r}, but the job's label {QUEUE_LABEL} says {label!r}. Leave one of them out."
+    named = {
+        "queue": queue_of(job),
+        "priorityClassName": spec.priority_class_name,
+        "schedulerName": spec.scheduler_name,
+    }
+    for field, name in named.items():
         if name is not None and not _OBJECT.fullmatch(name):
             yield field, f"{name!r} is no name of a Kubernetes object: lower case letters, digits, - and . only."
     places: list[tuple[str, str | None]] = [("output", spec.output)]

@@ -44,12 +44,26 @@ SERVICE = Kind("Service", "", "v1", "services")
 SECRET = Kind("Secret", "", "v1", "secrets")
 CONFIG_MAP = Kind("ConfigMap", "", "v1", "configmaps")
 NETWORK_POLICY = Kind("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies")
+WORKLOAD = Kind("Workload", "kueue.x-k8s.io", "v1beta2", "workloads")
 LEASE = Kind("Lease", "coordination.k8s.io", "v1", "leases")
 EVENT = Kind("Event", "", "v1", "events")
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
-    for kind in (TRAIN_JOB, EVAL_JOB, PYTORCHJOB, JOB, POD, SERVICE, SECRET, CONFIG_MAP, NETWORK_POLICY, LEASE, EVENT)
+    for kind in (
+        TRAIN_JOB,
+        EVAL_JOB,
+        PYTORCHJOB,
+        JOB,
+        POD,
+        SERVICE,
+        SECRET,
+        CONFIG_MAP,
+        NETWORK_POLICY,
+        WORKLOAD,
+        LEASE,
+        EVENT,
+    )
 }
 WATCHED: tuple[Kind, ...] = tuple(kind for kind in KINDS.values() if kind.watched)
 JOBS: dict[str, Kind] = {kind.name: kind for kind in KINDS.values() if kind.short}

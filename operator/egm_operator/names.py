@@ -22,7 +22,8 @@ ANNOTATION_JOB = f"{GROUP}/job.yaml"
 ANNOTATION_PROGRESS = f"{GROUP}/progress"
 """On a pod: the JSON of `/progress`, for networks in which the operator cannot reach pods."""
 
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+ANNOTATION_SUSPENDED = f"{GROUP}/suspended"
+"""On an object that this operator has suspended, which is therefore its own to resume."""
 
 GANG_ROLES = frozenset({"sft", "rl"})
 """Roles whose pods are a gang."""

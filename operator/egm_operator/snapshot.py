@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import orjson
 
 from egm_operator.kinds import JOBS
-from egm_operator.kube.objects import ObjectWarning, Raw
+from egm_operator.kube.objects import Admission, ObjectWarning, Raw, section
 from egm_operator.status import seconds
-from grounding.api import ResolvedJob, read
+from grounding.api import ResolvedJob, handed_down, read
 from grounding.errors import UserError
 
 
@@ -28,7 +28,8 @@ class Report:
 class Observed:
     """What a plan sees.
 
-    `warnings`: of the events about its children, the newest of each, the newest first; `absent`: kinds that the cluster lacks.
+    `warnings`: of the events about its children, the newest of each, the newest first; `absent`: kinds that the cluster lacks;
+    `admissions`: what Kueue says of those that wait for it, by their uids.
     """
 
     raw: Raw
@@ -37,6 +38,7 @@ class Observed:
     report: Report | None = None
     warnings: Sequence[ObjectWarning] = ()
     absent: Set[str] = frozenset()
+    admissions: Mapping[str, Admission] = field(default_factory=dict)
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -61,7 +63,9 @@ def parse_job(raw: Mapping[str, Any]) -> ResolvedJob:
 
 def manifest(raw: Mapping[str, Any]) -> bytes:
     """Return the user's part of a job as JSON: equal for equal jobs."""
-    meta = {k: v for k, v in raw["metadata"].items() if k in ("name", "namespace")}
+    meta = {k: v for k, v in raw["metadata"].items() if k in ("name", "namespace", "labels")}
+    if annotations := handed_down.read_from(section(raw, "metadata", "annotations")):
+        meta["annotations"] = annotations
     kind = JOBS[raw["kind"]]
     plain = {"apiVersion": kind.api_version, "kind": kind.name, "metadata": meta, "spec": raw["spec"]}
     return orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)

@@ -50,6 +50,7 @@ class Reason(StrEnum):
     PREPARING = "Preparing"
     STARTING = "Starting"
     QUEUED = "Queued"
+    QUEUE_UNMANAGED = "QueueUnmanaged"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL = "ImagePull"
     CONTAINER_NOT_STARTED = "ContainerNotStarted"

@@ -8,6 +8,8 @@ from typing import Any
 from tests.cluster.operator_kit import ApiError, Drive, eval_job, train_job, until
 
 Reach = Callable[[Drive, str], None]
+IN_QUEUE = ("Queued", "QueueUnmanaged")
+"""Without a Kueue in the cluster, the second follows the first within seconds."""
 UNREADY = {"metadata": {"annotations": {"egm.test/ready": "false"}}}
 
 
@@ -40,7 +42,7 @@ def starting(drive: Drive, name: str) -> None:
 def queued(drive: Drive, name: str) -> None:
     _train(drive, name, queue="q")
     drive.prepared(name)
-    _reason(drive, name, "Queued")
+    until("the queue", lambda: drive.status(name).get("reason") in IN_QUEUE)
 
 
 def running(drive: Drive, name: str) -> None:

@@ -143,6 +143,10 @@ def _everything_else(drive: Drive) -> None:
     drive.running("asks", "evaluate", kind="eval")
     _pause(drive, "gej", "asks")
     drive.running("asks", "evaluate", kind="eval")
+    drive.api.create("gtj", drive.namespace, train_job("queued", queue="q"))
+    drive.prepared("queued")
+    until("that no one manages its queue", lambda: drive.status("queued").get("reason") == "QueueUnmanaged")
+    drive.api.patch("gtj", drive.namespace, "queued", {"spec": {"suspend": True}})
     for name in trainings.values():
         drive.end(name, "rl", 0, attempt=2, count=2)
     drive.end("asks", "evaluate", 0, kind="eval")

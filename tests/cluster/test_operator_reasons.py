@@ -196,6 +196,7 @@ CASES: dict[Reason, Case] = {
     Reason.PREPARING: phases.preparing,
     Reason.STARTING: phases.running,
     Reason.QUEUED: phases.queued,
+    Reason.QUEUE_UNMANAGED: phases.queued,
     Reason.UNSCHEDULABLE: phases.starting,
     Reason.IMAGE_PULL: image_pull,
     Reason.CONTAINER_NOT_STARTED: container_not_started,
@@ -236,6 +237,7 @@ CASES: dict[Reason, Case] = {
 OF_GANGS = (
     Reason.STARTING,
     Reason.QUEUED,
+    Reason.QUEUE_UNMANAGED,
     Reason.UNSCHEDULABLE,
     Reason.PODS_PENDING,
     Reason.PODS_REFUSED,

@@ -12,6 +12,7 @@ import pytest
 from egm_operator.manifests.gangs import BACKENDS
 
 from tests.cluster.operator_kit import Api, Drive, Operator, fresh_name, kubeconfig, new_namespace, train_job, until
+from tests.cluster.phases import IN_QUEUE
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +240,7 @@ def test_a_pod_template_that_the_server_refuses_is_told(drive: Drive, name: str)
 def test_the_queue_s_label_and_suspension(drive: Drive, name: str) -> None:
     drive.api.create("gtj", drive.namespace, train_job(name, queue="research"))
     drive.prepared(name)
-    status = until("the queue", lambda: s if (s := drive.status(name)).get("reason") == "Queued" else None)
+    status = until("the queue", lambda: s if (s := drive.status(name)).get("reason") in IN_QUEUE else None)
     assert "research" in status["message"]
     gang = drive.gang(name)
     assert gang["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
@@ -247,7 +248,7 @@ def test_the_queue_s_label_and_suspension(drive: Drive, name: str) -> None:
     drive.suspend_gang(name, False)
     drive.phase(name, "Running")
     drive.suspend_gang(name, True)  # the place is taken back
-    until("the queue again", lambda: drive.status(name).get("reason") == "Queued")
+    until("the queue again", lambda: drive.status(name).get("reason") in IN_QUEUE)
     until("no pod", lambda: drive.pods(name, "rl") == [])
     drive.suspend_gang(name, False)
     assert drive.phase(name, "Running")["attempt"] == 1

@@ -39,6 +39,10 @@
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create]
+# why Kueue has not admitted a job
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list]
 {{- if eq .Values.settings.progressVia "proxy" }}
 - apiGroups: [""]
   resources: [pods/proxy]

@@ -16,6 +16,7 @@ import kopf
 from aiohttp import web
 
 from egm_operator.controller import handlers
+from egm_operator.controller.admissions_reader import AdmissionsReader
 from egm_operator.controller.progress_poller import Poller
 from egm_operator.controller.reconciler import Reconciler
 from egm_operator.controller.warnings_reader import WarningsReader
@@ -63,6 +64,7 @@ class Operator:
         self.store = Store(self._woken)
         self.poller = Poller(self.store, cluster, settings, self._woken)
         self.warnings = WarningsReader(self.store, cluster, settings, self._woken)
+        self.admissions = AdmissionsReader(self.store, cluster, self._woken)
         self.absent: set[str] = set()
         """Kinds that the cluster lacks, as far as is known."""
         self.reconciler = Reconciler(
@@ -74,6 +76,7 @@ class Operator:
             meters=self.meters,
             warnings=self.warnings,
             absent=self.absent,
+            admissions=self.admissions,
         )
         self.watching, self.stop_watching = threading.Event(), threading.Event()
         self.listed = asyncio.Event()
@@ -185,6 +188,7 @@ class Operator:
                 group.create_task(self.reconciler.run())
                 group.create_task(self.poller.run())
                 group.create_task(self.warnings.run())
+                group.create_task(self.admissions.run())
                 group.create_task(self._resync_now_and_then())
                 group.create_task(self._ask_after_the_leaving())
                 group.create_task(self._ask_after_the_absent())

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from egm_operator.controller.admissions_reader import AdmissionsReader
 from egm_operator.controller.progress_poller import Poller
 from egm_operator.controller.warnings_reader import WarningsReader
 from egm_operator.controller.work_queue import WorkQueue
@@ -46,11 +47,12 @@ class Reconciler:
         meters: Meters | None = None,
         warnings: WarningsReader | None = None,
         absent: set[str] | None = None,
+        admissions: AdmissionsReader | None = None,
     ) -> None:
         """`absent`: kinds that the cluster lacks; a creation may find one more."""
         self.cluster, self.store, self.queue, self.poller = cluster, store, queue, poller
         self.absent: set[str] = set() if absent is None else absent
-        self.warnings = warnings
+        self.warnings, self.admissions = warnings, admissions
         self._made: dict[tuple[str, str, str], float] = {}
         """Uid of the job, kind and name of an unwatched object -> when it was created."""
         self.settings, self.clock, self.meters = settings, clock, meters or Meters()
@@ -138,7 +140,9 @@ class Reconciler:
             upstream = self.store.get("GroundingTrainJob", key[1], wanted)
         children = [c for c in self.store.children(key) if _belongs(c, raw)]
         warnings = () if self.warnings is None else self.warnings.of(children)
-        return Observed(raw, children, upstream, self.poller.report(children), warnings, frozenset(self.absent))
+        admissions = {} if self.admissions is None else self.admissions.of(children)
+        report = self.poller.report(children)
+        return Observed(raw, children, upstream, report, warnings, frozenset(self.absent), admissions)
 
     async def reconcile(self, key: Key) -> None:
         """Reconcile one job. Raises `ApiError`."""
@@ -180,7 +184,7 @@ class Reconciler:
             await self._not_made(key, seen, error, now)
             raise
         for change in todo.patch:
-            body = {**change.body, "metadata": {"uid": change.uid}}
+            body = {**change.body, "metadata": {**section(change.body, "metadata"), "uid": change.uid}}
             self.store.put({"kind": change.kind, **await self.cluster.patch(change.kind, namespace, change.name, body)})
             self.queue.forget(key)
         for event in todo.events:

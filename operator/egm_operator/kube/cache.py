@@ -20,8 +20,9 @@ import orjson
 from egm_operator.kinds import GROUP, JOBS, job_kind
 from egm_operator.kube.gang_forms import FIRST_LABELS, FORMS
 from egm_operator.kube.objects import Raw, entries, labels, section, train_jobs
-from egm_operator.names import ANNOTATION_PROGRESS, LABEL_JOB, LABEL_KIND
+from egm_operator.names import ANNOTATION_PROGRESS, ANNOTATION_SUSPENDED, LABEL_JOB, LABEL_KIND
 from egm_operator.status import stamp
+from grounding.api.handed_down import QUEUE_LABEL, read_from
 
 Key = tuple[str, str, str]
 """Kind (GroundingTrainJob or GroundingEvalJob), namespace, name of a job."""
@@ -34,7 +35,7 @@ def version(obj: Mapping[str, Any]) -> int:
 
 
 _META = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
-_FIRST_LABELS = {label for label, _ in FIRST_LABELS}
+_LABELS = {QUEUE_LABEL, *(label for label, _ in FIRST_LABELS)}
 _POD_STATUS = ("phase", "reason", "message", "startTime", "podIP")
 _POD_CONDITIONS = ("Ready", "PodScheduled", "DisruptionTarget")
 
@@ -43,7 +44,7 @@ def slim(obj: Mapping[str, Any]) -> Raw:
     """Return the parts of an object that plans read."""
     kind, meta = obj.get("kind"), obj.get("metadata", {})
     kept = {k: meta[k] for k in _META if k in meta}
-    kept["labels"] = {k: v for k, v in labels(obj).items() if k.startswith(GROUP) or k in _FIRST_LABELS}
+    kept["labels"] = {k: v for k, v in labels(obj).items() if k.startswith(GROUP) or k in _LABELS}
     slimmed: Raw = {"apiVersion": obj.get("apiVersion"), "kind": kind, "metadata": kept}
     spec, status = section(obj, "spec"), obj.get("status")
     if status is not None:
@@ -54,9 +55,14 @@ def slim(obj: Mapping[str, Any]) -> Raw:
         if (node := spec.get("nodeName")) is not None:
             slimmed["spec"] = {"nodeName": node}
     elif kind in FORMS:
-        slimmed["spec"] = FORMS[kind].suspension(FORMS[kind].suspended(spec))
+        slimmed["spec"] = FORMS[kind].switches(spec)
+        if ANNOTATION_SUSPENDED in section(meta, "annotations"):
+            kept["annotations"] = {ANNOTATION_SUSPENDED: section(meta, "annotations")[ANNOTATION_SUSPENDED]}
     elif kind in JOBS:
         slimmed["spec"] = spec
+        kept["labels"] = dict(labels(obj))
+        if annotations := read_from(section(meta, "annotations")):
+            kept["annotations"] = annotations
     return slimmed
 
 

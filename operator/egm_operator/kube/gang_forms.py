@@ -13,7 +13,8 @@ from grounding.jsontypes import Document
 class GangForm:
     """Where a kind has what all of them have.
 
-    `suspend`: path below `spec` of the switch that keeps pods away; `succeeded`, `failed`: types of the conditions that say how it ends, any of which
+    `suspend`: path below `spec` of the switch that keeps pods away; `managedBy` is beside it.
+    `succeeded`, `failed`: types of the conditions that say how it ends, any of which
     is enough; `first_label`: label and value that its controller gives the pod of rank 0; `disruption`: reason of the failed condition and a word of
     its message that say that a disruption ended it, None if it does not tell disruptions apart.
     """
@@ -32,11 +33,25 @@ class GangForm:
             found = found.get(name) if isinstance(found, Mapping) else None
         return bool(found)
 
+    def managed_by(self, spec: Mapping[str, object]) -> str:
+        """Return the controller that a spec names to make the pods; empty for the kind's own."""
+        found: object = spec
+        for name in (*self.suspend[:-1], "managedBy"):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return "" if found is None else str(found)
+
+    def switches(self, spec: Mapping[str, object]) -> Document:
+        """Return the parts of a spec that are read: the switch, and who makes the pods."""
+        manager = self.managed_by(spec)
+        return self._beside({self.suspend[-1]: self.suspended(spec)} | ({"managedBy": manager} if manager else {}))
+
     def suspension(self, suspend: bool) -> Document:
         """Return the part of a spec that says whether pods are wanted."""
-        *outer, last = self.suspend
-        found: Document = {last: suspend}
-        for name in reversed(outer):
+        return self._beside({self.suspend[-1]: suspend})
+
+    def _beside(self, found: Document) -> Document:
+        """Return the part of a spec that has some fields where the switch is."""
+        for name in reversed(self.suspend[:-1]):
             found = {name: found}
         return found
 

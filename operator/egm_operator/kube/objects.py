@@ -10,8 +10,17 @@ import orjson
 
 from egm_operator.kinds import JOB, POD
 from egm_operator.kube.gang_forms import FIRST_LABELS, FORMS
-from egm_operator.names import ANNOTATION_PROGRESS, GANG_ROLES, LABEL_ATTEMPT, LABEL_MODEL, LABEL_ROLE, PREPARE
+from egm_operator.names import (
+    ANNOTATION_PROGRESS,
+    ANNOTATION_SUSPENDED,
+    GANG_ROLES,
+    LABEL_ATTEMPT,
+    LABEL_MODEL,
+    LABEL_ROLE,
+    PREPARE,
+)
 from egm_operator.status import Reason, seconds
+from grounding.api.handed_down import QUEUE_LABEL
 from grounding.jsontypes import Document, JsonObject
 
 Raw = JsonObject
@@ -104,10 +113,28 @@ class End:
 
 
 @dataclass(frozen=True)
-class BatchJob(Owned):
-    """A batch/v1 Job of a role that runs once: prepare, or the client of an evaluation."""
+class Suspendable(Owned):
+    """An object that makes pods, unless it is suspended.
+
+    `suspended`: its spec says that no pods are wanted; `by_us`: this operator has suspended it, and may resume it; `queue`: the queue of Kueue that
+    admits it, whoever has put it there; `managed_by`: who makes its pods, empty for its own controller.
+    """
 
     suspended: bool
+    by_us: bool
+    queue: str
+    managed_by: str
+
+    @property
+    def held_back(self) -> bool:
+        """Return whether it is suspended by someone else, who alone resumes it."""
+        return self.suspended and not (self.by_us and not self.queue)
+
+
+@dataclass(frozen=True)
+class BatchJob(Suspendable):
+    """A batch/v1 Job of a role that runs once: prepare, or the client of an evaluation."""
+
     complete: End | None
     failed: End | None
 
@@ -118,13 +145,9 @@ class BatchJob(Owned):
 
 
 @dataclass(frozen=True)
-class GangOwner(Owned):
-    """The object that owns the pods of a gang, of whichever kind.
+class GangOwner(Suspendable):
+    """The object that owns the pods of a gang, of whichever kind. `disrupted`: its controller says that the disruption of a pod has failed it."""
 
-    `suspended`: its spec says that no pods are wanted; `disrupted`: its controller says that the disruption of a pod has failed it.
-    """
-
-    suspended: bool
     succeeded: End | None
     failed: End | None
     disrupted: bool
@@ -286,6 +309,43 @@ class ObjectWarning:
         return self.kind != POD.name
 
 
+@dataclass(frozen=True)
+class Admission:
+    """What Kueue says of an object that waits for it.
+
+    `kueue`: whether the cluster has Kueue; `found`: whether it has a Workload for the object, without which nothing will admit it; `message`: its own
+    words; `elsewhere`: the cluster that MultiKueue has sent it to, empty for this one.
+    """
+
+    kueue: bool = True
+    found: bool = True
+    message: str = ""
+    elsewhere: str = ""
+
+
+def admission(workload: Mapping[str, Any]) -> Admission:
+    """Parse a Workload: why it is not admitted, in the words of the condition that comes first on the way to its admission."""
+    status = section(workload, "status")
+    said = {text(c, "type"): c for c in reversed(entries(status, "conditions"))}
+    checks = [
+        f"{text(check, 'name')}: {text(check, 'message')}"
+        for check in entries(status, "admissionChecks")
+        if text(check, "state") in ("Pending", "Retry", "Rejected") and check.get("message")
+    ]
+    closed = [said[kind] for kind in ("Finished", "Evicted") if said.get(kind, {}).get("status") == "True"]
+    waits = [said[kind] for kind in ("QuotaReserved", "Admitted") if said.get(kind, {}).get("status") == "False"]
+    words = [text(c, "message") for c in (*closed[:1], *waits) if c.get("message")]
+    words = [*dict.fromkeys(word.strip() for word in words)]
+    found = text(status, "clusterName")
+    return Admission(message="; ".join([*words[:2], *checks]), elsewhere=found)
+
+
+def waiting_for_admission(children: Sequence[Raw]) -> list[Suspendable]:
+    """Return the objects that someone else keeps from making pods."""
+    owners: list[BatchJob | GangOwner] = [*gang_owners(children), *batch_jobs(children)]
+    return [one for one in owners if one.held_back and not one.over and not one.deleting]
+
+
 _WAIT_BEFORE_ASKING_S = 5.0
 _WAITS = ("Pending", "Preparing", "Restarting", "")
 _UNTOLD = ("Unhealthy", "BackOff", "FailedScheduling", "Failed", "Preempted")
@@ -440,11 +500,29 @@ def pod(raw: Mapping[str, Any]) -> Pod:
     )
 
 
+class _Switches(TypedDict):
+    """The fields of `Suspendable`."""
+
+    suspended: bool
+    by_us: bool
+    queue: str
+    managed_by: str
+
+
+def _switches(raw: Mapping[str, Any]) -> _Switches:
+    form, spec = FORMS[raw["kind"]], section(raw, "spec")
+    return {
+        "suspended": form.suspended(spec),
+        "by_us": ANNOTATION_SUSPENDED in section(raw, "metadata", "annotations"),
+        "queue": text(labels(raw), QUEUE_LABEL),
+        "managed_by": form.managed_by(spec),
+    }
+
+
 def batch_job(raw: Mapping[str, Any]) -> BatchJob:
     """Parse a batch/v1 Job."""
     true = _true_conditions(raw)
-    suspended = bool(section(raw, "spec").get("suspend"))
-    return BatchJob(**_identity(raw), suspended=suspended, complete=_end(true, "Complete"), failed=_end(true, "Failed"))
+    return BatchJob(**_identity(raw), **_switches(raw), complete=_end(true, "Complete"), failed=_end(true, "Failed"))
 
 
 def gang_owner(raw: Mapping[str, Any]) -> GangOwner:
@@ -454,7 +532,7 @@ def gang_owner(raw: Mapping[str, Any]) -> GangOwner:
     reason, word = (None, "") if form.disruption is None else form.disruption
     return GangOwner(
         **_identity(raw),
-        suspended=form.suspended(section(raw, "spec")),
+        **_switches(raw),
         succeeded=_end(true, *form.succeeded),
         failed=failed,
         disrupted=failed is not None and failed.reason == reason and word in failed.message,

@@ -9,9 +9,10 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from egm_operator.kube.gang_forms import FORMS, JOB_FORM, PYTORCHJOB_FORM, GangForm
-from egm_operator.kube.objects import GangOwner, Manifest
+from egm_operator.kube.objects import Manifest, Suspendable
 from egm_operator.manifests import indexed_job, pytorchjob
 from egm_operator.manifests.pod import Context
+from egm_operator.names import ANNOTATION_SUSPENDED
 from grounding.api.train_spec import AUTO, BackendName
 from grounding.jsontypes import Document
 from grounding.roles import Role
@@ -47,6 +48,10 @@ def chosen(wanted: BackendName | None, default: BackendName, absent: Set[str]) -
     return next(backend for backend in BACKENDS.values() if not backend.missing(absent) or backend.form is JOB_FORM)
 
 
-def suspension(owner: GangOwner, suspend: bool) -> Document:
-    """Return the merge patch that stops a gang's pods, or lets them come back."""
-    return {"spec": FORMS[owner.kind].suspension(suspend)}
+def suspension(owner: Suspendable, suspend: bool) -> Document:
+    """Return the merge patch that stops the pods of an object, or lets them come back.
+
+    A note on the object says that this operator has suspended it. It resumes nothing else: a queue suspends objects too.
+    """
+    mark = {ANNOTATION_SUSPENDED: "true" if suspend else None}
+    return {"metadata": {"annotations": mark}, "spec": FORMS[owner.kind].suspension(suspend)}

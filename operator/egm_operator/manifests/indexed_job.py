@@ -11,6 +11,7 @@ from egm_operator.kube.objects import Manifest
 from egm_operator.manifests import network
 from egm_operator.manifests.pod import PROGRESS_ENV, Context, queued, template, token, unique
 from egm_operator.names import MASTER_PORT, PROGRESS_PORT, gang_name
+from grounding.api import handed_down
 from grounding.jsontypes import Document
 from grounding.roles import Role
 from grounding.runtime.environment import Environment
@@ -76,7 +77,7 @@ def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Manifest:
         "successPolicy": _SUCCESS,
         "template": pod,
     }
-    if ctx.job.spec.queue:
+    if handed_down.queue_of(ctx.job):
         spec["suspend"] = True  # Kueue admits it by taking this away
     meta = queued(ctx.meta(gang_name(ctx.prefix, attempt), role.name, attempt), ctx)
     return {"apiVersion": JOB.api_version, "kind": JOB.name, "metadata": meta, "spec": spec}

@@ -17,18 +17,18 @@ from egm_operator.manifests.merge import merge
 from egm_operator.manifests.places import CLAIMS, JOB_FILE_NAME, JOB_FOLDER, REWARD_FILE, REWARD_FOLDER, WORK, Places
 from egm_operator.names import (
     ANNOTATION_JOB,
+    GANG_ROLES,
     LABEL_MODEL,
     LABEL_UID,
     PREPARE,
     PROGRESS_PORT,
-    QUEUE_LABEL,
     child,
     labels,
     prefix,
     service_prefix,
 )
 from egm_operator.settings import Settings
-from grounding.api import GroundingTrainJob, Job
+from grounding.api import GroundingTrainJob, Job, handed_down
 from grounding.api.eval_spec import EvalSpec
 from grounding.api.train_spec import TrainPodTemplates, TrainSpec
 from grounding.jsontypes import Document
@@ -69,12 +69,12 @@ class Context:
         return "" if self.model is None else f"m{self.model}-"
 
     def labels(self, role: str, attempt: int | None = None) -> dict[str, str]:
-        """Return the labels of an object of a role; data is prepared for all models."""
-        found = labels(self.job.kind, self.name, self.uid, role, attempt)
+        """Return the labels of an object of a role: the job's own, and ours. Data is prepared for all models."""
+        found = handed_down.plain_labels(self.job) | labels(self.job.kind, self.name, self.uid, role, attempt)
         return found if self.model is None or role == PREPARE else {**found, LABEL_MODEL: str(self.model)}
 
     def meta(self, name: str, role: str, attempt: int | None = None) -> Meta:
-        """Return the metadata of an object that the job owns, including the queue label."""
+        """Return the metadata of an object that the job owns."""
         found = self.labels(role, attempt)
         return {
             "name": name,
@@ -333,9 +333,13 @@ def template(
         spec["imagePullSecrets"] = [{"name": settings.image_pull_secret}]
     if ctx.job.spec.priority_class_name:
         spec["priorityClassName"] = ctx.job.spec.priority_class_name
+    if ctx.job.spec.scheduler_name:
+        spec["schedulerName"] = ctx.job.spec.scheduler_name
     if isinstance(ctx.job, GroundingTrainJob):
         spec |= _placement(ctx, ctx.job, role)
     annotations = {ANNOTATION_JOB: job_file(ctx)}
+    if role.name in GANG_ROLES or role.name == "server":
+        annotations |= handed_down.pod_annotations(ctx.job)
     if role.gpus:
         annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] = "false"
     meta = {"labels": ctx.labels(role.name, attempt), "annotations": annotations}
@@ -419,9 +423,10 @@ def _placement(ctx: Context, job: GroundingTrainJob, role: Role) -> Document:
 
 
 def queued(meta: Meta, ctx: Context) -> Meta:
-    """Return metadata with the label of the job's Kueue queue."""
-    if ctx.job.spec.queue:
-        meta["labels"] = {**meta["labels"], QUEUE_LABEL: ctx.job.spec.queue}
+    """Return metadata with what Kueue reads of an object that it admits: queue, priority, and what it asks an autoscaler for."""
+    meta["labels"] = {**meta["labels"], **handed_down.kueue_labels(ctx.job)}
+    if annotations := handed_down.provisioning(ctx.job):
+        meta["annotations"] = annotations
     return meta
 
 

@@ -11,6 +11,7 @@ from egm_operator.kube.objects import Manifest
 from egm_operator.manifests import network
 from egm_operator.manifests.pod import PROGRESS_ENV, Context, queued, template, token
 from egm_operator.names import MASTER_PORT, PROGRESS_PORT, gang_name
+from grounding.api import handed_down
 from grounding.jsontypes import Document
 from grounding.roles import Role
 from grounding.runtime.environment import Environment
@@ -42,10 +43,10 @@ def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Manifest:
     scheduling: Document = {"minAvailable": role.replicas}
     if ctx.job.spec.priority_class_name:
         scheduling["priorityClass"] = ctx.job.spec.priority_class_name
-    if ctx.job.spec.queue:
-        scheduling["queue"] = ctx.job.spec.queue
+    if queue := ctx.job.metadata.annotations.get(handed_down.VOLCANO_QUEUE):
+        scheduling["queue"] = queue
     policy: Document = {"cleanPodPolicy": "Running", "schedulingPolicy": scheduling}
-    if ctx.job.spec.queue:
+    if handed_down.queue_of(ctx.job):
         policy["suspend"] = True  # Kueue admits it by removing this
     return {
         "apiVersion": PYTORCHJOB.api_version,

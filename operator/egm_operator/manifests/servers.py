@@ -62,7 +62,7 @@ def server(role: Role, ctx: Context, index: int) -> Manifest:
     meta = queued(ctx.meta(server_name(ctx, index), "server"), ctx)
     meta["labels"] = {**pod["metadata"].get("labels", {}), **meta["labels"], LABEL_INDEX: str(index)}
     if annotations := pod["metadata"].get("annotations"):
-        meta["annotations"] = annotations
+        meta["annotations"] = {**meta.get("annotations", {}), **annotations}
     spec = {**pod["spec"], "hostname": server_name(ctx, index), "subdomain": service_name(ctx.prefix)}
     # a server has no state to save
     spec["terminationGracePeriodSeconds"] = min(30, ctx.settings.grace_seconds)

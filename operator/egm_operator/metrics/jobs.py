@@ -19,6 +19,7 @@ from egm_operator.names import LABEL_ROLE
 from egm_operator.snapshot import created, read_job
 from egm_operator.status import ConditionType, conditions, phase_of, reason_text, seconds, status_of
 from grounding.api import GroundingTrainJob
+from grounding.api.handed_down import queue_of
 from grounding.api.status import Accuracy, EvalCosts, EvalStatus, JobStatus, Phase, TrainStatus
 from grounding.errors import UserError
 
@@ -127,7 +128,8 @@ def facts(raw: Mapping[str, Any]) -> Facts:
         job = read_job(raw)
     except UserError:
         return Facts()
-    queue, attempts = "" if job.spec.queue is None else job.spec.queue, job.spec.max_attempts
+    named, attempts = queue_of(job), job.spec.max_attempts
+    queue = "" if named is None else named
     if isinstance(job, GroundingTrainJob):
         train = job.spec
         gpus = train.resources.gpus_per_node

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from egm_operator.kube.objects import BatchJob, End
-from egm_operator.manifests import batch, network
+from egm_operator.manifests import batch, gangs, network
 from egm_operator.plan.decision import Decision
+from egm_operator.plan.queued import leads_elsewhere, wait_for_admission
 from egm_operator.plan.snapshot import J, PlacedSnapshot
 from egm_operator.status import ConditionType, Reason, S
 from grounding.api.status import Phase
@@ -51,8 +52,13 @@ def _failed(snapshot: PlacedSnapshot[J, S], decision: Decision[S], end: End) -> 
 
 
 def _wait(snapshot: PlacedSnapshot[J, S], decision: Decision[S], job: BatchJob) -> Decision[S]:
+    if (refused := leads_elsewhere(snapshot, job)) is not None:
+        return refused
+    if job.held_back:
+        wait_for_admission(snapshot, decision, job)
+        return decision
     if job.suspended:
-        decision.patch(job, {"spec": {"suspend": False}})
+        decision.patch(job, gangs.suspension(job, False))
     held = snapshot.held(snapshot.pods_of("prepare"), job)
     reason = Reason.PREPARING if held is None or held.reason is None else held.reason
     message = held.message if held is not None and held.message else _TEXT

@@ -9,7 +9,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from egm_operator.kinds import POD
 from egm_operator.kube import objects
-from egm_operator.kube.objects import BatchJob, End, GangOwner, ObjectWarning, Owned, Pod, Raw, Waiting
+from egm_operator.kube.objects import Admission, BatchJob, End, GangOwner, ObjectWarning, Owned, Pod, Raw, Waiting
 from egm_operator.manifests.places import checked_output, places
 from egm_operator.manifests.pod import Context
 from egm_operator.plan.decision import Decision
@@ -49,7 +49,8 @@ class Snapshot(Generic[J, S]):
     """A job and all objects that it owns.
 
     `owner`: the job as an object; `written`: its manifest; `status`: as the policies asked so far leave it; `absent`: kinds that the cluster
-    lacks; `now`: seconds since 1970. The other objects are those that carry the job's labels and uid, in the order of their names.
+    lacks; `admissions`: what Kueue says of those that wait for it, by their uids; `now`: seconds since 1970.
+    The other objects are those that carry the job's labels and uid, in the order of their names.
     """
 
     owner: Owned
@@ -63,6 +64,7 @@ class Snapshot(Generic[J, S]):
     report: Report | None
     warnings: Sequence[ObjectWarning]
     absent: Set[str]
+    admissions: Mapping[str, Admission]
     settings: Settings
     now: float
 
@@ -170,6 +172,7 @@ def observe(seen: Observed, job: J, status: StatusBuilder[S], settings: Settings
         report=seen.report,
         warnings=seen.warnings,
         absent=seen.absent,
+        admissions=seen.admissions,
         settings=settings,
         now=status.now,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from egm_operator.manifests import gangs
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import J, Snapshot
 from egm_operator.status import S
@@ -15,10 +16,14 @@ Idle = Callable[[Snapshot[J, S]], bool]
 
 
 def stop_preparing(snapshot: Snapshot[J, S], decision: Decision[S]) -> None:
-    """Suspend the Job that prepares data, unless it has ended."""
+    """Suspend the Job that prepares data, unless it has ended; delete it if a queue would let it come back."""
     for job in snapshot.batch_jobs_of("prepare"):
-        if not job.over and not job.deleting and not job.suspended:
-            decision.patch(job, {"spec": {"suspend": True}})
+        if job.over or job.deleting:
+            continue
+        if job.queue:
+            decision.remove(job)
+        elif not job.suspended:
+            decision.patch(job, gangs.suspension(job, True))
 
 
 def prepares_nothing(snapshot: Snapshot[J, S]) -> bool:

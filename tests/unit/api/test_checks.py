@@ -120,6 +120,7 @@ REFUSED = [
     ("egm-8b-sft", {}, {"data": SFT_DATA | {"validation": ["/d/x.json"]}}, "spec.data.validation"),
     ("egm-8b-rl", {}, {"model": {"trainJob": "a"}}, "spec.model.trainJob"),
     ("egm-8b-rl", {}, {"queue": "A b"}, "spec.queue"),
+    ("egm-8b-rl", {}, {"schedulerName": "A b"}, "spec.schedulerName"),
     ("egm-8b-rl", {}, {"priorityClassName": "High!"}, "spec.priorityClassName"),
     ("egm-8b-rl", {}, {"resources": {"memory": "64"}}, "spec.resources.memory"),
     ("egm-8b-rl", {}, {"resources": {"memory": "64M"}}, "spec.resources.memory"),

@@ -376,12 +376,68 @@ def test_queue_and_priority_are_passed_on() -> None:
     gang = _job(TRAIN + "  queue: q\n  priorityClassName: high\n")["PyTorchJob/t-a1"]
     assert gang["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "q"
     policy = gang["spec"]["runPolicy"]
-    assert policy["suspend"] and policy["schedulingPolicy"] == {
-        "minAvailable": 3,
-        "priorityClass": "high",
-        "queue": "q",
-    }
+    assert policy["suspend"] and policy["schedulingPolicy"] == {"minAvailable": 3, "priorityClass": "high"}
     assert gang["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["priorityClassName"] == "high"
+
+
+LABELLED = """
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingTrainJob
+metadata:
+  name: t
+  labels:
+    kueue.x-k8s.io/queue-name: gpus
+    kueue.x-k8s.io/priority-class: urgent
+    team: vision
+    example.com/cost-centre: "7"
+    app.kubernetes.io/instance: deployed-by-a-tool
+    argocd.argoproj.io/instance: deployed-by-a-tool
+  annotations:
+    kueue.x-k8s.io/podset-required-topology: cloud.example.com/rack
+    provreq.kueue.x-k8s.io/ValidUntilSeconds: "60"
+    scheduling.volcano.sh/queue-name: research
+    kubectl.kubernetes.io/last-applied-configuration: "{}"
+spec:
+  preset: egm-8b-rl
+  schedulerName: volcano
+  data: {train: [pvc://coco/a.json], validation: [/d/b.jsonl], images: [/d/coco.tar]}
+  resources: {nodes: 2, gpusPerNode: 8}
+"""
+OURS = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "urgent"}
+OF_THE_JOB = {"team": "vision", "example.com/cost-centre": "7"}
+
+
+@pytest.mark.parametrize("backend", ["pytorchjob", "job"])
+def test_a_job_s_labels_and_annotations_are_handed_down(backend: str) -> None:
+    found = _job(LABELLED + f"  backend: {backend}\n")
+    gang = found["PyTorchJob/t-a1" if backend == "pytorchjob" else "Job/t-a1"]
+    pod = gang["spec"]["pytorchReplicaSpecs"]["Worker"]["template"] if backend == "pytorchjob" else gang["spec"]["template"]
+    labels = gang["metadata"]["labels"]
+    assert OURS.items() <= labels.items() and OF_THE_JOB.items() <= pod["metadata"]["labels"].items()
+    assert gang["metadata"]["annotations"] == {"provreq.kueue.x-k8s.io/ValidUntilSeconds": "60"}
+    annotations = pod["metadata"]["annotations"]
+    assert annotations["kueue.x-k8s.io/podset-required-topology"] == "cloud.example.com/rack"
+    assert annotations["scheduling.volcano.sh/queue-name"] == "research" and pod["spec"]["schedulerName"] == "volcano"
+    assert "kubectl.kubernetes.io/last-applied-configuration" not in annotations
+    for obj in found.values():
+        have = obj["metadata"]["labels"]
+        assert OF_THE_JOB.items() <= have.items() and "app.kubernetes.io/instance" not in have
+        assert not [name for name in have if "argoproj" in name], "a tool would take the object for one of its own"
+    data = found["Job/t-prepare"]
+    assert not OURS.keys() & data["metadata"]["labels"].keys(), "it takes no GPU, and is done before the gang is admitted"
+    assert "kueue.x-k8s.io/podset-required-topology" not in data["spec"]["template"]["metadata"]["annotations"]
+
+
+def test_volcano_has_a_queue_of_its_own() -> None:
+    policy = _job(LABELLED)["PyTorchJob/t-a1"]["spec"]["runPolicy"]
+    assert policy["suspend"] and policy["schedulingPolicy"] == {"minAvailable": 2, "queue": "research"}
+
+
+def test_servers_have_the_labels_too() -> None:
+    text = "apiVersion: grounding.egm.dev/v1alpha1\nkind: GroundingEvalJob\nmetadata: {name: e, labels: {team: vision, "
+    text += "kueue.x-k8s.io/queue-name: gpus}}\nspec: {model: {source: hf://x/y}, data: {root: /d, images: [/i]}}\n"
+    server = _job(text)["Pod/e-eval-server-0"]["metadata"]["labels"]
+    assert server["team"] == "vision" and server["kueue.x-k8s.io/queue-name"] == "gpus"
 
 
 def test_a_job_without_a_place_for_its_output() -> None:

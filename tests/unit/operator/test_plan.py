@@ -376,6 +376,57 @@ def test_pods_that_a_stop_has_ended_are_no_failure() -> None:
         assert world.status["reason"] == ("Queued" if spec else "Starting")
 
 
+@pytest.mark.parametrize("job", [train(), train(output="s3://b/o", resources=ONE_NODE)])
+def test_a_default_queue_without_quota_is_waited_for_in_peace(job: dict[str, Any]) -> None:
+    """A controller that resumes what the other suspends makes hundreds of writes in that time."""
+    world = World(job, default_queue=True)
+    for _ in range(80):
+        world.controllers()
+        world.reconcile()
+        world.now += 0.5
+    assert world.writes < 8 and world.status["reason"] == "Queued" and not world.alive()
+    assert "startTime" not in world.status
+    for _ in range(12):
+        world.kueue(admits=True)
+        world.controllers()
+        world.start()
+        world.reconcile()
+        world.end("prepare", 0)
+    assert world.status["phase"] == "Running" and world.status["attempt"] == 1
+
+
+_IN_A_QUEUE = st.one_of(
+    st.tuples(st.just("reconcile"), st.integers(0, 8)),
+    st.tuples(st.sampled_from(["controllers", "start", "succeed prepare", "stopped"]), st.just(0)),
+    st.tuples(st.sampled_from(["suspend", "kueue"]), st.integers(0, 1)),
+    st.tuples(st.just("wait"), st.sampled_from([1, 30])),
+)
+
+
+@given(st.booleans(), st.lists(_IN_A_QUEUE, max_size=60))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+def test_what_a_queue_holds_back_only_the_queue_resumes(default: bool, happenings: list[tuple[str, int]]) -> None:
+    """The world refuses a patch that resumes what is in a queue. Neither a queue nor a suspension costs an attempt."""
+    world = World(train(**({} if default else {"queue": "q"})), default_queue=default)
+    for what, number in happenings:
+        if what == "kueue":
+            world.kueue(admits=bool(number))
+        elif what == "stopped":
+            for owner in world.gangs():
+                if form().suspended(owner["spec"]):
+                    world.end("rl", 143)
+        else:
+            _happen(world, what, number)
+        assert int(world.status.get("attempt") or 0) <= 1, world.status
+    world.edit(suspend=False)
+    for _ in range(30):
+        world.kueue(admits=True)
+        world.settle(rounds=3)
+    assert world.status["phase"] == "Succeeded" and world.status["attempt"] == 1, world.status
+
+
 def test_fewer_attempts_while_the_next_is_waited_for() -> None:
     world = _running(World(train(maxAttempts=3)))
     world.end("rl", 1, 1, message="boom")

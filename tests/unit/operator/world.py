@@ -11,11 +11,14 @@ from egm_operator.kube.cache import Store, slim
 from egm_operator.kube.gang_forms import FORMS, GangForm
 from egm_operator.kube.objects import owns_gang
 from egm_operator.manifests.gangs import BACKENDS
+from egm_operator.manifests.merge import merge
 from egm_operator.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_KIND, LABEL_MODEL, LABEL_ROLE, LABEL_UID
 from egm_operator.plan import Plan, plan
 from egm_operator.settings import Settings
 from egm_operator.snapshot import Observed, Report
 from egm_operator.status import stamp
+
+from grounding.api.handed_down import QUEUE_LABEL
 
 SETTINGS = Settings(backoff_base_seconds=10.0, backend="pytorchjob")
 """The fixture `back_end` replaces them."""
@@ -73,7 +76,7 @@ def form() -> GangForm:
 class World:
     """One job and what it owns."""
 
-    def __init__(self, raw: dict[str, Any], settings: Settings | None = None) -> None:
+    def __init__(self, raw: dict[str, Any], settings: Settings | None = None, default_queue: bool = False) -> None:
         self.store, self.settings, self.now = Store(), SETTINGS if settings is None else settings, NOW
         self.key = (raw["kind"], raw["metadata"]["namespace"], raw["metadata"]["name"])
         self.version = 1
@@ -84,6 +87,9 @@ class World:
         self.specs: dict[str, Any] = {}
         """By an object's uid: what the store has no use for."""
         self.owners: dict[str, str] = {}
+        self.default_queue = default_queue
+        """Whether the namespace has a LocalQueue called default, into which Kueue takes every Job that names no queue"""
+        self.writes = 0
         self.store.put(raw)
 
     # ------------------------------------------------------------ what the API server does
@@ -148,6 +154,7 @@ class World:
         steps += [("delete", d) for d in todo.delete]
         for what, thing in steps[:writes]:
             getattr(self, f"_{what}")(thing)
+            self.writes += 1
         return todo
 
     def _create(self, obj: dict[str, Any]) -> None:
@@ -158,13 +165,34 @@ class World:
             fresh = copy.deepcopy(obj)
             if obj["kind"] == "Pod":
                 fresh["status"] = {"phase": "Pending"}
+            if obj["kind"] in FORMS:
+                self._webhook(fresh)
             self.specs[self.write(fresh)] = obj.get("spec")
 
     def _patch(self, patch: Any) -> None:
         found = self.store.get(patch.kind, "n", patch.name)
         if found is not None and found["metadata"]["uid"] == patch.uid:
-            spec = {**found["spec"], **patch.body["spec"]}
-            self.write({**found, "spec": spec})
+            if found["metadata"]["labels"].get(QUEUE_LABEL):
+                assert FORMS[patch.kind].suspended(patch.body["spec"]), "only Kueue resumes what is in a queue"
+            spec, meta = {**found["spec"], **patch.body["spec"]}, dict(found["metadata"])
+            marks = {**meta.get("annotations", {}), **patch.body.get("metadata", {}).get("annotations", {})}
+            meta["annotations"] = {k: v for k, v in marks.items() if v is not None}
+            self.write({**found, "metadata": meta, "spec": spec})
+
+    def _webhook(self, obj: dict[str, Any]) -> None:
+        """Do what Kueue's webhook does to a new Job or PyTorchJob."""
+        labels = obj["metadata"]["labels"]
+        if self.default_queue:
+            labels.setdefault(QUEUE_LABEL, "default")
+        if labels.get(QUEUE_LABEL):
+            obj["spec"] = merge(obj["spec"], FORMS[obj["kind"]].suspension(True))
+
+    def kueue(self, admits: bool) -> None:
+        """Kueue admits everything that waits in a queue, or takes all of it back."""
+        for owner in [*self.objects("PyTorchJob"), *self.objects("Job")]:
+            known = FORMS[owner["kind"]]
+            if owner["metadata"]["labels"].get(QUEUE_LABEL) and known.suspended(owner["spec"]) is admits:
+                self.write({**owner, "spec": known.suspension(not admits)})
 
     def _event(self, event: Any) -> None:
         self.events.append(event.reason)

@@ -63,7 +63,7 @@ def stop(snapshot: TrainSnapshot, decision: Decision[TrainStatus]) -> None:
         if snapshot.status.ended:
             if not gang.over:
                 decision.remove(gang)
-        elif snapshot.job.spec.queue or gang.over or _partly_done(snapshot, gang):
+        elif gang.queue or gang.over or _partly_done(snapshot, gang):
             decision.remove(gang)
         elif not gang.suspended and not gang.deleting:
             decision.patch(gang, gangs.suspension(gang, True))

@@ -1,6 +1,6 @@
 """A suspended gang: its queue has not admitted it or has preempted it, or the user's suspension ends now.
 
-Pods that such a stop has ended did not fail, and new pods are a fresh gang.
+Pods that such a stop has ended did not fail, and new pods are a fresh gang. Only what this operator has suspended is resumed by it.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from egm_operator.manifests import gangs
 from egm_operator.plan.attempts import starts, waits_for
 from egm_operator.plan.decision import Decision
-from egm_operator.plan.snapshot import PlacedTrain, ask
+from egm_operator.plan.queued import leads_elsewhere, wait_for_admission
+from egm_operator.plan.snapshot import PlacedTrain
 from egm_operator.plan.train.gang import GANG
-from egm_operator.plan.train.start_deadline import start_deadline
 from egm_operator.status import ConditionType, Reason
 from grounding.api.status import Phase, TrainStatus
 
@@ -18,19 +18,19 @@ from grounding.api.status import Phase, TrainStatus
 def queue(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
     """Wait for the queue, or resume the pods."""
     under_way = GANG.under_way(snapshot)
-    if under_way is None or not under_way[1].suspended:
+    if under_way is None:
         return None
-    (attempt, gang), name = under_way, snapshot.job.spec.queue
+    attempt, gang = under_way
+    if (refused := leads_elsewhere(snapshot, gang)) is not None:
+        return refused
+    if not gang.suspended:
+        return None
     decision = snapshot.decision()
-    status, reason = decision.status, Reason.QUEUED if name else Reason.RESUMED
+    status, reason = decision.status, Reason.QUEUED if gang.held_back else Reason.RESUMED
     if status.is_true(ConditionType.RUNNING):
         status.condition(ConditionType.RUNNING, False, reason, "Its pods have been stopped.")
-    if name:
-        status.phase(Phase.PENDING, reason, f"Waits for queue {name} to admit it.")
-        ask([start_deadline], snapshot, decision)
-        decision.status.fields.start_time = (
-            None  # as with suspension, time in the queue does not count towards activeDeadlineSeconds
-        )
+    if gang.held_back:
+        wait_for_admission(snapshot, decision, gang)
         return decision
     if stopped := GANG.leaving(snapshot, attempt):
         text = f"Waits until the stopped pods of attempt {attempt} are gone.{waits_for(snapshot, decision, stopped)}"

@@ -6,12 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from egm_operator.kube.gang_forms import FORMS, PYTORCHJOB_FORM
+from egm_operator.kube.objects import Admission
+from egm_operator.names import ANNOTATION_SUSPENDED
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import EvalSnapshot, PlacedEval, PlacedTrain, TrainSnapshot, observe, place
 from egm_operator.snapshot import Observed, Report, parse_job
 from egm_operator.status import StatusBuilder, read_status, stamp
 
 from grounding.api import ResolvedEvalJob, ResolvedTrainJob
+from grounding.api.handed_down import QUEUE_LABEL
 from grounding.api.status import EvalStatus, TrainStatus
 from tests.unit.operator import world
 from tests.unit.operator.world import NOW, SETTINGS, evaluation, form, train
@@ -89,11 +92,24 @@ def ended(kind: str, ago: float = 10.0) -> dict[str, Any]:
 
 
 def gang(
-    attempt: int = 1, *, ago: float = 0.0, deleting: bool = False, suspended: bool = False, **status: Any
+    attempt: int = 1,
+    *,
+    ago: float = 0.0,
+    deleting: bool = False,
+    suspended: bool = False,
+    by_us: bool = False,
+    queue: str = "",
+    **status: Any,
 ) -> dict[str, Any]:
     """Return the PyTorchJob of an attempt, which a snapshot takes for the back end of the test (`of_back_end`)."""
-    meta = _meta(f"j-a{attempt}", "rl", attempt, ago, deleting)
+    meta = _held(_meta(f"j-a{attempt}", "rl", attempt, ago, deleting), by_us, queue)
     return {"kind": "PyTorchJob", "metadata": meta, "spec": {"runPolicy": {"suspend": suspended}}, "status": status}
+
+
+def _held(meta: dict[str, Any], by_us: bool, queue: str) -> dict[str, Any]:
+    """Return metadata that says who has suspended an object, and which queue it is in."""
+    labels = {"labels": {**meta["labels"], QUEUE_LABEL: queue}} if queue else {}
+    return meta | labels | ({"annotations": {ANNOTATION_SUSPENDED: "true"}} if by_us else {})
 
 
 def of_back_end(raw: dict[str, Any]) -> dict[str, Any]:
@@ -114,10 +130,17 @@ def of_back_end(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def batch(
-    name: str = "j-prepare", role: str = "prepare", attempt: int = 0, *, suspended: bool = False, **status: Any
+    name: str = "j-prepare",
+    role: str = "prepare",
+    attempt: int = 0,
+    *,
+    suspended: bool = False,
+    by_us: bool = False,
+    queue: str = "",
+    **status: Any,
 ) -> dict[str, Any]:
     """Return a batch/v1 Job."""
-    meta = _meta(name, role, attempt, 0.0, deleting=False)
+    meta = _held(_meta(name, role, attempt, 0.0, deleting=False), by_us, queue)
     return {"kind": "Job", "metadata": meta, "spec": {"suspend": suspended}, "status": status}
 
 
@@ -127,10 +150,15 @@ def client(attempt: int = 1, **status: Any) -> dict[str, Any]:
 
 
 def training(
-    *owned: dict[str, Any], status: dict[str, Any] | None = None, report: Report | None = None, **spec: Any
+    *owned: dict[str, Any],
+    status: dict[str, Any] | None = None,
+    report: Report | None = None,
+    admissions: dict[str, Admission] | None = None,
+    **spec: Any,
 ) -> TrainSnapshot:
     """Return a training job and what it owns."""
-    seen = Observed({**train(**spec), "status": status or {}}, [of_back_end(one) for one in owned], None, report)
+    children = [of_back_end(one) for one in owned]
+    seen = Observed({**train(**spec), "status": status or {}}, children, None, report, admissions=admissions or {})
     job = parse_job(seen.raw)
     assert isinstance(job, ResolvedTrainJob)
     return observe(seen, job, StatusBuilder(read_status(seen.raw, TrainStatus), 1, NOW), world.SETTINGS)
@@ -147,10 +175,15 @@ def evaluating(
 
 
 def placed_training(
-    *owned: dict[str, Any], status: dict[str, Any] | None = None, report: Report | None = None, **spec: Any
+    *owned: dict[str, Any],
+    status: dict[str, Any] | None = None,
+    report: Report | None = None,
+    admissions: dict[str, Admission] | None = None,
+    **spec: Any,
 ) -> PlacedTrain:
     """Return the same, with a model."""
-    found = place(training(*owned, status={"model": MODEL, **(status or {})}, report=report, **spec))
+    known = {"model": MODEL, **(status or {})}
+    found = place(training(*owned, status=known, report=report, admissions=admissions, **spec))
     assert found is not None
     return found
 

@@ -7,6 +7,7 @@ from tests.unit.operator.plan.kit import batch, conditions, ended, placed_traini
 
 pytestmark = pytest.mark.usefixtures("back_end")
 
+QUEUED = {"final": True, "phase": "Pending", "reason": "Queued"}
 PREPARING = {"final": True, "phase": "Preparing", "reason": "Preparing"}
 
 
@@ -20,7 +21,10 @@ def _pod(**more: Any) -> dict[str, Any]:
         ("True", [], {}),
         (None, [], PREPARING | {"create": ["j-prepare"]}),
         (None, [batch()], PREPARING),
-        (None, [batch(suspended=True)], PREPARING | {"patch": [("j-prepare", {"suspend": False})]}),
+        (None, [batch(suspended=True, by_us=True)], PREPARING | {"patch": [("j-prepare", {"suspend": False})]}),
+        (None, [batch(suspended=True)], QUEUED),  # whoever has suspended it resumes it
+        (None, [batch(suspended=True, queue="default")], QUEUED),
+        (None, [batch(suspended=True, by_us=True, queue="default")], QUEUED),  # Kueue has taken it over
         (None, [batch(), _pod(phase="Pending", **waits("ImagePullBackOff"))], PREPARING | {"reason": "ImagePull"}),
         (None, [batch(), _pod(code=0)], {"final": False}),  # its Job's controller has not noticed
         (None, [batch(**ended("Complete"))], {"final": False}),

@@ -7,7 +7,7 @@ from egm_operator.plan.train.gang import idle, stop
 from egm_operator.plan.train.progress import heard_while_stopping
 from egm_operator.status import ConditionType
 
-from tests.unit.operator.plan.kit import NOW, Report, conditions, gang, pod, said, stamp, training
+from tests.unit.operator.plan.kit import NOW, Report, batch, conditions, gang, pod, said, stamp, training
 
 pytestmark = pytest.mark.usefixtures("back_end")
 
@@ -24,7 +24,10 @@ STOPS = [("j-a1", {"suspend": True})]
         (True, [gang(), pod()], {}, WAITS | {"patch": STOPS}),
         (True, [gang(suspended=True), pod()], {}, WAITS),
         (True, [gang(suspended=True), pod(code=143)], {}, DONE),
-        (True, [gang(), pod()], {"queue": "q"}, WAITS | {"delete": ["j-a1"]}),  # a queue would let it come back
+        (True, [gang(queue="q"), pod()], {"queue": "q"}, WAITS | {"delete": ["j-a1"]}),  # it would let it come back
+        (True, [gang(queue="default"), pod()], {}, WAITS | {"delete": ["j-a1"]}),  # also one that nobody asked for
+        (True, [batch(queue="default"), pod(role="prepare")], {}, WAITS | {"delete": ["j-prepare"]}),
+        (True, [batch(), pod(role="prepare")], {}, WAITS | {"patch": [("j-prepare", {"suspend": True})]}),
         # the one that has succeeded would not come back with the other
         (True, [gang(), pod("a", code=0), pod("b")], {}, WAITS | {"delete": ["j-a1"]}),
         (True, [pod(role="prepare")], {}, WAITS),

@@ -1,0 +1,75 @@
+"""What the labels and annotations of a job say to queues and schedulers, and which of them its objects get. Pure.
+
+The names are those of Kueue, Volcano and the scheduler plugins, so that a job is labelled as any other object of its cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from grounding.api.models import GROUP_VERSION, Job
+
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+"""Names the LocalQueue of Kueue that admits an object"""
+PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+"""Names the WorkloadPriorityClass by which Kueue orders and preempts"""
+VOLCANO_QUEUE = "scheduling.volcano.sh/queue-name"
+"""Annotation that names a queue of Volcano"""
+_TO_KUEUE = (QUEUE_LABEL, PRIORITY_LABEL, "kueue.x-k8s.io/max-exec-time-seconds")
+_TO_PODS = ("scheduling.x-k8s.io/pod-group",)
+_TOPOLOGY = "kueue.x-k8s.io/podset-"
+_PROVISIONING = "provreq.kueue.x-k8s.io/"
+_VOLCANO = "scheduling.volcano.sh/"
+_RESERVED = (
+    GROUP_VERSION.partition("/")[0],
+    "kubernetes.io",
+    "k8s.io",
+    "kubeflow.org",
+    "helm.sh",
+    "argoproj.io",
+    "fluxcd.io",
+)
+"""Domains whose labels mean the object that has them: Kubernetes' own, and those of tools that would take a copy for theirs"""
+
+
+def queue_of(job: Job) -> str | None:
+    """Return the queue of a job: its label's, or its field's, which is a shorthand for the label."""
+    label = job.metadata.labels.get(QUEUE_LABEL)
+    return label if label else job.spec.queue
+
+
+def plain_labels(job: Job) -> dict[str, str]:
+    """Return the labels that all objects of a job get."""
+    return {k: v for k, v in job.metadata.labels.items() if k in _TO_PODS or not _reserved(k)}
+
+
+def kueue_labels(job: Job) -> dict[str, str]:
+    """Return the labels that objects get which Kueue admits."""
+    found = {name: job.metadata.labels.get(name) for name in _TO_KUEUE} | {QUEUE_LABEL: queue_of(job)}
+    return {name: value for name, value in found.items() if value}
+
+
+def provisioning(job: Job) -> dict[str, str]:
+    """Return the annotations with which Kueue asks an autoscaler for nodes."""
+    return _beginning(job.metadata.annotations, _PROVISIONING)
+
+
+def pod_annotations(job: Job) -> dict[str, str]:
+    """Return the annotations of pods that take GPUs: the topology that Kueue gives them, and what Volcano reads."""
+    return _beginning(job.metadata.annotations, _TOPOLOGY) | _beginning(job.metadata.annotations, _VOLCANO)
+
+
+def read_from(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Return those annotations of a job that mean something to the operator; others, as those of kubectl, may change at any time."""
+    return {
+        k: v for k, v in annotations.items() if k.startswith((_TOPOLOGY, _PROVISIONING, _VOLCANO, f"{_RESERVED[0]}/"))
+    }
+
+
+def _beginning(found: Mapping[str, str], prefix: str) -> dict[str, str]:
+    return {name: value for name, value in found.items() if name.startswith(prefix)}
+
+
+def _reserved(label: str) -> bool:
+    domain = label.rpartition("/")[0]
+    return any(domain == each or domain.endswith((f".{each}", f"-{each}")) for each in _RESERVED)
