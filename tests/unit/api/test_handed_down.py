@@ -13,12 +13,19 @@ from grounding.api.handed_down import QUEUE_LABEL, kueue_labels, plain_labels, q
 def _job(labels: dict[str, str], **spec: Any) -> Any:
     body = {"model": {"source": "hf://x/y"}, "data": {"root": "/d", "images": ["/i"]}, **spec}
     meta = {"name": "j", "labels": labels}
-    return read({"apiVersion": "grounding.egm.dev/v1alpha1", "kind": "GroundingEvalJob", "metadata": meta, "spec": body})
+    return read(
+        {"apiVersion": "grounding.egm.dev/v1alpha1", "kind": "GroundingEvalJob", "metadata": meta, "spec": body}
+    )
 
 
 @pytest.mark.parametrize(
     ("labels", "spec", "queue"),
-    [({}, {}, None), ({}, {"queue": "a"}, "a"), ({QUEUE_LABEL: "a"}, {}, "a"), ({QUEUE_LABEL: "a"}, {"queue": "a"}, "a")],
+    [
+        ({}, {}, None),
+        ({}, {"queue": "a"}, "a"),
+        ({QUEUE_LABEL: "a"}, {}, "a"),
+        ({QUEUE_LABEL: "a"}, {"queue": "a"}, "a"),
+    ],
 )
 def test_the_queue_of_a_job(labels: dict[str, str], spec: dict[str, Any], queue: str | None) -> None:
     job, _ = _job(labels, **spec)
@@ -37,7 +44,9 @@ def test_a_label_that_names_no_queue_is_a_mistake() -> None:
 
 def test_labels_that_mean_the_object_itself_stay_with_it() -> None:
     kept = {"team": "a", "example.com/x": "b", "scheduling.x-k8s.io/pod-group": "g", "mykubernetes.io.example/x": "c"}
-    lost = dict.fromkeys(["app.kubernetes.io/name", "grounding.egm.dev/uid", "helm.toolkit.fluxcd.io/name", QUEUE_LABEL], "x")
+    lost = dict.fromkeys(
+        ["app.kubernetes.io/name", "grounding.egm.dev/uid", "helm.toolkit.fluxcd.io/name", QUEUE_LABEL], "x"
+    )
     job, _ = _job(kept | lost)
     assert plain_labels(job) == kept
 

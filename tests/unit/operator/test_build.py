@@ -411,7 +411,11 @@ OF_THE_JOB = {"team": "vision", "example.com/cost-centre": "7"}
 def test_a_job_s_labels_and_annotations_are_handed_down(backend: str) -> None:
     found = _job(LABELLED + f"  backend: {backend}\n")
     gang = found["PyTorchJob/t-a1" if backend == "pytorchjob" else "Job/t-a1"]
-    pod = gang["spec"]["pytorchReplicaSpecs"]["Worker"]["template"] if backend == "pytorchjob" else gang["spec"]["template"]
+    pod = (
+        gang["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+        if backend == "pytorchjob"
+        else gang["spec"]["template"]
+    )
     labels = gang["metadata"]["labels"]
     assert OURS.items() <= labels.items() and OF_THE_JOB.items() <= pod["metadata"]["labels"].items()
     assert gang["metadata"]["annotations"] == {"provreq.kueue.x-k8s.io/ValidUntilSeconds": "60"}
@@ -424,7 +428,9 @@ def test_a_job_s_labels_and_annotations_are_handed_down(backend: str) -> None:
         assert OF_THE_JOB.items() <= have.items() and "app.kubernetes.io/instance" not in have
         assert not [name for name in have if "argoproj" in name], "a tool would take the object for one of its own"
     data = found["Job/t-prepare"]
-    assert not OURS.keys() & data["metadata"]["labels"].keys(), "it takes no GPU, and is done before the gang is admitted"
+    assert not OURS.keys() & data["metadata"]["labels"].keys(), (
+        "it takes no GPU, and is done before the gang is admitted"
+    )
     assert "kueue.x-k8s.io/podset-required-topology" not in data["spec"]["template"]["metadata"]["annotations"]
 
 

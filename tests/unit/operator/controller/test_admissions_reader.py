@@ -30,7 +30,9 @@ def _workload(**conditions: tuple[str, str]) -> dict[str, Any]:
 class Kueue(Cluster):
     """Has Workloads by the uid of what they are for, in one version of its API."""
 
-    def __init__(self, workloads: dict[str, dict[str, Any]], version: str = "v1beta2", error: ApiError = _UNKNOWN) -> None:
+    def __init__(
+        self, workloads: dict[str, dict[str, Any]], version: str = "v1beta2", error: ApiError = _UNKNOWN
+    ) -> None:
         self.workloads, self.version, self.error, self.asked = workloads, version, error, 0
 
     async def request(self, method: str, path: str, **more: Any) -> dict[str, Any]:
@@ -54,7 +56,9 @@ def _ask(cluster: Kueue, child: dict[str, Any], reason: str = "Queued") -> tuple
 
 
 def test_kueue_s_words() -> None:
-    known, woken = _ask(Kueue({"uid-j-a1": _workload(QuotaReserved=("False", NO_QUOTA))}), gang(suspended=True, queue="q"))
+    known, woken = _ask(
+        Kueue({"uid-j-a1": _workload(QuotaReserved=("False", NO_QUOTA))}), gang(suspended=True, queue="q")
+    )
     assert known == Admission(message=NO_QUOTA) and len(woken) == 1
 
 
@@ -84,6 +88,9 @@ def test_preemption_checks_and_other_clusters() -> None:
     taken = ("False", "Preempted by a")
     raw = _workload(Evicted=("True", "Preempted by a"), QuotaReserved=taken, Admitted=("False", "No reservation"))
     assert admission(raw).message == "Preempted by a; No reservation"
-    checks = [{"name": "prov", "state": "Pending", "message": "waits for nodes"}, {"name": "b", "state": "Ready", "message": "x"}]
+    checks = [
+        {"name": "prov", "state": "Pending", "message": "waits for nodes"},
+        {"name": "b", "state": "Ready", "message": "x"},
+    ]
     raw = {"status": {"admissionChecks": checks, "clusterName": "worker-1"}}
     assert admission(raw) == Admission(message="prov: waits for nodes", elsewhere="worker-1")
