@@ -60,6 +60,7 @@ for _area in [
     "serve",
     "ask",
     "evaluate",
+    "view",
     "report",
     "compare",
     "export",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -24,7 +24,7 @@ from grounding.errors import UserError
 from grounding.evaluate.summary_model import Summary, read_summary
 from grounding.files import complete_lines, read_json, write_json
 from grounding.jsontypes import JsonObject
-from grounding.progress import training_facts, validated
+from grounding.progress import ProgressLine, training_facts, validated
 from grounding.train.checkpoints.local import read_upload_problem, read_uploaded, saved
 
 PHASES = ("Pending", "Running", "Succeeded", "Failed", "Stopped", "Suspended")
@@ -269,8 +269,13 @@ def saving_facts(job_dir: Path) -> SavingFacts:
     return facts
 
 
-def view(run_dir: Path, name: str, *, alive: bool, now: float | None = None) -> View:
-    """Return the state of job `name` of `run_dir`; `alive`: an `egm run` is running there, otherwise Running means interrupted."""
+def view(
+    run_dir: Path, name: str, *, alive: bool, now: float | None = None, lines: Iterable[ProgressLine] | None = None
+) -> View:
+    """Return the state of job `name` of `run_dir`; `alive`: an `egm run` is running there, otherwise Running means interrupted.
+
+    `lines` are its progress lines, if they have been read.
+    """
     now = time.time() if now is None else now
     job_dir = run_dir / name
     state = read_state(job_dir) or JobState(name)
@@ -295,7 +300,8 @@ def view(run_dir: Path, name: str, *, alive: bool, now: float | None = None) -> 
         summary = read_summary(job_dir)
         shown = shown if summary is None else replace(shown, **evaluation_facts(summary))
     else:
-        trained = training_facts(validated(complete_lines(job_dir / "progress.jsonl")), state.started_at, now)
+        read = validated(complete_lines(job_dir / "progress.jsonl")) if lines is None else lines
+        trained = training_facts(read, state.started_at, now)
         shown = replace(shown, **trained, **saving_facts(job_dir))
     return shown if phase == "Running" else replace(shown, eta_s=None)
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from grounding.errors import EgmError
 from grounding.evaluate.compare import Comparison
 from grounding.files import atomic_write
 from grounding.report import collect, page
 from grounding.report.gallery import Caps
-from grounding.report.scaling_page import build_scaling, scaling_notes, sentences
+from grounding.report.scaling_page import build_scaling, cost_chart, scaling_notes, sentences
 
-__all__ = ["Caps", "build", "build_comparison", "build_scaling", "build_with_notes", "scaling_notes", "sentences"]
+__all__ = [
+    "Caps",
+    "build",
+    "build_comparison",
+    "build_scaling",
+    "build_with_notes",
+    "conclusions",
+    "scaling_notes",
+    "sentences",
+    "text_of",
+]
 
 
 def build(run_dir: Path, out: Path | None = None, caps: Caps | None = None) -> Path:
@@ -25,13 +37,29 @@ def build(run_dir: Path, out: Path | None = None, caps: Caps | None = None) -> P
 def build_with_notes(run_dir: Path, out: Path | None = None, caps: Caps | None = None) -> tuple[Path, list[str]]:
     """As `build`; returns the notes of the page as well, each with its evaluation's name if there are several."""
     run = collect.collect(run_dir)
-    path = _write(out or run_dir / "report" / "index.html", page.report(run, caps))
+    path = _write(out or run_dir / "report" / "index.html", text_of(run, caps))
     notes = [(e.name, note) for e in run.evaluations for note in page.notes_of(e)]
     for folder in run.sweeps:
         build_scaling([folder], path.parent / f"{folder.name}.html")
         notes += [(folder.name, note) for note in scaling_notes([folder])]
     alone = len(run.evaluations) + len(run.sweeps) == 1
     return path, [note if alone else f"{name}: {note}" for name, note in notes]
+
+
+def text_of(run: collect.Run, caps: Caps | None = None) -> str:
+    """Return the page of a run as text."""
+    said, charts = conclusions(run.sweeps)
+    return page.report(run, caps, said, charts)
+
+
+def conclusions(sweeps: Sequence[Path]) -> tuple[list[str], str]:
+    """Return what the sweeps say in words, and their charts of accuracy against cost as markup. A sweep that is not complete says nothing."""
+    said, charts = [], []
+    for folder in sweeps:
+        with suppress(EgmError):
+            said += sentences(folder)
+            charts.append(cost_chart(folder))
+    return said, "".join(charts)
 
 
 def build_comparison(found: Comparison, out: Path, reasons: Sequence[str] = (), caps: Caps | None = None) -> Path:

@@ -67,7 +67,13 @@ def _alternating(rows: list[tuple[float, Question]], rng: random.Random) -> Iter
 
 
 def thumbnail(data: bytes, side: int = SIDE) -> str:
-    """Return a data URI of a picture in its stored pixel grid, made smaller if it is larger than `side` pixels.
+    """Return `smaller`'s picture as a data URI."""
+    kind, shown = smaller(data, side)
+    return f"data:{kind};base64,{base64.b64encode(shown).decode()}"
+
+
+def smaller(data: bytes, side: int = SIDE) -> tuple[str, bytes]:
+    """Return the type and the bytes of a picture in its stored pixel grid, made smaller if it is larger than `side` pixels.
 
     A small one keeps its bytes, but for an EXIF orientation: a browser would turn it and the boxes would not fit."""
     from PIL import Image
@@ -77,29 +83,37 @@ def thumbnail(data: bytes, side: int = SIDE) -> str:
     with Image.open(io.BytesIO(data)) as image:
         shown_by_browsers = image.format in ("PNG", "JPEG", "WEBP") and not image.mode.startswith("I")
         if max(image.size) <= side and len(data) < 20_000 and shown_by_browsers:
-            return f"data:image/{str(image.format).lower()};base64,{base64.b64encode(upright(data)).decode()}"
+            return f"image/{str(image.format).lower()}", upright(data)
         image.draft("RGB", (side, side))  # a JPEG is decoded at a fraction of its size
         small = to_rgb(image)
     small.thumbnail((side, side))
     out = io.BytesIO()
     small.save(out, "WEBP", quality=70, method=2)
-    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
+    return "image/webp", out.getvalue()
 
 
-def _picture(store: ImageStore | None, name: str) -> str:
+def picture_of(store: ImageStore | None, name: str, side: int = SIDE) -> tuple[str, bytes] | None:
+    """Return the type and the bytes of a picture that is at most `side` pixels long; None if it cannot be read."""
     if store is None:
-        return ""
+        return None
     try:
-        return thumbnail(store.read(name))
+        return smaller(store.read(name), side)
     except (EgmError, OSError, KeyError, ValueError, SyntaxError):
-        return ""
+        return None
     except Exception as e:  # Pillow's bomb and codec errors share no base
         if type(e).__module__.startswith("PIL"):
-            return ""
+            return None
         raise
 
 
-def _open(images: tuple[Path, ...]) -> ImageStore | None:
+def data_uri(store: ImageStore | None, name: str) -> str:
+    """Return a picture as a data URI; empty if it cannot be read."""
+    found = picture_of(store, name)
+    return "" if found is None else f"data:{found[0]};base64,{base64.b64encode(found[1]).decode()}"
+
+
+def open_pictures(images: tuple[Path, ...]) -> ImageStore | None:
+    """Open the pictures of an evaluation; None if there are none."""
     try:
         return open_images(*images) if images else None
     except (EgmError, OSError):
@@ -108,7 +122,7 @@ def _open(images: tuple[Path, ...]) -> ImageStore | None:
 
 def _pictures(evaluations: Sequence[Evaluation], order: Sequence[Question], caps: Caps) -> tuple[dict[str, str], int]:
     """Data URI by image name, and how many pictures could not be read."""
-    stores = {e.images: _open(e.images) for e in evaluations}
+    stores = {e.images: open_pictures(e.images) for e in evaluations}
     source: dict[str, ImageStore | None] = {}
     for e in evaluations:
         for name in e.answers.images:
@@ -120,7 +134,7 @@ def _pictures(evaluations: Sequence[Evaluation], order: Sequence[Question], caps
     with ThreadPoolExecutor(4) as pool:
         for start in range(0, len(names), 64):
             block = names[start : start + 64]
-            for name, uri in zip(block, pool.map(lambda n: _picture(source.get(n), n), block), strict=True):
+            for name, uri in zip(block, pool.map(lambda n: data_uri(source.get(n), n), block), strict=True):
                 if not uri:
                     missing += 1
                 elif size + len(uri) <= caps.picture_bytes:

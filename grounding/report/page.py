@@ -1,4 +1,4 @@
-"""Plain data -> the page as text. Pure but for the pictures.
+"""Plain data -> the page as text, complete or in parts. Pure but for the pictures.
 
 A model's answer is hostile: Jinja escapes all of it, and the page's policy lets nothing of it run. The policy names the page's one
 script and one stylesheet by their hashes and allows pictures as data, nothing from outside.
@@ -12,23 +12,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import orjson
 
-from grounding.evaluate.compare import Comparison
+from grounding.data.images import ImageStore
+from grounding.errors import UserError
+from grounding.evaluate.compare import Comparison, compare
 from grounding.evaluate.published import Reproduction, of_model, reproduce
-from grounding.evaluate.results.reader import Answers
+from grounding.evaluate.results.reader import Answers, Question
 from grounding.evaluate.sets import remark_of, titled, warnings
 from grounding.evaluate.summary import file_order
 from grounding.evaluate.summary_model import ExtentsSummary, FileSummary, Summary
 from grounding.figures import duration, percent
 from grounding.jsontypes import Document
-from grounding.report import charts, collect, slices
-from grounding.report.gallery import Caps, gallery
+from grounding.report import charts, collect, overview, slices
+from grounding.report.gallery import Caps, data_uri, gallery, open_pictures
 from grounding.report.scaling import operations
 from grounding.scoring.doctor import READINGS, Diagnosis
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 FILE_TITLES = {
     "refcoco_val": "RefCOCO val",
@@ -42,32 +48,106 @@ FILE_TITLES = {
 }
 
 
-def report(run: collect.Run, caps: Caps | None = None) -> str:
+@dataclass(frozen=True)
+class FirstScreen:
+    """What the first screen needs in addition to the run itself."""
+
+    picture: overview.Picture
+    difference: overview.Difference | None = None
+    said: Sequence[str] = ()
+    """The conclusions of the run's sweeps"""
+    newest: Sequence[Question] = ()
+    """The answers that came last, of an evaluation that runs"""
+    costs: str = ""
+    """The chart of accuracy against cost as markup, if the run has a sweep"""
+
+
+SECTIONS = ("headline", "boxes", "curves", "tables", "where")
+"""The parts of the page in their order; each is a template"""
+
+
+def report(run: collect.Run, caps: Caps | None = None, said: Sequence[str] = (), costs: str = "") -> str:
     """Return the page of a run, or of one evaluation."""
     specs = [(t.name, t.spec) for t in run.trainings] + [(e.name, e.spec) for e in run.evaluations]
     specs += [(f"{e.name}: run_config.json", _indented(e.config)) for e in run.evaluations if e.config]
-    views = [_view(e) for e in run.evaluations]
-    macro = [v.summary.macro for v in views]
-    difference = None
-    if len(macro) == 2 and macro[0] is not None and macro[1] is not None:
-        difference = macro[1] - macro[0]
+    stores: dict[tuple[Path, ...], ImageStore | None] = {}
+
+    def picture(e: collect.Evaluation, name: str) -> str:
+        if e.images not in stores:
+            stores[e.images] = open_pictures(e.images)
+        return data_uri(stores[e.images], name) if (caps or Caps()).pictures else ""
+
+    first = FirstScreen(picture, difference_of(run.evaluations), said, costs=costs)
     return _render(
         "report.html.j2",
         title=run.name,
         what="report",
         gallery=gallery(run.evaluations, caps) if run.evaluations else None,
-        file_titles=file_titles(run.evaluations),
-        views=views,
-        difference=difference,
-        side_by_side=_side_by_side(run.evaluations) if len(views) > 1 else [],
-        figures=_figures(run.evaluations),
-        histogram=_histogram(run.evaluations),
-        curves=_curves(run),
-        sweeps=[folder.name for folder in run.sweeps],
         specs=[(n, s) for n, s in specs if s],
         word_classes=slices.WORD_CLASSES,
-        wrong_object=slices.WRONG_OBJECT,
+        linked=True,
+        **_facts(run, first),
     )
+
+
+def sections(run: collect.Run, first: FirstScreen) -> dict[str, str]:
+    """Return the parts of the page of a run as markup, without the gallery, by their names in `SECTIONS`."""
+    facts = _facts(run, first)
+    env = _environment()
+    return {
+        name: env.get_template(f"{name}.html.j2").render(**facts, linked=False, kind_titles=slices.KIND_TITLES)
+        for name in SECTIONS
+    }
+
+
+def live(title: str, facts: Mapping[str, Any]) -> str:
+    """Return the page that asks its server for new parts."""
+    return _render("live.html.j2", title=title, what="view", gallery=None, file_titles={}, sections=SECTIONS, **facts)
+
+
+def jobs(rows: Sequence[object], servers: Sequence[object], gpus: Sequence[object]) -> str:
+    """Return the part of the live page about what happens now."""
+    return _environment().get_template("jobs.html.j2").render(jobs=rows, servers=servers, gpus=gpus)
+
+
+def _facts(run: collect.Run, first: FirstScreen) -> dict[str, Any]:
+    """Return what the templates of `SECTIONS` need."""
+    from markupsafe import Markup
+
+    views = [_view(e) for e in run.evaluations]
+    shown = overview.drawn(run)
+    bars = [(e, s) for e in run.evaluations if (s := overview.accuracy_of(e)) is not None]
+    note = "Share of right answers, with its 95 % interval; the macro mean once an evaluation is complete."
+    return {
+        "views": views,
+        "sentence": overview.sentence(run, first.difference, first.said),
+        "difference": first.difference,
+        "drawn": shown.name if shown is not None else "",
+        "strips": [] if shown is None else overview.strips(shown, first.picture, first.newest),
+        "accuracy": _Figure("Evaluations", note, [], [("a", e.name, s) for e, s in bars]) if bars else None,
+        "costs": Markup(first.costs),  # noqa: S704  drawn by scaling.py, which escapes
+        "file_titles": file_titles(run.evaluations),
+        "side_by_side": _side_by_side(run.evaluations) if len(views) > 1 else [],
+        "figures": _figures(run.evaluations),
+        "histogram": _histogram(run.evaluations),
+        "curves": _curves(run),
+        "sweeps": [folder.name for folder in run.sweeps],
+        "wrong_object": slices.WRONG_OBJECT,
+    }
+
+
+def difference_of(evaluations: Sequence[collect.Evaluation]) -> overview.Difference | None:
+    """Return the difference between the last and the first evaluation, paired by question; None unless both are complete."""
+    if len(evaluations) < 2:
+        return None
+    first, last = evaluations[0], evaluations[-1]
+    if first.summary.macro is None or last.summary.macro is None:
+        return None
+    try:
+        change = compare(first.answers, last.answers).macro
+    except UserError:  # they have no question in common
+        return None
+    return None if change is None else overview.Difference(first.name, last.name, change)
 
 
 def comparison(
@@ -139,9 +219,9 @@ def _points(value: float | None, digits: int = 1) -> str:
     return "" if value is None else f"{100 * value:+.{digits}f}".replace("-", "−")
 
 
-def _render(template: str, **facts: Any) -> str:
+@cache
+def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     env = Environment(
         loader=PackageLoader("grounding.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -151,25 +231,37 @@ def _render(template: str, **facts: Any) -> str:
     env.filters["ms"] = lambda v: _number(None if v is None else 1000 * v)
     env.filters["duration"] = duration
     env.filters["operations"] = lambda v: "–" if v is None else operations(v)
+    return env
+
+
+def _render(template: str, **facts: Any) -> str:
+    from markupsafe import Markup
+
     css, js = _asset("page.css"), _asset("page.js")
+    served = template == "live.html.j2"
     policy = [
         "default-src 'none'",
-        "img-src data:",
+        "img-src data: 'self'" if served else "img-src data:",
+        *(["connect-src 'self'"] if served else []),
         f"style-src {_hash(css)}",
         f"script-src {_hash(js)}",
         "base-uri 'none'",
         "form-action 'none'",
     ]
     titles = {"files": facts["file_titles"], "kinds": slices.KIND_TITLES}
-    return env.get_template(template).render(
-        **facts,
-        kind_titles=slices.KIND_TITLES,
-        csp="; ".join(policy),
-        css=Markup(css),  # noqa: S704  our own files
-        js=Markup(js),  # noqa: S704
-        gallery_json=Markup(_json_in_script(facts["gallery"])),  # noqa: S704  cannot end its element
-        titles_json=Markup(_json_in_script(titles)),  # noqa: S704
-        version=_release(),
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            **facts,
+            kind_titles=slices.KIND_TITLES,
+            csp="; ".join(policy),
+            css=Markup(css),  # noqa: S704  our own files
+            js=Markup(js),  # noqa: S704
+            gallery_json=Markup(_json_in_script(facts["gallery"])),  # noqa: S704  cannot end its element
+            titles_json=Markup(_json_in_script(titles)),  # noqa: S704
+            version=_release(),
+        )
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 
 from grounding.errors import UserError
@@ -122,12 +123,30 @@ def scaling_notes(folders: Sequence[Path]) -> list[str]:
     return gather(folders).notes
 
 
+def _main_axis(points: Sequence[Point]) -> Axis | None:
+    """Return the cost that a sweep is judged by: operations if they are known, which no other load of the machine changes."""
+    axes = {axis.key: axis for axis in axes_of(points)}
+    return next((axes[key] for key in ("flops", "tokens", "latency") if key in axes), None)
+
+
 def sentences(folder: Path) -> list[str]:
-    """Return what a sweep says in words: by operations if they are known, which no other load of the machine changes. Raises `UserError`."""
+    """Return what a sweep says in words, by its main cost. Raises `UserError`."""
     found, reader = gather([folder]), _Reader()
-    axes = {axis.key: axis for axis in axes_of(found.points)}
-    chosen = next((axes[key] for key in ("flops", "tokens", "latency") if key in axes), None)
+    chosen = _main_axis(found.points)
     return statements(found.points, chosen, reader.compared) if chosen is not None else []
+
+
+def cost_chart(folder: Path) -> str:
+    """Return the chart of a sweep's accuracy against its main cost as markup; empty until a setting is complete. Raises `UserError`."""
+    found = gather([folder])
+    axis = _main_axis(found.points)
+    if axis is None:
+        return ""
+    models = list(dict.fromkeys(p.model for p in found.points))
+    numbered = "; ".join(f"{i} {p.model}, {p.setting}" for i, p in enumerate(found.points, 1))
+    title = f"<b>{escape(folder.name)}</b>: accuracy against {escape(axis.title.lower())}, {escape(axis.unit)}"
+    drawn = chart(found.points, axis, models, found.references)
+    return f"<figure><figcaption>{title}<br>{escape(numbered)}</figcaption>{drawn}</figure>"
 
 
 def build_scaling(folders: Sequence[Path], out: Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import samples
+from contrast import POOR_CONTRAST
 from playwright.sync_api import Page, expect
 
 from grounding.evaluate.compare import compare
@@ -15,24 +16,6 @@ from grounding.report import build, build_comparison, build_scaling
 
 pytestmark = pytest.mark.browser
 Open = Callable[..., Page]
-
-
-POOR_CONTRAST = """() => {
-  const parse = c => c.match(/[\\d.]+/g).map(Number);
-  const linear = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-  const light = c => .2126 * linear(c[0]) + .7152 * linear(c[1]) + .0722 * linear(c[2]);
-  const ground = e => {
-    for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c.length === 3 || c[3] > 0) return c; }
-    return [255, 255, 255];
-  };
-  const bad = [];
-  for (const e of document.querySelectorAll("body *:not(svg *):not(script)")) {
-    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
-    const a = light(parse(getComputedStyle(e).color)), b = light(ground(e)), ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    if (ratio < 4.5) bad.push(`${e.tagName}.${e.className}: ${ratio.toFixed(2)}`);
-  }
-  return bad;
-}"""
 
 
 @pytest.fixture
@@ -104,14 +87,14 @@ def background(page: Page) -> int:
 def test_a_fragment_sets_the_filter(visit: Open, run_page: Path, fragment: str, count: int) -> None:
     page = visit(run_page, fragment)
     expect(page.locator("#count")).to_have_text(f"{count} of 30")
-    expect(page.locator("article.card")).to_have_count(min(count, 24))
+    expect(page.locator("#cards article.card")).to_have_count(min(count, 24))
 
 
 def test_the_filter_works_by_hand_and_the_address_follows(visit: Open, one_page: Path) -> None:
     page = visit(one_page)
-    expect(page.locator("article.card")).to_have_count(24)
+    expect(page.locator("#cards article.card")).to_have_count(24)
     page.get_by_role("button", name="Show 24 more").click()
-    expect(page.locator("article.card")).to_have_count(48)
+    expect(page.locator("#cards article.card")).to_have_count(48)
     page.get_by_label("outcome").select_option("failed")
     expect(page.locator("#count")).to_have_text("2 of 120")
     assert page.url.endswith("#kind=failed")
@@ -122,14 +105,14 @@ def test_the_filter_works_by_hand_and_the_address_follows(visit: Open, one_page:
     expect(page.locator("#count")).to_have_text("11 of 120")
     page.get_by_label("expression").fill("")
     page.get_by_label("order").select_option("long")
-    expect(page.locator("article.card q").first).to_contain_text("circle 119")
+    expect(page.locator("#cards article.card q").first).to_contain_text("circle 119")
     page.get_by_label("order").select_option("file")
-    expect(page.locator("article.card .soft").first).to_contain_text("line 1")
+    expect(page.locator("#cards article.card .soft").first).to_contain_text("line 1")
 
 
 def test_the_worst_come_first_with_their_boxes(visit: Open, one_page: Path) -> None:
     page = visit(one_page, "#kind=loose")
-    card = page.locator("article.card").first
+    card = page.locator("#cards article.card").first
     expect(card.locator("rect.truth")).to_have_attribute("x", "4")
     expect(card.locator("rect.guess")).to_have_attribute("height", "16")
     expect(card.locator("image")).to_have_count(1)
@@ -137,7 +120,7 @@ def test_the_worst_come_first_with_their_boxes(visit: Open, one_page: Path) -> N
         "aria-label", "the red circle 9 . True box 4, 4, 20, 20 of 64 by 48 pixels. loose box, IoU 0.30"
     )
     assert page.evaluate("document.querySelector('article image').getBoundingClientRect().width") > 100
-    ious = page.locator("article.card .kind").all_inner_texts()
+    ious = page.locator("#cards article.card .kind").all_inner_texts()
     assert ious == sorted(ious)
 
 
@@ -154,7 +137,7 @@ def test_a_number_of_the_table_leads_to_its_answers(visit: Open, one_page: Path)
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_nothing_is_wider_than_the_screen(visit: Open, request: pytest.FixtureRequest, name: str, width: int) -> None:
     page = visit(request.getfixturevalue(name), width=width)
-    expect(page.locator("article.card").first).to_be_visible()
+    expect(page.locator("#cards article.card").first).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == width
     for details in page.locator("details").all():
         details.evaluate("e => e.open = true")
@@ -208,7 +191,7 @@ def test_the_policy_stops_what_would_get_through(visit: Open, one_page: Path, tm
     other = context.new_page()
     other.goto(broken.as_uri())
     other.locator("#h").click()
-    expect(other.locator("article.card").first).to_be_visible()
+    expect(other.locator("#cards article.card").first).to_be_visible()
     assert other.evaluate("window.hacked") is None
     context.close()
 
@@ -218,7 +201,7 @@ def test_the_comparison_shows_flips_only(visit: Open, comparison: Path) -> None:
     expect(page.locator("#count")).to_have_text("36 of 36")
     expect(page.locator(".warn.gate")).to_contain_text("It fell.")
     page.locator("#more").click()
-    for card in page.locator("article.card").all():
+    for card in page.locator("#cards article.card").all():
         kinds = [k.split(",")[0] for k in card.locator(".kind").all_inner_texts()]
         assert len(kinds) == 2 and (kinds[0] == "correct") != (kinds[1] == "correct")
     page.get_by_label("change").select_option("lost")

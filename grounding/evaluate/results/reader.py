@@ -5,6 +5,7 @@ Rows come out in one order (files as in the paper, then line, image, expression,
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -153,62 +154,89 @@ def read_answers(folder: Path, name: str = "", order: Sequence[str] = ()) -> Ans
             file=folder,
             hint="Give the folder of one of its settings, such as DIR/settings/NAME.",
         )
-    found: dict[tuple[str, str, str], dict[Question, tuple[int, _Row]]] = defaultdict(dict)
-    kept, newest = Counter[tuple[str, str, str]](), None
-    stored = 0
-    for position, raw in enumerate(read_rows(folder)):
-        stored, row = position + 1, _parse(raw)
+    so_far = AnswersSoFar(folder, name, order)
+    for raw in read_rows(folder):
+        so_far.add(raw)
+    return so_far.answers()
+
+
+class AnswersSoFar:
+    """The rows of an evaluation that may still be running, added in the order in which they are stored."""
+
+    def __init__(self, folder: Path, name: str = "", order: Sequence[str] = ()) -> None:
+        self._folder, self._name, self._order = folder, name or folder.resolve().name, order
+        self._found: dict[tuple[str, str, str], dict[Question, tuple[int, _Row]]] = defaultdict(dict)
+        self._kept = Counter[tuple[str, str, str]]()
+        self._newest: _Row | None = None
+        self.stored = 0
+
+    def add(self, raw: ResultRow) -> None:
+        """Add the next stored row."""
+        row = _parse(raw)
         if row is not None:
-            found[row.model, row.prompt, row.settings][row.question] = position, row
-            kept[row.model, row.prompt, row.settings] += 1
-            newest = row
-    config = read_config(folder)
-    model, prompt, settings = str(config.get("model")), str(config.get("prompt")), str(config.get("settings") or "")
-    of_config = newest is None or (model, prompt, settings) in found
-    if newest is not None and not of_config:
-        if (model, prompt) != (newest.model, newest.prompt):
-            config = {}
-        # rows of release 0.1 have no digest, but still belong to the configuration
-        of_config = bool(config) and not newest.settings
-        model, prompt, settings = newest.model, newest.prompt, newest.settings
-    last = found.get((model, prompt, settings), {})
-    scoring = str(config.get("scoring") or (newest.scoring if newest else ""))
-    files = file_order([*order, *{q.file for q in last}])
-    rank = {f: i for i, f in enumerate(files)}
-    questions = sorted(last, key=lambda q: (rank[q.file], q[1:]))
-    rows = [last[q][1] for q in questions]
-    images = {q.image: 0 for q in questions}
-    images = {image: i for i, image in enumerate(images)}
-    return Answers(
-        folder=folder,
-        name=name or folder.resolve().name,
-        model=model,
-        prompt=prompt,
-        scoring=scoring,
-        files=tuple(files),
-        images=tuple(images),
-        questions=questions,
-        file=np.array([rank[q.file] for q in questions], dtype=np.int64),
-        image=np.array([images[q.image] for q in questions], dtype=np.int64),
-        size=np.array([r.size for r in rows], dtype=np.int64).reshape(-1, 2),
-        bbox=np.array([q.bbox for q in questions], dtype=np.float64).reshape(-1, 4),
-        box=np.array([r.box for r in rows], dtype=np.float64).reshape(-1, 4),
-        outcome=np.array([r.outcome for r in rows], dtype=np.uint8),
-        iou=np.array([r.iou for r in rows], dtype=np.float64),
-        correct=np.array([r.correct for r in rows], dtype=bool),
-        tokens=np.array([r.tokens for r in rows], dtype=np.float64),
-        latency_s=np.array([r.latency_s for r in rows], dtype=np.float64),
-        position=np.array([last[q][0] for q in questions], dtype=np.int64),
-        left_out=stored - kept[model, prompt, settings],
-        other_scoring=sum(r.scoring != scoring for r in rows),
-        settings=settings,
-        others=tuple(Other(*key, n) for key, n in kept.items() if key != (model, prompt, settings)),
-        conditions=Conditions(
-            settings_of(config) if of_config else None,
-            tuple(distinct([r.served for r in rows if r.outcome != ERROR])),
-            summary_of(folder).notes,
-        ),
-    )
+            key = row.model, row.prompt, row.settings
+            self._found[key][row.question] = self.stored, row
+            self._kept[key] += 1
+            self._newest = row
+        self.stored += 1
+
+    def newest(self, count: int) -> list[Question]:
+        """Return the questions that were answered last, the newest first. A question that was answered again keeps its first place."""
+        if self._newest is None:
+            return []
+        rows = self._found[self._newest.model, self._newest.prompt, self._newest.settings]
+        return list(itertools.islice(reversed(rows), count))
+
+    def answers(self) -> Answers:
+        """Return the answers of the rows added so far."""
+        newest, found, kept = self._newest, self._found, self._kept
+        config = read_config(self._folder)
+        model, prompt, settings = str(config.get("model")), str(config.get("prompt")), str(config.get("settings") or "")
+        of_config = newest is None or (model, prompt, settings) in found
+        if newest is not None and not of_config:
+            if (model, prompt) != (newest.model, newest.prompt):
+                config = {}
+            # rows of release 0.1 have no digest, but still belong to the configuration
+            of_config = bool(config) and not newest.settings
+            model, prompt, settings = newest.model, newest.prompt, newest.settings
+        last = found.get((model, prompt, settings), {})
+        scoring = str(config.get("scoring") or (newest.scoring if newest else ""))
+        files = file_order([*self._order, *{q.file for q in last}])
+        rank = {f: i for i, f in enumerate(files)}
+        questions = sorted(last, key=lambda q: (rank[q.file], q[1:]))
+        rows = [last[q][1] for q in questions]
+        images = {q.image: 0 for q in questions}
+        images = {image: i for i, image in enumerate(images)}
+        return Answers(
+            folder=self._folder,
+            name=self._name,
+            model=model,
+            prompt=prompt,
+            scoring=scoring,
+            files=tuple(files),
+            images=tuple(images),
+            questions=questions,
+            file=np.array([rank[q.file] for q in questions], dtype=np.int64),
+            image=np.array([images[q.image] for q in questions], dtype=np.int64),
+            size=np.array([r.size for r in rows], dtype=np.int64).reshape(-1, 2),
+            bbox=np.array([q.bbox for q in questions], dtype=np.float64).reshape(-1, 4),
+            box=np.array([r.box for r in rows], dtype=np.float64).reshape(-1, 4),
+            outcome=np.array([r.outcome for r in rows], dtype=np.uint8),
+            iou=np.array([r.iou for r in rows], dtype=np.float64),
+            correct=np.array([r.correct for r in rows], dtype=bool),
+            tokens=np.array([r.tokens for r in rows], dtype=np.float64),
+            latency_s=np.array([r.latency_s for r in rows], dtype=np.float64),
+            position=np.array([last[q][0] for q in questions], dtype=np.int64),
+            left_out=self.stored - kept[model, prompt, settings],
+            other_scoring=sum(r.scoring != scoring for r in rows),
+            settings=settings,
+            others=tuple(Other(*key, n) for key, n in kept.items() if key != (model, prompt, settings)),
+            conditions=Conditions(
+                settings_of(config) if of_config else None,
+                tuple(distinct([r.served for r in rows if r.outcome != ERROR])),
+                summary_of(self._folder).notes,
+            ),
+        )
 
 
 class _Row(NamedTuple):

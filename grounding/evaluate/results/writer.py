@@ -276,9 +276,15 @@ def read_rows(out: Path, *, own: bool = False) -> Iterator[ResultRow]:
     so nothing is checked.
     """
     for part in sorted((out / "results").glob("part-*.jsonl")):
-        for row in complete_lines(part):
-            if own or _sound(row):
-                yield cast(ResultRow, row)
+        rows = complete_lines(part)
+        yield from (cast(ResultRow, row) for row in rows) if own else sound_rows(rows)
+
+
+def sound_rows(rows: Iterable[JsonObject]) -> Iterator[ResultRow]:
+    """Yield the rows that are valid, with impossible counts and times set to None."""
+    for row in rows:
+        if _sound(row):
+            yield cast(ResultRow, row)
 
 
 def stored_lines(out: Path) -> Iterator[bytes]:

@@ -10,6 +10,53 @@
   toggle.hidden = false; paint(theme);
   toggle.addEventListener("click", () => { theme = THEMES[(THEMES.indexOf(theme) + 1) % 3]; remember.set(theme); paint(theme); });
 
+  const dialog = document.createElement("dialog"), close = document.createElement("button");
+  close.type = "button"; close.textContent = "Close"; dialog.setAttribute("aria-label", "Enlarged answer"); document.body.append(dialog);
+  function enlarge(card) {
+    const copy = card.cloneNode(true), picture = copy.querySelector("image");
+    for (const d of copy.querySelectorAll("details")) d.open = true;
+    copy.querySelector("svg").removeAttribute("tabindex");
+    if (picture && /^picture\//.test(picture.getAttribute("href"))) picture.setAttribute("href", picture.getAttribute("href") + "?large=1");
+    dialog.replaceChildren(copy, close); dialog.showModal(); close.focus();
+  }
+  const cardOf = e => { const s = e.target.closest(".card > svg"); return s && !dialog.contains(s) && s.closest(".card"); };
+  document.addEventListener("click", e => { const c = cardOf(e); if (c) enlarge(c); else if (dialog.open && (e.target === dialog || e.target.closest("dialog button, dialog .card > svg"))) dialog.close(); });
+  document.addEventListener("keydown", e => { const c = e.key === "Enter" && cardOf(e); if (c) { e.preventDefault(); enlarge(c); } });
+
+  const parts = document.querySelectorAll("[data-part]"), pulse = document.getElementById("pulse"), runs = document.getElementById("runs");
+  let revision = 0, asking = false, misses = 0;
+  function put(part, text) {
+    const place = document.querySelector(`[data-part="${part}"]`);
+    if (!place) return;
+    const opened = new Set([...place.querySelectorAll("details[open] > summary")].map(s => s.textContent)), scrolled = [...place.querySelectorAll(".wide")].map(w => w.scrollLeft);
+    const FOCUS = "a, button, input, [tabindex]", focused = [...place.querySelectorAll(FOCUS)].indexOf(document.activeElement);
+    place.innerHTML = text; // the server escapes what is not its own, and the page's policy runs nothing of it
+    for (const s of place.querySelectorAll("details > summary")) if (opened.has(s.textContent)) s.parentElement.open = true;
+    place.querySelectorAll(".wide").forEach((w, i) => { w.scrollLeft = scrolled[i] || 0; });
+    if (focused >= 0) (place.querySelectorAll(FOCUS)[focused] || document.body).focus({ preventScroll: true });
+  }
+  async function ask() {
+    if (asking || document.hidden || dialog.open) return;
+    asking = true;
+    try {
+      const query = new URLSearchParams(location.search); query.set("since", revision);
+      const reply = await fetch("news?" + query);
+      if (!reply.ok) throw new Error(reply.status);
+      const news = await reply.json();
+      for (const part in news.parts) put(part, news.parts[part]);
+      revision = news.revision; misses = 0;
+      pulse.textContent = news.pulse; document.title = news.title; pulse.className = "soft";
+    } catch {
+      misses++;
+      if (misses > 1) { pulse.textContent = "The server does not answer. Start egm view again and open its new address."; pulse.className = "warn"; }
+    } finally { asking = false; }
+  }
+  if (parts.length) {
+    if (runs) runs.addEventListener("change", () => { location.search = new URLSearchParams(new FormData(runs)); });
+    document.addEventListener("visibilitychange", ask); dialog.addEventListener("close", ask);
+    setInterval(ask, 2000); ask();
+  }
+
   const source = document.getElementById("data");
   if (!source) return;
   const data = JSON.parse(source.textContent), TITLES = JSON.parse(document.getElementById("titles").textContent);
@@ -37,7 +84,7 @@
   function card(i) {
     const c = el("article", undefined, "card"), [w, h] = data.sizes[data.image[i]], sent = data.sent[i];
     const said = jobs.map((j, n) => (jobs.length > 1 ? data.names[n] + ": " : "") + verdict(j, i)).join("; ");
-    const s = svg("svg", { viewBox: `0 0 ${w} ${h}`, role: "img", "aria-label": `${sent}. True box ${boxOf(data.truth, i).join(", ")} of ${w} by ${h} pixels. ${said}` });
+    const s = svg("svg", { viewBox: `0 0 ${w} ${h}`, role: "img", tabindex: "0", "aria-label": `${sent}. True box ${boxOf(data.truth, i).join(", ")} of ${w} by ${h} pixels. ${said}` });
     const picture = data.pictures[data.image[i]];
     if (picture) s.append(svg("image", { href: picture, width: w, height: h }));
     else { const t = svg("text", { x: w / 2, y: h / 2, "font-size": w / 16 }); t.textContent = "picture not in this page"; s.append(svg("rect", { width: w, height: h, class: "rest" }), t); }

@@ -59,7 +59,7 @@ def data(page: str) -> dict[str, Any]:
 
 def test_the_figures_are_the_summary_s(run_dir: Path) -> None:
     page = build(run_dir).read_text()
-    assert re.findall(r"<b>([+\d.]+)</b>", page)[:3] == ["40.0", "70.0", "+30.0"]
+    assert re.findall(r"<b[^>]*>([+\d.]+)</b>", page)[:3] == ["40.0", "70.0", "+30.0"]
     assert "interval 31.0 to 72.0" in page
     assert page.index("RefCOCO val") < page.index("RefCOCO+ testA") < page.index("RefCOCOg test")
     assert "reward of the rollouts" in page and "rl: validation" in page

@@ -1,0 +1,43 @@
+"""`egm view`: the live page of runs, from a server on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def view(
+    folder: Annotated[Path, typer.Argument(help="Folder of the runs, one run, or one evaluation.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of this machine; 0 takes a free one.")] = 0,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Anyone who reaches another one and knows the link sees the runs.")
+    ] = "127.0.0.1",
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")] = False,
+) -> None:
+    """Show runs while they work: jobs, curves, boxes as they arrive, mistakes, servers, GPUs. Ctrl-C ends it, and no run."""
+    from grounding.errors import UserError
+    from grounding.view.server import Server
+
+    if not folder.is_dir():
+        raise UserError("there is no such folder", file=folder, hint="Start a run with: egm run -f jobs/demo.yaml")
+    server = Server(folder, host, port)
+    typer.echo(server.url)
+    typer.echo("Open this address; Ctrl-C ends the page, not the runs.", err=True)
+    if open_page:
+        import webbrowser
+
+        webbrowser.open(server.url)
+    server.start()
+    import threading
+
+    try:
+        threading.Event().wait()
+    finally:
+        server.stop()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(view)

@@ -1,0 +1,194 @@
+"""The parts of the page as they are now: drawn in a thread of its own, at most as often as drawing is cheap, and only while someone looks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from grounding.data.images import ImageStore
+from grounding.report import collect, conclusions, page
+from grounding.report.gallery import open_pictures, picture_of
+from grounding.report.overview import Difference
+from grounding.view.gpus import GpuUse, gpus
+from grounding.view.watch import Seen, Watch, pulse, rows_of, servers_of
+
+INTERVAL_S = 1.5
+IDLE_S = 30.0
+"""Seconds without a question after which a page is no longer kept up to date"""
+SHARE = 4
+"""Drawing takes at most one part in `SHARE + 1` of the time of one core"""
+GPU_INTERVAL_S = 5.0
+SIDE, LARGE_SIDE = 320, 1600
+"""Longer side of a picture in pixels: on the page, and enlarged"""
+KEPT = 256
+"""Pictures kept in memory"""
+
+
+@dataclass
+class News:
+    """What has changed since a revision."""
+
+    revision: int
+    parts: dict[str, str]
+    pulse: str
+    title: str
+
+
+@dataclass
+class Shown:
+    """One choice of runs: its parts, each with the revision in which it changed last."""
+
+    parts: dict[str, tuple[int, str]] = field(default_factory=dict)
+    revision: int = 0
+    pulse: str = "Reading the files."
+    title: str = "EGM view"
+    digest: tuple[object, ...] | None = None
+    asked_at: float = 0.0
+    difference: tuple[tuple[object, ...], Difference | None] = ((), None)
+    said: tuple[tuple[object, ...], tuple[list[str], str]] = ((), ([], ""))
+
+    def put(self, parts: dict[str, str]) -> None:
+        """Take over the parts that have changed."""
+        changed = {name: text for name, text in parts.items() if self.parts.get(name, (0, ""))[1] != text}
+        if changed:
+            self.revision += 1
+            self.parts |= {name: (self.revision, text) for name, text in changed.items()}
+
+    def since(self, revision: int) -> News:
+        """Return the parts that have changed since a revision."""
+        changed = {name: text for name, (at, text) in self.parts.items() if at > revision}
+        return News(self.revision, changed, self.pulse, self.title)
+
+
+class Pictures:
+    """The pictures that the page may ask for, each by its number in this list; nothing else is ever read."""
+
+    def __init__(self) -> None:
+        self._listed: list[tuple[tuple[Path, ...], str]] = []
+        self._number: dict[tuple[tuple[Path, ...], str], int] = {}
+        self._stores: dict[tuple[Path, ...], ImageStore | None] = {}
+        self._kept: dict[tuple[int, int], tuple[str, bytes] | None] = {}
+        self._lock = threading.Lock()
+
+    def address(self, e: collect.Evaluation, name: str) -> str:
+        """Return the address of an evaluation's picture, relative to the page; empty if the evaluation has no pictures."""
+        if not e.images:
+            return ""
+        key = e.images, name
+        with self._lock:
+            if key not in self._number:
+                self._number[key] = len(self._listed)
+                self._listed.append(key)
+            return f"picture/{self._number[key]}"
+
+    def read(self, number: int, *, large: bool = False) -> tuple[str, bytes] | None:
+        """Return the type and the bytes of a picture; None for an unknown number or a picture that cannot be read."""
+        side = LARGE_SIDE if large else SIDE
+        with self._lock:
+            if not 0 <= number < len(self._listed):
+                return None
+            images, name = self._listed[number]
+            if (number, side) in self._kept:
+                return self._kept[number, side]
+            if images not in self._stores:
+                self._stores[images] = open_pictures(images)
+            found = picture_of(self._stores[images], name, side)
+            while len(self._kept) >= KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[number, side] = found
+            return found
+
+
+class Pages:
+    """All choices of runs that are being looked at."""
+
+    def __init__(self, root: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.pictures = Pictures()
+        self._watch, self._clock = Watch(root), clock
+        self._shown: dict[tuple[str, ...], Shown] = {}
+        self._lock = threading.Lock()  # of `_shown`
+        self._watching = threading.Lock()
+        self._wanted = threading.Event()
+        self._drawn = threading.Condition()
+        self._gpus: tuple[float, list[GpuUse]] = (-GPU_INTERVAL_S, [])
+        self._stopped = False
+
+    def runs(self) -> list[str]:
+        """Return the names of all runs."""
+        return list(self._watch.folders())
+
+    def chosen(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the runs of these names that exist, or the usual ones if none does."""
+        known = self._watch.folders()
+        return tuple(n for n in dict.fromkeys(names) if n in known) or tuple(self._watch.usual())
+
+    def news(self, names: Sequence[str], revision: int, patience_s: float = 1.0) -> News:
+        """Return what has changed since a revision; the first question waits a moment for the first drawing."""
+        with self._lock:
+            shown = self._shown.setdefault(tuple(names), Shown())
+            shown.asked_at = self._clock()
+        self._wanted.set()
+        with self._drawn:
+            self._drawn.wait_for(lambda: shown.revision > 0, timeout=patience_s)
+        with self._lock:
+            return shown.since(revision)
+
+    def frozen(self, names: Sequence[str]) -> collect.Run:
+        """Return the chosen runs for the static report."""
+        with self._watching:
+            return self._watch.seen(names).run
+
+    def follow(self) -> None:
+        """Keep what is looked at up to date, until `stop`."""
+        while not self._stopped:
+            self._wanted.wait()
+            began = self._clock()
+            busy = False
+            for names, shown in list(self._shown.items()):
+                if began - shown.asked_at <= IDLE_S:
+                    busy = True
+                    self.draw(names)
+            if not busy:
+                self._wanted.clear()
+                continue
+            time.sleep(max(INTERVAL_S, SHARE * (self._clock() - began)))
+
+    def stop(self) -> None:
+        """Let `follow` return."""
+        self._stopped = True
+        self._wanted.set()
+
+    def draw(self, names: tuple[str, ...]) -> None:
+        """Read what is new of a choice of runs and draw the parts that depend on it."""
+        with self._watching:
+            seen = self._watch.seen(names)
+        shown = self._shown.setdefault(names, Shown())
+        parts = {"jobs": self._jobs(seen)}
+        if shown.digest != seen.digest:
+            parts |= page.sections(seen.run, self._first(seen, shown))
+        with self._lock:
+            shown.put(parts)
+            shown.digest = seen.digest
+            shown.pulse, shown.title = pulse(seen), f"{seen.run.name} · EGM view"
+        with self._drawn:
+            self._drawn.notify_all()
+
+    def _first(self, seen: Seen, shown: Shown) -> page.FirstScreen:
+        key: tuple[object, ...] = tuple((e.name, len(e.answers), e.summary.macro) for e in seen.run.evaluations)
+        if shown.difference[0] != key:
+            shown.difference = key, page.difference_of(seen.run.evaluations)
+        sweeps = tuple(seen.finished_sweeps)
+        if shown.said[0] != sweeps:
+            shown.said = sweeps, conclusions(sweeps)
+        said, costs = shown.said[1]
+        return page.FirstScreen(self.pictures.address, shown.difference[1], said, seen.newest, costs)
+
+    def _jobs(self, seen: Seen) -> str:
+        now = self._clock()
+        if now - self._gpus[0] >= GPU_INTERVAL_S:
+            self._gpus = now, gpus()
+        busy = any(j.view.phase == "Running" for j in seen.jobs)
+        return page.jobs(list(rows_of(seen)), servers_of(seen), self._gpus[1] if busy else [])

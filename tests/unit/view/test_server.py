@@ -1,0 +1,179 @@
+"""The server of the live page: who may ask, what is served, and that only news is sent."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+import samples
+
+from grounding.cli import run as egm
+from grounding.errors import UserError
+from grounding.report.page import SECTIONS
+from grounding.view.server import Server, host_of
+
+Ask = Callable[..., tuple[int, dict[str, str], bytes]]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    samples.run(tmp_path / "runs" / "demo", samples.pictures(tmp_path / "pictures"))
+    (tmp_path / "secret.txt").write_text("secret")
+    one = Server(tmp_path / "runs")
+    one.start()
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def ask(server: Server) -> Ask:
+    def ask(path: str, host: str = "", method: str = "GET", token: str = "") -> tuple[int, dict[str, str], bytes]:
+        address, port = server.server_address[:2]
+        connection = http.client.HTTPConnection(str(address), int(port), timeout=60)
+        try:
+            headers = {"Host": host or f"127.0.0.1:{port}"}
+            connection.request(method, f"/{token or server.token}/{path}", headers=headers)
+            reply = connection.getresponse()
+            return reply.status, dict(reply.getheaders()), reply.read()
+        finally:
+            connection.close()
+
+    return ask
+
+
+def news(ask: Ask, since: int = 0) -> dict[str, object]:
+    """Return the news, asked for until the first drawing is there."""
+    while True:
+        found: dict[str, object] = json.loads(ask(f"news?run=demo&since={since}")[2])
+        if found["revision"]:
+            return found
+
+
+def test_the_page_is_small_asks_nothing_of_others_and_names_its_script(ask: Ask) -> None:
+    status, headers, body = ask("")
+    assert status == 200 and headers["Cache-Control"] == "no-store" and headers["X-Frame-Options"] == "DENY"
+    text = body.decode()
+    assert (
+        "connect-src &#39;self&#39;" in text
+        and "unsafe" not in text
+        and "http://" not in text.replace("http://www.w3.org", "")
+    )
+    parts = news(ask)["parts"]
+    assert isinstance(parts, dict) and set(parts) == {"jobs", *SECTIONS}
+    assert len(body) + sum(len(p) for p in parts.values()) < 300_000
+
+
+def test_only_what_has_changed_is_sent(ask: Ask, server: Server, tmp_path: Path) -> None:
+    first = news(ask)
+    again = json.loads(ask(f"news?run=demo&since={first['revision']}")[2])
+    assert again["parts"] == {} and again["revision"] == first["revision"]
+    with (tmp_path / "runs" / "demo" / "rl" / "progress.jsonl").open("ab") as f:
+        f.write(
+            orjson.dumps({"time": 2.0, "stage": "rl", "step": 11, "totalSteps": 20, "metrics": {"score": 0.9}}) + b"\n"
+        )
+    server.pages.draw(("demo",))
+    later = json.loads(ask(f"news?run=demo&since={first['revision']}")[2])
+    assert "curves" in later["parts"] and "tables" not in later["parts"]
+
+
+def test_pictures_are_those_of_the_page_and_no_others(ask: Ask) -> None:
+    boxes = str(news(ask)["parts"]["boxes"])  # type: ignore[index]
+    addresses = {part.split('"')[0] for part in boxes.split('href="')[1:]}
+    assert addresses and all(a.startswith("picture/") for a in addresses)
+    for address in addresses:
+        status, headers, body = ask(address)
+        assert status == 200 and headers["Content-Type"] == "image/png" and body.startswith(b"\x89PNG")
+        assert ask(f"{address}?large=1")[0] == 200
+    for wrong in ("999", "-1", "../../secret.txt", "0/../1", "", "%D9%A3", "9" * 30):
+        assert ask(f"picture/{wrong}")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret.txt",
+        "..%2fsecret.txt",
+        "%2e%2e/secret.txt",
+        "/etc/passwd",
+        "secret.txt",
+        "report/index.html",
+        "..\\x.html",
+        "x%00.html",
+        "news/",
+    ],
+)
+def test_no_file_is_reached_by_its_path(ask: Ask, path: str) -> None:
+    status, _, body = ask(path)
+    assert status == 404 and b"secret" not in body
+
+
+def test_a_wrong_secret_or_a_foreign_name_gets_nothing(ask: Ask) -> None:
+    for token in ("nonsense", "%F0%9F", "x" * 5000):
+        assert ask("", token=token)[0] == 404
+    for host in (
+        "evil.example",
+        "evil.example:80",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "[",
+        "a@127.0.0.1@evil",
+    ):
+        status, _, body = ask("", host=host)
+        assert status == 403 and b"demo" not in body
+    for host in ("localhost", "LOCALHOST:9", "127.0.0.1:1", "[::1]:5"):
+        assert ask("", host=host)[0] == 200
+    assert host_of("") == "" and host_of("[") == ""
+    assert ask("", method="HEAD")[2] == b"" and ask("", method="POST")[0] == 501
+
+
+def test_the_frozen_page_is_the_report(ask: Ask) -> None:
+    status, _, body = ask("report?run=demo")
+    assert status == 200 and b'id="data"' in body and b"Side by side" in body
+
+
+def test_a_sweep_has_its_page(tmp_path: Path) -> None:
+    images = samples.pictures(tmp_path / "pictures")
+    folder = samples.sweep(tmp_path / "runs" / "demo" / "my sweep", images)
+    (folder / "state.json").write_bytes(b"{}")
+    (tmp_path / "runs" / "demo" / "run.json").write_bytes(b'{"jobs": []}')
+    one = Server(tmp_path / "runs")
+    one.start()
+    try:
+        host, port = one.server_address[:2]
+        connection = http.client.HTTPConnection(str(host), int(port), timeout=60)
+        connection.request("GET", f"/{one.token}/my%20sweep.html")
+        reply = connection.getresponse()
+        assert reply.status == 200 and b"my sweep" in reply.read()
+    finally:
+        one.stop()
+
+
+def test_hostile_names_and_answers_stay_text(tmp_path: Path) -> None:
+    images = samples.pictures(tmp_path / "pictures")
+    folder = samples.evaluation(tmp_path / "x", images, 5, file=samples.NASTY, model=samples.NASTY)
+    one = Server(folder)
+    try:
+        one.pages.draw(("x",))
+        parts = one.pages.news(("x",), 0, 0).parts
+        assert parts["boxes"].count("<article") >= 8
+        for part in parts.values():
+            assert "<script" not in part and "<img" not in part and "<svg onload" not in part
+    finally:
+        one.server_close()
+
+
+def test_a_port_in_use_and_a_missing_folder_are_the_user_s_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="cannot be used"):
+            Server(tmp_path, port=taken.getsockname()[1])
+    assert egm(["view", str(tmp_path / "nothing")]) == 2
+    assert "no such folder" in capsys.readouterr().err
