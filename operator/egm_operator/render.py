@@ -13,7 +13,9 @@ from egm_operator.manifests.pod import Context
 from egm_operator.plan.snapshot import roles_of
 from egm_operator.settings import Settings
 from grounding.api import GroundingTrainJob, Job, load
+from grounding.api.handed_down import queue_of
 from grounding.errors import UserError
+from grounding.roles import Role
 
 UID = "00000000-0000-0000-0000-000000000000"
 """Placeholder for the uid that the API server assigns."""
@@ -59,9 +61,17 @@ def _of_model(ctx: Context, first: bool) -> list[Manifest]:
         urls = servers.endpoints(roles["server"], ctx)
         found += [
             *(servers.shared(ctx) if first else []),
-            *(servers.server(roles["server"], ctx, i) for i in range(roles["server"].replicas)),
+            *(
+                servers.server(roles["server"], ctx, i, _group(ctx, roles["server"]))
+                for i in range(roles["server"].replicas)
+            ),
         ]
     return [*found, batch.client(roles["evaluate"], roles["prepare"], ctx, 1, urls)]
+
+
+def _group(ctx: Context, role: Role) -> servers.Group | None:
+    """Return the servers that a queue admits together, if the job names one."""
+    return servers.Group(servers.group_name(ctx, 0.0), role.replicas) if queue_of(ctx.job) else None
 
 
 def render(files: Sequence[Path], settings: Settings, namespace: str) -> str:

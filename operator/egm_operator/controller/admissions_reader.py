@@ -16,7 +16,16 @@ from egm_operator.kinds import WORKLOAD
 from egm_operator.kube.cache import Key, Store
 from egm_operator.kube.client import ApiError
 from egm_operator.kube.cluster import Cluster
-from egm_operator.kube.objects import Admission, Owned, Raw, admission, entries, waiting_for_admission, waits_for_pods
+from egm_operator.kube.objects import (
+    Admission,
+    Owned,
+    Pod,
+    Raw,
+    admission,
+    entries,
+    waiting_for_admission,
+    waits_for_pods,
+)
 
 _log = logging.getLogger("egm_operator")
 _PAUSE_S = 3.0
@@ -82,6 +91,8 @@ class AdmissionsReader:
         """Return what Kueue says of an object; None if it cannot be asked."""
         assert self.cluster is not None
         query = {"labelSelector": f"kueue.x-k8s.io/job-uid={obj.uid}", "limit": "8"}
+        if isinstance(obj, Pod) and obj.group:  # Kueue calls the Workload of a group as the group is called
+            query = {"fieldSelector": f"metadata.name={obj.group}"}
         for kind in _VERSIONS:
             path = f"{kind.path}/namespaces/{obj.namespace}/{kind.plural}"
             try:

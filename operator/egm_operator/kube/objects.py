@@ -15,6 +15,9 @@ from egm_operator.names import (
     ANNOTATION_SUSPENDED,
     GANG_ROLES,
     LABEL_ATTEMPT,
+    LABEL_GROUP,
+    LABEL_GROUP_SIZE,
+    LABEL_INDEX,
     LABEL_MODEL,
     LABEL_ROLE,
     PREPARE,
@@ -211,7 +214,8 @@ class Waiting:
 @dataclass(frozen=True)
 class Pod(Owned):
     """A pod. `started`: when its node took it; `unschedulable`: the scheduler's message, None if it has a node or was not tried yet;
-    `gated`: a queue holds it back from the scheduler; `leaves`: the end of its grace period, if it is being deleted.
+    `gated`: a queue holds it back from the scheduler; `index`: the server's number; `group`, `group_size`: the pods that a queue admits with it;
+    `leaves`: the end of its grace period, if it is being deleted.
     """
 
     phase: str
@@ -226,6 +230,10 @@ class Pod(Owned):
     gated: bool
     disrupted: bool
     master: bool
+    index: int | None
+    queue: str
+    group: str
+    group_size: int
     init_containers: tuple[Container, ...]
     main_containers: tuple[Container, ...]
     progress: Mapping[str, Any]
@@ -340,10 +348,11 @@ def admission(workload: Mapping[str, Any]) -> Admission:
     return Admission(message="; ".join([*words[:2], *checks]), elsewhere=found)
 
 
-def waiting_for_admission(children: Sequence[Raw]) -> list[Suspendable]:
-    """Return the objects that someone else keeps from making pods."""
+def waiting_for_admission(children: Sequence[Raw]) -> list[Suspendable | Pod]:
+    """Return the objects that someone else keeps from making pods, and the pods that a queue keeps from the scheduler."""
     owners: list[BatchJob | GangOwner] = [*gang_owners(children), *batch_jobs(children)]
-    return [one for one in owners if one.held_back and not one.over and not one.deleting]
+    held = [one for one in owners if one.held_back and not one.over and not one.deleting]
+    return [*held, *(one for one in pods(children) if one.gated and one.queue and not one.deleting)]
 
 
 _WAIT_BEFORE_ASKING_S = 5.0
@@ -466,6 +475,11 @@ def awaited(raw: Mapping[str, Any]) -> str:
     return named[min(measured, len(named) - 1) if isinstance(measured, int) else 0]
 
 
+def _number(found: Mapping[str, Any], label: str) -> int | None:
+    written = text(found, label)
+    return int(written) if written.isdigit() else None
+
+
 def owned(raw: Mapping[str, Any]) -> Owned:
     """Parse the common fields of all objects."""
     return Owned(**_identity(raw))
@@ -493,6 +507,10 @@ def pod(raw: Mapping[str, Any]) -> Pod:
         unschedulable=text(scheduled, "message") if scheduled.get("status") == "False" else None,
         gated=scheduled.get("reason") == "SchedulingGated",
         disrupted=is_true("DisruptionTarget") or text(status, "reason") in _LOST_TO_NODE,
+        index=_number(labels(raw), LABEL_INDEX),
+        queue=text(labels(raw), QUEUE_LABEL),
+        group=text(labels(raw), LABEL_GROUP),
+        group_size=_number(labels(raw), LABEL_GROUP_SIZE) or 0,
         master=any(labels(raw).get(label) == value for label, value in FIRST_LABELS),
         init_containers=tuple(map(_container, entries(status, "initContainerStatuses"))),
         main_containers=tuple(map(_container, entries(status, "containerStatuses"))),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from egm_operator.kube.objects import Manifest
-from egm_operator.manifests.pod import PROGRESS_ENV, Context, queued, template
+from egm_operator.manifests.pod import PROGRESS_ENV, Context, template
 from egm_operator.names import PROGRESS_PORT, child
 from grounding.roles import Role
 from grounding.runtime.environment import Environment
@@ -47,5 +47,6 @@ def client(role: Role, prepare_role: Role, ctx: Context, attempt: int, endpoints
         env |= Environment(endpoints=tuple(endpoints)).as_environ()
     pod = template(role, ctx, attempt=attempt, extra_env=env, ports={"progress": PROGRESS_PORT}, prepare=prepare_role)
     spec = {"backoffLimit": 0, "podFailurePolicy": _POLICY, "template": pod}
-    meta = queued(ctx.meta(client_name(ctx, attempt), "evaluate", attempt), ctx)
+    # in no queue: it takes no GPU, and servers that are admitted must not wait for it
+    meta = ctx.meta(client_name(ctx, attempt), "evaluate", attempt)
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec}

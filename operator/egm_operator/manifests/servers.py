@@ -6,15 +6,21 @@ disappears or never starts.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Set
+from dataclasses import dataclass, replace
+from itertools import chain, count
 
 from egm_operator.kinds import GROUP
 from egm_operator.kube.objects import Manifest
 from egm_operator.manifests import network
 from egm_operator.manifests.pod import Context, queued, template, token
-from egm_operator.names import LABEL_INDEX, SERVER_PORT, child, labels, service_prefix
+from egm_operator.names import LABEL_GROUP, LABEL_GROUP_SIZE, LABEL_INDEX, SERVER_PORT, child, labels, service_prefix
 from grounding.roles import Role
 from grounding.runtime.environment import EVERY_IPV4, Environment
+
+_GROUP_LABEL, _GROUP_SIZE = "kueue.x-k8s.io/pod-group-name", "kueue.x-k8s.io/pod-group-total-count"
+# a group whose pods have all ended is over: otherwise Kueue keeps quota and pods for others that never come
+_GROUP = {"kueue.x-k8s.io/retriable-in-group": "false"}
 
 
 def server_name(ctx: Context, index: int) -> str:
@@ -55,14 +61,36 @@ def shared(ctx: Context) -> list[Manifest]:
     return [*network.wanted(ctx), token(ctx), service(ctx)]
 
 
-def server(role: Role, ctx: Context, index: int) -> Manifest:
+@dataclass(frozen=True)
+class Group:
+    """Servers that a queue admits together."""
+
+    name: str
+    size: int
+
+
+def group_name(ctx: Context, begun: float) -> str:
+    """Return the name of a group that begins now; no two groups share one, because Kueue keeps the Workload of an old one for a while."""
+    return child(ctx.prefix, f"{ctx.part}group-{int(begun * 1000):x}", 63)
+
+
+def spare_name(ctx: Context, index: int, taken: Set[str]) -> str:
+    """Return a free name for the pod of a server: Kueue keeps a pod that has ended until another of its group has taken its place."""
+    names = (f"{ctx.part}server-{index}{suffix}" for suffix in chain([""], (f"-r{n}" for n in count(2))))
+    return next(name for each in names if (name := child(ctx.prefix, each, 63)) not in taken)
+
+
+def server(role: Role, ctx: Context, index: int, group: Group | None = None, name: str | None = None) -> Manifest:
     """Return a server's pod. The kubelet restarts it if it dies; the plan creates it again if it is gone."""
     env = Environment(port=SERVER_PORT, host=EVERY_IPV4).as_environ()
     pod = template(role, ctx, extra_env=env, ports={"http": SERVER_PORT}, restart="Always")
-    meta = queued(ctx.meta(server_name(ctx, index), "server"), ctx)
+    meta = queued(ctx.meta(server_name(ctx, index) if name is None else name, "server"), ctx)
     meta["labels"] = {**pod["metadata"].get("labels", {}), **meta["labels"], LABEL_INDEX: str(index)}
     if annotations := pod["metadata"].get("annotations"):
         meta["annotations"] = {**meta.get("annotations", {}), **annotations}
+    if group is not None:
+        meta["labels"] |= {LABEL_GROUP: group.name, LABEL_GROUP_SIZE: str(group.size), _GROUP_LABEL: group.name}
+        meta["annotations"] = {**meta.get("annotations", {}), **_GROUP, _GROUP_SIZE: str(group.size)}
     spec = {**pod["spec"], "hostname": server_name(ctx, index), "subdomain": service_name(ctx.prefix)}
     # a server has no state to save
     spec["terminationGracePeriodSeconds"] = min(30, ctx.settings.grace_seconds)

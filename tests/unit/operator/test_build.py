@@ -442,8 +442,14 @@ def test_volcano_has_a_queue_of_its_own() -> None:
 def test_servers_have_the_labels_too() -> None:
     text = "apiVersion: grounding.egm.dev/v1alpha1\nkind: GroundingEvalJob\nmetadata: {name: e, labels: {team: vision, "
     text += "kueue.x-k8s.io/queue-name: gpus}}\nspec: {model: {source: hf://x/y}, data: {root: /d, images: [/i]}}\n"
-    server = _job(text)["Pod/e-eval-server-0"]["metadata"]["labels"]
-    assert server["team"] == "vision" and server["kueue.x-k8s.io/queue-name"] == "gpus"
+    found = _job(text)
+    labels, annotations = (found["Pod/e-eval-server-0"]["metadata"][part] for part in ("labels", "annotations"))
+    assert labels["team"] == "vision" and labels["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert labels["kueue.x-k8s.io/pod-group-name"] == labels["grounding.egm.dev/group"]
+    assert annotations["kueue.x-k8s.io/pod-group-total-count"] == "1"
+    assert annotations["kueue.x-k8s.io/retriable-in-group"] == "false", "else Kueue holds its pods and quota for ever"
+    client = found["Job/e-eval-client-1"]["metadata"]["labels"]
+    assert client["team"] == "vision" and "kueue.x-k8s.io/queue-name" not in client, "it never holds servers up"
 
 
 def test_a_job_without_a_place_for_its_output() -> None:

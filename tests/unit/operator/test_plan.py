@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from egm_operator.manifests.gangs import BACKENDS
 from egm_operator.metrics.jobs import phase_since
+from egm_operator.names import LABEL_GROUP, LABEL_GROUP_SIZE
 from egm_operator.snapshot import Report
 from egm_operator.status import stamp
 from hypothesis import HealthCheck, given, settings
@@ -395,6 +396,49 @@ def test_a_default_queue_without_quota_is_waited_for_in_peace(job: dict[str, Any
     assert world.status["phase"] == "Running" and world.status["attempt"] == 1
 
 
+@pytest.mark.parametrize("default", [False, True])
+def test_the_servers_of_an_evaluation_are_admitted_whole_and_preempted_without_an_attempt(default: bool) -> None:
+    world = World(evaluation(servers=3, minServers=2, **({} if default else {"queue": "q"})), default_queue=default)
+
+    def turns(count: int, admits: bool | None = None) -> None:
+        for _ in range(count):
+            if admits is not None:
+                world.kueue(admits=admits)
+            world.controllers()
+            world.start()
+            world.reconcile()
+            world.end("prepare", 0)
+            world.now += 1
+
+    turns(
+        4, admits=default or None
+    )  # the preparing Job is admitted by itself; then its place is asked for by all servers
+    world.kueue(admits=False)
+    turns(4)
+    servers = world.alive("server")
+    labels = [pod["metadata"]["labels"] for pod in servers]
+    assert len(servers) == 3 and len({each[LABEL_GROUP] for each in labels}) == 1
+    assert {each[LABEL_GROUP_SIZE] for each in labels} == {"3"}
+    assert world.status["reason"] == "Queued" and "startTime" not in world.status, world.status
+    turns(5, admits=True)
+    assert world.status["phase"] == "Running" and world.status["attempt"] == 1
+    world.kueue(admits=False)
+    world.reconcile()
+    assert world.status["reason"] == "Queued" and not world.alive("evaluate")
+    before = labels[0][LABEL_GROUP]
+    turns(2)
+    again = {pod["metadata"]["labels"][LABEL_GROUP] for pod in world.alive("server")}
+    assert len(again) == 1 and before not in again
+    turns(5, admits=True)
+    assert world.status["phase"] == "Running" and world.status["attempt"] == 1
+    world.store.drop(world.alive("server")[0])  # with its node: it is replaced in its group
+    turns(3, admits=True)
+    assert {pod["metadata"]["labels"][LABEL_GROUP] for pod in world.alive("server")} == again
+    world.end("evaluate", 0)
+    turns(3)
+    assert world.status["phase"] == "Succeeded" and not world.alive()
+
+
 _IN_A_QUEUE = st.one_of(
     st.tuples(st.just("reconcile"), st.integers(0, 8)),
     st.tuples(st.sampled_from(["controllers", "start", "succeed prepare", "stopped"]), st.just(0)),
@@ -403,13 +447,15 @@ _IN_A_QUEUE = st.one_of(
 )
 
 
+@pytest.mark.parametrize("kind", ["train", "evaluation"])
 @given(st.booleans(), st.lists(_IN_A_QUEUE, max_size=60))
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
-def test_what_a_queue_holds_back_only_the_queue_resumes(default: bool, happenings: list[tuple[str, int]]) -> None:
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_what_a_queue_holds_back_only_the_queue_resumes(
+    kind: str, default: bool, happenings: list[tuple[str, int]]
+) -> None:
     """The world refuses a patch that resumes what is in a queue. Neither a queue nor a suspension costs an attempt."""
-    world = World(train(**({} if default else {"queue": "q"})), default_queue=default)
+    queue = {} if default else {"queue": "q"}
+    world = World(evaluation(servers=3, **queue) if kind == "evaluation" else train(**queue), default_queue=default)
     for what, number in happenings:
         if what == "kueue":
             world.kueue(admits=bool(number))

@@ -12,7 +12,16 @@ from egm_operator.kube.gang_forms import FORMS, GangForm
 from egm_operator.kube.objects import owns_gang
 from egm_operator.manifests.gangs import BACKENDS
 from egm_operator.manifests.merge import merge
-from egm_operator.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_KIND, LABEL_MODEL, LABEL_ROLE, LABEL_UID
+from egm_operator.names import (
+    LABEL_ATTEMPT,
+    LABEL_GROUP,
+    LABEL_GROUP_SIZE,
+    LABEL_JOB,
+    LABEL_KIND,
+    LABEL_MODEL,
+    LABEL_ROLE,
+    LABEL_UID,
+)
 from egm_operator.plan import Plan, plan
 from egm_operator.settings import Settings
 from egm_operator.snapshot import Observed, Report
@@ -24,6 +33,8 @@ SETTINGS = Settings(backoff_base_seconds=10.0, backend="pytorchjob")
 """The fixture `back_end` replaces them."""
 NOW = 1_800_000_000.0
 _FINAL = ("Succeeded", "Failed")
+GATED = [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "gates"}]
+"""Conditions of a pod that Kueue keeps from the scheduler"""
 _COUNT = itertools.count()
 
 
@@ -165,6 +176,10 @@ class World:
             fresh = copy.deepcopy(obj)
             if obj["kind"] == "Pod":
                 fresh["status"] = {"phase": "Pending"}
+                if self.default_queue:
+                    fresh["metadata"]["labels"].setdefault(QUEUE_LABEL, "default")
+                if fresh["metadata"]["labels"].get(QUEUE_LABEL):
+                    fresh["status"]["conditions"] = GATED
             if obj["kind"] in FORMS:
                 self._webhook(fresh)
             self.specs[self.write(fresh)] = obj.get("spec")
@@ -193,6 +208,17 @@ class World:
             known = FORMS[owner["kind"]]
             if owner["metadata"]["labels"].get(QUEUE_LABEL) and known.suspended(owner["spec"]) is admits:
                 self.write({**owner, "spec": known.suspension(not admits)})
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for pod in self.alive("server"):
+            if pod["metadata"]["labels"].get(QUEUE_LABEL):
+                groups.setdefault(pod["metadata"]["labels"][LABEL_GROUP], []).append(pod)
+        for pods in groups.values():
+            whole = len(pods) == int(pods[0]["metadata"]["labels"][LABEL_GROUP_SIZE])
+            for pod in pods:
+                if admits and whole and pod["status"].get("conditions") == GATED:
+                    self._pod(pod, conditions=[])
+                elif not admits and pod["status"].get("conditions") != GATED:
+                    self.store.drop(pod)
 
     def _event(self, event: Any) -> None:
         self.events.append(event.reason)
@@ -285,7 +311,7 @@ class World:
     def start(self) -> None:
         """Pending pods run and are ready."""
         for pod in self.alive():
-            if pod["status"]["phase"] == "Pending":
+            if pod["status"]["phase"] == "Pending" and pod["status"].get("conditions") != GATED:
                 self._pod(
                     pod, phase="Running", startTime=stamp(self.now), conditions=[{"type": "Ready", "status": "True"}]
                 )

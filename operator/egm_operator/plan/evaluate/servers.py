@@ -5,12 +5,17 @@ The kubelet restarts a server that dies; this policy only replaces pods that are
 
 from __future__ import annotations
 
+from collections import Counter
+
+from egm_operator.kube.objects import Pod
 from egm_operator.manifests import servers as manifests
 from egm_operator.plan.attempts import waits_for
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.evaluate.client import CLIENT, remove_servers
+from egm_operator.plan.queued import waits_for_queue
 from egm_operator.plan.snapshot import PlacedEval
-from egm_operator.status import Reason
+from egm_operator.status import ConditionType, Reason
+from grounding.api.handed_down import queue_of
 from grounding.api.status import EvalStatus, Phase
 
 
@@ -26,6 +31,8 @@ def servers(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
     n = CLIENT.current(snapshot)
     client_there = n > 0 and CLIENT.get(snapshot, n) is not None
     enough = servers_ready(snapshot) >= _wanted(snapshot)
+    if client_there and in_queue(snapshot) and not any(not pod.gated for pod in _standing(snapshot).values()):
+        return _taken_back(snapshot, decision)
     if not client_there and not enough and _too_late(snapshot, decision):
         return decision
     _keep(snapshot, decision)
@@ -45,6 +52,9 @@ def _wanted(snapshot: PlacedEval) -> int:
 def _keep(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> None:
     """Create missing servers, and delete surplus ones and those that cannot come back."""
     role, context = snapshot.roles["server"], snapshot.context
+    if in_queue(snapshot):
+        _keep_groups(snapshot, decision)
+        return
     wanted = [manifests.server_name(context, i) for i in range(role.replicas)]
     pods = {pod.name: pod for pod in snapshot.pods_of("server")}
     missing = [manifests.server(role, context, i) for i, name in enumerate(wanted) if name not in pods]
@@ -55,15 +65,74 @@ def _keep(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> None:
         decision.create(*manifests.shared(context), *missing)
 
 
+def in_queue(snapshot: PlacedEval) -> bool:
+    """Return whether a queue admits the servers: the job's, or one that has taken in its preparing Job unasked."""
+    return bool(queue_of(snapshot.job)) or any(job.queue for job in snapshot.batch_jobs_of("prepare"))
+
+
+def _standing(snapshot: PlacedEval) -> dict[int, Pod]:
+    """Return the servers that are there to stay, by their numbers."""
+    pods = snapshot.of_model(snapshot.pods_of("server"))
+    return {pod.index: pod for pod in pods if pod.index is not None and snapshot.alive(pod) and not pod.deleting}
+
+
+def _keep_groups(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> None:
+    """The same in a queue: all servers that are missing are one group, which is admitted whole or not at all.
+
+    A server that has been lost is replaced in its group. Its pod stays until then, so that the new one has another name.
+    """
+    role, context = snapshot.roles["server"], snapshot.context
+    standing, pods = _standing(snapshot), snapshot.pods_of("server")
+    kept = {pod.name for index, pod in standing.items() if index < role.replicas}
+    decision.remove(*(pod for pod in pods if pod.name not in kept))
+    decision.force(*filter(snapshot.lost, pods))
+    missing = [index for index in range(role.replicas) if index not in standing]
+    if not missing:
+        return
+    have = Counter(pod.group for pod in standing.values() if pod.group)
+    sizes = {pod.group: pod.group_size for pod in standing.values() if pod.group}
+    places = [
+        manifests.Group(name, size) for name, size in sorted(sizes.items()) for _ in range(max(0, size - have[name]))
+    ][: len(missing)]
+    rest = len(missing) - len(places)
+    places += [manifests.Group(manifests.group_name(context, snapshot.now), rest)] * rest
+    taken = {pod.name for pod in pods}
+    decision.create(
+        *manifests.shared(context),
+        *(
+            manifests.server(role, context, index, group, manifests.spare_name(context, index, taken))
+            for index, group in zip(missing, places, strict=True)
+        ),
+    )
+
+
+def _taken_back(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> Decision[EvalStatus]:
+    """Stop the client of servers that their queue has taken back. It costs no attempt: the same one begins again with the next servers."""
+    status, text = decision.status, "The servers have been taken back by their queue, and wait for it again."
+    decision.remove(*(job for job in CLIENT.all(snapshot) if not job.complete))
+    _keep(snapshot, decision)
+    if status.is_true(ConditionType.RUNNING):
+        status.condition(ConditionType.RUNNING, False, Reason.QUEUED, text)
+        decision.event(Reason.QUEUED, text)
+    status.phase(Phase.PENDING, Reason.QUEUED, text)
+    status.fields.start_time = None
+    return decision
+
+
 def _too_late(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> bool:
     """Report what the servers wait for, and end the job if they have taken too long."""
     role, pods = snapshot.roles["server"], snapshot.of_model(snapshot.pods_of("server"))
     held = snapshot.held(pods) or next((w for pod in pods if (w := pod.waiting) is not None), None)
     ready, wanted = servers_ready(snapshot), _wanted(snapshot)
     text = f"{ready} of {role.replicas} servers are ready, {wanted} wanted to begin."
-    if held is not None and held.message:
-        text += f" {held.message}"
     reason = Reason.SERVERS_STARTING if held is None or held.reason is None else held.reason
+    gated = [pod for pod in pods if pod.gated and pod.queue and not pod.deleting]
+    if gated and reason is Reason.QUEUED:
+        known = (snapshot.admissions.get(pod.uid) for pod in gated)
+        reason, words = waits_for_queue(gated[0], gated[0].queue, next((one for one in known if one), None))
+        text += f" {words}"
+    elif held is not None and held.message:
+        text += f" {held.message}"
     decision.status.phase(Phase.PENDING, reason, text)
     begun = [pod.started for pod in pods if pod.started is not None]
     if not begun:  # waiting for a node may take any time: activeDeadlineSeconds limits it

@@ -1,7 +1,9 @@
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from egm_operator.kube.objects import Admission
 from egm_operator.plan.evaluate.servers import servers
 
 from tests.unit.operator.plan.kit import NOW, client, placed_evaluating, pod, said, stamp, waits
@@ -83,3 +85,55 @@ def test_a_server_whose_node_is_lost_is_deleted_by_force() -> None:
         assert decision is not None
         assert [(one.name, one.force) for one in decision.plan.delete] == ([("j-eval-server-0", True)] if force else [])
         assert (decision.plan.at == NOW + 1) != force
+
+
+def _grouped(
+    index: int, group: str = "g", size: int = 2, name: str = "", gated: bool = False, **more: Any
+) -> dict[str, Any]:
+    found = pod(
+        name if name else f"j-eval-server-{index}",
+        role="server",
+        **({"phase": "Pending", **GATED} if gated else {}),
+        **more,
+    )
+    labels = {"index": str(index), "group": group, "group-size": str(size)}
+    found["metadata"]["labels"] |= {f"grounding.egm.dev/{k}": v for k, v in labels.items()}
+    found["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "q"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("owned", "groups"),
+    [
+        ([], {"j-eval-server-0": 2, "j-eval-server-1": 2}),
+        ([_grouped(0)], {"j-eval-server-1": "g"}),  # the operator was killed between the two
+        ([_grouped(0), _grouped(1, phase="Failed")], {"j-eval-server-1-r2": "g"}),  # Kueue keeps the old pod until then
+        ([_grouped(0, size=1)], {"j-eval-server-1": 1}),  # there are more servers than at the beginning
+        ([_grouped(0, deleting=True), _grouped(1, deleting=True)], {"j-eval-server-0-r2": 2, "j-eval-server-1-r2": 2}),
+        ([_grouped(0), _grouped(1)], {}),
+    ],
+)
+def test_what_is_missing_in_a_queue_is_one_group(owned: list[Any], groups: dict[str, Any]) -> None:
+    decision = servers(placed_evaluating(*owned, queue="q"))
+    assert decision is not None
+    made = {one["metadata"]["name"]: one for one in decision.plan.create if one["kind"] == "Pod"}
+    assert list(made) == list(groups)
+    for name, wanted in groups.items():
+        labels, annotations = made[name]["metadata"]["labels"], made[name]["metadata"]["annotations"]
+        size = annotations["kueue.x-k8s.io/pod-group-total-count"]
+        assert (labels["grounding.egm.dev/group"] if isinstance(wanted, str) else int(size)) == wanted
+        assert made[name]["spec"]["hostname"] == re.sub("-r2$", "", name), "the client knows it by the same address"
+
+
+def test_servers_that_a_queue_takes_back_cost_no_attempt() -> None:
+    decision = servers(placed_evaluating(_grouped(0, gated=True), _grouped(1, gated=True), client(), queue="q"))
+    assert said(decision) == {"final": True, "phase": "Pending", "reason": "Queued", "delete": ["j-eval-client-1"]}
+    still = servers(placed_evaluating(_grouped(0), _grouped(1, gated=True), client(), queue="q"))
+    assert said(still) == {"final": False}
+
+
+def test_kueue_s_words_about_servers() -> None:
+    seen = placed_evaluating(_grouped(0, gated=True), _grouped(1, gated=True), queue="q")
+    decision = servers(replace(seen, admissions={"uid-j-eval-server-0": Admission(message="16 more needed")}))
+    assert decision is not None and decision.status.fields.reason == "Queued"
+    assert str(decision.status.fields.message).endswith("Waits for queue q: 16 more needed")
