@@ -1,4 +1,4 @@
-"""Every page: links lead somewhere, no placeholder is left, prose is wrapped at 100 columns so that a diff can be read."""
+"""Every page: links have a target, no placeholder is left, and prose is wrapped at 100 columns so that diffs are readable."""
 
 import re
 from collections.abc import Iterator
@@ -70,7 +70,7 @@ def test_prose_is_wrapped_at_100_columns(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_command_is_wrapped_like_prose(page):
-    """A backslash that is not at the end of its line once was, before somebody filled the paragraph."""
+    """A backslash in the middle of a line shows that a command was wrapped like prose."""
     found = [f"{page.name}:{n}" for n, line in enumerate(page.read_text().splitlines(), 1) if " \\ --" in line]
     assert found == []
 
@@ -118,7 +118,7 @@ def test_the_design_names_every_module_beside_the_packages():
     assert {name for name in operator if f"`{name}`" not in DESIGN} == set()
 
 
-# ---- words of our own that no stranger knows
+# ---- private words
 PRIVATE = re.compile(
     r"\b(the house|in the house|roll call|nanny|last words|mend(s|ed|ing)?|teller|told_all|take_in)\b", re.IGNORECASE
 )
@@ -157,7 +157,7 @@ def _tracked() -> list[str]:
 
 
 def test_modules_that_texts_name_exist():
-    """A docstring or a page that names `limits.py` sends its reader to a module that was renamed long ago."""
+    """Docstrings and pages name only modules that exist."""
     known = {f"/{name}" for name in _tracked()}
     texts = [
         *(ROOT / "docs").rglob("*.md"),

@@ -1,7 +1,8 @@
-"""Commands of README and docs: commands, flags and make targets exist, and the Python names what there is.
+"""The commands, flags and make targets in README and docs exist, and so do the names in their Python code.
 
-A fence with the language `sh` is run by tests/stack/test_docs_run.py. A line `<!-- needs: WORD -->` above a fence says that it needs more than
-files, and it is not run. The commands of all other code (fences without a language, indented lines) are only checked.
+tests/stack/test_docs_run.py runs each fence with the language `sh`, unless a line `<!-- needs: WORD -->` above it says
+that it needs more than files. The commands of all other code (fences without a language, indented lines) are only
+checked.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from grounding.cli import app
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "images").glob("*.md")])
 NEEDS = ("cluster", "data", "gpu", "minutes", "model", "network", "server")
-"""What a fence may need: a cluster, files of the reader's, GPUs, minutes, a trained model, the internet, a model server"""
+"""What a fence may need: a cluster, the reader's own files, GPUs, minutes, a trained model, the internet, a model server"""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of code: the language of its fence (None for indented lines) and what the line above says that it needs."""
+    """A piece of code, with the language of its fence (None for indented lines) and its needs, by the line above."""
 
     line: int
     language: str | None

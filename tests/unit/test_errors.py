@@ -1,4 +1,4 @@
-"""Foreign texts on a terminal: nothing of them moves the cursor, and nothing else of them is lost."""
+"""Foreign texts on a terminal: characters that move the cursor are removed, and everything else is kept."""
 
 from hypothesis import given
 from hypothesis import strategies as st

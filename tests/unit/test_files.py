@@ -1,4 +1,4 @@
-"""Durable files: whole or not at all, whatever happens to the disk."""
+"""Durable files are complete or absent, whatever happens to the disk."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ a.close()
 
 
 def test_a_line_that_did_not_fit_is_taken_back(tmp_path: Path) -> None:
-    """Twelve bytes: the second line fits by half, as on a disk that fills up."""
+    """Twelve bytes: only half of the second line fits, as on a disk that fills up."""
     part = tmp_path / "part.jsonl"
     subprocess.run([sys.executable, "-c", FULL, str(part)], check=True)
     assert part.read_bytes() == b'{"n":1}\n{"n":3}\n'

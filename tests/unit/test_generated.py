@@ -1,4 +1,4 @@
-"""What is checked in and made of other sources is what those sources make today: the chart's definitions, table and dashboards, and the reference."""
+"""Generated files in the repository are up to date: the chart's definitions, table and dashboards, and the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports go one way: the contracts of pyproject.toml hold, and no module reaches itself."""
+"""Imports go one way: the contracts in pyproject.toml hold, and there is no import cycle."""
 
 from __future__ import annotations
 

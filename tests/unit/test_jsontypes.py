@@ -1,4 +1,4 @@
-"""Unparsed objects stay at the edges: which modules may hold them is a list that may only become shorter."""
+"""Unparsed objects stay at the edges: only the listed modules may hold them, and the list may only become shorter."""
 
 import re
 from pathlib import Path
@@ -72,11 +72,11 @@ OPERATOR = {
     "plan/snapshot.py",
     "snapshot.py",
 }
-"""Modules of the operator that name Raw: objects as the API server has them, and users' pod templates"""
+"""Modules of the operator that name Raw: objects as the API server sends them, and users' pod templates"""
 
 
 def naming(package: str, word: str) -> set[str]:
-    """Return the modules of a package whose text has a word."""
+    """Return the modules of a package whose text contains a word."""
     top = ROOT / package
     found = {p: p.read_text() for p in top.rglob("*.py")}
     return {p.relative_to(top).as_posix() for p, text in found.items() if re.search(rf"\b{word}\b", text)}

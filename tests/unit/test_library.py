@@ -1,4 +1,4 @@
-"""The functions for scripts and notebooks, over real files and a real server on loopback."""
+"""The functions for scripts and notebooks, with real files and a real server on loopback."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", port), H).serve_forever()
 
 
 def test_serve_is_over_when_its_block_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine is a stand-in program; the role, its supervisor, the probe and the question are the real ones."""
+    """The engine is replaced by a small program; the role, its supervisor, the probe and the question are real."""
     environment = tmp_path / "bin"
     environment.mkdir()
     (environment / "server").write_text(SERVER.format(python=sys.executable))

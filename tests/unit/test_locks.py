@@ -1,4 +1,4 @@
-"""The images' lock files: every line pinned and hashed, one torch everywhere, nothing of this machine. Resolving them anew: tests/images."""
+"""The images' lock files: every line is pinned and hashed, all have one torch, none names this machine. tests/images resolves them again."""
 
 from __future__ import annotations
 

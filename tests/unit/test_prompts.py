@@ -1,4 +1,4 @@
-"""Prompts: word for word, and nothing an expression contains can change the template."""
+"""Prompts are correct word for word, and no expression can change the template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bench/gpu/prove.py as far as no GPU is needed: what counts as a fault of an environment, and the jobs that it lets run."""
+"""The parts of bench/gpu/prove.py that need no GPU: faults of an environment, and the jobs that it runs."""
 
 from __future__ import annotations
 

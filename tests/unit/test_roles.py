@@ -1,4 +1,4 @@
-"""Job -> roles, as tables: who runs, with what arguments, after whom."""
+"""From a job to roles, as tables: which roles run, their arguments and their order."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_the_demo_s_training() -> None:
 
 
 def test_a_role_without_gpus_sees_none_of_the_machine_s() -> None:
-    """Not an empty value: Ray refuses a logical GPU then."""
+    """The value is not empty, because Ray would then refuse a logical GPU."""
     roles = _plan("demo.yaml", "demo-sft") + _plan("demo.yaml", "demo-rl") + _plan("demo.yaml", "demo-after")
     assert {r.env["CUDA_VISIBLE_DEVICES"] for r in roles} == {"-1"}
     assert all("CUDA_VISIBLE_DEVICES" not in r.env for r in _plan("egm8b-rl.yaml", "egm8b-rl") if r.gpus)
@@ -111,7 +111,7 @@ def test_the_models_of_a_sweep_are_served_one_after_the_other() -> None:
     assert [r.argv[r.argv.index("--model") + 1] for r in roles if r.kind == "server"] == list(layout.models)
     named = [r.argv[r.argv.index("--only-model") + 1] for r in roles[1:]]
     assert named == [n for n in job.spec.several_models for _ in "ab"]
-    assert gpus_of(roles) == 8  # and not three times that
+    assert gpus_of(roles) == 8  # not three times as many
     assert "HF_HUB_OFFLINE" not in roles[1].env and roles[3].env["HF_HUB_OFFLINE"] == "1"
     one = job.spec.of_model("egm-4b-2")
     assert (one.model.source, one.model.trust_remote_code, one.several_models) == ("/b/egm-4b", True, [])

@@ -1,4 +1,4 @@
-"""The public workflows: the make targets they run exist, every action is pinned by its full SHA, and none may write."""
+"""The public workflows: their make targets exist, every action is pinned by its full SHA, and none may write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of the run that a job stands for: each refuses what it is for, by field and line, and nothing else."""
+"""Checks of a whole job: each refuses the jobs that it is meant for, with field and line, and no others."""
 
 from __future__ import annotations
 
@@ -393,7 +393,7 @@ def test_the_words_of_a_key_are_those_of_the_pinned_verl() -> None:
 
 
 HANDED_ON = ("ray_kwargs.", "transfer_queue.", "global_profiler.", "critic.", "reward.reward_model.")
-"""Sections whose keys other packages read, or that are refused as a whole"""
+"""Sections whose keys are read by other packages, or that are refused completely"""
 
 
 def test_keys_without_a_reader_are_those_whose_name_is_nowhere_in_the_pinned_verl() -> None:

@@ -1,4 +1,4 @@
-"""Models -> CustomResourceDefinitions: nothing lost, nothing that a structural schema cannot say."""
+"""CustomResourceDefinitions from the models: they lose nothing and contain only what a structural schema allows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _walk(found: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str
 
 
 def test_written_it_is_read_the_same_by_yaml_1_1() -> None:
-    """Helm and kubectl read that: to them a plain `n` is false, and the API server drops the field that is called so."""
+    """Helm and kubectl read a plain `n` in YAML as false, and the API server would then drop the field of that name."""
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)
@@ -151,7 +151,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
     assert {p.name for p in (tmp_path / "crds").iterdir()} == set(crds())
 
 
-# --- what the models accept, the schema accepts -----------------------------------------------------------------------
+# --- the schema accepts everything that the models accept
+# -----------------------------------------------------------------------
 
 
 def _bounds(metadata: list[Any]) -> dict[str, Any]:
@@ -218,6 +219,6 @@ def test_what_the_models_accept_the_schema_accepts(kind: Any, data: st.DataObjec
     try:
         kind.model_validate(manifest)
     except ValidationError as error:
-        # rules are judged by CEL, on a real API server (tests/cluster)
+        # a real API server checks the rules with CEL (tests/cluster)
         assert all(e["type"] == "rule" for e in error.errors()), error
     jsonschema.Draft4Validator(schema(kind)).validate(manifest)

@@ -1,4 +1,4 @@
-"""Field docs from the models."""
+"""The documentation of fields, which is made from the models."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Every mistake is found, with its line; no text makes a traceback."""
+"""Every mistake in a manifest is found with its line, and no text causes a traceback."""
 
 import copy
 from collections.abc import Iterator
@@ -189,7 +189,7 @@ WHOLE = [
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the paths of everything in a job."""
+    """Yield the path of every value in a job."""
     yield path
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):

@@ -1,4 +1,4 @@
-"""The shape of podTemplate: every odd one is refused with its path, everything that Kubernetes takes passes."""
+"""The types in podTemplate: a wrong one is refused with its path, and everything that Kubernetes accepts is accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is taken out of a job before it is passed on, and what stays."""
+"""Which values are removed from a job before it is passed on, and which stay."""
 
 import json
 

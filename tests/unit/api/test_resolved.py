@@ -1,4 +1,4 @@
-"""Resolved jobs: every default once, values that follow others, and the same job however often it is resolved."""
+"""Resolved jobs: each default is applied once, some values depend on others, and resolving again changes nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from grounding.api.resolved import HYPERPARAMETERS, ResolvedTrainJob, defaults, 
 def _document(hyperparameters: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
     data: dict[str, Any] = {"data": {"shapes": {"seed": 7}}}
     if not PRESETS.get(spec.get("preset", ""), {"model": {"source": ""}})["model"]:
-        data["model"] = {"source": "/m"}  # a preset without a model of its own
+        data["model"] = {"source": "/m"}  # a preset that names no model
     return {
         "apiVersion": GROUP_VERSION,
         "kind": "GroundingTrainJob",

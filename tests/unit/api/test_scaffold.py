@@ -1,4 +1,4 @@
-"""Whatever is chosen, the new file is one that `egm validate` accepts, says what was chosen, and is commented."""
+"""For any choice, the new file passes `egm validate`, contains the chosen values, and has comments."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_any_text_is_quoted_so_that_yaml_reads_it_back(value: str) -> None:
 
     try:
         read = YAML(typ="safe").load(f"[{quoted(value)}]")
-    except ReaderError:  # characters that no YAML may hold
+    except ReaderError:  # characters that YAML does not allow
         return
     assert read == [value]
 

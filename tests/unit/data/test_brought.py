@@ -1,4 +1,4 @@
-"""Shapes in which people bring rows and pictures: parts by other names, other systems' file names, pictures in parquet files, lone rows."""
+"""Unusual forms of users' data: other names of tar parts, other systems' file names, pictures in parquet files, single rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO-amodal annotations: both boxes of each object, in both forms, and masks in COCO's letters."""
+"""COCO-amodal annotations: both boxes of each object, in both formats, and masks in COCO's text encoding."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_mask_that_is_none(mask: Any, words: str) -> None:
 
 
 def regions() -> dict[str, Any]:
-    """Two pictures in the published form: one object half hidden, one whole, stuff, and a name that a picture has twice."""
+    """Return two pictures in the published format: a half hidden object, a whole one, stuff, and a name that occurs twice."""
     mask = {"size": [8, 10], "counts": [16, 4, 4, 4, 52]}  # columns 2 and 3, rows 0 to 3
     square = [1, 1, 3, 1, 3, 3, 1, 3]
     return {

@@ -1,4 +1,4 @@
-"""Boxes on pictures: drawn where they are, turned with the picture, with a caption that fits."""
+"""Boxes drawn on pictures: at the right place, rotated with the picture, with a caption that fits."""
 
 from __future__ import annotations
 

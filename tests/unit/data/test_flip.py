@@ -41,7 +41,7 @@ BOX_2D = st.lists(NUMBER, min_size=4, max_size=4).map(lambda n: f'"bbox_2d": [{"
 
 
 def value(text: str) -> str:
-    """Numbers by value: 7.00 and 7.0 are the same place."""
+    """Compare numbers by value: 7.00 and 7.0 are the same coordinate."""
     return re.sub(r"\d+\.\d+|\d+", lambda m: f"{float(m[0]):g}", text)
 
 

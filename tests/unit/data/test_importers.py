@@ -1,4 +1,4 @@
-"""Public forms of grounding data: each gives the same rows, and nothing of a foreign file is run or believed."""
+"""Public formats of grounding data: each gives the same rows, and a foreign file is neither run nor trusted."""
 
 import io
 import os

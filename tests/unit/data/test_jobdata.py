@@ -192,7 +192,7 @@ def test_prepared_data_that_a_power_cut_has_emptied_is_made_again(tmp_path: Path
 
 
 def _same_size_and_time(path: Path, data: bytes) -> None:
-    """Swap a file's content in the way that only its bytes (and the kernel's time) show."""
+    """Replace a file's content so that only its bytes (and the kernel's change time) show it."""
     before = path.stat()
     assert before.st_size == len(data)
     path.write_bytes(data)
@@ -200,7 +200,7 @@ def _same_size_and_time(path: Path, data: bytes) -> None:
 
 
 def test_content_decides_whether_data_is_prepared_again(tmp_path: Path) -> None:
-    """Touched is not changed, and changed is noticed where size and time of a file are the same: rows, and pictures in a tar."""
+    """A touched file does not count as changed; changed rows, and pictures in a tar, are noticed even if size and time are equal."""
     data = own_data(tmp_path, [[100.0 + i, 200.0, 700.0, 800.0] for i in range(5)])
     with tarfile.open(tmp_path / "img.tar", "w") as tar:
         tar.add(tmp_path / "img/a.png", "a.png")

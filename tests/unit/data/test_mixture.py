@@ -1,4 +1,4 @@
-"""Weights of data sets: how often each row is taken, by the seed and known before."""
+"""Weights of data sets: the seed decides how often each row is used, and the numbers are known in advance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures: what cannot be decoded is found, an orientation is removed without touching pixels, 16 bits are scaled."""
+"""Pictures: broken ones are found, an orientation is removed without changing pixels, and 16 bits are scaled to 8."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def noise(form: str, size: tuple[int, int] = (97, 61), orientation: int | None =
     if orientation is not None:
         exif[0x0112] = orientation
     out = io.BytesIO()
-    grey = random.Random(5).randbytes(size[0] * size[1])  # not effect_noise: a cut may fall where a scan ends
+    grey = random.Random(5).randbytes(size[0] * size[1])  # not effect_noise: a cut might be at the end of a scan
     Image.frombytes("L", size, grey).convert("RGB").save(out, form, exif=exif.tobytes(), **options)
     return out.getvalue()
 
@@ -41,7 +41,7 @@ def test_what_is_cut_is_found(form, options, share):
     cut = data[: int(len(data) * share)]
     with pytest.raises(ValueError):
         inspect(io.BytesIO(cut))
-    if form == "JPEG":  # an end marker hides it from a look at the end, and from Pillow
+    if form == "JPEG":  # an end marker hides the fault from a check of the end, and from Pillow
         assert complaint(cut + b"\xff\xd9") is None
         assert complaint(cut + b"\xff\xd9", whole=True) is not None
 
@@ -51,7 +51,7 @@ def test_a_tail_of_zeros_as_a_crash_leaves_it_is_found():
     half = data[: len(data) // 2]
     with pytest.raises(ValueError, match="no end"):
         inspect(io.BytesIO(half + bytes(len(data) - len(half))))
-    assert inspect(io.BytesIO(data + b"x" * 5000)).size == (97, 61)  # what a camera adds behind the end
+    assert inspect(io.BytesIO(data + b"x" * 5000)).size == (97, 61)  # bytes that a camera appends
 
 
 def test_a_broken_stream_is_found_when_decoded():

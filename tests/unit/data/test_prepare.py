@@ -30,7 +30,7 @@ def question(number: int, **change: Any) -> dict[str, Any]:
 
 
 class Place:
-    """A small data set on disk, to be spoilt by the tests."""
+    """Return a small data set on the disk, which the tests damage."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.images, self.out = root, root / "images", root / "out"
@@ -92,7 +92,7 @@ def test_rows_have_the_form_verl_reads(place: Place) -> None:
 
 def test_the_sample_is_the_one_the_reference_takes(place: Place) -> None:
     place.prepare(fraction=0.2, seed=42)
-    taken = np.random.default_rng(42).permutation(25)[:5]  # what `datasets` does for shuffle(seed=42).select(range(k))
+    taken = np.random.default_rng(42).permutation(25)[:5]  # as `datasets` does for shuffle(seed=42).select(range(k))
     both = [f"{stem}:{i + 1}" for stem in ("refcoco_val", "refcocog_val") for i in taken]
     expected = [both[i] for i in np.random.default_rng(42).permutation(10)]
     assert [r["extra_info"]["id"] for r in place.rows("val")] == expected
@@ -123,7 +123,7 @@ def test_a_row_without_sent_asks_what_its_conversation_asks(place: Place) -> Non
     [("qwen3", "Locate dog 1, output"), ("qwen3_amodal", "Locate dog 1 amodally, output")],
 )
 def test_the_words_of_internvl_become_those_of_qwen(place: Place, prompt: str, words: str) -> None:
-    """The published raw rows have no `sent`: the expression is in `<ref>` of a question in InternVL's words."""
+    """The published raw rows have no `sent`; their expression is in `<ref>` of a question in InternVL's wording."""
     place.write([training(1, sent=None)], [question(1)])
     place.prepare(prompt=prompt)
     content = place.rows("train")[0]["prompt"][0]["content"]
@@ -226,7 +226,7 @@ def test_an_expression_is_not_changed_by_being_hashed() -> None:
 def test_the_header_of_a_picture_is_read_once_and_rows_do_not_pile_up(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory is bounded by a row group whatever the number of rows; a picture has many rows and one header."""
+    """Memory is bounded by a row group for any number of rows, and each picture's header is read only once."""
     import gc
     from collections import Counter
 

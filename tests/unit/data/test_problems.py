@@ -1,4 +1,4 @@
-"""One check of rows, boxes and pictures, for lint and prepare: what each finds, and what becomes of it."""
+"""The check of rows, boxes and pictures in lint and prepare: its findings and their consequences."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def training(image: str, box: list[Any], **change: Any) -> dict[str, Any]:
 
 
 class Place:
-    """Rows of both kinds over given pictures."""
+    """Return rows of both kinds about given pictures."""
 
     def __init__(self, root: Path, pictures: dict[str, bytes]) -> None:
         self.root, self.images = root, root / "img"
@@ -91,7 +91,7 @@ def test_pictures_are_checked_by_lint_and_prepare_alike(
     if severity == "warning":
         result = place.prepare(decode=whole)
         assert (result.train, result.validation, result.left_out) == (24, 4, 0)
-        assert [p.kind for p in result.problems] == [kind, kind]  # once a picture and file, not once a row
+        assert [p.kind for p in result.problems] == [kind, kind]  # once per picture and file, not once per row
         return
     with pytest.raises(UserError, match=rf"14 rows cannot be used, 0 are allowed:\n.*{name}"):
         place.prepare(decode=whole)
@@ -100,7 +100,7 @@ def test_pictures_are_checked_by_lint_and_prepare_alike(
 
 
 def test_rl_gets_an_8_bit_copy_of_a_16_bit_picture(tmp_path: Path) -> None:
-    """The trainer's loader would clip it to white, so that RL would see another picture than evaluation and SFT."""
+    """verl's loader would clip the picture to white, so that RL would see a different picture than evaluation and SFT."""
     place = Place(tmp_path, {"good.png": png(), "deep.png": png("I;16")})
     place.prepare()
     rows = pq.read_table(tmp_path / "out/train.parquet").to_pylist()

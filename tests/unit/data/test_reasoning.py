@@ -1,4 +1,4 @@
-"""Against a real HTTP server that speaks chat completions, and fails at times."""
+"""`egm data reasoning` against a real HTTP server for chat completions that sometimes fails."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ COUNT = 12
 
 
 class Server:
-    """`plan(sent, attempt)` gives (status, text, finish_reason), or None to drop the connection."""
+    """A server whose `plan(sent, attempt)` returns (status, text, finish_reason), or None to drop the connection."""
 
     def __init__(self) -> None:
         self.plan: Any = lambda sent, attempt: (200, f"The {sent} stands by the wall.", "stop")
@@ -232,7 +232,7 @@ def test_a_reversed_box_is_drawn_all_the_same() -> None:
 
 
 def test_the_list_is_written_over_several_lines_with_a_tab() -> None:
-    """As the reference's converter, and Qwen3-VL itself, write it."""
+    """The text is that of the reference's converter and of Qwen3-VL itself."""
     assert target("Because.", "a dog", (1.0, 2.4, 3.0, 4.6)) == (
         'Because.\n</think>\n\n```json\n[\n\t{"bbox_2d": [1, 2, 3, 5], "label": "a dog"}\n]\n```'
     )

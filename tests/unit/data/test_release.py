@@ -1,4 +1,4 @@
-"""The published data set as it is published, in a miniature: every reader takes it."""
+"""A miniature of the published data set in its published layout: every reader accepts it."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rows of SFT: whatever would end a training at its row is found before, by file and row."""
+"""Rows of SFT: every fault that would end a training is found before it starts, with file and row."""
 
 from __future__ import annotations
 

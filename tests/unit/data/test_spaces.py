@@ -17,7 +17,7 @@ seeds = st.integers(0, 2**32)
 def true_boxes(
     seed: int, n: int, sides: tuple[int, int] = (64, 1000)
 ) -> list[tuple[tuple[float, ...], tuple[int, int]]]:
-    """Boxes as RefCOCO has them: pixels xyxy with decimals, any place, some of them a few pixels outside."""
+    """Return boxes like RefCOCO's: pixels xyxy with decimals, anywhere in the picture, some a few pixels outside."""
     draw = random.Random(seed)
     rows = []
     for _ in range(n):

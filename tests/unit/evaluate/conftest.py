@@ -1,4 +1,4 @@
-"""A real server on loopback that misbehaves as told, and a small evaluation set."""
+"""A real server on loopback with programmed faults, and a small evaluation set."""
 
 import asyncio
 import json
@@ -10,13 +10,13 @@ from PIL import Image
 
 
 class Server:
-    """Answers with a box that depends on the question alone. `plan(n, body)` names the mischief of request n, or None."""
+    """Answers with a box that depends only on the question. `plan(n, body)` names the fault of request n, or None."""
 
     def __init__(self):
         self.count, self.plan, self.bodies, self.delay = 0, lambda n, body: None, [], 0.0
         self.metrics = lambda: ""
         self.pages, self.seen = {}, []
-        """Path -> what a GET answers: JSON, or a status; and the paths that were asked for, with their headers"""
+        """Path -> the reply to a GET: JSON, or a status; and the requested paths with their headers"""
         self._loop = asyncio.new_event_loop()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
@@ -60,7 +60,7 @@ class Server:
         if self.delay:
             await asyncio.sleep(self.delay)
         mischief = self.plan(n, body)
-        if isinstance(mischief, dict):  # a reply of the test's own
+        if isinstance(mischief, dict):  # a reply that the test defines
             return web.json_response(mischief)
         if mischief == "garbage":
             return web.Response(text="<html>hello</html>")

@@ -1,6 +1,7 @@
-"""Random replies of every kind, over several servers and restarts: the macro is a brute-force scorer's, or there is none and why is said.
+"""Random replies over several servers and restarts: the macro mean equals that of a brute-force scorer, or a reason is
+given.
 
-The scorer here shares nothing with the project: it reads the lines of the results as JSON, and knows which texts are right.
+The scorer shares no code with the project: it reads the lines of the results as JSON, and knows which texts are right.
 """
 
 import json
@@ -61,7 +62,7 @@ KINDS = [*ANSWERS, *OTHERS, *FAILURES]
 
 
 class Start:
-    """One start of the evaluation: what its servers send, and how it is run."""
+    """One start of the evaluation: the replies of its servers, and its options."""
 
     def __init__(self, kinds, paths, mixed, allowed, lives):
         self.kinds, self.paths, self.mixed, self.allowed, self.lives = kinds, paths, mixed, allowed, lives
@@ -80,7 +81,7 @@ STARTS = st.builds(
     allowed=st.sampled_from([0, 0, 2, 99]),
     lives=st.sampled_from([None, None, 3, 9]),
 )
-"""`allowed`: failed rows that count as wrong; `lives`: replies after which all servers only reset connections"""
+"""`allowed`: number of failed rows that count as wrong; `lives`: replies after which all servers only reset connections"""
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def data(tmp_path_factory):
 
 
 def stored(out):
-    """The last line of each key, and only those."""
+    """Return only the last line of each key."""
     rows = {}
     for part in sorted((out / "results").glob("part-*.jsonl")):
         for line in part.read_text().splitlines():
@@ -110,7 +111,7 @@ def scored_text(row):
 
 
 def brute_force(rows, allowed):
-    """The macro of the answers, or None: no row may be missing, and no more than `allowed` may have failed."""
+    """Return the macro mean, or None if a row is missing or more than `allowed` rows have failed."""
     failed = [r for r in rows if r["outcome"] == "error"]
     if len(rows) < len(FILES) * ROWS or len(failed) > allowed:
         return None
@@ -187,7 +188,7 @@ def test_the_macro_is_a_brute_force_scorers_or_why_not_is_said(data, tmp_path_fa
             assert summary.done == len(answered) + (failed if failed <= start.allowed else 0)
             if found is not None and failed:
                 assert any("as wrong" in note for note in summary.notes)
-            for row in answered:  # nothing is an answer that no server has given, whole and finished, to this question
+            for row in answered:  # every answer was sent by a server, complete and finished, for this question
                 text = row["text"], row["reasoning"], row["finish_reason"], row["served_model"]
                 assert (row["sent"], *text) in sent
                 assert bool(row["correct"]) == (scored_text(row) == RIGHT)

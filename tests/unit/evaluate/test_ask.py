@@ -1,4 +1,4 @@
-"""One question to a real server on loopback: the request is the evaluation's, the box is in pixels, refusals are sentences."""
+"""`egm ask` with a real server: the request equals the evaluation's, the box is in pixels, and refusals are sentences."""
 
 from __future__ import annotations
 
@@ -126,4 +126,4 @@ def test_bytes_of_a_picture_with_an_orientation_are_sent_without_it(server, tmp_
     sent = base64.b64decode(server.bodies[0]["messages"][0]["content"][0]["image_url"]["url"].partition("base64,")[2])
     with Image.open(io.BytesIO(sent)) as image:
         assert image.getexif().get(0x0112, 1) == 1
-    assert (found.width, found.height) == (40, 20) and found.drawn().height > 40  # turned for the viewer
+    assert (found.width, found.height) == (40, 20) and found.drawn().height > 40  # rotated for display

@@ -1,4 +1,4 @@
-"""Answers about one picture are never reported for another that took its name."""
+"""Answers about a picture are never reported for another picture of the same name."""
 
 from __future__ import annotations
 

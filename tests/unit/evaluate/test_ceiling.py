@@ -1,4 +1,4 @@
-"""The warning that names the ceiling of one process comes if the loop's core is full for a while, and goes again."""
+"""The warning about the limit of one process appears if its core is fully used for a while, and disappears again."""
 
 import pytest
 

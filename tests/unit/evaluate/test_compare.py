@@ -1,4 +1,4 @@
-"""Paired comparison: exact statistics, no dependence on order or on which side is called A, and a gate that never passes by accident."""
+"""Paired comparison: exact statistics, independent of order and sides, and a gate that never passes by accident."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = ("refcoco_val", "refcoco+_testA", "refcocog_test")
 
 
 def row(i: int, hit: bool, **changes: Any) -> dict[str, Any]:
-    """Question `i`, answered right or wrong."""
+    """Return question `i`, answered right or wrong."""
     made = {"key": f"k{i}", "file": FILES[i % 3], "line": i + 1, "image": f"{i // 4}.jpg", "sent": f"thing {i}"}
     made |= {"width": 100, "height": 80, "bbox": [10.0, 10.0, 50.0, 60.5], "text": "[1, 2, 3, 4]"}
     made |= {"scaled_bbox": [10.0, 10.0, 50.0, 60.0], "iou": 0.9 if hit else 0.1, "correct": hit, "outcome": "ok"}
@@ -47,7 +47,7 @@ def test_mcnemar_has_the_values_of_the_textbook() -> None:
     assert mcnemar(121, 59) == pytest.approx(4.4344492637551645e-06, rel=1e-12)
     assert mcnemar(400, 1000) == pytest.approx(1.61445671906007e-59, rel=1e-12)
     assert mcnemar(14_000, 14_600) == pytest.approx(0.0003969844170907536, rel=1e-10)
-    assert mcnemar(0, 5000) == 0.0  # smaller than a float can be
+    assert mcnemar(0, 5000) == 0.0  # smaller than the smallest float
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -191,7 +191,7 @@ def side(
     summary: dict[str, Any] | None = None,
     more: list[dict[str, Any]] | None = None,
 ) -> str:
-    """Return a folder of 30 answers, of which something is changed."""
+    """Return a folder of 30 answers with some changes."""
     rows = [row(i, i % 3 > 0, **(ROW | (changes or {}))) for i in range(30)]
     store(folder, [*(more or []), *rows], CONFIG | (config or {}))
     (folder / "summary.json").write_bytes(orjson.dumps({"notes": [], "files": []} | (summary or {})))
@@ -220,7 +220,7 @@ OTHER_ROWS = [row(i, True, **(ROW | {"settings": "0ld"})) for i in range(4)]
             {"changes": {"served_path": "/models/other"}},
             "that of A serves the weights from '/models/m', that of B serves the weights from '/models/other'.",
         ),
-        ({"changes": {"weight_version": "2"}}, ""),  # A does not say one
+        ({"changes": {"weight_version": "2"}}, ""),  # A has none
         (
             {"config": {"model": "tuned"}, "changes": {"model": "tuned", "served_model": "tuned"}},
             "A names m and B tuned, but the servers said the same of both: m, weights from /models/m",

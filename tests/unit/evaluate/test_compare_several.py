@@ -1,4 +1,4 @@
-"""Several evaluations against the first one: intervals that hold together, checked by simulation; Holm; questions that pair."""
+"""Several evaluations against the first one: simultaneous intervals, checked by simulation; Holm; pairing of questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grounding.evaluate.compare_several import Several, holm, several
 def simulated(
     draw: np.random.Generator, effects: list[float], images: int = 60, each: int = 3
 ) -> tuple[np.ndarray, ...]:
-    """Answers to three questions an image in two files. What is hard about an image is hard for all evaluations and all its questions."""
+    """Return answers to three questions per image in two files. A hard image is hard for all evaluations and all its questions."""
     image = np.repeat(np.arange(images), each)
     file = np.tile([0, 1, 1], images)[: len(image)]
     hard = draw.normal(0, 0.15, images)[image]
@@ -25,14 +25,14 @@ def simulated(
 
 @pytest.fixture
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draws of each bootstrap in the simulations, which repeat it a hundred times."""
+    """Draws of each bootstrap; the simulations repeat the bootstrap a hundred times."""
     for module in (compare_several, compare, summary):
         monkeypatch.setattr(module, "DRAWS", 300)
 
 
 @pytest.mark.usefixtures("few_draws")
 def test_the_best_of_several_that_are_equal_is_no_better_than_the_first() -> None:
-    """Of six settings that are all as good as the first one, the best looks better; its interval must know that it was picked."""
+    """Six settings are all as good as the first one, but the best of them looks better; its interval must allow for this choice."""
     draw, wrong, alone, rounds = np.random.default_rng(5), 0, 0, 100
     for _ in range(rounds):
         correct, file, image = simulated(draw, [0.0] * 6)
@@ -43,7 +43,7 @@ def test_the_best_of_several_that_are_equal_is_no_better_than_the_first() -> Non
         low = bootstrap(file, image, correct[number].astype(np.int64) - correct[0])[1][0]
         alone += low > 0
     assert wrong / rounds <= 0.06
-    assert alone / rounds > 0.08  # an interval for one difference alone is wrong about the best of six
+    assert alone / rounds > 0.08  # an interval for a single difference is too narrow for the best of six
 
 
 @pytest.mark.usefixtures("few_draws")
@@ -57,7 +57,7 @@ def test_intervals_hold_the_truth_and_follow_the_images() -> None:
         missed += not all(held)
         assert found.acc_ci95 is not None
         inside += found.acc_ci95[0] <= 0.6 <= found.acc_ci95[1]
-    assert missed / rounds <= 0.09  # 5 % are expected, and 9 % are two standard errors more
+    assert missed / rounds <= 0.09  # 5 % are expected; 9 % are two standard errors more
     assert inside / rounds >= 0.9
 
 

@@ -1,4 +1,4 @@
-"""Engines: what each says of itself at /metrics, in samples of the form that its documentation gives; environment and commands."""
+"""Engines: their /metrics (samples in the format of their documentation), environment and commands."""
 
 import pytest
 from hypothesis import given

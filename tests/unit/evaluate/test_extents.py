@@ -1,4 +1,4 @@
-"""Rows with two true boxes: the prompt says which one counts, and both figures stand side by side in rows, summary, table and report."""
+"""Rows with two true boxes: the prompt decides which one counts; rows, summary, table and report show both figures."""
 
 import json
 
@@ -25,7 +25,7 @@ VISIBLE, WHOLE = [10, 8, 50, 48], [10, 8, 98, 72]
 
 @pytest.fixture
 def hidden(dataset):
-    """One file of 24 rows; the server answers with what is visible where the prompt does not ask for the whole object."""
+    """Return a file of 24 rows; the server answers with the visible box unless the prompt asks for the whole object."""
     rows = [
         {"image": f"{i % 6}.jpg", "sent": "thing 0", "bbox": VISIBLE, "amodal_bbox": WHOLE, "width": 100, "height": 80}
         for i in range(24)

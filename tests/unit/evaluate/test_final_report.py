@@ -1,4 +1,4 @@
-"""The summary in short: it fits, and the operator reads it."""
+"""The short summary fits into a termination message, and the operator can read it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_notes_are_in_it_and_it_still_fits(note: str) -> None:
 
 @pytest.mark.parametrize(("settings", "costs"), [(8, True), (30, False), (200, None)])
 def test_settings_of_a_sweep_are_in_it_and_it_still_fits(settings: int, costs: bool | None) -> None:
-    """What does not fit goes in steps; `costs` None: the settings themselves do not."""
+    """Parts that do not fit are removed step by step; `costs` None: even the settings do not fit."""
     spent = dict.fromkeys((f.name for f in fields(Costs)), None)
     spent |= {"questions": 40, "generated_tokens": 57.123456, "concurrency": 4, "serving_seconds": 9.0}
     row = {"model": "hf://JamesZGQ/EGM-4B", "done": 40, "total": 40, "macro": 1 / 3, "ci95": [0.1, 0.2], "costs": spent}

@@ -1,4 +1,4 @@
-"""No evaluation with truths, rows or pictures that are wrong: it stops before anything is sent, and says what to do."""
+"""An evaluation with wrong boxes, rows or pictures stops before it sends anything, and says what to do."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BOXES = [
 
 
 def written(box, size, space):
-    """The box as a file in that space has it."""
+    """Return the box as a file in this space contains it."""
     (x1, y1, x2, y2), (w, h) = box, size
     scale, _, order = space.rpartition("-")
     if order in ("relative", "fraction"):
@@ -102,7 +102,7 @@ def test_each_declared_space_is_converted_exactly_once(space, size, at):
     own = row | {
         "bbox": written(box, size, "xywh"),
         "bbox_format": "xywh",
-    }  # a row that says it itself is not converted twice
+    }  # a row that declares its format itself is not converted twice
     assert parse_expression(own, Path("f.jsonl"), 1, space).bbox == pytest.approx(box, rel=1e-6, abs=1e-6)
 
 

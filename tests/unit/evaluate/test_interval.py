@@ -1,4 +1,4 @@
-"""The interval of an accuracy at its edges, where a bootstrap would have no width: exact, by images, and checked by simulation."""
+"""The interval of an accuracy of 0 or 1, for which a bootstrap has no width: exact, by image, and checked by simulation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_file_without_rows_has_no_part_in_it() -> None:
 
 @pytest.mark.parametrize("truth", [0.9, 0.95, 0.98, 0.995])
 def test_the_truth_is_outside_as_rarely_as_it_may_be(truth: float) -> None:
-    """Images of one to five rows that are right or wrong together: at most 2.5 % of all runs may be all right and exclude the truth."""
+    """Images of one to five rows are right or wrong as a whole: in at most 2.5 % of runs, all are right and the interval misses the truth."""
     draw, rounds, missed, whole = np.random.default_rng(int(truth * 1000)), 4000, 0, 0
     for _ in range(rounds):
         rows = draw.integers(1, 6, 60)

@@ -1,4 +1,4 @@
-"""Which latencies count: row by row, whichever process measured them, and the same after any restart."""
+"""The choice of valid latencies: row by row, for any process that measured them, and the same after any restart."""
 
 import asyncio
 import time
@@ -102,7 +102,7 @@ def test_a_resumed_run_is_judged_by_all_its_processes_and_loses_only_the_late_on
     for f in second.files:
         own = [r["latency_s"] for r in measured if not r["loop_lag_s"] and r["file"] == f.name]
         assert f.latency_mean == (pytest.approx(np.mean(own)) if own else None)
-    again = go(slow)  # nothing is left to ask
+    again = go(slow)  # no question remains
     kept = ("latencies_left_out", "loop_lag_p99", "in_flight_mean", "latency_refused", "notes", "files", "servers")
     assert [getattr(again, k) for k in kept] == [getattr(second, k) for k in kept]
     assert command_line(["rescore", str(dataset / "out")]) == 0
@@ -112,7 +112,7 @@ def test_a_resumed_run_is_judged_by_all_its_processes_and_loses_only_the_late_on
 
 
 def test_a_process_that_was_killed_leaves_its_lag_in_its_rows(dataset, server, monkeypatch):
-    """No summary of the killed process is needed to judge it."""
+    """The rows can be checked without a summary of the killed process."""
     server.delay = 0.02
     late_by(monkeypatch, 0.5)
     go(evaluation(dataset, server.url, mode="latency", concurrency=2, limit=12))

@@ -1,4 +1,4 @@
-"""Servers as they are: whatever they send, the number is one over real answers, or there is none and the reason is said."""
+"""Whatever servers send, the result is computed from real answers, or there is none and a reason is given."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from grounding.evaluate.summary_model import read_summary
 from tests.unit.evaluate.conftest import Server
 from tests.unit.evaluate.test_run import evaluation, go
 
-RIGHT = '[{"bbox_2d": [100, 100, 505, 600]}]'  # of a truth of [10, 8, 50.5, 48] in a picture of 100 x 80
+RIGHT = '[{"bbox_2d": [100, 100, 505, 600]}]'  # for the true box [10, 8, 50.5, 48] in a picture of 100 x 80
 WRONG = '[{"bbox_2d": [600, 600, 900, 900]}]'
 
 
@@ -53,7 +53,7 @@ def question_of(asked):
 
 
 def brute_force(out):
-    """Macro over stored rows by nothing of the project but its files: the last row of a question counts."""
+    """Return the macro mean from the stored files without the project's code: the last row of a question counts."""
     last = {(r["file"], r["line"]): r for r in read_rows(out)}
     files = {}
     for row in last.values():
@@ -74,7 +74,7 @@ def test_the_macro_is_that_of_the_answers_or_there_is_none(dataset, tmp_path_fac
         for server in servers:
             server.plan = lambda n, asked: KINDS[chance.choice(kinds)]
         summary = None
-        for _ in range(3):  # each start may stop early; what was answered stays
+        for _ in range(3):  # each start may stop early; its answers are kept
             try:
                 summary = go(
                     evaluation(dataset, *(s.url for s in servers), out=str(out), retry_errors=True, attempts=2)
@@ -137,7 +137,7 @@ def test_the_error_of_a_run_without_a_mean_says_what_came(dataset, server, capsy
     server.plan = lambda n, asked: "garbage"
     words = ["eval", "--files", str(dataset / "refcoco_val.jsonl"), "--images", str(dataset / "images"), "--model", "m"]
     words += ["--endpoint", server.url, "--out", str(dataset / "page"), "--attempts", "1", "--limit"]
-    for rows in ("3", "8", "20"):  # as many as end a run early, fewer, and more
+    for rows in ("3", "8", "20"):  # the number that ends a run early, fewer, and more
         assert command_line([*words, rows]) == 1
         assert (
             "status 200, but no JSON (text/plain): '<html>hello</html>'"
@@ -295,7 +295,9 @@ def test_refused_latencies_stay_refused_when_nothing_is_left_to_ask(dataset, ser
 def test_a_server_that_loads_is_waited_for(dataset, server):
     server.plan = lambda n, asked: 503 if n < 8 else KINDS["right"]
     summary = go(evaluation(dataset, server.url, wait_s=60.0, refusals=2))
-    assert Progress(48, asked=48, seconds=100.0, waited=98.0).per_second == 24.0  # waiting for a server is no pace
+    assert (
+        Progress(48, asked=48, seconds=100.0, waited=98.0).per_second == 24.0
+    )  # waiting for a server does not count for the rate
     assert summary.macro == 1.0 and summary.errors == 0
 
 
@@ -360,7 +362,7 @@ def test_only_truncated_answers_are_asked_again_with_more_tokens(dataset, server
 
 
 def finished(dataset, server, *more):
-    """Evaluate one file by the command line; returns its words and the folder."""
+    """Evaluate one file by the command line; return the arguments and the folder."""
     out = dataset / "finished"
     words = ["eval", "--files", str(dataset / "refcoco_val.jsonl"), "--images", str(dataset / "images"), "--model", "m"]
     words += ["--endpoint", server.url, "--out", str(out), "--attempts", "1", *more]

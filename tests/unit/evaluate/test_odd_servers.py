@@ -1,7 +1,8 @@
-"""A table of odd servers: what each sends, and what must come of it. Real HTTP over loopback.
+"""A table of unusual servers: their replies, and the required results. They use real HTTP over loopback.
 
-Three questions are asked. Two get a good answer; the third gets what the table says, the first time or always. So a table row is about one
-question, and the others show that the run itself takes no harm. A new oddity of a server is a row here before it is anything else.
+Three questions are asked. Two get a good answer; the third gets the reply in the table, once or always. Thus a table
+row is about one question, and the others show that the run itself is not affected. Add a row here first if you find a
+new kind of reply.
 """
 
 import gzip
@@ -52,18 +53,18 @@ GIVEN_UP, ENDED = {"partial": RIGHT, "text": None}, "the server ended 1 of 3 req
 
 
 class Odd(NamedTuple):
-    """What the odd question is sent, and what its row must be."""
+    """The reply to the third question, and the row that it must have."""
 
     sends: Any
     outcome: str = "ok"
     correct: bool = True
     says: str = ""
-    """In the row's error"""
+    """Part of the row's error"""
     asked: int = 1
-    """Requests that it takes; an error that another try may fix has two"""
+    """Number of requests; an error that another try may fix has two"""
     row: Mapping[str, Any] = MappingProxyType({})
     note: str = ""
-    """In the summary's notes"""
+    """Part of the summary's notes"""
     unseen: int = 0
     """Further requests that do not count as tries: an idle connection may have been closed"""
 
@@ -73,17 +74,17 @@ def wrong(sends, outcome, **more):
 
 
 def retried(sends, says, **more):
-    """No answer, asked again: with a good second reply the question is answered, else its row is an error that says why."""
+    """No answer, so the question is asked again: a good second reply answers it; otherwise its row is an error with the reason."""
     return Odd(sends, "error", False, says, asked=2, **more)
 
 
 def refused(status, body="no", says="", kind="application/json"):
-    """The server will not take the question: no second try."""
+    """The server refuses the question: no second try."""
     return Odd(http(body, status, kind), "error", False, says or f"HTTP {status}")
 
 
 ANSWERS = {
-    # how an answer ends
+    # ends of an answer
     "stop": Odd(GOOD),
     "length, with a box": Odd(http(completion(finish="length")), "truncated"),
     "length, without a box": wrong(http(completion(LONG, "length")), "truncated"),
@@ -91,7 +92,7 @@ ANSWERS = {
     "length, in the thought": wrong(
         http(completion(None, "length", message={"reasoning": LONG})), "truncated", note="reasoning-parser"
     ),
-    # what an answer holds
+    # contents of an answer
     "a wrong box": wrong(http(completion(WRONG)), "ok"),
     "prose": wrong(http(completion("It is on the left.")), "unparsed"),
     "nothing": wrong(http(completion("")), "empty"),
@@ -148,7 +149,7 @@ ANSWERS = {
         row={"rest": json.dumps({"thoughts": RIGHT}).replace(": ", ":", 1)},
     ),
     "fields that nobody knows": Odd(http(completion(system_fingerprint="x", x={"y": [1]}, service_tier=None))),
-    # what it is said to have cost
+    # reported token counts
     "no usage": Odd(http(raw(('"usage"', '"other"'))), row={"completion_tokens": None, "prompt_tokens": None}),
     "usage null": Odd(http(raw(usage={}).replace('"usage": {}', '"usage": null')), row={"completion_tokens": None}),
     "usage a list": Odd(http(completion(usage=[1])), row={"completion_tokens": None}),
@@ -167,11 +168,11 @@ ANSWERS = {
         row={"completion_tokens": 9, "reasoning_tokens": 4},
     ),
     "details null": Odd(http(completion(usage={"completion_tokens": 9, "completion_tokens_details": None}))),
-    # who it is said to be from
+    # reported model names
     "no model": Odd(http(raw(('"model"', '"other"'))), row={"served_model": None}),
     "a model that is a number": Odd(http(completion(model=7)), row={"served_model": None}),
     "a weight version": Odd(http(completion(metadata={"weight_version": "2"})), row={"weight_version": "2"}),
-    # how it travels
+    # encodings of the response
     "chunked": Odd(CHUNKED + CHUNKS + b"0\r\n\r\n"),
     "chunked, with an extension and a trailer": Odd(
         CHUNKED + b"%x;a=b\r\n%s\r\n0\r\nX-Sum: 1\r\n\r\n" % (len(TEXT), TEXT)
@@ -192,7 +193,7 @@ ANSWERS = {
     "a byte order mark": Odd(http(b"\xef\xbb\xbf" + TEXT)),
 }
 FAILURES = {
-    # ends that are none
+    # unfinished answers
     **{
         f"finish_reason {finish!r}": retried(http(completion(finish=finish)), says, row=GIVEN_UP, note=ENDED)
         for finish, says in [
@@ -219,7 +220,7 @@ FAILURES = {
         row={"partial": "", "reasoning": WRONG, "finish_reason": "repetition"},
         note="the server ended 1 of 3 requests (33.33 %) by 'repetition'; it is no answer",
     ),
-    # what is no completion
+    # bodies that are not completions
     "content a number": retried(http(completion(5)), "not a chat completion"),
     "content an object": retried(http(completion({"text": RIGHT})), "not a chat completion"),
     "no message": retried(http({"choices": [{"text": RIGHT, "finish_reason": "stop"}]}), "not a chat completion"),
@@ -262,7 +263,7 @@ FAILURES = {
     **{f"status {s}": refused(s) for s in (400, 401, 402, 403, 404, 405, 409, 410, 415, 422, 451)},
     "too long": refused(400, {"message": "maximum context length is 4096 tokens"}, "maximum context length is 4096"),
     "too large for the proxy": refused(413, "<html>413 Request Entity Too Large</html>", "Too Large", "text/html"),
-    # how it breaks
+    # broken connections
     "reset before the answer": retried([RESET], "closed before an answer", unseen=1),
     "reset in the head": retried([GOOD[:25], RESET], "of the answer"),
     "reset in the middle": retried([GOOD[:-30], RESET], "of the answer"),
@@ -304,9 +305,8 @@ def ask(data, tmp_path):
     made = []
 
     def go(odd, times):
-        """Evaluate; the odd question gets what it is sent so many times, then a good answer.
-
-        Returns the summary, the question's row, and how often it was asked.
+        """Evaluate; the third question gets the unusual reply this many times, then a good answer. Return the summary,
+        the row of that question, and the number of its requests.
         """
         sends = odd.sends
         made.append(OddServer(lambda question, n: sends if "odd one" in question and n < times else GOOD))

@@ -1,4 +1,4 @@
-"""Results of one job are never continued for another: not for a model that was trained again under the same name."""
+"""Results of a job are never continued for another job, not even for a model that was trained again under the same name."""
 
 from __future__ import annotations
 

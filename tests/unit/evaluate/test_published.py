@@ -1,4 +1,4 @@
-"""Published figures beside ours: data with a source, and a verdict that chance and parts of a file cannot buy."""
+"""Published figures beside ours: each has a source, and neither chance nor a part of a file gives a good verdict."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from grounding.report import build
 
 
 def answers(folder: Path, acc: dict[str, float], counts: dict[str, int]) -> Answers:
-    """Return an evaluation of EGM-8B with these accuracies, two expressions a picture."""
+    """Return an evaluation of EGM-8B with these accuracies and two expressions per picture."""
     rows = []
     for name, n in counts.items():
         right = round(acc[name] * n)

@@ -1,4 +1,4 @@
-"""A reply is kept as it came, and only what ran to its end is an answer."""
+"""A reply is stored unchanged, and only a finished reply is an answer."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""A page of metrics is bounded: nothing is unpacked, nothing endless is read, no other host is asked."""
+"""Reading a metrics page is limited: no decompression, no endless body, no redirect to another host."""
 
 import zlib
 

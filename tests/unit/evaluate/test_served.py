@@ -1,4 +1,4 @@
-"""What servers' pages say of the model, in the forms of SGLang 0.5.12 and vLLM 0.24, and when two of them contradict each other."""
+"""The model as servers' pages describe it (SGLang 0.5.12 and vLLM 0.24), and servers that differ from each other."""
 
 import orjson
 import pytest

@@ -1,4 +1,4 @@
-"""A part, or a synthetic set, is never called by the name of the whole: in the summary, the table, the headline and the report."""
+"""A part of a file, or a synthetic set, is always marked as such: in the summary, the table, the headline and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Summaries as they are stored: what was written is read again, what an earlier release wrote too, and damage hides nothing else."""
+"""Stored summaries can be read again, also those of an earlier release; a damaged field does not hide the others."""
 
 import orjson
 import pytest
@@ -41,7 +41,7 @@ RELEASE_0_1 = {
     "requests_per_second": 12.5,
     "wall_seconds": 3.7,
 }
-"""What `egm eval` of release 0.1.0 wrote"""
+"""A summary that `egm eval` of release 0.1.0 wrote"""
 
 
 def written(folder, summary):

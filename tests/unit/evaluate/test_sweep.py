@@ -1,4 +1,4 @@
-"""Several settings in one run: folders, resuming, the order in which pictures are asked about, how time is divided."""
+"""Several settings in one run: folders, resuming, the order of pictures, and the division of time."""
 
 import itertools
 import json
@@ -43,7 +43,7 @@ def completion(text, tokens, finish="stop"):
 
 
 def thinker(n, body):
-    """Thinks longer than any budget; the longer it has thought, the better its box."""
+    """A model that thinks longer than any budget; a longer thought gives a better box."""
     last = body["messages"][-1]
     if last["role"] == "user":
         return completion("word " * body["max_tokens"], body["max_tokens"], "length")
@@ -137,7 +137,7 @@ def test_it_goes_on_where_it_was_stopped(dataset, server, stop):
     assert (summary.done, summary.errors, summary.reason) == (192, 0, None)
     for s in read_sweep(dataset / "out"):
         asked = Counter(r["key"] for r in read_rows(s.folder) if r["text"])
-        assert len(asked) == 48 and set(asked.values()) == {1}  # nothing that was answered is asked again
+        assert len(asked) == 48 and set(asked.values()) == {1}  # no answered question is asked again
     whole = run_sweep(evaluation(dataset, server, out="whole"), METHODS)
     costless = [[s.model_copy(update={"costs": None}) for s in each.settings] for each in (whole, summary)]
     assert costless[0] == costless[1]
@@ -151,12 +151,12 @@ def test_gpu_time_is_divided_and_adds_up(dataset, server):
     found = [read_summary(s.folder).costs for s in read_sweep(dataset / "out")]
     total = sum(c.gpu_seconds for c in found)
     assert total <= 4 * wall and total == pytest.approx(4 * sum(c.serving_seconds for c in found), rel=0.01)
-    assert found[0].gpu_seconds < found[3].gpu_seconds  # one request a question against four
+    assert found[0].gpu_seconds < found[3].gpu_seconds  # one request per question instead of four
     assert found[0].generated_tokens == 5 and found[3].generated_tokens == 22 and found[3].thought_tokens == 12
 
 
 def test_gpu_seconds_of_all_settings_are_the_wall_time_of_all_gpus(dataset, server):
-    """Within 2 % of what the server itself has seen; a machine that stalls in the middle gets six tries."""
+    """The costs are within 2 % of the server's own measurement; there are six tries, because the machine may stall."""
     seen, delay = [], 0.05
 
     def timed(n, body):
@@ -244,4 +244,7 @@ def test_a_job_with_a_sweep_leaves_every_setting_and_what_its_servers_cost(datas
         assert sum(flops) / 24 == pytest.approx(costs.flops)
         assert costs.gpu_seconds == pytest.approx(2 * costs.serving_seconds, abs=0.01)
         assert costs.money == pytest.approx(costs.gpu_seconds / 1800)
-    assert {b["max_tokens"] for b in server.bodies[2:]} == {6, 64}  # two are of the check that messages are continued
+    assert {b["max_tokens"] for b in server.bodies[2:]} == {
+        6,
+        64,
+    }  # two belong to the check that messages are continued

@@ -1,4 +1,4 @@
-"""A sweep over several models: its folder, its summary, and the roles' choice of a model."""
+"""A sweep over several models: its folder, its summary, and the model that each role uses."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_role_without_its_model_says_which_there_are(tmp_path: Path, only: str
 def test_pods_of_their_own_leave_one_sweep_in_the_output(
     dataset: Path, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each model's client has a folder of its own, as a pod has; the output holds all, and a page can be made of it."""
+    """Each model's client has its own folder, as a pod has; the output holds all of them, and a page can be made from it."""
     from grounding.evaluate.sweep import is_sweep, read_sweep
     from grounding.report import build_scaling
 

@@ -1,4 +1,4 @@
-"""What the client of an evaluation tells over HTTP is what its run did, while it runs and at its end."""
+"""The client of an evaluation reports its run correctly over HTTP, while it runs and at its end."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_histogram_counts_every_latency_once(values: list[float | None]) -> No
 
 
 def test_a_sweep_over_models_reports_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Questions of the models that are measured and of those to come count, and each setting is reported with what it cost."""
+    """Questions of all models count, measured or not, and each setting is reported with its costs."""
     monkeypatch.setenv("EGM_PROGRESS_PORT", "0")
     with serve("asks", tmp_path, Beside(done=40, total=40, not_begun=2)) as (exporter, port):
         progress = Progress(total=30, answered=5)

@@ -1,4 +1,4 @@
-"""Which model answers is asked of the servers themselves; one evaluation is of one model, or says that it is not."""
+"""The servers themselves are asked which model they serve; an evaluation has one model, or a note says that it has several."""
 
 import json
 
@@ -176,4 +176,4 @@ def test_answers_of_another_model_in_the_folder_stop_the_run(dataset, server):
 
 def test_a_server_without_pages_is_asked_for_them_once(dataset, server):
     assert go(evaluation(dataset, server.url, engine="sglang")).done == 48
-    assert [path for path, _ in server.seen].count("/v1/models") == 2  # at the start, and with its first answer
+    assert [path for path, _ in server.seen].count("/v1/models") == 2  # at the start, and with the first answer

@@ -1,4 +1,4 @@
-"""`egm eval`, the role of a job and the library ask one server the same questions."""
+"""`egm eval`, the role of a job and the library send the same requests to a server."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Reading a run folder: states, views, logs; whatever a crash or another version left there."""
+"""Reading a run folder: states, views and logs, also after a crash or from another version."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ WRONG: list[Any] = [None, True, -1.5, "1", [], {}, [1], {"a": 1}, [{}], 2**70]
     [("job", f.name) for f in dataclasses.fields(JobState)] + [("role", f.name) for f in dataclasses.fields(RoleState)],
 )
 def test_a_field_of_a_state_has_its_type_or_the_file_is_named(tmp_path: Path, of: str, name: str) -> None:
-    """The file may be anybody's: what is read goes into signals to processes, columns and comparisons."""
+    """Anyone may have written the file, and its values are used for signals to processes, columns and comparisons."""
     fields = {f.name: f for f in dataclasses.fields(JobState if of == "job" else RoleState)}
     for value in WRONG:
         job: dict[str, Any] = {"name": "a", "roles": [{"name": "r"}]}

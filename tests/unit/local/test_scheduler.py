@@ -226,7 +226,7 @@ def test_servers_and_their_clients_share_a_key_that_no_file_holds(tmp_path: Path
 
 
 def test_servers_one_after_the_other_use_the_same_gpus_and_each_task_has_its_own(tmp_path: Path) -> None:
-    """A sweep over models: the first model's servers are gone before the second one's begin."""
+    """In a sweep over models, the first model's servers end before the second model's servers start."""
     code = "import os; open(os.environ['TOLD'], 'a').write(os.environ['CUDA_VISIBLE_DEVICES'] + '\\n')\n" + SERVER
     client = """
     import os, socket, urllib.parse, urllib.request
@@ -273,7 +273,7 @@ def test_a_server_that_never_answers_runs_into_its_time_limit(tmp_path: Path) ->
 
 
 def test_what_a_role_leaves_behind_is_stopped(tmp_path: Path) -> None:
-    """A detached grandchild in a session of its own, as Ray and model servers start them, does not outlive its role."""
+    """A detached grandchild with its own session, as Ray and model servers start them, does not outlive its role."""
     pid_file = tmp_path / "pid"
     code = f"""
     import subprocess, sys
@@ -396,7 +396,7 @@ time.sleep(120)
 
 
 def start_driver(tmp_path: Path, prefix: str = "") -> tuple[subprocess.Popen[str], list[int]]:
-    """Return a real `egm run` in a process of its own, and the ids of its role and of the role's detached child."""
+    """Return a real `egm run` in a separate process, and the ids of its role and of the role's detached child."""
     pids = tmp_path / "pids"
     pids.unlink(missing_ok=True)
     (tmp_path / "demo.yaml").write_text("x")
@@ -476,7 +476,7 @@ def test_kill_9_leaves_nothing_behind_and_the_next_run_goes_on(tmp_path: Path, n
         eventually(lambda: not any(alive(p) for p in pids))
     again, new = start_driver(tmp_path)
     try:
-        assert not any(alive(p) for p in pids)  # what the kernel could not clear, the next run has
+        assert not any(alive(p) for p in pids)  # the next run has ended what the kernel could not
     finally:
         again.terminate()
         again.communicate(timeout=20)
@@ -487,7 +487,7 @@ def test_kill_9_leaves_nothing_behind_and_the_next_run_goes_on(tmp_path: Path, n
 
 def test_survivors_are_never_strangers() -> None:
     role = RoleState("r", pid=100, ticks=50, machine="boot ns", token="t")
-    stranger = [Found(100, 99, 100), Found(7, 60, 100)]  # the number was handed out again
+    stranger = [Found(100, 99, 100), Found(7, 60, 100)]  # the process id was used again
     assert survivors([role], stranger, "boot ns") == []
     assert survivors([role], [Found(100, 50, 100), Found(8, 60, 3, frozenset({"t"})), Found(9, 60, 9)], "boot ns") == [
         100,
@@ -499,7 +499,7 @@ def test_survivors_are_never_strangers() -> None:
 
 @pytest.mark.parametrize("recorded", ["", "other-boot ns", "boot other-ns"])
 def test_a_state_of_another_boot_container_or_host_stops_nothing(recorded: str) -> None:
-    """Only a token, which no stranger has in its environment, counts from elsewhere."""
+    """For processes of another boot or host, only the token counts, because no other process has it in its environment."""
     role = RoleState("r", pid=100, ticks=1, machine=recorded, token="t")
     there = [Found(100, 1, 100), Found(7, 60, 100)]
     assert survivors([role], there, "boot ns") == [] and survivors([role], there[1:], "boot ns") == []

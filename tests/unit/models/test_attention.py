@@ -1,4 +1,4 @@
-"""Packed rows and the loss over chunks: the same sums as torch's own, row by row."""
+"""Packed rows and the loss in chunks give the same sums as torch's own functions, row by row."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_rows_are_found_in_positions(lengths: list[int]) -> None:
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     found = attention.rows_of(positions)
     assert torch.equal(found.ends, _rows(lengths).ends) and found.longest == max(lengths)
-    assert attention.rows_of(positions) is found  # all layers share one answer
+    assert attention.rows_of(positions) is found  # all layers share one result
 
 
 @pytest.mark.parametrize("causal", [True, False])

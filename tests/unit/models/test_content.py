@@ -1,4 +1,4 @@
-"""What tells one model from another under the same name: by its manifest, by a store's listing, by its files."""
+"""Models with the same name are distinguished by their manifest, by the store's listing, or by their files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_file_swapped_below_a_manifest_is_refused_even_if_it_has_the_same_size
 
 
 class _Bucket(FolderStore):
-    """A store whose files have tags, as those of S3 and of the hub do."""
+    """A store whose files have tags, as in S3 and on the hub."""
 
     def entries(self, prefix: str = ""):  # type: ignore[no-untyped-def]
         for entry in super().entries(prefix):

@@ -1,4 +1,4 @@
-"""What a job will take: sizes of the models, memory against measurements, steps; and `egm plan`."""
+"""The estimates of `egm plan`: sizes of the models, memory compared with measurements, steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experts of a mixture, taken apart as verl hands them to vLLM and put together again."""
+"""Experts of a mixture, split as verl passes them to vLLM and joined again."""
 
 from __future__ import annotations
 

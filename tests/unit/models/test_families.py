@@ -1,4 +1,4 @@
-"""Which model belongs to which family, before anything is loaded."""
+"""The family of a model is known before anything is loaded."""
 
 from pathlib import Path
 

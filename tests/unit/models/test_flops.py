@@ -1,4 +1,4 @@
-"""The formula for operations against what torch counts when the real model class runs, and against its own picture processor."""
+"""The formula for operations, compared with torch's count for the real model class and with its picture processor."""
 
 import pytest
 
@@ -72,7 +72,7 @@ def test_the_formula_counts_what_torch_counts(config):
             use_cache=True,
         )
     head = 2 * shape.width * shape.vocabulary
-    # torch computes the scores of later tokens too and masks them
+    # torch also computes the scores of later tokens and masks them
     masked = shape._attend(tokens * tokens) - shape._attend(tokens * (tokens + 1) / 2)
     assert counter.get_total_flops() == pytest.approx(
         shape.prompt(tokens) + masked + shape.picture(width, height) + head, rel=0.01

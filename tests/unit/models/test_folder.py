@@ -1,4 +1,4 @@
-"""Model folders: a whole one has no problem, and each fault is found in its file before anything is loaded."""
+"""Model folders: a complete one has no problem, and each fault is found in its file before anything is loaded."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _cut(name: str, left: int) -> Callable[[Path], None]:
 
 
 def _without(name: str, place: str) -> Callable[[Path], None]:
-    """Write the shard `place` anew without a tensor that the index says it holds."""
+    """Write the shard `place` again without a tensor that the index lists for it."""
 
     def apply(folder: Path) -> None:
         held = json.loads((folder / INDEX).read_text())["weight_map"]
@@ -77,7 +77,7 @@ def _other_patches(folder: Path) -> None:
 
 
 NAMES = list(tensors())
-SECOND = NAMES[1]  # the second of three shards holds it
+SECOND = NAMES[1]  # it is in the second of three shards
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 TEXT = QWEN["text_config"]
 FAULTS: list[tuple[str, Callable[[Path], None], str, str]] = [

@@ -1,4 +1,4 @@
-"""What fits into a GPU: the plan for real sizes, its bounds, and the error once the memory has run out."""
+"""The plan of a GPU's memory: real sizes, limits, and the error if the memory runs out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _free(memory: int, ranks: int = 1) -> int:
         (_free(H200), None, True, True, 36, ENOUGH_TOKENS, ENOUGH_TOKENS),
         (_free(H200), 4096, False, True, 0, 4096, 4096),
         (_free(H200), 4096, None, True, 0, 4096, 4096),
-        (_free(85 * 10**9), None, None, True, 36, SMALLEST, SMALLEST),  # an H100's 80 GiB: nothing is left to choose
+        (_free(85 * 10**9), None, None, True, 36, SMALLEST, SMALLEST),  # an H100's 80 GiB: there is no choice
         (_free(H200, 8), None, None, True, 0, ENOUGH_TOKENS, ENOUGH_TOKENS),
     ],
 )
@@ -55,7 +55,7 @@ def test_what_the_job_says_is_taken_and_the_rest_fits(
     if tokens is None and found.tokens > SMALLEST:
         assert least <= free
     if found.recomputed and recompute is None and tokens is None:
-        assert FEW_TOKENS * 36 * kept > free - (14 << 30) or not fused  # only if memory asks for it
+        assert FEW_TOKENS * 36 * kept > free - (14 << 30) or not fused  # only if there is too little memory
 
 
 def test_the_states_of_a_model_by_precision_and_ranks() -> None:

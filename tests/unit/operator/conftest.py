@@ -1,4 +1,4 @@
-"""What runs the gangs of a module's tests."""
+"""The back ends that run the gangs in a module's tests."""
 
 from __future__ import annotations
 

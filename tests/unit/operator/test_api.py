@@ -1,4 +1,4 @@
-"""Requests to an API server that stumbles: asked again at once, but not when it wants to be left alone or has said no."""
+"""Requests to an API server with temporary faults are repeated at once, unless it asks for a pause or refuses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kubernetes.aio import client
 
 
 async def _ask(answers: list[int], retry: bool) -> int:
-    """Return how many requests come when these are the answers, the last of them for good. Raises `ApiError`."""
+    """Return the number of requests if the server gives these answers and then repeats the last one. Raises `ApiError`."""
     asked = 0
 
     async def handle(request: web.Request) -> web.Response:
@@ -33,7 +33,7 @@ async def _ask(answers: list[int], retry: bool) -> int:
         configuration.host = str(server.make_url("")).rstrip("/")
         api = Api(configuration)
         try:
-            found = await api.request("POST", "/api", retry=retry)  # a GET is made again by aiohttp, too
+            found = await api.request("POST", "/api", retry=retry)  # aiohttp also repeats a GET
             assert found["asked"] == asked
         except ApiError as error:
             error.args = (asked,)

@@ -1,4 +1,4 @@
-"""Builders: what a pod may do, where its files are, whose the objects are; and the merge of a user's template."""
+"""The builders of objects: rights and files of pods, owners of objects, and merging of a user's template."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_gang_of_one_needs_no_name() -> None:
 
 
 def test_both_back_ends_run_the_same_pod() -> None:
-    """But for the names of container and port, and the place of the pod in its gang, which a PyTorchJob's controller writes."""
+    """The names of container and port differ, and so does the pod's rank, which a PyTorchJob's controller writes."""
     here = _job(TRAIN + "  backend: job\n")["Job/t-a1"]["spec"]["template"]
     there = _job(TRAIN)["PyTorchJob/t-a1"]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
     ours, theirs = _environment(here), _environment(there)
@@ -247,7 +247,7 @@ def test_secrets_are_referenced_never_copied() -> None:
 def test_who_submits_a_job_does_not_choose_the_home_of_a_tracking_key(
     hosts: tuple[str, ...], told: dict[str, str]
 ) -> None:
-    """A key may be one of the storage Secret, whose server is not the manifest's to name."""
+    """The storage Secret may contain a key, and a manifest must not choose the server that gets it."""
     text = TRAIN + "  tracking: {wandb: {baseUrl: https://evil.example}, mlflow: {trackingUri: https://evil.example}}\n"
     gang = _job(text, Settings(default_output="s3://b/o", tracking_hosts=hosts))["PyTorchJob/t-a1"]
     container = gang["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]

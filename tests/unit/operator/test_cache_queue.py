@@ -1,4 +1,4 @@
-"""The cache and the queue: any order of events ends in the same state; a key is never with two workers."""
+"""The cache and the queue: any order of events gives the same state, and two workers never process the same key."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_same_events_in_any_order_end_in_the_same_state(events: list[tuple[i
     random.Random(seed).shuffle(shuffled)
     for name, version in events:
         one.put(_pod(name, version))
-    for name, version in [*shuffled, *shuffled]:  # doubled, too
+    for name, version in [*shuffled, *shuffled]:  # also twice
         other.put(_pod(name, version))
     key = ("GroundingTrainJob", "n", "j")
     assert one.children(key) == other.children(key)
@@ -45,7 +45,7 @@ def test_a_name_used_again_is_another_object() -> None:
     fresh = _pod(1, 2)
     fresh["metadata"]["uid"] = "new"
     store.put(fresh)
-    store.drop(late)  # the old one's end, told late
+    store.drop(late)  # the deletion of the old pod, reported late
     found = store.get("Pod", "n", "p1")
     assert found is not None and found["metadata"]["uid"] == "new"
 
@@ -72,7 +72,7 @@ def test_what_is_gone_does_not_come_back_with_a_late_answer() -> None:
     store = Store()
     store.put(_pod(1, 1))
     store.drop(_pod(1, 3))
-    store.put(_pod(1, 2))  # the answer to a write, overtaken by the watch
+    store.put(_pod(1, 2))  # the response to a write that arrives after the watch event
     assert store.get("Pod", "n", "p1") is None and store.children(("GroundingTrainJob", "n", "j")) == []
 
 
@@ -173,7 +173,7 @@ async def test_times_that_earlier_ones_replace_do_not_pile_up() -> None:
         assert await queue.get() == "a"
         queue.after("a", 86400.0 - now)
         queue.done("a")
-        queue.add("a")  # its own write
+        queue.add("a")  # an event of its own write
         now += 0.25
     assert queue.delayed == 1 and len(queue._heap) < 1100
     assert await queue.get() == "a"

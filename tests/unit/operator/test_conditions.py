@@ -1,4 +1,4 @@
-"""The conditions by which other tools judge a job follow from its phase."""
+"""The conditions that other tools read follow from a job's phase."""
 
 from __future__ import annotations
 

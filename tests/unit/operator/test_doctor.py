@@ -1,4 +1,4 @@
-"""`egm doctor --cluster`: what the API server answered, and what it means."""
+"""`egm doctor --cluster`: the findings that follow from answers of the API server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Lease: of several that want it one has it, and its work has ended before another's begins."""
+"""The Lease: only one of several replicas holds it, and its work ends before that of another begins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from egm_operator.settings import Settings
 
 
 class Server:
-    """An API server that holds one Lease, and can be gone."""
+    """An API server with one Lease that can become unreachable."""
 
     def __init__(self) -> None:
         self.lease: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""What is being deleted is asked for now and then: a watch that began too late never tells that it has gone."""
+"""Objects that are being deleted are polled, because a watch that began too late never reports their deletion."""
 
 from __future__ import annotations
 

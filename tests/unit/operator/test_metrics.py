@@ -1,4 +1,4 @@
-"""The operator's metrics: true, bounded, gone with their job, and in formats that parsers take."""
+"""The operator's metrics are correct and bounded, end with their job, and have formats that parsers accept."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def exposition(store: Store, limit: int = 100, leads: bool = True, queue: WorkQu
 
 
 def told(store: Store, **more: Any) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Samples by name, read back from the text."""
+    """Return the samples by name, parsed from the text."""
     one = exposition(store, **more)
     _, body = one.render(one.view())
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
@@ -85,7 +85,7 @@ def test_a_training_from_creation_to_its_end() -> None:
     assert value(told(world.store), "egm_job_status", **mine, phase="Pending", reason="") == 1
     assert (
         value(told(world.store), "egm_job_gpu_seconds_total", **mine) == 0
-    )  # or increase() would lose the first hours
+    )  # otherwise increase() would lose the first hours
     for _ in range(8):
         world.reconcile()
         world.controllers()
@@ -234,7 +234,7 @@ def _conditions(**found: tuple[str, float]) -> list[dict[str, Any]]:
         ("Pending", {"Restarting": ("False", 80), "Running": ("False", 70)}, 80),
         ("Suspended", {"Suspended": ("True", 90)}, 90),
         ("Succeeded", {"Succeeded": ("True", 100), "Running": ("False", 100)}, 100),
-        ("Running", {"Running": ("False", 44)}, 44),  # a pod is gone, and the condition knows already
+        ("Running", {"Running": ("False", 44)}, 44),  # a pod has disappeared, and the condition already says so
     ],
 )
 def test_since_when_a_job_is_in_its_phase(phase: str, conditions: Any, since: float) -> None:

@@ -1,4 +1,4 @@
-"""The plan as tables and with hypothesis: kills between any two writes, any order of what happens, and always the same end."""
+"""The plan, tested by tables and by hypothesis: with kills between any two writes and any order of events, the end is the same."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ONE_NODE = {"nodes": 1, "gpusPerNode": 8}
 
 
 def gang(attempt: int) -> str:
-    """Return the owner of an attempt's pods as a world writes down what is created."""
+    """Return the owner of an attempt's pods as a world records it."""
     return f"{form().kind.name}/j-a{attempt}"
 
 
 def _running(world: World) -> World:
-    """To the point at which everything runs."""
+    """Continue until everything runs."""
     for _ in range(12):
         world.controllers()
         world.start()
@@ -43,11 +43,11 @@ def test_a_life_without_trouble() -> None:
     world.settle()
     assert world.status["phase"] == "Succeeded" and world.status["attempt"] == 1
     assert world.created == ["Job/j-prepare", gang(1)]
-    assert world.plan() == type(world.plan())()  # nothing more to do
+    assert world.plan() == type(world.plan())()  # nothing remains to be done
 
 
 def test_pods_that_share_no_folder_prepare_for_themselves() -> None:
-    """A Job's work would be lost: it has a folder of its own, too."""
+    """Otherwise a Job's work would be lost, because it also has its own folder."""
     world = World(train(output="s3://b/o", resources=ONE_NODE))
     world.reconcile()
     world.controllers()
@@ -110,7 +110,7 @@ SWEEP = {
 
 
 def _measured(models: int) -> World:
-    """Return a sweep whose training is over, with so many models measured."""
+    """Return a sweep whose training has ended, with this many models measured."""
     world = World(evaluation(**SWEEP))
     world.upstream = {**train(output="s3://b/large"), "status": {"phase": "Succeeded"}}
     for _ in range(40):
@@ -130,7 +130,7 @@ def test_a_sweep_over_models_serves_each_once_in_its_turn() -> None:
     world = World(evaluation(**SWEEP))
     world.settle()
     small = ["Job/j-eval-prepare", "Pod/j-eval-m1-server-0", "Job/j-eval-m1-client-1"]
-    assert world.created == small and not world.alive()  # the second model's training is not there yet
+    assert world.created == small and not world.alive()  # the second model's training does not exist yet
     status = world.status
     assert (status["phase"], status["reason"], status["measuredModels"]) == ("Pending", "UpstreamNotFound", 1)
     assert "model" not in status and not status.get("attempt")
@@ -191,12 +191,12 @@ def test_settings_of_all_models_are_in_the_status() -> None:
     world.settle()
     kept = world.status["settings"]
     assert [(s["name"], s["done"], s["accuracy"]) for s in kept] == [("think-0", 10, 0.5), ("think-64", 10, 0.5)]
-    assert kept[0]["costs"]["generatedTokens"] == 57.0  # what the end does not repeat stays
+    assert kept[0]["costs"]["generatedTokens"] == 57.0  # values that the end does not report stay
     assert world.status["columns"]["done"] == "20/40"
 
 
 def test_servers_that_a_killed_operator_left_behind_go() -> None:
-    """The status says that the first model is measured, and the operator ended before it had deleted that one's servers."""
+    """The status says that the first model is measured, but the operator was killed before it deleted the model's servers."""
     world = _measured(0)
     world.end("evaluate", 0)
     todo = world.reconcile(writes=len(world.plan().events) + 1)
@@ -331,7 +331,7 @@ def test_a_replaced_pod_ends_the_attempt() -> None:
     world.now += 100
     world.store.drop(world.alive("rl")[1])
     world.reconcile()
-    assert world.status["phase"] == "Running"  # no one has replaced it yet
+    assert world.status["phase"] == "Running"  # it has not been replaced yet
     world.controllers()
     world.reconcile()
     assert world.status["reason"] == "PodReplaced" and world.status["phase"] == "Restarting"
@@ -352,7 +352,7 @@ def test_suspension_waits_for_the_pods_and_is_no_attempt() -> None:
 
 
 def test_pods_that_a_stop_has_ended_are_no_failure() -> None:
-    """Resumed before it has stopped, and with a queue that takes its place back: SIGTERM makes exit codes, too."""
+    """The job is resumed before it has stopped, or a queue preempts it: SIGTERM also produces exit codes."""
     for spec in ({}, {"queue": "q"}):
         world = World(train(**spec))
         for _ in range(12):
@@ -612,7 +612,7 @@ def _happen(world: World, what: str, number: int) -> None:
 @given(st.lists(_HAPPENING, max_size=60))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_happens_the_job_ends_and_nothing_is_doubled(kind: str, happenings: list[tuple[str, int]]) -> None:
-    """`apart`: a training whose pods share no folder."""
+    """`apart`: the pods of the training do not share a folder."""
     apart = {"output": "s3://b/o", "resources": ONE_NODE} if kind == "apart" else {}
     spec = {**SWEEP, "maxAttempts": 3} if kind == "sweep" else {"maxAttempts": 3}
     world = World(evaluation(**spec) if kind in ("evaluation", "sweep") else train(**spec, **apart))

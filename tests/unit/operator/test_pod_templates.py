@@ -1,4 +1,4 @@
-"""Pod templates by role: each goes to its pods only, over the template of all pods."""
+"""Pod templates by role: each applies only to its pods, over the template of all pods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGE = {"spec": {"nodeSelector": {"gpu": "h100"}, "containers": [{"name": "main
 
 
 def _pods(job: dict[str, Any], **settings: Any) -> dict[str, dict[str, Any]]:
-    """Pod specs by role, the first of each."""
+    """Return the first pod spec of each role."""
     made = objects(parse(yaml.safe_dump(job))[0], {}, Settings(**settings), "n")
     templates: list[dict[str, Any]] = [o for o in made if o["kind"] == "Pod"]
     templates += [o["spec"]["template"] for o in made if o["kind"] == "Job"]

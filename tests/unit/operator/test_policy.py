@@ -1,4 +1,4 @@
-"""What a podTemplate may do at each setting: nothing undoes the restricted level, nothing harmless is refused."""
+"""The limits of a podTemplate at each setting: nothing weakens the restricted level, and nothing harmless is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _pods(template: Any, **settings: Any) -> list[dict[str, Any]]:
 
 
 def _templates(node: Any) -> Any:
-    """Yield every pod template under a node."""
+    """Yield every pod template below a node."""
     if isinstance(node, dict):
         if "containers" in node.get("spec", {}) if isinstance(node.get("spec"), dict) else False:
             yield node

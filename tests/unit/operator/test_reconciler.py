@@ -1,4 +1,4 @@
-"""The reconciler's back-off: it doubles while nothing succeeds, and begins anew with each write that does."""
+"""The reconciler's back-off doubles as long as nothing succeeds, and starts again after each successful write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEY = ("GroundingEvalJob", "n", "j")
 
 
 class BusyCluster(Cluster):
-    """Accepts writes unless `refused(method, path, times)` says 429; `times` counts the requests of this kind so far."""
+    """Accepts writes unless `refused(method, path, times)` is true, which gives 429; `times` counts the requests of this kind."""
 
     def __init__(self, refused: Callable[[str, str, int], bool]) -> None:
         self.refused, self.asked, self.version = refused, Counter[tuple[str, str]](), itertools.count(2)
@@ -63,13 +63,13 @@ PREPARED = {
 
 
 def _delays(cluster: BusyCluster, looks: int, status: dict[str, Any] | None = None) -> list[float]:
-    """Return the delays in seconds that failed looks at an evaluation ask for."""
+    """Return the delays in seconds after failed reconciles of an evaluation."""
     asked: list[float] = []
 
     class Queue(WorkQueue[Key]):
         def retry(self, key: Key, at_least: float = 0.0) -> float:
             asked.append(super().retry(key, at_least))
-            now[0] += asked[-1]  # the next look comes when it is due
+            now[0] += asked[-1]  # the next reconcile runs when it is due
             return asked[-1]
 
     now = [0.0]
@@ -96,7 +96,7 @@ def test_a_busy_server_that_lets_something_through_is_asked_again_soon() -> None
 
 
 def test_what_is_not_watched_is_not_created_again_in_the_next_look() -> None:
-    """Else a plan of many such objects would hardly ever get through: each look could be refused at another of them."""
+    """Otherwise a plan with many objects would hardly ever succeed: each reconcile could fail at another object."""
     busy = BusyCluster(lambda method, path, times: times % 3 == 0)
     _delays(busy, 30, PREPARED)
     posts = Counter(line for line in busy.accepted if line.startswith("POST"))
@@ -135,7 +135,7 @@ def test_a_fault_of_the_operator_is_in_the_job_s_status_and_not_written_again(mo
 
 
 class OldCluster(BusyCluster):
-    """Knows no PyTorchJob, whatever its listings said."""
+    """A server that does not know PyTorchJob, whatever its listings said."""
 
     async def request(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         if "/pytorchjobs" in path:
@@ -145,7 +145,7 @@ class OldCluster(BusyCluster):
 
 @pytest.mark.parametrize(("backend", "reason"), [("auto", "Starting"), ("pytorchjob", "Refused")])
 def test_a_creation_tells_that_the_cluster_lacks_a_kind(backend: str, reason: str) -> None:
-    """The second look knows it: `auto` takes the Job, and a job that wants the kind says so."""
+    """The second reconcile knows this: `auto` uses a Job, and a job that asks for PyTorchJob is refused."""
     cluster, store, absent = OldCluster(lambda *_: False), Store(), set[str]()
     job = {**train(backend=backend, model={"source": "/models/m"}), "status": PREPARED}
     store.put(job)

@@ -1,4 +1,4 @@
-"""`egm top` and `egm report --cluster`: what the tables say of a job is what its status says."""
+"""`egm top` and `egm report --cluster` show what a job's status says."""
 
 from __future__ import annotations
 

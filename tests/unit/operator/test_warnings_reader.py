@@ -1,4 +1,4 @@
-"""Events are read only of what waits, and only what they say of it counts."""
+"""Events are read only for waiting objects, and only events about these objects count."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _event(uid: str, message: str = "exceeded quota", ago: float = 1.0, **more: 
 
 
 class Events(Cluster):
-    """Answers with events by uid."""
+    """A server that answers with events by uid."""
 
     def __init__(self, events: list[dict[str, Any]], status: int = 200) -> None:
         self.events, self.status, self.asked = events, status, list[str]()
@@ -53,7 +53,7 @@ def _round(cluster: Events, phase: dict[str, Any], *children: dict[str, Any]) ->
     woken: list[Key] = []
     store, key = _store(phase, *children)
     reader = WarningsReader(store, cluster, SETTINGS, woken.append)
-    for _ in range(2):  # the second round has no news
+    for _ in range(2):  # the second round has nothing new
         asyncio.run(reader.round(NOW))
     assert all(one == key for one in woken)
     return reader, woken

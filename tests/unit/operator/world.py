@@ -1,4 +1,4 @@
-"""A small world for plans: objects, the controllers that make and end pods, a clock. Enough of each to be wrong in the ways that matter."""
+"""A small simulation for plans: objects, the controllers that create and end pods, and a clock, with all faults that matter."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from egm_operator.status import stamp
 from grounding.api.handed_down import QUEUE_LABEL
 
 SETTINGS = Settings(backoff_base_seconds=10.0, backend="pytorchjob")
-"""The fixture `back_end` replaces them."""
+"""The fixture `back_end` replaces these settings."""
 NOW = 1_800_000_000.0
 _FINAL = ("Succeeded", "Failed")
 GATED = [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "gates"}]
@@ -80,12 +80,12 @@ def _job(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def form() -> GangForm:
-    """Return how the gangs of these settings are written."""
+    """Return the form of gangs with these settings."""
     return BACKENDS[SETTINGS.backend].form
 
 
 class World:
-    """One job and what it owns."""
+    """One job and its objects."""
 
     def __init__(self, raw: dict[str, Any], settings: Settings | None = None, default_queue: bool = False) -> None:
         self.store, self.settings, self.now = Store(), SETTINGS if settings is None else settings, NOW
@@ -96,16 +96,16 @@ class World:
         self.upstream: dict[str, Any] | None = None
         self.events: list[str] = []
         self.specs: dict[str, Any] = {}
-        """By an object's uid: what the store has no use for."""
+        """Facts that the store does not need, by an object's uid."""
         self.owners: dict[str, str] = {}
         self.default_queue = default_queue
         """Whether the namespace has a LocalQueue called default, into which Kueue takes every Job that names no queue"""
         self.writes = 0
         self.store.put(raw)
 
-    # ------------------------------------------------------------ what the API server does
+    # ------------------------------------------------------------ the API server
     def write(self, obj: dict[str, Any]) -> str:
-        """Store an object under a new version; its uid."""
+        """Store an object under a new version; return its uid."""
         self.version += 1
         obj = copy.deepcopy(obj)
         obj["metadata"]["resourceVersion"] = str(self.version)
@@ -136,7 +136,7 @@ class World:
         return [c for c in self.objects("Job") if not owns_gang(c)]
 
     def alive(self, role: str = "", attempt: int | None = None) -> list[dict[str, Any]]:
-        """Pods that are not at their end."""
+        """Return the pods that have not ended."""
         found = []
         for pod in self.objects("Pod"):
             labels = pod["metadata"]["labels"]
@@ -151,14 +151,14 @@ class World:
         meta = {**self.job["metadata"], "generation": self.job["metadata"]["generation"] + 1}
         self.write({**self.job, "metadata": meta, "spec": {**self.job["spec"], **spec}})
 
-    # ------------------------------------------------------------ what the operator does
+    # ------------------------------------------------------------ the operator
     def plan(self) -> Plan:
         return plan(
             Observed(self.job, self.store.children(self.key), self.upstream, self.report), self.settings, self.now
         )
 
     def reconcile(self, writes: int = 1_000_000) -> Plan:
-        """Plan, and carry out the first `writes` of what it says: fewer is a kill."""
+        """Plan, and carry out the first `writes` writes; fewer than all means that the operator is killed."""
         todo = self.plan()
         steps: list[Any] = [("create", o) for o in todo.create] + [("patch", p) for p in todo.patch]
         steps += [("event", e) for e in todo.events] + ([("status", todo.status)] if todo.status is not None else [])
@@ -238,9 +238,9 @@ class World:
     def _owned(self, uid: str) -> list[dict[str, Any]]:
         return [p for p in self.objects("Pod") if self.owners.get(p["metadata"]["uid"]) == uid]
 
-    # ------------------------------------------------------------ what controllers and nodes do
+    # ------------------------------------------------------------ controllers and nodes
     def controllers(self) -> None:
-        """Make missing pods, remove those of suspended owners, tell the end."""
+        """Create missing pods, remove those of suspended owners, report ends."""
         for owner in [*self.objects("PyTorchJob"), *self.objects("Job")]:
             pods, known = self._owned(owner["metadata"]["uid"]), FORMS[owner["kind"]]
             said = [c["type"] for c in (owner.get("status") or {}).get("conditions", [])]
@@ -250,7 +250,7 @@ class World:
                 continue
             if known.suspended(owner["spec"]):
                 for pod in pods:
-                    # a Job does not make a pod again whose index is done
+                    # a Job does not create a pod again if its index is finished
                     if owner["kind"] == "PyTorchJob" or pod["status"]["phase"] not in _FINAL:
                         self.store.drop(pod)
                 continue
@@ -258,7 +258,7 @@ class World:
             self._judge(owner, self._owned(owner["metadata"]["uid"]))
 
     def _judge(self, owner: dict[str, Any], pods: list[dict[str, Any]]) -> None:
-        """Tell the end of an owner, and end what still runs of it."""
+        """Report the end of an owner, and end its running pods."""
         phases = {p["metadata"]["name"]: p["status"]["phase"] for p in pods}
         first = [p["status"]["phase"] for p in pods if self._index(p) == "0"]
         done = bool(pods) and all(phase == "Succeeded" for phase in phases.values())
@@ -309,7 +309,7 @@ class World:
         self.write({**pod, "status": {**pod["status"], **status}})
 
     def start(self) -> None:
-        """Pending pods run and are ready."""
+        """Let pending pods run and become ready."""
         for pod in self.alive():
             if pod["status"]["phase"] == "Pending" and pod["status"].get("conditions") != GATED:
                 self._pod(
@@ -317,7 +317,7 @@ class World:
                 )
 
     def prepares(self, code: int | None) -> None:
-        """Pods that are not running yet are at preparing their own data (None), or have ended that with an exit code."""
+        """Let pods that do not run yet prepare their own data (None), or end the preparation with an exit code."""
         for pod in self.alive("rl"):
             if pod["status"]["phase"] == "Pending":
                 state = {"running": {}} if code is None else {"terminated": {"exitCode": code}}
@@ -325,7 +325,7 @@ class World:
                 self._pod(pod, phase="Failed" if code else "Pending", initContainerStatuses=first)
 
     def end(self, role: str, code: int, count: int = 100, message: str = "", reason: str = "") -> None:
-        """Running pods of a role end."""
+        """End the running pods of a role."""
         for pod in [p for p in self.alive(role) if p["status"]["phase"] == "Running"][:count]:
             ended = {"exitCode": code, "finishedAt": stamp(self.now), "message": message, "reason": reason}
             self._pod(

@@ -1,4 +1,4 @@
-"""`egm doctor`, and the check before `egm run` and `egm serve`: what is missing is said before anything is fetched or started."""
+"""`egm doctor`, and the check before `egm run` and `egm serve`: faults are reported before anything is downloaded or started."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def manifest(folder: Path, engine: str = "sglang", model: str = "hf://owner/name
 def test_a_missing_engine_is_noticed_first_by_run_and_serve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # a question to the hub would be another failure
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # a request to the hub would be another failure
     monkeypatch.setenv("EGM_CACHE", str(tmp_path / "cache"))
     file, runs = manifest(tmp_path), tmp_path / "runs"
     for words in (["run"], ["serve", "--port", "0"]):
@@ -106,7 +106,7 @@ def test_needs_of_the_recipe() -> None:
     assert (sft.gpus, rl.gpus, measured.gpus) == (8, 8, 8)
     assert "verl" not in sft.stacks[0].packages and {"verl", "vllm"} <= set(rl.stacks[0].packages)
     assert measured.stacks[0].packages == ("sglang",) and rl.output == "s3://b/egm8b-pipeline-rl"
-    assert len(measured.sources) == 9  # eight files, one tar; the model is the other job's
+    assert len(measured.sources) == 9  # eight files and one tar; the model comes from the other job
 
 
 def test_doctor_without_a_job_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +125,7 @@ def test_doctor_for_a_job_ends_with_the_code_that_run_would_end_with(
     file = manifest(tmp_path)
     assert egm(["doctor", "--no-network", "-f", str(file), "--runs", str(tmp_path)]) == 2
     assert "sglang is not installed" in capsys.readouterr().out
-    # an environment that holds the engine is named by a variable, and asked
+    # a variable names the engine's environment, which is then checked
     other = tmp_path / "python"
     other.write_text('#!/bin/sh\necho \'{"packages": {"sglang": "0.5.12"}, "cuda": "12.8"}\'\n')
     other.chmod(0o755)

@@ -1,4 +1,4 @@
-"""What was found, against what jobs need: each fault is noticed, has a cure, and ends in the right exit code."""
+"""Findings compared with the needs of jobs: each fault is noticed, has a remedy, and gives the right exit code."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_driver_and_gpus(found: Gpus, wanted: int, driver: str, count: str) -> N
 @pytest.mark.parametrize(("built", "most", "wanted", "state"), [
     ((12, 8), (13, 0), 1, "ok"),
     ((12, 8), (12, 8), 1, "ok"),
-    ((12, 8), (12, 4), 1, "warning"),  # a minor version forward mostly works
+    ((12, 8), (12, 4), 1, "warning"),  # a newer minor version mostly works
     ((13, 0), (12, 9), 1, "failed"),
     ((13, 0), (12, 9), 0, "warning"),
     (None, (13, 0), 1, "failed"),
@@ -175,5 +175,5 @@ def test_whatever_is_found_every_fault_has_a_cure_and_the_text_shows_it(machine:
     for v in verdicts:
         assert v.message and (v.cure or v.state in ("ok", "note"))
         assert v.state != "failed" or v.cure.splitlines()[0] in as_text([v])
-    if not needs:  # nothing is asked for: only what would stop any run at all
+    if not needs:  # no job needs anything: only faults that would stop every run
         assert all(v.subject.startswith(("disk", "shared")) for v in verdicts if v.state == "failed")

@@ -1,4 +1,4 @@
-"""What this machine says is read as it is: nvidia-smi's lines, other interpreters, ports, disks, a hub on loopback."""
+"""Reading the state of this machine: nvidia-smi's lines, other interpreters, ports, disks, a hub on loopback."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_lines_of_nvidia_smi() -> None:
 
 @pytest.fixture
 def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program called nvidia-smi, the first on PATH."""
+    """Put a program called nvidia-smi first on PATH."""
     file = tmp_path / "bin" / "nvidia-smi"
     file.parent.mkdir()
     monkeypatch.setenv("PATH", f"{file.parent}:{os.environ['PATH']}")
@@ -81,7 +81,7 @@ def test_a_port_in_use() -> None:
 
 def test_another_interpreter_is_asked_and_imports_nothing(tmp_path: Path) -> None:
     twin = tmp_path / "python"
-    twin.symlink_to(sys.executable)  # another path, so that it is asked as a process
+    twin.symlink_to(sys.executable)  # another path, so that it is queried as a process
     found = probe.interpreter(twin, ["pydantic", "no-such-package"])
     own = probe.interpreter(Path(sys.executable), ["pydantic", "no-such-package"])
     assert found.problem == "" and list(own.packages) == ["pydantic"]
@@ -108,10 +108,10 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     wanted = [
-        Source(str(tmp_path / "coco.tar"), "spec.data.images[0]"),  # is there in parts
+        Source(str(tmp_path / "coco.tar"), "spec.data.images[0]"),  # exists in parts
         Source(str(tmp_path / "rows.jsonl"), "spec.data.files[0]"),
         Source(str(model), "spec.model.source", True),
-        Source("owner/name", "spec.model.source", True),  # the engine knows what that is
+        Source("owner/name", "spec.model.source", True),  # the engine resolves this name
         Source("s3://bucket/x", "spec.data.files[1]"),
     ]
     gone = probe.absent(wanted)

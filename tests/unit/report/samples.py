@@ -23,7 +23,7 @@ def png(width: int = 64, height: int = 48) -> bytes:
 
 
 def pictures(folder: Path, count: int = 7) -> Path:
-    """Return a folder of pictures that the evaluations below are about."""
+    """Return a folder with the pictures of the evaluations below."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         (folder / f"{i}.png").write_bytes(png())
@@ -33,7 +33,8 @@ def pictures(folder: Path, count: int = 7) -> Path:
 def evaluation(folder: Path, images: Path, hits: int, rows: int = 30, errors: int = 0, **changes: Any) -> Path:
     """Return an evaluation of `rows` questions on 7 pictures, of which `hits` in ten are right and the first `errors` failed.
 
-    Row 4's expression and every text and error hold markup; row 5 is unparsed, row 6 truncated where they are wrong.
+    Row 4's expression and every text and error contain markup; if they are wrong, row 5 is unparsed and row 6
+    truncated.
     """
     (folder / "results").mkdir(parents=True)
     lines = []
@@ -80,7 +81,7 @@ def evaluation(folder: Path, images: Path, hits: int, rows: int = 30, errors: in
 
 
 def run(folder: Path, images: Path) -> Path:
-    """Return a run: an evaluation before and one after a training."""
+    """Return a run with an evaluation before and after a training."""
     evaluation(folder / "before", images, 4)
     evaluation(folder / "after", images, 7)
     train = folder / "rl"
@@ -94,7 +95,7 @@ def run(folder: Path, images: Path) -> Path:
 
 
 def sweep(folder: Path, images: Path, thinking: tuple[int, ...] = (0, 16)) -> Path:
-    """Return a sweep of two settings: without a thought and once, and with 16 tokens of thought and four answers."""
+    """Return a sweep of two settings: no thought and one answer, and 16 tokens of thought and four answers."""
     listed = []
     for number, hits in enumerate((4, 7)):
         name = ("think-0", "think-16_samples-4")[number]
@@ -139,7 +140,7 @@ def sweep(folder: Path, images: Path, thinking: tuple[int, ...] = (0, 16)) -> Pa
 
 
 def sweep_over_models(folder: Path, images: Path) -> Path:
-    """The same sweep of two models, of which the larger one costs four times as many operations."""
+    """Return the same sweep of two models; the larger one needs four times as many operations."""
     parts = [Part("small", "hf://x/small"), Part("large", "hf://x/large")]
     for number, part in enumerate(parts):
         for setting in (sweep(folder / part.folder, images) / "settings").iterdir():

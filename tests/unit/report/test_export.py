@@ -1,4 +1,4 @@
-"""Exporters without the tools they write for: what they are made of, and what is said when a tool is absent."""
+"""Exporters without their tools: the exported data, and the message if a tool is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page: figures of the summary, nothing from outside, no answer that becomes markup, and no more bytes than it may have."""
+"""The page has the summary's figures, loads nothing from outside, escapes answers, and stays within its size limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy against cost: the front, the axes, the page of a sweep and of several evaluations, published figures."""
+"""Accuracy against cost: the Pareto front, the axes, the pages of sweeps and of several evaluations, published figures."""
 
 import csv
 import math
@@ -134,7 +134,7 @@ def test_an_evaluation_without_a_mean_or_costs_says_why_it_has_no_point():
 
 
 def differs(half):
-    """Stand for `compared`: the difference of two points, with an interval of so many points to each side."""
+    """Replace `compared`: return the difference of two points, with an interval of this many points to each side."""
 
     def compared(first, others):
         diffs = [(p.setting, p.accuracy - first.accuracy) for p in others]
@@ -216,7 +216,7 @@ def test_where_longer_pays_is_clustered_by_image():
     half = 1.96 * math.sqrt(0.25 / 40 * 40 / 39)
     assert each.ci95 == pytest.approx((0.5 - half, 0.5 + half))
     again = gain(np.repeat(before, 3), np.repeat(after, 3), np.repeat(np.arange(40), 3))
-    assert again.ci95 == pytest.approx(each.ci95)  # the same questions three times are no more evidence
+    assert again.ci95 == pytest.approx(each.ci95)  # asking the same questions three times adds no evidence
     assert gain(before, after, np.arange(40) % 4).ci95 is None
 
 

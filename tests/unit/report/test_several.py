@@ -1,4 +1,4 @@
-"""`egm compare` with more than two evaluations, or with a sweep: the table, files for other programs, what is refused."""
+"""`egm compare` with more than two evaluations, or with a sweep: the table, files for other programs, refusals."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The endpoint of a role listens where its pod's network is."""
+"""The endpoint of a role listens on the kind of address that its pod has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environment of a role: what is written is what is read, a bad value names its variable, and no variable is missing from the type."""
+"""The environment of a role: written values are read back, an error names the variable, and the type has every variable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from grounding.runtime.environment import Environment, RlEnvironment, table
 
 ROOT = Path(__file__).parents[3]
 ELSEWHERE = ("EGM_FAILPOINTS", "EGM_FAILPOINTS_TRACE", "EGM_HEADER")
-"""Read by grounding/failpoints.py, which is for tests and imports nothing."""
+"""A variable of grounding/failpoints.py, which is for tests and imports nothing."""
 
 text = st.text("abcdefgh/-_. ", min_size=1).map(str.strip).filter(bool)
 path = text.map(Path).filter(lambda p: str(p) == str(p).strip())

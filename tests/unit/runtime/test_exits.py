@@ -1,4 +1,4 @@
-"""The table of exit codes is closed, is what the documentation shows, and is what the operator goes by."""
+"""The table of exit codes is closed, equals the documentation, and is used by the operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that carry a mark are found and ended, whatever session they are in; others are left alone."""
+"""Processes with a mark in their environment are found and ended in any session; others are not touched."""
 
 import os
 import subprocess

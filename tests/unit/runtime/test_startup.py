@@ -1,4 +1,4 @@
-"""What a role does before its work: network interface, shared memory, its one line, and how it ends by a signal."""
+"""What a role does before its work: network interface, shared memory, its first line, and its reaction to signals."""
 
 from __future__ import annotations
 
@@ -136,14 +136,12 @@ def test_a_wrong_setting_ends_the_role_with_2_and_names_it(variable: str, job_fi
 
 
 def test_sigterm_ends_a_role_with_143_and_no_traceback(job_file: Path, tmp_path: Path) -> None:
-    """Even as long as it has no handler of its own: here the job's file is a pipe that no one writes to."""
+    """This holds even before the role has its own handler: here, the job's file is a pipe without a writer."""
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)
     words = [sys.executable, "-m", "grounding.cli", "role", "prepare", "--job", str(pipe), "--data", str(tmp_path)]
     child = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    for _ in range(
-        300
-    ):  # its handler is set before the file is opened, and an open of a pipe is seen by its other side
+    for _ in range(300):  # the handler is set before the file is opened, and the writer's side notices the open
         try:
             other = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         except OSError:

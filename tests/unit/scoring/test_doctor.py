@@ -1,4 +1,4 @@
-"""The second look at answers: every other way to read a box is recognised, and right answers are left alone."""
+"""The doctor of answers: every other way to read a box is recognised, and right answers are not reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VECTORS = [json.loads(s) for s in (Path(__file__).parent / "data" / "score_vecto
 
 
 def rows(seed, n=40):
-    """(relative box, pixel box, width, height): small boxes off the diagonal, so that no two readings agree."""
+    """Return (relative box, pixel box, width, height): small boxes off the diagonal, so that no two readings agree."""
     draw = random.Random(seed)
     for _ in range(n):
         w, h = draw.randint(200, 640), draw.randint(200, 640)
@@ -45,7 +45,7 @@ IN_PIXELS = {
     "percent": WAYS["percent"],
     "cxcywh": lambda r, p: [(p[0] + p[2]) / 2, (p[1] + p[3]) / 2, p[2] - p[0], p[3] - p[1]],
 }
-"""The same for a profile that takes answers for pixels"""
+"""The same for a profile that reads answers as pixels"""
 
 
 def judged(answers, profile="egm-eval"):
@@ -83,7 +83,7 @@ def test_pixels_of_a_resized_picture_are_named(seed):
         wide, high = resized(w, h)
         return [round(v * s, 1) for v, s in zip(p, (wide / w, high / h) * 2, strict=True)]
 
-    # pictures so small that the processor makes them larger
+    # pictures so small that the processor enlarges them
     small = [(r, tuple(v / 10 for v in p), w // 10, h // 10) for r, p, w, h in rows(seed)]
     small = [(r, tuple(v * s / 1000 for v, s in zip(r, (w, h) * 2, strict=True)), w, h) for r, _, w, h in small]
     answers = [(str(resized_box(p, w, h)), p, w, h) for _, p, w, h in small]
@@ -152,7 +152,7 @@ def test_no_reading_that_is_right_is_passed_over(box, data, w, h, space):
     truth = data.draw(st.lists(st.floats(0, 1), min_size=4, max_size=4))
     x, y = sorted((truth[0] * w, truth[2] * w)), sorted((truth[1] * h, truth[3] * h))
     truths = [(x[0], y[0], x[1], y[1])]
-    for reading in READINGS:  # a truth that is nearly what the reading gives
+    for reading in READINGS:  # a true box that is close to the reading
         found = reading.read(tuple(box), w, h, space)
         if found is not None and 0 <= found[0] < found[2] <= w and 0 <= found[1] < found[3] <= h:
             truths.append(tuple(v + data.draw(st.floats(-9, 9)) for v in found))

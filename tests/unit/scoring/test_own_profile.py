@@ -1,4 +1,4 @@
-"""A scoring of the user's own: found wrong before anything is asked, and named in rows so that another version is another profile."""
+"""Custom scoring: mistakes are found before any question is asked, and rows name the version of the file."""
 
 from __future__ import annotations
 

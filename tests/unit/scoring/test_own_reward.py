@@ -1,4 +1,4 @@
-"""A reward of the user's own: each mistake is found before the run, with file and line, and the figures beside the score stay."""
+"""Custom rewards: each mistake is found before the run, with file and line, and the other figures stay."""
 
 from __future__ import annotations
 

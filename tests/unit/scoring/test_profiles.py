@@ -1,4 +1,4 @@
-"""The profiles: the reference's vectors bit for bit, the rules one by one, and any text at all in linear time."""
+"""The profiles: they give the reference's results bit for bit, follow each rule, and read any text in linear time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from grounding.scoring import PROFILES, answers, egm_eval, egm_reward, get_profi
 
 VECTORS = [json.loads(s) for s in (Path(__file__).parent / "data" / "score_vectors.jsonl").read_text().splitlines()]
 
-# texts that look like answers, and are not
+# texts that look like answers but are not
 numbers = ["1", "12.5", "-3", "1e2", ".5", "5.", "9e999", "٣", "NaN", "e", "+", "-", ".", "x"]
 marks = [
     '"bbox_2d"',
@@ -114,11 +114,11 @@ def test_reward_types_by_hand():
     assert of("sigmoid") == 0.5
     assert of("normalized_exp") == pytest.approx((1 - 0.25) / (1 - 1 / 16))
     assert of("mix", split="test", alpha=0.0) == 1.0
-    long = "[0, 0, 100, 100] " + " ".join(str(i) + "x" for i in range(509))  # 4 + 509 tokens: one step begun
+    long = "[0, 0, 100, 100] " + " ".join(str(i) + "x" for i in range(509))  # 4 + 509 tokens: one started step
     assert of("penalty", long) == 0.75 - 0.01
     assert of("penalty", "[0, 0, 100, 100]" + " so" * 6) == 0.75
     assert of("penalty", "[0, 0, 100, 100]" + " so" * 7) == 0.75 - 0.3
-    assert of("penalty", "so " * 5000) == 0.0  # no box: nothing to subtract from
+    assert of("penalty", "so " * 5000) == 0.0  # without a box, there is no score to reduce
     assert of("sigmoid", threshold=1e6) == 0.0
 
 
@@ -199,7 +199,7 @@ _truths = st.one_of(
 @settings(max_examples=1500, deadline=None)
 @given(_around, _lists, _around, _truths, st.integers(1, 700), st.integers(1, 700))
 def test_the_short_way_says_what_the_rules_say(before, numbers, after, truth, width, height):
-    """`taught_iou` takes what it is sure of; what it takes has the score that going through the rules gives, to the last bit."""
+    """`taught_iou` handles only clear cases, and gives them exactly the same score as the rules."""
     text = before + numbers + after
     short = egm_reward.taught_iou(text, truth, width, height)
     box, pixels = egm_reward.extract_box(text), egm_reward._truth(truth, width, height)
@@ -257,5 +257,5 @@ def test_a_megabyte_of_anything_takes_linear_time(name):
     for profile in PROFILES.values():
         profile.score_answer(text, [0, 0, 10, 10], 100, 100, "scale")
     egm_reward.reward(text, [0, 0, 10, 10], 100, 100, reward_type="penalty")
-    # about a quarter of a second at worst; quadratic time is minutes
+    # linear time is at most a quarter of a second; quadratic time would be minutes
     assert time.process_time() - begin < 5

@@ -1,7 +1,7 @@
-"""12,000 answers are scored bit for bit as before, whatever changes around the profiles.
+"""The scores of 12,000 answers stay the same bit for bit.
 
-The answers are drawn here, from a fixed seed and without anything of the project. `EXPECTED` are SHA-256 digests of all results, made at commit
-862afb1. Only a profile that is meant to change may change its digest, and its name with it.
+The answers are drawn here from a fixed seed, without the project's code. `EXPECTED` are SHA-256 digests of all results,
+made at commit 862afb1. Change a digest only if you change a profile on purpose, and then change its name, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`egm score`: rows in, rows out; a wrong row is named and nothing is replaced."""
+"""`egm score` reads and writes rows; it names a wrong row and then replaces no file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ score.register(app)
 
 @app.callback()
 def _main() -> None:
-    """Makes `score` a command of its name, as in `egm`."""
+    """Make `score` a command with its name, as in `egm`."""
 
 
 def run(*args: object, stdin: str | None = None, ok: bool = True):

@@ -1,4 +1,4 @@
-"""Votes of several answers against plain loops over every choice, with the geometry of `grounding.boxes`."""
+"""Votes of several answers, compared with plain loops over every choice and the geometry of `grounding.boxes`."""
 
 from itertools import combinations
 
@@ -48,7 +48,7 @@ def plain_mean(some):
 
 
 def plain(boxes, truth, n):
-    """The share of the choices of n that are correct, by loops."""
+    """Return the share of correct choices of n answers, by loops."""
     found = {name: [] for name in (*votes.VOTES, votes.ORACLE)}
     for row, true in zip(boxes, truth, strict=True):
         chosen = list(combinations(row, n))
@@ -78,9 +78,9 @@ def test_one_answer_is_every_vote_and_the_oracle_bounds_them(case):
     found = votes.by_number(*arrays(*case))
     assert all(found[0][name] == pytest.approx(found[0]["first"]) for name in (*votes.VOTES, votes.ORACLE))
     for values in found:
-        # the mean is a box of its own, which may be right if no answer is
+        # the mean is a new box, which may be right even if no answer is
         assert all((values[name] <= values[votes.ORACLE] + 1e-9).all() for name in ("medoid", "first"))
-        assert values["first"] == pytest.approx(found[0]["first"])  # more answers do not help the first one
+        assert values["first"] == pytest.approx(found[0]["first"])  # more answers do not change the first one
     oracle = np.array([v[votes.ORACLE] for v in found])
     assert (np.diff(oracle, axis=0) >= -1e-9).all()
 

@@ -1,4 +1,4 @@
-"""Old work is moved once for each wish, whole, and to one place, wherever a process is killed meanwhile."""
+"""Old work is moved once per request, completely and to one place, even if a process is killed meanwhile."""
 
 from __future__ import annotations
 

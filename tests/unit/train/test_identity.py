@@ -1,4 +1,4 @@
-"""A folder, a claim or a store with another job's work is never taken for this job's."""
+"""Another job's work in a folder, a claim or a store is never used as this job's work."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ CHANGES: list[tuple[dict[str, Any], bool]] = [
 def test_a_changed_job_continues_only_by_the_list(
     tmp_path: Path, place: str, change: dict[str, Any], allowed: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Part of the way: allowed changes continue. At the end: nothing of the old is reported as the new job's."""
+    """During a training, allowed changes continue it. After its end, old results are never reported for the new job."""
     output = str(tmp_path / "store") if place == "store" else "pvc://claim/x" if place == "claim" else ""
     job, one = _job(tmp_path, output), tmp_path / "one"
-    two = tmp_path / "two" if place == "store" else one  # with a store the second attempt has an empty disk
+    two = tmp_path / "two" if place == "store" else one  # with a store, the second attempt has an empty disk
 
     def attempt(out: Path, who: Identity, work: Any) -> None:
         with rank0.surrounded(job, out, 0, who=who):
@@ -136,7 +136,7 @@ def test_restart_sets_the_old_aside_once(tmp_path: Path, monkeypatch: pytest.Mon
         _finish(tmp_path / "one")
     monkeypatch.setenv("EGM_RESTART", "wish-1")
     other = _who(batchSize=16)
-    for attempt in (1, 2):  # the second attempt of the same wish continues
+    for attempt in (1, 2):  # the second attempt of the same request continues
         with rank0.surrounded(job, tmp_path / "one", 0, who=other):
             newest = checkpoints.peek(tmp_path / "one" / "checkpoints")
             assert (newest.step if newest else 0) == (0 if attempt == 1 else 4)

@@ -1,4 +1,4 @@
-"""On one node nothing listens beyond the machine: the variables, and torch's real stores."""
+"""On one node, nothing can be reached from outside the machine: the variables, and torch's real stores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ torch_distributed = pytest.importorskip("torch.distributed")
 
 
 def listening() -> set[tuple[str, int]]:
-    """Address and port of all that this process listens on."""
+    """Return the addresses and ports on which this process listens."""
     inodes = set()
     for fd in Path("/proc/self/fd").iterdir():
         try:
@@ -55,7 +55,7 @@ def test_a_store_on_this_machine_is_reached_from_here_only(libuv: bool) -> None:
 
 
 def test_torch_still_needs_it() -> None:
-    """Fails once torch binds to the address that it is given: then `store` may go."""
+    """This test fails once torch binds to the given address; then `store` can be removed."""
     before, port = listening(), free_port()
     kept = torch_distributed.TCPStore("127.0.0.1", port, 1, True, timedelta(seconds=10))
     assert {address for address, _ in listening() - before} != {LOOPBACK}

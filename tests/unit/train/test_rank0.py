@@ -1,4 +1,4 @@
-"""What rank 0 leaves at its end: the termination message names the checkpoint that was uploaded after training."""
+"""At the end of rank 0, the termination message names the checkpoint that was uploaded after training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""After a resume the job's learning rate is used, not the checkpoint's."""
+"""After a resume, the job's learning rate is used, not the checkpoint's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One question as several requests, against a server whose tokens are words: budgets, several answers, what is stored."""
+"""Questions that need several requests, with a server whose tokens are words: budgets, several answers, stored rows."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ def completion(*texts, finish="stop", tokens=None):
 
 
 class Thinker:
-    """A model that thinks `length` words, closes its thought and answers; it honours max_tokens, stop and a message to continue."""
+    """A model that thinks `length` words and then answers; it obeys max_tokens and stop, and can continue a message."""
 
     def __init__(self, length, answer=BOX, closes=True):
         self.words = [f"w{i}" for i in range(length)]
@@ -52,7 +52,7 @@ class Thinker:
 
 
 def evaluate(dataset, server, method, out="out", sampling=None, engine="sglang", known=False):
-    """`known`: whether the evaluation is told what the servers are, as a job tells it."""
+    """`known`: whether the evaluation knows the kind of the servers, as it does in a job."""
     chosen, sampling = get_engine(engine), sampling or Sampling()
     request = Request("m", "qwen3", chosen.request_extras(sampling))
     client = Options(
@@ -78,7 +78,9 @@ def test_a_thought_is_never_longer_than_its_budget_and_the_box_is_read(dataset, 
     summary, rows = evaluate(dataset, server, Method(thinking_budget=budget), engine=engine)
     assert (summary.errors, summary.unparsed, summary.truncated) == (0, 0, 0)
     for row in rows:
-        assert row["reasoning_tokens"] == min(length + 1, budget)  # a thought that closes itself spends a token on that
+        assert row["reasoning_tokens"] == min(
+            length + 1, budget
+        )  # a thought that ends by itself needs a token for `</think>`
         assert row["completion_tokens"] == row["reasoning_tokens"] + len(BOX.split())
         assert row["text"] == BOX and row["reasoning"].split() == [f"w{i}" for i in range(min(length, budget))]
         assert row["prompt_tokens"] == 7
@@ -90,7 +92,7 @@ def test_a_thought_is_never_longer_than_its_budget_and_the_box_is_read(dataset, 
 
 
 class Template:
-    """Renders messages as a chat template does, a word a token; `heeds`: it continues a message if it is asked to."""
+    """Renders messages as a chat template does, with one token per word; `heeds`: it continues a message on request."""
 
     def __init__(self, heeds, status=200):
         self.heeds, self.status = heeds, status
@@ -113,7 +115,7 @@ NOT = "does not continue a message"
 @pytest.mark.parametrize("engine", [name for name, e in ENGINES.items() if e.continues])
 @pytest.mark.parametrize(("heeds", "notes"), [(True, 0), (False, 1)])
 def test_whether_a_server_continues_a_message_is_seen_and_not_trusted(dataset, server, engine, heeds, notes):
-    """By the tokens of two prompts, before the first question."""
+    """The client finds this out from the tokens of two prompts, before the first question."""
     server.plan = Template(heeds)
     summary, _ = evaluate(dataset, server, Method(thinking_budget=8), engine=engine, known=True)
     assert len([n for n in summary.notes if NOT in n]) == notes and not summary.errors
@@ -121,7 +123,7 @@ def test_whether_a_server_continues_a_message_is_seen_and_not_trusted(dataset, s
     fields = get_engine(engine).continues
     assert {k: asked[k] for k in fields} == dict(fields) and not fields.keys() & plain.keys()
     assert asked["max_tokens"] == plain["max_tokens"] == 1 and asked["messages"] == plain["messages"]
-    if notes:  # it is not forgotten when nothing is left to ask
+    if notes:  # the note stays when no question remains
         again, _ = evaluate(dataset, server, Method(thinking_budget=8), engine=engine, known=True)
         assert len([n for n in again.notes if NOT in n]) == 1
 
@@ -144,7 +146,7 @@ def test_a_server_that_does_not_keep_the_budget_is_no_measurement(dataset, serve
 
 
 def test_what_the_second_request_finds_in_the_engines_cache_is_counted(dataset, server):
-    """As SGLang (with its cache report) and vLLM (with prompt token details) say it in each response."""
+    """SGLang (with its cache report) and vLLM (with prompt token details) report this in each response."""
     thinker = Thinker(20)
 
     def reports(n, body):
@@ -201,7 +203,7 @@ def test_an_engine_that_cannot_continue_is_refused_before_anything_is_sent(datas
 
 
 def boxes_of(number):
-    """Three answers that lie together and one far away, another number of each question."""
+    """Three answers that overlap and a distant one, whose position differs between questions."""
     return [f'[{{"bbox_2d": [{100 + i}, 100, {500 + number % 7 + i}, 600]}}]' for i in range(3)] + [
         '[{"bbox_2d": [900, 900, 950, 950]}]'
     ]
@@ -260,7 +262,7 @@ def test_answers_that_a_server_leaves_out_are_asked_again(dataset, server, most)
     asked = []
 
     def plan_(n, body):
-        first, count = body["seed"] - 5, min(most, body["n"])  # with one seed all would be the same answer
+        first, count = body["seed"] - 5, min(most, body["n"])  # with the same seed, all answers would be equal
         asked.append((first, body["n"], count))
         return indexed(*(f"[{{'n': {i}}}] {BOX}" for i in range(first, first + count)))
 

@@ -1,4 +1,4 @@
-"""Dealing, taking, stealing: every question once, whatever the endpoints do."""
+"""Assigning, taking and stealing work: every question is asked once, whatever the endpoints do."""
 
 import random
 
@@ -33,7 +33,7 @@ def test_every_question_is_handed_out_once_and_ends(images, endpoints, first_alo
         job = d.take(endpoint)
         if job is not None:
             running.append((job, endpoint))
-        elif not running:  # nothing on its way and nothing for this one: another has it
+        elif not running:  # no request in flight and no work for this endpoint: another one has it
             assert any(d._ready) and not d.idle
         if running and (job is None or chance.random() < 0.6):
             job, endpoint = running.pop(chance.randrange(len(running)))
@@ -98,7 +98,7 @@ def test_images_stay_together_while_there_is_enough_to_do():
     images = [i % 200 for i in range(1200)]
     d = dispatcher(images, 4, room=lambda _: 8)
     where = {}
-    for _ in range(150):  # each endpoint takes in turn; answers come at once
+    for _ in range(150):  # the endpoints take questions in turn and answer at once
         for endpoint in range(4):
             job = d.take(endpoint)
             where.setdefault(images[job.row], set()).add(endpoint)
@@ -119,13 +119,13 @@ def test_an_endpoint_that_runs_dry_takes_whole_images_from_the_fullest():
 
 
 class Model:
-    """A server of `slots`: requests beyond them wait. Latency at full load grows with what waits."""
+    """A server with `slots`: further requests wait, so the latency grows with the number of waiting requests."""
 
     def __init__(self, slots, seconds):
         self.slots, self.seconds = slots, seconds
 
     def round(self, in_flight):
-        """Seconds from one answer to the next, with so many in flight."""
+        """Return the seconds between two answers with this many requests in flight."""
         return self.seconds / min(in_flight, self.slots)
 
 
@@ -140,7 +140,9 @@ def test_the_limit_finds_the_server_s_size(slots, most):
     tail = sorted(seen[10_000:])
     assert min(seen) >= 1 and max(seen) <= most
     middle = tail[len(tail) // 2]
-    assert min(slots, most) * 0.9 <= middle <= min(most, max(16, slots * 2.1))  # never starved, never far beyond
+    assert (
+        min(slots, most) * 0.9 <= middle <= min(most, max(16, slots * 2.1))
+    )  # neither far below the server's slots nor far above
 
 
 def test_a_limit_begins_at_the_server_s_slots_once():
@@ -152,7 +154,7 @@ def test_a_limit_begins_at_the_server_s_slots_once():
         limiter.answered(now, limiter.limit)
     grown = limiter.limit
     assert grown > 80
-    limiter.begin(20)  # the server has come back: what was measured counts
+    limiter.begin(20)  # the server has come back: earlier measurements count
     assert limiter.limit == grown
     for most, slots, expected in ((64, 80, 64), (64, 1, 1)):
         limiter = Limiter(most)
@@ -206,18 +208,18 @@ def test_a_breaker_opens_probes_and_closes():
     assert b.open and not b.admits(0.4) and b.admits(0.6)
     assert b.sent() is True
     assert not b.admits(0.7)  # one probe at a time
-    for _ in range(100):  # those that were on their way when it opened
+    for _ in range(100):  # requests that were in flight when it opened
         b.failure(0.7, refused=False, jitter=1.0)
     assert not b.admits(0.8)
     b.failure(0.8, refused=True, jitter=1.0, probe=True)
     assert b.opened == 0.0 and not b.admits(1.7) and b.admits(1.9)  # twice as long
     assert b.sent() and not b.admits(9.0)
-    b.dropped(True)  # the probe was cancelled: the next one may go
+    b.dropped(True)  # the probe was cancelled: the next one may start
     assert b.admits(9.0)
     b.success()
     assert not b.open and b.admits(1.8)
     b.wait(5.0, 3.0)
-    b.success()  # an answer of another question does not end what Retry-After asks for
+    b.success()  # an answer to another question does not end the pause of Retry-After
     assert not b.admits(7.0) and b.admits(8.0)
 
 
@@ -234,7 +236,7 @@ def test_a_breaker_never_locks_an_endpoint_out(events):
             probe = out.pop(0)
             if kind == "s":
                 b.success()
-                out = [False] * len(out)  # it is closed: they are probes no more
+                out = [False] * len(out)  # it is closed: these requests are no longer probes
             elif kind == "d":
                 b.dropped(probe)
             else:

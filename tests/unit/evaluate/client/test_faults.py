@@ -1,4 +1,4 @@
-"""Whatever servers do: no row is lost, none counts as a wrong answer, each has one row in the result, and healthy servers take over."""
+"""Faults of servers: no row is lost or counted as wrong, each has one row in the result, and healthy servers take over."""
 
 import asyncio
 import json
@@ -66,7 +66,7 @@ def evaluate(data, out, *urls, retry_errors=False, **changes):
 
 
 def whole(summary, out):
-    """Every row has exactly one stored row, an answer."""
+    """Check that every row has exactly one stored row, and that it is an answer."""
     stored = Counter(r["line"] for r in read_rows(out))
     assert stored == Counter(range(1, ROWS + 1))
     assert (summary.done, summary.errors, summary.unparsed, summary.macro) == (ROWS, 0, 0, 1.0)
@@ -79,7 +79,7 @@ MISCHIEF = [*(k for k in BYTES if k != "good"), *THEN_CLOSE, "reset", "hang", "d
 @pytest.mark.parametrize("mischief", MISCHIEF)
 def test_one_of_three_servers_goes_bad_for_good(data, tmp_path, servers, mischief):
     bad, *good = servers(lambda n, q: mischief if n >= 20 else "good", lambda n, q: "good", lambda n, q: "good")
-    for server in good:  # the bad one has to get its share
+    for server in good:  # so that the bad server gets its share
         server.delay = 0.005
     summary = evaluate(data, tmp_path, bad.url, *(s.url for s in good))
     whole(summary, tmp_path)
@@ -100,7 +100,7 @@ def test_a_server_is_killed_with_questions_on_their_way(data, tmp_path, servers)
     threading.Thread(target=lambda: (wait_for(lambda: victim.count > 40), victim.kill())).start()
     whole(evaluate(data, tmp_path, victim.url, other.url), tmp_path)
     repeated = sum((victim.asked + other.asked).values()) - ROWS
-    assert 0 <= repeated <= 12 + 6  # what was in flight, and stragglers at the end
+    assert 0 <= repeated <= 12 + 6  # requests in flight, and repeated ones at the end
 
 
 def test_all_servers_go_and_come_back(data, tmp_path, servers):
@@ -122,16 +122,14 @@ def test_all_servers_go_and_come_back(data, tmp_path, servers):
 
 
 def test_servers_that_are_still_to_come(data, tmp_path, servers):
-    ports = [free_port() for _ in range(3)]  # the third never comes
+    ports = [free_port() for _ in range(3)]  # the third server never starts
     late = []
 
     def start():
         for port in ports[:2]:
             time.sleep(0.8)
             late.extend(servers(lambda n, q: "good", port=port))
-            late[
-                -1
-            ].delay = 1.0  # slow until all are there, so that something is left for the second on a busy machine too
+            late[-1].delay = 1.0  # slow until all servers run, so that the second one gets work on a busy machine, too
         for server in late:
             server.delay = 0.01
 
@@ -172,7 +170,7 @@ def test_a_flood_of_429_begins_no_more_than_it_can_hold(data, tmp_path, servers)
     (server,) = servers(lambda n, q: "429")
     with pytest.raises(Failure, match="question after question fails: HTTP 429"):
         evaluate(data, tmp_path, server.url, backoff_s=0.05, refusals=4)
-    assert len(server.images) <= 16 + 12 + 8  # asleep, in flight, given up
+    assert len(server.images) <= 16 + 12 + 8  # waiting, in flight, given up
     assert sum(1 for _ in read_rows(tmp_path)) < 8
 
 
@@ -205,7 +203,7 @@ def free_port():
         return s.getsockname()[1]
 
 
-# ---- the HTTP client alone ----
+# ---- only the HTTP client ----
 def body(question="x", size=1000):
     picture = b"p" * size
     head = b'{"messages":[{"content":[{"image_url":{"url":"'

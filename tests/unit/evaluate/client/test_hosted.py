@@ -1,4 +1,4 @@
-"""Keys, headers, certificates and base paths: what a hosted server wants, and where its key must never be."""
+"""Keys, headers, certificates and base paths of hosted servers, and the places where a key must never appear."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ ANSWER = {
 
 @contextmanager
 def hosted(authority, refused=()):
-    """An https server under a base path that wants a key, and refuses the request fields in `refused`."""
+    """An https server with a base path that requires a key and refuses the request fields in `refused`."""
     bodies, loop, ready, found = [], asyncio.new_event_loop(), threading.Event(), {}
 
     async def answer(request):
@@ -125,7 +125,7 @@ def test_other_settings_are_other_answers(dataset, authority, monkeypatch, capsy
             ["--prompt", "Find {sent}!"],
         ):
             assert ask(dataset, url, *more) == 0
-    assert len(bodies) == 24 * 5  # the second is the first, which asks nothing
+    assert len(bodies) == 24 * 5  # the second run equals the first and asks nothing
     assert bodies[-1]["messages"][0]["content"][1]["text"].startswith("Find thing ")
 
 
@@ -180,7 +180,7 @@ REASONING = {
 
 
 def _seen(pid):
-    """What anyone on this machine may see of a process: its words, and those of its children."""
+    """Return what anyone on this machine can see of a process: its command line and those of its children."""
     found = b""
     for each in [pid, *Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]:
         with suppress(OSError):
@@ -189,7 +189,7 @@ def _seen(pid):
 
 
 def _run(words, environment, out):
-    """Run `egm`; return its exit code, all that it said, and what its process showed while it ran."""
+    """Run `egm`; return its exit code, its output, and the command lines that were visible while it ran."""
     command = [sys.executable, "-m", "grounding.cli", *map(str, words)]
     with (out / "said").open("wb") as said:
         child = subprocess.Popen(command, env=os.environ | environment, stdout=said, stderr=subprocess.STDOUT)
@@ -213,7 +213,7 @@ def test_a_job_asks_a_hosted_service_and_its_key_is_nowhere(dataset, authority):
         text = JOB.replace("URL", url).replace("FILES", str(dataset / "refcoco_val.jsonl"))
         (dataset / "job.yaml").write_text(text.replace("IMAGES", str(dataset / "images")))
         words = ["role", "evaluate", "--job", dataset / "job.yaml", "--data", dataset / "data", "--out", out]
-        # both back ends hand on the endpoints in the variable in which they name servers of their own
+        # both back ends pass the endpoints in the same variable as the servers that they start
         code, said, shown = _run(words, environment | {"EGM_ENDPOINTS": url}, dataset)
         assert code == 0 and len(bodies) == 24, said
     assert bodies[0]["messages"][-1]["content"][1]["text"].startswith("Where is thing ")

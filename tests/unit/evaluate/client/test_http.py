@@ -1,4 +1,4 @@
-"""The HTTP client over TLS: a server whose authority is trusted is asked, any other is unreachable, with the reason."""
+"""The HTTP client over TLS: a server with a trusted certificate is queried; any other is unreachable, with the reason."""
 
 import asyncio
 import ssl
@@ -8,7 +8,7 @@ import trustme
 
 from grounding.evaluate.client.http import FairQueue, Pool, Unreachable
 
-PICTURE = bytes(range(256)) * 4096  # more than one write takes
+PICTURE = bytes(range(256)) * 4096  # more than fits into one write
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def authority():
 
 
 async def echo(reader, writer):
-    """Answers each request with the size of its body, over one connection."""
+    """Answers each request with the size of its body, on one connection."""
     while head := await reader.readuntil(b"\r\n\r\n"):
         size = int(
             next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")).split(b":")[1]

@@ -1,4 +1,4 @@
-"""What a folder says of the conditions under which its answers were given, and how two of them differ."""
+"""The conditions of the answers in a folder, and the differences between two folders."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ M = ServedModel(id="m", path="/a", weight_version="1")
     ("one", "other", "alike", "apart"),
     [
         (M, M, True, False),
-        (M._replace(reply="x"), M._replace(reply="y"), True, True),  # a server that repeats the name it is asked for
+        (M._replace(reply="x"), M._replace(reply="y"), True, True),  # a server that repeats the name in the request
         (M, M._replace(path="/b"), False, True),
         (M, M._replace(weight_version="2"), False, True),
         (M, M._replace(path=None), False, False),

@@ -1,4 +1,4 @@
-"""The pure parts: summary, merge of parts, requests, engines."""
+"""The pure functions: summary, merging of parts, requests, engines."""
 
 import json
 import random
@@ -27,7 +27,7 @@ def expression(file, line, image="a.jpg", sent="x"):
 
 
 def worklist(folder, rows, order=None):
-    """The worklist of (file, image) rows, each file with its rows in order; `order` says which file is given first."""
+    """Return the worklist of (file, image) rows; each file's rows are in order, and `order` says which file comes first."""
     files = {}
     for number, (file, image) in enumerate(rows):
         row = {"image": image, "sent": f"row {number}", "bbox": [1, 2, 3, 4], "width": 10, "height": 10}
@@ -38,7 +38,7 @@ def worklist(folder, rows, order=None):
 
 
 def tallied(work, answers):
-    """Columns with `answers`: text of a row -> stored row."""
+    """Return columns with `answers`: text of a row -> stored row."""
     done = Tallies(len(work))
     for number in range(len(work)):
         row = answers.get(work.expression(number).sent)
@@ -102,7 +102,9 @@ def test_interval_is_by_image_and_has_the_width_of_theory():
     alone = interval([0] * 2000, list(range(2000)), correct).micro
     assert alone[1] - alone[0] == pytest.approx(2 * 1.96 * (0.16 / 2000) ** 0.5, rel=0.15)
     ten = interval([0] * 20000, [i // 10 for i in range(20000)], [c for c in correct for _ in range(10)]).micro
-    assert ten[1] - ten[0] == pytest.approx(alone[1] - alone[0], rel=0.05)  # ten copies of a row add no knowledge
+    assert ten[1] - ten[0] == pytest.approx(
+        alone[1] - alone[0], rel=0.05
+    )  # ten copies of a row do not make the interval smaller
 
 
 def test_paper_order():
@@ -183,7 +185,9 @@ def test_body_is_json_whatever_the_expression(sent):
             request = Request(model, "qwen3", {"top_k": 3}, routing=routing)
             pieces = request.pieces(data_url(b"\xff\xd8\xff"), expression("f", 1, sent=sent), "a.jpg")
             body, headers = json.loads(b"".join(pieces)), request.headers("a.jpg")
-            assert body.get("rank", 1) == int(headers.get("X-Rank", 1)) == 1  # of the image, the same in either place
+            assert (
+                body.get("rank", 1) == int(headers.get("X-Rank", 1)) == 1
+            )  # the image's rank, the same in both places
             assert ("rank" in body) == bool(routing.field) and ("X-Rank" in headers) == bool(routing.header)
         assert (
             body["messages"][0]["content"][1]["text"] == f"Locate {sent}, output its bbox coordinates using JSON format"

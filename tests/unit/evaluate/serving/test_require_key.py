@@ -1,4 +1,4 @@
-"""Who a keyed server answers, and that its key is in no argument, log or list of processes."""
+"""A server with a key answers only requests with it, and the key is in no argument, log or process list."""
 
 import asyncio
 import copy
@@ -117,7 +117,7 @@ SGLANG = {
     "def prepare_server_args(argv): return ServerArgs(argv)\n",
     "srt/utils": "def kill_process_tree(pid, include_parent): print('ended')\n",
 }
-"""What the script uses of SGLang 0.5.12, under its names"""
+"""The parts of SGLang 0.5.12 that the script uses, with their names"""
 
 
 @pytest.mark.parametrize("known", [True, False])

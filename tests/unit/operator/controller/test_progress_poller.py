@@ -1,4 +1,4 @@
-"""Pods that answer `/progress` with what they want: the operator takes a plain JSON object of some kilobytes, and nothing else."""
+"""Pods that send arbitrary replies to `/progress`: the operator accepts only a JSON object of some kilobytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.unit.operator.plan.kit import pod
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 GOOD = {"step": 3, "metrics": {f"metric{i}": i for i in range(2000)}}
-"""Some 40 kB: more than one read of a socket"""
+"""About 40 kB: more than one read of a socket returns"""
 
 
 async def _slowly(request: web.Request) -> web.StreamResponse:
@@ -68,7 +68,7 @@ async def _endless(request: web.Request) -> web.StreamResponse:
 
 @contextlib.asynccontextmanager
 async def polled(handler: Handler, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[], Any]]:
-    """Poll one pod, whose answer is the handler's; yields what is known of it once it was asked twice."""
+    """Poll one pod that answers with the handler; yield the known progress after two polls."""
     asked = asyncio.Queue[str]()
 
     async def noted(request: web.Request) -> web.StreamResponse:

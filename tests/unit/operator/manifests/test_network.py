@@ -1,4 +1,4 @@
-"""Who reaches a job's pods: the policies that the operator makes, judged by the rules of Kubernetes."""
+"""Access to a job's pods: the operator's policies, evaluated by the rules of Kubernetes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
 
 
 def reaches(policies: list[dict[str, Any]], source: Pod, target: Pod, port: int) -> bool:
-    """Return whether a network plug-in lets `source` connect, as the documentation of NetworkPolicy has it."""
+    """Return whether a network plug-in would let `source` connect, by the documentation of NetworkPolicy."""
     namespace, labels = target
     about = [p["spec"] for p in policies if namespace == "team" and selects(p["spec"]["podSelector"], labels)]
     if not about:

@@ -1,4 +1,4 @@
-"""A reward file of the machine that submits: the ConfigMap that carries it, and the pods that mount it."""
+"""A reward file from the submitting machine: its ConfigMap, and the pods that mount it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ OVER = {"final": True, "phase": "Failed", "reason": "DeadlineExceeded", "delete"
     [
         (None, 1000, False, {}),
         (100, None, False, {}),
-        (100, 1000, True, {}),  # time suspended counts for no deadline
+        (100, 1000, True, {}),  # suspended time does not count towards a deadline
         (100, 40, False, {"final": False, "at": 60}),
         (100, 100, False, OVER),
     ],

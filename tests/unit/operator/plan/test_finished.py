@@ -18,7 +18,7 @@ SAYS = {"final": True, "phase": "Succeeded", "reason": "Said"}
         ({}, [], None, {}),
         ({"conditions": conditions(Failed="True")}, [], None, {}),  # an invalid spec has no end
         (END, [], None, SAYS),
-        (END | {"phase": "Running", "reason": "Nonsense"}, [], None, SAYS),  # someone has written over it
+        (END | {"phase": "Running", "reason": "Nonsense"}, [], None, SAYS),  # someone has overwritten it
         (END, [gang()], None, SAYS | {"delete": ["j-a1"]}),
         (END, [gang(deleting=True)], None, SAYS),
         (END, [], 160, SAYS | {"at": 60}),

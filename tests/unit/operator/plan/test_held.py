@@ -29,9 +29,9 @@ MOUNT = _warning("Pod", "b", "FailedMount", 'configmap "ca" not found')
         ([gang()], [REFUSED], "PodsRefused"),
         ([gang()], [_warning("PyTorchJob", "j-a2", "FailedCreatePod", QUOTA)], "Starting"),
         ([gang(), pod("a", ago=30)], [REFUSED], "PodsRefused"),
-        ([gang(), pod("a", phase="Pending", ago=0.5)], [REFUSED], "Starting"),  # it could be created after all
+        ([gang(), pod("a", phase="Pending", ago=0.5)], [REFUSED], "Starting"),  # the pod was created after all
         ([gang(), pod("b", phase="Pending", node="n1")], [MOUNT], "ContainerNotStarted"),
-        ([gang(), pod("b", phase="Pending", **waits("ErrImagePull"))], [MOUNT], "ImagePull"),  # the pod itself says it best
+        ([gang(), pod("b", phase="Pending", **waits("ErrImagePull"))], [MOUNT], "ImagePull"),  # the pod's own state is more precise
     ],
 )  # fmt: skip
 def test_a_gang_that_waits_says_what_events_say(owned: list[Any], warnings: list[ObjectWarning], reason: str) -> None:

@@ -1,7 +1,7 @@
-"""Whatever the pods of a job report, the plan is made, and its status is one that the API server takes.
+"""Whatever a job's pods report, the plan succeeds, and the API server accepts its status.
 
-A report comes from `/progress`, an annotation or the last message of a pod, and pods run what their user wants. One that breaks the plan would
-leave the job as it is, with its GPUs.
+A report comes from `/progress`, an annotation or the termination message of a pod, and users decide what pods run. If a
+report broke the plan, the job would stay as it is and keep its GPUs.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ ODD += ["0001-01-01T00:00:00", "9999-12-31T23:59:59-23:59", NOW * 1000, float("n
 
 
 def names(model: type[BaseModel]) -> list[str]:
-    """Return names that a report may have, also further down."""
+    """Return all field names of a report, including nested ones."""
     text = orjson.dumps(model.model_json_schema()).decode()
     found = {str(f.alias or n) for n, f in model.model_fields.items()}
     return sorted(found | {part for part in text.split('"') if part.isidentifier() and len(part) < 20})
 
 
 def reports(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
-    """Bodies with the names of a report at all depths, and odd values behind them."""
+    """Return bodies with a report's field names at all depths, and unusual values."""
     leaf = st.sampled_from(ODD) | st.integers() | st.floats() | st.text(max_size=5)
     keys = st.sampled_from(names(model))
     values = st.recursive(leaf, lambda inner: st.dictionaries(keys, inner, max_size=5) | st.lists(inner, max_size=3))
@@ -43,7 +43,7 @@ def reports(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def body_of(body: dict[str, Any]) -> dict[str, Any]:
-    """As JSON brings it; what JSON cannot say cannot come."""
+    """Pass the value through JSON, because a report can only contain what JSON can express."""
     try:
         found: dict[str, Any] = orjson.loads(orjson.dumps(body))
     except TypeError:
@@ -52,7 +52,7 @@ def body_of(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(status: Any, model: type[BaseModel]) -> None:
-    """Check that a status is of its form, with numbers and sizes that the API server stores."""
+    """Check that a status has the right form, with numbers and sizes that the API server accepts."""
     assert len(orjson.dumps(status)) < 600_000
     model.model_validate(status)
     todo = [status]

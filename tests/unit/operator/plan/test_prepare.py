@@ -26,7 +26,7 @@ def _pod(**more: Any) -> dict[str, Any]:
         (None, [batch(suspended=True, queue="default")], QUEUED),
         (None, [batch(suspended=True, by_us=True, queue="default")], QUEUED),  # Kueue has taken it over
         (None, [batch(), _pod(phase="Pending", **waits("ImagePullBackOff"))], PREPARING | {"reason": "ImagePull"}),
-        (None, [batch(), _pod(code=0)], {"final": False}),  # its Job's controller has not noticed
+        (None, [batch(), _pod(code=0)], {"final": False}),  # its Job's controller has not noticed it yet
         (None, [batch(**ended("Complete"))], {"final": False}),
         (None, [batch(**ended("Failed", ago=0))], {"final": True, "at": 1}),  # its pod may still report why
         (None, [batch(**ended("Failed"))], {"final": True, "phase": "Failed", "reason": "PrepareFailed"}),

@@ -21,7 +21,7 @@ WAITS = {"final": True, "phase": "Restarting", "reason": "PodFailed"}
         (1, 30, [pod()], WAITS, 1),  # never two gangs
         (1, 30, [pod(code=1)], {"final": False}, 2),
         (1, 30, [pod(leaving=10)], WAITS | {"at": 290}, 1),
-        (1, 30, [pod(leaving=300)], {"final": False}, 2),  # its node is lost: no one ends it
+        (1, 30, [pod(leaving=300)], {"final": False}, 2),  # its node is lost: nothing ends the pod
         (2, 15, [], WAITS | {"at": 5}, 2),  # twice as long as after the first
         (1, 3, [gang(2)], {"final": False}, 2),  # killed between the start of the second and the status
         (3, 30, [], {"final": True, "phase": "Failed", "reason": "AttemptsExhausted"}, 3),

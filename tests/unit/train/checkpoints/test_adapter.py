@@ -1,4 +1,4 @@
-"""LoRA adapters: named alike whatever wrapped the model, written as PEFT reads them, merged into a model's files and nothing else."""
+"""LoRA adapters: the same names for any wrapper of the model, in PEFT's format, merged only into a model's files."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_adapters_is_exported_merged_or_by_itself(base: Path, tm
     model, checkpoint = _adapted(base), tmp_path / "checkpoint-3"
     checkpoint.mkdir()
     adapters.write(lora.adapter_of(model.state_dict(), LORA), checkpoint, str(tmp_path / "moved"))
-    assert egm(["checkpoint", "export", str(checkpoint), str(tmp_path / "none")]) == 2  # its base is not there
+    assert egm(["checkpoint", "export", str(checkpoint), str(tmp_path / "none")]) == 2  # its base model does not exist
     whole = export(checkpoint, tmp_path / "whole", base)
     assert (whole / "tokenizer.json").is_file() and not (whole / adapters.CONFIG).exists()
     alone = export(checkpoint, tmp_path / "alone", base, adapter_only=True)

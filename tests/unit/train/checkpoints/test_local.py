@@ -79,7 +79,7 @@ def _verl(root: Path, step: int, world: int) -> Path:
 @settings(max_examples=120, deadline=None)
 @given(data=st.data(), world=st.integers(1, 4))
 def test_no_part_of_a_checkpoint_is_taken_for_one(tmp_path_factory, data: st.DataObject, world: int) -> None:
-    """Any file cut short at any byte, or gone: the one before is taken, and this one is set aside, not lost."""
+    """If any file is cut at any byte or missing, the previous checkpoint is used, and this one is set aside, not lost."""
     root = tmp_path_factory.mktemp("parts")
     older, newer = _verl(root, 1, world), _verl(root, 2, world)
     for folder in (older, newer):
@@ -89,7 +89,7 @@ def test_no_part_of_a_checkpoint_is_taken_for_one(tmp_path_factory, data: st.Dat
         whole = path.read_bytes()
         end = len(
             whole.rstrip(b"\n") if path.name == checkpoints.MARKER else whole
-        )  # without its newline it says the same
+        )  # without its newline, it has the same meaning
         cut = data.draw(st.integers(-1, end - 1))
         if cut < 0:
             path.unlink()
@@ -209,7 +209,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest_and_chosen_at_the_end(tmp
     last = checkpoints.complete(tmp_path)[0]
     assert checkpoints.chosen(tmp_path, "valIou/a", last).step == 10
     assert checkpoints.chosen(tmp_path, None, last) == last == checkpoints.chosen(tmp_path, "valAccuracy", last)
-    # another figure starts anew; of a loss the least is best; a step without a checkpoint never is
+    # another figure starts again; the lowest loss is best; a step without a checkpoint is never the best
     assert checkpoints.note_best(tmp_path, 20, "valLoss", 3.0) and checkpoints.note_best(tmp_path, 10, "valLoss", 2.0)
     assert not checkpoints.note_best(tmp_path, 20, "valLoss", 2.5)
     assert not checkpoints.note_best(tmp_path, 25, "valLoss", 1.0)

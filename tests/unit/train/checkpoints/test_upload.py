@@ -1,4 +1,4 @@
-"""Checkpoints in a store: never half there, always the newest whole one back."""
+"""Checkpoints in a store are complete or absent, and the newest complete one is restored."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Entry(NamedTuple):
 
 
 class FolderStore:
-    """A store in a folder that gives out after `budget` writing calls, as a network does."""
+    """A store in a folder that fails after `budget` writing calls, as a network can."""
 
     def __init__(self, folder: Path, budget: int = 1 << 30) -> None:
         self.uri, self.folder, self.budget, self.uploads = folder.as_uri(), folder, budget, 0
@@ -122,7 +122,7 @@ def test_an_upload_cut_off_anywhere_is_never_taken_and_is_continued(tmp_path_fac
     assert done == (budget >= 8)  # seven files and the marker
     store.budget = 1 << 30
     assert [step for step, _ in uploads.stored(store)] == ([2, 1] if done else [1])
-    store.budget = then  # restoring may be cut off as well
+    store.budget = then  # restoring may fail as well
     try:
         found = uploads.restore(store, tmp_path / "there")
     except Failure:
@@ -140,7 +140,7 @@ def test_a_damaged_newest_one_gives_way_to_the_one_before(tmp_path: Path) -> Non
     for step in (1, 2, 3):
         uploads.push(store, _make(tmp_path / "here", step))
     [data] = (store.folder / "checkpoints/global_step_3").glob("attempt-*/data.pt")
-    data.write_text("y")  # as long as it was
+    data.write_text("y")  # the same length as before
     marker = store.folder / "checkpoints/global_step_2/complete.json"
     marker.write_bytes(marker.read_bytes().replace(b"data.pt", b"../x.pt"))
     found = uploads.restore(store, tmp_path / "there")
@@ -184,7 +184,7 @@ def test_the_uploader_follows_the_training_and_survives_trouble(tmp_path: Path) 
 
 
 def test_a_checkpoint_waits_for_the_lines_before_it(tmp_path: Path) -> None:
-    """RL under verl: a step's metrics are written behind our back, and read a moment later; its own step's the checkpoint has in it."""
+    """With verl, the metrics of a step are written by another process and read later; the checkpoint contains those of its own step."""
     root, store, lines = (
         tmp_path / "here" / "checkpoints",
         FolderStore(tmp_path / "store"),
@@ -201,13 +201,13 @@ def test_a_checkpoint_waits_for_the_lines_before_it(tmp_path: Path) -> None:
     assert uploader.close(30.0) and uploads.stored(store) == [(3, "global_step_3")]
     assert (store.folder / PROGRESS).read_text() == lines.read_text()
     late = uploads.Uploader(root, FolderStore(tmp_path / "late"), keep=2, interval_s=0.02, line_s=0.2)
-    _make(root, 4)  # a trainer that tells of no step keeps no checkpoint back forever
+    _make(root, 4)  # a trainer that reports no step does not hold back a checkpoint forever
     late.start()
     assert late.close(30.0) and late.newest() is not None
 
 
 def test_lines_go_without_a_checkpoint_too(tmp_path: Path) -> None:
-    """Else a pod that is lost late after its last checkpoint takes what was measured at it along."""
+    """Otherwise a pod that is lost long after its last checkpoint would lose the measurements at that checkpoint."""
     root, store, lines = tmp_path / "checkpoints", FolderStore(tmp_path / "store"), tmp_path / PROGRESS
     _make(root, 2)
     lines.write_text('{"step": 1}\n')
@@ -225,7 +225,7 @@ def test_lines_go_without_a_checkpoint_too(tmp_path: Path) -> None:
 
 def test_a_model_is_fetched_where_it_is_not_here(tmp_path: Path) -> None:
     assert uploads.local_model("tiny://") == "tiny://"
-    assert uploads.local_model("some/folder") == str(Path.cwd() / "some/folder")  # verl works in another folder
+    assert uploads.local_model("some/folder") == str(Path.cwd() / "some/folder")  # verl runs in another folder
     assert uploads.local_model(tmp_path.as_uri()) == str(tmp_path)
 
 
@@ -234,7 +234,7 @@ def test_a_model_is_fetched_where_it_is_not_here(tmp_path: Path) -> None:
 def test_two_attempts_at_one_step_are_never_mixed(
     tmp_path_factory: pytest.TempPathFactory, first: int, then: int, numbers: tuple[int, int]
 ) -> None:
-    """Equal sizes, other bytes; each upload is cut off at any file, and a third node restores."""
+    """Files have equal sizes and different bytes; each upload stops at any file, and a third node restores."""
     tmp_path = tmp_path_factory.mktemp("mixed")
     store, made = FolderStore(tmp_path / "store"), []
     for node, content, number in zip(("a", "b"), "AB", numbers, strict=True):

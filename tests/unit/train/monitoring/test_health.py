@@ -1,4 +1,4 @@
-"""Health rules speak when they should, and only then."""
+"""Health rules report when they should, and only then."""
 
 from __future__ import annotations
 

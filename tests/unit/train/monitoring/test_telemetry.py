@@ -1,4 +1,4 @@
-"""What rank 0 tells over HTTP is what its progress lines say."""
+"""Rank 0 reports over HTTP what its progress lines say."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_progress_metrics_and_health(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert samples["egm_train_saved_step", None] == 5 and samples["egm_train_uploaded_step", None] == 3
         assert samples["egm_train_saved_timestamp_seconds", None] == pytest.approx(written, abs=0.01)
         assert samples["egm_train_uploaded_timestamp_seconds", None] == 1500.25
-        # a new line is told at once
+        # a new line is reported at once
         ProgressWriter(tmp_path / "progress.jsonl", "rl", 300, 7).step(8, {"score": 0.8})
         assert json.loads(_get(port, "/progress")[1])["step"] == 8
     telemetry.leave(source)

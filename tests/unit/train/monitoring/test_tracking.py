@@ -1,4 +1,4 @@
-"""Tracking cannot stop a run: what is asked of backends, and the real TensorBoard and Weights & Biases (offline)."""
+"""Tracking cannot stop a run: calls to backends, and the real TensorBoard and Weights & Biases (offline)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _job(text: str) -> Any:
 
 
 class _Backend:
-    """A backend that raises, or hangs, at its Nth call."""
+    """A backend that raises or hangs at its Nth call."""
 
     def __init__(self, bad: int = 1 << 30, hang: bool = False) -> None:
         self.seen: list[tuple[int, dict[str, float]]] = []
@@ -135,7 +135,7 @@ def test_mlflow_is_not_opened_with_a_token_for_a_stranger_s_server(
     said: list[str] = []
     job = _job("{tensorboard: false, mlflow: {trackingUri: 'http://127.0.0.1:9'}}")
     tracking.open_tracker(job, tmp_path, said.append).close(True)
-    assert len(said) == 1 and "secret" not in said[0]  # nothing listens there, or MLflow is not installed
+    assert len(said) == 1 and "secret" not in said[0]  # nothing listens at that address, or MLflow is not installed
     assert ("MLFLOW_TRACKING_TOKEN is for no server" in said[0]) == (not may)
 
 
@@ -174,7 +174,7 @@ def test_wandb_keeps_an_offline_run_where_it_cannot_be_reached(
     with tracking.tracked(job, tmp_path) as log:
         for step in (1, 2, 3):
             log(step, {"critic/score/mean": 0.25 * step})
-        with publish(tmp_path / "model") as folder:  # finished: there is time to write all of it
+        with publish(tmp_path / "model") as folder:  # the run is finished, so there is time to write everything
             (folder / "config.json").write_text("{}")
     said = capsys.readouterr().out
     assert "offline (http://127.0.0.1:9 cannot be reached)" in said and "0" * 40 not in said

@@ -1,4 +1,4 @@
-"""What ends an RL run by itself: prompts without an answer, and gradients that are no numbers."""
+"""Two conditions that end an RL run: prompts without an answer, and gradients that are not numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ACCURACY = "val-core/grounding/acc/mean@1"
 
 
 def test_prompts_without_an_answer_are_counted_and_never_wrong() -> None:
-    """11 of 52 validation pictures were gone: verl counts them as wrong in one figure and leaves them out of the other."""
+    """11 of 52 validation pictures were missing: verl counts them as wrong in one figure and leaves them out of the other."""
     wanted = {("grounding", str(i)): 1 for i in range(52)}
     assert guard.failed_answers(wanted, [str(i) for i in range(11, 52)]) == (52, 11)
     assert guard.failed_answers(wanted, [str(i) for i in range(52)]) == (52, 0)

@@ -1,4 +1,4 @@
-"""Overrides and metrics: what reaches verl, and what comes back."""
+"""The overrides that verl gets, and the metrics that it returns."""
 
 from pathlib import Path
 
@@ -171,7 +171,7 @@ def test_a_ray_of_its_own_has_a_token_nobody_knows() -> None:
 
 
 def test_a_frozen_tower_reaches_verl_by_the_environment() -> None:
-    """verl has no key for it that anybody reads; InternVL's plug-in comes along with its family."""
+    """verl reads no key for this; InternVL's plug-in is added with its family."""
     from grounding.train.rl.run import environment
 
     def made(preset: str, **more: str) -> dict[str, str]:

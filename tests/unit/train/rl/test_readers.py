@@ -1,4 +1,4 @@
-"""Each typed hyperparameter of RL reaches a reader: a key of verl and the line of the pinned verl that reads it, or a part of this project."""
+"""Each typed hyperparameter of RL has a reader: a line of the pinned verl that reads its key, or code of this project."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 
 
 class Reader(NamedTuple):
-    """A value that is not the preset's, the key of verl that it changes, and the file and text of verl that read this key."""
+    """A value that differs from the preset's, the key of verl that it changes, and the file and text of verl that read this key."""
 
     value: Any
     key: str

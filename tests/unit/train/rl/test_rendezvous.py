@@ -1,4 +1,4 @@
-"""Who is there, who is missing, how it ended: what the pods tell each other."""
+"""The rendezvous: which pods have joined, which are missing, and how the run ended."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_only_what_carries_the_mark_is_ended(tmp_path: Path) -> None:
     try:
         assert deaf.stdout is not None
         deaf.stdout.readline()
-        for child in (ours, deaf):  # reap, as init does for what has lost its parent
+        for child in (ours, deaf):  # reap, as init does for processes without a parent
             threading.Thread(target=child.wait, daemon=True).start()
         ray_cluster.end("mark-a", grace_s=1.0)
         assert ours.wait(5) == -15 and deaf.wait(5) == -9 and theirs.poll() is None
@@ -174,7 +174,7 @@ def test_slots_and_commands() -> None:
 
 
 class _FakeRay(ModuleType):
-    """Cannot be reached `failures` times."""
+    """A service that is unreachable `failures` times."""
 
     def __init__(self, failures: int) -> None:
         super().__init__("ray")

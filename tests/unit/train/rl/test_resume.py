@@ -1,4 +1,4 @@
-"""What a killed RL run leaves, and how the next one continues from it."""
+"""The files that a killed RL run leaves, and how the next run continues from them."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def _verl(out: Path, name: str, *steps: tuple[int, str, float]) -> None:
         (7, {}, False),
         (12, {}, True),  # the last
         (12, {"valAccuracy": 0.5}, False),
-        (15, {}, False),  # maxSteps was lowered: nothing is trained any more
+        (15, {}, False),  # maxSteps was lowered: no step remains
     ],
 )
 def test_what_validation_is_owed(done: int, metrics: dict[str, float], owed: bool) -> None:
@@ -54,7 +54,7 @@ def test_what_validation_is_owed(done: int, metrics: dict[str, float], owed: boo
     assert attempts.owes_validation(_job(), done, 12, lines) is owed
     asked = _job(engineOverrides="[trainer.test_freq=-1]")
     assert not attempts.owes_validation(asked, done, 12, lines)
-    elsewhere = [{**line, "metrics": {}} for line in lines]  # a `val_kwargs.n` of 4 has its figures under other names
+    elsewhere = [{**line, "metrics": {}} for line in lines]  # with `val_kwargs.n` 4, the figures have other names
     assert not attempts.owes_validation(_job(), done, 12, elsewhere)
 
 
@@ -72,7 +72,7 @@ def test_a_checkpoint_brings_the_line_of_its_step(tmp_path: Path) -> None:
 
 
 def test_where_a_run_goes_on(tmp_path: Path) -> None:
-    """Killed between the saving of step 10 and the line about it, then in the validation that was made up for."""
+    """The run is killed between saving step 10 and writing its line, and again during the repeated validation."""
     _verl(
         tmp_path,
         "metrics-1-from-0.jsonl",
@@ -99,7 +99,7 @@ def test_the_first_start(tmp_path: Path) -> None:
 
 
 def test_steps_are_those_of_the_rows_that_verl_takes(tmp_path: Path) -> None:
-    """16 rows in batches of 8 are 2 steps an epoch; verl's filter drops one row, and 1 is left."""
+    """16 rows in batches of 8 are 2 steps per epoch; verl's filter drops one row, so 1 step remains."""
     from grounding.train.rl.run import _total_steps
 
     job = rl_job("egm-8b-rl", batchSize=8, epochs=3)
@@ -111,7 +111,7 @@ def test_steps_are_those_of_the_rows_that_verl_takes(tmp_path: Path) -> None:
 
 
 def test_attempts_are_ordered_by_number_not_by_the_clock(tmp_path: Path) -> None:
-    """An hour back used to put a later attempt before an earlier one, and its steps were dropped."""
+    """If the clock is set back by an hour, a later attempt must not come before an earlier one and lose its steps."""
     folder = tmp_path / attempts.VERL
     _verl(tmp_path, "metrics-20261128T030000-from-0.jsonl", *((step, ACCURACY, 0.1) for step in (1, 2)))
     for done, steps in ((2, (3, 4, 5)), (4, (5, 6))):

@@ -1,4 +1,4 @@
-"""What verl gets: always the same keys, never an exception."""
+"""The reward that verl gets always has the same keys, and never raises."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ VECTORS = Path(__file__).parents[2] / "scoring" / "data" / "score_vectors.jsonl"
 
 @pytest.mark.parametrize("container", [list, tuple, np.array])
 def test_the_reference_s_vectors_bit_for_bit(container) -> None:
-    """The 400 answers, by the entry that verl calls."""
+    """The 400 answers are scored by the function that verl calls."""
     for line in VECTORS.read_text().splitlines():
         vector = json.loads(line)
         case = vector["reward"]
@@ -64,7 +64,7 @@ def test_any_answer_and_any_truth(text: str, truth: list[float]) -> None:
 
 
 def test_qwen2_5_vl_answers_in_pixels_of_the_resized_picture() -> None:
-    """640 x 480 becomes 644 x 476: the true box in 0..1000 is met by pixels of that picture."""
+    """A picture of 640 x 480 becomes 644 x 476: the answer in pixels of that picture matches the true box in 0..1000."""
     info = {"width": 640, "height": 480, "split": "train"}
     text = '[{"bbox_2d": [161, 119, 322, 238], "label": "dog"}]'
     found = compute_score("grounding", text, [250.0, 250.0, 500.0, 500.0], info, boxes="resized")

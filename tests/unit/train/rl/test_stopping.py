@@ -1,4 +1,4 @@
-"""Whether a step under way can end within the grace period, and what is saved if not."""
+"""Whether the current step can end within the grace period, and what is saved if it cannot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS = [
     {"secondsStep": 100.0, "secondsRollout": 60.0},
     {"secondsStep": 90.0, "secondsRollout": 50.0, "secondsSave": 10.0},
 ]
-"""Without its save a step takes 80 to 100 s, 40 s at most of them after the rollout; a save takes 10 s."""
+"""A step takes 80 to 100 s without its save, at most 40 s of which are after the rollout; a save takes 10 s."""
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,14 @@ STEPS = [
         ("update", 70, 5, 60, "wait", "waits for the step under way, step 8: about 40 s more, and 60 s are left"),
         ("update", 70, 5, 30, "wait", "waits for the step under way, step 8"),  # 20 to 40 s more: it may end in time
         ("update", 70, 5, 15, "end", "step 8 is too long: about 20 s more, and 15 s are left; the last save is step 5"),
-        ("update", 500, 5, 15, "wait", "waits for the step under way"),  # slower than ever: no one knows
+        (
+            "update",
+            500,
+            5,
+            15,
+            "wait",
+            "waits for the step under way",
+        ),  # slower than any step before: the end is unknown
         ("update", 10, 0, 15, "end", "step 8 is too long: about 80 s more, and 15 s are left; no step is saved"),
         ("update", 95, 8, 15, "end", "saved step 8"),
         ("rollout", 20, 5, 95, "wait", "waits for the step under way, step 8: about 90 s more"),
@@ -52,7 +59,7 @@ def test_before_any_step_has_ended() -> None:
     assert judge(None, 5, [], 60, NOW).text == "no step has begun; the last save is step 5"
     first = judge(Doing(1, "rollout", NOW - 5, 0), 0, [], 60, NOW)
     assert first.action == "wait" and "how long it takes is not known" in first.text
-    unread = judge(Doing(8, "rollout", NOW - 5, 7), 5, [], 60, NOW)  # the line of step 7 is not read yet
+    unread = judge(Doing(8, "rollout", NOW - 5, 7), 5, [], 60, NOW)  # the line of step 7 has not been read yet
     assert unread.action == "save"
 
 

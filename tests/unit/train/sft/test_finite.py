@@ -1,4 +1,4 @@
-"""A step without a finite gradient changes nothing, and weights that are no numbers are never a checkpoint."""
+"""A step without a finite gradient changes nothing, and weights that are not numbers are never saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdamW on float32 masters: the same numbers as plain AdamW on float32 weights, and nothing lost by a checkpoint."""
+"""AdamW on float32 masters gives the same numbers as AdamW on float32 weights, also after a checkpoint."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_masters_are_plain_float32_adamw_given_the_same_gradients() -> None:
     plain = [master.detach().clone().requires_grad_() for master in optimizer.masters]
     reference = torch.optim.AdamW(plain, **SETTINGS)
     for number in range(6):
-        shadow = copy.deepcopy(model)  # without hooks: its gradients stay where torch puts them
+        shadow = copy.deepcopy(model)  # without hooks, so that torch keeps its gradients
         for pack in range(3):
             shadow.zero_grad()
             torch.manual_seed(100 * number + pack)

@@ -1,4 +1,4 @@
-"""Packs: every row once and in order, no pack beyond its bounds, and the same loss and gradients as the padded path's."""
+"""Packs contain every row once and in order, stay within their limits, and give the padded batch's loss and gradients."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_row_is_in_one_pack_and_no_pack_is_too_large(
         assert pack.stop > pack.start
         assert sum(lengths[pack]) <= max(tokens, *lengths)
         assert rows is None or pack.stop - pack.start <= rows
-    if rows is None and at_least == 1 and tokens >= max(lengths):  # as few as any packing in this order
+    if rows is None and at_least == 1 and tokens >= max(lengths):  # no packing in this order has fewer packs
         assert all(sum(lengths[pack]) <= tokens for pack in packs)
         assert len(packs) <= 2 * -(-sum(lengths) // tokens)
 
@@ -42,7 +42,7 @@ def test_fewer_rows_than_packs_is_an_error() -> None:
 
 
 def test_a_step_of_the_preset_is_two_packs() -> None:
-    """Only tokensPerGpu bounds a pack: rows of a micro-batch do not, unless the job gives microBatchSize."""
+    """Only tokensPerGpu limits a pack, unless the job gives microBatchSize."""
     spec = {"preset": "egm-4b-sft", "data": {"train": ["/d/x.json"], "images": ["/d/p"]}}
     document = {"apiVersion": "grounding.egm.dev/v1alpha1", "kind": "GroundingTrainJob", "metadata": {"name": "a"}}
     job, found = read({**document, "spec": spec})
@@ -120,7 +120,7 @@ ANSWERS = [
 def test_loss_and_gradients_are_the_padded_path_s(
     setup: tuple[Any, Any, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One optimizer step's sum over packs against transformers' own loss of the padded batch, within float32's rounding."""
+    """The loss of one optimizer step, summed over packs, equals transformers' loss of the padded batch within float32's rounding."""
     from transformers import AutoModelForImageTextToText
 
     from grounding.data.images import open_images
@@ -137,7 +137,7 @@ def test_loss_and_gradients_are_the_padded_path_s(
     batch = PackingCollator(open_images(folder), processor, token, 512)(examples)["batch"]
     packs = split(batch.lengths, sum(batch.lengths) // 2)
     assert len(packs) > 1
-    monkeypatch.setattr(model, "forward", model.forward)  # the module's other tests need the model as it was
+    monkeypatch.setattr(model, "forward", model.forward)  # the module's other tests need the original model
     monkeypatch.setattr(model.lm_head, "forward", model.lm_head.forward)
     use_pack_loss(model)
     model.zero_grad()
@@ -167,10 +167,10 @@ def test_a_row_does_not_see_its_neighbours(setup: tuple[Any, Any, Path]) -> None
     batch = collator(_examples(processor, ANSWERS))["batch"]
     first, last = batch.lengths[0], sum(batch.lengths[:-1])
     other = batch.input_ids.clone()
-    other[-10:] = other[-10:].flip(0)  # the last row says something else
+    other[-10:] = other[-10:].flip(0)  # the last row has another text
     assert not torch.equal(other, batch.input_ids)
     pixels = batch.pixel_values.clone()
-    pixels[batch.pictures[0] : batch.pictures[0] + batch.pictures[1]] *= -1  # and the second sees something else
+    pixels[batch.pictures[0] : batch.pictures[0] + batch.pictures[1]] *= -1  # and the second row has another picture
     with torch.no_grad():
         one = model.model(**model_inputs(batch), use_cache=False)[0][0]
         two = model.model(**model_inputs(replace(batch, input_ids=other, pixel_values=pixels)), use_cache=False)[0][0]

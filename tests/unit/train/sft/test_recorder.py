@@ -1,4 +1,4 @@
-"""What the SFT trainer's callback leaves in files."""
+"""The files that the SFT trainer's callback writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grounding.train.sft.run import _Recorder
 
 
 class _Validates:
-    """Stands for the trainer: its figures, or None if the run is to stop."""
+    """Replace the trainer: return its figures, or None if the run must stop."""
 
     def __init__(self) -> None:
         self.asked = 0

@@ -9,11 +9,11 @@ from grounding.api.resolved import SftHyperparameters
 
 TRAIN = Path(__file__).parents[4] / "grounding" / "train"
 BY_OTHERS = {"keep_best": ("grounding/api/validation.py", "keep_best")}
-"""Fields that the code of training reads through a function: the file and the text"""
+"""Fields that training code reads through a function: the file and the text"""
 
 
 def _read() -> set[str]:
-    """Return the names of all attributes that the modules of SFT, and those that they share, take of anything."""
+    """Return the names of all attributes that the modules of SFT, and those that they share with RL, read."""
     files = [*TRAIN.glob("sft/*.py"), *TRAIN.glob("checkpoints/*.py"), TRAIN / "lora.py"]
     nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text())))
     return {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}

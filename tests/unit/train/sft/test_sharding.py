@@ -1,4 +1,4 @@
-"""What accelerate is told about a sharded model."""
+"""The settings of accelerate for a sharded model."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ from grounding.train.sft import sharding  # noqa: E402
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_accelerate_takes_the_policy_of_a_gpus_dtype(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's ranks train in float32, which needs no policy; what the GPUs need was refused in the first step."""
+    """Ranks on CPUs train in float32, which needs no policy; on GPUs, accelerate refused the policy in the first step."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     arguments = SimpleNamespace(fsdp_plugin_args={"fsdp_version": 2, "state_dict_type": "SHARDED_STATE_DICT"})
     sharding.tune(arguments, dtype)

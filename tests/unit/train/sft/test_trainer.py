@@ -1,4 +1,4 @@
-"""The trainer over packs on the tiny model: masters through transformers' Trainer, resumed runs, checkpoints from before masters."""
+"""The trainer with packs on the tiny model: masters in transformers' Trainer, resumed runs, checkpoints without masters."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _trainer(
 
 
 class _Touch:
-    """Unpickled, it makes a file."""
+    """When it is unpickled, it creates a file."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -142,7 +142,7 @@ def test_adapters_resume_exactly_and_nothing_else_is_trained_or_saved(
 
 def test_dropout_is_the_same_after_a_resume_within_an_epoch(folder: Path, tmp_path: Path) -> None:
     lora = Lora(rank=4, dropout=0.5)  # type: ignore[call-arg]
-    straight = _trainer(folder, tmp_path / "straight", 4, masters=False, lora=lora, workers=1)  # 2 steps an epoch
+    straight = _trainer(folder, tmp_path / "straight", 4, masters=False, lora=lora, workers=1)  # 2 steps per epoch
     straight.train()
     resumed = _trainer(folder, tmp_path / "straight", 4, masters=False, lora=lora, workers=1)
     resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / "checkpoint-1"))
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_float32_weights_gives_the_masters_all_their_digits(fold
     _trainer(folder, tmp_path, 2, masters=False).train()
     before = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint-2", dtype=torch.float32)
     resumed = _trainer(folder, tmp_path, 2, masters=True)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))  # no step is left: only the state is loaded
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))  # no step remains: only the state is loaded
     own = resumed.optimizer.optimizer
     names = {weight: name for name, weight in resumed.model.named_parameters()}
     values = dict(before.named_parameters())
@@ -189,7 +189,7 @@ def test_validation_counts_every_answer_once_and_leaves_the_training_as_it_is(fo
     assert trainer.figures_of(rows, lambda: True) is None, "a stop does not wait for a validation"
     assert torch.equal(before, torch.get_rng_state()) and trainer.model.training
     tokens = 0
-    for row in range(len(rows)):  # one by one, from whole logits
+    for row in range(len(rows)):  # one by one, from complete logits
         batch = trainer.data_collator([rows[row]])["batch"]
         with torch.no_grad():
             hidden = trainer.model.model(**_inputs(batch))[0][0]

@@ -1,4 +1,4 @@
-"""What a patch does, on a module of the test's own; and that patches are in tables, wherever they are."""
+"""The effect of a patch on a module of the test, and the rule that all patches are in tables."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_another_source_than_the_expected_one_is_reported(
 
 
 def _foreign_assignments(file: Path) -> list[str]:
-    """Return the assignments to attributes of imported names at the top level of a module: importing it would change another package."""
+    """Return assignments at the top level of a module to attributes of imported names; importing it would change another package."""
     tree = ast.parse(file.read_text())
     imported = {
         (alias.asname or alias.name).partition(".")[0]
@@ -80,7 +80,7 @@ def _foreign_assignments(file: Path) -> list[str]:
 
 
 def _guarded(tree: ast.Module, node: ast.AST) -> bool:
-    """Return whether a node is under `if __name__ == "__main__"`: a program of its own may change what it likes."""
+    """Return whether a node is under `if __name__ == "__main__"`, because a program may change anything."""
     mains = [n for n in tree.body if isinstance(n, ast.If) and "__main__" in ast.unparse(n.test)]
     return any(node in list(ast.walk(main)) for main in mains)
 

@@ -20,7 +20,10 @@ def _pod(**more: Any) -> dict[str, Any]:
         ([client(), _pod()], {}),
         ([client(), _pod(leaving=300)], AGAIN | {"reason": "NodeLost"}),
         ([client(**ended("Failed", ago=0)), _pod()], {"final": True, "at": 1}),
-        ([client(**ended("Failed")), SERVER], AGAIN | {"reason": "PodFailed"}),  # servers stay for the next client
+        (
+            [client(**ended("Failed")), SERVER],
+            AGAIN | {"reason": "PodFailed"},
+        ),  # the servers are kept for the next client
         ([client(**ended("Failed")), _pod(code=1)], AGAIN | {"reason": "PodFailed"}),
         ([client(**ended("Failed")), _pod(code=1, reason="Evicted")], AGAIN | {"reason": "Evicted"}),
         (

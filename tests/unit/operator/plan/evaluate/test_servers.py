@@ -25,7 +25,7 @@ def _server(index: int, **more: Any) -> dict[str, Any]:
         ([_server(0, **READY), _server(1)], {"final": False}),
         ([_server(0, **READY), _server(1), _server(2)], {"final": False, "delete": ["j-eval-server-2"]}),
         ([_server(0, **READY), _server(1, phase="Failed")], {"final": False, "delete": ["j-eval-server-1"]}),
-        ([_server(0), _server(1), client()], {"final": False}),  # a client that has begun continues with what there is
+        ([_server(0), _server(1), client()], {"final": False}),  # a client continues with the servers that exist
     ],
 )
 def test_servers(owned: list[Any], expected: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ def test_they_may_wait_for_a_node_as_long_as_it_takes(status: dict[str, Any], re
     )
     decision = servers(snapshot)
     assert said(decision) == {"final": True, "phase": "Pending", "reason": reason}
-    # time in a queue counts for no deadline
+    # time in a queue does not count towards a deadline
     assert decision is not None and (decision.status.fields.start_time is None) == (reason == "Queued")
 
 
@@ -78,7 +78,7 @@ def test_from_then_on_they_may_take_only_so_long() -> None:
 
 
 def test_a_server_whose_node_is_lost_is_deleted_by_force() -> None:
-    """Its name is wanted again, and it has nothing to save."""
+    """The next server needs its name, and it has nothing to save."""
     left = 300  # EGM_OPERATOR_NODE_LOST_SECONDS
     for ago, force in ((left - 1, False), (left, True)):
         decision = servers(placed_evaluating(_server(0, leaving=ago, **READY), _server(1, **READY)))

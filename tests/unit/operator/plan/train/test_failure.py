@@ -17,25 +17,28 @@ DISRUPTED = {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}
     ("owned", "expected"),
     [
         ([], {}),
-        ([pod(code=1)], {}),  # its gang is gone: no attempt is under way
+        ([pod(code=1)], {}),  # its gang is deleted: no attempt is running
         ([gang(), pod(ago=200)], {}),
         ([gang(), pod(code=1)], AGAIN | {"reason": "PodFailed"}),
         ([gang(), pod(code=137, reason="OOMKilled")], AGAIN | {"reason": "OutOfMemory"}),
         ([gang(), pod(code=143, **DISRUPTED)], AGAIN | {"reason": "Evicted"}),
         ([gang(), pod(phase="Failed", reason="NodeLost")], AGAIN | {"reason": "Evicted"}),
-        # a drain ends one pod after the other; the first to report only misses the disrupted one
+        # a drain ends the pods one after another; the first report only says that another pod is missing
         ([gang(), pod("a", code=1), pod("b", leaving=0, **DISRUPTED)], AGAIN | {"reason": "Evicted"}),
         ([gang(), pod(leaving=299, ago=200)], {}),
         ([gang(), pod(leaving=300)], AGAIN | {"reason": "NodeLost"}),
         ([gang(), pod(code=2)], {"final": True, "phase": "Failed", "reason": "UserError"}),
-        ([gang(), pod("a", code=1), pod("b", code=2)], AGAIN | {"reason": "PodFailed"}),  # at once: by name
+        (
+            [gang(), pod("a", code=1), pod("b", code=2)],
+            AGAIN | {"reason": "PodFailed"},
+        ),  # at the same time: in the order of names
         ([gang(**ended("Failed", ago=0))], {"final": True, "at": 1}),
         ([gang(**ended("Failed")), pod("a"), pod("b")], AGAIN | {"reason": "PodFailed"}),
-        # to the training-operator a pod that is deleted has failed
+        # for the training-operator, a deleted pod has failed
         ([gang(**ended("Failed")), pod("a"), pod("b", leaving=10)], AGAIN | {"reason": "Evicted"}),
         ([gang(**ended("Failed")), pod("a", ago=200)], AGAIN | {"reason": "PodReplaced"}),
         ([gang(), pod(ago=50)], AGAIN | {"reason": "PodReplaced"}),
-        # rank 0 has done the work, and its controller ends the others
+        # rank 0 has finished, and its controller ends the other pods
         ([gang(), pod("a", master=True, code=0, ago=200), pod("b", code=143, ago=200)], {}),
         ([gang(**ended("Failed")), pod("a", master=True, code=0), pod("b", code=1)], AGAIN | {"reason": "PodFailed"}),
         ([gang(), pod("a", master=True, code=0, ago=200), pod("b", leaving=300)], AGAIN | {"reason": "NodeLost"}),
@@ -78,7 +81,7 @@ def test_what_the_cluster_ends_counts_against_no_limit(
 
 
 def test_a_job_s_controller_says_that_a_disruption_has_ended_it() -> None:
-    """The pod itself may have gone with its node."""
+    """The pod itself may have disappeared with its node."""
     said_by = {"type": "Failed", "status": "True", "lastTransitionTime": stamp(NOW - 10)}
     word = "Pod n/j-a1-0-x has condition DisruptionTarget matching FailJob rule at index 0"
     for reason, message, expected in (

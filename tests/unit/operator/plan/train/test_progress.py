@@ -28,7 +28,7 @@ def _applied(body: dict[str, Any], old: dict[str, Any] = OLD) -> dict[str, Any]:
         ({"step": "x"}, OLD["progress"]),
         ({"step": True}, OLD["progress"]),
         ({"step": -1}, OLD["progress"]),
-        ({"step": 4, "totalSteps": 9}, {**OLD["progress"], "percent": 44.4}),  # no step since: its time stays
+        ({"step": 4, "totalSteps": 9}, {**OLD["progress"], "percent": 44.4}),  # no new step: the time stays
         (
             {"step": 5, "totalSteps": 10, "time": NOW},
             {"step": 5, "totalSteps": 10, "percent": 50.0, "etaSeconds": 50, "time": stamp(NOW)},
@@ -82,7 +82,7 @@ MOMENT = {"step": 2, "time": NOW - 50}
         ("True", {"step": 3, "events": [FAILING], "uploaded": MOMENT}, None, ("False", "UploadFailing"), "UploadFailing"),
         ("False", {"step": 3, "events": [FAILING]}, None, ("False", "UploadFailing"), None),
         ("False", {"step": 3, "events": []}, None, ("True", "Uploaded"), "Uploaded"),
-        ("False", {"step": 3}, None, ("False", "Said"), None),  # a message that was too long has no events
+        ("False", {"step": 3}, None, ("False", "Said"), None),  # a message that was too long contains no events
         ("False", {"step": 3, "events": [FAILING]}, {"step": 4, "events": []}, ("True", "Uploaded"), "Uploaded"),
         ("True", {"step": 3, "events": []}, {"step": 4, "events": [FAILING]}, ("False", "UploadFailing"), "UploadFailing"),
     ],
@@ -125,5 +125,5 @@ _FIELDS = st.sampled_from(
 
 @given(st.dictionaries(_FIELDS, _JSON))
 def test_no_report_breaks_a_status(body: dict[str, Any]) -> None:
-    """What comes of it is what the models, and so the API server, accept."""
+    """The models, and therefore the API server, accept the resulting status."""
     TrainStatus.model_validate(_applied(body))

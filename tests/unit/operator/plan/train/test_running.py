@@ -38,7 +38,7 @@ def test_running(owned: list[Any], whole_for: float | None, expected: dict[str, 
         (None, STALE, "NoAnswer"),
         (5, 1000, "Answering"),
         (STALE, 1000, "NoAnswer"),
-        (STALE, 10, "Answering"),  # by an earlier attempt's answer nothing is stale yet
+        (STALE, 10, "Answering"),  # the answer of an earlier attempt does not make progress stale
     ],
 )
 def test_progress_available(answered_ago: float | None, whole_for: float, expected: str | None) -> None:
@@ -56,7 +56,7 @@ def test_progress_available(answered_ago: float | None, whole_for: float, expect
         (0, 1000, None, "AllPodsRunning"),
         (0, 50, 60, "AllPodsRunning"),
         (0, 60, 60, "Stalled"),
-        (STALE + 1, 1000, 60, "AllPodsRunning"),  # one that cannot be asked is not known to stand still
+        (STALE + 1, 1000, 60, "AllPodsRunning"),  # without an answer, it is unknown whether the training stalls
         (None, 1000, 60, "AllPodsRunning"),
     ],
 )

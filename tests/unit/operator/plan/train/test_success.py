@@ -19,7 +19,7 @@ WON = {"final": True, "phase": "Succeeded", "reason": "Completed"}
         ([gang(**ended("Succeeded", ago=0)), pod(master=True)], False, {"final": True, "at": 1}),
         ([gang(**ended("Succeeded", ago=0)), pod(master=True, code=0)], False, WON),
         ([gang(**ended("Succeeded"))], False, WON),
-        ([gang(**ended("Succeeded"))], True, WON),  # success counts whatever is wished meanwhile
+        ([gang(**ended("Succeeded"))], True, WON),  # success counts even if the spec has changed meanwhile
     ],
 )
 def test_success(owned: list[Any], suspend: bool, expected: dict[str, Any]) -> None:
