@@ -1,4 +1,4 @@
-"""For all tests: no example is timed, since machines are busy; a real S3 server (SeaweedFS) on loopback for those that ask for it."""
+"""Settings of all tests: examples have no time limit, because machines are busy; a real S3 server (SeaweedFS) as a fixture."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from hypothesis import settings
 settings.register_profile("egm", deadline=None)
 settings.load_profile("egm")
 
-KEY, SECRET = "test-key", "test-secret-0123456789"  # of this server alone
+KEY, SECRET = "test-key", "test-secret-0123456789"  # only for this server
 
 
 def free_ports(count):
-    """Ports that are free, with their gRPC neighbour 10,000 above."""
+    """Return free ports whose gRPC port, 10,000 higher, is also free."""
     ports = []
     while len(ports) < count:
         with socket.socket() as s, socket.socket() as grpc:
@@ -37,7 +37,7 @@ def free_ports(count):
 
 
 class S3Server:
-    """SeaweedFS in one process over one folder; `kill` and `start` it as you like, what was stored stays."""
+    """SeaweedFS in one process with one folder; stored files survive `kill` and `start`."""
 
     def __init__(self, folder):
         self.folder, self.process = folder, None
@@ -86,7 +86,7 @@ class S3Server:
     def make_bucket(self, name):
         until, client = time.monotonic() + 60, self.client()
         client.create_bucket(Bucket=name)
-        while True:  # the volumes come up after the port
+        while True:  # the volumes start after the port
             try:
                 client.put_object(Bucket=name, Key="first", Body=b"x")
                 client.delete_object(Bucket=name, Key="first")

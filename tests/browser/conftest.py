@@ -1,4 +1,4 @@
-"""A real Chromium, driven by Playwright, that may reach nothing; and the samples of the report's unit tests, as a module."""
+"""A real Chromium, driven by Playwright, without network; and the samples of the report's unit tests, as a module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "report"))
 
-expect.set_options(timeout=20_000)  # a machine that does other things too
+expect.set_options(timeout=20_000)  # for a busy machine
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
@@ -21,7 +21,7 @@ FLAGS += ["--disable-component-update", "--disable-sync"]
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Chromium of this machine. Absent: the test is skipped, but fails in CI, which has installed it."""
+    """Return this machine's Chromium. If there is none, skip the test; in CI, which installs it, fail."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         if os.environ.get("CI"):
@@ -38,7 +38,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Open]:
-    """Open a page from its file, offline; the test fails when it complains on the console, throws, or asks for anything else."""
+    """Open a page from its file, offline; fail if it writes errors to the console, throws, or requests anything else."""
     contexts, complaints, asked = [], [], []
 
     def visit(path: Path, fragment: str = "", *, width: int = 1280, scheme: str = "light") -> Page:

@@ -66,7 +66,7 @@ def test_costs_are_switched_without_a_script_and_the_page_fits(
 
 
 def background(page: Page) -> int:
-    """Brightness of the page's ground, 0..765."""
+    """Return the brightness of the page's background, 0..765."""
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
     return sum(int(v) for v in colour.removeprefix("rgb(").removesuffix(")").split(","))
 
@@ -182,7 +182,7 @@ def test_a_hostile_answer_does_nothing(visit: Open, one_page: Path, comparison: 
 
 
 def test_the_policy_stops_what_would_get_through(visit: Open, one_page: Path, tmp_path: Path) -> None:
-    """Even a page whose escaping had failed would run nothing."""
+    """A page would run no foreign script even if its escaping failed."""
     broken = tmp_path / "broken.html"
     hole = "<script>window.hacked=1</script><img src=x onerror='window.hacked=2'><a href='javascript:window.hacked=3' id=h>x</a>"
     broken.write_text(one_page.read_text().replace("<main>", "<main>" + hole))

@@ -1,4 +1,4 @@
-"""What the chart's tests share: Helm, rendered objects, a kubeconfig of the chart's service account, and who asked the API server for what."""
+"""Shared code of the chart's tests: Helm, rendered objects, a kubeconfig of the chart's service account, requests in the audit log."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def helm_program() -> str:
     return found
 
 
-# `make cluster` builds a Helm that does not know which Kubernetes it was made for
+# the Helm of `make cluster` does not know its Kubernetes version
 VERSION = "--kube-version=1.34.4"
 
 
 def helm(*argv: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Helm against the tests' cluster. Fails with what Helm said."""
+    """Run Helm against the tests' cluster. Fails with Helm's output."""
     done = subprocess.run(
         [helm_program(), *argv],
         capture_output=True,
@@ -74,7 +74,7 @@ def rights(rules: Iterable[Mapping[str, Any]]) -> set[Right]:
 
 
 def granted(objects: Iterable[dict[str, Any]]) -> set[Right]:
-    """Return all that the operator's roles allow; the roles of users are not its own."""
+    """Return all rights in the operator's roles, without the roles of users."""
     own = [o for o in objects if o["kind"] in ("Role", "ClusterRole") and "-operator" in o["metadata"]["name"]]
     return {right for role in own for right in rights(role["rules"])}
 
@@ -106,12 +106,12 @@ def account_kubeconfig(api: Api, namespace: str, account: str, path: Path) -> Pa
 def deployed(api: Api, namespace: str, folder: Path, release: str = "egm", **settings: str) -> Operator:
     """Return the operator of a release as a process: the Deployment's environment, its service account's rights. Not started yet.
 
-    Nothing runs images here; what the kubelet would fill in (the pod's name) and a free port are put in its place. Simulated pods have addresses at
-    which nothing must be asked: progress is read from annotations.
+    Images do not run here, so this function fills in what the kubelet would (the pod's name) and a free port. Nothing
+    may connect to the addresses of simulated pods, so progress is read from annotations.
     """
     name = f"{release}-operator"
     pod = api.request("GET", f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}")["spec"]["template"]["spec"]
-    # an empty value is none for the API server
+    # the API server treats an empty value as absent
     env = {e["name"]: e.get("value", "") for e in pod["containers"][0]["env"] if "valueFrom" not in e}
     config = account_kubeconfig(api, namespace, pod["serviceAccountName"], folder / f"{name}.kubeconfig")
     env |= {
@@ -124,7 +124,7 @@ def deployed(api: Api, namespace: str, folder: Path, release: str = "egm", **set
 
 
 def audited(user: str) -> Iterator[dict[str, Any]]:
-    """Yield what a user has asked the API server for, oldest first, over the files that were rolled."""
+    """Yield a user's requests to the API server, oldest first, including rotated log files."""
     files = [*sorted(AUDIT.parent.glob("audit-*.log")), AUDIT]
     for path in files:
         with path.open() as lines:
@@ -143,7 +143,7 @@ def account_user(namespace: str, account: str = "egm-operator") -> str:
 
 
 def used(entries: Iterable[dict[str, Any]]) -> tuple[set[Right], list[str]]:
-    """Return the rights that requests made use of, and the requests that were denied."""
+    """Return the rights that requests used, and the requests that were denied."""
     found: set[Right] = set()
     denied: list[str] = []
     for entry in entries:
@@ -152,7 +152,7 @@ def used(entries: Iterable[dict[str, Any]]) -> tuple[set[Right], list[str]]:
             continue  # discovery: everyone's
         resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
         group, verb, status = about.get("apiGroup", ""), entry["verb"], entry.get("responseStatus") or {}
-        # an admission's refusal counts too, but for the one of a namespace that another test has deleted
+        # a refusal by admission also counts, except for a namespace that another test has deleted
         refused = status.get("code") == 403 and "being terminated" not in status.get("message", "")
         if entry.get("annotations", {}).get("authorization.k8s.io/decision") == "forbid" or refused:
             denied.append(f"{verb} {group}/{resource} {about.get('namespace', '')}/{about.get('name', '')}")

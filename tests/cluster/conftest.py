@@ -1,6 +1,7 @@
-"""A Kubernetes for the tests: EGM_KUBECONFIG's when set, else the test cluster, started when it does not run.
+"""A Kubernetes for the tests: that of EGM_KUBECONFIG if set, else the test cluster, which is started if it is not
+running.
 
-The test cluster is stopped afterwards when this session started it, unless EGM_KEEP_CLUSTER=1. Each test gets a namespace.
+The test cluster is stopped at the end if these tests started it, unless EGM_KEEP_CLUSTER=1. Each test gets a namespace.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.cluster)
-    # tests come in random order; those that change what others of their module look at come after these
+    # tests run in random order, but tests that change the state of their module run last
     for path in {i.path for i in items if i.get_closest_marker("last")}:
         places = [n for n, i in enumerate(items) if i.path == path]
         ordered = sorted((items[n] for n in places), key=lambda i: i.get_closest_marker("last") is not None)
@@ -39,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_operator_outlives_its_test() -> Iterator[None]:
-    """One that a failed test leaves behind would work on, and against the next test."""
+    """An operator that a failed test leaves behind would continue to work and disturb the next test."""
     before = len(Operator.started)  # a module's own is among these: fixtures of a wider scope come first
     yield
     for operator in Operator.started[before:]:
@@ -62,7 +63,7 @@ class Kubectl:
         return subprocess.run(command, input=text, capture_output=True, text=True, timeout=110)
 
     def __call__(self, *argv: str, stdin: object = None) -> str:
-        """Run and return what was printed; anything but success fails the test."""
+        """Run and return the output; fail the test unless the command succeeds."""
         done = self.run(*argv, stdin=stdin)
         assert done.returncode == 0, f"kubectl {' '.join(argv)}: {done.stderr}"
         return done.stdout
@@ -117,7 +118,7 @@ def cluster() -> Iterator[Kubectl]:
 
 @pytest.fixture(scope="session")
 def monitoring(cluster: Kubectl) -> None:
-    """The definitions of the Prometheus operator's and Kueue's kinds, which the chart has objects of."""
+    """Install the definitions of the Prometheus operator's and Kueue's kinds, which the chart uses."""
     done = subprocess.run(["python3", str(ROOT / "hack/chart/schemas.py")], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     wanted = ("servicemonitors", "podmonitors", "prometheusrules", "localqueues")
@@ -130,7 +131,7 @@ def monitoring(cluster: Kubectl) -> None:
 
 @pytest.fixture
 def kubectl(cluster: Kubectl) -> Iterator[Kubectl]:
-    """kubectl in a namespace of its own, which goes with the test."""
+    """kubectl in a new namespace, which is deleted after the test."""
     name = f"egm-test-{secrets.token_hex(4)}"
     cluster("create", "namespace", name)
     try:

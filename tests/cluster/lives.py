@@ -1,4 +1,4 @@
-"""Whole lives of jobs, driven from outside: the first attempt fails, the second succeeds. And what must hold at the end, whatever happened."""
+"""Complete lives of jobs, in which the first attempt fails and the second succeeds, and checks that must hold at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Jobs = list[tuple[str, str]]
 
 
 class World(threading.Thread):
-    """Lets pods end as a job's life wants it (first attempts fail, second ones succeed) and notes every object it sees."""
+    """Ends pods (first attempts fail, second ones succeed) and records every object that it sees."""
 
     def __init__(self, drive: Drive) -> None:
         super().__init__(daemon=True)
@@ -40,7 +40,7 @@ class World(threading.Thread):
 
     def _look(self) -> None:
         pods = self.drive.api.list("pod", self.drive.namespace)
-        # after the pods and before they are told to end: a pod's owner is there as long as the pod runs
+        # after listing the pods and before ending them, because a pod's owner exists as long as the pod runs
         for kind in ("pytorchjob", "job"):
             for obj in self.drive.api.list(kind, self.drive.namespace):
                 self.uids[f"{kind}/{obj['metadata']['name']}"].add(obj["metadata"]["uid"])
@@ -78,7 +78,7 @@ def _backend(number: int) -> str:
 
 
 def check(drive: Drive, world: World, jobs: Jobs) -> None:
-    """What must hold when all jobs have ended."""
+    """Check the state after all jobs have ended."""
     for kind, name in jobs:
         status = drive.status(name, kind)
         assert status["phase"] == "Succeeded" and status["attempt"] == 2, (name, status, world.phases[name])

@@ -1,4 +1,4 @@
-"""What the operator's cluster tests share: a small synchronous client, an operator as a process, and jobs whose pods are driven by annotations."""
+"""Shared code of the operator's cluster tests: a small synchronous client, an operator process, and jobs with annotated pods."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def kubeconfig() -> Path:
 
 
 class ApiError(OSError):
-    """The API server said no."""
+    """The API server has refused a request."""
 
     def __init__(self, code: int, text: str) -> None:
         self.code = code
@@ -56,7 +56,7 @@ class ApiError(OSError):
 
 
 class Api:
-    """JSON over HTTPS with the kubeconfig's client certificate; a connection a thread, kept open."""
+    """A client for JSON over HTTPS with the kubeconfig's client certificate, with one open connection per thread."""
 
     def __init__(self, path: Path) -> None:
         found = YAML(typ="safe").load(path.read_text())
@@ -86,7 +86,7 @@ class Api:
         return found
 
     def request(self, method: str, path: str, body: Any = None, content: str = "application/json") -> Any:
-        """Raises `ApiError` with the server's answer, and `OSError` if there is none. A server that is busy (429) is asked again for 30 s."""
+        """Raise `ApiError` with the server's answer, or `OSError` if there is none. If the server is busy (429), retry for 30 s."""
         for _ in range(30):
             try:
                 return self._request(method, path, body, content)
@@ -109,14 +109,14 @@ class Api:
                 break
             except (http.client.HTTPException, OSError) as error:
                 connection.close()
-                if fresh or not again:  # else the server has closed a connection that was idle
+                if fresh or not again:  # otherwise the server has closed an idle connection
                     raise error if isinstance(error, OSError) else ConnectionError(repr(error)) from error
         if answer.status >= 400:
             raise ApiError(answer.status, text.decode(errors="replace"))
         return json.loads(text)
 
     def lines(self, path: str) -> Iterator[bytes]:
-        """Lines of a watch, until the server ends it; on a connection of its own."""
+        """Yield the lines of a watch until the server ends it, on a separate connection."""
         where = urllib.parse.urlsplit(self.server)
         connection = http.client.HTTPSConnection(str(where.hostname), where.port, context=self.ssl)
         with contextlib.closing(connection):
@@ -175,7 +175,7 @@ class Api:
                 raise
 
     def everything(self, namespace: str) -> list[str]:
-        """Every object of a namespace, of every kind that the server knows, but for what Kubernetes puts there, the tests' claim, and Events."""
+        """Return all objects in a namespace except those of Kubernetes itself, the tests' claim, and Events."""
         left = []
         groups = [
             (f"/apis/{v['groupVersion']}")
@@ -193,7 +193,7 @@ class Api:
 
 
 def until(what: str, look: Callable[[], T], seconds: float = 60.0) -> T:
-    """Return the first true value of `look`. Fails with what it last saw."""
+    """Return the first true value of `look`. Fails with the last value."""
     end, seen = time.monotonic() + seconds, None
     while time.monotonic() < end:
         seen = look()
@@ -232,7 +232,7 @@ class Operator:
     def __init__(
         self, namespaces: str, log: Path, die_after: int = 0, command: Sequence[str] = (), **settings: str
     ) -> None:
-        """`die_after`: the process ends, as if killed, right after its n-th write to the API server was answered."""
+        """`die_after`: the process ends as if killed, right after the answer to its n-th write to the API server."""
         self.log, self.command = log, list(command) or [sys.executable, "-m", "egm_operator"]
         if die_after:
             self.command = [sys.executable, "-c", _MORTAL, str(die_after)]
@@ -258,13 +258,13 @@ class Operator:
         return self
 
     def kill(self) -> None:
-        """As the kernel kills: nothing is finished."""
+        """Kill the process, which finishes nothing."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> int:
-        """As a kubelet stops; the exit code."""
+        """Stop the process as a kubelet does; return the exit code."""
         assert self.process is not None
         self.process.terminate()
         return self.process.wait(timeout=30)
@@ -324,14 +324,14 @@ def fresh_name(prefix: str = "j") -> str:
 
 
 class Drive:
-    """A namespace and the wish what becomes of its pods. `backend`: what its operator runs gangs by."""
+    """Controls the pods of a namespace. `backend`: the back end that its operator uses for gangs."""
 
     def __init__(self, api: Api, namespace: str, backend: str = "pytorchjob") -> None:
         self.api, self.namespace, self.backend = api, namespace, backend
 
     @property
     def form(self) -> GangForm:
-        """How the owners of gangs are written."""
+        """Return the form of the owners of gangs."""
         return BACKENDS[self.backend].form
 
     def gang(self, job: str, attempt: int = 1) -> Any:
@@ -339,7 +339,7 @@ class Drive:
         return self.api.get(self.backend, self.namespace, f"{job}-a{attempt}")
 
     def suspend_gang(self, job: str, suspend: bool, attempt: int = 1) -> None:
-        """What Kueue does to the owner of an attempt's pods."""
+        """Suspend or resume the owner of an attempt's pods, as Kueue does."""
         body = {"spec": self.form.suspension(suspend)}
         self.api.patch(self.backend, self.namespace, f"{job}-a{attempt}", body)
 
@@ -357,13 +357,13 @@ class Drive:
         return dict((found or {}).get("status") or {})
 
     def writes(self) -> object:
-        """Changes when an operator has written: versions of the jobs, which no one else writes, and names of what it makes."""
+        """Return a value that changes with each write of an operator: the jobs' versions, and the names of its objects."""
         made = {o["metadata"]["name"] for kind in ("job", "pytorchjob") for o in self.api.list(kind, self.namespace)}
         jobs = [o["metadata"] for kind in ("gtj", "gej") for o in self.api.list(kind, self.namespace)]
         return made, {(m["name"], m["resourceVersion"]) for m in jobs}
 
     def phase(self, name: str, *wanted: str, kind: str = "gtj", seconds: float = 60.0) -> dict[str, Any]:
-        """Wait for one of these phases; the status then."""
+        """Wait for one of these phases; return the status."""
 
         def look() -> Any:
             status = self.status(name, kind)
@@ -387,7 +387,7 @@ class Drive:
     def running(
         self, job: str, role: str, count: int = 1, attempt: int | None = None, kind: str = "train"
     ) -> list[Any]:
-        """Wait until that many pods of a role run."""
+        """Wait until this many pods of a role run."""
 
         def look() -> list[Any] | None:
             found = [p for p in self.pods(job, role, attempt, kind) if p["status"].get("phase") == "Running"]
@@ -408,9 +408,10 @@ class Drive:
                 raise
 
     def begin(self, pod: Any) -> None:
-        """Let a pod that waits by `egm.test/waiting` run, once it waits.
+        """Let a pod that waits because of `egm.test/waiting` run, once it waits.
 
-        KWOK leaves a pod waiting for ever if the annotation goes while KWOK is writing what it asked for (2 of 80 pods).
+        If the annotation is removed while KWOK is still writing its effect, KWOK leaves the pod waiting forever (2 of
+        80 pods).
         """
         name = pod["metadata"]["name"]
 
@@ -446,7 +447,7 @@ class Drive:
 
 @contextlib.contextmanager
 def new_namespace(api: Api, prefix: str = "op") -> Iterator[str]:
-    """A namespace, deleted afterwards; the CRDs are there before it."""
+    """A namespace that is deleted afterwards; the CRDs are installed before."""
     for crd in crds().values():
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}?fieldManager=tests&force=true"
         api.request("PATCH", path, crd, "application/apply-patch+yaml")
@@ -462,7 +463,7 @@ def new_namespace(api: Api, prefix: str = "op") -> Iterator[str]:
 
 
 def _claim(api: Api, namespace: str) -> None:
-    """The claim `egm`, where training jobs of these tests write; nothing is behind it."""
+    """The claim `egm`, to which training jobs of these tests write; it has no storage."""
     shared: dict[str, Any] = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
     to = {"claimRef": {"namespace": namespace, "name": "egm"}, "persistentVolumeReclaimPolicy": "Retain"}
     volume = {"capacity": {"storage": "1Gi"}, "hostPath": {"path": "/nowhere"}, **to, **shared}

@@ -1,4 +1,4 @@
-"""Ways into every phase of a job's life; `TRAIN` and `EVAL` name them. The operator's back-off must be long enough for `restarting` to be seen."""
+"""Functions that bring a job into each phase, listed in `TRAIN` and `EVAL`. `restarting` needs a long back-off to be visible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _reason(drive: Drive, name: str, reason: str, kind: str = "gtj") -> None:
 
 
 def waiting(drive: Drive, name: str) -> None:
-    """Its model's job is not there."""
+    """The job of its model does not exist."""
     _train(drive, name, model={"trainJob": f"{name}-before"})
     _reason(drive, name, "UpstreamNotFound")
 
@@ -58,7 +58,7 @@ def restarting(drive: Drive, name: str) -> None:
 
 
 def suspending(drive: Drive, name: str) -> None:
-    """Its pods take their time."""
+    """Its pods start slowly."""
     _train(drive, name, pods={"egm.test/stop-delay": "4s"})
     drive.prepared(name)
     drive.phase(name, "Running")
@@ -103,7 +103,7 @@ def eval_starting(drive: Drive, name: str) -> None:
 
 
 def pods_refused(drive: Drive, name: str) -> None:
-    """A quota has no room for what the pods ask for: the gang's controller can only say so in an event."""
+    """A quota refuses the pods, which the gang's controller can report only in an event."""
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
@@ -122,7 +122,7 @@ def pods_refused(drive: Drive, name: str) -> None:
             return error.code == 403
         return False
 
-    until("the quota to count", counts)  # the API server learns of it a moment later than it takes it
+    until("the quota to count", counts)  # the API server applies a quota a moment after accepting it
     drive.api.create(
         "gtj",
         drive.namespace,

@@ -1,4 +1,4 @@
-"""A real Prometheus for tests: Debian's package, unpacked by `make prometheus`, or one on PATH; with promtool beside it."""
+"""A real Prometheus for tests, with promtool: Debian's package, unpacked by `make prometheus`, or one on PATH."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def program(name: str) -> str:
-    """prometheus or promtool. Skips if there is none, but in CI."""
+    """Return the path of prometheus or promtool. Without one, skip the test, or fail in CI."""
     unpacked = ROOT / ".cache" / "prometheus" / "usr" / "bin" / name
     found = str(unpacked) if unpacked.exists() else shutil.which(name)
     if found is None:
@@ -74,7 +74,7 @@ class Prometheus:
             return False
 
     def api(self, path: str, **query: Any) -> Any:
-        """Data of an answer. Fails with Prometheus' words."""
+        """Return the data of an answer. Fails with Prometheus' message."""
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(query, doseq=True)}"
         try:
             with urllib.request.urlopen(url, timeout=30) as answer:
@@ -83,7 +83,7 @@ class Prometheus:
             raise AssertionError(f"{query}: {error.read().decode()}") from None
 
     def query(self, expr: str) -> list[dict[str, Any]]:
-        """Series of an instant query that have a number now."""
+        """Return the series of an instant query that have a value now."""
         data = self.api("query", query=expr)
         if data["resultType"] == "scalar":
             return [{"metric": {}, "value": data["result"]}]
@@ -107,7 +107,7 @@ def _relabel(rules: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def scrape_config(monitor: Mapping[str, Any], targets: Iterable[Mapping[str, str]], name: str = "") -> dict[str, Any]:
-    """Return a monitor of the Prometheus operator as the scrape configuration that it stands for, over given targets.
+    """Return the scrape configuration that a monitor of the Prometheus operator means, for given targets.
 
     A target has `address`, `namespace`, `pod`, and the pod's labels under `label:NAME`.
     """
@@ -137,5 +137,5 @@ def scrape_config(monitor: Mapping[str, Any], targets: Iterable[Mapping[str, str
 
 
 def settle(seconds: float) -> None:
-    """Let rates have something to rate."""
+    """Wait until rates have enough samples."""
     time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""Stands between an operator and the API server, and does to its requests what networks and busy servers do."""
+"""A proxy between an operator and the API server, which disturbs requests as networks and busy servers do."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HOP = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a request: answered with `status`, or its connection reset before or after the server has had it, or a watch cut off."""
+    """A fault of a request: an answer with `status`, a connection reset before or after the server got it, or a watch that ends early."""
 
     kind: str
     status: int = 0
@@ -61,14 +61,14 @@ _REASONS = {
 
 
 class Proxy(threading.Thread):
-    """Plain HTTP on loopback in front of `api`. `choose` says what becomes of a request (method, path, whether it is a watch)."""
+    """Plain HTTP on loopback in front of `api`. `choose` returns the fault of a request (method, path, whether it is a watch)."""
 
     def __init__(self, api: Api, choose: Callable[[str, str, bool], Fault | None]) -> None:
         super().__init__(daemon=True)
         self.api, self.choose = api, choose
         self.port = 0
         self.done: Counter[str] = Counter()
-        """How often each fault has happened."""
+        """Return how often each fault has happened."""
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
@@ -84,7 +84,7 @@ class Proxy(threading.Thread):
         self.join(10)
 
     def cut(self) -> None:
-        """Hang up on every request that is under way."""
+        """Close the connection of every current request."""
 
         def hang_up() -> None:
             for request in list(self._open.values()):
@@ -93,7 +93,7 @@ class Proxy(threading.Thread):
         self._loop.call_soon_threadsafe(hang_up)
 
     def kubeconfig(self, path: Path) -> Path:
-        """Return a kubeconfig that leads here."""
+        """Return a kubeconfig for this proxy."""
         config = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -142,7 +142,7 @@ class Proxy(threading.Thread):
             return _hang_up(request)
         body = await request.read()
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
-        # a listing of some pods would come compressed, and of its encoding nothing is told further on
+        # otherwise a listing would be compressed, and its encoding would not be passed on
         headers["Accept-Encoding"] = "identity"
         url = self.api.server + request.raw_path
         try:
@@ -150,7 +150,7 @@ class Proxy(threading.Thread):
                 if watch and answer.status == 200:
                     return await self._stream(request, answer, fault)
                 data = await answer.read()
-        except aiohttp.ClientError:  # the server is away
+        except aiohttp.ClientError:  # the server is unreachable
             return _hang_up(request)
         if fault is not None and fault.kind == "lost":
             return _hang_up(request)

@@ -1,5 +1,5 @@
-"""A fleet in every state that dashboards and alerts speak of: the real operator with jobs on the control plane, the real telemetry of two trainings
-and of an evaluation that asks a real server, and the text of two engines, whose counters grow as time passes.
+"""Jobs in every state that dashboards and alerts show: the real operator on the control plane, the real telemetry of
+two trainings and of an evaluation with a real server, and the metrics text of two engines with growing counters.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ ASKING = {"files": [{**FILES[0], "errors": 2}]}
 
 
 def fleet(drive: Drive, quota: str) -> None:
-    """Jobs in every state. `quota`: another namespace, in which no Job can be made."""
-    ahead = time.time() + 3600  # the operator takes the time of an annotation for that of the answer
+    """Create jobs in every state. `quota`: another namespace, in which no Job can be created."""
+    ahead = time.time() + 3600  # the operator uses an annotation's time as the time of the answer
     api, namespace = drive.api, drive.namespace
     api.request(
         "POST",
@@ -114,13 +114,13 @@ def fleet(drive: Drive, quota: str) -> None:
         "an answer", lambda: known("learns", "ProgressAvailable", "True") and drive.status("learns").get("checkpoint")
     )
     until("the files", lambda: drive.status("asks", "gej").get("accuracy"))
-    # a counter that begins above zero has grown by nothing for Prometheus: some must count on after they have been scraped
+    # for Prometheus, a counter that begins above zero has not grown, so some must grow after the first scrape
     time.sleep(2)
     come_and_go(drive, "late", 0)
 
 
 def come_and_go(drive: Drive, name: str, code: int) -> None:
-    """A short training that ends with `code`; killed (137), it is tried again and succeeds."""
+    """Run a short training that ends with `code`; if it is killed (137), it is tried again and succeeds."""
     drive.api.create("gtj", drive.namespace, train_job(name, maxAttempts=2))
     drive.prepared(name)
     drive.end(name, "rl", code, attempt=1)
@@ -129,7 +129,7 @@ def come_and_go(drive: Drive, name: str, code: int) -> None:
 
 
 def live(drive: Drive, seconds: float) -> None:
-    """Let the jobs that run get on for a while, and short ones come and end, so that pictures show more than a moment."""
+    """Let running jobs make progress and short ones start and end, so that pictures show a longer time."""
     (learns,) = (
         p
         for p in drive.pods("learns", "rl")
@@ -186,7 +186,7 @@ def _sft(n: int, noise: float) -> dict[str, float]:
 
 @contextlib.contextmanager
 def trainings(folder: Path, monkeypatch: pytest.MonkeyPatch, falls_at: int = 8) -> Iterator[dict[str, int]]:
-    """Real telemetry, over progress lines that grow: RL whose score falls (a health rule speaks), and SFT. Ports by name."""
+    """Serve real telemetry of growing progress lines: RL whose score falls (a health rule reports it), and SFT. Yield ports by name."""
     monkeypatch.setenv("EGM_PROGRESS_PORT", "0")
     over, dice = threading.Event(), random.Random(7)
     with contextlib.ExitStack() as stack:
@@ -230,8 +230,10 @@ def trainings(folder: Path, monkeypatch: pytest.MonkeyPatch, falls_at: int = 8) 
 
 @contextlib.contextmanager
 def evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int = 400) -> Iterator[int]:
-    """A real run of the client over eight files, against a server that costs nothing (`bench/evaluate/server.py`) and always gives one box, which
-    is right for most questions; one endpoint is not there. Its port."""
+    """Run the real client over eight files with a mock server (`bench/evaluate/server.py`), and yield the client's port.
+
+    The server always gives the same box, which is right for most questions. One endpoint does not exist.
+    """
     monkeypatch.setenv("EGM_PROGRESS_PORT", "0")
     images = folder / "images"
     images.mkdir()
@@ -262,7 +264,7 @@ def evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int = 400) -
     with serve_evaluation("asks", one.out) as (exporter, port):
 
         def ask() -> None:
-            with contextlib.suppress(Exception):  # it is cut off at the end
+            with contextlib.suppress(Exception):  # it is interrupted at the end
                 run(one, plan(one), exporter, interval=1.0)
 
         threading.Thread(target=ask, daemon=True).start()
@@ -274,13 +276,13 @@ def evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int = 400) -
 
 
 def engines() -> contextlib.AbstractContextManager[dict[str, int]]:
-    """Return what SGLang and vLLM tell, in the form that their documentation gives. Ports by name."""
+    """Serve the metrics of SGLang and vLLM in the format of their documentation. Return ports by name."""
     return texts({path.stem: path.read_text() for path in sorted((HERE / "exposition").glob("*.txt"))})
 
 
 @contextlib.contextmanager
 def texts(told: dict[str, str]) -> Iterator[dict[str, int]]:
-    """Texts at `/metrics`; counters grow by a tenth of themselves a second, what else has labels swings by a fifth. Ports by name."""
+    """Serve texts at `/metrics`: counters grow by 10 % per second, other values with labels vary by 20 %. Return ports by name."""
     begun, grows = time.monotonic(), re.compile(r"(_total|_bucket|_sum|_count)\{")
     servers = {}
 

@@ -1,7 +1,7 @@
-"""The chart's admission policy: the API server itself holds the operator's account to what jobs need, and all jobs still run.
+"""The chart's admission policy: the API server limits the operator's account to what jobs need, and all jobs still run.
 
-Whoever takes the operator over, or finds a way by its plan, has its token. The attempts here are made with that token, each by one change to an
-object that the operator does make; nothing is stored.
+An attacker who takes over the operator, or gets past its plan, has its token. The tests use that token, each with one
+change to an object that the operator really creates; nothing is stored.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class Account:
     token: str
 
     def make(self, obj: Object) -> tuple[int, str]:
-        """Return what the API server answers to the creation of an object, which is not stored."""
+        """Return the API server's answer to the creation of an object, which is not stored."""
         path = PATHS[obj["kind"]].format(self.namespace)
         return self.api.answer(self.token, "POST", f"{path}?dryRun=All", obj)
 
     def change(self, method: str, kind: str, name: str, body: Object | None = None) -> tuple[int, str]:
-        """Return what it answers to a change of a stored object, which is not stored either."""
+        """Return its answer to a change of a stored object; the change is not stored."""
         path = f"{PATHS[kind].format(self.namespace)}/{name}?dryRun=All"
         return self.api.answer(self.token, method, path, body, "application/merge-patch+json")
 
 
 def _account(api: Api, namespace: str, folder: Path, release: str, *values: str) -> Account:
-    """Install a release; return its account once the policy is in force, which takes the API server a moment."""
+    """Install a release; return its account once the policy is in force, which takes a moment."""
     chosen = ",".join(["crds.install=false", "rbac.aggregateRoles=false", f"fullnameOverride={release}", *values])
     helm("install", release, str(CHART), "-n", namespace, "--set", chosen)
     config = account_kubeconfig(api, namespace, f"{release}-operator", folder / f"{release}.kubeconfig")
@@ -87,7 +87,7 @@ def account(api: Api, namespace: str, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def _own(namespace: str) -> dict[str, Object]:
-    """Return an object of each kind as the operator makes it."""
+    """Return an object of each kind as the operator creates it."""
     found: dict[str, Object] = {}
     for raw in (train_job("owner", nodes=2), eval_job("owner", 1)):
         for obj in objects(read_job(raw), {}, Settings(network_policies=True), namespace):
@@ -224,7 +224,7 @@ def test_what_is_not_a_job_s_is_neither_changed_nor_deleted(account: Account, ap
     owner = api.create("gtj", account.namespace, train_job("owner", suspend=True))["metadata"]["uid"]
     own = json.loads(
         json.dumps(_own(account.namespace)["Job"]).replace(UID, owner)
-    )  # else the garbage collector takes it
+    )  # otherwise the garbage collector deletes it
     name = "stored"  # not the name under which other tests make theirs
     own["metadata"]["name"] = name
     api.create("job", account.namespace, {**own, "spec": {**own["spec"], "suspend": True}})
@@ -254,7 +254,7 @@ def test_where_templates_may_do_anything_pods_may_but_not_as_the_operator(
 
 
 def test_jobs_run_to_their_ends(account: Account, api: Api, tmp_path: Path) -> None:
-    """A gang of two with a pause and a second attempt, and an evaluation with servers that come back; nothing is refused."""
+    """Nothing is refused for a gang of two with a pause and a second attempt, and an evaluation with replaced servers."""
     operator = deployed(
         api, account.namespace, tmp_path, account.release, EGM_OPERATOR_BACKOFF_BASE_SECONDS="1"
     ).start()

@@ -1,5 +1,5 @@
 # ruff: noqa: E501  # a table of series
-"""Every alert fires when it should, says what it should, and is silent otherwise: `promtool test rules` over made-up series."""
+"""Every alert fires when it should, with the right text, and is silent otherwise: `promtool test rules` with invented series."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ LABELS = {
     "E": {"kind": "GroundingEvalJob", "namespace": "n", "job_name": "e"},
 }
 
-# alert -> [(series, when (minutes), labels and summary of what fires; None: nothing does)]
-# Values are promtool's: `a+bxn` begins at a and grows by b each minute; a series of `_` is not there.
+# alert -> [(series, time in minutes, labels and summary of the alert that fires, or None)]
+# Values have promtool's notation: `a+bxn` begins at a and grows by b each minute; `_` is a missing value.
 Case = tuple[dict[str, str], int, tuple[dict[str, str], str] | None]
 CASES: dict[str, list[Case]] = {
     "EgmOperatorDown": [
@@ -112,7 +112,7 @@ CASES: dict[str, list[Case]] = {
             {f"egm_job_step_timestamp_seconds{{{T}}}": "600x200", f"egm_job_phase_timestamp_seconds{{{T}}}": "0x200", f'egm_job_status{{{T},phase="Running",reason="AllPodsRunning"}}': "1x200"}, 60,
             (LABELS["T"], "n/t has finished no step for 50m 0s."),
         ),
-        # resumed a moment ago: the last step is from before
+        # resumed a moment ago: the last step was before the pause
         ({f"egm_job_step_timestamp_seconds{{{T}}}": "0x200", f"egm_job_phase_timestamp_seconds{{{T}}}": "3000x200", f'egm_job_status{{{T},phase="Running",reason="AllPodsRunning"}}': "1x200"}, 60, None),
         ({f"egm_job_step_timestamp_seconds{{{T}}}": "0+60x200", f"egm_job_phase_timestamp_seconds{{{T}}}": "0x200", f'egm_job_status{{{T},phase="Running",reason="AllPodsRunning"}}': "1x200"}, 60, None),
         ({f"egm_job_step_timestamp_seconds{{{T}}}": "0x200", f"egm_job_phase_timestamp_seconds{{{T}}}": "0x200", f'egm_job_status{{{T},phase="Suspended",reason="SuspendedByUser"}}': "1x200"}, 60, None),
@@ -176,7 +176,7 @@ CASES: dict[str, list[Case]] = {
 
 
 def _plain() -> dict[str, Any]:
-    """Return the rules with their summaries alone: promtool compares every annotation, and one sentence is enough."""
+    """Return the rules with only their summaries, because promtool compares every annotation."""
     groups = []
     for group in RULES["groups"]:
         rules = [{**r, "annotations": {"summary": r["annotations"]["summary"]}} for r in group["rules"]]

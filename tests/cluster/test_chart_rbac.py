@@ -1,6 +1,7 @@
-"""Least privilege, from the API server's audit log: the operator under the chart's service account, over jobs that make it do all it can do.
+"""Least privilege, checked by the API server's audit log: the operator with the chart's service account does everything
+it can do.
 
-What the roles allow and what was used are the same set. A right that is missing shows as a denial, one too much as never used.
+The rights in the roles are exactly the used rights. A missing right shows as a denial, a needless one as never used.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ pytestmark = [
 FINALIZERS = {
     ("grounding.egm.dev", f"{kind}/finalizers", "update") for kind in ("groundingtrainjobs", "groundingevaljobs")
 }
-"""No request shows that these were asked for: admission asks for them when an owner is to block its deletion. Tested below, one by one."""
+"""No request shows the use of these rights: admission checks them if an owner blocks its deletion. Tested below, one by one."""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def namespace(api: Api) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def release(api: Api, namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    """The cluster-wide form, with progress through the API server: the most that it can be allowed."""
+    """The cluster-wide installation, with progress through the API server, which has the most rights."""
     values = [
         "crds.install=false",
         "rbac.aggregateRoles=false",
@@ -155,9 +156,9 @@ def _everything_else(drive: Drive) -> None:
 
 
 def _names_are_taken(drive: Drive, release: Operator, user: str) -> None:
-    """Someone else's objects have the names that jobs of ours would give: the operator looks whose they are, and touches none.
+    """Other people's objects have the names that our jobs would use: the operator checks their owners and touches none.
 
-    So it does with what an earlier process of its own has made for a job whose pods are not there yet.
+    It also checks objects that its own earlier process created for a job whose pods do not exist yet.
     """
     container = {"name": "pytorch", "image": "localhost/none:1"}
     pod = {"spec": {"containers": [container]}}
@@ -225,7 +226,7 @@ def _progress(drive: Drive, config: str) -> None:
 
 
 def _conflicts(drive: Drive, user: str) -> None:
-    """Someone else writes the same jobs all the time, until the operator had to look again at one of each kind."""
+    """Write the same jobs all the time, until the operator has had to reconcile one of each kind again."""
     over = threading.Event()
 
     def scribble() -> None:
@@ -262,7 +263,7 @@ def _conflicts(drive: Drive, user: str) -> None:
 
 @pytest.fixture(scope="module")
 def asked(api: Api, namespace: str, release: Operator) -> tuple[set[Right], list[str]]:
-    """What the operator has used, and what it was denied, over a long life."""
+    """Return the rights that the operator has used and the requests that were denied, over a long life."""
     drive, user = Drive(api, namespace), account_user(namespace, f"w{namespace[-6:]}-operator")
     _pipeline(drive)
     _everything_else(drive)
@@ -272,12 +273,12 @@ def asked(api: Api, namespace: str, release: Operator) -> tuple[set[Right], list
     drive.api.delete("gtj", drive.namespace, "refused")
     _progress(drive, release.env["KUBECONFIG"])
     _conflicts(drive, user)
-    assert release.stop() == 0  # it gives the Lease back
+    assert release.stop() == 0  # it releases the Lease
     return used(audited(user))
 
 
 def _roles(api: Api, namespace: str) -> set[Right]:
-    """Return what the cluster says the release may do: not what was rendered, but what is there."""
+    """Return the rights of the release in the cluster, not in the rendered objects."""
     name = f"w{namespace[-6:]}-operator"
     base = "/apis/rbac.authorization.k8s.io/v1"
     wide = api.request("GET", f"{base}/clusterroles/{name}")["rules"]
@@ -298,14 +299,14 @@ def test_what_is_allowed_is_what_is_used(api: Api, namespace: str, asked: tuple[
 def test_without_any_one_right_something_is_missing(
     api: Api, namespace: str, asked: tuple[set[Right], list[str]]
 ) -> None:
-    """The comparison above would see it; each is taken away in thought."""
+    """The comparison above would notice each missing right."""
     allowed = _roles(api, namespace)
     for right in allowed:
         assert (asked[0] | FINALIZERS) - (allowed - {right}) == {right}
 
 
 def _manifests(api: Api, namespace: str, owners: dict[str, str]) -> list[dict[str, Any]]:
-    """One object of each kind that the operator makes, owned by jobs that are there."""
+    """Return one object of each kind that the operator creates, owned by existing jobs."""
     from egm_operator.render import UID, objects
     from egm_operator.settings import Settings
     from egm_operator.snapshot import read_job
@@ -332,7 +333,7 @@ PLURAL = {
 def test_the_finalizers_of_owners_are_needed_though_the_log_does_not_show_it(
     api: Api, namespace: str, asked: Any, tmp_path: Path
 ) -> None:
-    """Accounts whose role lacks one of them: they can make nothing that such a job owns."""
+    """Accounts whose role lacks one of these rights cannot create objects that such a job owns."""
     del asked
     owners = {}
     for kind, short, job in (
@@ -346,7 +347,7 @@ def test_the_finalizers_of_owners_are_needed_though_the_log_does_not_show_it(
     assert {m["kind"] for m in manifests} == set(PLURAL)
 
     def attempts(lacks: Right | None) -> dict[str, bool]:
-        """Return which objects an account without that right can make; nothing is stored."""
+        """Return the objects that an account without this right can create; nothing is stored."""
         name = fresh_name("lacks")
         base = "/apis/rbac.authorization.k8s.io/v1"
         role = [{"apiGroups": [g], "resources": [r], "verbs": [v]} for g, r, v in sorted(allowed - {lacks})]
@@ -383,7 +384,7 @@ def test_the_finalizers_of_owners_are_needed_though_the_log_does_not_show_it(
 
 
 def test_one_namespace_needs_nothing_of_the_cluster(api: Api, tmp_path: Path) -> None:
-    """The namespaced form, by Roles alone: the pipeline, to its end, and nothing denied."""
+    """The namespaced installation, with Roles only: the pipeline runs to its end, and nothing is denied."""
     with new_namespace(api, "narrow") as namespace:
         values = f"watchNamespaces={{{namespace}}},crds.install=false,rbac.aggregateRoles=false"
         helm("install", "egm", str(ROOT / "charts/egm"), "-n", namespace, "--set", values)

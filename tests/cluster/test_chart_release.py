@@ -1,4 +1,4 @@
-"""The life of a release on a real API server: every object is taken by it; jobs that run outlive upgrade, rollback and uninstall."""
+"""A release on a real API server: every object is accepted, and running jobs survive upgrade, rollback and uninstall."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_who_may_view_or_edit_a_namespace_may_do_so_with_its_jobs(namespace: str
 
 
 def _older(folder: Path) -> Path:
-    """Return the chart as it may have been one version ago: without a column, with other settings."""
+    """Return the chart of a possible earlier version: without a column, with other settings."""
     chart = folder / "egm"
     shutil.copytree(CHART, chart)
     meta = chart / "Chart.yaml"
@@ -107,7 +107,7 @@ def _columns(cluster: Any) -> list[str]:
 def test_jobs_outlive_upgrade_rollback_and_uninstall(api: Api, namespace: str, cluster: Any, tmp_path: Path) -> None:
     drive = Drive(api, namespace)
     settings = ["--set", f"watchNamespaces={{{namespace}}},rbac.aggregateRoles=false,fullnameOverride=egm"]
-    # the definitions are there already, from `egm crds`: a release takes them over when it is told to
+    # `egm crds` has installed the definitions: a release takes them over with the right flag
     helm("install", "egm", str(_older(tmp_path)), "-n", namespace, "--take-ownership", *settings)
     assert "Score" not in _columns(cluster)
 
@@ -164,12 +164,12 @@ def test_jobs_outlive_upgrade_rollback_and_uninstall(api: Api, namespace: str, c
     operator = rolled(2)
     unharmed("rollback")
     helm("uninstall", "egm", "-n", namespace)
-    assert operator.stop() in (0, 1)  # its rights are gone: the Lease could not be given back
+    assert operator.stop() in (0, 1)  # without its rights, it could not release the Lease
     assert cluster.get("crd", "groundingtrainjobs.grounding.egm.dev")["metadata"]["name"]
     left = {n for n in api.everything(namespace) if n.split("/")[1].startswith("egm")}
     assert left <= {"leases/egm-operator"}, left
     unharmed("uninstall")
-    # and again: the definitions that were kept are the release's, and the jobs go on to their end
+    # install again: the release owns the kept definitions, and the jobs continue to their end
     helm("install", "egm", str(CHART), "-n", namespace, *settings)
     operator = start(3)
     drive.end("long", "rl", 0, count=2)

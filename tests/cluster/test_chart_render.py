@@ -1,6 +1,6 @@
-"""The chart without a cluster: lint, snapshots, what values are refused, and that it says what the operator understands.
+"""The chart without a cluster: lint, snapshots, refused values, and settings that the operator understands.
 
-EGM_UPDATE=1 writes the snapshots anew.
+EGM_UPDATE=1 writes the snapshots again.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ruamel.yaml import YAML
 from tests.cluster.chart_kit import CHART, CI, ROOT, VERSION, granted, helm, of_kind, template
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-# what the chart itself decides
+# values that the chart itself sets
 BY_CHART = {"namespaces", "identity", "lease_name", "lease_namespace", "health_port", "health_host", "leader_elect"}
 BY_CHART |= {"network_policies", "network_telemetry_from", "network_scrape_from", "network_egress"}
 
 
 def _short(obj: dict[str, Any]) -> dict[str, Any]:
-    """Definitions and dashboards are made by `make chart` and tested elsewhere; here it matters that they are there."""
+    """Definitions and dashboards are written by `make chart` and tested elsewhere; here they only have to exist."""
     if obj["kind"] == "CustomResourceDefinition":
         return {**obj, "spec": "..."}
     if "-dashboard-" in obj["metadata"]["name"]:
@@ -111,7 +111,7 @@ def test_wrong_values_are_refused_with_their_name(wrong: str, told: str) -> None
 
 
 def test_every_value_is_in_the_schema_and_refuses_neighbours() -> None:
-    """No object of the schema with keys of its own is open."""
+    """No object of the schema that lists its keys accepts others."""
 
     def check(schema: dict[str, Any], path: str) -> None:
         if "properties" in schema and path != "extraEnv[]":
@@ -255,7 +255,7 @@ def test_a_budget_comes_with_the_second_replica() -> None:
 
 
 def test_selectors_find_the_pods_that_the_operator_makes() -> None:
-    """Monitors and the policy select by labels and ports of jobs' pods: those of real ones."""
+    """Monitors and the policy select jobs' pods by labels and ports that real pods have."""
     from egm_operator.render import objects
 
     from grounding.api import load as load_jobs

@@ -1,4 +1,4 @@
-"""The definitions on a real API server: what it refuses and how it says so, what it takes, and what `kubectl explain` shows."""
+"""The definitions on a real API server: refusals and their messages, accepted manifests, and `kubectl explain`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def shared(cluster: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("path", INVALID, ids=lambda p: p.stem)
 def test_a_wrong_manifest_is_refused_with_a_readable_message(shared: Any, path: Path) -> None:
-    # a file of two documents: the second changes the first, which is fine by itself
+    # a file of two documents: the second changes the first, which is valid by itself
     *before, wrong = path.read_text().replace("{name: job}", f"{{name: {path.stem}}}").split("---\n")
     for good in before:
         shared("apply", "-f", "-", stdin=good)
@@ -66,7 +66,7 @@ def test_egm_validate_refuses_the_same(path: Path) -> None:
 @pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
 def test_the_manifests_of_the_project_are_taken_and_come_back_with_the_same_meaning(kubectl: Any, path: Path) -> None:
     kubectl("apply", "-f", "-", stdin=path.read_text())
-    # applied again nothing changes: no default of the API server fights with the manifest
+    # applying it again changes nothing: no default of the API server contradicts the manifest
     assert set(re.findall(r" (\w+)$", kubectl("apply", "-f", "-", stdin=path.read_text()), re.M)) == {"unchanged"}
     back = [parse(json.dumps(item))[0] for item in kubectl.get("gtj,gej")["items"]]
     assert {job.metadata.name: job.spec for job in back} == {job.metadata.name: job.spec for job in load(path)}
@@ -99,7 +99,7 @@ def test_what_may_change(kubectl: Any) -> None:
 
 
 def test_presets_stay_the_operators(kubectl: Any) -> None:
-    """A default of the API server where a preset may fill would win over the preset."""
+    """A default of the API server for a field of a preset would take precedence over the preset."""
     kubectl("apply", "-f", "-", stdin={**_TRAIN, "spec": {"preset": "egm-internvl-rl", "data": {"shapes": {}}}})
     spec = kubectl.get("gtj", "one")["spec"]
     assert "prompt" not in spec["data"] and "hyperparameters" not in spec and "resources" not in spec
@@ -143,7 +143,7 @@ def test_status_and_columns(kubectl: Any) -> None:
     header, row = kubectl("get", "gtj", "-o", "wide").splitlines()
     assert header.split()[6:10] == ["REASON", "MODEL", "ATTEMPTS", "GPU-HOURS"]
     assert row.split()[6:10] == ["AllPodsRunning", "tiny://", "2", "0.25"]
-    # the spec is not the status writer's, nor the status the spec writer's
+    # a writer of the status cannot change the spec, nor a writer of the spec the status
     kubectl("apply", "-f", "-", stdin={**_TRAIN, "status": {"phase": "Failed"}})
     assert kubectl.get("gtj", "one")["status"]["phase"] == "Running"
     wrong = '{"status": {"phase": "Sleeping"}}'
@@ -219,7 +219,7 @@ def _verdict(spec: dict[str, Any], kind: str) -> bool:
 
 
 def test_server_and_models_judge_alike(shared: Any) -> None:
-    """Every combination of the fields that rules are about, in one request each, judged by both sides."""
+    """The models and the API server agree about every combination of the fields in rules, one request each."""
     options: dict[str, list[Any]] = {
         "method": [None, "sft", "rl"],
         "preset": [None, "tiny-sft", "tiny-rl"],

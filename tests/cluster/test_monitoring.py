@@ -1,4 +1,4 @@
-"""Every query of every panel and alert is asked of a real Prometheus that scrapes a fleet in every state (`scene`), by the chart's own monitors."""
+"""A real Prometheus scrapes jobs in every state (`scene`) by the chart's monitors and answers every query of every panel and alert."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VARIABLES = {"$__rate_interval": "20s", "$__range": "10m", "$__interval": "5s", 
 
 
 class Fleet:
-    """What runs, since when, and where it answers."""
+    """The running parts, their start, and their addresses."""
 
     def __init__(self, prometheus: Prometheus, operator: Operator, ports: dict[str, int], namespace: str) -> None:
         self.prometheus, self.operator, self.ports, self.namespace = prometheus, operator, ports, namespace
@@ -133,7 +133,7 @@ def test_every_target_is_up(fleet: Fleet) -> None:
 def test_every_query_of_every_panel_has_data(fleet: Fleet, name: str) -> None:
     queries = list(_queries(BOARDS[name]["panels"]))
     assert len(queries) > 10
-    # a figure that shows 0 for nothing: without the 0 there is something, but of a phase that lasts two seconds here
+    # this figure shows 0 instead of nothing; without the 0, only a phase of two seconds would give a value here
     bare = [(title, expr.removesuffix(" or vector(0)")) for title, expr in queries if title != "Restarting"]
     queries += [pair for pair in bare if pair not in queries]
     empty = [f"{title}: {expr}" for title, expr in queries if not fleet.prometheus.query(_expand(expr))]
@@ -151,13 +151,13 @@ def test_every_variable_has_values(fleet: Fleet, name: str) -> None:
         assert fleet.namespace in values or "asks" in values or "learns" in values, (variable["name"], values)
 
 
-# no number of an alert's condition can be reached within a test: hours, shares
+# a test cannot reach the limits in an alert's condition: hours, shares
 _LIMIT = re.compile(r"(?<![=!~])(>=|>|<|==)\s*[\d.]+(\s*\*\s*[\d.]+)?(?=\s|$|\))")
 
 
 @pytest.mark.parametrize("name", sorted(ALERTS))
 def test_every_alert_is_about_series_that_there_are(fleet: Fleet, name: str) -> None:
-    """As it is, or without its limits. (tests/cluster/test_alerts.py tests when it fires.)"""
+    """Query the condition as it is, or without its limits. (tests/cluster/test_alerts.py tests when it fires.)"""
     expr = ALERTS[name]["expr"]
     if expr.startswith("absent("):
         assert fleet.prometheus.query(expr.removeprefix("absent(").removesuffix(")"))
@@ -168,7 +168,7 @@ def test_every_alert_is_about_series_that_there_are(fleet: Fleet, name: str) -> 
 
 
 def test_alerts_of_the_fleet_fire_and_carry_the_job(fleet: Fleet) -> None:
-    """Those whose condition the fleet meets are pending or firing, with labels that their texts use."""
+    """Alerts whose condition is met are pending or firing, with the labels that their texts use."""
     found: dict[str, list[dict[str, Any]]] = {}
     for alert in fleet.prometheus.api("alerts")["alerts"]:
         found.setdefault(alert["labels"]["alertname"], []).append(alert)
@@ -184,7 +184,7 @@ def test_alerts_of_the_fleet_fire_and_carry_the_job(fleet: Fleet) -> None:
         assert "<no value>" not in alert["annotations"]["summary"] + alert["annotations"]["description"], alert
 
 
-# a job of the fleet for which the alert could be
+# a job that the alert could be about
 SUBJECTS = {
     "EgmJobFailed": ("GroundingTrainJob", "fails"),
     "EgmJobStuck": ("GroundingTrainJob", "too-big"), "EgmJobImagePull": ("GroundingTrainJob", "pulls"),
@@ -199,7 +199,7 @@ SUBJECTS = {
 
 @pytest.mark.parametrize("name", sorted(SUBJECTS))
 def test_what_a_runbook_says_to_look_at_is_there(fleet: Fleet, cluster: Any, name: str) -> None:
-    """Its commands that read objects are run, for a job of the fleet; logs and addresses of pods are not simulated."""
+    """Run the runbook's commands that read objects; logs and addresses of pods are not simulated."""
     kind, job = SUBJECTS[name]
     text = (ROOT / "docs" / "runbooks" / f"{name}.md").read_text()
     commands = [line.strip() for line in text.splitlines() if line.startswith("    kubectl -n NAMESPACE ")]
@@ -216,7 +216,7 @@ def test_what_a_runbook_says_to_look_at_is_there(fleet: Fleet, cluster: Any, nam
 
 
 def test_series_of_one_job_can_be_joined_across_sources(fleet: Fleet) -> None:
-    """The monitors give what pods tell the labels that the operator's series have."""
+    """The monitors give the series of pods the same labels as the operator's series."""
     joined = "egm_train_score * on (namespace, kind, job_name) group_left egm_job_status"
     assert {s["metric"]["job_name"] for s in fleet.prometheus.query(joined)} == {"learns"}
     engines = "sglang:num_running_reqs * on (namespace, kind, job_name) group_left egm_job_status"
@@ -235,7 +235,7 @@ def test_promtool_has_nothing_to_say_about_the_metrics(fleet: Fleet) -> None:
 
 
 def test_without_an_operator_somebody_is_woken(tmp_path: Path) -> None:
-    """Its series go stale at the next scrape, and the condition holds."""
+    """The series become stale at the next scrape, and the condition holds."""
     (service,) = of_kind(template("--set", "metrics.serviceMonitor.enabled=true"), "ServiceMonitor")
     expr = ALERTS["EgmOperatorDown"]["expr"]
     with scene.texts({"operator": "egm_operator_leader 1\n"}) as ports:

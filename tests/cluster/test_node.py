@@ -1,6 +1,7 @@
-"""On a real kubelet (`make cluster NODE=1`, `make cluster-image`): the demo's four jobs as pods, from SFT to the evaluation after RL; minutes.
+"""The demo's four jobs as pods of a real kubelet (`make cluster NODE=1`, `make cluster-image`); this takes minutes.
 
-The image is this checkout's virtual environment. Pods are the operator's own: not root, read-only root file system, no capabilities.
+The image is this checkout's virtual environment. The operator creates the pods: no root, read-only root file system, no
+capabilities.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ JOBS = ("gtj/demo-sft", "gej/demo-before", "gtj/demo-rl", "gej/demo-after")
 
 @pytest.fixture
 def node(kubectl: Any) -> Any:
-    """kubectl, where a real node has the image and a volume."""
+    """kubectl for a cluster whose real node has the image and a volume."""
     if kubectl.run("get", "node", "node1").returncode:
         pytest.skip("no real node: `make cluster NODE=1` (root)")
     images = [n for i in kubectl.get("node", "node1")["status"]["images"] for n in i["names"]]
@@ -97,8 +98,8 @@ def test_the_demo_as_pods(node: Any, claim: Path, tmp_path: Path) -> None:
         time.sleep(2)
     else:
         raise AssertionError(phases)
-    assert answered == set(JOBS), answered  # over HTTP from the pods, while they ran or in their termination messages
-    assert proxied and proxied["job"] == "demo-rl"  # EGM_OPERATOR_PROGRESS_VIA=proxy asks this way
+    assert answered == set(JOBS), answered  # over HTTP from running pods, or from their termination messages
+    assert proxied and proxied["job"] == "demo-rl"  # EGM_OPERATOR_PROGRESS_VIA=proxy uses this path
     for name, job in states.items():
         assert job["status"]["attempt"] == 1, name
         if name.startswith("gej/"):

@@ -1,4 +1,4 @@
-"""Clusters that lack PyTorchJob: trainings run as Jobs, and a job that wants a PyTorchJob says at once that there is none."""
+"""Clusters without PyTorchJob: trainings run as Jobs, and a job that asks for a PyTorchJob is refused at once."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def test_trainings_run_as_jobs(api: Api, drive: Drive, tmp_path: Path) -> None:
         until("it to say so", lambda: drive.status("wants").get("reason") == "Refused")
         said = drive.status("wants")["message"]
         assert "no PyTorchJob (kubeflow.org/v1)" in said and "set backend to job" in said and "restart" in said
-        assert drive.pods("wants") == []  # nothing is prepared for an attempt that cannot be made
+        assert drive.pods("wants") == []  # nothing is prepared for an attempt that cannot be created
         drive.prepared("trains")
         drive.phase("trains", "Running")
         drive.end("trains", "rl", 1, attempt=1)
         drive.end("trains", "rl", 0, attempt=2, count=2)
         assert drive.phase("trains", "Succeeded")["attempt"] == 2
         assert api.list("pytorchjob", drive.namespace) == []
-        drive.api.patch("gtj", drive.namespace, "wants", {"spec": {"backend": "job"}})  # what its message advises
+        drive.api.patch("gtj", drive.namespace, "wants", {"spec": {"backend": "job"}})  # as its message advises
         drive.prepared("wants")
         drive.phase("wants", "Running")
         assert operator.stop() == 0
@@ -62,7 +62,7 @@ def test_a_job_continues_when_its_kind_has_come(api: Api, drive: Drive, tmp_path
     lacking = Lacking()
     with proxy.Proxy(api, lacking.choose) as between:
         config = between.kubeconfig(tmp_path / "kubeconfig")
-        # the whole cluster: an operator of single namespaces does not see what comes
+        # the whole cluster: an operator of some namespaces does not notice new kinds
         settings = {"EGM_OPERATOR_LEASE_NAMESPACE": drive.namespace, "KUBECONFIG": str(config)}
         operator = Operator("", tmp_path / "log", **settings).start()
         drive.api.create("gtj", drive.namespace, train_job("wants", backend="pytorchjob"))

@@ -1,4 +1,4 @@
-"""GroundingEvalJob on a real control plane: servers that come, go or never start; results; what is left."""
+"""GroundingEvalJob on a real control plane: servers that start, end or never start; results; remaining objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that fail, an API server that is busy, broken or restarted, and others who write at the same time: every life ends as it should."""
+"""Every job ends correctly despite network faults, a busy, broken or restarted API server, and concurrent writers."""
 
 from __future__ import annotations
 
@@ -60,11 +60,16 @@ def _live(drive: Drive, operator: Operator, seconds: float = 200) -> None:
 )
 def test_every_third_request_fails(api: Api, drive: Drive, tmp_path: Path, fault: proxy.Fault) -> None:
     dice, row = random.Random(11), Counter[tuple[str, str]]()
-    writes_only = fault in (proxy.CONFLICT, proxy.INVALID, proxy.LOST_ANSWER)  # what a server never says to a reader
+    writes_only = fault in (
+        proxy.CONFLICT,
+        proxy.INVALID,
+        proxy.LOST_ANSWER,
+    )  # answers that a server gives only to writers
 
     def choose(method: str, path: str, watch: bool) -> proxy.Fault | None:
         spared = watch or "/namespaces/" not in path or (writes_only and method == "GET")
-        # never the same request four times in a row: waits double with each failure, and the dice would decide whether the time is enough
+        # never the same request four times in a row: waits double with each failure, so chance would decide if the time
+        # is enough
         if spared or row[method, path] == 3 or dice.random() >= 1 / 3:
             row[method, path] = 0
             return None
@@ -99,7 +104,7 @@ def test_watches_that_are_cut_or_expire(api: Api, drive: Drive, tmp_path: Path) 
 
 @pytest.mark.timeout(300)
 def test_what_went_while_nobody_watched_is_missed(api: Api, drive: Drive, tmp_path: Path) -> None:
-    """The gang is deleted while the operator is cut off, and its watch cannot be continued afterwards: the next listing tells."""
+    """The gang is deleted while the operator is disconnected, and its watch cannot continue: the next listing shows the deletion."""
     mode = {"blind": False, "expired": False}
 
     def choose(method: str, path: str, watch: bool) -> proxy.Fault | None:
@@ -170,7 +175,7 @@ def test_the_api_server_is_killed_and_started_again(api: Api, drive: Drive, tmp_
 
 
 class _Others(threading.Thread):
-    """Someone writes to everything, all the time: labels, a harmless part of the spec, nonsense in the status."""
+    """Write to all objects all the time: labels, a harmless part of the spec, nonsense in the status."""
 
     def __init__(self, drive: Drive) -> None:
         super().__init__(daemon=True)
@@ -236,7 +241,7 @@ def test_what_is_somebody_else_s_is_not_touched(drive: Drive, tmp_path: Path) ->
 
 @pytest.mark.timeout(180)
 def test_a_job_that_is_created_again_under_its_name_is_another_job(drive: Drive, tmp_path: Path) -> None:
-    """The old one's pods take their time to go, and have failed; nothing of that is the new one's."""
+    """The old job's pods have failed and terminate slowly; this does not affect the new job."""
     operator = Operator(drive.namespace, tmp_path / "log", **SETTINGS).start()
     for _ in range(3):
         drive.api.create("gtj", drive.namespace, train_job("t", {"egm.test/stop-delay": "3s"}, nodes=2, maxAttempts=1))

@@ -1,6 +1,7 @@
-"""The operator is killed: after each of its writes in turn, and at random moments. Nothing is doubled, lost or left, and the status is true.
+"""The operator is killed after each of its writes and at random moments: nothing is doubled, lost or left, and the
+status is right.
 
-EGM_KILLS says how many random moments (default 10; the issue's figure is 100).
+EGM_KILLS is the number of random moments (default 10; a full run has 100).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def drive() -> Iterator[Drive]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("most", [1, 3])
 def test_after_each_write(drive: Drive, tmp_path: Path, most: int) -> None:
-    """Lives of trainings and evaluations in which the operator dies between two writes: after each one, or after one, two and three in turn."""
+    """Trainings and evaluations in which the operator dies between two writes: after each write, or after one, two and three in turn."""
     deaths, end = 0, time.monotonic() + 400
     settings: dict[str, Any] = {"EGM_OPERATOR_LEADER_ELECT": "false", "EGM_OPERATOR_WORKERS": "1"}
     with World(drive) as world:
@@ -44,7 +45,7 @@ def test_after_each_write(drive: Drive, tmp_path: Path, most: int) -> None:
             else:
                 deaths += 1
         last = Operator(drive.namespace, tmp_path / "last", **settings).start()
-        # before that SIGTERM is the end, too, but not an orderly one
+        # before this point, SIGTERM also ends it, but not in an orderly way
         until("its start", lambda: "started" in (tmp_path / "last").read_text())
         until("all ends", lambda: ended(drive, jobs))
         check(drive, world, jobs)
@@ -64,7 +65,7 @@ def test_at_random_moments(drive: Drive, tmp_path: Path) -> None:
             while kills < min(KILLS, first + 5) and not ended(drive, jobs):
                 before = drive.writes()
                 operator = Operator(drive.namespace, tmp_path / "log", **settings).start()
-                # a kill before it has done anything is a kill of nothing
+                # killing it before it has done anything would test nothing
                 until("its first write", lambda b=before, j=jobs: drive.writes() != b or ended(drive, j))  # type: ignore[misc]
                 time.sleep(dice.random() * 1.5)
                 operator.kill()
@@ -92,7 +93,7 @@ def test_of_two_replicas_one_works_and_the_other_takes_over(drive: Drive, tmp_pa
         assert "leads" in (tmp_path / "second").read_text()
         third = Operator(drive.namespace, tmp_path / "third", EGM_OPERATOR_IDENTITY="third").start()
         until("its start", lambda: "started" in (tmp_path / "third").read_text())
-        assert second.stop() == 0  # gives the lease back: no need to wait for its end
+        assert second.stop() == 0  # it releases the Lease: no need to wait for its expiry
         until("the third to lead", lambda: "leads" in (tmp_path / "third").read_text(), 20)
         check(drive, world, jobs)
         assert third.stop() == 0

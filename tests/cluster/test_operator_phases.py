@@ -117,7 +117,7 @@ def test_a_deadline_in_every_phase(drive: Drive, kind: str) -> None:
     for phase, name in names.items():
         status = drive.phase(name, "Failed", kind=kind)
         assert status["reason"] == "DeadlineExceeded", (phase, status)
-    if queued is not None:  # time in a queue counts for no deadline
+    if queued is not None:  # time in a queue does not count towards a deadline
         assert drive.status(queued, kind)["reason"] in IN_QUEUE
     for name in names.values():
         until(
@@ -198,7 +198,7 @@ def test_servers_more_and_fewer_while_the_client_runs(drive: Drive) -> None:
 
 @pytest.mark.timeout(120)
 def test_a_queue_that_takes_its_place_back_costs_no_attempt(drive: Drive) -> None:
-    """Kueue admits by taking `suspend` away, and preempts by setting it."""
+    """Kueue admits by clearing `suspend`, and preempts by setting it."""
     name = _reach(drive, "gtj", ("queued",))["queued"]
 
     def admit(yes: bool) -> None:

@@ -1,5 +1,4 @@
-"""`/progress` for real: the role runner's own HTTP server in a process that stands for rank 0's pod (simulated pods have no network),
-and its absence."""
+"""`/progress` of a real role: its HTTP server runs in a process instead of rank 0's pod, because simulated pods have no network."""
 
 from __future__ import annotations
 
@@ -18,14 +17,14 @@ import pytest
 
 from tests.cluster.operator_kit import Api, Drive, Operator, free_port, kubeconfig, new_namespace, train_job, until
 
-# the port is fixed in a cluster, where each pod has an address of its own; here it must not be anybody else's
+# in a cluster the port is fixed, because each pod has its own address; here it must be free
 _OPERATOR = """
 import sys
 from egm_operator.controller import main, progress_poller
 progress_poller.PROGRESS_PORT = int(sys.argv[1])
 main.main()
 """
-# steps come on stdin, as a trainer would finish them
+# stdin gives the steps that a trainer would finish
 _RANK_0 = """
 import sys
 from pathlib import Path
@@ -53,11 +52,11 @@ spec:
 
 
 class Rank0:
-    """The server's process."""
+    """Start the server's process."""
 
     def __init__(self, folder: Path, port: int, resume: int = 0) -> None:
         (folder / "job.yaml").write_text(JOB)
-        # the variable is what makes it listen on more than loopback, as in a pod
+        # with this variable, it listens on more than loopback, as in a pod
         env = {**os.environ, "EGM_PROGRESS_PORT": str(port), "KUBERNETES_SERVICE_HOST": "here"}
         argv = [sys.executable, "-c", _RANK_0, str(folder), str(folder / "job.yaml"), str(resume)]
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True)
@@ -98,7 +97,7 @@ def _operator(drive: Drive, log: Path, port: int, via: str) -> Iterator[Operator
 
 
 def _running_at(drive: Drive, address: str) -> None:
-    """A running job whose rank 0 has an address that leads to this machine."""
+    """Return a running job whose rank 0 has an address of this machine."""
     drive.api.create("gtj", drive.namespace, train_job("t"))
     drive.prepared("t")
     pod = drive.running("t", "rl")[0]["metadata"]["name"]
@@ -129,7 +128,7 @@ def test_steps_arrive_over_http_and_the_last_one_stands_while_nobody_answers(dri
     port = free_port()
     with _operator(drive, tmp_path / "log", port, "pod"):
         _running_at(drive, "127.0.0.1")
-        _available(drive, "False", "NoAnswer")  # no one is there yet
+        _available(drive, "False", "NoAnswer")  # nothing listens there yet
         rank0 = Rank0(tmp_path, port)
         try:
             rank0.step(7)
@@ -172,7 +171,7 @@ def test_steps_arrive_through_the_api_server(drive: Drive, tmp_path: Path) -> No
 
 
 class _Nonsense(http.server.BaseHTTPRequestHandler):
-    """Something else listens on the port: each request another answer."""
+    """Another program listens on the port and gives a different answer to each request."""
 
     answers = (
         (200, b"<html>"),

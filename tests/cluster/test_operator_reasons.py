@@ -1,4 +1,4 @@
-"""Every reason and every condition of the operator is reached on a real control plane: the table fails when one in the code has no case."""
+"""Every reason and condition of the operator is reached on a real control plane: the test fails if one in the code has no case."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Case = Callable[[Drive, str], None]
 
 
 class Recorder(threading.Thread):
-    """Every reason that a job's status, conditions and Events have had, by the job's name; a watch misses none."""
+    """Records every reason in a job's status, conditions and Events, by the job's name; a watch misses none."""
 
     def __init__(self, api: Api, namespace: str, kind: str) -> None:
         super().__init__(daemon=True)
@@ -83,7 +83,7 @@ def node_lost(drive: Drive, name: str) -> None:
 
 
 def pods_pending(drive: Drive, name: str) -> None:
-    """One of two pods takes longer."""
+    """One of two pods starts later."""
     wishes = {"egm.test/waiting": "ContainerCreating", "egm.test/prepare-exit-code": "0"}
     _create(drive, "gtj", train_job(name, wishes, nodes=2))
     drive.begin(until("the preparing pod", lambda: drive.pods(name, "prepare"))[0])
@@ -116,7 +116,7 @@ def upload_failing(drive: Drive, name: str) -> None:
 
 
 def stalled(drive: Drive, name: str) -> None:
-    """Rank 0 answers, and says the same step for a minute."""
+    """Rank 0 answers, but reports the same step for a minute."""
     _create(drive, "gtj", train_job(name, stallTimeoutSeconds=60))
     drive.prepared(name)
     drive.phase(name, "Running")
@@ -135,7 +135,7 @@ def replaced(drive: Drive, name: str) -> None:
     phases.running(drive, name)
     time.sleep(2.1)  # times of objects have whole seconds
     pod = drive.running(name, "rl", 2)[0]
-    # gone at once, as with a node: no one sees it fail
+    # deleted at once, as with a lost node: nothing observes the failure
     drive.api.request(
         "DELETE", drive.api.path("pod", drive.namespace, pod["metadata"]["name"]), {"gracePeriodSeconds": 0}
     )
@@ -257,7 +257,7 @@ OF_GANGS = (
     Reason.START_DEADLINE_EXCEEDED,
     Reason.USER_ERROR,
 )
-"""Those that follow from what the controller of a gang does. A Job replaces no pod: each one that ends is counted, and ends it."""
+"""Reasons that depend on the gang's controller. A Job replaces no pod: each pod that ends is counted, and ends the Job."""
 REACHED = {"pytorchjob": tuple(CASES), "job": OF_GANGS}
 Seen = dict[str, dict[str, str]]
 
@@ -266,7 +266,7 @@ Seen = dict[str, dict[str, str]]
 def seen(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[tuple[Callable[[Case], tuple[str, Seen]], list[Recorder]]]:
-    """Runs a case once however many reasons it is for; gives its job's name and what was recorded so far."""
+    """Run a case once for all its reasons; return its job's name and the records so far."""
     api = Api(kubeconfig())
     settings = {
         "EGM_OPERATOR_PROGRESS_STALE_SECONDS": "3",

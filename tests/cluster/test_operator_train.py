@@ -1,4 +1,4 @@
-"""GroundingTrainJob on a real control plane: the real training-operator and Job controller, simulated pods, over both back ends."""
+"""GroundingTrainJob on a real control plane with both back ends: the real training-operator and Job controller, simulated pods."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def name() -> str:
 
 
 def _addresses(drive: Drive, master: Any) -> set[str]:
-    """Names under which rank 0 is found: the Service of the training-operator, or that of the operator with the pod's own name."""
+    """Return the names of rank 0: the Service of the training-operator, or that of the operator with the pod's name."""
     services = [s for s in drive.api.list("service", drive.namespace) if _selects(s, master)]
     host, domain = master["spec"].get("hostname"), master["spec"].get("subdomain")
     names = {s["metadata"]["name"] for s in services}
@@ -56,7 +56,7 @@ def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
 def test_from_creation_to_success(drive: Drive, name: str) -> None:
     drive.api.create("gtj", drive.namespace, train_job(name, nodes=2))
     assert drive.phase(name, "Preparing")["reason"] == "Preparing"
-    assert drive.gang(name) is None  # no GPU is taken before there is data
+    assert drive.gang(name) is None  # no GPU is taken before the data is ready
     drive.prepared(name)
     status = drive.phase(name, "Running")
     assert status["attempt"] == 1 and condition(status, "Running")["reason"] == "AllPodsRunning"
@@ -78,7 +78,7 @@ def test_from_creation_to_success(drive: Drive, name: str) -> None:
     claims = {
         v["persistentVolumeClaim"]["claimName"] for v in master["spec"]["volumes"] if "persistentVolumeClaim" in v
     }
-    assert claims == {"egm"}  # the work folder is where the output is
+    assert claims == {"egm"}  # the work folder is in the output
     report = {
         "step": 12,
         "totalSteps": 300,
@@ -162,7 +162,9 @@ def test_suspend_and_resume(drive: Drive, name: str) -> None:
     assert drive.form.suspended(drive.gang(name)["spec"])
     drive.api.patch("gtj", drive.namespace, name, {"spec": {"suspend": False}})
     status = drive.phase(name, "Running")
-    assert status["attempt"] == 1 and condition(status, "Suspended")["status"] == "False"  # a pause is no attempt
+    assert (
+        status["attempt"] == 1 and condition(status, "Suspended")["status"] == "False"
+    )  # a pause does not count as an attempt
     drive.end(name, "rl", 0)
     drive.phase(name, "Succeeded")
 
@@ -183,7 +185,7 @@ def test_deadlines(drive: Drive, name: str) -> None:
 
 def test_the_start_deadline_says_what_the_pods_waited_for(drive: Drive, name: str) -> None:
     job = train_job(name, startDeadlineSeconds=3)
-    job["spec"]["resources"]["gpusPerNode"] = 16  # no node has so many
+    job["spec"]["resources"]["gpusPerNode"] = 16  # no node has this many
     drive.api.create("gtj", drive.namespace, job)
     drive.prepared(name)
     status = drive.phase(name, "Failed")
@@ -247,7 +249,7 @@ def test_the_queue_s_label_and_suspension(drive: Drive, name: str) -> None:
     assert drive.form.suspended(gang["spec"])
     drive.suspend_gang(name, False)
     drive.phase(name, "Running")
-    drive.suspend_gang(name, True)  # the place is taken back
+    drive.suspend_gang(name, True)  # the queue preempts it
     until("the queue again", lambda: drive.status(name).get("reason") in IN_QUEUE)
     until("no pod", lambda: drive.pods(name, "rl") == [])
     drive.suspend_gang(name, False)

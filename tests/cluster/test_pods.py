@@ -27,7 +27,7 @@ def _pod(name: str, **annotations: str) -> dict[str, Any]:
     }
 
 
-# beside a real node the simulated ones are tainted
+# if there is a real node, the simulated ones are tainted
 _SIMULATED = {
     "nodeSelector": {"type": "kwok"},
     "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],

@@ -1,6 +1,6 @@
-"""The runbooks are followed: every command of theirs is run on a fleet in every state, and the cure they name cures.
+"""The runbooks work: every command runs with jobs in every state, and the remedies help.
 
-Pods are simulated, so that none has a log or answers on a port: of such a command it is looked whether it finds its pods.
+Simulated pods have no logs and ports; for commands that need them, the test checks that the command finds its pods.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ABOUT = {
     "EgmTrainingNotUploaded": ("gtj", "learns", "learns-a1-master-0"),
     "EgmTrainingUnsaved": ("gtj", "learns", "learns-a1-master-0"),
 }
-QUIET = ("--previous", "grep 403", "get secret", "Refused", "get lease")  # nothing to be seen is an answer as well
+QUIET = ("--previous", "grep 403", "get secret", "Refused", "get lease")  # empty output is also an answer
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Place:
     folder: Path
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Return a line of a runbook, in a shell as its reader has one."""
+        """Run a line of a runbook in a shell, as its reader does."""
         env = {**os.environ, "KUBECONFIG": str(kubeconfig()), "PATH": self.path}
         return subprocess.run(
             ["bash", "-o", "pipefail", "-c", command],
@@ -96,11 +96,11 @@ def place(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pl
 def _commands(book: str) -> list[str]:
     look = book[book.index("## Look") : book.index("## Do")]
     lines = [line.strip() for line in look.splitlines() if line.startswith("    ")]
-    return [line for line in lines if "# in Prometheus" not in line]  # queries: test_monitoring asks those
+    return [line for line in lines if "# in Prometheus" not in line]  # test_monitoring runs these queries
 
 
 def _simulated(command: str) -> str:
-    """Return the same pods, looked for instead of read."""
+    """Return the same pods by a query instead of their logs."""
     if "port-forward" in command:
         return re.sub(r"port-forward (\S+) .*", r"get pod \1", command)
     if " logs " in command:
@@ -139,7 +139,7 @@ def test_what_to_look_at_can_be_looked_at(alert: str, place: Place) -> None:
         done = place.run(command)
         quiet = any(word in line for word in QUIET)
         if alert == "EgmJobRefused" and "dry-run" in line:
-            assert "exceeded quota" in done.stderr  # what the reader looks for
+            assert "exceeded quota" in done.stderr  # the text that the reader looks for
             continue
         assert done.returncode == 0 or (quiet and not done.stderr), f"{command}: {done.stdout}{done.stderr}"
         assert done.stdout.strip() or quiet, f"{command} shows nothing"
@@ -157,7 +157,7 @@ def test_a_refused_job_goes_on_when_the_quota_is_raised(place: Place) -> None:
 
 
 def _made_again(place: Place, name: str) -> None:
-    """Delete a training and apply it anew, on one GPU: it runs."""
+    """Delete a training and apply it again with one GPU: it runs."""
     drive = place.drive
     assert place.run(f"kubectl -n {drive.namespace} delete gtj {name}").returncode == 0
     drive.api.create("gtj", drive.namespace, train_job(name))
@@ -193,7 +193,7 @@ def test_a_job_that_no_node_fits_asks_for_less(place: Place) -> None:
     drive = place.drive
     less = """kubectl -n NAMESPACE patch gtj too-big --type=merge -p '{"spec":{"resources":{"gpusPerNode":1}}}'"""
     refused = place.run(less.replace("NAMESPACE", drive.namespace))
-    assert refused.returncode and "cannot change" in refused.stderr  # as EgmJobStuck says: made again
+    assert refused.returncode and "cannot change" in refused.stderr  # as EgmJobStuck says: create it again
     _made_again(place, "too-big")
 
 

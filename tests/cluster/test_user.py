@@ -108,7 +108,7 @@ def test_mistakes_are_sentences(drive: Drive, tmp_path: Path) -> None:
 
 
 def test_logs_of_pods_that_have_none_say_so(drive: Drive, tmp_path: Path) -> None:
-    """Simulated pods have no logs; a real node's are read by the same call."""
+    """Simulated pods have no logs; the same call reads those of a real node."""
     (tmp_path / "job.yaml").write_text(EVALUATION.replace("asks", "quiet"))
     egm("submit", "-f", str(tmp_path / "job.yaml"), "-n", drive.namespace)
     drive.running("quiet", "prepare", kind="eval")
@@ -170,7 +170,7 @@ def test_a_reward_file_goes_along_in_a_config_map(drive: Drive, tmp_path: Path) 
         assert wrong.returncode == 2 and told in wrong.stderr and "Traceback" not in wrong.stderr, wrong.stderr
 
     assert egm("cancel", "own", "-n", drive.namespace).returncode == 0
-    file.write_text(REWARD)  # the ConfigMap of the deleted job has the same name, and may not be taken for this one's
+    file.write_text(REWARD)  # the deleted job's ConfigMap has the same name and must not be used for this job
     again = egm(*submit, timeout=120)
     assert again.returncode == 0 and "created" in again.stdout, again.stderr
     job = drive.api.get("gtj", drive.namespace, "own")

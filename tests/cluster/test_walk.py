@@ -38,7 +38,7 @@ def _pod(kubectl: Any, job: str, role: str) -> Any:
 
 
 def _end(kubectl: Any, job: str, role: str) -> None:
-    """Simulated pods end when they are told to."""
+    """End the simulated pods by their annotations."""
     kubectl("annotate", "pod", _pod(kubectl, job, role)["metadata"]["name"], "egm.test/exit-code=0")
 
 
@@ -72,7 +72,7 @@ def test_a_job_from_apply_to_delete(kubectl: Any, operator: Operator) -> None:
     assert {k: r["replicas"] for k, r in gang["spec"]["pytorchReplicaSpecs"].items()} == {"Master": 1}
     pod = _pod(kubectl, "egm8b-rl", "rl")
     assert pod["metadata"]["name"] == "egm8b-rl-a1-master-0"
-    first = next(c for c in pod["spec"]["initContainers"] if c["name"] == "prepare")  # each pod has a folder of its own
+    first = next(c for c in pod["spec"]["initContainers"] if c["name"] == "prepare")  # each pod has its own folder
     assert first["command"][:3] == ["egm", "role", "prepare"] and kubectl.get("jobs")["items"] == []
     main = pod["spec"]["containers"][0]
     assert main["resources"]["limits"]["nvidia.com/gpu"] == "8" and main["command"][:3] == ["egm", "role", "rl"]

@@ -1,4 +1,5 @@
-"""The demo, killed with `kill -9` at random moments and started again, ends in the table of an undisturbed one.
+"""The demo is killed with `kill -9` at random moments and started again, and ends with the same table as an undisturbed
+demo.
 
 It takes half an hour of two cores: `pytest -s tests/demo`. `EGM_DEMO_KILLS` is the number of kills (6).
 `EGM_DEMO_REFERENCE` names a finished run folder (`runs/demo`) of this checkout, which saves the undisturbed run.
@@ -40,11 +41,11 @@ def test_a_demo_killed_at_random_moments_ends_in_the_same_table(tmp_path):
         try:
             code = child.wait(chance.uniform(5, 150))
             assert code == 0, log.read_text()[-3000:]
-            break  # it was done before the next kill
+            break  # it finished before the next kill
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGKILL)
             child.wait()
-            time.sleep(chance.uniform(0, 3))  # sometimes while the supervisors still stop what was left
+            time.sleep(chance.uniform(0, 3))  # sometimes while the supervisors are still stopping processes
     assert start(tmp_path / "runs", log).wait() == 0, log.read_text()[-3000:]
     killed, undisturbed = (
         lambda name, run=run: (run / name).read_text() for run in (tmp_path / "runs/demo", reference)

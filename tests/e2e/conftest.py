@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @contextlib.contextmanager
 def _restricted(kubectl: Kubectl, name: str) -> Iterator[Kubectl]:
-    """A namespace at the restricted Pod Security level; it goes with what is in it."""
+    """A namespace at the restricted Pod Security level, which is deleted afterwards."""
     kubectl("create", "namespace", name)
     try:
         kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
@@ -52,7 +52,7 @@ def _restricted(kubectl: Kubectl, name: str) -> Iterator[Kubectl]:
 
 @pytest.fixture(scope="session")
 def node() -> Kubectl:
-    """kubectl, where `make node` runs and has images."""
+    """kubectl for a cluster with a node from `make node` that has the images."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "hack/cluster/cluster.py"), "env"], capture_output=True, text=True
     )
@@ -109,7 +109,7 @@ def s3(node: Kubectl, seaweed: str) -> Iterator[tuple[str, Any]]:
                     if BUCKET not in [b["Name"] for b in client.list_buckets()["Buckets"]]:
                         client.create_bucket(Bucket=BUCKET)
                     client.put_object(Bucket=BUCKET, Key="first", Body=b"x")
-                except Exception:  # the volumes come up after the port
+                except Exception:  # the volumes start after the port
                     return False
                 return True
 
@@ -148,7 +148,7 @@ def pipeline(node: Kubectl, release: Kubectl, s3: tuple[str, Any]) -> Iterator[P
 
 @pytest.fixture(scope="session")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """`egm run` of the same jobs on this machine: reads a file of its run."""
+    """Run the same jobs with `egm run` on this machine; return a function that reads a file of the run."""
     given = os.environ.get("EGM_E2E_REFERENCE")
     if given:
         return lambda name: (Path(given) / name).read_text()

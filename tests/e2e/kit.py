@@ -19,24 +19,25 @@ from tests.cluster.conftest import Kubectl
 from tests.cluster.operator_kit import until
 
 ROOT = Path(__file__).resolve().parents[2]
-BUCKET, KEY, SECRET = "egm", "e2e-key", "e2e-secret-0123456789"  # of this server alone
+BUCKET, KEY, SECRET = "egm", "e2e-key", "e2e-secret-0123456789"  # only for this server
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
-# what is smaller than in jobs/demo.yaml, so that both runs fit half an hour of two cores; EGM_E2E_FULL=1 leaves the demo's own sizes
+# sizes below those of jobs/demo.yaml, so that both runs take half an hour on two cores; EGM_E2E_FULL=1 uses the demo's
+# sizes
 _SHAPES = {"train": 1500, "perFile": 6}
 _SMALL: dict[str, dict[str, int]] = {
     "demo-sft": {"maxSteps": 160, "saveEvery": 20, "warmupSteps": 10},
     "demo-rl": {"maxSteps": 16, "saveEvery": 1, "validateEvery": 8, "batchSize": 4, "miniBatchSize": 4, "rollouts": 4},
 }
 _PIPELINE = ("demo-sft", "demo-before", "demo-rl", "demo-after")
-_REQUESTS = {"requests": {"cpu": "50m", "memory": "256Mi"}}  # all of it on two cores
+_REQUESTS = {"requests": {"cpu": "50m", "memory": "256Mi"}}  # everything runs on two cores
 
 
 def demo() -> list[dict[str, Any]]:
-    """Return the pipeline of `jobs/demo.yaml` without its chart, with two servers an evaluation, smaller unless EGM_E2E_FULL=1."""
+    """Return the pipeline of `jobs/demo.yaml` without its chart, with two servers per evaluation, smaller unless EGM_E2E_FULL=1."""
     every: list[dict[str, Any]] = list(YAML(typ="safe").load_all(ROOT / "jobs" / "demo.yaml"))
     jobs = [job for job in every if job["metadata"]["name"] in _PIPELINE]
     for job in jobs:
@@ -63,7 +64,7 @@ def on_cluster(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def egm(*argv: str, timeout: float = 1800, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Return the command line of this checkout; fails with what it said."""
+    """Run `egm` of this checkout; fail with its output."""
     command = [sys.executable, "-m", "grounding.cli", *argv]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env={**os.environ, "COLUMNS": "160", **environ}
@@ -73,7 +74,7 @@ def egm(*argv: str, timeout: float = 1800, **environ: str) -> subprocess.Complet
 
 
 def s3_objects(image: str, claim: str) -> list[dict[str, Any]]:
-    """SeaweedFS, its Service and its key, as restricted as everything else; what it stores outlives its pod."""
+    """SeaweedFS with its Service and key at the restricted level; its files survive its pod."""
     identity = {"name": "e2e", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     arguments = [
         *("server", "-dir=/data", "-ip=127.0.0.1", "-ip.bind=0.0.0.0", "-filer", "-s3", "-s3.port=8333"),
@@ -131,23 +132,23 @@ def s3_objects(image: str, claim: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Jobs of one namespace."""
+    """The jobs of one namespace."""
 
     kubectl: Kubectl
     client: Any
-    """boto3's, of the S3 server in the cluster."""
+    """boto3's client of the S3 server in the cluster."""
 
     def submit(self, jobs: Sequence[dict[str, Any]], folder: Path) -> None:
-        """As a user does: `egm submit`, which checks them first."""
+        """Submit jobs as a user does, with `egm submit`, which checks them first."""
         path = write(on_cluster(jobs), folder / "cluster.yaml")
         print(egm("submit", "-f", str(path), "-n", self.kubectl.namespace, KUBECONFIG=self.kubectl.kubeconfig).stdout)
 
     def job(self, name: str) -> Any:
-        """`gtj/demo-sft` -> its status, empty before there is one."""
+        """Return the status of `gtj/demo-sft` or another job, empty if it has none yet."""
         return self.kubectl.get(name).get("status") or {}
 
     def phase(self, name: str, *wanted: str, seconds: float = 300) -> Any:
-        """Wait for one of these phases; fails at once where the job has failed."""
+        """Wait for one of these phases; fail at once if the job has failed."""
 
         def look() -> Any:
             status = self.job(name)
@@ -170,7 +171,7 @@ class Pipeline:
         return until(f"a checkpoint of step {at_least} of {name}", look, seconds)
 
     def pods(self, job: str, role: str = "") -> list[Any]:
-        """Pods of a job, and of one role."""
+        """Return the pods of a job, or of one of its roles."""
         selector = f"grounding.egm.dev/job={job}" + (f",grounding.egm.dev/role={role}" if role else "")
         return list(self.kubectl.get("pods", "-l", selector)["items"])
 
@@ -196,7 +197,7 @@ class Pipeline:
         return "\n".join(told)
 
     def reader(self) -> Callable[[str], str]:
-        """Reads a file of this namespace's output, `demo-before/summary.json`."""
+        """Read a file of this namespace's output, such as `demo-before/summary.json`."""
 
         def read(name: str) -> str:
             key = f"runs/{self.kubectl.namespace}/{name}"

@@ -1,5 +1,6 @@
-"""SFT as a gang: a PyTorchJob's master and worker, two ranks over a shared claim; the worker is killed, the gang continues from its checkpoint.
-What it learns is what one process of `egm run` learns, but for the rounding of sums that are added up in another order."""
+"""SFT as a gang of a PyTorchJob's master and worker with a shared claim: the worker is killed, and the gang continues
+from its checkpoint.
+The result equals that of one process of `egm run`, except for the rounding of sums in another order."""
 
 from __future__ import annotations
 

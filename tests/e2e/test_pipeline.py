@@ -1,5 +1,6 @@
-"""The demo's four jobs as pods of the chart's operator, outputs in S3: undisturbed, and with a pod killed in each stage, a pause and a drained node.
-Either way the table is that of `egm run`."""
+"""The demo's four jobs as pods with outputs in S3: undisturbed, and with a killed pod in each stage, a pause and a
+drained node.
+In both cases, the table equals that of `egm run`."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def test_the_table_is_that_of_egm_run(pipeline: Pipeline, here: Read, s3: tuple[
     for name in ("gtj/demo-sft", "gej/demo-before", "gtj/demo-rl", "gej/demo-after"):
         status = pipeline.phase(name, "Succeeded", seconds=LONG)
         assert status["attempt"] == 1, status
-        if name.startswith("gtj"):  # what is told at the end is what there is at the end
+        if name.startswith("gtj"):  # the last report equals the final state
             assert status["progress"]["step"] == status["checkpoint"]["step"] == status["progress"]["totalSteps"], (
                 status
             )
@@ -69,10 +70,10 @@ def test_disturbed_in_every_stage_it_ends_in_the_same_table(
     pipeline: Pipeline, release: Kubectl, here: Read, tmp_path: Path
 ) -> None:
     jobs = demo()
-    jobs[2]["spec"]["suspend"] = True  # RL waits for its turn, else it is over before the first evaluation is
+    jobs[2]["spec"]["suspend"] = True  # RL waits, because otherwise it would end before the first evaluation
     pipeline.submit(jobs, tmp_path)
 
-    # SFT: the pod is killed; then it is suspended and let go on
+    # SFT: the pod is killed; then the job is suspended and resumed
     pipeline.step("gtj/demo-sft", 20, LONG)
     pipeline.kill("demo-sft", "sft")
     until("a second attempt", lambda: pipeline.job("gtj/demo-sft").get("attempt") == 2, 120)
@@ -84,14 +85,14 @@ def test_disturbed_in_every_stage_it_ends_in_the_same_table(
     _suspend(pipeline, "gtj/demo-sft", False)
     assert pipeline.phase("gtj/demo-sft", "Succeeded", seconds=LONG)["attempt"] == 2
 
-    # the evaluation before RL: client and server are killed; and the operator, which must take note of nothing twice
+    # the evaluation before RL: client, server and operator are killed, and nothing may be recorded twice
     until("answers", lambda: pipeline.job("gej/demo-before").get("done"), LONG)
     pipeline.kill("demo-before", "evaluate")
     pipeline.kill("demo-before", "server", 1)
     release("delete", "pod", "-l", "app.kubernetes.io/name=egm", "--grace-period=0", "--force")
     pipeline.phase("gej/demo-before", "Succeeded", seconds=LONG)
 
-    # RL: it was submitted suspended; the pod is killed; then the node is drained, S3 and operator with it, and comes back
+    # RL was submitted suspended: the pod is killed; then the node is drained (with S3 and the operator) and comes back
     _suspend(pipeline, "gtj/demo-rl", False)
     pipeline.step("gtj/demo-rl", 1, LONG)
     pipeline.kill("demo-rl", "rl")
@@ -105,7 +106,7 @@ def test_disturbed_in_every_stage_it_ends_in_the_same_table(
 
 
 def _drained(kubectl: Kubectl) -> None:
-    """The node gives all its pods up, is away for a moment, and takes pods again."""
+    """Drain the node, wait a moment, and let it accept pods again."""
     try:
         told = kubectl.run("drain", "node1", "--delete-emptydir-data", "--force", "--timeout=100s")
         assert told.returncode == 0, told.stdout + told.stderr

@@ -1,4 +1,4 @@
-"""A real `egm eval` as a child, asking a server that counts and whose answers depend on the question."""
+"""A real `egm eval` as a child process, with a server that counts requests and whose answers depend on the question."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def start(data, server):
-    """Start the command that writes to a folder; what it prints is kept."""
+    """Start the command that writes to a folder, and keep its output."""
 
     def start(out, **more):
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"}
@@ -62,7 +62,7 @@ def start(data, server):
 
 @pytest.fixture
 def finish(start):
-    """Run the command to its end and return what it says."""
+    """Run the command to its end and return its output."""
 
     def finish(out):
         output, errors = start(out).communicate(timeout=100)

@@ -21,7 +21,7 @@ def stops_and_goes_on(server, start, finish, out, reference, words, make_room, *
     make_room()
     asked = server.count
     assert steady(finish(out)) == steady(reference)
-    assert server.count - asked == ROWS - len(kept)  # what was answered is not asked again
+    assert server.count - asked == ROWS - len(kept)  # answered questions are not asked again
     assert server.count - before <= ROWS + 8
 
 

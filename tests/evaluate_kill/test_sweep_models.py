@@ -1,4 +1,4 @@
-"""A sweep over two models by `egm run`: the engine is a stand-in program, everything else is what a user starts."""
+"""A sweep over two models by `egm run`: a small program replaces the engine, and everything else is real."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ SETTINGS = ["think-0", "think-0_samples-2", "think-6", "think-6_samples-2"]
 
 
 class Place:
-    """A manifest with its data, and the program that stands in for vLLM."""
+    """Return a manifest with its data, and the program that replaces vLLM."""
 
     def __init__(self, folder: Path, delay: float) -> None:
         self.folder = folder
@@ -134,12 +134,12 @@ def test_two_models_killed_twice_and_resumed_give_the_table_of_an_undisturbed_ru
         (tmp_path / name).mkdir()
     whole, killed = Place(tmp_path / "whole", 0.0), Place(tmp_path / "killed", 0.02)
     whole.finish()
-    assert whole.lines(whole.starts) == ["small", "large"]  # one start a model
+    assert whole.lines(whole.starts) == ["small", "large"]  # one start per model
     expected = [(Path(model).name, *rest) for model, *rest in whole.table()]
     assert [(m, n) for m, n, *_ in expected] == [(m, n) for m in ("small", "large") for n in SETTINGS]
     assert [macro for _, _, macro, _ in expected] == [n / 24 for n in (6, 6, 11, 11, 15, 15, 20, 20)]
 
-    for model in ("small", "large"):  # in the middle of the first model, and of the second one
+    for model in ("small", "large"):  # in the middle of the first model and of the second one
         child = killed.start()
         end = time.monotonic() + 60
         while killed.lines(killed.asked).count(model) < 60:
@@ -157,6 +157,6 @@ def test_two_models_killed_twice_and_resumed_give_the_table_of_an_undisturbed_ru
         assert {r["model"] for r in read_rows(s.folder)} == {s.model}
     asked = len(killed.lines(killed.asked))
     least = len(whole.lines(whole.asked))
-    assert least <= asked <= least + 3 * 4 * 4, (least, asked)  # what was in flight is asked again, and no more
-    killed.finish()  # done before: nothing starts
+    assert least <= asked <= least + 3 * 4 * 4, (least, asked)  # only requests in flight are repeated
+    killed.finish()  # already finished: nothing starts
     assert len(killed.lines(killed.asked)) == asked

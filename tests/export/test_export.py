@@ -1,4 +1,4 @@
-"""What the exporters write, read again by the tools they write for."""
+"""The files of the exporters, read by the tools that they are made for."""
 
 from __future__ import annotations
 

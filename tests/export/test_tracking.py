@@ -1,4 +1,4 @@
-"""MLflow holds what tracking hands to it: read back by its own client. The rest of tracking is in tests/unit/train."""
+"""MLflow's client reads back what tracking has sent. The other tests of tracking are in tests/unit/train."""
 
 from __future__ import annotations
 

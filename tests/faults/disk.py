@@ -1,4 +1,4 @@
-"""A small ext4 on a loop device whose power can be cut: what was not forced to the disk is gone after the next mount."""
+"""A small ext4 on a loop device with simulated power cuts: data without fsync is lost after the next mount."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NO_LOG_FLUSH = 2
 
 
 def why_not() -> str:
-    """Return why there can be no such disk here; empty if there can."""
+    """Return why this machine cannot have such a disk; empty if it can."""
     if os.geteuid() != 0:
         return "only root can mount a loop device"
     if not (shutil.which("mkfs.ext4") and shutil.which("losetup") and Path("/dev/loop-control").exists()):
@@ -47,7 +47,7 @@ class Disk:
         os.close(fd)
 
     def again(self) -> None:
-        """Mount it again, as after the power is back."""
+        """Mount it again, as after a power cut."""
         self.close()
         self.mount()
 

@@ -39,7 +39,7 @@ def in_child(call: Callable[[], None], **environ: str) -> int:
         try:
             call()
         except OSError:
-            os._exit(1)  # the fault came through as an error, as it should
+            os._exit(1)  # the fault became an error, as it should
         except BaseException:
             traceback.print_exc()
             os._exit(3)
@@ -49,20 +49,20 @@ def in_child(call: Callable[[], None], **environ: str) -> int:
 
 @dataclass(frozen=True)
 class Places:
-    """Places between two writes, once a visit, as NAME@COUNT: those of a first attempt, and those of one on another node."""
+    """The places between two writes, one per visit, as NAME@COUNT: of a first attempt, and of one on another node."""
 
     first: tuple[str, ...]
     later: tuple[str, ...]
 
     def of(self, attempt: int) -> tuple[str, ...]:
-        """Return the places that a fault in this attempt is drawn from."""
+        """Return the places from which a fault of this attempt is drawn."""
         return self.first if attempt == 1 else (*self.first, *self.later)
 
 
 def places(folder: Path, uri: str) -> Places:
     """Return the places that undisturbed attempts visit."""
     store, found = open_store(uri), []
-    for number, node in enumerate(("out", "elsewhere"), 1):  # a restore is on the way only if the disk is empty
+    for number, node in enumerate(("out", "elsewhere"), 1):  # a restore happens only if the disk is empty
         trace = folder / f"trace-{number}"
         run = functools.partial(way.attempt, folder / node, uri)
         assert in_child(run, EGM_FAILPOINTS_TRACE=str(trace), EGM_ATTEMPT=str(number)) == 0
@@ -74,7 +74,7 @@ def places(folder: Path, uri: str) -> Places:
 
 
 def trial(folder: Path, uri: str, known: Places, wanted: object, chance: random.Random, cuts: bool) -> Counter[str]:
-    """Run one trial; return how many faults of each kind there were. Raises `AssertionError` with what was done."""
+    """Run one trial; return the number of faults of each kind. Raises `AssertionError` with the steps of the trial."""
     disk = Disk(folder) if cuts else None
     node = disk.path if disk else folder / "node"
     out, done, faults = node / "job", [], Counter[str]()
@@ -87,7 +87,7 @@ def trial(folder: Path, uri: str, known: Places, wanted: object, chance: random.
             code = in_child(lambda: way.attempt(out, uri), EGM_FAILPOINTS=rule, EGM_ATTEMPT=str(number))
             done.append(f"{rule or 'undisturbed'} -> {code}")
             if rule:
-                # an error of an upload is tried again; a later attempt may have nothing left to do at the place
+                # a failed upload is tried again; a later attempt may not visit the place any more
                 faults[action if code else f"{action}, passed{'' if number == 1 else ' or not reached'}"] += 1
             assert code in (0, 1, -9) and (rule or code == 0), done
             if disk and code == -9 and rule.endswith("=cut"):

@@ -1,7 +1,7 @@
 """A whole job without a model: train -> checkpoint -> upload -> restore -> model -> evaluate -> results.
 
-Every write goes through the product's own modules; only the arithmetic of a step is a hash. `attempt` is one process of
-the job on one node, `look` is what a reader finds at the end.
+Every write uses the product's own modules; only the arithmetic of a step is replaced by a hash. `attempt` is one
+process of the job on one node, and `look` returns what a reader finds at the end.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _train(out: Path, store: Any) -> None:
 
 
 def _files(out: Path) -> list[Path]:
-    """Return the evaluation's file of `ROWS` expressions; it is a given, not a result."""
+    """Return the evaluation's file of `ROWS` expressions, which is an input and not a result."""
     file = out / "refcoco_val.jsonl"
     if not file.exists():
         lines = [
@@ -122,7 +122,7 @@ def _evaluate(out: Path, uri: str) -> None:
 def look(out: Path, uri: str, copy: Path) -> dict[str, Any]:
     """Return what a reader finds: weights, curve and table, here and in the store, which is downloaded to `copy`.
 
-    Raises for what is damaged.
+    Raises an error for damaged files.
     """
     store = open_store(uri)
     for entry in store.entries():

@@ -1,4 +1,4 @@
-"""A server on loopback that speaks what `huggingface_hub` asks of the Hub: revisions, trees, files with ranges. It can be made to misbehave."""
+"""A server on loopback with the Hub's API that `huggingface_hub` uses: revisions, trees, files with ranges. It can simulate faults."""
 
 import hashlib
 import json
@@ -45,13 +45,13 @@ class Hub:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def stop(self):
-        """No one listens any more; `start` listens on the same port again."""
+        """Stop listening; `start` listens on the same port again."""
         if self.server is not None:
             self.server.shutdown()
             self.server.server_close()
             self.server = None
 
-    # ---- what the Hub answers ----
+    # ---- answers of the Hub ----
     def _answer(self, request, head):
         path = unquote(urlsplit(request.path).path).strip("/")
         if self.down:

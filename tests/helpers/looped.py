@@ -1,4 +1,4 @@
-"""A server of a test on an event loop of its own, in a thread of its own."""
+"""A test's server with its own event loop and its own thread."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""A server on loopback that is written on bare sockets, so that it can do what no web framework would."""
+"""A server on loopback that uses sockets directly, so that it can do what no web framework would."""
 
 import asyncio
 import json
@@ -59,7 +59,7 @@ THEN_CLOSE = {
 
 
 class Misbehaving(LoopedServer):
-    """`plan(n, question)` names what becomes of request n: a key of the tables above, "reset", "hang" or "drip"."""
+    """`plan(n, question)` names the treatment of request n: a key of the tables above, "reset", "hang" or "drip"."""
 
     def __init__(self, plan=lambda n, question: "good", port=0):
         self.plan, self.count, self.delay = plan, 0, 0.0
@@ -112,7 +112,7 @@ class Misbehaving(LoopedServer):
             writer.close()
 
     def kill(self):
-        """As a process that dies: no listener, all connections reset."""
+        """Behave like a process that dies: no listener, all connections reset."""
 
         async def now():
             self._server.close()
@@ -123,7 +123,7 @@ class Misbehaving(LoopedServer):
 
 
 def steady(summary):
-    """Without what depends on the clock."""
+    """Return the row without fields that depend on the clock."""
     left_out = ("requests_per_second", "wall_seconds", "servers", "costs")
     files = [{k: v for k, v in f.items() if not k.startswith("latency")} for f in summary["files"]]
     return {k: v for k, v in summary.items() if k not in left_out} | {"files": files}

@@ -1,4 +1,4 @@
-"""A server on loopback that sends, byte for byte, what it is told: one connection handler on bare sockets, so that nothing is too odd."""
+"""A server on loopback that sends exactly the given bytes: one connection handler that uses sockets directly."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ from collections import Counter
 from looped import LoopedServer
 
 RESET, HANG, CLOSE = "reset", "hang", "close"
-"""Ends of an exchange: the connection is reset, stays open without a word, or is closed in order"""
+"""Ends of an exchange: the connection is reset, stays open without data, or is closed normally"""
 
 
 def question_of(asked):
@@ -26,7 +26,7 @@ def http(body, status=200, kind="application/json", *more):
 
 
 class OddServer(LoopedServer):
-    """`plan(question, n)` gives what comes back for the n-th request (from 0) of a question: bytes, or steps.
+    """`plan(question, n)` returns the reply to the n-th request (from 0) of a question: bytes, or steps.
 
     Steps are bytes, seconds to wait, and RESET, HANG or CLOSE as the last one. `pages` has what a GET answers, by path; else it is a 404.
     """
@@ -57,7 +57,7 @@ class OddServer(LoopedServer):
                     elif step == HANG:
                         await asyncio.sleep(60)
                     elif step == RESET:
-                        await asyncio.sleep(0.02)  # what was written before has left
+                        await asyncio.sleep(0.02)  # earlier bytes have been sent
                         writer.transport.abort()
                         return
                     elif step == CLOSE:

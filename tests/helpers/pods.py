@@ -1,7 +1,7 @@
 """Pods of `egm render` as processes of this machine: the same commands, environment and volumes, with the paths of their mounts under a folder.
 
-What differs from a kubelet: paths are rewritten instead of mounted, the pod's address is 127.0.0.1, a server listens on a port that is free, and
-no one serves `/progress`. A Secret named in `envFrom` is what `secret` holds.
+Differences from a kubelet: paths are rewritten instead of mounted, the pod's address is 127.0.0.1, a server listens on
+a free port, and there is no `/progress`. `secret` holds the content of a Secret in `envFrom`.
 """
 
 import os
@@ -41,7 +41,7 @@ class Pod:
         for volume in self.spec["volumes"]:
             folder = self.root / volume["name"]
             folder.mkdir()
-            if "downwardAPI" in volume:  # the job, out of an annotation
+            if "downwardAPI" in volume:  # the job, from an annotation
                 for item in volume["downwardAPI"]["items"]:
                     name = item["fieldRef"]["fieldPath"].removeprefix("metadata.annotations['").removesuffix("']")
                     text = template["metadata"]["annotations"][name]
@@ -84,21 +84,21 @@ class Pod:
         return subprocess.Popen(words, cwd=self.root, env=env, stdout=log, stderr=subprocess.STDOUT)
 
     def run(self, timeout=900):
-        """All its containers to their end, those that initialise first; their exit codes must be 0."""
+        """Run all its containers to their end, init containers first; their exit codes must be 0."""
         for container in (*self.spec.get("initContainers", ()), *self.spec["containers"]):
             code = self._start(container).wait(timeout)
             log = self.root / f"{container['name']}.log"
             assert code == 0, f"{container['command']} ended with {code}\n{log.read_text()[-4000:]}"
 
     def start(self):
-        """Its main container, after those that initialise; the process."""
+        """Start its main container after the init containers; return the process."""
         for container in self.spec.get("initContainers", ()):
             assert self._start(container).wait(900) == 0
         [container] = self.spec["containers"]
         return self._start(container)
 
     def serve(self, timeout=300):
-        """Start its one server; (process, host:port here, host:port there) once it is ready."""
+        """Start its server; return (process, host:port here, host:port there) once it is ready."""
         [container] = self.spec["containers"]
         port = _free_port()
         process = self._start(container, EGM_PORT=str(port), EGM_HOST="127.0.0.1")

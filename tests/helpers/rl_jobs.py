@@ -1,4 +1,4 @@
-"""An RL job as its preset and the defaults make it."""
+"""RL jobs with the values of their preset and the defaults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from grounding.api import GroundingTrainJob, parse, resolve
 def rl_job(
     preset: str, reward: str = "{type: mix, alpha: 0.25, threshold: 0.75}", **hyperparameters: object
 ) -> GroundingTrainJob:
-    """Return a resolved job that changes what is given; values as they are in YAML."""
+    """Return a resolved job with the given changes; values are as in YAML."""
     changed = ", ".join(f"{k}: {v}" for k, v in hyperparameters.items())
     text = f"""
 apiVersion: grounding.egm.dev/v1alpha1

@@ -1,4 +1,4 @@
-"""Roles of a job as processes of this machine: their commands, and the end of one with all it has started."""
+"""Roles of a job as processes of this machine: their commands, and ending a role with all its processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def role_command(name: str, *more: str | Path) -> list[str]:
 
 
 def power_cut(pid: int) -> None:
-    """Kill every process at once: verl's own continue for a second or two if only their driver is asked to end."""
+    """Kill every process at once, because verl's processes continue for a second or two if only their driver ends."""
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -1,10 +1,10 @@
-"""What two runs of the demo are compared by: everything of their evaluations but times, and RL's curve."""
+"""The values by which two runs of the demo are compared: their evaluations without times, and RL's curve."""
 
 import json
 
 
 def table(read):
-    """Everything of both evaluations but times. `read` gives the text of a file of the run, `demo-before/summary.json`."""
+    """Return both evaluations without times. `read` returns the text of a file of the run, such as `demo-before/summary.json`."""
     found = {}
     for job in ("demo-before", "demo-after"):
         summary = json.loads(read(f"{job}/summary.json"))
@@ -15,6 +15,6 @@ def table(read):
 
 
 def curve(read):
-    """Step and score of each step of RL: what training did, whenever it did it."""
+    """Return step and score of each step of RL, without times."""
     lines = [json.loads(line) for line in read("demo-rl/progress.jsonl").splitlines()]
     return [(line["step"], line["metrics"].get("score")) for line in lines if "step" in line]

@@ -1,4 +1,4 @@
-"""Images as buildah builds and runs them, without a daemon. Root; by name only (`make test-images`)."""
+"""Images that buildah builds and runs without a daemon. These tests need root and run only by name (`make test-images`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TAG = "test"
 
 
 def call(*words: str, timeout: float = 1800, **more: Any) -> subprocess.CompletedProcess[str]:
-    """Run to the end and give what it said; never raises for an exit code."""
+    """Run a command to its end and return its output; never raises for an exit code."""
     return subprocess.run(words, capture_output=True, text=True, timeout=timeout, **more)
 
 
@@ -32,7 +32,7 @@ def told(*words: str) -> Any:
 
 @dataclass
 class Image:
-    """A built image with a container of it, in which `run` runs commands."""
+    """A built image with a container, in which `run` runs commands."""
 
     name: str
     container: str
@@ -40,7 +40,7 @@ class Image:
     seconds: float
 
     def run(self, *words: str, user: str = "10001:10001", timeout: float = 600) -> subprocess.CompletedProcess[str]:
-        """Return a command in the image, as its own user and with its own environment."""
+        """Return a command in the image, with the image's user and environment."""
         return call(
             "buildah", "run", "--isolation", "chroot", "--user", user, self.container, "--", *words, timeout=timeout
         )
@@ -57,7 +57,7 @@ class Image:
 
 
 def build(what: str, tag: str = TAG, tree: Path = ROOT, **environ: str) -> tuple[str, float]:
-    """Build one by the command of `make`; its name and the seconds it took."""
+    """Build an image with `make`; return its name and the seconds that it took."""
     began = time.monotonic()
     done = call(
         str(tree / "images" / "build.sh"), what, env=os.environ | {"VARIANT": "cpu", "TAG": tag} | environ, timeout=3000
@@ -68,7 +68,7 @@ def build(what: str, tag: str = TAG, tree: Path = ROOT, **environ: str) -> tuple
 
 @pytest.fixture(scope="session")
 def images() -> Iterator[Callable[[str], Image]]:
-    """Builds an image when it is first asked for."""
+    """Builds an image when a test first needs it."""
     if os.geteuid() != 0 or not shutil.which("buildah"):
         pytest.skip("needs root and buildah")
     made: dict[str, Image] = {}

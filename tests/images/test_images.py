@@ -1,4 +1,4 @@
-"""What the three images are: small where they can be, without secrets and setuid files, reproducible, and able to do their work as any user."""
+"""The three images are small, contain no secrets and setuid files, are reproducible, and work as any user."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_the_server_answers_as_any_user(images: Images) -> None:
 
 
 def _tree(target: Path) -> Path:
-    """Return a copy of what the images are made from."""
+    """Return a copy of the sources of the images."""
     for name in ("images", "grounding", "operator"):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", ".dockerignore", "Dockerfile.train", "Dockerfile.infer"):

@@ -1,4 +1,4 @@
-"""The lock files, resolved anew: the same comes out, for each Python they are meant for. Asks the index for what uv's cache lacks."""
+"""Resolving the lock files again gives the same files for each Python version. This needs the index for packages outside uv's cache."""
 
 from __future__ import annotations
 

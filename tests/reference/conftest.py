@@ -1,4 +1,5 @@
-"""The reference's own scripts as oracles. Nothing of it is in this tree: `make test-reference` says what it needs.
+"""The reference's own scripts give the expected results. They are not in this repository: `make test-reference` says
+what it needs.
 
 EGM_REFERENCE: a checkout of github.com/zgq1879/EGM. EGM_REFERENCE_PYTHON: an interpreter with datasets, openai, pillow, tqdm and numpy
 (default: this one).

@@ -1,4 +1,4 @@
-"""Our SFT answers against the reference's own converter, run on the same inputs.
+"""Our SFT answers equal those of the reference's converter for the same inputs.
 
 See conftest.py for what it needs.
 """

@@ -1,4 +1,4 @@
-"""Preparation, reward and evaluation against the reference's own scripts, on the same inputs."""
+"""Preparation, reward and evaluation give the results of the reference's scripts for the same inputs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ READ = ("data_source", "prompt", "images", "ability")
 
 
 def _same(ours: Path, theirs: Path) -> int:
-    """Compare what verl reads of two prepared files; pictures by their content. Returns the number of rows."""
+    """Compare the columns that verl reads in two prepared files, and pictures by their content. Return the number of rows."""
     found, expected = pq.read_table(ours).to_pylist(), pq.read_table(theirs).to_pylist()
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):

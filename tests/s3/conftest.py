@@ -1,4 +1,4 @@
-"""The misbehaving server and the small evaluation set of tests/unit/evaluate, here too."""
+"""Make the faulty server and the small evaluation set of tests/unit/evaluate available here."""
 
 import importlib.util
 from pathlib import Path
@@ -14,7 +14,7 @@ server, dataset = _module.server, _module.dataset
 
 
 def pytest_collection_modifyitems(items):
-    """Whole commands and a server that starts again: seconds each, but minutes on a machine that others use too."""
+    """Tests with whole commands and a server that restarts take seconds, but minutes on a busy machine."""
     for item in items:
         if "s3" in Path(str(item.fspath)).parts:
             item.add_marker(pytest.mark.timeout(600))

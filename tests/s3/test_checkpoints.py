@@ -1,4 +1,4 @@
-"""What a training job leaves on a real S3 server, and what a node with an empty disk takes up from it."""
+"""The files of a training job on a real S3 server, and a node with an empty disk that continues from them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ spec:
 
 
 def test_a_real_s3_server_that_goes_away_and_comes_back(tmp_path: Path, s3) -> None:
-    """Everything that a job leaves comes to the server; a node with an empty disk continues from there."""
+    """All files of a job are uploaded; a node with an empty disk continues from them."""
     from grounding.storage import open_store
 
     server, bucket = s3
@@ -65,7 +65,7 @@ def test_a_real_s3_server_that_goes_away_and_comes_back(tmp_path: Path, s3) -> N
         time.sleep(0.5)
         server.start()
         (out / "progress.jsonl").write_text('{"step": 2}\n')
-        with publish(out / "model") as folder:  # a folder without a manifest is no finished model
+        with publish(out / "model") as folder:  # a folder without a manifest is not a finished model
             (folder / "config.json").write_text("{}")
             (folder / "model.safetensors").write_bytes(b"weights")
     assert uploader.newest() == ReportedCheckpoint(step=2, uri=f"{uri}/checkpoints/global_step_2")
@@ -93,7 +93,7 @@ upload.push(open_store(sys.argv[1]), Checkpoint(20, Path(sys.argv[2])))
 def test_kill_9_of_an_upload_then_another_attempt_elsewhere(
     tmp_path: Path, s3, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """The restored checkpoint is one attempt's, by digest, although both have files of equal sizes."""
+    """The restored checkpoint is that of one attempt by its digests, although both have files of equal sizes."""
     from grounding.storage import open_store
 
     _, bucket = s3
@@ -116,7 +116,7 @@ def test_kill_9_of_an_upload_then_another_attempt_elsewhere(
     subprocess.run([*command, str(made[1])], check=True)
     last = uploads.restore(open_store(uri), tmp_path / "d")
     assert last is not None and _same(made[1], last.path)
-    subprocess.run([*command, str(made[0])], check=True)  # the first attempt comes back to life, too late
+    subprocess.run([*command, str(made[0])], check=True)  # the first attempt continues, too late
     after = uploads.restore(open_store(uri), tmp_path / "e")
     assert after is not None and _same(made[1], after.path)
 
@@ -136,7 +136,7 @@ sys.exit(0 if upload.push(store, Checkpoint(20, Path(sys.argv[2])), mine=uploade
 
 
 def test_two_attempts_on_two_machines_at_once(tmp_path: Path, s3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first is thought to be dead and is not: it comes back in the middle of its upload, and nothing of it counts."""
+    """The first attempt seems dead but continues in the middle of its upload, and none of its files count."""
     from grounding.storage import open_store
 
     _, bucket = s3
@@ -152,7 +152,7 @@ def test_two_attempts_on_two_machines_at_once(tmp_path: Path, s3, monkeypatch: p
         command = [sys.executable, "-c", BOTH, uri, str(folder)]
         alive.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
         assert alive[-1].stdout is not None and alive[-1].stdout.readline() == "claimed\n"
-    for process in reversed(alive):  # both are asked to upload; the second began last
+    for process in reversed(alive):  # both must upload; the second began last
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()

@@ -1,4 +1,4 @@
-"""`hf://` against a server that speaks the Hub's API: the real `huggingface_hub` in processes of their own, since it reads `HF_ENDPOINT` once."""
+"""`hf://` with a local server of the Hub's API: the real `huggingface_hub` runs in separate processes, because it reads `HF_ENDPOINT` once."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def hub():
 
 @pytest.fixture
 def world(hub, tmp_path):
-    """The environment of a node with its own caches, which reaches this hub alone."""
+    """Return the environment of a node with its own caches that can reach only this hub."""
     named = {n: v for n, v in os.environ.items() if not n.startswith(("HF_", "EGM_"))}
     return named | {
         "HF_ENDPOINT": hub.url,
@@ -82,7 +82,7 @@ def test_a_model_is_fetched_once_whole_and_verified(hub, world):
     before = len(hub.asked)
     assert fetched(world, "hf://o/model") == folder
     assert len(hub.asked) == before
-    hub.stop()  # a hub that is away matters to no one who has everything
+    hub.stop()  # if everything is downloaded, an unreachable hub does not matter
     assert fetched(world, "hf://o/model") == folder
     assert fetched(world | {"HF_HUB_OFFLINE": "1"}, "hf://o/model") == folder
 

@@ -1,4 +1,4 @@
-"""Stores over a folder and over a real S3 server that is killed and restarted meanwhile."""
+"""Stores in a folder and on a real S3 server that is killed and restarted during transfers."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from grounding.files import MANIFEST, publish
 from grounding.models.content import content_of
 from grounding.storage import Transfer, fetch, open_store, send
 
-SMALL = Transfer(parallel=3, part_bytes=5 << 20, patience_s=60)  # S3's least part
+SMALL = Transfer(parallel=3, part_bytes=5 << 20, patience_s=60)  # the smallest part that S3 allows
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -161,7 +161,7 @@ def test_a_folder_is_fetched_once_and_follows_changes(s3, tmp_path):
     assert fetch(uri, progress=moved.append) == target and sum(moved) == 1002
     (source / "sub/w.bin").write_bytes(b"new")
     store = open_store(uri)
-    assert send(source, store, last="config.json") == 2  # the marker vouches anew
+    assert send(source, store, last="config.json") == 2  # the marker is written again
     store.delete("config.json")
     fetch(uri)
     assert (target / "sub/w.bin").read_bytes() == b"new" and not (target / "config.json").exists()
@@ -199,7 +199,7 @@ def test_what_is_here_is_used_while_the_store_is_away(s3, tmp_path):
         assert fetch(f"s3://{bucket}/m", transfer=quick, say=said.append) == folder
         assert "using the files downloaded before" in said[-1]
         (folder / "b").unlink()
-        with pytest.raises(Failure):  # half of it is not what was asked for
+        with pytest.raises(Failure):  # a half file is an error
             fetch(f"s3://{bucket}/m", transfer=quick)
     finally:
         server.start()
@@ -218,7 +218,7 @@ def test_one_process_of_a_node_fetches(s3, tmp_path):
 
 
 def _calls(monkeypatch):
-    """Operations that boto3 sends from now on, by name."""
+    """Record the names of the operations that boto3 sends from now on."""
     import botocore.client
 
     sent, stock = [], botocore.client.BaseClient._make_api_call
@@ -244,7 +244,7 @@ def test_a_small_file_costs_one_request_and_an_interrupted_fetch_continues(s3, t
     sent = _calls(monkeypatch)
     target = fetch(f"s3://{bucket}/pictures")
     assert sent.count("ListObjectsV2") == 1 and sent.count("HeadObject") == 0
-    assert sent.count("GetObject") <= 60 - 20 + Transfer().files + 1  # what was in flight at the kill moves again
+    assert sent.count("GetObject") <= 60 - 20 + Transfer().files + 1  # transfers in flight at the kill are repeated
     assert {p.name for p in target.glob("*.jpg")} == {f"{i:02}.jpg" for i in range(60)}
     assert all((target / f"{i:02}.jpg").read_bytes() == store.read(f"{i:02}.jpg") for i in (0, 31, 59))
     assert not [p.name for p in target.iterdir() if "journal" in p.name or "partial" in p.name]

@@ -1,6 +1,8 @@
-"""Commands of README and docs that need nothing are run, page by page and in order, in a folder that holds what the pages name.
+"""Commands of README and docs without special needs run page by page and in order, in a folder with the files that the
+pages name.
 
-`jobs/`, evaluation files and pictures, answers, results, a finished run. Which fences are run: tests/unit/test_docs_commands.py.
+These are `jobs/`, evaluation files and pictures, answers, results, a finished run. tests/unit/test_docs_commands.py
+says which fences run.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from tests.unit.evaluate.conftest import Server
 from tests.unit.test_docs_commands import PAGES, ROOT, blocks
 
 URL = "http://127.0.0.1:30000"
-"""The server of the pages; the test's own takes its place"""
+"""The server in the pages, which the test replaces by its own"""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def place(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that the pages name."""
+    """Return a folder with all files that the pages name."""
     folder = tmp_path_factory.mktemp("place")
     for name in ("jobs", "charts", "docs"):
         (folder / name).symlink_to(ROOT / name)

@@ -79,14 +79,14 @@ def test_shards_of_two_ranks_become_a_model_that_is_served_and_trained_further(
     assert egm(["checkpoint", "list", str(out)]) == 0
     assert "global_step_1" in capsys.readouterr().out
 
-    # it is served
+    # a server can serve it
     manifest = tmp_path / "eval.yaml"
     manifest.write_text(EVAL.replace("MODEL", str(tmp_path / "again")))
     assert egm(["run", "-f", str(manifest), "--runs", str(tmp_path / "runs")]) == 0
     summary = json.loads((tmp_path / "runs/eval/eval/summary.json").read_text())
     assert (summary["done"], summary["errors"]) == (8, 0)
 
-    # one rank cannot continue with the shards of two, and says the way, before anything starts
+    # one rank cannot continue with the shards of two: the error says what to do, before anything starts
     shutil.rmtree(out / "model")
     text = RL.replace("MODEL", str(speaking_model)).replace("maxSteps: 1", "maxSteps: 2")
     job.write_text(text[: text.index("    engineOverrides")])
@@ -94,7 +94,7 @@ def test_shards_of_two_ranks_become_a_model_that_is_served_and_trained_further(
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     assert "written by 2 processes, the job now has 1" in refused.stderr and "egm checkpoint export" in refused.stderr
 
-    # and by that way it does go on
+    # and that works
     shutil.rmtree(out)
     out.mkdir()
     role[role.index("--model") + 1] = str(tmp_path / "again")

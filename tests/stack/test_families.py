@@ -1,4 +1,5 @@
-"""A tiny random model of each family and kind: SFT, export of a checkpoint, a server that answers, RL by verl. By name, two minutes a kind.
+"""A tiny random model of each family and kind: SFT, export, a server that answers, RL by verl. Runs by name; two
+minutes per kind.
 
 `-k qwen3.5` and the like runs one kind.
 """

@@ -1,4 +1,4 @@
-"""The grace period for real: a training that is stopped saves and uploads its last checkpoint before it would be killed, on both back ends."""
+"""The grace period with real trainings: a stopped training saves and uploads its last checkpoint in time, on both back ends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ spec:
 
 @pytest.fixture(params=[SFT, RL], ids=["sft", "rl"])
 def manifest(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A job that saves no checkpoint by itself for a long time."""
+    """Return a job that saves no checkpoint by itself for a long time."""
     text = request.param.replace("OUTPUT", str(tmp_path / "output"))
     if "MODEL" in text:
         text = text.replace("MODEL", str(request.getfixturevalue("tiny_model")))
@@ -85,7 +85,7 @@ def test_egm_run(manifest: Path, tmp_path: Path, number: signal.Signals) -> None
     try:
         _until_training(out, process, log)
         began = time.monotonic()
-        os.killpg(process.pid, number)  # as a terminal does it
+        os.killpg(process.pid, number)  # as a terminal does
         process.wait(GRACE_S + 30)
         _stopped(out, tmp_path / "output", process, began, 128 + number, log())
     finally:
@@ -100,7 +100,7 @@ def test_pods(manifest: Path, tmp_path: Path, tiny_model: Path) -> None:
     [container] = template["spec"]["containers"]
     assert {"name": "EGM_GRACE_SECONDS", "value": "50.0"} in container["env"]
     pod = pods.Pod(template, {}, tmp_path / "pod", {})
-    shutil.copytree(tiny_model, pod.here(str(tiny_model)))  # the pod has a /tmp of its own
+    shutil.copytree(tiny_model, pod.here(str(tiny_model)))  # the pod has its own /tmp
     process = pod.start()
     out = Path(pod.here(container["command"][container["command"].index("--out") + 1]))
 

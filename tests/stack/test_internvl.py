@@ -37,7 +37,7 @@ spec:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny InternVL after a moment of SFT."""
+    """A tiny InternVL after a few steps of SFT."""
     folder = tmp_path_factory.mktemp("internvl")
     job, data = folder / "job.yaml", folder / "data"
     job.write_text(SFT)

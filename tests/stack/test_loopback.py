@@ -1,4 +1,4 @@
-"""Ray with verl's TransferQueue as `egm run` starts it on one node: no process of it listens beyond the machine."""
+"""Ray with verl's TransferQueue as `egm run` starts it on one node: none of its processes can be reached from outside."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ray.shutdown()
 
 
 def listeners(folder: Path, mark: str, env: dict[str, str]) -> tuple[str, dict[str, list[str]]]:
-    """Return where TransferQueue is, and who listens on which address."""
+    """Return the addresses of TransferQueue, and all listening processes with their addresses."""
     command = [sys.executable, "-c", CODE, str(folder), mark]
     done = subprocess.run(
         command, env={**os.environ, **env, "EGM_RAY_NODE": mark}, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""LoRA for real: SFT of adapters that is killed and continues, RL of adapters on its model, both exported merged and better than their base."""
+"""Real LoRA trainings: SFT that is killed and continues, then RL on its model; both are exported merged and are better than their base."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _killed_after(command: list[str], out: Path, steps: int) -> None:
             break
         assert child.poll() is None, "ended before it could be killed"
         time.sleep(0.05)
-    power_cut(child.pid)  # what went on training would write into the same folder
+    power_cut(child.pid)  # a process that continues would write into the same folder
     child.wait()
 
 

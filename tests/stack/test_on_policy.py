@@ -1,4 +1,4 @@
-"""Steps whose old policy is the new one: without verl's pass for old log-probabilities, the weights are those of a run with it, to the bit."""
+"""Steps whose old policy is the new one: without verl's pass for old log-probabilities, the weights are the same bit for bit."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def even(data_source, solution_str, ground_truth, extra_info):
 """
 """Differs between the answers of a model that was never trained"""
 VERLS_OWN = "engineOverrides: [actor_rollout_ref.rollout.calculate_log_probs=True]"
-"""Compares rollouts with the actor's old log-probabilities, so these are computed in their own pass; nothing that trains is changed"""
+"""Compares rollouts with the actor's old log-probabilities, which needs the separate pass but does not change the training"""
 
 
 class _Run:
-    """One run: what it printed, what it measured, and its weights."""
+    """One run: its output, its metrics and its weights."""
 
     def __init__(self, folder: Path, model: Path, more: str) -> None:
         job, data, out = folder / "job.yaml", folder.parent / "data", folder / "out"

@@ -1,4 +1,4 @@
-"""A reward of the user's own in the pods that a cluster makes: their commands, environment and mounts as processes of this machine, with real RL."""
+"""A custom reward in a cluster's pods with real RL: their commands, environment and mounts run as processes of this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ spec:
   resources: {nodes: 1, gpusPerNode: 0}
   hyperparameters: {maxSteps: 2, saveEvery: 2, validateEvery: 2, batchSize: 4, miniBatchSize: 4, rollouts: 4, responseLength: 24}
 """
-# no reward of this project is below 0, or differs by the characters of an answer
+# no reward of this project is below 0 or depends on the number of characters
 REWARD = """
 def mine(data_source, solution_str, ground_truth, extra_info):
     assert len(ground_truth) == 4 and extra_info["width"] > 0, (ground_truth, extra_info)
@@ -36,12 +36,12 @@ def test_the_file_decides_the_score_and_a_changed_one_is_another_job(tmp_path: P
     text = MANIFEST.replace("MODEL", "tiny://").replace("OUTPUT", str(output))
     manifest.write_text(text.replace("FILE", str(file)))
     objects = pods.render(manifest)
-    file.unlink()  # pods have what was sent, not this machine's file
+    file.unlink()  # pods have the submitted content, not this machine's file
     pods.run_job(objects, tmp_path / "pods", {})
 
     lines = [line["metrics"] for line in read_progress(output / "progress.jsonl") if line["step"] > 0]
     assert len(lines) == 2 and all(-7.3 < m["score"] < -7.0 and m["gradNorm"] > 0 for m in lines), lines
-    assert 0.0 <= lines[-1]["valScore"] <= 1.0  # validation keeps its own
+    assert 0.0 <= lines[-1]["valScore"] <= 1.0  # validation keeps its own score
 
     file.write_text(REWARD.replace("-7.0", "-8.0"))
     with pytest.raises(AssertionError, match=r"ended with 2(?s:.*)the content of reward\.file"):

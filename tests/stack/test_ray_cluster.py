@@ -1,10 +1,11 @@
-"""RL over a real Ray of two nodes: each a network namespace of its own with a logical GPU; one is killed, the gang starts again and continues.
+"""RL over a real Ray cluster of two network namespaces with a logical GPU each: one is killed, and the gang starts
+again and continues.
 
-Needs root and `ip`. As a script it does the same as often as wanted, each time killing a random node at a random step:
+Needs root and `ip`. As a script, it repeats this, and each time kills a random node at a random step:
 
     python tests/stack/test_ray_cluster.py --model FOLDER --count 10 --out FILE.json
 
-`--parallel` runs so many gangs at a time, each in namespaces of its own; one wants some four cores.
+`--parallel` is the number of gangs at a time, each with its own namespaces; a gang needs about four cores.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def _ip(*arguments: str) -> None:
 
 
 def can_make_nodes() -> bool:
-    """Return whether this machine lets us make network namespaces."""
+    """Return whether we may create network namespaces on this machine."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
     name = f"egm-try-{os.getpid()}"
@@ -66,7 +67,7 @@ def can_make_nodes() -> bool:
 
 @contextmanager
 def two_nodes() -> Iterator[list[tuple[str, str, str]]]:
-    """Two namespaces joined by a cable: (namespace, interface, address) of each."""
+    """Return two connected namespaces: (namespace, interface, address) of each."""
     tag, net = secrets.token_hex(2), random.randrange(1, 250)
     nodes = [(f"egm{tag}{i}", f"veth{tag}{i}", f"10.213.{net}.{i + 1}") for i in range(2)]
     try:
@@ -117,7 +118,7 @@ class Gang:
                 "KUBERNETES_SERVICE_HOST": "10.0.0.1",
                 "GLOO_SOCKET_IFNAME": interface,
                 "EGM_TEST_POD": self.marks[rank],
-                "CUDA_VISIBLE_DEVICES": "-1",  # a machine with a GPU takes the CPU path too
+                "CUDA_VISIBLE_DEVICES": "-1",  # use the CPU path even on a machine with a GPU
             }
             role = [sys.executable, "-m", "grounding.cli", "role", "rl", "--job", str(folder / "job.yaml")]
             role += ["--data", str(folder / "data"), "--model", str(model), "--out", str(folder / "out")]
@@ -126,7 +127,7 @@ class Gang:
                 self.pods.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True))
 
     def processes(self, rank: int) -> list[int]:
-        """Everything that runs in a pod."""
+        """Return all processes in a pod."""
         wanted, found = f"EGM_TEST_POD={self.marks[rank]}".encode(), []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -136,7 +137,7 @@ class Gang:
         return found
 
     def kill(self, rank: int) -> None:
-        """The node is gone, with everything on it."""
+        """Kill the node with everything on it."""
         while left := self.processes(rank):
             for pid in left:
                 with suppress(ProcessLookupError):
@@ -168,7 +169,7 @@ def ask(node: str, url: str) -> dict:
 
 
 def _files(folder: Path) -> list[Path]:
-    """verl's own files, one an attempt, oldest first."""
+    """Return verl's own files, one per attempt, oldest first."""
     return sorted((folder / "out" / "verl").glob("metrics-*-from-*.jsonl"))
 
 
@@ -177,7 +178,7 @@ def _written(file: Path) -> list[int]:
 
 
 def train_through_a_kill(folder: Path, model: Path, victim: int, at_step: int, steps: int = STEPS) -> dict:
-    """Train; when `at_step` is done kill node `victim`; start the gang again until it succeeds. Gives what happened."""
+    """Train; after `at_step`, kill node `victim`; start the gang again until it succeeds. Return the events."""
     (folder / "out").mkdir(parents=True)
     (folder / "job.yaml").write_text(MANIFEST.replace("MODEL", str(model)).replace("STEPS", str(steps)))
     role = [sys.executable, "-m", "grounding.cli", "role", "prepare"]
@@ -195,7 +196,7 @@ def train_through_a_kill(folder: Path, model: Path, victim: int, at_step: int, s
                         assert time.monotonic() < until, "no step in time"
                         assert gang.pods[0].poll() is None and gang.pods[1].poll() is None, "ended too early"
                         time.sleep(0.05)
-                    # the worker asks rank 0 as the operator does
+                    # the worker queries rank 0 as the operator does
                     report = ask(nodes[1][0], f"http://{nodes[0][2]}:8090/progress")
                     assert report["step"] >= at_step and report["totalSteps"] == steps and report["attempt"] == attempt
                     killed_at = time.monotonic()
@@ -233,9 +234,9 @@ def train_through_a_kill(folder: Path, model: Path, victim: int, at_step: int, s
 
 
 def check(told: dict) -> None:
-    """What must hold whichever node died, and when."""
+    """Check the result, which must not depend on the killed node or the step."""
     first, last = told["codes"][0], told["codes"][-1]
-    if first != [0, 0]:  # a kill after the last step may come too late to matter for the other pod
+    if first != [0, 0]:  # a kill after the last step may be too late to affect the other pod
         assert first[told["victim"]] != 0 and len(told["codes"]) == 2, told
         assert told["resumed_from"][0] == 0 and told["resumed_from"][-1] >= told["at_step"] - 1, told
         assert first[1 - told["victim"]] != 0, told
@@ -252,7 +253,7 @@ def test_a_gang_of_two_nodes_goes_on_when_one_is_killed(tmp_path: Path, speaking
 
 
 def one(model: Path, victim: int, at_step: int, steps: int) -> dict:
-    """Return a gang through its kill, checked; `failed` says what was not as it has to be, and where the logs are."""
+    """Run a gang with a kill and check it; `failed` says what is wrong, and where the logs are."""
     folder = Path(tempfile.mkdtemp(prefix="egm-gang-"))
     told: dict = {"victim": victim, "at_step": at_step}
     try:
@@ -267,7 +268,7 @@ def one(model: Path, victim: int, at_step: int, steps: int) -> dict:
 
 
 def summed_up(told: list[dict]) -> dict:
-    """Medians over the gangs that were as they have to be, and how many those are."""
+    """Return medians over the successful gangs, and their number."""
     good = [t for t in told if "failed" not in t]
     names = sorted({name for t in good for name in t["seconds"]})
     half = [(t["scores"][: t["total"] // 2], t["scores"][-(t["total"] // 2) :]) for t in good]

@@ -1,6 +1,7 @@
-"""The published jobs on a miniature of the release, from a hub that holds it under the published names: SFT, RL, the eight files, report.
+"""The published jobs with a miniature of the release on a local hub with the published names: SFT, RL, the eight files,
+report.
 
-Of each job one line is changed, the output; the sizes below are what makes hours on eight GPUs a minute on two cores. By name: two minutes.
+Only the output of each job is changed, and the sizes below, so that it runs on two cores. Runs by name, in two minutes.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a machine that reaches a hub with the release and tiny models under the published names."""
+    """Return the environment of a machine with a hub that has the release and tiny models under the published names."""
     folder = tmp_path_factory.mktemp("release")
     corpus = [*demo_corpus(), "It is on the left.\n</think>\n\n```json\n[\n\t{}\n]\n```"]
     files = {"datasets/JamesZGQ/EGM_Datasets": _files(write_release(folder / "EGM_Datasets"))}
@@ -65,7 +66,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 def _job(name: str, out: Path) -> Path:
-    """Write a published job with its output changed and the sizes of this machine."""
+    """Write a published job with another output and sizes for this machine."""
     yaml = YAML()
     documents = list(yaml.load_all((ROOT / "jobs" / f"{name}.yaml").read_text()))
     for job in documents:

@@ -1,4 +1,4 @@
-"""RL for real: verl's main_ppo on CPU, killed and resumed, ends like an undisturbed run. Minutes: verl starts six processes."""
+"""Real RL with verl's main_ppo on CPU: a killed and resumed run ends like an undisturbed one. This takes minutes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, speaking_mode
     subprocess.run(command(straight), check=True)
 
     def end_after(step: int, end: Callable[[int], None]) -> int:
-        """End the run in the moment in which the checkpoint of `step` is complete: verl has not logged that step yet, nor validated."""
+        """End the run when the checkpoint of `step` is complete, before verl has logged or validated that step."""
         child = subprocess.Popen(command(killed), start_new_session=True)
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline and not (checkpoints.peek(killed / "checkpoints") or done).step >= step:

@@ -1,4 +1,4 @@
-"""RL with pictures that cannot be read, in verl itself: what got no answer is counted, never wrong, and too much of it ends the run."""
+"""RL in verl with unreadable pictures: prompts without an answer are counted, never scored as wrong, and too many end the run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _spoil(picture: Path) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, Path, Path]:
-    """The job, its data, and the folder of its rows."""
+    """Return the job, its data, and the folder of its rows."""
     folder = tmp_path_factory.mktemp("failing")
     job, data = folder / "job.yaml", folder / "data"
     job.write_text(MANIFEST.replace("MODEL", str(tiny_model)))

@@ -1,6 +1,6 @@
-"""RL that is asked to stop, with the real verl: in an update, while answers are generated, and with too little time.
+"""RL with the real verl that gets SIGTERM during an update, while answers are generated, and with too little time.
 
-No trained step that can be saved is lost, what is said is true, and a run that continues has the figures of one that was never stopped.
+No step that can be saved is lost, the messages are right, and a continued run has the figures of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def mine(data_source, solution_str, ground_truth, extra_info):
 
 
 class Run:
-    """One attempt of the job, and what it has said."""
+    """One attempt of the job, and its output."""
 
     def __init__(self, command: list[str], out: Path, number: int, **environ: str) -> None:
         self.out, self.log = out, out.with_name(f"{out.name}-{number}.log")
@@ -53,7 +53,7 @@ class Run:
             self.child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def until(self, reached: Callable[[], bool]) -> None:
-        """Wait for something that comes while the attempt runs."""
+        """Wait for an event during the attempt."""
         deadline = time.monotonic() + 600
         while not reached():
             assert self.child.poll() is None and time.monotonic() < deadline, self.log.read_text()[-4000:]
@@ -65,22 +65,22 @@ class Run:
         self.until(lambda: (doing := Doing.read(file)) is not None and (doing.phase, doing.step) == (phase, step))
 
     def stop(self) -> None:
-        """Ask as the kubelet does: the role's process only."""
+        """Send SIGTERM as the kubelet does, only to the role's process."""
         self.child.send_signal(signal.SIGTERM)
         assert self.child.wait(300) == 143, self.log.read_text()[-4000:]
 
     def said(self) -> list[str]:
-        """Return what it has said about the request to stop."""
+        """Return its messages about the stop."""
         return [line for line in self.log.read_text().splitlines() if line.startswith("rl: stopping; ")]
 
     def saved(self) -> int:
-        """Return the step of the newest checkpoint; nothing beside it is half there."""
+        """Return the step of the newest checkpoint, and check that no incomplete one exists."""
         folders = {path.name for path in (self.out / "checkpoints").glob("*global_step_*")}
         assert folders == {c.path.name for c in checkpoints.complete(self.out / "checkpoints")}
         return max(int(name.rpartition("_")[2]) for name in folders)
 
     def figures(self, step: int) -> list[float | None]:
-        """Return what a step has measured; empty if it has no line."""
+        """Return the metrics of a step; empty if it has no line."""
         lines = [line for line in read_progress(self.out / "progress.jsonl") if line["step"] == step]
         return [lines[0]["metrics"].get(name) for name in ("score", "gradNorm", "entropy", "loss")] if lines else []
 
@@ -100,7 +100,7 @@ def test_what_is_trained_is_saved_and_what_is_said_is_true(tmp_path: Path, tiny_
     run = attempt(1, grace_s=300)
     run.until_in("update", 2)
     run.stop()
-    first = run.saved()  # 3 if step 2 has ended before the role has looked
+    first = run.saved()  # 3 if step 2 ended before the role checked
     assert first in (2, 3) and stored(open_store(str(output)))[0][0] == first
     assert f"waits for the step under way, step {first}" in run.said()[-2] and run.said()[-1].endswith(
         f"saved step {first}"
@@ -109,7 +109,7 @@ def test_what_is_trained_is_saved_and_what_is_said_is_true(tmp_path: Path, tiny_
     run = attempt(2, grace_s=300)
     run.until_in("rollout", first + 2)
     assert f"resuming after step {first}" in run.log.read_text()
-    stop_file(out).write_text(SAVE_NOW)  # as the role does if that step is too long for the grace period
+    stop_file(out).write_text(SAVE_NOW)  # as the role does if the step is too long for the grace period
     run.until(lambda: checkpoints.is_complete(out / "checkpoints" / f"global_step_{first + 1}"))
     stop_file(out).unlink()  # the role would end verl now
     run.until(lambda: bool(run.figures(first + 2)))

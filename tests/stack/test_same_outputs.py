@@ -1,7 +1,8 @@
-"""One job file, run by `egm run` and by the pods that the operator makes: both write the same outputs to the same S3 server.
+"""`egm run` and the operator's pods run the same job file and write the same outputs to the same S3 server.
 
-The pipeline is real and small: SFT, RL by verl, evaluation by a real server; models, rows and pictures come from S3 as well (the pictures as a tar in
-parts). Compared are the keys and the bytes; `DECLARED` says which bytes may differ, and in what.
+The pipeline is real and small: SFT, RL by verl, evaluation by a real server; models, rows and pictures also come from
+S3 (the pictures as a tar in parts). The test compares keys and bytes; `DECLARED` lists the bytes that may differ, with
+the reason.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def _summary(data: bytes) -> Any:
 
 def _run_config(data: bytes) -> Any:
     config = json.loads(data)
-    for name in ("files", "images"):  # where this machine has them
+    for name in ("files", "images"):  # their place on this machine
         config[name] = [Path(p).name for p in config[name]]
     return {k: v for k, v in config.items() if k not in ("endpoints", "started", "versions")}
 
@@ -131,7 +132,7 @@ def _complete(data: bytes) -> Any:
 
 
 def _shards(data: bytes) -> Any:
-    """Return the tensors of verl's file; the pickle around them holds a hash of the device mesh, which Python salts in each process."""
+    """Return the tensors of verl's file; the pickle also has a hash of the device mesh, which differs between processes."""
     with zipfile.ZipFile(io.BytesIO(data)) as saved:
         pickled = [(n, len(saved.read(n))) for n in saved.namelist() if n.endswith("data.pkl")]
         return pickled, {n: saved.read(n) for n in saved.namelist() if "/data/" in n}
@@ -157,13 +158,13 @@ def _state(data: bytes) -> Any:
     return state
 
 
-# What may differ: where a job ran, when, how long it took, and what Python draws at the start of a process.
+# Allowed differences: places, times, durations, and random values of a Python process.
 DECLARED: dict[str, Callable[[bytes], Any] | None] = {
     r"(warm|rl)/progress\.jsonl": _progress,
-    r"warm/checkpoints/[^/]+/training_args\.bin": None,  # pickled, with the path of the job's folder
+    r"warm/checkpoints/[^/]+/training_args\.bin": None,  # a pickle with the path of the job's folder
     r"warm/checkpoints/[^/]+/trainer_state\.json": _state,
     r"rl/checkpoints/[^/]+/actor/(model|optim)_world_size_1_rank_0\.pt": _shards,
-    r"rl/checkpoints/[^/]+/actor/extra_state_world_size_1_rank_0\.pt": None,  # random states that nothing draws from
+    r"rl/checkpoints/[^/]+/actor/extra_state_world_size_1_rank_0\.pt": None,  # unused random states
     r"rl/checkpoints/[^/]+/metrics\.json": _step,
     r"(warm|rl)/checkpoints/[^/]+/complete\.json": _complete,
     r"(warm|rl)/tensorboard/events": None,  # times, host, process
@@ -173,7 +174,7 @@ DECLARED: dict[str, Callable[[bytes], Any] | None] = {
     r"eval/summary\.json": _summary,
     r"eval/run_config\.json": _run_config,
 }
-# names that hold a time or a word drawn at random
+# names with a time or a random word
 _NAMES = {
     r"results/part-.*\.jsonl": "results/part.jsonl",
     r"tensorboard/events\..*": "tensorboard/events",
@@ -188,7 +189,7 @@ def _outputs(bucket: str, side: str) -> dict[str, bytes]:
         name = entry.name
         for pattern, plain in _NAMES.items():
             name = re.sub(pattern, plain, name)
-        found[name] = found.get(name, b"") + store.read(entry.name)  # parts of rows are one whole
+        found[name] = found.get(name, b"") + store.read(entry.name)  # the parts of rows are compared together
     return found
 
 

@@ -1,4 +1,4 @@
-"""SFT for real: the label mask, freezing, and a killed run that ends like an undisturbed one."""
+"""Real SFT: the label mask, freezing, and a killed run that ends like an undisturbed one."""
 
 from __future__ import annotations
 

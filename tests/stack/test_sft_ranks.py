@@ -1,4 +1,4 @@
-"""SFT on two processes (gloo): the same loss as one, disjoint rows in a seeded order; and the loss itself, worked by hand."""
+"""SFT on two processes (gloo) has the same loss as on one, and disjoint rows in a seeded order; the loss is also computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SFT whose model is sharded over the ranks (FSDP2), on two gloo processes: the same training as one process's, resumable, exportable."""
+"""SFT with a model that is sharded over two gloo ranks (FSDP2): the same training as on one process, resumable and exportable."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _port() -> int:
 
 
 class Training:
-    """A job and its data, trained by as many ranks as one likes."""
+    """A job with its data that any number of ranks can train."""
 
     def __init__(self, folder: Path, model: Path, steps: int = 4) -> None:
         self.job, self.data, self.model = folder / "job.yaml", folder / "data", model
@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on_with_the_same_or_another_number_of_ranks(
     while time.monotonic() < until and len(_losses(killed)) < 3:
         assert child.poll() is None, (killed / "log").read_text()[-3000:]
         time.sleep(0.01)
-    power_cut(child.pid)  # torchrun puts each rank into a session of its own
+    power_cut(child.pid)  # torchrun gives each rank its own session
     child.wait()
     assert 2 <= len(_losses(killed)) < 8
     assert training.train(killed, 1) == 2, "one process cannot read shards"

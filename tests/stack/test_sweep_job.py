@@ -1,4 +1,4 @@
-"""`jobs/sweep.yaml` with the real trainer and server, killed twice with `kill -9`: the same table, and a page.
+"""`jobs/sweep.yaml` with the real trainer and server: after two `kill -9`, the table is the same, and the page exists.
 
 It takes half an hour of two cores: `pytest -s -m train tests/stack/test_sweep_job.py`. `EGM_SWEEP_REFERENCE` names a finished run folder
 (`runs/sweep`) of this checkout, which saves the undisturbed run.
@@ -30,7 +30,7 @@ def start(runs, log):
 
 
 def answers(run):
-    """The texts of all answers, by setting and question."""
+    """Return the texts of all answers, by setting and question."""
     found = {}
     for s in read_sweep(run / "sweep"):
         for row in read_rows(s.folder):
@@ -40,7 +40,7 @@ def answers(run):
 
 
 def table(run):
-    """What the page's table says, but for times."""
+    """Return the page's table without times."""
     rows = list(csv.DictReader((run / "report" / "sweep.csv").open()))
     return [
         {k: r[k] for k in ("model", "setting", "macro", "low", "high", "thought_tokens", "answer_tokens")} for r in rows

@@ -1,4 +1,4 @@
-"""A stranger at the ports of verl's TransferQueue, the installed release in a real Ray: nothing that they send is unpickled."""
+"""A client without the key at the ports of the installed TransferQueue in a real Ray cluster: nothing that it sends is unpickled."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ for address in sys.argv[2:]:
 
 
 def attacked(folder: Path, mode: str) -> tuple[bool, str, list[int]]:
-    """Return whether a stranger's code ran at TransferQueue, what they were answered, and what the job itself then reads back."""
+    """Return whether a stranger's code ran at TransferQueue, the reply that they got, and the data that the job reads afterwards."""
     trace = folder / "code-ran"
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
     env = own | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}

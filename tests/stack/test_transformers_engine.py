@@ -1,4 +1,4 @@
-"""The real `transformers serve` on a tiny random Qwen3-VL, asked by the real client."""
+"""The real client with the real `transformers serve` of a tiny random Qwen3-VL."""
 
 import json
 import os
@@ -100,8 +100,8 @@ def test_real_server_end_to_end(tmp_path):
             assert row["reasoning_tokens"] == 0 and row["reasoning"] is None and row["completion_tokens"] <= 24
         warm = Sampling(max_tokens=12, temperature=1.0, seed=3)
         rows = spent("several", Method(samples=3), warm)
-        assert all(len({s["text"] for s in row["samples"]}) > 1 for row in rows)  # they are drawn
-        again = spent("again", Method(samples=3), warm)  # four in flight, in whatever order they come
+        assert all(len({s["text"] for s in row["samples"]}) > 1 for row in rows)  # they are sampled
+        again = spent("again", Method(samples=3), warm)  # four in flight, in any order
         assert {r["key"]: [s["text"] for s in r["samples"]] for r in again} == {
             r["key"]: [s["text"] for s in r["samples"]] for r in rows
         }

@@ -1,4 +1,4 @@
-"""Validation for real: two named sets with figures of their own in SFT (one process and two sharded ranks, LoRA) and RL; the best is exported."""
+"""Real validation: two named sets with their own figures in SFT (one process and two sharded ranks, LoRA) and RL; the best is exported."""
 
 from __future__ import annotations
 

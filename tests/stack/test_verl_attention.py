@@ -1,4 +1,4 @@
-"""Attention without padding in the verl that is installed."""
+"""Attention without padding in the installed verl."""
 
 from __future__ import annotations
 

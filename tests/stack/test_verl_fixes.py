@@ -1,4 +1,4 @@
-"""Equally long samples: what verl as pinned makes of them, and what ours does."""
+"""Samples of equal length in the pinned verl, without and with our patches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def applied() -> None:
 
 
 def _nested(lengths: list[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """As TransferQueue hands them over."""
+    """Return the samples as TransferQueue passes them on."""
     samples = [torch.arange(4 * n).view(4, n) + 1000 * i for i, n in enumerate(lengths)]
     try:
         return samples, torch.nested.as_nested_tensor(samples, layout=torch.jagged)
@@ -39,7 +39,7 @@ def test_position_ids_are_ragged_by_length(lengths: list[int]) -> None:
 
 
 def test_verl_still_needs_it() -> None:
-    """Fails once verl has fixed this itself: then the patch can be dropped."""
+    """This test fails once verl has fixed this itself; then the patch can be removed."""
     import verl.utils.tensordict_utils as verl_tensordict
     from tensordict import TensorDict
 
@@ -53,7 +53,7 @@ def test_verl_still_needs_it() -> None:
 
 @pytest.fixture
 def by_rows() -> Callable[..., torch.Tensor]:
-    """verl's own, and everything of ours in place again afterwards."""
+    """Restore verl's own functions during the test, and our patches afterwards."""
     import verl.utils.torch_functional as verl_functional
 
     from grounding.train.verl import patches
@@ -89,7 +89,7 @@ def test_log_probabilities_are_those_of_verl(
 
 
 def test_verl_still_goes_token_by_token(by_rows: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails once it does not: then `logprobs_by_chunks` may go."""
+    """This test fails once verl no longer does this; then `logprobs_by_chunks` can be removed."""
     calls, real = [], torch.logsumexp
     monkeypatch.setattr(torch, "logsumexp", lambda *a, **k: calls.append(1) or real(*a, **k))
     by_rows(torch.randn(9, 5), torch.zeros(9, dtype=torch.long))
@@ -137,7 +137,7 @@ def test_another_error_of_ray_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_qwen2_5_vl_s_layers_ask_for_the_attention_that_is_chosen() -> None:
-    """Without flash-attn verl's own forward ends in a NameError; transformers' own takes whatever `attn_implementation` says."""
+    """Without flash-attn, verl's own forward raises a NameError; that of transformers uses `attn_implementation`."""
     import verl.models.transformers.qwen2_vl as verl_qwen2_vl
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention
 

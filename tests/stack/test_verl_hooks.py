@@ -1,4 +1,4 @@
-"""What our hooks add to verl's trainer, on verl's own classes without Ray: counts, room for a checkpoint, weights that are no numbers."""
+"""Our hooks in verl's trainer, on verl's own classes without Ray: counts, space for a checkpoint, weights that are not numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from grounding.train.rl import resume as attempts
 
 
 class _Dataset:
-    """verl's data set as far as its filter shows: `taken` rows of a file of 10."""
+    """A data set with the counts of verl's filter: `taken` rows of a file of 10."""
 
     max_samples = -1
 

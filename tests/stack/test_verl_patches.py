@@ -1,4 +1,4 @@
-"""The table of patches of verl and Ray, against the releases that are installed: each original is the source that its patch was written for."""
+"""The patches of verl and Ray match the installed releases: each original is the source that its patch was written for."""
 
 from __future__ import annotations
 

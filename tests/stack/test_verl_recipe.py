@@ -1,6 +1,7 @@
 """The override list with the installed verl: it composes, and the code that reads a key gets our value.
 
-What needs a GPU engine to be asked (vLLM's use of `max_model_len`) is followed as far as the typed configuration that verl hands to it.
+Keys that only a GPU engine reads (vLLM's `max_model_len`) are followed up to the typed configuration that verl passes
+to it.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def test_the_optimizer_follows_the_schedule(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algorithm", ["grpo", "gspo", "dr-grpo", "rloo"])
 def test_an_algorithm_and_its_clip_range_reach_what_verl_computes(algorithm: str, tmp_path: Path) -> None:
-    """Advantages and losses worked by hand: four answers of one token to one prompt, the first moved beyond the range."""
+    """Advantages and losses computed by hand: four answers of one token to one prompt, the first of them outside the clip range."""
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
     from verl.trainer.ppo.utils import need_reference_policy
     from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
@@ -153,7 +154,7 @@ def _advantages(compute: Any, config: DictConfig, scores: torch.Tensor, mask: to
 
 
 class _Tokenizer:
-    """Decodes to the answer it was made with."""
+    """A tokenizer that decodes to a given answer."""
 
     def __init__(self, answer: str) -> None:
         self.answer = answer
@@ -211,7 +212,7 @@ def test_the_reward_manager_calls_the_user_s_function(tmp_path: Path) -> None:
     }
     tensors = {"responses": torch.ones(1, 4), "attention_mask": torch.ones(1, 9, dtype=torch.long)}
 
-    async def once() -> dict[str, Any]:  # the manager keeps the loop that it is made in
+    async def once() -> dict[str, Any]:  # the manager keeps the event loop in which it is created
         manager = load_reward_manager(_compose(arguments), _Tokenizer('[{"bbox_2d": [100, 100, 300, 300]}]'))
         return await manager.run_single(DataProto.from_dict(tensors=tensors, non_tensors=rows))
 
@@ -220,7 +221,7 @@ def test_the_reward_manager_calls_the_user_s_function(tmp_path: Path) -> None:
 
 
 def test_gspo_is_aggregated_as_in_the_reference_s_tree(tmp_path: Path) -> None:
-    """Worked by hand: two answers of 1 and 4 tokens weigh the same, clipped at 0.2, whatever their lengths."""
+    """Computed by hand: two answers of 1 and 4 tokens have the same weight, clipped at 0.2, regardless of their lengths."""
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
     from verl.utils.config import omega_conf_to_dataclass
 
@@ -324,7 +325,7 @@ SOME_KEYS = sorted(key for key, kind in verl_kinds().items() if kind != "section
 def test_what_validates_composes(
     key: str, prefix: str, value: str, algorithm: str, lora: bool, cpu: bool, tmp_path: Path
 ) -> None:
-    """Whatever a job that passes its checks sets, Hydra composes it with the pinned verl's schema, and the value is there."""
+    """Hydra composes all values of a valid job with the pinned verl's schema, and the result contains them."""
     override = f"{prefix}{key}={value}"
     adapters = {"lora": {"rank": 8}} if lora else {}
     chosen = {"preset": "egm-8b-rl", "data": {"prepared": "/rows"}}

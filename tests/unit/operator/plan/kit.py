@@ -1,4 +1,4 @@
-"""Snapshots for tables: a job, its status, and what it owns, in as few words as a row has."""
+"""Short functions that build snapshots for tables of tests: a job, its status, and its objects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODEL = "hf://x/y"
 
 
 def conditions(**found: str | tuple[str, float]) -> list[dict[str, Any]]:
-    """Conditions by type: their status and, if it matters, how many seconds ago it changed."""
+    """Return conditions by type, with their status and, if needed, the seconds since its last change."""
     made = []
     for kind, said in found.items():
         status, ago = said if isinstance(said, tuple) else (said, 0.0)
@@ -65,7 +65,7 @@ def pod(
     message: str = "",
     **status: Any,
 ) -> dict[str, Any]:
-    """Return a pod, created `ago` seconds ago; with an exit code it has ended. `leaving`: for how many seconds it should have been gone."""
+    """Return a pod that was created `ago` seconds ago; with an exit code, it has ended. `leaving`: seconds since its grace period ended."""
     if code is not None:
         phase = "Failed" if code else "Succeeded"
         ended = {"exitCode": code, "message": message, "finishedAt": stamp(NOW)}
@@ -77,7 +77,7 @@ def pod(
 
 
 def waits(reason: str, message: str = "why") -> dict[str, Any]:
-    """Return the state of a container that waits."""
+    """Return the state of a waiting container."""
     return {
         "containerStatuses": [
             {"name": "c", "image": "x:1", "state": {"waiting": {"reason": reason, "message": message}}}
@@ -86,7 +86,7 @@ def waits(reason: str, message: str = "why") -> dict[str, Any]:
 
 
 def ended(kind: str, ago: float = 10.0) -> dict[str, Any]:
-    """Return the status of an owner that says how it ended."""
+    """Return the status of an owner that has ended."""
     said = {"type": kind, "status": "True", "reason": "R", "message": "said by its controller"}
     return {"conditions": [said | {"lastTransitionTime": stamp(NOW - ago)}]}
 
@@ -101,7 +101,7 @@ def gang(
     queue: str = "",
     **status: Any,
 ) -> dict[str, Any]:
-    """Return the PyTorchJob of an attempt, which a snapshot takes for the back end of the test (`of_back_end`)."""
+    """Return the PyTorchJob of an attempt, which a snapshot converts to the back end of the test (`of_back_end`)."""
     meta = _held(_meta(f"j-a{attempt}", "rl", attempt, ago, deleting), by_us, queue)
     return {"kind": "PyTorchJob", "metadata": meta, "spec": {"runPolicy": {"suspend": suspended}}, "status": status}
 
@@ -113,7 +113,7 @@ def _held(meta: dict[str, Any], by_us: bool, queue: str) -> dict[str, Any]:
 
 
 def of_back_end(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return a PyTorchJob, or a pod of one, as the back end of the test has it; anything else as it is."""
+    """Convert a PyTorchJob, or a pod of one, to the back end of the test; return anything else unchanged."""
     if form() is PYTORCHJOB_FORM:
         return raw
     if raw["kind"] == "PyTorchJob":
@@ -156,7 +156,7 @@ def training(
     admissions: dict[str, Admission] | None = None,
     **spec: Any,
 ) -> TrainSnapshot:
-    """Return a training job and what it owns."""
+    """Return a training job and its objects."""
     children = [of_back_end(one) for one in owned]
     seen = Observed({**train(**spec), "status": status or {}}, children, None, report, admissions=admissions or {})
     job = parse_job(seen.raw)
@@ -167,7 +167,7 @@ def training(
 def evaluating(
     *owned: dict[str, Any], status: dict[str, Any] | None = None, report: Report | None = None, **spec: Any
 ) -> EvalSnapshot:
-    """Return an evaluation job and what it owns."""
+    """Return an evaluation job and its objects."""
     seen = Observed({**evaluation(**spec), "status": status or {}}, owned, None, report)
     job = parse_job(seen.raw)
     assert isinstance(job, ResolvedEvalJob)
@@ -181,7 +181,7 @@ def placed_training(
     admissions: dict[str, Admission] | None = None,
     **spec: Any,
 ) -> PlacedTrain:
-    """Return the same, with a model."""
+    """Return the same with a model."""
     known = {"model": MODEL, **(status or {})}
     found = place(training(*owned, status=known, report=report, admissions=admissions, **spec))
     assert found is not None
@@ -191,14 +191,14 @@ def placed_training(
 def placed_evaluating(
     *owned: dict[str, Any], status: dict[str, Any] | None = None, report: Report | None = None, **spec: Any
 ) -> PlacedEval:
-    """Return the same, with a model."""
+    """Return the same with a model."""
     found = place(evaluating(*owned, status={"model": MODEL, **(status or {})}, report=report, **spec))
     assert found is not None
     return found
 
 
 def said(decision: Decision[Any] | None) -> dict[str, Any]:
-    """Return what a decision does, in short; empty if the policy passes."""
+    """Return a short description of a decision; empty if the policy makes none."""
     if decision is None:
         return {}
     fields, plan = decision.status.fields, decision.plan

@@ -28,7 +28,7 @@ STOPS = [("j-a1", {"suspend": True})]
         (True, [gang(queue="default"), pod()], {}, WAITS | {"delete": ["j-a1"]}),  # also one that nobody asked for
         (True, [batch(queue="default"), pod(role="prepare")], {}, WAITS | {"delete": ["j-prepare"]}),
         (True, [batch(), pod(role="prepare")], {}, WAITS | {"patch": [("j-prepare", {"suspend": True})]}),
-        # the one that has succeeded would not come back with the other
+        # a pod that has succeeded would not be created again with the other
         (True, [gang(), pod("a", code=0), pod("b")], {}, WAITS | {"delete": ["j-a1"]}),
         (True, [pod(role="prepare")], {}, WAITS),
     ],
