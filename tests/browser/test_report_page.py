@@ -59,7 +59,7 @@ def test_costs_are_switched_without_a_script_and_the_page_fits(
     expect(shown).to_have_class("view-flops")
     expect(
         shown.get_by_text("beats no thought").first
-    ).to_be_visible()  # what is said is said of the cost that is shown
+    ).to_be_visible()  # the statements are about the cost that is shown
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(POOR_CONTRAST) == []
     assert page.locator("svg[role=img]").evaluate_all("all => all.every(e => e.getAttribute('aria-label'))")

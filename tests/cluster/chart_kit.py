@@ -149,7 +149,7 @@ def used(entries: Iterable[dict[str, Any]]) -> tuple[set[Right], list[str]]:
     for entry in entries:
         about = entry.get("objectRef")
         if not about or "resource" not in about:
-            continue  # discovery: everyone's
+            continue  # everyone may do discovery
         resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
         group, verb, status = about.get("apiGroup", ""), entry["verb"], entry.get("responseStatus") or {}
         # a refusal by admission also counts, except for a namespace that another test has deleted

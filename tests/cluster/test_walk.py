@@ -55,7 +55,7 @@ def _columns(kubectl: Any) -> dict[str, dict[str, str]]:
 
 
 def _left(kubectl: Any) -> list[str]:
-    """Return every object of every kind that can be listed, but for what Kubernetes puts into each namespace, and Events."""
+    """Return all objects that can be listed, except Events and those that Kubernetes creates in each namespace."""
     kinds = kubectl("api-resources", "--verbs=list", "--namespaced", "-o", "name").split()
     wanted = ",".join(k for k in kinds if not k.startswith("events"))
     found = kubectl("get", wanted, "-o", "name", "--ignore-not-found").split()
