@@ -63,7 +63,7 @@ test-export: setup # the exporters with the tools they write for, in an environm
 	@VIRTUAL_ENV=.cache/export $(UV) pip install --quiet -e . $(EXPORTERS) hypothesis==6.170.15 pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout==2.4.0
 	@.cache/export/bin/python -m pytest -q tests/export
 
-CONTROL_PLANE := walk crds chart_render chart_rbac runbooks operator_reasons operator_faults operator_killed operator_many operator_progress
+CONTROL_PLANE := walk crds judges drift chart_render chart_rbac runbooks operator_reasons operator_faults operator_killed operator_many operator_progress
 test-control-plane: setup cluster-programs ## the operator and the chart on a real control plane; half an hour more if its programs must be built
 	@$(BIN)/python -m pytest -q $(CONTROL_PLANE:%=tests/cluster/test_%.py)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any, get_args
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from grounding.api.presets import PRESETS
 from grounding.api.resolved import method_fields, required_fields
 from grounding.api.verl_keys import TYPED
+from grounding.jsontypes import JsonObject
 
 
 def without_effect(spec: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -22,10 +22,7 @@ def without_effect(spec: Mapping[str, Any], given: Mapping[str, Any]) -> Iterato
     method = spec["method"]
     other = "rl" if method == "sft" else "sft"
     for name, value in given.items():
-        if name in method_fields(method):
-            if value is None:
-                yield f"hyperparameters.{name}", "null has no effect: Kubernetes drops it. Leave the field out."
-        elif value not in (None, []):
+        if name not in method_fields(method) and value not in (None, []):
             yield (
                 f"hyperparameters.{name}",
                 f"has no effect for method {method}; it belongs to {other}. Leave it out.",
@@ -114,46 +111,50 @@ def misspelt(
                 yield (alias, *path), text
 
 
-def quoted(
-    model: type[BaseModel], node: Any, submodel: Callable[[Any], type[BaseModel] | None]
-) -> Iterator[tuple[tuple[int | str, ...], str]]:
-    """Yield path and sentence of every text that stands for a number or for true and false, which a cluster refuses."""
+def nulls(spec: object) -> Iterator[tuple[str, str]]:
+    """Yield the hyperparameters that are null: someone expects that null removes a preset's value, but the API server drops it."""
+    given = spec.get("hyperparameters") if isinstance(spec, Mapping) else None
+    if isinstance(given, Mapping):
+        for name, value in given.items():
+            if value is None:
+                yield f"hyperparameters.{name}", NULL
+
+
+NULL = "null has no effect: Kubernetes drops it. Leave the field out."
+
+
+def as_stored(model: type[BaseModel], node: Any, submodel: Callable[[Any], type[BaseModel] | None]) -> Any:
+    """Return a document as the API server stores it: known fields that are null are absent, and 5.0 is 5.
+
+    Free objects such as podTemplate keep their nulls, which remove the operator's values there.
+    """
     if isinstance(node, list):
-        for index, each in enumerate(node):
-            for path, text in quoted(model, each, submodel):
-                yield (index, *path), text
-    if not isinstance(node, dict):
-        return
-    for name, field in model.model_fields.items():
-        alias = field.alias if field.alias is not None else name
-        value, inner = node.get(alias), submodel(field.annotation)
-        if inner is not None:
-            for path, text in quoted(inner, value, submodel):
-                yield (alias, *path), text
-        elif isinstance(value, str) and (kinds := _scalars(field.annotation)) and _stands_for(value, kinds):
-            wanted = "true or false" if kinds == {bool} else "a number"
-            yield (alias,), f"expected {wanted}, found the text {value!r}. Leave out the quotes."
+        return [as_stored(model, each, submodel) for each in node]
+    if not isinstance(node, Mapping):
+        return _number(node)
+    fields = {str(field.alias or name): field.annotation for name, field in model.model_fields.items()}
+    kept = {}
+    for key, value in node.items():
+        if key not in fields:
+            kept[key] = value
+        elif value is not None:
+            inner = submodel(fields[key])
+            if inner is None and isinstance(value, Mapping) and not _is_free(fields[key]):
+                value = {name: each for name, each in value.items() if each is not None}
+            kept[key] = _numbers(value) if inner is None else as_stored(inner, value, submodel)
+    return kept
 
 
-def _stands_for(text: str, kinds: set[type]) -> bool:
-    """Return whether pydantic would take a text for a number, or for true or false; any other text is its to refuse."""
-    for kind in kinds:
-        try:
-            TypeAdapter(kind).validate_python(text)
-        except ValidationError:
-            continue
-        return str not in kinds
-    return False
+def _is_free(annotation: Any) -> bool:
+    """Return whether a mapping may hold anything, so that its nulls are stored."""
+    return annotation == JsonObject or any(_is_free(each) for each in get_args(annotation))
 
 
-def _scalars(annotation: Any) -> set[type]:
-    """Return the plain types of a field; none if it is a list, a mapping or certain words."""
-    if get_origin(annotation) is Annotated:
-        return _scalars(get_args(annotation)[0])
-    if annotation in (int, float, bool, str):
-        return {annotation}
-    parts = [part for part in get_args(annotation) if part is not type(None)]
-    if get_origin(annotation) not in (Union, UnionType) or not parts:
-        return set()
-    found = [_scalars(part) for part in parts]
-    return set.union(*found) if all(found) else set()
+def _numbers(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_numbers(each) for each in node]
+    return {key: _numbers(value) for key, value in node.items()} if isinstance(node, Mapping) else _number(node)
+
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**63 else value

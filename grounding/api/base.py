@@ -5,13 +5,25 @@ A rule states a constraint once: `holds` checks it in Python, `cel` on a Kuberne
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import PydanticCustomError, core_schema
 
 
 @dataclass(frozen=True)
@@ -28,11 +40,53 @@ class Rule:
     path: str = ""
 
 
+@dataclass(frozen=True)
+class ValueRule:
+    """A rule over one value, as a part of its annotated type; `holds`, `cel` and `message` as in `Rule`."""
+
+    holds: Callable[[Any], bool]
+    cel: str
+    message: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Check the value after its type."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, core: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Write the rule beside the type."""
+        found = handler(core)
+        rules = found.setdefault("x-kubernetes-validations", [])
+        rules.append({"rule": self.cel, "message": self.message})
+        return found
+
+    def _check(self, value: Any) -> Any:
+        if not self.holds(value):
+            raise PydanticCustomError("rule", "{message}", {"message": f"{value!r}: {self.message}", "path": ""})
+        return value
+
+
+def _matching(pattern: str, message: str, unless: str = "") -> ValueRule:
+    """Return the rule that a text matches `pattern` as a whole. `unless`: it need not if it does not contain this."""
+    compiled = re.compile(pattern)
+
+    def held(text: str) -> bool:
+        return bool(unless and unless not in text) or bool(compiled.fullmatch(text))
+
+    cel = f"self.matches({_in_cel(f'^({pattern})$')})"
+    return ValueRule(held, f"!self.contains('{unless}') || {cel}" if unless else cel, message)
+
+
+def _in_cel(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 class Model(BaseModel):
     """Base class: refuses unknown fields, uses camelCase names in YAML, and checks the rules."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, allow_inf_nan=False
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, allow_inf_nan=False, strict=True
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
     changeable: ClassVar[frozenset[str]] = frozenset()
@@ -99,8 +153,52 @@ def _as_text(value: Any) -> Any:
 # Every text and list has a limit: the API server refuses rules whose cost it cannot bound.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=253)]
-Place = Annotated[str, StringConstraints(min_length=1, max_length=2048)]  # a path or URI
+Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+_BUCKET = r"s3://[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?"
+_CLAIM = r"pvc://[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
+_FILE = r"file://(localhost)?/.*"
+_DOTS = r"^(s3|pvc|hf)://.*/[.][.]?(/|$)"
+_NO_DOTS = ValueRule(
+    lambda text: not re.search(_DOTS, text),
+    f"!self.matches({_in_cel(_DOTS)})",
+    "a place in a store or a claim has no part . or .. in its path. Write the path without it.",
+)
+_PLACE = _matching(
+    rf"{_BUCKET}(/[^?#]*)?|hf://(datasets/)?[^/]+/[^/]+.*|{_CLAIM}(/.*)?|{_FILE}|tiny://.*",
+    "this is no place that can be read. Write a path, s3://bucket/path, pvc://claim/path, hf://owner/name or file:///path.",
+    unless="://",
+)
+Place = Annotated[str, StringConstraints(min_length=1, max_length=2048), _NO_DOTS, _PLACE]
+"""A path or URI"""
+
+
+def is_place(text: str) -> bool:
+    """Return whether a text can be a `Place`."""
+    return _NO_DOTS.holds(text) and _PLACE.holds(text)
+
+
 Places = Annotated[list[Place], Field(max_length=256)]
+Output = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=2048),
+    _matching(
+        rf"{_BUCKET}(/[^?#]*)?|{_CLAIM}(/[^?#]*)?|{_FILE}",
+        "nothing can be written there. Write s3://bucket/path, file:///path or pvc://claim/path; "
+        "names of buckets and claims have lower case letters, digits, - and . only.",
+    ),
+    _NO_DOTS,
+]
+"""Where results go"""
+OBJECT_NAME = "this is no name of a Kubernetes object: lower case letters, digits, - and . only."
+_OBJECT_NAME = _matching(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", OBJECT_NAME)
+ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253), _OBJECT_NAME]
+
+
+def is_object_name(text: str) -> bool:
+    """Return whether a text can be an `ObjectName`."""
+    return _OBJECT_NAME.holds(text)
+
+
 Override = Annotated[str, StringConstraints(pattern=r"^[+~]{0,2}[A-Za-z0-9_.@/-]+(=.*)?$", max_length=1024)]
 Quantity = Annotated[
     str,

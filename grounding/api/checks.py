@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
-from grounding.api.base import ROW_SUFFIXES
+from grounding.api.base import ROW_SUFFIXES, is_place
 from grounding.api.families import FAMILIES
 from grounding.api.hyperparameters import TEXT_LAYERS, VISION_LAYERS, ClipRange
-from grounding.api.places import names_and_places
+from grounding.api.places import QUEUE_OF_LABEL, names
 from grounding.api.resolved import ResolvedJob, ResolvedTrainJob, RlJob, SftJob
 from grounding.api.validation import FIGURES, best_figure
 from grounding.api.verl_keys import override_problem
@@ -24,14 +25,30 @@ Found = str | None
 """The wrong value in readable form; None if the job is correct"""
 
 
+class Beyond(StrEnum):
+    """Why the API server cannot make a check by itself; the value is a sentence for people."""
+
+    FILLED_IN = "It is about values that presets and defaults fill in; the API server does not know them."
+    COST = "It compares many files or names, and the API server refuses rules of that cost."
+    DROPPED = "The API server drops the value before anyone sees it, the operator included."
+    METADATA = "It reads the job's labels; the API server shows rules only the job's name."
+    QUANTITIES = "It compares quantities, for which the API server of Kubernetes 1.28 has no function."
+    TABLES = "It needs tables of other software: verl's settings, Kubernetes' pod template, families of models."
+
+
 @dataclass(frozen=True)
 class Check(Generic[J]):
-    """One check. `field`: path below `spec`; `wrong`: function that returns the wrong value; `reason` and `remedy`: sentences."""
+    """One check. `field`: path below `spec`; `wrong`: function that returns the wrong value; `reason` and `remedy`: sentences.
 
+    `server`: the same check in CEL over the spec, as in `Rule.cel`; or why there is none. In that case, the operator makes the check.
+    """
+
+    id: str
     field: str
     wrong: Callable[[J], Found]
     reason: str
     remedy: str
+    server: str | Beyond = Beyond.FILLED_IN
 
 
 def _gpus(job: ResolvedTrainJob) -> int:
@@ -54,6 +71,11 @@ def _sets(job: ResolvedTrainJob) -> Found:
     if odd := [name for name, of_set in sets.items() if not of_set or not _SET_NAME.fullmatch(name)]:
         return repr(odd[0])
     return next((file for file in files if files.count(file) > 1), None)
+
+
+def _set_places(job: ResolvedTrainJob) -> Found:
+    sets = job.spec.data.validation_sets
+    return next((file for files in sets.values() for file in files if not is_place(file)), None)
 
 
 _SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -101,11 +123,7 @@ def _shape_fields(job: ResolvedTrainJob) -> Found:
 
 def _small(quantity: str | None) -> Found:
     """Return a quantity of memory if it is so little that its unit must be missing or wrong."""
-    match = None if quantity is None else re.fullmatch(r"([0-9.]+)(m|k|Ki|M|Mi)?", quantity)
-    if match is None:
-        return None
-    amount = float(match[1]) * {"m": 1e-3, "k": 1e3, "Ki": 2**10, "M": 1e6, "Mi": 2**20}.get(match[2], 1.0)
-    return quantity if amount < _LEAST_MEMORY else None
+    return quantity if quantity is not None and _bytes(quantity) < _LEAST_MEMORY else None
 
 
 _LEAST_MEMORY = 2**26
@@ -155,70 +173,103 @@ def _start_deadline(job: ResolvedTrainJob) -> Found:
     return f"{start} with activeDeadlineSeconds {whole}" if start and whole and start >= whole else None
 
 
+def _has(path: str) -> str:
+    """Return CEL for "the spec has this field", however deep it is."""
+    parts = path.split(".")
+    return "(" + " && ".join(f"has(self.{'.'.join(parts[: n + 1])})" for n in range(len(parts))) + ")"
+
+
 _UNIT = "Write the unit: 64Gi."
 TRAIN: tuple[Check[ResolvedTrainJob], ...] = (
     Check(
+        "train-file-twice",
         "data.train",
         _named_twice,
         "the file is named twice",
         "Name it once; data.weights says how often its rows are taken.",
+        Beyond.COST,
     ),
     Check(
+        "rows-form",
         "data.train",
         _rows_form,
         "rows are read from files of the forms " + ", ".join(ROW_SUFFIXES),
         "Convert the file (`egm data import` knows the public forms).",
+        Beyond.COST,
     ),
     Check(
+        "validated-on-training-file",
         "data.validation",
         _trained_on,
         "the file is trained on, so it says nothing about the model",
         "Name other files, or split this one.",
+        Beyond.COST,
     ),
     Check(
+        "images-beside-shapes",
         "data.images",
         _shape_fields,
         "data.shapes brings its own pictures, so this has no effect",
         "Leave it out.",
+        f"!{_has('data.shapes')} || !{_has('data.images')} || size(self.data.images) == 0 "
+        f"|| ({_has('data.validationSets')} && size(self.data.validationSets) > 0)",
     ),
     *(
-        Check[ResolvedTrainJob](field, wrong, "a training needs more; a quantity without a unit counts bytes", _UNIT)
-        for field, wrong in (
-            ("resources.memory", lambda job: _small(job.spec.resources.memory)),
-            ("resources.sharedMemory", lambda job: _small(job.spec.resources.shared_memory)),
+        Check[ResolvedTrainJob](
+            f"small-{name}",
+            f"resources.{name}",
+            wrong,
+            "a training needs more; a quantity without a unit counts bytes",
+            _UNIT,
+            Beyond.QUANTITIES,
+        )
+        for name, wrong in (
+            ("memory", lambda job: _small(job.spec.resources.memory)),
+            ("sharedMemory", lambda job: _small(job.spec.resources.shared_memory)),
         )
     ),
     Check(
+        "shared-memory-beyond-memory",
         "resources.sharedMemory",
         _shared,
         "the pod's shared memory is a part of its memory",
         "Lower it, or raise resources.memory.",
+        Beyond.QUANTITIES,
     ),
     Check(
+        "gpu-resource-without-gpus",
         "resources.gpuResource",
         _gpu_resource,
         "without GPUs it has no effect",
         "Leave it out, or give the job GPUs.",
     ),
     Check(
+        "prepare-template-without-effect",
         "podTemplates.prepare",
         _prepare_template,
         "each pod prepares its own data there, so it has no effect",
         "Use podTemplates.train, or write to a claim (pvc://).",
+        f"!{_has('podTemplates.prepare')} || !has(self.output) || self.output.startsWith('pvc://')",
     ),
     Check(
+        "start-deadline-beyond-the-end",
         "startDeadlineSeconds",
         _start_deadline,
         "the whole job has ended by then, so it has no effect",
         "Lower it, or raise activeDeadlineSeconds.",
+        "!has(self.startDeadlineSeconds) || !has(self.activeDeadlineSeconds) "
+        "|| self.startDeadlineSeconds < self.activeDeadlineSeconds",
     ),
     Check(
+        "wandb-address",
         "tracking.wandb.baseUrl",
         _wandb,
         "this is no address of a server",
         "Begin it with https:// or http://.",
+        f"!{_has('tracking.wandb.baseUrl')} || self.tracking.wandb.baseUrl.matches('^https?://')",
     ),
     Check(
+        "keep-best-figure",
         "hyperparameters.keepBest",
         _best,
         "no validation of this job has such a figure",
@@ -227,22 +278,35 @@ TRAIN: tuple[Check[ResolvedTrainJob], ...] = (
         + ", or one of these with a set's name behind a slash.",
     ),
     Check(
+        "keep-best-saved",
         "hyperparameters.saveEvery",
         _best_saved,
         "keepBest needs a checkpoint of every step that is validated",
         "Choose a divisor of validateEvery.",
     ),
     Check(
+        "validation-set-names",
         "data.validationSets",
         _sets,
         "each set has a name of letters, digits, - and _, and files that belong to no other set",
         "Change the name, name a file, or leave the set out.",
+        Beyond.COST,
     ),
     Check(
+        "validation-set-places",
+        "data.validationSets",
+        _set_places,
+        "this is no place that can be read",
+        "Write a path, s3://bucket/path, pvc://claim/path, hf://owner/name or file:///path.",
+        Beyond.COST,
+    ),
+    Check(
+        "lora-targets",
         "hyperparameters.lora.targets",
         _lora_targets,
         "the model has no such linear layer, or it is one of the vision tower, which is frozen",
         f"Choose among {', '.join(TEXT_LAYERS)}, or set freezeVision to false for those of the vision tower.",
+        Beyond.TABLES,
     ),
 )
 
@@ -278,7 +342,11 @@ def _no_model(job: ResolvedTrainJob) -> Found:
 
 
 _MODEL: Check[Any] = Check(
-    "model", _no_model, "a training starts from a model", "Name it: source, or trainJob for what a job leaves."
+    "model-missing",
+    "model",
+    _no_model,
+    "a training starts from a model",
+    "Name it: source, or trainJob for what a job leaves.",
 )
 _TINY = "no tiny model of that kind is in this family"
 _KINDS = f"Known are {', '.join(f'tiny://{kind}' for family in FAMILIES.values() for kind in family.tiny)}."
@@ -300,36 +368,50 @@ def _sft_length(job: SftJob) -> Found:
 
 SFT: tuple[Check[SftJob], ...] = (
     Check(
+        "sft-length",
         "hyperparameters.maxLength",
         _sft_length,
         "a picture of that size alone takes as many tokens",
         "Raise maxLength or lower maxPixels.",
     ),
     _MODEL,
-    Check("model.source", _tiny_kind, _TINY, _KINDS),
     Check(
+        "tiny-kind",
+        "model.source",
+        _tiny_kind,
+        _TINY,
+        _KINDS,
+        Beyond.TABLES,
+    ),
+    Check(
+        "sft-batch",
         "hyperparameters.batchSize",
         _sft_batch,
         "the batch must be a multiple of the number of GPUs, times microBatchSize if that is given",
         "Change batchSize, microBatchSize or resources.",
     ),
     Check(
+        "sft-pixels",
         "hyperparameters.minPixels",
         _sft_pixels,
         "the smallest picture would be larger than the largest",
         "Lower minPixels or raise maxPixels.",
     ),
     Check(
+        "sft-tiles",
         "hyperparameters",
         _sft_tiles,
         "InternVL cuts pictures into tiles of one size, so minPixels and maxPixels have no effect",
         "Leave both out, or choose the tiles in the model's preprocessor_config.json (max_patches).",
+        Beyond.TABLES,
     ),
     Check(
+        "sft-images",
         "data.images",
         _sft_images,
         "the rows of JSON files name pictures and do not hold them",
         "Name the folders or tar files that hold the pictures.",
+        Beyond.COST,
     ),
 )
 
@@ -405,80 +487,107 @@ def _rl_alpha(job: RlJob) -> Found:
 
 RL: tuple[Check[RlJob], ...] = (
     Check(
+        "rl-gradient-norm",
         "hyperparameters.maxGradNorm",
         lambda job: "0" if not job.spec.hyperparameters.max_grad_norm else None,
         "every gradient would be clipped to nothing",
         "Give a norm above 0; a large one clips nothing.",
+        f"!{_has('hyperparameters.maxGradNorm')} || self.hyperparameters.maxGradNorm > 0.0",
     ),
     Check(
+        "rl-sequence-parallel",
         "hyperparameters.engineOverrides",
         _rl_sequence,
         "the parts of a sequence are shared equally among the GPUs",
         f"Choose a divisor for {_SEQUENCE}.",
+        Beyond.TABLES,
     ),
     Check(
+        "rl-filter-metric",
         "hyperparameters.engineOverrides",
         _rl_filter,
         "algorithm.filter_groups needs to know by what groups are filtered",
         "Add algorithm.filter_groups.metric=score, for example.",
+        Beyond.TABLES,
     ),
     Check(
+        "rl-alpha",
         "reward.alpha",
         _rl_alpha,
         "this reward does not weigh passing against IoU, so it has no effect",
         f"Leave it out, or choose the type {' or '.join(_ALPHA)}.",
+        "!has(self.reward) || self.reward.alpha == 0.5 || self.reward.type in ['mix', 'penalty']",
     ),
     Check(
+        "rl-shapes-reasoning",
         "data.shapes.reasoning",
         lambda job: "true" if job.spec.data.shapes is not None and job.spec.data.shapes.reasoning else None,
         "rows of RL hold no answers, so it has no effect",
         "Leave it out.",
+        f"!{_has('data.shapes')} || !self.data.shapes.reasoning",
     ),
     _MODEL,
-    Check("model.source", _tiny_kind, _TINY, _KINDS),
     Check(
+        "tiny-kind",
+        "model.source",
+        _tiny_kind,
+        _TINY,
+        _KINDS,
+        Beyond.TABLES,
+    ),
+    Check(
+        "rl-sglang-without-gpus",
         "hyperparameters.rolloutEngine",
         lambda job: "sglang" if job.spec.hyperparameters.rollout_engine == "sglang" and not _gpus(job) else None,
         "without GPUs transformers draws the answers",
         "Leave it out, or give the job GPUs.",
     ),
     Check(
+        "rl-lora-dropout",
         "hyperparameters.lora.dropout",
         _rl_dropout,
         "verl's adapters have no dropout, so it has no effect for method rl",
         "Leave it out.",
+        f"!{_has('hyperparameters.lora.dropout')} || self.hyperparameters.lora.dropout == 0.0",
     ),
     Check(
+        "rl-tokens",
         "hyperparameters.responseLength",
         _rl_tokens,
         "a prompt and its answer must fit into tokensPerGpu: verl ends at the first answer that does not",
         "Raise tokensPerGpu, or lower promptLength or responseLength.",
     ),
     Check(
+        "rl-tensor-parallel",
         "hyperparameters.tensorParallel",
         _rl_parallel,
         "a rollout engine must have the same number of GPUs as the others of its node",
         "Choose a divisor of resources.gpusPerNode.",
     ),
     Check(
+        "rl-schedule",
         "hyperparameters.schedule",
         lambda job: "linear" if job.spec.hyperparameters.schedule == "linear" else None,
         "verl has no linear schedule",
         "Choose cosine or constant.",
+        f"!{_has('hyperparameters.schedule')} || self.hyperparameters.schedule != 'linear'",
     ),
     Check(
+        "rl-clip-range",
         "hyperparameters.clipRange",
         _rl_clip,
         "this loss does not clip by a range, so it has no effect",
         f"Leave it out, or choose one of the losses {', '.join(_CLIPPED)}.",
     ),
     Check(
+        "rl-mini-batch",
         "hyperparameters.miniBatchSize",
         _rl_mini,
         "a batch is split into mini batches of one size",
         "Choose a divisor of batchSize, or leave it out: it follows batchSize.",
     ),
     Check(
+        "rl-batch-on-gpus",
         "resources.gpusPerNode",
         _rl_batch,
         "the answers of a batch and of a mini batch are shared equally among the GPUs",
@@ -488,9 +597,42 @@ RL: tuple[Check[RlJob], ...] = (
 
 
 # ---- all of them ----
-def check(job: ResolvedJob) -> Iterator[tuple[str, str]]:
-    """Yield the field (below spec) and a message for each value that cannot work or has no effect."""
-    yield from names_and_places(job)
+def beyond_the_server() -> dict[str, Beyond]:
+    """Return the rules that the API server cannot judge, by id; the operator judges them and reports them in the job's conditions."""
+    found = {check.id: check.server for checks in (TRAIN, SFT, RL) for check in checks}
+    return _OTHERS | {name: server for name, server in found.items() if isinstance(server, Beyond)}
+
+
+def table() -> str:
+    """Return the Markdown table of these rules."""
+    found = beyond_the_server()
+    lines = ["| the API server cannot judge them, because | rules |", "|---|---|"]
+    for why in Beyond:
+        names = ", ".join(f"`{name}`" for name, reason in sorted(found.items()) if reason is why)
+        lines.append(f"| {why[0].lower()}{why[1:].rstrip('.')} | {names} |")
+    return "\n".join([*lines, ""])
+
+
+POD_TEMPLATE, OVERRIDES, WITHOUT_EFFECT, RESOLVED, NULL = (
+    "pod-template",
+    "engine-overrides",
+    "hyperparameter-without-effect",
+    "hyperparameter-limits",
+    "null-hyperparameter",
+)
+_OTHERS = {
+    POD_TEMPLATE: Beyond.TABLES,
+    OVERRIDES: Beyond.TABLES,
+    WITHOUT_EFFECT: Beyond.FILLED_IN,
+    RESOLVED: Beyond.FILLED_IN,
+    NULL: Beyond.DROPPED,
+    QUEUE_OF_LABEL: Beyond.METADATA,
+}
+
+
+def check(job: ResolvedJob) -> Iterator[tuple[str, str, str]]:
+    """Yield the field (below spec), a message and the rule's id for each value that cannot work or has no effect."""
+    yield from names(job)
     if isinstance(job, ResolvedTrainJob):
         yield from _run(TRAIN, job)
     if isinstance(job, SftJob):
@@ -505,10 +647,11 @@ def check(job: ResolvedJob) -> Iterator[tuple[str, str]]:
                 problem = f"{key} is given twice. Leave one of them out."
             seen.add(key)
             if problem is not None:
-                yield f"hyperparameters.engineOverrides.{index}", problem
+                yield f"hyperparameters.engineOverrides.{index}", problem, OVERRIDES
 
 
-def _run(checks: tuple[Check[J], ...], job: J) -> Iterator[tuple[str, str]]:
+def _run(checks: tuple[Check[J], ...], job: J) -> Iterator[tuple[str, str, str]]:
     for each in checks:
         if (value := each.wrong(job)) is not None:
-            yield each.field, f"{value}: {each.reason}. {each.remedy}"
+            id_ = each.id if isinstance(each.server, Beyond) else ""
+            yield each.field, f"{value}: {each.reason}. {each.remedy}", id_

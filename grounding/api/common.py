@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from grounding.api import families
-from grounding.api.base import Model, Name, Place, Rule, Seconds, Text
+from grounding.api.base import Model, Name, ObjectName, Output, Place, Rule, Seconds, Text
 from grounding.jsontypes import JsonObject
 
 PROMPTS = ("qwen3", "qwen3_amodal", "grounding", "amodal")
@@ -96,7 +96,7 @@ GpuResource = Annotated[
 class SecretKey(Model):
     """A key of a Secret in the job's namespace."""
 
-    name: Text = Field(description="Name of the Secret.")
+    name: ObjectName = Field(description="Name of the Secret.")
     key: Text = Field(description="Key in the Secret.")
 
 
@@ -129,7 +129,7 @@ Template = JsonObject
 class JobSpec(Model):
     """What `spec` holds for either kind: where results go, when the job starts and ends, and its pods."""
 
-    output: Place | None = Field(
+    output: Output | None = Field(
         None,
         description="Where results go: s3://bucket/path (or file:///path), kept up to date by `egm run` and on a cluster alike; "
         "pvc://claim/path on a cluster alone. Local runs have all of it in runs/ as well.",
@@ -144,14 +144,14 @@ class JobSpec(Model):
     ttl_seconds_after_finished: Seconds | None = Field(
         None, description="Delete the job this long after its end; absent: never."
     )
-    queue: Text | None = Field(
+    queue: ObjectName | None = Field(
         None,
         description="Kueue queue that admits the job: short for the label kueue.x-k8s.io/queue-name on the job.",
     )
-    scheduler_name: Text | None = Field(
+    scheduler_name: ObjectName | None = Field(
         None, description="Scheduler of the pods, as volcano. Absent: the cluster's default scheduler."
     )
-    priority_class_name: Text | None = Field(None, description="Priority class of the pods.")
+    priority_class_name: ObjectName | None = Field(None, description="Priority class of the pods.")
     pod_template: Template | None = Field(
         None,
         description="Template of all pods, merged over ours by key; containers by name. A change takes effect with the next attempt.",

@@ -13,8 +13,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from grounding.api.base import Model
+from grounding.api.checks import RL, SFT, TRAIN, Beyond
 from grounding.api.manifest import submodel
 from grounding.api.models import GROUP_VERSION, KINDS, GroundingEvalJob, GroundingTrainJob
+from grounding.api.places import WAITS_FOR_ITSELF
 from grounding.api.presets import PRESETS
 from grounding.jsontypes import Document, JsonObject
 
@@ -96,6 +98,8 @@ class _Converter:
         # kubectl sends lists as a whole, so a default inside a list would always differ from the manifest
         if default is not None and kind not in {"object", "array"} and path not in PRESET_FIELDS and "[]" not in path:
             schema["default"] = default
+        if "x-kubernetes-validations" in found:
+            schema["x-kubernetes-validations"] = found["x-kubernetes-validations"]
         if kind in {"integer", "number"}:
             _number(schema, found)
         elif kind == "array":
@@ -162,6 +166,23 @@ def _frozen(spec: Schema, changeable: frozenset[str]) -> list[dict[str, str]]:
     return rules
 
 
+def _waits_for_itself() -> dict[str, str]:
+    name = "self.spec.model.trainJob"
+    cel = f"!has(self.spec.model) || !has({name}) || {name} != self.metadata.name"
+    return _rule(cel, WAITS_FOR_ITSELF, "spec.model.trainJob")
+
+
+def _checks() -> list[dict[str, str]]:
+    """Return the checks of a train job that the API server can make."""
+    found = []
+    for method, checks in (("", TRAIN), ("sft", SFT), ("rl", RL)):
+        for check in checks:
+            if not isinstance(check.server, Beyond):
+                cel = f"{_METHOD} != '{method}' || {check.server}" if method else check.server
+                found.append(_rule(cel, f"{check.reason}. {check.remedy}", check.field))
+    return found
+
+
 def _presets(spec: Schema) -> list[dict[str, str]]:
     """Return what `manifest` checks when it looks up the preset."""
     spec["properties"]["preset"]["enum"] = list(PRESETS)
@@ -217,7 +238,7 @@ def schema(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> Schema:
         model = submodel(kind.model_fields[name].annotation)
         assert model is not None
         _add_rules(part, model)
-    extra = _presets(spec) if kind is GroundingTrainJob else []
+    extra = [*_presets(spec), *_checks()] if kind is GroundingTrainJob else []
     changeable = kind.model_fields["spec"].annotation.changeable  # type: ignore[union-attr]
     spec["x-kubernetes-validations"] = [*extra, *spec["x-kubernetes-validations"], *_frozen(spec, changeable)]
     name = made["metadata"]["properties"]["name"]
@@ -225,6 +246,7 @@ def schema(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> Schema:
         "type": "object",
         "description": kind.__doc__,
         "required": ["spec"],
+        **({"x-kubernetes-validations": [_waits_for_itself()]} if kind is GroundingTrainJob else {}),
         "properties": {
             "apiVersion": {"type": "string", "description": f"Always {GROUP_VERSION}."},
             "kind": {"type": "string", "description": f"Always {kind.__name__}."},

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints
 
 from grounding import defaults, sampling
-from grounding.api.base import Model, Place, Places, Rule, Text
+from grounding.api.base import Model, ObjectName, Place, Places, Rule, Text, Url
 from grounding.api.common import (
     CHANGEABLE,
     PROMPTS,
@@ -30,7 +30,7 @@ class HeaderSecret(Model):
     header: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", max_length=63)] = Field(
         description="Name of the header."
     )
-    name: Text = Field(description="Name of the Secret.")
+    name: ObjectName = Field(description="Name of the Secret.")
     key: Text = Field(description="Key in the Secret.")
 
 
@@ -236,7 +236,7 @@ class EvalSpec(JobSpec):
         ge=0,
         le=16,
         description="GPUs of a server, which holds gpusPerServer / (tensorParallel x pipelineParallel) copies of the model. "
-        "Absent: 8, or none for engine transformers.",
+        "Absent: 8, or none for engine transformers and beside endpoints.",
     )
     gpu_resource: GpuResource | None = Field(
         None, description="Name of the GPUs' resource, as amd.com/gpu. Absent: the operator's setting, nvidia.com/gpu."
@@ -251,7 +251,7 @@ class EvalSpec(JobSpec):
         False,
         description="Share a mixture's experts whole among the GPUs of a copy, instead of a slice of each expert.",
     )
-    endpoints: Places = Field(
+    endpoints: Annotated[list[Url], Field(max_length=256)] = Field(
         default_factory=list, description="URLs of servers that run already; none are started then."
     )
     data: EvalData = Field(default_factory=EvalData, description="Files and images.")  # type: ignore[arg-type]
@@ -346,8 +346,8 @@ class EvalSpec(JobSpec):
 
     @property
     def server_gpus(self) -> int:
-        """GPUs of each server, the default filled in."""
-        if self.engine in ("transformers", "openai"):
+        """GPUs of each server, the default filled in; 0 if the job starts none."""
+        if self.engine in ("transformers", "openai") or self.endpoints:
             return 0
         return 8 if self.gpus_per_server is None else self.gpus_per_server
 
@@ -361,8 +361,31 @@ class EvalSpec(JobSpec):
         """GPUs that one copy of the model is spread over."""
         return self.tensor_parallel * self.pipeline_parallel
 
+    @property
+    def _describes_servers(self) -> bool:
+        """Return whether a field is set that only servers of the job have."""
+        templates = self.pod_templates is not None and self.pod_templates.server is not None
+        counts = (self.servers, self.min_servers, self.gpus_per_copy) != (1, 1, 1)
+        return counts or bool(self.gpus_per_server or self.gpu_resource or self.expert_parallel or templates)
+
     changeable = frozenset(CHANGEABLE | {"servers"})
     rules = (
+        Rule(
+            lambda s: not (s.endpoints and s._describes_servers),
+            "!(has(self.endpoints) && size(self.endpoints) > 0) || (self.servers == 1 && self.minServers == 1 "
+            "&& self.tensorParallel == 1 && self.pipelineParallel == 1 && !self.expertParallel && !has(self.gpuResource) "
+            "&& (!has(self.gpusPerServer) || self.gpusPerServer == 0) "
+            "&& !(has(self.podTemplates) && has(self.podTemplates.server)))",
+            "with endpoints, whose servers run already, the job starts none: leave out servers, minServers, gpusPerServer, "
+            "gpuResource, tensorParallel, pipelineParallel, expertParallel and podTemplates.server",
+            "endpoints",
+        ),
+        Rule(
+            lambda s: s.scoring_file is not None or s.scoring_entry_point == "read_box",
+            "has(self.scoringFile) || self.scoringEntryPoint == 'read_box'",
+            "scoringEntryPoint names a function of scoringFile, which is absent",
+            "scoringEntryPoint",
+        ),
         Rule(
             lambda s: not (s.engine == "transformers" and s.gpus_per_server),
             "self.engine != 'transformers' || !has(self.gpusPerServer) || self.gpusPerServer == 0",

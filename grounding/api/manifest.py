@@ -11,13 +11,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from grounding.api.as_written import misspelt, quoted, without_effect
-from grounding.api.checks import check
+from grounding.api.as_written import as_stored, misspelt, nulls, without_effect
+from grounding.api.checks import NULL, POD_TEMPLATE, RESOLVED, WITHOUT_EFFECT, check
 from grounding.api.hyperparameters import Hyperparameters
 from grounding.api.models import GROUP_VERSION, KINDS, GroundingEvalJob, GroundingTrainJob
 from grounding.api.places import placeholders
@@ -135,6 +135,18 @@ _KINDS_OF_VALUE = {
 }
 
 
+def _stands_for(text: str, kind: str) -> bool:
+    """Return whether a text looks like the number, or the true or false, that is expected."""
+    wanted = {"int_type": int, "float_type": float, "bool_type": bool}.get(kind)
+    if wanted is None:
+        return False
+    try:
+        TypeAdapter(wanted).validate_python(text)
+    except ValidationError:
+        return False
+    return True
+
+
 def _sentence(error: Any, model: type[BaseModel], path: Sequence[Any]) -> str:
     kind, found, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
@@ -146,6 +158,9 @@ def _sentence(error: Any, model: type[BaseModel], path: Sequence[Any]) -> str:
         return str(error["msg"])
     shown = repr(found) if not isinstance(found, (dict, list)) else "a mapping" if isinstance(found, dict) else "a list"
     if kind in _KINDS_OF_VALUE:
+        if isinstance(found, str) and _stands_for(found, kind):
+            wanted = "true or false" if kind == "bool_type" else "a number"
+            return f"expected {wanted}, found the text {found!r}. Leave out the quotes."
         return f"expected {_KINDS_OF_VALUE[kind]}, found {shown}"
     if kind == "literal_error":
         words = str(context["expected"])
@@ -155,10 +170,14 @@ def _sentence(error: Any, model: type[BaseModel], path: Sequence[Any]) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One mistake in a document: the path of the wrong value, and a message."""
+    """One mistake in a document: the path of the wrong value, and a message.
+
+    `rule`: id of the rule if the API server cannot judge it (`checks.beyond_the_server`), otherwise empty.
+    """
 
     path: tuple[int | str, ...]
     message: str
+    rule: str = ""
 
     @property
     def field(self) -> str:
@@ -191,14 +210,14 @@ def _preset_findings(spec: JsonObject) -> list[Finding]:
     return [Finding(("spec", "method"), f"preset {preset} is for method {PRESETS[preset]['method']}, found {method!r}")]
 
 
-def _findings(error: ValidationError, model: type[BaseModel]) -> list[Finding]:
+def _findings(error: ValidationError, model: type[BaseModel], rule: str = "") -> list[Finding]:
     """Return pydantic's findings in our own wording."""
     found = []
     for e in error.errors():
         path: list[int | str] = [p for p in e["loc"] if p != "[key]"]
         if e["type"] == "rule" and e["ctx"]["path"]:
             path.append(e["ctx"]["path"])
-        found.append(Finding(tuple(path), _sentence(e, model, path)))
+        found.append(Finding(tuple(path), _sentence(e, model, path), rule))
     return found
 
 
@@ -212,13 +231,15 @@ def read(document: Mapping[str, Any]) -> tuple[ResolvedJob | None, list[Finding]
         text = "is missing" if kind is None else f"{kind!r} is not a kind of this project{_near(str(kind), KINDS)}"
         return None, [Finding(("kind",), f"{text} (known: {', '.join(KINDS)})")]
     written = dict(document)
-    found = [Finding(path, text) for each in (misspelt, quoted) for path, text in each(KINDS[kind], written, submodel)]
+    found = [Finding(path, text) for path, text in misspelt(KINDS[kind], written, submodel)]
+    found += [_below_spec(*each, NULL) for each in nulls(written.get("spec"))]
     if version != GROUP_VERSION:
         found.append(Finding(("apiVersion",), f"expected {GROUP_VERSION}, found {version!r}"))
-    plain = {**document, "apiVersion": GROUP_VERSION}
+    stored: JsonObject = as_stored(KINDS[kind], written, submodel)
+    plain = {**stored, "apiVersion": GROUP_VERSION}
     spec = plain.get("spec")
     for where, template in _pod_templates(spec):
-        found += [Finding(("spec", *where, *path), text) for path, text in problems(template)]
+        found += [Finding(("spec", *where, *path), text, POD_TEMPLATE) for path, text in problems(template)]
     if kind == "GroundingTrainJob" and isinstance(spec, dict) and spec.get("preset") is not None:
         plain["spec"] = spec = dict(spec)
         found += _preset_findings(spec)
@@ -234,7 +255,7 @@ def read(document: Mapping[str, Any]) -> tuple[ResolvedJob | None, list[Finding]
     try:
         resolved = resolve(job)
     except ValidationError as error:
-        return None, [*found, *_findings(error, KINDS[kind])]
+        return None, [*found, *_findings(error, KINDS[kind], RESOLVED)]
     found += [_below_spec(*each) for each in check(resolved)]
     return (None, found) if found else (resolved, [])
 
@@ -250,13 +271,13 @@ def _with_effect(spec: JsonObject) -> tuple[JsonObject, list[Finding]]:
     known = {key: value for key, value in given.items() if key in _HYPERPARAMETER_NAMES}
     fields = method_fields(method)
     kept = {key: value for key, value in given.items() if key in fields or key not in known}
-    found = [_below_spec(*each) for each in without_effect(spec, known)]
+    found = [_below_spec(*each, WITHOUT_EFFECT) for each in without_effect(spec, known)]
     return {**spec, "hyperparameters": kept}, found
 
 
-def _below_spec(field: str, message: str) -> Finding:
+def _below_spec(field: str, message: str, rule: str) -> Finding:
     steps = [int(step) if step.isdigit() else step for step in field.split(".")]
-    return Finding(("spec", *steps), message)
+    return Finding(("spec", *steps), message, rule)
 
 
 def refuse_placeholders(jobs: Sequence[ResolvedJob], file: str | Path) -> None:

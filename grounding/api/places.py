@@ -3,67 +3,82 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+from grounding.api.base import OBJECT_NAME, is_object_name
 from grounding.api.common import ModelRef
 from grounding.api.handed_down import QUEUE_LABEL, queue_of
-from grounding.api.models import GroundingEvalJob
+from grounding.api.models import GroundingEvalJob, GroundingTrainJob, Job
 from grounding.api.resolved import ResolvedJob, ResolvedTrainJob
 
-_OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
-_PLACE = re.compile(
-    r"s3://[^/?#@]+(/[^?#]*)?|hf://(datasets/)?[^/]+/[^/]+.*|pvc://[^/]+(/.*)?|file://(localhost)?/.*|tiny://.*"
-)
 
-
-def names_and_places(job: ResolvedJob) -> Iterator[tuple[str, str]]:
-    """Yield problems with names, paths and URIs in a job of either kind."""
-    spec = job.spec
-    if (
-        isinstance(spec.model, ModelRef)
-        and spec.model.train_job == job.metadata.name
-        and isinstance(job, ResolvedTrainJob)
-    ):
-        yield "model.trainJob", f"{job.metadata.name}: the job would wait for itself. Name another job, or a source."
+def names(job: ResolvedJob) -> Iterator[tuple[str, str, str]]:
+    """Yield problems with names: the field, a message, and the rule's id if the API server cannot judge it."""
+    model, spec = job.spec.model, job.spec
+    if isinstance(job, ResolvedTrainJob) and isinstance(model, ModelRef) and model.train_job == job.metadata.name:
+        yield "model.trainJob", f"{job.metadata.name}: {WAITS_FOR_ITSELF}", ""
     label = job.metadata.labels.get(QUEUE_LABEL)
     if label and spec.queue is not None and label != spec.queue:
-        yield "queue", f"{spec.queue!r}, but the job's label {QUEUE_LABEL} says {label!r}. Leave one of them out."
-    named = {
-        "queue": queue_of(job),
-        "priorityClassName": spec.priority_class_name,
-        "schedulerName": spec.scheduler_name,
-    }
-    for field, name in named.items():
-        if name is not None and not _OBJECT.fullmatch(name):
-            yield field, f"{name!r} is no name of a Kubernetes object: lower case letters, digits, - and . only."
-    places: list[tuple[str, str | None]] = [("output", spec.output)]
-    if isinstance(spec.model, ModelRef):
-        places.append(("model.source", spec.model.source))
-    if isinstance(job, ResolvedTrainJob):
-        data = job.spec.data
-        lists = {"train": data.train, "images": data.images, "validation": data.validation}
-        lists |= {f"validationSets.{name}": files for name, files in data.validation_sets.items()}
-        places += [(f"data.{field}.{i}", place) for field, many in lists.items() for i, place in enumerate(many)]
-        places += [("data.prepared", data.prepared), ("reward.file", job.spec.reward.file)]
-    else:
-        of = job.spec.data
-        places += [
-            (f"data.{name}.{i}", place)
-            for name, many in (("files", of.files), ("images", of.images))
-            for i, place in enumerate(many)
-        ]
-        places += [("data.root", of.root), ("scoringFile", job.spec.scoring_file)]
-    for field, place in places:
-        if place is not None and "://" in place and not _PLACE.fullmatch(place):
-            yield field, f"{place} is no place that can be read. {_PLACES}"
-    if spec.output is not None and spec.output.startswith(("hf://", "tiny://")):
-        yield (
+        text = f"{spec.queue!r}, but the job's label {QUEUE_LABEL} says {label!r}. Leave one of them out."
+        yield "queue", text, QUEUE_OF_LABEL
+    queue = queue_of(job)
+    if queue is not None and not is_object_name(queue):
+        yield "queue", f"{queue!r}: {OBJECT_NAME}", QUEUE_OF_LABEL
+
+
+QUEUE_OF_LABEL = "queue-label"
+
+
+@dataclass(frozen=True)
+class ClusterProblem:
+    """What works on this machine and not in pods: the field below spec, the rule's id, a sentence and what to do."""
+
+    field: str
+    rule: str
+    message: str
+    hint: str
+
+
+def on_a_cluster(job: Job) -> Iterator[ClusterProblem]:
+    """Yield what the operator refuses in a job that `egm run` can run. `egm validate` warns of it."""
+    output = job.spec.output
+    if (
+        output is not None
+        and output.startswith("file://")
+        and not _mounted(job, output.removeprefix("file://").removeprefix("localhost"))
+    ):
+        yield ClusterProblem(
             "output",
-            f"{spec.output}: nothing can be written there. Write s3://bucket/path, file:///path or pvc://claim/path.",
+            "output-of-the-pod",
+            f"is {output}: in a pod, that folder is gone with the pod",
+            "Write s3://bucket/path or pvc://claim/path, or mount a volume there with podTemplate.",
         )
+    if isinstance(job, GroundingTrainJob):
+        field, file = "reward.file", job.spec.reward.file
+        hint = "Use `egm submit`, which sends a file of this machine along, or put it into a ConfigMap (spec.reward.configMap)."
+    else:
+        field, file = "scoringFile", job.spec.scoring_file
+        hint = "Name pvc://claim/path, s3://bucket/path or hf://owner/name/path."
+    if file is not None and "://" not in file and not file.startswith("/"):
+        yield ClusterProblem(field, "own-file", f"is {file}: pods know no folder that it would be under", hint)
 
 
-_PLACES = "Write a path, s3://bucket/path, pvc://claim/path, hf://owner/name or file:///path."
+def _mounted(job: Job, path: str) -> bool:
+    """Return whether a pod template of the job mounts a volume at a path, or at a folder above it."""
+    roles = job.spec.pod_templates
+    templates = [job.spec.pod_template, *([] if roles is None else roles.model_dump().values())]
+    for template in templates:
+        spec = template.get("spec") if isinstance(template, Mapping) else None
+        containers = spec.get("containers") if isinstance(spec, Mapping) else None
+        for container in containers if isinstance(containers, list) else ():
+            for mount in (container.get("volumeMounts") or ()) if isinstance(container, Mapping) else ():
+                if f"{path}/".startswith(f"{str(mount.get('mountPath')).rstrip('/')}/"):
+                    return True
+    return False
+
+
+WAITS_FOR_ITSELF = "the job would wait for itself. Name another job, or a source."
 
 
 def model_fields(job: ResolvedJob) -> list[tuple[str, ModelRef]]:

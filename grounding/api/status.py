@@ -157,7 +157,7 @@ class JobStatus(Model):
     observed_generation: int | None = Field(
         default=None, ge=0, description="Generation of the spec that this status is about."
     )
-    phase: Phase | None = Field(default=None, description=Phase.__doc__)
+    phase: Phase | None = Field(default=None, strict=False, description=Phase.__doc__)
     reason: Annotated[str, StringConstraints(max_length=128)] | None = Field(
         default=None, description="Why the job is in this phase, in one word of a closed list."
     )

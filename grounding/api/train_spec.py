@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from grounding.api.base import Fraction, Labels, Model, Place, Places, Quantity, Rule, Seconds, Text
+from grounding.api.base import Fraction, Labels, Model, Place, Places, Quantity, Rule, Seconds, Text, Url
 from grounding.api.common import CHANGEABLE, ConfigMapKey, GpuResource, JobSpec, ModelRef, SecretKey, Shapes, Template
 from grounding.api.hyperparameters import Hyperparameters
 from grounding.boxes import Space
@@ -32,7 +32,7 @@ class TrainData(Model):
         default_factory=list,
         description="Files that validate the training. RL: evaluation files (jsonl), of which a tenth is taken; SFT: rows as in train.",
     )
-    validation_sets: Annotated[dict[str, Places], Field(max_length=64)] = Field(
+    validation_sets: Annotated[dict[str, Annotated[list[Url], Field(max_length=256)]], Field(max_length=64)] = Field(
         default_factory=dict,
         description="The same as sets with a name, each with figures of its own: {val: [a.jsonl], testA: [b.jsonl]}.",
     )
@@ -147,7 +147,7 @@ class Resources(Model):
 class Wandb(Model):
     """Weights & Biases."""
 
-    base_url: Place | None = Field(None, description="Server; absent: the public one.")
+    base_url: Url | None = Field(None, description="Server; absent: the public one.")
     project: Text = Field("egm", description="Project that runs go to.")
     api_key_secret: SecretKey | None = Field(None, description="Where the API key is; never written into the job.")
 
@@ -155,7 +155,7 @@ class Wandb(Model):
 class Mlflow(Model):
     """MLflow. Credentials are the environment's, as MLflow reads them (MLFLOW_TRACKING_TOKEN and others)."""
 
-    tracking_uri: Place = Field(description="Server (http, https), or a store that MLflow knows.")
+    tracking_uri: Url = Field(description="Server (http, https), or a store that MLflow knows.")
     experiment: Text = Field("egm", description="Experiment that runs go to; made where it is not there.")
 
 

@@ -46,7 +46,7 @@ def validate(
 def _validate(file: Path, *, quiet: bool) -> list[Verdict]:
     """Return a record for each job and each problem of a file, and print them unless `quiet`."""
     from grounding.api import ManifestError, load
-    from grounding.api.places import placeholders
+    from grounding.api.places import on_a_cluster, placeholders
 
     def say(text: str) -> None:
         if not quiet:
@@ -70,6 +70,8 @@ def _validate(file: Path, *, quiet: bool) -> list[Verdict]:
             typer.echo(f"{job.kind.lower()}/{job.metadata.name} is valid ({file})")
         for field, message in [*placeholders(job), *_unseen(job)]:
             say(f"warning: {file}: {job.metadata.name}: spec.{field}: {message}")
+        for each in on_a_cluster(job):
+            say(f"warning: {file}: {job.metadata.name}: spec.{each.field} {each.message} (on a cluster). {each.hint}")
     return report
 
 

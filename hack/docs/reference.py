@@ -12,7 +12,7 @@ from pathlib import Path
 from egm_operator import settings
 from pydantic import BaseModel
 
-from grounding.api import KINDS
+from grounding.api import KINDS, checks
 from grounding.api.explain import notes, type_name
 from grounding.api.manifest import submodel
 from grounding.runtime.environment import Environment, RlEnvironment, table
@@ -24,7 +24,7 @@ PARTS = {
         "variables of a role": lambda: table(Environment),
         "variables of verl": lambda: table(RlEnvironment),
     },
-    "operator.md": {"settings of the operator": settings.table},
+    "operator.md": {"settings of the operator": settings.table, "rules of the operator": checks.table},
 }
 """Page -> title of a part -> what makes it"""
 HEAD = """\

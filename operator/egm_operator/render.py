@@ -8,7 +8,7 @@ from pathlib import Path
 
 from egm_operator.kube.objects import Manifest
 from egm_operator.manifests import batch, gangs, network, own_reward, servers
-from egm_operator.manifests.places import check_own_file, model_left_by, output_of, places
+from egm_operator.manifests.places import check_for_pods, model_left_by, output_of, places
 from egm_operator.manifests.pod import Context
 from egm_operator.plan.snapshot import roles_of
 from egm_operator.settings import Settings
@@ -28,7 +28,7 @@ def objects(job: Job, trains: Mapping[str, Job], settings: Settings, namespace: 
     if not output:
         hint = "Set spec.output (pvc://claim/path or s3://bucket/path), or EGM_OPERATOR_DEFAULT_OUTPUT as the operator has it."
         raise UserError("is missing", field=f"{job.metadata.name}: spec.output", hint=hint)
-    check_own_file(job)
+    check_for_pods(job)
     found: list[Manifest] = []
     several = not isinstance(job, GroundingTrainJob) and bool(job.spec.several_models)
     for number, reference in enumerate(job.spec.models, 1):

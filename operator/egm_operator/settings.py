@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import orjson
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -21,6 +21,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from grounding.api.base import Output
 from grounding.api.train_spec import BackendName
 from grounding.errors import UserError
 
@@ -147,6 +148,16 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Use only the given values: `Settings()` always has the defaults; `load` reads an environment."""
         return (init_settings,)
+
+    @field_validator("default_output")
+    @classmethod
+    def _an_output(cls, text: str) -> str:
+        if text:
+            try:
+                TypeAdapter(Output).validate_python(text)
+            except ValidationError as error:
+                raise ValueError(error.errors()[0]["msg"]) from None
+        return text
 
     @classmethod
     def variable(cls, field: str) -> str:

@@ -88,7 +88,7 @@ _EVAL = {
 def test_what_may_change(kubectl: Any) -> None:
     kubectl("apply", "-f", "-", stdin=_TRAIN)
     template = {"spec": {"containers": [{"name": "main", "env": [{"name": "A", "value": "b"}]}]}}
-    seconds = dict.fromkeys(["activeDeadlineSeconds", "startDeadlineSeconds", "stallTimeoutSeconds"], 600)
+    seconds = {"activeDeadlineSeconds": 600, "startDeadlineSeconds": 300, "stallTimeoutSeconds": 600}
     changes = {"suspend": True, "maxAttempts": 9, **seconds, "ttlSecondsAfterFinished": 0, "podTemplate": template}
     changes["podTemplates"] = {"train": template}
     changes["backend"] = "job"

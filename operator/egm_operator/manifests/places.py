@@ -7,6 +7,7 @@ from typing import Any
 
 from egm_operator.kube.objects import Raw
 from grounding.api import GroundingTrainJob, Job
+from grounding.api.places import on_a_cluster
 from grounding.errors import UserError
 from grounding.roles import Layout
 
@@ -68,16 +69,10 @@ def checked_output(job: Job, namespace: str, default: str) -> str:
     return output
 
 
-def check_own_file(job: Job) -> None:
-    """Raise `UserError` if the job's own reward or scoring is a path that no pod can have."""
-    if isinstance(job, GroundingTrainJob):
-        field, file = "spec.reward.file", job.spec.reward.file
-        hint = "Use `egm submit`, which sends a file of this machine along, or put it into a ConfigMap (spec.reward.configMap)."
-    else:
-        field, file = "spec.scoringFile", job.spec.scoring_file
-        hint = "Name pvc://claim/path, s3://bucket/path or hf://owner/name/path."
-    if file is not None and "://" not in file and not file.startswith("/"):
-        raise UserError(f"is {file}: pods know no folder that it would be under", field=field, hint=hint)
+def check_for_pods(job: Job) -> None:
+    """Raise `UserError` if the job names a path that its pods cannot have."""
+    for problem in on_a_cluster(job):
+        raise UserError(problem.message, field=f"spec.{problem.field}", hint=problem.hint)
 
 
 def model_left_by(job: Job, namespace: str, default: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from egm_operator.manifests.places import check_own_file, checked_output, model_left_by
+from egm_operator.manifests.places import check_for_pods, checked_output, model_left_by
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import J, Snapshot
 from egm_operator.status import ConditionType, Reason, S
@@ -15,7 +15,7 @@ def model(snapshot: Snapshot[J, S]) -> Decision[S]:
     read its own reward or scoring."""
     reference, default = snapshot.model, snapshot.settings.default_output
     checked_output(snapshot.job, snapshot.owner.namespace, default)
-    check_own_file(snapshot.job)
+    check_for_pods(snapshot.job)
     known = snapshot.status.fields.model
     uri = known if known else reference.source
     if not uri:

@@ -332,7 +332,7 @@ def test_a_batch_that_passes_is_shared_equally(preset: str, batch: int, gpus: in
         assert share % max(1, gpus) == 0
 
 
-@pytest.mark.parametrize("output", ["s3://YOUR_BUCKET/x", "s3://<bucket>/x", "s3://${BUCKET}/x", "s3://bucket-name/x"])
+@pytest.mark.parametrize("output", ["s3://your-bucket/x", "s3://my-bucket/x", "s3://bucket-name/x"])
 def test_a_place_that_was_not_filled_in_is_a_placeholder(output: str) -> None:
     job, found = read(_document("egm-8b-rl", {}, output=output))
     assert job is not None, found

@@ -1,0 +1,56 @@
+"""How the operator and `egm validate` judge a job, for the tests that compare them with each other and with the API server."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from egm_operator.plan import plan
+from egm_operator.settings import Settings
+from egm_operator.snapshot import Observed
+
+from grounding.api import read
+from grounding.api.checks import NULL, beyond_the_server
+from grounding.api.manifest import Finding
+
+NOW = 1_800_000_000.0
+SETTINGS = Settings(pod_template="allow")
+ONLY_FOR_PODS = {
+    "spec.output: is missing": "the operator's default output would do",
+    "spec.output: is file://": "the folder is the pod's own",
+    "pods of several nodes share": "one node would do without a claim",
+    "pods know no folder": "on this machine, the file is there",
+}
+"""Words of what the operator refuses in jobs that are fine on one machine"""
+
+
+def operators(raw: dict[str, Any]) -> str | None:
+    """Return the message of the condition with which the operator refuses a new job as the API server stores it."""
+    stored = copy.deepcopy(raw)
+    stored["metadata"] |= {"namespace": "n", "uid": "u", "generation": 1, "resourceVersion": "1"}
+    stored["metadata"]["creationTimestamp"] = "2027-01-15T08:00:00Z"
+    status = plan(Observed(stored), SETTINGS, NOW).status or {}
+    failed = [c for c in status.get("conditions", []) if c["type"] == "Failed" and c["status"] == "True"]
+    return next((c["message"] for c in failed if c["reason"] == "InvalidSpec"), None)
+
+
+def disagreement(written: dict[str, Any], stored: dict[str, Any] | None) -> str | None:
+    """Return how the judges disagree about a manifest; `stored`: what the API server makes of it, None if it refuses it."""
+    job, found = read(written)
+    if stored is None:
+        return "only the API server refuses it" if job is not None else None
+    said = operators(stored)
+    if job is not None:
+        fine = said is None or any(words in said for words in ONLY_FOR_PODS)
+        return None if fine else f"only the operator refuses it: {said}"
+    if unnamed := [finding for finding in found if not finding.rule]:
+        return f"the API server takes it, and no rule says that it may: {unnamed}"
+    assert {finding.rule for finding in found} <= beyond_the_server().keys()
+    seen = [finding for finding in found if finding.rule != NULL]
+    if seen and not (said and _words(seen[0]) in said):
+        return f"the operator's condition is {said!r}, validate's words are {_words(seen[0])!r}"
+    return None
+
+
+def _words(finding: Finding) -> str:
+    return finding.message

@@ -1,0 +1,34 @@
+"""`egm validate` and the operator judge alike, in the same words; what only the operator refuses is a written list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+
+from grounding.api import read
+from grounding.api.as_written import as_stored
+from grounding.api.checks import Beyond, beyond_the_server
+from grounding.api.manifest import submodel
+from grounding.api.models import KINDS
+from tests.judges import ONLY_FOR_PODS, operators
+from tests.manifests import manifests
+
+
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
+@given(manifests())
+def test_the_operator_judges_as_validate_does(manifest: dict[str, Any]) -> None:
+    """Without an API server between them; tests/cluster/test_judges.py has one."""
+    stored = as_stored(KINDS[manifest["kind"]], manifest, submodel)
+    job, found = read(stored)
+    said = operators(stored)
+    if job is None:
+        assert said is not None and found[0].message in said
+    else:
+        assert said is None or any(words in said for words in ONLY_FOR_PODS), said
+
+
+def test_the_list_of_what_the_server_cannot_judge_is_small_and_says_why() -> None:
+    found = beyond_the_server()
+    assert len(found) <= 32
+    assert set(found.values()) == set(Beyond)
