@@ -17,7 +17,7 @@ NOW = 1_800_000_000.0
 SETTINGS = Settings(pod_template="allow")
 ONLY_FOR_PODS = {
     "spec.output: is missing": "the operator's default output would do",
-    "spec.output: is file://": "the folder is the pod's own",
+    "that folder is gone with the pod": "the folder is the pod's own",
     "pods of several nodes share": "one node would do without a claim",
     "pods know no folder": "on this machine, the file is there",
 }

@@ -185,6 +185,7 @@ Output = Annotated[
         rf"{_BUCKET}(/[^?#]*)?|{_CLAIM}(/[^?#]*)?|{_FILE}",
         "nothing can be written there. Write s3://bucket/path, file:///path or pvc://claim/path; "
         "names of buckets and claims have lower case letters, digits, - and . only.",
+        unless="://",
     ),
     _NO_DOTS,
 ]

@@ -43,11 +43,7 @@ class ClusterProblem:
 def on_a_cluster(job: Job) -> Iterator[ClusterProblem]:
     """Yield what the operator refuses in a job that `egm run` can run. `egm validate` warns of it."""
     output = job.spec.output
-    if (
-        output is not None
-        and output.startswith("file://")
-        and not _mounted(job, output.removeprefix("file://").removeprefix("localhost"))
-    ):
+    if output is not None and (path := _path(output)) is not None and not _mounted(job, path):
         yield ClusterProblem(
             "output",
             "output-of-the-pod",
@@ -62,6 +58,13 @@ def on_a_cluster(job: Job) -> Iterator[ClusterProblem]:
         hint = "Name pvc://claim/path, s3://bucket/path or hf://owner/name/path."
     if file is not None and "://" not in file and not file.startswith("/"):
         yield ClusterProblem(field, "own-file", f"is {file}: pods know no folder that it would be under", hint)
+
+
+def _path(output: str) -> str | None:
+    """Return the path of an output that is a folder; None if it is in a store or a claim."""
+    if output.startswith("file://"):
+        return output.removeprefix("file://").removeprefix("localhost")
+    return None if "://" in output else output
 
 
 def _mounted(job: Job, path: str) -> bool:
