@@ -1,4 +1,4 @@
-"""Evaluation: ask an OpenAI-compatible server about every expression of the eight files. Can be resumed.
+"""Evaluation: asks an OpenAI-compatible server about every expression of the eight files. An interrupted evaluation can be resumed.
 
-worklist (checked rows) -> client (requests) -> results (durable rows) -> summary (pure). engines/ describes the servers.
+Data flow: worklist (checked rows) -> client (requests) -> results (durable rows) -> summary (pure). `engines/` describes the servers.
 """

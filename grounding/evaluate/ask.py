@@ -1,4 +1,4 @@
-"""Ask a server one question about one picture and read the box. The request is exactly the evaluation's."""
+"""Ask a server one question about one picture and read the box. The request is the same as in an evaluation."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _START = "<think>"
 
 @dataclass(frozen=True)
 class BoxAnswer:
-    """What a model answered about a picture of `width` x `height` pixels.
+    """A model's answer about a picture of `width` x `height` pixels.
 
-    `box` is xyxy in pixels of the picture as stored, None if the answer has none; `text` is the whole answer, `thought` its thought, if it
-    can be separated; `finish_reason` is `length` for a truncated answer.
+    `box` is xyxy in pixels of the picture as stored; None if the answer has no box. `text` is the whole answer. `thought` is the thought in
+    it, empty if it cannot be separated. `finish_reason` is `length` if the answer was truncated.
     """
 
     expression: str
@@ -71,7 +71,7 @@ class BoxAnswer:
 
 
 def split_thought(text: str, reasoning: str | None) -> str:
-    """Return the thought: the part that the server has split off, else the text before the last `</think>`. Pure."""
+    """Return the thought: `reasoning` if the server has separated it, else the text before the last `</think>`. Pure."""
     if reasoning:
         return reasoning.strip()
     thought, end, _ = text.rpartition(END_OF_THOUGHT)
@@ -79,12 +79,12 @@ def split_thought(text: str, reasoning: str | None) -> str:
 
 
 class Asker:
-    """A server that answers questions about pictures. `endpoint` has the form of `egm eval --endpoint`; times are seconds."""
+    """A server that answers questions about pictures. `endpoint` has the same form as for `egm eval --endpoint`. Times are seconds."""
 
     def __init__(self, endpoint: str, access: Access | None = None, timeout_s: float = 600.0) -> None:
         self.endpoint, self.url, self.timeout_s = endpoint, normalise(endpoint), timeout_s
         self.access = access or Access()
-        # like the evaluation's client, use no proxy: servers are in the user's own network
+        # use no proxy, like the evaluation's client, because servers are in the user's own network
         handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.access.context())]
         self._opener = urllib.request.build_opener(*handlers)
 
@@ -105,7 +105,7 @@ class Asker:
             raise Failure(f"does not answer: {self.access.hide(reason)}", file=self.endpoint, hint=hint) from None
 
     def model(self) -> str | None:
-        """Return the name of the first model that the server offers; None if it does not say."""
+        """Return the name of the first model that the server lists; None if it lists none."""
         try:
             raw, _ = self._open(self.url.removesuffix("/chat/completions") + "/models")
             return str(orjson.loads(raw)["data"][0]["id"])
@@ -113,7 +113,7 @@ class Asker:
             return None
 
     def ask(self, picture: bytes, expression: str, request: Request, scoring: str = defaults.SCORING) -> BoxAnswer:
-        """Ask for the box of an expression. Raises `UserError` if the file is not a picture or the server refuses it, `Failure` if no
+        """Ask for the box of an expression. Raises `UserError` if the file is not a picture or the server refuses it, and `Failure` if no
         answer comes.
         """
         profile = get_profile(scoring)

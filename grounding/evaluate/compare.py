@@ -1,7 +1,8 @@
-"""Two evaluations of the same questions, paired: flips, exact McNemar, a bootstrap by image, and a gate on them. Pure statistics.
+"""Compare two evaluations of the same questions in pairs: flips, the exact McNemar test, a bootstrap over images, and a gate on these.
+Pure.
 
-Two questions are the same if file, line, image, expression and box are (`reader.Question`); model, prompt and sampling may differ.
-Only questions that both sides answered are compared. Accuracies and differences are fractions; differences are B minus A.
+Two questions are the same if file, line, image, expression and box are equal (`reader.Question`); model, prompt and sampling may differ.
+Only questions that both sides answered are compared. Accuracies and differences are fractions; a difference is B minus A.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from grounding.jsontypes import Document
 
 @dataclass(frozen=True)
 class Change:
-    """A versus B over one set of questions. `p` is McNemar's, None for the macro mean, which is not a count of flips."""
+    """The difference of B from A over a set of questions. `p` is McNemar's; None for the macro mean, because it is not a count of flips."""
 
     name: str
     n: int
@@ -32,15 +33,15 @@ class Change:
     diff: float
     ci95: tuple[float, float]
     lost: int
-    """Flips from correct to wrong"""
+    """Number of answers that are correct in A and wrong in B"""
     won: int
-    """Flips from wrong to correct"""
+    """Number of answers that are wrong in A and correct in B"""
     p: float | None
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The result of `compare`. `pairs` is (N, 2): indices into the rows of A and of B."""
+    """The result of `compare`. `pairs` is (N, 2): the indices of each pair's rows in A and in B."""
 
     a: Answers
     b: Answers
@@ -55,7 +56,7 @@ class Comparison:
 
     @property
     def flips(self) -> NDArray[np.int64]:
-        """Return the pairs of which one is correct and the other is not."""
+        """Return the pairs of which exactly one answer is correct."""
         correct_a, correct_b = self.a.correct[self.pairs[:, 0]], self.b.correct[self.pairs[:, 1]]
         flips: NDArray[np.int64] = self.pairs[correct_a != correct_b]
         return flips
@@ -66,7 +67,7 @@ class Comparison:
         return not (self.only_a or self.only_b or self.errors_a or self.errors_b)
 
     def notes(self, *, partial: bool = False) -> list[str]:
-        """Return notes that a reader must know, a sentence each; with `partial`, there is none about unpaired questions."""
+        """Return sentences that a reader of the comparison must know. `partial` omits those about questions without a pair."""
         found: list[str] = []
         for name, answers, errors, only in (
             ("A", self.a, self.errors_a, self.only_a),
@@ -87,7 +88,7 @@ class Comparison:
         a, b = self.a.conditions.settings, self.b.conditions.settings
         apart = settings_differences(a, b)
         same = (self.a.model, self.a.prompt) == (self.b.model, self.b.prompt)
-        # the digest also covers model and prompt, so compare it only if they are the same
+        # the digest also covers model and prompt, so it says something about settings only if those are equal
         if not apart and same and self.a.settings and self.b.settings and self.a.settings != self.b.settings:
             apart = [f"the digest is {self.a.settings} in A and {self.b.settings} in B"]
         return [f"The settings differ: {'; '.join(apart)}."] if apart else []
@@ -103,7 +104,7 @@ class Comparison:
         return [f"A names {self.a.model} and B {self.b.model}, but the servers said the same of both: {alike}."]
 
     def as_dict(self) -> Document:
-        """Return the comparison for JSON, with `files` in the paper's order."""
+        """Return the comparison for JSON; `files` are in the paper's order."""
 
         def side(x: Answers) -> Document:
             return {"folder": str(x.folder), "model": x.model, "prompt": x.prompt, "scoring": x.scoring, "rows": len(x)}
@@ -127,29 +128,29 @@ class Comparison:
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """Return the two-sided p of the exact McNemar test: the probability of flips at least this uneven if both directions are equally
-    likely.
+    """Return the two-sided p of the exact McNemar test: the probability of flips that are at least this uneven if both directions are
+    equally likely.
 
-    Exact to the last bit (integers until the final division), even for p-values too small to sum up in floats.
+    The result is exact to the last bit, even for p-values too small to sum up in floats, because integers are used until the last division.
     """
     n, fewer = lost + won, min(lost, won)
-    if 2 * fewer >= n - 1:  # as even as possible: the two tails cover everything
+    if 2 * fewer >= n - 1:  # the flips are as even as possible, so the two tails cover everything
         return 1.0
     total = term = 1
     for k in range(1, fewer + 1):
-        term = term * (n - k + 1) // k  # n over k
+        term = term * (n - k + 1) // k  # the binomial coefficient of n and k
         total += term
     return (2 * total) / (1 << n)
 
 
 def compare(a: Answers, b: Answers) -> Comparison:
-    """Pair the questions of two evaluations and compare the pairs that both have answered."""
+    """Pair the questions of two evaluations, and compare those that both have answered."""
     in_b = {q: i for i, q in enumerate(b.questions)}
     both = [(i, in_b[q]) for i, q in enumerate(a.questions) if q in in_b]
     pairs = np.array(both, dtype=np.int64).reshape(-1, 2)
     pairs = pairs[a.answered[pairs[:, 0]] & b.answered[pairs[:, 1]]]
     names = file_order([a.files[f] for f in np.unique(a.file[pairs[:, 0]])])
-    # numbered only by the paired questions, so that the draws do not depend on which side is A
+    # number images by the paired questions only, so that the draws do not depend on which side is A
     place = {name: i for i, name in enumerate(names)}
     file = np.array([place.get(name, -1) for name in a.files], dtype=np.int64)[a.file[pairs[:, 0]]]
     by_name = np.array(a.images, dtype=object)[a.image[pairs[:, 0]]]
@@ -201,10 +202,11 @@ def _changes(
 def bootstrap(
     file: NDArray[np.int64], image: NDArray[np.int64], gain: NDArray[np.int64]
 ) -> tuple[list[tuple[float, float]], tuple[float, float], tuple[float, float]]:
-    """Return 95 % intervals of the mean gain: of each file, of the mean over files (macro) and over all rows (micro).
+    """Return 95 % intervals of the mean gain: for each file, for the mean over files (macro) and for all rows (micro).
 
-    Images are drawn, not rows, because answers about one image are correlated, also across files. Columns of N entries: number of the
-    row's file (0..F-1), of its image (0..M-1), and its gain (-1, 0, 1). The seed is fixed. A draw that misses a file leaves it out.
+    Images are drawn, not rows, because answers about one image are correlated, also across files. The arguments are columns of N entries:
+    the number of the row's file (0..F-1), the number of its image (0..M-1), and its gain (-1, 0 or 1). The seed is fixed. If a draw
+    contains no row of a file, the file does not count in that draw.
     """
     f, m = int(file.max()) + 1, int(image.max()) + 1
     n, gains = np.zeros((m, f)), np.zeros((m, f))
@@ -212,7 +214,7 @@ def bootstrap(
     np.add.at(gains, (image, file), gain)
     draw = np.random.default_rng(SEED)
     found: list[NDArray[np.float64]] = []
-    block = max(1, min(100, 2_000_000 // m))  # for memory; the draws are the same in any blocks
+    block = max(1, min(100, 2_000_000 // m))  # bounds the memory; the draws do not depend on the block size
     for start in range(0, DRAWS, block):
         size = min(block, DRAWS - start)
         weight = draw.multinomial(m, np.full(m, 1.0 / m), size=size).astype(np.float64)
@@ -232,10 +234,11 @@ def gate(
     partial: bool = False,
     strict: bool = False,
 ) -> list[str]:
-    """Return why B does not pass, a sentence each; empty when it does. `min_macro` is in per cent, `max_drop` in percentage points.
+    """Return the reasons why B does not pass, as sentences; empty if it passes. `min_macro` is in per cent, `max_drop` in percentage points.
 
-    Both judge the macro mean over the questions that both sides answered. Questions without a pair, failed requests and unequal scoring
-    fail the gate, unless `partial` allows comparing a part. `strict` refuses every note, except those that `partial` allows.
+    Both limits apply to the macro mean over the questions that both sides answered. Questions without a pair, failed requests and different
+    scoring fail the gate, unless `partial` allows the comparison of a part. With `strict`, every note fails the gate, except those that
+    `partial` allows.
     """
     refused = [f"--strict: {note}" for note in found.notes(partial=partial)] if strict else []
     if min_macro is None and max_drop is None:
@@ -251,7 +254,7 @@ def gate(
     if found.a.scoring != found.b.scoring or found.a.other_scoring or found.b.other_scoring:
         reasons.append("The two are not scored by the same profile; `egm eval --rescore` scores stored answers again.")
     before, after = 100 * found.macro.acc_a, 100 * found.macro.acc_b
-    # rounding errors of a mean must not change the verdict
+    # a rounding error of the mean must not change the verdict
     if min_macro is not None and after < min_macro - 1e-9:
         reasons.append(f"The macro accuracy of B is {after:.2f} %, less than the {min_macro:g} % of --min-macro.")
     if max_drop is not None and before - after > max_drop + 1e-9:

@@ -1,8 +1,8 @@
-"""Several evaluations of the same questions against the first one. Pure statistics.
+"""Compare several evaluations of the same questions with the first one. Pure.
 
-The largest of several differences can be large just by chance. Therefore, the intervals here hold for all of them together: in 95 of 100
-repetitions, every true difference is inside its interval, so the best one may be picked by its result. They come from the largest
-standardised deviation in a bootstrap over images; p-values of McNemar's test are adjusted by Holm's method.
+The largest of several differences can be large just by chance. Therefore the intervals hold for all differences together: in 95 of 100
+repetitions, every true difference is inside its interval, so it is valid to pick the best evaluation by its result. The intervals come from
+the largest standardised deviation in a bootstrap over images; the p-values of McNemar's test are adjusted by Holm's method.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """The macro mean of one evaluation minus that of the first one. Fractions; `ci95` holds for all differences together."""
+    """The macro mean of one evaluation minus that of the first one, as a fraction. `ci95` holds for all differences together."""
 
     name: str
     acc: float
     diff: float
     ci95: tuple[float, float]
     lost: int
-    """Questions that the first one got right and this one wrong"""
+    """Number of questions that the first evaluation answered correctly and this one did not"""
     won: int
     acc_ci95: tuple[float, float] | None = None
-    """Interval of the accuracy itself, by itself; None if it was not requested"""
+    """Interval of this evaluation's accuracy, considered alone; None if it was not requested"""
     p: float | None = None
 
 
 @dataclass(frozen=True)
 class Several:
-    """The first evaluation and its differences to the others, over the questions that all have answered."""
+    """The first evaluation and the differences of the others from it, over the questions that all have answered."""
 
     name: str
     acc: float
     n: int
     left_out: int
-    """Questions that not all have answered"""
+    """Number of questions that not all evaluations have answered"""
     others: tuple[Difference, ...]
     acc_ci95: tuple[float, float] | None = None
 
     def as_dict(self) -> Document:
-        """Return it for JSON; accuracies are fractions."""
+        """Return the comparison for JSON; accuracies are fractions."""
         return asdict(self)
 
     def notes(self) -> list[str]:
-        """Return the notes for a reader, a sentence each."""
+        """Return sentences that a reader of the comparison must know."""
         if not self.left_out:
             return []
         return [f"{self.left_out:,} questions were not answered in all evaluations; they are left out."]
 
 
 class Aligned:
-    """Evaluations whose questions are numbered alike, once for any number of comparisons."""
+    """Evaluations with a common numbering of their questions, which any number of comparisons can use."""
 
     def __init__(self) -> None:
         self._numbers: dict[Question, int] = {}
@@ -69,7 +69,7 @@ class Aligned:
         self._answers: list[Answers] = []
 
     def add(self, answers: Answers) -> int:
-        """Add an evaluation; return its number."""
+        """Add an evaluation and return its number."""
         numbers = self._numbers
         rows = np.fromiter((numbers.setdefault(q, len(numbers)) for q in answers.questions), np.int64, len(answers))
         self._rows.append(rows)
@@ -77,7 +77,7 @@ class Aligned:
         return len(self._rows) - 1
 
     def compare(self, chosen: Sequence[int], names: Sequence[str], *, details: bool = False) -> Several | None:
-        """Compare evaluations with the first of the chosen ones; None if no question was answered in all."""
+        """Compare the chosen evaluations with the first of them. Return None if no question was answered in all."""
         place = np.full((len(chosen), len(self._numbers)), -1, dtype=np.int64)
         asked = np.zeros(len(self._numbers), dtype=bool)
         for row, number in zip(place, chosen, strict=True):
@@ -97,7 +97,7 @@ class Aligned:
 
 
 def compare_several(answers: Sequence[Answers], names: Sequence[str]) -> Several | None:
-    """Compare evaluations with the first one, with all details; None if no question was answered in all."""
+    """Compare evaluations with the first one, with all details. Return None if no question was answered in all."""
     aligned = Aligned()
     return aligned.compare([aligned.add(a) for a in answers], names, details=True)
 
@@ -111,9 +111,10 @@ def several(
     *,
     details: bool = True,
 ) -> Several:
-    """Compare rows of `correct` (evaluations x questions) with its first row; `file` and `image` number each question's.
+    """Compare the rows of `correct` (evaluations x questions) with its first row. `file` and `image` have the number of each question's
+    file and image.
 
-    `details`: each accuracy's own interval and the p-values, which double the time.
+    `details` adds each accuracy's own interval and the p-values, which doubles the time.
     """
     means = _macro(correct, file)
     diffs = means[1:] - means[0]
@@ -141,7 +142,9 @@ def _macro(correct: NDArray[np.bool_], file: NDArray[np.int64]) -> NDArray[np.fl
 
 
 def _draws(correct: NDArray[np.bool_], file: NDArray[np.int64], image: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the differences of macro means in each draw of images: (draws, evaluations - 1). A draw that misses a file leaves it out."""
+    """Return the differences of the macro means in each draw of images, (draws, evaluations - 1). If a draw contains no row of a file, the
+    file does not count in that draw.
+    """
     files, images, count = int(file.max()) + 1, int(image.max()) + 1, len(correct)
     n, gains = np.zeros((images, files)), np.zeros((images, files * (count - 1)))
     np.add.at(n, (image, file), 1.0)
@@ -160,7 +163,7 @@ def _draws(correct: NDArray[np.bool_], file: NDArray[np.int64], image: NDArray[n
 
 
 def simultaneous(diffs: NDArray[np.float64], draws: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """Return an interval for each difference, so that all hold together at `LEVEL`. `draws`: (draws, differences)."""
+    """Return an interval for each difference, such that all hold together at `LEVEL`. `draws` is (draws, differences)."""
     spread = draws.std(axis=0, ddof=1)
     known = spread > 0
     if not known.any():
@@ -171,7 +174,9 @@ def simultaneous(diffs: NDArray[np.float64], draws: NDArray[np.float64]) -> list
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values adjusted by Holm's method: the smallest times their number, the next one times one less, never falling."""
+    """Return p-values adjusted by Holm's method: the smallest is multiplied by their number, the next one by one less, and so on; the
+    results never decrease.
+    """
     order = np.argsort(p, kind="stable")
     found, least = [0.0] * len(p), 0.0
     for rank, i in enumerate(order):

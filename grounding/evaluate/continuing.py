@@ -1,8 +1,8 @@
-"""Check whether a server continues a message, which cutting off a thought requires: a server may accept the field and ignore it.
+"""Check whether a server continues a message, which is required for cutting off thoughts. Some servers accept the field but ignore it.
 
-The check comes before the questions and sends two requests of one token. Both end with a message of the assistant; one asks to continue it.
-A server that does so omits the end of the message and the beginning of another one, so its prompt is shorter. Equal prompts mean that the
-field is ignored.
+Before the first question, the check sends two requests of one token. Both end with a message of the assistant, and one of them asks to
+continue it. A server that does so omits the end of the message and the beginning of another one, so this request's prompt is shorter. If
+both prompts have the same length, the server ignores the field.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from grounding.runtime.access import Access
 from grounding.runtime.pages import PLAIN, page
 
 LIMIT_S = 20.0
-"""Seconds that a server gets for both requests; one that does not answer in time is not judged"""
+"""Time limit in seconds for both requests; a server that does not answer in time is not judged"""
 IGNORES = "does not continue a message, whatever it is asked"
 _SAID = [{"role": "user", "content": "Count to three."}, {"role": "assistant", "content": "One, two,"}]
 
@@ -37,7 +37,7 @@ async def ignored(engine: Engine, endpoints: Sequence[str], asked_as: str | None
 
 
 async def continues(engine: Engine, endpoint: str, asked_as: str | None, access: Access) -> bool | None:
-    """Return whether the server at `endpoint` continues a message; None if that cannot be determined."""
+    """Return whether the server at `endpoint` continues a message; None if it cannot be determined."""
     body: Document = {"messages": _SAID, engine.limit_field: 1, "temperature": 0}
     if asked_as is not None:
         body["model"] = asked_as
@@ -59,7 +59,7 @@ async def continues(engine: Engine, endpoint: str, asked_as: str | None, access:
 
 
 async def _prompt(session: aiohttp.ClientSession, endpoint: str, body: Document) -> int | None:
-    """Return the tokens of a request's prompt, as the server counts them; None if it does not say."""
+    """Return the number of tokens of a request's prompt as reported by the server; None if it reports none."""
     async with session.post(normalise(endpoint), data=orjson.dumps(body), allow_redirects=False) as response:
         try:
             count = orjson.loads(await page(response, LARGEST_PAGE))["usage"]["prompt_tokens"]

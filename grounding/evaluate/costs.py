@@ -1,4 +1,4 @@
-"""The costs of an evaluation: tokens, time, operations, GPU-seconds, money. Pure."""
+"""Compute the costs of an evaluation: tokens, time, operations, GPU-seconds, money. Pure."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from grounding.jsontypes import JsonObject
 
 @dataclass(frozen=True)
 class Hardware:
-    """The servers' hardware and its price. None: unknown."""
+    """The servers' hardware and its price. A value is None if it is unknown."""
 
     gpus: int | None = None
-    """GPUs of all servers together; 0 on CPUs"""
+    """Number of GPUs of all servers together; 0 if they run on CPUs"""
     price_per_gpu_hour: float | None = None
     currency: str = "USD"
     shape: Shape | None = None
-    """The model, for the formula of operations"""
+    """The model's dimensions, for the formula of operations"""
 
 
 def count(
@@ -39,8 +39,8 @@ def count(
     serving_seconds: float,
     latency_s: NDArray[np.float64] | None = None,
 ) -> Costs:
-    """Return the costs of the answered rows. `latency_s` has the latencies that count and NaN for the others; None: all measured ones
-    count.
+    """Return the costs of the answered rows. `latency_s` has the latencies in seconds that count and NaN for the others; if it is None, all
+    measured ones count.
     """
     rows = done.answered
     generated, thought = done.tokens[rows].astype(float), done.thought[rows].astype(float)
@@ -84,16 +84,16 @@ def _quantile(values: NDArray[np.float64], share: float) -> float | None:
 
 @dataclass(frozen=True)
 class Shares:
-    """The costs of each question for the table of rows: `flops` by formula, `gpu_seconds` in proportion to its time in flight."""
+    """Divides the costs among the questions for the table of rows: `flops` by formula, `gpu_seconds` in proportion to the time in flight."""
 
     shape: Shape | None
     method: Method
     gpu_seconds_per_second: float | None
-    """GPU-seconds of all questions divided by the sum of their seconds in flight"""
+    """GPU-seconds per second in flight: the sum over all questions divided by the sum of their seconds in flight"""
 
     @property
     def known(self) -> bool:
-        """Return whether any costs of a question are known."""
+        """Return whether any cost of a question is known."""
         return self.shape is not None or self.gpu_seconds_per_second is not None
 
     def of(self, row: ResultRow) -> RowCosts:
@@ -109,7 +109,7 @@ class Shares:
 
 
 def shares(done: Tallies, method: Method, hardware: Hardware, costs: Costs | None) -> Shares:
-    """Return the object that divides the costs of an evaluation among its rows. `costs`: those in its summary; None if there are none."""
+    """Return the object that divides the costs of an evaluation among its rows. `costs` are those of its summary; None if it has none."""
     latency = done.latency_s[done.answered]
     under_way = float(latency[~np.isnan(latency)].sum())
     spent = None if costs is None else costs.gpu_seconds
@@ -117,7 +117,7 @@ def shares(done: Tallies, method: Method, hardware: Hardware, costs: Costs | Non
 
 
 def question(shape: Shape, method: Method, prompt: int, generated: float, size: tuple[int, int]) -> float:
-    """Return the operations of a question with a picture of `size`. Its answers are assumed to be equally long."""
+    """Return the operations of a question with a picture of `size` (width, height). All its answers are assumed to be equally long."""
     picture = shape.picture(*fitting(size, method.max_pixels, method.min_pixels))
     return shape.prompt(prompt) + method.samples * shape.generated(prompt, generated / method.samples) + picture
 
@@ -130,7 +130,7 @@ def _flops(
     prompt: NDArray[np.float64],
     generated: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Return the operations of each question; NaN if its tokens are not known. Answers are assumed to be equally long."""
+    """Return the operations of each question; NaN if its tokens are unknown. All answers of a question are assumed to be equally long."""
     found = np.full(len(prompt), np.nan)
     sizes = done.size[rows]
     for i in np.flatnonzero(~np.isnan(prompt) & ~np.isnan(generated)):
@@ -140,11 +140,11 @@ def _flops(
 
 
 CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
-"""Files in a model's folder from which its shape is read; one of the last two is enough"""
+"""Files of a model's folder from which its dimensions are read; one of the last two is enough"""
 
 
 def read_shape(folder: Path) -> Shape:
-    """Return the shape of the model in a folder, or of a config.json. Raises `UserError`."""
+    """Return the dimensions of the model in a folder or of a config.json. Raises `UserError` if they cannot be read."""
     path = folder if folder.is_file() else folder / "config.json"
     config = _object(path)
     for name in CONFIGS[1:]:

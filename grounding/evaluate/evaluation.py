@@ -1,4 +1,4 @@
-"""What to evaluate, how, and where to put it."""
+"""The description of an evaluation: what to evaluate, how, and where to store the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ MODES = ("throughput", "latency")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to evaluate, and where to store it. `model` names the model in rows, `client.request.model` in requests."""
+    """What to evaluate, and where to store the results. `model` is the model's name in rows; `client.request.model` is its name in
+    requests.
+    """
 
     files: tuple[Path, ...]
     images: tuple[Path, ...]
@@ -33,23 +35,23 @@ class Evaluation:
     retry_errors: bool = False
     rescore: bool = False
     mode: str = defaults.MODE
-    """throughput: as fast as the endpoints go. latency: a fixed concurrency, warmed up; only then are latencies a result"""
+    """throughput: as fast as the endpoints allow. latency: a fixed concurrency after a warm-up; only this mode reports latencies"""
     remote: str = ""
-    """URI of the copy of `out`, s3://bucket/prefix; empty: no copy"""
+    """URI of a copy of `out`, s3://bucket/prefix; empty: no copy"""
     replicate_every_s: float = 30.0
-    """Maximum age of the copy in seconds"""
+    """Maximum age of that copy in seconds"""
     max_errors: int = 0
     """Maximum number of failed rows that count as wrong answers; with more, there is no mean"""
     engine: str = ""
-    """Engine whose pages (metrics, model) the endpoints have; empty: they are not asked"""
+    """Engine of the endpoints, which decides the pages for metrics and the model that are read; empty: no pages are read"""
     hardware: Hardware = field(default_factory=Hardware)
-    """What the servers run on, for costs"""
+    """The hardware of the servers, for computing costs"""
     one_source: bool = False
-    """The endpoints are servers that a job started from one source; their model folders may differ"""
+    """Whether a job started all endpoints from one source; then the folders of their models may differ"""
     truths: Truths = field(default_factory=Truths)
-    """How the true boxes are written"""
+    """How the true boxes are written, and how unusable rows are handled"""
     retry_truncated: int = 0
-    """Ask only the truncated answers again, with this many tokens; 0: ask the questions without an answer"""
+    """If not 0, ask only the questions with truncated answers again, with this token limit; 0: ask the questions without an answer"""
 
     def _check_retry(self) -> None:
         limit, field_name = (
@@ -72,7 +74,7 @@ class Evaluation:
 
 
 def identify_of(evaluation: Evaluation) -> Identify | None:
-    """Return how an endpoint is asked what it is; None if nothing is known of its engine."""
+    """Return the function that asks an endpoint for its model and capacity; None if its engine is unknown."""
     if not evaluation.engine:
         return None
     engine, client = get_engine(evaluation.engine), evaluation.client

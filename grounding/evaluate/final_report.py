@@ -8,7 +8,7 @@ from grounding.runtime import environment, termination
 from grounding.runtime.termination import Document, fitting, without
 
 _NOTE, _NOTES = 300, 8
-"""Characters of a note, and notes"""
+"""Maximum length of a note in characters, and maximum number of notes"""
 
 
 def _rounded(value: float | None) -> float | None:
@@ -36,7 +36,7 @@ def _accuracy(summary: Summary) -> ReportedAccuracy:
 
 
 def reported_costs(costs: Costs | None) -> ReportedCosts | None:
-    """Return the costs of one question from a summary."""
+    """Return the costs of one question from a summary's costs."""
     if costs is None or not costs.questions:
         return None
     return ReportedCosts(
@@ -56,7 +56,7 @@ def _digits(value: float | None) -> float | None:
 
 
 def settings_of(summary: Summary) -> list[ReportedSetting] | None:
-    """Return the settings of a sweep's summary; None if it is not that of a sweep."""
+    """Return the settings of a sweep's summary; None if the summary is not a sweep's."""
     if summary.settings is None:
         return None
     return [
@@ -74,7 +74,7 @@ def settings_of(summary: Summary) -> list[ReportedSetting] | None:
 
 
 def short(summary: Summary, results: str = "") -> bytes:
-    """Return JSON of at most 4096 bytes: totals, accuracies (0..1), the macro mean's interval, notes, a row a file.
+    """Return JSON of at most 4096 bytes: totals, accuracies (0..1), the macro mean's interval, notes, and a row for each file.
 
     If it does not fit, rows of files are dropped first, then costs of settings, settings, and notes.
     """
@@ -97,7 +97,7 @@ def short(summary: Summary, results: str = "") -> bytes:
 
 
 def _settings_without_costs(document: Document) -> None:
-    for setting in document.get("settings", ()):  # the progress reports have all of it
+    for setting in document.get("settings", ()):  # the progress reports have these fields
         setting.pop("costs", None)
 
 
@@ -106,9 +106,9 @@ def _last_note_less(document: Document) -> None:
         document["notes"].pop()
 
 
-_FEWER_NOTES = [_last_note_less] * _NOTES  # a character may be six bytes
+_FEWER_NOTES = [_last_note_less] * _NOTES  # a character may take six bytes
 
 
 def leave(summary: Summary) -> None:
-    """Write it as this process's termination message, with `$EGM_RESULTS` as the URI of the results."""
+    """Write the short summary as this process's termination message, with `$EGM_RESULTS` as the URI of the results."""
     termination.leave(lambda: short(summary, environment.of_process().results))

@@ -1,16 +1,17 @@
-"""How many floating-point operations a question costs, by a stated formula from the model's config.json. Pure.
+"""Compute the number of floating-point operations of a question, by a documented formula from the model's config.json. Pure.
 
-A multiplication and an addition are two operations. Only matrix products are counted: norms, activations and the softmax are not.
+A multiplication and an addition count as two operations. Only matrix products are counted; norms, activations and the softmax are not.
 
     token  = 2 L (d Hh + 2 d Kh + Hh d + m d f)          one token through the language model
     attend = 4 L Hh t                                     its attention over t tokens, itself included
     head   = 2 d V                                        the next token's scores, once per generated token
     vision = 2 P (c d' + Lv (4 d'^2 + 2 d' f')) + 4 Lv d' P^2 + 2 (P / s) (1 + S) (s^2 d'^2 + s d' d)
 
-L layers, d width, H heads of h channels, K key-value heads, f width of the MLP with m matrices (a mixture of experts counts the experts
-that a token uses, and its router), vocabulary V; Lv, d', f' the same of the vision tower, P patches of c numbers, s patches for each
-picture token, S deepstack mergers. The prompt is computed once for all answers, and a thought is not computed again for its answer, thanks
-to the engine's key-value cache. An engine without one (transformers) computes more.
+L layers of width d; H heads of h channels; K key-value heads; an MLP of width f with m matrices (for a mixture of experts, the experts that
+a token uses and the router are counted); a vocabulary of V tokens. Lv, d' and f' are the same for the vision tower, P is the number of
+patches, each of c numbers, s the number of patches for each picture token, and S the number of deepstack mergers. Thanks to the engine's
+key-value cache, the prompt is computed once for all answers, and a thought is not computed again for its answer. An engine without that
+cache (transformers) computes more.
 """
 
 from __future__ import annotations
@@ -27,24 +28,26 @@ FORMULA = "matrix products of prompt (once), picture and generated tokens, from 
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision tower of Qwen3-VL's kind, and how it cuts pictures."""
+    """A vision tower like Qwen3-VL's, and how it divides pictures into patches."""
 
     depth: int
     width: int
     inner: int
     patch: int
-    """Pixels of a patch's side"""
+    """Side of a patch in pixels"""
     merge: int
-    """Patches of a picture token's side"""
+    """Side of a picture token in patches"""
     numbers: int
-    """Numbers of a patch"""
+    """Number of values in a patch"""
     out: int
     deepstack: int
     min_pixels: int
     max_pixels: int
 
     def tokens(self, width: int, height: int) -> int:
-        """Return the number of tokens of a picture: its sides are rounded to multiples of a token's, within the limits on pixels."""
+        """Return the number of tokens of a picture. Its sides in pixels are rounded to multiples of a token's side, within the limits on
+        pixels.
+        """
         side = self.patch * self.merge
         w, h = max(side, round(width / side) * side), max(side, round(height / side) * side)
         if w * h > self.max_pixels:
@@ -67,7 +70,7 @@ class Tower:
 
 @dataclass(frozen=True)
 class Shape:
-    """The values of a model for the formula. `tower` is None if the vision tower is of a kind that the formula does not know."""
+    """A model's dimensions, as needed by the formula. `tower` is None if the formula does not cover the kind of vision tower."""
 
     layers: int
     width: int
@@ -75,7 +78,7 @@ class Shape:
     key_heads: int
     channels: int
     inner: int
-    """Width of the MLP that a token passes: in a mixture of experts, the sum over the experts that it uses"""
+    """Width of the MLP that a token passes through; for a mixture of experts, the sum over the experts that it uses"""
     matrices: int
     router: int
     vocabulary: int
@@ -83,26 +86,28 @@ class Shape:
 
     @property
     def token(self) -> float:
-        """Return the operations of one token, without attention and head."""
+        """Return the operations for one token, without attention and head."""
         d, hh, kh = self.width, self.heads * self.channels, self.key_heads * self.channels
         return 2.0 * self.layers * (2 * d * hh + 2 * d * kh + self.matrices * d * self.inner + d * self.router)
 
     @property
     def parameters(self) -> float:
-        """Return the parameters of the language model that a token uses, the head included: the size of a bubble."""
+        """Return the number of the language model's parameters that a token uses, including the head. The report draws it as the size of a
+        bubble.
+        """
         return self.token / 2 + self.width * self.vocabulary
 
     def generated(self, before: int, count: float) -> float:
-        """Return the operations of `count` tokens that are generated after `before` others."""
+        """Return the operations for generating `count` tokens after `before` others."""
         attended = count * before + count * (count + 1) / 2
         return count * (self.token + 2.0 * self.width * self.vocabulary) + self._attend(attended)
 
     def prompt(self, tokens: int) -> float:
-        """Return the operations of a prompt. The scores of the first generated token belong to that token."""
+        """Return the operations for a prompt of `tokens` tokens. The scores of the first generated token are counted with that token."""
         return tokens * self.token + self._attend(tokens * (tokens + 1) / 2)
 
     def picture(self, width: int, height: int) -> float:
-        """Return the operations of the vision tower for a picture of so many pixels; 0 for a tower that is not known."""
+        """Return the operations of the vision tower for a picture of this size in pixels; 0 if the tower is unknown."""
         return 0.0 if self.tower is None else self.tower.flops(self.tower.tokens(width, height))
 
     def _attend(self, pairs: float) -> float:
@@ -110,7 +115,9 @@ class Shape:
 
 
 def shape_of(config: Mapping[str, Any], processor: Mapping[str, Any] | None = None) -> Shape:
-    """Return the shape of a model. `processor` is its preprocessor_config.json or processor_config.json. Raises `UserError`."""
+    """Return the dimensions of a model. `processor` is its preprocessor_config.json or processor_config.json. Raises `UserError` if a value
+    is missing.
+    """
     text = config.get("text_config") or config
     try:
         heads, width = int(text["num_attention_heads"]), int(text["hidden_size"])

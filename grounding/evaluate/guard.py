@@ -1,7 +1,7 @@
-"""Check an evaluation's rows before anything is sent, by the rules of `egm data lint`.
+"""Check an evaluation's rows by the rules of `egm data lint`, before anything is sent.
 
-The first unusable row stops the command. A wrong box is reported at the end of its file, because the whole file may be in another space,
-which is a better message. With `skip_broken`, up to that many rows are left out, and the summary says so.
+The first unusable row stops the command. A wrong box is reported at the end of its file, because the whole file may be written in another
+space, which is a more helpful message. With `skip_broken`, up to that many rows are left out, and the summary says so.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ class Truths:
     """How true boxes are written, and how unusable rows are handled."""
 
     space: Space | None = None
-    """The declared space; None: pixels xyxy, and the files are also examined as a whole"""
+    """The declared space of the boxes; None: pixels (xyxy), and each file is also checked for looking like another space"""
     option: str = "--truth"
-    """How the user declares a space"""
+    """The option with which the user declares the space, for messages"""
     skip_broken: int = 0
-    """Rows that may be left out"""
+    """Maximum number of unusable rows that are left out; with more, the command stops"""
     decode: bool = False
-    """Decode each picture completely to decide whether its rows are left out, instead of checking only its two ends"""
+    """Whether each picture is decoded completely to find unusable ones; if not, only its two ends are checked"""
     amodal: bool = False
-    """The whole object is asked for, hidden parts included"""
+    """Whether the prompt asks for the whole object, including hidden parts"""
 
     @property
     def skip_option(self) -> str:
-        """Return the option with which the user allows rows to be left out."""
+        """Return the option with which the user allows rows to be left out, for messages."""
         return "--skip-broken N" if self.option.startswith("--") else "spec.data.skipBroken: N"
 
 
 @dataclass
 class Guard:
-    """Admits rows. `images` is None if answers are only scored again: then rows are parsed and not checked.
+    """Decides for each row whether it is used. If `images` is None, answers are only scored again: rows are parsed but not checked.
 
-    `without` names rows, as (stem of the file, line), that were left out when they were asked.
+    `without` lists rows, as (stem of the file, line), that were left out when the questions were asked.
     """
 
     images: ImageStore | None
@@ -67,7 +67,7 @@ class Guard:
     _whole: WholeFiles | None = None
 
     def admit(self, path: Path, number: int, row: JsonObject) -> Expression | None:
-        """Return the row, None if it is left out. Raises `UserError` for a row that cannot be used, unless some may be left out."""
+        """Return the row, or None if it is left out. Raises `UserError` if the row cannot be used, unless rows may be left out."""
         if self.without and (file_stem(path), number) in self.without:
             return None
         self._rows += 1
@@ -101,7 +101,7 @@ class Guard:
         if found[0] != "empty-box":
             self._refuse(problem, problem.as_error())
         else:
-            self._boxes.append(problem)  # its cause is judged at the end of the file
+            self._boxes.append(problem)  # the cause is decided at the end of the file
         return None
 
     def _mismatch(self, path: Path, e: Expression, images: ImageStore) -> None:
@@ -121,7 +121,7 @@ class Guard:
         found = self._sizes.get(name)
         if found is None:
             try:
-                # only if rows may be left out; otherwise a truncated picture becomes an error row when it is sent
+                # only if rows may be left out; otherwise a truncated picture becomes an error row when it is to be sent
                 skips = self.truths.skip_broken > 0
                 found = images.look(name, decode=self.truths.decode).size if skips else images.size(name)
             except UserError as error:
@@ -135,7 +135,7 @@ class Guard:
         self.left_out.append(problem)
 
     def end_file(self) -> None:
-        """Judge the finished file. Raises `UserError` if it looks like another space or contains wrong boxes."""
+        """Check the file as a whole after its last row. Raises `UserError` if its boxes look like another space or some are wrong."""
         for problem in self._whole.problems() if self._whole is not None else ():
             raise problem.as_error()
         if self._boxes and not self.truths.skip_broken:
@@ -147,7 +147,7 @@ class Guard:
         self._boxes, self._whole, self._rows = [], None, 0
 
     def end(self) -> tuple[Problem, ...]:
-        """Return the rows that are left out. Raises `UserError` if there are more than allowed."""
+        """Return the rows that are left out. Raises `UserError` if there are more than `skip_broken`."""
         if len(self.left_out) > self.truths.skip_broken:
             hint = (
                 f"Correct the data or the image sources, or allow more rows to be left out: {self.truths.skip_option}."
@@ -157,5 +157,5 @@ class Guard:
 
 
 def _unfit(size: Size) -> Finding | None:
-    """Return what makes a picture of this size unusable."""
+    """Return the reason why a picture of this size is unusable, or None."""
     return next((found for found in problems_of(Picture(size)) if is_error(found[0])), None)

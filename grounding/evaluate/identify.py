@@ -1,4 +1,6 @@
-"""Ask a server which model it serves, and how much it works on at once, by its own pages. A page that cannot be read is not a failure."""
+"""Ask a server, by its own pages, which model it serves and how many requests it works on at once. A page that cannot be read is not an
+error.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ from grounding.runtime.access import Access
 from grounding.runtime.pages import PLAIN, page
 
 LIMIT_S = 3.0
-"""Seconds that all pages of a server may take together"""
+"""Time limit in seconds for all pages of a server together"""
 
 
 def page_url(endpoint: str, path: str) -> str:
-    """Return the URL of a page of the server at `endpoint`, for every form of that address."""
+    """Return the URL of a page of the server at `endpoint`, in whatever form the endpoint is given."""
     base = normalise(endpoint).removesuffix("/chat/completions")
     return base.removesuffix("/v1") + path if base.endswith("/v1") else base + path.removeprefix("/v1")
 
@@ -27,7 +29,7 @@ def page_url(endpoint: str, path: str) -> str:
 async def identify(
     engine: Engine, endpoint: str, asked_as: str | None, access: Access, limit_s: float = LIMIT_S
 ) -> ServerFacts:
-    """Return what the server at `endpoint` says of itself and of the model that requests call `asked_as`."""
+    """Return what the server at `endpoint` reports about itself and about the model named `asked_as` in requests."""
     if not engine.info_pages:
         return ServerFacts()
     pages: dict[str, object] = {}
@@ -38,7 +40,7 @@ async def identify(
                 async with session.get(page_url(endpoint, path), allow_redirects=False) as response:
                     pages[name] = orjson.loads(await page(response, LARGEST_PAGE))
                     return
-            except (aiohttp.ClientResponseError, ValueError):  # another path may answer
+            except (aiohttp.ClientResponseError, ValueError):  # try the next path
                 continue
             except (aiohttp.ClientError, TimeoutError, OSError):
                 return

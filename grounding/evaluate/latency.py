@@ -1,7 +1,7 @@
-"""Decide which latencies count, by how late this process was while each was measured.
+"""Decide which latencies count, by how late this process was when it measured each of them.
 
-A delay of the client's event loop adds to a latency. So each row stores how late the loop was when its answer came, and how many requests
-were in flight; a folder that several processes have filled is judged row by row. `judge` is pure.
+A delay of the client's event loop is included in the latency. Therefore each row stores how late the loop was when its answer came, and how
+many requests were in flight. So a folder that several processes have written can be judged row by row. `judge` is pure.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from grounding.evaluate.summary_model import Summary
 
 TOLERATED = 0.03
-"""Lag, as a share of the median latency"""
+"""Largest lag at which a latency counts, as a share of the median latency"""
 NOTED = 0.01
-"""Share of latencies that may be left out without a note"""
+"""Share of latencies that is left out without a note"""
 
 
 class Lag:
-    """The delay of this process's event loop, which adds to a latency. A histogram of quarter milliseconds over the last seconds."""
+    """Measures the delay of this process's event loop, which is included in latencies. A histogram of quarter milliseconds over the last
+    seconds.
+    """
 
     _STEP_S, _EVERY_S, _WINDOW_S, _LOOK_S = 0.00025, 0.01, 10, 0.25
 
@@ -34,7 +36,7 @@ class Lag:
         self._p99, self._worst_at = 0.0, -1.0
 
     def add(self, seconds: float) -> None:
-        """Add one measurement."""
+        """Add one measurement of the delay, in seconds."""
         now = time.perf_counter()
         if not self._windows or self._windows[-1][0] != int(now):
             self._windows.append((int(now), np.zeros(4000, dtype=np.int64)))
@@ -46,14 +48,16 @@ class Lag:
             self._worst, self._worst_at = seconds, now
 
     def p99(self) -> float:
-        """Return the 99th percentile of the last seconds' measurements; 0 without any."""
+        """Return the 99th percentile of the delays in the last seconds, in seconds; 0 if there are none."""
         if not self._windows:
             return 0.0
         counts: NDArray[np.int64] = np.sum([c for _, c in self._windows], axis=0)
         return float(np.searchsorted(np.cumsum(counts), 0.99 * counts.sum()) + 1) * self._STEP_S
 
     def now(self) -> float:
-        """Return how late an answer that is read now may be: the loop's delay in the last seconds or at this moment."""
+        """Return how late an answer that is read now may be, in seconds: the larger of the loop's delay in the last seconds and at this
+        moment.
+        """
         now = time.perf_counter()
         if now - self._looked > self._LOOK_S:
             self._p99, self._looked = self.p99(), now
@@ -62,7 +66,7 @@ class Lag:
         return max(self._p99, just, overdue)
 
     async def measure(self) -> None:
-        """Until cancelled, sleep and measure how much longer it took."""
+        """Until cancelled, sleep for a fixed time and record how much longer it took."""
         while True:
             self._tick = start = time.perf_counter()
             await asyncio.sleep(self._EVERY_S)
@@ -71,17 +75,17 @@ class Lag:
 
 @dataclass(frozen=True)
 class Judged:
-    """The latencies that count (seconds, NaN for the others), and notes about them."""
+    """The latencies that count (in seconds, NaN for the others), and notes about them."""
 
     latency_s: NDArray[np.float64]
     worst_s: float
-    """The largest lag of all measured rows"""
+    """Largest lag of all measured rows, in seconds"""
     left_out: int
     refused: str | None
     note: str | None
 
     def write(self, summary: Summary, in_flight: NDArray[np.int32], earlier: Sequence[float]) -> None:
-        """Set the fields of latency mode in a summary, without a rate, since the servers were not fully loaded."""
+        """Set the fields of latency mode in a summary. The rate is removed, because the servers were not fully loaded."""
         loads = in_flight[(in_flight > 0) & ~np.isnan(self.latency_s)]
         summary.requests_per_second = None
         summary.loop_lag_p99, summary.loop_lags = self.worst_s, tuple(earlier)
@@ -94,9 +98,10 @@ class Judged:
 def judge(
     latency_s: NDArray[np.float64], lag_s: NDArray[np.float64], file: NDArray[np.uint16], earlier: Sequence[float] = ()
 ) -> Judged:
-    """Return which latencies count: those whose process was late by at most `TOLERATED` of the smallest median of a file.
+    """Return which latencies count: those measured while the process was late by at most `TOLERATED` of the smallest median latency of a
+    file.
 
-    `earlier` are lags of processes of earlier versions, for rows that do not store a lag.
+    `earlier` has the lags, in seconds, of processes of earlier releases, for rows that do not store a lag.
     """
     measured = ~np.isnan(latency_s)
     lag = np.where(np.isnan(lag_s), max(earlier, default=0.0), lag_s)

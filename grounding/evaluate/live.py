@@ -1,4 +1,4 @@
-"""The display of a running evaluation: a live view on a terminal, otherwise lines, and the table at the end."""
+"""Show a running evaluation: a live view on a terminal, otherwise log lines; and a table at the end."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ _Z = 1.96
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a proportion, 0..1; (0, 1) without data. For the live view; the summary's interval is by image.
-    Pure.
+    """Return the 95 % Wilson interval of a proportion, 0..1; (0, 1) if `n` is 0. Pure.
+
+    It is used for the live view; the summary's interval is computed by image.
     """
     if not n:
         return 0.0, 1.0
@@ -36,21 +37,21 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 
 
 class Pace:
-    """Replies per second over the last seconds, used for the time left."""
+    """Measures the replies per second over the last seconds, from which the remaining time is estimated."""
 
     def __init__(self, window_s: float = 20.0) -> None:
         self._window_s = window_s
         self._seen: deque[tuple[float, int]] = deque()
 
     def add(self, now: float, asked: int) -> None:
-        """Record the number of replies at `now`."""
+        """Record the number of replies so far at the time `now`, in seconds."""
         self._seen.append((now, asked))
         while now - self._seen[0][0] > self._window_s and len(self._seen) > 2:
             self._seen.popleft()
 
     @property
     def per_second(self) -> float:
-        """Return the rate; 0 before there are two measurements."""
+        """Return the rate; 0 if there are fewer than two measurements."""
         if len(self._seen) < 2:
             return 0.0
         (start, first), (end, last) = self._seen[0], self._seen[-1]
@@ -70,7 +71,7 @@ def _left(p: Progress, pace: float) -> str:
 
 
 def line(p: Progress, pace: float) -> str:
-    """Return the progress as one line for a log. Pure."""
+    """Return the progress as one line for a log. `pace` is the rate in replies per second. Pure."""
     done = p.answered + p.errors
     facts = [
         f"{done:,} of {p.total:,} ({100 * done / max(1, p.total):.1f} %)",
@@ -146,7 +147,7 @@ def _endpoints(p: Progress, *, wide: bool) -> Any:
 
 
 class Live:
-    """Shows each `Progress` that it gets: in place on a terminal, else as occasional lines. A context manager."""
+    """Shows each `Progress` that it receives: in place on a terminal, else as occasional lines. A context manager."""
 
     def __init__(self, console: Console, every_s: float = _LINE_EVERY_S) -> None:
         self._console, self._every_s = console, every_s
@@ -181,12 +182,12 @@ class Live:
 
 
 def table(summary: Summary, *, wide: bool = True) -> Any:
-    """Return the table of the files, in the paper's order; `wide` adds columns that do not fit into 80 characters."""
+    """Return a table of the files, in the paper's order. `wide` adds columns, for which 80 characters are not enough."""
     from rich.table import Table
 
     title = f"{summary.model}, Acc@0.5 in per cent ({summary.scoring}, prompt {summary.prompt})"
     shown = Table(title=title, box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
-    # a file's remark may take several lines; no number is ever cut
+    # a file's remark may wrap; numbers are never cut
     shown.add_column("file", min_width=max((len(f.name) for f in summary.files), default=0))
     columns = [c for c in _COLUMNS if wide or c.narrow]
     for column in columns:
@@ -200,7 +201,7 @@ class _Column(NamedTuple):
     title: str
     text: Callable[[FileSummary], str]
     narrow: bool = True
-    """Whether there is room for it in 80 columns"""
+    """Whether the column fits into a table of 80 characters"""
 
 
 def _figure(value: float | None, digits: int) -> str:
@@ -223,13 +224,13 @@ _COLUMNS = (
 
 
 def headline(summary: Summary) -> str:
-    """Return the means with their intervals, or why there are none, followed by the notes."""
+    """Return the means with their intervals, or the reason why there are none, followed by the notes."""
     notes = [*warnings(summary.files), *summary.notes]
     return "\n".join([_means(summary), *_extents(summary), *(f"note: {note}" for note in notes)])
 
 
 def _extents(summary: Summary) -> list[str]:
-    """Return the accuracy by both boxes of files that have two."""
+    """Return the accuracy by the visible and by the whole box, for files that have both."""
     if (both := summary.extents) is None:
         return []
     figures = [
@@ -240,7 +241,7 @@ def _extents(summary: Summary) -> list[str]:
 
 
 def why_not(reason: str, problems: Sequence[Problem]) -> str:
-    """Return why there is no mean, with the most frequent problem, as a separate line."""
+    """Return the reason why there is no mean, followed by the most frequent problem."""
     if not problems:
         return reason
     first = printable(problems[0].what)

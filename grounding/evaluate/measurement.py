@@ -1,4 +1,4 @@
-"""A running evaluation: scores and writes replies, and computes the summary on request."""
+"""A running evaluation: score and write replies, and compute the summary on request."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _LOOK_S = 0.25
 
 @dataclass
 class Progress:
-    """The progress; `correct` of `answered` is the accuracy so far. `asked` counts the replies of this process."""
+    """The progress of an evaluation. `correct / answered` is the accuracy so far; `asked` is the number of replies in this process."""
 
     total: int
     answered: int = 0
@@ -50,29 +50,29 @@ class Progress:
     asked: int = 0
     seconds: float = 0.0
     waited: float = 0.0
-    """Seconds before the first answered request was sent: servers may have been loading"""
+    """Seconds until the first request that got an answer was sent; the servers may have been loading"""
     servers: Sequence[Server] = ()
     readings: dict[str, Metrics] = field(default_factory=dict)
-    """The servers' last metrics, by endpoint"""
+    """The latest metrics of the servers, by endpoint"""
     latencies: Latencies = field(default_factory=Latencies)
-    """Of the answers of this process"""
+    """Latencies of this process's answers"""
     warning: str = ""
-    """Problems that do not stop the run but should be shown"""
+    """A problem that does not stop the run but should be shown; empty if there is none"""
 
     @property
     def per_second(self) -> float:
-        """Replies a second in this process."""
+        """Return the replies per second in this process."""
         busy = self.seconds - self.waited
         return self.asked / busy if busy > 0 else 0.0
 
     def recount(self, done: Tallies) -> None:
-        """Copy the values of the columns."""
+        """Copy the counts from the columns."""
         self.errors = int((done.outcome == ERROR).sum())
         self.answered = int((done.outcome > 0).sum()) - self.errors
         self.correct = int(done.correct.sum())
 
     def count(self, done: Tallies, row: int, sign: int = 1) -> None:
-        """Add a row, or take it away again."""
+        """Add a row's values, or subtract them if `sign` is -1."""
         outcome = done.outcome.item(row)
         if outcome == ERROR:
             self.errors += sign
@@ -82,7 +82,7 @@ class Progress:
 
 
 class Measurement:
-    """The rows of a running evaluation: scores and writes replies, and computes the summary on request. A context manager."""
+    """The rows of a running evaluation. It scores and writes replies, and computes the summary on request. A context manager."""
 
     def __init__(self, evaluation: Evaluation, planned: Plan) -> None:
         self.evaluation, self.planned, self.profile = evaluation, planned, get_profile(evaluation.scoring)
@@ -97,13 +97,13 @@ class Measurement:
         self._load, self._looked = 0, 0.0
         self._timed = evaluation.mode == "latency"
         self.kept = 0
-        """Truncated answers that could not be asked again"""
+        """Number of truncated answers that stay because asking again failed"""
         self.share = 1.0
-        """Share of this process's time that was spent on this evaluation"""
+        """Share of this process's time that was spent on this evaluation, 0..1"""
         self.busy_s = 0.0
-        """Sum of the seconds that its questions were in flight in this process"""
+        """Seconds in flight, summed over the questions of this evaluation in this process"""
         self.notes: list[str] = [n for n in self._earlier.notes if IGNORES in n]
-        """Notes about the servers from before the first question, of this process or an earlier one"""
+        """Notes about the servers that were found before the first question, by this process or an earlier one"""
 
     def __enter__(self) -> Measurement:
         evaluation, work = self.evaluation, self.planned.work
@@ -130,14 +130,14 @@ class Measurement:
 
     @property
     def todo(self) -> NDArray[np.int64]:
-        """Numbers of the rows to ask."""
+        """Return the numbers of the rows to ask."""
         if self.evaluation.retry_truncated:
             return self.results.done.truncated(self.evaluation.retry_truncated)
         return self.results.done.pending(retry_errors=self.evaluation.retry_errors)
 
     @property
     def models(self) -> list[ServedModel]:
-        """Return the models that gave the existing answers."""
+        """Return the models that gave the stored answers."""
         return distinct(list(self.results.done.served_by()))
 
     def receive(self, row: int, expression: Expression, reply: Reply) -> None:
@@ -146,7 +146,7 @@ class Measurement:
             self.progress.waited = max(0.0, time.monotonic() - self._began - (reply.latency_s or 0.0))
         done, progress, work = self.results.done, self.progress, self.planned.work
         limit = self.evaluation.retry_truncated
-        if limit and reply.error is not None:  # the truncated answer is better than none
+        if limit and reply.error is not None:  # a truncated answer is better than none
             progress.asked += 1
             self.kept += 1
             return
@@ -165,7 +165,7 @@ class Measurement:
         self.busy_s += reply.latency_s or 0.0
 
     def _in_flight(self) -> int:
-        """Return the number of requests in flight, up to a moment old, because counting is slow with many endpoints."""
+        """Return a recent number of requests in flight. It is cached for a moment, because counting is slow with many endpoints."""
         now = time.monotonic()
         if now - self._looked > _LOOK_S:
             self._load, self._looked = sum(s.active for s in self.progress.servers), now
@@ -203,7 +203,7 @@ class Measurement:
         summary.notes += tuple(self.notes)
         if self.kept:
             summary.notes += (f"answers that stay cut off, because asking again failed: {self.kept}",)
-        if evaluation.rescore:  # this run measured nothing, so keep the earlier measurements
+        if evaluation.rescore:  # this run has measured nothing, so keep the earlier measurements
             summary.take_timing(self._earlier)
         else:
             method, load = evaluation.client.method, evaluation.client.concurrency
@@ -213,19 +213,19 @@ class Measurement:
         return summary
 
     async def replicate(self) -> None:
-        """Upload the finished parts to the copy."""
+        """Upload the finished parts to the copy of the results."""
         if self._remote is not None:
             self.results.roll()
-            with suppress(EgmError):  # `Remote.problem` has the error, and the next round tries it first
+            with suppress(EgmError):  # `Remote.problem` records the error, and the next round tries again
                 await asyncio.to_thread(self.results.replicate)
 
     def interrupted(self) -> None:
-        """Save what exists after an error."""
+        """Save the results so far after an error."""
         self.publish()
         self.results.roll()
         with suppress(
             EgmError
-        ):  # the error is already reported; the rows are on the disk, and the next call uploads them
+        ):  # do not hide the first error; the rows are on the disk, and the next call uploads them
             self.results.replicate()
 
     def finish(self) -> Summary:
@@ -253,6 +253,6 @@ def _endpoint_facts(server: Server, reading: Metrics | None) -> EndpointFacts:
 
 
 def _lags(summary: Summary) -> list[float]:
-    """Return the lag in seconds of each process of an earlier version that wrote to a folder; later versions store it in each row."""
+    """Return the lag in seconds of each process of an earlier release that wrote to a folder. Later releases store the lag in each row."""
     found = summary.loop_lags if summary.loop_lags is not None else (summary.loop_lag_p99,)
     return [lag for lag in found if lag is not None and lag > 0]

@@ -1,4 +1,4 @@
-"""The effort for one question: how long the model may think, how many answers it gives, how large the picture is. Pure."""
+"""The effort for one question: the budget for thought, the number of answers and the size of the picture. Pure."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ CLOSE = "\n</think>\n\n"
 END = "</think>"
 MOST_SAMPLES = 64
 MOST_PIXELS = 1 << 26
-"""Pictures are not scaled up beyond this"""
+"""Pictures are not scaled up to more pixels than this"""
 
 
 @dataclass(frozen=True)
 class Method:
-    """The effort for one question. The defaults are one unlimited answer, for the picture as stored."""
+    """The effort for one question. By default, there is one answer with unlimited thought, and the picture is sent as stored."""
 
     samples: int = 1
-    """Answers to each question"""
+    """Number of answers to each question"""
     thinking_budget: int | None = None
-    """Maximum tokens of thought; 0: no thought; None: no limit"""
+    """Maximum number of tokens of thought; 0: no thought; None: no limit"""
     max_pixels: int | None = None
-    """A picture with more pixels is scaled down; None: it is sent as stored"""
+    """Maximum pixels of a picture: a larger one is scaled down; None: no limit"""
     min_pixels: int | None = None
-    """A picture with fewer pixels is scaled up"""
+    """Minimum pixels of a picture: a smaller one is scaled up; None: no limit"""
 
     def __post_init__(self) -> None:
         if not 1 <= self.samples <= MOST_SAMPLES:
@@ -42,14 +42,14 @@ class Method:
             raise UserError(text, field="--min-pixels")
 
     def settings(self) -> dict[str, int]:
-        """Return the differences from the defaults, which are part of an answer's identity; unused settings do not change it."""
+        """Return the values that differ from the defaults. They are part of an answer's identity, which unused settings do not change."""
         found = {"thinking_budget": self.thinking_budget, "max_pixels": self.max_pixels, "min_pixels": self.min_pixels}
         used = {name: value for name, value in found.items() if value is not None}
         return used if self.samples == 1 else {"samples": self.samples, **used}
 
     @property
     def name(self) -> str:
-        """Return a name for people and folders: `think-32_samples-4_pixels-50176`, or `free` for the defaults."""
+        """Return a name for messages and folders, such as `think-32_samples-4_pixels-50176`; `free` for the defaults."""
         parts = [] if self.thinking_budget is None else [f"think-{self.thinking_budget}"]
         parts += [f"samples-{self.samples}"] if self.samples > 1 else []
         parts += [f"pixels-{self.max_pixels}"] if self.max_pixels is not None else []
@@ -58,7 +58,7 @@ class Method:
 
     @property
     def title(self) -> str:
-        """Return the setting in words for people."""
+        """Return the setting in words."""
         budget = self.thinking_budget
         parts = [] if budget is None else [f"up to {budget:,} tokens of thought" if budget else "no thought"]
         if self.samples > 1 or budget is None:
@@ -69,7 +69,7 @@ class Method:
 
 
 def method_of(settings: Mapping[str, Any] | None) -> Method:
-    """Return the method that `Method.settings` wrote. Raises `UserError` for anything else."""
+    """Return the method whose `settings` are given. Raises `UserError` if they are invalid."""
     try:
         return Method(**dict(settings or {}))
     except TypeError as error:
@@ -77,7 +77,7 @@ def method_of(settings: Mapping[str, Any] | None) -> Method:
 
 
 def check(method: Method, temperature: float, scoring: str) -> None:
-    """Raise `UserError` if the method cannot work."""
+    """Raise `UserError` if the method does not work with this temperature or scoring profile."""
     if method.samples > 1 and temperature <= 0:
         raise UserError(
             f"{method.samples} answers at temperature 0 are {method.samples} times the same answer",

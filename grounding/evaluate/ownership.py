@@ -1,7 +1,7 @@
-"""Record which job a results folder belongs to, so that results of another model, prompt or sampling are never continued.
+"""Record which job a results folder belongs to, so that a job never continues the results of another model, prompt or sampling.
 
-Answers are keyed by the model's name, which does not change when a model is trained again. Therefore, `identity.json` in the results folder
-and in its copy stores the fields that affect the answers and a digest of the model's content.
+Answers are keyed by the model's name, which does not change when a model is trained again. Therefore `identity.json`, in the results folder
+and in its copy, stores the fields that affect the answers and a digest of the model's content.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WORK = (
 )
 """Files that an evaluation writes to its folder and its output"""
 DECIDING = ("engine", "mode", "model", "prompt", "sampling", "systemPrompt")
-"""Fields of `spec` that affect the answers. Scoring does not, because stored answers are scored again"""
+"""Fields of `spec` that affect the answers. Scoring is not among them, because stored answers can be scored again"""
 WAYS_OUT = (
     "Give the job another spec.output (or folder), or set the old results aside: `egm run --restart`, on a cluster the "
     "annotation grounding.egm.dev/restart with any new value."
@@ -42,18 +42,18 @@ WAYS_OUT = (
 
 @dataclass(frozen=True)
 class Owner:
-    """Everything that affects the answers of an evaluation job. `content`: digest of the model; empty if it is unknown."""
+    """Everything that affects the answers of an evaluation job. `content` is a digest of the model; empty if it is unknown."""
 
     fields: Mapping[str, Any]
     content: str = ""
 
     def document(self) -> Document:
-        """Return the record for writing."""
+        """Return the record as a document for writing."""
         return {"fields": dict(self.fields), "model": self.content}
 
     @classmethod
     def parse(cls, data: bytes) -> Owner | None:
-        """Return the record in `data`; None if it is not one."""
+        """Return the record in `data`; None if `data` is not a record."""
         try:
             found = orjson.loads(data)
             return cls(dict(found["fields"]), str(found["model"]))
@@ -68,7 +68,7 @@ def owner(job: Any, model: str) -> Owner:
 
 
 def changes(old: Owner, new: Owner) -> list[str]:
-    """Return the differences, each with both values. Pure."""
+    """Return the differences between two owners as texts with both values. Pure."""
     same_content = bool(old.content) and old.content == new.content
     found = []
     for name in sorted({*old.fields, *new.fields}):
@@ -89,8 +89,8 @@ def _shown(value: Any) -> str:
 def enter(out: Path, remote: str, who: Owner, token: str = "") -> list[str]:
     """Compare the results in the folder `out` and in its copy `remote` with `who`, and record `who` in both.
 
-    `token` identifies a request to start anew, for which old results are set aside once; returns where they went. Raises `UserError` if the
-    results belong to another job.
+    `token` identifies a request to start anew. The old results are then set aside, once for each token, and their new places are returned.
+    Raises `UserError` if the results belong to another job.
     """
     store = open_store(remote, field="spec.output") if remote else None
     moved = []
@@ -111,14 +111,14 @@ def enter(out: Path, remote: str, who: Owner, token: str = "") -> list[str]:
 
 
 def _is_part(name: str) -> bool:
-    """Return whether a name is a results part of the evaluation or of one of its sweep's settings."""
+    """Return whether a file name is a results part of the evaluation or of a setting of its sweep."""
     parts = name.split("/")
     return parts[0] != "previous" and parts[-2:-1] == ["results"] and parts[-1].startswith("part-")
 
 
 def _check(data: bytes, who: Owner, where: str) -> None:
-    """Raise `UserError` if the record belongs to another job. Results without a record come from an older version, and only their keys are
-    compared.
+    """Raise `UserError` if the record belongs to another job. Only the keys are compared for results without a record, which come from an
+    older release.
     """
     old = Owner.parse(data)
     if old is not None and (found := changes(old, who)):

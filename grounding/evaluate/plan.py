@@ -1,4 +1,4 @@
-"""The rows of an evaluation, read and checked before anything is sent or written."""
+"""Read and check the rows of an evaluation before anything is sent or written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Plan:
 
 
 def plan(evaluation: Evaluation) -> Plan:
-    """Read all rows and check all images. Raises `UserError` with file and line before anything is sent or written."""
+    """Read all rows and check all images. Nothing is sent or written. Raises `UserError` with file and line if a row or an image is wrong."""
     settings = evaluation_digest(evaluation)
     if evaluation.rescore:  # the answers exist, so the pictures are not needed
         without = _left_out_before(evaluation.out, evaluation.files)
@@ -41,12 +41,12 @@ def plan(evaluation: Evaluation) -> Plan:
 
 
 def _truths(evaluation: Evaluation) -> Truths:
-    """Return how true boxes are written, and which of two boxes the prompt asks for."""
+    """Return how true boxes are written, including which of two boxes the prompt asks for."""
     return replace(evaluation.truths, amodal=asks_for_whole(evaluation.client.request.prompt))
 
 
 def _left_out_before(out: Path, files: Sequence[Path]) -> tuple[Problem, ...]:
-    """Return the rows that were left out in the original run."""
+    """Return the rows that the run left out when it asked the questions."""
     path = out / FILE
     found = read_json(path).get("left_out") if path.exists() else None
     by_stem = {file_stem(f): str(f) for f in files}
@@ -63,7 +63,7 @@ def _left_out_before(out: Path, files: Sequence[Path]) -> tuple[Problem, ...]:
 
 
 def plan_beside(evaluation: Evaluation, planned: Plan) -> Plan:
-    """Return the plan of another setting for the same rows, whose pictures have been checked."""
+    """Return the plan of another setting for the same rows. Their pictures are not checked again."""
     left_out = planned.work.left_out
     without = {(file_stem(Path(p.file)), p.row) for p in left_out}
     work = read_worklist(
@@ -73,7 +73,7 @@ def plan_beside(evaluation: Evaluation, planned: Plan) -> Plan:
 
 
 def evaluation_digest(evaluation: Evaluation) -> bytes:
-    """Return the identity of this evaluation's answers. Raises `UserError` for settings that cannot work."""
+    """Return the identity of this evaluation's answers. Raises `UserError` if the settings cannot work."""
     client, method = evaluation.client, evaluation.client.method
     check(method, evaluation.sampling.temperature, get_profile(evaluation.scoring).name)
     request = client.request

@@ -1,6 +1,6 @@
-"""Published results on the eight files, with their source, and whether an evaluation of ours reproduces one.
+"""Published results on the eight files with their sources, and a check whether an evaluation reproduces one.
 
-The figures are data: `published.json`. Accuracies are per cent there and fractions here.
+The figures are in `published.json`. Accuracies are per cent there and fractions here.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from grounding.files import read_json
 from grounding.jsontypes import Document
 
 PER_FILE = 0.005
-"""Tolerance for a file's accuracy: published sources of the same model differ by up to 0.7 points"""
+"""Tolerance for a file's accuracy, because published sources for the same model differ by up to 0.7 points"""
 MACRO = 0.003
-"""The same for the macro mean"""
+"""Tolerance for the macro mean"""
 _ROUNDING = 1e-9
 
 Verdict = Literal["reproduced", "not reproduced", "undecided", "not comparable"]
@@ -32,14 +32,14 @@ Verdict = Literal["reproduced", "not reproduced", "undecided", "not comparable"]
 
 @dataclass(frozen=True)
 class Published:
-    """One model's published accuracies, by file, as fractions, with their source."""
+    """A model's published accuracies by file, as fractions, with their source."""
 
     name: str
     title: str
     url: str
     acc: dict[str, float]
     latency_s: float | None = None
-    """Published mean seconds per question, on the authors' machine and load"""
+    """Published mean seconds per question, on the authors' machine and under their load"""
 
     @property
     def macro(self) -> float:
@@ -49,12 +49,14 @@ class Published:
 
 @dataclass(frozen=True)
 class Line:
-    """One file, or the macro mean. `ci95` is our own interval, by a bootstrap over images; None if nothing was answered."""
+    """A line of the comparison: one file or the macro mean. `ci95` is our accuracy's interval, by a bootstrap over images; None without
+    answers.
+    """
 
     name: str
     n: int
     expected: int
-    """Number of expressions of the published figure"""
+    """Number of expressions behind the published figure"""
     ours: float | None
     ci95: tuple[float, float] | None
     published: float
@@ -63,7 +65,7 @@ class Line:
 
     @property
     def diff(self) -> float | None:
-        """Return ours minus the published figure."""
+        """Return our accuracy minus the published one."""
         return None if self.ours is None else self.ours - self.published
 
 
@@ -78,13 +80,13 @@ class Reproduction:
 
     @property
     def verdict(self) -> Verdict:
-        """Return the worst verdict of all lines: every file and the macro mean have to be reproduced."""
+        """Return the worst verdict of all lines: every file and the macro mean must be reproduced."""
         found = {line.verdict for line in (*self.files, self.macro)}
         order: tuple[Verdict, ...] = ("not reproduced", "not comparable", "undecided")
         return next((v for v in order if v in found), "reproduced")
 
     def sentence(self) -> str:
-        """Return the verdict for people."""
+        """Return the verdict as a sentence."""
         within = f"within ±{100 * PER_FILE:g} a file and ±{100 * MACRO:g} macro"
         what = {
             "reproduced": f"{self.published.name} is reproduced {within}.",
@@ -124,7 +126,7 @@ def published() -> dict[str, Published]:
 
 @lru_cache(maxsize=1)
 def expressions() -> dict[str, int]:
-    """Return how many expressions each of the eight files has."""
+    """Return the number of expressions of each of the eight files."""
     raw = orjson.loads(resources.files("grounding.evaluate").joinpath("published.json").read_bytes())
     return {str(name): int(n) for name, n in raw["expressions"].items()}
 
@@ -177,7 +179,7 @@ def find(name: str) -> Published:
 
 
 def of_model(model: str) -> Published | None:
-    """Return the published result of a served model's name or path, or None."""
+    """Return the published result for a served model's name or path; None if there is none."""
     names = {k.lower(): v for k, v in published().items()}
     parts = [p for p in model.lower().replace("\\", "/").split("/") if p]
     return names.get(parts[-1]) if parts else None
@@ -188,7 +190,7 @@ def judge(
 ) -> Verdict:
     """Return whether a figure is within `tolerance` of the published one.
 
-    Outside it, the interval is compared: if it overlaps the tolerated range, chance may explain the difference.
+    If it is not, the interval `ci95` decides: if it overlaps the tolerated range, chance may explain the difference.
     """
     if ours is None or ci95 is None or not whole:
         return "not comparable"
@@ -199,7 +201,7 @@ def judge(
 
 
 def reproduce(answers: Answers, paper: Published) -> Reproduction:
-    """Compare an evaluation with a published result, file by file and by the macro mean of the eight files."""
+    """Compare an evaluation with a published result, file by file and by the macro mean."""
     counts = expressions()
     answered = answers.answered
     lines: list[Line] = []

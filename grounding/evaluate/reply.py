@@ -1,7 +1,7 @@
 """A server's reply to a question, stored unchanged, and the choice of the text that is scored. Pure.
 
-Storing and reading are two steps: a row holds every text of the reply, so a mistake in reading can be fixed by scoring the stored rows
-again. `READING` is the version of the second step.
+Storing and reading are two steps. A row contains every text of the reply, so that a mistake in reading can be corrected by scoring the
+stored rows again. `READING` is the version of the reading step.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ READING = 1
 FINISHED = ("stop", "length")
 """Finish reasons of a complete answer. With any other, the server aborted the request: abort, content_filter, tool_calls"""
 _OF_THE_SERVER = ("abort", "error", "cancelled", "null", "")
-"""Finish reasons that point to a problem of the server. Others, such as content_filter or repetition, are about the question"""
+"""Finish reasons that point to a problem of the server. Others, such as content_filter or repetition, depend on the question"""
 LARGEST_COUNT = 2**31 - 1
-"""Tokens; a larger count, like a negative one, is a mistake of the server and stored as unknown"""
+"""Largest plausible number of tokens; a larger or negative count is a mistake of the server and is stored as unknown"""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _SHOWN = 120
 LARGEST_BODY = 64 << 20
@@ -32,7 +32,7 @@ LARGEST_BODY = 64 << 20
 
 
 class Reply(NamedTuple):
-    """The reply to one question: unchanged texts, or `error` if no answer came. Counts are tokens, the latency is seconds."""
+    """The reply to one question: its unchanged texts, or `error` if no answer came. Counts are in tokens, the latency is in seconds."""
 
     text: str | None
     finish_reason: str | None = None
@@ -41,7 +41,7 @@ class Reply(NamedTuple):
     latency_s: float | None = None
     error: str | None = None
     reasoning: str | None = None
-    """The thought, if the server has split it from the answer"""
+    """The thought, if the server has separated it from the answer"""
     reasoning_tokens: int | None = None
     served_model: str | None = None
     """The model's name in the reply"""
@@ -52,22 +52,22 @@ class Reply(NamedTuple):
     weight_version: str | None = None
     """Version of the server's weights, from the reply or else from the server's own page"""
     served_version: str | None = None
-    """The release of the engine that answered"""
+    """Release of the engine that answered"""
     samples: tuple[Reply, ...] = ()
-    """All answers to the question, if more than one was requested; counts and latency above then cover all of them"""
+    """All answers to the question, if more than one was requested; the counts and the latency above then cover all of them"""
     rest: str | None = None
-    """JSON of the message's texts with unknown names, if it has none with a known name"""
+    """JSON of the message's texts under unknown names, if it has no text under a known name"""
     partial: str | None = None
     """The content of a reply that the server aborted; `text` is then None"""
 
     @property
     def content(self) -> str:
-        """Return the text; empty if there is none."""
+        """Return the content; empty if there is none."""
         return "" if self.text is None else self.text
 
     @property
     def served(self) -> ServedModel:
-        """Return which model answered."""
+        """Return the known facts about the model that answered."""
         return ServedModel(
             self.served_model, self.served_id, self.served_path, self.weight_version, self.served_version
         )
@@ -85,31 +85,32 @@ class Unfinished(ValueError):
 
     @property
     def of_the_server(self) -> bool:
-        """Return whether the reason is about the server and not about the question."""
+        """Return whether the reason points to the server and not to the question."""
         return self.reply.finish_reason in _OF_THE_SERVER
 
 
 def answer_text(reply: Reply) -> str:
     """Return the text that is scored: the content, or the thought if there is no content.
 
-    A server with a reasoning parser puts everything that it takes for a thought apart; if an answer never leaves its thought, the box is
-    there.
+    If a server has a reasoning parser, it separates everything that it takes for a thought. If the model never ends its thought, the box is
+    in the thought.
     """
     return reply.content if reply.content.strip() or not reply.reasoning else reply.reasoning
 
 
 def read_reply(raw: bytes, latency_s: float, content_type: str = "") -> tuple[Reply, int]:
-    """Return (the first reply of `read_replies`, prompt tokens that came from the server's cache)."""
+    """Return (the first reply of `read_replies`, number of prompt tokens that the server found in its cache)."""
     replies, cached = read_replies(raw, latency_s, content_type)
     return replies[0], cached
 
 
 def read_replies(raw: bytes, latency_s: float, content_type: str = "", wanted: int = 1) -> tuple[list[Reply], int]:
-    """Return (the replies of a chat completion, prompt tokens that came from the server's cache). Counts are those of the whole response.
+    """Return (the replies of a chat completion, number of prompt tokens that the server found in its cache). Counts are those of the whole
+    response.
 
-    `wanted` replies were requested; fewer may be returned, never more. If several came for one, the first counts. Raises `Unfinished` for a
-    request that the server aborted, and `ValueError` for anything that is not a chat completion, or has too many or indistinguishable
-    choices. Each error shows what the server sent.
+    `wanted` replies were requested; fewer may be returned, never more. If one was requested and several came, the first counts. Raises
+    `Unfinished` if the server aborted the request, and `ValueError` if the body is not a chat completion or has too many or
+    indistinguishable choices. Each error shows what the server sent.
     """
     try:
         value = json_value(raw)
@@ -144,7 +145,7 @@ def read_replies(raw: bytes, latency_s: float, content_type: str = "", wanted: i
 def _reply(
     value: Mapping[str, Any], usage: Mapping[str, Any], finish: str, message: Mapping[str, Any], latency_s: float
 ) -> Reply:
-    """Return one finished message of a chat completion as a reply."""
+    """Return the reply for one finished message of a chat completion."""
     text, reasoning = _text(message.get("content")) or "", _reasoning(message)
     details, metadata = usage.get("completion_tokens_details"), value.get("metadata")
     return Reply(
@@ -162,9 +163,9 @@ def _reply(
 
 
 def unpacked(raw: bytes, encoding: str) -> bytes:
-    """Return a body without its Content-Encoding. Raises `ValueError` for one that is unknown, broken or too large.
+    """Return a body decoded from its Content-Encoding. Raises `ValueError` if the encoding is unknown, or the body is broken or too large.
 
-    The client asks for no encoding, but some gateways compress nevertheless.
+    The client does not ask for an encoding, but some gateways compress nevertheless.
     """
     name = encoding.strip().lower()
     if name in ("", "identity"):
@@ -182,10 +183,10 @@ def unpacked(raw: bytes, encoding: str) -> bytes:
 
 
 def json_value(raw: bytes) -> Any:
-    """Return the value of JSON text. Raises `ValueError`.
+    """Return the value of JSON text. Raises `ValueError` if it is not JSON.
 
-    Servers write invalid JSON: NaN as a count, half a character at a token limit, a byte order mark, bytes that are not UTF-8. None of this
-    affects a box, so it is accepted: NaN becomes null, invalid characters U+FFFD.
+    Servers write some invalid JSON: NaN as a count, half a character at a token limit, a byte order mark, bytes that are not UTF-8. None of
+    this affects a box, so it is accepted: NaN becomes null, and invalid characters become U+FFFD.
     """
     try:
         return orjson.loads(raw)
@@ -199,9 +200,9 @@ def json_value(raw: bytes) -> Any:
 
 
 def count(value: Any) -> int | None:
-    """Return a number of tokens, or None for an impossible one: a text, a fraction, a negative or absurdly large number."""
+    """Return a number of tokens, or None if it is impossible: a text, a fraction, negative, or absurdly large."""
     if value is None or (type(value) is int and 0 <= value <= LARGEST_COUNT):
-        return value  # nearly always
+        return value  # the usual case
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_COUNT
@@ -209,7 +210,7 @@ def count(value: Any) -> int | None:
 
 
 def _messages(value: Any) -> list[tuple[Any, JsonObject]]:
-    """Return finish reason and message of each choice; nothing if a choice is invalid."""
+    """Return the finish reason and the message of each choice; an empty list if a choice is invalid."""
     choices = value.get("choices") if isinstance(value, dict) else None
     found: list[tuple[Any, JsonObject]] = []
     for choice in choices if isinstance(choices, list) else []:
@@ -251,7 +252,7 @@ def _is_part(part: Any) -> bool:
 
 
 def _text(content: Any) -> str | None:
-    """Return the text of a message's content: a text, or a list of typed parts of which those with a text count, except thoughts."""
+    """Return the text of a message's content, which is a text or a list of typed parts. Of a list, all texts except thoughts count."""
     if isinstance(content, list):
         parts = [p if isinstance(p, str) else p.get("text") for p in content if not _is_thought(p)]
         return "".join(p for p in parts if isinstance(p, str))
@@ -263,7 +264,7 @@ def _is_thought(part: Any) -> bool:
 
 
 def _thoughts(content: list[Any]) -> str | None:
-    """Return the texts of the parts of a content that are thoughts, which may be lists of parts themselves."""
+    """Return the texts of those parts of a content that are thoughts. A thought may itself be a list of parts."""
     parts = [p for p in content if _is_thought(p)]
     found = [next((t for name in ("text", *_REASONING) if (t := _plain(p.get(name)))), "") for p in parts]
     return "".join(found) or None
@@ -274,7 +275,7 @@ def _plain(value: Any) -> str | None:
 
 
 def _reasoning(message: Mapping[str, Any]) -> str | None:
-    """Return the thought of a message under any of the names that servers give it; None if there is none."""
+    """Return the thought of a message under any name that servers use for it; None if there is none."""
     content = message.get("content")
     if isinstance(content, list) and (apart := _thoughts(content)) is not None:
         return apart
@@ -293,7 +294,7 @@ _USUAL = ("role", "content", *_REASONING, "reasoning_details", "tool_calls", "fu
 
 
 def _rest(message: Mapping[str, Any]) -> str | None:
-    """Return as JSON the texts with unknown names in a message that has no text with a known name."""
+    """Return, as JSON, the texts under unknown names in a message that has no text under a known name."""
     found = {str(k): v for k, v in message.items() if k not in _USUAL and isinstance(v, str) and v.strip()}
     return orjson.dumps(found).decode() if found else None
 

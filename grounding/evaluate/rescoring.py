@@ -1,4 +1,4 @@
-"""Score a folder's stored answers again, using only the folder: `egm rescore DIR`."""
+"""Score a folder's stored answers again, using only what the folder contains: `egm rescore DIR`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from grounding.sampling import Sampling
 
 
 def stored_evaluation(folder: Path, scoring: str = "") -> Evaluation:
-    """Return the evaluation in `folder`, to be scored by `scoring` (empty: its previous profile). Raises `UserError`.
+    """Return the evaluation in `folder`, to be scored by the profile `scoring` (empty: its previous one). Raises `UserError` if it cannot be.
 
     Everything else comes from `run_config.json`: the files, the model, the prompt and the settings that are part of an answer's identity.
     """
@@ -70,7 +70,7 @@ def stored_evaluation(folder: Path, scoring: str = "") -> Evaluation:
 
 
 def _asked_as(config: JsonObject, folder: Path) -> str | None:
-    """Return the model's name in requests; earlier versions did not store it, but wrote a note if the server named another model."""
+    """Return the model's name in requests. Earlier releases did not store it, but wrote a note if the server's name differed."""
     noted = any("the model that was asked for is" in n for n in summary_of(folder).notes)
     name = config.get("asked_as", config.get("model") if noted else None)
     return name if isinstance(name, str) else None

@@ -1,4 +1,4 @@
-"""The two roles of an evaluation job: serve a model, and ask the servers. Both back ends start them as `egm role ...`."""
+"""The two roles of an evaluation job: serving a model, and asking the servers. Both back ends start them as `egm role ...`."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ def _job(job_file: Path) -> Any:
 
 
 def program(argv: list[str]) -> list[str]:
-    """Return the argv with the program from this interpreter's folder if it exists there, so that the environment need not be active.
+    """Return the argv with the program from the folder of this interpreter, if it exists there, so that the environment need not be
+    activated.
 
-    `$EGM_ENGINE_PYTHON` names the interpreter of another environment, since the engines need conflicting versions; the arguments in
-    `$EGM_ENGINE_ARGS` are appended.
+    If `$EGM_ENGINE_PYTHON` is set, it is the interpreter of another environment, because the engines need conflicting versions. The
+    arguments in `$EGM_ENGINE_ARGS` are appended. Raises `UserError` if the program is not installed.
     """
     given = environment.of_process()
     python = given.engine_python if given.engine_python is not None else Path(sys.executable)
@@ -63,7 +64,7 @@ def program(argv: list[str]) -> list[str]:
 
 
 def server_port() -> int:
-    """Return the port of `$EGM_PORT`."""
+    """Return the port in `$EGM_PORT`. Raises `UserError` if it is not a port."""
     port = environment.of_process().port
     if not port:
         raise UserError("is missing: the port on which the server listens (1 to 65535)", field="EGM_PORT")
@@ -75,7 +76,7 @@ def _say(text: str) -> None:
 
 
 def _model_folder(model: str, family: str) -> str:
-    """Return the folder of the model; a `tiny://` model is built first."""
+    """Return the folder of the model. A `tiny://` model is built first."""
     kind = tiny_kind(model, family)
     if kind is not None:
         from grounding.models.tiny import build, demo_corpus
@@ -88,7 +89,7 @@ def _model_folder(model: str, family: str) -> str:
         if model.startswith("hf://") and importlib.util.find_spec("huggingface_hub") is None:
             return model.removeprefix(
                 "hf://"
-            )  # the engine's environment has it, and the engine downloads models by itself
+            )  # the engine's environment has huggingface_hub, and the engine downloads the model itself
         return str(fetch(model, say=_say))
     model = str(locate(model).folder)
     path = Path(model)
@@ -98,7 +99,7 @@ def _model_folder(model: str, family: str) -> str:
 
 
 def _of_one_model(job: Any, name: str, job_file: Path) -> Any:
-    """Return the job with only the model of this process. Raises `UserError`."""
+    """Return the job with only the model that this process measures. Raises `UserError` if the job has no such model."""
     known = job.spec.several_models
     if name == "" and not known:
         return job
@@ -114,10 +115,10 @@ def _of_one_model(job: Any, name: str, job_file: Path) -> Any:
 
 
 def serve_role(job_file: Path, data: Path, model: str, only: str = "") -> None:
-    """Replace this process by the engine's server on `$EGM_PORT` and `$EGM_HOST` (127.0.0.1). Does not return.
+    """Replace this process by the engine's server on `$EGM_HOST` (default 127.0.0.1) and `$EGM_PORT`. Does not return.
 
     If `$EGM_API_KEY` is set, the server refuses requests without that key.
-    `only` names the model of a sweep over models.
+    `only` is the name of the model to serve in a sweep over models.
     """
     job = _of_one_model(_job(job_file), only, job_file)
     engine, port = get_engine(job.spec.engine), server_port()
@@ -136,15 +137,17 @@ def serve_role(job_file: Path, data: Path, model: str, only: str = "") -> None:
     argv = program(engine.command(folder, options))
     env = dict(os.environ) | engine.environment(os.environ, gpus=job.spec.server_gpus)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(FOLDER), env.get("PYTHONPATH"))))
-    if not Path(folder).is_dir() and "HF_HUB_OFFLINE" not in os.environ:  # a model from the hub has to be downloaded
+    if (
+        not Path(folder).is_dir() and "HF_HUB_OFFLINE" not in os.environ
+    ):  # the engine must be able to download a model from the hub
         env.pop("HF_HUB_OFFLINE", None)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execvpe(argv[0], argv, env)  # noqa: S606  # no shell is meant: signals reach the server itself
+    os.execvpe(argv[0], argv, env)  # noqa: S606  # without a shell, signals reach the server directly
 
 
 def serve_options(job: ResolvedEvalJob, host: str, port: int, max_length: int) -> ServeOptions:
-    """Return how each of a job's servers serves its model."""
+    """Return the options with which each server of a job serves its model."""
     spec = job.spec
     shared = (spec.tensor_parallel, spec.pipeline_parallel, spec.expert_parallel)
     remote_code = spec.model.trust_remote_code
@@ -152,7 +155,7 @@ def serve_options(job: ResolvedEvalJob, host: str, port: int, max_length: int) -
 
 
 def _brings_code(folder: Path) -> bool:
-    """Return whether a model's configuration names Python code in its folder."""
+    """Return whether a model's configuration refers to Python code in its folder."""
     try:
         return "auto_map" in read_json(folder / "config.json")
     except (OSError, UserError, TypeError):
@@ -160,7 +163,7 @@ def _brings_code(folder: Path) -> bool:
 
 
 def _max_length(folder: Path) -> int:
-    """Return the maximum tokens of a request: 32,768, or the model's own limit if that is smaller."""
+    """Return the maximum number of tokens of a request: 32,768, or the model's own limit if that is smaller."""
     try:
         config = read_json(folder / "config.json")
         known = config.get("text_config", config).get("max_position_embeddings")
@@ -170,12 +173,12 @@ def _max_length(folder: Path) -> int:
 
 
 def _model_name(job: Any) -> str:
-    """Return the model's name in requests and rows, the same on both sides."""
+    """Return the model's name in requests and rows. Server and client use the same name."""
     return str(job.spec.model.name)
 
 
 def _hardware(job: Any, served: str, started: bool) -> Hardware:
-    """Return the hardware of the job's servers; unknown for servers that the job did not start."""
+    """Return the hardware of the job's servers. It is unknown if the job did not start them."""
     spec = job.spec
     if not started:
         return Hardware(price_per_gpu_hour=spec.price_per_gpu_hour)
@@ -183,7 +186,7 @@ def _hardware(job: Any, served: str, started: bool) -> Hardware:
 
 
 def _shape(served: str) -> Shape | None:
-    """Return the shape of the model in a folder or a bucket; None if it cannot be read from there."""
+    """Return the dimensions of the model in a folder or a bucket; None if they cannot be read."""
     if served.startswith("s3://"):
         store = open_store(served)
         with tempfile.TemporaryDirectory() as folder, contextlib.suppress(EgmError):
@@ -207,13 +210,13 @@ def _methods(spec: Any, base: Method) -> tuple[Method, ...]:
 
 
 def evaluate_role(job_file: Path, data: Path, out: Path, served: str = "", only: str = "") -> None:
-    """Ask the servers of `$EGM_ENDPOINTS`, or those in the job; write rows and summary under `out`.
+    """Ask the servers in `$EGM_ENDPOINTS`, or those in the job, and write rows and summary under `out`.
 
-    `served` is the path or URI of the model that the job's servers load; results of a model with other content are refused. `only` names
-    the model of a sweep over models, whose results are below `out/models`.
+    `served` is the path or URI of the model that the job's servers load; results of a model with other content are refused. `only` is the
+    name of the model to measure in a sweep over models; its results are below `out/models`.
 
-    A copy is kept in the job's output (`storage.destination`), from which a new pod continues. Like Ctrl-C, SIGTERM uploads the last rows
-    and ends the role.
+    A copy of the results is kept in the job's output (`storage.destination`), and a new pod continues from it. SIGTERM, like Ctrl-C,
+    uploads the last rows and ends the role.
     """
     from rich.console import Console
 
@@ -240,9 +243,7 @@ def evaluate_role(job_file: Path, data: Path, out: Path, served: str = "", only:
     bring(job, say=_say)
     spec, where = job.spec, locate_data(job, data)
     variables = environment.of_process()
-    started = (
-        not spec.endpoints
-    )  # whether the job starts them; both back ends pass foreign endpoints in the same variable
+    started = not spec.endpoints  # both back ends use the same variable, whether or not the job starts the servers
     endpoints = variables.endpoints if variables.endpoints else tuple(spec.endpoints)
     if not endpoints:
         raise UserError(
@@ -283,7 +284,7 @@ def evaluate_role(job_file: Path, data: Path, out: Path, served: str = "", only:
         client,
         sampling,
         scoring,
-        retry_errors=True,  # a job is started again in order to finish
+        retry_errors=True,  # a job that is started again should finish
         mode=spec.mode,
         remote=remote,
         engine=spec.engine,
@@ -292,7 +293,7 @@ def evaluate_role(job_file: Path, data: Path, out: Path, served: str = "", only:
         max_errors=spec.max_errors,
         hardware=_hardware(job, served if served else model, started),
     )
-    # servers that the job did not start need the name; only the pinned server that it started works without
+    # servers that the job did not start need the model's name; only a pinned server that it started works without it
     evaluation = with_engine(
         asked,
         copies=spec.copies if started else 1,
@@ -304,7 +305,7 @@ def evaluate_role(job_file: Path, data: Path, out: Path, served: str = "", only:
         _say(f"the earlier results were set aside: {place}")
     signal.signal(
         signal.SIGINT, signal.default_int_handler
-    )  # a shell's background job ignores it, and its children inherit that
+    )  # a shell's background jobs ignore SIGINT, and their children inherit that
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with (
         Live(Console(force_terminal=False, width=200), every_s=10.0) as live,

@@ -31,9 +31,9 @@ Listener = Callable[[Progress], None]
 
 
 def run(evaluation: Evaluation, planned: Plan, listen: Listener = lambda _: None, interval: float = 3.0) -> Summary:
-    """Evaluate and return the summary, which is also written to `out/summary.json` every `interval` seconds.
+    """Ask the questions without an answer and return the summary, which is also written to `out/summary.json` every `interval` seconds.
 
-    Raises `Failure` if the endpoints are unreachable; answers are kept, and the same call continues.
+    Raises `Failure` if the endpoints are unreachable. The answers are kept, and the same call continues.
     """
     with Measurement(evaluation, planned) as measured:
         progress, start, todo = measured.progress, time.monotonic(), measured.todo
@@ -81,7 +81,7 @@ def run(evaluation: Evaluation, planned: Plan, listen: Listener = lambda _: None
 
 
 async def not_continued(evaluation: Evaluation, methods: Iterable[Method]) -> list[str]:
-    """Return notes on endpoints that do not continue a message, if one of the methods needs that and the engine is known."""
+    """Return notes on endpoints that do not continue a message; none if no method needs that or the engine is unknown."""
     if not evaluation.engine or all(m.thinking_budget is None for m in methods):
         return []
     client = evaluation.client
@@ -90,9 +90,9 @@ async def not_continued(evaluation: Evaluation, methods: Iterable[Method]) -> li
 
 @contextmanager
 def seldom_collected() -> Iterator[None]:
-    """Run the cyclic garbage collector less often, and not on existing objects; restored afterwards.
+    """Run the cyclic garbage collector less often, and not on existing objects, until the block ends.
 
-    Requests create few cycles, so most collections find nothing.
+    Requests create few reference cycles, so most collections find nothing.
     """
     before = gc.get_threshold()
     gc.freeze()
@@ -127,9 +127,9 @@ async def _watched(
             progress.warning = "; ".join(filter(None, (warning, full)))
             listen(progress)
             if time.monotonic() - synced >= 1.0:
-                await asyncio.to_thread(results.sync)  # in the event loop it would add to the latencies
+                await asyncio.to_thread(results.sync)  # in the event loop, syncing would add to the latencies
                 synced = time.monotonic()
-            # summarising a large set is slow: limit it to a few per cent of the time
+            # summarising a large set is slow, so limit it to a few per cent of the time
             if time.monotonic() - published >= max(interval, progress.total / 10_000):
                 publish()
                 published = time.monotonic()
@@ -138,7 +138,7 @@ async def _watched(
         while True:
             await asyncio.sleep(evaluation.replicate_every_s)
             results.roll()
-            with suppress(EgmError):  # `Remote.problem` has it, and the next round begins with it
+            with suppress(EgmError):  # `Remote.problem` records the error, and the next round tries again
                 await asyncio.to_thread(results.replicate)
 
     tasks = [asyncio.create_task(watch()), asyncio.create_task(lag.measure())]
@@ -151,7 +151,7 @@ async def _watched(
         tasks.append(asyncio.create_task(scrape(engine, evaluation.client.endpoints, progress.readings)))
     try:
         await client.run(todo)
-        if engine is not None:  # the summary keeps only the state at the end
+        if engine is not None:  # the summary contains only the state at the end
             tasks.pop().cancel()
             await read_once(engine, evaluation.client.endpoints, progress.readings)
     finally:

@@ -1,4 +1,6 @@
-"""run_config.json and the digests of pictures: the conditions of a folder's answers, and the check whether more may be added."""
+"""Write run_config.json and the digests of pictures, which record the conditions of a folder's answers, and check whether more answers may
+be added.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from grounding.scoring import get_profile
 
 
 def check_conditions(evaluation: Evaluation, results: Results) -> None:
-    """Refuse to mix latencies that were measured under different conditions."""
+    """Raise `UserError` if the folder's latencies were measured under other conditions, because they must not be mixed."""
     path = evaluation.out / FILE
     if not results.done.answered.any() or not path.exists():
         return
@@ -36,7 +38,7 @@ def check_conditions(evaluation: Evaluation, results: Results) -> None:
 
 
 def record_pictures(evaluation: Evaluation, planned: Plan, done: Tallies) -> None:
-    """Record the pictures of the questions. Raise `UserError` if a picture with stored answers has changed.
+    """Record digests of the pictures of the questions. Raises `UserError` if a picture with stored answers has changed.
 
     A picture whose questions have all failed may change, because they are asked again.
     """
@@ -58,7 +60,7 @@ def record_pictures(evaluation: Evaluation, planned: Plan, done: Tallies) -> Non
 
 
 def change_profile(evaluation: Evaluation, rows: int, done: Tallies, earlier: Summary) -> None:
-    """Change only the profile in run_config.json. Raises `UserError` if the folder has more rows than are scored again."""
+    """Change only the profile in run_config.json. Raises `UserError` if the folder has rows that would not be scored again."""
     before, answered = earlier.total, earlier.done - earlier.errors_as_wrong
     here, problem = int(done.answered.sum()), ""
     if rows < before:
@@ -77,7 +79,7 @@ def change_profile(evaluation: Evaluation, rows: int, done: Tallies, earlier: Su
 
 
 def config_of(evaluation: Evaluation, planned: Plan) -> RunConfig:
-    """Return the data with which a report finds pictures and rows."""
+    """Return the content of run_config.json, with which a report finds pictures and rows."""
     return {
         "model": evaluation.model,
         "prompt": evaluation.client.request.prompt,

@@ -11,11 +11,11 @@ from grounding.evaluate.engines import Engine, Metrics
 from grounding.runtime.pages import PLAIN, page
 
 LARGEST_PAGE = 8 << 20
-"""Bytes; at `/metrics` a server with hundreds of series sends less than one MiB"""
+"""Largest page in bytes; a server with hundreds of series sends less than 1 MiB at `/metrics`"""
 
 
 async def read_once(engine: Engine, endpoints: Sequence[str], readings: dict[str, Metrics], limit_s: float = 3) -> None:
-    """Store the newest reading of each endpoint in `readings`, and remove the reading of one that does not answer."""
+    """Store the newest reading of each endpoint in `readings`. If an endpoint does not answer, remove its reading."""
 
     async def one(session: aiohttp.ClientSession, endpoint: str) -> None:
         url = endpoint.strip().rstrip("/").removesuffix("/v1") + "/metrics"
@@ -23,7 +23,7 @@ async def read_once(engine: Engine, endpoints: Sequence[str], readings: dict[str
             async with session.get(url, allow_redirects=False) as response:
                 response.raise_for_status()
                 readings[endpoint] = engine.metrics((await page(response, LARGEST_PAGE)).decode())
-        except (aiohttp.ClientError, TimeoutError, ValueError):  # undecodable text raises a ValueError
+        except (aiohttp.ClientError, TimeoutError, ValueError):  # undecodable text raises ValueError
             readings.pop(endpoint, None)
 
     async with aiohttp.ClientSession(
@@ -33,7 +33,7 @@ async def read_once(engine: Engine, endpoints: Sequence[str], readings: dict[str
 
 
 async def scrape(engine: Engine, endpoints: Sequence[str], readings: dict[str, Metrics], every_s: float = 5.0) -> None:
-    """Call `read_once` every few seconds until cancelled."""
+    """Call `read_once` every `every_s` seconds until cancelled."""
     while True:
         await read_once(engine, endpoints, readings)
         await asyncio.sleep(every_s)

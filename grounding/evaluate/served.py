@@ -1,7 +1,7 @@
-"""The served model, as described by replies and the server's own pages. Pure.
+"""Describe the served model, by the replies and by the server's own pages. Pure.
 
-The name in a reply is not enough, because SGLang accepts any name. So `/v1/models` and the engine's own page are read too, and the result
-is stored with each answer.
+The name in a reply is not enough, because SGLang accepts any name. Therefore `/v1/models` and the engine's own page are read too, and the
+result is stored with each answer.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 LONGEST = 512
-"""Characters of a name, a path or a version"""
+"""Maximum length of a name, a path or a version in characters"""
 
 
 class ServedModel(NamedTuple):
-    """The known facts about the model of an endpoint or an answer; None if unknown."""
+    """The known facts about the model of an endpoint or an answer. Unknown ones are None."""
 
     reply: str | None = None
     """The model's name in replies"""
@@ -23,17 +23,17 @@ class ServedModel(NamedTuple):
     path: str | None = None
     """The source of the server's weights: a folder or a name on the hub"""
     weight_version: str | None = None
-    """Changes when weights are replaced in a running server (SGLang)"""
+    """Version of the weights, which changes if a running server loads others (SGLang)"""
     version: str | None = None
     """The engine's"""
 
     @property
     def name(self) -> str | None:
-        """Return the name under which the server knows it."""
+        """Return the name under which the server knows the model."""
         return self.reply if self.id is None else self.id
 
     def over(self, older: ServedModel) -> ServedModel:
-        """Return these facts, with unknown ones taken from `older`."""
+        """Return these facts; those that are unknown are taken from `older`."""
         return ServedModel(*(new if new is not None else old for new, old in zip(self, older, strict=True)))
 
     def __str__(self) -> str:
@@ -51,11 +51,11 @@ UNKNOWN = ServedModel()
 
 
 class ServerFacts(NamedTuple):
-    """What a server says of itself before it is asked anything."""
+    """What a server reports about itself before the first question."""
 
     served: ServedModel = UNKNOWN
     slots: int | None = None
-    """Requests that it works on at once; None if it does not say"""
+    """Number of requests that it works on at once; None if it does not report it"""
 
 
 _SAYS = {
@@ -67,7 +67,7 @@ _SAYS = {
 
 
 def difference(one: ServedModel, other: ServedModel) -> tuple[str, str] | None:
-    """Return the two contradicting statements; None if both may be the same model.
+    """Return two contradicting statements about the models; None if both may be the same model.
 
     The version of the engine is not part of the model.
     """
@@ -79,14 +79,14 @@ def difference(one: ServedModel, other: ServedModel) -> tuple[str, str] | None:
 
 
 def misnamed(served: ServedModel, asked_as: str | None) -> str | None:
-    """Return the server's name for the model if it differs from the requested name."""
+    """Return the server's name for the model if it differs from the requested name, else None."""
     if asked_as is None:
         return None
     return next((name for name in (served.id, served.reply) if name is not None and name != asked_as), None)
 
 
 def distinct(models: Sequence[ServedModel]) -> list[ServedModel]:
-    """Return each model once, leaving out those that may be the same as an earlier one."""
+    """Return the distinct models, without those that may be the same as an earlier one."""
     found: list[ServedModel] = []
     for model in models:
         if model != UNKNOWN and all(difference(model, other) for other in found):
@@ -95,15 +95,15 @@ def distinct(models: Sequence[ServedModel]) -> list[ServedModel]:
 
 
 def text_of(value: Any) -> str | None:
-    """Return a name, a path or a version for storing: a non-empty text of at most `LONGEST` characters."""
+    """Return a name, a path or a version for storing: a text of 1 to `LONGEST` characters; None if `value` has no such text."""
     return value[:LONGEST] if isinstance(value, str) and value else None
 
 
 def listed(page: Any, asked_as: str | None) -> ServedModel:
-    """Return the description in `/v1/models` of the requested model.
+    """Return the requested model as `/v1/models` describes it.
 
-    A page may list several names of one model, adapters of it, or all models of a service. The card with the requested name counts, or else
-    the only base model. Otherwise the model is unknown.
+    A page may list several names of one model, its adapters, or all models of a service. The entry with the requested name counts or, if
+    there is none, the only base model. Otherwise the model is unknown.
     """
     data = page.get("data") if isinstance(page, Mapping) else None
     cards = [c for c in data if isinstance(c, Mapping) and text_of(c.get("id"))] if isinstance(data, list) else []

@@ -1,4 +1,4 @@
-"""Describe the data of an accuracy, so that no table shows a part or a synthetic set as the whole data set. Pure except
+"""Describe the data behind an accuracy, so that no table presents a part or a synthetic set as the whole data set. Pure except
 `synthetic_names`.
 """
 
@@ -22,9 +22,7 @@ def synthetic_names(files: Iterable[Path]) -> frozenset[str]:
 
 
 def remark(name: str, total: int, synthetic: bool) -> str:
-    """Return the remark beside a file's name: that it is synthetic, or how much of the published file it contains; empty if it is
-    complete.
-    """
+    """Return the remark for a file's name: that it is synthetic, or which part of the published file it contains; empty if it is complete."""
     published = expressions().get(name)
     if synthetic:
         return SYNTHETIC
@@ -36,17 +34,17 @@ def remark(name: str, total: int, synthetic: bool) -> str:
 
 
 def remark_of(file: FileSummary) -> str:
-    """Return the remark of a file of a summary; a file of an earlier release is judged by its number of expressions."""
+    """Return the remark for a file of a summary. For a summary of an earlier release, it is derived from the number of expressions."""
     if file.remark is not None:
         return file.remark
     return "" if file.total is None else remark(file.name, file.total, False)
 
 
 def titled(title: str, note: str) -> str:
-    """Return a file's title with its remark."""
+    """Return a file's title followed by its remark."""
     return f"{title} ({note})" if note == SYNTHETIC else f"{title} {note}".rstrip()
 
 
 def warnings(files: Sequence[FileSummary]) -> list[str]:
-    """Return the notes that must be beside the means of a summary's files."""
+    """Return the notes that must accompany the means of these files."""
     return [WARNING] if any(remark_of(f) == SYNTHETIC for f in files) else []

@@ -1,7 +1,7 @@
-"""Compute a summary from tallies: accuracy of each file, macro and micro mean with an interval. Pure, and independent of the order of
-answers.
+"""Compute a summary from tallies: the accuracy of each file, and the macro and micro mean with an interval. Pure; the order of the answers
+has no effect.
 
-Accuracies and IoU are fractions (0..1); latencies are seconds of the request only.
+Accuracies and IoU are fractions (0..1). Latencies are in seconds and cover only the request.
 """
 
 from __future__ import annotations
@@ -83,13 +83,14 @@ def _file(
 
 
 def interval(files: ArrayLike, images: ArrayLike, correct: ArrayLike) -> Intervals:
-    """Return the 95 % intervals of macro and micro accuracy, by a bootstrap over images: answers about one image are correlated, also
-    across files, so images are drawn, not expressions.
+    """Return the 95 % intervals of macro and micro accuracy, by a bootstrap over images.
 
-    If all rows are right, or all are wrong, every draw is the same; then it is the exact interval of Clopper and Pearson for as many
-    independent images as weigh the same.
+    Images are drawn instead of expressions, because answers about one image are correlated, also across files. If all rows are correct, or
+    all are wrong, every draw is the same; then the interval is Clopper and Pearson's exact one, for as many independent images of equal
+    weight.
 
-    Three columns of one length: the number of the row's file (0..F-1), of its image (0..M-1), and whether it is correct.
+    The arguments are columns of equal length: the number of the row's file (0..F-1), the number of its image (0..M-1), and whether the row
+    is correct.
     """
     file, image = np.asarray(files), np.asarray(images)
     f, m = int(file.max()) + 1, int(image.max()) + 1
@@ -102,7 +103,7 @@ def interval(files: ArrayLike, images: ArrayLike, correct: ArrayLike) -> Interva
     np.add.at(hits, (image, file), right)
     draw = np.random.default_rng(SEED)
     macro, micro = [], []
-    block = max(1, min(100, 2_000_000 // m))  # for memory; the draws are the same in any blocks
+    block = max(1, min(100, 2_000_000 // m))  # bounds the memory; the draws do not depend on the block size
     for start in range(0, DRAWS, block):
         size = min(block, DRAWS - start)
         weight = draw.multinomial(m, np.full(m, 1.0 / m), size=size).astype(np.float64)
@@ -115,8 +116,8 @@ def interval(files: ArrayLike, images: ArrayLike, correct: ArrayLike) -> Interva
 
 
 def _edge(share: float, weights: NDArray[np.float64]) -> Ends:
-    """Return the exact 95 % interval of a share of 0 or 1. `weights`: of the images, their sum is 1."""
-    far = float(0.025 ** (weights**2).sum())  # the inverse is the number of images that weigh the same (Kish)
+    """Return the exact 95 % interval of a share of 0 or 1. `weights` are the weights of the images; their sum is 1."""
+    far = float(0.025 ** (weights**2).sum())  # 1 / the sum of squares is the effective number of images (Kish)
     return (far, 1.0) if share else (0.0, 1.0 - far)
 
 
@@ -133,14 +134,14 @@ def _reason(total: int, done: int, errors: int) -> str | None:
 
 
 def named_otherwise(served: ServedModel, asked_as: str | None) -> str:
-    """Return a note if the server's name for the model differs from the requested one; empty if not."""
+    """Return a note if the server's name for the model differs from the requested one, else an empty text."""
     name = misnamed(served, asked_as)
     does = "serves" if name == served.id else "answers as"
     return "" if name is None else f"the server {does} {name!r}, the model that was asked for is {asked_as!r}"
 
 
 def _notes(done: Tallies, wrong: int, served: Sequence[ServedModel], asked_as: str | None) -> list[str]:
-    """Return the notes for a reader of the number."""
+    """Return what a reader of the accuracy must know."""
     found = [f"{wrong} failed {'request counts' if wrong == 1 else 'requests count'} as wrong"] if wrong else []
     models = distinct(served)
     if len(models) > 1:
@@ -168,7 +169,7 @@ def _notes(done: Tallies, wrong: int, served: Sequence[ServedModel], asked_as: s
 
 
 def _empty(done: Tallies) -> list[str]:
-    """Return a note if so many answers are empty that the number says more about the server than about the model."""
+    """Return a note if so many answers are empty that the accuracy says more about the server than about the model."""
     empty, answered = int((done.outcome == OUTCOMES.index("empty")).sum()), int(done.answered.sum())
     if empty < NOTE_COUNT or empty < NOTE_SHARE * answered:
         return []
@@ -191,7 +192,7 @@ def _ended(name: str, rows: int, asked: int) -> str:
 
 
 def _one_box(work: Worklist, done: Tallies) -> list[str]:
-    """Return a note if the prompt asks for whole objects but rows do not say that their box covers the whole object."""
+    """Return a note if the prompt asks for whole objects but some rows do not say that their box covers the whole object."""
     if not work.amodal:
         return []
     single = int((done.answered & np.isnan(done.extents.iou).any(axis=1)).sum())
@@ -216,11 +217,12 @@ def summarise(
     scoring: str = "egm-eval",
     latency_s: NDArray[np.float64] | None = None,
 ) -> Summary:
-    """Return the summary without its timing. No macro, micro or interval while a row failed or is missing: `reason` says so.
+    """Return the summary without its timing. While a row has failed or is missing, it has no macro, micro or interval, and `reason`
+    explains why.
 
-    Up to `max_errors` failed rows count as wrong answers instead, and `notes` say so. `asked_as` is the model's name in requests, `scoring`
-    the profile, for the doctor's notes. `latency_s`: latencies that count, if not all do. `done` counts answers, and the failed rows only
-    if they count as wrong.
+    Up to `max_errors` failed rows count as wrong answers instead, and `notes` says so. `asked_as` is the model's name in requests. `scoring`
+    is the profile, for the doctor's notes. `latency_s` has the latencies in seconds that count; None: all do. The summary's `done`
+    counts the answers, and failed rows only if they count as wrong.
     """
     names = file_order(work.names)
     failed = int((done.outcome == OUTCOMES.index("error")).sum())
@@ -271,7 +273,7 @@ def summarise(
 
 
 def _votes(work: Worklist, names: Sequence[str], done: Tallies) -> SamplesSummary:
-    """Return, for every number of answers up to the maximum, the macro means of the votes and of the oracle, with their intervals."""
+    """Return the macro means of the votes and of the oracle, with intervals, for every number of answers up to the maximum."""
     held = done.samples
 
     def mean(share: NDArray[np.float64]) -> VoteMean:

@@ -1,7 +1,7 @@
-"""The models of `summary.json`: the run writes it, and the live view, telemetry, the job's status, the report and exports read it.
+"""The models of `summary.json`. The run writes it; the live view, telemetry, the job's status, the report and exports read it.
 
-Accuracies and IoU are fractions (0..1), latencies seconds. Every field of `Summary` has a default, because a summary of an earlier release
-lacks some; `read_summary` keeps valid fields and drops the rest.
+Accuracies and IoU are fractions (0..1), latencies are in seconds. Every field of `Summary` has a default, because summaries of earlier
+releases lack some. `read_summary` keeps valid fields and drops the others.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class FileSummary(_Part):
     n: Count = 0
     """Answers"""
     total: Count | None = None
-    """Number of questions; None if the summary does not have it"""
+    """Number of questions; None if the summary does not contain it"""
     acc: Number | None = None
     acc75: Number | None = None
     acc90: Number | None = None
@@ -58,7 +58,7 @@ class FileSummary(_Part):
     latency_p50: Number | None = None
     latency_p90: Number | None = None
     remark: str | None = None
-    """Remark that must be shown beside its name (`sets.remark`); None in a summary of an earlier release"""
+    """Remark that must be shown with the file's name (`sets.remark`); None in a summary of an earlier release"""
 
 
 class Problem(_Part):
@@ -69,7 +69,7 @@ class Problem(_Part):
 
 
 class Ending(_Part):
-    """A finish reason of requests that servers aborted; `share` is the share of all requests."""
+    """A finish reason of aborted requests; `share` is their share of all requests, 0..1."""
 
     finish_reason: str = ""
     rows: Count = 0
@@ -77,14 +77,14 @@ class Ending(_Part):
 
 
 class ExtentFigures(_Part):
-    """Figures of a file by one of the two true boxes."""
+    """A file's results measured against one of the two true boxes."""
 
     acc: Share
     mean_iou: Share
 
 
 class ExtentMeans(_Part):
-    """Means over all files by one of the two true boxes."""
+    """The means over all files, measured against one of the two true boxes."""
 
     macro: Share
     micro: Share
@@ -92,7 +92,7 @@ class ExtentMeans(_Part):
 
 
 class FileExtents(_Part):
-    """A file whose rows have two true boxes; `n` counts the answers to them."""
+    """The results of a file whose rows have two true boxes; `n` is the number of their answers."""
 
     name: str
     n: Count
@@ -104,7 +104,7 @@ Asked = Literal["visible", "amodal"]
 
 
 class ExtentsSummary(_Part):
-    """The accuracy by the visible box and by the whole box; `asked` is the box that the prompt asks for."""
+    """The accuracy measured against the visible box and against the whole box; `asked` is the one that the prompt asks for."""
 
     asked: Asked = "visible"
     n: Count
@@ -114,7 +114,7 @@ class ExtentsSummary(_Part):
 
 
 class ServedAnswers(_Part):
-    """A model as described by servers, and the number of its answers."""
+    """A model as its servers describe it, and the number of its answers."""
 
     reply: Said = None
     id: Said = None
@@ -130,7 +130,7 @@ class ServedAnswers(_Part):
 
 
 class EndpointFacts(_Part):
-    """One endpoint of the run: the client's counts, and the server's last metrics (counted from the server's own start)."""
+    """One endpoint of the run: the client's counts, and the server's last metrics (counted since the server's start)."""
 
     endpoint: str = ""
     answered: Count = 0
@@ -149,7 +149,7 @@ class VoteMean(_Part):
 
 
 class VotesOf(_Part):
-    """The results of each vote over `n` answers to a question."""
+    """The results of each vote among `n` answers to a question."""
 
     n: Count
     medoid: VoteMean
@@ -169,36 +169,36 @@ class SamplesSummary(_Part):
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of the answered questions. Tokens and operations are means over questions; None: not known.
+    """Costs of the answered questions. Tokens and operations are means over questions. None: unknown.
 
     Means of tokens are over the questions whose server has reported token counts.
     """
 
     questions: int
     prompt_tokens: float | None
-    """The question with its picture, counted once for any number of answers"""
+    """Tokens of the question with its picture, counted once for any number of answers"""
     thought_tokens: float | None
-    """None if a server does not count thoughts separately"""
+    """Tokens of thought; None if a server does not count them separately"""
     answer_tokens: float | None
     generated_tokens: float | None
-    """Thought and answer of all samples"""
+    """Tokens of thought and answer, over all samples"""
     flops: float | None
     flops_formula: str | None
     parameters: float | None
-    """Parameters of the language model that a token uses"""
+    """Number of parameters of the language model that a token uses"""
     latency_mean: float | None
-    """Seconds from the first byte of a question's first request to the last one of its answer, at `concurrency`"""
+    """Mean seconds from the first byte of a question's first request to the last byte of its answer, at `concurrency`"""
     latency_p50: float | None
     latency_p90: float | None
     latency_p99: float | None
     concurrency: int
     serving_seconds: float
-    """Wall time during which the servers were in use; in a sweep, this setting's share"""
+    """Wall time in seconds during which the servers were in use; in a sweep, this setting's share of it"""
     gpu_seconds: float | None
-    """All GPUs over that time"""
+    """GPU-seconds of all GPUs in that time"""
     gpu_seconds_per_question: float | None
     money: float | None
-    """GPU-hours times the given price"""
+    """GPU-hours times the given price per GPU-hour, in `currency`"""
     currency: str | None
 
 
@@ -206,7 +206,7 @@ class SettingSummary(_Part):
     """One setting of a sweep."""
 
     model: str | None = None
-    """The model's name, in a sweep over several models"""
+    """The model's name; None unless the sweep is over several models"""
     name: str = ""
     macro: Number | None = None
     ci95: Ends | None = None
@@ -216,7 +216,9 @@ class SettingSummary(_Part):
 
 
 class Summary(_Part):
-    """The result of an evaluation so far. No macro, micro or interval while a row failed or is missing: `reason` says so."""
+    """The result of an evaluation so far. While a row has failed or is missing, there is no macro, micro or interval, and `reason` explains
+    why.
+    """
 
     total: Count = 0
     done: Count = 0
@@ -231,7 +233,7 @@ class Summary(_Part):
     """The findings of the doctor"""
     left_out: Count = 0
     notes: tuple[str, ...] = ()
-    """Notes for a reader of the numbers"""
+    """What a reader of the results must know"""
     empty: Count = 0
     unparsed: Count = 0
     truncated: Count = 0
@@ -239,40 +241,40 @@ class Summary(_Part):
     micro: Number | None = None
     ci95: Intervals | None = None
     reason: str | None = None
-    """Why there is no mean"""
+    """Why there is no mean; empty or None if there is one"""
     files: tuple[FileSummary, ...] = ()
     samples: SamplesSummary | None = None
     extents: ExtentsSummary | None = None
     settings: tuple[SettingSummary, ...] | None = None
-    """The settings of a sweep, which has no files of its own"""
+    """The settings of a sweep; a sweep's summary has no files"""
     model: str | None = None
     prompt: str | None = None
     scoring: str | None = None
     mode: str | None = None
     requests_per_second: Number | None = None
-    """None in latency mode, in which the rate is not a result"""
+    """Replies per second; None in latency mode, where the rate is not a result"""
     wall_seconds: Number | None = None
-    """Of all runs in the folder"""
+    """Of all runs in the folder together"""
     loop_lag_p99: Number | None = None
-    """The largest lag of the event loops that measured latencies"""
+    """Largest lag of the event loops that measured the latencies"""
     loop_lags: tuple[Number, ...] | None = None
-    """Lag of each process of an earlier release, which does not store it in each row"""
+    """Lag of each process of an earlier release, which did not store it in each row"""
     latency_refused: str | None = None
     """Why there are no latencies"""
     latencies_left_out: Count | None = None
-    """Answers whose latency does not count, because the measuring process was late"""
+    """Number of answers whose latency does not count, because the measuring process was late"""
     in_flight_mean: Number | None = None
-    """Requests in flight while latencies were measured"""
+    """Number of requests in flight while the latencies were measured"""
     servers: tuple[EndpointFacts, ...] | None = None
     costs: Costs | None = None
 
     def take_timing(self, earlier: Summary) -> None:
-        """Copy the timing of earlier runs from an earlier summary of the same answers, as far as it has it."""
+        """Copy the timing of earlier runs from an earlier summary of the same answers, as far as that has it."""
         for name in _TIMING & earlier.model_fields_set:
             setattr(self, name, getattr(earlier, name))
 
     def document(self) -> dict[str, object]:
-        """Return it for summary.json, without the parts that this evaluation does not have."""
+        """Return the content of summary.json, without the parts that this evaluation does not have."""
         found = self.model_dump(mode="json")
         return {name: value for name, value in found.items() if value is not None or name not in _PARTS}
 

@@ -1,11 +1,11 @@
-"""Several settings of one model in one run: how long it may think, how many answers it gives, how large pictures are.
+"""Evaluate a model at several settings in one run: the budget for thought, the number of answers and the size of pictures.
 
 One client asks the questions of all settings at the same servers. Rows are interleaved by picture: an endpoint gets a picture once per
-size, with the questions of every setting about it, so that the server's picture cache serves all of them. Each setting has its own folder,
-`settings/NAME`, which is a normal evaluation: the same command again continues it, `egm report` and `egm compare` read it.
+size, together with the questions of every setting about it, so that all of them use the server's picture cache. Each setting has its own
+folder, `settings/NAME`, which is a normal evaluation: the same command continues it, and `egm report` and `egm compare` read it.
 
-All settings are measured under a common load: the concurrency is that of all together. GPU time is divided among the settings in proportion
-to the time in flight of their questions, so that the parts add up to the total.
+All settings are measured under a common load: the concurrency is that of all settings together. GPU time is divided among the settings in
+proportion to the time in flight of their questions, so the parts add up to the total.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ BASE = Method()
 
 @dataclass(frozen=True)
 class Axes:
-    """The values of each axis; an empty axis has the value of `base`."""
+    """The values of each axis of a sweep. An empty axis takes its value from `base`."""
 
     thinking_budgets: tuple[int, ...] = ()
     samples: tuple[int, ...] = ()
     max_pixels: tuple[int, ...] = ()
 
     def methods(self, base: Method = BASE) -> tuple[Method, ...]:
-        """Return the product of the axes, each setting once, in the order of the values."""
+        """Return all combinations of the axes' values, each once, in the order of the values."""
         found = product(
             self.thinking_budgets or (base.thinking_budget,),
             self.samples or (base.samples,),
@@ -73,15 +73,15 @@ class Setting:
     method: Method
     folder: Path
     model: str = ""
-    """The model's name, of a sweep over several"""
+    """The model's name; None unless the sweep is over several models"""
 
 
 Published = Callable[[], object]
 
 
 class Interleaved:
-    """The rows of all settings as one worklist: row r of setting s has the number s N + r, and each size of a picture has its own
-    number.
+    """The rows of all settings as one worklist of N rows per setting. Row r of setting s has the number s N + r. Each size of a picture
+    counts as a separate image.
     """
 
     def __init__(self, works: Sequence[Worklist], methods: Sequence[Method]) -> None:
@@ -99,11 +99,11 @@ class Interleaved:
         return len(self.image)
 
     def at(self, number: int) -> tuple[int, int]:
-        """Return setting and row of a number."""
+        """Return (setting, row) of a number."""
         return divmod(int(number), self.rows)
 
     def expression(self, number: int) -> Expression:
-        """Return the expression of a number, read again from its file."""
+        """Return the expression of a number. It is read again from its file."""
         setting, row = self.at(number)
         return self._works[setting].expression(row)
 
@@ -113,7 +113,7 @@ class Interleaved:
 
 
 def settings_of(evaluation: Evaluation, methods: Iterable[Method]) -> list[Evaluation]:
-    """Return the evaluation of each setting, in a folder of its own below the sweep's."""
+    """Return the evaluation of each setting. Each has a folder below the sweep's."""
     found = []
     for method in methods:
         below = f"{FOLDER}/{method.name}"
@@ -124,7 +124,7 @@ def settings_of(evaluation: Evaluation, methods: Iterable[Method]) -> list[Evalu
 
 
 def check_sweep(evaluation: Evaluation, methods: Sequence[Method]) -> None:
-    """Raise `UserError` for a setting that cannot work, before anything is read or sent."""
+    """Check all settings before anything is read or sent. Raises `UserError` if one cannot work."""
     profile, client = get_profile(evaluation.scoring).name, evaluation.client
     for method in methods:
         check(method, evaluation.sampling.temperature, profile)
@@ -138,9 +138,9 @@ def run_sweep(
     interval: float = 5.0,
     published: Published = lambda: None,
 ) -> Summary:
-    """Evaluate every setting and return the sweep's summary, which is in `out/summary.json` too. Raises what `run` raises.
+    """Evaluate every setting and return the sweep's summary, which is also written to `out/summary.json`. Raises the errors of `run`.
 
-    `published` is called after each write.
+    `published` is called after each write of the summary.
     """
     check_sweep(evaluation, methods)
     each = settings_of(evaluation, methods)
@@ -157,7 +157,7 @@ def run_sweep(
 
 
 class _Whole:
-    """A sweep while it runs."""
+    """The state of a running sweep."""
 
     def __init__(
         self,
@@ -244,7 +244,7 @@ class _Whole:
                 replicated = time.monotonic()
 
     def _count(self) -> None:
-        """Update the figures of all settings, and each setting's share of the time."""
+        """Update the progress of all settings together, and each setting's share of the time."""
         p, seconds = self._progress, time.monotonic() - self._start
         busy = sum(m.busy_s for m in self._measured)
         for m in self._measured:
@@ -296,7 +296,7 @@ class _Whole:
 
 
 def sweep_table(summary: Summary) -> Any:
-    """Return the settings of a sweep's summary as a table for people."""
+    """Return a table of the settings in a sweep's summary."""
     from rich.table import Table
 
     shown = Table(title=f"{summary.model}, macro mean of Acc@0.5 in per cent", box=None, padding=(0, 2, 0, 0))
@@ -319,12 +319,12 @@ def _listing(evaluation: Evaluation, methods: Sequence[Method]) -> Document:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Return whether a folder holds a sweep."""
+    """Return whether a folder contains a sweep."""
     return (folder / FILE).is_file()
 
 
 def read_sweep(folder: Path) -> list[Setting]:
-    """Return the settings of the sweep in a folder, in order, for all models that have begun. Raises `UserError`."""
+    """Return the settings of the sweep in a folder, in order, for all models that have begun. Raises `UserError` if its list is invalid."""
     path = folder / FILE
     document = read_json(path)
     try:

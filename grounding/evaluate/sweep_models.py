@@ -1,7 +1,7 @@
-"""A sweep over several models: each has its own sweep below the job's folder, `models/NAME`, and a common summary has the progress of all.
+"""A sweep over several models. Each has its own sweep below the job's folder, in `models/NAME`; a common summary has the progress of all.
 
-The models are measured one after the other, each by its own process. Each process writes the list of all models, which follows from the
-job, and the common summary of all results so far; so the order, folder and pod of the runs do not matter.
+Each model is measured by a separate process, one after the other. Each process writes the list of all models, which follows from the job,
+and the common summary of all results so far. Therefore the order, folder and pod of the runs do not matter.
 """
 
 from __future__ import annotations
@@ -38,19 +38,21 @@ class Part:
 
 
 def listing(parts: Sequence[Part]) -> Document:
-    """Return the content of `sweep.json` in the job's folder."""
+    """Return the content of the `sweep.json` in the job's folder."""
     return {"models": [{"name": p.name, "model": p.model, "folder": p.folder} for p in parts]}
 
 
 def listed(document: Mapping[str, Any]) -> list[Part]:
-    """Return the models in a `sweep.json`; none if it belongs to a single model. Raises `KeyError` or `TypeError` for invalid data."""
+    """Return the models in a `sweep.json`; an empty list if the sweep is of a single model. Raises `KeyError` or `TypeError` for invalid
+    data.
+    """
     return [Part(str(m["name"]), str(m["model"])) for m in document.get("models") or []]
 
 
 def combine(parts: Sequence[Part], found: Mapping[str, Summary]) -> Summary:
-    """Return the summary of all models from the existing summaries by name. Pure.
+    """Return the common summary of all models, from the existing summaries by model name. Pure.
 
-    A model that has not begun is counted with the number of questions of one that has.
+    A model that has not begun is assumed to have as many questions as one that has.
     """
     begun = [(p.model, found[p.name]) for p in parts if p.name in found]
     known = [s for _, s in begun]
@@ -73,21 +75,21 @@ def combine(parts: Sequence[Part], found: Mapping[str, Summary]) -> Summary:
             setting.model_copy(update={"model": model}) for model, s in begun if s.settings for setting in s.settings
         ),
     )
-    if known:  # the same for all
+    if known:  # the model, prompt and profile are the same for all
         summary.prompt, summary.scoring, summary.mode = known[0].prompt, known[0].scoring, known[0].mode
         summary.requests_per_second = known[-1].requests_per_second
     return summary
 
 
 class Whole:
-    """The folder of a job that measures several models. `remote`: its copy; empty if there is none."""
+    """The folder of a job that measures several models. `remote` is the URI of its copy; empty if there is none."""
 
     def __init__(self, out: Path, parts: Sequence[Part], remote: str = "") -> None:
         self._out, self._parts = out, parts
         self._store: Store | None = open_store(remote, field="spec.output") if remote else None
 
     def begin(self) -> None:
-        """List the models, and fetch the summaries of those that another pod has measured."""
+        """Write the list of models, and fetch the summaries of models that another pod has measured."""
         write_json(self._out / FILE, listing(self._parts))
         if self._store is None:
             return
@@ -98,25 +100,29 @@ class Whole:
                 self._store.download(name, self._out / name)
 
     def publish(self) -> Summary:
-        """Write the common summary, and return it."""
+        """Write and return the common summary."""
         found = {p.name: summary for p in self._parts if (summary := self._summary(p)) is not None}
         summary = combine(self._parts, found)
         write_json(self._out / SUMMARY, summary.document())
         return summary
 
     def beside(self, name: str) -> tuple[int, int, int]:
-        """Return the answered and total questions of the other begun models than `name`, and the number of models that have not begun."""
+        """Return (answered questions, all questions, number of models that have not begun) of the other models than `name`; questions are
+        counted only for models that have begun.
+        """
         others = [found for p in self._parts if p.name != name and (found := self._summary(p)) is not None]
         return sum(s.done for s in others), sum(s.total for s in others), len(self._parts) - 1 - len(others)
 
     def _summary(self, part: Part) -> Summary | None:
-        # a damaged one is written again when that model is measured
+        # a damaged summary is written again when its model is measured
         return read_summary(self._out / part.folder)
 
     def finish(self) -> Summary:
-        """Write the common summary here and to the copy, and return it."""
+        """Write the common summary to the folder and to its copy, and return it."""
         summary = self.publish()
         if self._store is not None:
-            with suppress(EgmError):  # each model's own summary is there, from which the next process makes it again
+            with suppress(
+                EgmError
+            ):  # each model's own summary is in the copy, so the next process can make the common one again
                 self._store.write(SUMMARY, orjson.dumps(summary.document(), option=orjson.OPT_INDENT_2))
         return summary

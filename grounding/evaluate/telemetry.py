@@ -1,7 +1,7 @@
-"""`/progress` and `/metrics` of an evaluation's client: what the live view shows, over HTTP.
+"""Serve `/progress` and `/metrics` of an evaluation's client: the values of the live view, over HTTP.
 
-The run passes its `Progress` twice a second; its figures are copied and then read by other threads. Accuracies of the files come from the
-summary, which the run writes every few seconds, and are over the answers so far. Latencies are seconds of the request only.
+The run passes its `Progress` twice a second. Its values are copied, and other threads read the copies. Accuracies of files come from the
+summary, which the run writes every few seconds, and cover the answers so far. Latencies are in seconds and cover only the request.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Latencies:
     total_s: float = 0.0
 
     def add(self, seconds: float | None) -> None:
-        """Add a latency; None: it was not measured."""
+        """Add a latency in seconds; None if it was not measured."""
         if seconds is not None:
             self.counts[bisect_left(BUCKETS, seconds)] += 1
             self.total_s += seconds
@@ -98,7 +98,7 @@ class Latencies:
 
 @dataclass(frozen=True)
 class Beside:
-    """The other models of a sweep over models: the questions of the measured ones, and the number that have not begun."""
+    """The other models of a sweep: the questions of those that have begun, and the number of models that have not."""
 
     done: int = 0
     total: int = 0
@@ -106,7 +106,7 @@ class Beside:
 
 
 class ProgressExporter:
-    """Receives the run's progress (a `Listener`), and answers requests."""
+    """Receives the run's progress (it is a `Listener`) and answers HTTP requests."""
 
     def __init__(self, job: str, out: Path, beside: Beside | None = None) -> None:
         self._job, self._out = job, out
@@ -118,7 +118,7 @@ class ProgressExporter:
         self._latencies: tuple[list[tuple[str, float]], float] = (Latencies().cumulative(), 0.0)
 
     def __call__(self, p: Progress) -> None:
-        """Copy the current state."""
+        """Copy the run's current state."""
         now = time.monotonic()
         self._pace.add(now, p.asked)
         total = p.total * (1 + self._beside.not_begun) + self._beside.total
@@ -153,12 +153,12 @@ class ProgressExporter:
         self._report = report  # set last, so that a reader who sees it also sees the other new values
 
     def answer(self) -> Document:
-        """Return the answer of `/progress`. It has no accuracy, because a job's accuracy is over all of its questions."""
+        """Return the answer of `/progress`. It contains no accuracy, because a job's accuracy covers all of its questions."""
         report = self._report.model_copy(update={"settings": settings_of(summary_of(self._out))})
         return report.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def collect(self) -> Iterator[Any]:
-        """Yield the values of `/progress` and more as metric families."""
+        """Yield the values of `/progress` and further ones as metric families."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         report = self._report
@@ -204,7 +204,7 @@ class ProgressExporter:
 
 
 def _costs(found: Costs | None) -> dict[str, float]:
-    """Return the costs of one question, by the name of their metric."""
+    """Return the costs of one question, by the names of their metrics."""
     costs = reported_costs(found)
     return {} if costs is None else {n: v for n, v in costs.model_dump(exclude_none=True).items() if n in COST}
 
@@ -222,7 +222,7 @@ def _settings(summary: Summary, name: str) -> Iterator[tuple[tuple[str, str], fl
 
 @contextlib.contextmanager
 def serve(job: str, out: Path, beside: Beside | None = None) -> Iterator[tuple[ProgressExporter, int]]:
-    """Serve while the block runs. Yield the run's listener and the port (0: no server). `out`: folder of the summary."""
+    """Serve while the block runs. Yield the run's listener and the port; 0 if there is no server. `out` is the folder of the summary."""
     exporter = ProgressExporter(job, out, beside)
     with listen(exporter) as port:
         yield exporter, port

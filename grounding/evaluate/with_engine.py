@@ -1,4 +1,4 @@
-"""Complete an evaluation with the settings of its engine, for `egm eval`, the role of a job and `grounding.library`."""
+"""Add the settings of its engine to an evaluation, for `egm eval`, the role of a job and `grounding.library`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from grounding.scoring import remapped
 
 
 def with_engine(asked: Evaluation, copies: int = 1, box_remap: str = "", omit_name: bool = False) -> Evaluation:
-    """Return the evaluation with the request's fields and routing, the client's engine and sampling, and the scoring profile.
+    """Return the evaluation with the engine's request fields and routing, its sampling, and the scoring profile filled in.
 
     `copies` is the number of data-parallel copies of the model behind each endpoint. `omit_name` leaves the model's name out of requests if
-    the engine does not need it. Raises `UserError` if the engine is unknown, if it cannot do what the sampling asks for, or for an unknown
-    remap.
+    the engine does not need it. Raises `UserError` if the engine or the remap is unknown, or if the engine cannot sample as requested.
     """
     engine = get_engine(asked.engine)
     request = replace(

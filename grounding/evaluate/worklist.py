@@ -1,4 +1,4 @@
-"""The questions: rows of the evaluation files as columns of numbers, checked against their images before anything is sent.
+"""The questions of an evaluation: rows of the files as columns of numbers, checked against their images before anything is sent.
 
 A million rows need about 60 MB: texts stay in the files and are read again when a row is asked or scored.
 """
@@ -41,11 +41,11 @@ def settings_digest(
     body: Mapping[str, Any] | None = None,
     method: Method | None = None,
 ) -> bytes:
-    """Return the settings that distinguish runs whose rows must not mix. `body` has the request fields that the user added or left out.
+    """Return the settings, as bytes, that distinguish runs whose rows must not mix. `body` has the request fields that the user added or removed.
 
     Unused settings are omitted, so that the keys of earlier results do not change.
     """
-    render(prompt, "")  # an unknown name fails here, before any work
+    render(prompt, "")  # raises for an unknown prompt before any work is done
     drawn = {name: value for name, value in asdict(sampling).items() if value is not None}
     more: list[Document] = ([{"system": system, "body": dict(body or {})}]) if system or body else []
     if spent := (method or Method()).settings():
@@ -68,12 +68,12 @@ def key_of(settings: bytes, expression: Expression) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Worklist:
-    """Rows by number (0..N-1), in order of files and lines. Columns have N entries; `keys` is (N, 2): a key's two halves."""
+    """Rows by number (0..N-1), in the order of files and lines. Columns have N entries; `keys` is (N, 2), the two halves of each key."""
 
     settings: bytes
     files: tuple[Path, ...]
     names: tuple[str, ...]
-    """Names of the files in rows: their stems"""
+    """Names of the files as used in rows: their stems"""
     images: list[str]
     """Distinct image names, in order of first appearance over all files"""
     file: NDArray[np.uint16]
@@ -83,13 +83,13 @@ class Worklist:
     _offset: NDArray[np.uint64]
     _length: NDArray[np.uint32]
     _copies: tuple[IO[bytes] | None, ...]
-    """For files in other formats than json lines: their rows as json lines, in an unnamed file"""
+    """For each file in a format other than JSON lines, a temporary file with its rows as JSON lines"""
     truth: Space | None = None
-    """The declared space of the boxes in the files"""
+    """The declared space of the boxes in the files; None if it was not declared"""
     left_out: tuple[Problem, ...] = ()
-    """Rows that cannot be used, left out because the user allowed so many"""
+    """Unusable rows that were left out, because the user allowed it"""
     amodal: bool = False
-    """The whole object is asked for, hidden parts included"""
+    """Whether the prompt asks for the whole object, including hidden parts"""
     _fds: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class Worklist:
         return f"{self.keys.item(row, 0):016x}{self.keys.item(row, 1):016x}"
 
     def expression(self, row: int) -> Expression:
-        """Return the row, read again from its file. Raises `Failure` if the file has changed."""
+        """Read a row again from its file and return it. Raises `Failure` if the file has changed."""
         if not self._fds:
             self._fds.extend(
                 os.open(f, os.O_RDONLY) if copy is None else os.dup(copy.fileno())
@@ -119,13 +119,13 @@ class Worklist:
         return found
 
     def find(self, keys: Sequence[str]) -> NDArray[np.int64]:
-        """Return the row numbers of keys, -1 for keys of other rows."""
+        """Return the row numbers of keys; -1 for keys that belong to no row here."""
         good = [len(k) == 32 for k in keys]
         try:
             wanted = np.frombuffer(
                 bytes.fromhex("".join(k if ok else "0" * 32 for k, ok in zip(keys, good, strict=True))), dtype=">u8"
             ).reshape(-1, 2)
-        except ValueError:  # there is an invalid key: check them one by one
+        except ValueError:  # at least one key is invalid, so check them one by one
             return np.concatenate([self.find([k if _is_hex(k) else ""]) for k in keys])
         if not len(self) or not len(keys):
             return np.full(len(keys), -1)
@@ -161,7 +161,7 @@ def _copied(path: Path, copy: IO[bytes]) -> Iterator[Line]:
 
 
 def _no_json(value: object) -> None:
-    """Replace a value that JSON cannot express, such as a picture's bytes; no used column has one."""
+    """Return None for a value that JSON cannot express, such as a picture's bytes. No column that is used has such values."""
 
 
 def read_worklist(
@@ -172,10 +172,10 @@ def read_worklist(
     truths: Truths = Truths(),  # frozen
     without: Collection[tuple[str, int]] = (),
 ) -> Worklist:
-    """Return all rows of the files in order; `limit` takes the first rows of each. With `images`, rows are checked as `Guard` does.
+    """Return all rows of the files in order, or only the first `limit` rows of each file. With `images`, `Guard` checks the rows.
 
-    `without` leaves rows out, (stem of the file, line) each. Raises `UserError` with file and line at the first row that is
-    wrong, for an empty file and for two files of one name.
+    `without` has rows to leave out, as (stem of the file, line). Raises `UserError` with file and line at the first wrong row, and also if
+    a file is empty or two files have the same name.
     """
     guard, numbers = Guard(images, truths, without), dict[str, int]()
     files_of, lines, pictures, keys = array("H"), array("I"), array("I"), bytearray()

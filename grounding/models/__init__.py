@@ -1,4 +1,6 @@
-"""Models: what training and evaluation both use."""
+"""Code about models that both training and evaluation use."""
 
 PACKED_ROWS = "packed_rows"
-"""transformers' name of attention without padding (`attention.py`). It has no "flash" in it, by which transformers would look for a kernel"""
+"""Name under which transformers knows attention without padding (`attention.py`). It must not contain "flash", or transformers would look
+for a kernel
+"""

@@ -1,6 +1,6 @@
-"""The tensors of a model, by name and shape, computed from its `config.json`. Pure: neither torch nor weights are needed.
+"""Compute the names and shapes of a model's tensors from its `config.json`. Pure; needs neither torch nor the weights.
 
-Names are those that transformers 5 gives the parameters of a loaded model; `canonical` turns the names in a file into them.
+Names are those of the parameters of a model that transformers 5 has loaded. `canonical` converts the names in a file to these.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture of experts. `shared` is the width of the expert that every token passes (0: there is none)."""
+    """Sizes of a mixture of experts. `shared` is the width of the expert that every token passes through; 0 if there is none."""
 
     number: int
     intermediate: int
     shared: int
     dense: frozenset[int]
-    """Layers that have an ordinary feed-forward part instead"""
+    """Layers that have an ordinary feed-forward part instead of a mixture"""
     dense_intermediate: int
 
 
 @dataclass(frozen=True)
 class Linear:
-    """Linear attention: its layers, heads and widths."""
+    """Sizes of linear attention: its layers, heads and widths."""
 
     layers: frozenset[int]
     key_heads: int
@@ -50,20 +50,20 @@ class TextSizes:
     key_value_heads: int
     head_size: int
     tied: bool
-    """The output projection is the embedding"""
+    """Whether the output projection is the embedding matrix"""
     normed_heads: bool
-    """Queries and keys have a norm of their own (Qwen3)"""
+    """Whether queries and keys each have a norm (Qwen3)"""
     biased: bool
-    """Queries, keys and values have a bias (Qwen2)"""
+    """Whether queries, keys and values have a bias (Qwen2)"""
     experts: Experts | None = None
-    """Layers whose feed-forward part is a mixture; `intermediate` is then the width that a token passes through"""
+    """The mixture of experts in the feed-forward layers, if there is one; `intermediate` is then the width that a token passes through"""
     linear: Linear | None = None
-    """Layers whose attention is linear (Gated DeltaNet), and gated queries in the others (Qwen3.5)"""
+    """The layers with linear attention (Gated DeltaNet), if there are any; the other layers then have gated queries (Qwen3.5)"""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model: the sizes of its language model, and the tensors of the whole."""
+    """A model: the sizes of its language model, and all of its tensors."""
 
     model_type: str
     text: TextSizes
@@ -73,17 +73,17 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        """Number of weights."""
+        """Return the number of weights."""
         return sum(math.prod(shape) for shape in self.tensors.values())
 
     def trained(self, freeze_vision: bool) -> int:
-        """Return the number of weights that training changes; a frozen vision tower keeps its merger or projector trained."""
+        """Return the number of weights that training changes. If the vision tower is frozen, its merger or projector is still trained."""
         return sum(
             math.prod(shape) for name, shape in self.tensors.items() if not (freeze_vision and is_frozen_vision(name))
         )
 
     def adapter_weights(self, rank: int, layers: Collection[str], freeze_vision: bool) -> int:
-        """Return the number of weights of LoRA adapters of a rank in the linear layers of these last names."""
+        """Return the number of weights of LoRA adapters of this rank in the linear layers whose names end in one of `layers`."""
         return sum(
             rank * (shape[0] + shape[1])
             for name, shape in self.tensors.items()
@@ -95,11 +95,11 @@ class Architecture:
 
 _VISION = ("model.visual.", "model.vision_tower.")
 UNADAPTED_VISION = ".*[.](visual|vision_tower)[.].*"
-"""The same as a pattern of PEFT and verl; it has no backslash, which Hydra would take for its own"""
+"""The same as a pattern for PEFT and verl. It has no backslash, because Hydra would interpret it"""
 
 
 def is_frozen_vision(name: str) -> bool:
-    """Return whether `freezeVision` freezes a tensor, as `families.freeze_vision` does with the loaded model."""
+    """Return whether `freezeVision` freezes a tensor. `families.freeze_vision` follows the same rule for a loaded model."""
     return name.startswith(_VISION) and not name.startswith("model.visual.merger.")
 
 
@@ -121,12 +121,14 @@ _ON_DISK = {
 
 
 def is_expert(name: str) -> bool:
-    """Return whether a tensor holds experts: files have them one by one, or stacked in one of two orders, and transformers converts either."""
+    """Return whether a tensor contains experts. Files have experts one by one, or stacked in one of two orders; transformers converts all
+    forms.
+    """
     return ".mlp.experts." in name
 
 
 def canonical(model_type: str, name: str) -> str:
-    """Return the loaded model's name of a tensor from its name in a file: older files have other prefixes."""
+    """Return a tensor's name in the loaded model, given its name in a file, because older files have other prefixes."""
     for pattern, new in _ON_DISK.get(model_type, ()):
         renamed = pattern.sub(new, name)
         if renamed != name:
@@ -135,7 +137,7 @@ def canonical(model_type: str, name: str) -> str:
 
 
 class ConfigProblem(ValueError):
-    """What is wrong in a `config.json`, and the key below which it is."""
+    """A `config.json` is wrong. The message says what is wrong, and under which key."""
 
 
 def _number(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -161,9 +163,9 @@ def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def read(config: Mapping[str, Any]) -> Architecture | None:
-    """Return the architecture that a `config.json` describes; None for a model type that this module does not know.
+    """Return the architecture that a `config.json` describes; None if this module does not know the model type.
 
-    Raises `ConfigProblem` if a size is missing or is no number. What a file may leave out has the value of transformers 5.9.
+    Raises `ConfigProblem` if a size is missing or is not a number. Optional values that are absent have the defaults of transformers 5.9.
     """
     kind = config.get("model_type")
     if kind in ("qwen3_vl", "qwen3_vl_moe"):
@@ -267,7 +269,7 @@ def _qwen3_5(config: Mapping[str, Any], kind: str) -> Architecture:
 
 
 def _qwen2_5_vl(config: Mapping[str, Any]) -> Architecture:
-    # files of the hub keep the language model's sizes beside `vision_config`
+    # on the hub, some files have the language model's sizes at the top level, next to `vision_config`
     text, vision = config.get("text_config", config), _part(config, "vision_config")
     if not isinstance(text, Mapping):
         raise ConfigProblem("text_config is missing")
@@ -346,7 +348,7 @@ def _text(s: TextSizes, output_bias: bool) -> Named:
             yield from _delta(f"{layer}.linear_attn", s.hidden, s.linear)
             yield from _feed_forward(f"{layer}.mlp", s, number)
             continue
-        queries = s.heads * s.head_size * (1 if s.linear is None else 2)  # Qwen3.5 has a gate beside each query
+        queries = s.heads * s.head_size * (1 if s.linear is None else 2)  # Qwen3.5 has a gate for each query
         yield from _linear(f"{layer}.self_attn.q_proj", s.hidden, queries, s.biased)
         for each in ("k_proj", "v_proj"):
             yield from _linear(f"{layer}.self_attn.{each}", s.hidden, s.key_value_heads * s.head_size, s.biased)

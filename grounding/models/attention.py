@@ -1,9 +1,9 @@
-"""Attention without padding: rows of a batch one after another, each token attends within its own row.
+"""Attention without padding: the rows of a batch follow one another, and each token attends only within its own row.
 
 A causal mask for packed rows is a dense square over all tokens of the pack, and torch's `sdpa` then computes the whole square. A
-variable-length kernel takes the ends of the rows instead and computes only the blocks inside them. `use()` registers it with transformers
-under `NAME`; a model built with `attn_implementation=NAME` uses it. On a CPU, and for float32, each row is computed by `sdpa` on its own:
-the same sums, and the reference that the kernels are tested against.
+variable-length kernel takes the ends of the rows instead and computes only the blocks within rows. `use()` registers this attention with
+transformers under `NAME`, and a model built with `attn_implementation=NAME` uses it. On a CPU, and for float32, `sdpa` computes each row
+separately. That gives the same sums, and the kernels are tested against it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ WITHOUT_KERNEL = (
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the rows of a pack end. `ends` is (rows + 1,) int32 from 0 to the number of tokens, `longest` the longest row."""
+    """The rows of a pack. `ends` is (rows + 1,) int32, the ends of the rows with a leading 0; `longest` is the length of the longest row in
+    tokens.
+    """
 
     ends: torch.Tensor
     longest: int
@@ -46,7 +48,7 @@ class Rows:
 
 @lru_cache(maxsize=1)
 def kernel() -> str:
-    """Return the variable-length kernel of this machine: `flash-attn`, `torch`, or empty if there is none."""
+    """Return the variable-length kernel that this machine can use: `flash-attn` or `torch`; empty if there is none."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
         return ""
     if importlib.util.find_spec("flash_attn"):
@@ -55,7 +57,7 @@ def kernel() -> str:
 
 
 def choose() -> str:
-    """Return the attention to train packed rows with, by transformers' name; print a warning if this GPU has no kernel for it."""
+    """Return transformers' name of the attention for training on packed rows. If this GPU has no kernel for it, print a warning."""
     if torch.cuda.is_available() and not kernel():
         print(f"attention: {WITHOUT_KERNEL}", file=sys.stderr, flush=True)  # noqa: T201
         return "sdpa"
@@ -63,9 +65,9 @@ def choose() -> str:
 
 
 def rows_of(positions: torch.Tensor) -> Rows:
-    """Return the rows of a pack from its text positions (1, tokens): a row begins if a position does not follow the one before it.
+    """Return the rows of a pack, given its text positions (1, tokens). A row begins at each position that does not follow its predecessor.
 
-    The answer is kept on the tensor: all layers of a model get the same one, and reading the ends waits for the GPU.
+    The result is cached on the tensor, because all layers of a model get the same tensor, and reading the ends waits for the GPU.
     """
     known: Rows | None = getattr(positions, "_egm_rows", None)
     if known is None:
@@ -81,7 +83,7 @@ def rows_of(positions: torch.Tensor) -> Rows:
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Rows, *, scale: float, causal: bool
 ) -> torch.Tensor:
-    """Attend within rows. `query` is (tokens, heads, width), `key` and `value` may have fewer heads; returns `query`'s shape."""
+    """Return attention within rows, in the shape of `query`: (tokens, heads, width). `key` and `value` may have fewer heads."""
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -122,15 +124,15 @@ def packed_attention(
     rows: Rows | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute a layer's attention as transformers asks for it: `query` is (batch, heads, tokens, width), the result (batch, tokens, heads, width).
+    """Return a layer's attention, with transformers' interface. `query` is (batch, heads, tokens, width), the result (batch, tokens, heads, width).
 
-    One batch entry with positions is a pack of rows. Anything else (a padded batch, generation with a cache) is computed by transformers' sdpa.
+    A single batch entry with positions is a pack of rows. All else (padded batches, generation with a cache) is computed by transformers' sdpa.
     """
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     packed = query.shape[0] == 1 and attention_mask is None and key.shape[2] == query.shape[2]
     if not causal:
-        rows = None  # they belong to the language model; a vision tower that gets them has rows of its own
+        rows = None  # these rows are the language model's; a vision tower that gets them has other rows
     if packed and rows is None and position_ids is not None and position_ids.shape[-1] == query.shape[2]:
         rows = rows_of(position_ids)
     if not packed or rows is None or dropout:
@@ -144,7 +146,7 @@ def packed_attention(
 
 
 def _dense_mask(mask: torch.Tensor | None, queries: int, keys: int, causal: bool) -> torch.Tensor | None:
-    """Return what sdpa needs for a padded batch: (batch, 1, queries, keys), True if a token is seen."""
+    """Return sdpa's mask for a padded batch, (batch, 1, queries, keys): True if the query attends to the key."""
     if mask is None or mask.dim() == 4:
         return mask
     seen = mask[:, None, None, :].bool()
@@ -152,7 +154,7 @@ def _dense_mask(mask: torch.Tensor | None, queries: int, keys: int, causal: bool
         return seen
     last = torch.arange(keys - queries, keys, device=mask.device)
     within = torch.arange(keys, device=mask.device)[None, :] <= last[:, None]
-    # a padding token sees itself, since a row of the softmax without any entry is not a number
+    # a padding token attends to itself, because the softmax of an empty row is NaN
     itself = torch.arange(keys, device=mask.device)[None, :] == last[:, None]
     return (seen & within) | itself
 
@@ -160,7 +162,7 @@ def _dense_mask(mask: torch.Tensor | None, queries: int, keys: int, causal: bool
 def _mask(
     batch_size: int, q_length: int, kv_length: int, attention_mask: torch.Tensor | None = None, **_: Any
 ) -> torch.Tensor | None:
-    """Return the 2-D mask of a padded batch; None if nothing is padded."""
+    """Return the mask of a padded batch, (batch, tokens); None if nothing is padded."""
     if attention_mask is None:
         return None
     mask = attention_mask[:, -kv_length:]
@@ -177,7 +179,9 @@ VISION: dict[type[torch.nn.Module], Callable[..., torch.Tensor]] = {
         qwen3_5_moe.Qwen3_5MoeVisionAttention,
     )
 }
-"""Vision attention of each of Qwen's towers, and transformers' own way to compute it. All are the same; Qwen2.5-VL's rows are windows"""
+"""The vision attention of each of Qwen's towers, with transformers' own function for it. They are all alike, except that Qwen2.5-VL's rows
+are windows
+"""
 
 
 def _vision(
@@ -188,7 +192,7 @@ def _vision(
     position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """Vision attention over all pictures at once; transformers' own calls sdpa once a picture."""
+    """Compute vision attention over all pictures at once. transformers' own function calls sdpa once for each picture."""
     if self.config._attn_implementation != NAME or position_embeddings is None:
         return VISION[type(self)](self, hidden_states, cu_seqlens, rotary_pos_emb, position_embeddings, **kwargs)
     patches = hidden_states.shape[0]
@@ -204,7 +208,7 @@ def _vision(
 
 
 def use() -> None:
-    """Make `NAME` known to transformers in this process. Models with another attention are not changed."""
+    """Register `NAME` with transformers in this process. Models with another attention do not change."""
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, _mask)
     for kind in VISION:

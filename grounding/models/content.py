@@ -1,4 +1,4 @@
-"""A digest of a model's content, by which work on another model under the same name is told apart."""
+"""Compute a digest of a model's content, which distinguishes models that have the same name."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def _of_files(files: Mapping[str, tuple[int, str]]) -> str:
 
 
 def model_digest(source: str) -> str:
-    """Return a digest of a model's content; of its name if it is not a folder of this machine.
+    """Return a digest of a model's content, or of its name if it is not a folder on this machine.
 
-    Raises `UserError` if files of a published model are not those that its manifest names.
+    Raises `UserError` if files of a published model differ from those in its manifest.
     """
     folder = Path(source)
     if "://" in source or not folder.is_dir():
@@ -43,11 +43,10 @@ def model_digest(source: str) -> str:
 
 
 def content_of(model: str) -> str:
-    """Return what is known of the content behind a model's path or URI, without fetching it; empty if nothing is.
+    """Return an identifier of the content at a model's path or URI, without fetching it; empty if nothing is known.
 
-    The part before the colon says how it is known: by the manifest of a published folder, by the digests with which a store
-    or the hub lists the files, or by the files. Two values of different kinds say nothing of each other. Raises `UserError`
-    as `model_digest` does.
+    The part before the colon says where it comes from: the manifest of a published folder, the digests with which a store or the hub lists
+    its files, or the files themselves. Values from different sources cannot be compared. Raises `UserError` as `model_digest` does.
     """
     if not model or model.startswith("tiny://"):
         return ""

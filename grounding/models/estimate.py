@@ -1,7 +1,8 @@
-"""What a job will take, before anything runs: steps, tokens, memory of a GPU by part, disk, hours. Pure; `egm plan` prints it.
+"""Estimate what a job needs before it runs: steps, tokens, memory of a GPU by part, disk and hours. Pure; `egm plan` prints it.
 
-Memory follows from the model's sizes and from what the trainers keep; two numbers are fitted to measurements and say so. Hours follow from
-measured rates. Every constant names its source; the tests hold the memory of SFT at 4B and 8B against what was measured on an H200.
+Memory follows from the model's sizes and from what the trainers keep. Two numbers are fitted to measurements, and their comments say so.
+Hours follow from measured rates. Every constant names its source. Tests compare the memory of SFT at 4B and 8B with measurements on an
+H200.
 """
 
 from __future__ import annotations
@@ -22,35 +23,37 @@ from grounding.models.architecture import Architecture
 
 GIB = 1 << 30
 KNOWN = Path(__file__).with_name("known_models.json")
-"""Sizes of the models that presets name, so that no network is needed"""
+"""File with the sizes of the presets' models, so that no network is needed"""
 
 # ---- measured ----
 H200 = 139.8
-"""GiB of the GPU that the rates below were measured on"""
+"""Memory in GiB of the GPU on which the rates below were measured"""
 PEAK = 788e12
-"""Best rate of bfloat16 matrix products on that GPU, measured: floating point operations a second"""
+"""Best measured rate of bfloat16 matrix products on that GPU, in floating point operations per second"""
 _MEASURED_TRAINED = 4.05e9
-"""Weights trained in the measurements at 4B, vision tower frozen"""
+"""Number of weights trained in the measurements at 4B, with a frozen vision tower"""
 SFT_SHARE, SFT_SHARE_SHARED = 0.43, 0.27
-"""Share of PEAK: packs of 8,192 tokens at 4B on one GPU with transformers' kernels (Liger's: 0.59), and at 8B on two GPUs"""
+"""Measured shares of PEAK: with packs of 8,192 tokens at 4B on one GPU with transformers' kernels (0.59 with Liger's), and at 8B on two
+GPUs
+"""
 ROW_TOKENS = 207
 """Tokens of an SFT row with a picture of 640 x 480 at maxPixels 50176 and 30 to 80 words of reasoning"""
 UPDATE_A, UPDATE_B = 6.63e-5, 1.0303e-8
-"""Seconds a token of RL's update at 4B: A + B x tokens at once (attention `sdpa`: 6,542 tokens/s at 8,400, 3,068 at 25,200)"""
+"""RL's update at 4B takes A + B x (tokens at once) seconds per token (with `sdpa`: 6,542 tokens/s at 8,400 tokens, 3,068 at 25,200)"""
 ANSWERS = 49.85
-"""Answers of 100 tokens a second and GPU: vLLM 0.24.0, sizes of Qwen3-VL-4B, H100, pictures of 640 x 480 (99.7 on two)"""
+"""Answers of 100 tokens per second on one H100: vLLM 0.24.0, sizes of Qwen3-VL-4B, pictures of 640 x 480 (99.7 on two GPUs)"""
 _ANSWER_TOKENS, _SERVED = 100, 4.44e9
 PROMPT_TOKENS = 360
-"""Tokens of a question: 300 of a picture of 640 x 480, and about 60 of text"""
+"""Tokens of a question: 300 for a picture of 640 x 480, and about 60 for text"""
 LOSS = 3 << 30
-"""Bytes of a chunk of logits in the loss of SFT: in float32, and once more in the precision that is computed in"""
+"""Bytes of a chunk of logits in the loss of SFT: in float32, and again in the computing precision"""
 EVALUATION_ROWS = 57_457
-"""Rows of the eight files of RefCOCO, RefCOCO+ and RefCOCOg"""
+"""Number of rows in the eight files of RefCOCO, RefCOCO+ and RefCOCOg"""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the memory or of the disk: its name, its bytes, what it consists of."""
+    """A part of the memory or of the disk. `note` says what it consists of."""
 
     name: str
     bytes: float
@@ -59,24 +62,24 @@ class Part:
 
 @dataclass(frozen=True)
 class Phase:
-    """The memory of one GPU in one phase of the work."""
+    """The memory of one GPU in a phase of the work."""
 
     name: str
     parts: tuple[Part, ...]
 
     @property
     def bytes(self) -> float:
-        """Return all parts together."""
+        """Return the bytes of all parts together."""
         return sum(part.bytes for part in self.parts)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a job will take. None: it follows from something that is not known, which `assumptions` names."""
+    """What a job needs. A value is None if it depends on something unknown, which `assumptions` names."""
 
     steps: int | None
     step: tuple[Part, ...]
-    """What one step consists of: rows, tokens, answers (`bytes` is their number)"""
+    """Contents of one step: rows, tokens, answers; `bytes` is their number"""
     phases: tuple[Phase, ...]
     pod_memory: tuple[Part, ...]
     disk: tuple[Part, ...]
@@ -87,7 +90,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Given:
-    """What a plan is made from in addition to the job. `rows`: training rows, None if no one can say without reading the data."""
+    """The inputs of an estimate besides the job. `rows` is the number of training rows; None if it is unknown."""
 
     architecture: Architecture | None
     rows: int | None = None
@@ -102,7 +105,7 @@ def _known() -> Mapping[str, Any]:
 
 
 def known(source: str) -> Architecture | None:
-    """Return the architecture of a model of the hub that is in the table; None for any other."""
+    """Return the architecture of a hub model that is in the table of known models; None for any other."""
     entry = _known().get(source.partition("@")[0])
     if entry is None:
         return None
@@ -110,23 +113,23 @@ def known(source: str) -> Architecture | None:
 
 
 def known_names() -> tuple[str, ...]:
-    """Return the models of the table."""
+    """Return the names of the models in the table."""
     return tuple(_known())
 
 
 def steps(job: ResolvedTrainJob, rows: int | None) -> int | None:
-    """Return the optimizer steps (RL: batches) of a job; None if they follow from rows that no one has counted."""
+    """Return the optimizer steps (RL: batches) of a job; None if they depend on an unknown number of rows."""
     h = job.spec.hyperparameters
     if h.max_steps is not None:
         return h.max_steps
     if rows is None:
         return None
-    # SFT takes the rest of an epoch as a smaller batch, verl leaves it out
+    # SFT trains on the rest of an epoch as a smaller batch; verl leaves it out
     return h.epochs * (rows // h.batch_size if isinstance(job, RlJob) else -(-rows // h.batch_size))
 
 
 def estimate(job: ResolvedJob, given: Given) -> Estimate:
-    """Return what a job will take."""
+    """Return the estimate of what a job needs."""
     if isinstance(job, SftJob):
         return _sft(job, given)
     if isinstance(job, RlJob):
@@ -136,7 +139,7 @@ def estimate(job: ResolvedJob, given: Given) -> Estimate:
 
 
 def trained_weights(job: ResolvedTrainJob, arch: Architecture) -> int:
-    """Return the number of weights that a job trains: adapters only, if it has them."""
+    """Return the number of weights that a job trains. If it uses adapters, only these are trained."""
     h = job.spec.hyperparameters
     if h.lora is not None:
         return arch.adapter_weights(h.lora.rank, h.lora.targets, h.freeze_vision)
@@ -144,9 +147,9 @@ def trained_weights(job: ResolvedTrainJob, arch: Architecture) -> int:
 
 
 def _work(job: ResolvedTrainJob, arch: Architecture) -> float:
-    """Return the number of trained weights that would take as long: a token costs 2 operations a weight forward and 2 for each gradient.
+    """Return the number of trained weights that would take the same time. A token costs 2 operations per weight forward and 2 per gradient.
 
-    Beside adapters the weights' own gradients are not computed, a third of the operations.
+    With adapters, the gradients of the model's own weights are not computed, which saves a third of the operations.
     """
     h = job.spec.hyperparameters
     if h.lora is None:
@@ -159,7 +162,7 @@ def _gpus(job: ResolvedTrainJob) -> int:
 
 
 def _activations(text: architecture.TextSizes, tokens: float, recomputed: bool, residual: int) -> Part:
-    """Return the activations of `tokens` at once. `residual`: bytes of a number between the layers."""
+    """Return the activations for `tokens` at once. `residual` is the number of bytes of a value between the layers."""
     layer, _ = memory.activation_bytes(text)
     if recomputed:
         size = tokens * (text.layers * residual * text.hidden + layer)
@@ -206,7 +209,7 @@ def _sft(job: SftJob, given: Given) -> Estimate:
 def _sft_memory(job: SftJob, arch: Architecture, ranks: int, row_tokens: int, gpu_gib: float) -> tuple[Part, ...]:
     """Return the memory of a GPU in SFT.
 
-    One GPU has bfloat16 weights with float32 masters, several share float32 weights. A pack is as large as the role would choose it.
+    One GPU has bfloat16 weights with float32 masters; several GPUs share float32 weights. The pack has the size that the role would choose.
     """
     h, text = job.spec.hyperparameters, arch.text
     trained = trained_weights(job, arch)
@@ -245,7 +248,9 @@ def _sft_memory(job: SftJob, arch: Architecture, ranks: int, row_tokens: int, gp
 
 
 def _gathered(arch: Architecture) -> int:
-    """Return the weights that a rank of a sharded model has whole at a time: two layers, the embedding and the output matrix."""
+    """Return the number of weights that a rank of a sharded model holds unsharded at a time: two layers, the embedding and the output
+    matrix.
+    """
     whole = {name: math.prod(shape) for name, shape in arch.tensors.items()}
     layer = sum(size for name, size in whole.items() if name.startswith("model.language_model.layers.0."))
     return 2 * layer + whole["model.language_model.embed_tokens.weight"] + whole.get("lm_head.weight", 0)
@@ -271,7 +276,7 @@ def _rl(job: RlJob, given: Given) -> Estimate:
     if not gpus:
         return Estimate(count, step, (), (), disk, None, tuple(notes), arch)
     phases = (_rollout(job, arch, given.gpu_gib), _update(job, arch, gpus))
-    # the model without its adapters is the reference
+    # the model without its adapters is the reference model
     copies = 1 + (h.kl_coefficient > 0 and h.lora is None)
     held = 4 * arch.parameters * copies if h.offload_parameters else 0
     held += 8 * trained if h.offload_optimizer else 0
@@ -295,7 +300,7 @@ def _step_seconds(job: RlJob, arch: Architecture, tokens: int, answered: int, gp
 
 
 def _rollout(job: RlJob, arch: Architecture, gpu_gib: float) -> Phase:
-    """Return the memory of a GPU while answers are drawn: vLLM takes its share whatever the model needs."""
+    """Return the memory of a GPU while answers are sampled. vLLM takes its share, whatever the model needs."""
     h, text, ranks = job.spec.hyperparameters, arch.text, _gpus(job)
     weights = (4 if h.dtype == "float32" else 2) * arch.parameters / h.tensor_parallel
     share = h.gpu_memory_utilization * gpu_gib * GIB
@@ -314,12 +319,12 @@ def _rollout(job: RlJob, arch: Architecture, gpu_gib: float) -> Phase:
 
 
 def _cache_bytes(text: architecture.TextSizes) -> int:
-    """Return the bytes of the KV cache for one token."""
+    """Return the bytes that one token takes in the KV cache."""
     return 2 * 2 * text.layers * text.key_value_heads * text.head_size
 
 
 def _update(job: RlJob, arch: Architecture, gpus: int) -> Phase:
-    """Return the memory of a GPU in verl's update: FSDP of float32 weights, computed in `dtype`, `tokensPerGpu` at once."""
+    """Return the memory of a GPU in verl's update: float32 weights under FSDP, computing in `dtype`, `tokensPerGpu` tokens at once."""
     h, text = job.spec.hyperparameters, arch.text
     trained = trained_weights(job, arch)
     number = 4 if h.dtype == "float32" else 2

@@ -1,4 +1,4 @@
-"""Experts of a mixture in their two forms: one by one, as files and vLLM have them, and stacked, as transformers 5 computes with them."""
+"""Convert a mixture's experts from one tensor each, as in files and vLLM, to stacked tensors, as transformers 5 uses them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ _ONE = re.compile(r"^(.+\.mlp\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.w
 
 
 def stacked(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return weights with all experts stacked: `experts.gate_up_proj` and `experts.down_proj`, expert by expert. Other weights stay."""
+    """Return weights with all experts stacked, expert by expert, in `experts.gate_up_proj` and `experts.down_proj`. Other weights are
+    unchanged.
+    """
     found: dict[str, torch.Tensor] = {}
     experts: dict[str, dict[str, dict[int, torch.Tensor]]] = defaultdict(lambda: defaultdict(dict))
     for name, tensor in weights.items():

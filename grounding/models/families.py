@@ -1,7 +1,7 @@
-"""What differs between the model families when a model is loaded, for SFT and RL. Families themselves are declared in `grounding/api/families.py`.
+"""Differences between the model families when a model is loaded for SFT or RL. The families are declared in `grounding/api/families.py`.
 
-All are taken in their native Hugging Face layout. InternVL's older layout (`internvl_chat`, code in the model's folder) has no processor, which
-verl 0.9 and the label mask need, and is refused.
+Models must be in their native Hugging Face layout. InternVL's older layout (`internvl_chat`, with code in the model's folder) is refused,
+because it has no processor, which verl 0.9 and the label mask need.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _TEXT_ONLY = ("qwen2", "qwen3", "qwen3_moe", "qwen3_next", "llama", "mistral", "
 
 
 def check(family: str, model: str | Path) -> None:
-    """Raise `UserError` where the model in a folder is not of the job's family, or not in its native layout."""
+    """Check that the model in a folder is of the job's family and in its native layout. Raises `UserError` if not."""
     path = Path(model) / "config.json"
     if not path.is_file():
-        return  # another part of the program says so
+        return  # another part of the program reports this
     found = str(read_json(path).get("model_type", ""))
     if found in FAMILIES[family].model_types:
         return
@@ -53,14 +53,15 @@ def check(family: str, model: str | Path) -> None:
 
 
 def vision_tower(model: Any) -> Any:
-    """Return the part of a model that sees."""
+    """Return the vision tower of a model."""
     inner = model.model
     return inner.visual if hasattr(inner, "visual") else inner.vision_tower
 
 
 def freeze_vision(model: Any) -> None:
-    """Freeze the vision tower. Of Qwen's models the merger is trained and the deepstack mergers are not, as in the reference; InternVL's projector
-    is outside of its tower and is trained."""
+    """Freeze the vision tower. In Qwen's models, the merger is trained and the deepstack mergers are not, as in the reference. InternVL's
+    projector is outside of its tower and is trained.
+    """
     vision = vision_tower(model)
     vision.requires_grad_(False)
     if hasattr(vision, "merger"):
@@ -68,10 +69,10 @@ def freeze_vision(model: Any) -> None:
 
 
 def seen(processor: Any, images: list[Any]) -> dict[str, torch.Tensor]:
-    """Return what a model takes of pictures: tensors by name, all pictures one after another."""
+    """Return a model's inputs for pictures: tensors by name, with all pictures one after another."""
     if hasattr(
         processor, "image_seq_length"
-    ):  # InternVL: how many tiles a picture has is the processor's to say, not its image processor's
+    ):  # InternVL: the processor decides the number of tiles, not its image processor
         found = processor(text=[processor.image_token * len(images)], images=images, return_tensors="pt")
         return {"pixel_values": found["pixel_values"]}
     return dict(processor.image_processor(images=images, return_tensors="pt"))
@@ -81,13 +82,13 @@ _ANSWERED = re.compile(r'("bbox_2d"\s*:\s*\[)([^\[\]]*)(\])')
 
 
 def in_resized_pixels(target: str, width: int, height: int) -> str:
-    """Return an SFT target whose `bbox_2d` (0..1000) are in whole pixels of the picture as the processor has resized it, `width` x `height`."""
+    """Convert the `bbox_2d` of an SFT target from 0..1000 to whole pixels of the picture as resized by the processor, `width` x `height`."""
 
     def convert(found: re.Match[str]) -> str:
         try:
             x1, y1, x2, y2 = (float(part) for part in found[2].split(","))
         except ValueError:
-            return found[0]  # no box of four numbers; the check of the rows has reported it
+            return found[0]  # not a box of four numbers; the check of the rows has reported it
         pixels = [round(v * side / 1000) for v, side in ((x1, width), (y1, height), (x2, width), (y2, height))]
         return found[1] + ", ".join(map(str, pixels)) + found[3]
 

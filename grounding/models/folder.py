@@ -1,7 +1,7 @@
-"""Model folders, looked at before anything is trained or served: configuration, weights, tokenizer, chat template and processor.
+"""Check model folders before training or serving: configuration, weights, tokenizer, chat template and processor.
 
-Only headers of the weights are read, so this takes milliseconds and needs neither torch nor a GPU. transformers gives a tensor that it
-does not find random values and continues, and what an engine says of a cut file is a traceback after minutes.
+Only the headers of the weights are read, so this takes milliseconds and needs neither torch nor a GPU. Without this check, transformers
+fills missing tensors with random values and continues, and an engine reports a truncated file only after minutes, with a traceback.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _OLD_INDEX, _OLD_SINGLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _SHOWN = 3
-"""Problems and tensors that a message names; the rest is counted"""
+"""Maximum number of problems and tensors that a message names; the others are counted"""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a model folder: the file, a sentence, and what to do."""
+    """A problem of a model folder: the file, a sentence, and what to do."""
 
     file: Path
     what: str
@@ -39,7 +39,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder as its files describe it. `tensors` is empty if the weights are in a form without headers."""
+    """A model folder as described by its files. `tensors` is empty if the weights are in a format without headers."""
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
@@ -47,9 +47,9 @@ class ModelFolder:
 
 
 def examine(folder: Path, family: str | None = None, *, weights_only: bool = False) -> ModelFolder:
-    """Return what is in a model folder and all that is wrong with it. `family`: the one it has to be of.
+    """Return the content of a model folder and all of its problems. `family` is the required family; None: any.
 
-    `weights_only`: look for the configuration and the weights, not for tokenizer, chat template and processor.
+    With `weights_only`, only the configuration and the weights are checked, not tokenizer, chat template and processor.
     """
     found = list(_no_model(folder))
     if found:
@@ -67,13 +67,15 @@ def examine(folder: Path, family: str | None = None, *, weights_only: bool = Fal
         found = list(_against_config(folder, config, tensors))
     if not weights_only:
         found += [*_tokenizer(folder, config), *_template(folder)]
-        found += [] if "auto_map" in config else _processor(folder, config)  # code of the folder may do without one
+        found += (
+            [] if "auto_map" in config else _processor(folder, config)
+        )  # a model with its own code may not need a processor
         found += _generation(folder)
     return ModelFolder(config, tensors, tuple(found))
 
 
 def require(folder: Path, family: str | None = None, *, field: str = "spec.model.source") -> ModelFolder:
-    """Return what is in a model folder. Raises `UserError` with the file and the remedy if it cannot be trained or served."""
+    """Return the content of a model folder. Raises `UserError` with the file and the remedy if the model cannot be trained or served."""
     model = examine(folder, family)
     if model.problems:
         first = model.problems[0]
@@ -82,7 +84,7 @@ def require(folder: Path, family: str | None = None, *, field: str = "spec.model
 
 
 def require_trainable(source: str, family: str, *, field: str = "spec.model.source") -> None:
-    """Raise `UserError` with the file and the remedy if the model folder that `source` names cannot be trained further."""
+    """Raise `UserError` with the file and the remedy if the model in the folder `source` cannot be trained further."""
     folder = of_source(source)
     if folder is None:
         return
@@ -92,7 +94,7 @@ def require_trainable(source: str, family: str, *, field: str = "spec.model.sour
 
 
 def untrainable(folder: Path, model: ModelFolder) -> Iterator[Problem]:
-    """Yield why a model that can be served cannot be trained further."""
+    """Yield the reasons why a model that can be served cannot be trained further."""
     kind = model.config.get("quantization_config")
     if kind is not None:
         method = kind.get("quant_method", "unknown") if isinstance(kind, Mapping) else "unknown"
@@ -101,14 +103,14 @@ def untrainable(folder: Path, model: ModelFolder) -> Iterator[Problem]:
 
 
 def require_exported(folder: Path) -> None:
-    """Raise `Failure` if the weights that an export has written are not those of its configuration."""
+    """Raise `Failure` if the weights that an export has written do not match its configuration."""
     problems = examine(folder, weights_only=True).problems
     if problems:
         raise Failure(f"the exported weights are not whole: {sentence(problems)}", file=problems[0].file)
 
 
 def sentence(problems: tuple[Problem, ...]) -> str:
-    """Return the first problem as a sentence, with those after it by file."""
+    """Return a sentence with the first problem and the files of the others."""
     first, rest = problems[0], problems[1:]
     more = "".join(f"\n  also {p.file.name}: {p.what}. {p.remedy}" for p in rest[:_SHOWN])
     left = len(rest) - _SHOWN
@@ -116,7 +118,7 @@ def sentence(problems: tuple[Problem, ...]) -> str:
 
 
 def of_source(source: str | None) -> Path | None:
-    """Return the folder of this machine that `model.source` names; None for a store, the hub, a claim that is not mounted or no source."""
+    """Return the folder on this machine that `model.source` refers to; None for a store, the hub, an unmounted claim or no source."""
     if not source or source.startswith("tiny://"):
         return None
     place = locate(source, "spec.model.source")
@@ -125,7 +127,7 @@ def of_source(source: str | None) -> Path | None:
     return place.folder
 
 
-# ---- what is no model at all ----
+# ---- folders without a model ----
 def _no_model(folder: Path) -> Iterator[Problem]:
     if not folder.is_dir():
         yield Problem(folder, "no such folder", "Name a model's folder, or hf://owner/name.")
@@ -161,7 +163,7 @@ def _adapter(folder: Path, file: Path) -> Problem:
 
 
 def _object(path: Path) -> tuple[JsonObject, Problem | None]:
-    """Return the JSON object in a file, or what is wrong with it."""
+    """Return (the JSON object in a file, None) or (an empty object, the problem)."""
     again = "Copy or download the file again."
     try:
         text = path.read_bytes()
@@ -179,7 +181,7 @@ def _object(path: Path) -> tuple[JsonObject, Problem | None]:
 
 # ---- weights ----
 def _weights(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
-    """Return the tensors of the files that transformers would load, and what is wrong with them."""
+    """Return the tensors of the files that transformers would load, and the problems of these files."""
     if (folder / _SINGLE).is_file():
         tensors, found = _file(folder / _SINGLE)
         return tensors, found or list(_stale_index(folder))
@@ -199,7 +201,7 @@ def _weights(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
 
 
 def _stale_index(folder: Path) -> Iterator[Problem]:
-    """Yield a problem if an index names other files than the one that is there: engines that serve believe the index."""
+    """Yield a problem if the index lists other files than the single one in the folder, because engines follow the index."""
     if not (folder / _INDEX).is_file():
         return
     weight_map, problem = _weight_map(folder / _INDEX)
@@ -218,7 +220,7 @@ def _file(path: Path) -> tuple[dict[str, Tensor], list[Problem]]:
 
 
 def _pickled(path: Path) -> Iterator[Problem]:
-    """Yield what is wrong with weights in torch's own format, whose list of tensors only Python code could give."""
+    """Yield the problems of weights in torch's own format. Their tensors are not listed, because that would need running Python code."""
     try:
         whole = zipfile.is_zipfile(path)
     except OSError:
@@ -238,7 +240,7 @@ def _weight_map(index: Path) -> tuple[dict[str, str], Problem | None]:
 
 
 def _shards(index: Path, weight_map: Mapping[str, str]) -> tuple[list[Problem], list[Path]]:
-    """Return a problem for each file of an index that is absent, and the files that are there."""
+    """Return a problem for each absent file of an index, and the files that exist."""
     missing, present = [], []
     for name in sorted(set(weight_map.values())):
         file = index.parent / name
@@ -271,15 +273,15 @@ def _indexed(index: Path) -> tuple[dict[str, Tensor], list[Problem]]:
 
 
 def _some(names: list[str]) -> str:
-    """Return the first of some names, and how many there are in addition."""
+    """Return the first few names, and the number of the others."""
     left = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {left} more" if left > 0 else "")
 
 
 def _against_config(folder: Path, config: Mapping[str, Any], held: Mapping[str, Tensor]) -> Iterator[Problem]:
-    """Yield what differs between the tensors of the files and those that the configuration describes."""
+    """Yield the differences between the tensors in the files and those that the configuration describes."""
     if "quantization_config" in config:
-        return  # other names, shapes and types, which the method of quantisation defines
+        return  # the quantisation method defines other names, shapes and types
     try:
         known = architecture.read(config)
     except architecture.ConfigProblem as error:
@@ -311,7 +313,7 @@ _LAYER = re.compile(r"^(.*?\b(?:layers?|blocks|h)\.)(\d+)\.(.+)$")
 
 
 def _gaps(held: Mapping[str, Tensor]) -> Iterator[str]:
-    """Yield the tensors that one layer of a stack lacks and all the others have: for models whose tensors are not known."""
+    """Yield the tensors that one layer of a stack lacks and all others have. For models whose tensors are unknown."""
     stacks: dict[str, dict[int, set[str]]] = {}
     for name in held:
         if match := _LAYER.match(name):
@@ -320,7 +322,7 @@ def _gaps(held: Mapping[str, Tensor]) -> Iterator[str]:
         for number in range(max(layers) + 1):
             others, own = [names for other, names in layers.items() if other != number], layers.get(number, set())
             if len(others) < 2 or not own <= set.union(*others):
-                continue  # a layer with tensors of its own is of another kind
+                continue  # a layer with other tensors is of another kind
             for name in sorted(set.intersection(*others) - own):
                 yield f"{prefix}{number}.{name}"
 
@@ -329,7 +331,7 @@ def _gaps(held: Mapping[str, Tensor]) -> Iterator[str]:
 _PICTURES = ("processor_config.json", "preprocessor_config.json")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _MISTRAL = "tekken.json"
-"""A tokenizer that brings its own form of a conversation, without a template"""
+"""File of a tokenizer that formats conversations without a template"""
 
 
 def _tokenizer(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -356,11 +358,11 @@ def _tokenizer(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 _PICTURE_TOKENS = ("<|image_pad|>", "<IMG_CONTEXT>")
-"""Words of the tokenizers that a picture's features take the place of"""
+"""Tokens that a picture's features replace, in the tokenizers"""
 
 
 def _picture_token(file: Path, tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a problem if the tokenizer's word for a picture has another number than the model looks for."""
+    """Yield a problem if the tokenizer's token for a picture has another number than the model expects."""
     wanted = config.get("image_token_id")
     added = [each for each in tokenizer.get("added_tokens") or [] if isinstance(each, Mapping)]
     numbers = {each.get("content"): each.get("id") for each in added if each.get("content") in _PICTURE_TOKENS}
@@ -397,7 +399,7 @@ def _template(folder: Path) -> Iterator[Problem]:
     from jinja2 import Environment, TemplateSyntaxError
 
     try:
-        # only parsed: nothing of a foreign template is run. {% generation %} is transformers' own tag
+        # the template is only parsed, so no foreign code is run. {% generation %} is transformers' own tag
         plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
         Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)  # noqa: S701
     except TemplateSyntaxError as error:
@@ -406,14 +408,14 @@ def _template(folder: Path) -> Iterator[Problem]:
 
 
 def _template_text(folder: Path) -> tuple[Path, str | None]:
-    """Return the file that holds the chat template, and its text; None if there is none."""
+    """Return (the file of the chat template, its text); the text is None if there is no template."""
     jinja = folder / _TEMPLATES[0]
     if jinja.is_file():
         return jinja, jinja.read_text(encoding="utf-8", errors="replace")
     for name in (_TEMPLATES[1], "tokenizer_config.json", "processor_config.json"):
         if (folder / name).is_file():
             found = _object(folder / name)[0].get("chat_template")
-            if isinstance(found, list):  # several, by name
+            if isinstance(found, list):  # several templates, by name
                 found = next((each.get("template") for each in found if isinstance(each, Mapping)), None)
             if isinstance(found, str) and found.strip():
                 return folder / name, found
@@ -421,7 +423,7 @@ def _template_text(folder: Path) -> tuple[Path, str | None]:
 
 
 def _generation(folder: Path) -> Iterator[Problem]:
-    """Yield what is wrong with the file of sampling defaults, which loaders leave out in silence if they cannot read it."""
+    """Yield the problems of the file of sampling defaults, because loaders ignore it silently if they cannot read it."""
     file = folder / "generation_config.json"
     problem = _object(file)[1] if file.is_file() else None
     if problem is not None:
@@ -449,7 +451,7 @@ def _processor(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 _PATCHES = (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size"), ("temporal_patch_size",) * 2)
-"""Sizes of a patch: the image processor's name and the vision tower's"""
+"""Settings of a patch's size: (name in the image processor, name in the vision tower)"""
 
 
 def _patches(file: Path, images: Mapping[str, Any], vision: Mapping[str, Any]) -> Iterator[Problem]:

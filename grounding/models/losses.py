@@ -1,4 +1,6 @@
-"""Cross entropy over a large vocabulary without holding all logits: the product with the output matrix is taken in chunks of tokens."""
+"""Compute cross entropy over a large vocabulary without storing all logits: the product with the output matrix is computed in chunks of
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ _CHUNK_BYTES = 1 << 31
 
 
 class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
-    """Sum of the cross entropy of `hidden @ weight.T`. Both gradients are computed in the forward pass, chunk by chunk, while the logits exist."""
+    """Sum of the cross entropy of `hidden @ weight.T`. The forward pass also computes both gradients, chunk by chunk, while it has the
+    logits.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -53,7 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
 
 
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the sum over tokens of the cross entropy: `hidden` (tokens, width), `weight` (vocabulary, width), `targets` (tokens,)."""
+    """Return the cross entropy summed over tokens. `hidden` is (tokens, width), `weight` (vocabulary, width), `targets` (tokens,)."""
     found: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, targets)
     return found
 
@@ -62,7 +66,7 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
 def linear_figures(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sum over tokens of the cross entropy, and how many tokens have the greatest logit; in chunks as well."""
+    """Return (cross entropy summed over tokens, number of targets that have the greatest logit). Also computed in chunks."""
     rows = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
     loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
     right = torch.zeros((), dtype=torch.int64, device=hidden.device)

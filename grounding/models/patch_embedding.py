@@ -1,8 +1,8 @@
-"""The patch embedding of Qwen's towers as a matrix product: the same sums, several times as fast.
+"""Compute the patch embedding of Qwen's towers as a matrix product: the same sums, several times as fast.
 
-Its `Conv3d` has a stride equal to its kernel, so each patch meets each weight once: a matrix product. PyTorch on a CPU runs the convolution
-with a loop over patches instead, which took a third of a tiny model's training step; on an H200 12,544 patches take 1.9 ms by cuDNN's
-convolution and 0.06 ms by the product.
+The stride of its `Conv3d` equals its kernel, so each patch meets each weight once, which is a matrix product. On a CPU, PyTorch computes
+the convolution with a loop over patches, which took a third of a tiny model's training step. On an H200, 12,544 patches take 1.9 ms with
+cuDNN's convolution and 0.06 ms with the product.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KINDS = (
 
 
 def _forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    """(patches, channels x time x height x width) -> (patches, embedding)."""
+    """Return (patches, embedding) from (patches, channels x time x height x width)."""
     weight = self.proj.weight
     flat = hidden_states.reshape(-1, weight[0].numel()).to(weight.dtype)
     found: torch.Tensor = linear(flat, weight.reshape(weight.shape[0], -1), self.proj.bias)
@@ -35,6 +35,6 @@ def _forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 
 
 def use_matrix_product() -> None:
-    """From now on in this process, for models built already too."""
+    """Use the matrix product from now on in this process, also for models that already exist."""
     for kind in KINDS:
         kind.forward = _forward

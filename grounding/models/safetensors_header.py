@@ -1,4 +1,4 @@
-"""Headers of safetensors files: which tensors a file holds, and whether all of its bytes are there. The tensors themselves are not read."""
+"""Read the headers of safetensors files: the tensors of a file, and whether all of its bytes are there. The tensors are not read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BITS = {
     "F4": 4,
 }
 POINTER = b"version https://git-lfs"
-"""How a file begins that Git LFS has left in place of the real one"""
+"""First bytes of a pointer, which Git LFS leaves in place of the real file"""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Tensor:
 
 
 class BrokenFile(ValueError):
-    """What is wrong with a file, and what to do."""
+    """A file is broken. The message says what is wrong; `remedy` says what to do."""
 
     def __init__(self, what: str, remedy: str = "Copy or download the file again.") -> None:
         super().__init__(what)
@@ -41,7 +41,7 @@ class BrokenFile(ValueError):
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name. Raises `BrokenFile` unless all that its header names is there."""
+    """Return the tensors of a file by name. Raises `BrokenFile` if the header is invalid or bytes are missing."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(_LENGTH)
@@ -64,7 +64,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def _tensors(header: Mapping[str, Any], there: int) -> dict[str, Tensor]:
-    """Return the tensors of a header whose data takes `there` bytes. Raises `BrokenFile`."""
+    """Return the tensors in a header whose file has `there` bytes of data. Raises `BrokenFile` if they do not match."""
     found, spans = {}, []
     for name, entry in header.items():
         try:

@@ -1,8 +1,8 @@
-"""A tiny model of any family built on the spot (InternVL: `tiny_internvl.py`): real model class, real processor, random weights, no download.
+"""Build a tiny model of any family (InternVL: `tiny_internvl.py`): real model class, real processor, random weights, no download.
 
-It is for demos and tests: about 0.9 million parameters, 224 x 224 pictures, a tokenizer that writes digits one by one.
-The initialisation is larger than Qwen's 0.02 and the vision tower starts from sinusoidal positions, because a model of
-this size otherwise does not find where things are within minutes on a CPU.
+It is for demos and tests, and has about 0.9 million parameters, pictures of 224 x 224 pixels, and a tokenizer that writes digits one by
+one. The initialisation is larger than Qwen's 0.02, and the vision tower starts from sinusoidal positions, because otherwise a model of this
+size does not learn within minutes on a CPU where things are.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SPECIAL_TOKENS = [
 ]
 
 
-# The ChatML turns that Qwen models use; an image is a placeholder that the processor widens to its number of tokens.
-# Texts are in expressions, since `{%-` would eat the line ends before it. They are trimmed, because RL rows begin with a line end
-# that SFT rows and the evaluation lack, and a model this small takes another wording for another question.
+# The ChatML turns that Qwen models use. An image is a placeholder that the processor repeats for its number of tokens. Texts are
+# expressions, because `{%-` would remove the line ends before it. They are trimmed, because RL rows begin with a line end that SFT rows and
+# the evaluation lack, and to a model this small, different wording is a different question.
 def _vision_positions(grid: int, width: int) -> Any:
-    """Sinusoidal 2-D positions, shape (grid * grid, width): rows in the first half of the channels, columns in the second."""
+    """Return sinusoidal 2-D positions, shape (grid * grid, width): rows in the first half of the channels, columns in the second."""
     import torch
 
     quarter = width // 4
@@ -46,9 +46,9 @@ def _vision_positions(grid: int, width: int) -> Any:
 def build(
     out: str | Path, corpus: list[str], *, seed: int = 0, size: TinySize | None = None, kind: str = "qwen3-vl"
 ) -> None:
-    """Write model, processor and tokenizer to `out` as a Hugging Face folder. `corpus`: texts the tokenizer learns merges from.
+    """Write model, processor and tokenizer to `out` as a Hugging Face folder. `corpus` has the texts from which the tokenizer learns its merges.
 
-    `kind` is one of `tiny` of a family in `api/families.py`. Raises `UserError` for another.
+    `kind` is one of the `tiny` kinds of a family in `api/families.py`. Raises `UserError` for any other.
     """
     size = size or TinySize()
     family = of_tiny(kind)
@@ -85,9 +85,9 @@ def build(
     model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").float()
     vision = model.model.visual
     with torch.no_grad():
-        # patches are wide (1536 inputs): at the larger initialisation their projection would drown the positions
+        # patches have 1,536 inputs, so with the larger initialisation their projection would dwarf the positions
         vision.patch_embed.proj.weight.mul_(0.02 / size.init)
-        if hasattr(vision, "pos_embed"):  # Qwen2.5-VL's tower has rotary positions only
+        if hasattr(vision, "pos_embed"):  # Qwen2.5-VL's tower has only rotary positions
             vision.pos_embed.weight.copy_(_vision_positions(size.image // family.patch, size.vision_hidden))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -122,9 +122,9 @@ def _processor(family: Family, tokenizer: Any, size: TinySize) -> Any:
 
 
 def _text_config(model_type: str, size: TinySize, vocabulary: int) -> Document:
-    """Return the sizes of the language model; a mixture has four experts, of which two answer each token."""
+    """Return the configuration of the language model. A mixture has four experts, of which each token uses two."""
     head = size.hidden // size.heads
-    third = head // 6  # of the pairs of a head, a third each for height and width
+    third = head // 6  # a third of a head's pairs is for height and a third for width
     rope: Document = {
         "rope_type": "default",
         "rope_theta": 10000.0,
@@ -147,7 +147,7 @@ def _text_config(model_type: str, size: TinySize, vocabulary: int) -> Document:
         text["head_dim"] = head
         rope["mrope_interleaved"] = True
     if model_type.startswith("qwen3_5"):
-        third = head // 12  # half of a head is rotated
+        third = head // 12  # half of a head has rotary positions
         rope |= {"mrope_section": [head // 4 - 2 * third, third, third], "partial_rotary_factor": 0.5}
         text |= {
             "layer_types": ["full_attention" if n % 2 else "linear_attention" for n in range(size.layers)],
@@ -186,7 +186,7 @@ def _vision_config(family: Family, size: TinySize) -> Document:
 
 
 def demo_corpus() -> list[str]:
-    """Texts like those of the shapes set, for a tokenizer without training rows at hand."""
+    """Return texts like those of the shapes set, for training a tokenizer without training rows."""
     words = [f"{c} {s}" for c in ("red", "green", "blue", "yellow") for s in ("circle", "square", "triangle")]
     ask = [f"Locate the {w}, output its bbox coordinates using JSON format.\nuser\nassistant\n" for w in words]
     return (ask + [f'[{{"bbox_2d": [1, 2, 3, 4], "label": "{w}"}}]' for w in words]) * 3

@@ -1,4 +1,4 @@
-"""The tiny InternVL, 3 or 3.5: its native Hugging Face classes (`InternVLForConditionalGeneration`), random weights.
+"""Build a tiny InternVL, 3 or 3.5, with its native Hugging Face classes (`InternVLForConditionalGeneration`) and random weights.
 
 A picture becomes one tile or several.
 """
@@ -19,7 +19,7 @@ SPECIAL_TOKENS = [
     "<IMG_CONTEXT>",
     "<video>",
 ]
-# as InternVL3's: the placeholder has a line of its own
+# as in InternVL3, the placeholder is on a separate line
 TEMPLATE = CHAT_TEMPLATE.replace("'<|vision_start|><|image_pad|><|vision_end|>'", "'<IMG_CONTEXT>\\n'")
 _PATCH = 14
 
@@ -27,7 +27,7 @@ _PATCH = 14
 def build(out: str | Path, corpus: list[str], *, seed: int, size: TinySize, text: str = "qwen2") -> None:
     """Write model, processor and tokenizer to `out`. `text` is the language model: qwen2 (InternVL3) or qwen3 (InternVL3.5).
 
-    A tile is `size.image` pixels wide (a multiple of 28), two patches are one token each way.
+    A tile is `size.image` pixels wide, a multiple of 28. A token covers 2 x 2 patches.
     """
     import torch
     from transformers import (

@@ -1,4 +1,4 @@
-"""What the tiny models of all families share: size, chat template and tokenizer."""
+"""Parts that the tiny models of all families use: size, chat template and tokenizer."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class TinySize:
-    """Sizes of the tiny model. `image` is the picture's side in pixels, `init` the standard deviation of the weights; `tied`: one matrix embeds and
-    predicts, as in the 4B models."""
+    """Sizes of the tiny model. `image` is the picture's side in pixels, `init` the standard deviation of the weights. If `tied` is set, one
+    matrix embeds and predicts tokens, as in the 4B models.
+    """
 
     hidden: int = 128
     layers: int = 2
@@ -38,12 +39,12 @@ class TinySize:
 
 
 def size_of(source: str) -> TinySize:
-    """Return the size of the model that is built for a job's source."""
+    """Return the size of the tiny model for a job's `tiny://` source."""
     return TinySize(hidden=64) if source == TINY_SMALL else TinySize()
 
 
 def make_tokenizer(corpus: list[str], special: list[str]) -> Any:
-    """Return a byte-level BPE of about 440 tokens that writes digits one by one, `special` first."""
+    """Return a byte-level BPE tokenizer of about 440 tokens that writes digits one by one. The tokens `special` come first."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file over the jobs of a run or over one evaluation, and one over the flips between two."""
+"""Write reports as self-contained HTML files: over a run's jobs or one evaluation, and over the differences between two evaluations."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ __all__ = [
 
 
 def build(run_dir: Path, out: Path | None = None, caps: Caps | None = None) -> Path:
-    """Write the report of `run_dir` to `out` (default `run_dir/report/index.html`), atomically; returns its path.
+    """Write the report of `run_dir` to `out` (default `run_dir/report/index.html`), atomically, and return its path.
 
-    Each sweep of the run gets a page beside it, `JOB.html`.
+    Each sweep of the run gets its own page in the same folder, `JOB.html`.
     """
     return build_with_notes(run_dir, out, caps)[0]
 
 
 def build_with_notes(run_dir: Path, out: Path | None = None, caps: Caps | None = None) -> tuple[Path, list[str]]:
-    """As `build`; returns the notes of the page as well, each with its evaluation's name if there are several."""
+    """Do what `build` does, and return also the page's notes, each with the name of its evaluation if there are several."""
     run = collect.collect(run_dir)
     path = _write(out or run_dir / "report" / "index.html", text_of(run, caps))
     notes = [(e.name, note) for e in run.evaluations for note in page.notes_of(e)]
@@ -63,7 +63,7 @@ def conclusions(sweeps: Sequence[Path]) -> tuple[list[str], str]:
 
 
 def build_comparison(found: Comparison, out: Path, reasons: Sequence[str] = (), caps: Caps | None = None) -> Path:
-    """Write the page of what changed between two evaluations; `reasons` are those for which a gate fails."""
+    """Write the page of the differences between two evaluations to `out`. `reasons` says why a gate fails; empty if it passes."""
     a, b = (collect.evaluation(x.folder, x.name, x.folder.parent / "data", x) for x in (found.a, found.b))
     if a.name == b.name:
         a.name, b.name = f"A {a.name}", f"B {b.name}"

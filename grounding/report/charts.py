@@ -1,4 +1,4 @@
-"""Small SVG charts drawn in Python: line charts and histograms with axes, labels and hover titles. Pure: numbers in, markup out."""
+"""Draw small SVG charts: line charts and histograms with axes, labels and hover titles. Pure: numbers in, markup out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 220, 48, 12, 12, 34
 
 @dataclass(frozen=True)
 class Series:
-    """One line: `points` are (x, y); `style` is a class of the page's stylesheet (a, b, c)."""
+    """A line of a chart. `points` are (x, y); `style` is a class of the page's stylesheet (a, b or c)."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -21,18 +21,18 @@ class Series:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """At most about `count` round values from `low` to `high`."""
+    """Return about `count` round values between `low` and `high`."""
     if not math.isfinite(low) or not math.isfinite(high) or high <= low:
         return [low]
     step = 10 ** math.floor(math.log10((high - low) / count))
     step *= next((m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= count), 10)
-    # an end that a rounding error puts just outside is still an end
+    # an end that is just outside because of a rounding error is included
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [min(max(round(i * step, 10), low), high) for i in range(first, last + 1)]
 
 
 def smooth(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
-    """Centred moving mean over `window` points."""
+    """Return the centred moving mean over `window` points."""
     half = window // 2
     out = []
     for i, (x, _) in enumerate(points):
@@ -50,7 +50,7 @@ def _thin(points: Sequence[tuple[float, float]], most: int = 400) -> list[tuple[
 def lines(
     title: str, series: Sequence[Series], x_label: str, low: float | None = None, high: float | None = None
 ) -> str:
-    """Return a line chart; empty if there is nothing to draw. `low`/`high` fix the y axis."""
+    """Return a line chart; empty if there is nothing to draw. `low` and `high` fix the ends of the y axis; None: the values' own."""
     series = [Series(s.name, [p for p in s.points if math.isfinite(p[1])], s.style, s.dots) for s in series]
     series = [s for s in series if s.points]
     if not series:
@@ -60,7 +60,7 @@ def lines(
     x0, x1 = min(xs), max(xs)
     y0 = min(ys) if low is None else low
     y1 = max(ys) if high is None else high
-    # a single value gets a span of its own size, or adding 1 would be lost in rounding
+    # if there is only one value, its size is the span, because adding 1 to a large value would be lost in rounding
     x1 = x1 if x1 > x0 else x0 + max(1.0, abs(x0))
     y1 = y1 if y1 > y0 else y0 + max(1.0, abs(y0))
 
@@ -73,7 +73,7 @@ def lines(
         _, py = place(x0, y)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{py}" y2="{py}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{py + 4}" text-anchor="end">{y:g}</text>')
-    counted = all(x == int(x) for x in xs)  # half an answer is none
+    counted = all(x == int(x) for x in xs)  # whole numbers are counts, so no ticks between them
     for x in ticks(x0, x1, 7):
         if counted and x != int(x):
             continue
@@ -96,7 +96,7 @@ def lines(
 
 
 def histogram(title: str, groups: Sequence[tuple[str, Sequence[float]]], bins: int = 20) -> str:
-    """Shares of values in 0..1, a bar a group side by side; values of a group are those of one evaluation."""
+    """Return a histogram of values in 0..1 as shares. The bars of the groups are side by side; each group has the values of one evaluation."""
     groups = [(name, values) for name, values in groups if values]
     if not groups:
         return ""

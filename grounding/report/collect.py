@@ -1,4 +1,4 @@
-"""What is in a run's folder -> plain data for the page. With `pictures`, the only module of the report that reads files."""
+"""Read a run's folder into plain data for the page. Only this module and `pictures` read files for the report."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from grounding.progress import ProgressLine, read_progress
 
 @dataclass
 class Evaluation:
-    """One evaluation: its summary, its answers, and where its images are."""
+    """An evaluation: its summary, its answers, and its image sources."""
 
     name: str
     summary: Summary
-    """One that says nothing if the evaluation has written none yet"""
+    """The summary; an empty one if the evaluation has not written any yet"""
     answers: Answers
     images: tuple[Path, ...] = ()
     config: Document = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Evaluation:
 
 @dataclass
 class Training:
-    """One training job: its progress lines."""
+    """A training job's progress lines."""
 
     name: str
     stage: str
@@ -43,15 +43,15 @@ class Training:
 
 @dataclass
 class Run:
-    """Everything the page shows."""
+    """Everything that the page shows."""
 
     name: str
     evaluations: list[Evaluation] = field(default_factory=list)
     trainings: list[Training] = field(default_factory=list)
     jobs: list[str] = field(default_factory=list)
-    """Names of all jobs that have a state"""
+    """Names of all jobs that have started"""
     sweeps: list[Path] = field(default_factory=list)
-    """Folders of jobs that measured several settings; each has a page of its own"""
+    """Folders of the sweeps, which are jobs that measured several settings; each has its own page"""
 
 
 def _json(path: Path) -> JsonObject:
@@ -67,7 +67,7 @@ def _text(path: Path) -> str:
 
 
 def _job_text(folder: Path) -> str:
-    """Return the text of a folder's job.yaml without what may be secret in it; empty if there is none or it cannot be read."""
+    """Return the text of a folder's job.yaml with possible secrets removed; empty if the file is absent or unreadable."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -85,7 +85,7 @@ def _job_text(folder: Path) -> str:
 
 
 def evaluation(folder: Path, name: str, data: Path, answers: Answers | None = None) -> Evaluation:
-    """Return the evaluation under `folder`; `data` is where its run keeps prepared data. Raises `UserError` if there is none."""
+    """Return the evaluation in `folder`. `data` is the folder of the run's prepared data. Raises `UserError` if there is no evaluation."""
     config = read_config(folder)
     images = tuple(Path(str(p)) for p in config.get("images") or [])
     job_file = folder / "job.yaml"
@@ -96,13 +96,13 @@ def evaluation(folder: Path, name: str, data: Path, answers: Answers | None = No
         try:
             images = locate(load_job(job_file), data).images
         except EgmError:
-            images = ()  # the page says that pictures are missing
+            images = ()  # the page will say that pictures are missing
     found = answers or read_answers(folder, name)
     return Evaluation(name, summary_of(folder), found, images, config, _job_text(folder))
 
 
 def collect(run_dir: Path) -> Run:
-    """Read a run's folder, or the folder of one evaluation. Raises `UserError` where there is neither."""
+    """Read a run's folder, or the folder of one evaluation. Raises `UserError` if it is neither."""
     run = Run(run_dir.resolve().name)
     if is_evaluation(run_dir):
         run.evaluations.append(evaluation(run_dir, run.name, run_dir.parent / "data"))

@@ -1,6 +1,6 @@
-"""An evaluation for other tools: inspect_ai's `.eval` log, a Weights & Biases or trackio run. Opt-in: each tool is imported when asked for.
+"""Export an evaluation to other tools: as an inspect_ai `.eval` log, or as a Weights & Biases or trackio run. Tools are imported on demand.
 
-A failed request is exported as an error without a score; means are exported only where the summary has them.
+A failed request is exported as an error without a score. Means are exported only if the summary has them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ _TEXT = 4000
 
 
 TOOLS = {"inspect_ai": "0.3.285", "wandb": "0.31.0", "trackio": "0.43.0"}
-"""The versions the exporters are tested with (`make test-export`). No extras: in one lock they would hold other packages back."""
+"""Versions with which the exporters are tested (`make test-export`). They are not extras, because in the common lock they would hold back
+other packages
+"""
 
 
 def _needed(module: str) -> Any:
@@ -56,7 +58,7 @@ def _needed(module: str) -> Any:
 
 
 def figures(summary: Summary) -> dict[str, float]:
-    """Return the summary's numbers under flat names: macro, micro, refcoco_val/acc … Pure."""
+    """Return the summary's values by flat names, such as macro, micro and refcoco_val/acc. Pure."""
     found: dict[str, float | None] = {"macro": summary.macro, "micro": summary.micro, "done": summary.done}
     found |= {"errors": summary.errors, "unparsed": summary.unparsed, "truncated": summary.truncated}
     for f in summary.files:
@@ -66,7 +68,7 @@ def figures(summary: Summary) -> dict[str, float]:
 
 
 def table(a: Answers) -> Iterator[list[Any]]:
-    """Yield rows of `COLUMNS`, in no particular order; boxes are xyxy pixels, an absent one is null."""
+    """Yield rows with `COLUMNS`, in no particular order. Boxes are xyxy in pixels, or null."""
     kind = kinds(a)
     for i, row in a.rows():
         q = a.questions[i]
@@ -83,7 +85,7 @@ def table(a: Answers) -> Iterator[list[Any]]:
 
 
 def export_inspect(a: Answers, summary: Summary, out: Path | None, **_: Any) -> str:
-    """Write `out`, a log that `inspect view` and inspect_ai's readers open. Every question is a sample."""
+    """Write a log to `out` that `inspect view` and inspect_ai's readers can open. Every question is a sample."""
     if out is None or out.suffix != ".eval":
         raise UserError(
             "the log needs a name that ends in .eval", field="OUT", hint="egm export DIR --to inspect OUT.eval"
@@ -156,7 +158,9 @@ def _inspect_sample(a: Answers, i: int, row: ResultRow, kind: str) -> Any:
 
 
 def export_wandb(a: Answers, summary: Summary, out: Path | None, *, project: str, name: str) -> str:
-    """Log a run with the summary's figures and a table of all rows. WANDB_MODE=offline keeps it under `out` (default: here)."""
+    """Log a run with the summary's values and a table of all rows. With WANDB_MODE=offline, it is stored in `out` (default: the current
+    folder).
+    """
     wandb = _needed("wandb")
     run = wandb.init(project=project, name=name, dir=None if out is None else str(out), config=_settings(a))
     with run:
@@ -166,7 +170,7 @@ def export_wandb(a: Answers, summary: Summary, out: Path | None, *, project: str
 
 
 def export_trackio(a: Answers, summary: Summary, out: Path | None, *, project: str, name: str) -> str:
-    """Log a trackio run with the summary's figures and a table of all rows, into trackio's own folder (TRACKIO_DIR)."""
+    """Log a trackio run with the summary's values and a table of all rows, to trackio's own folder (TRACKIO_DIR)."""
     if out is not None:
         raise UserError(
             "trackio has a folder of its own", field="OUT", hint="Leave OUT away; TRACKIO_DIR sets the folder."
@@ -186,7 +190,7 @@ def _settings(a: Answers) -> Document:
 
 
 def _conditions(a: Answers) -> Document:
-    """Return the settings that the rows share, and the models that answered."""
+    """Return the settings of all rows, and the models that answered."""
     c = a.conditions
     return {"settings": a.settings, "conditions": dict(c.settings or {}), "served": [str(m) for m in c.served]}
 
@@ -207,9 +211,10 @@ def export(
     name: str = "",
     hear: Callable[[list[str]], None] = lambda _: None,
 ) -> str:
-    """Export the evaluation under `folder`; returns a line that says where it is. Raises `UserError` for an unknown or absent target.
+    """Export the evaluation in `folder` to `target`. Return a line that says where the export is.
 
-    `hear` gets what a reader of the answers must know, before anything is written; it may raise.
+    `hear` is called, before anything is written, with what a reader of the answers must know; it may raise. Raises `UserError` if the target
+    is unknown or its tool is not installed.
     """
     if target not in TARGETS:
         raise UserError(f"unknown target {target!r}", field="--to", hint=f"Known: {', '.join(TARGETS)}.")

@@ -1,4 +1,4 @@
-"""The rows of the page's gallery: all of them as columns, with pictures and texts for a chosen part, up to a cap in number and bytes."""
+"""Build the page's gallery: all rows as columns, with pictures and texts for some of them, up to a maximum number and size."""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ from grounding.report.slices import KINDS, kinds
 
 @dataclass(frozen=True)
 class Caps:
-    """How much a page may hold. `pictures` counts images; bytes are those of the page, base64 included."""
+    """Maximum content of a page. `pictures` is a number of images; bytes are those of the page, including base64."""
 
     pictures: int = 600
     picture_bytes: int = 10_000_000
     text_bytes: int = 3_000_000
     text: int = 1500
-    """Characters of one answer; of a longer one its end is kept, where the box is"""
+    """Maximum characters of an answer; of a longer one, only the end is kept, because the box is there"""
 
 
 SIDE = 320
-"""Longer side of a thumbnail, pixels"""
+"""Longer side of a thumbnail in pixels"""
 
 
 def chosen(evaluations: Sequence[Evaluation], seed: int = 0) -> Iterator[Question]:
-    """Questions in the order in which they deserve a picture: every evaluation, file and kind in turn, worst and random ones alternating."""
+    """Yield the questions in the order in which they get a picture: each evaluation, file and kind in turn, worst and random ones
+    alternating.
+    """
     rng = random.Random(seed)
     queues: list[Iterator[Question]] = []
     for e in evaluations:
@@ -75,7 +77,8 @@ def thumbnail(data: bytes, side: int = SIDE) -> str:
 def smaller(data: bytes, side: int = SIDE) -> tuple[str, bytes]:
     """Return the type and the bytes of a picture in its stored pixel grid, made smaller if it is larger than `side` pixels.
 
-    A small one keeps its bytes, but for an EXIF orientation: a browser would turn it and the boxes would not fit."""
+    A small picture keeps its bytes, unless it has an EXIF orientation: a browser would rotate it, and the boxes would not fit.
+    """
     from PIL import Image
 
     from grounding.data.pictures import to_rgb, upright
@@ -146,7 +149,7 @@ def _pictures(evaluations: Sequence[Evaluation], order: Sequence[Question], caps
 
 
 def _texts(e: Evaluation, wanted: Sequence[tuple[int, int]], caps: Caps, budget: int) -> dict[str, str]:
-    """Answer, or the reason of a failure, by place on the page; `wanted` are (place, row) in order of importance."""
+    """Return answers, or the reasons of failures, by position on the page. `wanted` has (position, row) in the order of importance."""
     rank = {row: (number, place) for number, (place, row) in enumerate(wanted)}
     found: dict[int, tuple[int, str]] = {}
     for row, stored in e.answers.rows(rank):
@@ -164,9 +167,9 @@ def _texts(e: Evaluation, wanted: Sequence[tuple[int, int]], caps: Caps, budget:
 
 
 def gallery(evaluations: Sequence[Evaluation], caps: Caps | None = None, only: set[Question] | None = None) -> Document:
-    """Return the page's data: columns over the union of all questions (or `only` these), in the paper's order.
+    """Return the gallery's data: columns over all questions of the evaluations (or `only` these), in the paper's order.
 
-    Boxes are whole pixels in columns x1, y1, x2, y2; IoU is in thousandths; what a row lacks is null, or -1 in columns of numbers.
+    Boxes are whole pixels in columns x1, y1, x2 and y2. IoU is in thousandths. A missing value is null, or -1 in columns of numbers.
     """
     caps = caps or Caps()
     questions = list(dict.fromkeys(q for e in evaluations for q in e.answers.questions if only is None or q in only))
@@ -204,13 +207,13 @@ def gallery(evaluations: Sequence[Evaluation], caps: Caps | None = None, only: s
 
 
 def _whole(column: Any) -> list[int]:
-    """Whole pixels that the page can draw: no one's box reaches further than 1e6."""
+    """Return a column as whole pixels that the page can draw, limited to ±1e6."""
     rounded: list[int] = np.clip(np.nan_to_num(np.round(column), nan=-1.0), -1e6, 1e6).astype(int).tolist()
     return rounded
 
 
 def _answers(e: Evaluation, place: dict[Question, int], shown: list[int], caps: Caps, sides: int) -> Document:
-    """One evaluation's columns over the page's rows; kind -1 stands for a question it does not have."""
+    """Return one evaluation's columns over the page's rows. Kind -1 means that the evaluation does not have the question."""
     a, n = e.answers, len(place)
     at = np.array([place.get(q, -1) for q in a.questions], dtype=np.int64)
     here = np.flatnonzero(at >= 0)

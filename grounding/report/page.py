@@ -1,7 +1,7 @@
 """Plain data -> the page as text, complete or in parts. Pure but for the pictures.
 
-A model's answer is hostile: Jinja escapes all of it, and the page's policy lets nothing of it run. The policy names the page's one
-script and one stylesheet by their hashes and allows pictures as data, nothing from outside.
+A model's answer may be hostile. Jinja escapes all of it, and the page's content security policy does not run any of it. The policy allows
+only the page's one script and one stylesheet, by their hashes, and pictures as data; nothing is loaded from outside.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def difference_of(evaluations: Sequence[collect.Evaluation]) -> overview.Differe
 def comparison(
     found: Comparison, sides: Sequence[collect.Evaluation], reasons: Sequence[str] = (), caps: Caps | None = None
 ) -> str:
-    """Return the page of two evaluations' flips: `sides` are A and B."""
+    """Return the page of the differences between two evaluations. `sides` are A and B."""
     flipped = {found.a.questions[i] for i in found.flips[:, 0].tolist()}
     names = [e.name for e in sides]
     return _render(
@@ -169,7 +169,7 @@ def comparison(
 
 
 def scaling(**facts: Any) -> str:
-    """Return the page of accuracy against cost. Charts and curves are markup that `scaling.py` and `charts.py` have escaped."""
+    """Return the page of accuracy against cost. Charts and curves are markup that `scaling.py` and `charts.py` have already escaped."""
     from markupsafe import Markup
 
     for one in facts["charts"]:
@@ -183,7 +183,7 @@ def _indented(value: Any) -> str:
 
 
 def _json_in_script(value: Any) -> str:
-    """JSON that cannot leave its <script> element, whatever an answer holds."""
+    """Return JSON that cannot end its <script> element, whatever an answer contains."""
     text = orjson.dumps(value).decode()
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
@@ -215,7 +215,7 @@ def _p(value: float | None) -> str:
 
 
 def _points(value: float | None, digits: int = 1) -> str:
-    """Return a difference of fractions as percentage points, with a true minus."""
+    """Return a difference of fractions as percentage points, with a typographic minus."""
     return "" if value is None else f"{100 * value:+.{digits}f}".replace("-", "−")
 
 
@@ -266,7 +266,7 @@ def _render(template: str, **facts: Any) -> str:
 
 
 def file_titles(evaluations: Sequence[collect.Evaluation]) -> dict[str, str]:
-    """Return the title of each file: its name in the paper, and whether it is synthetic or a part."""
+    """Return the title of each file: its name in the paper, and a remark if it is synthetic or only a part."""
     notes: dict[str, list[str]] = {}
     for e in evaluations:
         for f in e.summary.files:
@@ -277,7 +277,7 @@ def file_titles(evaluations: Sequence[collect.Evaluation]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _View:
-    """What the page says of one evaluation in tables."""
+    """The content of the page's tables about one evaluation."""
 
     name: str
     summary: Summary
@@ -296,11 +296,11 @@ class _View:
 
 
 def _view(e: collect.Evaluation) -> _View:
-    """Return what the page says of one evaluation in tables."""
+    """Return the content of the page's tables about one evaluation."""
     a, by_file = e.answers, slices.by_file(e.answers)
     listed = {f.name: f for f in e.summary.files}
     titles = file_titles([e])
-    for name, s in by_file.items():  # an evaluation that was cut off before its first summary
+    for name, s in by_file.items():  # for an evaluation that was stopped before its first summary
         listed.setdefault(name, FileSummary(name=name, n=s.n, acc=s.acc, mean_iou=s.mean_iou))
     table = [_Row(titles.get(n, n), by_file.get(n), listed[n]) for n in file_order(list(listed))]
     return _View(
@@ -322,11 +322,11 @@ def _view(e: collect.Evaluation) -> _View:
 
 
 class _Extents(NamedTuple):
-    """The accuracy by the visible and by the whole box, of each file and the mean."""
+    """The accuracy against the visible and against the whole box, for each file and as the mean."""
 
     asked: str
     rows: list[tuple[str, int, tuple[float, float, float, float]]]
-    """Title, answers, and accuracy and mean IoU by either box"""
+    """Title, number of answers, and the accuracies and mean IoUs against both boxes"""
 
 
 def _extents(found: ExtentsSummary, titles: Mapping[str, str]) -> _Extents:
@@ -340,7 +340,7 @@ def _extents(found: ExtentsSummary, titles: Mapping[str, str]) -> _Extents:
 
 
 def _reproduction(a: Answers) -> Reproduction | None:
-    """Return the evaluation beside the published result of its model; None if there is none, or no file is one of the eight."""
+    """Compare the evaluation with the published result of its model. Return None if there is none, or no file is one of the eight."""
     paper = of_model(a.model)
     found = None if paper is None or not set(paper.acc) & set(a.files) else reproduce(a, paper)
     return found
@@ -355,7 +355,7 @@ class _Row(NamedTuple):
 
 
 def _means(table: Sequence[_Row]) -> dict[str, dict[str, float | None]]:
-    """Return the macro and the micro mean of each figure that has none in the summary; None while a file has no answers."""
+    """Return the macro and micro mean of the figures whose means are not in the summary; None while a file has no answers."""
     found: dict[str, dict[str, float | None]] = {"macro": {}, "micro": {}}
     figures = {
         "acc75": [row.file.acc75 for row in table],
@@ -380,7 +380,7 @@ def _latency_note(summary: Summary) -> str:
 
 
 def notes_of(e: collect.Evaluation) -> list[str]:
-    """Return what a reader of the evaluation's number must know, a sentence each."""
+    """Return sentences that a reader of the evaluation's accuracy must know."""
     return [*warnings(e.summary.files), *(_sentence(note) for note in e.answers.notes())]
 
 
@@ -389,12 +389,12 @@ def _sentence(note: str) -> str:
 
 
 def _served(summary: Summary) -> list[str]:
-    """Return which models answered, a text each, as the servers said it."""
+    """Return descriptions of the models that answered, as the servers reported them."""
     return list(dict.fromkeys(str(s.model) for s in summary.served))
 
 
 def _doctor(found: Diagnosis) -> list[tuple[str, int | None, float | None]]:
-    """Return the second look at the answers: (what, answers of which it holds, accuracy then); empty if there are no answers."""
+    """Return the doctor's findings as (finding, number of such answers, accuracy if read so); empty if there are no answers."""
     if not found.answers:
         return []
     readings = {r.name: r for r in found.readings}
@@ -409,7 +409,7 @@ def _doctor(found: Diagnosis) -> list[tuple[str, int | None, float | None]]:
 
 
 class _KindCounts(NamedTuple):
-    """A row of the table of kinds; `file` is empty for all files together."""
+    """A row of the table of kinds of errors; `file` is empty for all files together."""
 
     file: str
     title: str
@@ -418,7 +418,7 @@ class _KindCounts(NamedTuple):
 
 
 def _errors(a: Answers, titles: Mapping[str, str]) -> list[_KindCounts]:
-    """Return rows of the table of kinds: each file, then all; cells are (kind, count)."""
+    """Return the rows of the table of kinds of errors: one for each file, then one for all files. Cells are (kind, count)."""
     kind = slices.kinds(a)
     groups = [(name, titles.get(name, name), a.file == i) for i, name in enumerate(a.files)]
     rows = []
@@ -431,7 +431,7 @@ def _errors(a: Answers, titles: Mapping[str, str]) -> list[_KindCounts]:
 
 
 def _side_by_side(evaluations: Sequence[collect.Evaluation]) -> list[tuple[str, list[float | None], float | None]]:
-    """(title, accuracy of each evaluation, difference of two) of each file and of the means."""
+    """Return (title, accuracy of each evaluation, difference if there are two) for each file and for the means."""
 
     def difference(values: list[float | None]) -> float | None:
         if len(values) != 2 or values[0] is None or values[1] is None:
@@ -454,7 +454,7 @@ _DIMENSIONS = (
 
 
 class _Figure(NamedTuple):
-    """Accuracy by group: (style, name of the evaluation) of each side, and (style, label of the group, group) of each bar."""
+    """A figure of accuracy by group. `names` has (style, name) of each evaluation, `rows` has (style, label, group) of each bar."""
 
     title: str
     note: str
@@ -463,7 +463,9 @@ class _Figure(NamedTuple):
 
 
 def _figures(evaluations: Sequence[collect.Evaluation]) -> list[_Figure]:
-    """Accuracy by group: one figure a dimension over all evaluations; by length of the answer one each, whose groups differ."""
+    """Return the figures of accuracy by group: one for each dimension over all evaluations, and one for each evaluation by length of the
+    answer, because those groups differ between evaluations.
+    """
     styles = ["ab"[i % 2] for i in range(len(evaluations))]
     figures = []
     for title, note, by in _DIMENSIONS:
@@ -490,7 +492,7 @@ def _series(training: collect.Training, metric: str, *, first: bool = True) -> l
 
 
 def _of_sets(training: collect.Training, figure: str, label: str) -> list[charts.Series]:
-    """Return a figure of validation: of all sets together, and of each that has a name."""
+    """Return a validation curve of all sets together, and one of each set that has a name."""
     names = dict.fromkeys(n for line in training.lines for n in line.get("metrics", {}) if n.startswith(f"{figure}/"))
     sets = [charts.Series(f"{label}, {n.partition('/')[2]}", _series(training, n), "faint", True) for n in names]
     return [charts.Series(label, _series(training, figure), "b", True), *sets]

@@ -1,4 +1,6 @@
-"""Where does longer pay? The gain of a model's longest setting over its cheapest one, by file, kinds of words, box size and length. Pure."""
+"""Compute where longer thinking pays: the gain of a model's longest over its cheapest setting, by file, kinds of words, box size and
+length. Pure.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ from grounding.evaluate.results.reader import Answers
 from grounding.report.slices import Group, length_groups, size_groups, word_groups
 
 LEAST_IMAGES = 5
-"""An interval over fewer images says nothing"""
+"""Minimum number of images for an interval; with fewer it would mean nothing"""
 
 
 @dataclass(frozen=True)
 class Gain:
-    """One group of questions of one model. Fractions; the interval of `diff` is clustered by image, None if there are too few."""
+    """A model's gain on a group of questions, as fractions. The interval of `diff` is clustered by image; None if there are too few images."""
 
     n: int
     before: float
@@ -29,14 +31,14 @@ class Gain:
 
 @dataclass(frozen=True)
 class Section:
-    """A way to group questions: for each group its label and the gain of each model, None if it has no such question."""
+    """A way to group questions: for each group, its label and the gain of each model; None if the model has no such question."""
 
     title: str
     rows: tuple[tuple[str, tuple[Gain | None, ...]], ...]
 
 
 def sections(pairs: Sequence[tuple[Answers, Answers]]) -> list[Section]:
-    """Return the gains of each model, given the answers of its cheapest and of its longest setting."""
+    """Return the gains by group. `pairs` has the answers of each model's cheapest and longest setting."""
     ways = {
         "File": _files,
         "Kind of words": word_groups,
@@ -70,7 +72,7 @@ def _gains(a: Answers, b: Answers, groups: Sequence[Group]) -> dict[str, Gain]:
 
 
 def gain(before: NDArray[np.bool_], after: NDArray[np.bool_], image: NDArray[np.int64]) -> Gain:
-    """Return the paired difference of two accuracies with its interval, by the sums of what each image deviates."""
+    """Return the paired difference of two accuracies, with an interval from the summed deviations of each image."""
     each = after.astype(np.float64) - before
     diff, n = float(each.mean()), len(each)
     images, number = np.unique(image, return_inverse=True)

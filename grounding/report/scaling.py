@@ -1,6 +1,6 @@
-"""Accuracy against what it costs: points, the front that nothing beats, and the chart. Pure: numbers in, markup out.
+"""Draw accuracy against cost: the points, the Pareto front and the chart. Pure: numbers in, markup out.
 
-A point is one evaluation: a model with a setting. Its costs are those of `evaluate/costs.py`; an axis is drawn if every point has its cost.
+A point is one evaluation: a model with a setting. `evaluate/costs.py` computes its costs. An axis is drawn if every point has that cost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from grounding.report.charts import ticks
 
 @dataclass(frozen=True)
 class Axis:
-    """One kind of cost."""
+    """A kind of cost."""
 
     key: str
     title: str
@@ -30,7 +30,7 @@ def _short(value: float) -> str:
 
 
 def operations(value: float) -> str:
-    """Return a number of operations with the prefix that people read."""
+    """Return a number of operations as text with an SI prefix."""
     for power, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M")):
         if value >= 10**power:
             return f"{value / 10**power:.3g} {prefix}FLOP"
@@ -60,7 +60,7 @@ AXES = (
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation. Accuracies are fractions: the macro mean and its 95 % interval."""
+    """An evaluation in the chart. Accuracies are fractions: the macro mean and its 95 % interval."""
 
     model: str
     setting: str
@@ -71,24 +71,24 @@ class Point:
     costs: Costs
     answers: int = 1
     budget: int | None = None
-    """Tokens of thought, at most; None: as many as the model likes"""
+    """Maximum number of tokens of thought; None: no limit"""
     accuracy_at_1: float | None = None
     mean_vote: float | None = None
     oracle: float | None = None
 
     @property
     def effort(self) -> tuple[int, float]:
-        """Return what was allowed, to order the settings of a model by: answers, then tokens of thought."""
+        """Return (number of answers, maximum tokens of thought), by which the settings of a model are ordered."""
         return self.answers, math.inf if self.budget is None else self.budget
 
     def cost(self, axis: Axis) -> float | None:
-        """Return the cost on an axis; None if it is not known."""
+        """Return the point's cost on an axis; None if it is unknown."""
         return axis.value(self.costs)
 
 
 @dataclass(frozen=True)
 class Left:
-    """An evaluation that has no point, and why."""
+    """An evaluation without a point, and the reason."""
 
     folder: str
     why: str
@@ -96,7 +96,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Reference:
-    """A published figure. Accuracy is a fraction, latency seconds; None: not published."""
+    """A published result. Accuracy is a fraction, latency is in seconds; None if not published."""
 
     name: str
     accuracy: float
@@ -104,7 +104,7 @@ class Reference:
 
 
 def point_of(model: str, setting: str, folder: str, summary: Summary, budget: int | None = None) -> Point | Left:
-    """Return the point of an evaluation's summary, or why it has none."""
+    """Return the point of an evaluation's summary, or the reason why it has none."""
     ends = None if summary.ci95 is None else summary.ci95.macro
     if summary.macro is None or ends is None:
         return Left(folder, summary.reason if summary.reason else "it is not finished")
@@ -129,9 +129,9 @@ def axes_of(points: Sequence[Point]) -> list[Axis]:
 
 
 def front(points: Sequence[Point], axis: Axis) -> list[int]:
-    """Return the numbers of the points that no other point beats: none costs at most as much and is more accurate, by rising cost.
+    """Return the indices of the points on the Pareto front, by rising cost: no other point is more accurate and costs at most as much.
 
-    Of points with the same cost and accuracy the first one counts.
+    Of points with the same cost and accuracy, only the first one counts.
     """
     known = [(c, -p.accuracy, i) for i, p in enumerate(points) if (c := p.cost(axis)) is not None]
     best, found = -math.inf, []
@@ -144,11 +144,11 @@ def front(points: Sequence[Point], axis: Axis) -> list[int]:
 
 _W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 460, 340, 44, 14, 14, 46
 _MARKS = 5
-"""Colours that tell models apart; a further model begins again, and its numbers tell it apart"""
+"""Number of colours for models. With more models, colours repeat, and the numbers distinguish the points"""
 
 
 class _Scale:
-    """Where a cost is drawn: by its logarithm if the largest is 20 times the smallest or more."""
+    """Maps costs to positions on the axis; logarithmic if the largest cost is at least 20 times the smallest."""
 
     def __init__(self, values: Sequence[float]) -> None:
         self.low, self.high = min(values), max(values)
@@ -180,18 +180,18 @@ def _radius(points: Sequence[Point]) -> list[float]:
     if not known or len(set(known)) == 1:
         return [9.0] * len(points)
     largest = max(known)
-    # the area stands for the parameters; a bubble has room for its number
+    # the area shows the number of parameters; the minimum leaves room for the point's number
     return [7.0 + 8.0 * math.sqrt((s or 0.0) / largest) for s in sizes]
 
 
 _LABEL = 11.0
-"""Width and height that a number takes"""
+"""Width and height of a point's number, in pixels of the chart"""
 
 
 def labels(centres: Sequence[tuple[float, float]], radii: Sequence[float]) -> list[tuple[float, float]]:
-    """Return where the number of each bubble is written: in its middle, or beside it if another one is in the way.
+    """Return the position of each bubble's number: in its middle, or beside it if another bubble covers the middle.
 
-    Of places around the bubble the first free one counts; if none is free, the middle.
+    The first free position around the bubble is used or, if none is free, the middle.
     """
     found: list[tuple[float, float]] = []
     for i, ((x, y), radius) in enumerate(zip(centres, radii, strict=True)):
@@ -209,7 +209,7 @@ def _free(place: tuple[float, float], taken: Sequence[tuple[float, float]]) -> b
 def _clear(
     place: tuple[float, float], own: int, centres: Sequence[tuple[float, float]], radii: Sequence[float]
 ) -> bool:
-    """Return whether no bubble that is drawn over this one hides the place: smaller ones are drawn later."""
+    """Return whether no bubble covers the position. Only smaller bubbles can, because they are drawn later."""
     return all(
         math.hypot(place[0] - x, place[1] - y) >= r + _LABEL / 2
         for i, ((x, y), r) in enumerate(zip(centres, radii, strict=True))
@@ -218,14 +218,14 @@ def _clear(
 
 
 def chart(points: Sequence[Point], axis: Axis, models: Sequence[str], references: Sequence[Reference] = ()) -> str:
-    """Return the chart of accuracy against one cost as SVG. Points are numbered as in the table; the line is the front."""
+    """Return the chart of accuracy against one cost as SVG. Points are numbered as in the table; the line is the Pareto front."""
     costs = [p.cost(axis) or 0.0 for p in points]
     timed = [r for r in references if axis.key == "latency" and r.latency_s is not None]
     scale = _Scale([*costs, *(r.latency_s for r in timed if r.latency_s is not None)])
     low = min([p.low for p in points] + [r.accuracy for r in references])
     high = max([p.high for p in points] + [r.accuracy for r in references])
     room = (high - low) * 0.08 or 0.02
-    low, high = low - room, min(1.0, high + room)  # below zero there is room for half a bubble
+    low, high = low - room, min(1.0, high + room)  # leave room for half a bubble below zero
 
     def y(accuracy: float) -> float:
         return round(_H - _BOTTOM - (accuracy - low) / (high - low) * (_H - _TOP - _BOTTOM), 1)

@@ -1,4 +1,4 @@
-"""The page of a sweep, or of several evaluations: which settings there are, their points, and what can be said in words."""
+"""Write the page of a sweep or of several evaluations: its settings, their points in charts, and conclusions in words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from grounding.report.sources import sources
 from grounding.report.statements import statements
 
 CROSSED_OUT = 12
-"""Published figures that are drawn at most, or their lines hide the points"""
+"""Maximum number of published figures in a chart; more lines would hide the points"""
 
 
 @dataclass
@@ -37,11 +37,11 @@ class Scaling:
     curves: list[str] = field(default_factory=list)
     references: list[Reference] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What a reader of the points must know, a sentence each"""
+    """Sentences that a reader of the points must know"""
 
 
 def gather(folders: Sequence[Path]) -> Scaling:
-    """Read the summaries of the folders' evaluations. Raises `UserError` if no evaluation is there."""
+    """Read the summaries of the folders' evaluations. Raises `UserError` if there is no evaluation."""
     found = Scaling(" and ".join(dict.fromkeys(f.resolve().name for f in folders)))
     listed = sources(folders)
     whole = bool(listed)
@@ -80,7 +80,7 @@ def _curve(title: str, votes: SamplesSummary) -> str:
 
 
 class _Reader:
-    """The answers of points, each read and numbered once."""
+    """Reads the answers of points, and numbers their questions, once each."""
 
     def __init__(self) -> None:
         self._known: dict[str, Answers] = {}
@@ -100,7 +100,9 @@ class _Reader:
         return self._numbers[point.folder]
 
     def compared(self, first: Point, others: Sequence[Point]) -> Several | None:
-        """Compare points with the first one; None if they have no question in common. The same points are compared once for all costs."""
+        """Compare points with the first one; None if they have no common question. The result is cached, because it is the same for all
+        costs.
+        """
         every = [first, *others]
         chosen = tuple(self._number(p) for p in every)
         if chosen not in self._found:
@@ -109,7 +111,7 @@ class _Reader:
 
 
 def longest(points: Sequence[Point]) -> list[tuple[str, Point, Point]]:
-    """Return of each model with several settings its name, its shortest setting and its longest one, by what they allow."""
+    """Return (name, shortest setting, longest setting) of each model with several settings. They are ordered by the effort that they allow."""
     found = []
     for model in dict.fromkeys(p.model for p in points):
         own = sorted((p for p in points if p.model == model), key=lambda p: p.effort)
@@ -119,7 +121,7 @@ def longest(points: Sequence[Point]) -> list[tuple[str, Point, Point]]:
 
 
 def scaling_notes(folders: Sequence[Path]) -> list[str]:
-    """Return the notes of the folders' evaluations, a sentence each."""
+    """Return the notes of the folders' evaluations as sentences."""
     return gather(folders).notes
 
 
@@ -150,13 +152,15 @@ def cost_chart(folder: Path) -> str:
 
 
 def build_scaling(folders: Sequence[Path], out: Path) -> Path:
-    """Write the page of the folders' evaluations to `out`, atomically, and the table beside it as CSV and parquet. Raises `UserError`."""
+    """Write the page of the folders' evaluations to `out`, atomically, and its table to the same folder as CSV and parquet. Raises
+    `UserError` if there is no evaluation.
+    """
     found, reader = gather(folders), _Reader()
     axes, pairs = axes_of(found.points), longest(found.points)
     try:
         said = {axis.key: statements(found.points, axis, reader.compared) for axis in axes}
         groups = sections([(reader.answers(a), reader.answers(b)) for _, a, b in pairs])
-    except UserError as error:  # summaries without rows still have a chart
+    except UserError as error:  # summaries without rows can still be drawn
         said, groups = {}, []
         found.notes.append(f"Nothing is compared: {error}")
     with atomic_write(out) as f:
@@ -228,7 +232,7 @@ _COLUMNS = (
 
 
 def table(points: Sequence[Point]) -> list[Document]:
-    """Return the points as rows for other programs: accuracies are fractions, times seconds; None: not known."""
+    """Return the points as rows for other programs. Accuracies are fractions, times are seconds; None: unknown."""
     fronts = {f"front_{a.key}": set(front(points, a)) for a in AXES}
     return [
         {

@@ -1,4 +1,4 @@
-"""Several evaluations beside the first one as a table: for a terminal, as CSV and as parquet."""
+"""Show the comparison of several evaluations with the first one as a table: on a terminal, as CSV or as parquet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grounding.jsontypes import Document
 
 
 def several_rows(found: Several) -> list[Document]:
-    """Return the evaluations as rows; accuracies and differences are fractions. The first one differs from itself by nothing."""
+    """Return the evaluations as rows. Accuracies and differences are fractions; the difference of the first row is 0."""
     low, high = _ends(found.acc_ci95)
     first = {"evaluation": found.name, "n": found.n, "macro": found.acc, "low": low, "high": high}
     rows: list[Document] = [first | dict.fromkeys(("diff", "diff_low", "diff_high", "lost", "won", "p"))]
@@ -36,7 +36,7 @@ def _shown(interval: tuple[float, float] | None) -> str:
 
 
 def several_table(found: Several) -> Any:
-    """Return the table for people; accuracies in per cent, differences in points."""
+    """Return the table for a terminal. Accuracies are in per cent, differences in percentage points."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -72,7 +72,7 @@ _COUNTS = frozenset({"answers", "concurrency", "n", "lost", "won"})
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as CSV; what is not known is empty, true and false are 1 and 0."""
+    """Return rows as CSV. Unknown values are empty; true and false are 1 and 0."""
     out = io.StringIO()
     written = csv.writer(out, lineterminator="\n")
     written.writerow(rows[0] if rows else ())
@@ -95,7 +95,7 @@ def write_parquet(rows: Sequence[Mapping[str, Any]], file: Any) -> None:
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Write rows to a file, as its name says. Raises `UserError` for another ending."""
+    """Write rows to a file, as CSV or parquet by the ending of its name. Raises `UserError` for any other ending."""
     if out.suffix not in (".csv", ".parquet"):
         raise UserError(f"a table is written as .csv or .parquet, not {out.suffix or 'without an ending'}", file=out)
     with atomic_write(out) as f:

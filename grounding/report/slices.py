@@ -1,6 +1,6 @@
-"""Answers sorted by what may explain them: kind of error, box size, length of the expression, kinds of words, length of the answer. Pure.
+"""Group answers by what may explain them: kind of error, box size, length of the expression, kinds of words, length of the answer. Pure.
 
-Every figure is a share of answered rows with a 95 % interval that knows that expressions of one image are right or wrong together.
+Every accuracy is a share of answered rows. Its 95 % interval takes into account that answers about one image are correlated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from grounding.evaluate.results.reader import Answers
 from grounding.evaluate.results.writer import OUTCOMES
 
 WRONG_OBJECT = 0.1
-"""A wrong box with less IoU than this is on another object; one with more is loose around the right one."""
+"""A wrong box with a lower IoU counts as another object; with a higher one, as a loose box around the right object"""
 
 KINDS = ("correct", "loose", "wrong", "unparsed", "truncated", "failed")
 KIND_TITLES = {
@@ -53,7 +53,7 @@ WORD_CLASSES: dict[str, frozenset[str]] = {
         man men woman women boy boys girl girls guy guys lady ladies kid kids child children baby person people player batter
         catcher umpire pitcher skier surfer he she his her dude gentleman male female"""),
 }
-"""Closed lists of words in lower case. An expression is in every class of which it holds a word; "none of these" holds the rest."""
+"""Fixed lists of words in lower case. An expression is in every class of which it has a word, else in "none of these"."""
 
 _AREAS = ((0.0, 0.02), (0.02, 0.05), (0.05, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, np.inf))
 _LENGTHS = ((1, 1), (2, 2), (3, 3), (4, 5), (6, 8), (9, 12), (13, np.inf))
@@ -62,7 +62,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 @dataclass(frozen=True)
 class Slice:
-    """One group of rows: `n` answered ones, their accuracy with its interval, their mean IoU."""
+    """A group of rows: the number `n` of answered ones, their accuracy with its interval, and their mean IoU."""
 
     label: str
     n: int
@@ -73,12 +73,12 @@ class Slice:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of an expression in lower case; what an apostrophe or a hyphen joins is one word."""
+    """Return the words of an expression in lower case; parts joined by an apostrophe or a hyphen are one word."""
     return [w.lower() for w in _WORD.findall(text)]
 
 
 def kinds(a: Answers) -> NDArray[np.int64]:
-    """Index into `KINDS` of each row. A truncated answer whose box is right is correct."""
+    """Return each row's index into `KINDS`. A truncated answer with a correct box counts as correct."""
     kind = np.where(a.iou >= WRONG_OBJECT, KINDS.index("loose"), KINDS.index("wrong"))
     for outcome, name in (("unparsed", "unparsed"), ("truncated", "truncated")):
         kind[a.outcome == OUTCOMES.index(outcome)] = KINDS.index(name)
@@ -88,9 +88,9 @@ def kinds(a: Answers) -> NDArray[np.int64]:
 
 
 def interval(correct: NDArray[np.bool_], image: NDArray[np.int64]) -> tuple[float, float]:
-    """95 % interval of a share: Wilson's, with as many rows as independent ones would carry the variance between images.
+    """Return the 95 % interval of a share: Wilson's, for the number of independent rows that has the observed variance between images.
 
-    If all rows are right, or all are wrong, no variance can be seen; then the rows of an image count as one.
+    If all rows are correct, or all are wrong, there is no variance; then the rows of an image count as one.
     """
     n, p, z = float(len(correct)), float(correct.mean()), 1.96
     _, number, rows = np.unique(image, return_inverse=True, return_counts=True)
@@ -107,7 +107,7 @@ def interval(correct: NDArray[np.bool_], image: NDArray[np.int64]) -> tuple[floa
 
 
 def measure(a: Answers, label: str, rows: NDArray[np.bool_]) -> Slice | None:
-    """Return the slice of these rows; None if none of them is answered."""
+    """Return the slice of these rows; None if no row is answered."""
     rows = rows & a.answered
     if not rows.any():
         return None
@@ -117,14 +117,14 @@ def measure(a: Answers, label: str, rows: NDArray[np.bool_]) -> Slice | None:
 
 
 def relative_area(a: Answers) -> NDArray[np.float64]:
-    """Share of the image that the true box covers."""
+    """Return the share of the image that the true box covers, for each row, 0..1."""
     sides = np.abs(a.bbox[:, 2:] - a.bbox[:, :2])
     area: NDArray[np.float64] = sides.prod(axis=1) / a.size.prod(axis=1)
     return area
 
 
 Group = tuple[str, NDArray[np.bool_]]
-"""A label, and which rows belong to it"""
+"""A label, and a mask of the rows that belong to it"""
 
 
 def _measured(a: Answers, groups: list[Group]) -> list[Slice]:
@@ -133,7 +133,7 @@ def _measured(a: Answers, groups: list[Group]) -> list[Slice]:
 
 
 def size_groups(a: Answers) -> list[Group]:
-    """Return the rows by the share of the image that the true box covers, in fixed bands, so that two evaluations compare."""
+    """Group the rows by the share of the image that the true box covers, in fixed bands, so that evaluations can be compared."""
     area = relative_area(a)
 
     def label(low: float, high: float) -> str:
@@ -143,12 +143,12 @@ def size_groups(a: Answers) -> list[Group]:
 
 
 def by_size(a: Answers) -> list[Slice]:
-    """By the share of the image that the true box covers."""
+    """Return the slices by the share of the image that the true box covers."""
     return _measured(a, size_groups(a))
 
 
 def length_groups(a: Answers) -> list[Group]:
-    """Return the rows by the number of words of the expression."""
+    """Group the rows by the number of words of the expression."""
     count = np.array([max(1, len(words(q.sent))) for q in a.questions])
 
     def label(low: float, high: float) -> str:
@@ -158,12 +158,12 @@ def length_groups(a: Answers) -> list[Group]:
 
 
 def by_length(a: Answers) -> list[Slice]:
-    """By the number of words of the expression."""
+    """Return the slices by the number of words of the expression."""
     return _measured(a, length_groups(a))
 
 
 def word_groups(a: Answers) -> list[Group]:
-    """Return the rows by the kinds of words in the expression; classes overlap."""
+    """Group the rows by the kinds of words in the expression; the groups overlap."""
     held = [set(words(q.sent)) for q in a.questions]
     member = {
         name: np.array([not known.isdisjoint(h) for h in held], dtype=bool) for name, known in WORD_CLASSES.items()
@@ -173,12 +173,12 @@ def word_groups(a: Answers) -> list[Group]:
 
 
 def by_words(a: Answers) -> list[Slice]:
-    """By the kinds of words in the expression; classes overlap."""
+    """Return the slices by the kinds of words in the expression; they overlap."""
     return _measured(a, word_groups(a))
 
 
 def by_tokens(a: Answers, groups: int = 5) -> list[Slice]:
-    """By the length of the answer in tokens, in groups of about equal size: whether long answers are the doubtful ones."""
+    """Return the slices by the answer's length in tokens, in groups of about equal size. They show whether long answers are less accurate."""
     known = a.answered & ~np.isnan(a.tokens)
     if not known.any():
         return []
@@ -195,6 +195,6 @@ def by_tokens(a: Answers, groups: int = 5) -> list[Slice]:
 
 
 def by_file(a: Answers) -> dict[str, Slice]:
-    """Return each file by name, with the interval that the summary does not hold."""
+    """Return the slice of each file by name, for its interval, which the summary does not contain."""
     found = {name: measure(a, name, a.file == i) for i, name in enumerate(a.files)}
     return {name: s for name, s in found.items() if s}

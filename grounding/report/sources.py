@@ -1,4 +1,4 @@
-"""Which evaluations are in folders that people name: those of a sweep or a run, or a single one."""
+"""Find the evaluations in given folders: those of a sweep or a run, or a single one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from grounding.evaluate.sweep import is_sweep, read_sweep
 
 @dataclass(frozen=True)
 class Source:
-    """An evaluation: the name of the folder that it was found in, its setting in words (empty if it is no sweep's), and where it is."""
+    """An evaluation: the name of the folder in which it was found, its setting in words (empty if it is not part of a sweep), and its own
+    folder.
+    """
 
     name: str
     setting: str
     folder: Path
     model: str = ""
-    """Of a sweep over models"""
+    """The model's name; None unless it is part of a sweep over models"""
 
 
 def sources(folders: Sequence[Path]) -> list[Source]:
-    """Return every evaluation in the folders. Raises `UserError` for a folder that holds none."""
+    """Return every evaluation in the folders. Raises `UserError` if a folder has none."""
     found: list[Source] = []
     for folder in folders:
         if is_sweep(folder):
@@ -42,7 +44,7 @@ def sources(folders: Sequence[Path]) -> list[Source]:
 
 
 def labelled(folders: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Return a label that people can tell apart, and the folder, of every evaluation in the folders."""
+    """Return (label, folder) of every evaluation in the folders. The labels are distinct."""
     found = sources(folders)
     several = len({s.name for s in found}) > 1
     labels = []

@@ -1,8 +1,8 @@
-"""What can be said in words about points: does longer pay within a model, and at equal cost, does longer beat bigger? Pure but for `compared`.
+"""Draw conclusions from points: whether a longer setting of a model pays, and whether, at equal cost, longer beats bigger. Pure except `compared`.
 
-Which settings are compared follows from what they allow and cost, never from their results: bigger is the larger model's shortest setting,
-longer are the smaller model's settings that cost no more. The best of several is picked by its result; the intervals hold for all of them
-together, so it may be.
+Which settings are compared depends only on their limits and costs, never on their results. "Bigger" is the larger model's shortest setting;
+"longer" are the smaller model's settings that cost no more. The best of several settings may be picked by its result, because the intervals
+hold for all of them together.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from grounding.evaluate.compare_several import Difference, Several
 from grounding.report.scaling import Axis, Point
 
 Compared = Callable[[Point, Sequence[Point]], Several | None]
-"""Compares the answers of a point with those of others, in their order; None if they have no question in common"""
+"""Compares the answers of a point with those of others, in the given order; returns None if they have no common question"""
 
 
 def statements(points: Sequence[Point], axis: Axis, compared: Compared) -> list[str]:
-    """Return the sentences about one cost, for each model alone and then for each two of different size."""
+    """Return the sentences for one kind of cost: first about each model, then about each pair of models of different size."""
     models = list(dict.fromkeys(p.model for p in points))
     found = [s for m in models if (s := _longer([p for p in points if p.model == m], axis, compared))]
     sized = sorted(models, key=lambda m: _parameters(points, m))
@@ -42,7 +42,7 @@ def _best(found: Several) -> tuple[int, Difference]:
 
 
 def _longer(own: Sequence[Point], axis: Axis, compared: Compared) -> str:
-    """Return whether any setting of a model beats its shortest one; empty if there is only one, or nothing to compare."""
+    """Return a sentence on whether any setting of a model beats its shortest one; empty if there is only one or nothing to compare."""
     base, *others = sorted(own, key=lambda p: p.effort)
     found = compared(base, others) if others else None
     if found is None:
@@ -66,7 +66,7 @@ def _longer(own: Sequence[Point], axis: Axis, compared: Compared) -> str:
 
 
 def _longer_or_bigger(points: Sequence[Point], axis: Axis, small: str, large: str, compared: Compared) -> list[str]:
-    """Return the sentence that compares a small model's settings with the shortest one of a larger model, at no more than its cost."""
+    """Return the sentence that compares a small model's settings, if they cost no more, with the shortest setting of a larger model."""
     bigger = min((p for p in points if p.model == large), key=lambda p: p.effort)
     longer = [p for p in points if p.model == small and _cost(p, axis) <= _cost(bigger, axis)]
     name = axis.title.lower()
@@ -88,7 +88,7 @@ def _longer_or_bigger(points: Sequence[Point], axis: Axis, small: str, large: st
 
 
 def points_of(change: Difference, sign: int = 1) -> str:
-    """Return a difference with its interval in points, turned round for `sign` -1."""
+    """Return a difference with its interval in percentage points; `sign` -1 reverses it."""
     low, high = sorted(sign * bound for bound in change.ci95)
     text = f"{100 * sign * change.diff:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
     return text.replace("-", "−")

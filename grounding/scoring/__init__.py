@@ -1,6 +1,7 @@
-"""Scoring: answer -> box -> IoU. One module per profile, and one registry.
+"""Score answers: text -> box -> IoU. Each profile has a module, and `PROFILES` lists them all by name.
 
-`get_profile("egm-eval").score_answer(text, bbox_pixels, width, height, "scale")` gives a `Scored`. Rewards: `grounding.scoring.egm_reward`.
+`get_profile("egm-eval").score_answer(text, bbox_pixels, width, height, "scale")` returns a `Scored`. Rewards are computed by
+`grounding.scoring.egm_reward`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ PROFILES: dict[str, Profile] = {
         vlmevalkit.PROFILE,
     )
 }
-"""Every profile by name."""
+"""Every built-in profile, by name."""
 
 _ALIASES = {"egm": "egm-eval"}
 
 
 def get_profile(name: str) -> Profile:
-    """Return the profile of that name; `egm` is `egm-eval`, and `FILE.py` or `FILE.py:NAME` is a user's own. Raises `UserError` for an
-    unknown one.
+    """Return the profile called `name`. `egm` means `egm-eval`; `FILE.py` or `FILE.py:NAME` is a user's own profile. Raises `UserError` if
+    there is none.
     """
     if own_profile.names_file(name):
         return own_profile.of_name(name)
@@ -44,19 +45,20 @@ def get_profile(name: str) -> Profile:
 
 
 _RESIZED = {egm_eval.PROFILE.name: egm_eval.RESIZED.name}
-"""Profiles for Qwen2.5-VL, by the profile that scales 0..1000"""
+"""Variants for Qwen2.5-VL, keyed by the profile that reads 0..1000"""
 
 _IN_PIXELS = {
     egm_eval.PROFILE.name: egm_eval.PIXELS.name,
     answer_after_thinking.PROFILE.name: answer_after_thinking.PIXELS.name,
 }
-"""Profiles for models that answer in pixels, by the profile that scales 0..1000"""
+"""Variants for models that answer in pixels, keyed by the profile that reads 0..1000"""
 
 
 def remapped(name: str, box_remap: str) -> str:
-    """Return the profile that reads answers as `box_remap` says (`scale`, `keep`, `resized`; empty: as the profile does).
+    """Return the name of the variant of profile `name` that reads answers as `box_remap` says: `scale`, `keep` or `resized`. If it is
+    empty, return the name itself.
 
-    The way of reading is part of the profile's name, so stored rows contain it. Raises `UserError`.
+    The way of reading is part of the profile's name, so stored rows record it. Raises `UserError` if the profile has no such variant.
     """
     profile, option = get_profile(name).name, "--box-remap"
     if box_remap == "":

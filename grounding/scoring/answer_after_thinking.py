@@ -1,7 +1,7 @@
-"""Profile `answer-after-thinking`: `egm-eval`, but only what follows the last `</think>` is read.
+"""Profile `answer-after-thinking`: like `egm-eval`, but reads only the text after the last `</think>`.
 
-`egm-eval` takes the first `"bbox_2d"` of the whole text, so a draft in a model's thoughts beats its answer. An answer
-without `</think>` is read whole.
+`egm-eval` takes the first `"bbox_2d"` of the whole text, so it scores a draft box in a model's thoughts instead of the answer. If a text
+has no `</think>`, this profile reads all of it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ END_OF_THOUGHT = "</think>"
 
 
 def after_thinking(text: str | None) -> str | None:
-    """Return what follows the last `</think>`; the whole text if there is none."""
+    """Return the text after the last `</think>`, or the whole text if it has none."""
     return text.rpartition(END_OF_THOUGHT)[2] if text else text
 
 
 def score_answer(
     text: str | None, bbox_pixels: Sequence[float], width: int, height: int, box_remap: str | None = "scale"
 ) -> Scored:
-    """Score one answer as `egm_eval.score_answer` does, without its thoughts."""
+    """Score the text after the thoughts as `egm_eval.score_answer` does; the arguments are the same."""
     return egm_eval.score_answer(after_thinking(text), bbox_pixels, width, height, box_remap)
 
 
@@ -32,7 +32,7 @@ PROFILE = Profile(
     score_answer,
     after_thinking=True,
 )
-"""`grounding.scoring.PROFILES` has it by name."""
+"""Registered in `grounding.scoring.PROFILES`"""
 
 
 def _score_pixels(
@@ -48,4 +48,4 @@ PIXELS = Profile(
     "pixels",
     after_thinking=True,
 )
-"""A profile of its own, so that stored rows say how they were read."""
+"""A separate profile, so that stored rows record how they were read"""

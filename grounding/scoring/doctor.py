@@ -1,7 +1,7 @@
-"""Check scored answers again: would they be right if they were read in another way?
+"""Check scored answers again: would they be correct if their boxes were read in another way?
 
-The profile's score does not change. `examine` gives one answer's findings as bits, so that an evaluation can keep
-them in a column; `diagnose` sums the bits up and decides which findings need a note beside the number. Pure.
+The profile's score does not change. `examine` returns the findings on one answer as bits, so that an evaluation can store them in a column.
+`diagnose` adds up the bits and decides which findings need a note beside the accuracy. Both are pure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _START_OF_THOUGHT = "<think>"
 
 _PARSED, _UNENDED, _THINKS, _DIFFERS, _AFTER_CORRECT, _FRACTION = (1 << i for i in range(6))
 _FIRST_READING = 6
-"""Two bits a reading follow: correct if read so; clearly right only if read so"""
+"""Index of the first bit of the readings. Each reading has two: correct if read so; clearly right only if read so"""
 
 Share = Annotated[Number, Field(ge=0, le=1)]
 _Reader = Callable[[Box, int, int], Box]
@@ -39,19 +39,19 @@ _SPACES: dict[AnswerSpace, _Reader] = {"relative": scaled, "pixels": lambda b, w
 
 @dataclass(frozen=True)
 class Interpretation:
-    """Another way to read an answer's box: in another space, or with its numbers in another role in the intended space."""
+    """Another way to read an answer's box: in another space, or in the intended space with its numbers in another order or role."""
 
     name: str
     plural: str
     space: AnswerSpace | None
-    """The space that is meant instead; None: none of these"""
+    """The space that the model meant instead; None if it is not one of `AnswerSpace`"""
     change: _Reader
-    """The box in the space that is meant, or in pixels if `space` is none of these; picture's width and height"""
+    """The box in the meant space, or in pixels if `space` is None. The arguments are the box and the picture's width and height"""
     own: bool = False
-    """The numbers are changed, and the space is the profile's"""
+    """Whether the space stays the profile's and only the numbers change"""
 
     def read(self, box: Box, width: int, height: int, space: AnswerSpace) -> Box | None:
-        """Return the box in pixels, None if a profile for `space` reads it so anyway."""
+        """Return the box in pixels, or None if a profile for `space` already reads it this way."""
         if self.space == space:
             return None
         changed = self.change(box, width, height)
@@ -77,11 +77,11 @@ READINGS: tuple[Interpretation, ...] = (
     ),
     Interpretation("resized", "pixels of the picture as Qwen2.5-VL resizes it", "resized", from_resized),
 )
-"""Other ways to read a box. Stored rows hold bits by their numbers: new ones come last"""
+"""Other ways to read a box. Stored rows contain bits by position in this tuple, so append new ones at the end"""
 
 _CLEARLY_RIGHT, _CLEARLY_WRONG = 0.5, 0.25
 NOTE_SHARE, NOTE_COUNT = 0.05, 3
-"""A finding is a note if it holds for so large a share of the answers and for so many of them"""
+"""A finding becomes a note if it holds for at least this share of the answers and at least this many of them"""
 
 
 def examine(
@@ -94,10 +94,10 @@ def examine(
     *,
     after: bool = False,
 ) -> int:
-    """Return one answer's findings as bits. `bbox_pixels` is the truth; `scored_iou` is what the profile gave.
+    """Return the findings on one answer as bits.
 
-    `space` is how the profile takes answers to be written; `after`: it reads only what follows the last `</think>`. Never raises
-    because of the text.
+    `bbox_pixels` is the true box (xyxy, pixels), `scored_iou` the IoU that the profile computed, and `space` the space in which the profile
+    reads answers. Set `after` if the profile reads only the text after the last `</think>`. Never raises because of the text.
     """
     if not text:
         return 0
@@ -115,7 +115,7 @@ def examine(
     found |= _PARSED
     if last != first:
         found |= _DIFFERS
-    # the profile's own reading is already known
+    # the profile's own reading has already been scored
     after_iou = scored_iou if last == box else iou(_SPACES[space](last, width, height), bbox_pixels) if last else 0.0
     if after_iou > 0.5:
         found |= _AFTER_CORRECT
@@ -131,12 +131,12 @@ def examine(
 
 
 _ROUGHLY_RIGHT, _SMALL = 0.3, 16.0
-"""An overlap that no rounding makes one of `_CLEARLY_RIGHT`; sides, in pixels, of objects of which that is not so"""
+"""An IoU that no rounding raises to `_CLEARLY_RIGHT`; and the shortest side, in pixels, of objects for which this holds"""
 
 
 @lru_cache(maxsize=4096)
 def _scales(width: int, height: int, space: AnswerSpace) -> tuple[tuple[float, float], list[tuple[int, float, float]]]:
-    """Return the pixels of one unit of the space, in x and y, and those of each other reading that only scales the numbers."""
+    """Return the size of one unit of the space in pixels (x, y), and those of each other reading that only scales the numbers."""
     one = (0.0, 0.0, 1.0, 1.0)
     # `to_pixels` rounds
     own = (width / 1000, height / 1000) if space == "relative" else _SPACES[space](one, width, height)[2:]
@@ -148,7 +148,7 @@ _REORDERED = [(i, r.change) for i, r in enumerate(READINGS) if r.own]
 
 
 def _near(box: Box, truth: Sequence[float], width: int, height: int, space: AnswerSpace) -> dict[int, Box]:
-    """Return the readings that may be right, in pixels, by their numbers. Most are ruled out before rounding and clipping."""
+    """Return the readings that may be right, in pixels, by their numbers. Most readings are excluded before anything is rounded or clipped."""
     left, top, right, bottom = truth
     area = (right - left) * (bottom - top)
     if right - left < _SMALL or bottom - top < _SMALL:
@@ -183,12 +183,12 @@ def _overlap(
     width: int,
     height: int,
 ) -> bool:
-    """Return whether a box, scaled and clipped, may be right. Sides and area are those of the truth."""
+    """Return whether the scaled and clipped box may be right. Sides and `area` are those of the true box."""
     x1, y1, x2, y2 = box
     x1, x2, y1, y2 = x1 * by_x, x2 * by_x, y1 * by_y, y2 * by_y
     if x1 >= right or x2 <= left or y1 >= bottom or y2 <= top:
         return False
-    # parts outside the picture may be clipped, which brings a box closer to the truth
+    # clipping the parts outside the picture may bring the box closer to the truth
     x1, y1 = x1 if x1 > 0 else 0.0, y1 if y1 > 0 else 0.0
     x2, y2 = x2 if x2 < width else width, y2 if y2 < height else height
     common = ((x2 if x2 < right else right) - (x1 if x1 > left else left)) * (
@@ -199,37 +199,37 @@ def _overlap(
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The accuracy of another reading of the boxes."""
+    """What the accuracy would be if boxes were read in another way."""
 
     name: str
     looks: Count
-    """Answers that look so: boxes in 0..1 for fractions, else boxes that clearly fit the truth only if read so"""
+    """Number of answers that look so: for fractions, boxes in 0..1; else boxes that clearly fit the truth only if read so"""
     acc: Share
-    """Share of all answers that would be correct"""
+    """Share of all answers that would be correct, 0..1"""
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The doctor's findings in an evaluation, for JSON. Shares and accuracies are fractions of `answers`."""
+    """The doctor's findings on an evaluation, for JSON. Shares and accuracies are fractions of `answers`."""
 
     answers: Count
     boxes: Count
-    """Answers with a box"""
+    """Number of answers with a box"""
     readings: tuple[Reading, ...]
     after_thinking_differs: Count
-    """Answers whose box after the last `</think>` is another than the one that egm-eval reads"""
+    """Number of answers whose box after the last `</think>` differs from the one that egm-eval reads"""
     after_thinking_acc: Share | None
-    """Accuracy if only what follows the last `</think>` is read; None if no answer holds one"""
+    """Accuracy if only the text after the last `</think>` is read; None if no answer has `</think>`"""
     thinking: Count
-    """Answers with `<think>` or `</think>`"""
+    """Number of answers with `<think>` or `</think>`"""
     unended: Count | None
-    """Answers without an end of thought; None if no answer thinks, so that none is missing"""
+    """Number of answers without `</think>`; None if no answer thinks, because then none should have it"""
     notes: tuple[str, ...]
-    """What a reader of the number must know"""
+    """Sentences that a reader of the accuracy must know"""
 
 
 def diagnose(findings: Iterable[int], profile: str = "egm-eval") -> Diagnosis:
-    """Sum up the findings of all answers that `profile` scored."""
+    """Summarise the findings of `examine` on all answers that `profile` scored."""
     answers = boxes = differs = after = ended = unended = thinking = fractions = 0
     right, only = [0] * len(READINGS), [0] * len(READINGS)
     counts: dict[int, int] = {}
@@ -258,7 +258,7 @@ def diagnose(findings: Iterable[int], profile: str = "egm-eval") -> Diagnosis:
     for i, reading in enumerate(READINGS):
         looks = fractions if reading.name == "fractions" else only[i]
         readings.append(Reading(reading.name, looks, share(right[i])))
-    # if several readings explain the same answers, report the best one
+    # if several readings explain the same answers, report only the best one
     best = max(range(1, len(READINGS)), key=lambda i: (only[i], right[i]))
     if noteworthy(fractions):
         lie = "lies" if boxes == 1 else "lie"

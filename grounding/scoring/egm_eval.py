@@ -1,7 +1,8 @@
-"""Profile `egm-eval`: how EGM's evaluation reads a box from an answer and scores it. Bit for bit the published numbers.
+"""Profile `egm-eval`: reads and scores a box exactly as EGM's evaluation does, bit for bit as in the published numbers.
 
-The box is the first `"bbox_2d": [4 numbers]`, else the first bare `[4 numbers]`, else the last 4 numbers of the text. Corners are kept as they are:
-reversed ones have no area. Correct is IoU > 0.5 against the raw float pixels of the ground truth. An answer without a box counts, with IoU 0.
+The box is the first `"bbox_2d": [4 numbers]`; if there is none, the first bare `[4 numbers]`; else the last 4 numbers of the text. Corners
+stay in the order in which they were answered: reversed ones have no area. An answer is correct if its IoU with the raw float pixels of the
+ground truth is above 0.5. An answer without a box counts with IoU 0.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from grounding.scoring.answers import EXPONENT, EXPONENT_NUMBER, last_numbers
 from grounding.scoring.profile import Profile, Scored
 
 REMAPS = ("scale", "keep", "inverse")
-"""`scale`: relative -> pixels; `keep`: as answered; `inverse`: pixels -> relative."""
+"""`scale`: relative -> pixels; `keep`: unchanged; `inverse`: pixels -> relative."""
 
 _KEY = '"bbox_2d"'
 _LIST = r"\[\s*+" + r"\s*+,\s*+".join([f"({EXPONENT})"] * 4) + r"\s*+\]"
@@ -26,9 +27,9 @@ _KEYED_RE = re.compile(r'"bbox_2d"\s*+:\s*+' + _LIST)
 
 @lru_cache(maxsize=2)  # a profile and its second look read the same text
 def extract_box(text: str | None) -> Box | None:
-    """Return the box an answer gives, in the space it was answered in; None if there is none. Linear in the length of the text.
+    """Return the box of an answer, in the space it was answered in, or None if there is none. Takes time linear in the length of the text.
 
-    A coordinate beyond the largest float is infinite.
+    A coordinate above the largest float becomes infinite.
     """
     if not text:
         return None
@@ -45,7 +46,7 @@ def extract_box(text: str | None) -> Box | None:
 
 
 def remap(box: Box, width: int, height: int, mode: str | None) -> Box:
-    """Return the answered box in the ground truth's space, by one of `REMAPS` (case does not matter; None or "" keeps).
+    """Convert an answered box to the ground truth's space by `mode`, one of `REMAPS` in any case. None or "" leaves it unchanged.
 
     Raises `UserError` for another mode.
     """
@@ -64,7 +65,8 @@ def remap(box: Box, width: int, height: int, mode: str | None) -> Box:
 def score_answer(
     text: str | None, bbox_pixels: Sequence[float], width: int, height: int, box_remap: str | None = "scale"
 ) -> Scored:
-    """Score one answer. `bbox_pixels`: xyxy ground truth in the space that `box_remap` leads to (pixels for `scale`); width, height in pixels.
+    """Score one answer. `bbox_pixels` is the true box, xyxy, in the space that `box_remap` converts to (pixels for `scale`); width and
+    height are in pixels.
 
     Never raises because of the text. Raises `UserError` for an unknown `box_remap`.
     """
@@ -88,7 +90,7 @@ def _score_pixels(
 PIXELS = Profile(
     "egm-eval-pixels", "egm-eval for models that answer in pixels (box remap keep)", _score_pixels, "pixels"
 )
-"""A profile of its own, so that stored rows say how they were read."""
+"""A separate profile, so that stored rows record how they were read"""
 
 
 def _score_resized(
@@ -108,4 +110,4 @@ RESIZED = Profile(
     _score_resized,
     "resized",
 )
-"""The size is that of the published processor; a server with other bounds, or `maxPixels`, gives pictures another one"""
+"""Sizes are those of the published processor. They differ if a server sets other bounds or if `maxPixels` is set"""

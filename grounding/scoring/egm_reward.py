@@ -1,10 +1,11 @@
-"""Profile `egm-reward`: how EGM's reinforcement learning rewards an answer. Bit for bit the reference's rewards.
+"""Profile `egm-reward`: rewards an answer exactly as EGM's reinforcement learning does, bit for bit as the reference.
 
-The box is read from the first `<answer>…</answer>`, and if that has none, from the whole text: the first 4 numbers of the last innermost
-`[…]` (fewer: none); without any such bracket the last 4 numbers. No exponents. Corners are put in order. Both boxes are relative and are
-rounded to pixels before they are compared. It differs from `egm-eval` on purpose; both are reproduced.
+The box is read from the first `<answer>…</answer>` or, if that has none, from the whole text. It is the first 4 numbers of the last
+innermost `[…]` that is not empty (no box if there are fewer); without such a bracket, the last 4 numbers. Exponents are not read. Corners
+are put in order. Both boxes are in 0..1000 and are rounded to pixels before they are compared. These rules differ from `egm-eval`'s on
+purpose, because the reference's differ too.
 
-One deviation: a ground truth that is an array (what parquet gives) is scored. The reference silently gives it 0.
+There is one deviation: if the ground truth is an array (as read from parquet), it is scored. The reference silently returns 0 for it.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from grounding.scoring.profile import Profile, Scored
 
 REWARD_TYPES = ("mix", "sigmoid", "normalized_exp", "penalty", "eval")
 
-# Two patterns instead of one with `.*?` between: a text of nothing but opening tags takes that one quadratic time.
+# Two patterns, not one with `.*?` between the tags: that one takes quadratic time on a text that has only opening tags.
 _OPEN = re.compile(r"<answer>", re.IGNORECASE)
 _CLOSE = re.compile(r"</answer>", re.IGNORECASE)
-# What nearly every answer's bracket holds, read in one go: four numbers between commas. They are the bracket's first four, since neither
-# a comma nor a blank can belong to a number; and the pattern cannot leave the bracket.
+# A shortcut for the content of nearly every answer's bracket: four numbers separated by commas. They are the first four of the bracket,
+# because no number contains a comma or a blank, and the pattern cannot match past the bracket.
 _FOUR = re.compile(r"\s*+" + r"\s*+,\s*+".join([f"({PLAIN})"] * 4))
 
 _FREE_TOKENS, _STEP, _PER_STEP = 512, 50, 0.01
@@ -37,7 +38,7 @@ _REPEATS, _PER_REPEAT = 7, 0.3
 
 
 class RewardParts(NamedTuple):
-    """A reward and its parts."""
+    """A reward and the values that it is computed from. `score` and `iou` are 0..1, except that a penalty may make `score` negative."""
 
     score: float
     iou: float
@@ -46,9 +47,9 @@ class RewardParts(NamedTuple):
 
 
 def extract_box(text: Any) -> Box | None:
-    """Return the box an answer gives, relative, corners in order; None if there is none, or a number is beyond the largest float.
+    """Return the box of an answer, in 0..1000 with its corners in order; None if there is none or a number is above the largest float.
 
-    Linear in the length of the text. A value that is not a string has no box.
+    Takes time linear in the length of the text. A value that is not a string has no box.
     """
     if not isinstance(text, str) or not text:
         return None
@@ -78,7 +79,7 @@ def _box_in(text: str) -> Box | None:
     x1, y1, x2, y2 = box
     if not -inf < x1 + y1 + x2 + y2 < inf and not all(
         map(math.isfinite, box)
-    ):  # a sum may overflow without any of them
+    ):  # the sum may overflow although every number is finite
         return None
     if x1 > x2:
         x1, x2 = x2, x1
@@ -88,9 +89,7 @@ def _box_in(text: str) -> Box | None:
 
 
 def _last_bracket(text: str) -> tuple[int, int]:
-    """Where the inside of the last innermost pair of brackets that holds anything starts and ends; (0, 0) without one. Walks once from the
-    end.
-    """
+    """Return the start and the end of the inside of the last innermost pair of brackets that is not empty; (0, 0) if there is none."""
     end = len(text)
     while True:
         close = text.rfind("]", 0, end)
@@ -104,9 +103,7 @@ def _last_bracket(text: str) -> tuple[int, int]:
 
 
 def _truth(ground_truth: Any, width: int, height: int) -> Box | None:
-    """Return the ground truth in whole pixels, from a list, tuple or array of four; None if it is something else, as the reference has
-    it.
-    """
+    """Return the ground truth in whole pixels, from a list, tuple or array of four. As in the reference, return None for anything else."""
     values = ground_truth if type(ground_truth) is list else _listed(ground_truth)
     if values is None or len(values) != 4:
         return None
@@ -121,7 +118,7 @@ def _listed(ground_truth: Any) -> list[Any] | tuple[Any, ...] | None:
     return values if isinstance(values, list | tuple) else None
 
 
-@lru_cache(maxsize=4096)  # a step asks for the same truth once a rollout
+@lru_cache(maxsize=4096)  # one training step needs the same truth for every rollout
 def _truth_pixels(x1: Any, y1: Any, x2: Any, y2: Any, width: int, height: int) -> Box:
     x1, y1, x2, y2 = map(float, (x1, y1, x2, y2))
     if not (math.isfinite(x1) and math.isfinite(y1) and math.isfinite(x2) and math.isfinite(y2)):
@@ -140,11 +137,11 @@ def reward_parts(
     alpha: float = 0.5,
     threshold: float = 0.5,
 ) -> RewardParts:
-    """Return the reward of an answer and its parts: (score, IoU, IoU >= threshold, whether a box was found).
+    """Return the reward of an answer and its parts: (score, IoU, whether IoU >= threshold, whether a box was found).
 
-    `ground_truth_relative`: 4 numbers in 0..1000 (list, tuple or array); width, height in pixels. `split="test"` always uses `eval`. No
-    box, or a ground truth that is not four long: all zero. Never raises because of the text; raises `UserError` for an unknown
-    `reward_type` and for a ground truth or a size that is not made of finite numbers.
+    `ground_truth_relative` is 4 numbers in 0..1000 (list, tuple or array); width and height are in pixels. `split="test"` always uses the
+    reward type `eval`. If there is no box, or the ground truth does not have four numbers, all parts are zero. Never raises because of the
+    text. Raises `UserError` for an unknown `reward_type`, and if the ground truth or the size is not made of finite numbers.
     """
     kind = "eval" if split == "test" else reward_type
     return RewardParts(*plain_parts(text, ground_truth_relative, width, height, kind, alpha, threshold))
@@ -160,9 +157,10 @@ def plain_parts(
     threshold: float,
     answered: tuple[int, int] | None = None,
 ) -> tuple[float, float, bool, bool]:
-    """`reward_parts` for a caller that counts microseconds: positional, `kind` after the split has been looked at, a bare tuple.
+    """Return what `reward_parts` returns, as a bare tuple and with fewer checks, for callers that need speed.
 
-    `answered` is the size of the picture in whose pixels the answer is; None if it is in 0..1000.
+    `kind` is the reward type after `split` has been considered. `answered` is the size (width, height) of the picture in whose pixels the
+    answer's box is; None if the box is in 0..1000.
     """
     if kind not in REWARD_TYPES:
         raise UserError(
@@ -187,20 +185,20 @@ def plain_parts(
 
 
 def taught_iou(text: Any, truth: Any, width: Any, height: Any) -> float:
-    """The IoU of an answer of the form that models are taught, -1 for any other: its last bracket is a JSON list of four whole numbers in
-    0..1000 with the corners in order, and it has no `<answer>`.
+    """Return the IoU of an answer in the form that models are taught, or -1 for any other answer or a bad truth.
 
-    The rules gone through one by one give the same number in three times the time, which is why this is one function without calls of ours.
+    In that form, the last bracket is a JSON list of four whole numbers in 0..1000 with the corners in order, and there is no `<answer>`.
+    The general rules give the same number in three times the time. For speed, this is one function that calls none of ours.
     """
     if type(text) is not str or type(truth) is not list:
         return -1.0
-    # a single character is found without a look at each; an answer's tags are two
+    # searching for one character is the fastest test; a pair of answer tags has two of them
     if text.find("<", text.find("<") + 1) >= 0 and ("<a" in text or "<A" in text):
         return -1.0
     start = text.rfind("[", 0, text.rfind("]"))
     bracket = text[start : text.find("]", start) + 1]
-    # below, a minus would count from the end and `true` would be 1; `1e2` is two numbers by the rules. JSON reads no other number
-    # differently
+    # A negative index would count from the end, `true` would be 1, and the rules read `1e2` as two numbers, so leave these to the general
+    # rules. JSON reads every other number as the rules do.
     if "-" in bracket or "e" in bracket:
         return -1.0
     try:
@@ -220,16 +218,16 @@ def taught_iou(text: Any, truth: Any, width: Any, height: Any) -> float:
     return value
 
 
-@lru_cache(maxsize=4096)  # a step asks for the same truth once a rollout
+@lru_cache(maxsize=4096)  # one training step needs the same truth for every rollout
 def _truth_and_grid(
     x1: Any, y1: Any, x2: Any, y2: Any, width: int, height: int
 ) -> tuple[float, float, float, float, float, list[float], list[float]]:
-    """Return the truth in whole pixels, its area, and the pixels that whole coordinates are rounded to, across and down."""
+    """Return the truth in whole pixels, its area, and the pixel to which each whole coordinate is rounded, in x and in y."""
     left, top, right, bottom = _truth_pixels(x1, y1, x2, y2, width, height)
     return left, top, right, bottom, (right - left) * (bottom - top), _pixels(width), _pixels(height)
 
 
-@lru_cache(maxsize=512)  # pictures of one width are many, widths are few
+@lru_cache(maxsize=512)  # many pictures share few widths and heights
 def _pixels(size: int) -> list[float]:
     """Return the whole pixel that each of the coordinates 0, 1, …, 1000 is rounded to in an image of this width or height."""
     return [fit(v, 0, v, 0, size, size)[0] for v in range(1001)]
@@ -246,7 +244,7 @@ def reward(
     alpha: float = 0.5,
     threshold: float = 0.5,
 ) -> float:
-    """Return only the score of `reward_parts`; the same arguments and errors."""
+    """Return only the score of `reward_parts`. Arguments and errors are the same."""
     return reward_parts(
         text,
         ground_truth_relative,
@@ -260,7 +258,7 @@ def reward(
 
 
 def _shape(kind: str, value: float, passed: bool, alpha: float, threshold: float, text: str) -> float:
-    """IoU -> reward."""
+    """Return the reward for an IoU of `value`."""
     if kind == "mix":
         return alpha * (1.0 if passed else 0.0) + (1.0 - alpha) * value
     if kind == "eval":
@@ -284,7 +282,7 @@ def _exp_constants() -> tuple[float, float]:
 
 
 def _normalized_exp(value: float) -> float:
-    # numpy's exponential, not math's: on some processors they differ in the last bit, and the reference has numpy's
+    # numpy's exponential, not math's: on some processors they differ in the last bit, and the reference uses numpy's
     import numpy as np
 
     rate, whole = _exp_constants()
@@ -299,7 +297,7 @@ def _penalty(text: str) -> float:
 
 
 def _repeats(tokens: list[str]) -> bool:
-    """Return whether one token stands seven times in a row."""
+    """Return whether a token occurs seven times in a row."""
     run, previous = 0, None
     for token in tokens:
         run = run + 1 if token == previous else 1
@@ -312,10 +310,10 @@ def _repeats(tokens: list[str]) -> bool:
 def score_answer(
     text: str | None, bbox_pixels: Sequence[float], width: int, height: int, box_remap: str | None = None
 ) -> Scored:
-    """Return the reward's view of an evaluation row: truth made relative as for validation, both boxes rounded to pixels, correct is IoU >=
-    0.5.
+    """Score one answer as the reward of the validation does: the truth is converted to 0..1000, both boxes are rounded to pixels, and an
+    IoU of 0.5 or more is correct.
 
-    `box_remap` is the evaluation's and has no effect here.
+    `box_remap` has no effect.
     """
     box = extract_box(text)
     if box is None:

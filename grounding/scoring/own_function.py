@@ -1,4 +1,4 @@
-"""A user's own function in a Python file: checked without running it, then loaded once per process."""
+"""Check a user's function in a Python file without running it, then load it once per process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grounding.errors import UserError
 
 @dataclass(frozen=True)
 class Form:
-    """The requirements on a function. `field` and `name_field` are the job's fields for the file and the function."""
+    """The requirements on a user's function. `field` and `name_field` are the job's fields that name the file and the function."""
 
     arguments: tuple[str, ...]
     returns: str
@@ -30,7 +30,9 @@ class Form:
 
 
 def inspect(file: Path, name: str, form: Form) -> None:
-    """Raise `UserError` with file and line unless the file is Python and has the function, with the right parameters. Nothing is run."""
+    """Check the function `name` in `file` without running anything. Raises `UserError` with file and line if the file is not Python, or has
+    no such function, or its parameters are wrong.
+    """
     if not file.is_file():
         raise UserError("no such file", file=file, field=form.field)
     try:
@@ -58,7 +60,7 @@ def inspect(file: Path, name: str, form: Form) -> None:
 
 @lru_cache(maxsize=8)
 def load(file: str, name: str) -> Callable[..., Any]:
-    """Return the function; the file is run once per process."""
+    """Return the function. The file is executed once per process."""
     spec = importlib.util.spec_from_file_location("egm_own_function", file)
     assert spec is not None
     assert spec.loader is not None
@@ -69,7 +71,7 @@ def load(file: str, name: str) -> Callable[..., Any]:
 
 
 def failed(file: Path, name: str, answer: str, error: Exception, form: Form) -> UserError:
-    """Return the user's error, with the line in the file, after the function has failed for an answer."""
+    """Return the `UserError` for an exception that the function has raised for an answer, with the line in the user's file."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     what = f"{name} failed for the answer {answer[:200]!r}: {type(error).__name__}: {error}"
     return UserError(what, file=file, line=(lines or [0])[-1] or 0, field=form.field, hint=form.sentence)

@@ -1,8 +1,8 @@
-"""A user's own scoring profile: a function in a Python file that reads the box from an answer. This project computes the IoU and the
+"""A user's own scoring profile: their function in a Python file reads the box from an answer, and this project computes the IoU and the
 verdict.
 
-`mine.py` or `mine.py:NAME` names it wherever a profile is named. Rows and summaries hold the file's name, the function and a digest of the
-file, so that another version of it is another profile.
+Users write `mine.py` or `mine.py:NAME` instead of a profile's name. Rows and summaries record the file's name, the function and a digest of
+the file, so that a changed file counts as another profile.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from grounding.scoring import own_function
 from grounding.scoring.profile import Profile, Scored
 
 NAME = "read_box"
-"""The function, unless another one is named"""
+"""The function's name if none is given"""
 FORM = own_function.Form(
     ("answer", "width", "height"),
     "the box in pixels of the picture, [x1, y1, x2, y2], or None if there is none",
@@ -30,16 +30,18 @@ FORM = own_function.Form(
 
 
 _LOADED: dict[str, Profile] = {}
-"""Profiles that this process has loaded, by the name that rows have"""
+"""Profiles that this process has loaded, by the name that rows record"""
 
 
 def names_file(profile: str) -> bool:
-    """Return whether a profile's name is a file of the user's."""
+    """Return whether a profile's name is the name of a user's file."""
     return profile.partition(":")[0].endswith(".py")
 
 
 def of_name(profile: str) -> Profile:
-    """Return the profile of `FILE.py` or `FILE.py:NAME`. Raises `UserError` for a file without it, or one that fails for a plain answer."""
+    """Return the profile of `FILE.py` or `FILE.py:NAME`. Raises `UserError` if the file has no such function or it fails for a plain
+    answer.
+    """
     if profile in _LOADED:
         return _LOADED[profile]
     path, _, name = profile.partition(":")
@@ -54,7 +56,9 @@ def of_name(profile: str) -> Profile:
 
 @lru_cache(maxsize=8)
 def of_file(file: Path, name: str = NAME) -> Profile:
-    """Return the profile that a function in a file makes, after it has read two plain answers."""
+    """Return the profile that uses a function in a file. The function is first tried on three plain answers; raises `UserError` if one
+    fails.
+    """
     own_function.inspect(file, name, FORM)
     function = own_function.load(str(file), name)
 
@@ -82,7 +86,7 @@ def of_file(file: Path, name: str = NAME) -> Profile:
 
 
 def _box(value: Any) -> Box | None:
-    """Return what the function has returned. Raises `ValueError` if it is neither four finite numbers nor None."""
+    """Check the function's result and return it as a box. Raises `ValueError` if it is neither four finite numbers nor None."""
     if value is None:
         return None
     try:

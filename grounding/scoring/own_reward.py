@@ -1,4 +1,4 @@
-"""A user's own reward: a function in a Python file, checked without running it, then tried once before it is needed."""
+"""A user's own reward: a function in a Python file, which is checked without running it and then tried once before training starts."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from grounding.jsontypes import JsonObject
 from grounding.scoring import own_function
 
 ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
-"""What the function is called with, in this order; `ground_truth`: 4 numbers in 0..1000; `extra_info`: width, height, split"""
+"""The function's arguments, in this order. `ground_truth` is 4 numbers in 0..1000; `extra_info` has width, height and split"""
 Function = Callable[[str, str, Any, JsonObject], Any]
 FORM = own_function.Form(ARGUMENTS, "a number or a mapping with score", "spec.reward.file", "spec.reward.entryPoint")
 
 
 def inspect(file: Path, name: str) -> None:
-    """Raise `UserError` with file and line unless the file is Python and has the function, with the right parameters. Nothing is run."""
+    """Check the function `name` in `file` without running anything. Raises `UserError` with file and line if the file is not Python, or has
+    no such function, or its parameters are wrong.
+    """
     own_function.inspect(file, name, FORM)
 
 
 def load(file: str, name: str) -> Function:
-    """Return the function; the file is run once per process."""
+    """Return the function. The file is executed once per process."""
     return own_function.load(file, name)
 
 
 def score_of(returned: Any) -> float:
-    """Return the score in what the function has returned. Raises `ValueError` if there is no finite number in it."""
+    """Return the score in the function's result: the number itself, or the entry `score`. Raises `ValueError` if it is not a finite number."""
     value: Any = returned.get("score") if isinstance(returned, Mapping) else returned
     try:
         score = float(value)
@@ -39,7 +41,7 @@ def score_of(returned: Any) -> float:
 
 
 def try_on(file: Path, name: str, source: str, truth: Sequence[float], info: Mapping[str, Any]) -> None:
-    """Call the function once for a right answer and once for a useless one. Raises `UserError` with the line that failed."""
+    """Call the function for a correct and for a useless answer. Raises `UserError` with the line that failed."""
     right = f'[{{"bbox_2d": {[round(value) for value in truth]}}}]'
     for answer in (right, "I cannot see it."):
         try:

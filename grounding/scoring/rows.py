@@ -1,6 +1,6 @@
-"""Check, score and count the rows of `egm score`. Pure except for its input iterator.
+"""Check, score and count the rows of `egm score`. Pure except for the input iterator.
 
-Every wrong row is a `UserError` with file, line and field: a field that is silently defaulted is a wrong table.
+Every wrong row raises `UserError` with file, line and field, because a silent default would produce a wrong table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAX_SIDE = 2**31
 
 @dataclass
 class Totals:
-    """The figures of the summary line."""
+    """The counts and sums behind the summary line."""
 
     profile: str
     rows: int = 0
@@ -36,17 +36,17 @@ class Totals:
     iou: float = 0.0
     score: float | None = None
     impossible: int = 0
-    """Rows whose true box cannot be: empty, reversed, or outside the picture"""
+    """Rows whose true box is impossible: empty, reversed, or outside the picture"""
     findings: Counter[int] = field(default_factory=Counter)
-    """How many answers have which findings of the doctor"""
+    """Number of answers by the doctor's findings (the bits of `examine`)"""
     evaluations: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    """Rows of each model, prompt and settings digest, if they are stored rows of evaluations"""
+    """Number of rows by model, prompt and settings digest; empty if the rows are not the stored rows of evaluations"""
     repeated: int = 0
-    """Stored rows of a question that came before: an evaluation counts the last one only"""
+    """Number of stored rows whose question occurred in an earlier row. An evaluation counts only the last row of a question"""
     _keys: set[str] = field(default_factory=set)
 
     def note_origin(self, row: Row) -> None:
-        """Count which evaluation a stored row belongs to; rows of other files say nothing of it."""
+        """Count the evaluation that a stored row belongs to. Rows of other files do not record one and are ignored."""
         if not isinstance(key := row.get("key"), str) or not isinstance(row.get("model"), str):
             return
         settings = row.get("settings") if row.get("evaluation") is None else row.get("evaluation")
@@ -56,7 +56,7 @@ class Totals:
 
     @property
     def notes(self) -> list[str]:
-        """Return notes on the means."""
+        """Return sentences that a reader of the means must know."""
         found = []
         if len(self.evaluations) > 1:
             listed = "; ".join(
@@ -75,11 +75,11 @@ class Totals:
 
     @property
     def diagnosis(self) -> Diagnosis | None:
-        """Return what the doctor found; None for the reward, whose truths are no pixels."""
+        """Return the doctor's findings; None for rewards, because their true boxes are not in pixels."""
         return diagnose(self.findings.elements(), self.profile) if self.score is None else None
 
     def as_dict(self) -> JsonObject:
-        """Means over all rows; None if there are none."""
+        """Return counts and means over all rows for JSON. The means are None if there are no rows."""
         n = self.rows
         means: JsonObject = {
             "profile": self.profile,
@@ -107,7 +107,7 @@ class Totals:
 
 
 def read_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, Row]]:
-    """(line number from 1, object) of json lines; blank lines are skipped. `name` is the file's, for errors."""
+    """Yield (line number from 1, object) for each JSON line; blank lines are skipped. `name` is the file's, for errors."""
     for number, raw in enumerate(lines, 1):
         if raw.isspace():
             continue
@@ -121,11 +121,11 @@ def read_rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, Row]]:
 
 
 def score_rows(rows: Iterable[tuple[int, Row]], name: str, profile: str, totals: Totals) -> Iterator[Row]:
-    """Yield the rows with their scores added, in order; `totals` is kept up to date.
+    """Yield the rows with their scores added, in order, and add each to `totals`.
 
-    `egm-reward` wants text, ground_truth (0..1000), width, height and takes split, reward_type, alpha, threshold; it adds `score`.
-    Every other profile wants text, bbox (pixels), width, height and takes box_remap; it adds scaled_bbox, iou, correct.
-    Raises `UserError` for a wrong row.
+    `egm-reward` requires the fields text, ground_truth (0..1000), width and height, accepts split, reward_type, alpha and threshold, and
+    adds `score`. Every other profile requires text, bbox (pixels), width and height, accepts box_remap, and adds scaled_bbox, iou and
+    correct. Raises `UserError` for a wrong row.
     """
     score: Callable[[Row, Totals], None]
     if profile == "egm-reward":
@@ -139,7 +139,7 @@ def score_rows(rows: Iterable[tuple[int, Row]], name: str, profile: str, totals:
             mode = _choice(row, "box_remap", REMAPS, "scale")
             scored = answer(_text(row), _box(row, "bbox"), _size(row, "width"), _size(row, "height"), mode)
             row["scaled_bbox"], row["iou"], row["correct"] = scored.scaled_bbox, scored.iou, scored.correct
-            if mode != "inverse":  # such a truth is in no picture
+            if mode != "inverse":  # with `inverse`, the truth is not in pixels
                 space = "pixels" if mode == "keep" else known.space
                 box, size = _box(row, "bbox"), (_size(row, "width"), _size(row, "height"))
                 found = examine(_text(row), box, *size, scored.iou, space, after=known.after_thinking)

@@ -1,11 +1,12 @@
-"""Profile `vlmevalkit`: how VLMEvalKit scores RefCOCO, for numbers comparable with its tables.
+"""Profile `vlmevalkit`: scores RefCOCO as VLMEvalKit does, so that numbers are comparable with its tables.
 
-Source: open-compass/VLMEvalKit, `vlmeval/dataset/refcoco.py`. The box is the first `[4 numbers]`, separated by commas or blanks, else the first 4
-numbers of the text. Its largest magnitude decides the space: up to 1.5 a fraction of the image, up to 1000 relative, beyond that pixels. It is not
-rounded; it is clipped to the image and its corners are put in order. Correct is IoU >= 0.5.
+Source: open-compass/VLMEvalKit, `vlmeval/dataset/refcoco.py`. The box is the first `[4 numbers]`, separated by commas or blanks; if there
+is none, the first 4 numbers of the text. The largest magnitude of its numbers decides the space: up to 1.5, fractions of the image; up to
+1000, relative (0..1000); above that, pixels. The box is not rounded. It is clipped to the image, and its corners are put in order. An IoU
+of 0.5 or more is correct.
 
-InternVL's own script (OpenGVLab/InternVL, `internvl_chat/eval/refcoco/evaluate_grounding.py`) agrees on the threshold and the missing rounding, but
-reads a box whose coordinates sum to less than 4 as a fraction, and does not clip.
+InternVL's own script (OpenGVLab/InternVL, `internvl_chat/eval/refcoco/evaluate_grounding.py`) has the same threshold and does not round
+either. However, it reads a box as fractions if its coordinates sum to less than 4, and it does not clip.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _LIST_RE = re.compile(r"\[\s*+" + r"(?:\s*+,\s*+|\s++)".join([f"({EXPONENT})"] *
 
 
 def extract_box(text: str | None) -> Box | None:
-    """Return the box an answer gives, in the space it was answered in; None if there is none. Linear in the length of the text."""
+    """Return the box of an answer, in the space it was answered in, or None if there is none. Takes time linear in the length of the text."""
     if not text:
         return None
     found = _LIST_RE.search(text)
@@ -32,7 +33,7 @@ def extract_box(text: str | None) -> Box | None:
 
 
 def to_pixels(box: Box, width: int, height: int) -> Box:
-    """Return an answered box -> float pixels inside the image, the space guessed from its largest magnitude."""
+    """Convert an answered box to float pixels inside the image. The space is guessed from the largest magnitude."""
     x1, y1, x2, y2 = box
     largest = max(map(abs, box))
     if largest <= 1.5:
@@ -46,7 +47,9 @@ def to_pixels(box: Box, width: int, height: int) -> Box:
 def score_answer(
     text: str | None, bbox_pixels: Sequence[float], width: int, height: int, box_remap: str | None = None
 ) -> Scored:
-    """Score one answer. `bbox_pixels`: xyxy ground truth in pixels; width, height in pixels. `box_remap` has no effect: the space is guessed."""
+    """Score one answer. `bbox_pixels` is the true box, xyxy in pixels; width and height are in pixels. `box_remap` has no effect, because
+    the space is guessed.
+    """
     box = extract_box(text)
     if box is None or width <= 0 or height <= 0:
         return Scored(None, 0.0, False, box is not None)

@@ -1,20 +1,22 @@
-"""The client: questions -> chat completions over HTTP, many at once, each answered or recorded as failed.
+"""The client: sends questions as chat completions over HTTP, many at once. Each question is answered or recorded as failed.
 
 `dispatch.py` chooses the next question, `concurrency.py` limits the requests of each endpoint, and `http.py` transfers the bytes.
 
-The effects of a request without an answer:
+If a request brings no usable answer, the effects are:
 
-| what happened | for the endpoint | for the question | |---|---|---| | no connection | closed at once, probed every 2 s at most | does not
-count as a try; it goes to the next endpoint of its image's ranking | | time-out | limit reduced; the fifth failure in a row opens the
-breaker | a try; asked again at another endpoint after a pause | | connection lost, 5xx, no completion | the fifth in a row opens the
-breaker | a try; the same | | finish_reason abort, error, null | the same | a try; the same | | another finish_reason that is not a normal
-end | none | a try; the same | | 429, 503 | limit reduced; `Retry-After` is obeyed; 503 also counts as a failure | one of its `refusals`;
-the same | | other 3xx, 4xx | none; after eight in a row while others answer, it gets no more questions | the other endpoints are asked;
-failed if all refuse it |
+| what happened | effect on the endpoint | effect on the question |
+|---|---|---|
+| no connection | closed at once, then probed at most every 2 s | not a try; goes to the next endpoint of its image's ranking |
+| time-out | limit reduced; the fifth failure in a row opens the breaker | a try; asked again at another endpoint after a pause |
+| connection lost, 5xx, no completion | the fifth failure in a row opens the breaker | the same |
+| `finish_reason` is abort, error or null | the same | the same |
+| `finish_reason` is another unusual one | none | the same |
+| 429, 503 | limit reduced; `Retry-After` is obeyed; 503 also counts as a failure | one of its `refusals`; asked again as above |
+| other 3xx, 4xx | after eight in a row while other endpoints answer, gets no more questions | other endpoints; failed if all refuse |
 
-The run stops without recording the requests in flight if no endpoint gives an answer for `unreachable_s` (six times that if connections
-succeed), or if one question after another fails without an answer in between, because then the questions cannot be the cause. At the end, a
-slow question is also sent to an idle endpoint; the first answer counts and the other request is cancelled.
+The run stops, without recording the requests in flight, if no endpoint answers for `unreachable_s` (six times that if connections succeed).
+It also stops if many questions in a row fail without an answer in between, because then the questions cannot be the cause. At the end of a
+run, a slow question is also sent to an idle endpoint; the first answer counts, and the other request is cancelled.
 """
 
 from __future__ import annotations
@@ -45,16 +47,17 @@ from grounding.evaluate.reply import Reply, Unfinished
 from grounding.evaluate.served import UNKNOWN, ServedModel, ServerFacts, difference
 
 RETRIED = frozenset({408, 425, 429})
-"""Statuses below 500 for which another try may succeed."""
+"""HTTP statuses below 500 for which another try may succeed"""
 _OVERLOADED = frozenset({429, 503})
 _TICK_S = 0.1
 _IN_A_ROW = 8
-"""Number of questions in a row without an answer that stops the run; four times as many if there was an answer before"""
+"""The run stops after this many questions in a row without an answer, or four times as many if there was an answer before"""
 
 
 def allow_open_files(count: int) -> None:
-    """Raise this process's limit of open files if the system allows it: each request in flight is a connection, and many shells allow only
-    1,024.
+    """Raise this process's limit of open files to `count` if the system allows it.
+
+    Each request in flight is a connection, and many shells allow only 1,024 open files.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < count:
@@ -63,7 +66,7 @@ def allow_open_files(count: int) -> None:
 
 
 class Refused(Failure):
-    """The server refuses every question for the same reason: a wrong model name or a field it does not know."""
+    """The server refuses every question for the same reason, such as a wrong model name or an unknown field."""
 
 
 @dataclass(eq=False)
@@ -76,21 +79,21 @@ class Server:
     breaker: Breaker = field(default_factory=Breaker)
     active: int = 0
     unsent: int = 0
-    """Questions among them whose first request has not gone to the network yet"""
+    """Number of the active questions whose first request has not been sent completely yet"""
     answered: int = 0
     failed: int = 0
     declined: int = 0
-    """Number of questions in a row that it refused"""
+    """Number of questions that it has refused in a row"""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     latency_s: float = 0.0
-    """Moving mean over some fifty answers"""
+    """Moving mean of the latency in seconds over about fifty answers"""
     problem: str = ""
-    """The last problem"""
+    """Message of the last problem; empty if there was none"""
     served: ServedModel = UNKNOWN
-    """The model that it reports to serve"""
+    """The model that the endpoint reports"""
     identified: bool = False
-    """Whether its pages were read after the last lost connection"""
+    """Whether its information pages were read since the last lost connection"""
     identifying: asyncio.Task[None] | None = None
 
 
@@ -98,11 +101,11 @@ Receive = Callable[[int, Expression, Reply], None]
 
 
 class Questions(Protocol):
-    """The questions: numbered rows, each about one image. `Worklist` implements it."""
+    """Numbered questions, each about one image. `Worklist` implements this protocol."""
 
     @property
     def images(self) -> list[str]:
-        """Return the names of the images by number."""
+        """Return the names of the images, ordered by number."""
 
     @property
     def image(self) -> NDArray[np.uint32]:
@@ -113,11 +116,11 @@ class Questions(Protocol):
 
 
 Identify = Callable[[str], Awaitable[ServerFacts]]
-"""What an endpoint says of itself at its own pages"""
+"""Reads what an endpoint reports about itself on its own pages"""
 
 
 class Client:
-    """Asks the rows of a worklist and hands each reply to `receive(row, expression, reply)`."""
+    """Asks the rows of a worklist and passes each reply to `receive(row, expression, reply)`."""
 
     def __init__(
         self,
@@ -129,10 +132,11 @@ class Client:
         before: Sequence[ServedModel] = (),
         method_of: Callable[[int], Method] | None = None,
     ) -> None:
-        """Prepare to ask.
+        """Check the options and prepare to ask; nothing is sent yet. Raises `UserError` if the options are not usable.
 
-        `method_of` returns the method of a row; by default it is that of the options. Rows of one image have pictures of one size. `before`
-        are the models of existing answers; without `identify`, only replies tell which model answered.
+        `method_of` returns the method of a row; if it is None, every row uses the method of the options. All rows of one image must use the
+        same size of picture. `before` lists the models that gave the existing answers. If `identify` is None, the model that answered is
+        known only from the replies.
         """
         self.options, self.work, self.images, self._receive = options, work, images, receive
         self._method_of = method_of or (lambda _: options.method)
@@ -145,21 +149,21 @@ class Client:
         self._identify = identify
         self._before = before
         self._seen: dict[str, ServedModel] = {}
-        """What each endpoint has reported so far about its model"""
+        """The model that each endpoint has reported so far"""
         self._own = self._conversation(
             options.method
-        )  # options that the servers do not support fail here, before anything is sent
+        )  # raises for options that the servers do not support, before anything is sent
         for server, most in zip(self.servers, self._shares(len(endpoints)), strict=True):
             server.limiter = Limiter(most, fixed=options.fixed)
-        self._answered = self._lost = 0  # answers; questions given up since the last one
-        self._asleep = 0  # questions that pause before they are asked again
-        self._recent: list[float] = []  # recent latencies, by which stragglers are recognised
+        self._answered = self._lost = 0  # number of answers; number of questions given up since the last answer
+        self._asleep = 0  # number of questions that pause before they are asked again
+        self._recent: list[float] = []  # recent latencies in seconds, used to recognise stragglers
         self._pictures = Pictures(self._encoded)
         self._ahead = self._pictures.unsent(len(endpoints))
-        """So many questions of an endpoint may be unsent: what is read ahead is bounded"""
+        """Maximum number of unsent questions at an endpoint, which bounds the pictures that are read ahead"""
         self._running: dict[asyncio.Task[None], tuple[Job, int, float]] = {}
         self._hungry: dict[int, None] = {}
-        """Endpoints that had room but no question, the longest waiting first"""
+        """Endpoints that had room but got no question; the one that has waited longest is first"""
 
     async def run(self, rows: NDArray[np.int64]) -> None:
         """Ask `rows`. Raises `Failure` if no endpoint gives an answer, `Refused` if the server refuses every question."""
@@ -189,7 +193,7 @@ class Client:
             for pool in self._pools:
                 pool.close()
 
-    # ---- room of the endpoints ----
+    # ---- how much each endpoint takes ----
     def _shares(self, count: int) -> list[int]:
         each, more = divmod(max(self.options.concurrency, 1), count)
         return [max(1, each + (number < more)) for number in range(count)]
@@ -201,7 +205,7 @@ class Client:
             server.limiter.resize(most)
 
     def _takes(self, index: int) -> int:
-        """Return how many questions an endpoint takes at once; 0 while it is down or has asked to wait."""
+        """Return how many questions an endpoint takes at once: 0 while it is down or has asked the client to wait."""
         breaker = self.servers[index].breaker
         return 0 if breaker.open or breaker.waits(time.monotonic()) else self.servers[index].limiter.limit
 
@@ -211,7 +215,7 @@ class Client:
         return server.breaker.open or server.active < server.limiter.limit
 
     def _pump_all(self) -> None:
-        # one each in turn, so that no endpoint takes another's question while that one has room
+        # one question each in turn, so that no endpoint steals a question from another that has room for it
         order = list(range(len(self.servers)))
         while order:
             order = [index for index in order if self._start(index)]
@@ -221,22 +225,24 @@ class Client:
             pass
 
     def _feed_hungry(self) -> None:
-        """Give questions that any endpoint may take to idle endpoints, one each in turn."""
+        """Give the questions that any endpoint may take to idle endpoints, one each in turn."""
         while self._hungry and self._queue.surplus:
             index = next(iter(self._hungry))
             del self._hungry[index]
             if self._start(index):
-                self._hungry[index] = None  # behind the others: it may have more room
+                self._hungry[index] = None  # move to the end: it may have room for more
 
     def _next(self, index: int, job: Job | None = None) -> tuple[Job, bool] | None:
-        """Return a question for an endpoint, if it has room and there is one, and whether it is the breaker's probe. It counts as running
-        there from now on.
+        """Return a question for an endpoint and whether it is the breaker's probe; None if the endpoint has no room or there is no
+        question.
+
+        The question counts as running at the endpoint from now on.
         """
         server = self.servers[index]
         if self._end.done() or not self._room(server):
             return None
         if job is None:
-            if self._asleep >= max(16, self.options.concurrency):  # no more are begun
+            if self._asleep >= max(16, self.options.concurrency):  # many questions are pausing, so begin no new ones
                 return None
             job = self._queue.take(index)
         if job is None:
@@ -249,7 +255,7 @@ class Client:
         return job, server.breaker.sent()
 
     def _start(self, index: int, job: Job | None = None) -> bool:
-        """Start one question at an endpoint, if it has room and there is one."""
+        """Start one question at an endpoint. Return False if it has no room or there is no question."""
         found = self._next(index, job)
         if found is None:
             return False
@@ -272,12 +278,12 @@ class Client:
             self._all_gone()
             self._queue.recheck()
             self._ahead = self._pictures.unsent(len(self.servers))
-            self._pump_all()  # breakers that may be probed again, limits that have grown
+            self._pump_all()  # a breaker may be due for a probe, and limits may have grown
             if len(self.servers) > 1 and self._queue.idle:
                 self._ask_stragglers_again()
 
     def _all_gone(self) -> None:
-        """Stop if no endpoint has given an answer for too long."""
+        """Stop the run if no endpoint has answered for too long."""
         opened = [s.breaker.opened for s in self.servers if s.breaker.opened is not None]
         if len(opened) < len(self.servers):
             return
@@ -308,7 +314,7 @@ class Client:
 
     # ---- one question ----
     async def _work(self, index: int, job: Job, probe: bool) -> None:
-        """Ask a question at one endpoint, then the next one, until there is none."""
+        """Ask a question at one endpoint, then further ones until the endpoint has no more."""
         server, task = self.servers[index], asyncio.current_task()
         assert task is not None
         while True:
@@ -339,7 +345,7 @@ class Client:
             raise Unusable(str(error)) from None
 
     def _sent(self, index: int, job: Job) -> None:
-        """Note that a question's first request has gone to the network. Its endpoint may have room for the next one."""
+        """Note that a question's first request has been sent, so its endpoint may have room for the next one."""
         server = self.servers[index]
         server.unsent -= 1
         group = job.group
@@ -357,7 +363,7 @@ class Client:
         return found
 
     async def _attempt(self, server: Server, index: int, job: Job, probe: bool, sending: _Sending) -> bool:
-        """Ask once, by as many requests as the method takes, and see what comes of it. Says whether other questions became ready."""
+        """Ask once, by as many requests as the method needs, and handle the outcome. Return whether other questions became ready."""
         expression = self.work.expression(job.row)
         pool, timeout_s, refused = self._pools[index], self.options.timeout_s, False
         given_up: Unfinished | None = None
@@ -380,7 +386,7 @@ class Client:
             if self._answered <= self.options.warm_up:
                 reply = reply._replace(latency_s=None)
             return self._final(job, index, expression, reply)
-        except Unusable as error:  # this image's questions fail; the others do not
+        except Unusable as error:  # only the questions about this image fail
             return not job.done and self._final(job, index, expression, Reply(None, error=str(error)))
         except Refusal as refusal:
             problem = str(refusal)
@@ -402,10 +408,10 @@ class Client:
             return self._declined(server, index, job, expression, problem, probe)
         return self._failed(server, index, job, expression, answer, problem, given_up, refused=refused, probe=probe)
 
-    # ---- who answers ----
+    # ---- which model answers ----
     async def _identify_all(self) -> None:
-        """Read the pages of all endpoints before anything is asked. Endpoints that are not reachable yet are read with their first
-        answer.
+        """Read the information pages of all endpoints before any question is asked. If an endpoint is not reachable yet, its pages are read
+        with its first answer.
         """
         if self._identify is not None:
             found = await asyncio.gather(*(self._identify(s.endpoint) for s in self.servers))
@@ -415,7 +421,7 @@ class Client:
                     self._introduce(server, facts)
 
     async def _identified(self, server: Server) -> None:
-        """Read an endpoint's pages, once for all answers that wait for it."""
+        """Read an endpoint's information pages, once for all answers that wait for them."""
 
         async def read() -> None:
             assert self._identify is not None
@@ -428,7 +434,7 @@ class Client:
         await asyncio.shield(server.identifying)
 
     def _attributed(self, server: Server, reply: Reply) -> Reply:
-        """Return the reply with the known facts about its model."""
+        """Return the reply completed with the known facts about its model."""
         for one in (reply, *reply.samples):
             known = server.served
             if one.served_model not in (None, known.reply) or one.weight_version not in (None, known.weight_version):
@@ -448,7 +454,9 @@ class Client:
             server.limiter.begin(facts.slots)
 
     def _learn(self, server: Server, served: ServedModel) -> None:
-        """Note the model that an endpoint serves. Raises `UserError` if another endpoint, or this one before, serves another."""
+        """Record the model that an endpoint serves. Raises `UserError` if it contradicts the model of another endpoint or of earlier
+        answers.
+        """
         if not self.options.mixed and (problem := self._contradiction(server, served)) is not None:
             raise UserError(
                 problem,
@@ -488,7 +496,7 @@ class Client:
     def _declined(
         self, server: Server, index: int, job: Job, expression: Expression, problem: str, probe: bool
     ) -> bool:
-        """Note that the endpoint refuses the question. Another endpoint may accept it, because it may serve another model or have other
+        """Handle an endpoint's refusal of the question. Another endpoint may accept it, because it may serve another model or have other
         limits.
         """
         server.declined += 1
@@ -499,7 +507,7 @@ class Client:
             self._trouble(server, index, refused=False, probe=probe)
         else:
             server.breaker.success()
-        if job.done or len(job.at) > 1:  # answered elsewhere, or a copy of it is still on its way
+        if job.done or len(job.at) > 1:  # already answered, or a copy of it is still in flight
             return False
         untried = [i for i in there if not job.declined >> i & 1]
         if untried:
@@ -520,7 +528,9 @@ class Client:
         refused: bool,
         probe: bool,
     ) -> bool:
-        """Handle a request without an answer: update the endpoint, and ask the question again or record it as failed."""
+        """Handle a request without an answer: update the endpoint, and ask the question again or record it as failed. Return whether other
+        questions became ready.
+        """
         asked_s = asked_pause(answer.headers.get(b"retry-after", b"").decode("latin-1")) if answer else 0.0
         overloaded = answer is not None and answer.status in _OVERLOADED
         if overloaded:
@@ -530,7 +540,7 @@ class Client:
             server.breaker.success()
         else:
             self._trouble(server, index, refused=refused, probe=probe)
-        if job.done or len(job.at) > 1:  # answered elsewhere, or a copy of it is still on its way
+        if job.done or len(job.at) > 1:  # already answered, or a copy of it is still in flight
             return False
         # an unreachable server must not count against this question
         loading = not self._answered and time.monotonic() - self._started < self.options.wait_s
@@ -559,7 +569,9 @@ class Client:
         return ranking(self.work.images[job.group.image], self._names)
 
     def _best(self, job: Job, failed_at: int) -> int:
-        """Return the endpoint that the question's image prefers among those that are reachable, accept it, and have not just failed."""
+        """Return the endpoint that the question's image prefers among those that are reachable, do not refuse the question, and have not
+        just failed.
+        """
         return min(
             self._order(job),
             key=lambda i: (job.declined >> i & 1, not self._takes(i), i == failed_at),
@@ -570,7 +582,7 @@ class Client:
         self._again(job, failed_at, probed)
 
     def _again(self, job: Job, failed_at: int, probed: bool) -> None:
-        # a former probe goes behind the others, so that no question spends all its tries on an unreachable endpoint
+        # a former probe goes to the end of the queue, so that no question spends all its tries on an unreachable endpoint
         if not (job.done or self._end.done()):
             self._put(job, self._best(job, failed_at), last=probed)
 
@@ -588,8 +600,8 @@ class Client:
         *,
         declined: bool = False,
     ) -> bool:
-        """Record a question as failed, with the result of its last try. Raises `Failure` after so many in a row that the server must be the
-        cause.
+        """Record a question as failed, with the result of its last try. Raises `Failure` if so many have failed in a row that the server
+        must be the cause.
         """
         self._lost += 1
         if self._lost >= _IN_A_ROW * (4 if self._answered else 1) and self._queue.unfinished > 1:
@@ -605,12 +617,12 @@ class Client:
         return self._final(job, index, expression, (came or Reply(None))._replace(error=problem))
 
     def _final(self, job: Job, index: int, expression: Expression, reply: Reply) -> bool:
-        """Record the reply that counts. Return whether other questions became ready."""
-        if self._end.done():  # the run has stopped: nothing is recorded any more
+        """Record the reply that counts for a question. Return whether other questions became ready."""
+        if self._end.done():  # the run has stopped, so record nothing more
             return False
         self._receive(job.row, expression, reply)
         released = self._queue.finish(job, index)
-        if len(job.at) > 1:  # the copy's answer is not waited for
+        if len(job.at) > 1:  # do not wait for the answer to the copy
             me = asyncio.current_task()
             for task, (other, _, _) in self._running.items():
                 if other is job and task is not me:
@@ -621,7 +633,7 @@ class Client:
 
 
 class _Sending:
-    """A question until its first request has gone to the network, or has ended."""
+    """Counts a question as unsent until its first request has been sent or has ended."""
 
     __slots__ = ("_client", "_index", "_job")
 
@@ -630,7 +642,7 @@ class _Sending:
         self._job: Job | None = job
 
     def end(self) -> None:
-        """It is sent, or will not be; more than once is harmless."""
+        """Stop counting the question as unsent. Further calls have no effect."""
         if (job := self._job) is not None:
             self._job = None
             self._client._sent(self._index, job)

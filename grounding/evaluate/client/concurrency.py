@@ -1,6 +1,6 @@
-"""A concurrency limit and a circuit breaker for an endpoint. Pure: the caller passes the time.
+"""The concurrency limit and the circuit breaker of an endpoint. Pure: the caller passes the time.
 
-Times are seconds of any monotonic clock. The limit works like TCP's: slow start, then probing, and a reduction on overload.
+Times are seconds of any monotonic clock. The limit is adjusted as in TCP: slow start, then probing, and a reduction on overload.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 @dataclass
 class Limiter:
-    """Requests in flight at one endpoint, between 1 and `most`.
+    """Limits the requests in flight at one endpoint to a number between 1 and `most`.
 
-    The limit grows as long as this yields more answers per second, that is, as long as the latency stays constant: on a full server, twice
-    the requests take twice the time. After each growth, one round (as many answers as the limit) passes before the next measurement.
+    The limit grows as long as growth yields more answers per second, that is, as long as the latency stays constant: on a full server,
+    twice the requests take twice the time. After each growth, one round (as many answers as the limit) passes before the next measurement.
     `overloaded` reduces the limit.
     """
 
@@ -29,13 +29,15 @@ class Limiter:
         self._full, self._cut_at = True, -1e9
 
     def resize(self, most: int) -> None:
-        """Set a new share of the total. A limit at the old ceiling may grow at once."""
+        """Set a new maximum. A limit that was at the old maximum may grow at once."""
         self.most = max(1, most)
         self.limit = self.most if self.fixed else min(self.limit, self.most)
         self._best_limit = min(self._best_limit, self.most)
 
     def begin(self, slots: int) -> None:
-        """Start at what the server works on at once, instead of searching for it. Without effect once a growth has been measured."""
+        """Start at `slots`, the number of requests that the server works on at once, instead of searching for it. Has no effect once a
+        growth has been measured.
+        """
         if not self.fixed and self._doubling and not self._best:
             self.limit = self._best_limit = max(1, min(slots, self.most))
             self._settling, self._count, self._since, self._full = True, 0, -1.0, True
@@ -53,13 +55,13 @@ class Limiter:
         rate, full = self._count / max(1e-9, now - self._since), self._full
         settling, self._settling = self._settling, False
         self._count, self._since, self._full = 0, now, True
-        if full and not settling:  # no measurement if the limit was not reached
+        if full and not settling:  # measure only if the limit was reached
             self._judge(rate)
 
     def _judge(self, rate: float) -> None:
         if self._hold > 0:
             self._hold -= 1
-            self._best += 0.2 * (rate - self._best)  # the load changes over a run
+            self._best += 0.2 * (rate - self._best)  # a moving mean, because the load changes over a run
             if self._hold == 0 and self.limit < self.most:
                 self._set(self.limit + max(1, self.limit // 4))
             return
@@ -80,7 +82,7 @@ class Limiter:
             self.limit, self._settling = limit, True
 
     def overloaded(self, now: float) -> None:
-        """Reduce the limit, at most once a second, because the endpoint is overloaded or did not answer in time."""
+        """Reduce the limit because the endpoint is overloaded or did not answer in time. Acts at most once a second."""
         if self.fixed or now - self._cut_at < 1.0:
             return
         self._cut_at, self._doubling = now, False
@@ -91,13 +93,13 @@ class Limiter:
 
 @dataclass
 class Breaker:
-    """After failures, sends an endpoint only an occasional question, the probe, until one is answered.
+    """After failures, lets only an occasional question (the probe) through to an endpoint, until one is answered.
 
-    Failures of requests that were in flight when it opened are ignored: a server that dies with 500 requests has failed once.
+    Failures of requests that were in flight when it opened are ignored: if a server dies with 500 requests in flight, that is one failure.
     """
 
     tolerated: int = 5
-    """Failures in a row that open it; a refused connection opens it at once"""
+    """Number of failures in a row that open the breaker; a refused connection opens it at once"""
     first_s: float = 0.5
     longest_s: float = 10.0
     longest_refused_s: float = 2.0
@@ -106,7 +108,7 @@ class Breaker:
     def __post_init__(self) -> None:
         self.failures, self.probing, self.refused = 0, False, False
         self.opened: float | None = None
-        """When it opened; None while it is closed"""
+        """Time at which it opened; None while it is closed"""
         self._retry_at, self._pause, self._not_before = 0.0, 0.0, float("-inf")
 
     @property
@@ -119,11 +121,11 @@ class Breaker:
         return now < self._not_before
 
     def admits(self, now: float) -> bool:
-        """Return whether a question may be sent now; if you send it, call `sent`."""
+        """Return whether a question may be sent now. If you send it, call `sent`."""
         return not self.waits(now) and (not self.open or (now >= self._retry_at and not self.probing))
 
     def sent(self) -> bool:
-        """Note that a question is sent. Returns whether it is the probe; its outcome must be reported in any case, even if it is
+        """Record that a question is sent. Return whether it is the probe. The outcome of a probe must always be reported, at least by
         `dropped`.
         """
         if not self.open:
@@ -132,16 +134,16 @@ class Breaker:
         return True
 
     def dropped(self, probe: bool) -> None:
-        """Record that a question ended without telling anything about the endpoint. Harmless after `success` or `failure`."""
+        """Record that a question ended without showing anything about the endpoint. Has no effect after `success` or `failure`."""
         if probe:
             self.probing = False
 
     def success(self) -> None:
-        """Record an answer of any kind: the endpoint works. A Retry-After stays in force."""
+        """Record that an answer of any kind came, so the endpoint works. An earlier Retry-After stays in force."""
         self.failures, self.opened, self._pause, self.probing, self.refused = 0, None, 0.0, False, False
 
     def failure(self, now: float, *, refused: bool, jitter: float, probe: bool = False) -> None:
-        """Record that no usable answer came. `refused`: there was no connection. `jitter` is 0..1."""
+        """Record that no usable answer came. `refused`: no connection was made. `jitter` is a random number in 0..1."""
         self.failures += 1
         if self.open and not probe:
             return

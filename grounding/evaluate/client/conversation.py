@@ -1,15 +1,15 @@
-"""One question as one or several requests: several answers, and a thought that is cut off at its budget.
+"""Ask one question by one or several requests: for several answers, and for a thought that is cut off at its budget.
 
 - One answer, no budget: one request.
-- `samples` answers, no budget: one request with `n` if the engine knows that field, else one after the other. If a server returns fewer,
-  the rest is requested again, so a server that ignores the field gets one request per answer.
-- A budget of N tokens: the first request may have N tokens and ends at `</think>`. Then the client closes the thought, unless the model has
-  closed it, and a second request continues the message with the answer. An answer that ended within the first request without any
-  `</think>` has no thought, and is final. The thought can therefore never be longer than N tokens, by the server's own count.
-- A budget of 0: one request, which continues a message with an empty, closed thought.
+- `samples` answers, no budget: one request with `n` if the engine supports that field, else one request per answer. If a server returns fewer,
+  the missing ones are requested again, so a server that ignores `n` gets one request per answer.
+- A budget of N tokens: the first request is limited to N tokens and stops at `</think>`. The client then closes the thought, unless the
+  model has already closed it, and a second request continues the message with the answer. If the first answer ended without any `</think>`,
+  it has no thought and is final. So the thought never has more than N tokens, as counted by the server.
+- A budget of 0: one request, which continues a message that has an empty, closed thought.
 
-Tokens are counted separately: those of the first request are the thought, those of the second one the answer. `prompt_tokens` counts the
-question once, because the engine finds repeated text in its cache; the endpoint's own counters say how much of it was found.
+Tokens are counted separately: those of the first request are the thought's, those of the second one the answer's. `prompt_tokens` counts
+the question once, because the engine finds repeated text in its cache. The endpoint's own counters show how much of the prompt was cached.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from grounding.evaluate.reply import Reply, read_replies, unpacked
 Number = TypeVar("Number", int, float)
 Post = Callable[[Body, dict[str, str]], Awaitable[Answer]]
 Picture = Callable[[], Awaitable[bytes]]
-"""Gives the encoded image, each time it is sent: no request holds it while it waits for its answer"""
+"""Returns the encoded image. It is called again for each sending, so that no request holds the image while it waits for its answer"""
 
 
 class Refusal(Exception):
-    """A request got a status other than 200."""
+    """A request was answered with a status other than 200."""
 
 
 class Conversation:
-    """The requests of every question of a run. Immutable."""
+    """Builds the requests for the questions of a run. Immutable."""
 
     def __init__(self, request: Request, method: Method, engine: Engine | None, sampling: Sampling) -> None:
         self.method, self.request = method, request
@@ -60,11 +60,11 @@ class Conversation:
         self._seed = sampling.seed
 
     def begin(self, post: Post, picture: Picture, expression: Expression, image: str) -> Talk:
-        """Return the conversation about one question."""
+        """Return the conversation about one question; nothing is sent yet."""
         return Talk(self, post, picture, expression, image)
 
     def seeded(self, request: Request, number: int) -> Request:
-        """Return the request of answer `number`, with its own seed, because with the same seed all answers would be equal."""
+        """Return the request of answer `number`, with a seed of its own, because all answers would be equal with the same seed."""
         return request if self._seed is None or not number else _with(request, {"seed": self._seed + number})
 
 
@@ -80,13 +80,13 @@ class Talk:
         self._picture, self._expression, self._image = picture, expression, image
         self.answer: Answer | None = None
         self.cached = 0
-        """Tokens of all prompts that came from the server's cache"""
+        """Number of prompt tokens, over all requests, that the server found in its cache"""
 
     async def reply(self) -> Reply:
         """Ask, and return the reply with its samples. Raises `Refusal`, and the errors of a request."""
         method = self._whole.method
         if method.samples == 1:
-            if method.thinking_budget is None:  # nearly always
+            if method.thinking_budget is None:  # the usual case
                 return (await self._send(self._whole._plain))[0]
             return await self._one(0)
         if method.thinking_budget is None and self._whole.together:
@@ -96,7 +96,7 @@ class Talk:
         return _several([await self._one(i) for i in range(method.samples)])
 
     async def _together(self, count: int) -> Reply:
-        """Ask for all answers in one request, and again for missing ones."""
+        """Ask for all answers in one request, then for the missing ones."""
         found = await self._send(self._whole._plain, wanted=count)
         whole = found[0]._replace(samples=tuple(found if len(found) == 1 else map(_without_counts, found)))
         while (missing := count - len(whole.samples)) > 0:
@@ -114,7 +114,7 @@ class Talk:
         tasks = [asyncio.create_task(self._one(number)) for number in range(count)]
         try:
             return await asyncio.gather(*tasks)
-        finally:  # a task group would wrap the error, but its type decides how the question continues
+        finally:  # no task group, because it would wrap the error, whose type decides what happens to the question
             for task in tasks:
                 task.cancel()
 
@@ -170,12 +170,12 @@ def _sum(*values: Number | None) -> Number | None:
 
 
 def _without_counts(reply: Reply) -> Reply:
-    """Return one of several answers of a response whose counts cover all of them."""
+    """Return one of several answers of a response without its token counts, because they cover all answers."""
     return reply._replace(completion_tokens=None, reasoning_tokens=None)
 
 
 def _several(replies: list[Reply], *, at_once: bool = False) -> Reply:
-    """Return one reply for all answers: the first one's texts, the tokens of all, and the answers under `samples`."""
+    """Return one reply for all answers: the texts of the first one, the tokens of all, and the answers under `samples`."""
     first = replies[0]
     times = [r.latency_s for r in replies]
     late = None if None in times else max(t for t in times if t is not None)

@@ -1,24 +1,24 @@
 """Assign questions to endpoints in groups of one image, with work stealing. Pure: no I/O, no clock.
 
-A server that has encoded an image answers further questions about it for a sixth of the work, so whole images are assigned.
+A server that has encoded an image answers further questions about it for a sixth of the work. Therefore whole images are assigned.
 
-1. *Deal.* Rows of all files are sorted by image. Each image has a home: the endpoint that comes first in its `ranking` (rendezvous
-   hashing). An endpoint's images are one range [low, high), in the order of their first row. Only two numbers are stored for each row.
+1. *Deal.* Rows of all files are sorted by image. Each image has a home: the first endpoint of its `ranking` (rendezvous hashing). The
+   images of an endpoint form one range [low, high), in the order of their first row. Only two numbers are stored for each row.
 2. *Take.* An endpoint that has room takes, in this order: (a) a question of an image that was begun there; (b) the first question of its
-   next image, at `low`; (c) if its range is empty, the first question of the *last* image, at `high`, of the endpoint with most images
-   left. Whole images are stolen from the far end, so that owner and thief meet at most once. (d) If no image is left to begin anywhere, a
-   question that waits at another endpoint for more than one round, or for an unreachable endpoint: it is better to lose the cache than to
-   wait.
-3. *First alone.* The first question of an image is sent alone; its siblings are handed out at the same endpoint once it has its final
-reply. If it fails and moves to another endpoint, they follow it.
-4. *Give back.* A question whose request failed is put back (`again`) at the endpoint of the client's choice: the next of the image's
-   ranking that is not down. If an endpoint goes down, its begun questions move in the same way (`evacuate`); it keeps its range, from which
-   others steal as in (c), and continues with it once it comes back.
+   next image, at `low`; (c) if its range is empty, the first question of the *last* image, at `high`, of the endpoint that has most images
+   left. Whole images are stolen from the far end, so that thief and owner meet at most once. (d) If no image is left to begin anywhere, a
+   question that has waited for more than one round at another endpoint, or that waits for an unreachable endpoint. Losing the cached image
+   is better than waiting.
+3. *First alone.* The first question of an image is sent alone. The other questions about it are handed out at the same endpoint once it has
+   its final reply. If it fails and moves to another endpoint, they follow it.
+4. *Give back.* If a request fails, its question is put back (`again`) at an endpoint that the client chooses: the next one of the image's
+   ranking that is not down. If an endpoint goes down, its begun questions move in the same way (`evacuate`). It keeps its range, from which
+   others steal as in (c), and continues with it when it is up again.
 
-Every row is in exactly one place: in a range, waiting in its group, in one ready queue, or with the client; `finish` takes it out.
+Every row is in exactly one place: in a range, waiting in its group, in one ready queue, or with the client. `finish` removes it.
 
-The cost of a take does not depend on the number of endpoints. (c) keeps a heap of the ranges, whose entries are corrected when they are
-popped, since a range only shrinks. (d) keeps the set of endpoints whose queue was longer than their room when it last grew; `recheck`
+The cost of a take does not depend on the number of endpoints. For (c), the ranges are in a heap, whose entries are corrected when they are
+popped, since a range only shrinks. For (d), there is a set of endpoints whose queue was longer than their room when it last grew; `recheck`
 checks all of them again, because rooms may have shrunk since.
 """
 
@@ -34,10 +34,10 @@ from numpy.typing import NDArray
 
 
 def ranking(image: str, endpoints: Sequence[str]) -> list[int]:
-    """Return the indices of the endpoints in the order an image prefers them. A new or lost endpoint moves only the images it gains or
-    held.
+    """Return the indices of the endpoints in the order in which an image prefers them. If an endpoint is added or removed, only the images
+    that it gains or had move.
 
-    Rendezvous (highest random weight) hashing: Thaler and Ravishankar, 1998.
+    Uses rendezvous (highest random weight) hashing: Thaler and Ravishankar, 1998.
     """
     weights = _weights(_hashes([image]), _hashes(endpoints))[0]
     return [int(index) for index in np.argsort(weights, kind="stable")]
@@ -58,7 +58,7 @@ def _hashes(names: Sequence[str]) -> NDArray[np.uint64]:
 
 
 def _weights(images: NDArray[np.uint64], endpoints: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Mix each image's hash with each endpoint's by the finaliser of splitmix64. The lowest weight is the first choice."""
+    """Return the mix of each image's hash with each endpoint's hash, by the finaliser of splitmix64. The lowest weight is the first choice."""
     z = images[:, None] ^ endpoints[None, :]
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -66,9 +66,9 @@ def _weights(images: NDArray[np.uint64], endpoints: NDArray[np.uint64]) -> NDArr
 
 
 class Group:
-    """An image that was started: its questions without a final reply (`open`), and those that are still to be handed out (`unasked`).
+    """An image that was started, with its questions without a final reply (`open`) and those that are still to be handed out (`unasked`).
 
-    `unsent`, those that were handed out and have not gone to the network yet, is the client's to keep.
+    `unsent` has the questions that were handed out but have not been sent completely; the client maintains it.
     """
 
     __slots__ = ("image", "open", "unasked", "unsent", "waiting")
@@ -80,8 +80,10 @@ class Group:
 
 
 class Job:
-    """A question in progress. The client maintains `tries`, `refusals` (such as 429), `declined` (a bit for each endpoint that refuses it)
-    and `at` (where it runs).
+    """A question in progress.
+
+    The client maintains `tries`, `refusals` (such as 429), `declined` (one bit for each endpoint that refuses it) and `at` (the endpoints
+    at which it runs).
     """
 
     __slots__ = ("at", "declined", "done", "group", "refusals", "row", "tries")
@@ -94,11 +96,11 @@ class Job:
 
 
 class Dispatcher:
-    """Hands out the questions `rows` of a worklist, each once; `unfinished` counts those without a final reply.
+    """Hands out the questions `rows` of a worklist, each once. `unfinished` is the number of questions without a final reply.
 
-    `images[i]` is the image number of row i, `names` the images by number. With `first_alone`, the first question of an image is sent alone
-    and the others follow once it has returned, so that they find the image in the server's cache. `room(i)` says how many questions
-    endpoint i takes at once, 0 when it is down.
+    `images[i]` is the image number of row i, and `names` has the images' names by number. With `first_alone`, the first question of an
+    image is sent alone and the others follow once it is answered, so that they find the image in the server's cache. `room(i)` returns how
+    many questions endpoint i takes at once, 0 while it is down.
     """
 
     def __init__(
@@ -121,7 +123,7 @@ class Dispatcher:
         appears[distinct] = first
         if len(self.endpoints) > 1:
             home[distinct] = homes([names[image] for image in distinct], self.endpoints)
-        # by endpoint, then by image as it first appears, then as given
+        # by endpoint, then by first appearance of the image, then in the given order
         order = np.lexsort((np.arange(len(rows)), appears[wanted], home[wanted]))
         self._rows = rows[order]
         sorted_images = wanted[order]
@@ -138,10 +140,12 @@ class Dispatcher:
         self._images_left = len(self._starts) - 1
         self._waiting = 0
         self._long: dict[int, None] = {}
-        """Endpoints whose ready queue may be longer than one round, the one that has been so for longest first"""
+        """Endpoints whose ready queue may be longer than one round; the one that has been in this set longest is first"""
 
     def take(self, endpoint: int) -> Job | None:
-        """Return the next question for an endpoint that has room: its own, else one of the endpoint that has most left."""
+        """Return the next question for an endpoint that has room: one of its own, else one of the endpoint that has most left. None if
+        there is none.
+        """
         job = self._take(endpoint)
         if job is not None:
             job.group.unasked -= 1
@@ -169,7 +173,7 @@ class Dispatcher:
 
     @property
     def surplus(self) -> bool:
-        """Return whether there is something that any endpoint may take: an image to begin, or a queue of more than one round."""
+        """Return whether any endpoint may take something: an image to begin, or a question of a queue longer than one round."""
         return self._images_left > 0 or self._overfull() is not None
 
     def recheck(self) -> None:
@@ -178,7 +182,7 @@ class Dispatcher:
             self._note(index)
 
     def _overfull(self) -> int | None:
-        """Return the endpoint that has had more than one round waiting for longest; None if there is none."""
+        """Return the endpoint whose queue has been longer than one round for the longest time; None if there is none."""
         while self._long:
             index = next(iter(self._long))
             if len(self._ready[index]) > self._room(index):
@@ -210,7 +214,7 @@ class Dispatcher:
         return Group(int(self._images[rows[0]]), rows.tolist())
 
     def _victim(self) -> int:
-        """Return the endpoint with most images left to begin; there is one."""
+        """Return the endpoint with most images left to begin. The caller knows that there is one."""
         while True:
             noted, index = self._fullest[0]
             left = self._high[index] - self._low[index]
@@ -222,7 +226,7 @@ class Dispatcher:
                 heapq.heappop(self._fullest)
 
     def finish(self, job: Job, endpoint: int) -> bool:
-        """Note that a question has its final reply from that endpoint, and release the questions that waited for it. Return whether there
+        """Record that a question has its final reply from that endpoint, and release the questions that waited for it. Return whether there
         were any.
         """
         job.done = True
@@ -235,7 +239,7 @@ class Dispatcher:
         return bool(waiting)
 
     def again(self, job: Job, endpoint: int, *, last: bool = False) -> None:
-        """Put a question back, to be asked next at that endpoint, or after all others of images begun there."""
+        """Put a question back. It is asked next at that endpoint or, with `last`, after all others of the images begun there."""
         ready = self._ready[endpoint]
         ready.append(job) if last else ready.appendleft(job)
         job.group.unasked += 1
@@ -243,8 +247,8 @@ class Dispatcher:
         self._note(endpoint)
 
     def evacuate(self, endpoint: int, to: Callable[[Job], int]) -> None:
-        """Hand out again the begun questions of an unreachable endpoint. It keeps the images that it has not begun; others take them when
-        they have nothing left.
+        """Hand out again the begun questions of an unreachable endpoint; `to` returns the new endpoint of a question. The endpoint keeps
+        the images that it has not begun, which others take when they have nothing left.
         """
         jobs, self._ready[endpoint] = self._ready[endpoint], deque()
         self._waiting -= len(jobs)

@@ -1,11 +1,12 @@
-"""A lean HTTP/1.1 client for one kind of request: a large POST over a kept connection, its small answer, and how long that took.
+"""A lean HTTP/1.1 client for one kind of request: a large POST over a kept connection, with a small answer. It measures how long that
+takes.
 
-It exists because the client is what limits an evaluation over many servers: a general library spends three quarters of a request's CPU time on
-what is not needed here (docs/benchmarks.md). Messages are parsed by llhttp (`httptools`), connections and TLS are asyncio's; ours are the pool,
-the deadline and the clock. Bodies are pieces of bytes that are written as the socket takes them and never joined, so that many questions
-share one encoded image, and are let go once they are sent: a request that waits for its answer holds no image. A latency runs from the first
-byte that is written to the moment the last one was read, which is noted where it is read: answers that wait for their turn in this process do
-not look slow.
+It exists because the client is the bottleneck of an evaluation over many servers: a general library spends three quarters of a request's
+CPU time on features that are not needed here (docs/benchmarks.md). llhttp (`httptools`) parses messages, and asyncio provides connections
+and TLS; this module adds the pool, the deadline and the clock. Bodies are lists of byte pieces, which are written as the socket accepts
+them and never joined, so that many questions share one encoded image. They are released once they are sent, so that no request holds an
+image while it waits for its answer. A latency runs from the first byte written to the last byte read. The end is noted when it is read, so
+answers that wait for their turn in this process do not look slow.
 """
 
 from __future__ import annotations
@@ -24,34 +25,34 @@ from urllib.parse import urlsplit
 import httptools
 
 LARGEST_ANSWER = 64 << 20
-"""Bytes; a larger answer is treated as broken"""
+"""Maximum size of an answer in bytes; a larger one is treated as broken"""
 _CHUNK = 1 << 18
 _AT_ONCE = 8
-"""Answers that are processed before the sockets are read again"""
+"""Number of answers that are processed before the sockets are read again"""
 _STALE_S = 1.0
 
 
 class Unreachable(Exception):
-    """No connection was made: refused, no such name, no TLS."""
+    """No connection was made: it was refused, the name is unknown, or TLS failed."""
 
 
 class Broken(Exception):
-    """The connection ended early, or the data is not HTTP."""
+    """The connection ended before the answer was complete, or the data is not HTTP."""
 
 
 class _Stale(Broken):
-    """A kept connection that the server had closed when it was used again."""
+    """The server had already closed a kept connection when it was used again."""
 
 
 class _Ours(Exception):
-    """Connecting failed for a reason of this machine."""
+    """Connecting failed because of this machine, such as its limit of open files."""
 
     def __init__(self, error: OSError) -> None:
         self.error = error
 
 
 Body = Callable[[], Awaitable[Sequence[bytes]]]
-"""Makes the pieces of a body, the first one small; asked again if a kept connection turns out to be closed"""
+"""Returns the pieces of a body, the first one small. It is called again if a kept connection turns out to be closed"""
 
 
 def _nothing() -> None:
@@ -63,7 +64,7 @@ class Answer(NamedTuple):
 
     status: int
     headers: dict[bytes, bytes]
-    """Names in lower case"""
+    """The header fields; names are in lower case"""
     body: bytes
     latency_s: float
 
@@ -76,7 +77,7 @@ class FairQueue:
         self._waiting = deque[tuple[asyncio.Future[Answer], Answer]]()
 
     def add(self, future: asyncio.Future[Answer], answer: Answer) -> None:
-        """Set the future's result when it is its turn."""
+        """Queue an answer; `future` gets it as its result when its turn comes."""
         if not self._waiting:
             self._loop.call_soon(self._next)
         self._waiting.append((future, answer))
@@ -91,7 +92,7 @@ class FairQueue:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, one exchange at a time."""
+    """A connection, which carries one exchange at a time."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -111,9 +112,9 @@ class Connection(asyncio.Protocol):
         self._headed = self._lasts = False
 
     async def exchange(self, unsent: deque[memoryview], deadline: float, sent: Callable[[], None] = _nothing) -> Answer:
-        """Send a request, which leaves `unsent` empty, and return its answer. `deadline` is the loop's time.
+        """Send a request and return its answer. `unsent` is empty afterwards. `deadline` is a time of the event loop.
 
-        `sent` is called once all of it has gone to the network. Raises `Broken`, and `TimeoutError` at the deadline.
+        `sent` is called once the whole request has been sent. Raises `Broken`, or `TimeoutError` at the deadline.
         """
         if self._transport is None or self._transport.is_closing():
             raise _Stale("the connection was closed")
@@ -154,7 +155,9 @@ class Connection(asyncio.Protocol):
     def _push(self) -> None:
         while self._unsent and not self._paused and self._transport is not None:
             piece = self._unsent.popleft()
-            if len(piece) > _CHUNK:  # data that the socket does not accept is copied, so offer only what it may accept
+            if (
+                len(piece) > _CHUNK
+            ):  # asyncio copies the data that the socket does not accept, so offer only about as much as it accepts
                 self._unsent.appendleft(piece[_CHUNK:])
                 piece = piece[:_CHUNK]
             self._transport.write(piece)
@@ -172,7 +175,7 @@ class Connection(asyncio.Protocol):
     def _complete(self) -> None:
         seconds = perf_counter() - self._start
         answer = Answer(self._parser.get_status_code(), self._headers, b"".join(self._body), seconds)
-        future, self._future = self._future, None  # later events of the connection must not change it
+        future, self._future = self._future, None  # later events of the connection must not change the result
         if future is not None and not future.done():
             self._pool.turns.add(future, answer)
 
@@ -180,7 +183,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.set_write_buffer_limits(1, 0)  # so that `resume_writing` says that everything has gone
+        transport.set_write_buffer_limits(1, 0)  # so that `resume_writing` is called when everything has been sent
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -210,7 +213,7 @@ class Connection(asyncio.Protocol):
         if self._future is None:
             return
         if self._headed and not error and not {b"content-length", b"transfer-encoding"} & self._headers.keys():
-            self._complete()  # the message ends with the connection
+            self._complete()  # without a length, the message ends with the connection
         elif not self._got and self._reused and perf_counter() - self._start < _STALE_S:
             self._fail(_Stale("the connection was closed"))
         else:
@@ -228,15 +231,15 @@ class Connection(asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        if self._parser.get_status_code() < 200:  # 100 Continue and the like come before the answer
+        if self._parser.get_status_code() < 200:  # statuses such as 100 Continue precede the answer
             self._reset()
         else:
-            self._lasts = self._parser.should_keep_alive()  # llhttp knows that only now
+            self._lasts = self._parser.should_keep_alive()  # llhttp does not know this earlier
             self._complete()
 
 
 class Pool:
-    """The connections to one server. Create it inside a running event loop; `url` is the address of the requests.
+    """The connections to one server. Create it inside a running event loop; `url` is the URL of all requests.
 
     The pool itself sets no limit: there are as many connections as concurrent exchanges.
     """
@@ -267,9 +270,9 @@ class Pool:
     async def post(
         self, body: Body, headers: Mapping[str, str], timeout_s: float, sent: Callable[[], None] = _nothing
     ) -> Answer:
-        """Post a body of JSON. `sent` is called once all of it has gone to the network.
+        """Post a JSON body and return the answer. `sent` is called once the whole request has been sent.
 
-        Raises `Unreachable`, `Broken`, and `TimeoutError` when the whole, once the body is made, takes longer than `timeout_s`.
+        Raises `Unreachable`, `Broken`, or `TimeoutError` if everything after the making of the body takes longer than `timeout_s`.
         """
         unsent = self._request(await body(), headers)
         deadline = self.loop.time() + timeout_s
@@ -278,14 +281,16 @@ class Pool:
             if not connection.closed:
                 try:
                     return await connection.exchange(unsent, deadline, sent)
-                except _Stale:  # servers close what was idle for some seconds; others of the pool may be as old
+                except (
+                    _Stale
+                ):  # servers close connections after some idle seconds, so others of the pool may be closed too
                     unsent = self._request(await body(), headers)
                     break
         connection = await self._connect(deadline)
         return await connection.exchange(unsent, deadline, sent)
 
     def _request(self, pieces: Sequence[bytes], headers: Mapping[str, str]) -> deque[memoryview]:
-        """Return the pieces of a whole request, head included."""
+        """Return the pieces of a whole request, including the head."""
         head = b"%s%sContent-Length: %d\r\n\r\n" % (self._head, _lines(headers), sum(map(len, pieces)))
         return deque(memoryview(piece) for piece in (head + pieces[0], *pieces[1:]))
 
@@ -314,15 +319,15 @@ class Pool:
             raise ours.error from None
         except TimeoutError:
             raise Unreachable(f"no connection to {self._host}:{self._port} in {self._connect_s:g} s") from None
-        except OSError as error:  # the name
+        except OSError as error:  # the host's name cannot be resolved
             last = error
         named = isinstance(last, OSError) and (last.errno or 0) > 0 and not isinstance(last, ssl.SSLError)
         problem = os.strerror(last.errno or 0) if named and isinstance(last, OSError) else str(last)
         raise Unreachable(f"{self._host}:{self._port}: {problem}") from last
 
     async def _resolve(self) -> list[Any]:
-        """Return the addresses. Concurrent connects share one lookup, which is repeated after some seconds, because a restarted pod has
-        another address.
+        """Return the addresses of the host. Concurrent calls share one lookup, which is repeated after some seconds, because a restarted
+        pod has another address.
         """
         if self._addresses is None or (self._addresses.done() and self.loop.time() > self._resolved + 5.0):
             self._resolved = self.loop.time()
@@ -331,11 +336,11 @@ class Pool:
         return await asyncio.shield(self._addresses)
 
     def keep(self, connection: Connection) -> None:
-        """Take back a connection for further use; the last one used is the next one taken."""
+        """Put a connection back for further use. The connection used last is used next."""
         self._idle.append(connection)
 
     def lost(self, connection: Connection) -> None:
-        """A connection was closed."""
+        """Forget a connection that was closed."""
         self._all.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)

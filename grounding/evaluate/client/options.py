@@ -1,4 +1,4 @@
-"""The options of the client, the URLs of endpoints, and pauses between tries."""
+"""The client's options, the URLs of endpoints, and the pauses between tries."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ from grounding.runtime.access import Access
 
 @dataclass(frozen=True)
 class Options:
-    """How to ask. Times are seconds."""
+    """Options of the client. Times are seconds."""
 
     endpoints: tuple[str, ...]
     request: Request
     concurrency: int = defaults.CONCURRENCY
-    """Maximum requests in flight over all endpoints"""
+    """Maximum number of requests in flight over all endpoints"""
     fixed: bool = False
-    """Keep this number in flight from the start, instead of growing to it"""
+    """Keep `concurrency` requests in flight from the start, instead of growing to that number"""
     warm_up: int = 0
-    """Number of first answers whose latency is not recorded"""
+    """Number of answers at the start whose latency is not recorded"""
     first_alone: bool = True
-    """Send the first question of an image before its siblings, which then find the image in the server's cache"""
+    """Send the first question of an image alone, so that the others find the image in the server's cache"""
     attempts: int = 6
     refusals: int = 20
     """Number of answers 429 and 503 after which a question has failed"""
     timeout_s: float = 600.0
     backoff_s: float = 0.5
-    """The first pause between tries; it doubles up to 30 s"""
+    """First pause between two tries; it doubles up to 30 s"""
     unreachable_s: float = 10.0
-    """Stop if no endpoint accepts a connection for so long; requests in this time are not recorded as failed"""
+    """Stop if no endpoint accepts a connection for this time; requests in this time are not recorded as failed"""
     wait_s: float = 0.0
-    """At the start, before any answer, wait at least so long for the first endpoint; endpoints may come up while the run continues"""
+    """At the start, wait at least this long for the first endpoint, before any answer. Other endpoints may come up while the run continues
+    """
     mixed: bool = False
     """Continue even if endpoints or existing answers report different models"""
     access: Access = field(default_factory=Access)
-    """Keys and certificates"""
+    """Keys and certificates for the endpoints"""
     method: Method = field(default_factory=Method)
-    """How much is spent on a question"""
+    """The effort for each question"""
     served_by: Engine | None = None
     """The servers' engine, for features that only some have; None: unknown"""
     sampling: Sampling = field(default_factory=Sampling)
     straggler_s: float = 5.0
-    """Age at which a request may be repeated elsewhere, if it is also three times as old as 95 % of the others"""
+    """Age from which a slow request may be repeated at another endpoint, if it is also three times as old as 95 % of the others"""
 
 
 def normalise(endpoint: str) -> str:
@@ -72,14 +73,14 @@ def normalise(endpoint: str) -> str:
 
 
 def pause(attempt: int, asked_s: float, first_s: float, jitter: float) -> float:
-    """Return the seconds to wait after try `attempt` (from 0): what the server asks for, plus a pause that doubles up to 30 s. `jitter` is
-    0..1.
+    """Return the seconds to wait after try `attempt` (from 0): what the server asks for (`asked_s`) plus a pause that doubles from
+    `first_s` up to 30 s. `jitter` is a random number in 0..1.
     """
     return asked_s + min(30.0, first_s * 2.0 ** min(attempt, 20)) * (0.5 + 0.5 * jitter)
 
 
 def asked_pause(retry_after: str | None) -> float:
-    """Return the seconds of a Retry-After header, at most 60; 0 without one and for a date, which is rare."""
+    """Return the seconds of a Retry-After header, at most 60; 0 if there is no header or it has a date, which is rare."""
     try:
         return min(60.0, max(0.0, float(retry_after or 0)))
     except ValueError:

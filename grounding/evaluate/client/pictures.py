@@ -1,8 +1,8 @@
-"""Pictures as requests carry them: made once for the questions about them that are asked while one is kept, within a bound of memory.
+"""Encoded pictures for requests. While a picture is kept in memory, all questions about it share it; the memory is bounded.
 
-With the first question of an image ahead of its siblings, a picture is needed at two moments: for the first question, and once that has its
-reply. What is between these moments is kept only while there is room: with thousands of requests in flight at many endpoints it is made a
-second time. From then on it is kept until the last question has been handed out.
+If the first question of an image is sent alone, its picture is needed twice: for that question, and again once it is answered. In between,
+the picture is kept only if there is room. With thousands of requests in flight at many endpoints there is none, and it is encoded a second
+time. From then on, it is kept until the last question about it has been handed out.
 """
 
 from __future__ import annotations
@@ -11,38 +11,38 @@ import asyncio
 from collections.abc import Callable
 
 KEPT = 160 << 20
-"""Bytes of pictures that are kept at most"""
+"""Maximum bytes of pictures that are kept"""
 _FIRST = 0.8
-"""Share of them for pictures whose first question is under way"""
+"""Share of these bytes for pictures whose first question is in flight"""
 UNSENT = 64 << 20
-"""Bytes of pictures, about, in requests that have not gone to the network yet, over all endpoints"""
+"""Approximate maximum bytes of pictures in unsent requests, over all endpoints"""
 _GUESS = 256 << 10
 _FEWEST = 2
-"""Unsent requests that any endpoint may have: one is on its way to the network while the next one's picture is read"""
+"""Number of unsent requests that every endpoint may have: while one is being sent, the next one's picture is read"""
 
 
 class Unusable(Exception):
-    """No request can carry the picture."""
+    """The picture cannot be sent in a request."""
 
 
 class Pictures:
-    """What stands for images in requests. `make(image, row)` makes it, in a thread; images and rows are numbers."""
+    """Encodes and keeps pictures for requests. `make(image, row)` encodes one, in a thread; images and rows are numbers."""
 
     def __init__(self, make: Callable[[int, int], bytes], kept: int = KEPT) -> None:
         self._make, self._most = make, kept
         self._kept: dict[int, bytes] = {}
         self._making: dict[int, asyncio.Future[bytes]] = {}
         self._once: set[int] = set()
-        """Images that were made but not kept, and are wanted again"""
+        """Images that were encoded but not kept, and will be needed again"""
         self.bytes = self.made = self._all_bytes = 0
 
     def unsent(self, endpoints: int) -> int:
-        """Return how many requests an endpoint may have that have not gone to the network, by the pictures' mean size so far."""
+        """Return how many unsent requests an endpoint may have, computed from the mean size of the pictures so far."""
         mean = max(1, self._all_bytes // self.made) if self.made else _GUESS
         return max(_FEWEST, UNSENT // (max(1, endpoints) * mean))
 
     async def fetch(self, image: int, row: int) -> bytes:
-        """Return the picture, made once for all that ask for it meanwhile. Raises what making it raises."""
+        """Return the picture. Concurrent calls share one encoding. Raises the errors of `make`."""
         if (kept := self._kept.get(image)) is not None:
             return kept
         making = self._making.get(image)
@@ -72,7 +72,7 @@ class Pictures:
             self._once.add(image)
 
     def drop(self, image: int) -> None:
-        """Forget the picture: no question about it is left to hand out."""
+        """Forget the picture, because no question about it is left to hand out."""
         self._once.discard(image)
         self._making.pop(image, None)
         if (kept := self._kept.pop(image, None)) is not None:

@@ -1,4 +1,4 @@
-"""The chat completion request for an image and an expression, as bytes. Pure except for reading the image."""
+"""Build the chat completion request for an image and an expression, as bytes. Pure except for reading the image."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from grounding.jsontypes import Document
 from grounding.prompts import render
 
 IMAGE_FORMS = ("data", "png", "file")
-"""As stored, in a data URL; decoded and sent as PNG; or by its path, for a server with the same volume."""
+"""How images are sent: as stored, in a data URL; converted to PNG; or by path, for a server that has the same volume"""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The settings that all questions of a run share. `model` is the name in requests (None: none is sent)."""
+    """The settings that all questions of a run share. `model` is the model's name in requests; None: requests have none."""
 
     model: str | None
     prompt: str
@@ -36,11 +36,11 @@ class Request:
     images: str = "data"
     routing: Routing = field(default_factory=Routing)
     decode: bool = False
-    """Decode each image completely before it is sent, instead of checking only its end"""
+    """Whether each image is decoded completely before it is sent; if not, only its end is checked"""
     system: str = ""
     """A system message before the question; empty: none"""
     body: Mapping[str, Any] = field(default_factory=dict)
-    """Fields that are added to every request and override the engine's; None leaves a field out"""
+    """Fields added to every request; they override the engine's. The value None removes a field"""
 
     def __post_init__(self) -> None:
         if self.images not in IMAGE_FORMS:
@@ -59,15 +59,16 @@ class Request:
         object.__setattr__(self, "_opening", opening)
 
     def headers(self, image: str) -> dict[str, str]:
-        """Return the headers of a question about that image."""
+        """Return the headers of a request about that image."""
         if self.routing.copies > 1 and self.routing.header:
             return {self.routing.header: str(self._rank(image))}
         return {}
 
     def pieces(self, picture: bytes, expression: Expression, image: str, said: str | None = None) -> tuple[bytes, ...]:
-        """Return the pieces of the body: image first, then the question. The encoded image is a piece of its own, never copied.
+        """Return the pieces of the request's body. The encoded image is a separate piece, which is never copied, and comes before the
+        question.
 
-        `said` is the beginning of the assistant's answer, which the request's fields ask the server to continue.
+        `said` is the beginning of the assistant's answer; the request's fields ask the server to continue it.
         """
         opening: bytes = self._opening  # type: ignore[attr-defined]
         if self.routing.copies > 1 and self.routing.field:
@@ -81,9 +82,9 @@ class Request:
 
 
 def fitting(size: tuple[int, int], max_pixels: int | None, min_pixels: int | None = None) -> tuple[int, int]:
-    """Return the width and height of a picture that has at most `max_pixels` pixels, at least `min_pixels`, and the same shape.
+    """Return (width, height) of a picture scaled to at most `max_pixels` and at least `min_pixels` pixels, with the same shape.
 
-    Each side has at least 1 pixel.
+    None sets no bound. Each side has at least 1 pixel.
     """
     width, height = size
     if min_pixels is not None and width * height < min_pixels:
@@ -109,7 +110,7 @@ _BETWEEN = b'","detail":"high"}},{"type":"text","text":'
 
 
 def mime_of(data: bytes) -> str:
-    """Return the media type by the first bytes, independent of the file's name."""
+    """Return the media type of an image, by its first bytes only."""
     for magic, mime in (
         (b"\x89PNG", "image/png"),
         (b"\xff\xd8\xff", "image/jpeg"),
@@ -122,18 +123,19 @@ def mime_of(data: bytes) -> str:
 
 
 def data_url(data: bytes) -> bytes:
-    """Return a data URL of the image, ready to be in JSON."""
+    """Return a data URL of the image, without characters that JSON escapes."""
     return b"data:%s;base64,%s" % (mime_of(data).encode(), base64.b64encode(data))
 
 
 def encode(
     images: ImageStore, name: str, request: Request, max_pixels: int | None = None, min_pixels: int | None = None
 ) -> bytes:
-    """Return the image's value in the request, ready for JSON. Raises `UserError` for an image that no server could decode.
+    """Return the image as a value for the request, ready for JSON. Raises `UserError` for an image that no server could decode.
 
-    Broken images are found here, because SGLang 0.5.12 answers 500 to one and then never stops. An EXIF orientation is removed, so that no
-    server rotates the picture, and 16 bits are scaled to 8, since servers clip them to white; such a picture is sent as data even if others
-    are sent by path. A picture with more than `max_pixels` pixels is scaled down first, one with fewer than `min_pixels` up.
+    Broken images are rejected here, because SGLang 0.5.12 answers 500 to one and then never stops. An EXIF orientation is removed, so that
+    no server rotates the picture. 16-bit pictures are scaled to 8 bits, because servers clip them to white. A picture changed in this way
+    is sent as data, even if others are sent by path. A picture with more than `max_pixels` pixels is scaled down first, and one with fewer
+    than `min_pixels` is scaled up.
     """
     return encode_data(images.read(name), name, request, max_pixels, lambda: images.path(name), min_pixels)
 
@@ -146,7 +148,7 @@ def encode_data(
     path_of: Callable[[], Path | None] = lambda: None,
     min_pixels: int | None = None,
 ) -> bytes:
-    """Like `encode`, for a picture in memory. `path_of` returns its path on the disk, if it has one."""
+    """Do what `encode` does, for a picture in memory. `path_of` returns its path on the disk; None if it has none."""
     try:
         picture = inspect(io.BytesIO(data), decode=request.decode)
     except ValueError as e:

@@ -1,5 +1,4 @@
-"""Model servers behind one small interface: the command that starts one, its environment, readiness, end, metrics, request
-fields."""
+"""Model servers behind one small interface: start command, environment, readiness, stopping, metrics and request fields."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ ENGINES: dict[str, Engine] = {e.name: e for e in (sglang.ENGINE, vllm.ENGINE, tr
 
 
 def get_engine(name: str) -> Engine:
-    """Return the engine of that name. Raises `UserError` that lists the names for another."""
+    """Return the engine with that name. Raises `UserError` with the known names if there is none."""
     engine = ENGINES.get(name)
     if engine is None:
         raise UserError(f"unknown engine {name!r}", hint=f"Known engines: {', '.join(ENGINES)}.")

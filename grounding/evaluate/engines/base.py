@@ -1,4 +1,4 @@
-"""An engine: how to start, watch and query its server. Pure."""
+"""The interface of an engine: how to start, watch and query its server. Pure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from grounding.sampling import Sampling
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """How to serve. `served_name` is the model's name in requests.
+    """How to serve a model. `served_name` is the model's name in requests.
 
-    `gpus` hold `gpus / (tensor_parallel x pipeline_parallel)` copies of the model; 0 GPUs: one copy on the CPU. `max_length` bounds a
-    request, prompt and answer together, in tokens. `expert_parallel` gives each GPU of a copy whole experts. `trust_remote_code` lets the
-    engine run Python code from the model's folder. `keyed`: requests must carry the key that the server finds in `$EGM_API_KEY`.
+    `gpus` GPUs have room for `gpus / (tensor_parallel x pipeline_parallel)` copies of the model; with 0 GPUs, one copy runs on the CPU.
+    `max_length` is the limit of a request's prompt and answer together, in tokens. `expert_parallel` places whole experts on each GPU of a
+    copy. `trust_remote_code` lets the engine run Python code from the model's folder. If `keyed` is set, requests must carry the key that
+    the server finds in `$EGM_API_KEY`.
     """
 
     host: str = "127.0.0.1"
@@ -35,15 +36,15 @@ class ServeOptions:
 
     @property
     def copies(self) -> int:
-        """Return the number of copies of the model on the GPUs."""
+        """Return the number of copies of the model that the server runs."""
         return self.gpus // (self.tensor_parallel * self.pipeline_parallel)
 
 
 @dataclass(frozen=True)
 class Routing:
-    """How a request selects the copy of the model that answers it, if a server has several (data parallelism).
+    """How a request selects one of several copies of the model behind a server (data parallelism).
 
-    `field` is a field of the body, `header` a header; both empty: it cannot.
+    `field` is a field of the body, `header` a header. If both are empty, a request cannot select a copy.
     """
 
     copies: int = 1
@@ -52,31 +53,34 @@ class Routing:
 
 
 Pages = Mapping[str, Any]
-"""The server's pages as JSON, by the names of `Engine.info_pages`; missing pages are absent"""
+"""A server's information pages as JSON, keyed as in `Engine.info_pages`; pages that the server lacks are absent"""
 
 
 def says_nothing(pages: Pages, asked_as: str | None) -> ServedModel:
-    """Return an unknown model, for servers that are not asked."""
+    """Return an unknown model, for servers that have no information pages."""
     return UNKNOWN
 
 
 def no_slots(pages: Pages) -> int | None:
-    """Return None: the engine does not say how many requests it works on at once."""
+    """Return None, for engines that do not report how many requests they work on at once."""
     return None
 
 
 @dataclass(frozen=True)
 class Engine:
-    """One kind of server.
+    """A kind of server.
 
-    `command(model, options)` is the argv (its first word `python`, or a program beside the interpreter); `env` and, without a GPU,
-    `cpu_env` are added to the process's; `readiness` is a path that returns 200 once the model answers; `request_extras(sampling)` returns
-    the request's fields; `names_model` says whether requests contain a model name; `rank_field` and `rank_header` select the data-parallel
-    copy that answers a request; `packages` are the packages that the server's environment needs, and `lock` is the lock file with their
-    versions; `metric_names` are the samples of `/metrics` (field of `Metrics` -> name), empty if there are none; `info_pages` (name ->
-    paths, of which the first that answers counts) are the pages with the served model, and `served(pages, asked_as)` reads them.
+    - `command(model, options)` is the argv; its first word is `python` or a program beside the interpreter.
+    - `env` and, without a GPU, `cpu_env` are added to the process's environment.
+    - `readiness` is a path that returns 200 once the model answers.
+    - `request_extras(sampling)` returns the request's fields.
+    - `names_model` says whether requests contain a model name.
+    - `rank_field` and `rank_header` select the data-parallel copy that answers a request.
+    - `packages` are the packages that the server's environment needs, `lock` is the lock file with their versions.
+    - `metric_names` maps fields of `Metrics` to samples of `/metrics`; empty if there are none.
+    - `info_pages` maps names to paths of the information pages; the first path that answers counts. `served(pages, asked_as)` reads them.
 
-    SIGTERM stops every server: it answers requests in flight for up to `grace_s` seconds; then the caller kills it.
+    SIGTERM stops every server. It may take up to `grace_s` seconds to answer the requests in flight; then the caller kills it.
     """
 
     name: str
@@ -88,7 +92,7 @@ class Engine:
     takes_n: bool = True
     """Whether one request may ask for several answers (`n`)"""
     continues: Mapping[str, Any] = field(default_factory=dict)
-    """Fields that make a request continue its last message, the assistant's; empty: not supported"""
+    """Fields that make a request continue its last message, which is the assistant's; empty if not supported"""
     keeps_stop: Mapping[str, Any] = field(default_factory=dict)
     """Fields that keep the stop text in an answer; without it, a stopped answer looks like a finished one"""
     limit_field: str = "max_tokens"
@@ -99,18 +103,20 @@ class Engine:
     info_pages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     served: Callable[[Pages, str | None], ServedModel] = says_nothing
     slots: Callable[[Pages], int | None] = no_slots
-    """Reads there how many requests the server works on at once, over all copies of the model"""
+    """Reads from these pages how many requests the server works on at once, over all copies of the model; None if they do not say"""
     grace_s: float = 30.0
     packages: tuple[str, ...] = ()
     lock: str = ""
 
     def environment(self, environ: Mapping[str, str], *, gpus: int) -> dict[str, str]:
-        """Return what to add to `environ` for the server; the user's own values are kept. FlashInfer is off unless `EGM_FLASHINFER=1`."""
+        """Return the variables to add to `environ` for the server. Values that the user has set are kept. FlashInfer is off unless
+        `EGM_FLASHINFER=1`.
+        """
         wanted = (self.env if gpus else self.env | self.cpu_env) | flashinfer.environment(environ)
         return {name: value for name, value in wanted.items() if name not in environ}
 
     def metrics(self, text: str) -> Metrics:
-        """Parse the text of `/metrics`. Raises `ValueError` for another format."""
+        """Parse the text of `/metrics`. Raises `ValueError` if it has another format."""
         return read_metrics(text, self.metric_names)
 
     def routing(self, copies: int) -> Routing:
@@ -119,5 +125,5 @@ class Engine:
 
 
 def all_fields(sampling: Sampling) -> Document:
-    """Return every sampling field, for servers that know them all."""
+    """Return every sampling field, for servers that support all of them."""
     return {name: value for name, value in asdict(sampling).items() if value is not None}

@@ -1,4 +1,4 @@
-"""Any hosted service with OpenAI's chat completions. It is not started here, and has no metrics."""
+"""Any hosted service with OpenAI's chat completions. This project does not start it, and it has no metrics."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from grounding.sampling import Sampling
 
 
 def command(model: str, options: ServeOptions) -> list[str]:
-    """Raise `UserError`: the service runs elsewhere."""
+    """Raise `UserError`, because the service runs elsewhere."""
     raise UserError("engine openai is a service that runs already", hint="Name its URL with --endpoint.")
 
 
 def request_extras(sampling: Sampling) -> Document:
-    """Return the fields that OpenAI's own service knows; it refuses `max_tokens`, `top_k` and `repetition_penalty`."""
+    """Return the fields that OpenAI's own service accepts. It refuses `max_tokens`, `top_k` and `repetition_penalty`."""
     fields: Document = {
         "max_completion_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
@@ -26,7 +26,7 @@ def request_extras(sampling: Sampling) -> Document:
 
 
 def served(pages: Pages, asked_as: str | None) -> ServedModel:
-    """Return the name under which the service lists the model."""
+    """Return the model with the name under which the service lists it."""
     return ServedModel(id=listed(pages.get("models"), asked_as).id)
 
 

@@ -1,4 +1,4 @@
-"""SGLang: one or more copies of the model behind one port, 0.8 of the GPUs' memory; on a CPU one copy in float32."""
+"""SGLang: one or more copies of the model behind one port, with 0.8 of the GPUs' memory; on a CPU, one copy in float32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def command(model: str, options: ServeOptions) -> list[str]:
         place += ["--pp-size", str(options.pipeline_parallel)]
     if options.expert_parallel:
         place += ["--ep-size", str(options.tensor_parallel)]
-    if not options.gpus:  # the default share of a machine's memory would take all of it
+    if not options.gpus:  # by default it would take all of the machine's memory
         place = ["--device", "cpu", "--dtype", "float32", "--max-total-tokens", str(max(65536, 2 * options.max_length))]
     return [
         # SGLang accepts a key only on its command line, where everyone on the machine can read it
@@ -35,7 +35,7 @@ def command(model: str, options: ServeOptions) -> list[str]:
 def served(pages: Pages, asked_as: str | None) -> ServedModel:
     """Return the model's name, path and weight version, and SGLang's version.
 
-    A request may name an adapter as MODEL:ADAPTER. The root in `/v1/models` is the path of an adapter only; a model's own repeats its name.
+    A request may name an adapter as MODEL:ADAPTER. In `/v1/models`, only an adapter's root is a path; a model's root repeats its name.
     """
     base, _, adapter = (asked_as or "").partition(":")
     names, adapters = listed(pages.get("models"), base.strip()), listed(pages.get("models"), adapter.strip())
@@ -56,7 +56,7 @@ _LARGEST = 1 << 20
 
 
 def slots(pages: Pages) -> int | None:
-    """Return the running requests of all copies of the model; None if the server does not say."""
+    """Return how many requests all copies of the model together work on at once; None if the server does not report it."""
     server = pages.get("server")
     states = server.get("internal_states") if isinstance(server, dict) else None
     total = 0
@@ -76,7 +76,7 @@ ENGINE = Engine(
     # its only event loop copies picture features with a thread per core, which costs a fifth of the throughput (docs/benchmarks.md)
     env={"OMP_NUM_THREADS": "4"},
     cpu_env={"SGLANG_USE_CPU_ENGINE": "1"},
-    readiness="/health",  # /v1/models answers before the warm-up is done
+    readiness="/health",  # /v1/models already answers before the warm-up is done
     request_extras=all_fields,
     continues={"continue_final_message": True},
     keeps_stop={"no_stop_trim": True},
@@ -91,7 +91,7 @@ ENGINE = Engine(
     },
     packages=("sglang",),
     lock="images/infer-sglang/requirements.txt",
-    # 0.5.12 also answers at the second paths, with a warning in its log; older releases have only those
+    # older releases have only the second paths; 0.5.12 answers there too, with a warning in its log
     info_pages={
         "models": ("/v1/models",),
         "model": ("/model_info", "/get_model_info"),
@@ -99,5 +99,5 @@ ENGINE = Engine(
     },
     served=served,
     slots=slots,
-    grace_s=40.0,  # it looks for SIGTERM and for the end of its requests every 5 s
+    grace_s=40.0,  # it checks for SIGTERM and for the end of its requests every 5 s
 )

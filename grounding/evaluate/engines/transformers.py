@@ -1,8 +1,8 @@
-"""`transformers serve`: the server of machines without a GPU, float32, one request at a time.
+"""`transformers serve`: the server for machines without a GPU. It uses float32 and answers one request at a time.
 
-It is started by a script of this project (`serving/transformers_server.py`), which adds what a thinking budget and sampling need.
+A script of this project (`serving/transformers_server.py`) starts it and adds what thinking budgets and sampling need.
 
-Its continuous batching supports only text models: with an image it falls back to one request at a time, so it is off.
+Its continuous batching supports only text models and falls back to one request at a time for images, so it is off.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ SCRIPT = FOLDER / "transformers_server.py"
 
 
 def command(model: str, options: ServeOptions) -> list[str]:
-    """Return the argv of the server; the model is loaded at once and pinned, so that no request can load another. It has no metrics."""
+    """Return the argv of the server. The model is loaded at the start and pinned, so that no request can load another one. There are no
+    metrics.
+    """
     device = ["--device", "auto", "--dtype", "auto"] if options.gpus else ["--device", "cpu", "--dtype", "float32"]
     return [
         *("python", str(SCRIPT), model, "--host", options.host, "--port", str(options.port)),
@@ -26,7 +28,7 @@ def command(model: str, options: ServeOptions) -> list[str]:
 
 
 def request_extras(sampling: Sampling) -> Document:
-    """Return the fields that it supports. It refuses `repetition_penalty` (422). `top_k` changes nothing at temperature 0."""
+    """Return the fields that the server supports. It refuses `repetition_penalty` (422). `top_k` changes nothing at temperature 0."""
     fields: Document = {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
@@ -40,7 +42,7 @@ def request_extras(sampling: Sampling) -> Document:
 ENGINE = Engine(
     name="transformers",
     command=command,
-    # offline: a folder needs no hub; threads: on a small machine two compete for the cores, which is ten times slower
+    # HF_HUB_OFFLINE: a folder needs no hub. Threads: on a small machine, two thread pools compete for the cores, which is ten times slower
     env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     readiness="/health",  # /v1/models scans the hub's cache and may hang
     request_extras=request_extras,
@@ -48,5 +50,5 @@ ENGINE = Engine(
     grace_s=10.0,
     takes_n=False,
     continues={"continue_final_message": True},
-    names_model=False,  # pinned: it answers only under the folder's path, which a client need not know
+    names_model=False,  # a pinned model answers only under its folder's path, which a client need not know
 )

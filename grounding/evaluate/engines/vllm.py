@@ -1,4 +1,4 @@
-"""vLLM: one or more copies of the model behind one port, 0.9 of the GPUs' memory; on a CPU one copy in float32."""
+"""vLLM: one or more copies of the model behind one port, with 0.9 of the GPUs' memory; on a CPU, one copy in float32."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def command(model: str, options: ServeOptions) -> list[str]:
         *("--served-model-name", options.served_name or model),
         *("--host", options.host, "--port", str(options.port)),
         *(copies if options.gpus else ("--dtype", "float32", "--enforce-eager")),
-        # without a length vLLM plans its cache for the model's 262,144 tokens
+        # without a length, vLLM plans its cache for the model's 262,144 tokens
         *("--max-model-len", str(options.max_length)),
         *("--limit-mm-per-prompt", '{"image":1}'),
         *(["--trust-remote-code"] if options.trust_remote_code else []),
-        # vLLM's own key protects only /v1, but /invocations answers the same questions
+        # vLLM's own key protects only /v1, although /invocations answers the same requests
         *(["--middleware", "egm_require_key.RequireKey"] if options.keyed else []),
-        # each answer says how much of its prompt was cached; SIGTERM lets requests in flight end
+        # report the cached part of the prompt with each answer; let requests in flight end after SIGTERM
         *("--enable-prompt-tokens-details", "--shutdown-timeout", str(_DRAIN_S)),
     ]
 

@@ -1,7 +1,7 @@
-"""The conditions of a folder's answers: settings, models that answered, notes beside the number. Pure.
+"""Read the conditions of a folder's answers: settings, models that answered, notes on the results. Pure.
 
-To compare two evaluations, a reader must know how they differ, apart from the model. The conditions are therefore read from the
-evaluation's files, `run_config.json`, `summary.json` and the rows.
+To compare two evaluations, a reader must know how they differ, apart from the model. Therefore the conditions are read from the
+evaluation's files: `run_config.json`, `summary.json` and the rows.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _NOT_SET = "not set"
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions of one folder; `settings` is None if they are unknown."""
+    """The conditions of one folder's answers. `settings` is None if they are unknown."""
 
     settings: Mapping[str, str] | None = None
-    """Settings of the requests by name, as users write them; unset ones are absent"""
+    """Settings of the requests by the names that users write; settings without a value are absent"""
     served: tuple[ServedModel, ...] = ()
     """The models that answered, each once"""
     notes: tuple[str, ...] = ()
-    """Notes of summary.json"""
+    """The notes in summary.json"""
 
 
 def settings_of(config: JsonObject) -> dict[str, str] | None:
@@ -40,14 +40,14 @@ def settings_of(config: JsonObject) -> dict[str, str] | None:
     found["system message"] = config.get("system") or None
     for name, values in (("request field", config.get("body")), ("method", config.get("method"))):
         if isinstance(values, Mapping):
-            # a field that is left out of requests is a setting as well
+            # removing a field from requests is a setting too
             found |= {f"{name} {key}": "left out" if value is None else value for key, value in values.items()}
     found["pictures sent as"] = config.get("send_images")
     return {name: str(value) for name, value in found.items() if value is not None}
 
 
 def settings_differences(a: Mapping[str, str] | None, b: Mapping[str, str] | None) -> list[str]:
-    """Return in which settings two folders differ, in the order of their names."""
+    """Return the settings in which two folders differ, as texts with both values, sorted by name."""
     if a is None and b is None:
         return []
     if a is None or b is None:
@@ -62,7 +62,7 @@ def settings_differences(a: Mapping[str, str] | None, b: Mapping[str, str] | Non
 
 
 def served_differently(a: Conditions, b: Conditions) -> tuple[str, str] | None:
-    """Return the contradicting statements of a server of each side; None if all may serve the same model."""
+    """Return two contradicting statements, one from a server of each side; None if all servers may serve the same model."""
     return next((apart for x in a.served for y in b.served if (apart := difference(x, y)) is not None), None)
 
 

@@ -1,4 +1,4 @@
-"""run_config.json: under which conditions a folder's answers were given, beside its results."""
+"""run_config.json, which is stored with the results: the conditions under which a folder's answers were given."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = "run_config.json"
 
 
 class LeftOutRow(TypedDict):
-    """A row of a file that was not asked, and why."""
+    """A row of a file that was left out, and the reason."""
 
     file: str
     line: int
@@ -24,7 +24,7 @@ class LeftOutRow(TypedDict):
 
 
 class RunConfig(TypedDict):
-    """What a report needs to find pictures and rows again, and what decides the answers, as this version writes it."""
+    """The file as this release writes it: what a report needs to find pictures and rows again, and what affects the answers."""
 
     model: str
     prompt: str
@@ -49,7 +49,7 @@ class RunConfig(TypedDict):
 
 
 def read_config(folder: Path) -> JsonObject:
-    """Return the run_config.json of a folder, which another version or a person may have written; empty if there is none that can be read."""
+    """Return the run_config.json of a folder, which another release or a person may have written; empty if it is absent or unreadable."""
     try:
         value = orjson.loads((folder / FILE).read_bytes())
     except (OSError, orjson.JSONDecodeError):

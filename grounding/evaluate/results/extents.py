@@ -1,6 +1,6 @@
 """Two true boxes of one expression: the visible part of an object, and the whole object (amodal). Each answer is scored against both.
 
-The prompt decides which of them is asked for; that one is the row's `bbox` and determines the accuracy.
+The prompt asks for one of the two. That one is the row's `bbox` and determines the accuracy.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from grounding.scoring import Profile
 
 NAMES = ("visible", "amodal")
 VISIBLE, AMODAL = 0, 1
-"""Columns, in the order of `NAMES`"""
+"""Indices of the columns, in the order of `NAMES`"""
 
 
 def score(row: ResultRow, e: Expression, text: str | None, profile: Profile) -> None:
-    """Write to a row what it says of both boxes; nothing if the file has one only. `text` is None if no answer came."""
+    """Add the scores by both boxes to a row; if the file has only one box, add nothing. `text` is None if no answer came."""
     if e.visible is None or e.amodal is None:
         return
     visible, amodal = _scored(e, text, e.visible, profile), _scored(e, text, e.amodal, profile)
@@ -40,7 +40,7 @@ def _scored(e: Expression, text: str | None, box: Box, profile: Profile) -> tupl
 
 
 def sound(row: JsonObject) -> bool:
-    """Return whether these fields of a stored row, if it has any, have the right types."""
+    """Return whether a stored row's fields of this module, if it has any, have the right types."""
     if "visible_bbox" not in row and "amodal_bbox" not in row and "visible_iou" not in row and "amodal_iou" not in row:
         return True
     for name in NAMES:
@@ -61,7 +61,7 @@ class Extents:
         self._any = False
 
     def set(self, number: int, row: ResultRow) -> None:
-        """Take over a stored row."""
+        """Set the values of row `number` from a stored row."""
         if "visible_bbox" not in row and not self._any:
             return
         self._any = True
@@ -72,10 +72,9 @@ class Extents:
     def summary(
         self, file: NDArray[np.uint16], order: Sequence[tuple[str, int]], asked: Asked
     ) -> ExtentsSummary | None:
-        """Return accuracy and mean IoU for both boxes, by file and as the mean; None if no row has two. `order`: names and numbers of
-        files.
+        """Return accuracy and mean IoU by both boxes, for each file and as the mean over files; None if no row has two boxes.
 
-        Rows of one box and rows without an answer are left out; `n` counts the others.
+        `order` has names and numbers of the files. Rows with one box and rows without an answer are left out; `n` counts the others.
         """
         both = ~np.isnan(self.iou).any(axis=1)
         files = tuple(

@@ -1,4 +1,4 @@
-"""Result rows as one table, `results.parquet`: typed columns, each expression once, for pandas, DuckDB or a spreadsheet."""
+"""Write result rows as one table, `results.parquet`, with typed columns and each expression once, for pandas, DuckDB or a spreadsheet."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from grounding.evaluate.worklist import Worklist
 from grounding.files import atomic_write, digest_of
 
 _BATCH, _GROUP = 500, 20
-"""Rows that are converted at a time, and the number of such pieces in a row group"""
+"""Number of rows that are converted at a time, and number of such pieces in a row group"""
 _BYTES = 128 << 20
-"""Size of a piece after which no further row is added to it; Arrow reads less than 2 GiB at once"""
+"""Size in bytes from which a piece gets no further row, because Arrow reads less than 2 GiB at once"""
 
 
 def schema() -> Any:
-    """Columns as docs/design.md names them; boxes are xyxy in pixels, `latency_s` seconds, `iou` 0..1."""
+    """Return the columns, which docs/design.md describes. Boxes are xyxy in pixels, `latency_s` is in seconds, `iou` is 0..1."""
     import pyarrow as pa
 
     box, word = pa.list_(pa.float64(), 4), pa.dictionary(pa.int32(), pa.string())
@@ -111,12 +111,11 @@ def write_parquet(
     own: bool = False,
     costs: str = "",
 ) -> Path:
-    """Write `out/results.parquet` atomically: for each row of `work` the stored row that counts, in the order they came. Needs the memory
-    of one batch.
+    """Write `out/results.parquet` atomically: for each row of `work` the stored row that counts, in the order in which they came.
 
-    `added` gives the columns that no stored row has: what each question cost. `last` is `Results.last`, where the rows that count
-    are; without it they are looked for first. `own`: this process has written all rows of the folder, and for rows of `work`.
-    A table that is there and was made from the same rows, questions and `costs` (what `added` is made of) stays as it is.
+    Needs the memory of one batch. `added` returns the columns that no stored row has: the costs of each question. `last` is `Results.last`,
+    the positions of the rows that count; without it, they are searched for first. Set `own` if this process has written all rows of the
+    folder, and only rows of `work`. An existing table made from the same rows, questions and `costs` (the source of `added`) is kept.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -150,14 +149,14 @@ _SOURCE = b"egm.source"
 
 
 def _source(out: Path, work: Worklist, columns: Any, costs: str) -> bytes:
-    """Return a digest of what a table is made from. A part only grows, so its size says what it holds."""
+    """Return a digest of a table's sources. Parts only grow, so a part's size identifies its content."""
     parts = [(p.name, p.stat().st_size) for p in sorted((out / "results").glob("part-*.jsonl"))]
     keys = hashlib.sha256(work.keys.tobytes()).hexdigest()
     return digest_of([parts, keys, str(columns), costs]).encode()
 
 
 def _made_from(path: Path) -> bytes | None:
-    """Return that digest of a table on the disk; None if there is none, or one that cannot be read."""
+    """Return that digest of the table at `path`; None if there is no table or it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -176,8 +175,8 @@ def table_of(rows: Sequence[Mapping[str, object]]) -> Any:
 
 
 def _own_lines(out: Path, last: NDArray[np.int64]) -> Iterator[bytes]:
-    """Yield the stored lines that count, unchanged. All lines belong to rows of `work`, so `last` has their numbers, counted from the first
-    line.
+    """Yield the stored lines that count, unchanged. All lines belong to rows of `work`, so `last` has their positions, counted from the
+    first line.
     """
     counts = np.zeros(int(last.max(initial=-1)) + 1, dtype=bool)
     counts[last[last >= 0]] = True
@@ -189,9 +188,9 @@ def _line(row: Mapping[str, object]) -> bytes:
 
 
 def _pieces(lines: Iterable[bytes], columns: Any) -> Iterator[Any]:
-    """Yield tables of the lines, up to `_BATCH` rows or `_BYTES` each.
+    """Yield the lines as tables of up to `_BATCH` rows or `_BYTES` each.
 
-    Arrow reads JSON several times faster than it turns Python objects into columns.
+    They are read as JSON, because Arrow does that several times faster than it converts Python objects.
     """
     read = _as_json(columns)
     for batch in _batches(lines):
@@ -199,7 +198,7 @@ def _pieces(lines: Iterable[bytes], columns: Any) -> Iterator[Any]:
 
 
 def _batches(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Yield the lines in lists that are not empty."""
+    """Yield the lines in non-empty lists."""
     batch: list[bytes] = []
     size = 0
     for line in lines:
@@ -219,13 +218,13 @@ def _piece(lines: Sequence[bytes], read: Any) -> Any:
     raw = b"".join(lines)
     return pj.read_json(
         pa.BufferReader(raw),
-        read_options=pj.ReadOptions(use_threads=False, block_size=len(raw) + 1),  # a row is never divided
+        read_options=pj.ReadOptions(use_threads=False, block_size=len(raw) + 1),  # one block, so that no row is divided
         parse_options=pj.ParseOptions(explicit_schema=read, unexpected_field_behavior="ignore"),
     )
 
 
 def _as_json(columns: Any) -> Any:
-    """Return the schema with JSON's types: lists of any length, and texts without a dictionary."""
+    """Return the schema with the types of JSON: lists of any length, and texts without dictionary encoding."""
     import pyarrow as pa
 
     return pa.schema([(c.name, _plain(c.type)) for c in columns])

@@ -1,6 +1,6 @@
 """Read an evaluation's rows as columns, for reports, comparisons and exports. Texts stay on the disk until they are needed.
 
-Rows come out in one order (files as in the paper, then line, image, expression, box) whatever the order they were answered in.
+Rows are returned in one order (files as in the paper, then line, image, expression, box), whatever the order in which they were answered.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from grounding.evaluate.sweep_models import FILE as SWEEP_FILE
 
 
 class Question(NamedTuple):
-    """The identity of a question, independent of model, prompt and sampling. The box is in pixels."""
+    """The identity of a question, independent of model, prompt and sampling. The box is xyxy in pixels."""
 
     file: str
     line: int
@@ -38,7 +38,7 @@ class Question(NamedTuple):
 
 
 class Other(NamedTuple):
-    """Rows in the same folder that belong to another evaluation."""
+    """Another evaluation whose rows are in the same folder."""
 
     model: str
     prompt: str
@@ -46,7 +46,7 @@ class Other(NamedTuple):
     rows: int
 
     def __str__(self) -> str:
-        """Return a short description."""
+        """Return a short description for notes."""
         prompt = self.prompt if len(self.prompt) <= _LONGEST_PROMPT else self.prompt[:_LONGEST_PROMPT] + "…"
         settings = f", settings {self.settings}" if self.settings else ""
         return f"{self.rows:,} of {self.model}, prompt {prompt}{settings}"
@@ -57,7 +57,7 @@ _LONGEST_PROMPT = 40
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """The rows of one evaluation that count: columns of N entries. Boxes are xyxy pixels, latencies seconds, IoU fractions."""
+    """The rows of one evaluation that count: columns of N entries. Boxes are xyxy in pixels, latencies in seconds, IoU 0..1."""
 
     folder: Path
     name: str
@@ -77,22 +77,22 @@ class Answers:
     box: NDArray[np.float64]
     """(N, 4): the answer's box; NaN if there is none"""
     outcome: NDArray[np.uint8]
-    """Index into `results.OUTCOMES`"""
+    """Indices into `results.OUTCOMES`"""
     iou: NDArray[np.float64]
-    """NaN if no answer came"""
+    """IoU with the true box; NaN if no answer came"""
     correct: NDArray[np.bool_]
     tokens: NDArray[np.float64]
     latency_s: NDArray[np.float64]
     position: NDArray[np.int64]
-    """Index of each row among the folder's stored rows, with which `rows` finds it"""
+    """Index of each row among all stored rows of the folder, with which `rows` finds it"""
     left_out: int = 0
-    """Stored rows that do not belong to this evaluation: those of `others`, and unreadable rows"""
+    """Number of stored rows that do not belong to this evaluation: those of `others`, and unreadable ones"""
     other_scoring: int = 0
-    """Rows that count but were scored by another profile than `scoring`"""
+    """Number of rows that count but were scored by a profile other than `scoring`"""
     settings: str = ""
-    """The digest of the settings that the rows carry; empty for release 0.1"""
+    """Digest of the settings in the rows; empty for rows of release 0.1"""
     others: tuple[Other, ...] = ()
-    """Further evaluations in the folder: another model, prompt or settings"""
+    """Other evaluations in the folder, with another model, prompt or settings"""
     conditions: Conditions = field(default_factory=Conditions)
 
     def __len__(self) -> int:
@@ -105,7 +105,7 @@ class Answers:
         return answered
 
     def notes(self) -> list[str]:
-        """Return notes about these answers, as sentences without a full stop."""
+        """Return what a reader of these answers must know, as sentences without a full stop."""
         found = list(self.conditions.notes)
         if self.other_scoring:
             found.append(f"{self.other_scoring:,} rows were scored by another profile than {self.scoring}")
@@ -121,7 +121,7 @@ class Answers:
         return found
 
     def rows(self, wanted: Iterable[int] | None = None) -> Iterator[tuple[int, ResultRow]]:
-        """Yield (index, stored row) of the rows with these indices, all by default, in the order of the parts."""
+        """Yield (index, stored row) for the rows with these indices, or for all rows, in the order of the parts."""
         numbers = range(len(self)) if wanted is None else wanted
         at = {int(self.position[i]): i for i in numbers}
         if at:
@@ -136,11 +136,10 @@ def is_evaluation(folder: Path) -> bool:
 
 
 def read_answers(folder: Path, name: str = "", order: Sequence[str] = ()) -> Answers:
-    """Read the results under `folder`. Of a question answered more than once, the last row counts.
+    """Read the results under `folder`. If a question was answered more than once, the last row counts.
 
-    A folder may hold rows of several models, prompts or settings (sampling, system message): those of its `run_config.json` count, else
-    those of its last row. The others are in `left_out`.
-    Raises `UserError` if the folder contains no evaluation.
+    A folder may have rows of several models, prompts or settings (sampling, system message). Those of its `run_config.json` count or, if
+    that is absent, those of its last row. The others are counted in `left_out`. Raises `UserError` if the folder contains no evaluation.
     """
     if not is_evaluation(folder):
         raise UserError(
@@ -257,7 +256,7 @@ class _Row(NamedTuple):
 
 _NONE = (math.nan,) * 4
 LARGEST_SIDE = 1_000_000
-"""Pixels; a stored row with a longer side is not valid"""
+"""Largest valid side of a picture in pixels; a stored row with a longer side is invalid"""
 
 
 def _number(value: Any) -> float:
@@ -265,7 +264,7 @@ def _number(value: Any) -> float:
 
 
 def _box(value: Any) -> tuple[float, ...] | None:
-    """Return four finite numbers, or None."""
+    """Return the box as four finite numbers, or None if it is not a box."""
     if not isinstance(value, list) or len(value) != 4:
         return None
     numbers = tuple(_number(v) for v in value)
@@ -273,7 +272,7 @@ def _box(value: Any) -> tuple[float, ...] | None:
 
 
 def _parse(row: ResultRow) -> _Row | None:
-    """Parse a stored row; None for a row of another version or an edited one, in which any field may be missing."""
+    """Parse a stored row. Return None if a needed field is missing or invalid, because another release wrote the row or someone edited it."""
     bbox, outcome = _box(row.get("bbox")), row.get("outcome")
     width, height, line = _number(row.get("width")), _number(row.get("height")), row.get("line")
     if bbox is None or outcome not in OUTCOMES[1:] or not isinstance(line, int):
@@ -281,7 +280,7 @@ def _parse(row: ResultRow) -> _Row | None:
     if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE and 0 <= line < 2**63):
         return None
     number, failed = OUTCOMES.index(outcome), outcome == "error"
-    # a truncated answer that was asked again has its own settings, but still belongs to the evaluation
+    # an answer that was asked again after truncation has its own settings, but belongs to the same evaluation
     settings = row.get("settings") if row.get("evaluation") is None else row.get("evaluation")
     model, prompt, scoring, digest = (
         "" if t is None else str(t) for t in (row.get("model"), row.get("prompt"), row.get("scoring"), settings)
@@ -304,4 +303,4 @@ def _parse(row: ResultRow) -> _Row | None:
 
 
 _OF_THE_SERVER = ("served_model", "served_id", "served_path", "weight_version", "served_version")
-"""Fields of a row that say which model answered, in the order of `ServedModel`"""
+"""Fields of a row about the model that answered, in the order of `ServedModel`"""

@@ -1,7 +1,7 @@
-"""A copy of the results in a store (S3): finished parts are uploaded, and a process with an empty disk starts from the copy.
+"""Keep a copy of the results in a store (S3). Finished parts are uploaded, and a process with an empty disk starts from the copy.
 
 An uploaded part never changes, so a folder and its copy differ only in the newest parts, and a killed pod loses at most one interval. Names
-of parts have a random suffix, because for a moment two pods may run at the same time.
+of parts have a random suffix, because two pods may run at the same time for a moment.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from grounding.failpoints import failpoint
 from grounding.storage import Store, Transfer, open_store
 
 BESIDE = ("run_config.json", "summary.json", "results.parquet")
-"""Files that are uploaded with the parts every time"""
+"""Files that are uploaded together with the parts every time"""
 PICTURES = "pictures.json"
-"""The pictures of the questions; uploaded once, since they do not change during an evaluation"""
+"""File with the digests of the pictures; uploaded once, because they do not change during an evaluation"""
 PATIENT = Transfer()
 BRIEF = Transfer(patience_s=15.0)
-"""For uploads that are tried again soon anyway"""
+"""Few retries, for uploads that are repeated soon anyway"""
 
 
 class Remote:
-    """The copy of a results folder under `uri`. `problem` says why the last upload failed, for the live view; empty if it succeeded."""
+    """The copy of a results folder under `uri`. `problem` is the reason why the last upload failed, for the live view; empty if it
+    succeeded.
+    """
 
     def __init__(self, folder: Path, uri: str, patient: Transfer = PATIENT, brief: Transfer = BRIEF) -> None:
         self.folder, self.uri, self.problem = folder, uri, ""
@@ -32,7 +34,7 @@ class Remote:
         self._lock = threading.Lock()
 
     def pull(self) -> None:
-        """Download files that are missing here. Raises `UserError` or `Failure` if the store cannot be read."""
+        """Download the files that are missing in the folder. Raises `UserError` or `Failure` if the store cannot be read."""
         self._brief.check()
         for entry in self._patient.entries("results/part-"):
             path = self.folder / entry.name
@@ -45,9 +47,9 @@ class Remote:
                 self._patient.download(name, self.folder / name)
 
     def push(self, parts: list[Path], *, patient: bool = False) -> None:
-        """Upload finished parts that are missing in the copy, then the other files; safe to call from any thread.
+        """Upload finished parts that are missing in the copy, then the other files; may be called from any thread.
 
-        Raises `Failure` if an upload fails; the files stay here, and the next call begins with them.
+        Raises `Failure` if an upload fails; the files stay in the folder, and the next call starts with them.
         """
         store: Store = self._patient if patient else self._brief
         with self._lock:

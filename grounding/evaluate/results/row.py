@@ -1,4 +1,4 @@
-"""A result row as it is stored, one line of `results/part-*.jsonl`; docs/design.md says what its fields mean."""
+"""A result row as stored, one line of `results/part-*.jsonl`. docs/design.md describes the fields."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Coordinates = list[float]
 
 
 class SampleRow(TypedDict, total=False):
-    """One answer of a row that has several."""
+    """One of several answers in a row."""
 
     text: str | None
     reasoning: str | None
@@ -24,7 +24,7 @@ class SampleRow(TypedDict, total=False):
 
 
 class ExtentRow(TypedDict, total=False):
-    """What a row says of two true boxes: what is visible of the object, and the whole of it."""
+    """The fields of a row with two true boxes: of the visible part of the object and of the whole object."""
 
     visible_bbox: Coordinates
     visible_iou: float | None
@@ -35,7 +35,7 @@ class ExtentRow(TypedDict, total=False):
 
 
 class ResultRow(ExtentRow, total=False):
-    """A row. One that another version has written may lack any field but the key."""
+    """A stored row. If another release has written it, any field except the key may be missing."""
 
     key: str
     file: str
@@ -81,7 +81,7 @@ class ResultRow(ExtentRow, total=False):
 
 
 class RowCosts(TypedDict):
-    """What a question cost, which no stored row has: operations, and seconds of a GPU."""
+    """The costs of a question, which stored rows do not have: operations and GPU-seconds."""
 
     flops: float | None
     gpu_seconds: float | None

@@ -1,7 +1,8 @@
-"""Several answers to a question in one row: which one the row shows, how they are stored, and the columns for votes.
+"""Store several answers to a question in one row, choose the one that the row shows, and collect the columns for votes.
 
-A row with several answers has `samples`, a list with the texts, counts, box and verdict of each, and `chosen`, the number of the one whose
-texts and box the row itself holds: the medoid (`scoring/votes.py`), else the first. Counts and latency of the row are those of all answers.
+A row with several answers has two more fields. `samples` is a list with the texts, counts, box and verdict of each answer. `chosen` is the
+number of the answer whose texts and box the row itself shows: the medoid (`scoring/votes.py`) or, if there is none, the first. Counts and
+latency of the row cover all answers.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ def is_number(value: Any) -> bool:
 
 
 def is_box(value: Any) -> bool:
-    """Return whether a value is a box or None."""
+    """Return whether a value is a box (four finite numbers) or None."""
     if value is None:
         return True
     if type(value) is not list or len(value) != 4:
         return False
     a, b, c, d = value
-    if type(a) is type(b) is type(c) is type(d) is float:  # nearly always
+    if type(a) is type(b) is type(c) is type(d) is float:  # the usual case
         return -_FAR < a < _FAR and -_FAR < b < _FAR and -_FAR < c < _FAR and -_FAR < d < _FAR
     return all(map(is_number, value))
 
@@ -65,7 +66,7 @@ def choose(row: ResultRow, reply: Reply, scored: Sequence[Scored]) -> Reply:
 
 
 def stored(row: ResultRow) -> tuple[Reply, ...]:
-    """Return the answers of a stored row; empty for a row with one."""
+    """Return the answers of a stored row; empty if it has only one."""
     prompt, served = row.get("prompt_tokens"), row.get("served_model")
     return tuple(
         Reply(
@@ -83,7 +84,7 @@ def stored(row: ResultRow) -> tuple[Reply, ...]:
 
 
 def sound(row: JsonObject) -> bool:
-    """Return whether the answers of a stored row have the right types; impossible counts and times become None."""
+    """Return whether the answers of a stored row have the right types. Impossible counts and times are set to None."""
     found = row.get("samples")
     if found is None:
         return True
@@ -101,7 +102,7 @@ def sound(row: JsonObject) -> bool:
 
 
 class Samples:
-    """For each row, the boxes of all answers, whether they are right, and the true box. Empty until a row has several answers."""
+    """For each row, the boxes of all answers, their verdicts, and the true box. Empty until a row has several answers."""
 
     def __init__(self, rows: int) -> None:
         self._rows, self.count = rows, 0
@@ -109,10 +110,12 @@ class Samples:
         self.correct: NDArray[np.bool_] = np.zeros((0, 0), dtype=bool)
         self.truth: NDArray[np.float64] = np.zeros((0, 4))
         self.same = np.zeros(rows, dtype=bool)
-        """Rows whose answers all have the same text"""
+        """Number of rows whose answers all have the same text"""
 
     def set(self, number: int, row: ResultRow) -> None:
-        """Add a stored row. A row whose number of answers differs from the first row's counts as one without a box."""
+        """Set the values of row `number` from a stored row. If its number of answers differs from the first row's, it counts as a row
+        without a box.
+        """
         found = row.get("samples")
         if not found:
             return

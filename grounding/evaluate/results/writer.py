@@ -1,7 +1,7 @@
-"""Result rows on disk: append-only parts under `results/`. A later row with the same key replaces an earlier one.
+"""Write result rows to disk, in append-only parts under `results/`. A later row with the same key replaces an earlier one.
 
-A lock file ensures that one process writes at a time, and each process writes its own parts, so a crash loses at most the requests in
-flight. If a copy is kept elsewhere (`replica.py`), a part is closed at every interval and uploaded.
+A lock file ensures that only one process writes at a time. Each process writes its own parts, so a crash loses at most the requests in
+flight. If the results have a copy in a store (`replica.py`), a part is closed at every interval and uploaded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from grounding.scoring import Profile
 from grounding.scoring.doctor import examine
 
 OUTCOMES = ("", "ok", "unparsed", "truncated", "error", "empty")
-"""Outcomes by their number in columns; 0 is a row that has not been asked yet. An empty answer is one without any text; it counts as wrong."""
+"""Outcomes by their number in columns; 0 is a row that has not been asked yet. An empty answer has no text at all; it counts as wrong."""
 ERROR = OUTCOMES.index("error")
 
 
@@ -49,7 +49,7 @@ class Tallies:
         self.correct = np.zeros(rows, dtype=bool)
         self.tokens = np.full(rows, -1, dtype=np.int32)
         self.thought = np.full(rows, -1, dtype=np.int32)
-        """Tokens of thought among them"""
+        """Number of these tokens that belong to the thought"""
         self.prompt = np.full(rows, -1, dtype=np.int32)
         self.size = np.zeros((rows, 2), dtype=np.int32)
         """Width and height of the picture as stored"""
@@ -57,20 +57,20 @@ class Tallies:
         self.lag_s = np.full(rows, np.nan)
         """Largest lag of the process that measured the latency"""
         self.in_flight = np.zeros(rows, dtype=np.int32)
-        """Requests in flight when the answer came"""
+        """Number of requests in flight when the answer came"""
         self.other_scoring = np.zeros(rows, dtype=bool)
-        """Scored by another profile than the one wanted, or read by another version"""
+        """Whether the row was scored by a profile other than the wanted one, or read by another version"""
         self.from_reasoning = np.zeros(rows, dtype=bool)
-        """Read from the thought, because there was no separate answer"""
+        """Whether the answer was read from the thought, because there was no other text"""
         self.samples = samples.Samples(rows)
         """Boxes and verdicts of all answers, if there are several for a question"""
         self.extents = extents.Extents(rows)
-        """Scores by both boxes, if the files have two"""
+        """Scores by both true boxes, if the files have two"""
         self.findings = np.zeros(rows, dtype=np.uint32)
-        """Bits of `scoring.doctor.examine`; 0 for rows of release 0.1, which have none"""
+        """Bits from `scoring.doctor.examine`; 0 for rows of release 0.1, which do not have them"""
         self.served = np.zeros(rows, dtype=np.uint16)
         self.served_models = {UNKNOWN: 0}
-        """The models that answered; `served` has each row's, by number"""
+        """The models that answered, with their numbers; `served` has the number of each row's model"""
         self.limit = np.zeros(rows, dtype=np.int32)
         """Token limit with which a truncated answer was asked again; 0: the evaluation's own limit"""
         self.problems: dict[int, str] = {}
@@ -80,10 +80,10 @@ class Tallies:
         self.rests: dict[int, str] = {}
         """Texts with unknown names in an empty answer's reply"""
         self.repairable = np.zeros(rows, dtype=bool)
-        """Error rows whose reply is complete in this version's reading"""
+        """Error rows whose reply counts as complete in this version of reading"""
 
     def set(self, number: int, row: ResultRow, scoring: str) -> None:
-        """Take over a stored row."""
+        """Set the values of row `number` from a stored row."""
         name = row.get("outcome")
         outcome = OUTCOMES.index(name) if name in OUTCOMES else ERROR
         self.outcome[number] = outcome
@@ -122,7 +122,7 @@ class Tallies:
         self.from_reasoning[number] = bool(row.get("reasoning")) and not (row.get("text") or "").strip()
 
     def _model(self, said: tuple[str | None, ...]) -> int:
-        """Return the number of the model that a row's fields name, in the order of `ServedModel`."""
+        """Return the number of the model with these facts, which are in the order of `ServedModel`."""
         known = self.served_models.get(said)  # type: ignore[call-overload]  # a tuple is the same key
         if known is None:
             known = 0 if len(self.served_models) >= 2**16 - 1 else len(self.served_models)
@@ -131,9 +131,9 @@ class Tallies:
         return int(known)
 
     def served_by(self) -> dict[ServedModel, int]:
-        """Return how many answers each model gave, most first; answers without information on their model are left out."""
+        """Return the number of answers by model, the largest first. Answers without information on their model are left out."""
         found: dict[ServedModel, int] = {}
-        for model, n in self._counted():  # the engine's release is not part of the model
+        for model, n in self._counted():  # the engine's release is not part of the model's identity
             if (bare := model._replace(version=None)) != UNKNOWN:
                 found[bare] = found.get(bare, 0) + n
         return dict(sorted(found.items(), key=lambda item: (-item[1], str(item[0]))))
@@ -165,7 +165,7 @@ class Tallies:
 
 
 def _said(row: ResultRow) -> tuple[str | None, ...]:
-    """Return what a row says of the model that answered, in the order of `ServedModel`."""
+    """Return a row's facts about the model that answered, in the order of `ServedModel`."""
     return (
         row.get("served_model"),
         row.get("served_id"),
@@ -176,7 +176,7 @@ def _said(row: ResultRow) -> tuple[str | None, ...]:
 
 
 def outcome_of(parsed: bool, finish_reason: str | None, text: str) -> str:
-    """Return ok, unparsed (no box in a finished answer), truncated (the answer reached the token limit) or empty (no text at all)."""
+    """Return `ok`, `unparsed` (a finished answer has no box), `truncated` (the answer reached the token limit) or `empty` (no text at all)."""
     if finish_reason == "length":
         return "truncated"
     if not text.strip():
@@ -187,7 +187,9 @@ def outcome_of(parsed: bool, finish_reason: str | None, text: str) -> str:
 def score_row(
     key: str, e: Expression, reply: Reply, model: str, prompt: str, profile: Profile, settings: str = ""
 ) -> ResultRow:
-    """Return the row to store, in the format of docs/design.md. Boxes are pixels. An error is a row without text, never a wrong answer."""
+    """Return the row to store, in the format of docs/design.md. Boxes are in pixels. An error becomes a row without text, never a wrong
+    answer.
+    """
     row: ResultRow = {
         "key": key,
         "file": e.file,
@@ -247,7 +249,7 @@ def score_row(
 
 
 def reply_of(row: ResultRow) -> Reply:
-    """Return the reply a stored row was made from."""
+    """Return the reply from which a stored row was made."""
     return Reply(
         text=row.get("text"),
         finish_reason=row.get("finish_reason"),
@@ -269,11 +271,11 @@ def reply_of(row: ResultRow) -> Reply:
 
 
 def read_rows(out: Path, *, own: bool = False) -> Iterator[ResultRow]:
-    """Yield every complete row of every part, oldest first. Later rows replace earlier ones of the same key.
+    """Yield every complete row of every part, oldest first. The caller lets later rows replace earlier ones with the same key.
 
-    Rows from other versions or edited by hand are checked: an impossible count or time becomes None, and a row without a key, or with a
-    box, an IoU or a text of the wrong type, is left out, so that its question is asked again. `own`: this process has written all of them,
-    so nothing is checked.
+    Rows may come from other releases or may have been edited, so they are checked: an impossible count or time becomes None. A row without
+    a key, or whose box, IoU or text has the wrong type, is left out, so that its question is asked again. With `own`, this process has
+    written all rows, and nothing is checked.
     """
     for part in sorted((out / "results").glob("part-*.jsonl")):
         rows = complete_lines(part)
@@ -288,7 +290,7 @@ def sound_rows(rows: Iterable[JsonObject]) -> Iterator[ResultRow]:
 
 
 def stored_lines(out: Path) -> Iterator[bytes]:
-    """Yield the stored lines of every part, oldest first; a line that a crash truncated ends its part."""
+    """Yield the stored lines of every part, oldest first. A line that a crash has truncated ends its part."""
     for part in sorted((out / "results").glob("part-*.jsonl")):
         with part.open("rb") as f:
             yield from itertools.takewhile(lambda line: line.endswith(b"\n"), f)
@@ -313,7 +315,7 @@ _TEXTS = (
     "file",
 )
 LONGEST_S = 1e9
-"""Seconds; a longer latency is checked in detail"""
+"""Latency in seconds above which a row is checked in detail"""
 _COUNTS = (
     "prompt_tokens",
     "completion_tokens",
@@ -329,8 +331,8 @@ _COUNTS = (
 
 
 def _sound(row: JsonObject) -> bool:
-    """Return whether the fields of a stored row have the right types; impossible counts and times become None."""
-    get = row.get  # every row of every read passes here, so a valid row must be checked quickly
+    """Return whether the fields of a stored row have the right types. Impossible counts and times are set to None."""
+    get = row.get  # every row that is read passes here, so valid rows must be checked quickly
     for name in _COUNTS:
         value = get(name)
         if type(value) is not int or not 0 <= value <= LARGEST_COUNT:
@@ -362,7 +364,7 @@ is_number = samples.is_number
 
 
 class Results:
-    """The results of one folder, opened for writing. `done` has the state of each row of `work`."""
+    """The results of a folder, opened for writing. `done` has the state of each row of `work`."""
 
     def __init__(self, out: Path, work: Worklist, scoring: str, remote: Remote | None = None) -> None:
         folder = out / "results"
@@ -378,7 +380,7 @@ class Results:
         self.out, self._work, self._scoring, self.remote = out, work, scoring, remote
         self._appender: Appender | None = None
         self._retired: list[Appender] = []
-        self._closing = threading.Lock()  # no one syncs what another thread has just closed
+        self._closing = threading.Lock()  # so that no thread syncs a file that another has just closed
         try:
             if remote is not None:
                 for part in folder.glob("part-*.jsonl"):
@@ -386,12 +388,12 @@ class Results:
                 remote.pull()
             self.done = Tallies(len(work))
             self.last = np.full(len(work), -1, dtype=np.int64)
-            """Of each row of `work` the place of the line that counts, among all lines to rows of `work`"""
+            """For each row of `work`, the position of the stored line that counts, among all lines for rows of `work`"""
             self._lines = 0
             for number, row in numbered(read_rows(out), work):
                 self._set(number, row)
             self.own = not any(part.stat().st_size for part in folder.glob("part-*.jsonl"))
-            """Whether this process writes all rows of the folder"""
+            """Whether this process has written all rows of the folder"""
             known = [p.stem.split("-")[1] for p in folder.glob("part-*.jsonl")]
             self._number = max((int(n) for n in known if n.isdigit()), default=-1) + 1
         except BaseException:
@@ -403,7 +405,7 @@ class Results:
         return self.out / "results" / f"part-{self._number:05d}{ending}.jsonl"
 
     def add(self, number: int, row: ResultRow) -> None:
-        """Append a row. A part is created with its first row."""
+        """Append a row. The first row creates the part."""
         if self._appender is None:
             self._appender = Appender(self._part(), interval=float("inf"))
             self._number += 1
@@ -416,20 +418,20 @@ class Results:
         self._lines += 1
 
     def sync(self) -> None:
-        """Sync the added rows to the disk; slow, and safe to call from another thread."""
+        """Sync the added rows to the disk. This is slow and may be called from another thread."""
         with self._closing:
             appender = self._appender
             if appender is not None and appender not in self._retired:
                 appender.sync()
 
     def roll(self) -> None:
-        """Let the next row begin a new part; call it from the adding thread. `replicate` closes and uploads the old part."""
+        """Let the next row begin a new part; `replicate` closes and uploads the old one. Call it from the thread that calls `add`."""
         if self._appender is not None:
             self._retired.append(self._appender)
             self._appender = None
 
     def replicate(self, *, patient: bool = False) -> None:
-        """Upload finished parts to the copy, if there is one; slow, and safe to call from another thread. Raises `Failure`."""
+        """Upload finished parts to the copy, if there is one. This is slow and may be called from another thread. Raises `Failure`."""
         with self._closing:
             while self._retired:
                 self._retired.pop().close()
@@ -456,7 +458,7 @@ class Results:
 
 
 def numbered(rows: Iterable[ResultRow], work: Worklist, block: int = 2000) -> Iterator[tuple[int, ResultRow]]:
-    """Yield (number in `work`, row) of stored rows, in order, without rows that are not in `work`."""
+    """Yield (number in `work`, row) for the stored rows that are in `work`, in order."""
     source = iter(rows)
     while some := list(itertools.islice(source, block)):
         for number, row in zip(work.find([r["key"] for r in some]), some, strict=True):
@@ -465,9 +467,9 @@ def numbered(rows: Iterable[ResultRow], work: Worklist, block: int = 2000) -> It
 
 
 def rescore(results: Results, work: Worklist, profile: Profile, *, everything: bool) -> int:
-    """Score stored answers again without a server: those with another profile, or all. Return how many rows were written.
+    """Score stored answers again without a server: those scored by another profile, or all. Return the number of rows written.
 
-    A reply that only this version accepts as an answer becomes one.
+    An error row becomes an answer if this version accepts its reply as one.
     """
     done = results.done
     wanted = done.answered & (everything | done.other_scoring) | done.repairable
@@ -484,7 +486,7 @@ def rescore(results: Results, work: Worklist, profile: Profile, *, everything: b
             again["evaluation"], again["max_tokens"] = (
                 row.get("evaluation"),
                 row.get("max_tokens"),
-            )  # no reply holds these
+            )  # these are not part of a reply
             again["loop_lag_s"], again["in_flight"] = row.get("loop_lag_s"), row.get("in_flight")
             results.add(number, again)
     return int(wanted.sum())

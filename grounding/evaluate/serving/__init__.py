@@ -1,9 +1,9 @@
-"""This project's own servers: scripts that an engine's interpreter runs, and their common code.
+"""Scripts that start servers and run in an engine's interpreter, and their common code.
 
-Their folder is on the path of the engine's process, so that it finds `egm_require_key` by that name.
+The folder is on the import path of the engine's process, so that the engine finds the module `egm_require_key`.
 """
 
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-"""Where the scripts are"""
+"""Folder of the scripts"""

@@ -1,7 +1,7 @@
-"""The key of a job's servers: every request except those for health and metrics must contain it.
+"""Require a job's key: every request to its servers, except for health and metrics, must contain it.
 
-A separate file that imports only the standard library, because engines load it in environments without this package. The key is in the
-environment, so it does not show in a process list.
+A separate file that imports only the standard library, because engines load it in environments without this package. The key is passed in
+the environment, so that no process list shows it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 VARIABLE = "EGM_API_KEY"
 OPEN = frozenset({"/health", "/metrics"})
-"""Paths that the kubelet's probes and Prometheus read without a key"""
+"""Paths that need no key, because the kubelet's probes and Prometheus read them"""
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Scope]]
@@ -22,7 +22,7 @@ _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 
 class Key(str):
-    """A key whose `repr` does not show it: SGLang logs all its arguments."""
+    """A key whose `repr` does not show it, because SGLang logs all its arguments."""
 
     __slots__ = ()
 
@@ -31,12 +31,12 @@ class Key(str):
         return "'(hidden)'"
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        """Pickle as a plain string, for other processes."""
+        """Pickle the key as a plain string, for other processes."""
         return str, (str(self),)
 
 
 def key_of_process() -> Key:
-    """Return the key. Raises `RuntimeError` if there is none, because the server must not start without it."""
+    """Return this process's key. Raises `RuntimeError` if there is none, because the server must not start without a key."""
     key = os.environ.get(VARIABLE, "").strip()
     if not key:
         raise RuntimeError(f"{VARIABLE} is not set")
@@ -44,7 +44,7 @@ def key_of_process() -> Key:
 
 
 class RequireKey:
-    """ASGI middleware that refuses requests without the key (401)."""
+    """ASGI middleware that refuses requests without the key, with status 401."""
 
     def __init__(self, app: _App) -> None:
         self._app, self._expected = app, f"Bearer {key_of_process()}".encode()

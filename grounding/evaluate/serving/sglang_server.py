@@ -1,7 +1,7 @@
-"""`python -m sglang.launch_server` with the key of `$EGM_API_KEY`, which its command line would show to everyone on the machine.
+"""Run `python -m sglang.launch_server` with the key in `$EGM_API_KEY`. On its command line, everyone on the machine could see the key.
 
-A separate script that imports only SGLang and `egm_require_key`. Its arguments are those of SGLang's server. SGLang 0.5.12 requires the key
-at every path except health and metrics. The script can be removed when SGLang reads a key from its environment.
+This script imports only SGLang and `egm_require_key`. Its arguments are those of SGLang's server. SGLang 0.5.12 requires the key at every
+path except health and metrics. The script can be removed when SGLang reads a key from its environment.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""`transformers serve` with features of other servers: it continues the last message, it samples, and a seed makes answers repeatable.
+"""Run `transformers serve` with features that other servers have: it continues the last message, it samples, and a seed makes answers
+repeatable.
 
-A separate script that imports only transformers and `egm_require_key`, because the engine may run in an environment without this
-package.
-Its arguments are those of `transformers serve`.
+This script imports only transformers and `egm_require_key`, because the engine may run in an environment without this package. Its
+arguments are those of `transformers serve`.
 
-| what | why | can be removed when | |---|---|---| | `continue_final_message` | a thought is closed by continuing the assistant's message |
-`transformers serve` takes the field | | a temperature above 0 draws | 5.9 sets the temperature and leaves the model's `do_sample`, so every
-answer stays greedy | it sets `do_sample` | | `seed` is set right before sampling | 5.9 sets it when a request arrives, so that requests in
-flight change each other's answers | it does that | | a key is required, if `$EGM_API_KEY` is set | 5.9 answers everyone, and loads any
-requested model | it supports a key | | `stop` | 5.9 passes the processor, which has no vocabulary, to the check for stop texts, and answers
-500 | it passes the tokenizer |
+| feature | why it is needed | can be removed when |
+|---|---|---|
+| `continue_final_message` | a thought is closed by continuing the assistant's message | `transformers serve` accepts the field |
+| a temperature above 0 samples | 5.9 does not set `do_sample` with the temperature, so answers stay greedy | it sets `do_sample` |
+| `seed` is set right before sampling | 5.9 sets it when a request arrives, so concurrent requests change each other's answers | it does so too |
+| a key is required if `$EGM_API_KEY` is set | 5.9 answers everyone and loads any requested model | it supports a key |
+| `stop` | 5.9 checks stop texts with the processor, which has no vocabulary, and answers 500 | it uses the tokenizer |
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from typing import Any
 from egm_require_key import VARIABLE, RequireKey
 
 FIELDS = frozenset({"continue_final_message", "add_generation_prompt", "top_k"})
-"""Fields that are accepted in addition to those of `transformers serve`"""
+"""Fields of a request that are accepted in addition to those of `transformers serve`"""
 _continues: ContextVar[bool] = ContextVar("continues", default=False)
 _seed: ContextVar[int | None] = ContextVar("seed", default=None)
 
 
 def extend() -> None:
-    """Add the fields to the handler of chat completions. Raises `RuntimeError` if transformers is not as expected."""
+    """Add the fields to the handler of chat completions. Raises `RuntimeError` if this version of transformers lacks what is extended."""
     from transformers.cli.serving import chat_completion, utils
     from transformers.processing_utils import ProcessorMixin
 
@@ -55,7 +56,7 @@ def extend() -> None:
             kwargs["tokenizer"] = getattr(kwargs["tokenizer"], "tokenizer", kwargs["tokenizer"])
         seed = _seed.get()
 
-        def seeded(*inner: Any, **named: Any) -> Any:  # on the only thread that samples
+        def seeded(*inner: Any, **named: Any) -> Any:  # runs on the only thread that samples
             if seed is not None:
                 import torch
 
@@ -64,7 +65,7 @@ def extend() -> None:
 
         return generate(self, seeded, *args, **kwargs)
 
-    class Handler(base):  # type: ignore[misc]  # its type is known at run time only
+    class Handler(base):  # type: ignore[misc]  # its type is known only at run time
         """Chat completions that may continue a message and that sample."""
 
         async def handle_request(self, body: Mapping[str, Any], request_id: str) -> Any:
@@ -81,7 +82,7 @@ def extend() -> None:
             super()._validate_request({k: v for k, v in body.items() if k not in FIELDS})
 
         def _build_generation_config(self, body: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-            unseeded = {k: v for k, v in body.items() if k != "seed"}  # another request may be sampling at this moment
+            unseeded = {k: v for k, v in body.items() if k != "seed"}  # another request may be sampling now
             config = super()._build_generation_config(unseeded, *args, **kwargs)
             if float(body.get("temperature") or 0.0) > 0.0:
                 config.do_sample = True
@@ -95,7 +96,7 @@ def extend() -> None:
 
 
 def require_key() -> None:
-    """Let the server ask for the key. Raises `RuntimeError` if transformers is not as expected."""
+    """Make the server require the key. Raises `RuntimeError` if this version of transformers lacks what is extended."""
     from transformers.cli.serving import server
 
     build: Any = getattr(server, "build_server", None)
@@ -111,7 +112,7 @@ def require_key() -> None:
 
 
 def main() -> None:
-    """Run `transformers serve` with the arguments of this process."""
+    """Run `transformers serve` with this process's arguments."""
     extend()
     if os.environ.get(VARIABLE, "").strip():
         require_key()
