@@ -135,11 +135,11 @@ def by_hand(job_file: Path, data: Path, model: Path, out: Path) -> list[str]:
     return [word for word in words if not word.startswith(ours)]
 
 
-def sample(gpus: int, into: Path) -> subprocess.Popen[bytes]:
-    """Let nvidia-smi write what each GPU does, twice a second."""
+def sample(gpus: int, into: Path, every_ms: int = 500) -> subprocess.Popen[bytes]:
+    """Let nvidia-smi write what each GPU does, by default twice a second."""
     asked = "--query-gpu=timestamp,index,utilization.gpu,memory.used"
     with into.open("wb") as file:
-        return subprocess.Popen(["nvidia-smi", asked, "--format=csv,noheader,nounits", "-lms", "500"], stdout=file)
+        return subprocess.Popen(["nvidia-smi", asked, "--format=csv,noheader,nounits", "-lms", str(every_ms)], stdout=file)
 
 
 def busy(samples: Path, gpus: list[int], since: float, until: float) -> dict[str, float]:

@@ -1,0 +1,215 @@
+"""A sweep of thinking budgets on GPUs: is a budget obeyed, is the second request's prompt cached, and do the costs add up?
+
+    python bench/gpu/sweep.py --sizes 4b 8b --trained runs/sweep --out DIR
+
+Parts:
+  trained  the two tiny models that `egm run -f jobs/sweep.yaml` has trained (`--trained` is its run folder), by the real engine: tokens of
+           thought of every answer against its budget, the share of answers with a box, accuracy by setting
+  real     random weights of real shapes, one size on each GPU at the same time (`--sizes`), pictures of 640 x 480, six questions each:
+           GPU-seconds of all settings against the wall time in which nvidia-smi saw the GPU compute
+  cache    the same models, a single setting, and one question for each picture: tokens of the second request's prompt that were cached
+
+Random weights never end a thought or an answer, so each has as many tokens as it may. Writes DIR/sweep.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rl_step import sample
+from serve_affinity import _write, dataset, machine
+from train import SIZES, build, folder_of
+from train import save as write
+
+from grounding.evaluate.results.writer import read_rows
+from grounding.evaluate.summary_model import Summary, read_summary
+from grounding.evaluate.sweep import read_sweep
+from grounding.models import attention
+
+HEAD = {"apiVersion": "grounding.egm.dev/v1alpha1", "kind": "GroundingEvalJob"}
+
+
+def job(name: str, engine: str, gpus: int, model: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    """Return an evaluation by one server."""
+    where = {"engine": engine, "servers": 1, **({"gpusPerServer": 1} if gpus else {})}
+    return {**HEAD, "metadata": {"name": name}, "spec": {**where, **model, **spec}}
+
+
+def run(jobs: Sequence[dict[str, Any]], work: Path, name: str, limit_s: float) -> dict[str, Any]:
+    """Let `egm run` do the jobs in `work/NAME`; its exit code, and the end of its log if it failed."""
+    file, log = work / f"{name}.yaml", work / f"{name}.log"
+    file.write_text("\n---\n".join(json.dumps(j, indent=1) for j in jobs) + "\n")
+    command = [sys.executable, "-m", "grounding.cli", "run", "-f", str(file), "--runs", str(work)]
+    began = time.monotonic()
+    with log.open("wb") as sink:
+        child = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+        try:
+            code: int | str = child.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            child.terminate()
+            child.wait(60)
+            code = "stopped at the limit"
+    tails = {p.name: p.read_text(errors="replace")[-1500:] for p in work.glob(f"{name}/*/logs/*.log")} if code else {}
+    ended = {"exit_code": code, "seconds": round(time.monotonic() - began, 1)}
+    return ended | ({"log": log.read_text(errors="replace")[-2000:], "logs": tails} if code else {})
+
+
+def settings(folder: Path) -> list[dict[str, Any]]:
+    """Return what each setting of a finished sweep gave."""
+    found = []
+    for setting in read_sweep(folder):
+        rows, budget = list(read_rows(setting.folder)), setting.method.thinking_budget
+        answers = [a for row in rows for a in (row.get("samples") or [row])]
+        thoughts = [a.get("reasoning_tokens") or 0 for a in answers]
+        summary = read_summary(setting.folder) or Summary()
+        costs = summary.costs
+        found.append(
+            {
+                "model": setting.model,
+                "setting": setting.name,
+                "questions": len(rows),
+                "answers": len(answers),
+                "accuracy": summary.macro,
+                "budget": budget,
+                "thought_tokens_max": max(thoughts, default=None),
+                "over_budget": sum(t > budget for t in thoughts) if budget is not None else None,
+                "with_a_box": sum(a.get("scaled_bbox") is not None for a in answers),
+                "costs": asdict(costs) if costs else None,
+            }
+        )
+    return found
+
+
+def stretches(samples: Path, gpu: int, gap_s: float) -> list[tuple[float, float]]:
+    """Return the times (seconds since the epoch) between which a GPU computed with no pause longer than `gap_s`."""
+    found: list[tuple[float, float]] = []
+    for line in samples.read_text().splitlines():
+        parts = [p.strip() for p in line.split(",")]
+        if len(parts) != 4 or int(parts[1]) != gpu or float(parts[2]) <= 0:
+            continue
+        day, fraction = parts[0].split(".")
+        at = time.mktime(time.strptime(day, "%Y/%m/%d %H:%M:%S")) + float("0." + fraction)
+        if found and at - found[-1][1] <= gap_s:
+            found[-1] = (found[-1][0], at)
+        else:
+            found.append((at, at))
+    return found
+
+
+def weights(size: str, folder: Path) -> None:
+    """Write random weights of a size, if there are none yet."""
+    folder_of(size, folder)
+    if not list(folder.glob("model*.safetensors")):
+        attention.use()
+        write(build(folder), folder)
+
+
+def served(folder: Path) -> dict[str, float]:
+    """Return the tokens that the endpoints of a sweep read, and those of them that were cached."""
+    totals = {"prompt_tokens": 0.0, "cached_tokens": 0.0}
+    for file in folder.rglob("summary.json"):
+        for endpoint in (read_summary(file.parent) or Summary()).servers or ():
+            totals["prompt_tokens"] += endpoint.prompt_tokens
+            totals["cached_tokens"] += endpoint.cached_tokens
+    return totals
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", default="vllm")
+    parser.add_argument("--gpus", type=int, default=2, help="0: a rehearsal on the CPU.")
+    parser.add_argument("--parts", default="trained,real,cache")
+    parser.add_argument("--sizes", nargs="*", choices=SIZES, default=["4b", "8b"])
+    parser.add_argument("--trained", type=Path, help="Run folder of jobs/sweep.yaml.")
+    parser.add_argument("--budgets", type=int, nargs="*", default=[0, 64, 256])
+    parser.add_argument("--samples", type=int, nargs="*", default=[1, 4])
+    parser.add_argument("--images", type=int, default=40, help="Pictures of the real sizes, with six questions each.")
+    parser.add_argument("--tokens", type=int, default=100, help="Of an answer without thought.")
+    parser.add_argument("--limit", type=float, default=220.0, help="Seconds for each part.")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/bench-train"))
+    parser.add_argument("--out", type=Path, required=True)
+    a = parser.parse_args()
+    work, parts = a.work / f"sweep-{time.time():.0f}", a.parts.split(",")
+    for folder in (work / "pictures", a.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {"what": "sweeps of thinking budgets", "engine": a.engine, "machine": machine()}
+
+    def save(**more: Any) -> None:
+        report.update(more)
+        (a.out / "sweep.json").write_text(json.dumps(report, indent=1) + "\n")
+        print(json.dumps(more)[:4000], flush=True)
+
+    if a.trained and "trained" in parts:
+        sampling = {"maxTokens": 64, "temperature": 0.7, "seed": 1}
+        shapes = {"shapes": {"seed": 7, "perFile": 5, "reasoning": True}}
+        models = [{"source": str((a.trained / name / "out/model").resolve())} for name in ("small", "large")]
+        axes = {"models": models, "thinkingBudgets": [0, 8, 16, 32], "samples": [1, 3]}
+        done = run(
+            [job("tiny", a.engine, a.gpus, {}, data=shapes, sampling=sampling, sweep=axes)], work, "trained", a.limit
+        )
+        save(trained={**done, "settings": settings(work / "trained/tiny") if done["exit_code"] == 0 else []})
+    if not {"real", "cache"} & set(parts):
+        return 0
+    with get_context("spawn").Pool(max(1, (os.cpu_count() or 2) - 2)) as pool:
+        drawn = pool.map_async(_write, [(work / "pictures" / f"{i}.jpg", i) for i in range(3 * a.images)], chunksize=8)
+        for size in a.sizes:  # each in a process that gives the GPU's memory back
+            pool.apply(weights, (size, a.work / f"model-{size}"))
+        drawn.get()
+    six, pictures = dataset(work, 0, a.images, 6, one_each=False)
+    single, others = dataset(work, a.images, 2 * a.images, 1, one_each=False)
+    real, cache = [], []
+    for size in a.sizes:
+        source = {"model": {"source": str(a.work / f"model-{size}")}}
+        common = {"sampling": {"maxTokens": a.tokens, "temperature": 0.7, "seed": 1}, "concurrency": 64}
+        axes = {"thinkingBudgets": a.budgets, "samples": a.samples}
+        files = {"root": str(six.parent), "files": [six.name], "images": [str(pictures)]}
+        real.append(job(f"real-{size}", a.engine, a.gpus, source, data=files, sweep=axes, **common))
+        files = {"root": str(single.parent), "files": [single.name], "images": [str(others)]}
+        axes = {"thinkingBudgets": [max(a.budgets)], "samples": [1]}
+        cache.append(job(f"cache-{size}", a.engine, a.gpus, source, data=files, sweep=axes, **common))
+    if "real" in parts:
+        samples = a.out / "gpu.csv"
+        sampler = sample(a.gpus, samples, every_ms=100) if shutil.which("nvidia-smi") else None
+        samples.touch()
+        done = run(real, work, "real", a.limit)
+        if sampler:
+            sampler.kill()
+        rows = [s for size in a.sizes for s in (settings(work / f"real/real-{size}") if done["exit_code"] == 0 else [])]
+        times = {
+            size: {
+                "serving_s": round(sum(s["costs"]["serving_seconds"] for s in rows if s["model"].endswith(size)), 2),
+                "gpu_seconds": round(sum(s["costs"]["gpu_seconds"] or 0 for s in rows if s["model"].endswith(size)), 2),
+            }
+            for size in a.sizes
+        }
+        # which job got which GPU is the scheduler's choice, so the stretches of all GPUs are listed
+        computed = {
+            str(g): [(round(x, 1), round(y, 1)) for x, y in stretches(samples, g, 1.5) if y - x > 5]
+            for g in range(a.gpus)
+        }
+        save(real={**done, "settings": rows, "times": times, "nvidia_smi_stretches": computed})
+    if "cache" in parts:
+        done = run(cache, work, "cache", a.limit)
+        found = {
+            size: {**served(work / f"cache/cache-{size}"), "settings": settings(work / f"cache/cache-{size}")}
+            for size in a.sizes
+            if done["exit_code"] == 0
+        }
+        save(cache={**done, "models": found})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
