@@ -58,8 +58,8 @@ def run(jobs: Sequence[dict[str, Any]], work: Path, name: str, limit_s: float) -
         try:
             code: int | str = child.wait(limit_s)
         except subprocess.TimeoutExpired:
-            child.terminate()
-            child.wait(60)
+            child.terminate()  # it gives its roles a minute, and kills them after that
+            child.wait(120)
             code = "stopped at the limit"
     tails = {p.name: p.read_text(errors="replace")[-1500:] for p in work.glob(f"{name}/*/logs/*.log")} if code else {}
     ended = {"exit_code": code, "seconds": round(time.monotonic() - began, 1)}

@@ -1,7 +1,7 @@
-"""The scores of 12,000 answers stay the same bit for bit.
+"""The scores of 12,000 answers stay the same bit for bit, and rewards to 9 digits.
 
 The answers are drawn here from a fixed seed, without the project's code. `EXPECTED` are SHA-256 digests of all results,
-made at commit 862afb1. Change a digest only if you change a profile on purpose, and then change its name, too.
+made at commit 862afb1, the last with its scores rounded since. Change a digest only if you change a profile on purpose, and then change its name, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ANSWERS, SEED = 12_000, 862
 EXPECTED = {
     "egm-eval": "58a2e191e6d6e721c3009da392562100ca976d03773c9dd307293ca89059632f",
     "vlmevalkit": "a0ca1a7f1e321c4668d9886f07daf7774c53ca5fa6fc53638d8271061e6f687c",
-    "egm-reward": "b02feefd72ef979941e0e227a3dbd98ed37233500f29df549ff4c82f0bd7939e",
+    "egm-reward": "e42f7cc24a3d18ddea2765f3bd3b4b36d2f8c9e77fe9ce9021218f18c629e3ab",
 }
 WORDS = [
     "the",
@@ -73,7 +73,8 @@ def digests() -> dict[str, str]:
             found[name].update(repr((s.scaled_bbox, s.iou, s.correct, s.parsed)).encode())
         truth = [1000 * v / side for v, side in zip(box, (width, height, width, height), strict=True)]
         parts = egm_reward.reward_parts(text, truth, width, height, reward_type=kind)
-        found["egm-reward"].update(repr((parts.score, parts.iou, parts.passed, parts.parsed)).encode())
+        # the last bit of an exponential depends on the processor
+        found["egm-reward"].update(repr((round(parts.score, 9), parts.iou, parts.passed, parts.parsed)).encode())
     return {name: digest.hexdigest() for name, digest in found.items()}
 
 
