@@ -1,8 +1,8 @@
-"""What the lock on TransferQueue costs: requests between two of its sockets, with and without it, in turn.
+"""Measure the cost of encrypting TransferQueue's messages: requests between two of its sockets, with and without the lock, alternately.
 
     python bench/data_queue.py [--rounds 5]
 
-Both ends share this machine's cores, so only the ratio of the two and its change with size mean something elsewhere.
+Both ends share this machine's cores, so only the ratio of the two, and its change with the size, apply to other machines.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from grounding.train.verl.transfer_queue import TOKEN, create_locked_socket
 
 ADDRESS = "127.0.0.1"
 SIZES = {"answer, 64 kB": (1 << 16, 100), "small picture, 1 MB": (1 << 20, 40), "picture, 8 MB": (1 << 23, 10)}
-"""Bytes of a request and how many there are in a round"""
+"""Bytes of a request, and number of requests in a round"""
 
 
 def seconds_a_request(make: Callable[..., Any], size: int, count: int) -> float:
-    """Return how long one request of `size` bytes and its short answer take."""
+    """Return the mean seconds of a request of `size` bytes and its short answer."""
     here, there = zmq.Context(), zmq.Context()
     server, client = make(there, zmq.ROUTER, ADDRESS), make(here, zmq.DEALER, ADDRESS)
     client.connect(f"tcp://{ADDRESS}:{server.bind_to_random_port(f'tcp://{ADDRESS}')}")
@@ -42,7 +42,7 @@ def seconds_a_request(make: Callable[..., Any], size: int, count: int) -> float:
     thread.start()
     began = 0.0
     for number in range(count + 1):
-        if number == 1:  # the first one makes the connection
+        if number == 1:  # the first request sets up the connection
             began = time.perf_counter()
         client.send_multipart([b"header", payload], copy=False)
         client.recv_multipart()

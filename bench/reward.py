@@ -1,12 +1,12 @@
-"""What one call of the reward costs as verl makes it, ours against the reference's own function or a plain port of it, side by side.
+"""Compare the cost of one call of our reward, as verl makes it, with the reference's own function or a plain port of it.
 
     python bench/reward.py [--reference PATH/verl/verl/utils/reward_score/grounding.py] [--seconds 10] [--out bench/reward.json]
 
-The reference's file is not part of this project; fetch it and name it. Without it the plain port of `bench/scoring.py` is used. Both are called
-by keyword with data_source, solution_str, ground_truth and extra_info, as verl's reward manager does, and take turns in one process in rounds of 200
-answers; scores are compared first, bit for bit. Time is the thread's CPU time, since a round is shorter than a busy machine's time slice; a case's
-ratio is that of the fastest rounds. `mean_ratio` is over the realistic cases: reasoning of 300 to 2,000 characters and a JSON box.
-"""
+The reference's file is not part of this project; download it and pass its path. Without it, the plain port in `bench/scoring.py` is used. Both
+functions are called by keyword with data_source, solution_str, ground_truth and extra_info, like verl's reward manager does. They run alternately
+in one process in rounds of 200 answers, after a check that their scores are equal bit for bit. Time is the thread's CPU time, because a round is
+shorter than a busy machine's time slice. A case's ratio is that of the fastest rounds. `mean_ratio` is over the realistic cases: reasoning of 300
+to 2,000 characters and a JSON box."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from scoring import Row, plain_reward, rows
 from grounding.train.rl.reward import compute_score
 
 Call = dict[str, Any]
-# words of reasoning, kind of answer, realistic
+# words of reasoning, kind of answer, whether the case is realistic
 CASES = [
     (40, "json", False),
     (60, "json", True),
@@ -55,7 +55,7 @@ def calls(sample: list[Row]) -> list[Call]:
 
 
 def load(path: Path | None) -> tuple[str, Callable[..., float]]:
-    """Return name and function of what ours is measured against."""
+    """Return name and function of the implementation to compare with."""
     if path is None:
 
         def port(solution_str: str, ground_truth: list[float], extra_info: dict[str, Any], **_: Any) -> float:
@@ -70,7 +70,7 @@ def load(path: Path | None) -> tuple[str, Callable[..., float]]:
 
 
 def cost(function: Callable[..., Any], prepared: list[Call]) -> float:
-    """Microseconds of CPU time a call, over one round."""
+    """Return the CPU time per call in microseconds, over one round."""
     begin = time.thread_time()
     for call in prepared:
         function(**call)
@@ -80,7 +80,7 @@ def cost(function: Callable[..., Any], prepared: list[Call]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", type=Path, help="the reference's grounding.py")
-    parser.add_argument("--seconds", type=float, default=10.0, help="time for all cases together")
+    parser.add_argument("--seconds", type=float, default=10.0, help="total time for all cases")
     parser.add_argument("--out", type=Path, help="also write the JSON there")
     args = parser.parse_args()
     name, theirs = load(args.reference)
@@ -90,7 +90,7 @@ def main() -> None:
         sample = rows(words, kind, 200)
         prepared = calls(sample)
         mine, others, end = [], [], time.monotonic() + args.seconds / len(CASES)
-        with contextlib.redirect_stdout(io.StringIO()):  # the reference prints one call in a thousand
+        with contextlib.redirect_stdout(io.StringIO()):  # the reference prints one of a thousand calls
             for call in prepared:
                 if compute_score(**call)["score"] != theirs(**call):
                     sys.exit(f"scores differ: {call!r}: {compute_score(**call)['score']} and {theirs(**call)}")

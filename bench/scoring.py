@@ -1,10 +1,10 @@
-"""Rows per second of the scoring profiles against a plain port of the same rules, side by side.
+"""Compare the rows per second of the scoring profiles with those of a plain port of the same rules.
 
     python bench/scoring.py [--seconds 10] [--out bench/scoring.json]
 
-The plain port below is what one writes from the rules without thinking of time: every pattern is tried on every text. Ours and the port take turns in
-short rounds within one process, so that a busy machine slows both; the ratio of a round pair is what counts. Results are compared first: a
-fast wrong answer is worth nothing.
+The plain port below is a direct implementation of the rules that ignores speed: it tries every pattern on every text. Ours and the port run
+alternately in short rounds in one process, so that a busy machine slows both. The result is the ratio of each pair of rounds. The answers of both
+are compared first, because speed does not matter if the results are wrong.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ WORDS += ["50%),", "behind", "it", "is", "an", "[old]", "chair"]
 
 
 def rows(words: int, kind: str, count: int, seed: int = 7) -> list[Row]:
-    """Answers of about `words` words of reasoning. kind `json`: the taught form; `bare`: a list; `loop`: no box, cut off while repeating itself."""
+    """Return answers with about `words` words of reasoning. `kind`: `json` is the trained form, `bare` a list, `loop` a truncated repetition without
+    a box."""
     rng, made = random.Random(seed), []
     for _ in range(count):
         w, h = rng.choice([(640, 480), (480, 640), (500, 375)])
@@ -154,7 +155,7 @@ def compare(ours: Callable[[Row], object], plain: Callable[[Row], object], sampl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=10.0, help="time for all cases together")
+    parser.add_argument("--seconds", type=float, default=10.0, help="total time for all cases")
     parser.add_argument("--out", type=Path, help="also write the JSON there")
     args = parser.parse_args()
     kinds = [(40, "json"), (300, "json"), (300, "bare"), (1500, "json"), (1500, "loop")]

@@ -1,8 +1,8 @@
-"""Fetch many small files from S3: ours beside boto3's own transfer manager, and s5cmd if it is on PATH, in turn on one server.
+"""Compare our download of many small files from S3 with boto3's own transfer manager, and with s5cmd if it is on PATH.
 
     python bench/storage.py [--files 2000] [--size 160000] [--rounds 2]
 
-The server is SeaweedFS on loopback, as in the tests, and shares the machine with its clients, so only ratios mean something.
+They run alternately on one server: SeaweedFS on loopback, as in the tests. It shares the machine with its clients, so only ratios are meaningful.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def ours(target: Path) -> None:
 
 
 def transfer_manager(target: Path) -> None:
-    """List, then download each by boto3's managed transfer, ten at a time, as users write it."""
+    """List the files, then download each by boto3's managed transfer, ten at a time, as users do."""
     client = boto3.client("s3")
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="pictures/")
     keys = [o["Key"] for page in pages for o in page["Contents"]]
@@ -68,7 +68,7 @@ def timed(call: Any, folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=2000)
-    parser.add_argument("--size", type=int, default=160_000, help="Bytes of a file.")
+    parser.add_argument("--size", type=int, default=160_000, help="Bytes per file.")
     parser.add_argument("--rounds", type=int, default=2)
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds one image: images/build.sh operator|train|infer. Without a daemon, by buildah; root.
+# Build one image: images/build.sh operator|train|infer. Needs buildah (no daemon) and root.
 #
 #   VARIANT=cpu|gpu  ENGINE=sglang|vllm   which train or infer image (default: cpu)
 #   TAG=dev          its tag              REPOSITORY=localhost   its prefix
-#   BASE, BUILDER    images to stand on and to build in; made from Debian packages (images/base/debian.sh) where they are not given and not there
-#   NO_CACHE=1       build every step anew
+#   BASE, BUILDER    base image and builder image; if not given and missing, they are created from Debian packages (images/base/debian.sh)
+#   NO_CACHE=1       build every step again
 #   CACHE=FOLDER     uv's cache of wheels; default: that of this user
 #
 # Time stamps in layers are those of SOURCE_DATE_EPOCH (default: 0), so that the same sources and packages give the same layers.
@@ -22,7 +22,7 @@ if [ "$what" = infer ] && [ ! -f "images/infer-$engine/requirements.txt" ]; then
 fi
 command -v buildah >/dev/null || { echo "error: buildah is not installed; on Debian: apt-get install buildah" >&2; exit 2; }
 suite=${SUITE:-bookworm}
-wanted() { # IMAGE KIND: make it where it is not there
+wanted() { # IMAGE KIND: create the image if it does not exist
   buildah inspect --type image "$1" >/dev/null 2>&1 || images/base/debian.sh "$2" "$1" >&2
 }
 if [ -z "${BASE:-}" ]; then
@@ -39,7 +39,7 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml | head -1)
 arguments=(${NO_CACHE:+--no-cache} --build-arg "BASE=$BASE" --build-arg "BUILDER=$BUILDER")
 [ "$what" = operator ] || arguments+=(--build-arg "VARIANT=$variant")
 [ "$what" != infer ] || arguments+=(--build-arg "ENGINE=$engine")
-# this machine's certificates and wheels lend a hand in the build's own steps; neither gets into a layer, since they are mounted over what is there
+# the build's steps use this machine's certificates and wheels; they are mounted, so neither is stored in a layer
 buildah build --isolation chroot --layers --pull-never --format oci --timestamp "${SOURCE_DATE_EPOCH:-0}" --ignorefile .dockerignore \
   --volume /etc/ssl/certs/ca-certificates.crt:/etc/ssl/certs/ca-certificates.crt:ro --volume "$cache:/media" \
   --build-arg UV_NO_CACHE=false --build-arg UV_CACHE_DIR=/media --build-arg "SCRIPTS=$scripts" --build-arg "REVISION=$revision" --build-arg "VERSION=$version" \

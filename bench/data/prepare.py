@@ -1,9 +1,9 @@
-"""CPU seconds of `egm data prepare` against a plain program that does what the reference's script does for every row.
+"""Compare the CPU seconds of `egm data prepare` with a plain program that does what the reference's script does for every row.
 
     python bench/data/prepare.py [--rows 20000] [--out bench/data/prepare.json]
 
-The plain program opens the header of a row's picture for every row and builds one dictionary a row, with `datasets.map` in one process,
-as the reference's script does; it is written anew here. Both run in a process of their own with one core; seconds are CPU seconds.
+Like the reference's script, the plain program opens the header of a row's picture for every row and builds one dictionary per row, with
+`datasets.map` in one process; its code is our own. Both programs run in separate processes with one core.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 import orjson
 from PIL import Image
 
-ROWS_A_PICTURE = 5.6  # RefCOCO's training rows
+ROWS_A_PICTURE = 5.6  # as in RefCOCO's training rows
 
 
 def make(folder: Path, rows: int) -> Path:
-    """Write training rows and their pictures, in the sizes of COCO."""
+    """Write training rows and their pictures, in COCO's sizes."""
     images = folder / "coco/train2014"
     images.mkdir(parents=True)
     count = max(1, round(rows / ROWS_A_PICTURE))
@@ -50,7 +50,7 @@ def make(folder: Path, rows: int) -> Path:
 
 
 def plain(source: Path, images: Path, out: Path) -> None:
-    """One row at a time: open its picture, cut out its box, build its dictionary."""
+    """Prepare one row at a time: open its picture, parse its box, build its dictionary."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -84,14 +84,14 @@ def plain(source: Path, images: Path, out: Path) -> None:
 
 
 def ours(source: Path, images: Path, out: Path) -> None:
-    """The same by this project."""
+    """Prepare the same rows with this project's code."""
     from grounding.data.prepare import prepare
 
     prepare([source], [], [images], out)
 
 
 def measure(which: str, source: Path, images: Path) -> dict[str, float]:
-    """Run one of the two in a process of its own; CPU seconds without the imports, and the largest memory in MB."""
+    """Run one of the two programs in a separate process. Return CPU seconds without the imports, and peak memory in MB."""
     with tempfile.TemporaryDirectory() as out:
         code = (
             "import sys,resource,runpy,pathlib,datasets,pyarrow.parquet,PIL.JpegImagePlugin,grounding.data.prepare;"
@@ -106,7 +106,7 @@ def measure(which: str, source: Path, images: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure both, in turns, and print the ratio."""
+    """Measure both programs alternately, and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=2)

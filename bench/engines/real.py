@@ -1,9 +1,9 @@
-"""A real server of an engine, started by `egm serve`, asked by `egm eval`, stopped by SIGTERM; JSON of what was seen.
+"""Start a real server of an engine by `egm serve`, query it by `egm eval`, stop it by SIGTERM, and print the observations as JSON.
 
     python bench/engines/real.py sglang --python /path/of/its/environment/bin/python [--work DIR]
 
-For a machine without a GPU: a tiny random Qwen3-VL in float32, so its figures speak of the protocol, not of speed. How the environments are
-made is in docs/evaluation.md (Engines). SGLang gets a stub of its CUDA kernels (stub_kernels.py).
+This is for a machine without a GPU. The model is a tiny random Qwen3-VL in float32, so the results test the protocol, not the speed.
+docs/evaluation.md (Engines) describes how to create the environments. SGLang gets a stub of its CUDA kernels (stub_kernels.py).
 """
 
 from __future__ import annotations

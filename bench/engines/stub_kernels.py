@@ -1,9 +1,9 @@
-"""Write a package `sgl_kernel` whose every name is there and fails when it is called, so that SGLang's server starts where its CUDA kernels cannot.
+"""Write a package `sgl_kernel` that has every name and fails when called, so that SGLang's server starts without CUDA kernels.
 
-    python bench/engines/stub_kernels.py FOLDER      then put FOLDER on PYTHONPATH
+    python bench/engines/stub_kernels.py FOLDER      then add FOLDER to PYTHONPATH
 
-SGLang 0.5.12 imports its kernels at start, whatever the device; on a CPU it calls none of them, since each has a way in plain torch. All else is
-the real server. For protocol tests only: it says nothing about speed.
+SGLang 0.5.12 imports its kernels at the start on any device. On a CPU it calls none of them, because each has an implementation in plain
+torch. All other code is the real server's. Use it only to test the protocol, not to measure speed.
 """
 
 import sys
@@ -61,7 +61,7 @@ __getattr__ = lookup("")
 
 
 def write(folder: Path, version: str = "0.4.2.post2") -> None:
-    """Write the package and the metadata by which SGLang reads its version."""
+    """Write the package, and the metadata from which SGLang reads its version."""
     (folder / "sgl_kernel").mkdir(parents=True, exist_ok=True)
     (folder / "sgl_kernel/__init__.py").write_text(PACKAGE.format(version=version))
     for name in ("sgl_kernel", "sglang_kernel"):

@@ -1,6 +1,6 @@
-"""All benchmarks of the evaluation client: `python bench/evaluate [--only client scale death memory fleet] [--quick] [--against TREE]`.
+"""Run all benchmarks of the evaluation client: `python bench/evaluate [--only client scale death memory fleet] [--quick] [--against TREE]`.
 
-JSON goes to `bench/evaluate/results.json`; parts that are not run keep their earlier results. What is measured: docs/benchmarks.md.
+The results are written to `bench/evaluate/results.json`; parts that are not run keep their earlier results. docs/benchmarks.md describes them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument(
-        "--quick", action="store_true", help="a tenth of the rows, images and caches: minutes instead of half an hour"
+        "--quick",
+        action="store_true",
+        help="use a tenth of the rows, images and caches: takes minutes instead of half an hour",
     )
     parser.add_argument(
         "--against",
         type=Path,
         metavar="TREE",
-        help="compare the client with another checkout's, and nothing else (with `--only fleet`: over many endpoints)",
+        help="only compare the client with that of another checkout (with `--only fleet`: over many endpoints)",
     )
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     arguments = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Requests a second a core of the evaluation client, beside the HTTP library alone.
+"""Compare the requests per second and core of the evaluation client with those of the HTTP library without our code.
 
 A part of `python bench/evaluate`.
 
-For each number in flight and each server delay our whole client (reading, encoding, asking, scoring, writing rows) and a bare loop of aiohttp posts
-of the same bytes take turns, each in a process of its own against the same server process. "A core" is a second of CPU time of the client process.
-The latency that the client reports is compared with the one the server measured of itself, both without the first two rounds, in which all
-requests start at the same moment (latency mode leaves them out too).
+For each number of requests in flight and each server delay, our whole client (reading, encoding, asking, scoring, writing rows) and a bare
+aiohttp loop that posts the same bytes run alternately, in separate processes against the same server process. "Per core" means per second of
+the client process's CPU time. The latency that the client reports is compared with the server's own measurement. Both leave out the first two
+rounds, in which all requests start at the same moment; latency mode leaves them out, too.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ def cpu() -> float:
 
 
 def dataset(folder: Path, rows: int, kib: int, an_image: int = 6, names: int = 200) -> None:
-    """A file of `rows` expressions, `an_image` to each image of `kib` KiB: JPEG heads and ends with noise between, which no one decodes here.
+    """Write a file of `rows` expressions with `an_image` rows per image of `kib` KiB. The images are JPEG headers and ends with noise
+    between, because no code decodes them here.
 
-    Images have `names` names at most, and 200 contents: others are links to these.
+    There are at most `names` image names and 200 contents; other files are links to these.
     """
     from PIL import Image
 
@@ -61,7 +62,7 @@ def dataset(folder: Path, rows: int, kib: int, an_image: int = 6, names: int = 2
 
 
 def ours(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
-    """Return the whole evaluation; CPU from the first request on."""
+    """Run the whole evaluation, and return its figures; CPU time is counted from the first request on."""
     from grounding.evaluate.client.options import Options
     from grounding.evaluate.client.request import Request
     from grounding.evaluate.engines import Sampling, get_engine
@@ -90,7 +91,7 @@ def ours(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
 
 
 def bare(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
-    """aiohttp alone: the same number of posts of as many bytes, the answers read and thrown away."""
+    """Post the same number of requests with the same bytes by aiohttp, and discard the answers."""
     import aiohttp
 
     data = json.dumps({"messages": "x" * (len((folder / "images/0.jpg").read_bytes()) * 4 // 3 + 300)}).encode()
@@ -115,7 +116,7 @@ def bare(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
 
 
 def measured(kind: str, folder: Path, url: str, in_flight: int, tree: Path | None = None) -> dict[str, Any]:
-    """One run in a fresh process; `tree` is another checkout, whose package and whose copy of this file are taken."""
+    """Run one client in a new process. `tree`: another checkout, whose package and copy of this file are used."""
     script = Path(__file__).resolve() if tree is None else tree / "bench" / "evaluate" / "client.py"
     command = [sys.executable, str(script), "--child", kind, str(folder), url, str(in_flight)]
     environment = os.environ | {"PYTHONPATH": str(script.parents[2])}
@@ -127,7 +128,7 @@ def measured(kind: str, folder: Path, url: str, in_flight: int, tree: Path | Non
 def compare(
     tree: Path, requests: int, rounds: int, in_flights: Sequence[int] = (64, 512), kib: int = 160
 ) -> list[dict[str, Any]]:
-    """This checkout and another one in turn, against one server that answers at once; who begins changes with each round."""
+    """Compare this checkout and another one alternately against one server that answers at once. The order changes with each round."""
     results = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -165,7 +166,7 @@ def measure_all(
     delays: Sequence[float] = (0.0, 0.7),
     kib: int = 160,
 ) -> list[dict[str, Any]]:
-    """Return every combination; one line of JSON each as it is known."""
+    """Return the results of every combination; print each as one line of JSON when it is known."""
     results = []
     with tempfile.TemporaryDirectory() as temporary:
         for delay in delays:

@@ -1,7 +1,7 @@
-"""Many endpoints, one client: requests a second, requests a CPU second of the client, and its memory. A part of `python bench/evaluate`.
+"""Measure one client with many endpoints: requests per second, requests per CPU second, memory. A part of `python bench/evaluate`.
 
-One process answers for all endpoints, at once or after `delay` seconds, so that the figures of 8, 64 and 256 endpoints differ only by the
-client's own work for that many endpoints. Client and server share the machine.
+One process answers for all endpoints, at once or after `delay` seconds, so that the results for 8, 64 and 256 endpoints only differ by the
+client's own work. Client and server share the machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from client import cpu, dataset  # noqa: E402
 
 
 def evaluate(folder: Path, urls: Sequence[str], each: int) -> dict[str, Any]:
-    """One evaluation over all endpoints, `each` requests in flight at each."""
+    """Run one evaluation over all endpoints, with `each` requests in flight at each endpoint."""
     from grounding.evaluate.client.options import Options
     from grounding.evaluate.client.request import Request
     from grounding.evaluate.engines import Sampling, get_engine
@@ -62,7 +62,8 @@ def fleet_part(
     before: Path | None = None,
     limit_s: float = 300.0,
 ) -> list[dict[str, Any]]:
-    """Return every number of endpoints and delay, each in a client process of its own; `before` is another checkout that takes turns."""
+    """Return the results for every number of endpoints and delay, each from a separate client process. `before`: another checkout that runs
+    alternately."""
     found = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -78,7 +79,7 @@ def fleet_part(
 
 
 def one(folder: Path, count: int, delay: float, each: int, tree: Path, limit_s: float) -> dict[str, Any]:
-    """Return the figures of one client process with the package of `tree`, and a server process of its own."""
+    """Return the results of one client process with the package of `tree` and its own server process."""
     command = [sys.executable, str(HERE / "server.py"), "--delay", str(delay), "--ports", str(count)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None

@@ -1,8 +1,8 @@
-"""Peak memory of one evaluation of a million rows, stage by stage. A part of `python bench/evaluate`; needs a few minutes of one core.
+"""Measure the peak memory of one evaluation of a million rows after each stage. A part of `python bench/evaluate`; takes a few minutes of one core.
 
-All rows are read, checked and distributed. All but `asked` of them already have an answer, written here as by an earlier run, so that the
-benchmark takes only minutes. These answers are read back, the other rows are asked at 512 in flight, and all are summarised and written as parquet.
-"""
+All rows are read, checked and distributed. All but `asked` of them already have an answer, which is written here as if by an earlier run, so
+that the benchmark takes only minutes. These answers are read back, the other rows are asked at 512 in flight, and all rows are summarised and
+written as parquet."""
 
 from __future__ import annotations
 

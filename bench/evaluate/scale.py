@@ -1,7 +1,7 @@
-"""What a large evaluation costs over several servers, and how much memory. Parts of `python bench/evaluate`.
+"""Measure time and memory of a large evaluation over several servers. Parts of `python bench/evaluate`.
 
-The mock servers model what a GPU server does: `slots` requests at a time, `delay` seconds each, and `encode` more for an image that is not in
-its cache. All are processes of their own; client and servers share the machine.
+The mock servers model a GPU server: they process `slots` requests at a time, take `delay` seconds for each, and `encode` seconds more for an
+image that is not in their cache. All are separate processes; client and servers share the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-FILES = {  # rows of the published eight files
+FILES = {  # numbers of rows of the eight published files
     "refcoco_val": 10834,
     "refcoco_testA": 5657,
     "refcoco_testB": 5095,
@@ -34,11 +34,11 @@ FILES = {  # rows of the published eight files
 }
 IMAGES = 9900
 MODEL = {"delay": 0.05, "encode": 0.25, "slots": 16, "cache": 1000}
-"""An imagined server, five times as fast as a small real one so that the benchmark ends: 320 cached answers a second, 53 uncached"""
+"""An imaginary server, five times as fast as a small real one so that the benchmark is short: 320 cached or 53 uncached answers per second"""
 
 
 class Servers:
-    """Mock servers while the block lasts."""
+    """Mock servers that run while the block runs."""
 
     def __init__(self, count: int, **model: float) -> None:
         options = [word for name, value in model.items() for word in (f"--{name}", str(value))]
@@ -67,7 +67,7 @@ class Servers:
 
 
 def pictures(folder: Path, count: int) -> int:
-    """`count` distinct, decodable JPEGs of 640 x 480 and about 160 KB: coarse noise enlarged, fine noise on top. Returns their mean size in bytes."""
+    """Write `count` distinct, decodable JPEGs of 640 x 480 and about 160 KB: coarse and fine noise. Return their mean size in bytes."""
     import numpy as np
     from PIL import Image
 
@@ -86,7 +86,7 @@ def pictures(folder: Path, count: int) -> int:
 
 
 def eight_files(folder: Path, images: int = IMAGES, scale: float = 1.0) -> int:
-    """Write the eight files with their true numbers of rows over `images` images; the RefCOCO sets share theirs. Returns the rows written."""
+    """Write the eight files with their true numbers of rows over `images` images, which the RefCOCO sets share. Return the number of rows."""
     chance, rows = random.Random(1), 0
     pools = {
         "refcoco_": range(0, images // 3),
@@ -107,7 +107,7 @@ def eight_files(folder: Path, images: int = IMAGES, scale: float = 1.0) -> int:
 
 
 def million(folder: Path, rows: int) -> None:
-    """One file of `rows` rows, six to an image; the images are links to 40 pictures."""
+    """Write one file of `rows` rows, six per image; the images are links to 40 pictures."""
     (folder / "images").mkdir(parents=True)
     from PIL import Image
 
@@ -122,7 +122,7 @@ def million(folder: Path, rows: int) -> None:
 
 
 def child(arguments: list[str]) -> dict[str, Any]:
-    """One evaluation in a fresh process: `folder out concurrency affinity fixed URL…`. Affinity 0 deals rows as if each had an image of its own."""
+    """Run one evaluation in a new process: `folder out concurrency affinity fixed URL…`. Affinity 0 distributes rows as if each had its own image."""
     from grounding.evaluate.client import client as module
     from grounding.evaluate.client.options import Options
     from grounding.evaluate.client.request import Request
@@ -151,7 +151,7 @@ def child(arguments: list[str]) -> dict[str, Any]:
 
 
 def by_row(kind: Any) -> Any:
-    """Return a dispatcher that knows nothing of images: rows in the order of the files, each to whichever endpoint has room. The baseline."""
+    """Return a dispatcher that ignores images, as the baseline: rows in the order of the files, each to any endpoint with a free slot."""
     import numpy as np
 
     class ByRow(kind):
@@ -188,7 +188,7 @@ def measure(
 
 
 def servers_part(folder: Path, counts: list[int], rows: int, images: int) -> list[dict[str, Any]]:
-    """Wall time and cache hits over so many servers, with and without affinity."""
+    """Return wall time and cache hits for each number of servers, with and without affinity."""
     results = []
     for count in counts:
         for affinity in (True, False):
@@ -214,19 +214,21 @@ def servers_part(folder: Path, counts: list[int], rows: int, images: int) -> lis
 
 
 def ideal(rows: float, misses: float, servers: int) -> float:
-    """Seconds if all slots were always busy and each image was encoded once, at one server."""
+    """Return the seconds that are needed if all slots are always busy and each image is encoded once, at one server."""
     return (rows * MODEL["delay"] + misses * MODEL["encode"]) / (MODEL["slots"] * servers)
 
 
 def death_part(folder: Path) -> dict[str, Any]:
-    """One of four servers is killed half-way. The loss is the time above what three servers need for the second half."""
+    """Kill one of four servers half-way. The loss is the time beyond what three servers need for the second half."""
     walls = {}
     for dies in (False, True):
         with ExitStack() as stack:
             servers = stack.enter_context(Servers(4, **MODEL))
             expected = walls.get(False, 0.0)
             if dies:
-                timer = threading.Timer(expected / 2 + 1.0, servers.children[0].kill)  # a second to start the child
+                timer = threading.Timer(
+                    expected / 2 + 1.0, servers.children[0].kill
+                )  # includes one second for the start of the child
                 stack.callback(timer.cancel)
                 timer.start()
             found = measure(folder, 128, servers.urls)
@@ -246,7 +248,7 @@ def death_part(folder: Path) -> dict[str, Any]:
 
 
 def memory_part(rows: int) -> dict[str, Any]:
-    """Peak RSS of the whole evaluation, from reading to summary, at 512 in flight (memory.py)."""
+    """Return the peak RSS of the whole evaluation, from reading to summary, at 512 in flight (memory.py)."""
     with tempfile.TemporaryDirectory() as temporary, Servers(1) as servers:
         folder = Path(temporary) / "set"
         million(folder, rows)

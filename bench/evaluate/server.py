@@ -1,10 +1,10 @@
-"""A chat completion server that costs next to nothing, so that the client is what is measured.
+"""A chat completion server that needs almost no CPU time, so that a benchmark measures the client.
 
     python bench/evaluate/server.py [--delay 0.7] [--encode 0.1] [--slots 64] [--cache 2000]
 
-Answers every request after `delay` seconds. With `--encode` it models a server's image cache: the first request of an image takes that much
-longer; with `--slots` so many requests are worked on at a time, the others wait. Prints its ports. `GET /stats` tells what it saw:
-requests, cache hits, and its own latency (from a request's first byte to its answer) as mean, p50 and p90, in seconds.
+It answers every request after `delay` seconds. `--encode` models a server's image cache: the first request of an image takes that many seconds
+longer. `--slots` limits the number of requests that are processed at the same time; the others wait. It prints its ports. `GET /stats` returns
+its observations: requests, cache hits, and its own latency (from a request's first byte to its answer) as mean, p50 and p90, in seconds.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ ANSWER = json.dumps(
     }
 ).encode()
 _SAMPLE = (2048, 3072)
-"""Bytes of a body by which its image is identified: far enough in to be behind the head that all JPEGs share"""
+"""Range of bytes in a body that identifies its image; it begins after the header that all JPEGs share"""
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(ANSWER) + ANSWER
 
 
 class State:
-    """What all connections share: slots, the image cache, what was measured."""
+    """The state that all connections share: slots, the image cache, measurements."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.delay, self.encode, self.slots = arguments.delay, arguments.encode, arguments.slots
@@ -94,7 +94,7 @@ class State:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One keep-alive connection: reads heads and bodies, looks at a few bytes of the image only."""
+    """A keep-alive connection. It reads heads and bodies, and examines only a few bytes of the image."""
 
     shared = bytearray(1 << 20)
 
@@ -159,12 +159,16 @@ async def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--ports", type=int, default=1, help="listen on so many, each an endpoint of its own")
+    parser.add_argument(
+        "--ports", type=int, default=1, help="number of ports to listen on; each is a separate endpoint"
+    )
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--encode", type=float, default=0.0)
     parser.add_argument("--slots", type=int, default=0)
     parser.add_argument("--cache", type=int, default=2000)
-    parser.add_argument("--skip", type=int, default=0, help="leave the first so many out of the latencies, each time")
+    parser.add_argument(
+        "--skip", type=int, default=0, help="number of first requests to leave out of the latencies, each time"
+    )
     try:
         asyncio.run(main(parser.parse_args()))
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What verl started by hand gets of ours in `rl_step.py`: stand-ins for FlashAttention 2, a frozen vision tower, and a fix without which it stops."""
+"""Plug-in for the verl that `rl_step.py` starts by hand: replacements for FlashAttention 2, a frozen vision tower, and a fix for a crash."""
 
 import os
 

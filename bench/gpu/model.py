@@ -1,9 +1,9 @@
-"""Qwen3-VL-4B by its sizes, without its weights: what `--load-format dummy` needs to serve a model of the real cost.
+"""Write a Qwen3-VL-4B without weights: the files that `--load-format dummy` needs to serve a model with realistic costs.
 
     python bench/gpu/model.py OUT
 
-The sizes are those of the public Qwen/Qwen3-VL-4B-Instruct. The tokenizer is the tiny model's, padded to the real vocabulary so that whatever random
-weights answer can be decoded; the picture sizes are the real ones, so a picture of 640 x 480 costs its 300 tokens.
+The sizes are those of the public Qwen/Qwen3-VL-4B-Instruct. The tokenizer is the tiny model's, padded to the real vocabulary so that all answers
+of random weights can be decoded. Picture sizes are the real ones, so a picture of 640 x 480 needs 300 tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ VOCABULARY = 151_936
 
 
 def config(token: dict[str, int]) -> dict[str, object]:
-    """`config.json`; `token` gives the ids of the special tokens."""
+    """Return the content of `config.json`. `token`: ids of the special tokens."""
     return {
         "architectures": ["Qwen3VLForConditionalGeneration"],
         "model_type": "qwen3_vl",
@@ -69,7 +69,7 @@ def config(token: dict[str, int]) -> dict[str, object]:
 
 
 def build(out: Path) -> None:
-    """Write the folder. Needs transformers."""
+    """Write the model folder. Needs transformers."""
     from transformers import (
         PreTrainedTokenizerFast,
         Qwen2VLImageProcessor,

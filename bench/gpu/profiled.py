@@ -1,9 +1,9 @@
-"""`egm` with torch's profiler around three optimizer steps of SFT.
+"""Run `egm` with torch's profiler around three optimizer steps of SFT.
 
     python bench/gpu/profiled.py FOLDER role sft --job ... --data ... --model ... --out ...
 
-Writes to FOLDER: `profile.json` (wall time by phase, the 25 operations with the most CPU time and the 25 with the most GPU time),
-`cpu.txt` and `gpu.txt` (the profiler's own tables). The steps before the profiled ones run as without it.
+It writes to FOLDER: `profile.json` (wall time by phase, the 25 operations with the most CPU time and the 25 with the most GPU time),
+`cpu.txt` and `gpu.txt` (the profiler's own tables). The steps before the profiled ones run without the profiler.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PHASES = {"get_batch_samples": "data", "training_step": "update", "_clip_grad_no
 
 
 class Profile(TrainerCallback):  # type: ignore[misc]
-    """Profiles the steps after `FIRST` up to `LAST`."""
+    """Profiles the steps after `FIRST` up to and including `LAST`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.profiler, self.began = folder, None, 0.0
@@ -51,7 +51,7 @@ def _wait() -> None:
 
 
 def write(folder: Path, events: Any, wall: float) -> None:
-    """Write the tables of a profile that took `wall` seconds."""
+    """Write the tables of a profile; `wall` is its wall time in seconds."""
     by_cpu = sorted(events, key=lambda e: -e.self_cpu_time_total)
     by_gpu = sorted(events, key=lambda e: -e.self_device_time_total)
 

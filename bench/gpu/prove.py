@@ -1,13 +1,13 @@
-"""Does what a lock of `images/` names work on this machine's GPU? One command, run by the Python of an environment installed from that lock.
+"""Check on this machine's GPU that the packages of a lock in `images/` work. Run it with the Python of an environment installed from that lock.
 
     python bench/gpu/prove.py train        --work runs --out bench/gpu/proven-train.json
     python bench/gpu/prove.py infer-vllm   --work runs --out bench/gpu/proven-infer-vllm.json --model runs/prove-train/sft/model
     python bench/gpu/prove.py infer-sglang --work runs --out bench/gpu/proven-infer-sglang.json --model runs/prove-train/sft/model
 
-Compares the installed packages with the lock, imports the entry modules of the image, and lets `egm run` do the image's work with the tiny model: SFT
-and three steps of RL (verl, FSDP, vLLM's rollouts) for `train`; the engine's server with pictures, asked by the evaluation's client, for the others.
-Packages that the machine brings (`--given 'torch*' 'nvidia-*'`) may have other versions: the report names each. Exit code 1 where anything is not
-as it should be.
+It compares the installed packages with the lock, imports the entry modules of the image, and runs the image's work with the tiny model by `egm
+run`: for `train`, SFT and three steps of RL (verl, FSDP, vLLM's rollouts); for the others, the engine's server with pictures, queried by the
+evaluation's client. Packages that the machine provides (`--given 'torch*' 'nvidia-*'`) may have other versions; the report lists them. The exit
+code is 1 if anything differs from the expectation.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from locks import LOCKS, versions  # noqa: E402
 from rl import RECIPE, machine, measured  # noqa: E402
 
 STEPS = 3
-PER_FILE = 20  # questions in each of the eight files
-OURS = ("egm-grounding", "pip")  # what is in no lock: the project itself, and what a new environment comes with
+PER_FILE = 20  # number of questions in each of the eight files
+OURS = ("egm-grounding", "pip")  # packages that no lock contains: the project itself, and pip
 ENGINES = {"infer-sglang": "sglang", "infer-vllm": "vllm"}
 IMPORT = """
 import importlib, json, sys, time
@@ -50,20 +50,20 @@ for name in sys.argv[1:]:
 
 # ---- packages ----
 def normal(name: str) -> str:
-    """Return a package's name as the index writes it."""
+    """Return a package's name in the index's normal form."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def installed() -> dict[str, str]:
-    """Return name -> version of every package of this environment."""
+    """Return name -> version of every package in this environment."""
     return {normal(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()}
 
 
 def compare(locked: Mapping[str, str], found: Mapping[str, str], given: Sequence[str] = ()) -> dict[str, Any]:
-    """Return what is installed against what the lock says: name -> [lock, machine], None if it is not there. Pure.
+    """Compare the installed packages with the lock: name -> [lock, machine], with None if a package is absent. Pure.
 
-    `differ` are faults; `given` are packages whose name fits a pattern of `given`, all of them, equal or not. A version's local part, as in
-    2.11.0+cu130, does not count: the index has it without.
+    `differ` contains faults. `given` contains all packages whose name matches a pattern of `given`, whether or not they are equal. The local part
+    of a version, as in 2.11.0+cu130, is ignored, because the index has the version without it.
     """
     wanted = {normal(n): v for n, v in locked.items()}
     differ: dict[str, list[str | None]] = {}
@@ -81,7 +81,7 @@ def compare(locked: Mapping[str, str], found: Mapping[str, str], given: Sequence
 
 
 def imports(modules: Sequence[str]) -> tuple[dict[str, float], str]:
-    """Seconds that each module took, one after another in one process; and the end of what it said if one failed."""
+    """Return the seconds that each module's import took, one after another in one process, and the end of the output if one failed."""
     done = subprocess.run([sys.executable, "-c", IMPORT, *modules], capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     seconds = {name: s for line in lines for name, s in json.loads(line).items()}
@@ -90,7 +90,7 @@ def imports(modules: Sequence[str]) -> tuple[dict[str, float], str]:
 
 # ---- work ----
 def manifest(lock: str, model: str, gpus: int = 1) -> list[dict[str, Any]]:
-    """Return the jobs that prove it. Pure."""
+    """Return the jobs that test the lock. Pure."""
 
     def job(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
         shapes = {"shapes": {"seed": 7, "train": 6000, "perFile": PER_FILE}}
@@ -116,9 +116,9 @@ def manifest(lock: str, model: str, gpus: int = 1) -> list[dict[str, Any]]:
 
 
 def run(lock: str, model: str, gpus: int, work: Path) -> tuple[dict[str, Any], str]:
-    """Let `egm run` do the jobs in `work`; what came of each, and what went wrong in words."""
+    """Run the jobs in `work` by `egm run`; return their results, and a description of the failure or an empty text."""
     source = model
-    if model == "tiny://":  # which a job would train on the CPU
+    if model == "tiny://":  # a job would train this model on the CPU
         from grounding.models.tiny import build, demo_corpus
 
         build(source := str(work / "tiny"), demo_corpus())
@@ -141,7 +141,7 @@ def run(lock: str, model: str, gpus: int, work: Path) -> tuple[dict[str, Any], s
 
 
 def of_sft(folder: Path, _: str) -> tuple[dict[str, Any], str]:
-    """Steps and loss."""
+    """Return steps and loss of SFT."""
     lines = [line for line in read_progress(folder / "progress.jsonl") if line["step"] > 0]
     losses = [round(line["metrics"]["loss"], 4) for line in (lines[0], lines[-1])]
     step = statistics.median(line["metrics"]["secondsStep"] for line in lines[1:])
@@ -150,22 +150,22 @@ def of_sft(folder: Path, _: str) -> tuple[dict[str, Any], str]:
 
 
 def of_rl(folder: Path, _: str) -> tuple[dict[str, Any], str]:
-    """Return a line a step, from verl's own file."""
+    """Return one line per step, from verl's own file."""
     steps = measured(folder)
     if [s["step"] for s in steps if s["step"] > 0] != list(range(1, STEPS + 1)):
         return {"steps": steps}, f"the steps of RL are not 1 to {STEPS}"
-    return {"steps": steps}, "" if (folder / "model" / "config.json").exists() else "RL has left no model"
+    return {"steps": steps}, "" if (folder / "model" / "config.json").exists() else "RL has written no model"
 
 
 def of_eval(folder: Path, model: str) -> tuple[dict[str, Any], str]:
-    """Return the evaluation's figures; only a trained model is asked to be right."""
+    """Return the evaluation's results. Only a trained model must answer correctly."""
     summary = json.loads((folder / "summary.json").read_text())
     told = {k: summary[k] for k in ("errors", "unparsed", "macro")} | {"rows": sum(f["n"] for f in summary["files"])}
     told["latency_p50"] = round(statistics.median(f["latency_p50"] for f in summary["files"]), 4)
     if told["errors"] or told["rows"] != 8 * PER_FILE:
         return told, f"{told['errors']} of {told['rows']} questions failed"
     poor = model != "tiny://" and told["macro"] < 0.5
-    return told, "a trained model answered less than half of them right" if poor else ""
+    return told, "a trained model answered less than half of the questions correctly" if poor else ""
 
 
 def driver() -> dict[str, str]:
@@ -174,7 +174,7 @@ def driver() -> dict[str, str]:
     try:
         told = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError) as e:
-        raise SystemExit(f"error: no GPU can be seen here: {e}") from None
+        raise SystemExit(f"error: found no GPU: {e}") from None
     return dict(zip(("gpu", "driver", "gpu_memory"), (w.strip() for w in told[0].split(",")), strict=True))
 
 
@@ -182,12 +182,18 @@ def main() -> int:
     known = {x.name: x for x in LOCKS if x.name in ("train", *ENGINES)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lock", choices=sorted(known))
-    parser.add_argument("--model", default="tiny://", help="What is served; a folder counts as trained.")
-    parser.add_argument("--gpus", type=int, choices=(1, 2, 4, 8), default=1, help="Ranks of training; copies served.")
-    parser.add_argument("--given", nargs="*", default=[], metavar="PATTERN", help="Packages that the machine brings.")
-    parser.add_argument("--left-out", default="", metavar="WORDS", help="For the report: what was removed of packages.")
-    parser.add_argument("--packages-only", action="store_true", help="Packages and imports alone; no GPU is needed.")
-    parser.add_argument("--work", type=Path, help="Work here and leave it; default: a temporary folder.")
+    parser.add_argument("--model", default="tiny://", help="Model to serve; a folder counts as a trained model.")
+    parser.add_argument(
+        "--gpus", type=int, choices=(1, 2, 4, 8), default=1, help="Number of training ranks, or of served replicas."
+    )
+    parser.add_argument("--given", nargs="*", default=[], metavar="PATTERN", help="Packages that the machine provides.")
+    parser.add_argument(
+        "--left-out", default="", metavar="WORDS", help="For the report: parts of packages that were removed."
+    )
+    parser.add_argument(
+        "--packages-only", action="store_true", help="Only check packages and imports; no GPU is needed."
+    )
+    parser.add_argument("--work", type=Path, help="Folder to work in, which is kept; default: a temporary folder.")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     lock, begun = known[arguments.lock], time.monotonic()
@@ -211,7 +217,7 @@ def main() -> int:
         if arguments.out:
             arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
-    why = f"not as the lock says: {', '.join(packages['differ'])}" if packages["differ"] else ""
+    why = f"differs from the lock: {', '.join(packages['differ'])}" if packages["differ"] else ""
     print(json.dumps({k: v for k, v in packages.items() if k != "given"}), flush=True)
     report["imports_s"], said = imports(lock.entries)
     print(json.dumps(report["imports_s"]), said, flush=True)

@@ -1,10 +1,10 @@
-"""Reinforcement learning with vLLM's rollouts on a real GPU, killed half-way: does the score rise, does it go on, what does a step cost?
+"""Run reinforcement learning with vLLM's rollouts on a real GPU, kill it half-way, and resume: score, progress, and costs of a step.
 
     python bench/gpu/rl.py --out bench/gpu/rl.json
 
-Draws the shapes set, trains the tiny model by SFT (unless `--model` names a folder), then by `egm role rl`: verl's main_ppo, FSDP and vLLM on the
-GPU, nothing of the CPU path. Once step `--kill-at` is done every process of the run gets SIGKILL, and the same command continues from the
-newest checkpoint. Needs one GPU and the packages of verl's `vllm` extra. Exit code 1 where a step is missing or the score has not risen.
+It draws the shapes set, trains the tiny model by SFT (unless `--model` is a folder), then by `egm role rl`: verl's main_ppo, FSDP and vLLM on the
+GPU, without the CPU path. After step `--kill-at`, every process of the run gets SIGKILL, and the same command continues from the newest
+checkpoint. Needs one GPU and the packages of verl's `vllm` extra. The exit code is 1 if a step is missing or the score has not risen.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ spec:
   resources: {{nodes: 1, gpusPerNode: 1}}
   hyperparameters: {hyperparameters}
 """
-# the tiny model's sizes with the recipe of the real ones: bfloat16, a KL loss with its reference model, offloading, recomputed activations
+# the tiny model's sizes with the recipe of the real models: bfloat16, a KL loss with its reference model, offloading, recomputed activations
 RECIPE = {
     "dtype": "bfloat16",
     "klCoefficient": 0.005,
@@ -66,7 +66,7 @@ def say(**what: Any) -> None:
 
 # ---- the run ----
 def attempt(command: list[str], out: Path, log: Path, kill_at: int, deadline_s: float) -> dict[str, Any]:
-    """One start of the role. Killed once step `kill_at` is done; 0 lets it run to its end."""
+    """Start the role once. Kill it after step `kill_at`; 0 lets it run to its end."""
     found = checkpoints.peek(out / "checkpoints")
     told: dict[str, Any] = {"after_step": found.step if found else 0}
     mark, begun, before = uuid.uuid4().hex, time.monotonic(), set(metric_files(out))
@@ -95,14 +95,14 @@ def attempt(command: list[str], out: Path, log: Path, kill_at: int, deadline_s: 
     return told
 
 
-# ---- what it wrote ----
+# ---- files of the run ----
 def metric_files(out: Path) -> list[Path]:
-    """verl's own files, one an attempt, oldest first."""
+    """Return verl's own files, one per attempt, oldest first."""
     return sorted((out / "verl").glob("metrics-*-from-*.jsonl"))
 
 
 def measured(out: Path) -> list[dict[str, Any]]:
-    """Return a line a step as it counts in the end, from verl's own files: scores, validation, seconds by stage."""
+    """Return one line per step in its final version, from verl's own files: scores, validation, seconds by stage."""
     steps: dict[int, dict[str, Any]] = {}
     for number, file in enumerate(metric_files(out), 1):
         origin = int(file.stem.rpartition("-")[2])
@@ -113,7 +113,7 @@ def measured(out: Path) -> list[dict[str, Any]]:
 
 
 def chosen(data: dict[str, Any]) -> dict[str, Any]:
-    """Of verl's metrics those that are reported."""
+    """Return the metrics of verl that are reported."""
     names = {
         "critic/score/mean": "score",
         "val-core/grounding/acc/mean@1": "val_accuracy",
@@ -136,7 +136,8 @@ def chosen(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def summed_up(steps: list[dict[str, Any]], tries: list[dict[str, Any]]) -> dict[str, Any]:
-    """First against last, and a step's seconds by stage: medians over the steps that had it, without each attempt's first, which compiles."""
+    """Compare the first and last scores, and return a step's seconds by stage: medians over the steps that have the stage, without each attempt's
+    first step, which compiles."""
     trained = [s for s in steps if s["step"] > 0 and "score" in s]
     some = max(1, len(trained) // 5)
     warm = [s for i, s in enumerate(trained) if i and s["attempt"] == trained[i - 1]["attempt"] and "seconds" in s]
@@ -157,7 +158,7 @@ def summed_up(steps: list[dict[str, Any]], tries: list[dict[str, Any]]) -> dict[
 
 
 def failed(steps: list[dict[str, Any]], summary: dict[str, Any], wanted: int, model: Path) -> str:
-    """Return what went wrong, in words; empty where nothing did."""
+    """Return a description of the failure; empty if there is none."""
     if [s["step"] for s in steps if s["step"] > 0] != list(range(1, wanted + 1)):
         return f"the steps are not 1 to {wanted}"
     first, last = (v for k, v in summary.items() if k.startswith("score_"))
@@ -167,7 +168,7 @@ def failed(steps: list[dict[str, Any]], summary: dict[str, Any], wanted: int, mo
 
 
 def machine() -> str:
-    """GPU, processor and interpreter in words."""
+    """Return a description of GPU, processor and interpreter."""
     try:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         gpus = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().replace("\n", ", ")
@@ -186,17 +187,19 @@ def versions() -> dict[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="A model that SFT left; without it the tiny one is trained here.")
+    parser.add_argument(
+        "--model", type=Path, help="A model trained by SFT; by default, the tiny model is trained first."
+    )
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--kill-at", type=int, default=17, help="Kill once this step is done; 0 never.")
-    parser.add_argument("--batch", type=int, default=32, help="Prompts a step.")
-    parser.add_argument("--rollouts", type=int, default=8, help="Answers a prompt.")
+    parser.add_argument("--kill-at", type=int, default=17, help="Kill the run after this step; 0 means never.")
+    parser.add_argument("--batch", type=int, default=32, help="Prompts per step.")
+    parser.add_argument("--rollouts", type=int, default=8, help="Answers per prompt.")
     parser.add_argument("--rows", type=int, default=6000, help="Training rows of the shapes set.")
     parser.add_argument("--sft-steps", type=int, default=700)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="Further hyperparameters of RL.")
-    parser.add_argument("--override", nargs="*", default=[], help="verl overrides, last (engineOverrides).")
+    parser.add_argument("--override", nargs="*", default=[], help="Overrides of verl, applied last (engineOverrides).")
     parser.add_argument("--deadline", type=float, default=1800.0, help="Seconds that one start may take.")
-    parser.add_argument("--work", type=Path, help="Work here and leave it; default: a temporary folder.")
+    parser.add_argument("--work", type=Path, help="Folder to work in, which is kept; default: a temporary folder.")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     folder = arguments.work or Path(tempfile.mkdtemp(prefix="egm-bench-"))

@@ -1,15 +1,15 @@
-"""A whole step of reinforcement learning at real size: `egm role rl` against verl started by hand, on random weights of real shapes.
+"""Measure whole steps of reinforcement learning at real size: `egm role rl` and verl started by hand, with random weights of real shapes.
 
     python bench/gpu/rl_step.py --size 4b --out DIR
 
 Arms:
   product  `egm role prepare` and `egm role rl` with the preset; only the batch is scaled to one GPU
-  hand     `python -m verl.trainer.main_ppo` with the same overrides and none of our code around it. What verl has from FlashAttention 2, which
-           no lock holds, it gets from ours (attention of packed rows, log-probabilities in chunks), and the fix without which a step whose
-           answers are all equally long ends the run (`hand_plugin.py`)
-With a GPU for each arm they run side by side, else one after the other. Random weights never end an answer, so each has `--response` tokens.
-Both are killed after `--steps` steps, so that no checkpoint of 50 GB is written; the first step compiles and is left out of the medians.
-Writes DIR/rl.json: seconds by phase, tokens/s, memory, and how busy each GPU was between the first step's end and the last's.
+  hand     `python -m verl.trainer.main_ppo` with the same overrides and without our code around it. It only gets our replacements for
+           FlashAttention 2, which no lock contains (attention of packed rows, log-probabilities in chunks), and our fix for steps whose
+           answers all have the same length, which would end the run (`hand_plugin.py`)
+If there is a GPU for each arm, they run side by side, otherwise one after the other. Random weights never end an answer, so each answer has
+`--response` tokens. Both runs are killed after `--steps` steps, so that no checkpoint of 50 GB is written. The first step compiles and is left
+out of the medians. Writes DIR/rl.json: seconds by phase, tokens/s, memory, and GPU utilisation between the ends of the first and the last step.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ARMS = ("product", "hand")
 
 
 def rows_of(folder: Path, number: int) -> None:
-    """Draw RL rows: a picture for every four, boxes in 0..1000."""
+    """Draw RL rows, with one picture for every four rows and boxes in 0..1000."""
     (folder / "img").mkdir(parents=True)
     rows, name = [], ""
     for i in range(number):
@@ -59,7 +59,7 @@ def rows_of(folder: Path, number: int) -> None:
 
 @dataclass
 class Arm:
-    """One run under way."""
+    """A running arm."""
 
     name: str
     gpus: list[int]
@@ -67,11 +67,11 @@ class Arm:
     child: subprocess.Popen[bytes]
     began: float = field(default_factory=time.monotonic)
     steps: list[float] = field(default_factory=list)
-    """Seconds since the epoch at which each step was logged"""
+    """Times at which each step was logged, in seconds since 1970"""
     ended: str = ""
 
     def look(self, wanted: int, deadline: float) -> None:
-        """Note steps that have ended, and kill the run once it has all."""
+        """Record finished steps, and kill the run when it has all of them."""
         logged = sum(1 for file in metric_files(self.out) for line in complete_lines(file) if line["step"] > 0)
         self.steps += [time.time()] * (logged - len(self.steps))
         code = self.child.poll()
@@ -92,7 +92,7 @@ def start(name: str, job_file: Path, data: Path, model: Path, work: Path, gpus: 
     (out / "verl").mkdir(parents=True)
     environment = os.environ | {
         TOKEN: name,
-        # these machines show memory as it is used, and Ray would take the little that is there for the limit
+        # these machines report only the memory in use, which Ray would mistake for the limit
         "RAY_memory_monitor_refresh_ms": "0",
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)) if CUDA else "-1",
     }
@@ -116,7 +116,7 @@ def start(name: str, job_file: Path, data: Path, model: Path, work: Path, gpus: 
 
 
 def by_hand(job_file: Path, data: Path, model: Path, out: Path) -> list[str]:
-    """Return what someone types who follows the reference: the same overrides, without what calls our code."""
+    """Return the command of someone who follows the reference: the same overrides, without those that call our code."""
     job = load_job(job_file)
     assert isinstance(job, RlJob)
     ready = jobdata.locate(job, data)
@@ -136,14 +136,16 @@ def by_hand(job_file: Path, data: Path, model: Path, out: Path) -> list[str]:
 
 
 def sample(gpus: int, into: Path, every_ms: int = 500) -> subprocess.Popen[bytes]:
-    """Let nvidia-smi write what each GPU does, by default twice a second."""
+    """Start nvidia-smi, which records the state of each GPU, by default twice per second."""
     asked = "--query-gpu=timestamp,index,utilization.gpu,memory.used"
     with into.open("wb") as file:
-        return subprocess.Popen(["nvidia-smi", asked, "--format=csv,noheader,nounits", "-lms", str(every_ms)], stdout=file)
+        return subprocess.Popen(
+            ["nvidia-smi", asked, "--format=csv,noheader,nounits", "-lms", str(every_ms)], stdout=file
+        )
 
 
 def busy(samples: Path, gpus: list[int], since: float, until: float) -> dict[str, float]:
-    """Return the share of samples between two times in which the GPUs computed, and their mean use, in percent."""
+    """Return the share of samples between two times in which the GPUs computed, and their mean utilisation in percent."""
     found, peak = [], 0.0
     for line in samples.read_text().splitlines():
         parts = [p.strip() for p in line.split(",")]
@@ -164,7 +166,7 @@ def busy(samples: Path, gpus: list[int], since: float, until: float) -> dict[str
 
 
 def told(arm: Arm, samples: Path, log: Path) -> dict[str, Any]:
-    """Return the figures of one arm."""
+    """Return the results of one arm."""
     steps = measured(arm.out)
     warm = [s for s in steps[1:] if "seconds" in s]
     names = sorted({n for s in warm for n in s["seconds"]})
@@ -186,10 +188,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="4b")
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--gpus", type=int, default=1, help="Of each arm.")
-    parser.add_argument("--batch", type=int, default=64, help="Prompts a step.")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs of each arm.")
+    parser.add_argument("--batch", type=int, default=64, help="Prompts per step.")
     parser.add_argument("--rollouts", type=int, default=8)
-    parser.add_argument("--response", type=int, default=400, help="Tokens of an answer.")
+    parser.add_argument("--response", type=int, default=400, help="Tokens per answer.")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--set", default="{}", help="JSON: further hyperparameters.")
     parser.add_argument("--deadline", type=float, default=480.0, help="Seconds that an arm may take.")

@@ -1,17 +1,18 @@
-"""How fast a server answers grounding questions on one GPU, and what keeps it from being faster.
+"""Measure how fast a server answers grounding questions on one GPU, and what limits it.
 
     python bench/gpu/serve.py --size 8b --out DIR [--reference CHECKOUT] [--variant '--api-server-count 4']
 
-A server a GPU by the product's own command line, with the shapes of Qwen3-VL and random weights, so nothing is downloaded; every answer
-has `--tokens` tokens. Pictures are JPEGs of 640 x 480 with about a photograph's bytes, six questions each, and no two runs share one. Runs:
+There is one server per GPU, started by the product's own command line with the shapes of Qwen3-VL and random weights, so nothing is downloaded.
+Every answer has `--tokens` tokens. Pictures are JPEGs of 640 x 480 with the size of a photograph and six questions each; no two runs share one.
+Runs:
 
     product    our client at each number of requests in flight (`--in-flight`)
     variant    the same on the second GPU, whose server has further flags (`--variant`); without flags: the scaling to two servers
     reference  the client of a checkout of github.com/zgq1879/EGM (`verl/scripts/sglang_infer.py`), 64 in flight as in its script
 
-Of each run: requests/s, output tokens/s, latencies, how busy the GPU was (nvidia-smi, twice a second, without the first and last tenth), CPU
-seconds of the server's processes and of the client. `limit` is arithmetic: the seconds of a request if decoding reads all weights
-once a step for all rows in flight and the prompt costs 2 FLOP a parameter and token, at the bandwidth and rate given below.
+For each run it reports requests/s, output tokens/s, latencies, GPU utilisation (nvidia-smi, twice per second, without the first and last tenth),
+and CPU seconds of the server's processes and of the client. `limit` is computed: the seconds of a request if decoding reads all weights once per
+step for all rows in flight, and the prompt costs 2 FLOP per parameter and token, at the bandwidth and rate given below.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ from serve_affinity import Server, _write, dataset, machine, measure
 from train import SIZES, folder_of
 
 BANDWIDTH = 4.3e12
-"""Bytes/s of an H200's memory as measured by a copy (reads and writes)"""
+"""Bytes/s of an H200's memory, measured by a copy (reads and writes)"""
 RATE = 788e12
-"""FLOP/s of an H200 in bfloat16, the best measured matrix product"""
+"""FLOP/s of an H200 in bfloat16, for the fastest measured matrix product"""
 PROMPT_TOKENS = 330
-"""Of a picture of 640 x 480 and its question"""
+"""Tokens of a picture of 640 x 480 and its question"""
 
 
 def limit(parameters: float, tokens: int, in_flight: int) -> dict[str, float]:
-    """Return requests/s that arithmetic allows; the prompt is computed once a question, its picture's part once a picture (six questions)."""
+    """Return the computed limit of requests/s. The prompt counts once per question, its picture's part once per picture (six questions)."""
     decode = tokens * max(2 * parameters / BANDWIDTH / in_flight, 2 * parameters / RATE)
     prefill = 2 * parameters * (300 / 6 + PROMPT_TOKENS - 300) / RATE
     return {
@@ -57,13 +58,13 @@ def limit(parameters: float, tokens: int, in_flight: int) -> dict[str, float]:
 
 
 def processes(root: int) -> list[psutil.Process]:
-    """Return a process and all below it."""
+    """Return a process and all its descendants."""
     top = psutil.Process(root)
     return [top, *top.children(recursive=True)]
 
 
 def cpu_seconds(found: list[psutil.Process]) -> dict[str, float]:
-    """Return CPU seconds by the process's name for itself."""
+    """Return CPU seconds, keyed by the names of the processes."""
     seconds: dict[str, float] = {}
     for process in found:
         try:
@@ -76,7 +77,7 @@ def cpu_seconds(found: list[psutil.Process]) -> dict[str, float]:
 
 
 def watched(servers: list[Server], gpus: list[int], samples: Path, call: Any) -> dict[str, Any]:
-    """Call, and return its result with what GPUs and processors did meanwhile."""
+    """Call `call`, and return its result with the use of GPUs and processors during the call."""
     trees = [p for s in servers for p in processes(s.process.pid)]
     before, own, began = cpu_seconds(trees), time.process_time(), time.time()
     result: dict[str, Any] = call()
@@ -93,7 +94,7 @@ def watched(servers: list[Server], gpus: list[int], samples: Path, call: Any) ->
 
 
 def by_reference(checkout: Path, server: Server, rows: Path, images: Path, tokens: int, work: Path) -> dict[str, Any]:
-    """Run the reference's client as it is, with the words of its script; its own figures."""
+    """Run the reference's client unchanged, with the arguments of its script, and return its own results."""
     lines = work / "reference.json"
     lines.write_text(rows.read_text())
     command = [
@@ -131,13 +132,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
     parser.add_argument("--size", choices=SIZES, default="8b")
-    parser.add_argument("--gpus", type=int, default=2, help="A server on each; the second has the variant's flags.")
+    parser.add_argument(
+        "--gpus", type=int, default=2, help="GPUs with one server each; the second server has the variant's flags."
+    )
     parser.add_argument("--in-flight", type=int, nargs="*", default=[16, 64, 256, 512])
     parser.add_argument("--variant-in-flight", type=int, nargs="*", default=[64, 256, 512])
     parser.add_argument("--tokens", type=int, default=100)
-    parser.add_argument("--images", type=int, default=200, help="Pictures a run at 64 in flight or more.")
-    parser.add_argument("--variant", default="", help="Further words for the second server's command line.")
-    parser.add_argument("--server-args", default="--load-format dummy", help="Further words for both.")
+    parser.add_argument("--images", type=int, default=200, help="Pictures per run at 64 in flight or more.")
+    parser.add_argument("--variant", default="", help="Further arguments for the second server.")
+    parser.add_argument("--server-args", default="--load-format dummy", help="Further arguments for both servers.")
     parser.add_argument("--reference", type=Path)
     parser.add_argument("--deadline", type=float, default=240.0, help="Seconds that a start may take.")
     parser.add_argument("--budget", type=float, default=400.0, help="Seconds after which no further run begins.")

@@ -1,18 +1,18 @@
-"""What an image's questions on one server gain, and what a start costs: real servers on real GPUs, asked by our client.
+"""Measure the gain if one server gets all questions of an image, and the cost of a start: real servers on real GPUs, queried by our client.
 
     python bench/gpu/serve_affinity.py --engine sglang --gpus 2 --out bench/gpu/sglang.json
 
-One server a GPU, started by the engine's own command line with the sizes of Qwen3-VL-4B and random weights (`model.py`), so nothing is
-downloaded; every answer has `--tokens` tokens. Pictures are JPEGs of 640 x 480 with about a photograph's bytes, six questions each. Arms:
+There is one server per GPU, started by the engine's own command line with the sizes of Qwen3-VL-4B and random weights (`model.py`), so nothing is
+downloaded. Every answer has `--tokens` tokens. Pictures are JPEGs of 640 x 480 with the size of a photograph and six questions each. Arms:
 
-    affinity   `egm eval` as it is: an image's questions go to one server, the first ahead of the others
-    at-once    the same without the first one ahead (`--siblings-at-once`)
-    spread     the same rows in the same order, each to a server of its own hash, as a round robin of data-parallel copies does it
-    png        affinity, and the pictures are sent as PNG
+    affinity   `egm eval` unchanged: one server gets all questions of an image, the first one before the others
+    at-once    the same, but all questions at once (`--siblings-at-once`)
+    spread     the same rows in the same order, distributed over the servers by a hash of the row, like a round robin of data-parallel replicas
+    png        affinity, with pictures sent as PNG
 
-The arms take turns, `--repeats` times, and no two runs share a picture, so every cache is cold for every run. The servers' own counters of
-cached tokens are read before and after each. All servers are started `--starts` times, the first before the arms: launch to `/health`, and stop.
-"""
+The arms run alternately, `--repeats` times. No two runs share a picture, so every run begins with cold caches. The servers' own counters of
+cached tokens are read before and after each run. All servers are started `--starts` times, first before the arms, to measure the time from
+launch to `/health` and the time to stop."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ COUNTERS = {
 
 # ---- pictures and rows ----
 def picture(seed: int) -> bytes:
-    """Return a JPEG of 640 x 480: noise of all sizes, as a photograph has it, and a shape."""
+    """Return a JPEG of 640 x 480 with noise of all sizes, like a photograph, and a shape."""
     import numpy as np
     from PIL import Image, ImageDraw
 
@@ -64,7 +64,7 @@ def picture(seed: int) -> bytes:
     total = np.zeros((HEIGHT, WIDTH, 3), dtype=np.float32)
     for scale, strength in ((160, 60), (40, 32), (10, 18), (4, 12), (2, 12), (1, 9)):
         small = chance.normal(0, strength, (-(-HEIGHT // scale), -(-WIDTH // scale), 3)).astype(np.float32)
-        small = 0.75 * small.mean(2, keepdims=True) * 1.7 + 0.25 * small  # photographs are mostly light and dark
+        small = 0.75 * small.mean(2, keepdims=True) * 1.7 + 0.25 * small  # photographs vary mostly in brightness
         layers = [
             Image.fromarray(np.ascontiguousarray(small[..., c])).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
             for c in range(3)
@@ -86,7 +86,7 @@ def _write(task: tuple[Path, int]) -> int:
 
 
 def dataset(folder: Path, first: int, images: int, an_image: int, *, one_each: bool) -> tuple[Path, Path]:
-    """(rows, image folder) over pictures `first`.. of `folder`. `one_each`: every row has a name of its own for its picture."""
+    """Return (rows, image folder) over the pictures `first`.. of `folder`. `one_each`: every row has its own name for its picture."""
     here = folder / f"run-{first}"
     (here / "images").mkdir(parents=True)
     rows = here / "refcoco_val.jsonl"
@@ -125,11 +125,11 @@ class Server:
         self.readiness, self.seconds = self.url + chosen.readiness, 0.0
 
     def ready(self, deadline_s: float) -> None:
-        """Wait until it answers; `seconds` is the time from the launch."""
+        """Wait until the server answers; `seconds` is then the time since the launch."""
         while not self.seconds:
             if self.process.poll() is not None or time.monotonic() - self.started > deadline_s:
                 tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
-                raise SystemExit(f"{tail}\n{self.engine} did not come up, see {self.log}")
+                raise SystemExit(f"{tail}\n{self.engine} did not start, see {self.log}")
             try:
                 with urllib.request.urlopen(self.readiness, timeout=5) as reply:
                     if reply.status == 200:
@@ -138,7 +138,7 @@ class Server:
                 time.sleep(0.25)
 
     def counters(self) -> dict[str, float]:
-        """Its counters of tokens and cache hits, by name; summed over labels."""
+        """Return the server's counters of tokens and cache hits by name, summed over labels."""
         found = dict.fromkeys(COUNTERS[self.engine], 0.0)
         with urllib.request.urlopen(self.url + "/metrics", timeout=20) as reply:
             for line in reply.read().decode().splitlines():
@@ -148,7 +148,7 @@ class Server:
         return found
 
     def stop(self) -> float:
-        """SIGTERM, SIGKILL after 20 s; the seconds it took."""
+        """Send SIGTERM, and SIGKILL after 20 s; return the seconds until the server ended."""
         start = time.monotonic()
         try:
             os.killpg(self.process.pid, signal.SIGTERM)
@@ -167,7 +167,7 @@ class Server:
 def measure(
     arm: str, servers: list[Server], rows: Path, images: Path, out: Path, tokens: int, in_flight: int
 ) -> dict[str, Any]:
-    """One evaluation by `egm eval`'s own code, with what the servers counted meanwhile."""
+    """Run one evaluation by `egm eval`'s own code; return its results with the change of the servers' counters."""
     from grounding.evaluate.client.client import Options
     from grounding.evaluate.client.request import Request
     from grounding.evaluate.engines import Sampling, get_engine
@@ -209,7 +209,7 @@ def measure(
 
 
 def machine() -> str:
-    """GPU, processor and interpreter in words."""
+    """Return a description of GPU, processor and interpreter."""
     try:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         gpus = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
@@ -220,7 +220,7 @@ def machine() -> str:
 
 
 def summed_up(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of each arm and how they stand to `spread`, pair by pair."""
+    """Return the medians of each arm, and their ratios to `spread`, pair by pair."""
     by = {arm: [r for r in runs if r["arm"] == arm] for arm in ARMS}
     result: dict[str, Any] = {}
     for arm, those in by.items():
@@ -242,18 +242,20 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, help="A folder made by model.py, or a real model (then set --server-args)."
     )
-    parser.add_argument("--images", type=int, default=400, help="Pictures a run.")
-    parser.add_argument("--an-image", type=int, default=6, help="Questions a picture.")
-    parser.add_argument("--tokens", type=int, nargs="*", default=[100], help="Tokens of an answer; each is measured.")
-    parser.add_argument("--in-flight", type=int, default=64, help="Requests in flight, each server.")
+    parser.add_argument("--images", type=int, default=400, help="Pictures per run.")
+    parser.add_argument("--an-image", type=int, default=6, help="Questions per picture.")
+    parser.add_argument(
+        "--tokens", type=int, nargs="*", default=[100], help="Tokens per answer; each value is measured."
+    )
+    parser.add_argument("--in-flight", type=int, default=64, help="Requests in flight per server.")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--starts", type=int, default=2)
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=["affinity", "spread", "at-once"])
-    parser.add_argument("--server-python", default=sys.executable, help="The interpreter that has the engine.")
-    parser.add_argument("--server-args", default="", help="Further words for the server's command line.")
-    parser.add_argument("--deadline", type=float, default=600.0, help="Seconds a start may take.")
-    parser.add_argument("--budget", type=float, default=1e9, help="No further repeat starts after so many seconds.")
-    parser.add_argument("--logs", type=Path, help="Where the servers' logs go.")
+    parser.add_argument("--server-python", default=sys.executable, help="Python interpreter with the engine.")
+    parser.add_argument("--server-args", default="", help="Further arguments for the server.")
+    parser.add_argument("--deadline", type=float, default=600.0, help="Seconds that a start may take.")
+    parser.add_argument("--budget", type=float, default=1e9, help="Seconds after which no further repeat starts.")
+    parser.add_argument("--logs", type=Path, help="Folder for the servers' logs.")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     begun = time.monotonic()

@@ -1,15 +1,15 @@
-"""Training at real size on the GPUs of one host: the product's own trainer on random weights of real shapes, and variants of its parts.
+"""Measure training at real size on the GPUs of one host: the product's own trainer on random weights of real shapes, and variants of its parts.
 
     python bench/gpu/train.py --size 4b --out DIR
 
-`--size` is tiny (on a CPU, for a rehearsal), 2b, 4b or 8b. Parts, each in a process of its own, so that its memory is free for the next:
+`--size` is tiny (on a CPU, for a rehearsal), 2b, 4b or 8b. Each part runs in a separate process, so that its memory is free for the next one:
   kernel  the attention kernel against sdpa in float64, the patch embedding as a matrix product, the rate of a large matrix product
   loop    the product's packs, loss, masters and kernels in a loop, by variant (tokens and rows of a pack, kernels, recomputed layers)
   role    `egm role prepare` and `egm role sft` with the preset: progress lines, then three steps under torch's profiler (`profiled.py`)
   update  RL's update: the body of the model on packed rows of 700 tokens, by attention
-  sharded `egm role sft` with the preset on `--gpus` GPUs of this host, the model sharded over them: progress lines, memory of each GPU
-Writes DIR/train.json and the profiler's tables. A rate is 6 x trained parameters x tokens / seconds; recomputed activations and attention
-are not counted.
+  sharded `egm role sft` with the preset on `--gpus` GPUs of this host, with the model sharded over them: progress lines, memory of each GPU
+Writes DIR/train.json and the profiler's tables. A rate is 6 x trained parameters x tokens / seconds, without recomputed activations and
+attention.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def draw_picture(path: Path) -> None:
 
 
 def rows_of(folder: Path, number: int) -> None:
-    """Draw rows: a picture for every four, 30 to 80 words before the box."""
+    """Draw rows, with one picture for every four rows and 30 to 80 words before the box."""
     (folder / "img").mkdir(parents=True, exist_ok=True)
     draw = random.Random(1)
     words = [
@@ -147,7 +147,7 @@ def rows_of(folder: Path, number: int) -> None:
 
 
 def folder_of(size: str, out: Path) -> Path:
-    """Write configuration and processor of a size."""
+    """Write configuration and processor of a model size, and return the folder."""
     if not (out / "config.json").exists():
         shapes.build(out)
         config = json.loads((out / "config.json").read_text())
@@ -158,7 +158,7 @@ def folder_of(size: str, out: Path) -> Path:
 
 
 def build(folder: Path) -> Any:
-    """Make the model with random weights on the device, in bfloat16 on a GPU."""
+    """Create the model with random weights on the device, in bfloat16 on a GPU."""
     from transformers import AutoConfig, Qwen3VLForConditionalGeneration
 
     config = AutoConfig.from_pretrained(folder)
@@ -172,7 +172,7 @@ def build(folder: Path) -> Any:
 
 
 def save(model: Any, folder: Path) -> None:
-    """Write the weights for the role, once."""
+    """Write the weights for the role unless they exist."""
     if not (folder / "model.safetensors").exists() and not (folder / "model.safetensors.index.json").exists():
         model.save_pretrained(folder, max_shard_size="5GB")
 
@@ -195,7 +195,7 @@ def batches_of(folder: Path, data: Path, rows: int, steps: int, processor: Any, 
 def measured(
     model: Any, parameters: int, batches: list[Batch], tokens: int, repeat: int, optimizer: Any, rows: int | None = None
 ) -> dict[str, Any]:
-    """Run optimizer steps; figures of the median without the first two."""
+    """Run optimizer steps; return the medians without the first two steps."""
     times: list[dict[str, float]] = []
     loss = torch.zeros(())
     if CUDA:
@@ -233,7 +233,7 @@ def measured(
 
 
 def part_loop(size: str, work: Path, variants: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
-    """Time the product's packs in a loop, variant by variant; each variant changes the model that the one before left."""
+    """Time the product's packs in a loop for each variant; a variant continues with the model that the previous one has changed."""
     from transformers import AutoProcessor
 
     folder = folder_of(size, work / f"model-{size}")
@@ -278,7 +278,7 @@ def part_loop(size: str, work: Path, variants: list[dict[str, Any]], rows: int) 
 
 
 def part_update(size: str, work: Path, tokens: int, liger: bool) -> list[dict[str, Any]]:
-    """Time forward and backward of the model's body on packed rows of 700 tokens, as `verl`'s update sees them."""
+    """Time forward and backward passes of the model's body on packed rows of 700 tokens, as in `verl`'s update."""
     model = build(folder_of(size, work / f"model-{size}"))
     if liger:
         sft.use_fused_kernels(model)
@@ -333,7 +333,7 @@ def part_update(size: str, work: Path, tokens: int, liger: bool) -> list[dict[st
 
 
 def seconds_of(call: Callable[[], Any], repeat: int = 10) -> float:
-    """Return the mean seconds of a call, after three to warm up."""
+    """Return the mean seconds of a call, after three warm-up calls."""
     for _ in range(3):
         call()
     sync()
@@ -345,7 +345,7 @@ def seconds_of(call: Callable[[], Any], repeat: int = 10) -> float:
 
 
 def part_kernel() -> list[dict[str, Any]]:
-    """Compare the kernel with sdpa in float64, gradients too, with grouped queries and two widths of heads; time two products."""
+    """Compare the kernel and its gradients with sdpa in float64, for grouped queries and two head widths; time two products."""
     dtype, side, patches = (torch.bfloat16, 8192, 12_544) if CUDA else (torch.float32, 256, 196)
     one, two = (torch.randn(side, side, device=DEVICE, dtype=dtype) for _ in range(2))
     results = [say(product=side, tflops=round(2 * side**3 / seconds_of(lambda: one @ two) / 1e12, 1))]
@@ -390,9 +390,9 @@ def part_kernel() -> list[dict[str, Any]]:
 def part_sharded(
     size: str, work: Path, changed: dict[str, Any], deadline: float, out_log: Path, gpus: int
 ) -> dict[str, Any]:
-    """Run the roles of a job for several GPUs; SIGKILL before the last step, so that no large checkpoint is written.
+    """Run the roles of a job for several GPUs; kill them before the last step, so that no large checkpoint is written.
 
-    On a CPU the ranks are processes (gloo), for a rehearsal. The peak of a GPU's memory is what nvidia-smi says, twice a second.
+    On a CPU, the ranks are processes (gloo), for a rehearsal. A GPU's peak memory is measured by nvidia-smi twice per second.
     """
     began = time.monotonic()
     hyperparameters = {"maxSteps": 12, **changed}
@@ -402,7 +402,7 @@ def part_sharded(
     command = [*job.role, "sft", *job.where, "--model", str(job.model), "--out", str(job.out)]
     mark = uuid.uuid4().hex
     environment = {**job.environment, TOKEN: mark}
-    if not CUDA:  # the role starts a rank for each GPU, and here is none
+    if not CUDA:  # the role starts one rank per GPU, but there is none
         ranks = ["-m", "torch.distributed.run", f"--nproc-per-node={gpus}", "--master-addr=127.0.0.1"]
         command = [sys.executable, *ranks, *command[1:]]
         environment = {**environment, "EGM_SFT_SHARD": "1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
@@ -439,19 +439,19 @@ def part_sharded(
 
 
 def whole_lines(progress: Path) -> list[dict[str, Any]]:
-    """Return the progress lines that are written to their end."""
+    """Return the complete progress lines."""
     return [json.loads(line) for line in progress.read_text().splitlines() if line.endswith("}")]
 
 
 def medians(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the median of each metric over some progress lines."""
+    """Return the median of each metric over the progress lines."""
     warm = [line["metrics"] for line in lines]
     names = sorted({name for line in warm for name in line})
     return {n: round(statistics.median(line[n] for line in warm if line.get(n) is not None), 4) for n in names}
 
 
 def used_mib(gpus: int) -> list[int]:
-    """Return the memory in use on each GPU."""
+    """Return the memory in use on each GPU in MiB."""
     asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
     return [int(word) for word in said[:gpus]] if len(said) >= gpus else [0] * gpus
@@ -459,7 +459,7 @@ def used_mib(gpus: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job whose data are prepared and whose model is written; `role` and `where` begin a role's command."""
+    """A job with prepared data and a written model. `role` and `where` are the first arguments of a role's command."""
 
     role: list[str]
     where: list[str]
@@ -490,7 +490,7 @@ def prepared_job(size: str, work: Path, changed: dict[str, Any], gpus: int) -> P
     (out / "job.json").write_text(json.dumps({**JOB, "spec": spec}))
     role = [sys.executable, "-m", "grounding.cli", "role"]
     where = ["--job", str(out / "job.json"), "--data", str(out / "data")]
-    # a job for GPUs runs on a CPU only if it is told that there is none
+    # a job for GPUs only runs on a CPU if GPUs are hidden from it
     environment = {**os.environ, **({} if CUDA else {"CUDA_VISIBLE_DEVICES": "-1"})}
     subprocess.run([*role, "prepare", *where], check=True, env=environment)
     return Prepared(role, where, folder, out, environment)
@@ -500,7 +500,7 @@ JOB = {"apiVersion": "grounding.egm.dev/v1alpha1", "kind": "GroundingTrainJob", 
 
 
 def part_role(size: str, work: Path, changed: dict[str, Any], deadline: float, tables: Path) -> dict[str, Any]:
-    """Run the roles as a job does; SIGKILL after the last step, so that no large checkpoint is written."""
+    """Run the roles like a job; kill them after the last step, so that no large checkpoint is written."""
     job = prepared_job(size, work, changed, 1)
     began = time.monotonic()
     with (job.out / "log").open("wb") as log:
@@ -544,7 +544,7 @@ VARIANTS = [
     {"tokens": 16384, "recomputed": 36, "rows": 8, "liger": True},
     {"tokens": 11000, "matrix": True, "liger": True},
 ]
-"""Packs as the role makes them, with all layers recomputed, of at most 8 rows as well; patches as a matrix product"""
+"""Packs as in the role, with all layers recomputed, and also of at most 8 rows; patches as a matrix product"""
 
 
 def part(name: str, a: argparse.Namespace) -> Any:
@@ -567,8 +567,8 @@ def main() -> int:
     parser.add_argument("--parts", default="kernel,loop,role")
     parser.add_argument("--variants", help="JSON list: tokens, rows, recomputed, liger, matrix, repeat.")
     parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--gpus", type=int, default=2, help="Of the part `sharded`.")
-    parser.add_argument("--set", default="{}", help="JSON: hyperparameters of the role's job.")
+    parser.add_argument("--gpus", type=int, default=2, help="GPUs of the part `sharded`.")
+    parser.add_argument("--set", default="{}", help="JSON: further hyperparameters of the role's job.")
     parser.add_argument("--update-tokens", type=int, default=25_200)
     parser.add_argument("--deadline", type=float, default=150.0, help="Seconds that a part may take.")
     parser.add_argument("--work", type=Path, default=Path("/tmp/bench-train"))

@@ -1,20 +1,20 @@
-"""The operator under load, on the cluster of `make cluster`: `python bench/operator [--jobs 100 1000 5000] [--check]`. JSON on stdout.
+"""Measure the operator under load on the cluster of `make cluster`: `python bench/operator [--jobs 100 1000 5000] [--check]`. JSON on stdout.
 
-For each number N, in a namespace of its own with an operator of its own:
+For each number N, in a separate namespace with a separate operator:
 
-1. burst    N training jobs of one pod are created as fast as the API server takes them. The simulated pod that trains runs on. To the last
-            PyTorchJob, and to the last job that is Running: jobs a second.
-2. idle     nothing happens for a while: memory, CPU.
-3. end      the training pods are told to end, as fast as the API server takes it. To the last job that is Succeeded: jobs a second, and
-            from a PyTorchJob's success to its job's.
-4. steady   100 more jobs, `--rate` a second: latencies of a cluster that is not busy, from a job's creation to its PyTorchJob.
+1. burst    Create N training jobs of one pod as fast as the API server accepts them. The simulated pods keep training. Measures jobs per
+            second until the last PyTorchJob exists, and until the last job is Running.
+2. idle     Do nothing for a while. Measures memory and CPU.
+3. end      End the training pods as fast as the API server accepts it. Measures jobs per second until the last job is Succeeded, and
+            the time from a PyTorchJob's success to its job's.
+4. steady   Create 100 more jobs, `--rate` per second. Measures the latency from a job's creation to its PyTorchJob in a cluster that is not
+            busy.
 
-The jobs write to S3, as those of `jobs/` do. `--shared`: to a claim; then the data is prepared once by a batch/v1 Job, which is scheduled, runs
-and ends (at once) between a job's creation and its PyTorchJob.
+The jobs write to S3, like those in `jobs/`. With `--shared`, they write to a claim: the data is then prepared once by a batch/v1 Job, which is
+scheduled, runs and ends (at once) between a job's creation and its PyTorchJob.
 
-Times are of this process, which watches the API server. CPU seconds are of every process: where the two cores go that are not ours. Results
-are kept in `results.json` beside this file, and `--check` holds them against `ranges.json`.
-"""
+Times are measured in this process, which watches the API server. CPU seconds are reported for every process, to show how the two cores are used.
+Results are stored in `results.json`, and `--check` compares them with `ranges.json`."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ _MERGE = "application/merge-patch+json"
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
-    """Median, 99th percentile and greatest, seconds."""
+    """Return median, 99th percentile and maximum in seconds."""
     ordered = sorted(values)
     at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
     return {name: round(ordered[min(len(ordered) - 1, int(q * len(ordered)))], 3) for name, q in at.items()}
 
 
 def per_job(used: dict[str, float], jobs: int) -> dict[str, float]:
-    """CPU seconds a job, processes that used next to nothing left out."""
+    """Return CPU seconds per job, without processes that used almost none."""
     return {name: round(s / jobs, 4) for name, s in sorted(used.items(), key=lambda x: -x[1]) if s / jobs >= 0.0005}
 
 
 def nodes(api: Api) -> None:
-    """Simulated nodes with room for every job; kept apart from those of the tests."""
+    """Create simulated nodes with capacity for all jobs, separate from those of the tests."""
     capacity = {"cpu": "100000", "memory": "1000Ti", "pods": "5000", "nvidia.com/gpu": str(GPUS)}
     there = {n["metadata"]["name"] for n in api.request("GET", "/api/v1/nodes")["items"]}
     for name in {f"bench-{i}" for i in range(NODES)} - there:
@@ -79,7 +79,7 @@ def job(name: str, shared: bool) -> dict[str, Any]:
 
 
 class Bench:
-    """One namespace, one operator, N jobs."""
+    """A benchmark with one namespace, one operator and N jobs."""
 
     def __init__(self, server: Server, namespace: str, pid: int, options: argparse.Namespace) -> None:
         self.server, self.namespace, self.options, self.pid = server, namespace, options, pid
@@ -92,7 +92,7 @@ class Bench:
         self.made: dict[str, float] = {}
 
     async def create(self, names: list[str], rate: float) -> None:
-        """Create jobs, `rate` a second, or (0) with sixteen requests in flight."""
+        """Create jobs, `rate` per second, or (0) with sixteen requests in flight."""
         path, begun = self.server.api.path("gtj", self.namespace), time.monotonic()
         limit = asyncio.Semaphore(16)
 
@@ -105,7 +105,7 @@ class Bench:
         await asyncio.gather(*(one(n, begun + (i / rate if rate else 0)) for i, n in enumerate(names)))
 
     async def end(self, names: list[str]) -> None:
-        """Tell the training pods of jobs to end well."""
+        """Make the training pods of the jobs succeed."""
         limit = asyncio.Semaphore(16)
         wish = {"metadata": {"annotations": {"egm.test/exit-code": "0"}}}
 
@@ -117,7 +117,7 @@ class Bench:
         await asyncio.gather(*(one(n) for n in names))
 
     def latencies(self, names: list[str]) -> dict[str, Any]:
-        """From creation to the PyTorchJob; with a preparing Job also to that, and from its pod's end to the PyTorchJob."""
+        """Return the times from a job's creation to its PyTorchJob, and with a preparing Job also to that Job and from its pod's end."""
         gang = {n: self.gangs.seen[f"{n}-a1"]["there"] for n in names}
         found = {"create_to_pytorchjob_s": quantiles([gang[n] - self.made[n] for n in names])}
         if not self.options.shared:
@@ -133,11 +133,11 @@ class Bench:
         }
 
     def finishes(self, names: list[str]) -> dict[str, float]:
-        """From a PyTorchJob's success to its job's."""
+        """Return the times from a PyTorchJob's success to its job's success."""
         return quantiles([self.jobs.seen[n]["succeeded"] - self.gangs.seen[f"{n}-a1"]["succeeded"] for n in names])
 
     async def run(self, count: int, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Return all parts; the report, which `keep` gets after each: the parts are minutes."""
+        """Run all parts and return the report. `keep` gets the report after each part, because each takes minutes."""
         watching = [await w.begin() for w in (self.jobs, self.gangs, self.steps, self.preparing)]
         report: dict[str, Any] = {"jobs": count, "load_before": round(os.getloadavg()[0], 2)}
         try:
@@ -174,7 +174,7 @@ class Bench:
         }
 
     async def _idle(self, report: dict[str, Any], count: int) -> None:
-        await asyncio.sleep(10)  # what is still under way
+        await asyncio.sleep(10)  # wait for the remaining events
         self.meter.lap()
         await asyncio.sleep(self.options.idle)
         used = self.meter.lap()["operator"]
@@ -216,7 +216,7 @@ class Bench:
 
 @contextmanager
 def operator(namespace: str, options: argparse.Namespace) -> Any:
-    """An operator as a process, with its defaults."""
+    """Run an operator with its default settings as a process."""
     log = Path(tempfile.mkdtemp()) / "operator.log"
     more = {
         "EGM_OPERATOR_LEASE_SECONDS": "15",
@@ -240,14 +240,14 @@ async def measure(
     options: argparse.Namespace,
     keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """One number of jobs."""
+    """Measure one number of jobs."""
     assert running.process is not None
     async with aclosing(Server(Api(kubeconfig()))) as server:
         return await Bench(server, namespace, running.process.pid, options).run(count, keep)
 
 
 def one(count: int, options: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> None:
-    """Measure with `count` jobs, hand the report over, then wait until their objects are gone."""
+    """Measure with `count` jobs, pass the report to `keep`, then wait until the jobs' objects have been deleted."""
     api = Api(kubeconfig())
     nodes(api)
     report: dict[str, Any] = {}
@@ -265,7 +265,7 @@ def one(count: int, options: argparse.Namespace, keep: Callable[[dict[str, Any]]
             report["patches_per_job"] = round(
                 sum(v for k, v in counted.items() if k.startswith("patch ")) / all_jobs, 2
             )
-    keep(report)  # what is left is minutes
+    keep(report)  # keep it now, because the deletion below takes minutes
     until("the namespace to go", lambda: _gone(api, namespace), 900)
 
 
@@ -274,24 +274,28 @@ def _gone(api: Api, namespace: str) -> bool:
 
 
 def main() -> int:
-    """Measure, print, keep, compare."""
+    """Measure, print, store and compare the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, nargs="+", default=[100, 1000, 5000])
-    parser.add_argument("--rate", type=float, default=4.0, help="jobs a second of the steady part; 0: leave it out")
-    parser.add_argument("--shared", action="store_true", help="jobs that write to a claim, with a preparing Job each")
+    parser.add_argument("--rate", type=float, default=4.0, help="jobs per second in the steady part; 0 skips it")
+    parser.add_argument(
+        "--shared", action="store_true", help="let jobs write to a claim, so that each has a preparing Job"
+    )
     parser.add_argument("--idle", type=float, default=30.0, help="seconds of the idle part")
     parser.add_argument("--timeout", type=float, default=1800.0)
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     parser.add_argument(
-        "--check", action="store_true", help="exit code 1 where a figure is out of the range of ranges.json"
+        "--check", action="store_true", help="exit with code 1 if a result is outside its range in ranges.json"
     )
     parser.add_argument(
-        "--operator", default=f"{sys.executable} -m egm_operator", help="command, as a profiler wants it"
+        "--operator",
+        default=f"{sys.executable} -m egm_operator",
+        help="command that starts the operator, for example under a profiler",
     )
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the operator that was started goes, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the operator that was started is also stopped
     if not kubeconfig().exists():
-        parser.error(f"there is no {kubeconfig()}; `make cluster` starts a cluster, EGM_KUBECONFIG names another")
+        parser.error(f"{kubeconfig()} does not exist; start a cluster by `make cluster`, or set EGM_KUBECONFIG")
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Linux, Python {platform.python_version()}"
 

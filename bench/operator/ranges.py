@@ -1,4 +1,4 @@
-"""Holds a report against `ranges.json`: number of jobs -> path of a figure -> {"min"|"max", and what was measured}."""
+"""Compare a report with `ranges.json`: number of jobs -> path of a value -> {"min"|"max", and the measured value}."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def figure(report: Any, path: str) -> float | None:
-    """Return the figure at `a/b/c`, or None."""
+    """Return the value at the path `a/b/c`; None if there is none."""
     for part in path.split("/"):
         if not isinstance(report, dict) or part not in report:
             return None
@@ -18,10 +18,14 @@ def figure(report: Any, path: str) -> float | None:
 
 
 def check(found: dict[str, Any], file: Path) -> int:
-    """Print what is out of its range, on stderr; 1 when anything is, or is missing."""
+    """Print the values that are outside their range on stderr. Return 1 if any is, or if one is missing."""
     wrong = []
     ranges = json.loads(file.read_text())["ranges"]
-    wrong += [f"{count} jobs: no ranges are known" for count in found if count != "machine" and count not in ranges]
+    wrong += [
+        f"{count} jobs: ranges.json has no ranges for it"
+        for count in found
+        if count != "machine" and count not in ranges
+    ]
     for count, limits in ranges.items():
         if count not in found:
             continue

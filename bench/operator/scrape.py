@@ -1,8 +1,8 @@
-"""What a scrape of `/metrics` costs the operator: `python bench/operator/scrape.py --jobs 5000`. JSON on stdout, no cluster.
+"""Measure the cost of a scrape of `/metrics` for the operator: `python bench/operator/scrape.py --jobs 5000`. JSON on stdout, no cluster.
 
-A cache of N jobs (half of them trainings that run, half evaluations of eight files that have ended) with their pods. Times are CPU
-seconds of this process: of the view, which is taken in the event loop, and of the text, which is made in a thread; the first scrape reads all specs.
-`lag` is how late a task of the same event loop was at most while scrapes continued beside it.
+The cache has N jobs with their pods: half of them are running trainings, half finished evaluations of eight files. Times are CPU seconds of this
+process, for the view, which is taken in the event loop, and for the text, which a thread formats; the first scrape parses all specs.
+`lag` is the maximum delay of a task in the same event loop during the scrapes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FILES = (
 
 
 def jobs(count: int) -> list[dict[str, Any]]:
-    """Jobs and their pods, as the watches would have seen them."""
+    """Return jobs and their pods as the watches would report them."""
     found: list[dict[str, Any]] = []
     for i in range(count):
         meta = {"name": f"job-{i}", "namespace": f"team-{i % 20}", "uid": f"u{i}", "generation": 1, "resourceVersion": "1",
@@ -95,7 +95,7 @@ def jobs(count: int) -> list[dict[str, Any]]:
 
 
 async def measure(count: int, rounds: int) -> dict[str, Any]:
-    """Scrape `rounds` times."""
+    """Scrape `rounds` times and return the measurements."""
     store, queue = Store(), WorkQueue[Key]()
     for obj in jobs(count):
         store.put(obj)
@@ -147,7 +147,7 @@ async def measure(count: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=5)

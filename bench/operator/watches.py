@@ -1,4 +1,4 @@
-"""What the benchmark sees of the API server: one connection pool, one watch a kind, and when something was first true of each object."""
+"""Watch the API server for the benchmark: one connection pool, one watch per kind, and the time at which each mark of an object was first seen."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import orjson
 from operator_kit import Api
 
 Marks = dict[str, dict[str, float]]
-"""Name of an object -> mark -> monotonic seconds."""
+"""Name of an object -> mark -> monotonic seconds"""
 
 
 class Server:
-    """The API server, asynchronously."""
+    """An asynchronous client of the API server."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
@@ -29,7 +29,7 @@ class Server:
         await self._session.close()
 
     async def request(self, method: str, path: str, body: Any = None, content: str = "application/json") -> Any:
-        """JSON in and out; anything but success is the end of the benchmark."""
+        """Send and receive JSON. Any response except success ends the benchmark."""
         data = orjson.dumps(body) if body is not None else None
         headers = {"Content-Type": content}
         async with self._session.request(method, self.api.server + path, data=data, headers=headers) as answer:
@@ -39,7 +39,7 @@ class Server:
             return orjson.loads(text)
 
     async def lines(self, path: str) -> Any:
-        """Lines of a watch, until the server ends it."""
+        """Yield the lines of a watch until the server ends it."""
         timeout = aiohttp.ClientTimeout(total=None, sock_read=None)
         async with self._session.get(self.api.server + path, timeout=timeout) as answer:
             rest = b""
@@ -56,12 +56,12 @@ def phase(obj: Mapping[str, Any]) -> list[str]:
 
 
 def conditions(obj: Mapping[str, Any]) -> list[str]:
-    """Conditions that are true, as marks."""
+    """Return the types of the conditions that are true, as marks."""
     return [c["type"].lower() for c in (obj.get("status") or {}).get("conditions") or [] if c["status"] == "True"]
 
 
 class Watch:
-    """Notes when each object was first there, and when each of its marks was first seen."""
+    """Records when each object was first seen, and when each of its marks was first seen."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Watch:
         self.counts: dict[str, int] = {}
 
     async def begin(self) -> asyncio.Task[None]:
-        """List, then watch in the background."""
+        """List the objects, then watch in the background."""
         listed = await self.server.request("GET", f"{self.path}?limit=1{self.query}")
         return asyncio.create_task(self._follow(listed["metadata"]["resourceVersion"]))
 
@@ -97,7 +97,7 @@ class Watch:
                             self.counts[mark] = self.counts.get(mark, 0) + 1
 
     async def until(self, mark: str, count: int, seconds: float) -> float:
-        """When the `count`-th object had this mark (monotonic). Fails after `seconds`."""
+        """Return the time (monotonic) at which the `count`-th object got this mark. Fails after `seconds`."""
         end = time.monotonic() + seconds
         while self.counts.get(mark, 0) < count:
             if time.monotonic() > end:

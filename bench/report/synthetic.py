@@ -1,8 +1,8 @@
-"""A results folder of the eight files' true size with made-up answers, and what its report costs.
+"""Write results folders of the eight files' true size with invented answers, and measure the cost of their report.
 
     python bench/report/synthetic.py DIR [--rows 57457] [--images 9900] [--seed 1] [--report]
 
-Writes DIR/a and DIR/b (two evaluations of the same questions) with real JPEGs of COCO's size under DIR/images: a few hundred distinct ones,
+Writes DIR/a and DIR/b (two evaluations of the same questions) and real JPEGs of COCO's size in DIR/images: a few hundred distinct ones,
 linked under as many names as there are images. With `--report`, builds the report and the comparison and prints seconds and bytes as JSON.
 """
 
@@ -34,7 +34,7 @@ FILES = {
     "refcocog_val": (4896, 1300),
     "refcocog_test": (9602, 2600),
 }
-"""Expressions and images of each file, as published"""
+"""Numbers of expressions and images of each published file"""
 
 COLOURS = {
     "red": (196, 52, 46),
@@ -56,7 +56,7 @@ Thing = tuple[str, str, list[float]]
 
 
 def picture(rng: random.Random, width: int, height: int) -> tuple[bytes, list[Thing]]:
-    """Return a JPEG of some things on a grained ground, about as heavy as a photograph of COCO, and what is on it."""
+    """Return a JPEG of some things on a noisy background, about as large as a photograph in COCO, and the list of the things."""
     ground = [
         Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize((width, height)) for _ in range(3)
     ]
@@ -103,7 +103,7 @@ def expression(rng: random.Random, thing: Thing, width: int, long: bool) -> str:
 
 
 def answered(rng: random.Random, row: dict[str, Any], others: list[list[float]], skill: float) -> dict[str, Any]:
-    """Return an answer in the model's form: right, loose, on another object, without a box, cut off, or failed."""
+    """Return an answer in the model's form: right, imprecise, on another object, without a box, truncated, or failed."""
     width, height, (x1, y1, x2, y2) = row["width"], row["height"], row["bbox"]
     luck = rng.random()
     near = 0.03 if luck < skill else 0.25
@@ -147,7 +147,7 @@ def answered(rng: random.Random, row: dict[str, Any], others: list[list[float]],
 
 
 def write(folder: Path, rows: int, images: int, seed: int) -> tuple[Path, Path]:
-    """Two evaluations, `a` and `b`, of the same questions."""
+    """Write two evaluations, `a` and `b`, of the same questions; return their folders."""
     rng = random.Random(seed)
     share, pool = rows / 57457, min(300, images)
     sizes = [rng.choice(((640, 480), (480, 640), (640, 427), (500, 375))) for _ in range(pool)]
@@ -202,7 +202,7 @@ def _evaluation(
     common = {"model": model, "prompt": "qwen3", "scoring": "egm-eval"}
     with (out / "results" / "part-00000.jsonl").open("wb") as f:
         for i, (q, others) in enumerate(questions):
-            # the same luck on both sides but for one in eight: most answers do not flip
+            # both sides use the same random number except for one row in eight, so most answers do not change
             rng = random.Random(f"{seed} {i} {skill if i % 8 == 0 else ''}")
             f.write(orjson.dumps({"key": f"{model}{i}"} | q | answered(rng, q, others, skill) | common) + b"\n")
     config = common | {"images": [str(images.absolute())], "mode": "throughput", "concurrency": 512}

@@ -26,24 +26,24 @@ from grounding.runtime.grace import DEFAULT_S
 
 @dataclass(frozen=True)
 class Order:
-    """The user's options."""
+    """Options of `egm run`."""
 
     manifest: Path
     runs: Path
     only: str = ""
     parallel: int = 2
     grace_s: float = DEFAULT_S
-    """Seconds that roles have to save their work when the run is stopped."""
+    """Seconds in which roles can save their work when the run is stopped"""
     restart: bool = False
 
     @property
     def run_dir(self) -> Path:
-        """Return folder of the run: named after the manifest."""
+        """Return the folder of the run, which is named after the manifest."""
         return self.runs / self.manifest.stem
 
     @property
     def command(self) -> str:
-        """Return the command that does this (and continues it)."""
+        """Return the command line that repeats (and continues) this run."""
         words = ["egm", "run", "-f", str(self.manifest)]
         if self.runs != Path("runs"):
             words += ["--runs", str(self.runs)]
@@ -98,9 +98,9 @@ def chosen(works: Sequence[Work], only: str) -> list[Work]:
 
 
 def execute(order: Order, works: Sequence[Work], out: Console, err: Console, grace: float | None = None) -> int:
-    """Run `works`; returns the exit code: 0, 1 or 2 for failed jobs, 128 + n when signal n stopped it.
+    """Run `works` and return the exit code: 0, 1 or 2 for failed jobs, 128 + n if signal n stopped the run.
 
-    Raises `EgmError` for problems before anything starts and for disk errors.
+    Raises `EgmError` for disk errors, and for problems that are found before anything starts.
     """
     chosen(works, order.only)
     try:
@@ -126,24 +126,26 @@ def execute(order: Order, works: Sequence[Work], out: Console, err: Console, gra
 
 
 async def _drive(run: LocalRun, order: Order, screen: Screen) -> int:
-    """Run to the end, redrawing once a second; returns the signal that stopped it, or 0."""
+    """Run all jobs, redrawing the screen once a second; return the signal that stopped the run, or 0."""
     loop = asyncio.get_running_loop()
     asked = 0
 
     def on_signal(number: int) -> None:
         nonlocal asked
         if asked:
-            screen.say("Killing what still runs.")
+            screen.say("Killing the remaining roles.")
             run.signal_children()
             return
         asked = number
-        screen.say(f"Stopping: roles get {run.grace:g} s to save their work. Once more kills them.")
+        screen.say(f"Stopping: roles have {run.grace:g} s to save their work. A second signal kills them.")
         work.cancel()
 
     with screen:
         work = asyncio.ensure_future(run.run(order.only))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup: a signal that is ignored stays ignored
+            if (
+                signal.getsignal(number) != signal.SIG_IGN
+            ):  # keep ignoring a signal that the caller ignores, as under nohup
                 loop.add_signal_handler(number, on_signal, int(number))
         try:
             while not work.done():
@@ -214,20 +216,20 @@ def lost(run_dir: Path, views: Sequence[View]) -> list[str]:
         newest = peek(run_dir / v.name / "checkpoints")
         saved = newest.step if newest else 0
         if saved < v.step:
-            where = f"after step {saved}" if saved else "at its beginning, since no checkpoint was written"
+            where = f"after step {saved}" if saved else "at the beginning, because no checkpoint was written"
             lines.append(f"{v.name}: {v.step - saved} steps since the last checkpoint are lost; it continues {where}.")
     return lines
 
 
 def _said(run_dir: Path, views: Sequence[View]) -> list[str]:
-    """Return the conclusions of a finished run's sweeps: whether longer pays, and whether longer is better than bigger."""
+    """Return the conclusions of a finished run's sweeps: whether longer training helps, and whether it helps more than a bigger model."""
     from grounding.evaluate.sweep import is_sweep
     from grounding.report import sentences
 
     try:
         return [s for v in views if v.is_evaluation and is_sweep(run_dir / v.name) for s in sentences(run_dir / v.name)]
     except EgmError as e:
-        return [f"what the sweep says cannot be read: {e}"]
+        return [f"the results of the sweep cannot be read: {e}"]
 
 
 def _report(run_dir: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Shares the GPUs of this machine among jobs that run at the same time."""
+"""Share the GPUs of this machine among jobs that run at the same time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from grounding.roles import Role
 
 
 def users_of(server: Role, roles: Sequence[Role]) -> frozenset[str]:
-    """Return the tasks that use a server; it ends after the last of them."""
+    """Return the tasks that use a server. The server is stopped after the last of them."""
     return frozenset(r.name for r in roles if r.kind == "task" and server.name in r.after)
 
 
 def _before(role: Role, roles: Sequence[Role]) -> set[str]:
-    """Return the roles that have ended when `role` starts: the tasks before it, and the servers that only those used."""
+    """Return the roles that have ended when `role` starts: the tasks before it, and servers that only those tasks use."""
     by_name = {r.name: r for r in roles}
     ended: set[str] = set()
     todo = list(role.after)
@@ -32,7 +32,7 @@ def _before(role: Role, roles: Sequence[Role]) -> set[str]:
 
 
 def gpus_of(roles: Sequence[Role]) -> int:
-    """Return the number of GPUs that a job holds: as many as its roles need at the same time."""
+    """Return the number of GPUs that a job occupies: the most that its roles need at the same time."""
     before = {r.name: _before(r, roles) for r in roles}
     return max(
         (
@@ -63,7 +63,7 @@ class Gpus:
 
     @contextlib.asynccontextmanager
     async def take(self, count: int) -> AsyncIterator[list[str]]:
-        """Hold `count` GPUs."""
+        """Reserve `count` GPUs while the block runs, and yield their ids."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._free) >= count)
             mine, self._free = self._free[:count], self._free[count:]

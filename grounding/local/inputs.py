@@ -1,6 +1,6 @@
-"""The current state of a job's inputs, to detect whether the inputs of a finished job have changed.
+"""The state of a job's inputs, to detect whether the inputs of a finished job have changed.
 
-Files are not read completely. A difference only means that the job's roles are started, which compare the content.
+Files are not read completely. If a state differs, the job's roles are started, and they compare the content.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BRIEF = Transfer(patience_s=5.0)
 
 
 def inputs_of(job: Job) -> tuple[str, ...]:
-    """Return the paths and URIs that the job reads: data, pictures, model, and its own reward or scoring. Pure."""
+    """Return the paths and URIs that the job reads: data, pictures, model, and the user's reward or scoring code. Pure."""
     found = [source for source, _ in sources(job, prepares=True)]
     found += [m.source for m in job.spec.models if m.source and not m.source.startswith("tiny://")]
     if job.kind == "GroundingTrainJob" and job.spec.reward.file:
@@ -32,12 +32,12 @@ def inputs_of(job: Job) -> tuple[str, ...]:
 
 
 def states(inputs: Sequence[str]) -> dict[str, str]:
-    """Return the state of each input, which differs for different content. Empty if it does not exist or cannot be read."""
+    """Return the state of each input, which changes with its content. The state is empty if the input is missing or unreadable."""
     return {each: _state(each) for each in inputs}
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the inputs whose known state has changed. Pure."""
+    """Return the inputs whose state is known and has changed. Pure."""
     return [each for each, state in now.items() if state and before.get(each) and before[each] != state]
 
 

@@ -1,4 +1,4 @@
-"""Processes of the local back end: roles under their supervisors, ports, readiness, and leftovers of an earlier run."""
+"""Processes of the local back end: roles and their supervisors, ports, readiness, and leftovers of an earlier run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Found:
 
 
 def machine() -> str:
-    """Return the scope of process ids and start times: the boot and the pid namespace; empty if /proc does not show it."""
+    """Return the scope in which process ids and start times are valid: boot and pid namespace. Empty if /proc does not show it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -47,7 +47,7 @@ def machine() -> str:
 
 
 def start_ticks(pid: int) -> int:
-    """Return the start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); 0 if it is gone."""
+    """Return the start time of a process in clock ticks since boot (field 22 of /proc/PID/stat); 0 if the process has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -73,12 +73,13 @@ def all_processes() -> list[Found]:
 
 
 def survivors(roles: Iterable[RoleState], processes: Sequence[Found], here: str) -> list[int]:
-    """Return which `processes` were started for `roles`: the recorded process itself (same id and same start time),
-    all processes with the role's token, and members of its session once its leader is gone. Pure.
+    """Return the `processes` that were started for `roles`. Pure.
 
-    A process id alone proves nothing, because the kernel reuses ids. Ids and start times count only on the
-    machine, boot and pid namespace they were recorded on, which must be `here` (`machine`): the folder may be a copy, or
-    shared with another host or container.
+    These are the recorded process (same id and start time), all processes with the role's token, and the members of its session if the
+    session's leader has ended.
+
+    A process id is not enough, because the kernel reuses ids. Ids and start times are only compared if they were recorded on `here`
+    (see `machine`), because the folder may be a copy, or shared with another host or container.
     """
     by_pid = {p.pid: p for p in processes}
     result: list[int] = []
@@ -97,7 +98,7 @@ def survivors(roles: Iterable[RoleState], processes: Sequence[Found], here: str)
 
 
 def stop_survivors(roles: Sequence[RoleState], grace: float = grace_period.DEFAULT_S) -> int:
-    """Stop the processes of an earlier, killed run; return their number."""
+    """Stop the processes of an earlier run that was killed; return their number."""
     return processes.stop(
         lambda: survivors(roles, all_processes(), machine()), grace, grace, "processes of an earlier run"
     )
@@ -107,9 +108,9 @@ _handed_out: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a TCP port on 127.0.0.1 that nothing listens on, never the same one twice.
+    """Return a free TCP port on 127.0.0.1, a different one for each call.
 
-    Below 55,536, because SGLang uses a second port 10,000 above it, which must be valid.
+    It is below 55,536, because SGLang also uses the port 10,000 above it.
     """
     while True:
         with socket.socket() as s:
@@ -121,7 +122,7 @@ def free_port() -> int:
 
 
 def listener(port: int) -> str:
-    """Return the listener on TCP `port`, as `command (process 12)`; empty if /proc does not show it."""
+    """Return the process that listens on TCP `port`, as `command (process 12)`; empty if /proc does not show it."""
     inodes = set()
     for table in ("tcp", "tcp6"):
         with suppress(OSError):
@@ -138,7 +139,7 @@ def listener(port: int) -> str:
 
 
 def claim_port(port: int, role: str) -> int:
-    """Return the port for a server: `port`, or a free one for 0. Raises `UserError` that names the holder of a used one."""
+    """Return the port for a server: `port`, or a free one for 0. If it is in use, raise a `UserError` that names the process."""
     if port == 0:
         return free_port()
     with socket.socket() as s:
@@ -152,18 +153,18 @@ def claim_port(port: int, role: str) -> int:
             raise UserError(
                 f"port {port} is already in use" + (f" by {holder}" if holder else ""),
                 field=role,
-                hint="Choose another port (0 takes a free one), or stop what listens on it.",
+                hint="Choose another port (0 means any free port), or stop the process that listens on it.",
             ) from None
     return port
 
 
 def command(argv: Sequence[str]) -> list[str]:
-    """Return the command of a role with its leading `egm` replaced by this installation."""
+    """Return the command of a role, with the leading `egm` replaced by the path of this installation."""
     return [sys.executable, "-m", "grounding.cli", *argv[1:]] if argv and argv[0] == "egm" else list(argv)
 
 
 class Child:
-    """One running process of a role: its supervisor, its log and the part of the job's state that it fills in."""
+    """A running process of a role: its supervisor, its log, and its entry in the job's state."""
 
     def __init__(self, state: RoleState, log: Path, process: asyncio.subprocess.Process) -> None:
         self.state, self.log, self.process = state, log, process
@@ -172,7 +173,7 @@ class Child:
     async def start(
         cls, state: RoleState, argv: Sequence[str], env: Mapping[str, str], log: Path, attempt: int, grace: float
     ) -> Child:
-        """Start `argv`; its output is appended to `log` after a line that names the attempt."""
+        """Start `argv`. Its output is appended to `log`, after a line with the attempt's number."""
         state.token = uuid.uuid4().hex
         log.parent.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -184,7 +185,7 @@ class Child:
             with log.open("ab") as out:
                 out.write(f"--- attempt {attempt}, {stamp}: {shlex.join(argv)}\n".encode())
                 out.flush()
-                # Its own session, so that Ctrl-C reaches only `egm run`, which then stops roles in order.
+                # A separate session, so that Ctrl-C only reaches `egm run`, which then stops roles in order.
                 process = await asyncio.create_subprocess_exec(
                     *supervisor,
                     *command(argv),
@@ -208,13 +209,13 @@ class Child:
         return code
 
     def signal(self) -> None:
-        """Ask the supervisor to stop the role; if asked a second time, it kills the role."""
+        """Ask the supervisor to stop the role. The second call makes the supervisor kill the role."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 self.process.terminate()
 
     async def stop(self, grace: float) -> int:
-        """Stop the role and everything below it, first with SIGTERM. A cancellation is delayed until that is done."""
+        """Stop the role and all its descendants, first with SIGTERM. A cancellation is delayed until they have ended."""
         self.signal()
         ended = asyncio.ensure_future(self._ended(grace))
         cancelled = False
@@ -240,7 +241,7 @@ class Child:
 
 
 async def until_ready(child: Child, url: str, probe: Probe) -> None:
-    """Wait until GET `url` answers 200. Raises `Failure` with the log's end if the server dies first or never answers."""
+    """Wait until GET `url` answers 200. If the server ends first or never answers, raise a `Failure` with the end of its log."""
     import aiohttp
 
     deadline = time.monotonic() + probe.timeout_s
@@ -261,11 +262,11 @@ async def until_ready(child: Child, url: str, probe: Probe) -> None:
 
 
 class ServerDied(Failure):
-    """A server role ended while it was needed; errors of its clients are only a consequence."""
+    """A server role ended while it was needed. Errors of its clients are only a consequence."""
 
 
 def died(child: Child, code: int, when: str) -> ServerDied:
-    """Return the error for a server that ended on its own."""
+    """Return the error for a server that ended without being asked to."""
     how = f"signal {signal_name(code)}" if code > 128 else f"exit code {code}"
     return ServerDied(
         f"the server ended {when} ({how}). The end of its log:\n{child.log_tail()}",
@@ -274,9 +275,9 @@ def died(child: Child, code: int, when: str) -> ServerDied:
 
 
 def signal_name(code: int) -> str:
-    """Return the name of the signal in exit code 128 + n, with the usual cause if there is one."""
+    """Return the name of the signal in exit code 128 + n, with its usual cause if there is one."""
     try:
         name = signal.Signals(code - 128).name
     except ValueError:
         return str(code - 128)
-    return f"{name}, often: out of memory" if name == "SIGKILL" else name
+    return f"{name}, usually because memory ran out" if name == "SIGKILL" else name

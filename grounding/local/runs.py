@@ -4,7 +4,7 @@
 runs/demo/run.json, .lock, data/, <job>/{job.yaml, state.json, progress.jsonl, summary.json, logs/, …}, report/
 ```
 
-Everything here only reads, except `write_state`. The lock shows whether a run is alive, because it is released when the process ends.
+All functions except `write_state` only read. The lock shows whether a run is active, because the kernel releases it when the process ends.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ PHASES = ("Pending", "Running", "Succeeded", "Failed", "Stopped", "Suspended")
 
 @dataclass
 class RoleState:
-    """One process of a job. Times are unix seconds; `ticks` is the kernel's start time of `pid`, which distinguishes it from a later
-    process with the same number; `machine` is the boot and pid namespace in which both are valid; `token` is in the environment of every
-    process that the role started.
+    """One process of a job. Times are in seconds since 1970.
+
+    `ticks`: the kernel's start time of `pid`, which distinguishes it from a later process with the same id. `machine`: the boot and pid
+    namespace in which both are valid. `token`: a value in the environment of every process that the role started.
     """
 
     name: str
@@ -52,8 +53,8 @@ class RoleState:
 
 @dataclass
 class JobState:
-    """Content of `state.json`. `id` is new whenever the job starts from nothing; `digest` covers everything that affects the job's result,
-    including the ids of its upstream jobs.
+    """The content of `state.json`. `id` changes whenever the job starts from the beginning. `digest` covers everything that affects the job's
+    result, including the ids of its upstream jobs.
     """
 
     name: str
@@ -66,9 +67,9 @@ class JobState:
     upstream: list[str] = field(default_factory=list)
     begun: str = ""
     done: str = ""
-    """Digests of the fields that must not change for begun and for finished work"""
+    """Digests of the fields that must not change in started work and in finished work"""
     inputs: dict[str, str] = field(default_factory=dict)
-    """The job's inputs and their state when the last attempt began (`grounding.local.inputs`)"""
+    """The job's inputs, with their state when the last attempt began (`grounding.local.inputs`)"""
     attempt: int = 0
     created_at: float = 0.0
     started_at: float = 0.0
@@ -76,7 +77,7 @@ class JobState:
     roles: list[RoleState] = field(default_factory=list)
 
     def role(self, name: str) -> RoleState | None:
-        """Return the role of that name, if there is one."""
+        """Return the role with this name, or None."""
         return next((r for r in self.roles if r.name == name), None)
 
 
@@ -94,12 +95,12 @@ def write_state(job_dir: Path, state: JobState) -> None:
 
 
 def _known(kind: type[Any], document: JsonObject) -> JsonObject:
-    """Return the fields of dataclass `kind` in `document`; unknown fields of a newer version are ignored."""
+    """Return the fields of dataclass `kind` in `document`; ignore unknown fields, which a newer version may have written."""
     return {f.name: document[camel(f.name)] for f in fields(kind) if camel(f.name) in document}
 
 
 def read_state(job_dir: Path) -> JobState | None:
-    """Return the state of the job in `job_dir`, None if there is none yet. Raises `UserError` for a damaged file."""
+    """Return the state of the job in `job_dir`; None if it has none yet. Raises `UserError` for a damaged file."""
     path = job_dir / "state.json"
     if not path.exists():
         return None
@@ -110,7 +111,7 @@ def read_state(job_dir: Path) -> JobState | None:
         state: JobState = TypeAdapter(JobState).validate_json(known, strict=True)
     except (TypeError, AttributeError, ValidationError):
         hint = f"Remove {path} to run the job again; its checkpoints and results are kept."
-        raise UserError("this is not a job's state", file=path, hint=hint) from None
+        raise UserError("the file does not contain a job's state", file=path, hint=hint) from None
     return state
 
 
@@ -127,7 +128,7 @@ class RunLock:
             os.close(self._fd)
             who = f" (process {holder})" if holder else ""
             raise UserError(
-                f"another `egm run` is at work in this folder{who}",
+                f"another `egm run` is running in this folder{who}",
                 file=run_dir,
                 hint="Watch it with `egm get`, wait for it, or give this run another folder with --runs.",
             ) from None
@@ -142,7 +143,7 @@ class RunLock:
 
 
 def is_running(run_dir: Path) -> bool:
-    """Return whether an `egm run` is running in this folder now."""
+    """Return whether an `egm run` is running in this folder."""
     try:
         fd = os.open(run_dir / ".lock", os.O_RDONLY)
     except OSError:
@@ -158,7 +159,7 @@ def is_running(run_dir: Path) -> bool:
 
 @dataclass(frozen=True)
 class SettingView:
-    """Progress of a setting of a sweep; `accuracy` is a fraction, None while a question is missing."""
+    """Progress of one setting of a sweep. `accuracy` is a fraction, or None while answers are missing."""
 
     name: str
     done: int
@@ -168,7 +169,7 @@ class SettingView:
 
 @dataclass(frozen=True)
 class View:
-    """The state of a job, for display. Accuracies and scores are fractions (0..1) or None; times unix seconds."""
+    """The state of a job, for display. Accuracies and scores are fractions (0..1) or None; times are in seconds since 1970."""
 
     run: str
     name: str
@@ -184,7 +185,7 @@ class View:
     val_accuracy: float | None = None
     val_loss: float | None = None
     val_sets: Mapping[str, float] = field(default_factory=dict)
-    """Each named validation set's accuracy (RL) or loss (SFT)"""
+    """Accuracy (RL) or loss (SFT) of each named validation set"""
     tokens_s: float | None = None
     mfu: float | None = None
     accuracy: float | None = None
@@ -201,11 +202,11 @@ class View:
     upload_problem: str = ""
     path: str = ""
     settings: tuple[SettingView, ...] = ()
-    """In a sweep, the settings that have begun"""
+    """For a sweep, the settings that have started"""
 
     @property
     def is_evaluation(self) -> bool:
-        """Return the finished units: answered expressions of an evaluation, steps of a training."""
+        """Return whether the job is an evaluation, which counts answered expressions; a training counts steps."""
         return self.kind == "GroundingEvalJob"
 
 
@@ -221,7 +222,7 @@ class EvaluationFacts(TypedDict, total=False):
 
 
 def _last(model: str | None) -> str:
-    """Return the last part of a model's name."""
+    """Return the last component of a model's name."""
     return "" if model is None else model.rstrip("/").rpartition("/")[2]
 
 
@@ -248,7 +249,7 @@ def evaluation_facts(summary: Summary) -> EvaluationFacts:
 
 
 class SavingFacts(TypedDict, total=False):
-    """Return step and time (seconds since 1970) of the newest checkpoint on the disk and in the job's output, and why uploads fail."""
+    """Step and time (seconds since 1970) of the newest checkpoint on the disk and in the job's output, and why uploads fail."""
 
     saved_step: int
     saved_at: float
@@ -258,7 +259,7 @@ class SavingFacts(TypedDict, total=False):
 
 
 def saving_facts(job_dir: Path) -> SavingFacts:
-    """Return the saved and uploaded checkpoints of a training."""
+    """Return the facts about saved and uploaded checkpoints of a training."""
     facts: SavingFacts = {}
     if problem := read_upload_problem(job_dir):
         facts["upload_problem"] = problem
@@ -330,15 +331,15 @@ def views(runs: Path) -> Iterator[View]:
 
 
 def find_job(runs: Path, name: str) -> Path:
-    """Return folder of the job `name` or `run/name`; `UserError` if there is none or several."""
+    """Return the folder of the job `name` or `run/name`. Raises `UserError` if there is none, or if several runs have it."""
     run, _, job = name.rpartition("/")
     known = [(r, j) for r in run_folders(runs) for j in job_names(r)]
     found = [r / j for r, j in known if j == job and run in ("", r.name)]
     if len(found) == 1:
         return found[0]
     if not known:
-        hint = "Start one with `egm run -f jobs/demo.yaml`, or say where the runs are with --runs."
-        raise UserError("no runs here", file=runs, hint=hint)
+        hint = "Start one with `egm run -f jobs/demo.yaml`, or name the folder of the runs with --runs."
+        raise UserError("found no runs", file=runs, hint=hint)
     several = ", ".join(f"{p.parent.name}/{p.name}" for p in found) or ", ".join(sorted({j for _, j in known}))
     raise UserError(
         f"several runs have a job {job!r}" if found else f"no job {name!r}", file=runs, hint=f"Choose one of: {several}"
@@ -346,7 +347,7 @@ def find_job(runs: Path, name: str) -> Path:
 
 
 def tail(path: Path, lines: int) -> list[str]:
-    """Return the last `lines` lines of a log, read from its end in blocks; an absent file has none."""
+    """Return the last `lines` lines of a log, reading blocks from its end; empty if the file does not exist."""
     if not path.exists() or lines <= 0:
         return []
     with path.open("rb") as f:
@@ -361,7 +362,7 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def follow_logs(folder: Path, role: str, offsets: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Yield (role, text) that was added since `offsets`, and update `offsets`; all roles if `role` is empty."""
+    """Yield (role, text) for text that was added since `offsets`, and update `offsets`; for all roles if `role` is empty."""
     for path in sorted(folder.glob(f"{role or '*'}.log")):
         with path.open("rb") as f:
             f.seek(offsets.get(path.stem, 0))

@@ -1,7 +1,7 @@
-"""Runs the jobs of one manifest on this machine: order, resume, roles as processes, states on disk.
+"""Run the jobs of one manifest on this machine: order, resume, roles as processes, states on disk.
 
-One thread, asyncio: children are started by the main thread because the kernel's parent-death signal depends on the thread that started
-them. Pure functions (order, digest, endpoints) come first.
+All code runs in one thread with asyncio, because the kernel's parent-death signal depends on the thread that started a child: it must be
+the main thread. Pure functions (order, digest, endpoints) come first.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ OPERATIONAL = ("suspend", "maxAttempts", "resources", "tracking", "servers", "gp
 
 @dataclass(frozen=True)
 class ModelSource:
-    """The source of a model: `job`, a training of the same run, or if that is empty `place`, a path or URI."""
+    """The source of a model: the training `job` of the same run, or, if `job` is empty, the path or URI `place`."""
 
     job: str = ""
     place: str = ""
@@ -51,8 +51,8 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Work:
-    """One job of the local back end: `document` is the resolved manifest, `sources` are the sources of its models,
-    `plan` turns a layout into roles."""
+    """One job of the local back end. `document`: the resolved manifest; `sources`: the sources of its models; `plan`: function from a layout
+    to roles."""
 
     name: str
     kind: str
@@ -62,18 +62,18 @@ class Work:
     suspended: bool = False
     begun: str = ""
     done: str = ""
-    """Digests of the fields that must not change for begun and for finished work; empty: all fields"""
+    """Digests of the fields that must not change in started work and in finished work; empty: all fields"""
     inputs: tuple[str, ...] = ()
-    """Paths and URIs of what the job reads, in addition to the model of an upstream job"""
+    """Paths and URIs that the job reads, in addition to the model of an upstream job"""
 
     @property
     def upstream(self) -> tuple[str, ...]:
-        """Return the jobs whose models it uses."""
+        """Return the jobs whose models this job uses."""
         return tuple(source.job for source in self.sources if source.job)
 
 
 def ordered(works: Sequence[Work]) -> list[Work]:
-    """Return jobs after the jobs that they depend on, otherwise in the manifest's order. Raises `UserError` for an unknown or
+    """Return the jobs in the manifest's order, but each after the jobs that it depends on. Raises `UserError` for an unknown or
     circular reference. Pure."""
     by_name = {w.name: w for w in works}
     done: dict[str, Work] = {}
@@ -83,7 +83,9 @@ def ordered(works: Sequence[Work]) -> list[Work]:
             raise UserError(f"the jobs wait for each other: {' -> '.join((*path, work.name))}", field="model.trainJob")
         for upstream in work.upstream:
             if upstream not in by_name:
-                raise UserError(f"job {work.name!r} needs {upstream!r}, which is not there", field="model.trainJob")
+                raise UserError(
+                    f"job {work.name!r} needs {upstream!r}, which is not in the manifest", field="model.trainJob"
+                )
         if work.name not in done:
             for upstream in work.upstream:
                 add(by_name[upstream], (*path, work.name))
@@ -95,7 +97,7 @@ def ordered(works: Sequence[Work]) -> list[Work]:
 
 
 def digest(work: Work, upstream_ids: Sequence[str]) -> str:
-    """Return a digest of everything that affects the job's result. An upstream job's id changes when that job starts from nothing."""
+    """Return a digest of everything that affects the job's result. An upstream job's id changes if that job starts from the beginning."""
     spec = {k: v for k, v in dict(work.document.get("spec", {})).items() if k not in OPERATIONAL}
     return hashlib.sha256(
         orjson.dumps([work.kind, work.name, spec, " ".join(upstream_ids)], option=orjson.OPT_SORT_KEYS, default=str)
@@ -104,7 +106,7 @@ def digest(work: Work, upstream_ids: Sequence[str]) -> str:
 
 @dataclass
 class LocalRun:
-    """A run of `works` in `run_dir`. After `run` each job's end is in `states`."""
+    """A run of `works` in `run_dir`. `run` leaves the outcome of each job in `states`."""
 
     run_dir: Path
     works: Sequence[Work]
@@ -112,7 +114,7 @@ class LocalRun:
     grace: float = DEFAULT_S
     say: Callable[[str], None] = lambda _: None
     restart: str = ""
-    """Token to set the earlier work of every job aside, here and in its output; a new value for each request."""
+    """Token of a request to set aside the earlier work of every job, locally and in its output; a new value for each request"""
     gpu_ids: Sequence[str] = field(default_factory=machine_gpus)
     states: dict[str, JobState] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
@@ -135,7 +137,7 @@ class LocalRun:
         )
 
     def check(self) -> None:
-        """Raise `UserError` for roles that this machine cannot run, before anything starts."""
+        """Raise `UserError` for roles that this machine cannot run."""
         for work in self.works:
             roles = self._plans[work.name] = tuple(work.plan(self.layout(work)))
             names = {r.name for r in roles}
@@ -144,19 +146,19 @@ class LocalRun:
                     raise Failure(f"role {role.name!r} waits for unknown {', '.join(sorted(missing))}", field=work.name)
                 if role.kind == "task" and role.replicas > 1:
                     raise UserError(
-                        f"role {role.name!r} runs on {role.replicas} machines and this is one",
+                        f"role {role.name!r} needs {role.replicas} machines, but this is one",
                         field=f"{work.name}: spec.resources",
-                        hint="Ask for one node, or hand the job to a cluster.",
+                        hint="Reduce the job to one node, or submit it to a cluster.",
                     )
             if (need := gpus_of(roles)) > len(self.gpu_ids):
                 raise UserError(
                     f"the job needs {need} GPUs, but this process may use {len(self.gpu_ids)}",
                     field=f"{work.name}: spec.resources",
-                    hint="Ask for fewer GPUs, set CUDA_VISIBLE_DEVICES, or hand the job to a cluster.",
+                    hint="Reduce the number of GPUs, set CUDA_VISIBLE_DEVICES, or submit the job to a cluster.",
                 )
 
     def prepare_folders(self, manifest: Path) -> None:
-        """Write run.json and stop leftover processes of a killed run. Call it with the lock held."""
+        """Write run.json and stop leftover processes of a killed run. The caller must hold the lock."""
         path = self.run_dir / "run.json"
         old = read_json(path) if path.exists() else {}
         document = {
@@ -173,7 +175,7 @@ class LocalRun:
                 self.say(f"{folder.name}: stopped {count} processes that an earlier run had left behind")
 
     async def run(self, only: str = "") -> None:
-        """Run all jobs, or `only` one. Returns when nothing more can run; cancelled, it stops every role first."""
+        """Run all jobs, or the job `only`. Return when no further job can run. If cancelled, stop every role first."""
         self._gpus = Gpus(self.gpu_ids)
         self._slots = asyncio.Semaphore(max(1, self.parallel))
         self._preparing = asyncio.Lock()
@@ -199,12 +201,12 @@ class LocalRun:
                 group.create_task(one(w))
 
     def signal_children(self) -> None:
-        """Ask every running role to stop; if asked again, kill them."""
+        """Ask every running role to stop. The second call kills them."""
         for child in list(self._children):
             child.signal()
 
     async def _job(self, work: Work) -> None:
-        """Run one job to its end and record it; a job's failure is not an exception here."""
+        """Run one job to its end and record the outcome. The failure of a job does not raise an exception."""
         folder = self.run_dir / work.name
         state = self.states[work.name]
         upstream = [self.states[name] for name in work.upstream]
@@ -223,13 +225,13 @@ class LocalRun:
             if not other:
                 self.skipped.add(work.name)
                 return
-            self.say(f"{work.name}: {', '.join(other)} changed since it succeeded; its content is compared")
+            self.say(f"{work.name}: {', '.join(other)} changed since the job succeeded; comparing the content")
         ids = [other.id for other in upstream]
         begun, done = (digest_of([text, ids]) if text else "" for text in (work.begun, work.done))
         before, after = (state.done, done) if state.phase == "Succeeded" else (state.begun, begun)
         same = state.digest == want or bool(
             after and before == after
-        )  # roles compare the rest, and continue after allowed changes
+        )  # roles compare the other fields, and continue after allowed changes
         if state.digest and (not same or self.restart):
             self._set_aside(folder, work.name)
             state = self.states[work.name] = JobState(work.name, work.kind)
@@ -256,13 +258,13 @@ class LocalRun:
                 self._end(state, "Succeeded", "", "")
 
     def _set_aside(self, folder: Path, name: str) -> None:
-        """Move the work of a job whose description has changed aside, so that nothing resumes from it."""
+        """Move the work of a job whose specification has changed to another folder, so that nothing resumes from it."""
         keep = self.run_dir / "previous"
         keep.mkdir(exist_ok=True)
         target = next(p for n in range(1, 1 << 20) if not (p := keep / f"{name}-{n}").exists())
         folder.rename(target)
-        why = "" if self.restart else "its description or its model has changed, "
-        self.say(f"{name}: {why}it starts anew; the earlier work is in {target}")
+        why = "" if self.restart else "its specification or its model has changed; "
+        self.say(f"{name}: {why}it starts from the beginning; the earlier work is in {target}")
 
     def _end(self, state: JobState, phase: str, reason: str, message: str) -> None:
         state.phase, state.reason, state.message = phase, reason, message
@@ -271,7 +273,7 @@ class LocalRun:
         write_state(self.run_dir / state.name, state)
 
     async def _roles(self, work: Work, state: JobState, roles: Sequence[Role], gpus: Sequence[str]) -> None:
-        """Run a job's roles in their order; a server lives until the tasks that use it have ended. Raises `EgmError`."""
+        """Run a job's roles in order. A server runs until the tasks that use it have ended. Raises `EgmError`."""
         ready = {r.name: asyncio.Event() for r in roles}
         urls: dict[str, list[str]] = {r.name: [] for r in roles}
         devices = Gpus(gpus)
@@ -294,7 +296,7 @@ class LocalRun:
         async def task(role: Role, mine: Sequence[str]) -> None:
             endpoints = tuple(url for name in role.after for url in urls[name])
             env = {**Environment(endpoints=endpoints).as_environ(), **key} if endpoints else {}
-            # Jobs of a run share their data: the second one waits and finds it prepared.
+            # Jobs of a run share their data: the second job waits until the first has prepared it.
             async with self._preparing if role.name == "prepare" else contextlib.nullcontext():
                 restart = Environment(restart=self.restart).as_environ() if self.restart else {}
                 await self._task(role, {**env, **restart, **role.env}, mine, state)
@@ -343,13 +345,13 @@ class LocalRun:
         mine.phase = "Running" if role.kind == "task" else "Starting"
         try:
             write_state(folder, state)
-        except OSError:  # a full disk: a process that is not recorded must not continue
+        except OSError:  # the disk is full: stop the process, because it is not recorded
             await child.stop(self.grace)
             raise
         return child
 
     async def _stop(self, child: Child, state: JobState) -> None:
-        """Stop a child that still runs and record how it ended; always called last."""
+        """Stop a child if it still runs, and record how it ended. Always the last call for a child."""
         if child.process.returncode is None:
             await child.stop(self.grace)
             child.state.phase = "Stopped"
@@ -399,7 +401,7 @@ class LocalRun:
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the main error of a failed group of tasks as a user's error."""
+    """Return the main error of a failed group of tasks, as an error for people."""
     flat: list[BaseException] = []
     todo: list[BaseException] = [group]
     while todo:
@@ -408,13 +410,13 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
             todo += e.exceptions
         else:
             flat.append(e)
-    # A server that dies also fails its client, so its own error comes first.
+    # If a server ends, its client fails too, so the server's error takes precedence.
     best = min(flat, key=lambda e: not isinstance(e, ServerDied))
     return from_os_error(best) if isinstance(best, OSError) else best
 
 
 def write_manifest(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a job as YAML, atomically readable only by its owner, since it may contain keys; it is a valid manifest."""
+    """Write a job atomically as YAML that is a valid manifest. Only the owner may read it, because it may contain keys."""
     from ruamel.yaml import YAML
 
     from grounding.files import atomic_write
@@ -427,7 +429,7 @@ def write_manifest(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def locked(run_dir: Path) -> RunLock:
-    """Return the lock of `run_dir`. Raises `UserError` for unwritable folders and running runs."""
+    """Return the lock of `run_dir`. Raises `UserError` if the folder is not writable or another run holds the lock."""
     try:
         return RunLock(run_dir)
     except OSError as e:

@@ -1,4 +1,4 @@
-"""The display of a run: a live table on a terminal, otherwise plain lines. Reads only files."""
+"""The display of a run: a live table on a terminal, otherwise plain lines. It only reads files."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def _percent(value: float | None) -> str:
 
 
 def count(v: View) -> str:
-    """`320/1,500` steps or answers."""
+    """Return the number of steps or answers, such as `320/1,500`."""
     if v.step is None:
         return "-"
     return f"{v.step:,}/{v.total:,}" if v.total else f"{v.step:,}"
 
 
 def _sets(v: View, shown: Callable[[float], str]) -> str:
-    """Return each named validation set's metric in brackets."""
+    """Return the metric of each named validation set, in brackets."""
     return f" ({', '.join(f'{name} {shown(value)}' for name, value in v.val_sets.items())})" if v.val_sets else ""
 
 
 def metrics(v: View) -> str:
-    """Return the main metrics of a job, shortest first."""
+    """Return the main metrics of a job as text, the shortest first."""
     parts = []
     if v.loss is not None:
         parts.append(f"loss {v.loss:.4g}")
@@ -66,7 +66,7 @@ def metrics(v: View) -> str:
 
 
 def elapsed(v: View, now: float) -> float | None:
-    """Return the seconds of the job's newest attempt."""
+    """Return the duration of the job's newest attempt in seconds."""
     if not v.started_at or v.phase in ("Pending", "Suspended"):
         return None
     return (v.finished_at or now) - v.started_at
@@ -102,12 +102,12 @@ def table(views: Iterable[View], now: float) -> Table:
 
 
 def moment(step: int | None, at: float, now: float) -> str:
-    """Return the step of a checkpoint and its age: `120 (3m07s)`; `-` if there is none. Pure."""
+    """Return a checkpoint's step and age, such as `120 (3m07s)`; `-` if there is none. Pure."""
     return "-" if step is None else f"{step:,} ({short_duration(now - at)})"
 
 
 def columns(found: Sequence[View], *, wide: bool, now: float) -> list[str]:
-    """`found` as aligned text columns under a heading."""
+    """Return the jobs `found` as aligned text columns under a heading."""
     heads = ["NAME", "KIND", "PHASE", "STEP", "SCORE", "VAL-ACC", "DONE", "ACC@0.5", "AGE"]
     if wide:
         heads += ["RUN", "ATTEMPT", "ROLE", "SAVED", "UPLOADED", "LOSS", "ERRORS", "LEFT", "REASON", "PATH"]
@@ -150,7 +150,7 @@ def upload_problems(found: Sequence[View]) -> list[str]:
 
 @dataclass
 class Lines:
-    """Turn views into lines: one per change, and metrics of a job at most every `interval` seconds."""
+    """Turns views into lines: one per change, and a job's metrics at most every `interval` seconds."""
 
     interval: float = 5.0
     _phases: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -162,7 +162,7 @@ class Lines:
         for v in views:
             text = f"{count(v)}  {metrics(v)}".strip() if v.step is not None else ""
             if v.name not in self._phases and v.phase == "Pending":
-                continue  # do not report that a job waits before anything has happened to it
+                continue  # do not report a waiting job before its first change
             if self._phases.get(v.name) != (v.phase, v.role):
                 self._phases[v.name] = (v.phase, v.role)
                 self._figures[v.name] = (now, text)
@@ -179,7 +179,7 @@ class Lines:
 
 
 class Screen:
-    """Shows the jobs `names` of `run_dir`; `update` is called about once a second, `say` prints one remark."""
+    """Shows the jobs `names` of `run_dir`. Call `update` about once a second; `say` prints a message."""
 
     def __init__(self, console: Console, run_dir: Path, names: Sequence[str]) -> None:
         self.console, self.run_dir, self.names = console, run_dir, names
@@ -202,7 +202,7 @@ class Screen:
         return [view(self.run_dir, n, alive=True) for n in self.names]
 
     def update(self) -> None:
-        """Show what has changed."""
+        """Show the changes since the last call."""
         now = time.time()
         views = self.views()
         if self._live:
@@ -214,5 +214,5 @@ class Screen:
             )
 
     def say(self, text: str) -> None:
-        """Print one remark, above the table."""
+        """Print a message above the table."""
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

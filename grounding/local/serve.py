@@ -1,7 +1,7 @@
 """`egm serve`: run only the servers of one GroundingEvalJob on this machine, until they are asked to stop.
 
-Each runs under the same supervisor as in `egm run`. If a server ends by itself, the others are stopped too. When asked to stop, each server
-answers open requests for the grace period of its engine, and is then killed.
+Each server runs under the same supervisor as in `egm run`. If a server ends unasked, the others are stopped too. A server that is asked to
+stop continues to answer open requests for the grace period of its engine, and is then killed.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Serving:
-    """What to serve: `role` of a job, `port` the first port, followed by one for each further server (0: free ports)."""
+    """What to serve. `role`: the server role of a job; `port`: the first port, followed by one for each further server (0: free ports)."""
 
     role: Role
     folder: Path
-    """Folder of the job's description and the servers' logs"""
+    """Folder of the job file and the servers' logs"""
     port: int = 30000
     host: str = "127.0.0.1"
     grace_s: float = 30.0
     key: str = field(default="", repr=False)
-    """Key that requests must contain; empty: none"""
+    """API key that requests must contain; empty if none is required"""
     gpus: Sequence[str] = field(default_factory=machine_gpus)
 
 
 def chosen_job(manifest: Path, name: str) -> Any:
-    """Return the evaluation job of a manifest, presets filled in. Raises `UserError` if there is none, or several and no `name`."""
+    """Return the evaluation job of a manifest, with presets filled in. Raises `UserError` if there is none, or several and no `name`."""
     from grounding import api
 
     jobs = api.load(manifest)
@@ -54,26 +54,26 @@ def chosen_job(manifest: Path, name: str) -> Any:
         what = f"no GroundingEvalJob {name!r}" if name else "no GroundingEvalJob"
         raise UserError(f"{what} is in the manifest", file=manifest, hint=f"It has: {names}." if names else "")
     if len(named) > 1:
-        raise UserError("the manifest holds several GroundingEvalJobs", file=manifest, hint=f"Add --job: {names}.")
+        raise UserError("the manifest contains several GroundingEvalJobs", file=manifest, hint=f"Add --job: {names}.")
     if several := named[0].spec.several_models:
         raise UserError(
-            f"the job measures {len(several)} models, and one is served at a time",
+            f"the job measures {len(several)} models, but only one can be served",
             file=manifest,
             field="spec.sweep.models",
-            hint="Write a job with `model` instead, or `egm run -f` this one.",
+            hint="Write a job with `model` instead, or run this one with `egm run -f`.",
         )
     return named[0]
 
 
 def serving(manifest: Path, job: Any, runs: Path, **options: Any) -> Serving:
-    """Return how to serve a job, and write its description to `runs/MANIFEST/serve-JOB`. Raises `UserError` if it cannot be served here."""
+    """Write a job's file to `runs/MANIFEST/serve-JOB`, and return what to serve. Raises `UserError` if it cannot be served here."""
     spec, run = job.spec, (runs / manifest.stem).absolute()
     if spec.endpoints:
-        raise UserError("the job names servers that run already", file=manifest, field="spec.endpoints")
+        raise UserError("the job uses servers that are already running", file=manifest, field="spec.endpoints")
     model = spec.model.source or str(run / spec.model.train_job / "model")
     if spec.model.train_job and not Path(model, "config.json").is_file():
         raise UserError(
-            f"{spec.model.train_job} has left no model yet",
+            f"{spec.model.train_job} has not written a model yet",
             file=model,
             field="spec.model.trainJob",
             hint=f"Run it first: egm run -f {manifest} --only {spec.model.train_job}",
@@ -86,7 +86,7 @@ def serving(manifest: Path, job: Any, runs: Path, **options: Any) -> Serving:
 
 
 def require_model(job: Any) -> None:
-    """Raise `UserError` with the file and the remedy if the job's model is a local folder that cannot be served."""
+    """Raise a `UserError` with the file and the remedy if the job's model is a local folder that cannot be served."""
     from grounding.models import folder as model_folder
 
     folder = model_folder.of_source(job.spec.model.source)
@@ -106,7 +106,7 @@ class _Servers:
             raise UserError(
                 f"{role.replicas} servers need {need} GPUs, but this process may use {len(wanted.gpus)}",
                 field="spec.servers, spec.gpusPerServer",
-                hint="Ask for fewer, or set CUDA_VISIBLE_DEVICES.",
+                hint="Reduce the number of servers, or set CUDA_VISIBLE_DEVICES.",
             )
         ports = [claim_port(wanted.port + i if wanted.port else 0, "--port") for i in range(role.replicas)]
         for i, port in enumerate(ports):
@@ -128,7 +128,7 @@ class _Servers:
         return urls
 
     async def first_end(self) -> Failure:
-        """Wait until a server ends by itself, and return how."""
+        """Wait until a server ends unasked, and return its failure."""
         waits = {asyncio.create_task(c.wait()): c for c in self.children}
         try:
             done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -136,7 +136,7 @@ class _Servers:
             for task in waits:
                 task.cancel()
         task = next(iter(done))
-        return died(waits[task], task.result(), f"by itself ({waits[task].state.name})")
+        return died(waits[task], task.result(), f"unasked ({waits[task].state.name})")
 
     async def stop(self) -> None:
         """Stop all servers at once, first with SIGTERM."""
@@ -150,18 +150,18 @@ class _Servers:
         self.say(f"{len(running)} stopped in {took:.1f} s{killed}")
 
     def hurry(self) -> None:
-        """Kill servers that are still stopping."""
+        """Kill the servers that are still stopping."""
         for child in self.children:
             child.signal()
 
 
 @contextmanager
 def served(serving: Serving, say: Say, news_s: float = 10.0) -> Iterator[list[str]]:
-    """Serve while the `with` block runs, and yield the servers' URLs once all answer. `say` is called every `news_s` seconds while they
+    """Serve while the `with` block runs, and yield the servers' URLs when all answer. `say` is called every `news_s` seconds while they
     load.
 
-    The servers have their own thread, so that this works in a notebook, whose thread already has an event loop. Raises what
-    `_Servers.start` raises.
+    The servers run in a separate thread, so that this works in a notebook, whose thread already has an event loop. Raises the errors of
+    `_Servers.start`.
     """
     servers = _Servers(serving, say)
     found: Future[list[str]] = Future()
@@ -198,13 +198,13 @@ def served(serving: Serving, say: Say, news_s: float = 10.0) -> Iterator[list[st
                 say(f"the model has been loading for {time.monotonic() - began:.0f} s; logs: {serving.folder / 'logs'}")
         yield urls
     finally:
-        with suppress(RuntimeError):  # the loop has ended by itself
+        with suppress(RuntimeError):  # the loop has already ended
             loop.call_soon_threadsafe(leave.set)
         thread.join()
 
 
 async def serve(serving: Serving, say: Say, ready: Callable[[list[str]], None]) -> int:
-    """Serve until SIGINT or SIGTERM (0 is returned), or until a server ends by itself (raises `Failure` with its last lines)."""
+    """Serve until SIGINT or SIGTERM, then return 0. If a server ends unasked, raise a `Failure` with the end of its log."""
     servers, loop, told = _Servers(serving, say), asyncio.get_running_loop(), asyncio.Event()
 
     def on_signal() -> None:
@@ -213,7 +213,7 @@ async def serve(serving: Serving, say: Say, ready: Callable[[list[str]], None]) 
             servers.hurry()
             return
         told.set()
-        say(f"stopping: requests in flight get {serving.grace_s:.0f} s; once more kills")
+        say(f"stopping: requests in flight have {serving.grace_s:.0f} s; a second signal kills the servers")
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, on_signal)

@@ -1,13 +1,13 @@
 """Run one role and manage all of its descendants: none outlives the role, and the role does not outlive `egm run`.
 
-Started as a plain script by the local back end (standard library only, so that it costs a few megabytes):
-`python -P -S supervisor.py PARENT_PID GRACE_SECONDS -- argv…`. Exit code: the role's, or 128 + signal.
+The local back end starts this file as a plain script: `python -P -S supervisor.py PARENT_PID GRACE_SECONDS -- argv…`. It only uses the
+standard library, so that it needs few megabytes. Exit code: the role's, or 128 + signal.
 
 A role may start processes that leave its group or its session (Ray, model servers). The supervisor is their "child subreaper": when their
-own parents die they become its children, so it can find and stop every one of them by descent, never by name. SIGTERM is forwarded only to
-the role's own process, like a kubelet does, because a role needs its child processes (data loaders, Ray) to save its work. After the grace
-period everything is killed; a second SIGTERM kills at once. If `egm run` dies, even by SIGKILL, the kernel sends the supervisor SIGTERM.
-"""
+parents end, they become its children, so it finds and stops all of them by descent, never by name. SIGTERM is only forwarded to
+the role's own process, as a kubelet does, because a role needs its child processes (data loaders, Ray) to save its work. After the grace
+period, all processes are killed; a second SIGTERM kills them at once. If `egm run` ends, even by SIGKILL, the kernel sends the supervisor
+SIGTERM."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-ORPHAN_GRACE_S = 3.0  # processes that outlive the role have had time to stop
+ORPHAN_GRACE_S = 3.0  # for processes that outlive the role; they have already had time to stop
 
 
 def prctl(option: int, value: int) -> None:
-    """Call prctl; without it (not Linux), the run works without this protection."""
+    """Call prctl. On systems other than Linux, do nothing: the run then lacks this protection."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def descendants(root: int) -> list[int]:
-    """Return the process ids below `root`, without zombies, from one pass over /proc."""
+    """Return the ids of all processes below `root` except zombies, from one pass over /proc."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with suppress(OSError, ValueError, IndexError):
-            # the command may contain spaces and brackets, so fields count from after its last bracket
+            # the command may contain spaces and brackets, so read the fields after its last bracket
             fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
             if fields[0] != "Z":
                 children.setdefault(int(fields[1]), []).append(int(entry.name))
@@ -66,7 +66,7 @@ def reap() -> None:
 
 
 def clear(grace: float) -> None:
-    """Stop everything that is still below this process."""
+    """Stop all processes that are still below this one."""
     me = os.getpid()
     deadline = time.monotonic() + grace
     told: set[int] = set()
@@ -81,7 +81,7 @@ def clear(grace: float) -> None:
 
 
 def main() -> int:
-    """Run the supervisor; see the module's docstring."""
+    """Run the supervisor as described in the module's docstring."""
     parent, grace, argv = int(sys.argv[1]), float(sys.argv[2]), sys.argv[4:]
     asked = 0
     asked_at = 0.0
@@ -101,7 +101,7 @@ def main() -> int:
         child = subprocess.Popen(
             argv,
             process_group=0,
-            # If even the supervisor is killed, the kernel signals the role.
+            # If the supervisor itself is killed, the kernel sends the role a signal.
             preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
         )
     except OSError as e:

@@ -8,11 +8,11 @@ from grounding.api import ResolvedTrainJob
 from grounding.errors import Failure
 
 NO_GPU = "-1"
-"""Values of `$CUDA_VISIBLE_DEVICES` for a role without a GPU"""
+"""Values of `$CUDA_VISIBLE_DEVICES` for a role that must not use a GPU"""
 
 
 def require(job: ResolvedTrainJob, model: str) -> None:
-    """Raise `Failure` if the job asks for GPUs and CUDA does not start: a CPU would take months for the same steps."""
+    """Raise `Failure` if the job wants GPUs and CUDA does not start, because the same training would take months on a CPU."""
     import torch
 
     gpus = job.spec.resources.gpus_per_node
@@ -20,7 +20,7 @@ def require(job: ResolvedTrainJob, model: str) -> None:
         return
     if not torch.cuda.is_available():
         raise Failure(
-            f"the job asks for {gpus} GPUs on each node, and CUDA does not start",
+            f"the job needs {gpus} GPUs on each node, but CUDA does not start",
             field="spec.resources.gpusPerNode",
             hint="Check nvidia-smi and the driver's version; gpusPerNode: 0 trains on the CPU.",
         )

@@ -6,7 +6,7 @@ import torch
 
 
 def all_finite(tensors: list[torch.Tensor]) -> bool:
-    """Return whether every value of the tensors is a finite number; for sharded tensors, only this rank's part."""
+    """Return whether every value of the tensors is a finite number. For sharded tensors, only this rank's part is checked."""
     local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
     local = [t for t in local if t.numel()]
     if not local:

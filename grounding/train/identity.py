@@ -1,8 +1,8 @@
 """The identity of a training run: everything that affects its result, recorded with its files and compared before any are reused.
 
-A folder, a claim or a store with the work of another job is refused, and the error shows both values; changes in the lists below continue
-the work. `identity.json` is written to the job's folder, to its output and into each checkpoint; the manifest of the model holds the same
-record.
+Work of another job in a folder, a claim or a store is refused, and the error shows both values. Changes in the lists below are allowed:
+the work continues. `identity.json` is written to the job's folder, to its output and into each checkpoint. The model's manifest contains
+the same record.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from grounding.train.checkpoints import local as checkpoints
 
 FILE = "identity.json"
 
-# ---- what may change: these lists are the ones of docs/durability.md ----
+# ---- what may change; docs/durability.md shows the same lists ----
 PLACES = (
     "data.images",
     "data.prepared",
@@ -48,7 +48,7 @@ PLACES = (
     "model.source",
     "model.trainJob",
 )
-"""Fields that say where content is and how it is read: the content is compared instead."""
+"""Fields that define where content is and how it is read; the content itself is compared instead"""
 
 IGNORED = (
     # how and where the job runs
@@ -87,7 +87,7 @@ IGNORED = (
     "hyperparameters.validateEvery",
     *PLACES,
 )
-"""Fields of `spec` that do not affect the result, including all fields below them."""
+"""Fields of `spec` that do not affect the result, including all fields below them"""
 
 ADDED: Mapping[str, Any] = {
     "hyperparameters.advantage": "grpo",
@@ -95,7 +95,7 @@ ADDED: Mapping[str, Any] = {
     "hyperparameters.clipRange.high": 0.2,
     "reward.entryPoint": "compute_score",
 }
-"""Fields that release 0.1.0 did not have, and the value that it trained with: work begun with it continues."""
+"""Fields that release 0.1.0 did not have, with the values it used; work of that release continues"""
 
 APPLIED = (
     "hyperparameters.epochs",
@@ -106,7 +106,7 @@ APPLIED = (
     "hyperparameters.warmupRatio",
     "hyperparameters.warmupSteps",
 )
-"""Fields that affect the result but may change before the last step: the new values apply from the next step on."""
+"""Fields that affect the result but may change before the last step; the new values apply from the next step on"""
 
 WAYS_OUT = (
     "Give the job another spec.output (or folder), or set the old work aside: `egm run --restart`, on a cluster the "
@@ -125,12 +125,12 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """Return a digest of everything that affects the result."""
+        """Return a digest of all fields that affect the result."""
         content = [dict(self.fields), self.model, self.data]
         return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def document(self) -> Document:
-        """Return the record for writing."""
+        """Return the record as a document to be written."""
         return {
             "digest": self.digest,
             "fields": dict(sorted(self.fields.items())),
@@ -141,7 +141,7 @@ class Identity:
 
     @classmethod
     def parse(cls, data: bytes | Mapping[str, Any]) -> Identity | None:
-        """Return the record in `data`; None if it is not one."""
+        """Parse a record; return None if `data` is something else."""
         try:
             found = orjson.loads(data) if isinstance(data, bytes) else data
             return cls(dict(found["fields"]), str(found["model"]), str(found["data"]), str(found.get("code", "")))
@@ -151,7 +151,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Change:
-    """A field with two values."""
+    """A field with its old and its new value."""
 
     field: str
     old: Any
@@ -163,7 +163,7 @@ class Change:
         return self.field.removeprefix("spec.") in APPLIED
 
     def __str__(self) -> str:
-        return f"{self.field}: {_shown(self.old)} there, {_shown(self.new)} in this job"
+        return f"{self.field}: {_shown(self.old)} in the existing work, {_shown(self.new)} in this job"
 
 
 def _shown(value: Any) -> str:
@@ -172,7 +172,7 @@ def _shown(value: Any) -> str:
 
 
 def flat(value: Any, prefix: str = "") -> Document:
-    """Return the leaves of a document by their dotted names; empty lists and objects are left out."""
+    """Return the leaves of a document, keyed by dotted names, without empty lists and objects."""
     if isinstance(value, Mapping):
         return {k: v for name, each in value.items() for k, v in flat(each, f"{prefix}{name}.").items()}
     if value is None or value == []:
@@ -190,16 +190,17 @@ def deciding(spec: Mapping[str, Any]) -> Document:
 
 
 def description(spec: Mapping[str, Any], *, finished: bool) -> str:
-    """Return a digest of a dumped `spec`, to recognise another job's work before its content is compared.
+    """Return a digest of a dumped `spec`, to recognise another job's work before its content is compared. Pure.
 
-    Unfinished work continues after a change of `APPLIED`; paths count, because another path usually means other content. Pure.
+    For unfinished work, fields in `APPLIED` are left out, because it continues after they change. Paths are included, because another path
+    usually has other content.
     """
     fields = deciding(spec) | {name: value for name, value in flat(spec).items() if _below(name, PLACES)}
     return digest_of({name: value for name, value in fields.items() if finished or not _below(name, APPLIED)})
 
 
 def changes(old: Identity, new: Identity) -> list[Change]:
-    """Return the differences between two identities, sorted by name. Pure."""
+    """Return the differences between two identities, sorted by field. Pure."""
     names = sorted({*old.fields, *new.fields})
     before = {**{n: value for n, value in ADDED.items() if n in new.fields}, **old.fields}
     found = [Change(f"spec.{n}", before.get(n), new.fields.get(n)) for n in names if before.get(n) != new.fields.get(n)]
@@ -211,31 +212,31 @@ def changes(old: Identity, new: Identity) -> list[Change]:
 
 
 def check(old: Identity | None, new: Identity, where: str | Path, *, finished: bool) -> list[Change]:
-    """Return the changes with which the work in `where` may continue; raise `UserError` with both values for any other.
+    """Return the changes with which the work in `where` may continue. Raises a `UserError` with both values for any other change.
 
-    `finished`: all steps are trained, so new values can no longer apply.
+    `finished`: whether all steps are trained, so that new values can no longer apply.
     """
     if old is None:
-        raise UserError("holds work, but no record of the job that it belongs to", file=where, hint=WAYS_OUT)
+        raise UserError("contains work, but no record of the job that it belongs to", file=where, hint=WAYS_OUT)
     found = changes(old, new)
     bad = [c for c in found if finished or not c.applies]
     if bad:
         text = "".join(f"\n  {c}" for c in bad)
         what = "the finished work" if finished else "the work"
-        raise UserError(f"holds {what} of another job:{text}", file=where, hint=WAYS_OUT)
+        raise UserError(f"contains {what} of another job:{text}", file=where, hint=WAYS_OUT)
     return found
 
 
 # ---- content ----
 def _sft_content(rows: Path, images: Sequence[Path]) -> list[str]:
-    """Return digests of a file of SFT rows and of the pictures that they name."""
+    """Return digests of a file of SFT rows and of the pictures in them."""
     named = (row.get("image") for _, row in read_rows(rows) if isinstance(row, Mapping))
     pictures = open_images(*images, *embedded_sources([rows])).digest(str(name) for name in named)
     return [sha256_of(rows), pictures]
 
 
 def _rl_content(path: Path) -> str:
-    """Return a digest of the rows of a parquet file for verl; a picture is its name and content, since folders may be moved."""
+    """Return a digest of the rows of a parquet file for verl. A picture counts by name and content, because its folder may be moved."""
     import pyarrow.parquet as pq
 
     known: dict[str, str] = {}
@@ -253,7 +254,7 @@ def _rl_content(path: Path) -> str:
 
 
 def _place_of(picture: Any) -> str:
-    """Return the path of a picture of a row; empty if its bytes are in the row."""
+    """Return the path of a row's picture; empty if the row contains its bytes."""
     if isinstance(picture, Mapping):
         if picture.get("bytes"):
             return ""
@@ -277,7 +278,7 @@ def _picture_digest(place: str) -> str:
 
 
 def data_digest(data: JobData) -> str:
-    """Return a digest of the training rows and their pictures, wherever they are stored."""
+    """Return a digest of the training rows and their pictures, independent of their location."""
     if data.sft_rows is not None:
         return digest_of(["sft", *_sft_content(data.sft_rows, data.images)])
     if data.train_parquet is not None:
@@ -286,7 +287,7 @@ def data_digest(data: JobData) -> str:
 
 
 def identify(job: ResolvedTrainJob, data: JobData, model: str) -> Identity:
-    """Return the identity of a resolved job with its data and its model, both on this machine."""
+    """Return the identity of a resolved job with its data and its model, which are both on this machine."""
     spec = job.model_dump(mode="json", by_alias=True, exclude_none=True)["spec"]
     fields = deciding(spec)
     if job.spec.reward.file is not None:
@@ -317,11 +318,11 @@ WORK = (
     "verl",
     "wandb",
 )
-"""Files that a training writes to its folder and its output."""
+"""Files that a training writes to its folder and its output"""
 
 
 def restart_asked(job: ResolvedTrainJob) -> str:
-    """Return the token of a request to start anew: `$EGM_RESTART` or the job's annotation; empty if there is none."""
+    """Return the token of a request to start from the beginning: `$EGM_RESTART` or the job's annotation; empty if there is none."""
     return aside.restart_asked(job.metadata.annotations)
 
 
@@ -348,7 +349,7 @@ def of_model(folder: Path) -> Identity | None:
 
 
 def facts(out: Path) -> Document:
-    """Return the identity in the manifest of a job's model."""
+    """Return the identity as facts for the manifest of a job's model."""
     found = read(out / FILE)
     return {"identity": found.document()} if found else {}
 
@@ -378,10 +379,10 @@ def _at_end(step: int, who: Identity) -> bool:
 
 
 def refuse_steps_beyond(checkpoint: checkpoints.Checkpoint | None, total: int) -> None:
-    """Raise `UserError` if more steps are trained than the job wants."""
+    """Raise `UserError` if more steps are already trained than the job wants."""
     if checkpoint is not None and checkpoint.step > total:
         raise UserError(
-            f"{checkpoint.step} steps are trained and the job wants {total}",
+            f"{checkpoint.step} steps are already trained, but the job wants {total}",
             file=checkpoint.path,
             field="spec.hyperparameters.maxSteps",
             hint=f"Set it to {checkpoint.step} or more, or export an earlier checkpoint with `egm checkpoint export`. "
@@ -394,10 +395,10 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(out: Path, patience_s: float = 10.0) -> Iterator[None]:
-    """Lock the job's folder for this process; raise `UserError` (in a pod `Failure`, so that it is tried again) if another process trains
-    in it.
+    """Lock the job's folder for this process. If another process trains in it, raise `UserError`, or in a pod `Failure`, so that the
+    operator tries again.
 
-    The kernel releases the lock when the process dies. Its data loaders may live some seconds longer, so wait for them.
+    The kernel releases the lock when the process ends. Its data loaders may run some seconds longer, so wait up to `patience_s` seconds.
     """
     out.mkdir(parents=True, exist_ok=True)
     fd = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -410,7 +411,7 @@ def locked(out: Path, patience_s: float = 10.0) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > end:
                     holder = os.pread(fd, 200, 0).decode(errors="replace").strip()
-                    # in a pod, it is an earlier attempt that has not ended yet, or whose lock a file server still holds
+                    # in a pod, the other process is an earlier attempt that has not ended yet, or whose lock a file server still holds
                     kind = Failure if environment.of_process().termination_log else UserError
                     raise kind(
                         f"another process trains in this folder{f' ({holder})' if holder else ''}",

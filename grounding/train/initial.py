@@ -1,4 +1,4 @@
-"""The untrained tiny model that a job begins with if its source is `tiny://…`: built once, in the job's folder."""
+"""Create the untrained tiny model for a job whose source is `tiny://…`, once per job folder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from grounding.files import is_published, publish
 
 
 def local(source: str, family: FamilyName, seed: int, out: Path, texts: Callable[[], list[str]]) -> str:
-    """Return the folder of the tiny model that `source` names, or `source` if it names another model.
+    """Return the folder of the tiny model if `source` is `tiny://…`, otherwise `source` itself.
 
-    `texts` are examples of what the model reads and writes; its tokenizer learns from them. One process at a time may call it.
+    `texts` returns examples of the model's inputs and outputs, from which its tokenizer is trained. Only one process at a time may call this.
     """
     kind = tiny_kind(source, family)
     if kind is None:

@@ -1,4 +1,4 @@
-"""LoRA on a loaded model: adapters in the layers that the job names; only they are trained."""
+"""Add LoRA adapters to the layers of a loaded model that the job selects. Only the adapters are trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grounding.train.checkpoints.adapter import Adapter, of_state
 
 
 def add(model: torch.nn.Module, lora: Lora, *, freeze_vision: bool) -> None:
-    """Add an adapter to each layer that `lora` names, in place, and freeze everything else.
+    """Add an adapter to each layer that `lora` selects, in place, and freeze all other weights.
 
     Raises `UserError` if the model has none of these layers.
     """
@@ -42,11 +42,11 @@ def adapter_of(state: Mapping[str, torch.Tensor], lora: Lora) -> Adapter:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def load_adapter(model: torch.nn.Module, adapter: Adapter) -> None:
-    """Set the adapters of a model to the values of `adapter`. Raises `Failure` if it has other adapters."""
+    """Set the adapters of a model to the values of `adapter`. Raises `Failure` if the model's adapters have other layers or ranks."""
     own = of_state(dict(model.named_parameters()), adapter.rank, adapter.alpha).layers
     shapes = {name: [tuple(half.shape) for half in pair] for name, pair in own.items()}
     if shapes != {name: [tuple(half.shape) for half in pair] for name, pair in adapter.layers.items()}:
-        raise Failure("the adapters of this checkpoint have other layers or another rank than the job's")
+        raise Failure("the adapters of this checkpoint have different layers or a different rank than the job's")
     for name, pair in own.items():
         for parameter, value in zip(pair, adapter.layers[name], strict=True):
             parameter.copy_(value)

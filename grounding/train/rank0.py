@@ -1,4 +1,4 @@
-"""The context of rank 0's training with either trainer: uploads, `/progress`, tracking, termination message."""
+"""The context of rank 0's training, for both trainers: uploads, `/progress`, tracking, termination message."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from grounding.train.monitoring import telemetry, tracking
 def surrounded(
     job: ResolvedTrainJob, out: Path, gpus: int, stop: Stop | None = None, who: identity.Identity | None = None
 ) -> Iterator[tracking.Log]:
-    """Context of the training: continue from the job's output and upload to it.
+    """Context of the training: continue from the job's output and upload to it, with the job's folder locked.
 
-    Yields the function that receives the metrics of each step. The folder is locked. `who` is compared with all work that is reused; raises
-    `UserError` if it belongs to another job.
+    Yields the function that receives the metrics of each step. `who` is compared with all existing work; raises `UserError` if the work
+    belongs to another job.
     """
     with contextlib.ExitStack() as end:
         end.enter_context(identity.locked(out))
@@ -28,7 +28,7 @@ def surrounded(
             identity.set_aside(out, token)
         if who is not None:
             for change in identity.enter(out, who):
-                print(f"the job has changed, and continues with it: {change}", flush=True)  # noqa: T201
+                print(f"the job has changed and continues with the new value: {change}", flush=True)  # noqa: T201
         with uploads.kept(job, out, stop, who) as uploader:
             told = telemetry.source_of(
                 job,
@@ -44,4 +44,4 @@ def surrounded(
                 with telemetry.serve(told), tracking.tracked(job, out) as log:
                     yield log
             finally:
-                telemetry.leave(told)  # and again after the upload of the newest checkpoint, if there is time
+                telemetry.leave(told)  # written again after the upload of the newest checkpoint, if there is time

@@ -7,14 +7,14 @@ from typing import Any
 
 
 def base_rates(scheduler: Any) -> list[float]:
-    """Return the peak learning rates of a scheduler that has loaded nothing yet."""
+    """Return the peak learning rates of a scheduler that has not loaded a state yet."""
     return [float(rate) for rate in _inner(scheduler).base_lrs]
 
 
 def reapply(scheduler: Any, rates: Sequence[float]) -> list[tuple[float, float]]:
-    """Apply the peak rates `rates` and the scheduler's own curve from the next step on.
+    """Set the peak learning rates to `rates`, and apply the scheduler's own curve from the next step on.
 
-    Call it after loading the state of optimizer and scheduler. Return (old, new) of each learning rate that changed.
+    Call it after the states of optimizer and scheduler are loaded. Return (old, new) of each learning rate that changed.
     """
     inner = _inner(scheduler)
     if not hasattr(inner, "lr_lambdas"):
@@ -32,5 +32,5 @@ def reapply(scheduler: Any, rates: Sequence[float]) -> list[tuple[float, float]]
 
 
 def _inner(scheduler: Any) -> Any:
-    """Return the scheduler of torch inside accelerate's."""
+    """Return torch's scheduler from accelerate's wrapper."""
     return getattr(scheduler, "scheduler", scheduler)

@@ -1,4 +1,4 @@
-"""Writes what the chart holds of other sources: `make chart`. `--check` writes nothing and fails where something is out of date.
+"""Write the generated parts of the chart: `make chart`. `--check` writes nothing and fails if a file is out of date.
 
 charts/egm/templates/crd-*.yaml    the CustomResourceDefinitions of `egm crds`, with the keep policy and the off switch
 charts/egm/README.md               the table of values, from the comments of values.yaml
@@ -38,12 +38,12 @@ metadata:
 
 
 def crd_templates() -> dict[Path, str]:
-    """Return a template for each definition."""
+    """Return the template of each CustomResourceDefinition by its path."""
     found = {}
     for name, definition in crds().items():
         text = written(definition)
-        if "{{" in text:  # Helm would take it for its own
-            raise SystemExit(f"{name}: holds {{{{, which has to be escaped here first")
+        if "{{" in text:  # Helm would interpret it
+            raise SystemExit(f"{name}: contains {{{{, which generate.py does not escape")
         meta = f"metadata:\n  name: {definition['metadata']['name']}\n"
         assert text.count(meta) == 1
         text = text.replace(meta, _META.replace("NAME", definition["metadata"]["name"]))
@@ -53,7 +53,7 @@ def crd_templates() -> dict[Path, str]:
 
 @dataclass(frozen=True)
 class Value:
-    """A row of the table."""
+    """A row of the table of values."""
 
     path: str
     default: str
@@ -61,7 +61,7 @@ class Value:
 
 
 def values(text: str) -> Iterator[Value]:
-    """Yield every key that has a `# --` comment. Raises `SystemExit` where a key without children has none."""
+    """Yield every key that has a `# --` comment. Raises `SystemExit` if a key without children has none."""
     comment: list[str] = []
     parents: list[tuple[int, str]] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -84,7 +84,7 @@ def values(text: str) -> Iterator[Value]:
                 raise SystemExit(f"values.yaml:{number}: {key} has no comment `# -- ...`")
             if comment:
                 yield Value(".".join([*(k for _, k in parents), key]), default, " ".join(comment))
-        elif comment:  # a mapping described as a whole
+        elif comment:  # the comment describes a mapping as a whole
             following = [ln for ln in text.splitlines()[number:] if ln.strip()]
             inner = []
             for ln in following:
@@ -97,7 +97,7 @@ def values(text: str) -> Iterator[Value]:
 
 
 def readme() -> dict[Path, str]:
-    """README.md with the table of today's values."""
+    """Return README.md with the current table of values."""
     path = CHART / "README.md"
     text = path.read_text()
     rows = ["| key | default | |", "|---|---|---|"]
@@ -110,23 +110,21 @@ def readme() -> dict[Path, str]:
 
 
 def boards() -> dict[Path, str]:
-    """Return the dashboards' JSON."""
+    """Return the JSON of the dashboards by path."""
     from dashboards import everything as made
 
     return {CHART / "dashboards" / name: text for name, text in made().items()}
 
 
 def everything() -> dict[Path, str]:
-    """Return all files that are written here."""
+    """Return the content of all generated files by path."""
     return crd_templates() | readme() | boards()
 
 
 def main() -> int:
-    """Write, or check."""
+    """Write the files, or check them with `--check`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit code 1 where something is out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with code 1 if a file is out of date")
     options = parser.parse_args()
     stale = [p for p, text in everything().items() if not p.exists() or p.read_text() != text]
     for path in stale:

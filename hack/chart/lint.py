@@ -1,7 +1,7 @@
-"""checkov and kube-score over the chart as each file of charts/egm/ci renders it: `make lint-chart`.
+"""Run checkov and kube-score on the chart, rendered with each file of charts/egm/ci: `make lint-chart`.
 
-What checkov skips is in charts/egm/.checkov.yaml, what kube-score does in `IGNORED`, with the reasons.
-Helm is $HELM, the one that `make cluster` has built, or the one on PATH.
+charts/egm/.checkov.yaml lists the skipped checks of checkov, and `IGNORED` those of kube-score, with reasons.
+Helm is $HELM, the one built by `make cluster`, or the one on PATH.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ CHART = ROOT / "charts" / "egm"
 sys.path.insert(0, str(ROOT / "hack" / "cluster"))
 import binaries  # noqa: E402
 
-# Pull policy: as in .checkov.yaml. Replicas: one works, a second one stands by; anyone who wants that says `replicas: 2`.
+# Pull policy: see .checkov.yaml. Replicas: one replica works, and a second is only a standby that users can enable by `replicas: 2`.
 IGNORED = ("container-image-pull-policy", "deployment-replicas")
 
 
 def kube_score(rendered: Path) -> int:
-    """Exit code of kube-score, built from its pinned module; 0 if there is no Go."""
+    """Run kube-score, built from its pinned module, and return its exit code; return 0 if Go is not installed."""
     if shutil.which("go") is None:
-        sys.stderr.write("kube-score is not run: there is no Go\n")
+        sys.stderr.write("kube-score is skipped, because Go is not installed\n")
         return 0
     command = ["go", "run", "github.com/zegl/kube-score/cmd/kube-score", "score", "--kubernetes-version=v1.34"]
     command += ["--output-format=ci", "--exit-one-on-warning", *(f"--ignore-test={name}" for name in IGNORED)]
@@ -34,17 +34,17 @@ def kube_score(rendered: Path) -> int:
         [*command, str(rendered)], cwd=ROOT / "hack/chart/score", env=env, capture_output=True, text=True
     )
     told = [line for line in done.stdout.splitlines() if not line.startswith(("[OK", "[SKIPPED"))]
-    sys.stdout.write("".join(f"kube-score: {line}\n" for line in told or ["nothing to say"]))
+    sys.stdout.write("".join(f"kube-score: {line}\n" for line in told or ["no findings"]))
     sys.stderr.write(done.stderr)
     return done.returncode
 
 
 def main() -> int:
-    """Render and check."""
+    """Render the chart and run both checks."""
     built = binaries.cache() / "bin" / "helm"
     helm = os.environ.get("HELM") or (str(built) if built.exists() else shutil.which("helm"))
     if helm is None:
-        raise SystemExit("error: there is no helm: `make cluster` builds one")
+        raise SystemExit("error: helm is not installed; `make cluster` builds it")
     failed = 0
     for values in sorted((CHART / "ci").glob("*-values.yaml")):
         with tempfile.TemporaryDirectory() as folder:

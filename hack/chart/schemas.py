@@ -1,7 +1,7 @@
-"""Definitions of other projects' kinds that the chart has objects of (Prometheus operator, Kueue), so that a real API server can judge them.
+"""Generate CustomResourceDefinitions of other projects (Prometheus operator, Kueue), so that a real API server can check the chart's objects.
 
-Made from their Go types by controller-gen, as those projects make them; versions stand in `schemas/go.mod`. Kept by digest beside the cluster's
-binaries: `python3 hack/chart/schemas.py` prints the folder.
+controller-gen generates them from the projects' Go types, in the versions of `schemas/go.mod`. The result is stored by digest beside the
+cluster's programs; `python3 hack/chart/schemas.py` prints the folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PACKAGES = (
 
 
 def ensure() -> Path:
-    """Return the folder with a YAML file a kind. Raises `SystemExit` with what Go said."""
+    """Return the folder with one YAML file per kind. Raises `SystemExit` with Go's output if the build fails."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "egm-cluster"
     sums = b"".join((HERE / name).read_bytes() for name in ("go.mod", "go.sum")) + repr(PACKAGES).encode()
     folder = base / f"schemas-{hashlib.sha256(sums).hexdigest()[:16]}"

@@ -1,7 +1,7 @@
-"""Builds the programs of the cluster from the Go module proxy, once a set of versions, shared by all clones.
+"""Build the programs of the test cluster from the Go module proxy, once per set of versions, shared by all checkouts.
 
-The pinned versions are the `go.mod` and `go.sum` files under `versions/`; their digest names the folder of the result:
-`${XDG_CACHE_HOME:-~/.cache}/egm-cluster/<digest>/bin`, and `share` beside it for manifests out of the modules. Programs are static.
+`go.mod` and `go.sum` under `versions/` pin the versions. Their digest names the folder of the result:
+`${XDG_CACHE_HOME:-~/.cache}/egm-cluster/<digest>/bin`, and `share` beside it for manifests from the modules. Programs are static.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ KUBE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-pro
 
 @dataclass(frozen=True)
 class Program:
-    """A folder of `versions/`, the module that gives it its version, and what to build there."""
+    """A program to build: its folder in `versions/`, the module that determines its version, and its packages."""
 
     name: str
     module: str
     package: str = "."
-    flags: str = ""  # -ldflags, with {version}
+    flags: str = ""  # value of -ldflags; may contain {version}
 
 
-# Without gitVersion the components call themselves v0.0.0-master, and version checks of clients go wrong.
+# Without gitVersion, the components report v0.0.0-master, and version checks of clients fail.
 _K = "-X k8s.io/component-base/version"
 _C = "-X k8s.io/client-go/pkg/version"
 _KUBE_FLAGS = (
@@ -83,16 +83,16 @@ def _go(*argv: str, cwd: Path) -> str:
 
 
 def check_go() -> None:
-    """Refuse a missing or old Go with a sentence."""
+    """Raise `Trouble` if Go is missing or too old."""
     wanted = ".".join(map(str, GO))
     if shutil.which("go") is None:
         raise Trouble(
             f"go is not installed. The test cluster is built from source: install Go {wanted} or newer "
-            "(https://go.dev/dl), or point EGM_KUBECONFIG at a cluster that exists."
+            "(https://go.dev/dl), or set EGM_KUBECONFIG to use an existing cluster."
         )
     try:
         text = _go("env", "GOVERSION", cwd=VERSIONS / "etcd").strip()
-    except Trouble as trouble:  # GOTOOLCHAIN=local and a go.mod that wants more
+    except Trouble as trouble:  # GOTOOLCHAIN=local and a go.mod that needs a newer version
         text = str(trouble)
     found = re.search(r"go(\d+)\.(\d+)", text)
     if not text.startswith("go1") or not found or (int(found[1]), int(found[2])) < GO:
@@ -104,15 +104,17 @@ def _module_folder(program: Program) -> Path:
 
 
 def _operator_source(module: Path, scratch: Path) -> Path:
-    """Return a patched source of the training-operator, which looks for its certificates in one fixed folder under /tmp. Two clusters (or
-    two users) of a machine cannot share that. A copy of its source looks under the working folder; nothing else differs from upstream."""
+    """Return the folder of a patched copy of the training-operator's source.
+
+    The original looks for its certificates in a fixed folder under /tmp, which two clusters or two users of a machine cannot share. The copy
+    looks in its working folder; it has no other change."""
     _copy(module, scratch / "source")
     source = scratch / "source" / "pkg" / "cert" / "cert.go"
     before = source.read_text()
     after = before.replace('"/tmp/k8s-webhook-server/serving-certs"', '"k8s-webhook-server/serving-certs"')
     if before == after:
         raise Trouble(
-            "pkg/cert/cert.go of the training-operator has changed: hack/cluster/binaries.py must be looked at"
+            "pkg/cert/cert.go of the training-operator has changed: adapt the patch in hack/cluster/binaries.py"
         )
     source.write_text(after)
     return scratch / "source"
@@ -146,7 +148,7 @@ def _build(program: Program, bin_: Path, share: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Out of the module cache, whose files are read-only."""
+    """Copy a file from Go's module cache, in which files are read-only."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.rmtree(target, ignore_errors=True)
@@ -158,7 +160,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def ensure(say: Callable[[str], None], *, node: bool = False) -> Path:
-    """Build what is missing; returns the folder that holds `bin` and `share`. Two builds at once wait for each other."""
+    """Build the missing programs, and return the folder that contains `bin` and `share`. A second build waits for the first."""
     home = cache()
     bin_, share = home / "bin", home / "share"
     wanted = PROGRAMS + (NODE_PROGRAMS if node else ())
@@ -172,7 +174,9 @@ def ensure(say: Callable[[str], None], *, node: bool = False) -> Path:
         for program in wanted:
             if (bin_ / program.name).exists():
                 continue
-            say(f"building {program.name} {version(program)} (once a version; minutes when Go's caches are cold)")
+            say(
+                f"building {program.name} {version(program)} (once per version; takes minutes if Go's caches are empty)"
+            )
             begun = time.monotonic()
             _build(program, bin_, share)
             say(f"built {program.name} in {time.monotonic() - begun:.0f} s")

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """A real Kubernetes for tests, without containers, registries or root: `make cluster`, `make cluster-env`, `make cluster-down`.
 
-    cluster.py up [--fake-nodes N] [--node]   control plane, N simulated nodes of 8 GPUs, training-operator; --node adds a real one
-    cluster.py env                            shell exports: KUBECONFIG, KUBECTL, HELM
-    cluster.py restart PROGRAM                stop one program and start it again, as kube-apiserver
-    cluster.py image                          this checkout's virtual environment as the operator's images, on the real node
-    cluster.py load NAME...                   images of buildah's store, on the real node
-    cluster.py down                           stop what was started, remove the run folder
-    cluster.py build [--node]                 the binaries alone
-    cluster.py packages                       Debian's packages that a real node wants
-    cluster.py check                          whether this machine lets a real node run; says what it refuses and ends with 3
+    cluster.py up [--fake-nodes N] [--node]   start a control plane, N simulated nodes with 8 GPUs, the training-operator; --node adds a real node
+    cluster.py env                            print shell exports: KUBECONFIG, KUBECTL, HELM
+    cluster.py restart PROGRAM                stop one program and start it again, such as kube-apiserver
+    cluster.py image                          import this checkout's virtual environment as the operator's images into the real node
+    cluster.py load NAME...                   import images from buildah's store into the real node
+    cluster.py down                           stop the programs and remove the run folder
+    cluster.py build [--node]                 only build the programs
+    cluster.py packages                       print the Debian packages that a real node needs
+    cluster.py check                          check whether this machine can run a real node; if not, print why and exit with code 3
 
-All state is in one run folder (`--run`, default .cache/cluster of this checkout). See docs/cluster.md.
+All state is in one run folder (`--run`, by default .cache/cluster of this checkout). See docs/cluster.md.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ REFUSED = 3
 
 
 def say(text: str) -> None:
-    """Progress, on stderr: stdout is for exports."""
+    """Print a progress message on stderr, because stdout is for exports."""
     sys.stderr.write(f"[{time.monotonic() - BEGUN:5.1f} s] {text}\n")
 
 
@@ -50,15 +50,17 @@ def _plane(run: Path, home: Path, state: dict) -> ControlPlane:  # type: ignore[
 
 
 def up(run: Path, fake_nodes: int, real: bool) -> None:
-    """Start what does not run yet."""
+    """Start the programs that are not running yet."""
     home = binaries.ensure(say, node=real)
     saved = run / "state.json"
     if saved.exists():
         state = json.loads(saved.read_text())
         if real and not state["node"]:
-            raise Trouble("the cluster was started without a real node; `make cluster-down` first")
+            raise Trouble("the cluster was started without a real node; run `make cluster-down` first")
         if state["home"] != str(home):
-            raise Trouble("the cluster runs other versions than hack/cluster pins now; `make cluster-down` first")
+            raise Trouble(
+                "the running cluster has other versions than hack/cluster pins; run `make cluster-down` first"
+            )
     else:
         state = {"ports": free_ports(), "node": real, "home": str(home)}
         saved.write_text(json.dumps(state))
@@ -84,10 +86,10 @@ def up(run: Path, fake_nodes: int, real: bool) -> None:
 
 
 def env(run: Path) -> None:
-    """Print the exports."""
+    """Print the shell exports."""
     saved = run / "state.json"
     if not saved.exists() or not Processes(run).alive("kube-apiserver"):
-        raise Trouble("no cluster runs for this checkout; `make cluster` starts one")
+        raise Trouble("no cluster is running for this checkout; `make cluster` starts one")
     bin_ = Path(json.loads(saved.read_text())["home"]) / "bin"
     values = {"KUBECONFIG": run / "kubeconfig", "KUBECTL": bin_ / "kubectl", "HELM": bin_ / "helm"}
     for name, value in values.items():
@@ -95,7 +97,7 @@ def env(run: Path) -> None:
 
 
 def down(run: Path) -> None:
-    """Stop in reverse order, remove the folder. What this did not start is not touched."""
+    """Stop the programs in reverse order and remove the run folder. Other processes are not touched."""
     processes = Processes(run)
     saved = run / "state.json"
     if saved.exists() and json.loads(saved.read_text())["node"]:
@@ -109,15 +111,15 @@ def down(run: Path) -> None:
 
 
 def main() -> int:
-    """Parse, lock the run folder, act."""
+    """Parse the arguments, lock the run folder, and run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=ROOT / ".cache" / "cluster", help="run folder")
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up")
     start.add_argument("--fake-nodes", type=int, default=8)
-    start.add_argument("--node", action="store_true", help="a real node too (root)")
+    start.add_argument("--node", action="store_true", help="also start a real node (needs root)")
     commands.add_parser("restart").add_argument("program")
-    commands.add_parser("build").add_argument("--node", action="store_true", help="those of a real node too")
+    commands.add_parser("build").add_argument("--node", action="store_true", help="also those of a real node")
     commands.add_parser("load").add_argument("names", nargs="+")
     for name in ("env", "down", "image", "packages", "check"):
         commands.add_parser(name)
@@ -125,7 +127,7 @@ def main() -> int:
     run: Path = arguments.run.resolve()
     try:
         if sys.platform != "linux":
-            raise Trouble("the test cluster needs Linux; EGM_KUBECONFIG points the tests at a cluster that exists")
+            raise Trouble("the test cluster needs Linux; set EGM_KUBECONFIG to run the tests on an existing cluster")
         if arguments.command == "build":
             sys.stdout.write(f"{binaries.ensure(say, node=arguments.node)}\n")
             return 0
@@ -147,7 +149,7 @@ def main() -> int:
         with (run.parent / f"{run.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if arguments.command == "up":
-                run.mkdir(parents=True, exist_ok=True)  # a `down` may have held the lock before
+                run.mkdir(parents=True, exist_ok=True)  # a `down` that held the lock may have removed it
                 up(run, arguments.fake_nodes, arguments.node)
             elif arguments.command == "down":
                 down(run)
@@ -155,7 +157,7 @@ def main() -> int:
                 import node
 
                 if not Processes(run).alive("containerd"):
-                    raise Trouble("no real node runs; `make node` starts one")
+                    raise Trouble("no real node is running; `make node` starts one")
                 if arguments.command == "image":
                     node.environment(run, ROOT, say)
                 else:

@@ -1,4 +1,4 @@
-"""The control plane: etcd, kube-apiserver, controller manager, scheduler. On 127.0.0.1, on free ports, without root."""
+"""The control plane (etcd, kube-apiserver, controller manager, scheduler) on 127.0.0.1, on free ports, without root."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from pki import Authority
 from processes import Processes, Trouble
 
 SERVICES = "10.96.0.0/16"
-NOWHERE = "192.0.2.1"  # TEST-NET-1: an advertised address may not be loopback, and nothing has to reach this one
+NOWHERE = (
+    "192.0.2.1"  # an address of TEST-NET-1: the advertised address must not be loopback, and no one has to reach it
+)
 PORTS = ("etcd", "etcd-peer", "apiserver", "operator-webhook", "operator-health")
-# The defaults (20 to 50 requests a second) are for clusters that many share; a benchmark would measure them.
+# The default limits (20 to 50 requests per second) are for clusters with many users; a benchmark would measure these limits.
 FAST = ("--kube-api-qps=500", "--kube-api-burst=1000")
-# Go's collector takes a fifth of these programs' time where all share two cores; memory, up to a point, is there
+# All programs share two cores, of which Go's garbage collector would use a fifth; memory is available up to a point.
 LAZY = {"GOGC": "400", "GOMEMLIMIT": "2GiB"}
 
 
 def free_ports() -> dict[str, int]:
-    """Return a free port for each program, below the range that the kernel gives to outgoing connections."""
+    """Return a free port for each program, below the range that the kernel uses for outgoing connections."""
     found: dict[str, int] = {}
     for name in PORTS:
         for port in random.sample(range(20000, 32000), 200):
@@ -41,7 +43,7 @@ class ControlPlane:
     """One control plane in a run folder."""
 
     def __init__(self, run: Path, home: Path, ports: dict[str, int], address: str | None = None) -> None:
-        """`home`: the folder of the binaries. `address`: of the real node, when there is one; pods reach the API there."""
+        """`home`: folder of the programs. `address`: address of the real node, if there is one; pods reach the API server there."""
         self.run, self.bin, self.ports, self.address = run, home / "bin", ports, address
         self.processes = Processes(run)
         self.pki = Authority(run / "pki", "egm-cluster")
@@ -49,7 +51,7 @@ class ControlPlane:
         self.kubeconfig = run / "kubeconfig"
 
     def kubectl(self, *argv: str, stdin: object = None) -> str:
-        """Output of kubectl as admin; `stdin` is written as JSON. Raises `Trouble` with what kubectl said."""
+        """Run kubectl as admin and return its output. `stdin` is passed as JSON. Raises `Trouble` with kubectl's error."""
         done = subprocess.run(
             [str(self.bin / "kubectl"), f"--kubeconfig={self.kubeconfig}", *argv],
             input=json.dumps(stdin) if stdin is not None else None,
@@ -61,7 +63,7 @@ class ControlPlane:
         return done.stdout
 
     def works(self, *argv: str) -> bool:
-        """Return whether kubectl says yes."""
+        """Return whether a kubectl command succeeds."""
         try:
             return bool(self.kubectl(*argv)) or True
         except Trouble:
@@ -100,7 +102,7 @@ class ControlPlane:
                 path.rename(self.kubeconfig)
 
     def up(self) -> None:
-        """Start what does not run; returns when the API server is ready."""
+        """Start the programs that are not running, and return when the API server is ready."""
         self._certificates()
         self._etcd()
         self._apiserver()
@@ -117,7 +119,7 @@ class ControlPlane:
         ]
         self.processes.start("etcd", [
             str(self.bin / "etcd"), f"--data-dir={self.run}/etcd", "--log-level=warn",
-            "--unsafe-no-fsync",  # a test cluster: a power cut may cost its data
+            "--unsafe-no-fsync",  # a test cluster may lose its data in a power cut
             "--quota-backend-bytes=4294967296",
             *tls, "--client-cert-auth", *peers, "--peer-client-cert-auth",
             f"--listen-client-urls=https://127.0.0.1:{client}", f"--advertise-client-urls=https://127.0.0.1:{client}",
@@ -139,7 +141,7 @@ class ControlPlane:
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
             f"--service-account-key-file={p}/serviceaccount.pub", f"--service-account-signing-key-file={p}/serviceaccount.key",
             "--authorization-mode=Node,RBAC", "--allow-privileged",
-            # the second: who lets an owner block its deletion must have the right to (OpenShift does so)
+            # the second plugin requires rights for blockOwnerDeletion, as OpenShift does
             "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
             f"--kubelet-client-certificate={p}/kubelet-client.crt", f"--kubelet-client-key={p}/kubelet-client.key",
             f"--kubelet-certificate-authority={p}/ca.crt", "--kubelet-preferred-address-types=InternalIP",

@@ -1,4 +1,4 @@
-"""Images without a registry or a daemon: one layer, as a `docker save` tar that `ctr images import` reads."""
+"""Write images without a registry or a daemon: one layer, as a `docker save` tar that `ctr images import` reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes = b"", **fields: object) -
 
 
 def _layer(out: IO[bytes], files: Mapping[str, Path], links: Mapping[str, str], user: str) -> None:
-    """`user`: a line of /etc/passwd."""
+    """Write the layer's tar. `user`: a line of /etc/passwd."""
     folders = {"/bin", "/etc", "/tmp", "/var", "/root"}
     for path in (*files, *links):
         folders |= {str(p) for p in Path(path).parents} - {"/"}
@@ -39,7 +39,7 @@ def _layer(out: IO[bytes], files: Mapping[str, Path], links: Mapping[str, str], 
             found = source.stat()
             entry = tarfile.TarInfo(path.lstrip("/"))
             entry.size, entry.mode = found.st_size, 0o755 if found.st_mode & 0o100 else 0o644
-            entry.mtime = int(found.st_mtime)  # compiled Python files are told to be fresh by it
+            entry.mtime = int(found.st_mtime)  # Python uses the time to decide whether compiled files are current
             with source.open("rb") as data:
                 tar.addfile(entry, data)
 
@@ -58,7 +58,7 @@ def write(
     path: str = PATH,
     user: str = "",
 ) -> None:
-    """`files`: path in the image -> file here; `links`: path in the image -> what it points to; `path`: its $PATH."""
+    """Write an image. `files`: path in the image -> local file; `links`: path in the image -> target; `path`: the image's $PATH."""
     layer = target.with_suffix(".layer")
     with layer.open("wb") as out:
         _layer(out, files, links, user)
@@ -67,7 +67,7 @@ def write(
         {
             "architecture": "amd64",
             "os": "linux",
-            # who asks for its own name gets one, whatever user it runs as
+            # a process that looks up its user name must find one, whatever its user id
             "config": {"Cmd": list(command), "Env": [f"PATH={path}", "USER=egm", "LOGNAME=egm"], "WorkingDir": "/"},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
         }
@@ -97,7 +97,7 @@ _LEFT_OUT = (
 
 
 def _tree(top: Path, files: dict[str, Path], links: dict[str, str]) -> None:
-    """Everything below `top`, at the same place; links stay links."""
+    """Add everything below `top` to `files` and `links`, at the same paths; links stay links."""
     for folder, names, entries in os.walk(top):
         names[:] = [n for n in names if n not in _LEFT_OUT]
         for name in [*entries, *(n for n in names if (Path(folder) / n).is_symlink())]:
@@ -109,7 +109,7 @@ def _tree(top: Path, files: dict[str, Path], links: dict[str, str]) -> None:
 
 
 def _libraries(binaries: Iterable[Path]) -> set[str]:
-    """Shared libraries outside of `binaries`' own trees, as the loader finds them."""
+    """Return the shared libraries that the loader finds for `binaries` outside their own trees."""
     found: set[str] = set()
     paths = [str(b) for b in binaries]
     for start in range(0, len(paths), 200):
@@ -121,9 +121,9 @@ def _libraries(binaries: Iterable[Path]) -> set[str]:
 
 
 def environment(root: Path, target: Path, names: Sequence[str], busybox: Path, applets: Iterable[str]) -> None:
-    """The virtual environment of the checkout `root`, its Python and the libraries that they load, with `egm` on the path.
+    """Write an image with the virtual environment of the checkout `root`, its Python and their libraries, with `egm` on the path.
 
-    What stands where it is here, so that scripts and links hold. It serves tests on a node, until there are real images.
+    All files have the same paths as on this machine, so that scripts and links work. The image replaces the real images in tests on a node.
     """
     venv = root / ".venv"
     python = (venv / "bin" / "python").resolve()
@@ -136,7 +136,7 @@ def environment(root: Path, target: Path, names: Sequence[str], busybox: Path, a
         real = Path(library).resolve()
         files[str(real)] = real
         if library != str(real):
-            # /lib and /lib64 are links into /usr on most systems; here each library is linked by itself
+            # on most systems, /lib and /lib64 are links into /usr; here each library gets its own link
             links[library] = str(real)
     files["/bin/busybox"] = busybox
     links |= {f"/bin/{a}": "busybox" for a in applets if a != "busybox"}

@@ -1,7 +1,7 @@
-"""A real node beside the simulated ones (`make cluster NODE=1`): containerd, kubelet, kube-proxy, CoreDNS on this host. Root only.
+"""A real node in addition to the simulated ones (`make cluster NODE=1`): containerd, kubelet, kube-proxy, CoreDNS on this host. Needs root.
 
-One a machine: a bridge, iptables rules and a few fixed folders are the host's. `down` takes back what `up` changed. Images are
-built here and imported into containerd (`image.py`); nothing is pulled.
+A machine can have only one, because a bridge, iptables rules and a few fixed folders belong to the host. `down` reverts what `up` has
+changed. Images are built locally and imported into containerd (`image.py`); nothing is pulled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from processes import Processes, Trouble
 
 HERE = Path(__file__).parent
 NODE, BRIDGE, ADDRESS, PODS = "node1", "egm0", "10.244.0.1", "10.244.0.0/24"
-DNS = "169.254.20.10"  # an alias of the loopback that CoreDNS listens on, as NodeLocal DNS does
+DNS = "169.254.20.10"  # an address added to the loopback interface, on which CoreDNS listens, as NodeLocal DNS does
 SYSCTLS = ("net.ipv4.ip_forward", "vm.overcommit_memory", "kernel.panic", "kernel.panic_on_oops")
 PROGRAMS = ("containerd", "ctr", "runc", "iptables", "ip", "conntrack", "busybox", "gcc", "sysctl")
 CNI = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
@@ -40,7 +40,7 @@ def _run(*argv: str, check: bool = True, env: dict[str, str] | None = None, time
 
 
 def refused(folder: Path) -> str:
-    """What of a real node this machine does not let its user do, whatever is installed; empty if it lets all. `folder`: where images will lie."""
+    """Return the operations of a real node that this machine refuses, whatever is installed; empty if it allows all. `folder`: place of images."""
     if os.geteuid() != 0:
         return "a real node needs root"
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,9 +70,9 @@ def refused(folder: Path) -> str:
 
 
 def address() -> None:
-    """The bridge of the pods, whose address is the node's and the API server's, whatever the host's network is."""
+    """Create the pods' bridge, whose address is also the node's and the API server's, independent of the host's network."""
     if os.geteuid() != 0:
-        raise Trouble("a real node needs root; without NODE=1 the cluster does not")
+        raise Trouble("a real node needs root; the cluster without NODE=1 does not")
     missing = [p for p in PROGRAMS if shutil.which(p) is None] + (
         [] if any(c.is_dir() for c in CNI) else ["CNI plug-ins"]
     )
@@ -112,9 +112,9 @@ def _images(run: Path, home: Path) -> None:
 
 
 def environment(run: Path, root: Path, say: Callable[[str], None]) -> None:
-    """This checkout's virtual environment as the operator's default images, on the node."""
+    """Import this checkout's virtual environment into the node as the operator's default images."""
     if not (root / ".venv" / "bin" / "egm").exists():
-        raise Trouble("there is no .venv here; `make setup` makes it")
+        raise Trouble("the checkout has no .venv; `make setup` creates it")
     busybox = Path(shutil.which("busybox") or "")
     applets = _run(str(busybox), "--list").split()
     target = run / "images" / "egm.tar"
@@ -124,12 +124,12 @@ def environment(run: Path, root: Path, say: Callable[[str], None]) -> None:
     say(f"image written, {target.stat().st_size / 2**30:.1f} GiB")
     _run("ctr", "-a", f"{run}/containerd/containerd.sock", "-n", "k8s.io", "images", "import", str(target), timeout=900)
     target.unlink()
-    (run / "images" / "loaded.json").unlink(missing_ok=True)  # the same names are other images now
+    (run / "images" / "loaded.json").unlink(missing_ok=True)  # the names now refer to other images
     say("image imported")
 
 
 def load(run: Path, names: Sequence[str], say: Callable[[str], None]) -> None:
-    """Copy images from buildah's store (`make images`) to the node, as a stream without a file in between. Images that the node has are kept."""
+    """Copy images from buildah's store (`make images`) to the node, as a stream without an intermediate file. Skip images that the node has."""
     record = run / "images" / "loaded.json"
     loaded: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
     for name in names:
@@ -137,7 +137,7 @@ def load(run: Path, names: Sequence[str], say: Callable[[str], None]) -> None:
         if not found:
             raise Trouble(f"there is no image {name}; `make images` builds it")
         if loaded.get(name) == found[0] and name in _ctr(run, "images", "ls", "-q").split():
-            say(f"{name} is there")
+            say(f"{name} already exists")
             continue
         with tempfile.TemporaryDirectory() as folder:
             pipe = f"{folder}/image"
@@ -148,7 +148,7 @@ def load(run: Path, names: Sequence[str], say: Callable[[str], None]) -> None:
                 _run("buildah", "push", "--quiet", name, f"docker-archive:{pipe}:{name}", timeout=1800)
                 _, told = taking.communicate(timeout=1800)
             finally:
-                taking.kill()  # where nothing came through the pipe it waits forever
+                taking.kill()  # without any input it would wait forever
         if taking.returncode:
             raise Trouble(f"{name} was not imported: {told.strip()[-800:]}")
         loaded[name] = found[0]
@@ -157,7 +157,7 @@ def load(run: Path, names: Sequence[str], say: Callable[[str], None]) -> None:
 
 
 def up(plane: ControlPlane, home: Path, say: Callable[[str], None]) -> None:
-    """Start the node's programs; returns when it is Ready."""
+    """Start the node's programs, and return when the node is Ready."""
     run, processes = plane.run, plane.processes
     kubelet = plane.pki.kubeconfig(
         "kubelet", f"/O=system:nodes/CN=system:node:{NODE}", plane.server, f"IP:{ADDRESS}", f"DNS:{NODE}"
@@ -165,7 +165,7 @@ def up(plane: ControlPlane, home: Path, say: Callable[[str], None]) -> None:
     plane.pki.kubeconfig("kube-proxy", "/CN=system:kube-proxy", plane.server)
     plane.pki.kubeconfig("coredns", "/CN=coredns", plane.server)
     plane.kubectl("apply", "--server-side", "-f", str(HERE / "node" / "rbac.yaml"))
-    saved = run / "sysctls"  # the kubelet changes them
+    saved = run / "sysctls"  # save them, because the kubelet changes them
     if not saved.exists():
         saved.write_text(_run("sysctl", *SYSCTLS))
     _run("sysctl", "-qw", "net.ipv4.ip_forward=1")
@@ -221,7 +221,7 @@ def _iptables() -> None:
 
 
 def down(run: Path, home: Path) -> None:
-    """Stop the node and take back what it changed on the host."""
+    """Stop the node and revert its changes on the host."""
     processes = Processes(run)
     for name in ("kubelet", "kube-proxy", "coredns"):
         processes.stop(name)
@@ -231,7 +231,9 @@ def down(run: Path, home: Path) -> None:
             for found in _ctr(run, what, "ls", "-q", check=False).split():
                 _ctr(run, what, "rm", *(["-f"] if what == "tasks" else []), found, check=False)
     processes.stop("containerd")
-    for folder in Path("/proc").glob("[0-9]*"):  # shims of our containerd, told by its socket on their command line
+    for folder in Path("/proc").glob(
+        "[0-9]*"
+    ):  # shims of our containerd, identified by its socket in their command line
         with contextlib.suppress(OSError):
             words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
             if words[0].endswith("containerd-shim-runc-v2") and str(socket) in words:
@@ -250,8 +252,8 @@ def down(run: Path, home: Path) -> None:
 
 
 def _left_behind() -> None:
-    """What containerd, runc, libcni and the kubelet keep in places that no setting moves; what others use is not touched."""
-    for path in Path("/run/containerd/s").glob("*"):  # sockets of shims: ours are dead
+    """Remove files that containerd, runc, libcni and the kubelet leave in fixed folders, but none that others use."""
+    for path in Path("/run/containerd/s").glob("*"):  # sockets of shims; our shims have ended
         with contextlib.suppress(OSError), sockets.socket(sockets.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) != 0:
                 path.unlink()
@@ -267,4 +269,4 @@ def _left_behind() -> None:
     folders = "/run/containerd/s /run/containerd/runc/k8s.io /run/containerd/runc /run/containerd /var/lib/cni/results /var/lib/cni"
     for folder in (*groups, *map(Path, folders.split()), kubelet, kubelet.parent):
         with contextlib.suppress(OSError):
-            folder.rmdir()  # only when empty
+            folder.rmdir()  # only removes empty folders

@@ -1,6 +1,6 @@
-"""Certificates by openssl: one authority, one certificate an identity, one kubeconfig a client.
+"""Create certificates with openssl: one authority, one certificate per identity, one kubeconfig per client.
 
-The common name is the user and the organisation the group that RBAC sees.
+For RBAC, the common name is the user and the organisation is the group.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Authority:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         if not (folder / "ca.crt").exists():
-            # RSA in the old form, and its own name as an alternative: the training-operator wants both of its authority
+            # the training-operator requires an RSA key in the old format, and the authority's name as an alternative name
             _openssl("genrsa", "-traditional", "-out", "ca.key", "2048", cwd=folder)
             _openssl("req", "-x509", "-new", "-key", "ca.key", "-days", "3650", "-subj", f"/CN={name}", "-out", "ca.crt",
                      "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-addext", f"subjectAltName=DNS:{name}",
                      cwd=folder)  # fmt: skip
 
     def certificate(self, name: str, subject: str, *alternatives: str) -> None:
-        """`NAME.crt`, `NAME.key` for client and server use; alternatives such as `IP:127.0.0.1`, `DNS:localhost`."""
+        """Create `NAME.crt` and `NAME.key` for client and server use, with alternative names such as `IP:127.0.0.1`, `DNS:localhost`."""
         if (self.folder / f"{name}.crt").exists():
             return
         extensions = "extendedKeyUsage=serverAuth,clientAuth\n"
@@ -53,7 +53,7 @@ class Authority:
         (self.folder / f"{name}.ext").unlink()
 
     def kubeconfig(self, name: str, subject: str, server: str, *alternatives: str) -> Path:
-        """`NAME.kubeconfig` with everything inline, and the certificate it is made of."""
+        """Create `NAME.kubeconfig`, which contains all data, and the certificate for it; return its path."""
         self.certificate(name, subject, *alternatives)
 
         def inline(file: str) -> str:
@@ -76,7 +76,7 @@ class Authority:
         return path
 
     def signing_pair(self, name: str) -> None:
-        """An RSA pair `NAME.key`, `NAME.pub` (service account tokens)."""
+        """Create an RSA key pair `NAME.key`, `NAME.pub` for service account tokens."""
         if not (self.folder / f"{name}.pub").exists():
             _openssl("genrsa", "-out", f"{name}.key", "2048", cwd=self.folder)
             _openssl("rsa", "-in", f"{name}.key", "-pubout", "-out", f"{name}.pub", cwd=self.folder)

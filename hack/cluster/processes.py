@@ -1,7 +1,7 @@
-"""Background processes with pid files: started once, stopped exactly. Linux only (/proc).
+"""Background processes with pid files: each is started once and stopped exactly. Linux only (/proc).
 
-A pid file holds the pid and the process's start time, so that a number which the kernel has given to another process
-since is never signalled.
+A pid file contains the pid and the process's start time, so that another process to which the kernel has given the same pid is never
+signalled.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 
 
 class Trouble(Exception):
-    """What the user is told; no traceback."""
+    """An error for the user, printed without a traceback."""
 
 
 def _stat(pid: int) -> tuple[str, str] | None:
-    """State letter and start time (with the boot it counts from) of a process; None when there is none."""
+    """Return state letter and start time (with the boot's id) of a process; None if it does not exist."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -36,19 +36,19 @@ class Processes:
         self.pids, self.logs = run / "pids", run / "logs"
 
     def alive(self, name: str) -> int | None:
-        """Pid of the process, when it is the one that was started and still runs."""
+        """Return the pid of a process if it is the one that was started and still runs; else None."""
         try:
             saved = json.loads((self.pids / f"{name}.json").read_text())
         except (FileNotFoundError, ValueError):
             return None
         now = _stat(saved["pid"])
-        # a zombie is dead: pid 1 of a container does not always reap
+        # a zombie has ended: process 1 of a container does not always reap
         return saved["pid"] if now and now[0] != "Z" and now[1] == saved["started"] else None
 
     def start(
         self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> None:
-        """Start in its own session, unless it runs."""
+        """Start a program in its own session, unless it runs."""
         if self.alive(name):
             return
         for folder in (self.pids, self.logs):
@@ -76,7 +76,7 @@ class Processes:
         part.rename(self.pids / f"{name}.json")
 
     def stop(self, name: str, grace: float = 10.0) -> None:
-        """TERM, then KILL after `grace` seconds; returns when it is gone."""
+        """Send SIGTERM, then SIGKILL after `grace` seconds, and return when the process has ended."""
         deadline = time.monotonic() + grace
         sent = False
         while pid := self.alive(name):
@@ -92,11 +92,11 @@ class Processes:
         (self.pids / f"{name}.json").unlink(missing_ok=True)
 
     def restart(self, name: str) -> None:
-        """Stop and start again with the same command."""
+        """Stop a program and start it again with the same command."""
         try:
             saved = json.loads((self.pids / f"{name}.json").read_text())
         except FileNotFoundError:
-            raise Trouble(f"no program {name!r} was started here; there are: {', '.join(self.names())}") from None
+            raise Trouble(f"no program {name!r} was started here; started: {', '.join(self.names())}") from None
         self.stop(name)
         self.start(name, saved["argv"], saved["env"], Path(saved["cwd"]) if saved["cwd"] else None)
 
@@ -105,7 +105,7 @@ class Processes:
         return [p.stem for p in sorted(self.pids.glob("*.json"), key=lambda p: p.stat().st_mtime_ns)]
 
     def wait(self, what: str, check: Callable[[], bool], seconds: float, *needed: str) -> None:
-        """Until `check` is true. Raises `Trouble` with the log's end when a needed process dies or time is up."""
+        """Wait until `check` returns True. Raises `Trouble` with the end of the log if a needed process ends or the time is over."""
         deadline = time.monotonic() + seconds
         while not check():
             dead = next((n for n in needed if not self.alive(n)), None)

@@ -1,4 +1,4 @@
-"""Simulated nodes with GPUs (KWOK, our own stages in `kwok/`) and the real Kubeflow training-operator, as processes."""
+"""Start simulated nodes with GPUs (KWOK, with our stages in `kwok/`) and the real Kubeflow training-operator as processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _node(index: int, *, taint: bool) -> dict[str, object]:
 
 
 def nodes(plane: ControlPlane, home: Path, count: int, *, taint: bool) -> None:
-    """KWOK and `count` nodes of eight GPUs; `taint` keeps pods off that do not ask for them (beside a real node)."""
+    """Start KWOK and create `count` nodes with eight GPUs. `taint` keeps away pods without a toleration (if there is a real node)."""
     stages = [*sorted((home / "share" / "kwok").glob("*.yaml")), *sorted((HERE / "kwok").glob("*.yaml"))]
     config = plane.run / "kwok.yaml"
     config.write_text("\n---\n".join(p.read_text() for p in stages))
@@ -53,7 +53,7 @@ def nodes(plane: ControlPlane, home: Path, count: int, *, taint: bool) -> None:
 
 
 def _operator_manifests(plane: ControlPlane, home: Path, ca: bytes) -> Path:
-    """Upstream's manifests (CRD, RBAC, webhook) less its Deployment, with a Service that leads to the process on this host."""
+    """Write upstream's manifests (CRD, RBAC, webhook) without its Deployment, with a Service that points to the process on this host."""
     folder = plane.run / "training-operator" / "manifests"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(home / "share" / "training-operator", folder)
@@ -64,7 +64,7 @@ def _operator_manifests(plane: ControlPlane, home: Path, ca: bytes) -> Path:
         f"    - {{op: add, path: /webhooks/{i}/clientConfig/caBundle, value: {bundle}}}"
         for i in range(5)
     )
-    # The API server takes an ExternalName as the webhook's host, and still checks the certificate for the Service's name.
+    # The API server accepts an ExternalName as the webhook's host, and still checks the certificate for the Service's name.
     (folder / "kustomization.yaml").write_text(f"""
 apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
@@ -90,8 +90,9 @@ patches:
 
 
 def training_operator(plane: ControlPlane, home: Path) -> None:
-    """The operator as its service account, with working webhooks. Its certificates are made here and put where its pod would
-    find the mounted Secret, so that it has nothing to wait for."""
+    """Start the training-operator as its service account, with working webhooks.
+
+    Its certificates are created here and stored where its pod would have the mounted Secret, so that it does not wait for them."""
     folder = plane.run / "training-operator"
     if plane.processes.alive("training-operator"):
         return
@@ -110,7 +111,7 @@ def training_operator(plane: ControlPlane, home: Path) -> None:
         "data": data,
     }
     plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=secret)
-    # server-side: the CRD is larger than the annotation of a client-side apply; forced: the operator may own caBundle
+    # server-side, because the CRD is too large for the annotation of a client-side apply; forced, because the operator may own caBundle
     manifests = _operator_manifests(plane, home, (pki.folder / "ca.crt").read_bytes())
     plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(manifests))
     health = plane.ports["operator-health"]

@@ -1,6 +1,6 @@
 """Write `grounding/api/pod_types.json`: field names and types of a Kubernetes pod template, from the installed `kubernetes` client.
 
-The base install has no Kubernetes client, and `egm validate` checks `podTemplate` there, too.
+The base installation has no Kubernetes client, but its `egm validate` also checks `podTemplate`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OUT = Path(__file__).parents[2] / "grounding" / "api" / "pod_types.json"
 
 
 def document() -> bytes:
-    """Return the file's content: for each type its fields, each with the type that the client gives it."""
+    """Return the content of the file: the fields of each type, with the types that the client declares."""
     types: dict[str, dict[str, str]] = {}
     open_types = [ROOT]
     while open_types:

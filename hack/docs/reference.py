@@ -1,6 +1,6 @@
-"""Write what the documentation takes from the code: `make docs`; `--check` writes nothing.
+"""Write the generated parts of the documentation: `make docs`. `--check` only checks them.
 
-docs/reference.md has every field of both kinds. The tables of environment variables are parts of pages, between two comments.
+docs/reference.md lists every field of both kinds. The tables of environment variables are sections of other pages, between two comments.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARTS = {
     },
     "operator.md": {"settings of the operator": settings.table, "rules of the operator": checks.table},
 }
-"""Page -> title of a part -> what makes it"""
+"""Page -> title of a section -> function that generates it"""
 HEAD = """\
 # Reference
 
@@ -37,7 +37,7 @@ explain`. The default of a hyperparameter is shown for each method, with the pre
 
 
 def fields(model: type[BaseModel], path: str) -> Iterator[str]:
-    """Yield a row a field, depth first."""
+    """Yield one row per field, depth first."""
     for name, field in model.model_fields.items():
         here = f"{path}.{field.alias or name}"
         known = "; ".join(notes(model, field))
@@ -49,7 +49,7 @@ def fields(model: type[BaseModel], path: str) -> Iterator[str]:
 
 
 def page() -> str:
-    """Return the whole page."""
+    """Return the content of docs/reference.md."""
     parts = [HEAD]
     for name, kind in KINDS.items():
         parts.append(f"\n## {name} (`{kind.short_name}`)\n\n{kind.__doc__}\n")
@@ -61,7 +61,7 @@ def page() -> str:
 
 
 def filled(text: str, title: str, part: str) -> str:
-    """Return a page with one of its parts replaced."""
+    """Return a page with one of its sections replaced."""
     begin, end = f"<!-- {title}: make docs -->\n", "<!-- end -->"
     before, _, rest = text.partition(begin)
     assert rest, f"no part {title!r}"
@@ -69,7 +69,7 @@ def filled(text: str, title: str, part: str) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Return every page that has something of the code, as it should be."""
+    """Return the expected content of every page with a generated part."""
     made = {PAGE: page()}
     for name, parts in PARTS.items():
         text = (DOCS / name).read_text()
@@ -84,5 +84,5 @@ if __name__ == "__main__":
         if path.exists() and path.read_text() == text:
             continue
         if "--check" in sys.argv:
-            sys.exit(f"{path.name} is out of date: make docs")
+            sys.exit(f"{path.name} is out of date; run `make docs`")
         path.write_text(text)

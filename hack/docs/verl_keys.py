@@ -1,4 +1,4 @@
-"""Write grounding/api/verl_keys.txt from the verl that is installed; `--check` writes nothing."""
+"""Write grounding/api/verl_keys.txt from the installed verl; `--check` only checks it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grounding.api.verl_keys import KEYS
 
 
 def keys(node: object, path: str = "") -> Iterator[str]:
-    """Yield the dotted keys of a configuration, those of sections as well, and of each what its value is."""
+    """Yield the dotted keys of a configuration, including those of sections, each with the type of its value."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             here = f"{path}.{name}" if path else str(name)
@@ -22,7 +22,7 @@ def keys(node: object, path: str = "") -> Iterator[str]:
 
 
 def kind(value: object) -> str:
-    """Return the word for what a value is: `any` if the file does not say it."""
+    """Return the name of a value's type; `any` if the file does not define it."""
     if isinstance(value, Mapping):
         return "section" if value else "mapping"
     if isinstance(value, str):
@@ -35,7 +35,7 @@ def kind(value: object) -> str:
 
 
 def text() -> str:
-    """Return the file as the installed verl gives it."""
+    """Return the expected content of the file for the installed verl."""
     spec = find_spec("verl")
     assert spec is not None
     assert spec.origin is not None
@@ -46,6 +46,6 @@ def text() -> str:
 if __name__ == "__main__":
     made = text()
     if "--check" in sys.argv and KEYS.read_text() != made:
-        sys.exit("verl_keys.txt is out of date: python hack/docs/verl_keys.py")
+        sys.exit("verl_keys.txt is out of date; run `python hack/docs/verl_keys.py`")
     if "--check" not in sys.argv:
         KEYS.write_text(made)

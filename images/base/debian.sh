@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes a base image from Debian's packages alone, for CI and sites without a registry: images/base/debian.sh KIND NAME[:TAG]
+# Create a base image from Debian packages only, for CI and sites without a registry: images/base/debian.sh KIND NAME[:TAG]
 #
-#   run    what every image of ours stands on: Python, CA certificates, tini
-#   gpu    the same and a C compiler, by which Triton builds its launchers when a kernel is first used
-#   build  where wheels are installed and code is compiled; nothing of it gets into an image
+#   run    the base of our images: Python, CA certificates, tini
+#   gpu    the same with a C compiler, with which Triton builds its launchers at the first use of a kernel
+#   build  for installing wheels and compiling code; none of its files are copied into an image
 #
-# Debian 12 (Python 3.11, glibc 2.36): vLLM's and SGLang's wheels ask for glibc 2.34. Another release: SUITE=trixie. A mirror of your own: MIRROR=URL.
-# Root. Needs mmdebstrap and buildah.
+# Debian 12 (Python 3.11, glibc 2.36): vLLM's and SGLang's wheels need glibc 2.34. Another release: SUITE=trixie. A mirror of your own: MIRROR=URL.
+# Needs root, mmdebstrap and buildah.
 set -euo pipefail
 kind=${1:?run, gpu or build} name=${2:?the name of the image}
 suite=${SUITE:-bookworm}
@@ -28,10 +28,10 @@ leave_out=(/usr/share/{man,info,locale,lintian,doc}/'*')
 options=()
 for path in "${leave_out[@]}"; do options+=(--dpkgopt="path-exclude=$path"); done
 options+=(--dpkgopt='path-include=/usr/share/doc/*/copyright')
-# No program of ours changes its user, so none needs a setuid bit. What names the machine or the moment goes, too.
+# None of our programs changes its user, so setuid bits are removed. Files that identify the machine or the time are removed too.
 # shellcheck disable=SC2016
 options+=(
-  # what merged /usr at the bootstrap, and Perl, which came for that alone
+  # the package that merged /usr at the bootstrap, and Perl, which only that package needs
   --customize-hook='chroot "$1" dpkg --purge usrmerge $(chroot "$1" dpkg-query -W -f "\${Package}\n" | grep -E "^(perl|perl-modules-.*|libperl[0-9].*|lib.*-perl|libgdbm.*)$") >/dev/null'
   --customize-hook='find "$1" -xdev -perm /6000 -type f -exec chmod a-s {} +'
   --customize-hook='rm -rf "$1"/var/log/* "$1"/var/cache/ldconfig/* "$1"/var/cache/debconf/*-old "$1"/etc/machine-id "$1"/etc/hostname "$1"/etc/resolv.conf'

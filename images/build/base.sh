@@ -1,5 +1,5 @@
 #!/bin/sh
-# In a build stage: whether the image given as BASE has what the final image needs of it: base.sh cpu|gpu
+# In a build stage, check that the image BASE has everything that the final image needs: base.sh cpu|gpu
 set -eu
 fail() { echo "error: BASE $1; what a base needs stands in docs/images.md" >&2; exit 1; }
 command -v python3 >/dev/null || fail "has no python3"

@@ -1,13 +1,13 @@
 #!/bin/sh
 # In a build stage: /src, the project -> /code, what its wheel puts into /opt/egm; with `modules` without the command line, which asks for more packages. Quick: a change of code runs this and nothing else.
 set -eu
-export PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=315532800 # the oldest moment that a zip archive can hold
+export PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=315532800 # the earliest time that a zip archive can store
 cd /src
 /tools/bin/hatchling build -t wheel -d /tmp/wheel >/dev/null 2>&1
 uv venv --quiet --no-project --python "$(command -v python3)" /opt/egm
 uv pip install --quiet --no-config --offline --no-cache --python /opt/egm --no-deps /tmp/wheel/*.whl
 site=$(echo /opt/egm/lib/python3.*/site-packages)
-for note in direct_url.json uv_cache.json; do # when and from where it was installed
+for note in direct_url.json uv_cache.json; do # files that record when and from where the package was installed
   rm -f "$site"/egm_grounding-*.dist-info/$note
   sed -i "\\|dist-info/$note,|d" "$site"/egm_grounding-*.dist-info/RECORD
 done

@@ -9,7 +9,7 @@ if [ -f /mnt/etc/uv/uv.toml ]; then config="--config-file /mnt/etc/uv/uv.toml"; 
 site=$(echo /opt/egm/lib/python3.*/site-packages)
 rm -rf "$site"/_virtualenv* /opt/egm/CACHEDIR.TAG /opt/egm/.gitignore /opt/egm/bin/activate* /opt/egm/bin/deactivate* /opt/egm/bin/pydoc.bat
 before=$(ls "$site")
-# build constraints: the one package that comes as source is built by the locked setuptools
+# build constraints: the only package without a wheel is built by the locked setuptools
 # shellcheck disable=SC2086 # an option and its value
 "$tools/uv" pip install --quiet $config --python /opt/egm --link-mode copy --require-hashes --no-deps --build-constraints /mnt/src/build.txt -r "/opt/egm/lock/$part.txt"
 if [ -f /mnt/src/leave-out.txt ]; then
@@ -18,13 +18,13 @@ if [ -f /mnt/src/leave-out.txt ]; then
     (cd "$site" && rm $pattern)
   done
 fi
-# what this step has brought; the rest is compiled in a layer below
+# only compile the packages of this step; the others are compiled in an earlier layer
 set --
 for entry in "$site"/*; do
   printf '%s\n' "$before" | grep -qxF "${entry##*/}" || set -- "$@" "$entry"
 done
-# A model or API class of Kubernetes is loaded when it is asked for, which is seldom: compiled beforehand they would weigh as much again.
-# Not by time stamps, which the image's layers do not keep
+# Model and API classes of Kubernetes are rarely loaded, so they are not compiled: that would double their size.
+# Validate bytecode by hash, because the image's layers do not keep time stamps
 /opt/egm/bin/python -m compileall -q -j "${JOBS:-2}" --invalidation-mode unchecked-hash \
   -x '/kubernetes/(aio/)?client/(models|api)/[a-z]' "$@" >/dev/null || true # templates that are no Python
 rm -rf /opt/egm/.lock /tmp/* /tmp/.[!.]*

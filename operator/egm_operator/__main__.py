@@ -1,4 +1,4 @@
-"""`python -m egm_operator`."""
+"""Run the operator by `python -m egm_operator`."""
 
 from egm_operator.controller.main import main
 

@@ -1,4 +1,4 @@
-"""The kinds of objects that the operator handles: one table, from which paths, watches and labels follow."""
+"""The kinds of objects that the operator handles, in one table from which paths, watches and labels are derived."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ GROUP, _, VERSION = GROUP_VERSION.partition("/")
 class Kind:
     """A kind of the Kubernetes API.
 
-    `short`: the name of a kind of job in labels and commands; empty for kinds that jobs own. `watched`: whether its objects are in the
-    cache.
+    `short`: short name of a kind of job for labels and commands; empty for kinds of objects that jobs own. `watched`: whether the cache contains
+    the kind's objects.
     """
 
     name: str
@@ -26,12 +26,12 @@ class Kind:
 
     @property
     def api_version(self) -> str:
-        """Return the `apiVersion` of its objects."""
+        """Return the `apiVersion` of the kind's objects."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
     def path(self) -> str:
-        """Return the path of its group and version on the API server."""
+        """Return the API server's path of the kind's group and version."""
         return f"/apis/{self.api_version}" if self.group else f"/api/{self.version}"
 
 
@@ -67,9 +67,9 @@ KINDS: dict[str, Kind] = {
 }
 WATCHED: tuple[Kind, ...] = tuple(kind for kind in KINDS.values() if kind.watched)
 JOBS: dict[str, Kind] = {kind.name: kind for kind in KINDS.values() if kind.short}
-"""The two kinds of jobs."""
+"""The two kinds of jobs"""
 
 
 def job_kind(short: str) -> Kind | None:
-    """Return the kind of job for a label's value."""
+    """Return the kind of job for its short name in a label; None if there is none."""
     return next((kind for kind in JOBS.values() if kind.short == short), None)

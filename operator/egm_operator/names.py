@@ -1,4 +1,4 @@
-"""Names, labels and annotations of all objects of the operator: deterministic, so that a repeated action creates only one object."""
+"""Names, labels and annotations of all objects of the operator. They are deterministic, so a repeated action creates only one object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FIELD_MANAGER = "egm-operator"
 
 LABEL_JOB = f"{GROUP}/job"
 LABEL_UID = f"{GROUP}/uid"
-"""The job's uid, because a job that is created again under its old name is another job."""
+"""Label with the job's uid, because a job that is created again under its old name is another job"""
 LABEL_KIND = f"{GROUP}/kind"
 LABEL_ROLE = f"{GROUP}/role"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
@@ -20,27 +20,28 @@ LABEL_MODEL = f"{GROUP}/model"
 LABEL_GROUP, LABEL_GROUP_SIZE = f"{GROUP}/group", f"{GROUP}/group-size"
 """Servers that a queue admits together: the group's name, and how many it has."""
 ANNOTATION_JOB = f"{GROUP}/job.yaml"
-"""On a pod: the job's file, which the kubelet creates from this annotation; a ConfigMap would be one more object to create and name."""
+"""Annotation of a pod with the job's file, which the kubelet mounts; a ConfigMap would be one more object to create and name"""
 ANNOTATION_PROGRESS = f"{GROUP}/progress"
-"""On a pod: the JSON of `/progress`, for networks in which the operator cannot reach pods."""
+"""Annotation of a pod with the JSON of `/progress`, for networks in which the operator cannot reach pods"""
 
 ANNOTATION_SUSPENDED = f"{GROUP}/suspended"
 """On an object that this operator has suspended, which is therefore its own to resume."""
 
 GANG_ROLES = frozenset({"sft", "rl"})
-"""Roles whose pods are a gang."""
+"""Roles whose pods form a gang"""
 PREPARE = "prepare"
-"""The init container in which a pod prepares its own data."""
+"""Name of the init container in which a pod prepares its own data"""
 PROGRESS_PORT = 8090
 MASTER_PORT = 23456
-"""Port of rank 0 at which the pods of a gang meet."""
+"""Port of the rendezvous on rank 0"""
 SERVER_PORT = 8000
 
 
 def child(job: str, suffix: str, limit: int = 52) -> str:
     """Return `job-suffix` with at most `limit` characters; a longer name is shortened and gets a hash.
 
-    52 leaves room for the suffixes of the training-operator and the Job controller (`-worker-1234`, `-abcde`) within the 63 of a label.
+    The default of 52 leaves space for the suffixes of the training-operator and the Job controller (`-worker-1234`, `-abcde`), because a label
+    can have 63 characters.
     """
     name = f"{job}-{suffix}"
     if len(name) <= limit:
@@ -50,22 +51,22 @@ def child(job: str, suffix: str, limit: int = 52) -> str:
 
 
 def service_prefix(prefix: str) -> str:
-    """Return what the name of a Service of a job begins with: it begins with a letter, and a job's name may begin with a digit."""
+    """Return the first part of the names of a job's Services. It starts with a letter, although a job's name may start with a digit."""
     return prefix if prefix[0].isalpha() else f"j-{prefix}"
 
 
 def gang_name(prefix: str, attempt: int) -> str:
-    """Return the name of the object that owns the pods of an attempt: the same however often it is made, and whatever its kind."""
+    """Return the name of the object that owns an attempt's pods. It depends only on the job and the attempt, not on the object's kind."""
     return child(prefix, f"a{attempt}")
 
 
 def label_value(job: str) -> str:
-    """Return a job's name as a label's value (63 characters, which a job's name keeps to)."""
+    """Return a job's name as a label's value. Both can have at most 63 characters."""
     return job[:63]
 
 
 def labels(kind: str, job: str, uid: str, role: str, attempt: int | None = None) -> dict[str, str]:
-    """Return the labels of an object that belongs to a job. They include the kind, because a train and an eval job may have the same
+    """Return the labels of an object that belongs to a job. They include the job's kind, because a train and an eval job may have the same
     name.
     """
     found = {
@@ -82,5 +83,5 @@ def labels(kind: str, job: str, uid: str, role: str, attempt: int | None = None)
 
 
 def prefix(kind: str, job: str) -> str:
-    """Return the first part of the names of a job's objects. It depends on the kind, since jobs of both kinds may have the same name."""
+    """Return the first part of the names of a job's objects. It contains the kind, because jobs of both kinds may have the same name."""
     return job if kind == TRAIN_JOB.name else f"{job}-eval"

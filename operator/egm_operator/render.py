@@ -1,4 +1,4 @@
-"""`egm render`: the objects that the operator would create for a job, in the order of creation. Pure except for reading files."""
+"""`egm render`: return the objects that the operator would create for a job, in order of creation. Pure except for reading files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from grounding.errors import UserError
 from grounding.roles import Role
 
 UID = "00000000-0000-0000-0000-000000000000"
-"""Placeholder for the uid that the API server assigns."""
+"""Placeholder for the uid that the API server assigns"""
 
 
 def objects(job: Job, trains: Mapping[str, Job], settings: Settings, namespace: str) -> list[Manifest]:
-    """Return the objects of a job's first attempt. `trains`: train jobs by name, from which models may come. Raises `UserError`."""
+    """Return the objects of a job's first attempt. `trains`: train jobs by name, whose models the job may use. Raises `UserError`."""
     namespace = job.metadata.namespace or namespace
     output = output_of(job, namespace, settings.default_output)
     if not output:
-        hint = "Set spec.output (pvc://claim/path or s3://bucket/path), or EGM_OPERATOR_DEFAULT_OUTPUT as the operator has it."
+        hint = "Set spec.output (pvc://claim/path or s3://bucket/path), or EGM_OPERATOR_DEFAULT_OUTPUT to the operator's value."
         raise UserError("is missing", field=f"{job.metadata.name}: spec.output", hint=hint)
     check_for_pods(job)
     found: list[Manifest] = []
@@ -42,12 +42,12 @@ def objects(job: Job, trains: Mapping[str, Job], settings: Settings, namespace: 
         found += _of_model(ctx, first=number == 1)
     named = {
         (obj["kind"], obj["metadata"]["name"]): obj for obj in reversed(found)
-    }  # some are created again by each attempt
+    }  # some objects are created again by each attempt
     return [obj for obj in found if named.pop((obj["kind"], obj["metadata"]["name"]), None) is not None]
 
 
 def _of_model(ctx: Context, first: bool) -> list[Manifest]:
-    """Return the objects of the first attempt at a model; objects that all models of a sweep share belong to the `first` one."""
+    """Return the objects of a model's first attempt. Objects that all models of a sweep share are returned for the `first` model."""
     job, roles = ctx.job, {r.name: r for r in roles_of(ctx)}
     data = batch.prepare(roles["prepare"], ctx)
     if isinstance(job, GroundingTrainJob):
@@ -75,7 +75,7 @@ def _group(ctx: Context, role: Role) -> servers.Group | None:
 
 
 def render(files: Sequence[Path], settings: Settings, namespace: str) -> str:
-    """Return the YAML of all jobs of the files. Raises `UserError`."""
+    """Return the YAML of the objects of all jobs in the files. Raises `UserError`."""
     from ruamel.yaml import YAML
 
     jobs = [job for file in files for job in load(file)]
@@ -84,7 +84,7 @@ def render(files: Sequence[Path], settings: Settings, namespace: str) -> str:
     yaml.default_flow_style = False
     yaml.width = 1000
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.representer.ignore_aliases = lambda _: True  # for readers
+    yaml.representer.ignore_aliases = lambda _: True  # repeat values, which is easier to read
     out = StringIO()
     for written in jobs:
         job, shipped = own_reward.shipped(written, written.metadata.namespace or namespace)

@@ -30,7 +30,7 @@ _OF_A_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_[0-9]|$)")
 
 
 def _names(value: object) -> object:
-    """Split a comma separated list and sort it, so that equal sets are equal."""
+    """Split a comma separated list and sort it, so that equal sets compare equal."""
     return tuple(sorted({n.strip() for n in value.split(",") if n.strip()})) if isinstance(value, str) else value
 
 
@@ -39,7 +39,7 @@ def _objects(value: object) -> object:
     if isinstance(value, str):
         found = orjson.loads(value)
         if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-            raise ValueError("not a JSON list of objects")
+            raise ValueError("expected a JSON list of objects")
     return value
 
 
@@ -68,52 +68,52 @@ class Settings(BaseSettings):
     image_pull_secret: str = ""
     """Secret in the job's namespace for pulling the images."""
     backend: BackendName = "auto"
-    """What runs the pods of trainings that do not say: `pytorchjob`, `job` (an Indexed Job), `auto` (PyTorchJob if the cluster has it)."""
+    """What runs the pods of trainings without spec.backend: `pytorchjob`, `job` (an Indexed Job), `auto` (PyTorchJob if the cluster has it)."""
     default_output: str = ""
-    """Where jobs without spec.output write: `pvc://claim/path` or `s3://bucket/path`; namespace and name are appended."""
+    """Where jobs without spec.output write: `pvc://claim/path` or `s3://bucket/path`; namespace and name of the job are appended."""
     storage_secret: str = ""
-    """Secret in the job's namespace whose keys become environment variables of every pod (S3 credentials, HF_TOKEN); referenced, never read."""
+    """Secret in the job's namespace whose keys become environment variables of every pod (S3 credentials, HF_TOKEN). The operator never reads it."""
     gpu_resource: str = "nvidia.com/gpu"
     """Name of the GPU resource."""
     run_as_user: Annotated[int, Field(ge=0)] = 1000
-    """User and group of the pods, and the group of their volumes; 0: they are not set, because the cluster chooses them (OpenShift)."""
+    """User and group of the pods, and group of their volumes; 0: not set, so that the cluster chooses them (OpenShift)."""
     grace_seconds: WholeSeconds = 120
-    """terminationGracePeriodSeconds of the pods. Roles get it minus a margin as `EGM_GRACE_SECONDS`: a checkpoint and its upload must fit."""
+    """terminationGracePeriodSeconds of the pods. Roles get it minus a margin as `EGM_GRACE_SECONDS`; a checkpoint and its upload must fit."""
     service_account: str = ""
     """Service account of the pods; empty: the namespace's default. No token is mounted in either case."""
     pod_template: Literal["allow", "restricted", "deny"] = "restricted"
-    """What a job's podTemplate may do. restricted: nothing beyond the restricted Pod Security level, no Secret but those named here or by the
-    job's own fields; allow: anything that the cluster allows; deny: no podTemplate."""
+    """What a job's podTemplate may contain. restricted: nothing beyond the restricted Pod Security level, and only the Secrets listed here or in
+    the job's own fields; allow: anything that the cluster allows; deny: no podTemplate."""
     pod_template_secrets: Names = ()
     """Secrets that a podTemplate may read, comma separated."""
     image_registries: Names = ()
     """Registries whose images a podTemplate may use, comma separated; empty: all."""
     tracking_hosts: Names = ()
-    """Hosts (`name` or `name:port`) that keys for Weights & Biases and MLflow may go to beside their own server, comma separated."""
+    """Further hosts (`name` or `name:port`, comma separated) to which keys for Weights & Biases and MLflow may be sent."""
     network_policies: bool = False
-    """Whether each job gets a NetworkPolicy that lets in only its own pods and the peers below."""
+    """Whether each job gets a NetworkPolicy that only allows connections from its own pods and the peers below."""
     network_telemetry_from: Objects = "[]"
-    """Who may reach port 8090 of jobs' pods (`/progress`, `/metrics`), as `from` of a NetworkPolicy, in JSON: the operator itself."""
+    """Peers that may reach port 8090 of jobs' pods (`/progress`, `/metrics`), as `from` of a NetworkPolicy, in JSON: the operator itself."""
     network_scrape_from: Objects = "[]"
-    """Who may reach port 8090, and port 8000 of servers as well: Prometheus. The same form."""
+    """Peers that may reach port 8090, and port 8000 of servers, in the same form: Prometheus."""
     network_egress: Objects = "[]"
-    """Where jobs' pods may connect to in addition to each other and name servers, as `egress` of a NetworkPolicy, in JSON; empty: anywhere."""
+    """Peers to which jobs' pods may connect in addition to each other and name servers, as `egress` of a NetworkPolicy, in JSON; empty: all."""
     backoff_base_seconds: Seconds = 10.0
-    """Wait before the second attempt; doubled for each further one."""
+    """Time before the second attempt; doubled for each further one."""
     backoff_limit_seconds: Seconds = 360.0
-    """Longest wait before an attempt."""
+    """Maximum time before an attempt."""
     server_start_seconds: Seconds = 600.0
-    """Time in addition to the engine's own limit that the first server may take once it is on a node (image, model)."""
+    """Time that the first server may take after its pod has a node (image, model), in addition to the engine's own limit."""
     node_lost_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300.0
-    """How long a pod may stay after the end of its grace period before its node counts as lost, and the job continues without waiting for it."""
+    """Time for which a pod may exist after its grace period until its node counts as lost, and the job continues without waiting for it."""
     progress_seconds: Seconds = 15.0
-    """Time between two readings of a job's `/progress`."""
+    """Time between two requests for a job's `/progress`."""
     progress_via: Literal["pod", "proxy", "off"] = "pod"
     """pod: HTTP to the pod's address; proxy: through the API server; off: only annotations."""
     progress_stale_seconds: Seconds = 120.0
     """Time without an answer after which the condition ProgressAvailable becomes False."""
     workers: Annotated[int, Field(ge=1)] = 8
-    """Jobs reconciled at once."""
+    """Maximum number of jobs that are reconciled at the same time."""
     resync_seconds: Seconds = 600.0
     """Time between full listings, which make up for missed watch events."""
     leader_elect: bool = True
@@ -123,9 +123,9 @@ class Settings(BaseSettings):
     lease_namespace: str = ""
     """Namespace of the Lease; empty: the operator's own, or `default` outside a cluster."""
     lease_seconds: Annotated[int, Field(ge=1)] = 15
-    """How long the Lease holds without renewal."""
+    """Time for which the Lease is valid without renewal."""
     identity: str = ""
-    """Name in the Lease; empty: host name and process id."""
+    """This process's name in the Lease; empty: host name and process id."""
     health_port: Port = 8080
     """Port of /healthz, /readyz and /metrics; 0: none."""
     health_host: str = ""
@@ -135,7 +135,7 @@ class Settings(BaseSettings):
     log_level: str = "INFO"
     """Lowest level that is logged."""
     log_format: Literal["json", "text"] = "json"
-    """json or text."""
+    """Format of log lines: json or text."""
 
     @classmethod
     def settings_customise_sources(
@@ -146,7 +146,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Use only the given values: `Settings()` always has the defaults; `load` reads an environment."""
+        """Use only the given values: `Settings()` always has the defaults, and `load` reads an environment."""
         return (init_settings,)
 
     @field_validator("default_output")
@@ -166,19 +166,19 @@ class Settings(BaseSettings):
 
     @property
     def holder(self) -> str:
-        """This process's name in the Lease."""
+        """Return this process's name in the Lease."""
         return self.identity or f"{socket.gethostname()}_{os.getpid()}"
 
 
 def load(environ: Mapping[str, str]) -> Settings:
-    """Read the settings of an environment. Raises `UserError` that names the variable, also for an unknown one.
+    """Read the settings from an environment. Raises a `UserError` with the variable if it is invalid or unknown.
 
     Kubernetes adds variables with the same prefix for a Service called egm-operator; they are ignored.
     """
     known = {Settings.variable(field) for field in Settings.model_fields}
     for name in environ:
         if name.startswith(PREFIX) and name not in known and not _OF_A_SERVICE.search(name):
-            raise UserError("is no setting of the operator", field=name, hint="docs/operator.md lists them.")
+            raise UserError("is not a setting of the operator", field=name, hint="docs/operator.md lists the settings.")
     source = EnvSettingsSource(Settings)
     source.env_vars = {name.lower(): text.strip() for name, text in environ.items() if text.strip()}
     try:

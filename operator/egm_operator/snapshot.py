@@ -1,4 +1,4 @@
-"""The API server's objects of a job at one moment, and the job's resolved manifest. Pure."""
+"""The API server's objects of a job at one moment, with the job's resolved manifest. Pure."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a plan sees.
+    """The observed input of a plan.
 
-    `warnings`: of the events about its children, the newest of each, the newest first; `absent`: kinds that the cluster lacks;
-    `admissions`: what Kueue says of those that wait for it, by their uids.
+    `warnings`: Warning events about the job's objects, the newest for each object, newest first. `absent`: kinds that the cluster lacks.
+    `admissions`: uid of an object that waits for Kueue -> Kueue's report.
     """
 
     raw: Raw
@@ -54,15 +54,15 @@ class Observed:
 
 
 def parse_job(raw: Mapping[str, Any]) -> ResolvedJob:
-    """Return the resolved job of an API object. Raises `UserError` naming the field.
+    """Return the resolved job of an API object. Raises a `UserError` with the field.
 
-    The last few are cached, because a job is planned many times with the same spec. Do not change the result.
+    The last few results are cached, because a job is planned many times with the same spec. Do not change the result.
     """
     return resolved(manifest(raw))
 
 
 def manifest(raw: Mapping[str, Any]) -> bytes:
-    """Return the user's part of a job as JSON: equal for equal jobs."""
+    """Return the user's part of a job as JSON, which is equal for equal jobs."""
     meta = {k: v for k, v in raw["metadata"].items() if k in ("name", "namespace", "labels")}
     if annotations := handed_down.read_from(section(raw, "metadata", "annotations")):
         meta["annotations"] = annotations
@@ -73,7 +73,7 @@ def manifest(raw: Mapping[str, Any]) -> bytes:
 
 @lru_cache(maxsize=512)
 def resolved(written: bytes) -> ResolvedJob:
-    """Return the resolved job of the result of `manifest`. Raises `UserError` naming the field."""
+    """Return the resolved job for a result of `manifest`. Raises a `UserError` with the field."""
     job, found = read(orjson.loads(written))
     if job is None:
         raise UserError(found[0].message, field=found[0].field)
@@ -81,17 +81,17 @@ def resolved(written: bytes) -> ResolvedJob:
 
 
 def identity(raw: Mapping[str, Any]) -> tuple[str, int]:
-    """Return the key of a job's spec: its uid and generation."""
+    """Return the key of a version of a job's spec: its uid and generation."""
     return str(raw["metadata"].get("uid")), int(raw["metadata"].get("generation", 0))
 
 
 def read_job(raw: Mapping[str, Any]) -> ResolvedJob:
-    """Return the same without the cache, because reading thousands of jobs in turn would only displace its entries."""
+    """Return the resolved job like `parse_job`, but without the cache, because thousands of jobs in turn would only replace its entries."""
     return resolved.__wrapped__(manifest(raw))
 
 
 def created(obj: Mapping[str, Any]) -> float:
-    """Return when an object was created, seconds since 1970."""
+    """Return when an object was created, in seconds since 1970."""
     at = seconds(obj["metadata"].get("creationTimestamp"))
     return 0.0 if at is None else at
 

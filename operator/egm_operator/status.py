@@ -1,6 +1,6 @@
-"""The status of a job: phase, conditions with reasons from a closed list, and ready-made strings for columns. Pure.
+"""The status of a job: phase, conditions with reasons from a closed list, and formatted texts for columns. Pure.
 
-A builder starts from the old status and is written only if it differs; a condition's time changes only if its status does.
+A builder starts from the old status. The new one is written only if it differs, and a condition's time changes only if its status does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ConditionType(StrEnum):
     OUTPUT_WRITABLE = "OutputWritable"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
-    # for tools that know Kubernetes' Job (Complete, Failed), and for those that use kstatus (Flux, Helm, kpt)
+    # for tools that read Kubernetes' Job (Complete, Failed) or kstatus (Flux, Helm, kpt)
     COMPLETE = "Complete"
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -41,7 +41,7 @@ class ConditionType(StrEnum):
 
 
 class Reason(StrEnum):
-    """The closed list of reasons, explained in docs/operator.md."""
+    """The closed list of reasons; docs/operator.md explains them."""
 
     # waiting
     UPSTREAM_NOT_FOUND = "UpstreamNotFound"
@@ -94,7 +94,7 @@ class Reason(StrEnum):
 
 
 def reason_of(text: str) -> Reason:
-    """Return the reason in a status; an unknown one counts as a failed pod."""
+    """Return the reason with this name; an unknown one counts as a failed pod."""
     try:
         return Reason(text)
     except ValueError:
@@ -102,12 +102,12 @@ def reason_of(text: str) -> Reason:
 
 
 def stamp(now: float) -> str:
-    """Return seconds since 1970 as RFC 3339 in whole seconds."""
+    """Convert seconds since 1970 to RFC 3339 in whole seconds."""
     return datetime.fromtimestamp(int(now), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def seconds(text: str | None) -> float | None:
-    """Return RFC 3339 as seconds since 1970; None for an empty or invalid time."""
+    """Convert RFC 3339 to seconds since 1970; None for an empty or invalid time."""
     return _seconds(text) if text and len(text) <= _LONGEST_TIME else None
 
 
@@ -127,13 +127,13 @@ _MESSAGE_LIMIT = 1024
 
 
 def short(text: str, limit: int = _MESSAGE_LIMIT) -> str:
-    """Return a message that fits, with its end kept, because the end of a log says more than its beginning."""
+    """Shorten a message to `limit` characters, keeping its end, because the end of a log is more informative than its beginning."""
     text = text.strip()
     return text if len(text) <= limit else "..." + text[-(limit - 3) :]
 
 
 def read_status(raw: Mapping[str, Any], model: type[S]) -> S:
-    """Return the status of an API object. Invalid fields are dropped."""
+    """Return the status of an API object without invalid fields."""
     return read_known(model, raw.get("status"))
 
 
@@ -143,7 +143,7 @@ def status_of(raw: Mapping[str, Any]) -> JobStatus:
 
 
 class StatusBuilder(Generic[S]):
-    """The next status of a job, made from the last one: its `fields` are changed one by one."""
+    """Builds the next status of a job from the last one; `fields` is changed in place."""
 
     def __init__(self, old: S, generation: int, now: float) -> None:
         self.old, self.now = old, now
@@ -159,12 +159,12 @@ class StatusBuilder(Generic[S]):
 
     @property
     def attempt(self) -> int:
-        """Return the number of starts so far."""
+        """Return the number of attempts so far."""
         return _or_zero(self.fields.attempt)
 
     @property
     def recorded_attempt(self) -> int:
-        """Return the number of starts in the last status."""
+        """Return the number of attempts in the last status."""
         return _or_zero(self.old.attempt)
 
     @property
@@ -192,7 +192,7 @@ class StatusBuilder(Generic[S]):
         return found is not None and found.status == "False"
 
     def since(self, kind: ConditionType) -> float:
-        """Return when a condition last changed its status; now, if it never has."""
+        """Return when a condition's status last changed; now, if there is no such condition."""
         found = self.get(kind)
         at = seconds(found.last_transition_time) if found is not None else None
         return self.now if at is None else at
@@ -224,7 +224,7 @@ class StatusBuilder(Generic[S]):
             self.fields.eta_seconds = None
 
     def used(self, gpus: int, start: float | None, end: float | None) -> None:
-        """Count `gpus` GPUs in use from `start` until `end` (None: still), as far as an earlier status has not counted them."""
+        """Add the use of `gpus` GPUs from `start` until `end` (None: still in use), without the part that an earlier status has counted."""
         if not gpus or start is None:
             return
         now = float(int(self.now))  # the value of gpuSecondsTime
@@ -250,10 +250,10 @@ class StatusBuilder(Generic[S]):
         return None if self.fields == self.old else as_json(self.fields)
 
     def _say_it_to_tools(self) -> None:
-        """Set the conditions for other tools, which follow from the phase.
+        """Set the conditions for other tools, which are derived from the phase.
 
-        `Complete` is that of a batch/v1 Job. The others are kstatus's: Ready means that what the spec asks for has been done, Reconciling
-        that it is being done, Stalled that it will not be done without a change.
+        `Complete` is that of a batch/v1 Job. The others are kstatus's: Ready means that the spec has been fulfilled, Reconciling
+        that the operator works on it, Stalled that it cannot be fulfilled without a change.
         """
         phase = self.current_phase
         reason = reason_of(reason_text(self.fields)) if self.fields.reason else Reason.STARTING
@@ -276,7 +276,7 @@ def _or_zero(value: int | None) -> int:
 
 
 def phase_of(status: JobStatus) -> Phase:
-    """Return the phase of a status; a job without one is pending."""
+    """Return the phase of a status; Pending if it has none."""
     return Phase.PENDING if status.phase is None else status.phase
 
 
@@ -296,16 +296,16 @@ def as_json(status: JobStatus) -> Document:
 
 
 _LONGEST_S = 2**31
-"""Seconds; a longer estimate is invalid"""
+"""Seconds above which an estimate is invalid"""
 
 
 def seconds_left(eta: float | None) -> int | None:
-    """Return an estimated time to the end in whole seconds; None if invalid, because pods can report anything."""
+    """Return an estimated time to the end in whole seconds; None if it is invalid, because pods can report any value."""
     return int(eta) if eta is not None and 0 <= eta < _LONGEST_S else None
 
 
 def _number(value: float | None, digits: int = 3) -> str | None:
-    """Return a value for a column of at most 64 characters."""
+    """Return a value as text for a column, with at most 64 characters."""
     return None if value is None else f"{value:.{digits}f}" if abs(value) < 1e12 else f"{value:.{digits}g}"
 
 
@@ -314,12 +314,12 @@ def _of(part: int | None, whole: int | None) -> str | None:
 
 
 def _eta(status: JobStatus, eta: float | None) -> str | None:
-    """Return the time to the end as text, while a job runs."""
+    """Return the time to the end as text, only while a job runs."""
     return kubectl_duration(eta) if status.phase is Phase.RUNNING and eta is not None else None
 
 
 def set_columns(status: JobStatus) -> None:
-    """Set the strings for printer columns, because JSONPath cannot format."""
+    """Set the texts for printer columns, because JSONPath cannot format."""
     hours = f"{status.gpu_seconds / 3600:.2f}" if status.gpu_seconds else None
     if isinstance(status, TrainStatus):
         progress, metrics = status.progress, {} if status.metrics is None else status.metrics

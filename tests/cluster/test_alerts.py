@@ -33,7 +33,7 @@ CASES: dict[str, list[Case]] = {
         ({}, 4, None),
     ],
     "EgmOperatorBlind": [
-        ({'egm_operator_watching{pod="a",instance="i"}': "0x20"}, 6, ({"pod": "a", "instance": "i"}, "The operator in pod a sees nothing.")),
+        ({'egm_operator_watching{pod="a",instance="i"}': "0x20"}, 6, ({"pod": "a", "instance": "i"}, "The operator in pod a receives no events.")),
         ({'egm_operator_watching{pod="a"}': "0 0 1x20"}, 8, None),
     ],
     "EgmOperatorForbidden": [
@@ -103,7 +103,7 @@ CASES: dict[str, list[Case]] = {
         ({f"egm_job_attempts{{{T}}}": "0 1x200"}, 30, None),
     ],
     "EgmJobGpusIdle": [
-        ({f"egm_job_gpus{{{E}}}": "8x200", f'egm_job_status{{{E},phase="Pending",reason="ServersStarting"}}': "1x200"}, 40, (LABELS["E"], "n/e holds 8 GPUs and does not run.")),
+        ({f"egm_job_gpus{{{E}}}": "8x200", f'egm_job_status{{{E},phase="Pending",reason="ServersStarting"}}': "1x200"}, 40, (LABELS["E"], "n/e occupies 8 GPUs and does not run.")),
         ({f"egm_job_gpus{{{E}}}": "8x200", f'egm_job_status{{{E},phase="Running",reason="ClientRunning"}}': "1x200"}, 40, None),
         ({f"egm_job_gpus{{{E}}}": "0x200", f'egm_job_status{{{E},phase="Pending",reason="Unschedulable"}}': "1x200"}, 40, None),
     ],
@@ -118,7 +118,7 @@ CASES: dict[str, list[Case]] = {
         ({f"egm_job_step_timestamp_seconds{{{T}}}": "0x200", f"egm_job_phase_timestamp_seconds{{{T}}}": "0x200", f'egm_job_status{{{T},phase="Suspended",reason="SuspendedByUser"}}': "1x200"}, 60, None),
     ],
     "EgmTrainingSilent": [
-        ({f"egm_job_progress_available{{{T}}}": "0x200"}, 12, (LABELS["T"], "n/t does not say how far it is.")),
+        ({f"egm_job_progress_available{{{T}}}": "0x200"}, 12, (LABELS["T"], "n/t does not report its progress.")),
         ({f"egm_job_progress_available{{{T}}}": "1x200"}, 12, None),
     ],
     "EgmTrainingUnhealthy": [
@@ -168,7 +168,7 @@ CASES: dict[str, list[Case]] = {
     "EgmEvaluationErrors": [
         (
             {f'egm_job_file_errors{{{E},file="a"}}': "2x200", f'egm_job_file_errors{{{E},file="b"}}': "1x200"}, 12,
-            (LABELS["E"], "3 questions of n/e have failed for good."),
+            (LABELS["E"], "3 questions of n/e have failed permanently."),
         ),
         ({f'egm_job_file_errors{{{E},file="a"}}': "0x200"}, 12, None),
     ],

@@ -231,7 +231,7 @@ def test_what_is_somebody_else_s_is_not_touched(drive: Drive, tmp_path: Path) ->
     theirs = drive.api.create("job", drive.namespace, job)
     drive.api.create("gtj", drive.namespace, train_job("t"))
     status = until("the refusal", lambda: s if (s := drive.status("t")).get("reason") == "Refused" else None)
-    assert "Job t-prepare is there already" in status["message"]
+    assert "Job t-prepare already exists" in status["message"]
     there = drive.api.get("job", drive.namespace, "t-prepare")
     assert there["metadata"]["uid"] == theirs["metadata"]["uid"] and "ownerReferences" not in there["metadata"]
     drive.api.delete("job", drive.namespace, "t-prepare")

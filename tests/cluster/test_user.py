@@ -104,7 +104,7 @@ def test_mistakes_are_sentences(drive: Drive, tmp_path: Path) -> None:
         assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
     env = {**os.environ, "KUBECONFIG": str(tmp_path / "none"), "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-m", "grounding.cli", "top"], capture_output=True, text=True, env=env)
-    assert done.returncode == 2 and "no cluster is configured" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "cannot connect to a cluster" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_logs_of_pods_that_have_none_say_so(drive: Drive, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_reward_file_goes_along_in_a_config_map(drive: Drive, tmp_path: Path) 
     assert len(_configs(drive, "own")) == 1, "what was refused must leave nothing behind"
     for text, told in (
         ("def other(a):\n    return 1\n", "has no function mine"),
-        ("#" * (1 << 20) + "\n" + REWARD, "more than a ConfigMap holds"),
+        ("#" * (1 << 20) + "\n" + REWARD, "a ConfigMap can have at most"),
     ):
         file.write_text(text)
         wrong = egm(*submit)

@@ -102,9 +102,7 @@ def test_what_is_trained_is_saved_and_what_is_said_is_true(tmp_path: Path, tiny_
     run.stop()
     first = run.saved()  # 3 if step 2 ended before the role checked
     assert first in (2, 3) and stored(open_store(str(output)))[0][0] == first
-    assert f"waits for the step under way, step {first}" in run.said()[-2] and run.said()[-1].endswith(
-        f"saved step {first}"
-    )
+    assert f"waiting for the current step {first}" in run.said()[-2] and run.said()[-1].endswith(f"saved step {first}")
 
     run = attempt(2, grace_s=300)
     run.until_in("rollout", first + 2)
@@ -122,7 +120,7 @@ def test_what_is_trained_is_saved_and_what_is_said_is_true(tmp_path: Path, tiny_
     run.until_in("update", first + 3)
     assert f"resuming after step {first + 1}" in run.log.read_text()
     run.stop()
-    assert run.saved() == first + 1 and run.said()[-1].endswith(f"; the last save is step {first + 1}"), run.said()
+    assert run.saved() == first + 1 and run.said()[-1].endswith(f"; the last saved step is {first + 1}"), run.said()
     assert run.figures(first + 2) == uninterrupted, "the checkpoint has taken rows of the step after it"
     steps = [line["step"] for line in read_progress(out / "progress.jsonl")]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= first + 2

@@ -111,7 +111,7 @@ def test_the_newest_model_of_the_runs(tmp_path: Path) -> None:
 
 def test_serve_checks_the_machine_before_it_starts_anything(tmp_path: Path) -> None:
     with (
-        pytest.raises(UserError, match=r"a server of .* cannot start here(.|\n)*none is not there") as told,
+        pytest.raises(UserError, match=r"a server of .* cannot start here(.|\n)*none does not exist") as told,
         library.serve(tmp_path / "none"),
     ):
         pass

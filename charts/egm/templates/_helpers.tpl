@@ -1,4 +1,4 @@
-{{/* Name of the release's objects: the release's name where it holds the chart's, else both. 40 leaves room for suffixes within 63. */}}
+{{/* Name of the release's objects: the release's name if it contains the chart's, otherwise both. 40 characters leave space for suffixes within 63. */}}
 {{- define "egm.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
@@ -21,7 +21,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Labels that select; they cannot change in the life of a release. */}}
+{{/* Labels that select pods; they cannot change during the life of a release. */}}
 {{- define "egm.selector" -}}
 app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -48,7 +48,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* The settings as environment: `gpuResource` is EGM_OPERATOR_GPU_RESOURCE. JSON, since a template would print 1000000 as 1e+06. */}}
+{{/* The settings as environment: `gpuResource` is EGM_OPERATOR_GPU_RESOURCE. As JSON, because a template would print 1000000 as 1e+06. */}}
 {{- define "egm.settings" -}}
 {{- range $key, $value := .Values.settings }}
 {{- $text := ternary $value (toJson $value) (kindIs "string" $value) }}
@@ -70,7 +70,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - name: EGM_OPERATOR_NETWORK_TELEMETRY_FROM
   value: {{ list (dict "namespaceSelector" $namespace "podSelector" $pod) | toJson | quote }}
 {{- else if eq .Values.settings.progressVia "proxy" }}
-# the API server asks, and nobody knows its address here
+# allows all sources, because the API server sends these requests, and its address is unknown here
 - name: EGM_OPERATOR_NETWORK_TELEMETRY_FROM
   value: {{ list (dict "ipBlock" (dict "cidr" "0.0.0.0/0")) (dict "ipBlock" (dict "cidr" "::/0")) | toJson | quote }}
 {{- end }}
@@ -88,7 +88,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end -}}
 
-{{/* Where jobs' pods are, as a monitor selects namespaces. */}}
+{{/* Namespaces of jobs' pods, in the format of a monitor's selector. */}}
 {{- define "egm.namespaces" -}}
 {{- if .Values.watchNamespaces -}}
 matchNames:
@@ -100,7 +100,7 @@ any: true
 {{- end -}}
 {{- end -}}
 
-{{/* Only a real cluster (or --api-versions) knows kinds beside versions; `helm template` and `helm lint` know versions alone. */}}
+{{/* Only a real cluster (or --api-versions) lists kinds; `helm template` and `helm lint` only list versions. */}}
 {{- define "egm.pytorchjobMissing" -}}
 {{- if and (.Capabilities.APIVersions.Has "v1/Pod") (not (.Capabilities.APIVersions.Has "kubeflow.org/v1/PyTorchJob")) -}}
 true

@@ -1,13 +1,13 @@
-{{/* Rights in the namespaces that are served. Every line is used, and tests/cluster/test_chart_rbac.py fails where one is missing or too much. */}}
+{{/* Rights in the served namespaces. tests/cluster/test_chart_rbac.py fails if a right is missing or unused. */}}
 {{- define "egm.rules" -}}
-# the jobs themselves: get for a fresh view after a conflict, delete for ttlSecondsAfterFinished
+# the jobs: get reads the current state after a conflict, delete is for ttlSecondsAfterFinished
 - apiGroups: [grounding.egm.dev]
   resources: [groundingtrainjobs, groundingevaljobs]
   verbs: [get, list, watch, delete]
 - apiGroups: [grounding.egm.dev]
   resources: [groundingtrainjobs/status, groundingevaljobs/status]
   verbs: [patch]
-# blockOwnerDeletion in ownerReferences, where the cluster enforces it (OwnerReferencesPermissionEnforcement)
+# for blockOwnerDeletion in ownerReferences, if the cluster checks it (OwnerReferencesPermissionEnforcement)
 - apiGroups: [grounding.egm.dev]
   resources: [groundingtrainjobs/finalizers, groundingevaljobs/finalizers]
   verbs: [update]
@@ -21,11 +21,11 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, create, delete]
-# names of servers, and of the pods of a gang that is a Job
+# Services for the names of servers, and of the pods of a gang that is a Job
 - apiGroups: [""]
   resources: [services]
   verbs: [get, create]
-# the token by which pods of a job know each other, which its servers ask for: made, never read
+# the token with which a job's pods authenticate each other; the operator creates it and never reads it
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create]

@@ -20,9 +20,9 @@ from grounding.jsontypes import Document
 from grounding.models import architecture
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""PEFT's names of an adapter's two files"""
+"""Names of the two files of an adapter in PEFT's format"""
 VERL_META = "lora_train_meta.json"
-"""File with rank and alpha that verl writes beside the shards of a model with adapters"""
+"""Name of the file with rank and alpha that verl writes to the folder of the shards of a model with adapters"""
 _NOT_MERGED = (
     "alpha_pattern",
     "fan_in_fan_out",
@@ -39,14 +39,14 @@ _TENSOR = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\
 
 @dataclass(frozen=True)
 class Adapter:
-    """The matrices (A, B) of each adapted layer by its name; `alpha / rank` times B @ A is added to the layer's weight."""
+    """The matrices (A, B) of each adapted layer, keyed by the layer's name. `alpha / rank` times B @ A is added to the layer's weight."""
 
     layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     rank: int
     alpha: int
 
     def change(self, layer: str) -> torch.Tensor:
-        """Return what is added to the weight of a layer, in float32."""
+        """Return the matrix that is added to the weight of a layer, in float32."""
         down, up = self.layers[layer]
         return self.alpha / self.rank * (up.float() @ down.float())
 
@@ -63,7 +63,7 @@ def of_state(state: Mapping[str, torch.Tensor], rank: int, alpha: int) -> Adapte
 
 
 def base_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the other tensors of a model with adapters, by their names in the model without adapters."""
+    """Return the other tensors of a model with adapters, with their names in the model without adapters."""
     return {
         name.removeprefix("base_model.model.").replace(".base_layer.", "."): tensor
         for name, tensor in state.items()
@@ -72,7 +72,7 @@ def base_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def merged_state(state: Mapping[str, torch.Tensor], adapter: Adapter) -> dict[str, torch.Tensor]:
-    """Return a model's weights with the adapter merged in, each in its own precision. Raises `Failure` if nothing changes."""
+    """Return a model's weights with the adapter merged in, each weight in its own precision. Raises `Failure` if nothing changes."""
     _require_change(adapter)
     merged = base_state(state)
     for layer in adapter.layers:
@@ -84,7 +84,8 @@ def merged_state(state: Mapping[str, torch.Tensor], adapter: Adapter) -> dict[st
 def _require_change(adapter: Adapter) -> None:
     if not any(bool(up.any()) for _, up in adapter.layers.values()):
         raise Failure(
-            "the adapters are zero, so the model would be the untrained one", hint="Train for at least a step."
+            "the adapters are zero, so the merged model would equal the untrained one",
+            hint="Train for at least a step.",
         )
 
 
@@ -95,7 +96,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def config(adapter: Adapter, base: str) -> Document:
-    """Return `adapter_config.json`. `base`: the folder or name of the model that it was trained on."""
+    """Return the content of `adapter_config.json`. `base`: folder or name of the model from which the adapter was trained."""
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -135,11 +136,11 @@ def read(folder: Path) -> Adapter:
     try:
         return of_state(load_file(folder / WEIGHTS), int(found["r"]), int(found["lora_alpha"]))
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"this is no LoRA adapter: {error}", file=folder / CONFIG) from None
+        raise UserError(f"this is not a LoRA adapter: {error}", file=folder / CONFIG) from None
 
 
 def base_of(folder: Path) -> Path | None:
-    """Return the folder of the model that the adapter in `folder` was trained on, if it is still there."""
+    """Return the folder of the model from which the adapter in `folder` was trained; None if it no longer exists."""
     found = read_json(folder / CONFIG).get("base_model_name_or_path")
     place = Path(str(found))
     return place if found and place.is_dir() else None
@@ -162,7 +163,7 @@ def verl_state(actor: Path, names: re.Pattern[str]) -> dict[str, torch.Tensor]:
 
 
 def _whole(parts: list[Any]) -> torch.Tensor:
-    """Return a tensor from the parts of all ranks."""
+    """Return a whole tensor, joined from the parts of all ranks."""
     placements = [p for p in getattr(parts[0], "placements", ()) if p.is_shard()]
     local: list[torch.Tensor] = [getattr(part, "_local_tensor", part) for part in parts]
     return torch.cat(local, placements[0].dim) if placements else local[0]
@@ -170,10 +171,10 @@ def _whole(parts: list[Any]) -> torch.Tensor:
 
 # ---- merging ----
 def merge(base: Path, adapter: Adapter, target: Path, dtype: torch.dtype | None = None) -> None:
-    """Write the weights of the model in `base` with the adapter merged in to `target`, file by file, and its configuration.
+    """Write the weights of the model in `base`, with the adapter merged in, to `target` file by file, and copy its configuration.
 
     `dtype`: type of the written weights; None: each keeps its own. Raises `Failure` if a layer of the adapter is not in the
-    model, has another shape, or if nothing would change.
+    model or has another shape, or if nothing would change.
     """
     from safetensors.torch import load_file, save_file
 
@@ -182,7 +183,9 @@ def merge(base: Path, adapter: Adapter, target: Path, dtype: torch.dtype | None 
     kind, left, size = str(settings.get("model_type")), set(adapter.layers), 0
     files = sorted(base.glob("*.safetensors"))
     if not files:
-        raise UserError("the model has no safetensors files", file=base, hint="Adapters are merged into those only.")
+        raise UserError(
+            "the model has no safetensors files", file=base, hint="Adapters can only be merged into safetensors files."
+        )
     for file in files:
         tensors = load_file(file)
         for name, tensor in tensors.items():

@@ -1,7 +1,7 @@
 """Export a checkpoint as a Hugging Face folder without the optimizer, for evaluation or as the start of another job.
 
-RL's checkpoints (verl) already contain that folder or are merged by `verl.model_merger`; SFT's have the weights of one process, or the
-shards of several ranks. LoRA adapters of both are merged into the weights of the model that training started from.
+RL's checkpoints (verl) already contain that folder, or are merged by `verl.model_merger`. SFT's checkpoints contain the weights of one
+process or the shards of several ranks. LoRA adapters of both are merged into the weights of the model from which training started.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def export(
 ) -> Path:
     """Write the weights of a checkpoint folder (`global_step_N`, `checkpoint-N`) to the folder `out`, completely or not at all.
 
-    Files of `beside` (the model that training started from) that the checkpoint lacks are copied too, because its copy of the processor may
-    be incomplete. `facts` go into the manifest of `out`. `adapter_only` writes only the LoRA adapter, in PEFT's format. Raises `UserError`
-    if this is not a checkpoint, or if `out` contains files that no export has written; `Failure` if it cannot be merged.
+    Files of `beside` (the model from which training started) that the checkpoint lacks are copied too, because its copy of the processor may
+    be incomplete. `facts` are added to the manifest of `out`. `adapter_only` writes only the LoRA adapter, in PEFT's format. Raises `UserError`
+    if this is not a checkpoint, or if `out` contains files that no export has written, and `Failure` if the checkpoint cannot be merged.
     """
     if not checkpoint.is_dir():
         raise UserError("no such folder", file=checkpoint)
@@ -62,9 +62,9 @@ def export(
         write = partial(_plain, checkpoint)
     else:
         hint = "Name a folder global_step_N or checkpoint-N of a job's checkpoints/."
-        raise UserError("this is no checkpoint of SFT or RL", file=checkpoint, hint=hint)
+        raise UserError("this is not a checkpoint of SFT or RL", file=checkpoint, hint=hint)
     with publish(out, facts) as folder:
-        if write.func is not _plain:  # which copies files without loading them
+        if write.func is not _plain:  # `_plain` copies files without loading them
             require_safe(checkpoint)
         write(folder)
         if beside is not None and beside.is_dir():
@@ -103,7 +103,7 @@ def _adapted(checkpoint: Path, actor: Path, base: Path | None, target: Path) -> 
         return
     if base is None:
         hint = "Name the folder of the model that training started from with --model."
-        raise UserError("this checkpoint holds LoRA adapters only", file=checkpoint, hint=hint)
+        raise UserError("this checkpoint contains only LoRA adapters", file=checkpoint, hint=hint)
     settings = checkpoint / "config.json"
     dtype = read_json(settings).get("dtype") if settings.is_file() else None
     import torch
@@ -112,7 +112,7 @@ def _adapted(checkpoint: Path, actor: Path, base: Path | None, target: Path) -> 
 
 
 def _merged_of_verl(actor: Path, adapter: adapters.Adapter, target: Path) -> bool:
-    """Write the merged weights of verl's shards if they hold the frozen weights as well (not every release saves adapters only)."""
+    """Write the merged weights of verl's shards if they also contain the frozen weights (some releases only save adapters)."""
     from transformers import AutoConfig
 
     state = adapters.verl_state(actor, re.compile("."))
@@ -125,7 +125,7 @@ def _merged_of_verl(actor: Path, adapter: adapters.Adapter, target: Path) -> boo
 
 
 def write_merged(base: Path, adapter: adapters.Adapter, target: Path, dtype: Any = None) -> None:
-    """Write the model in `base` with the adapter merged in, and its small files, to the folder `target`. Raises `Failure` if it is
+    """Write the model in `base` with the adapter merged in, and its small files, to the folder `target`. Raises `Failure` if the result is
     incomplete.
     """
     adapters.merge(base, adapter, target, dtype)
@@ -152,7 +152,7 @@ def _verl(actor: Path, target: Path) -> None:
     command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
     command += ["--local_dir", str(actor), "--target_dir", str(target)]
     if subprocess.run(command, check=False).returncode:
-        raise Failure("verl's model merger failed", hint="Its message stands above.", file=actor)
+        raise Failure("verl's model merger failed", hint="Its message is in the log above.", file=actor)
 
 
 def _plain(checkpoint: Path, target: Path) -> None:

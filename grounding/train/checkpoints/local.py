@@ -1,8 +1,8 @@
-"""Find valid checkpoints: complete ones are marked, the newest complete one is used, broken ones are set aside.
+"""Find valid checkpoints: complete ones have a marker, the newest complete one is used, and broken ones are renamed.
 
-Neither transformers nor verl writes a checkpoint atomically, so a process that is killed meanwhile leaves a folder that looks like one. The
-marker is written last, after the files of every rank are on the disk, and contains the size and SHA-256 of every file: a folder that does
-not match it is not a checkpoint.
+Neither transformers nor verl writes a checkpoint atomically, so a process that is killed during a save leaves an incomplete folder. The
+marker is written last, after the files of every rank are on the disk, and contains the size and SHA-256 of every file. A folder that does
+not match its marker is not a checkpoint.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, order=True)
 class Checkpoint:
-    """A complete checkpoint: the optimizer step it was taken after, and its folder."""
+    """A complete checkpoint: the optimizer step after which it was saved, and its folder."""
 
     step: int
     path: Path
@@ -44,18 +44,18 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Moment:
-    """A step whose checkpoint was saved or uploaded, and when (seconds since 1970)."""
+    """A step whose checkpoint was saved or uploaded, and the time in seconds since 1970."""
 
     step: int
     time: float
 
     def document(self) -> dict[str, float]:
-        """Return it in the format of `/progress` and of files."""
+        """Return the moment in the format of `/progress` and of the files below."""
         return {"step": self.step, "time": round(self.time, 3)}
 
 
 def saved(root: Path) -> Moment | None:
-    """Return when the newest complete checkpoint under `root` was saved; None if there is none."""
+    """Return step and time of the newest complete checkpoint under `root`; None if there is none."""
     found = peek(root)
     with suppress(OSError):  # it may have been pruned meanwhile
         return Moment(found.step, (found.path / MARKER).stat().st_mtime) if found else None
@@ -63,7 +63,7 @@ def saved(root: Path) -> Moment | None:
 
 
 UPLOADED = "uploaded.json"
-"""In a job's folder: the step and time of the newest checkpoint that is in its output"""
+"""Name of the file in a job's folder with step and time of the newest checkpoint in the job's output"""
 
 
 def write_uploaded(out: Path, moment: Moment) -> None:
@@ -81,7 +81,7 @@ def read_uploaded(out: Path) -> Moment | None:
 
 
 UPLOAD_PROBLEM = "upload-problem.json"
-"""File in a job's folder while uploads to its output fail: the reason and the start"""
+"""Name of the file that exists in a job's folder while uploads to its output fail; it contains the reason and the start"""
 
 
 def write_upload_problem(out: Path, problem: str, now: float) -> None:
@@ -102,7 +102,7 @@ def read_upload_problem(out: Path) -> str:
 
 
 BEST = "best.json"
-"""File beside the checkpoints that names the one with the best validation metric"""
+"""Name of the file in the folder of checkpoints that records the one with the best validation metric"""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Best:
 
 
 def read_best(data: bytes) -> Best | None:
-    """Return what `note_best` wrote; None if `data` is something else."""
+    """Parse the record of `note_best`; return None if `data` is something else."""
     try:
         found = orjson.loads(data)
         return Best(int(found["step"]), str(found["figure"]), float(found["value"]))
@@ -124,7 +124,7 @@ def read_best(data: bytes) -> Best | None:
 
 
 def best(root: Path, figure: str | None = None) -> tuple[Best, Checkpoint] | None:
-    """Return the best checkpoint, if there is one and it is complete; with `figure`, only if it is the best by that metric."""
+    """Return the best checkpoint if there is one and it is complete; with `figure`, only if it is the best by that metric."""
     try:
         found = read_best((root / BEST).read_bytes())
     except OSError:
@@ -136,7 +136,7 @@ def best(root: Path, figure: str | None = None) -> tuple[Best, Checkpoint] | Non
 
 
 def note_best(root: Path, step: int, figure: str, value: float) -> bool:
-    """Record a step's value of a metric if its checkpoint is complete and no other is better. Return whether it was recorded."""
+    """Record a step's value of a metric if its checkpoint is complete and no other one is better. Return whether it was recorded."""
     before = best(root, figure)
     here = any(c.step == step and is_complete(c.path) for c in _candidates(root))
     if not here or not math.isfinite(value) or (before and not is_better(figure, value, before[0].value)):
@@ -146,11 +146,11 @@ def note_best(root: Path, step: int, figure: str, value: float) -> bool:
 
 
 def chosen(root: Path, figure: str | None, last: Checkpoint) -> Checkpoint:
-    """Return the checkpoint that a finished training exports: the best by `figure`, or the last one. With `figure`, log which."""
+    """Return the checkpoint that a finished training exports: the best by `figure`, otherwise the last one. With `figure`, log the choice."""
     found = best(root, figure) if figure is not None else None
     if figure is not None:
-        why = f"{figure} {found[0].value:.4f}" if found else f"no validation has had {figure}"
-        print(f"exported is step {(found[1] if found else last).step}: {why}", flush=True)  # noqa: T201
+        why = f"{figure} {found[0].value:.4f}" if found else f"no validation has reported {figure}"
+        print(f"exporting step {(found[1] if found else last).step}: {why}", flush=True)  # noqa: T201
     return found[1] if found else last
 
 
@@ -160,7 +160,7 @@ _SFT_RANK = re.compile(r"rng_state(?:_(\d+))?\.pth")
 
 
 def world_size(folder: Path) -> int | None:
-    """Return the number of processes that wrote the checkpoint in `folder`; None if its files do not show it. Raises `Failure` if they
+    """Return the number of processes that wrote the checkpoint in `folder`; None if its files do not show it. Raises `Failure` if the files
     contradict each other.
     """
     sizes = {int(m[2]) for p in folder.rglob("*.pt") if (m := _VERL_RANK.fullmatch(p.name))}
@@ -174,7 +174,7 @@ def world_size(folder: Path) -> int | None:
 
 
 def absent_ranks(folder: Path) -> list[str]:
-    """Return files that a rank should have written but that are missing."""
+    """Return the names of missing files that a rank should have written."""
     kinds: dict[tuple[Path, str, int], set[int]] = {}
     for path in folder.rglob("*.pt"):
         if match := _VERL_RANK.fullmatch(path.name):
@@ -189,21 +189,21 @@ def absent_ranks(folder: Path) -> list[str]:
 
 
 def write_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
-    """Store the metrics of its own step in a checkpoint that is not marked yet, because a trainer that logs a step after saving it may be
+    """Store the metrics of a checkpoint's own step in it, before it is marked complete. A trainer logs a step after saving it, and may be
     killed in between.
     """
     write_json(Path(folder) / METRICS, {"time": time.time(), "data": dict(metrics)})
 
 
 class StepMetrics(TypedDict):
-    """Metrics of one step, by the trainer's own names, and when they were written, seconds since 1970."""
+    """Metrics of one step, by the trainer's own names, and the time at which they were written, in seconds since 1970."""
 
     time: float
     data: JsonObject
 
 
 def metrics_of(checkpoint: Checkpoint) -> StepMetrics | None:
-    """Return what `write_metrics` left; None if it left nothing."""
+    """Return the metrics that `write_metrics` has stored; None if there are none."""
     try:
         found = orjson.loads((checkpoint.path / METRICS).read_bytes())
         return {"time": float(found["time"]), "data": dict(found["data"])}
@@ -212,14 +212,14 @@ def metrics_of(checkpoint: Checkpoint) -> StepMetrics | None:
 
 
 def mark_complete(folder: str | Path) -> None:
-    """Write the marker of a checkpoint once its files are on the disk; it contains the identity of the job's folder.
+    """Write the marker of a checkpoint whose files are on the disk. It also contains the identity of the job's folder.
 
     Raises `Failure` if a rank's files are missing.
     """
     folder = Path(folder)
     if absent := absent_ranks(folder):
         raise Failure(
-            f"{len(absent)} files of other ranks are missing, {absent[0]} for one",
+            f"{len(absent)} files of other ranks are missing, for example {absent[0]}",
             hint="All nodes must write to the same storage: the job's output has to be a volume that all pods mount (ReadWriteMany).",
             file=folder,
         )
@@ -257,7 +257,7 @@ class Marker:
     prefix: str = ""
 
     def document(self) -> Document:
-        """Return the marker for writing."""
+        """Return the marker as a document to be written."""
         document: Document = {
             "files": dict(self.files),
             "sha256": dict(self.sha256),
@@ -268,30 +268,30 @@ class Marker:
 
     @classmethod
     def parse(cls, data: bytes) -> Marker:
-        """Return the marker in `data`. Raises `ValueError` for anything else, and for a name that leads out of the folder."""
+        """Parse a marker. Raises `ValueError` for anything else, and for a file name that leads out of the folder."""
         try:
             found = orjson.loads(data)
             files = {_inside(str(n)): int(size) for n, size in dict(found["files"]).items()}
             digests = {str(n): str(d) for n, d in dict(found.get("sha256", {})).items()}
             prefix = str(found.get("prefix", ""))
             if not files or (digests and digests.keys() != files.keys()):
-                raise ValueError("it names no files, or not the digest of each")
+                raise ValueError("it lists no files, or lacks digests")
             world = found.get("worldSize")
             ranks = None if world is None else int(world)
             return cls(files, digests, int(found.get("attempt", 0)), ranks, _inside(prefix) if prefix else "")
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no marker of a checkpoint: {error!r}") from None
+            raise ValueError(f"this is not a marker of a checkpoint: {error!r}") from None
 
 
 def _inside(name: str) -> str:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts:
-        raise ValueError(f"{name!r} is no file of a checkpoint")
+        raise ValueError(f"{name!r} is not a file of a checkpoint")
     return name
 
 
 def content_folder(folder: Path) -> Path:
-    """Return the folder with a checkpoint's files; in a copy of a store, this is the subfolder of one attempt."""
+    """Return the folder with a checkpoint's files. In a copy from a store, this is the subfolder of one attempt."""
     try:
         prefix = Marker.parse((folder / MARKER).read_bytes()).prefix
     except (OSError, ValueError):
@@ -313,15 +313,15 @@ def refuse_other_world(checkpoint: Checkpoint, processes: int) -> None:
 
 
 def way_out(checkpoint: Checkpoint) -> str:
-    """Return what to do with a checkpoint that the job's resources do not fit."""
+    """Return what the user can do about a checkpoint that does not fit the job's resources."""
     return (
-        f"Set resources back to {world_size(checkpoint.path) or 1} GPUs in all, or go on from its weights without the optimizer: "
+        f"Set resources back to {world_size(checkpoint.path) or 1} GPUs in all, or continue from its weights without the optimizer: "
         f"`egm checkpoint export {checkpoint.path} DIR`, then a job with another name whose model.source is that folder."
     )
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether the marker exists and every file that it names has the recorded size."""
+    """Return whether the marker exists and every file in it has the recorded size."""
     try:
         files = orjson.loads((folder / MARKER).read_bytes())["files"]
         return bool(files) and all((folder / name).stat().st_size == size for name, size in files.items())
@@ -348,9 +348,9 @@ def peek(root: str | Path) -> Checkpoint | None:
 
 
 def newest(root: str | Path) -> Checkpoint | None:
-    """Return the newest complete checkpoint under `root`. Newer ones that are broken are renamed `broken-…` with a warning.
+    """Return the newest complete checkpoint under `root`. Rename newer ones that are broken to `broken-…`, with a warning.
 
-    A folder that was set aside is removed if the disk has no room for two more checkpoints.
+    Renamed folders are deleted if the disk has no space for two more checkpoints.
     """
     root, found = Path(root), None
     for checkpoint in sorted(_candidates(root), reverse=True):
@@ -369,12 +369,12 @@ _BROKEN = "broken-"
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of all files below `folder`."""
+    """Return the total size in bytes of all files below `folder`."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
 def _make_room(root: Path) -> None:
-    """Remove folders that were set aside, and leftovers of killed processes, unless there is room for two more checkpoints."""
+    """Delete renamed broken folders and leftovers of killed processes if the disk has no space for two more checkpoints."""
     aside = [*root.glob(f"{_BROKEN}*"), *root.glob(".restore-*")]
     if not aside:
         return
@@ -391,7 +391,7 @@ def require_room(root: Path, needed: int) -> None:
     free = shutil.disk_usage(root).free
     if needed > free:
         raise Failure(
-            f"the next checkpoint needs {in_words(needed)} and {in_words(free)} are free",
+            f"the next checkpoint needs {in_words(needed)}, but {in_words(free)} are free",
             hint="Free some space, enlarge the claim, or lower spec.hyperparameters.keepCheckpoints; "
             "the same command continues from the newest checkpoint.",
             file=root,
@@ -399,13 +399,13 @@ def require_room(root: Path, needed: int) -> None:
 
 
 def keep_newest(root: str | Path, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints and the best one, and older ones that were set aside as broken."""
+    """Delete all but the newest `keep` complete checkpoints and the best one. Also delete older ones that were renamed as broken."""
     root, kept = Path(root), complete(root)
     spared = best(root)
     for checkpoint in kept[max(1, keep) :]:
         if spared and checkpoint == spared[1]:
             continue
-        # the marker goes first: a folder half removed by a crash must not look complete
+        # delete the marker first: after a crash, a partly deleted folder must not look complete
         (checkpoint.path / MARKER).unlink(missing_ok=True)
         shutil.rmtree(checkpoint.path, ignore_errors=True)
     for aside in root.glob(f"{_BROKEN}*"):
@@ -415,7 +415,7 @@ def keep_newest(root: str | Path, keep: int) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint in a job's folder or its output: bytes in all, and whether every file is there in its size."""
+    """A checkpoint in a job's folder or its output: total bytes, and whether every file exists with its size."""
 
     step: int
     name: str
@@ -424,7 +424,7 @@ class Found:
 
 
 def inventory(store: Any) -> list[Found]:
-    """Return the checkpoints under `checkpoints/` of a store (`grounding.storage`), oldest first; the marker decides what is whole."""
+    """Return the checkpoints under `checkpoints/` of a store (`grounding.storage`), oldest first. The marker decides whether one is complete."""
     sizes: dict[str, dict[str, int]] = {}
     for entry in store.entries("checkpoints/"):
         _, name, *rest = entry.name.split("/")

@@ -1,8 +1,8 @@
-"""A look into a checkpoint before anything loads it: a pickle can name any function and have it called.
+"""Check a checkpoint before it is loaded, because a pickle can call any function.
 
-verl loads its shards with the full unpickler; so does torch with its table of shards (`.metadata`) and with what the table
-says is no tensor. What these pickles name is compared with what such files of ours can need; anything else is refused by
-name. `READ` says how each kind of file is read. A file that it does not list is searched if it holds a pickle.
+verl loads its shards with the full unpickler. torch does the same with the table of shards (`.metadata`) and with the entries of the table
+that are not tensors. This module lists the functions and classes that such a pickle refers to, and refuses every one that our
+checkpoints do not need. `READ` defines how each kind of file is read. A file that it does not list is searched if it contains a pickle.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from grounding.errors import UserError
 
 
 class Read(StrEnum):
-    """How what resumes or exports a checkpoint reads a file of it."""
+    """How a file of a checkpoint is read when a training resumes or exports it."""
 
     PLAIN = "no pickle: tensors by offset, JSON, text"
     SEARCHED = "by torch.load, some of it with the full unpickler"
@@ -31,24 +31,24 @@ class Read(StrEnum):
 READ: tuple[tuple[str, Read], ...] = (
     (".metadata", Read.TABLE),
     ("*.distcp", Read.SHARDS),
-    # transformers' Trainer left its arguments there, objects of its own, before this version took them away
+    # older versions kept the Trainer's arguments there, a pickle of transformers' own classes
     ("training_args.bin", Read.UNREAD),
     ("*.pt", Read.SEARCHED),  # verl's shards and data.pt; SFT's optimizer and schedule
     ("*.pth", Read.SEARCHED),  # SFT's random numbers
-    ("*.bin", Read.SEARCHED),  # weights in torch's own form
+    ("*.bin", Read.SEARCHED),  # weights in torch's own format
     ("*.safetensors", Read.PLAIN),
     ("*.json", Read.PLAIN),
     ("*.jinja", Read.PLAIN),
     ("*.txt", Read.PLAIN),
 )
-"""How a file is read, by its name; the first pattern that fits counts"""
+"""How a file is read, by a pattern of its name; the first match applies"""
 
 _NUMPY = frozenset(
     f"{module}.{name}"
     for module in ("numpy._core.multiarray", "numpy.core.multiarray")
     for name in ("_reconstruct", "scalar")
 ) | {"numpy.ndarray", "numpy.dtype"}
-"""The state of numpy's random numbers, in verl's `extra_state`; the rest is torch's own list for weights only"""
+"""Functions for the state of numpy's random numbers in verl's `extra_state`, in addition to torch's own list for weights"""
 
 _METADATA = frozenset(
     {
@@ -68,15 +68,15 @@ _METADATA = frozenset(
 )
 _DTYPES = frozenset(
     {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
-)  # each an attribute of torch
+)  # names of attributes of torch
 HINT = (
-    "Nothing was loaded. No training of ours writes such a file: find out who can write to the output, remove the "
-    "checkpoint, and the same command continues from the one before."
+    "Nothing was loaded. EGM's trainings never write such a file: find out who can write to the output, remove the "
+    "checkpoint, and run the same command again: it continues from the checkpoint before."
 )
 
 
 def how_read(path: Path) -> Read:
-    """Return how a file of a checkpoint is read; one that `READ` does not list, by its first bytes."""
+    """Return how a file of a checkpoint is read. If `READ` does not list it, decide by its first bytes."""
     known = next((read for pattern, read in READ if fnmatch(path.name, pattern)), None)
     if known is not None:
         return known
@@ -90,7 +90,7 @@ def _holds_pickle(path: Path) -> bool:
 
 
 def require_safe(checkpoint: Path) -> None:
-    """Raise `UserError` if a file of the checkpoint names anything that our checkpoints never use."""
+    """Raise `UserError` if a file of the checkpoint refers to any function or class that our checkpoints never use."""
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
         read = how_read(path)
         if read is Read.TABLE:
@@ -103,12 +103,12 @@ def require_safe(checkpoint: Path) -> None:
 class _Metadata(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _METADATA and not (module == "torch" and name in _DTYPES):
-            raise pickle.UnpicklingError(f"it wants to use {module}.{name}")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
         return super().find_class(module, name)
 
 
 def _require_plain_shards(path: Path) -> None:
-    """Read a table of shards safely, and search the parts that are not tensors, because torch unpickles those without limits."""
+    """Read a table of shards safely, and check the entries that are not tensors, because torch unpickles those without restrictions."""
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     try:
@@ -123,14 +123,14 @@ def _require_plain_shards(path: Path) -> None:
     for name, offset, length in places:
         shard = path.parent / name
         if Path(name).name != name or not shard.is_file():
-            raise UserError(f"names a shard that is not beside it: {name}", file=path, hint=HINT)
+            raise UserError(f"refers to a shard outside its folder: {name}", file=path, hint=HINT)
         with shard.open("rb") as f:
             f.seek(offset)
             _require_plain(io.BytesIO(f.read(length)), shard)
 
 
 def _require_plain(file: IO[bytes], path: Path) -> None:
-    """Raise `UserError` if a file of `torch.save` names anything except tensors and numbers."""
+    """Raise `UserError` if a file of `torch.save` refers to anything except tensors and numbers."""
     import torch.distributed.tensor  # adds the types of sharded tensors to torch's list
     from torch.serialization import get_unsafe_globals_in_checkpoint
 
@@ -140,4 +140,4 @@ def _require_plain(file: IO[bytes], path: Path) -> None:
     except Exception as error:
         raise UserError(f"is not a file that torch.save has written: {error}", file=path, hint=HINT) from None
     if named:
-        raise UserError(f"wants to use {', '.join(sorted(named)[:3])} when it is loaded", file=path, hint=HINT)
+        raise UserError(f"would call {', '.join(sorted(named)[:3])} when it is loaded", file=path, hint=HINT)

@@ -1,8 +1,8 @@
-"""Upload checkpoints to a store in the background, the marker last, and restore them on a node that has none.
+"""Upload checkpoints to a store in the background, and restore them on a node that has none. The marker is always uploaded last.
 
-In the store, a checkpoint is `checkpoints/<name>/complete.json`, which lists the files and their SHA-256, and the folder with the files,
-`attempt-<number>-<digest>`. Two attempts that train the same step therefore never write to the same object. `Store` lists the few methods
-of `grounding.storage` that are used.
+In the store, a checkpoint consists of `checkpoints/<name>/complete.json`, which lists the files and their SHA-256, and of the folder
+`attempt-<number>-<digest>` with the files. Two attempts that train the same step therefore never write to the same object. `Store` lists
+the methods of `grounding.storage` that are needed.
 """
 
 from __future__ import annotations
@@ -49,22 +49,23 @@ from grounding.train.checkpoints.local import MARKER, Checkpoint, Marker
 _log = logging.getLogger(__name__)
 PROGRESS = "progress.jsonl"
 RECORD = ("validation", "tensorboard", "wandb", "verl")
-"""Further folders of a job that are uploaded at the end; rollouts are too large and stay"""
+"""Further folders of a job that are uploaded at the end; rollouts are too large and are not uploaded"""
 FINAL_REFUSAL_S = 60.0
-"""Seconds of refusals in a row (such as expired credentials) after which the end of a training no longer waits for the store"""
+"""If the store has refused all requests (for example because credentials have expired) for this number of seconds, the end of a
+training no longer waits for it"""
 UPLOAD_SHARE = 0.8
-"""Share of the remaining grace period for the newest checkpoint; the rest is for the progress lines and `RECORD`."""
+"""Share of the remaining grace period for the newest checkpoint; the rest is for the progress lines and the folders in `RECORD`"""
 PROBE_S = 20.0
-"""Seconds without a request after which a small one is sent, so that expired credentials show within a minute"""
+"""Seconds without a request after which a small one is sent, so that expired credentials are noticed within a minute"""
 _MARKED = re.compile(rf"checkpoints/((?:checkpoint-|global_step_)(\d+))/{re.escape(MARKER)}")
 
 
 CLAIM = "attempt.json"
-"""File in the output that names the attempt that began last. An older one that is still alive elsewhere stops uploading."""
+"""Name of the file in the output with the attempt that began last. An older attempt that still runs elsewhere stops uploading"""
 
 
 class Store(Protocol):
-    """The methods of a store that are used; names are relative to its URI. Methods raise `EgmError`."""
+    """The methods of a store that are needed. Names are relative to its URI. Methods raise `EgmError`."""
 
     uri: str
 
@@ -84,13 +85,13 @@ def stored(store: Store) -> list[tuple[int, str]]:
 
 
 def _key(marker: Marker) -> str:
-    """Return the folder of one attempt's files below the checkpoint's, which is different for different contents."""
+    """Return the name of the folder with one attempt's files; it differs if the content differs."""
     content = orjson.dumps([dict(marker.files), dict(marker.sha256)], option=orjson.OPT_SORT_KEYS)
     return f"attempt-{marker.attempt}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def _stored_marker(store: Store, base: str, present: Mapping[str, int]) -> Marker | None:
-    """Return the marker in the store; None if there is none that can be read."""
+    """Return the marker in the store; None if there is none or it cannot be read."""
     if f"{base}/{MARKER}" not in present:
         return None
     try:
@@ -100,7 +101,7 @@ def _stored_marker(store: Store, base: str, present: Mapping[str, int]) -> Marke
 
 
 def _all_there(marker: Marker, base: str, present: Mapping[str, int]) -> bool:
-    """Return whether the store lists every file of a marker with the right size."""
+    """Return whether the store lists every file of a marker with its size."""
     return all(present.get(f"{base}/{marker.prefix}/{name}") == size for name, size in marker.files.items())
 
 
@@ -113,7 +114,7 @@ def claim(store: Store) -> str:
 
 
 def claimed_by(store: Store) -> str:
-    """Return the name of the last claim; empty if none can be read."""
+    """Return the name of the last claim; empty if there is none or it cannot be read."""
     if store.find(CLAIM) is None:
         return ""
     try:
@@ -129,14 +130,14 @@ def push(
     mine: Callable[[], bool] = lambda: True,
     claimed: bool = False,
 ) -> bool:
-    """Upload a complete checkpoint under its attempt, the marker last. False if `stop` came first, or `mine` says no.
+    """Upload a complete checkpoint into its attempt's folder, the marker last. Return False if `stop` is set, or `mine` returns False.
 
-    `claimed`: this attempt has claimed the output, so it replaces any other attempt's files of this step. Without a claim, the greater
-    number of the attempt counts, although a job that was created again counts its attempts from one.
+    `claimed`: whether this attempt has claimed the output; then it replaces another attempt's files of this step. Without a claim, the
+    attempt with the greater number is kept, although a job that was created again counts its attempts from one.
 
-    The files go to a folder whose name contains the attempt's number and a digest of all files, so that only the same checkpoint continues
-    an interrupted upload. The marker names that folder, its files and their digests; from its writing on, this attempt's files count
-    instead of another's. Raises `EgmError` of the store, and `OSError` if the folder disappears meanwhile.
+    The name of the folder contains the attempt's number and a digest of all files, so that an interrupted upload is only continued by the
+    same checkpoint. The marker refers to that folder and lists its files and digests; once it is written, it replaces another attempt's
+    files. Raises the store's `EgmError`, and `OSError` if the local folder is deleted meanwhile.
     """
     base = f"checkpoints/{checkpoint.path.name}"
     marker = Marker.parse((checkpoint.path / MARKER).read_bytes())
@@ -148,7 +149,7 @@ def push(
     there = _stored_marker(store, base, present)
     later = there is not None and not claimed and there.attempt > marker.attempt
     if there is not None and (later or (there.prefix == marker.prefix and _all_there(there, base, present))):
-        return True  # done, or a later attempt has trained this step again
+        return True  # already uploaded, or a later attempt has trained this step again
     for name, size in marker.files.items():
         if stop is not None and stop.is_set():
             return False
@@ -161,14 +162,14 @@ def push(
     failpoint("upload.marker", checkpoint.path.name)
     store.write(f"{base}/{MARKER}", orjson.dumps(marker.document(), option=orjson.OPT_INDENT_2))
     failpoint("upload.marked", checkpoint.path.name)
-    for name in present:  # folders of attempts that this one has replaced
+    for name in present:  # delete the folders of attempts that this one has replaced
         if not name.startswith((f"{base}/{marker.prefix}/", f"{base}/{MARKER}")):
             store.delete(name)
     return True
 
 
 def best_stored(store: Store) -> checkpoints.Best | None:
-    """Return the record of the checkpoint in the store with the best validation metric; None if there is none."""
+    """Return the record of the stored checkpoint with the best validation metric; None if there is none."""
     name = f"checkpoints/{checkpoints.BEST}"
     return checkpoints.read_best(store.read(name)) if store.find(name) is not None else None
 
@@ -176,7 +177,7 @@ def best_stored(store: Store) -> checkpoints.Best | None:
 def push_best(
     store: Store, root: Path, stop: threading.Event | None, mine: Callable[[], bool], claimed: bool = False
 ) -> bool:
-    """Like `push`, upload the best checkpoint if the store has another one, then its record. Return whether the store has both."""
+    """Upload the best checkpoint like `push` if the store has another one, then its record. Return whether the store has both."""
     found = checkpoints.best(root)
     if found is None or not push(store, found[1], stop, mine, claimed):
         return found is None
@@ -185,7 +186,7 @@ def push_best(
 
 
 def prune(store: Store, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints and the best one from the store; the marker goes first."""
+    """Delete all but the newest `keep` complete checkpoints and the best one from the store, each marker before its files."""
     spared = best_stored(store)
     for step, name in stored(store)[max(1, keep) :]:
         if spared is not None and step == spared.step:
@@ -199,7 +200,7 @@ def prune(store: Store, keep: int) -> None:
 def restore(store: Store, root: Path) -> Checkpoint | None:
     """Download the newest complete checkpoint that is newer than those under `root`, and verify it by digest.
 
-    A checkpoint that cannot be restored completely is skipped with a warning. Return the newest complete one under `root` afterwards.
+    A checkpoint that cannot be restored completely is skipped with a warning. Return the newest complete checkpoint that is then under `root`.
     """
     here = checkpoints.peek(root)
     found = stored(store)
@@ -214,11 +215,11 @@ def restore(store: Store, root: Path) -> Checkpoint | None:
 
 
 def _restore_best(store: Store, root: Path, found: Mapping[int, str]) -> None:
-    """Download the checkpoint with the best validation metric, which is exported at the end, and its record."""
+    """Download the checkpoint with the best validation metric and its record, because the end of the training exports it."""
     try:
         noted = best_stored(store)
     except EgmError as error:
-        _log.warning("which checkpoint of %s is the best cannot be read: %s", store.uri, error)
+        _log.warning("the record of the best checkpoint of %s cannot be read: %s", store.uri, error)
         return
     if noted is None or noted.step not in found or checkpoints.best(root) is not None:
         return
@@ -228,13 +229,13 @@ def _restore_best(store: Store, root: Path, found: Mapping[int, str]) -> None:
 
 
 def _restore_one(store: Store, root: Path, step: int, name: str) -> Checkpoint | None:
-    """Download a checkpoint and verify it by digest; return None, with a warning, if it cannot be restored completely."""
+    """Download a checkpoint and verify it by digest. If it cannot be restored completely, log a warning and return None."""
     folder, temporary = root / name, root / f".restore-{name}"
     try:
         marker = Marker.parse(store.read(f"checkpoints/{name}/{MARKER}"))
         if not marker.sha256:
             _log.warning(
-                "checkpoint %s of %s was written by an older version: it has no digests to verify it by",
+                "checkpoint %s of %s was written by an older version and has no digests, so it is not verified",
                 name,
                 store.uri,
             )
@@ -249,7 +250,7 @@ def _restore_one(store: Store, root: Path, step: int, name: str) -> Checkpoint |
         _log.warning("checkpoint %s of %s cannot be restored: %s", name, store.uri, error)
         return None
     if not checkpoints.is_complete(temporary):
-        _log.warning("checkpoint %s of %s is not whole; passed over", name, store.uri)
+        _log.warning("skipping checkpoint %s of %s, because it is incomplete", name, store.uri)
         shutil.rmtree(temporary, ignore_errors=True)
         return None
     sync_tree(temporary)
@@ -263,7 +264,7 @@ def _restore_one(store: Store, root: Path, step: int, name: str) -> Checkpoint |
 
 
 def _fetch(store: Store, key: str, target: Path, size: int, marker: Marker) -> None:
-    """Download a file of a checkpoint unless it exists; raises `Failure` if its content does not match the marker."""
+    """Download a file of a checkpoint unless it exists. Raises `Failure` if its content does not match the marker."""
     file = key.rpartition(f"{marker.prefix}/")[2] if marker.prefix else key.split("/", 2)[2]
     wanted = marker.sha256.get(file, "")
 
@@ -277,11 +278,11 @@ def _fetch(store: Store, key: str, target: Path, size: int, marker: Marker) -> N
     store.download(key, target)
     if not right():
         target.unlink()
-        raise Failure("its content is not what its marker says", file=f"{store.uri}/{key}")
+        raise Failure("its content does not match the marker", file=f"{store.uri}/{key}")
 
 
 class Uploader:
-    """Uploads each new complete checkpoint in its own thread. Errors are logged as warnings, and the upload is tried again."""
+    """Uploads each new complete checkpoint in a separate thread. Errors are logged as warnings, and the upload is tried again."""
 
     def __init__(
         self,
@@ -293,14 +294,16 @@ class Uploader:
         tell_s: float = 30.0,
         claim: str = "",
     ) -> None:
-        """Checks every `interval_s` seconds. `line_s`: how long a checkpoint waits for the progress lines before it; `tell_s`: interval of
-        uploads of progress lines without a checkpoint.
+        """Check for new checkpoints every `interval_s` seconds.
+
+        `line_s`: seconds for which a checkpoint waits for the progress lines before it. `tell_s`: seconds between uploads of progress lines
+        without a checkpoint.
         """
         self.root, self.store, self.keep, self.interval_s, self.line_s = root, store, keep, interval_s, line_s
         self.tell_s, self._told, self._again = tell_s, 0.0, 0.0
         self.uploaded: Checkpoint | None = None
         self.moment = checkpoints.read_uploaded(root.parent)
-        """When the newest checkpoint in the store was uploaded"""
+        """Time at which the newest checkpoint was uploaded"""
         self.claim, self.superseded = claim, False
         self._heard = time.monotonic()
         self._best: checkpoints.Best | None = None
@@ -309,35 +312,35 @@ class Uploader:
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
 
     def newest(self) -> ReportedCheckpoint | None:
-        """Return the newest checkpoint in the store that this process knows of."""
+        """Return the newest checkpoint in the store that this process has seen."""
         done = self.uploaded
         return (
             ReportedCheckpoint(step=done.step, uri=f"{self.store.uri}/checkpoints/{done.path.name}") if done else None
         )
 
     def _well(self) -> None:
-        """Record that the store has just carried out a request."""
+        """Record that the store has just executed a request."""
         self._refused, self._heard = 0.0, time.monotonic()
         self._say_problem("")
 
     def _say_problem(self, problem: str) -> None:
-        """Let `/progress` and `egm get` show why uploads fail; empty if they succeed."""
+        """Record why uploads fail, for `/progress` and `egm get`; an empty text means that they succeed."""
         self.problem = problem
-        with contextlib.suppress(OSError):  # a full disk, which the training itself reports
+        with contextlib.suppress(OSError):  # the disk may be full, which the training itself reports
             checkpoints.write_upload_problem(self.root.parent, problem, time.time())
 
     def mine(self) -> bool:
-        """Ask the store whether no other attempt has begun since this one. Raises its `EgmError`."""
+        """Return whether no other attempt has begun since this one, by asking the store. Raises its `EgmError`."""
         if self.claim and not self.superseded:
             self.superseded = claimed_by(self.store) not in ("", self.claim)
         if self.superseded:
             self._say_problem(
-                "another attempt of this job has begun and writes to the output; this one uploads nothing more"
+                "another attempt of this job has begun and writes to the output; this one stops uploading"
             )
         return not self.superseded
 
     def _probe(self) -> None:
-        """Send the store a small request if there was none recently, so that problems show before the next checkpoint."""
+        """Send the store a small request if there was none recently, so that problems are noticed before the next checkpoint."""
         if time.monotonic() - self._heard < PROBE_S:
             return
         try:
@@ -350,7 +353,7 @@ class Uploader:
             self._trouble("the next checkpoint", error)
 
     def refused(self) -> bool:
-        """Return whether the store has refused every request of the last `FINAL_REFUSAL_S` seconds, so that waiting is useless."""
+        """Return whether the store has refused every request of the last `FINAL_REFUSAL_S` seconds, so that waiting would be useless."""
         return bool(self._refused) and time.monotonic() - self._refused >= FINAL_REFUSAL_S
 
     def _trouble(self, what: str, error: Exception) -> None:
@@ -362,12 +365,12 @@ class Uploader:
             self._refused = 0.0
 
     def start(self) -> None:
-        """Start watching for checkpoints."""
+        """Start to watch for checkpoints."""
         self._thread.start()
 
     def close(self, patience_s: float) -> bool:
-        """Wait at most `patience_s` seconds for the upload of the newest checkpoint; return whether it succeeded. The next run continues an
-        unfinished upload.
+        """Wait at most `patience_s` seconds for the upload of the newest checkpoint, and return whether it succeeded. The next run continues
+        an unfinished upload.
         """
         self._now.set()
         end = time.monotonic() + patience_s
@@ -381,7 +384,7 @@ class Uploader:
         return newest is None or (self.uploaded is not None and self.uploaded.step >= newest.step)
 
     def complete(self) -> None:
-        """After `close` of a finished run, also upload older kept checkpoints that were skipped for a newer one."""
+        """Upload the older kept checkpoints that were skipped for a newer one; called after `close` at the end of a finished run."""
         for checkpoint in reversed(checkpoints.complete(self.root)[: self.keep]):
             push(self.store, checkpoint, mine=self.mine, claimed=bool(self.claim))
         push_best(self.store, self.root, None, self.mine, claimed=bool(self.claim))
@@ -394,7 +397,7 @@ class Uploader:
                 return
 
     def _await(self, lines: Path, step: int) -> None:
-        """Wait for the progress lines before a checkpoint, because otherwise a new node would have a gap in the curve."""
+        """Wait for the progress lines before a checkpoint; otherwise a new node would have a gap in the curve."""
         end = time.monotonic() + self.line_s
         while time.monotonic() < end and not any(line["step"] >= step - 1 for line in read_progress(lines)):
             if self._stop.wait(0.1):
@@ -408,7 +411,7 @@ class Uploader:
         self._well()
 
     def _tell_between(self, lines: Path) -> None:
-        """Upload progress lines between checkpoints, because otherwise a lost pod would lose measurements such as a validation."""
+        """Upload progress lines between checkpoints; otherwise the loss of a pod would lose measurements such as a validation."""
         if time.monotonic() < self._again or not lines.exists() or lines.stat().st_mtime <= self._told:
             return
         try:
@@ -417,7 +420,7 @@ class Uploader:
             self._trouble("the progress file", error)
 
     def _send_best(self) -> bool:
-        """Upload the best checkpoint and its record if it has changed; return whether the store has it."""
+        """Upload the best checkpoint and its record if they have changed. Return whether the store has them."""
         found = checkpoints.best(self.root)
         if found is None or found[0] == self._best:
             return True
@@ -432,7 +435,7 @@ class Uploader:
 
     def _once(self) -> bool:
         newest = checkpoints.peek(self.root)
-        lines = self.root.parent / PROGRESS  # a new node has no other copy
+        lines = self.root.parent / PROGRESS  # for a new node, this is the only copy
         if self.superseded:
             return True
         if newest is None or newest == self.uploaded:
@@ -450,7 +453,7 @@ class Uploader:
                 if self.moment is None or self.moment.step != newest.step:
                     self.moment = checkpoints.Moment(newest.step, time.time())
                     checkpoints.write_uploaded(self.root.parent, self.moment)
-                done = self._send_best()  # before older ones are removed, because it may be one of them
+                done = self._send_best()  # before older checkpoints are deleted, because the best may be one of them
                 prune(self.store, self.keep)
                 return done
         except (EgmError, OSError, ValueError) as error:
@@ -460,8 +463,8 @@ class Uploader:
 
 
 def local_model(model: str) -> str:
-    """Return the model as a folder of this machine, from the root, since verl works in the job's folder. One of a store or the hub is
-    fetched once a node."""
+    """Return the absolute path of a model's folder on this machine, because verl runs in the job's folder. A model in a store or on the hub
+    is downloaded once per node."""
     if model.startswith("tiny://"):
         return model
     if "://" not in model:
@@ -474,7 +477,7 @@ def _say(text: str) -> None:
 
 
 def _set_aside(store: StorageStore, token: str) -> None:
-    """Move the work in the output to `previous/N` there, once for each `token`; markers go first."""
+    """Move the work in the output to `previous/N` there, once for each `token`; each marker is moved before its files."""
     if target := aside.set_aside(store, token, identity.WORK, lambda name: name.endswith((MARKER, MANIFEST))):
         _say(f"the earlier work was set aside: {target}")
 
@@ -487,7 +490,7 @@ def _enter(store: Store, who: identity.Identity) -> None:
     if there or steps:
         old = identity.Identity.parse(store.read(identity.FILE)) if store.find(identity.FILE) else None
         for change in identity.check(old, who, store.uri, finished=finished):
-            _say(f"the job has changed, and continues with it: {change}")
+            _say(f"the job has changed and continues with the new value: {change}")
     store.write(identity.FILE, orjson.dumps(who.document(), option=orjson.OPT_INDENT_2))
 
 
@@ -497,8 +500,8 @@ def kept(
 ) -> Iterator[Uploader | None]:
     """Context of rank 0's training: continue from the job's output (`storage.destination`), and upload to it.
 
-    Checkpoints and progress lines are uploaded in the background. At the end (also after an error or SIGTERM), the newest ones, the folders
-    in `RECORD`, and the model if there is one are uploaded. `stop` limits the time for that; without it, it is the grace period. Raises
+    Checkpoints and progress lines are uploaded in the background. At the end, also after an error or SIGTERM, the newest ones, the folders
+    in `RECORD` and the model, if there is one, are uploaded. `stop` limits the time for that; without it, the grace period does. Raises
     `Failure` if the finished model cannot be uploaded; the same command then uploads it.
     """
     stop = stop if stop is not None else Stop(environment.of_process().grace_seconds)
@@ -529,7 +532,7 @@ def kept(
         finished = is_published(model)
         patience = 3600.0 if finished else UPLOAD_SHARE * stop.left()
         if not uploader.close(patience):
-            _log.warning("the newest checkpoint is not in %s; it stays in %s", uri, out / "checkpoints")
+            _log.warning("the newest checkpoint was not uploaded to %s; it is kept in %s", uri, out / "checkpoints")
         try:
             if not uploader.mine():
                 raise Failure(uploader.problem)
@@ -546,6 +549,6 @@ def kept(
                     send(out / name, f"{uri}/{name}", transfer=None if finished else hasty)
         except EgmError as error:
             if finished:
-                hint = f"It lies in {model}; the same command sends it."
-                raise Failure(f"the model could not be sent to {uri}: {error.message}", hint=hint) from error
-            _log.warning("the progress lines are not in %s: %s", uri, error)
+                hint = f"It is stored in {model}; the same command uploads it."
+                raise Failure(f"the model could not be uploaded to {uri}: {error.message}", hint=hint) from error
+            _log.warning("the progress lines were not uploaded to %s: %s", uri, error)

@@ -1,7 +1,7 @@
 """Rules over the progress lines that detect problems of a training run. Pure: the time is an argument.
 
-An event is `{"reason", "step", "message"}`; it is reported as long as its rule holds, so a reader needs no history. The rules never stop a
-run: they point out what a person should look at.
+An event is `{"reason", "step", "message"}`. It is reported as long as its rule applies, so a reader needs no history. The rules never stop
+a run; they report what a person should look at.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Line = ProgressLine
 
 
 class Event(TypedDict):
-    """The finding of a rule: the step and a message."""
+    """The finding of a rule: its reason, the step and a message."""
 
     reason: str
     step: int
@@ -25,12 +25,12 @@ class Event(TypedDict):
 
 
 STALL_S = 1800.0
-"""Seconds without a step after which a training counts as stalled, if its job sets no limit."""
+"""Seconds without a step after which a training counts as stalled, if the job sets no limit"""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of the rules. `response_tokens`: the job's longest answer, None for SFT. Shares are fractions, times seconds."""
+    """The limits of the rules. `response_tokens`: longest answer that the job allows, None for SFT. Shares are fractions, times seconds."""
 
     response_tokens: int | None = None
     window: int = 10
@@ -45,7 +45,7 @@ def _values(lines: Sequence[Line], name: str) -> list[tuple[int, float]]:
 
 
 def _not_finite(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
-    """Report a loss, score or gradient that is not a number, in one of the last steps."""
+    """Report a loss, score or gradient in one of the last steps that is not a finite number."""
     for line in reversed(lines[-limits.window :]):
         bad = [n for n in ("loss", "score", "gradNorm") if n in (m := line.get("metrics", {})) and m[n] is None]
         if bad:
@@ -54,7 +54,7 @@ def _not_finite(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None
 
 
 def _collapsed(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
-    """Report a mean score of the last steps below half of the best such mean so far."""
+    """Report if the mean score of the last steps is below half of the best such mean so far."""
     scores = [v for _, v in _values(lines, "score")]
     n = limits.window
     if len(scores) < 2 * n:
@@ -63,16 +63,16 @@ def _collapsed(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
     now = statistics.fmean(scores[-n:])
     if best <= 0 or now >= limits.collapse * best:
         return None
-    return lines[-1]["step"], f"the score of the last {n} steps is {now:.3f}, it was {best:.3f} at best"
+    return lines[-1]["step"], f"the mean score of the last {n} steps is {now:.3f}; the best such mean was {best:.3f}"
 
 
 def _too_long(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
-    """Report answers that are truncated at the length limit: by the share that verl counts, else by a mean close to the limit."""
+    """Report if answers are truncated at the length limit: by the share that verl counts, otherwise by a mean length close to the limit."""
     recent = lines[-limits.window :]
     cut = [v for _, v in _values(recent, "responseClipped")]
     if cut and statistics.fmean(cut) >= limits.at_limit:
         share = f"{100 * statistics.fmean(cut):.0f} % of the answers of the last {len(cut)} steps"
-        return lines[-1]["step"], f"{share} are cut at the length limit"
+        return lines[-1]["step"], f"{share} are truncated at the length limit"
     lengths = [v for _, v in _values(recent, "responseLength")]
     limit = limits.response_tokens
     if not cut and limit and lengths and statistics.fmean(lengths) >= 0.95 * limit:
@@ -81,7 +81,7 @@ def _too_long(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
 
 
 def _failing(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
-    """Report prompts of the last steps without an answer; a few are only counted, many end the run."""
+    """Report prompts of the last steps that got no answer. A few are only reported; many end the run."""
     recent = lines[-limits.window :]
     for failed, wanted, what in (
         ("valFailed", "valPrompts", "validation prompts"),
@@ -104,7 +104,7 @@ _RULES: tuple[tuple[str, Callable[[Sequence[Line], Limits], tuple[int, str] | No
 
 
 def events(lines: Sequence[Line], now: float, started: float, limits: Limits) -> list[Event]:
-    """Return the problems at unix time `now`, from progress lines in order of step; `started`: when this attempt began."""
+    """Return the problems at `now` (seconds since 1970), from progress lines in order of step. `started`: when this attempt began."""
     found: list[Event] = []
     for reason, rule in _RULES:
         if lines and (verdict := rule(lines, limits)):

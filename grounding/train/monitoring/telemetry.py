@@ -1,6 +1,6 @@
-"""`/progress` and `/metrics` of rank 0: the content of the progress lines over HTTP.
+"""`/progress` and `/metrics` of rank 0: the progress lines over HTTP.
 
-The file of progress lines is the only source, so nothing is counted twice, and a restarted process gives the same answers.
+The file of progress lines is the only source, so no step is counted twice, and a restarted process gives the same answers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from grounding.train.checkpoints import local as checkpoints
 from grounding.train.checkpoints.local import Moment
 from grounding.train.monitoring import health
 
-# progress line's metric -> Prometheus name and help; phases of a step become a label
+# progress line's metric -> Prometheus name and help; the phases of a step are one metric with a label
 GAUGES = {
     "score": ("score", "Mean score of the step's answers."),
     "loss": ("loss", "Training loss."),
@@ -37,7 +37,7 @@ GAUGES = {
     "valIou": ("val_iou", "Mean IoU of the last validation, 0..1."),
     "klLoss": ("kl_loss", "KL loss to the starting model."),
     "kl": ("kl", "KL between the policies before and after the step."),
-    "entropy": ("entropy", "Entropy of the policy, nats a token."),
+    "entropy": ("entropy", "Entropy of the policy in nats per token."),
     "clipFraction": ("clip_ratio", "Share of clipped policy ratios, 0..1."),
     "responseClipped": ("response_clipped_ratio", "Share of answers cut at the length limit, 0..1."),
     "responseLength": ("response_length_tokens", "Mean length of an answer."),
@@ -46,8 +46,8 @@ GAUGES = {
     "gpuMemoryBytes": ("gpu_memory_peak_bytes", "Most memory of a GPU that tensors have taken so far (SFT)."),
     "gradNorm": ("grad_norm", "Gradient norm."),
     "learningRate": ("learning_rate", "Learning rate."),
-    "rollouts": ("rollouts", "Answers that the last step wanted."),
-    "rolloutsFailed": ("rollouts_failed", "Answers of the last step that never came."),
+    "rollouts": ("rollouts", "Answers that the last step requested."),
+    "rolloutsFailed": ("rollouts_failed", "Answers of the last step that were not received."),
     "valPrompts": ("validation_prompts", "Prompts of the last validation."),
     "valFailed": (
         "validation_prompts_failed",
@@ -55,9 +55,12 @@ GAUGES = {
     ),
     "rowsDropped": (
         "rows_dropped",
-        "Training rows that verl's filter left out: too long, or without a readable picture.",
+        "Training rows that verl's filter dropped: too long, or without a readable picture.",
     ),
-    "skippedSteps": ("skipped_steps", "SFT steps skipped since the start, their gradients were no finite numbers."),
+    "skippedSteps": (
+        "skipped_steps",
+        "SFT steps skipped since the start, because their gradients were not finite numbers.",
+    ),
 }
 PHASES = {
     "secondsStep": "step",
@@ -74,7 +77,7 @@ PHASES = {
 
 @dataclass(frozen=True)
 class Source:
-    """Facts that are reported in addition to the lines. `checkpoint` returns the newest complete one, or None."""
+    """Facts that are reported in addition to the lines. `checkpoint` returns the newest complete checkpoint, or None."""
 
     job: str
     stage: str
@@ -85,12 +88,12 @@ class Source:
     checkpoint: Callable[[], ReportedCheckpoint | None] = lambda: None
     started: float = field(default_factory=time.time)
     problem: Callable[[], str] = lambda: ""
-    """Why the newest checkpoint is not in the output, if an upload has failed"""
+    """Why the newest checkpoint is not in the output if an upload has failed"""
     saved: Callable[[], Moment | None] = lambda: None
     uploaded: Callable[[], Moment | None] = lambda: None
-    """When the newest checkpoint was saved on the job's disk, and when the newest one in its output was uploaded"""
+    """When the newest checkpoint was saved to the job's disk, and when the newest one in the output was uploaded"""
     stopping: Callable[[], str] = lambda: ""
-    """What is done about a request to stop"""
+    """What the role is doing about a request to stop"""
 
 
 def progress(
@@ -100,7 +103,7 @@ def progress(
     now: float,
     saved: Moment | None = None,
 ) -> TrainReport:
-    """Return the answer of `/progress`. Pure. Metrics that a step does not have (such as validation) keep their last value."""
+    """Return the content of `/progress`. Pure. A metric that a step lacks (such as a validation's) keeps its last value."""
     facts = training_facts(lines, source.started, now)
     merged: dict[str, float] = {}
     for line in lines:
@@ -133,7 +136,7 @@ def _upload_event(source: Source, lines: Sequence[ProgressLine]) -> list[health.
 
 
 def families(report: TrainReport) -> Iterator[Any]:
-    """Return the answer of `/progress` as Prometheus metric families."""
+    """Return the content of `/progress` as Prometheus metric families."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     labels, values = ["job", "stage"], [str(report.job), str(report.stage)]
@@ -177,14 +180,16 @@ def families(report: TrainReport) -> Iterator[Any]:
     if report.gpu_seconds is not None:
         spent.add_metric(values, report.gpu_seconds)
     yield spent
-    events = GaugeMetricFamily("egm_train_event", "1 while a health rule speaks.", labels=[*labels, "reason"])
+    events = GaugeMetricFamily(
+        "egm_train_event", "1 while a health rule reports a problem.", labels=[*labels, "reason"]
+    )
     for event in report.events:
         events.add_metric([*values, event.reason], 1.0)
     yield events
 
 
 class _Reader:
-    """Provides the current answer. Reads the file again when it has changed, and checks for checkpoints every few seconds."""
+    """Provides the current report. Reads the file again when it has changed, and looks for checkpoints every few seconds."""
 
     def __init__(self, source: Source) -> None:
         self.source, self._lock = source, threading.Lock()
@@ -196,7 +201,7 @@ class _Reader:
         return self.report().model_dump(mode="json", by_alias=True)
 
     def report(self) -> TrainReport:
-        """Return the current answer as a model."""
+        """Return the current report as a model."""
         with self._lock:
             with contextlib.suppress(OSError):
                 found = self.source.progress.stat()
@@ -213,18 +218,18 @@ class _Reader:
 
 @contextlib.contextmanager
 def serve(source: Source) -> Iterator[int]:
-    """Serve while the block runs. Yield the port, 0 without a server."""
+    """Serve while the block runs. Yield the port, or 0 if no port is configured."""
     with listen(_Reader(source)) as port:
         yield port
 
 
 def leave(source: Source) -> None:
-    """Write the last answer to `$EGM_TERMINATION_LOG`, if that is set, after the upload of the newest checkpoint."""
+    """Write the last report to `$EGM_TERMINATION_LOG` if it is set, after the upload of the newest checkpoint."""
     termination.leave(lambda: termination_message(_Reader(source).answer()))
 
 
 def termination_message(answer: Mapping[str, Any]) -> bytes:
-    """Return an answer as a termination message: events are left out if it is too long, then metrics."""
+    """Return a report as a termination message. If it is too long, leave out the events, then the metrics."""
     return termination.fitting(dict(answer), (termination.without("events"), termination.without("metrics")))
 
 
@@ -241,7 +246,7 @@ def source_of(
     """Return the facts to report about a job whose folder is `out`.
 
     `uri`: the newest checkpoint in the job's output, if the output is elsewhere; `problem`: why the last upload failed;
-    `uploaded`: when the newest checkpoint there was uploaded; `stopping`: what is done about a request to stop.
+    `uploaded`: when the newest checkpoint there was uploaded; `stopping`: what the role is doing about a request to stop.
     """
 
     def here() -> ReportedCheckpoint | None:

@@ -1,7 +1,7 @@
 """Send metrics to trackers in addition to the progress lines: TensorBoard, Weights & Biases, MLflow.
 
-One thread of rank 0's role writes to all of them, in SFT and RL, so that they cannot stop or delay a run: verl's own loggers raise in its
-trainer if a server disappears. A backend that fails is named once and then left out.
+One thread of rank 0's role writes to all of them, in SFT and RL, so that they cannot stop or delay a run. verl's own loggers raise
+exceptions in its trainer if a server disappears. If a backend fails, one message names it, and it is then left out.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from grounding.storage import destination
 from grounding.train.monitoring import tracking_keys
 
 Log = Callable[[int, Mapping[str, Any]], None]
-"""Called with a step and its metrics; values that are not numbers are skipped."""
+"""Called with a step and its metrics; values that are not numbers are skipped"""
 
 
 def nowhere(step: int, metrics: Mapping[str, Any]) -> None:
-    """The `Log` that tracks nothing."""
+    """Track nothing; a `Log` for jobs without tracking."""
 
 
 class Backend(Protocol):
-    """A tool that receives metrics. Its exceptions count as its own failure, not as the run's."""
+    """A tool that receives metrics. Its exceptions disable the tool and do not affect the run."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def close(self, ok: bool) -> None: ...
 
 
 class Tracker:
-    """Passes metrics to backends in its own thread. `makers`: name -> function that opens the backend, which may be slow or fail."""
+    """Passes metrics to backends in a separate thread. `makers`: name -> function that opens the backend, which may be slow or fail."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Backend]], say: Callable[[str], None]) -> None:
         self._makers, self._say = dict(makers), say
@@ -61,12 +61,12 @@ class Tracker:
             self._queue.put((step, numbers))
 
     def close(self, ok: bool, patience_s: float = 60.0) -> None:
-        """Let the backends finish, for at most `patience_s` seconds."""
+        """Wait at most `patience_s` seconds for the backends to finish."""
         if self._thread.is_alive():
             self._queue.put(ok)
             self._thread.join(patience_s)
             if self._thread.is_alive():
-                self._say("tracking: not finished in time; the run does not wait for it")
+                self._say("tracking: not finished in time; the run ends without waiting")
 
     def _run(self) -> None:
         opened: dict[str, Backend] = {}
@@ -85,10 +85,10 @@ class Tracker:
     def _spared(self, name: str, opened: dict[str, Backend]) -> Iterator[None]:
         try:
             yield
-        except BaseException as error:  # some raise SystemExit
+        except BaseException as error:  # some backends raise SystemExit
             opened.pop(name, None)
             text = str(error).strip().splitlines() or [type(error).__name__]
-            self._say(f"tracking: {name} gets no more metrics: {text[0]}")
+            self._say(f"tracking: {name} receives no more metrics: {text[0]}")
 
 
 class _Tensorboard:
@@ -129,7 +129,7 @@ class _Wandb:
                 dir=str(out),
                 config=config,
                 job_type=job.spec.method,
-                mode=cast(Literal["online", "offline", "disabled", "shared"], mode),  # it refuses any other
+                mode=cast(Literal["online", "offline", "disabled", "shared"], mode),  # wandb refuses any other value
                 resume="allow" if mode == "online" else None,
                 settings=settings,
             )
@@ -143,9 +143,9 @@ class _Wandb:
             self._run = begin(mode)
         if why:
             say(
-                f"tracking: Weights & Biases is offline ({why}); `wandb sync {out / 'wandb'}/offline-run-*` sends it later"
+                f"tracking: Weights & Biases is offline ({why}); `wandb sync {out / 'wandb'}/offline-run-*` uploads it later"
             )
-        # our own step, not wandb's: a resumed run repeats steps, which wandb would refuse
+        # log our own step, because a resumed run repeats steps, and wandb refuses a repeated step of its own
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
 
@@ -156,14 +156,14 @@ class _Wandb:
         import wandb
 
         self._run.finish(exit_code=0 if ok else 1)
-        wandb.teardown()  # its own process writes the file of an offline run, and `finish` does not wait for that
+        wandb.teardown()  # wandb's own process writes the file of an offline run, and `finish` does not wait for it
 
 
 class _Mlflow:
     def __init__(self, job: ResolvedTrainJob, run_id: str) -> None:
         wanted = job.spec.tracking.mlflow
         assert wanted is not None
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own timeout is minutes for each call
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default, each call can take minutes
         uri = os.environ.get("MLFLOW_TRACKING_URI") or wanted.tracking_uri
         has_file = (Path.home() / ".mlflow" / "credentials").exists()
         if why := tracking_keys.keeps_mlflow_key(uri, os.environ, has_file, of_process().tracking_hosts):
@@ -187,7 +187,7 @@ class _Mlflow:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        # it allows fewer characters in names than verl: val-core/grounding/acc/mean@1
+        # MLflow allows fewer characters in names than verl uses: val-core/grounding/acc/mean@1
         batch = [Metric(re.sub(r"[^\w./ -]", "_", name), value, now, step) for name, value in metrics.items()]
         for start in range(0, len(batch), 500):
             self._client.log_batch(self._id, metrics=batch[start : start + 500])
@@ -197,7 +197,7 @@ class _Mlflow:
 
 
 def reachable(url: str, timeout_s: float = 5.0) -> bool:
-    """Return whether something listens at the URL. Behind a proxy, return True, because only the proxy can tell."""
+    """Return whether a server listens at the URL. With a proxy, return True, because only the proxy can find out."""
     parts = urlsplit(url)
     if os.environ.get(f"{parts.scheme}_proxy") or os.environ.get(f"{parts.scheme.upper()}_PROXY"):
         return True
@@ -212,9 +212,9 @@ def reachable(url: str, timeout_s: float = 5.0) -> bool:
 def wandb_mode(
     url: str, environ: Mapping[str, str], reachable: Callable[[str], bool], allowed: Collection[str] = ()
 ) -> tuple[str, str]:
-    """(wandb's mode, why it is offline): what `$WANDB_MODE` says, else online where there are a key and a server.
+    """Return wandb's mode, and the reason if it is offline: the value of `$WANDB_MODE`, else online if a key and a server are available.
 
-    A key of the environment goes to the environment's server and to `allowed` hosts, and not to one that somebody else's manifest names.
+    A key from the environment is only sent to the environment's server and to `allowed` hosts, not to any server in a manifest.
     """
     mode = environ.get("WANDB_MODE", "")
     if mode and mode not in _ONLINE:
@@ -231,7 +231,7 @@ def wandb_mode(
 
 
 _ONLINE = ("online", "run", "shared")
-"""wandb's modes in which it asks a server"""
+"""The modes of wandb that contact a server"""
 
 
 def _in_netrc(host: str, environ: Mapping[str, str]) -> bool:
@@ -242,7 +242,7 @@ def _in_netrc(host: str, environ: Mapping[str, str]) -> bool:
 
 
 def run_id(job: ResolvedTrainJob, out: Path, environ: Mapping[str, str]) -> str:
-    """Return the name of the run that all attempts of a job share: the same for the same job with the same output."""
+    """Return the name of the tracked run that all attempts of a job share: the same for the same job with the same output."""
     where = destination(job.spec.output, environ) or Environment.from_environ(environ).job or str(out)
     return hashlib.sha256(f"{where}\n{job.metadata.name}".encode()).hexdigest()[:16]
 
@@ -262,7 +262,7 @@ def open_tracker(job: ResolvedTrainJob, out: Path, say: Callable[[str], None]) -
 
 @contextlib.contextmanager
 def tracked(job: ResolvedTrainJob, out: Path) -> Iterator[Log]:
-    """Context of rank 0's training that yields its log. After an error or a stop by a signal, the tracked run ends as failed."""
+    """Context of rank 0's training that yields a `Log`. After an error or a stop by a signal, the tracked run ends as failed."""
     tracker = open_tracker(job, out, lambda text: print(text, flush=True))  # noqa: T201 - the role's log
     ok = False
     try:

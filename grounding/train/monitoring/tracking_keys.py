@@ -1,6 +1,6 @@
-"""Which servers a tracking key of the environment may be sent to: its own, and those that the administrator or the user has named. Pure.
+"""Decide to which servers a tracking key of the environment may be sent: its own, and those that the administrator or user allows. Pure.
 
-A manifest says where metrics go, and may be a stranger's: the key of whoever submits it must not follow.
+A manifest from someone else may contain any server as the target of metrics. The key of the user who submits it must not be sent there.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _MLFLOW = (
     "MLFLOW_TRACKING_AUTH",
     "MLFLOW_TRACKING_AWS_SIGV4",
 )
-"""Variables by which MLflow adds credentials to its requests, whatever server it asks"""
+"""Variables with which MLflow adds credentials to its requests, whatever the server"""
 
 
 def server_of(url: str) -> tuple[str, str, int]:
-    """Return scheme, host and port of a URL. Raises `ValueError` if it has no host or no port that is one."""
+    """Return scheme, host and port of a URL. Raises `ValueError` if it has no host or an invalid port."""
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
     if not host:
@@ -30,7 +30,7 @@ def server_of(url: str) -> tuple[str, str, int]:
 
 
 def may_have_it(url: str, home: str, allowed: Collection[str]) -> bool:
-    """Return whether a key for `home` (empty: of no server) may go to `url`. `allowed`: further hosts, each `host` or `host:port`."""
+    """Return whether a key for the server `home` (empty: for none) may be sent to `url`. `allowed`: further hosts, `host` or `host:port`."""
     try:
         server = server_of(url)
         own = server_of(home) if home else None
@@ -41,29 +41,29 @@ def may_have_it(url: str, home: str, allowed: Collection[str]) -> bool:
 
 
 def wandb_home(environ: Mapping[str, str]) -> str:
-    """Return the server that `WANDB_API_KEY` is for."""
+    """Return the server to which `WANDB_API_KEY` belongs."""
     return environ.get("WANDB_BASE_URL") or PUBLIC_WANDB
 
 
 def keeps_wandb_key(url: str, environ: Mapping[str, str], allowed: Collection[str]) -> str:
-    """Return why the environment's key must not go to `url`, in words; empty if it may, or if there is none."""
+    """Return why the environment's key must not be sent to `url`; empty if it may, or if there is no key."""
     home = wandb_home(environ)
     if not environ.get("WANDB_API_KEY") or may_have_it(url, home, allowed):
         return ""
-    return f"WANDB_API_KEY is for {home}; {_remedy('WANDB_BASE_URL', url)}"
+    return f"WANDB_API_KEY belongs to {home}; {_remedy('WANDB_BASE_URL', url)}"
 
 
 def keeps_mlflow_key(uri: str, environ: Mapping[str, str], has_file: bool, allowed: Collection[str]) -> str:
-    """Return why MLflow's credentials must not go to the server `uri`, in words; empty if they may, or if there are none.
+    """Return why MLflow's credentials must not be sent to the server `uri`; empty if they may, or if there are none.
 
-    `has_file`: whether MLflow's own file of credentials is there. A store that is no server gets no credentials.
+    `has_file`: whether MLflow's own file of credentials exists. A store that is not a server gets no credentials.
     """
     found = [name for name in _MLFLOW if environ.get(name)] or (["MLflow's file of credentials"] if has_file else [])
     home = environ.get("MLFLOW_TRACKING_URI", "")
     if not found or urlsplit(uri).scheme not in _PORTS or may_have_it(uri, home, allowed):
         return ""
-    return f"{found[0]} is for {home or 'no server that the environment names'}; {_remedy('MLFLOW_TRACKING_URI', uri)}"
+    return f"{found[0]} belongs to {home or 'no server in the environment'}; {_remedy('MLFLOW_TRACKING_URI', uri)}"
 
 
 def _remedy(variable: str, url: str) -> str:
-    return f"set {variable}={url} if it is for the job's server, or name its host in EGM_TRACKING_HOSTS"
+    return f"set {variable}={url} if it belongs to the job's server, or add the server's host to EGM_TRACKING_HOSTS"

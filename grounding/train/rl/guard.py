@@ -1,4 +1,4 @@
-"""Detect RL runs whose metrics or updates are invalid: prompts without an answer, gradients that are not numbers. Pure."""
+"""Detect RL runs whose metrics or updates are invalid: prompts without an answer, gradients that are not finite. Pure."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ DROPPED_ROWS = "egm/rows_dropped"
 """Metrics that our hooks add to verl's: requested answers, missing answers, rows that verl's filter dropped"""
 
 MOST_FAILED = 0.1
-"""A larger share of prompts without an answer ends the run, because the metrics would not describe the model"""
+"""Share of prompts without an answer above which the run ends, because its metrics would no longer describe the model"""
 HINT = (
-    "The log above has the errors of the rollout engine and the pictures that could not be read. For gradients lower "
+    "The log above shows the errors of the rollout engine and the unreadable pictures. For gradients, lower "
     "spec.hyperparameters.learningRate. The same command continues from the newest checkpoint."
 )
 WINDOW = 10
-"""Steps over which failed rollouts are added up, so that one unreadable picture in a small batch does not end the run"""
+"""Number of steps over which failed rollouts are summed, so that one unreadable picture in a small batch does not end the run"""
 
 
 def failed_answers(wanted: Mapping[tuple[str, str], int], answered: Sequence[str]) -> tuple[int, int]:
-    """Return (requested answers, missing answers); `wanted`: (source, prompt) -> its answers. Pure."""
+    """Return (requested answers, missing answers). `wanted`: (source, prompt) -> requested answers. Pure."""
     got = Counter(answered)
     missing = sum(max(0, number - got[uid]) for (_, uid), number in wanted.items())
     return sum(wanted.values()), missing
 
 
 def too_many_failed(steps: Sequence[Mapping[str, float]]) -> str:
-    """Return the problem if too many prompts got no answer, by the metrics of this attempt's steps; empty if not. Pure.
+    """Return the problem if too many prompts got no answer, judged by the metrics of this attempt's steps; otherwise an empty text. Pure.
 
-    Each validation is judged by itself. Rollouts are added up over the last `WINDOW` steps and compared with that many full steps.
+    Each validation is judged separately. Rollouts are summed over the last `WINDOW` steps and compared with that many full steps.
     """
     last = steps[-1] if steps else {}
     wanted, failed = last.get("valPrompts", 0.0), last.get("valFailed", 0.0)
@@ -46,17 +46,17 @@ def too_many_failed(steps: Sequence[Mapping[str, float]]) -> str:
 
 
 def _too_many(failed: float, wanted: float, what: str) -> str:
-    return f"{failed:.0f} of {wanted:.0f} {what} got no answer; {100 * MOST_FAILED:.0f} % may fail"
+    return f"{failed:.0f} of {wanted:.0f} {what} got no answer; at most {100 * MOST_FAILED:.0f} % may fail"
 
 
 MOST_IN_A_ROW = 5
-"""Number of steps in a row without a finite gradient that end the run; verl skips each of them"""
+"""Number of consecutive steps without a finite gradient that end the run; verl skips each of them"""
 
 
 def not_finite(steps: Sequence[tuple[int, Mapping[str, float]]]) -> str:
-    """Return the problem if the last steps (number, metrics) have no finite gradient; empty if not. Pure."""
+    """Return the problem if the last steps (number, metrics) have no finite gradient; otherwise an empty text. Pure."""
     numbered = [(step, found["gradNorm"]) for step, found in steps if "gradNorm" in found]
     last = numbered[-MOST_IN_A_ROW:]
     if len(last) < MOST_IN_A_ROW or any(math.isfinite(norm) for _, norm in last):
         return ""
-    return f"{MOST_IN_A_ROW} steps in a row have no finite gradient; it began at step {last[0][0]}"
+    return f"{MOST_IN_A_ROW} steps in a row have no finite gradient; the first was step {last[0][0]}"

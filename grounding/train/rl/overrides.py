@@ -1,7 +1,7 @@
 """Turn typed hyperparameters into verl 0.9.1's Hydra overrides. Pure.
 
-verl accepts keys that nothing reads any more, so every key here was checked against the code that reads it (`docs/training.md` has the
-comparison with the reference's script). `engineOverrides` come last and take precedence.
+verl accepts keys that none of its code reads, so every key here was checked against the code that reads it. `docs/training.md`
+compares them with the reference's script. The job's `engineOverrides` come last and take precedence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ACTOR, _ROLLOUT, _REF = "actor_rollout_ref.actor", "actor_rollout_ref.rollout",
 
 
 def _text(value: Any) -> str:
-    """Return a value that Hydra reads back unchanged: quoted if its grammar would split it."""
+    """Return a value in a form that Hydra reads back unchanged: quoted if its grammar would split it."""
     if isinstance(value, bool):
         return str(value)
     if value is None:
@@ -48,10 +48,10 @@ def overrides(
 ) -> list[str]:
     """Return the arguments of `python -m verl.trainer.main_ppo` for a resolved RL job. Paths must be the same on every node.
 
-    `own_reward`: the file of `spec.reward.file`. `validate`: the validation that a resumed run must repeat, before it trains or by itself.
-    `nodes`: number of Ray nodes; more than one means a Ray that is already running (`$RAY_ADDRESS`). `attention`: transformers' name of the
-    trained model's attention; None: verl's FlashAttention 2. `cpu_slots`: logical CPUs of a Ray that verl starts itself, on a machine with
-    GPUs.
+    `own_reward`: the file of `spec.reward.file`. `validate`: the validation that a resumed run must repeat, before training or as its only
+    task. `nodes`: number of Ray nodes; if more than one, Ray already runs at `$RAY_ADDRESS`. `attention`: transformers' name of the
+    trained model's attention, or None for verl's FlashAttention 2. `cpu_slots`: logical CPUs of a Ray that verl itself starts on a machine
+    with GPUs.
     """
     spec, h = job.spec, job.spec.hyperparameters
     reward = spec.reward
@@ -68,7 +68,7 @@ def overrides(
         "data.train_batch_size": batch,
         "data.max_prompt_length": prompt,
         "data.max_response_length": response,
-        # it reads every picture once before the first step; the CPU path's pictures are of one known size
+        # the filter reads every picture once before the first step; on the CPU path, pictures have one known size
         "data.filter_overlong_prompts": not cpu,
         "data.filter_overlong_prompts_workers": 16,
         "data.truncation": "error",
@@ -105,7 +105,7 @@ def overrides(
         f"{_ACTOR}.policy_loss.loss_mode": h.loss,
         f"{_ACTOR}.clip_ratio_low": h.clip_range.low,
         f"{_ACTOR}.clip_ratio_high": h.clip_range.high,
-        # the reference's copy of verl fixes this for GSPO; verl 0.9 reads it from here, and its default would weigh by length
+        # the reference's copy of verl uses this value for GSPO; verl 0.9 has a key, whose default would weight by length
         f"{_ACTOR}.loss_agg_mode": h.loss_aggregation,
         f"{_ACTOR}.optim.clip_grad": h.max_grad_norm,
         f"{_ACTOR}.fsdp_config.fsdp_size": -1,
@@ -119,7 +119,7 @@ def overrides(
         f"{_ROLLOUT}.top_p": h.top_p,
         f"{_ROLLOUT}.top_k": h.top_k,
         f"{_ROLLOUT}.gpu_memory_utilization": h.gpu_memory_utilization,
-        # without a limit verl uses the model's 262,144 positions
+        # without a limit, verl uses the model's 262,144 positions
         f"{_ROLLOUT}.max_model_len": prompt + response,
         f"{_ROLLOUT}.enable_chunked_prefill": True,
         f"{_ROLLOUT}.free_cache_engine": True,
@@ -127,7 +127,7 @@ def overrides(
         f"{_ROLLOUT}.val_kwargs.do_sample": False,
         "trainer.project_name": "egm",
         "trainer.experiment_name": job.metadata.name,
-        # progress lines and tracking are made from the file: verl's other loggers end a run if their server disappears
+        # progress lines and tracking come from this file, because verl's other loggers end a run if their server disappears
         "trainer.logger": ["console", "file"],
         "trainer.n_gpus_per_node": gpus,
         "trainer.nnodes": nodes,
@@ -142,12 +142,14 @@ def overrides(
         "trainer.resume_mode": "resume_path" if resume_from else "disable",
     }
     if batch == h.mini_batch_size and not any("rollout_correction" in override for override in h.engine_overrides):
-        # verl compares these with the actor's own, for which it computes all answers once more (`verl/on_policy.py`)
+        # verl would compare these with the actor's own, and compute all answers again for that (`verl/on_policy.py`)
         keys[f"{_ROLLOUT}.calculate_log_probs"] = False
-    if h.freeze_vision:  # FSDP may then not flatten frozen and trained weights into one, in the reference model neither
+    if (
+        h.freeze_vision
+    ):  # then FSDP must not flatten frozen and trained weights into one, also not in the reference model
         keys |= {f"{part}.fsdp_config.use_orig_params": True for part in (_ACTOR, _REF)}
     if not cpu and nodes * gpus <= 1:
-        # on one GPU FSDP 1 does not shard, and then what it moves to the CPU stays on the GPU as well
+        # on one GPU, FSDP 1 does not shard, and weights that it moves to the CPU also stay on the GPU
         keys |= {f"{part}.strategy": "fsdp2" for part in (_ACTOR, _REF)}
     if h.max_steps:
         keys["trainer.total_training_steps"] = h.max_steps
@@ -162,8 +164,8 @@ def overrides(
     if attention:
         keys["+actor_rollout_ref.model.override_config.attn_implementation"] = attention
     if nodes == 1:
-        # verl waits forever without a message if Ray has fewer cores than verl has actors; each slot is an idle process of Ray, so few
-        # without a GPU
+        # verl waits forever without a message if Ray has fewer cores than verl has actors. Each slot is an idle process of Ray, so use few
+        # of them without a GPU
         slots = 24 if cpu else cpu_slots
         keys |= {"ray_kwargs.ray_init.num_cpus": slots, "+ray_kwargs.ray_init.include_dashboard": False}
     if cpu:
@@ -175,18 +177,18 @@ def overrides(
     else:
         keys[f"{_ROLLOUT}.dtype"] = dtype
         keys[f"{_ROLLOUT}.max_num_seqs"] = (
-            1024  # as in the reference; verl 0.9's default is 256, and further answers would wait
+            1024  # as in the reference; with verl 0.9's default of 256, further answers would wait
         )
     return [f"{key}={_text(value)}" for key, value in keys.items()] + [_added(text) for text in h.engine_overrides]
 
 
 def _added(override: str) -> str:
-    """Return one of `engineOverrides` with ++ for +, which Hydra refuses for a key that is there already, perhaps by this list."""
+    """Return one of `engineOverrides` with ++ instead of +, because Hydra refuses + for an existing key, which this list may have added."""
     return f"+{override}" if override.startswith("+") and not override.startswith("++") else override
 
 
 def _own(reward: Reward, file: Path | None) -> dict[str, str]:
-    """Return the keys with which our reward function finds the user's."""
+    """Return the keys that pass the user's reward function to ours."""
     if file is None:
         return {}
     place = "+reward.custom_reward_function.reward_kwargs"
@@ -194,7 +196,7 @@ def _own(reward: Reward, file: Path | None) -> dict[str, str]:
 
 
 def _lora(job: RlJob) -> Document:
-    """Return the keys of LoRA: FSDP 2, which keeps trained and frozen weights apart, and merged weights for the rollout engine."""
+    """Return the keys for LoRA: FSDP 2, which keeps trained and frozen weights separate, and merged weights for the rollout engine."""
     h = job.spec.hyperparameters
     if h.lora is None:
         return {}
@@ -211,7 +213,7 @@ def _lora(job: RlJob) -> Document:
     return keys | ({f"{model}.exclude_modules": UNADAPTED_VISION} if h.freeze_vision else {})
 
 
-# our name -> verl's, if it is not verl's default; without it only the rollouts would change their precision
+# our name -> verl's, for precisions other than verl's default; without this, only the rollouts would change their precision
 _MIXED = {"float32": "fp32", "float16": "fp16"}
 
 # additional keys for the CPU path; see `verl/cpu.py`

@@ -1,8 +1,8 @@
-"""Ray across the pods of a job: rank 0 starts the head, waits for all pods, runs the driver; the others join, watch, and exit with its
-result.
+"""Ray across the pods of a job. Rank 0 starts the head, waits for all pods and runs the driver. The others join, watch the head, and exit
+with its result.
 
 Every pod has its own Ray node in its own temporary folder. This code never stops another Ray: it finds its processes by a token in their
-environment. Any loss ends the run, since verl cannot continue without a rank: the gang starts again from the newest checkpoint.
+environment. The loss of any pod ends the run, because verl cannot continue without a rank: the gang restarts from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from grounding.train.rl.rendezvous import FINAL, Membership, Pods
 
 _MARK = Environment.variable("ray_node")
 LEAVE_SHARE = 0.2
-"""Share of the grace period that a worker reserves to stop its own Ray node."""
+"""Share of the grace period that a worker reserves to stop its own Ray node"""
 _EXIT = {"succeeded": 0, "stopped": 143}
 
 
 @dataclass(frozen=True)
 class Node:
-    """The resources that this pod offers to Ray. Slots are logical: verl's TransferQueue, agents and reward workers each hold one."""
+    """The resources that this pod offers to Ray. Slots are logical CPUs; verl's TransferQueue, agents and reward workers use one each."""
 
     gpus: int
     cpus: int
 
 
 def cpu_slots(cores: int, gpus: int) -> int:
-    """Return the CPU slots of a pod: verl's placement takes up to 3 per GPU, TransferQueue 9, agents and rewards 8 each, the runner 1; all
-    may run on one pod.
+    """Return the number of CPU slots of a pod. verl's placement needs up to 3 per GPU, TransferQueue 9, agents and rewards 8 each, the runner
+    1, and all may run on one pod.
     """
     return max(cores, 4 * gpus + 32)
 
@@ -57,17 +57,17 @@ def ray_environment(pods: Pods, mark: str) -> dict[str, str]:
         "RAY_AUTH_TOKEN": pods.token,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
-        # workers import torch and verl before they report; the membership service reports the loss of a node, so Ray may be patient
+        # workers import torch and verl before they report; Ray can wait long, because the membership service reports the loss of a node
         "RAY_worker_register_timeout_seconds": "300",
         "RAY_health_check_failure_threshold": "10",
-        # without it, a node of several cores starts as many idle workers as slots
+        # without it, a node with several cores starts as many idle workers as slots
         "RAY_worker_maximum_startup_concurrency": "4",
         _MARK: mark,
     }
 
 
 def start_command(pods: Pods, node: Node, temporary: str) -> list[str]:
-    """Start `ray start` for this pod, in the foreground."""
+    """Return the `ray start` command of this pod, which runs in the foreground."""
     command = [sys.executable, "-m", "grounding.train.rl.ray_start", "start", "--block", "--disable-usage-stats"]
     command += [f"--num-cpus={node.cpus}", f"--num-gpus={node.gpus}", f"--node-ip-address={pods.ip}"]
     if pods.rank == 0:
@@ -84,17 +84,17 @@ def start_command(pods: Pods, node: Node, temporary: str) -> list[str]:
 
 
 def marked(mark: str) -> list[int]:
-    """Return the processes that carry `mark` in their environment."""
+    """Return the ids of the processes that have `mark` in their environment."""
     return processes.marked(_MARK, mark)
 
 
 def end(mark: str, grace_s: float = 10.0) -> None:
-    """Stop all processes with `mark`: SIGTERM, and SIGKILL after `grace_s`."""
+    """Stop all processes with `mark`: SIGTERM, then SIGKILL after `grace_s` seconds."""
     processes.stop(lambda: marked(mark), grace_s, 10.0, "Ray's processes")
 
 
 class RayNode:
-    """This pod's Ray node. Until `up` is set, a failed start is repeated at most twice: Ray allows 30 s, and a busy machine needs more."""
+    """This pod's Ray node. Until `up` is set, a failed start is repeated at most twice: Ray allows 30 s, but a busy machine needs more."""
 
     def __init__(self, pods: Pods, node: Node, env: Mapping[str, str], temporary: str) -> None:
         self.pods, self.node, self.env, self.temporary = pods, node, env, temporary
@@ -112,18 +112,18 @@ class RayNode:
         )
 
     def ended(self) -> str:
-        """Return why the node has ended, in words; empty while it runs or gets another try."""
+        """Return why the node has ended, in words; empty while it runs or is started again."""
         if self.child.poll() is None:
             return ""
         if not self.up and self._starts < 3:
-            _say(f"the Ray node of rank {self.pods.rank} did not start; once more")
+            _say(f"the Ray node of rank {self.pods.rank} did not start; trying again")
             end(self.mark)
             self._start()
             return ""
         return f"the Ray node of rank {self.pods.rank} ended with exit code {self.child.returncode}"
 
     def close(self) -> None:
-        """Stop it and everything that it started."""
+        """Stop the node and all processes that it started."""
         end(self.mark)
         self.child.wait()
 
@@ -131,7 +131,7 @@ class RayNode:
 @contextlib.contextmanager
 def _ray_node(pods: Pods, node: Node, env: Mapping[str, str]) -> Iterator[RayNode]:
     """Run this pod's Ray node while the block runs."""
-    # Ray's sockets are under it, and a socket's path has 107 bytes at most
+    # a short path, because Ray's sockets are in it, and a socket's path can have 107 bytes at most
     with tempfile.TemporaryDirectory(prefix="egm-ray-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
         made = RayNode(pods, node, env, temporary)
         try:
@@ -149,23 +149,23 @@ def shortfall(nodes: list[JsonObject], membership: Membership, pods: Pods, node:
     places = {0: pods.ip} | {rank: m.ip for rank, m in sorted(membership.members.items())}
     for rank, ip in places.items():
         if ip not in alive:
-            return f"Ray on rank {rank} ({ip}) is not up"
+            return f"Ray on rank {rank} ({ip}) has not started"
         gpus = int(alive[ip].get("GPU", 0))
         if gpus < node.gpus:
-            return f"rank {rank} ({ip}) offers {gpus} GPUs, {node.gpus} are wanted"
+            return f"rank {rank} ({ip}) has {gpus} GPUs, but {node.gpus} are needed"
     return ""
 
 
 def _wait(pods: Pods, node: Node, membership: Membership, head: RayNode, deadline_s: float, stop: Stop) -> bool:
-    """Wait for the whole gang; return False if a signal came first. Raises `Failure` with the missing pods after `deadline_s`."""
+    """Wait for the whole gang; return False if a signal comes first. After `deadline_s`, raise a `Failure` that names the missing pods."""
     import ray
 
-    end_at, said, missing = time.monotonic() + deadline_s, "", "Ray's head is not up"
+    end_at, said, missing = time.monotonic() + deadline_s, "", "Ray's head has not started"
     connected, because = False, ""
     try:
         while not stop.asked:
             if why := head.ended():
-                raise Failure(why, hint="Its message stands above.")
+                raise Failure(why, hint="Its message is in the log above.")
             if not connected:
                 try:
                     ray.init(address=f"{pods.ip}:{pods.ray_port}", log_to_driver=False, logging_level="ERROR")
@@ -180,11 +180,11 @@ def _wait(pods: Pods, node: Node, membership: Membership, head: RayNode, deadlin
                 _say(f"waiting: {now}")
                 said = now
             if lost := membership.lost(environment.of_process().lost_seconds):
-                raise Failure(lost, hint="Its log says why; the job starts again from its newest checkpoint.")
+                raise Failure(lost, hint="Its log shows the reason; the job restarts from its newest checkpoint.")
             if time.monotonic() > end_at:
                 raise Failure(
-                    f"the gang is not whole after {deadline_s:.0f} s: {missing}{because}",
-                    hint="Look at that pod; spec.startDeadlineSeconds says how long to wait.",
+                    f"the gang is incomplete after {deadline_s:.0f} s: {missing}{because}",
+                    hint="Look at that pod; spec.startDeadlineSeconds sets how long to wait.",
                 )
             time.sleep(0.5)
         return False
@@ -201,21 +201,21 @@ def lead(
     drive: Callable[[str, Callable[[], str]], int],
     stop: Stop,
 ) -> int:
-    """Run rank 0. If a worker is asked to stop, `stop` is asked too.
+    """Run rank 0. If a worker is asked to stop, trigger `stop` too.
 
-    `drive(ray address, lost)` runs the driver and returns its exit code; it must end the driver once `lost()` returns a reason.
+    `drive(ray address, lost)` runs the driver and returns its exit code. It must end the driver when `lost()` returns a reason.
     """
     pods = replace(pods, ip=pods.ip or rendezvous.own_address(pods.master))
     membership = Membership(pods.nodes)
     membership.on_stop = stop.ask
-    os.environ |= ray_environment(pods, "")  # this process asks Ray as well
+    os.environ |= ray_environment(pods, "")  # this process also queries Ray
     with rendezvous.meet(pods, membership), _ray_node(pods, node, env) as head:
         code = 1
         try:
             if not _wait(pods, node, membership, head, deadline_s, stop):
                 code = 143
                 return code
-            _say(f"{pods.nodes} nodes with {node.gpus} GPUs each are there")
+            _say(f"{pods.nodes} nodes with {node.gpus} GPUs each have joined")
             membership.state = "running"
 
             def lost() -> str:
@@ -243,25 +243,25 @@ def follow(pods: Pods, node: Node, env: Mapping[str, str], deadline_s: float, st
     with _ray_node(pods, node, env) as child:
         while True:
             if stop.asked and stop.left() < LEAVE_SHARE * stop.grace_s:
-                rendezvous.say(pods, "it was told to stop")
+                rendezvous.say(pods, "it was asked to stop")
                 return 143
             answer = rendezvous.say(pods, stopping=stop.asked)
             if answer is not None:
                 heard = time.monotonic()
                 if answer["state"] in FINAL:
-                    _say(f"rank 0 says: {answer['state']}")
+                    _say(f"rank 0 reports: {answer['state']}")
                     return _EXIT.get(answer["state"], 1)
             elif time.monotonic() - heard > patience_s:
                 raise Failure(f"rank 0 at {pods.master}:{pods.port} has not answered for {patience_s:.0f} s")
             child.up = child.up or (answer is not None and answer["state"] == "running")
             if why := child.ended():
                 rendezvous.say(pods, why)
-                raise Failure(why, hint="Its message stands above.")
+                raise Failure(why, hint="Its message is in the log above.")
             time.sleep(1.0)
 
 
 def _join(pods: Pods, deadline_s: float, stop: Stop) -> str:
-    """Wait until rank 0's Ray answers. Return how the run ended if it has already ended, else an empty string."""
+    """Wait until rank 0's Ray answers. If the run has already ended, return how, otherwise an empty text."""
     end_at = time.monotonic() + deadline_s
     while not stop.asked:
         answer = rendezvous.say(pods)
@@ -271,8 +271,8 @@ def _join(pods: Pods, deadline_s: float, stop: Stop) -> str:
             return ""
         if time.monotonic() > end_at:
             raise Failure(
-                f"rank 0 at {pods.master}:{pods.port} is not there after {deadline_s:.0f} s",
-                hint="Look at rank 0's log; spec.startDeadlineSeconds says how long to wait.",
+                f"rank 0 at {pods.master}:{pods.port} has not answered after {deadline_s:.0f} s",
+                hint="Look at rank 0's log; spec.startDeadlineSeconds sets how long to wait.",
             )
         time.sleep(0.5)
     return "stopped"

@@ -1,4 +1,4 @@
-"""Run `ray start` with a longer timeout: Ray gives its daemons 30 s to start, and a cold disk or a busy machine needs more.
+"""Run `ray start` with a longer timeout. Ray gives its daemons 30 s to start, but a cold disk or a busy machine needs more.
 
 Started by `ray_cluster.py` as `python -m grounding.train.rl.ray_start start …`.
 """
@@ -19,7 +19,7 @@ _get_node = services.get_node
 
 
 def _patient_get_node(*args: Any, **kwargs: Any) -> Any:
-    """Like Ray, look up the node that Ray has just started, until it exists."""
+    """Look up the node that Ray has just started until it exists; otherwise like Ray's function."""
     until = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -36,7 +36,7 @@ PATCHES = (
         "get_node",
         _patient_get_node,
         "`ray start` gives its daemons 30 s to start, which is too little on a cold disk or a busy machine.",
-        "Ray makes that time a setting.",
+        "Ray has a setting for that time.",
         "68e58c15b903",
     ),
 )

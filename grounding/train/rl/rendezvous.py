@@ -1,8 +1,8 @@
 """The rendezvous of a job's pods, in addition to Ray: which pods have joined, where Ray's head is, and how the run ended.
 
-Ray's own worker command ends with an error whenever the head goes away, after success too. So rank 0 answers on one port (MASTER_PORT) over HTTP,
-and each worker asks for the state every second. A worker knows by it when to leave and with which exit code; rank 0 knows who is missing and who
-has gone silent. Requests carry the job's token.
+Ray's own worker command ends with an error whenever the head ends, even after success. So rank 0 answers over HTTP on MASTER_PORT, and each
+worker asks for the state every second. By the answers, a worker knows when to end and with which exit code. By the requests, rank 0 knows
+which workers are missing or silent. Requests contain the job's token.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FINAL: tuple[State, ...] = ("succeeded", "failed", "stopped")
 
 @dataclass(frozen=True)
 class Pods:
-    """A pod's place in its job: `rank` of `nodes`, rank 0's address, the port of the rendezvous, Ray's port, the job's token."""
+    """A pod's position in its job: `rank` of `nodes`, rank 0's address, the ports of the rendezvous and of Ray, the job's token."""
 
     rank: int
     nodes: int
@@ -44,10 +44,10 @@ class Pods:
 
 
 def from_environment(env: Mapping[str, str]) -> Pods | None:
-    """Return the pods that the gang's variables describe; None for a job of one. Raises `UserError` where one is missing or makes no sense.
+    """Read this pod's position from the gang's variables; return None for a job of one pod. Raises `UserError` if one is missing or invalid.
 
-    `RAY_AUTH_TOKEN`, or the file that `RAY_AUTH_TOKEN_PATH` names, contains the token (a Secret's key); `EGM_NODE_IP` is this pod's address
-    if it cannot be detected, `EGM_RAY_PORT` Ray's port (6379).
+    `RAY_AUTH_TOKEN`, or the file at `RAY_AUTH_TOKEN_PATH`, contains the token (a key of a Secret). `EGM_NODE_IP` is this pod's address
+    if it cannot be detected, and `EGM_RAY_PORT` is Ray's port (6379).
     """
     given = Environment.from_environ(env)
     nodes = _number(env, "WORLD_SIZE", 1)
@@ -55,11 +55,11 @@ def from_environment(env: Mapping[str, str]) -> Pods | None:
         return None
     rank, port = _number(env, "RANK", None), _number(env, "MASTER_PORT", 23456)
     if not 0 <= rank < nodes:
-        raise UserError(f"RANK is {rank}, it must be 0 to {nodes - 1}", field="RANK")
+        raise UserError(f"RANK is {rank}, but must be 0 to {nodes - 1}", field="RANK")
     master = env.get("MASTER_ADDR", "")
     if not master:
         raise UserError(
-            "MASTER_ADDR is missing: where rank 0 is",
+            "MASTER_ADDR, the address of rank 0, is missing",
             field="MASTER_ADDR",
             hint="The owner of the pods sets it: PyTorchJob, or the operator with an Indexed Job.",
         )
@@ -68,7 +68,7 @@ def from_environment(env: Mapping[str, str]) -> Pods | None:
         token = Path(path).read_text().strip()
     if len(token) < 16:
         raise UserError(
-            "a job of several nodes needs a token of at least 16 characters: without one anybody who reaches the pods can run code in them",
+            "a job of several nodes needs a token of at least 16 characters: without one, anyone who can reach the pods can run code in them",
             field="RAY_AUTH_TOKEN",
             hint="Set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a mounted Secret, to the same value on all pods.",
         )
@@ -85,8 +85,8 @@ def _number(env: Mapping[str, str], name: str, default: int | None) -> int:
 
 
 def own_address(master: str) -> str:
-    """Return the address of this pod on the way to `master` (or on any route, on rank 0, which may know itself as localhost)."""
-    for target in (master, "192.0.2.1"):  # a documentation address: nothing is sent by connecting a datagram socket
+    """Return this pod's address on the route to `master`; on rank 0, which may resolve its own name to localhost, on any route."""
+    for target in (master, "192.0.2.1"):  # an address for documentation; connecting a datagram socket sends nothing
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
             s.connect((target, 9))
             found = str(s.getsockname()[0])
@@ -97,7 +97,7 @@ def own_address(master: str) -> str:
 
 @dataclass
 class Member:
-    """Rank 0's record of a worker; `seen` on a monotonic clock."""
+    """Rank 0's record of a worker. `seen`: time of its last message, by a monotonic clock."""
 
     host: str
     ip: str
@@ -114,7 +114,7 @@ class Answer(TypedDict):
 
 
 class Membership:
-    """Rank 0's view of the workers. Thread-safe; `clock` is monotonic."""
+    """Rank 0's record of all workers. Thread-safe; `clock` must be monotonic."""
 
     def __init__(self, nodes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.nodes, self._clock, self._lock = nodes, clock, threading.Lock()
@@ -125,7 +125,7 @@ class Membership:
         """Called when a worker reports that it was asked to stop."""
 
     def heartbeat(self, rank: int, host: str, ip: str, left: str = "", stopping: bool = False) -> Answer:
-        """Record a worker's message and return the answer."""
+        """Record a worker's message and return rank 0's answer."""
         if stopping:
             self.on_stop()
         with self._lock:
@@ -133,7 +133,7 @@ class Membership:
             return {"state": self.state, "ray": self.ray}
 
     def wait_until_notified(self, patience_s: float) -> bool:
-        """Wait at most `patience_s` seconds until `all_notified`. Return whether they are."""
+        """Wait at most `patience_s` seconds until all workers are notified (`all_notified`). Return whether they are."""
         until = time.monotonic() + patience_s
         while not self.all_notified():
             if time.monotonic() > until:
@@ -147,25 +147,25 @@ class Membership:
             return [r for r in range(1, self.nodes) if r not in self.members]
 
     def lost(self, patience_s: float) -> str:
-        """Return the first worker that has left or become silent, in words; empty if there is none."""
+        """Return a description of the first worker that has left or become silent; empty if there is none."""
         with self._lock:
             for rank, member in sorted(self.members.items()):
                 if member.left:
                     return f"worker {rank} ({member.host}) has left: {member.left}"
                 silent = self._clock() - member.seen
                 if silent > patience_s:
-                    return f"worker {rank} ({member.host}) has not been heard of for {silent:.0f} s"
+                    return f"worker {rank} ({member.host}) has sent no heartbeat for {silent:.0f} s"
         return ""
 
     def all_notified(self) -> bool:
-        """Return whether every remaining worker has been notified how the run ended."""
+        """Return whether every remaining worker has been notified of how the run ended."""
         with self._lock:
             return all(m.told in FINAL or m.left or self._clock() - m.seen > 15.0 for m in self.members.values())
 
 
 @contextlib.contextmanager
 def meet(pods: Pods, membership: Membership) -> Iterator[int]:
-    """Answer the workers while the block runs. Yield the port. Raises `OSError` if the port is in use."""
+    """Answer the workers while the block runs, and yield the port. Raises `OSError` if the port is in use."""
 
     class Handler(QuietHandler):
         def do_POST(self) -> None:
@@ -196,7 +196,7 @@ def meet(pods: Pods, membership: Membership) -> Iterator[int]:
 
 
 def dismiss(pods: Pods, patience_s: float) -> None:
-    """If rank 0 has nothing left to train, notify every worker that asks within `patience_s` seconds that the run succeeded."""
+    """Answer workers for `patience_s` seconds that the run succeeded; used if rank 0 has nothing left to train."""
     membership = Membership(pods.nodes)
     membership.state = "succeeded"
     with meet(pods, membership):
@@ -206,13 +206,13 @@ def dismiss(pods: Pods, patience_s: float) -> None:
 
 
 def environment_of_jobs(env: Mapping[str, str]) -> dict[str, str]:
-    """Return `env` without the variables that would make torch treat a process as a rank: Ray's workers get theirs from verl."""
+    """Return `env` without the variables that would make torch treat a process as a rank; verl sets those of Ray's workers."""
     ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     return {k: v for k, v in env.items() if k not in ranks and not k.startswith("PET_")}
 
 
 def say(pods: Pods, left: str = "", timeout_s: float = 5.0, *, stopping: bool = False) -> Answer | None:
-    """Send a worker's message to rank 0. Returns its answer, or None if there is none. Raises `UserError` if the token is refused."""
+    """Send a worker's message to rank 0, and return the answer, or None if there is none. Raises `UserError` if the token is refused."""
     said = {"rank": pods.rank, "host": os.uname().nodename, "ip": pods.ip, "left": left, "stopping": stopping}
     request = urllib.request.Request(
         f"http://{pods.master}:{pods.port}/",

@@ -1,6 +1,6 @@
 """Read the results of earlier attempts of an RL job: their steps as progress lines, and a validation that must be repeated.
 
-verl saves a step, validates it, and then logs it: if it is killed in between, the saved step is in no log.
+verl saves a step, validates it, and then logs it. If verl is killed in between, no log contains the saved step.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from grounding.progress import ProgressLine, joined, progress_line, read_progres
 from grounding.train.checkpoints import local as checkpoints
 from grounding.train.rl.guard import DROPPED_ROWS, FAILED_ROLLOUTS, FAILED_VALIDATION, MOST_FAILED, ROLLOUTS, VALIDATED
 
-VERL = "verl"  # the folder of verl's own files in a job's
+VERL = "verl"  # name of the folder of verl's own files in a job's folder
 
-# verl's metric -> ours; others are only in verl's own log
+# verl's metric -> ours; other metrics are only in verl's own log
 METRICS = {
     "critic/score/mean": "score",
     "critic/rewards/mean": "reward",
@@ -56,21 +56,21 @@ METRICS = {
 }
 VALIDATION = {
     "acc": "valAccuracy",
-    "acc_success_only": "valAccuracy",  # comes later and takes precedence: a failed prompt is not a wrong answer
+    "acc_success_only": "valAccuracy",  # listed last, so that it takes precedence: a failed prompt is not a wrong answer
     "iou": "valIou",
     "parsed": "valParsed",
     "score": "valScore",
     "length": "valLength",
 }
-"""verl's name of a figure of validation -> ours"""
+"""verl's name of a validation metric -> ours"""
 _FIGURE = re.compile(rf"val-(?:core|aux)/(.+)/({'|'.join(VALIDATION)})/mean@\d+")
 
 
 def metrics(data: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics of a progress line, by our names.
 
-    null in verl's file means a non-finite number and becomes NaN. If too many prompts of a validation got no answer, only its counts are
-    kept, because its accuracy would not describe the model.
+    null in verl's file means a value that is not finite, and becomes NaN. If too many prompts of a validation got no answer, only its counts
+    are kept, because its accuracy would not describe the model.
     """
     found = {ours: number for theirs, ours in METRICS.items() if (number := _number(data, theirs)) is not None}
     found |= _validated(data)
@@ -80,7 +80,7 @@ def metrics(data: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _validated(data: Mapping[str, Any]) -> dict[str, float]:
-    """Return the validation metrics of each named set, and under the plain name those of the unnamed set, else the mean over sets."""
+    """Return the validation metrics of each named set. The plain names get those of the unnamed set, or the mean over the sets."""
     matches = sorted((m for name in data if (m := _FIGURE.fullmatch(name))), key=lambda m: list(VALIDATION).index(m[2]))
     sets: dict[str, dict[str, float]] = {}
     for match in matches:
@@ -101,7 +101,7 @@ def _number(data: Mapping[str, Any], name: str) -> float | None:
 
 
 def logged(lines: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, JsonObject]]:
-    """Yield step and metrics, by verl's names, of the lines of verl's file logger; other lines are skipped."""
+    """Yield step and metrics (by verl's names) from the lines of verl's file logger; skip other lines."""
     for line in lines:
         if isinstance(line.get("step"), int) and isinstance(line.get("data"), dict):
             yield line["step"], line["data"]
@@ -111,7 +111,7 @@ _NUMBERED = re.compile(r"metrics-attempt-(\d+)-from-\d+")
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return verl's metrics files, oldest attempt first: by number, since a clock can be set back.
+    """Return verl's metrics files, oldest attempt first. They are ordered by number, because a clock can be set back.
 
     Files of older versions have the local time in their names and come first.
     """
@@ -124,13 +124,13 @@ def _files(folder: Path) -> list[Path]:
 
 
 def metrics_file(folder: Path, done: int) -> Path:
-    """Return the file for the metrics of a new attempt that continues after step `done`."""
+    """Return the path of the metrics file for a new attempt that continues after step `done`."""
     last = max((int(m[1]) for f in _files(folder) if (m := _NUMBERED.fullmatch(f.stem))), default=0)
     return folder / f"metrics-attempt-{last + 1:05d}-from-{done}.jsonl"
 
 
 def steps_noted(folder: Path) -> tuple[int, int] | None:
-    """Return the last step and the steps per epoch that verl itself recorded; None if it has not begun.
+    """Return the last step and the steps per epoch that verl itself recorded; None if it has not started.
 
     verl's filter of long prompts drops rows, so the number of rows in the file is only an upper bound.
     """
@@ -142,7 +142,7 @@ def steps_noted(folder: Path) -> tuple[int, int] | None:
 
 
 def history(folder: Path, total: int) -> list[ProgressLine]:
-    """Return the joined progress lines from verl's own files of earlier attempts, without lost or duplicate steps.
+    """Return the progress lines from verl's own files of earlier attempts, joined without lost or duplicate steps.
 
     verl writes a step before we read it, so these files may contain steps that `progress.jsonl` lacks.
     """
@@ -160,34 +160,34 @@ def history(folder: Path, total: int) -> list[ProgressLine]:
 
 
 def owes_validation(job: RlJob, done: int, total: int, lines: Iterable[ProgressLine]) -> bool:
-    """Return whether no line has the validation that is due after step `done`. Pure."""
+    """Return whether the validation that is due after step `done` is missing from all lines. Pure."""
     h, lines = job.spec.hyperparameters, list(lines)
     if any(override.lstrip("+").startswith("trainer.test_freq=") for override in h.engine_overrides):
         return False  # the job sets verl's own key, which takes precedence
     if h.validate_before_train and not any("valAccuracy" in line["metrics"] for line in lines):
-        return False  # the validation has another name, from a reward or `val_kwargs` in `engineOverrides`
+        return False  # the validation has another name, set by a reward or by `val_kwargs` in `engineOverrides`
     due = 0 < done <= total and (done == total or done % h.validate_every == 0)
     return due and not any(line["step"] == done and "valAccuracy" in line["metrics"] for line in lines)
 
 
 @dataclass(frozen=True)
 class Start:
-    """The point from which a run continues: `checkpoint`, the progress lines that may be missing, and the validation to repeat."""
+    """The state from which a run continues: `checkpoint`, the progress lines that may be missing, and the validation to repeat."""
 
     checkpoint: checkpoints.Checkpoint | None
     known: list[ProgressLine]
     validate: Literal["", "first", "only"]
     unlogged: Mapping[str, Any] | None
-    """verl's metrics of the checkpoint's step, if no log has them."""
+    """verl's metrics of the checkpoint's step if no log contains them"""
 
     @property
     def done(self) -> int:
-        """Return the number of steps that are not trained again."""
+        """Return the number of steps that are already trained."""
         return self.checkpoint.step if self.checkpoint else 0
 
 
 def start(job: RlJob, out: Path, total: int, processes: int) -> Start:
-    """Return the start point from earlier attempts in `out`. Sets broken checkpoints aside."""
+    """Return the state from which the run continues, based on earlier attempts in `out`. Renames broken checkpoints."""
     checkpoint = checkpoints.newest(out / "checkpoints")
     done = checkpoint.step if checkpoint else 0
     carried = checkpoints.metrics_of(checkpoint) if checkpoint else None
@@ -196,7 +196,7 @@ def start(job: RlJob, out: Path, total: int, processes: int) -> Start:
     told = [*before, *read_progress(out / "progress.jsonl")]
     owed = owes_validation(job, done, total, own + told)
     if checkpoint and owed:
-        # once: a validation that always fails must not stop the training or the export of its model
+        # repeat it only once: a validation that always fails must not stop the training or the export of its model
         tried = any((out / VERL).glob(f"metrics-*-from-{done}.jsonl"))
         owed = not tried and (done < total or checkpoints.world_size(checkpoint.path) in (None, processes))
     unlogged = carried["data"] if carried and not any(line["step"] == done for line in told) else None

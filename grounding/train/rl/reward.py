@@ -1,8 +1,8 @@
 """The reward that verl calls for each answer: `compute_score`, by the scoring profile `egm-reward`.
 
-Set as `reward.custom_reward_function`. It returns a dict, so that verl logs accuracy, IoU and parse rate of every validation; the keys are
-the same for every answer, as verl requires. A row that cannot be scored gets 0 with `parsed` 0 instead of an exception: one bad row must
-not kill a reward worker days into a run.
+verl finds it by `reward.custom_reward_function`. It returns a dict, so that verl logs accuracy, IoU and parse rate of every validation; the
+keys are the same for every answer, as verl requires. A row that cannot be scored gets score 0 and `parsed` 0 instead of an exception, because
+one bad row must not end a run after days.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def compute_score(
     boxes: str = "relative",
     **_: Any,
 ) -> dict[str, float]:
-    """Score one answer. `ground_truth`: 4 numbers in 0..1000 (list, tuple or array); `extra_info` holds width, height (pixels) and split.
+    """Score one answer. `ground_truth`: 4 numbers in 0..1000 (list, tuple or array); `extra_info`: width, height (pixels) and split.
 
-    `boxes` is `resized` for a model that answers in pixels of the picture as its processor resizes it (Qwen2.5-VL). Returns `score` (what
-    RL maximises), `acc` (IoU >= threshold), `iou`, `parsed` (1 if a box was found) and `length` (of the answer, characters).
+    `boxes` is `resized` for a model that answers in pixels of the picture as its processor resizes it (Qwen2.5-VL). Returns `score` (which
+    RL maximises), `acc` (IoU >= threshold), `iou`, `parsed` (1 if a box was found) and `length` (characters of the answer).
     """
     try:
         info = extra_info or {}
@@ -66,7 +66,9 @@ def compute_score(
             "length": float(len(solution_str)),
         }
     except Exception:
-        _log.exception("a row could not be scored and counts 0: data_source=%s extra_info=%s", data_source, extra_info)
+        _log.exception(
+            "a row could not be scored and gets score 0: data_source=%s extra_info=%s", data_source, extra_info
+        )
         length = float(len(solution_str)) if isinstance(solution_str, str) else 0.0
         return {"score": 0.0, "acc": 0.0, "iou": 0.0, "parsed": 0.0, "length": length}
 

@@ -1,6 +1,6 @@
-"""Reinforcement learning: verl's own `main_ppo` as a child process, its metrics as progress lines, its last model as a folder.
+"""Reinforcement learning: run verl's `main_ppo` as a child process, write its metrics as progress lines and its last model as a folder.
 
-On a machine without a GPU it runs through `verl/cpu.py`; on several nodes over the Ray of `ray_cluster.py`. A run that was killed continues
+Without a GPU, verl runs through `verl/cpu.py`; on several nodes, on the Ray cluster of `ray_cluster.py`. A run that was killed continues
 from the newest complete checkpoint.
 """
 
@@ -45,15 +45,15 @@ from grounding.train.rl.overrides import overrides
 from grounding.train.rl.stopping import SAVE_NOW, Doing, Verdict, judge
 
 END_S = 5.0
-"""Seconds that verl and its Ray get to end if there is nothing left to save."""
+"""Seconds that verl and its Ray have to end if there is nothing left to save"""
 
 
 def environment(
     job: RlJob, out: Path, metrics_file: Path, *, cpu: bool, validation_rows: int, nodes: int = 1
 ) -> dict[str, str]:
-    """Return the environment of verl's processes, which Ray passes on to its workers. On several nodes, each starts its Ray with it."""
+    """Return the environment of verl's processes, which Ray passes on to its workers. On several nodes, each pod starts its Ray node with it."""
     h = job.spec.hyperparameters
-    # the split of a step's requests among several rollout servers varies: each answers what it has after a moment
+    # several rollout servers share a step's requests in varying parts, so each only waits briefly before it answers
     awaited = cpu and nodes == 1
     own = RlEnvironment(
         keep_checkpoints=h.keep_checkpoints,
@@ -78,7 +78,7 @@ def environment(
     plugin = ",grounding.train.verl.plugin_internvl" if job.spec.model.family_name == "internvl" else ""
     env["VERL_USE_EXTERNAL_MODULES"] += plugin
     if not cpu and "OMP_NUM_THREADS" not in os.environ:
-        # verl's eight agents prepare pictures at the same time; by default, each uses a thread per core
+        # verl's eight agents prepare pictures at the same time; by default, each would use a thread per core
         env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // 8))
     if cpu:
         env |= {
@@ -94,27 +94,25 @@ def environment(
 
 
 def stop_file(out: Path) -> Path:
-    """Return the file that tells verl's trainer, which may run on any pod, to save, and that records the begin of a step."""
+    """Return the path of the file that asks verl's trainer, which may run on any pod, to save. The trainer writes its reports to the same folder."""
     return out / attempts.VERL / "stop"
 
 
 def _own_ray(env: Mapping[str, str]) -> dict[str, str]:
     """Return `env` with settings that restrict the Ray that verl starts itself to this machine, and with a token for it.
 
-    Without a token, Ray writes one into the home folder, which a pod may not have.
+    Without a token, Ray would write one into the home folder, which may be missing in a pod.
     """
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **loopback.environment(env), **env}
 
 
 def _has_flash_attention() -> bool:
-    """Return whether verl's default attention (FlashAttention 2) is installed; it has no wheels, so not every image has it."""
+    """Return whether verl's default attention (FlashAttention 2) is installed. Not every image has it, because it has no wheels."""
     return importlib.util.find_spec("flash_attn") is not None
 
 
 def _attention(cpu: bool) -> str | None:
-    """Return the attention of the trained model and of its reference, by transformers' name; None for verl's own choice, FlashAttention
-    2.
-    """
+    """Return transformers' name of the attention of the trained model and its reference; None for verl's default, FlashAttention 2."""
     if cpu:
         return "sdpa"
     return None if _has_flash_attention() else PACKED_ROWS
@@ -127,7 +125,7 @@ def _rows(path: Path) -> int:
 
 
 def _prompts(path: Path) -> list[str]:
-    """Return the first questions of prepared rows."""
+    """Return the first questions of the prepared rows."""
     import pyarrow.parquet as pq
 
     found = next(pq.ParquetFile(path).iter_batches(2000, columns=["prompt"])).to_pylist()
@@ -135,7 +133,7 @@ def _prompts(path: Path) -> list[str]:
 
 
 def _total_steps(job: RlJob, rows: int, noted: tuple[int, int] | None = None) -> int:
-    """Return the number of steps: as recorded by an earlier attempt of verl, else computed from all rows."""
+    """Return the number of steps: the number recorded by verl in an earlier attempt, else computed from all rows."""
     h = job.spec.hyperparameters
     epoch = noted[1] if noted else max(1, rows // h.batch_size)
     steps = epoch * h.epochs
@@ -152,9 +150,10 @@ def train(
     log: tracking.Log = tracking.nowhere,
     stop: Stop | None = None,
 ) -> int:
-    """Run to the end or to SIGTERM, and write `out/model`. Return verl's exit code, 143 if stopped. `log` gets verl's metrics of each step.
+    """Train to the end or until SIGTERM, and write `out/model`. Return verl's exit code, or 143 if stopped. `log` gets verl's metrics of each
+    step.
 
-    On several nodes every pod calls it: rank 0 trains, the others provide their Ray node and return its result.
+    On several nodes, every pod calls this: rank 0 trains, and the others provide their Ray node and return rank 0's result.
     """
     import torch
 
@@ -201,11 +200,12 @@ def train(
     noted = attempts.steps_noted(out / attempts.VERL)
     if noted is not None and noted[0] < total:
         steps = "1 step" if noted[0] == 1 else f"{noted[0]} steps"
-        print(f"rl: verl took {steps}, not {total}: it dropped rows whose prompts are too long", flush=True)  # noqa: T201
+        reason = "it dropped rows whose prompts are too long"
+        print(f"rl: verl trained {steps}, not {total}, because {reason}", flush=True)  # noqa: T201
         total = noted[0]
     if checkpoint is None or checkpoint.step < total:
         raise Failure(
-            "verl ended without the last checkpoint", hint="Its log above says why.", file=out / "checkpoints"
+            "verl ended without the last checkpoint", hint="Its log above shows the reason.", file=out / "checkpoints"
         )
     chosen = checkpoints.chosen(out / "checkpoints", best_figure(job), checkpoint)
     export(chosen.path, out / "model", Path(model), identity.facts(out))
@@ -231,7 +231,7 @@ def _train(
     if checkpoint:
         checkpoints.refuse_other_world(checkpoint, nodes * node.gpus)
         require_safe(checkpoint.path)
-    log = attempts.metrics_file(out / attempts.VERL, done)  # a new one, because verl truncates its file at every start
+    log = attempts.metrics_file(out / attempts.VERL, done)  # a new file, because verl truncates its file at every start
     log.parent.mkdir(parents=True, exist_ok=True)
     own = _own_reward(job, data.train_parquet, out)
     arguments = overrides(
@@ -252,10 +252,12 @@ def _train(
     env = os.environ | environment(job, out, log, cpu=cpu, validation_rows=_rows(data.val_parquet), nodes=nodes)
     how = f"resuming after step {done}" if checkpoint else "starting"
     if start.validate:
-        how += ", its validation first" if start.validate == "first" else ", for its validation alone"
+        how += ", its validation first" if start.validate == "first" else ", only for its validation"
     print(f"rl: {_rows(data.train_parquet)} rows, {total} steps, {how}; verl's metrics: {log}", flush=True)  # noqa: T201
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
-    if pods is not None:  # verl's runner may run on any pod, whose own environment has another file or none
+    if (
+        pods is not None
+    ):  # verl's runner may run on any pod, whose own environment may lack the file or have another one
         command.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={log}")
     writer = ProgressWriter(out / "progress.jsonl", "rl", total, done, known=start.known)
     if pods is None:
@@ -270,8 +272,9 @@ def _train(
 
 
 def _own_reward(job: RlJob, rows: Path, out: Path) -> Path | None:
-    """Copy `spec.reward.file` to the job's folder, which all pods can read, test it on the first row, and return the copy; None without a
-    file. Raises `UserError` if the file cannot score the row, before any step is trained.
+    """Copy `spec.reward.file` to the job's folder, which all pods can read, test it on the first row, and return the copy's path.
+
+    Return None if the job has no such file. Raises `UserError` if the file cannot score the row, before any step is trained.
     """
     import pyarrow.parquet as pq
 
@@ -301,11 +304,11 @@ def _node(job: RlJob, cpu: bool) -> ray_cluster.Node:
 
 
 _START_S = 1800.0
-"""If the job sets no deadline"""
+"""Seconds that the pods wait for each other if the job sets no deadline"""
 
 
 def _deadline(job: RlJob) -> float:
-    """Return how long the pods wait for each other, in seconds."""
+    """Return the seconds that the pods wait for each other."""
     given = job.spec.start_deadline_seconds
     return _START_S if given is None else float(given)
 
@@ -320,10 +323,11 @@ def _run(
     stop: Stop,
     lost: Callable[[], str] = lambda: "",
 ) -> int:
-    """Run verl and turn its metrics into progress lines. If `stop` is asked for, let verl save what it can (`stopping.py`), then end it.
+    """Run verl and turn its metrics into progress lines. If a stop is requested, let verl save what it can (`stopping.py`), then end it.
 
-    verl gets a share of the grace period (`Stop.training_is_late`); what it has not saved by then is lost, and the rest belongs to the
-    upload. `lost` returns why the run cannot continue (a lost node), else an empty text: verl may wait for a lost rank for ten minutes.
+    verl gets a share of the grace period (`Stop.training_is_late`). Steps that it has not saved by then are lost, because the rest of the
+    period is for the upload. `lost` returns why the run cannot continue (a lost node), or an empty text; without it, verl might wait for a
+    lost rank for ten minutes.
     """
     request = stop_file(out)
     request.unlink(missing_ok=True)
@@ -340,7 +344,7 @@ def _run(
             ended = child.poll() is not None
             offset, lines = new_lines(log, offset)
             for step, metrics in attempts.logged(parse_lines(lines)):
-                if noted := attempts.steps_noted(log.parent):  # written before verl's first step
+                if noted := attempts.steps_noted(log.parent):  # verl writes it before its first step
                     writer.total_steps = noted[0]
                 found = attempts.metrics(metrics)
                 writer.step(step, found)
@@ -362,7 +366,7 @@ def _run(
                 if saved > before:
                     verdict = Verdict("end", f"saved step {saved}")
                 elif verdict.action != "end" and stop.training_is_late():
-                    last = f"the last save is step {saved}" if saved else "no step is saved"
+                    last = f"the last saved step is {saved}" if saved else "no step is saved"
                     what = f"step {doing.step} was" if doing else "nothing was"
                     verdict = Verdict("end", f"{what} not saved in time; {last}")
                 if (verdict.action, doing) != said:
@@ -382,28 +386,28 @@ def _run(
         child.wait()
         request.unlink(missing_ok=True)
     if stop.asked:
-        if said[0] != "end":  # verl has ended by itself
+        if said[0] != "end":  # verl has ended without being told to
             newest = checkpoints.peek(out / "checkpoints")
-            last = f"the last save is step {newest.step}" if newest else "no step is saved"
+            last = f"the last saved step is {newest.step}" if newest else "no step is saved"
             _notice(stop, "; ".join(filter(None, (_problem(request), last))))
         return 143
     if spoiled:
         raise Failure(spoiled, hint=guard.HINT)
     if why or (child.returncode and (why := lost())):
-        raise Failure(why, hint="The job starts again from its newest checkpoint.")
+        raise Failure(why, hint="The job restarts from its newest checkpoint.")
     if child.returncode and (problem := _problem(request)):
         raise Failure(problem, hint="The same command continues from the newest checkpoint.")
     return child.returncode
 
 
 def _notice(stop: Stop, text: str) -> None:
-    """Say in the log, in `/progress` and in the termination message what is done about the request to stop."""
+    """Report in the log, in `/progress` and in the termination message what is done about the request to stop."""
     stop.notice = text
     print(f"rl: stopping; {text}", flush=True)  # noqa: T201
 
 
 def _problem(request: Path) -> str:
-    """Return the message that our hooks in verl's trainer wrote about its end; empty if there is none."""
+    """Return the reason that our hooks in verl's trainer wrote for its end; empty if there is none."""
     with contextlib.suppress(OSError):
         return request.with_name(PROBLEM).read_text(errors="replace").strip()
     return ""
@@ -424,7 +428,7 @@ def require_engine(engine: RolloutEngine, installed: Callable[[str], bool]) -> N
     raise UserError(
         f"{engine} is not installed in this image",
         field="spec.hyperparameters.rolloutEngine",
-        hint=f"Installed here: {', '.join(here) or 'none'}. Choose that one, or name an image that has {engine} in spec.podTemplate.",
+        hint=f"Installed here: {', '.join(here) or 'none'}. Choose one of these, or set an image with {engine} in spec.podTemplate.",
     )
 
 
@@ -451,8 +455,10 @@ def main(job: RlJob, data: JobData, model: str, out: Path) -> None:
         sys.stderr.write("rl: stopped; the same command continues from the newest checkpoint\n")
     elif code and not first:
         raise Failure(
-            "the run failed on rank 0", hint="Its log says why; the job starts again from its newest checkpoint."
+            "the run failed on rank 0", hint="Its log shows the reason; the job restarts from its newest checkpoint."
         )
     elif code:
-        raise Failure(f"verl ended with exit code {code}", hint="Its log above says why; the same command continues.")
+        raise Failure(
+            f"verl ended with exit code {code}", hint="Its log above shows the reason; the same command continues."
+        )
     raise SystemExit(code)

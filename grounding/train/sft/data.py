@@ -1,7 +1,7 @@
 """Turn SFT rows into model inputs: the chat template, the label mask, padding.
 
-Only the model's own text is trained: everything after the last `<|im_start|>assistant\n`, its `<|im_end|>\n` included, as the reference
-does. Source of the row form: the EGM repository's SFT data.
+Only the model's own text is trained: everything after the last `<|im_start|>assistant\n`, including its `<|im_end|>\n`, as in the
+reference. The row format is that of the EGM repository's SFT data.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def load_rows(path: str | Path) -> list[SftRow]:
 
 
 def split_target(rendered: str, answer: str) -> tuple[str, str]:
-    """Return (given text, trained text) of a rendered prompt and the answer.
+    """Split a rendered prompt and its answer into the given text and the trained text.
 
-    A thinking model's template ends in `<think>\n`, which the model writes itself at inference: it is trained as well.
+    A thinking model's template ends in `<think>\n`. The model writes this itself at inference, so it is trained too.
     """
     cut = rendered.rindex(_ASSISTANT) + len(_ASSISTANT)
     opening = rendered[cut:]
@@ -79,7 +79,7 @@ class SftDataset(Dataset[Example]):  # type: ignore[misc]
 
 
 class Share(Dataset[Example]):  # type: ignore[misc]
-    """Some rows of a data set, by index. None means no row: any row fills its place, and its labels are ignored."""
+    """Some rows of a data set, by index. An index of None stands for no row: any row is used for padding, and its labels are ignored."""
 
     def __init__(self, rows: Dataset[Example], indices: Sequence[int | None]) -> None:
         self.rows, self.indices = rows, indices
@@ -94,16 +94,16 @@ class Share(Dataset[Example]):  # type: ignore[misc]
 
 
 Collated = dict[str, torch.Tensor | Batch | EgmError]
-"""What a loader gives: `{"batch": Batch}`, tensors by the names that a model takes, or `{"error": error for people}`"""
+"""An item of a loader: `{"batch": Batch}`, or tensors keyed by the model's argument names, or `{"error": error for people}`"""
 
 
 class Collator:
-    """Turn examples into one batch, padded on the right; pictures (InternVL: their tiles) are concatenated, as both families expect.
+    """Combine examples into one batch, padded on the right. Pictures (for InternVL: tiles) are concatenated, as both families expect.
 
-    The processor is called once per batch, because calling it for each row costs more than a small model's step. This runs in a loader's
-    process, from which an exception would return as the text of a traceback; a user's error is therefore returned as `{"error": …}`, see
-    `raise_error`. `patch` is the side of a patch if the model writes boxes in pixels of the resized picture: targets are then converted to
-    it.
+    The processor is called once per batch, because a call per row takes longer than a step of a small model. The collator runs in a loader's
+    process. An exception would arrive in the trainer as the text of a traceback, so a user's error is returned as `{"error": …}`; see
+    `raise_error`. `patch`: the side of a patch in pixels, if the model writes boxes in pixels of the resized picture. Targets are then
+    converted to that space.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Collator:
             raise UserError(f"the picture cannot be decoded: {error}", hint=hint, field=example.name) from None
 
     def _rows(self, examples: list[Example]) -> tuple[list[list[int]], list[list[int]], Any]:
-        """Return each row's tokens and labels, and the processor's outputs; pictures are decoded here."""
+        """Decode the pictures, and return each row's tokens and labels and the processor's outputs."""
         tokenizer = self.processor.tokenizer
         inputs = self.processor(text=[e.given for e in examples], images=[self._picture(e) for e in examples])
         texts = [e.target for e in examples]
@@ -143,7 +143,7 @@ class Collator:
         for example, given, target in zip(examples, inputs["input_ids"], targets, strict=True):
             if len(given) + len(target) > self.max_length:
                 raise UserError(
-                    f"{len(given) + len(target)} tokens are more than maxLength {self.max_length}",
+                    f"the row has {len(given) + len(target)} tokens, more than maxLength {self.max_length}",
                     hint="Raise spec.hyperparameters.maxLength, lower maxPixels, or leave the row out.",
                     field=example.name,
                 )
@@ -171,7 +171,7 @@ class Collator:
 
 
 class PackingCollator(Collator):
-    """Turn examples into `{"batch": Batch}`: all rows one after another, without padding. `dtype` is the model's type for pictures."""
+    """Combine examples into `{"batch": Batch}`: all rows one after another, without padding. `dtype`: the model's type for pictures."""
 
     def __init__(
         self,
@@ -219,15 +219,17 @@ class PackingCollator(Collator):
 
 
 def positions_of(ids: list[int], image_token: int, grid: list[int], merge: int) -> torch.Tensor:
-    """Return Qwen3-VL's positions of a row with one picture, (4, tokens): text, time, height, width.
+    """Return Qwen3-VL's positions of a row with one picture, with shape (4, tokens): text, time, height, width.
 
-    A picture's tokens share one time and count rows and columns from there; the text after it continues from the larger of both.
+    All tokens of a picture have the same time; height and width count its rows and columns from there. The text after the picture continues
+    from the larger of height and width.
     """
     time, height, width = grid[0], grid[1] // merge, grid[2] // merge
     start, count = ids.index(image_token), time * height * width
     if ids[start : start + count] != [image_token] * count or ids.count(image_token) != count:
         raise UserError(
-            f"expected one picture of {count} tokens in a row", hint="The picture's placeholder is in the text twice."
+            f"expected one picture of {count} tokens in a row",
+            hint="The text contains the picture's placeholder more than once.",
         )
     behind = len(ids) - start - count
     before = torch.arange(start).expand(3, -1)
@@ -242,7 +244,7 @@ def _tensor(values: Any) -> torch.Tensor:
 
 
 def raise_error(batches: Iterable[Collated]) -> None:
-    """Raise the user's error that a loader's process returned instead of a batch."""
+    """Raise the user's error that a loader's process has returned instead of a batch."""
     for batch in batches:
         error = batch.get("error")
         if isinstance(error, EgmError):

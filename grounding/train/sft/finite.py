@@ -11,11 +11,11 @@ from grounding.errors import Failure
 from grounding.train.finite import all_finite
 
 MOST_IN_A_ROW = 5
-"""Number of steps in a row without a finite gradient that end the run."""
+"""Number of consecutive steps without a finite gradient that end the run"""
 
 
 class FiniteGuard(TrainerCallback):  # type: ignore[misc]
-    """Drop the gradients of a step if any is not a finite number, so that the optimizer changes nothing.
+    """Discards the gradients of a step if any of them is not a finite number, so that the optimizer changes nothing.
 
     `anywhere` returns whether a flag is set on any rank. Register this callback before the one that marks a checkpoint complete.
     """
@@ -35,17 +35,17 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
         for parameter in stepped:
             parameter.grad = None
         if state.is_world_process_zero:
-            print(f"sft: step {step} is skipped: its gradient is not a finite number", flush=True)  # noqa: T201
+            print(f"sft: skipping step {step}, because its gradient is not a finite number", flush=True)  # noqa: T201
         if self.in_a_row >= MOST_IN_A_ROW:
             raise Failure(
-                f"{self.in_a_row} steps in a row have no finite gradient; it began at step {self.began}",
+                f"{self.in_a_row} steps in a row have no finite gradient; the first was step {self.began}",
                 hint="Lower spec.hyperparameters.learningRate, or look at the rows of that step; "
-                "the newest checkpoint is from before it or has skipped it.",
+                "the newest checkpoint was saved before that step or has skipped it.",
             )
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if self.anywhere(not all_finite(list(model.parameters()))):
             raise Failure(
-                f"the weights after step {state.global_step} are not finite numbers; this checkpoint does not count",
+                f"the weights after step {state.global_step} are not finite numbers; this checkpoint is not used",
                 hint="Lower spec.hyperparameters.learningRate; the same command continues from the last good checkpoint.",
             )

@@ -1,8 +1,8 @@
-"""bfloat16 weights with float32 masters on one GPU: the model computes in bfloat16 without casting its weights, the optimizer steps in
-float32.
+"""bfloat16 weights with float32 masters on one GPU: the model computes in bfloat16 without casting its weights, and the optimizer updates
+float32 copies.
 
-At a learning rate of 1e-5 a step is smaller than the last digit of most bfloat16 weights, so the optimizer needs more digits than the model
-computes with. Gradients are added up in float32. Memory per trained parameter: 2 (weight) + 4 (master) + 8 (AdamW) + 4 (gradient) bytes.
+At a learning rate of 1e-5, a step is smaller than the last digit of most bfloat16 weights, so the optimizer needs more digits than the model
+computes with. Gradients are summed in float32. Memory per trained parameter: 2 (weight) + 4 (master) + 8 (AdamW) + 4 (gradient) bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def to_bfloat16(model: torch.nn.Module) -> dict[torch.nn.Parameter, torch.Tensor
 
 
 class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
-    """AdamW on float32 masters of bfloat16 weights. Each backward pass adds its gradients to the masters' and frees its own."""
+    """AdamW on float32 masters of bfloat16 weights. Each backward pass adds its gradients to the masters' gradients and frees its own."""
 
     def __init__(
         self,
@@ -51,19 +51,19 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Any = None) -> Any:
-        """Step the masters, drop their gradients and update the weights from them."""
+        """Update the masters, drop their gradients, and copy the masters to the weights."""
         found = super().step(closure)
         self.zero_grad()
         torch._foreach_copy_(self.weights, self.masters)
         return found
 
     def state_dict(self) -> JsonObject:
-        """Return AdamW's state and the masters, because the weights alone lack the last digits."""
+        """Return AdamW's state and the masters, because the weights lack the last digits."""
         return {**super().state_dict(), _KEY: [master.detach() for master in self.masters]}
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def load_state_dict(self, state_dict: JsonObject) -> None:
-        """Restore a state. If it has no masters (a checkpoint of float32 weights) they begin at the weights; `restored` is then False."""
+        """Restore a state. If it has no masters (a checkpoint of float32 weights), copy them from the weights and set `restored` to False."""
         rest = dict(state_dict)
         masters = rest.pop(_KEY, None)
         super().load_state_dict(rest)
@@ -72,7 +72,7 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def begin_at(self, values: list[torch.Tensor]) -> None:
-        """Set the masters to `values`, one for each weight, and the weights to their bfloat16."""
+        """Set the masters to `values`, one for each weight, and the weights to their bfloat16 values."""
         for master, value in zip(self.masters, values, strict=True):
             master.copy_(value)
         torch._foreach_copy_(self.weights, self.masters)

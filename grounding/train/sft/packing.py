@@ -1,4 +1,4 @@
-"""Combine the rows of a step into packs: rows one after another without padding, as many as fit into a budget of tokens. Pure."""
+"""Combine the rows of a step into packs: rows one after another without padding, up to a budget of tokens per pack. Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ IGNORE = -100
 
 
 def split(lengths: Sequence[int], tokens: int, rows: int | None = None, at_least: int = 1) -> list[slice]:
-    """Cut rows into packs of at most `tokens` tokens and `rows` rows, in their order.
+    """Divide rows into packs of at most `tokens` tokens and `rows` rows, in their order. Return a slice of row indices for each pack.
 
-    The number of packs is as small as the limits allow, but `at_least` that many, and the largest pack is as small as possible. A row
-    longer than `tokens` is a pack of its own. Raises `ValueError` if there are fewer rows than `at_least`.
+    The number of packs is the smallest that the limits allow, but not less than `at_least`, and the largest pack is as small as possible. A
+    row longer than `tokens` gets its own pack. Raises `ValueError` if there are fewer rows than `at_least`.
     """
     if at_least > len(lengths):
         raise ValueError(f"{len(lengths)} rows cannot make {at_least} packs")
@@ -24,7 +24,7 @@ def split(lengths: Sequence[int], tokens: int, rows: int | None = None, at_least
         return []
     number = max(at_least, len(_greedy(lengths, max(tokens, *lengths), rows)))
     low, high = max(lengths), max(tokens, *lengths)
-    while low < high:  # the smallest bound that still needs no more packs
+    while low < high:  # find the smallest bound that needs no more packs
         middle = (low + high) // 2
         low, high = (low, middle) if len(_greedy(lengths, middle, rows)) <= number else (middle + 1, high)
     cuts = [0, *(part.stop for part in _greedy(lengths, low, rows))]
@@ -49,9 +49,9 @@ def _greedy(lengths: Sequence[int], tokens: int, rows: int | None) -> list[slice
 class Batch:
     """The rows of a step, one after another.
 
-    `input_ids` and `labels` are (tokens,); `labels` holds for each token the one that follows it, or IGNORE. `position_ids` is
-    (1 or 4, tokens), the text position first. `lengths` counts each row's tokens, `pictures` each row's entries in `pixel_values`.
-    `grids` is Qwen3-VL's `image_grid_thw`.
+    `input_ids` and `labels` have the shape (tokens,); the label of a token is the token after it, or IGNORE. `position_ids` has the shape
+    (1 or 4, tokens), with the text position first. `lengths`: tokens of each row; `pictures`: entries of each row in `pixel_values`;
+    `grids`: Qwen3-VL's `image_grid_thw`.
     """
 
     input_ids: torch.Tensor
@@ -64,7 +64,7 @@ class Batch:
     grids: torch.Tensor | None = None
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory, from where copies to a GPU do not wait. The data loader calls it."""
+        """Return the batch in page-locked memory, from which a copy to a GPU is asynchronous. The data loader calls it."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device) -> Batch:
@@ -84,7 +84,7 @@ class Batch:
         )
 
     def without(self, rows: Sequence[int]) -> Batch:
-        """Return the batch with the labels of some rows ignored; the rows themselves stay."""
+        """Return the batch with all labels of `rows` set to IGNORE. The rows themselves stay."""
         if not rows:
             return self
         labels, ends = self.labels.clone(), [0, *accumulate(self.lengths)]
@@ -93,7 +93,7 @@ class Batch:
         return replace(self, labels=labels, trained=int((labels != IGNORE).sum()))
 
     def part(self, rows: slice) -> Batch:
-        """Return some rows; tensors are views."""
+        """Return a part of the rows; its tensors are views."""
         tokens, pictures = [0, *accumulate(self.lengths)], [0, *accumulate(self.pictures)]
         some = slice(tokens[rows.start], tokens[rows.stop])
         labels = self.labels[some]

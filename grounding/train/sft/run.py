@@ -1,6 +1,6 @@
-"""Supervised fine-tuning: transformers' Trainer on reasoning + box answers, resumable at any step.
+"""Supervised fine-tuning with transformers' Trainer on answers with reasoning and box, resumable at any step.
 
-Hyperparameters, label mask and freezing are the reference's (see `docs/training.md`); the tiny model of the demo runs through the same
+Hyperparameters, label mask and freezing equal the reference's (see `docs/training.md`). The tiny model of the demo is trained by the same
 code.
 """
 
@@ -60,7 +60,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 class _Recorder(TrainerCallback):  # type: ignore[misc]
-    """Progress lines, completeness markers, and a clean stop on SIGTERM (a checkpoint first)."""
+    """Writes progress lines and completeness markers, and stops cleanly on SIGTERM, after saving a checkpoint."""
 
     def __init__(
         self, out: Path, resume_from: int, keep: int, log: tracking.Log, furnish: Callable[[Path], None], stop: Stop
@@ -71,14 +71,14 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         self.trainer: PackedTrainer | None = None
         self.flops_a_token, self.peak, self._optimizer = 0.0, float("nan"), 0.0
         self.sets: dict[str, SftDataset] = {}
-        """Validation sets by name, which may be empty"""
+        """Validation sets by name; a name may be empty"""
         self.every, self.first, self.figure = 0, False, ""
         self._validated: tuple[int, dict[str, float]] = (-1, {})
         self.validation_owed = False
         """Whether the last validation was skipped because the run was asked to stop"""
 
     def validate_on(self, sets: dict[str, SftDataset], job: SftJob) -> None:
-        """Validate on these sets during training, as configured in the job."""
+        """Validate on these sets during training, as the job configures."""
         h = job.spec.hyperparameters
         self.sets, self.every, self.first, self.figure = (
             sets,
@@ -88,8 +88,8 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         )
 
     def note_last_figures(self) -> None:
-        """Record the metrics of the step that this run continues from, because the earlier run may have been killed between saving and
-        recording.
+        """Record the metrics of the step from which this run continues, because the earlier run may have been killed between saving and
+        recording it.
         """
         root = self.out / "checkpoints"
         for line in read_progress(self.out / "progress.jsonl"):
@@ -104,7 +104,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         for name, rows in self.sets.items():
             values = self.trainer.figures_of(rows, lambda: _any_rank(self.stop.asked))
             self.validation_owed = values is None
-            if values is None:  # the grace period is for the checkpoint
+            if values is None:  # no time for the validation: the grace period is for the checkpoint
                 print(f"sft: stopping; the validation of step {step} is left to the next run", flush=True)  # noqa: T201
                 return
             found[name] = values
@@ -116,7 +116,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         self._validated = step, {**figures, "secondsValidation": time.monotonic() - began}
 
     def watch(self, trainer: PackedTrainer, flops_a_token: float) -> None:
-        """Take the metrics of a step from `trainer`; `operations` are those of its model for a token."""
+        """Take the metrics of each step from `trainer`. `flops_a_token`: operations of its model for one token."""
         self.trainer, self.flops_a_token = trainer, flops_a_token
         rate = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         self.peak = float("nan") if rate is None else rate * trainer.accelerator.num_processes
@@ -136,7 +136,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = self.validation_owed  # the next run begins with it
 
     def _owes(self, total: int) -> bool:
-        """Return whether no line has the validation that is due after the start step of this run, because a stop skipped it."""
+        """Return whether no line has the validation that is due after the step from which this run continues, because a stop skipped it."""
         step = self.resume_from
         due = step > 0 and (step % self.every == 0 or step >= total)
         lines = read_progress(self.out / "progress.jsonl")
@@ -163,7 +163,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             self.log(state.global_step, line)
 
     def _figures(self, measured: Measured) -> dict[str, float]:
-        """Return the costs of a step: the time of its phases, throughput, the share of the GPUs' peak and the maximum memory in use."""
+        """Return the costs of a step: seconds by phase, throughput, share of the GPUs' peak rate, and maximum memory in use."""
         took = max((measured.ended or time.monotonic()) - measured.began, 1e-9)
         line = {"secondsStep": took, "tokensPerSecond": measured.tokens / took, "packs": float(measured.packs)}
         line |= measured.seconds
@@ -179,15 +179,15 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             if self.trainer:
                 self.trainer.measured.end()
             self._validate(step)
-        if _any_rank(self.stop.asked):  # all ranks must stop after the same step, otherwise none could save
+        if _any_rank(self.stop.asked):  # all ranks must stop after the same step; otherwise none of them could save
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        _barrier()  # the marker vouches for every rank's files
+        _barrier()  # the marker confirms the files of every rank
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self.furnish(folder)
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle of the Trainer that nothing reads
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle of the Trainer's, which no code reads
             if self._writer:
                 self._writer.sync()
             checkpoints.mark_complete(folder)
@@ -222,9 +222,7 @@ def _any_rank(flag: bool) -> bool:
 
 
 def _workers(processes: int) -> int:
-    """Return the number of processes that load rows for a rank: a picture takes a core about 10 ms, and a GPU trains about 80 rows per
-    second.
-    """
+    """Return the number of loader processes per rank: a picture needs a core for about 10 ms, and a GPU trains about 80 rows per second."""
     cores = len(os.sched_getaffinity(0)) // max(1, min(processes, torch.cuda.device_count()))
     return int(max(2, min(12, cores - 1)))
 
@@ -241,7 +239,8 @@ def _arguments(job: SftJob, out: Path, processes: int) -> TrainingArguments:
     shard = sft_shard.wanted(os.environ, processes, not cpu)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
-        per_device_train_batch_size=total // processes,  # a rank's rows of a step; the trainer cuts them into packs
+        per_device_train_batch_size=total
+        // processes,  # rows of a rank in one step; the trainer divides them into packs
         gradient_accumulation_steps=1,
         num_train_epochs=h.epochs,
         max_steps=h.max_steps if h.max_steps is not None else -1,
@@ -251,22 +250,24 @@ def _arguments(job: SftJob, out: Path, processes: int) -> TrainingArguments:
         weight_decay=h.weight_decay,
         adam_beta2=h.adam_beta2,
         max_grad_norm=h.max_grad_norm,
-        bf16=dtype == torch.bfloat16 and shard and not cpu,  # one GPU has bfloat16 weights and float32 masters instead
+        bf16=dtype == torch.bfloat16
+        and shard
+        and not cpu,  # with one GPU, bfloat16 weights and float32 masters are used instead
         fp16=dtype == torch.float16 and not cpu,
         use_cpu=cpu,
-        gradient_checkpointing=False,  # layer by layer, see `memory.plan`
+        gradient_checkpointing=False,  # enabled layer by layer, see `memory.plan`
         seed=job.spec.seed,
         data_seed=job.spec.seed,
         save_strategy="steps",
         save_steps=h.save_every,
-        save_total_limit=None,  # our callback keeps only complete ones
+        save_total_limit=None,  # our callback deletes old checkpoints, and keeps only complete ones
         logging_steps=1,
         logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="no",  # the trainer counts them
+        include_num_input_tokens_seen="no",  # our trainer counts them
         disable_tqdm=True,
         report_to=[],
         remove_unused_columns=False,
-        # they read and resize pictures while the model trains; the order of rows does not depend on their number
+        # loaders read and resize pictures while the model trains; the order of rows does not depend on their number
         dataloader_num_workers=1 if cpu else _workers(processes),
         dataloader_persistent_workers=True,
         dataloader_pin_memory=not cpu,
@@ -285,9 +286,7 @@ def train(
     log: tracking.Log = tracking.nowhere,
     stop: Stop | None = None,
 ) -> int:
-    """Train to the end or until `stop` is requested, and write `out/model`. Return the exit code: 0 finished, 143 stopped with a
-    checkpoint.
-    """
+    """Train to the end or until `stop` is requested, and write `out/model`. Return 0 if finished, or 143 if stopped with a checkpoint."""
     if data.sft_rows is None:
         raise UserError("an SFT job needs spec.data.train (or spec.data.shapes)", field="spec.data")
     if is_published(out / "model"):
@@ -297,7 +296,7 @@ def train(
     arguments = _arguments(job, out, processes)
     if (
         arguments.device.type == "cpu"
-    ):  # the ranks meet here; each calls its processor cpu:0, with which torch.load cannot resume
+    ):  # reading `device` connects the ranks; each names its processor cpu:0, with which torch.load cannot resume
         arguments._setup_devices = torch.device("cpu")
     _one_storage(out, first)
     set_seed(job.spec.seed)
@@ -332,7 +331,7 @@ def train(
         }
     use_matrix_product()
     attention.use()
-    # float32 weights for any computing precision, because at these learning rates a step would not change a bfloat16 weight
+    # always load float32 weights, because at these learning rates a step would not change a bfloat16 weight
     model = AutoModelForImageTextToText.from_pretrained(
         source, dtype=torch.float32, attn_implementation=attention.choose()
     )
@@ -348,7 +347,7 @@ def train(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     packs = _plan(job, model, processes, masters=masters is not None, fused=fused)
     recompute(model, packs.recomputed)
-    # only rank 0 sets broken ones aside
+    # only rank 0 renames broken checkpoints
     checkpoint = checkpoints.newest(out / "checkpoints") if first else None
     _barrier()
     checkpoint = checkpoint or checkpoints.peek(out / "checkpoints")
@@ -363,7 +362,7 @@ def train(
         config.dtype = dtype
         config.save_pretrained(folder)
         original.save_pretrained(folder)
-        if h.lora is not None and not adapters.is_adapter(folder):  # a sharded model's weights are all saved
+        if h.lora is not None and not adapters.is_adapter(folder):  # for a sharded model, all weights are saved
             write_json(
                 folder / adapters.CONFIG, adapters.config(adapters.Adapter({}, h.lora.rank, h.lora.alpha), source)
             )
@@ -405,14 +404,14 @@ def train(
     if recorder.validation_owed or (stop.asked and trainer.state.global_step < trainer.state.max_steps):
         return 143
     if guard.skipped:
-        print(f"sft: {guard.skipped} steps were skipped, their gradients were no finite numbers", flush=True)  # noqa: T201
+        print(f"sft: {guard.skipped} steps were skipped, because their gradients were not finite numbers", flush=True)  # noqa: T201
     if _any_rank(not all_finite(list(trainer.model.parameters()))):
         raise Failure(
             "the weights are not finite numbers",
-            hint="Lower spec.hyperparameters.learningRate; the progress lines show the step it began at.",
+            hint="Lower spec.hyperparameters.learningRate; the progress lines show the first such step.",
             file=out / "progress.jsonl",
         )
-    weights = sft_shard.whole(trainer) if arguments.fsdp else None  # asks all ranks
+    weights = sft_shard.whole(trainer) if arguments.fsdp else None  # all ranks take part
     if trainer.is_world_process_zero():
         last = checkpoints.peek(out / "checkpoints")
         chosen = checkpoints.chosen(out / "checkpoints", best_figure(job), last) if last is not None else None
@@ -438,9 +437,9 @@ def _validation_sets(data: JobData, processor: Any) -> dict[str, SftDataset]:
 
 
 def _flops_of_token(model: Any, trained: int) -> float:
-    """Return the operations of a token in training: two per weight forward, and two for each of the two gradients that is computed.
+    """Return the operations of a model for one token in training: two per weight in the forward pass, and two for each of the two gradients.
 
-    With adapters, the gradients of the weights themselves are not computed.
+    With adapters, the gradients of the frozen weights are not computed.
     """
     if not any(p.requires_grad for p in model.lm_head.parameters()):
         language: int = sum(p.numel() for p in model.model.language_model.parameters())
@@ -458,7 +457,7 @@ def _plan(job: SftJob, model: Any, processes: int, *, masters: bool, fused: bool
         tokens = 4096 if h.tokens_per_gpu is None else h.tokens_per_gpu
         return Plan(tokens, model.config.get_text_config().num_hidden_layers if h.gradient_checkpointing else 0)
     sizes = architecture.read(model.config.to_dict())
-    assert sizes is not None, "families.check has let a model through that no family has"
+    assert sizes is not None, "families.check accepted a model without a family"
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = torch.cuda.get_device_properties(0).total_memory
@@ -468,7 +467,7 @@ def _plan(job: SftJob, model: Any, processes: int, *, masters: bool, fused: bool
             f"weights, gradients and optimizer of {parameters:,} parameters take {states / 2**30:.0f} GiB on each GPU, "
             f"which has {total / 2**30:.0f} GiB",
             field="spec.resources",
-            hint="Use more GPUs: they share weights, gradients and optimizer.",
+            hint="Use more GPUs: weights, gradients and optimizer are distributed over them.",
         )
     number = 4 if h.dtype == "float32" else 2
     free = int(0.95 * total) - states
@@ -476,14 +475,14 @@ def _plan(job: SftJob, model: Any, processes: int, *, masters: bool, fused: bool
 
 
 def _out_of_memory(packs: Plan, step: int, error: BaseException) -> UserError:
-    """Return the user's error after the GPU's memory has run out, with the value to change."""
+    """Return the user's error for a step that ran out of GPU memory, with the setting to change."""
     smaller = packs.tokens // 2 // 512 * 512
     if smaller >= SMALLEST:
         change = (
             f"Set spec.hyperparameters.tokensPerGpu to {smaller}, or gradientCheckpointing to true; or use more GPUs."
         )
     else:
-        change = "Use more GPUs (spec.resources): they share weights, gradients and optimizer."
+        change = "Use more GPUs (spec.resources): weights, gradients and optimizer are distributed over them."
     return UserError(
         f"the GPU's memory ran out in step {step} with packs of {packs.tokens} tokens: {str(error).splitlines()[0]}",
         field="spec.hyperparameters.tokensPerGpu",
@@ -492,7 +491,7 @@ def _out_of_memory(packs: Plan, step: int, error: BaseException) -> UserError:
 
 
 def _total_steps(arguments: TrainingArguments, rows: int, processes: int) -> int:
-    """Return the number of steps that the Trainer will take."""
+    """Return the number of steps that the Trainer will execute."""
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
     batches = -(-rows // (int(arguments.per_device_train_batch_size) * processes))
@@ -508,7 +507,7 @@ def _finished(trainer: Any, weights: dict[str, torch.Tensor] | None, dtype: torc
 
 
 def _one_storage(out: Path, first: bool) -> None:
-    """Raise `UserError` on a node whose `out` is not rank 0's, because resuming needs the checkpoint files of all ranks in one folder."""
+    """Raise `UserError` on a node whose `out` is not rank 0's folder, because a resume needs the checkpoint files of all ranks in one folder."""
     if not _distributed():
         return
     token = [os.urandom(8).hex() if first else ""]
@@ -527,8 +526,8 @@ def _one_storage(out: Path, first: bool) -> None:
 
 
 def _refuse_other_kind(checkpoint: checkpoints.Checkpoint, sharded: bool) -> None:
-    """Raise `UserError` if one process should continue a checkpoint of sharded ranks, or the other way round. The number of ranks may
-    differ.
+    """Raise `UserError` if one process would have to continue a checkpoint of sharded ranks, or the other way round. The number of ranks may
+    change.
     """
     if sft_shard.is_sharded(checkpoint.path) == sharded:
         return
@@ -543,14 +542,14 @@ def _refuse_other_kind(checkpoint: checkpoints.Checkpoint, sharded: bool) -> Non
 
 
 def save_model(out: Path, model: Any, processor: Any, facts: Mapping[str, Any] | None = None) -> None:
-    """Write `out/model` durably, completely or not at all; `facts` go into its manifest."""
+    """Write `out/model` durably, completely or not at all. `facts` are added to its manifest."""
     with publish(out / "model", facts) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
 
 
 def main(job: SftJob, data: JobData, model_source: str, out: Path) -> None:
-    """Entry point of `egm role sft`; on several GPUs or nodes it becomes torchrun, which starts it again for each rank."""
+    """Run `egm role sft`. On several GPUs or nodes, replace this process with torchrun, which starts the command again for each rank."""
     devices.require(job, model_source)
     command = torchrun.launcher(os.environ, torch.cuda.device_count(), sys.argv[1:])
     if command:
@@ -567,5 +566,5 @@ def main(job: SftJob, data: JobData, model_source: str, out: Path) -> None:
     else:
         code = train(job, data, model_source, out, stop=stop)
     if code:
-        sys.stderr.write("sft: stopped; a checkpoint was written, the same command continues from it\n")
+        sys.stderr.write("sft: stopped; a checkpoint was written, and the same command continues from it\n")
     raise SystemExit(code)

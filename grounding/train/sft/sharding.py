@@ -1,8 +1,8 @@
-"""SFT with the model sharded over the ranks: FSDP2, by accelerate through the Trainer.
+"""SFT with the model sharded over the ranks by FSDP2, which accelerate applies through the Trainer.
 
-Each rank holds its share of the weights in float32, of the gradients and of the optimizer's state, and computes in the job's dtype: 16
-bytes per parameter over all ranks together, like ZeRO-3 with bf16 in the reference. An 8B model needs 128 GB, so it does not fit on one
-GPU. Only rank 0 of a node reads the model. Checkpoints are torch's distributed ones, which another number of ranks can load.
+Each rank stores its share of the float32 weights, the gradients and the optimizer's state, and computes in the job's dtype. All ranks
+together need 16 bytes per parameter, like ZeRO-3 with bf16 in the reference. An 8B model needs 128 GB, so it does not fit on one GPU. Only
+rank 0 of a node reads the model. Checkpoints use torch's distributed format, which a different number of ranks can load.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from grounding.jsontypes import Document
 from grounding.runtime.environment import Environment
 
 FOLDER = "pytorch_model_fsdp_0"
-"""Folder of the weights in a checkpoint of a sharded model, written by torch.distributed.checkpoint."""
+"""Name of the folder with the weights in a checkpoint of a sharded model, written by torch.distributed.checkpoint"""
 
 
 def wanted(environ: Mapping[str, str], processes: int, cuda: bool) -> bool:
-    """Return whether to shard: on several GPUs, or on a CPU if `$EGM_SFT_SHARD` is 1, for tests."""
+    """Return whether to shard the model: on several GPUs, or in tests on several CPU processes if `$EGM_SFT_SHARD` is 1."""
     return processes > 1 and (cuda or Environment.from_environ(environ).sft_shard)
 
 
@@ -33,7 +33,7 @@ def is_sharded(checkpoint: Path) -> bool:
 
 
 def settings() -> Document:
-    """Return additional TrainingArguments. The model itself defines which of its layers are units (`_no_split_modules`)."""
+    """Return additional TrainingArguments. The model's `_no_split_modules` defines which layers are units."""
     _use()
     config = {
         "version": 2,
@@ -64,16 +64,16 @@ def _use() -> None:
 
 
 def tune(arguments: Any, dtype: torch.dtype) -> None:
-    """Compute in `dtype`, but add gradients up in float32 (accelerate would add them in `dtype`).
+    """Make accelerate compute in `dtype` but sum gradients in float32; by default it would sum them in `dtype`.
 
     Outputs keep their type, so that the loss stays float32.
     """
     if dtype != torch.float32:
-        # as an object: of a dict, accelerate wants an `output_dtype` as well, which would round the loss
+        # pass an object, because accelerate requires an `output_dtype` in a dict, which would round the loss
         arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(dtype, torch.float32)
 
 
 def whole(trainer: Any) -> dict[str, torch.Tensor]:
-    """Return the complete weights on rank 0, and nothing on the others. All ranks call it."""
+    """Return all weights on rank 0, and an empty result on the other ranks. All ranks must call it."""
     state: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model)
     return state

@@ -1,7 +1,7 @@
 """Run torchrun and exit with the code of its ranks: `python -m grounding.train.sft.torchrun` with the arguments of `torch.distributed.run`.
 
-torch's own launcher turns every failure into exit code 1, so a mistake (2) would be tried again and an orderly stop (143) would count as a
-failure. It also signals each rank's whole process group, so that the data loaders end before the rank has saved its last checkpoint.
+torch's own launcher turns every failure into exit code 1, so a mistake (2) would be tried again, and a requested stop (143) would count as a
+failure. It also signals each rank's whole process group, which ends the data loaders before the rank has saved its last checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from grounding.train import loopback
 
 
 def launcher(env: Mapping[str, str], gpus: int, arguments: list[str]) -> list[str]:
-    """The torchrun that starts a rank a GPU on each pod of the gang; empty where one process is all, or this is a rank already. Pure."""
+    """Return the torchrun command that starts one rank per GPU on each pod of the gang. Pure.
+
+    Empty if one process is enough, or if this process already is a rank.
+    """
     pods, ranks = world_size_of(env), max(1, gpus)
     if "LOCAL_RANK" in env or pods * ranks == 1:
         return []
@@ -30,9 +33,9 @@ def launcher(env: Mapping[str, str], gpus: int, arguments: list[str]) -> list[st
 
 
 def exit_code(ranks: Mapping[int, int], first: int) -> int:
-    """Return a node's exit code from those of its failed ranks (negative: a signal); `first` is the rank that failed first. Pure.
+    """Return a node's exit code from those of its failed ranks (negative: a signal). `first`: the rank that failed first. Pure.
 
-    A mistake on any rank counts, because the others may have been stopped, or lost their peer, before they noticed it.
+    A mistake on any rank takes precedence, because other ranks may have been stopped, or have lost the connection, before they noticed it.
     """
     if exits.MISTAKE in ranks.values():
         return exits.MISTAKE
@@ -41,7 +44,7 @@ def exit_code(ranks: Mapping[int, int], first: int) -> int:
 
 
 def _gently() -> None:
-    """Send torch's SIGTERM and SIGINT only to the ranks; after the timeout, a rank is killed with all processes that it started."""
+    """Make torch send SIGTERM and SIGINT only to the ranks; after the timeout, kill each rank with all processes that it started."""
     from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
 
     whole = SubprocessHandler.close
@@ -57,16 +60,16 @@ def _gently() -> None:
 
 
 def _patiently(grace_s: float) -> None:
-    """Give ranks that were asked to stop the grace period to save their checkpoint; torch kills them after 30 s.
+    """Give ranks that were asked to stop the grace period to save their checkpoint; torch would kill them after 30 s.
 
-    If a rank has failed, the others get torch's 30 s: they may hang in a call to it.
+    If a rank has failed, the others have torch's 30 s, because they may hang in a call that needs the failed rank.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
 
     whole = SubprocessContext._close
 
     def close(self: Any, death_sig: signal.Signals, timeout: int = 30) -> None:
-        asked = isinstance(sys.exc_info()[1], SignalException)  # torch closes while it handles the signal
+        asked = isinstance(sys.exc_info()[1], SignalException)  # torch calls `close` while it handles the signal
         whole(self, death_sig, max(1, int(grace_s)) if asked else timeout)
 
     SubprocessContext._close = close
@@ -89,8 +92,8 @@ def main() -> None:
     except ChildFailedError as error:
         first, _ = error.get_first_failure()
         code = exit_code({rank: failure.exitcode for rank, failure in error.failures.items()}, first)
-        sys.stderr.write(f"sft: rank {first} ended with exit code {code}; its lines above say why\n")
-    except SignalException as error:  # it has forwarded the signal and waited
+        sys.stderr.write(f"sft: rank {first} ended with exit code {code}; see its lines above\n")
+    except SignalException as error:  # torch has forwarded the signal and waited
         code = 128 + int(error.sigval)
     raise SystemExit(code)
 

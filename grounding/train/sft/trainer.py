@@ -1,7 +1,7 @@
-"""transformers' Trainer over packs: a batch is a rank's rows of one optimizer step, cut into packs of a budget of tokens without padding.
+"""transformers' Trainer over packs: a batch contains a rank's rows of one optimizer step, divided into packs without padding.
 
-The loss of a step is the mean over its trained tokens in all packs and ranks, so it does not depend on the packing of rows or the number of
-GPUs.
+The loss of a step is the mean over its trained tokens in all packs and on all ranks, so it depends neither on the packing of rows nor on the
+number of GPUs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from grounding.train.sft.packing import IGNORE, Batch, split
 
 
 def use_fused_kernels(model: Any) -> bool:
-    """Use Liger's norms, activations and rotary positions in this model, if Liger is installed and supports it. Return whether it does."""
+    """Use Liger's norms, activations and rotary positions in this model. Return False if Liger is missing or does not support the model."""
     if (
         model.config.model_type != "qwen3_vl"
         or not torch.cuda.is_available()
@@ -58,7 +58,7 @@ def use_fused_kernels(model: Any) -> bool:
 
 
 def _fused_mlp(self: Any, x: torch.Tensor) -> Any:
-    """Return a layer's gated activation in one kernel, which keeps two tensors for the backward pass instead of three."""
+    """Return a layer's gated activation from one kernel, which keeps two tensors for the backward pass instead of three."""
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # type: ignore[import-not-found,unused-ignore]
 
     return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
@@ -67,9 +67,9 @@ def _fused_mlp(self: Any, x: torch.Tensor) -> Any:
 def pack_loss(
     self: Any, labels: torch.Tensor | None = None, items: torch.Tensor | float = 1.0, **inputs: Any
 ) -> dict[str, torch.Tensor]:
-    """Replace a model's `forward`: return the cross entropy of a pack's trained tokens, divided by `items`, without logits of all tokens.
+    """Replace a model's `forward`: return the cross entropy of a pack's trained tokens, divided by `items`, without storing all logits.
 
-    In evaluation mode, return its sum and the number of correctly predicted tokens.
+    In evaluation mode, return the sum of the cross entropy and the number of correctly predicted tokens.
     """
     hidden = self.model(**inputs, use_cache=False)[0]
     width = hidden.shape[-1]
@@ -96,15 +96,15 @@ def head_loss(
 def use_pack_loss(model: Any) -> None:
     """Make `model(**model_inputs(pack))` return the loss of a pack.
 
-    FSDP's hooks stay around the model and around its output matrix, which may be a separate unit: its weight is complete only within its
-    own `forward`.
+    FSDP's hooks on the model and on its output matrix stay in place. The matrix may be a separate unit, whose weight is complete only within
+    its own `forward`.
     """
     model.forward = MethodType(pack_loss, model)
     model.lm_head.forward = MethodType(head_loss, model.lm_head)
 
 
 def recompute(model: Any, layers: int) -> None:
-    """Recompute the activations of the first `layers` layers of the language model in the backward pass."""
+    """Make the first `layers` layers of the language model recompute their activations in the backward pass."""
     if not layers:
         return
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -114,7 +114,7 @@ def recompute(model: Any, layers: int) -> None:
 
 
 def model_inputs(pack: Batch) -> JsonObject:
-    """Return a model's inputs from a pack. Qwen3-VL's layers get the boundaries of rows; other models find them in the positions."""
+    """Return the model's inputs for a pack. Qwen3-VL's layers get the boundaries of rows; other models find them in the positions."""
     if pack.grids is None:
         return {"input_ids": pack.input_ids[None], "position_ids": pack.position_ids, "pixel_values": pack.pixel_values}
     ends = torch.tensor([0, *accumulate(pack.lengths)], dtype=torch.int32).to(pack.input_ids.device, non_blocking=True)
@@ -129,21 +129,21 @@ def model_inputs(pack: Batch) -> JsonObject:
 
 @dataclass
 class Measured:
-    """Metrics of the current optimizer step. `tokens` counts those of this rank."""
+    """Measurements of the current optimizer step. `tokens`: tokens of this rank."""
 
     began: float = field(default_factory=time.monotonic)
     tokens: int = 0
     packs: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     ended: float = 0.0
-    """When the step itself ended, if something else happened before it was logged; else 0"""
+    """Time at which the step itself ended, if a validation ran before it was logged; else 0"""
 
     def end(self) -> None:
-        """Stop counting time for the step, because a validation begins."""
+        """Record the end of the step, because a validation begins."""
         self.ended = time.monotonic()
 
     def add(self, phase: str, since: float) -> float:
-        """Add the time from `since` to now to a phase; return now. On a GPU it waits until the work so far is done."""
+        """Add the time from `since` until now to a phase, and return now. On a GPU, wait first until the queued work is done."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.monotonic()
@@ -152,9 +152,9 @@ class Measured:
 
 
 def _begin_loading(begin: Callable[[int], None] | None, number: int) -> None:
-    """In a loader's process: ignore the signals that ask the trainer to stop, since without rows it could not finish its step.
+    """Make a loader's process ignore the signals that ask the trainer to stop, because the trainer needs rows to finish its step.
 
-    Ctrl-C on a terminal and `systemctl stop` reach every process of a group. `_end_loaders` ends the loaders of a trainer that has failed.
+    Ctrl-C on a terminal and `systemctl stop` signal every process of a group. If a trainer fails, `_end_loaders` ends its loaders.
     """
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
@@ -163,7 +163,7 @@ def _begin_loading(begin: Callable[[int], None] | None, number: int) -> None:
 
 
 def _end_loaders() -> None:
-    """Kill data loaders that still run when the trainer ends: Python would send SIGTERM, which they ignore, and wait forever."""
+    """Kill data loaders that still run when the trainer ends. Python would send SIGTERM, which they ignore, and wait forever."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch treats the end of a loader as a failure
     for child in multiprocessing.active_children():
         child.kill()
@@ -172,8 +172,8 @@ def _end_loaders() -> None:
 class PackedTrainer(Trainer):  # type: ignore[misc]
     """The Trainer over packs.
 
-    `tokens` and `rows` limit a pack; `masters` are the float32 values of a bfloat16 model's weights; `lora` describes the adapters of a
-    model that has them, `base` is the folder that it was loaded from.
+    `tokens` and `rows` limit a pack. `masters`: the float32 values of a bfloat16 model's weights. `lora`: description of the adapters of a
+    model that has them. `base`: the folder from which the model was loaded.
     """
 
     optimizer: Any
@@ -196,10 +196,10 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()
         base = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
-        atexit.register(_end_loaders)  # after multiprocessing's own, so that it runs before it
+        atexit.register(_end_loaders)  # registered after multiprocessing's handler, so that it runs before it
         base.worker_init_fn = partial(_begin_loading, base.worker_init_fn)
-        # a loader draws a random number whenever it starts new processes, which a resumed run does at other steps: from the training's
-        # generator, this would change the following dropout
+        # a loader draws a random number whenever it starts new processes, which a resumed run does at other steps. With the training's
+        # generator, this would change the dropout that follows
         base.generator = torch.Generator()
         return loader
 
@@ -231,12 +231,12 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         return self.optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load the state, then apply the job's own learning rate and schedule: the state brings the old ones."""
+        """Load the states, then apply the job's own learning rate and schedule, because the states restore the old ones."""
         rates = schedule.base_rates(self.lr_scheduler) if checkpoint and self.lr_scheduler else []
         super()._load_optimizer_and_scheduler(checkpoint)
         own = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         if checkpoint and isinstance(own, MasterAdamW) and not own.restored:
-            # a checkpoint of release 0.1.0 has float32 weights and no masters; the model has kept 8 of their 24 bits
+            # a checkpoint of release 0.1.0 has float32 weights and no masters; the loaded model has kept 8 of their 24 bits
             whole = type(self.model).from_pretrained(checkpoint, dtype=torch.float32)
             names = {weight: name for name, weight in self.model.named_parameters()}
             values = dict(whole.named_parameters())
@@ -246,7 +246,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
                 print(f"sft: the learning rate of the next step is {new:g}; the checkpoint had {old:g}", flush=True)  # noqa: T201
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save as transformers does, if there is room; an incomplete checkpoint on a full disk is removed at once."""
+        """Save like transformers if there is space. Delete an incomplete checkpoint on a full disk at once."""
         root = Path(self.args.output_dir)
         folder = root / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
@@ -268,7 +268,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
             raise
 
     def _save(self, output_dir: str | None = None, state_dict: JsonObject | None = None) -> None:
-        """Save the weights as transformers does; with adapters, only the adapters."""
+        """Save the weights like transformers; with adapters, only the adapters."""
         if self.lora is None or output_dir is None:
             super()._save(output_dir, state_dict)
             return
@@ -284,9 +284,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         load_adapter(self.model, adapter.read(folder))
 
     def _bytes_of_checkpoint(self, root: Path) -> int:
-        """Return the bytes that the next checkpoint needs: as many as the newest one, or the weights, their float32 values and two
-        moments.
-        """
+        """Return the size of the next checkpoint in bytes: that of the newest one, or of the weights, their float32 values and two moments."""
         newest = checkpoints.peek(root)
         if newest is not None:
             return int(checkpoints.size_of(newest.path))
@@ -297,9 +295,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         return weights + int(sum(states * p.numel() for p in parameters if p.requires_grad))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Run an epoch unless no step is left, because transformers would run one more after a resume from the last step within an
-        epoch.
-        """
+        """Run an epoch unless no step is left. transformers would run an extra epoch after a resume from the last step, within an epoch."""
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -315,7 +311,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         self.measured.tokens, number = sum(batch.lengths), len(packs)
         if (
             ranks > 1
-        ):  # all ranks must compute the same number of packs of a sharded model, and the loss is divided by the tokens of all
+        ):  # with a sharded model, all ranks must compute the same number of packs; the loss is divided by the tokens of all ranks
             counted = torch.tensor([trained, len(packs), self.measured.tokens], device=self.args.device)
             all_ranks = self.accelerator.gather(counted[None])
             trained, number = int(all_ranks[:, 0].sum()), int(all_ranks[:, 1].max())
@@ -338,11 +334,11 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[float, float] | None:
         """Return the mean cross entropy of the answers' tokens over all rows, and the share of correctly predicted tokens.
 
-        All ranks call it, each with its share of the rows. Return None if `stopping`, which returns the same on all ranks, came first.
+        All ranks must call it, each with its share of the rows. `stopping` must return the same value on all ranks; if it is true, return None.
         """
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         size, number = int(self.args.per_device_train_batch_size), len(rows)
-        # the same number of batches and rows on every rank, because a sharded model needs all ranks in every pack
+        # every rank gets the same number of batches and rows, because a sharded model needs all ranks for every pack
         mine = [index if index < number else None for index in range(rank, -(-number // ranks) * ranks, ranks)]
         loader = DataLoader(
             Share(rows, mine),
@@ -350,7 +346,7 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
             collate_fn=self.data_collator,
             num_workers=0 if self.args.use_cpu else self.args.dataloader_num_workers,
             worker_init_fn=partial(_begin_loading, None),
-            generator=torch.Generator(),  # the training's random numbers must not change
+            generator=torch.Generator(),  # so that the training's random numbers do not change
         )
         sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
         was = self.model_wrapped.training
@@ -384,10 +380,10 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         return sums
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
-        """Do nothing: `training_step` counts them."""
+        """Do nothing, because `training_step` counts the tokens."""
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Return 0: the Trainer's figure takes padded batches."""
+        """Return 0, because the Trainer would count padded batches."""
         return 0
 
     def _clip_grad_norm(self, model: Any) -> Any:

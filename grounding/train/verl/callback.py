@@ -1,4 +1,4 @@
-"""verl's driver imports this module for the class in its configuration; the import also applies the patches of its trainer."""
+"""Module that verl's driver imports for the class in its configuration. The import also applies the patches of verl's trainer."""
 
 from grounding.train.verl import hooks
 from grounding.train.verl.hooks import MarkComplete

@@ -1,9 +1,9 @@
 """The CPU path: verl's own `main_ppo` on a machine without a GPU, through verl's plug-in hooks.
 
-It is for the demo and for tests; verl does not support it. Everything except the rollout engine is verl's code: a platform `cpu` (gloo),
-and a rollout server `hf` that answers verl's agent loop by transformers' `generate`. Loaded in every process of the run by
-`VERL_USE_EXTERNAL_MODULES=grounding.train.verl.plugin_cpu VERL_PLATFORM=cpu VERL_ENGINE_DEVICE=cuda` (verl registers its FSDP engine under
-that device name only).
+It is for the demo and for tests, because verl does not support it. Everything except the rollout engine is verl's code. We add a platform
+`cpu` (gloo) and a rollout server `hf`, which answers verl's agent loop by transformers' `generate`. Every process of the run loads them by
+`VERL_USE_EXTERNAL_MODULES=grounding.train.verl.plugin_cpu VERL_PLATFORM=cpu VERL_ENGINE_DEVICE=cuda`. The device is cuda because verl
+registers its FSDP engine only under that name.
 
 The same seed gives the same run, resumed or not: prompts have numbers instead of random names, the server waits for all requests of a step,
 sorts them and seeds its sampling by step, and the replay buffer returns trajectories in order of their numbers.
@@ -11,9 +11,9 @@ sorts them and seeds its sampling by step, and the replay buffer returns traject
 
 from __future__ import annotations
 
-import verl  # noqa: F401  # and with it, in a run, `plugin_cpu`
+import verl  # noqa: F401  # in a run, this also imports `plugin_cpu`
 
-import grounding.train.verl.cpu_platform  # noqa: F401  # registers the platform: before anything else of verl
+import grounding.train.verl.cpu_platform  # noqa: F401  # registers the platform; must come before other imports of verl
 from grounding.jsontypes import JsonObject
 
 # isort: split
@@ -36,7 +36,7 @@ _BATCH_WAIT_S = 20.0
 
 
 class OrderedReplayBuffer(ReplayBuffer):  # type: ignore[misc]
-    """verl's replay buffer with trajectories in order of prompt and rollout instead of arrival."""
+    """verl's replay buffer, returning trajectories in order of prompt and rollout instead of arrival."""
 
     def _select_prompt_uids(self, partition_id: str, sampleable_keys: set[str], batch_size: int) -> Any:
         _, snapshot, steps = super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)
@@ -57,7 +57,7 @@ def _server_name(rank: int) -> str:
 
 
 class HFServerAdapter(BaseRollout):  # type: ignore[misc]
-    """The training process's side: passes new weights to the rollout server."""
+    """The training process's side of the rollout engine: passes new weights to the rollout server."""
 
     async def resume(self, tags: list[str]) -> None:
         pass
@@ -67,12 +67,12 @@ class HFServerAdapter(BaseRollout):  # type: ignore[misc]
 
     async def update_weights(self, weights: Any, global_steps: int | None = None, **_: Any) -> None:
         state = {name: tensor.detach().cpu() for name, tensor in weights}
-        # one rollout server per rank: each gets the complete weights from its own rank
+        # there is one rollout server per rank, and each gets the complete weights from its rank
         await ray.get_actor(_server_name(torch.distributed.get_rank())).load_weights.remote(state, global_steps)
 
 
 class HFServer:
-    """Answers generation requests in batches: all of one step together, sorted by their numbers."""
+    """Answers generation requests in batches: all requests of one step together, sorted by their numbers."""
 
     def __init__(self, path: str, response_length: int, rollouts: int, seed: int) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -88,10 +88,14 @@ class HFServer:
         self._timers: dict[tuple[Any, ...], asyncio.TimerHandle] = {}
 
     async def load_weights(self, state: dict[str, torch.Tensor], step: int | None) -> None:
-        result = self.model.load_state_dict(experts.stacked(state), strict=False)  # verl takes them apart for vLLM
+        result = self.model.load_state_dict(
+            experts.stacked(state), strict=False
+        )  # verl has split the experts' weights for vLLM
         missing = [key for key in result.missing_keys if "lm_head" not in key]  # tied to the embeddings
         if missing or result.unexpected_keys:
-            raise RuntimeError(f"weights do not fit: missing {missing}, unexpected {result.unexpected_keys}")
+            raise RuntimeError(
+                f"the weights do not match the model: missing {missing}, unexpected {result.unexpected_keys}"
+            )
         self.step = step
 
     async def generate(
@@ -115,7 +119,7 @@ class HFServer:
         expected = given.rollouts_a_step if temperature > 0 else given.rollouts_a_validation
         if expected and len(waiting) >= expected:
             self._run(key)
-        else:  # fewer than expected means that a request failed before it arrived
+        else:  # fewer requests than expected means that one failed before it arrived
             self._timers[key] = loop.call_later(_BATCH_WAIT_S if expected else 0.2, self._run, key)
         return await future
 
@@ -180,7 +184,7 @@ class HFServer:
         return results
 
     async def nothing(self, *_: Any, **__: Any) -> None:
-        """Do nothing: a GPU engine would manage its memory, cache and profiler here."""
+        """Do nothing. A GPU engine would manage its memory, cache and profiler here."""
 
     wake_up = sleep = abort_all_requests = resume_generation = clear_kv_cache = nothing
     release_kv_cache = resume_kv_cache = start_profile = stop_profile = wait_for_requests_to_drain = nothing

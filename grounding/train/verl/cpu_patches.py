@@ -1,13 +1,13 @@
-"""Patches of verl for the CPU path, and the classes that verl looks up by name. `plugin_cpu.py` applies them; `cpu.py` is the rollout
+"""Patches of verl for the CPU path, and the classes that verl looks up by name. `plugin_cpu.py` applies them; `cpu.py` has the rollout
 engine.
 
-`cpu.py` is not imported here: a worker process may import that one first, which imports verl, which imports the plug-in and thereby this
-module.
+This module must not import `cpu.py`: if a worker process imports `cpu.py` first, that imports verl, which imports the plug-in and thereby
+this module.
 """
 
 from __future__ import annotations
 
-import grounding.train.verl.cpu_platform  # noqa: F401  # registers the platform: before anything else of verl
+import grounding.train.verl.cpu_platform  # noqa: F401  # registers the platform; must come before other imports of verl
 from grounding.jsontypes import JsonObject
 
 # isort: split
@@ -48,16 +48,16 @@ def _init_gloo(timeout_second: int = 36000) -> tuple[int, int, int]:
 
 
 def _no_offload(pin_memory: bool = False) -> None:
-    """Return no policy: on a CPU there is nothing to offload from."""
+    """Return no offload policy, because on a CPU there is nothing to offload."""
 
 
 def _no_trl() -> bool:
     return False
 
 
-# ---- the same seed, the same run ----
+# ---- the same seed gives the same run ----
 class _Numbered:
-    """Replaces the trainer's `uuid`: names in order of creation, so that sorting them restores the order."""
+    """Replaces the trainer's `uuid` module by one whose names sort in order of creation."""
 
     _count = itertools.count()
 
@@ -68,7 +68,7 @@ class _Numbered:
 
 @register("numbered_single_turn_agent")
 class NumberedSingleTurnAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]
-    """verl's single-turn loop; its request is named by prompt and rollout number (`rollout.full_determinism` makes verl do so)."""
+    """verl's single-turn loop with requests named by prompt and rollout number; `rollout.full_determinism` makes verl use the names."""
 
     async def run(self, sampling_params: JsonObject, **kwargs: Any) -> Any:
         kwargs.pop("priority", None)
@@ -89,20 +89,20 @@ PATCHES = (
         also=(verl_engine_workers,),
     ),
     Patch(verl_distributed, "initialize_global_process_group", _init_gloo, _GLOO, _RELEASE, "33a5452c4dde"),
-    Patch(verl_fsdp, "CPUOffloadPolicy", _no_offload, "On a CPU there is nothing to offload from.", _RELEASE, ""),
+    Patch(verl_fsdp, "CPUOffloadPolicy", _no_offload, "On a CPU there is nothing to offload.", _RELEASE, ""),
     Patch(
         verl_monkey_patch,
         "is_trl_available",
         _no_trl,
-        "Newer releases of TRL lack what verl would import.",
-        "verl imports what the locked TRL has.",
+        "Newer releases of TRL lack a class that verl imports.",
+        "verl only imports classes that the locked TRL has.",
         "1a123c4fa66c",
     ),
     Patch(
         verl_trainer,
         "uuid",
         _Numbered,
-        "Prompts are named in the order of their creation, so that the same seed gives the same run.",
+        "Names of prompts must sort in the order of their creation, so that the same seed gives the same run.",
         "verl names prompts by number.",
         "",
     ),

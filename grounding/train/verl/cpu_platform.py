@@ -1,4 +1,4 @@
-"""verl's platform `cpu`: torch on CPU with gloo between processes. Imported before anything else of verl, which looks it up at once."""
+"""verl's platform `cpu`: torch on a CPU with gloo between processes. verl looks it up when it is imported, so import this module first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from verl.plugin.platform.platform_manager import PlatformRegistry
 
 
 class _CpuDevice(types.ModuleType):
-    """Replaces verl's `torch.cuda`: attributes of torch.cpu if it has them, otherwise zeros."""
+    """Replaces verl's `torch.cuda`: provides torch.cpu's attributes if they exist, otherwise zeros."""
 
     def __getattr__(self, name: str) -> Any:
         if hasattr(torch.cpu, name):
@@ -30,7 +30,7 @@ _device = _CpuDevice("cpu_device")
 
 @PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformCUDA):  # type: ignore[misc]
-    """torch on CPU with gloo between processes."""
+    """torch on a CPU with gloo between processes."""
 
     device_name = property(lambda self: "cpu")
     vendor_name = property(lambda self: "cpu")

@@ -1,8 +1,8 @@
 """Our hooks in verl in addition to the reward: mark complete checkpoints, store the metrics of their step, and keep the newest ones.
 
-verl's tracker file may name an incomplete checkpoint, and its own pruning forgets those of earlier attempts; see `checkpoints/local.py`.
-verl logs a step after saving it, possibly with a validation in between: a run that is killed there continues after a step that is in no
-log.
+verl's tracker file may refer to an incomplete checkpoint, and its own deletion of old checkpoints ignores those of earlier attempts; see
+`checkpoints/local.py`. verl logs a step after saving it, possibly with a validation in between. A run that is killed there continues after a
+step that no log contains.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ _step = PPOTrainer.step
 
 
 STEPS = "steps.json"
-"""File beside verl's metrics with verl's number of steps. Its filter of long prompts drops rows that only it can count."""
+"""Name of the file beside verl's metrics with verl's number of steps. Only verl knows it, because its filter of long prompts drops rows"""
 
 
 def steps_of(total: int, per_epoch: int, epochs: int) -> int:
-    """Return the number of the last step: verl ends with its epochs, even if it was given a larger total. Pure."""
+    """Return the number of the last step: verl stops after its epochs, even if a larger total is set. Pure."""
     return min(total, per_epoch * epochs)
 
 
 def _note_steps(trainer: Any) -> None:
-    """Make the last step of the epochs verl's last one, so that it is saved, and record its number."""
+    """Record the number of steps, and make the last step of the epochs verl's last one, so that verl saves it."""
     last = steps_of(trainer.total_training_steps, trainer.steps_per_epoch, int(trainer.config.trainer.total_epochs))
     trainer.total_training_steps = last
     log = os.environ.get("VERL_FILE_LOGGER_PATH", "")
@@ -66,13 +66,13 @@ def _note_steps(trainer: Any) -> None:
 
 
 def _noted_step(self: Any, metrics: JsonObject, timing_raw: dict[str, float]) -> Any:
-    """Run verl's `step`, keep its results for `on_save`, and let verl save the step if the role was asked to stop."""
+    """Run verl's `step`, keep its results for `on_save`, and make verl save the step if the role was asked to stop."""
     began, request = time.monotonic(), RlEnvironment.from_environ(os.environ).stop_file
     trained = _trained(self)
     if request is not None and trained and trained == getattr(self, "egm_saved", 0):
         _rest(request)
     if trained:
-        # the rows of the step after `trained` have not been taken yet: a checkpoint of it continues with them
+        # the rows of the step after `trained` have not been read yet; a checkpoint of `trained` continues with them
         self.egm_rows = copy.deepcopy(self.train_dataloader.state_dict())
     _note_doing(self, "rollout")
     _note_steps(self)
@@ -81,7 +81,7 @@ def _noted_step(self: Any, metrics: JsonObject, timing_raw: dict[str, float]) ->
     self.egm_step = (began, batch, metrics)
     self.egm_trained = int(self.global_steps)
     if request is not None and request.exists():
-        self.config.trainer.save_freq = 1  # the role was asked to stop: make `fit` save this step
+        self.config.trainer.save_freq = 1  # the role was asked to stop, so make `fit` save this step
     return batch
 
 
@@ -91,7 +91,7 @@ def _trained(trainer: Any) -> int:
 
 
 def _note_doing(trainer: Any, phase: Phase) -> None:
-    """Write down for the role what the trainer is doing, and since when it is at this step."""
+    """Write for the role what the trainer is doing, and when the current step began."""
     request = RlEnvironment.from_environ(os.environ).stop_file
     if request is None:
         return
@@ -103,14 +103,12 @@ def _note_doing(trainer: Any, phase: Phase) -> None:
 
 
 POLL_S = 0.1
-"""Seconds between polls for finished answers: with verl's 2 s, the GPU is idle for a second in each step, on average"""
+"""Seconds between polls for finished answers; with verl's 2 s, the GPU would be idle for one second per step on average"""
 _replay_buffer = PPOTrainer._build_replay_buffer
 
 
 def _attentive_replay_buffer(self: Any) -> Any:
-    """Build verl's replay buffer, which then looks for finished answers every `POLL_S`, and whether the role wants the step before
-    saved.
-    """
+    """Build verl's replay buffer with polls every `POLL_S` seconds. Each poll also checks whether the role wants the previous step to be saved."""
     buffer = _replay_buffer(self)
     buffer.poll_interval = min(buffer.poll_interval, POLL_S)
     buffer.sample = functools.partial(_noted_sample, self, buffer.sample)
@@ -119,7 +117,7 @@ def _attentive_replay_buffer(self: Any) -> Any:
 
 
 def _noted_sample(trainer: Any, sample: Callable[..., Any], *, partition_id: str, **arguments: Any) -> Any:
-    """Wait for answers as verl does; what comes after them is the update, unless it is a validation."""
+    """Wait for answers like verl, and report the phase: a validation, or the update that follows the answers."""
     if partition_id == "val":
         _note_doing(trainer, "validation")
     found = sample(partition_id=partition_id, **arguments)
@@ -129,7 +127,7 @@ def _noted_sample(trainer: Any, sample: Callable[..., Any], *, partition_id: str
 
 
 def _noted_wait(trainer: Any, wait: Callable[[str, float], float], partition_id: str, since: float) -> float:
-    """Wait for more answers as verl does, unless the role wants the step before saved at once."""
+    """Wait for more answers like verl, and first save the previous step if the role wants it saved at once."""
     request = RlEnvironment.from_environ(os.environ).stop_file
     if request is not None and _wants_save(request):
         _save_trained(trainer)
@@ -138,7 +136,7 @@ def _noted_wait(trainer: Any, wait: Callable[[str, float], float], partition_id:
 
 
 def _rest(request: Path) -> None:
-    """Begin nothing more while a stop is asked for: the role ends this process once it has seen the checkpoint."""
+    """Wait while a stop is requested; the role ends this process when it has seen the checkpoint."""
     while request.exists():
         time.sleep(POLL_S)
 
@@ -151,7 +149,7 @@ def _wants_save(request: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Stands for the rows' loader as it was when a step had ended."""
+    """Replaces the loader of rows in a save: returns the loader's state at the end of a step."""
 
     state: Any
 
@@ -160,12 +158,12 @@ class _Rows:
 
 
 def _save_trained(trainer: Any) -> None:
-    """Save the last trained step while answers are generated: the weights are still its own, and no further row counts as taken."""
+    """Save the last trained step while answers are generated. The weights are still that step's, and later rows count as unread."""
     trained = _trained(trainer)
     if not trained or trained == getattr(trainer, "egm_saved", 0) or trainer.trainer_mode != "sync":
         return
     step, loader = trainer.global_steps, trainer.train_dataloader
-    if step != trained:  # verl has logged the metrics of that step and counts the next one
+    if step != trained:  # the current step is the next one; verl has already logged that step's metrics
         trainer.egm_step = None
         trainer.global_steps, trainer.train_dataloader = trained, _Rows(trainer.egm_rows)
     try:
@@ -175,7 +173,7 @@ def _save_trained(trainer: Any) -> None:
 
 
 def _rollout_counts(trainer: Any, batch: Any) -> dict[str, int]:
-    """Return the numbers of requested and missing answers of the step: verl pads or drops those of a failed prompt."""
+    """Return the numbers of requested and missing answers of the step; verl pads or drops the answers of a failed prompt."""
     wanted = int(trainer.config.data.train_batch_size) * int(trainer.config.actor_rollout_ref.rollout.n)
     sessions = {key.rpartition("_")[0] for key, tag in zip(batch.keys, batch.tags, strict=True) if not _padded(tag)}
     dropped = _dropped(trainer.train_dataset)
@@ -187,7 +185,7 @@ def _padded(tag: Any) -> bool:
 
 
 def _dropped(dataset: Any) -> int:
-    """Return how many rows verl's filter has dropped: prompts that are too long, and unreadable pictures."""
+    """Return the number of rows that verl's filter has dropped: too long prompts, and unreadable pictures."""
     most = int(getattr(dataset, "max_samples", -1))
     rows = sum(_rows_of(str(file)) for file in dataset.data_files)
     return max(0, (min(rows, most) if most > 0 else rows) - len(dataset))
@@ -202,17 +200,17 @@ _old_log_prob, _update = PPOTrainer._compute_old_log_prob, PPOTrainer._update_ac
 
 
 def _needed_old_log_prob(self: Any, batch: Any, metrics: JsonObject) -> Any:
-    """Compute the old log-probabilities as verl does, unless the update's own are the same."""
+    """Compute the old log-probabilities like verl, unless the update's own ones are the same."""
     needed = not on_policy.is_on_policy(self.config, len(batch))
     if getattr(self, "egm_needed_old", None) is not needed:
         self.egm_needed_old = needed
-        how = "in a pass of their own" if needed else "by the update itself: the old policy is the new one"
+        how = "in a separate pass" if needed else "by the update itself: the old policy is the new one"
         print(f"rl: old log-probabilities are computed {how}", flush=True)  # noqa: T201
     return _old_log_prob(self, batch, metrics) if needed else batch
 
 
 def _entropic_update(self: Any, batch: Any, metrics: JsonObject) -> Any:
-    """Update as verl does; if the old policy is the new one, say so to the workers and take the entropy from their figures."""
+    """Update like verl. If the old policy is the new one, notify the workers, and take the entropy from their measurements."""
     if not on_policy.is_on_policy(self.config, len(batch)):
         return _update(self, batch, metrics)
     batch.extra_info[on_policy.FLAG] = True
@@ -230,9 +228,9 @@ _validation = PPOTrainer._val_metrics_update
 def _counted_validation(
     self: Any, data_sources: Any, sample_uids: Any, infos: Any, turns: Any, expected_acc_counts: Any = None
 ) -> Any:
-    """Add to verl's metrics how many validation prompts there were and how many got no answer.
+    """Add the numbers of validation prompts and of those without an answer to verl's metrics.
 
-    verl's `acc` counts those as wrong and its other figures leave them out.
+    verl's `acc` counts prompts without an answer as wrong; its other metrics leave them out.
     """
     theirs = _validation(self, data_sources, sample_uids, infos, turns, expected_acc_counts)
     wanted, failed = failed_answers(expected_acc_counts or {}, [str(uid) for uid in sample_uids])
@@ -243,7 +241,7 @@ def _counted_validation(
 
 
 def _note_best(trainer: Any, found: JsonObject) -> None:
-    """Record the step if its checkpoint, which verl saved before the validation, is the best by the job's metric."""
+    """Record the step if its checkpoint is the best by the job's metric; verl has saved it before the validation."""
     figure = RlEnvironment.from_environ(os.environ).keep_best
     numbers = {name: float(v) for name, v in found.items() if isinstance(v, int | float) or hasattr(v, "dtype")}
     value = our_metrics(numbers).get(figure)
@@ -257,7 +255,7 @@ _save = PPOTrainer._save_checkpoint
 
 
 def _guarded_save(self: Any) -> None:
-    """Save as verl does if there is room; an incomplete checkpoint is removed after an error, to make room for the next one."""
+    """Save like verl if there is space. After an error, delete the incomplete checkpoint to free space for the next one."""
     root = Path(self.config.trainer.default_local_dir)
     folder = root / f"global_step_{self.global_steps}"
     try:
@@ -280,7 +278,7 @@ _FULL = ("No space left", "file write failed", "PytorchStreamWriter")
 
 
 def _in_words(error: BaseException, folder: Path) -> str:
-    """Return a readable reason why a checkpoint could not be saved: a worker's error contains a traceback."""
+    """Return a readable reason why a checkpoint could not be saved, because a worker's error contains a traceback."""
     if isinstance(error, EgmError):
         return error.message
     cause = getattr(error, "cause", None) or error
@@ -291,9 +289,9 @@ def _in_words(error: BaseException, folder: Path) -> str:
 
 
 def _bytes_of_checkpoint(root: Path, model: str, rank: int) -> int:
-    """Return the bytes that the next checkpoint needs: as many as the newest one, or float32 weights and two moments.
+    """Return the size of the next checkpoint in bytes: that of the newest one, or of float32 weights and two moments.
 
-    With LoRA (`rank` above 0), only adapters are saved: at most one for every matrix.
+    With LoRA (`rank` above 0), only adapters are saved; count one for every matrix.
     """
     newest = checkpoints.peek(root)
     if newest is not None:
@@ -307,7 +305,7 @@ def _bytes_of_checkpoint(root: Path, model: str, rank: int) -> int:
 
 
 def metrics_so_far(trainer: Any) -> JsonObject:
-    """Return the metrics that verl will log for the step that was just saved, without its validation and anything after saving."""
+    """Return the metrics that verl will log for the step that was just saved, without those of later work such as its validation."""
     began, batch, metrics = trainer.egm_step
     metrics, timing = dict(metrics), {**trainer.timing_raw, "step": time.monotonic() - began}
     step = trainer.global_steps
@@ -317,14 +315,14 @@ def metrics_so_far(trainer: Any) -> JsonObject:
 
 
 class MarkComplete(CheckpointCallback):  # type: ignore[misc]
-    """Set as `trainer.checkpoint_callback_class`; `$EGM_KEEP_CHECKPOINTS` says how many stay."""
+    """The class for `trainer.checkpoint_callback_class`. `$EGM_KEEP_CHECKPOINTS` sets the number of checkpoints that are kept."""
 
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, async_save: bool = False, **_: Any) -> None:
         folder = Path(checkpoint_dir)
         try:
             if trainer.egm_step is not None:
                 checkpoints.write_metrics(folder, metrics_so_far(trainer))
-        except Exception as error:  # a line of the curve is not worth a run
+        except Exception as error:  # a missing line of the curve must not end a run
             print(f"rl: {folder.name} has no metrics of its step in it: {error!r}", flush=True)  # noqa: T201
         checkpoints.mark_complete(folder)
         checkpoints.keep_newest(folder.parent, RlEnvironment.from_environ(os.environ).keep_checkpoints)
@@ -335,23 +333,23 @@ PATCHES = (
         PPOTrainer,
         "step",
         _noted_step,
-        "A checkpoint's metrics are those of its step, which verl gives to no callback; and a stop must save the step that is under way.",
-        "verl hands a step's metrics to its callback, and can be asked to save and stop.",
+        "A checkpoint must contain the metrics of its step, which verl passes to no callback; a stop must save the current step.",
+        "verl passes a step's metrics to its callback, and can be asked to save and stop.",
         "e22f53aadb78",
     ),
     Patch(
         PPOTrainer,
         "_build_replay_buffer",
         _attentive_replay_buffer,
-        "verl looks for finished answers every 2 s, on average a second of an idle GPU in each step; and a stop must be able to save meanwhile.",
-        "verl waits for events, or makes the interval a setting.",
+        "verl polls for finished answers every 2 s, so the GPU is idle for a second per step on average; a stop must be able to save meanwhile.",
+        "verl waits for events, or has a setting for the interval.",
         "c6c5bd078331",
     ),
     Patch(
         PPOTrainer,
         "_val_metrics_update",
         _counted_validation,
-        "verl counts a validation prompt without an answer as wrong in one figure and leaves it out of the others.",
+        "verl counts a validation prompt without an answer as wrong in one metric and leaves it out of the others.",
         "verl reports how many prompts had no answer.",
         "8cecd418b501",
     ),
@@ -359,24 +357,24 @@ PATCHES = (
         PPOTrainer,
         "_save_checkpoint",
         _guarded_save,
-        "A full disk must not leave half a checkpoint that takes the space of the next one.",
-        "verl checks the free space and removes what it could not finish.",
+        "On a full disk, an incomplete checkpoint must not take the space of the next one.",
+        "verl checks the free space and deletes an incomplete checkpoint.",
         "8c2435b577e5",
     ),
     Patch(
         PPOTrainer,
         "_compute_old_log_prob",
         _needed_old_log_prob,
-        "verl computes old log-probabilities in a pass of their own, a sixth of a step, even if no update comes before the loss.",
-        "verl takes the update's own log-probabilities if batch and mini batch are the same.",
+        "verl computes old log-probabilities in a separate pass (a sixth of a step), even if no update precedes the loss.",
+        "verl uses the update's own log-probabilities if batch and mini batch are the same.",
         "b2630e6178ed",
     ),
     Patch(
         PPOTrainer,
         "_update_actor",
         _entropic_update,
-        "Without that pass, the entropy that it measured must come from the update.",
-        "The patch of `_compute_old_log_prob` is.",
+        "Without that pass, the update has to measure the entropy.",
+        "The patch of `_compute_old_log_prob` is removed.",
         "d7009bd8a69d",
     ),
 )

@@ -1,8 +1,9 @@
-"""InternVL under verl 0.9, which does not support it: a plug-in through `VERL_USE_EXTERNAL_MODULES`, for the native Hugging Face layout.
+"""InternVL in its native Hugging Face layout under verl 0.9, which does not support it: a plug-in through `VERL_USE_EXTERNAL_MODULES`.
 
-What verl does by itself: its default builder for vision models renders the prompt through the processor, positions have one dimension, the
-model is transformers' own. What is fixed here: the processor, which verl ignores because its name is not on verl's list; pictures whose
-placeholders verl has removed from the text; and prompts whose placeholders vLLM expands again. The vision tower is frozen by `patches.py`.
+verl's defaults already fit in part: its builder for vision models renders the prompt with the processor, positions have one dimension,
+and the model is transformers' own. This module fixes the rest: the processor, which verl ignores because its name is not on verl's list;
+pictures whose placeholders verl has removed from the text; and prompts whose placeholders vLLM expands again. `patches.py` freezes the
+vision tower.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _hf_processor = verl_tokenizer.hf_processor
 
 
 def hf_processor(name_or_path: Any, **kwargs: Any) -> Any:
-    """Replaces verl's function of that name. Like Gemma, InternVL has one position per token, so nothing is bound to its processor."""
+    """Replaces verl's function `hf_processor`. Like Gemma, InternVL has one position per token, so nothing is bound to its processor."""
     config = AutoConfig.from_pretrained(name_or_path, **kwargs)
     if config.model_type != "internvl":
         return _hf_processor(name_or_path, **kwargs)
@@ -41,8 +42,10 @@ def is_internvl(processor: Any) -> bool:
 
 
 def processor_inputs(processor: Any, *, text: Any, images: Any = None, **kwargs: Any) -> Any:
-    """verl's `build_multimodal_processor_inputs`. To get the pictures of an answer it decodes the tokens without special ones; InternVL's
-    processor requires a placeholder for each picture and refuses. The caller discards the text, so any text works.
+    """Replaces verl's `build_multimodal_processor_inputs`.
+
+    To process an answer's pictures, verl decodes the tokens without special ones, but InternVL's processor requires a placeholder for each
+    picture. The caller discards the text, so any text with the placeholders works.
     """
     if is_internvl(processor) and images and not any(processor.image_token in t for t in text):
         text = [processor.image_token * len(images)]
@@ -50,7 +53,7 @@ def processor_inputs(processor: Any, *, text: Any, images: Any = None, **kwargs:
 
 
 def narrowed(prompt_ids: list[int], processor: Any) -> list[int]:
-    """Return ids with `<img>`, many `<IMG_CONTEXT>`, `</img>` replaced by one `<IMG_CONTEXT>`, which vLLM expands to all of them again."""
+    """Return ids with each `<img>`, many `<IMG_CONTEXT>`, `</img>` replaced by one `<IMG_CONTEXT>`, which vLLM expands again."""
     ids = np.asarray(prompt_ids)
     context = ids == processor.image_token_id
     keep = ~np.isin(ids, (processor.start_image_token_id, processor.end_image_token_id))
@@ -62,7 +65,7 @@ _dedup = verl_rollout.qwen2_5_vl_dedup_image_tokens
 
 
 def dedup(prompt_ids: list[int], processor: Any) -> Any:
-    """Replaces verl's function in the same place, which supports only Qwen's pictures."""
+    """Replaces verl's `qwen2_5_vl_dedup_image_tokens`, which only supports Qwen's pictures."""
     return narrowed(prompt_ids, processor) if is_internvl(processor) else _dedup(prompt_ids, processor)
 
 
@@ -77,7 +80,7 @@ PATCHES = (
         verl_tokenizer,
         "hf_processor",
         hf_processor,
-        "verl takes InternVL's processor for none, since its name is not on verl's list.",
+        "verl ignores InternVL's processor, because its name is not on verl's list.",
         "verl knows InternVL's processor.",
         "7777da490d5e",
         also=_takers(),
@@ -86,7 +89,7 @@ PATCHES = (
         verl_agent_loop,
         "build_multimodal_processor_inputs",
         processor_inputs,
-        "verl strips the placeholders of the pictures from an answer, and InternVL's processor refuses the text then.",
+        "verl removes the pictures' placeholders from an answer, and InternVL's processor then refuses the text.",
         "verl keeps the placeholders.",
         "cc2962718537",
     ),
@@ -94,13 +97,13 @@ PATCHES = (
         verl_rollout,
         "qwen2_5_vl_dedup_image_tokens",
         dedup,
-        "vLLM widens one placeholder to all of a picture's, and verl narrows those of Qwen only.",
-        "verl narrows InternVL's placeholders.",
+        "vLLM expands one placeholder to all of a picture's, and verl only contracts those of Qwen.",
+        "verl contracts InternVL's placeholders.",
         "feb6190733ba",
     ),
 )
 
 
 def apply() -> None:
-    """Apply the patches for InternVL, before verl's vLLM server, which imports one of the names, is imported."""
+    """Apply the patches for InternVL. Call it before verl's vLLM server is imported, because that imports one of the names."""
     apply_patches(PATCHES)

@@ -1,7 +1,8 @@
-"""When the old policy of a PPO step is the new one: its log-probabilities need no pass, and the update measures the entropy that verl's pass did.
+"""Detect whether the old policy of a PPO step equals the new one, so that the old log-probabilities need no pass.
 
-With one mini batch and one epoch a step, nothing is updated before the loss is computed: the old log-probabilities are the new ones, detached.
-Nothing here imports verl: driver (`hooks.py`) and workers (`patches.py`) use it.
+With one mini batch and one epoch per step, no update precedes the loss, so the old log-probabilities are the new ones, detached. The update
+then measures the entropy, which verl's pass would measure. This module does not import verl; the driver (`hooks.py`) and the workers
+(`patches.py`) use it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 
 FLAG = "egm_on_policy"
-"""Says to the workers, with a batch, that the loss takes the new log-probabilities as the old ones and reports the entropy"""
+"""Key of a batch that asks the workers to use the new log-probabilities as the old ones in the loss, and to report the entropy"""
 ENTROPY = "egm_entropy"
-"""What a model's outputs call the entropy of each token, without gradients"""
+"""Key of a model's outputs for the entropy of each token, without gradients"""
 ENTROPY_SUM, ENTROPY_COUNT, ENTROPY_WIDTH = (
     "actor/egm_entropy_sum",
     "actor/egm_entropy_count",
@@ -26,15 +27,15 @@ ENTROPY_SUM, ENTROPY_COUNT, ENTROPY_WIDTH = (
 """Metrics of an update from which `mean_entropy` is computed"""
 
 Aggregation: TypeAlias = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
-"""verl's aggregations over a batch that are a sum divided by a count"""
+"""verl's aggregations over a batch that are the quotient of a sum and a count"""
 
 _CHUNK_BYTES = 1 << 28
 
 
 def is_on_policy(config: Any, answers: int) -> bool:
-    """Return whether the old policy of a step is provably the new one, and nothing else needs the old log-probabilities.
+    """Return whether the old policy of a step provably equals the new one, and nothing else needs the old log-probabilities.
 
-    `config` is verl's; `answers` is how many the step's batch has, with those that verl pads it with. Reads the model's `config.json`.
+    `config` is verl's. `answers`: number of answers in the step's batch, including verl's padding. Reads the model's `config.json`.
     """
     model, actor, rollout = (config.actor_rollout_ref[name] for name in ("model", "actor", "rollout"))
     correction = config.algorithm.get("rollout_correction") or {}
@@ -66,7 +67,7 @@ def is_on_policy(config: Any, answers: int) -> bool:
 
 @functools.lru_cache(8)
 def _drops_out(model: str) -> bool:
-    """Return whether a model may drop values at random while it trains, which verl's pass would not; True if it has no configuration."""
+    """Return whether a model may use dropout in training, which verl's pass would not; True if the model has no configuration."""
     file = Path(model) / "config.json"
     return not file.is_file() or _has_dropout(json.loads(file.read_text()))
 
@@ -82,9 +83,9 @@ def _has_dropout(config: Mapping[str, Any]) -> bool:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def entropy_by_chunks(logits: torch.Tensor, temperatures: torch.Tensor | None) -> torch.Tensor:
-    """Return the entropy in nats of each row of `logits` (rows, vocabulary), divided by `temperatures` (rows,): single precision, no gradients.
+    """Return the entropy in nats of each row of `logits` (rows, vocabulary), divided by `temperatures` (rows,), in single precision.
 
-    It is computed in chunks of 256 MB (of single precision), and divided in the precision of `logits`, as verl divides.
+    It has no gradients and is computed in chunks of 256 MB (of single precision). The logits are divided in their own precision, like verl's.
     """
     rows = max(1, _CHUNK_BYTES // (4 * logits.shape[-1]))
     found = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
@@ -107,6 +108,6 @@ def entropy_parts(entropy: torch.Tensor, mask: torch.Tensor, mode: Aggregation) 
 
 
 def mean_entropy(total: float, count: float, width: float, mode: Aggregation, scale: float | None = None) -> float:
-    """Return the entropy of a batch in nats, as verl aggregates it. `width` is the longest answer, `scale` verl's `loss_scale_factor`."""
+    """Return the entropy of a batch in nats, as verl aggregates it. `width`: length of the longest answer; `scale`: verl's `loss_scale_factor`."""
     mean = total / count
     return mean / (scale or width) if mode == "seq-mean-token-sum-norm" else mean

@@ -37,14 +37,16 @@ from grounding.train.verl.patching import apply as apply_patches
 
 
 def position_ids_by_length(ids: torch.Tensor) -> torch.Tensor:
-    """Nested mRoPE position ids, per sample (4, length), with the length as the ragged dimension.
+    """Return nested mRoPE position ids of shape (4, length) per sample, with the length as the ragged dimension.
 
-    TransferQueue nests samples by `torch.nested.as_nested_tensor`, which treats dimension 1 as the ragged one if all samples are equally
-    long. Values are then (samples * 4, length), and verl 0.9.1, which assumes (4, sum of lengths), fails with "split_with_sizes expects
-    split_sizes to sum exactly". A step in which all responses reach the length limit ends a run this way.
+    TransferQueue nests samples by `torch.nested.as_nested_tensor`, which treats dimension 1 as the ragged one if all samples have the same
+    length. The values then have the shape (samples * 4, length), but verl 0.9.1 assumes (4, sum of lengths) and fails with "split_with_sizes
+    expects split_sizes to sum exactly". This ends a run at the first step in which all responses reach the length limit.
     """
     values, offsets = ids.values(), ids.offsets()
-    if values.shape[0] <= 4 and int(offsets[-1]) == values.shape[1]:  # 3 or 4 rows: time, height, width and text
+    if (
+        values.shape[0] <= 4 and int(offsets[-1]) == values.shape[1]
+    ):  # 3 or 4 rows: time, height, width and perhaps text
         ids._ragged_idx = 2
         return ids
     samples = len(offsets) - 1
@@ -54,7 +56,7 @@ def position_ids_by_length(ids: torch.Tensor) -> torch.Tensor:
 
 
 def fix_3d_position_ids(data: Any) -> None:
-    """Set the ragged dimension of position ids by their values, which verl's function ignores."""
+    """Set the ragged dimension of position ids by their values, which verl's function does not check."""
     ids = data.get("position_ids", None)
     if isinstance(ids, torch.Tensor) and ids.is_nested and ids.dim() == 3:
         data["position_ids"] = position_ids_by_length(ids)
@@ -64,10 +66,9 @@ _CHUNK_BYTES = 1 << 28
 
 
 def logprobs_by_chunks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the log-probability of each label, in single precision (double stays double): `logits` (..., vocabulary), `labels` and result
-    (...).
+    """Return the log-probability of each label, in single precision (double stays double).
 
-    It is computed in chunks of 256 MB (of single precision).
+    `logits` has the shape (..., vocabulary), labels and result (...). It is computed in chunks of 256 MB (of single precision).
     """
     width = logits.shape[-1]
     rows = max(1, _CHUNK_BYTES // (4 * width))
@@ -79,7 +80,7 @@ def logprobs_by_chunks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tens
 
 
 def warn_of_dense_attention(module: Any) -> None:
-    """Print a warning about the cost if a model on a GPU computes packed rows with a dense mask."""
+    """Print a warning about the cost if a model on a GPU processes packed rows with a dense mask."""
     chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
     if torch.cuda.is_available() and chosen in ("sdpa", "eager"):
         print(f"rl: attention {chosen}: {attention.WITHOUT_KERNEL}", file=sys.stderr, flush=True)  # noqa: T201
@@ -97,7 +98,7 @@ def _module(self: Any) -> Any:
 
 
 def merged_parameters(self: Any) -> Any:
-    """Yield name and value of every weight with the adapters merged in, in the training precision. The model is not changed."""
+    """Yield name and value of every weight with the adapters merged in, in the training precision, without changing the model."""
     module = self.module
     scale = next(m.scaling["default"] for m in module.modules() if isinstance(m, LoraLayer) and "default" in m.scaling)
     state = {name.removeprefix("base_model.model."): value for name, value in module.state_dict().items()}
@@ -137,7 +138,7 @@ def _checked_save(self: Any, *args: Any, **kwargs: Any) -> Any:
         mine, found = found[0], [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(found, mine)
     if not all(found):
-        raise RuntimeError("the weights are not finite numbers; this checkpoint does not count")
+        raise RuntimeError("the weights are not finite numbers; this checkpoint is not used")
     return _save_checkpoint(self, *args, **kwargs)
 
 
@@ -147,9 +148,9 @@ _prepare_outputs = verl_fsdp.FSDPEngineWithLMHead.prepare_model_outputs
 def _outputs_with_entropy(
     self: Any, output: Any, output_args: JsonObject, micro_batch: Any, logits_processor_func: Any
 ) -> JsonObject:
-    """Prepare a model's outputs as verl does; for a batch whose old policy is the new one, add the entropy of each token without gradients.
+    """Prepare a model's outputs like verl. If the batch's old policy is the new one, add the entropy of each token, without gradients.
 
-    verl's own entropy is part of the loss's graph: it would keep further tensors of the logits' size for the backward pass.
+    verl's own entropy is part of the loss's graph: it would keep more tensors of the logits' size for the backward pass.
     """
     found: JsonObject = _prepare_outputs(self, output, output_args, micro_batch, logits_processor_func)
     if not get_non_tensor_data(data=micro_batch, key=on_policy.FLAG, default=False):
@@ -177,7 +178,7 @@ _loss = verl_losses.ppo_loss
 
 
 def _on_policy_loss(config: Any, model_output: JsonObject, data: Any, dp_group: Any = None) -> Any:
-    """Compute verl's loss; for a batch whose old policy is the new one, the old log-probabilities are the new ones, detached."""
+    """Compute verl's loss. If the batch's old policy is the new one, use the new log-probabilities, detached, as the old ones."""
     if not get_non_tensor_data(data=data, key=on_policy.FLAG, default=False):
         return _loss(config, model_output, data, dp_group)
     data = data.copy()
@@ -202,7 +203,7 @@ def _patient_init(*args: Any, **kwargs: Any) -> Any:
         except Exception as error:
             if not left or "timed out during startup" not in str(error):
                 raise
-            print("rl: Ray did not start within its 30 s; once more", flush=True)  # noqa: T201
+            print("rl: Ray did not start within 30 s; trying again", flush=True)  # noqa: T201
             ray.shutdown()
     raise AssertionError("unreachable")
 
@@ -212,7 +213,7 @@ PATCHES = (
         FSDPCheckpointManager,
         "load_checkpoint",
         schedule.load_checkpoint,
-        "After a resume the job's learning rate must hold; verl restores the old one with the scheduler.",
+        "After a resume, the job's learning rate must apply; verl restores the old one with the scheduler.",
         "verl applies the configured rate after a resume.",
         "6f75218097c5",
     ),
@@ -220,7 +221,7 @@ PATCHES = (
         verl_tensordict,
         "maybe_fix_3d_position_ids",
         fix_3d_position_ids,
-        "A step whose samples are all equally long ends the run: verl takes the wrong dimension for the ragged one.",
+        "If all samples of a step have the same length, verl picks the wrong ragged dimension and the run ends.",
         "tests/stack/test_verl_fixes.py::test_verl_still_needs_it fails.",
         "dc8fa9819080",
         also=(verl_engine, verl_engine_workers),
@@ -229,7 +230,7 @@ PATCHES = (
         verl_functional,
         "logprobs_from_logits_v2",
         logprobs_by_chunks,
-        "Without FlashAttention verl computes row by row, and a row is a token: most of a step is the launching of kernels.",
+        "Without FlashAttention, verl computes one token at a time, and a step consists mostly of kernel launches.",
         "tests/stack/test_verl_fixes.py::test_verl_still_goes_token_by_token fails.",
         "1074be97faf3",
     ),
@@ -237,8 +238,8 @@ PATCHES = (
         verl_qwen2_vl,
         "qwen2_vl_attn_forward",
         Qwen2_5_VLAttention.forward,
-        "For Qwen2.5-VL verl calls FlashAttention 2 in each layer, which has no wheels on PyPI; transformers' own asks the chosen attention.",
-        "verl calls the attention that the configuration names.",
+        "For Qwen2.5-VL, verl calls FlashAttention 2, which has no wheels on PyPI; transformers' own forward uses the configured attention.",
+        "verl calls the configured attention.",
         "f7121547e481",
         wanted=lambda: not hasattr(verl_qwen2_vl, "flash_attn_varlen_func"),
     ),
@@ -246,7 +247,7 @@ PATCHES = (
         verl_fsdp.FSDPEngine,
         "_build_module",
         _module,
-        "`actor.freeze_vision_tower` is a key that verl reads nowhere, so the job's freezeVision is applied to the built model.",
+        "No code of verl reads `actor.freeze_vision_tower`, so the job's freezeVision is applied to the loaded model.",
         "verl reads that key.",
         "3935df3e22bb",
     ),
@@ -254,7 +255,7 @@ PATCHES = (
         verl_fsdp.FSDPEngine,
         "_merged_lora_per_tensor_param",
         merged_parameters,
-        "verl copies the whole base to CPU memory at every step, merges in place, restores it, and rounds to bfloat16 in any precision.",
+        "At every step, verl copies the whole base to CPU memory, merges in place, restores it, and rounds to bfloat16 in any precision.",
         "verl merges weight by weight in the job's precision.",
         "a477342f996f",
     ),
@@ -262,24 +263,24 @@ PATCHES = (
         verl_fsdp.FSDPEngine,
         "save_checkpoint",
         _checked_save,
-        "Weights that are not finite numbers must not become a checkpoint, which would replace a good one.",
-        "verl checks that itself.",
+        "Weights that are not finite numbers must not replace a good checkpoint.",
+        "verl itself checks the weights.",
         "33610c18a6a2",
     ),
     Patch(
         verl_fsdp.FSDPEngineWithLMHead,
         "prepare_model_outputs",
         _outputs_with_entropy,
-        "If old log-probabilities need no pass of their own (`hooks.py`), the update measures the entropy, without gradients.",
-        "The patch of `_compute_old_log_prob` is.",
+        "If old log-probabilities need no separate pass (`hooks.py`), the update measures the entropy, without gradients.",
+        "The patch of `_compute_old_log_prob` is removed.",
         "5239f536e8f6",
     ),
     Patch(
         verl_losses,
         "ppo_loss",
         _on_policy_loss,
-        "If old log-probabilities need no pass of their own (`hooks.py`), the loss takes the new ones, detached.",
-        "The patch of `_compute_old_log_prob` is.",
+        "If old log-probabilities need no separate pass (`hooks.py`), the loss uses the new ones, detached.",
+        "The patch of `_compute_old_log_prob` is removed.",
         "d7c0f8772b44",
         also=(verl_engine_workers,),
     ),
@@ -287,8 +288,8 @@ PATCHES = (
         ray,
         "init",
         _patient_init,
-        "Ray gives its daemons 30 s to start, which is too little on a busy machine.",
-        "Ray makes that time a setting.",
+        "Ray gives its daemons 30 s to start, which is too short on a busy machine.",
+        "Ray has a setting for that time.",
         "724ef7006c04",
     ),
     Patch(

@@ -1,7 +1,6 @@
 """A patch of another package: what it replaces, why, until when, and the source that it was written for.
 
-Importing a module with patches changes nothing. `apply` does, and is called by the modules that verl loads by name (`plugin*.py`,
-`callback.py`).
+Importing a module with patches changes nothing. The modules that verl loads by name (`plugin*.py`, `callback.py`) call `apply`.
 """
 
 from __future__ import annotations
@@ -16,25 +15,25 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Patch:
-    """One attribute of another package that is replaced."""
+    """One replaced attribute of another package."""
 
     owner: Any
-    """The module or class that has it"""
+    """The module or class that has the attribute"""
     name: str
     replacement: Any
     reason: str
     needless: str
-    """When the patch can be removed"""
+    """Condition under which the patch can be removed"""
     source: str
-    """Digest of the original's source (`digest_of`) that the replacement was written for; empty if it does not depend on that"""
+    """Digest (`digest_of`) of the original source for which the replacement was written; empty if any source is accepted"""
     also: tuple[Any, ...] = ()
-    """Further modules that have imported the name from `owner`"""
+    """Further modules that have imported the attribute from `owner`"""
     wanted: Callable[[], bool] = lambda: True
     """Whether the patch applies in this process"""
 
     @property
     def title(self) -> str:
-        """Return the full name of what is replaced."""
+        """Return the full name of the replaced attribute."""
         return f"{self.owner.__name__}.{self.name}"
 
     @property
@@ -43,16 +42,16 @@ class Patch:
         return vars(self.owner).get(self.name) is self.replacement
 
     def has_changed(self) -> bool:
-        """Return whether the original, which must not be replaced yet, differs from the one that the patch was written for."""
+        """Return whether the original differs from the one for which the patch was written. Call it before `apply`."""
         return bool(self.source) and digest_of(getattr(self.owner, self.name)) != self.source
 
     def apply(self) -> None:
-        """Replace it once. Print a warning to stderr if the original is not the expected one."""
+        """Replace the attribute, once. Print a warning to stderr if the original is not the expected one."""
         if self.applied or not self.wanted():
             return
         if self.has_changed():
             print(  # noqa: T201
-                f"rl: {self.title} is not the source that our patch was written for; installed is another release",
+                f"rl: the source of {self.title} differs from the one that our patch was written for; another release is installed",
                 file=sys.stderr,
                 flush=True,
             )
@@ -69,6 +68,6 @@ def digest_of(original: Any) -> str:
 
 
 def apply(patches: Sequence[Patch]) -> None:
-    """Apply patches in their order."""
+    """Apply patches in order."""
     for patch in patches:
         patch.apply()

@@ -1,4 +1,4 @@
-"""verl imports this module in every process of a run (`VERL_USE_EXTERNAL_MODULES`). It applies our patches, and does nothing else."""
+"""Module that verl imports in every process of a run (`VERL_USE_EXTERNAL_MODULES`). It only applies our patches."""
 
 from grounding.train.verl import patches, transfer_queue
 

@@ -1,6 +1,6 @@
-"""verl imports this module in every process of a run on the CPU (`VERL_USE_EXTERNAL_MODULES`). It applies our patches, and does nothing else."""
+"""Module that verl imports in every process of a run on the CPU (`VERL_USE_EXTERNAL_MODULES`). It only applies our patches."""
 
-from grounding.train.verl import (  # the former registers the platform, before the latter asks for it
+from grounding.train.verl import (  # the first one registers the platform that the second one looks up
     cpu_patches,
     patches,
     transfer_queue,

@@ -1,4 +1,4 @@
-"""The learning rate after a resume under verl: verl restores the scheduler with the old rate, but the job's own rate must apply."""
+"""Set the learning rate after a resume under verl: verl restores the scheduler with the old rate, but the job's rate must apply."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _load = FSDPCheckpointManager.load_checkpoint
 
 
 def load_checkpoint(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Load as verl does, then apply the learning rate and the schedule that the job has now."""
+    """Load a checkpoint like verl, then apply the job's current learning rate and schedule."""
     scheduler = self.lr_scheduler
     rates = base_rates(scheduler) if scheduler is not None else []
     result = _load(self, *args, **kwargs)

@@ -1,8 +1,8 @@
-"""verl's TransferQueue answers only processes of the same job: every socket of it speaks ZeroMQ's CURVE with a key of the job's own.
+"""Restrict verl's TransferQueue to processes of the same job: all its sockets use ZeroMQ's CURVE with a key of the job.
 
-Its servers unpickle what reaches them, and listen on the address of the pod. With CURVE a handshake comes before the first message, and none begins
-without the server's public key. That key is a secret here: it belongs to a pair that is derived from the job's token (`RAY_AUTH_TOKEN`), which every
-process of the job has and no one else. What is sent is encrypted as well.
+Its servers unpickle all input, and listen on the pod's address. CURVE requires a handshake before the first message, and a client needs the
+server's public key for it. Here that key is secret: its pair is derived from the job's token (`RAY_AUTH_TOKEN`), which only processes of
+the job have. The messages are also encrypted.
 """
 
 from __future__ import annotations
@@ -26,28 +26,30 @@ from grounding.train.verl.patching import apply as apply_patches
 
 TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105  # the variable's name
 SHORTEST = 16
-"""Characters that a job's token has at least"""
+"""Minimum length of a job's token in characters"""
 
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A CURVE key pair in ZeroMQ's own text form (Z85, 40 bytes each)."""
+    """A CURVE key pair in ZeroMQ's text format (Z85, 40 bytes each)."""
 
     public: bytes
     secret: bytes = field(repr=False)
 
 
 def pair_of_job(token: str) -> KeyPair:
-    """Return the pair that all servers of a job share. Pure. Raises `RuntimeError` for a token that is missing or too short to keep a secret."""
+    """Return the key pair that all servers of a job share. Pure. Raises `RuntimeError` if the token is missing or too short to be secret."""
     if len(token) < SHORTEST:
-        raise RuntimeError(f"{TOKEN} has {len(token)} characters; TransferQueue needs a token of {SHORTEST} at least")
+        raise RuntimeError(
+            f"{TOKEN} has {len(token)} characters; TransferQueue needs a token of at least {SHORTEST} characters"
+        )
     secret = z85.encode(hmac.digest(token.encode(), b"transfer queue: key pair of the servers", hashlib.sha256))
     return KeyPair(zmq.curve_public(secret), secret)
 
 
 @functools.cache
 def _pair_of_process() -> KeyPair:
-    """Return the pair by which this process is a client; a new one in each process."""
+    """Return the key pair of this process as a client; it is new in each process."""
     return KeyPair(*zmq.curve_keypair())
 
 
@@ -55,9 +57,9 @@ _create_socket = queue_sockets.create_zmq_socket
 
 
 def create_locked_socket(ctx: Any, socket_type: Any, ip: str, identity: Any = None) -> Any:
-    """Create a socket as TransferQueue does, which talks to sockets of this job only: a ROUTER as the server, any other as its client.
+    """Create a socket for TransferQueue that only talks to sockets of this job: a ROUTER as the server, any other type as its client.
 
-    A server's actor may be the first of ours in its process, so what else makes sockets there is patched now.
+    A server's actor may run our code first in its process, so patch the other code that creates sockets there now.
     """
     apply()
     job = pair_of_job(os.environ.get(TOKEN, "").strip())
@@ -78,7 +80,7 @@ PATCHES = (
         queue_sockets,
         "create_zmq_socket",
         create_locked_socket,
-        "TransferQueue unpickles what anyone sends to its ports.",
+        "TransferQueue unpickles anything that is sent to its ports.",
         "tests/stack/test_transfer_queue.py::test_transfer_queue_still_needs_it fails.",
         "f430008da266",
         also=(queue_controller, queue_storage, queue_manager),

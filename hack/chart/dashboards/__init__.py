@@ -1,6 +1,6 @@
-"""Grafana dashboards as code: `everything()` gives their JSON by name. `make chart` writes it to charts/egm/dashboards.
+"""Grafana dashboards as code: `everything()` returns their JSON by file name. `make chart` writes it to charts/egm/dashboards.
 
-Each module is one dashboard; `kit` is what they share. A query is tried against a real Prometheus by tests/cluster/test_monitoring.py.
+Each module builds one dashboard; `kit` has the common parts. tests/cluster/test_monitoring.py runs every query on a real Prometheus.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dashboards import evaluation, fleet, operator, training
 
 
 def everything() -> dict[str, str]:
-    """JSON by file name."""
+    """Return the JSON of all dashboards by file name."""
     made = {m.__name__.rpartition(".")[2]: m.dashboard() for m in (fleet, training, evaluation, operator)}
     return {
         f"{name}.json": json.dumps(board.build(), cls=JSONEncoder, indent=1, sort_keys=True) + "\n"

@@ -1,4 +1,4 @@
-"""Evaluation job: the eight files, how far, how fast, and how the servers do."""
+"""The dashboard of an evaluation job: results of the eight files, progress, speed, and the state of the servers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def dashboard() -> Dashboard:
     made = made.with_row(row("Now"))
     made = made.with_panel(now("Progress", f"egm_job_progress_ratio{{{JOB}}}", "percentunit", decimals=1))
     made = made.with_panel(now("Time left", f"egm_job_eta_seconds{{{JOB}}}", "s"))
-    made = made.with_panel(now("Requests a second", f"egm_job_requests_per_second{{{JOB}}}", decimals=1))
+    made = made.with_panel(now("Requests per second", f"egm_job_requests_per_second{{{JOB}}}", decimals=1))
     made = made.with_panel(
         now(
             "Macro accuracy",
             f'egm_job_accuracy{{{JOB}, mean="macro"}}',
             "percentunit",
             decimals=2,
-            text="Of all files; there is none while an answer is missing.",
+            text="Over all files; not shown while answers are missing.",
         )
     )
     made = made.with_panel(
@@ -56,16 +56,16 @@ def dashboard() -> Dashboard:
             },
             {"namespace": "Namespace", "job_name": "Job", "file": "File"},
             height=11,
-            text="Of evaluations that have ended.",
+            text="Of finished evaluations.",
         )
     )
     made = made.with_panel(
         rows(
             "Report",
             {"": (f"egm_job_report_info{{{JOB}}}", "none")},
-            {"namespace": "Namespace", "job_name": "Job", "uri": "Where it lies"},
+            {"namespace": "Namespace", "job_name": "Job", "uri": "Location"},
             height=4,
-            links={"Where it lies": ("Open", "${__value.raw}")},
+            links={"Location": ("Open", "${__value.raw}")},
         )
     )
     made = made.with_panel(
@@ -80,13 +80,13 @@ def dashboard() -> Dashboard:
     made = made.with_panel(bars("Answers by file", (f"egm_eval_file_answers{{{OF_JOB}}}", FILE), width=6))
     made = made.with_panel(
         bars(
-            "Answers of no use",
+            "Unusable answers",
             (
                 f"sum by (job_name, file) (egm_eval_file_unparsed{{{OF_JOB}}} + egm_eval_file_errors{{{OF_JOB}}})",
                 FILE,
             ),
             width=6,
-            text="Without a box, or failed.",
+            text="Answers without a box, and failed requests.",
         )
     )
     made = made.with_row(row("The client"))
@@ -94,13 +94,13 @@ def dashboard() -> Dashboard:
         lines(
             "Questions",
             (f"egm_eval_answered{{{OF_JOB}}}", f"{NAME} answered"),
-            (f"egm_eval_questions{{{OF_JOB}}}", f"{NAME} in all"),
+            (f"egm_eval_questions{{{OF_JOB}}}", f"{NAME} total"),
             least=0,
         )
     )
     made = made.with_panel(
         lines(
-            "Replies a second",
+            "Replies per second",
             (f"sum by (job_name) (rate(egm_eval_replies_total{{{OF_JOB}}}[$__rate_interval]))", NAME),
             least=0,
         )
@@ -114,10 +114,10 @@ def dashboard() -> Dashboard:
             ),
             (
                 f"histogram_quantile(0.9, sum by (le, job_name) (rate(egm_eval_latency_seconds_bucket{{{OF_JOB}}}[$__rate_interval])))",
-                f"{NAME} nine of ten",
+                f"{NAME} 90th percentile",
             ),
             unit="s",
-            text="Of the request alone, as the client sees it.",
+            text="Of the HTTP request, as measured by the client.",
         )
     )
     made = made.with_panel(
@@ -130,11 +130,11 @@ def dashboard() -> Dashboard:
     )
     made = made.with_panel(
         lines(
-            "Requests that failed",
+            "Failed requests",
             (f"rate(egm_eval_endpoint_failures_total{{{OF_JOB}}}[$__rate_interval])", SERVER),
             unit="reqps",
             least=0,
-            text="A second; each is asked again.",
+            text="Per second; each is sent again.",
         )
     )
     made = made.with_panel(
@@ -148,13 +148,13 @@ def dashboard() -> Dashboard:
             unit="percentunit",
             least=0,
             most=1,
-            text="As the answers say.",
+            text="As reported in the answers.",
         )
     )
     made = made.with_row(row("The servers"))
     made = made.with_panel(
         lines(
-            "Requests that run",
+            "Running requests",
             (f"sum by (pod) (sglang:num_running_reqs{{{OF_JOB}}})", POD),
             (f"sum by (pod) (vllm:num_requests_running{{{OF_JOB}}})", POD),
             least=0,
@@ -162,7 +162,7 @@ def dashboard() -> Dashboard:
     )
     made = made.with_panel(
         lines(
-            "Requests that wait",
+            "Waiting requests",
             (f"sum by (pod) (sglang:num_queue_reqs{{{OF_JOB}}})", POD),
             (f"sum by (pod) (vllm:num_requests_waiting{{{OF_JOB}}})", POD),
             least=0,
@@ -170,18 +170,18 @@ def dashboard() -> Dashboard:
     )
     made = made.with_panel(
         lines(
-            "Use of the cache of keys and values",
+            "KV cache usage",
             (f"max by (pod) (sglang:token_usage{{{OF_JOB}}})", POD),
             (f"max by (pod) (vllm:kv_cache_usage_perc{{{OF_JOB}}})", POD),
             unit="percentunit",
             least=0,
             most=1,
-            text="Of the fullest copy.",
+            text="Of the fullest replica.",
         )
     )
     made = made.with_panel(
         lines(
-            "Tokens generated a second",
+            "Tokens generated per second",
             (f"sum by (pod) (rate(sglang:generation_tokens_total{{{OF_JOB}}}[$__rate_interval]))", POD),
             (f"sum by (pod) (rate(vllm:generation_tokens_total{{{OF_JOB}}}[$__rate_interval]))", POD),
             least=0,
@@ -207,7 +207,7 @@ def dashboard() -> Dashboard:
     )
     return made.with_panel(
         lines(
-            "Time to the first token, nine of ten",
+            "Time to the first token, 90th percentile",
             (
                 f"histogram_quantile(0.9, sum by (le, pod) (rate(sglang:time_to_first_token_seconds_bucket{{{OF_JOB}}}[$__rate_interval])))",
                 POD,

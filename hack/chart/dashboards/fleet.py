@@ -1,4 +1,4 @@
-"""Fleet: what runs, waits and fails, and who uses the GPUs."""
+"""The dashboard of all jobs: running, waiting and failed ones, and the use of GPUs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dashboards.kit import bars, board, figure, lines, row, rows
 
 def dashboard() -> Dashboard:
     """Return the dashboard."""
-    made = board("fleet", "Fleet", "All jobs: what runs, waits and fails, and the GPUs they hold.")
+    made = board("fleet", "Fleet", "All jobs: running, waiting and failed ones, and the GPUs that they occupy.")
     made = made.with_row(row("Now"))
     for title, phases in (
         ("Running", "Running"),
@@ -21,14 +21,12 @@ def dashboard() -> Dashboard:
         ("Succeeded", "Succeeded"),
     ):
         made = made.with_panel(figure(title, f'sum(egm_jobs{{{NS}, phase=~"{phases}"}}) or vector(0)'))
-    made = made.with_panel(
-        figure("GPUs held", f"sum(egm_job_gpus{{{NS}}})", text="GPUs of pods that nodes have taken.")
-    )
+    made = made.with_panel(figure("GPUs in use", f"sum(egm_job_gpus{{{NS}}})", text="GPUs of pods that have a node."))
     made = made.with_panel(
         figure(
             "GPUs idle",
             f'sum(egm_job_gpus{{{NS}}} unless on (namespace, kind, job_name) egm_job_status{{phase="Running"}}) or vector(0)',
-            text="Held by jobs that do not run: some of their pods wait for the others.",
+            text="Occupied by jobs that do not run, because some of their pods wait for others.",
         )
     )
     made = made.with_panel(
@@ -81,13 +79,13 @@ def dashboard() -> Dashboard:
             stacked=True,
         )
     )
-    made = made.with_row(row("Who, how long, how often"))
+    made = made.with_row(row("Usage and failures"))
     made = made.with_panel(
         bars(
             "GPU hours by namespace",
             (f"sum by (namespace) (increase(egm_job_gpu_seconds_total{{{NS}}}[$__range])) / 3600", "{{namespace}}"),
             "h",
-            text="In the time that is shown.",
+            text="In the time range shown.",
         )
     )
     made = made.with_panel(
@@ -98,31 +96,31 @@ def dashboard() -> Dashboard:
                 "{{namespace}}/{{job_name}}",
             ),
             "h",
-            text="The ten that used most in the time that is shown.",
+            text="The ten jobs that used most in the time range shown.",
         )
     )
     made = made.with_panel(
         bars(
-            "Attempts that failed",
+            "Failed attempts",
             ("sum by (kind, reason) (increase(egm_job_attempts_failed_total[$__range]))", "{{kind}} {{reason}}"),
-            text="In the time that is shown; all namespaces.",
+            text="In the time range shown; all namespaces.",
         )
     )
     made = made.with_panel(
         lines(
-            "Time in a phase, nine of ten jobs",
+            "Time in a phase, 90th percentile",
             (
                 "histogram_quantile(0.9, sum by (le, kind, phase) (increase(egm_job_phase_duration_seconds_bucket[$__range])))",
                 "{{kind}} {{phase}}",
             ),
             unit="s",
             width=12,
-            text="Of the phases that ended in the time that is shown; all namespaces.",
+            text="Of phases that ended in the time range shown; all namespaces.",
         )
     )
     return made.with_panel(
         rows(
-            "Evaluations that have ended",
+            "Finished evaluations",
             {
                 "Macro accuracy": (f'egm_job_accuracy{{{NS}, mean="macro"}}', "percentunit"),
                 "Low": (

@@ -1,4 +1,4 @@
-"""What the dashboards share: variables, links, and panels with a query, a unit and a place."""
+"""Common parts of the dashboards: variables, links, and panels with a query, a unit and a position."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 IN_NAMESPACE = 'namespace=~"$namespace"'
 OF_JOB = 'namespace=~"$namespace", job_name=~"$job"'
 Query = tuple[str, str]
-"""PromQL, and how a series is called."""
+"""A PromQL query, and the legend of its series"""
 
 
 def board(name: str, title: str, text: str, job: str = "") -> dashboard.Dashboard:
-    """Return an empty dashboard with variables and links. `job`: the kind whose jobs can be chosen."""
+    """Return an empty dashboard with variables and links. `job`: the kind of jobs that can be selected."""
     made = (
         dashboard.Dashboard(f"EGM / {title}")
         .uid(f"egm-{name}")
@@ -122,7 +122,7 @@ def figure(
     width: int = 3,
     decimals: int | None = None,
 ) -> stat.Panel:
-    """One number, as it is now; or several, each with its `name`."""
+    """Return a panel with one current value, or several, each with its `name`."""
     panel = (
         stat.Panel()
         .title(title)
@@ -150,7 +150,7 @@ def lines(
     most: float | None = None,
     decimals: int | None = None,
 ) -> timeseries.Panel:
-    """Series over time."""
+    """Return a panel with series over time."""
     panel = (
         timeseries.Panel()
         .title(title)
@@ -179,7 +179,10 @@ def lines(
 def bars(
     title: str, query: Query, unit: str = "short", *, text: str = "", width: int = 8, most: float | None = None
 ) -> bargauge.Panel:
-    """One bar a series, as it is now. In one colour: Grafana would show all above 80 in red. In letters of one size: it would fill the panel."""
+    """Return a panel with one bar per series, showing its current value.
+
+    The bars have one colour, because Grafana would show all values above 80 in red, and one text size, because the text would fill the panel.
+    """
     panel = (
         bargauge.Panel()
         .title(title)
@@ -200,7 +203,7 @@ def bars(
 
 
 def states(title: str, query: Query, *, text: str = "", width: int = 24) -> statetimeline.Panel:
-    """Return which series there was, and when; in the colour of the phase that its name holds."""
+    """Return a panel that shows over time which series existed, in the colour of the phase in the series' name."""
     panel = (
         statetimeline.Panel()
         .title(title)
@@ -227,12 +230,12 @@ def rows(
     height: int = 10,
     links: dict[str, tuple[str, str]] | None = None,
 ) -> table.Panel:
-    """A table of series that have the same labels. `columns`: heading -> (query, unit); `labels`: label -> heading, in order; others are hidden.
+    """Return a table of series that have the same labels. `columns`: heading -> (query, unit). `labels`: label -> heading, in order.
 
-    A column without a heading is not shown either. `links`: heading of a label -> (title, URL).
+    Other labels and columns without a heading are hidden. `links`: heading of a label -> (title, URL).
 
-    Rows of several queries become one where their labels are the same, so each query keeps those of the table and no other: a name only
-    (`__name__`) would keep them apart.
+    Rows of several queries are joined if their labels are equal. So each query only keeps the labels of the table: another label
+    (such as `__name__`) would keep the rows separate.
     """
     panel = table.Panel().title(title).description(text).height(height).span(width)
     by = ", ".join(labels)
@@ -260,5 +263,5 @@ def rows(
 
 
 def row(title: str) -> dashboard.Row:
-    """Return a heading."""
+    """Return a heading of a group of panels."""
     return dashboard.Row(title)

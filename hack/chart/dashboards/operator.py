@@ -1,4 +1,4 @@
-"""Operator: does it keep up, what does the API server say, what does it use."""
+"""The dashboard of the operator: its work queue, its requests to the API server, its use of CPU and memory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def dashboard() -> Dashboard:
     made = board("operator", "Operator", "The operator itself.")
     made = made.with_row(row("Now"))
     made = made.with_panel(figure("Leaders", "sum(egm_operator_leader)", text="One, always."))
-    made = made.with_panel(figure("Replicas that watch", "sum(egm_operator_watching)"))
+    made = made.with_panel(figure("Watching replicas", "sum(egm_operator_watching)"))
     made = made.with_panel(figure("Waiting for a worker", "sum(egm_operator_queue_depth)"))
-    made = made.with_panel(figure("Being worked on", "sum(egm_operator_queue_working)"))
+    made = made.with_panel(figure("Being processed", "sum(egm_operator_queue_working)"))
     made = made.with_panel(
         figure("Failing", "sum(egm_operator_queue_failing)", text="Jobs whose last reconcile has failed.")
     )
@@ -49,19 +49,19 @@ def dashboard() -> Dashboard:
             height=5,
         )
     )
-    made = made.with_row(row("Does it keep up?"))
+    made = made.with_row(row("Work queue"))
     made = made.with_panel(
         lines(
-            "Reconciles a second",
+            "Reconciles per second",
             (f"sum by (kind, result) (rate({reconcile}_count[$__rate_interval]))", "{{kind}} {{result}}"),
             least=0,
         )
     )
     made = made.with_panel(
         lines(
-            "Time of a reconcile",
+            "Duration of a reconcile",
             (_quantile(0.5, reconcile, "kind"), "{{kind}} half"),
-            (_quantile(0.99, reconcile, "kind"), "{{kind}} 99 of 100"),
+            (_quantile(0.99, reconcile, "kind"), "{{kind}} 99th percentile"),
             unit="s",
             least=0,
         )
@@ -69,8 +69,8 @@ def dashboard() -> Dashboard:
     made = made.with_panel(
         lines(
             "Wait for a worker",
-            (f"histogram_quantile(0.5, sum by (le) (rate({wait}_bucket[$__rate_interval])))", "half"),
-            (f"histogram_quantile(0.99, sum by (le) (rate({wait}_bucket[$__rate_interval])))", "99 of 100"),
+            (f"histogram_quantile(0.5, sum by (le) (rate({wait}_bucket[$__rate_interval])))", "median"),
+            (f"histogram_quantile(0.99, sum by (le) (rate({wait}_bucket[$__rate_interval])))", "99th percentile"),
             unit="s",
             least=0,
         )
@@ -79,7 +79,7 @@ def dashboard() -> Dashboard:
         lines(
             "Queue",
             ("sum(egm_operator_queue_depth)", "waiting"),
-            ("sum(egm_operator_queue_working)", "being worked on"),
+            ("sum(egm_operator_queue_working)", "being processed"),
             ("sum(egm_operator_queue_delayed)", "later"),
             ("sum(egm_operator_queue_failing)", "failing"),
             least=0,
@@ -87,7 +87,7 @@ def dashboard() -> Dashboard:
     )
     made = made.with_panel(
         lines(
-            "Jobs that ended",
+            "Finished jobs",
             (
                 "sum by (kind, phase, reason) (increase(egm_jobs_finished_total[$__rate_interval]))",
                 "{{kind}} {{phase}} {{reason}}",
@@ -97,7 +97,7 @@ def dashboard() -> Dashboard:
     )
     made = made.with_panel(
         lines(
-            "Phases that ended",
+            "Finished phases",
             (
                 "sum by (kind, phase) (increase(egm_job_phase_duration_seconds_count[$__rate_interval]))",
                 "{{kind}} {{phase}}",
@@ -108,7 +108,7 @@ def dashboard() -> Dashboard:
     made = made.with_row(row("The API server"))
     made = made.with_panel(
         lines(
-            "Requests a second",
+            "Requests per second",
             (f"sum by (method, resource) (rate({request}_count[$__rate_interval]))", "{{method}} {{resource}}"),
             stacked=True,
             least=0,
@@ -116,20 +116,25 @@ def dashboard() -> Dashboard:
     )
     made = made.with_panel(
         lines(
-            "Requests without success",
+            "Unsuccessful requests",
             (
                 f'sum by (code, method, resource) (rate({request}_count{{code!="2xx"}}[$__rate_interval]))',
                 "{{code}} {{method}} {{resource}}",
             ),
             least=0,
-            text="404 and 409 are part of the work: what is gone already, what somebody else wrote meanwhile.",
+            text="404 and 409 are normal: the object was already deleted, or another writer was faster.",
         )
     )
     made = made.with_panel(
-        lines("Time of a request, 99 of 100", (_quantile(0.99, request, "method"), "{{method}}"), unit="s", least=0)
+        lines(
+            "Duration of a request, 99th percentile",
+            (_quantile(0.99, request, "method"), "{{method}}"),
+            unit="s",
+            least=0,
+        )
     )
-    made = made.with_row(row("What it uses"))
-    # process_* are everyone's names: those of the pods that have an operator's metrics
+    made = made.with_row(row("Resource usage"))
+    # many programs export process_*; select the pods that also export the operator's metrics
     mine = " * on (instance, job) group_left egm_operator_build_info"
     made = made.with_panel(
         lines(
@@ -137,7 +142,7 @@ def dashboard() -> Dashboard:
             (f"rate(process_cpu_seconds_total[$__rate_interval]){mine}", "{{instance}}"),
             least=0,
             width=6,
-            text="Cores; it uses one at most.",
+            text="In cores; at most one is used.",
         )
     )
     made = made.with_panel(

@@ -1,4 +1,4 @@
-"""Training job: does it learn, how fast, and what does it cost."""
+"""The dashboard of a training job: learning progress, speed and costs."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ def dashboard() -> Dashboard:
     made = made.with_panel(now("Attempt", f"egm_job_attempts{{{JOB}}}"))
     made = made.with_panel(now("Score", f"egm_job_score{{{JOB}}}", decimals=3, text="Mean reward of the last step."))
     made = made.with_panel(now("Validation", f"egm_job_validation_accuracy{{{JOB}}}", "percentunit", decimals=1))
-    made = made.with_panel(now("Checkpoint", f"egm_job_checkpoint_step{{{JOB}}}", text="Step of the newest one."))
+    made = made.with_panel(
+        now("Checkpoint", f"egm_job_checkpoint_step{{{JOB}}}", text="Step of the newest checkpoint.")
+    )
     made = made.with_panel(now("GPUs", f"egm_job_gpus{{{JOB}}}"))
     made = made.with_panel(now("GPU hours", f"egm_job_gpu_seconds_total{{{JOB}}} / 3600", "h", decimals=1))
     made = made.with_panel(states("Phase", (f"egm_job_status{{{JOB}}}", "{{job_name}}: {{phase}}, {{reason}}")))
-    made = made.with_row(row("Does it learn?"))
+    made = made.with_row(row("Learning progress"))
     made = made.with_panel(
         lines("Score", (f"egm_train_score{{{OF_JOB}}}", NAME), text="Mean reward of a step's answers (RL).")
     )
@@ -56,7 +58,7 @@ def dashboard() -> Dashboard:
         lines(
             "Entropy",
             (f"egm_train_entropy{{{OF_JOB}}}", NAME),
-            text="Nats a token; near zero it explores no more (RL).",
+            text="In nats per token; near zero, the policy no longer explores (RL).",
         )
     )
     made = made.with_panel(
@@ -68,9 +70,9 @@ def dashboard() -> Dashboard:
     )
     made = made.with_panel(
         lines(
-            "Cut answers and clipped ratios",
-            (f"egm_train_response_clipped_ratio{{{OF_JOB}}}", f"{NAME} answers cut at the limit"),
-            (f"egm_train_clip_ratio{{{OF_JOB}}}", f"{NAME} ratios clipped"),
+            "Truncated answers and clipped ratios",
+            (f"egm_train_response_clipped_ratio{{{OF_JOB}}}", f"{NAME} answers truncated at the limit"),
+            (f"egm_train_clip_ratio{{{OF_JOB}}}", f"{NAME} clipped ratios"),
             unit="percentunit",
         )
     )
@@ -81,7 +83,7 @@ def dashboard() -> Dashboard:
     made = made.with_row(row("How fast?"))
     made = made.with_panel(
         lines(
-            "Time of a step by stage",
+            "Duration of a step by stage",
             (f'egm_train_phase_seconds{{{OF_JOB}, phase!="step"}}', f"{NAME} {{{{phase}}}}"),
             unit="s",
             stacked=True,
@@ -89,19 +91,19 @@ def dashboard() -> Dashboard:
         )
     )
     made = made.with_panel(
-        lines("Time of a step", (f'egm_train_phase_seconds{{{OF_JOB}, phase="step"}}', NAME), unit="s", least=0)
+        lines("Duration of a step", (f'egm_train_phase_seconds{{{OF_JOB}, phase="step"}}', NAME), unit="s", least=0)
     )
     made = made.with_panel(
         lines(
-            "Tokens a second",
+            "Tokens per second",
             (f"egm_train_tokens_per_second{{{OF_JOB}}}", NAME),
             least=0,
-            text="As the trainer counts: verl a GPU.",
+            text="As counted by the trainer (verl: per GPU).",
         )
     )
     made = made.with_panel(
         lines(
-            "Steps, and what is saved of them",
+            "Steps: finished, saved, uploaded",
             (f"egm_job_steps_finished{{{JOB}}}", f"{NAME} finished"),
             (f"egm_job_checkpoint_step{{{JOB}}}", f"{NAME} saved"),
             (f"egm_job_steps_wanted{{{JOB}}}", f"{NAME} wanted"),
@@ -109,12 +111,17 @@ def dashboard() -> Dashboard:
         )
     )
     made = made.with_panel(
-        lines("GPUs", (f"egm_job_gpus{{{JOB}}}", NAME), least=0, text="Held by its pods, as the operator sees them.")
+        lines(
+            "GPUs",
+            (f"egm_job_gpus{{{JOB}}}", NAME),
+            least=0,
+            text="Occupied by the job's pods, as seen by the operator.",
+        )
     )
     return made.with_panel(
         lines(
-            "Health rules that speak",
+            "Reported health problems",
             (f"max by (job_name, reason) (egm_train_event{{{OF_JOB}}})", f"{NAME} {{{{reason}}}}"),
-            text="NotFinite, RewardCollapse, LengthAtLimit, Stalled. Nothing here is good.",
+            text="NotFinite, RewardCollapse, LengthAtLimit, Stalled. An empty panel means that no rule reports a problem.",
         )
     )

@@ -1,4 +1,4 @@
-"""The user's side of a cluster: `egm top|submit|cancel`, `egm logs|report --cluster`. They use the rights of the user, not the operator's.
+"""The user's commands for a cluster: `egm top|submit|cancel`, `egm logs|report --cluster`. They use the user's rights, not the operator's.
 
-`screen` is pure (jobs -> tables), `actions` talks to the API server.
+`screen` is pure and turns jobs into tables. `actions` sends requests to the API server.
 """

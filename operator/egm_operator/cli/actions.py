@@ -42,7 +42,7 @@ async def connected() -> AsyncIterator[Cluster]:
         cluster = Cluster(await Api.connect())
     except Exception as error:  # the client raises many kinds of errors
         raise UserError(
-            f"no cluster is configured: {error}", hint="Set KUBECONFIG, or use `egm run` on this machine."
+            f"cannot connect to a cluster: {error}", hint="Set KUBECONFIG, or use `egm run` on this machine."
         ) from None
     try:
         yield cluster
@@ -55,7 +55,8 @@ async def connected() -> AsyncIterator[Cluster]:
 def _told(error: ApiError) -> UserError | Failure:
     if error.status in (401, 403):
         return UserError(
-            f"the API server refuses: {error.message}", hint="Ask who administers the namespace for the role `edit`."
+            f"the API server refuses the request: {error.message}",
+            hint="Ask the administrator of the namespace for the role `edit`.",
         )
     if error.status in (400, 409, 422):
         return UserError(error.message)
@@ -91,8 +92,8 @@ async def jobs(cluster: Cluster, namespace: str) -> list[Raw]:
 
 
 async def find(cluster: Cluster, namespace: str, name: str, kind: str = "") -> Raw:
-    """Return one job by name. Raises `UserError` if there is none, or if a training and an evaluation have that name and no kind is
-    given.
+    """Return one job by name. Raises `UserError` if there is none, or if a training and an evaluation have that name and `kind` is
+    empty.
     """
     found = [
         j
@@ -101,15 +102,17 @@ async def find(cluster: Cluster, namespace: str, name: str, kind: str = "") -> R
     ]
     if not found:
         raise UserError(
-            f"no job {name!r} in namespace {namespace}", hint="`egm top` lists them; -n names another namespace."
+            f"no job {name!r} in namespace {namespace}", hint="`egm top` lists the jobs; -n selects another namespace."
         )
     if len(found) > 1:
-        raise UserError(f"{name!r} is a training and an evaluation", hint="Say which: --kind train or --kind eval.")
+        raise UserError(
+            f"both a training and an evaluation are called {name!r}", hint="Choose one: --kind train or --kind eval."
+        )
     return found[0]
 
 
 async def top(cluster: Cluster, namespace: str, *, ended: bool, once: bool, every_s: float, console: Console) -> None:
-    """Show a table, updated continuously on a terminal; print it once if the output is not a terminal."""
+    """Show a table of jobs and update it continuously; print it once if the output is not a terminal."""
 
     async def look() -> Any:
         found = screen.lines(await jobs(cluster, namespace), time.time(), ended)
@@ -126,11 +129,11 @@ async def top(cluster: Cluster, namespace: str, *, ended: bool, once: bool, ever
                 live.update(await look(), refresh=True)
             except ApiError as error:
                 if error.status in (401, 403):
-                    raise  # else: it comes back
+                    raise  # on a terminal, try again in the next round
 
 
 def manifests(file: Path) -> list[Raw]:
-    """Return the documents of a valid manifest. Raises `ManifestError`, like `egm validate`."""
+    """Return the documents of a valid manifest. Raises `ManifestError` like `egm validate`."""
     load(file)
     return [d for d in YAML(typ="safe").load_all(file.read_text(encoding="utf-8")) if d]
 
@@ -138,7 +141,7 @@ def manifests(file: Path) -> list[Raw]:
 async def submit(
     cluster: Cluster, file: Path, namespace: str, say: Callable[[str], None]
 ) -> list[tuple[str, str, str]]:
-    """Apply a manifest's jobs in order. Return (kind, namespace, name) of each. Of an existing job, only fields that may change are
+    """Apply a manifest's jobs in order, and return (kind, namespace, name) of each. In a job that exists, only fields that may change are
     changed.
     """
     made = []
@@ -153,7 +156,9 @@ async def submit(
         path = cluster.path(kind, where, meta["name"])
         send = partial(cluster.request, "PATCH", path, body=body, content="application/apply-patch+yaml")
         if config is not None:
-            await send(query={**query, "dryRun": "All"})  # a refused job must leave no objects behind
+            await send(
+                query={**query, "dryRun": "All"}
+            )  # do not create other objects for a job that the API server refuses
             await _place(cluster, config, old)
         new = await send(query=query)
         if config is not None:
@@ -165,7 +170,7 @@ async def submit(
 
 
 def _with_reward(body: Raw) -> tuple[Raw, Manifest | None]:
-    """Return a job for submission, and the ConfigMap for its reward if that is a local file. Raises `UserError`."""
+    """Return a job for submission, and the ConfigMap for its reward if the reward is a local file. Raises `UserError`."""
     meta, reward = body["metadata"], section(body, "spec", "reward")
     source = reward.get("file")
     file = own_reward.file_here(source) if body["kind"] == TRAIN_JOB.name else None
@@ -190,14 +195,14 @@ async def _place(cluster: Cluster, config: Manifest, job: Raw | None) -> None:
             return
         if any(labels(there).get(name) != meta["labels"][name] for name in (LABEL_JOB, LABEL_KIND)):
             hint = "Delete it, or give the job another name."
-            raise UserError(f"ConfigMap {meta['name']} is there already and is not this job's", hint=hint)
+            raise UserError(f"ConfigMap {meta['name']} already exists and does not belong to this job", hint=hint)
         owners = {owner.get("uid") for owner in entries(there, "metadata", "ownerReferences")}
         if owners <= mine and not there["metadata"].get("deletionTimestamp"):
-            return  # its name contains the digest, so it has the same file
-        await asyncio.sleep(
-            1
-        )  # it belongs to an earlier job, and will be deleted once the cluster has noticed that the job is gone
-    raise UserError(f"ConfigMap {meta['name']} of an earlier job is not gone yet", hint="Submit the job again later.")
+            return  # its name contains the digest, so it contains the same file
+        await asyncio.sleep(1)  # it belongs to an earlier job; the cluster deletes it after the job
+    raise UserError(
+        f"ConfigMap {meta['name']} of an earlier job has not been deleted yet", hint="Submit the job again later."
+    )
 
 
 async def _give(cluster: Cluster, config: Manifest, job: Raw) -> None:
@@ -214,7 +219,7 @@ def _generation(raw: Raw) -> int:
 async def wait(
     cluster: Cluster, wanted: list[tuple[str, str, str]], say: Callable[[str], None], every_s: float = 2.0
 ) -> bool:
-    """Wait until all have ended and print each change of phase. Return whether all have succeeded."""
+    """Wait until all jobs have ended, printing each change of phase. Return whether all have succeeded."""
     seen: dict[tuple[str, str, str], str] = {}
     while True:
         for key in wanted:
@@ -231,16 +236,16 @@ async def wait(
 
 
 async def cancel(cluster: Cluster, raw: Raw, *, pause: bool) -> str:
-    """Delete or suspend a job. Return what was done and what is left."""
+    """Delete a job, or suspend it if `pause`. Return a sentence about what was done and what is kept."""
     meta = raw["metadata"]
     kind, namespace, name = raw["kind"], meta["namespace"], meta["name"]
     if pause:
         await cluster.patch(kind, namespace, name, {"metadata": {"uid": meta["uid"]}, "spec": {"suspend": True}})
-        return f"{name} is being suspended; `spec.suspend: false` lets it go on"
+        return f"{name} is being suspended; `spec.suspend: false` resumes it"
     await cluster.delete(kind, namespace, name, meta["uid"])
     output = section(raw, "spec").get("output")
-    kept = f"; what it has written stays in {output}" if output else ""
-    return f"{name} is deleted{kept}. The same manifest, submitted again, goes on from there."
+    kept = f"; its output is kept in {output}" if output else ""
+    return f"{name} is deleted{kept}. Submit the same manifest again to continue from there."
 
 
 async def pods(cluster: Cluster, raw: Raw, role: str = "") -> list[Raw]:
@@ -263,13 +268,13 @@ async def logs(
     lines: int,
     out: Callable[[str], Any] = sys.stdout.write,
 ) -> None:
-    """Print logs: of the pod that reports (rank 0, or the client), of all pods of a role, or of `everything`."""
+    """Print logs of the pod that reports (rank 0, or the client), of all pods of a role, or of all pods if `everything`."""
     found, preparation = await pods(cluster, raw, role), False
-    if not found and role == PREPARE:  # each pod prepares for itself, without a separate Job
+    if not found and role == PREPARE:  # each pod prepares its own data, without a separate Job
         found, preparation = [p for p in await pods(cluster, raw) if _prepares(p)], True
     if not found:
         hint = (
-            "It has no pods yet, or no more."
+            "It has no pods yet, or they have been deleted."
             if not role
             else f"Roles: {', '.join(sorted({_role(p) for p in await pods(cluster, raw)}))}."
         )
@@ -284,7 +289,7 @@ async def logs(
         path = cluster.path("Pod", pod["metadata"]["namespace"], name, "log")
         query = {"tailLines": str(lines)} | ({"follow": "true"} if follow else {})
         state = parse_pod(pod)
-        if preparation or state.preparing or state.failed_to_prepare:  # its main container has not begun
+        if preparation or state.preparing or state.failed_to_prepare:  # the main container has not started
             query["container"] = PREPARE
         try:
             async for line in cluster.api.lines(path, query, LOG):
@@ -304,7 +309,7 @@ def _role(pod: Raw) -> str:
 
 
 def run(work: Callable[[Cluster], Awaitable[T]]) -> T:
-    """Call a function with a connection."""
+    """Connect to the cluster, call a function with the connection, and return its result."""
 
     async def whole() -> T:
         async with connected() as cluster:

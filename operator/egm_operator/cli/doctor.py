@@ -1,5 +1,5 @@
-"""`egm doctor --cluster`: check whether a cluster has what jobs need. `look` asks the API server; `judge` is pure and turns the answers
-into verdicts.
+"""`egm doctor --cluster`: check whether a cluster has what jobs need. `look` sends requests to the API server; `judge` is pure and turns the
+answers into verdicts.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ RIGHTS = (
     ("", "pods", "list"),
     ("", "pods/log", "get"),
 )
-"""(group, resource, verb) of the requests of `egm submit`, `top`, `logs` and `cancel`"""
+"""(group, resource, verb) of the requests that `egm submit`, `top`, `logs` and `cancel` send"""
 GPU = "nvidia.com/gpu"
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A Deployment: how many of its pods are ready."""
+    """A Deployment with the numbers of its wanted and ready pods."""
 
     namespace: str
     name: str
@@ -50,7 +50,7 @@ class Pull:
 
 @dataclass(frozen=True)
 class Claim:
-    """A volume claim that a job names, and its phase; empty if it does not exist."""
+    """A volume claim of a job. `phase` is empty if the claim does not exist."""
 
     name: str
     phase: str
@@ -58,7 +58,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class World:
-    """The API server's answers. None: not visible with these rights."""
+    """The API server's answers. None: the user's rights do not allow the request."""
 
     server: str
     namespace: str
@@ -75,7 +75,7 @@ class World:
 
 # ---- questions ----
 async def _optional(cluster: Cluster, path: str, **query: str) -> Raw | None:
-    """Return an answer, or None if these rights do not allow the request or the server does not know the path."""
+    """Return an answer; None if the user's rights do not allow the request, or if the server does not know the path."""
     try:
         return await cluster.request("GET", path, query=query)
     except ApiError as error:
@@ -129,7 +129,7 @@ async def _gpus(cluster: Cluster) -> int | None:
 
 
 def pulls_of(pods: Sequence[Raw]) -> tuple[Pull, ...]:
-    """Return the images that nodes could not pull, each once. Pure."""
+    """Return the images that nodes could not pull, without duplicates. Pure."""
     found: dict[str, Pull] = {}
     for raw in pods:
         one = pod({"kind": POD.name, **raw})
@@ -160,7 +160,7 @@ async def _claim(cluster: Cluster, namespace: str, name: str) -> Claim | None:
 
 
 async def look(cluster: Cluster, namespace: str, claims: Sequence[str] = ()) -> World:
-    """Ask the API server; reads only. `claims`: names of volume claims that jobs use. Raises `ApiError` if it cannot be asked."""
+    """Query the API server; only reads. `claims`: names of the jobs' volume claims. Raises `ApiError` if the server cannot be reached."""
     version = await cluster.request("GET", "/version")
     operators = await _workloads(
         cluster, labelSelector="app.kubernetes.io/component=operator,app.kubernetes.io/part-of=egm"
@@ -188,23 +188,23 @@ async def look(cluster: Cluster, namespace: str, claims: Sequence[str] = ()) -> 
 # ---- answers ----
 def _workload(subject: str, found: tuple[Workload, ...] | None, cure: str) -> Verdict:
     if found is None:
-        return Verdict(subject, "note", "Deployments of other namespaces may not be listed with these rights")
+        return Verdict(subject, "note", "your rights do not allow listing the Deployments of other namespaces")
     if not found:
-        return Verdict(subject, "failed", "no Deployment of it is in the cluster", cure)
+        return Verdict(subject, "failed", "the cluster has no Deployment of it", cure)
     words = ", ".join(f"{w.namespace}/{w.name}: {w.ready} of {w.wanted} ready" for w in found)
     if not any(w.ready for w in found):
         first = found[0]
-        look_at = f"`kubectl -n {first.namespace} describe deployment {first.name}` says why."
+        look_at = f"`kubectl -n {first.namespace} describe deployment {first.name}` shows the reason."
         return Verdict(subject, "failed", words, look_at)
     return Verdict(subject, "ok", words)
 
 
 def _images(pulls: tuple[Pull, ...] | None, namespace: str) -> list[Verdict]:
     if pulls is None:
-        return [Verdict("images", "note", "pods may not be listed with these rights")]
+        return [Verdict("images", "note", "your rights do not allow listing pods")]
     cure = (
-        "Push the image to a registry that the nodes reach (docs/images.md), name it in the chart's settings, "
-        "and give private registries an imagePullSecret."
+        "Push the image to a registry that the nodes can reach (docs/images.md), set it in the chart's values, "
+        "and set an imagePullSecret for a private registry."
     )
     failed = [Verdict("images", "failed", f"{p.image} of pod {p.pod}: {p.message}", cure) for p in pulls]
     return failed or [Verdict("images", "ok", f"no pod in {namespace} waits for an image")]
@@ -215,52 +215,53 @@ def _storage(world: World) -> list[Verdict]:
         Verdict(
             "storage",
             "failed",
-            f"claim {c.name} is {c.phase or 'not there'} in {world.namespace}",
-            f"Make it: `kubectl -n {world.namespace} get pvc` lists the claims.",
+            f"claim {c.name} {f'is {c.phase}' if c.phase else 'does not exist'} in {world.namespace}",
+            f"Create it; `kubectl -n {world.namespace} get pvc` lists the claims.",
         )
         for c in world.claims
-        if c.phase != "Bound" and not (c.phase == "Pending" and world.classes)  # bound with the first pod
+        if c.phase != "Bound"
+        and not (c.phase == "Pending" and world.classes)  # some classes bind a claim with its first pod
     ]
     if bad:
         return bad
     if world.classes is None:
-        return [Verdict("storage", "note", "storage classes may not be listed with these rights")]
+        return [Verdict("storage", "note", "your rights do not allow listing storage classes")]
     if not world.default_class:
-        named = f"; there are {', '.join(world.classes)}" if world.classes else ""
-        return [Verdict("storage", "note", f"no default storage class{named}: a claim for pvc:// must name its class")]
+        named = f"(available: {', '.join(world.classes)})" if world.classes else ""
+        return [Verdict("storage", "note", f"no default storage class{named}; a claim for pvc:// must set its class")]
     return [Verdict("storage", "ok", f"default storage class {world.default_class}")]
 
 
 def _rights(world: World) -> Verdict:
     if world.denied:
         text = f"in {world.namespace} you may not {', '.join(world.denied)}"
-        cure = "Ask who administers the namespace for the role `edit`, to which the chart adds the jobs."
+        cure = "Ask the administrator of the namespace for the role `edit`; the chart adds the rights for jobs to it."
         return Verdict("rights", "failed", text, cure)
     return Verdict("rights", "ok", f"jobs and their pods in {world.namespace}")
 
 
 def judge(world: World) -> list[Verdict]:
-    """Return one verdict per subject. Pure."""
+    """Turn the answers into one verdict per subject. Pure."""
     absent = [k for k in JOBS if k not in world.kinds]
     trainer = "Install the Kubeflow training-operator v1.9 (https://github.com/kubeflow/training-operator), or set backend to job."
     verdicts = [Verdict("API server", "ok", world.server)]
     if absent:
-        verdicts.append(Verdict("kinds", "failed", f"{' and '.join(absent)} are not known", INSTALL))
+        verdicts.append(Verdict("kinds", "failed", f"the cluster does not know {' and '.join(absent)}", INSTALL))
     else:
         verdicts.append(Verdict("kinds", "ok", " and ".join(JOBS)))
     verdicts.append(_workload("operator", world.operators, INSTALL))
     if "PyTorchJob" not in world.kinds:
-        text = "PyTorchJob is not known: trainings run as Indexed Jobs of core Kubernetes, unless their backend is pytorchjob"
+        text = "the cluster does not know PyTorchJob: trainings run as Indexed Jobs, unless their backend is pytorchjob"
         verdicts.append(Verdict("training-operator", "note", text))
     else:
         verdicts.append(_workload("training-operator", world.trainers, trainer))
     verdicts.append(_rights(world))
     if world.gpus is None:
-        verdicts.append(Verdict("GPUs", "note", "nodes may not be listed with these rights"))
+        verdicts.append(Verdict("GPUs", "note", "your rights do not allow listing nodes"))
     elif not world.gpus:
         verdicts.append(
-            Verdict("GPUs", "warning", f"no node offers {GPU}", "Install NVIDIA's device plug-in, or use CPU jobs.")
+            Verdict("GPUs", "warning", f"no node has {GPU}", "Install NVIDIA's device plug-in, or use CPU jobs.")
         )
     else:
-        verdicts.append(Verdict("GPUs", "ok", f"{world.gpus} on all nodes together"))
+        verdicts.append(Verdict("GPUs", "ok", f"{world.gpus} on all nodes"))
     return [*verdicts, *_images(world.pulls, world.namespace), *_storage(world)]

@@ -1,4 +1,4 @@
-"""Render a cluster's jobs as tables for a terminal. Pure: takes raw objects and the time, returns rich renderables."""
+"""Render a cluster's jobs as tables for a terminal. Pure: takes raw objects and the time, and returns rich renderables."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Line:
-    """A job as a line of `egm top`. `share` is 0..1, times are seconds; None: unknown."""
+    """A job as a line of `egm top`. `share` is 0..1; times are in seconds; None means unknown."""
 
     namespace: str
     kind: str
@@ -63,7 +63,7 @@ class Line:
     figure: str
     """Validation accuracy (or score) of a training, macro accuracy of an evaluation"""
     note: str
-    """Notes on the accuracy, or why uploads fail; may be empty"""
+    """Notes on the accuracy, or the reason why uploads fail; may be empty"""
     pace: str
     eta: str
     gpu_hours: str
@@ -72,12 +72,12 @@ class Line:
     age: float
     message: str
     settings: tuple[SettingLine, ...] = ()
-    """Settings of a running sweep"""
+    """The settings of a running sweep"""
 
 
 @dataclass(frozen=True)
 class SettingLine:
-    """A setting of a sweep, below its job."""
+    """A setting of a sweep, shown below its job."""
 
     name: str
     share: float | None
@@ -86,7 +86,7 @@ class SettingLine:
 
 
 def _settings(status: JobStatus) -> tuple[SettingLine, ...]:
-    """Return the settings of a sweep; models by the last part of their names."""
+    """Return the settings of a sweep. Models are shown by the last component of their names."""
     if not isinstance(status, EvalStatus) or status.settings is None:
         return ()
     return tuple(
@@ -103,7 +103,7 @@ def _settings(status: JobStatus) -> tuple[SettingLine, ...]:
 
 
 def line(raw: Mapping[str, Any], now: float) -> Line:
-    """Return the line of one job at `now` (seconds since 1970)."""
+    """Return the line of a job at `now` (seconds since 1970)."""
     meta, status = raw["metadata"], status_of(raw)
     figures = _figures(status)
     return Line(
@@ -129,7 +129,7 @@ def line(raw: Mapping[str, Any], now: float) -> Line:
 
 @dataclass(frozen=True)
 class _Figures:
-    """Return the columns of a job of either kind; empty if unknown."""
+    """The columns of a job of either kind; empty if unknown."""
 
     part: int | None = None
     whole: int | None = None
@@ -167,7 +167,7 @@ def _figures(status: JobStatus) -> _Figures:
 
 
 def lines(jobs: Iterable[Raw], now: float, ended: bool = True) -> list[Line]:
-    """Return running jobs first, then waiting, then ended ones (unless `ended` is false), the newest of each first."""
+    """Return the lines of running jobs, then of waiting ones, then of ended ones (if `ended`), each group with the newest first."""
     found = [line(raw, now) for raw in jobs]
     kept = [one for one in found if ended or one.phase not in (Phase.SUCCEEDED, Phase.FAILED)]
     rank = {str(phase): i for i, phase in enumerate(_ORDER)}
@@ -182,7 +182,7 @@ def _bar(share: float | None, width: int = 12) -> Text:
 
 
 def table(found: Sequence[Line], *, namespaces: bool, width: int, rows: int | None = None) -> Group:
-    """Return the table for a terminal of `width` columns; `rows` limits the lines of jobs and settings."""
+    """Return the table for a terminal with `width` columns. `rows` limits the lines of jobs and settings."""
     counts = Counter(one.phase for one in found)
     head = Text("  ").join(
         Text(f"{counts[phase]} {phase.lower()}", style=_STYLE.get(phase, "")) for phase in _ORDER if counts[phase]
@@ -221,7 +221,7 @@ def table(found: Sequence[Line], *, namespaces: bool, width: int, rows: int | No
             below += [Text(f"  {setting.name}", style="dim"), Text(""), Text("")]
             below += [_bar(setting.share), Text(setting.amount), Text(setting.figure), Text(""), Text("")]
             shown.append((None, below + [Text("")] * (len(names) - len(below))))
-    # the reason gets the remaining width, so that a long sentence does not shorten a name
+    # the reason gets the remaining width, so that a long reason does not shorten a name
     taken = sum(2 + max([len(name), *(len(cells[i]) for _, cells in shown)]) for i, name in enumerate(names))
     left = max(0, width - taken - 1)
     body.add_column("", no_wrap=True)
@@ -272,7 +272,7 @@ def _closing(status: EvalStatus) -> list[str]:
 
 
 def _sweep(settings: Sequence[SettingStatus]) -> Table:
-    """Return the settings of a sweep with their costs."""
+    """Return the settings of a sweep as a table with their costs."""
     found = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     several = any(s.model is not None for s in settings)
     names = [*(["model"] if several else []), "setting", "done", "Acc@0.5", "95 %", "tokens", "latency", "GPU-s", "USD"]

@@ -1,6 +1,6 @@
-"""Read what Kueue says of the objects that wait for it: its Workloads tell why a job is not admitted, and whether anyone manages its queue.
+"""Read Kueue's reports on waiting objects. Its Workloads show why a job is not admitted, and whether any controller manages its queue.
 
-Workloads are asked for, not watched: a cluster has many, and only those of waiting jobs matter. A cluster without Kueue has none.
+Workloads are polled, not watched, because a cluster has many, and only those of waiting jobs matter. A cluster without Kueue has none.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _log = logging.getLogger("egm_operator")
 _PAUSE_S = 3.0
 _AT_ONCE = 8
 _A_ROUND = 100
-"""Objects that are asked about in one round, so that all of thousands of waiting jobs get their turn."""
+"""Number of objects to ask about in one round; the next round continues, so that each of thousands of waiting jobs gets its turn"""
 _MADE_WITHIN_S = 8.0
-"""Time in which Kueue makes the Workload of an object that it manages."""
+"""Seconds in which Kueue creates the Workload of an object that it manages"""
 _VERSIONS = (WORKLOAD, replace(WORKLOAD, version="v1beta1"))
-"""Versions of the Workload that Kueues of our time serve, the newest first."""
+"""Versions of the Workload that current releases of Kueue serve, newest first"""
 
 
 class AdmissionsReader:
-    """Asks about waiting objects, keeps the answer for each by its uid, and queues jobs whose answer has changed."""
+    """Reads the Workloads of waiting objects, stores each report by the object's uid, and queues jobs whose report has changed."""
 
     def __init__(self, store: Store, cluster: Cluster | None, wake: Callable[[Key], None]) -> None:
         self.store, self.cluster, self.wake = store, cluster, wake
@@ -47,21 +47,21 @@ class AdmissionsReader:
         self._refused: set[str] = set()
 
     def of(self, children: Sequence[Raw]) -> Mapping[str, Admission]:
-        """Return the known answers about some objects, by their uids."""
+        """Return uid -> known report for the objects."""
         if not self._known:
             return {}
         uids = [str(child["metadata"].get("uid")) for child in children]
         return {uid: self._known[uid] for uid in uids if uid in self._known}
 
     async def run(self) -> None:
-        """Ask every few seconds until cancelled."""
+        """Read Workloads every few seconds until cancelled."""
         last: Key | None = None
         while True:
             await asyncio.sleep(_PAUSE_S)
             last = await self.round(time.time(), last)
 
     async def round(self, now: float, after: Key | None = None) -> Key | None:
-        """Ask once about the jobs that follow a given one in the order of names; return the job from which to continue."""
+        """Read the Workloads of the jobs after the job `after`, in order of names. Return the job from which to continue."""
         wanted: list[tuple[Key, Owned]] = []
         keys, alive, last = sorted(self.store.jobs()), set[str](), None
         first = 0 if after is None else bisect.bisect_right(keys, after)
@@ -88,7 +88,7 @@ class AdmissionsReader:
             self.wake(key)
 
     async def _answer(self, obj: Owned) -> Admission | None:
-        """Return what Kueue says of an object; None if it cannot be asked."""
+        """Return Kueue's report on an object; None if it cannot be read."""
         assert self.cluster is not None
         query = {"labelSelector": f"kueue.x-k8s.io/job-uid={obj.uid}", "limit": "8"}
         if isinstance(obj, Pod) and obj.group:  # Kueue calls the Workload of a group as the group is called
@@ -103,7 +103,7 @@ class AdmissionsReader:
                 if error.status in (401, 403) and obj.namespace not in self._refused:
                     self._refused.add(obj.namespace)
                     _log.warning(
-                        "cannot read workloads in %s, so jobs do not say why they wait: %s", obj.namespace, error
+                        "cannot read workloads in %s, so jobs do not report why they wait: %s", obj.namespace, error
                     )
                 return None
             newest = max(items, key=lambda item: str(item["metadata"].get("creationTimestamp")), default=None)

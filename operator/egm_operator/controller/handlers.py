@@ -1,7 +1,8 @@
-"""kopf handlers: put each watch event into the store, which queues the job's key. They return nothing and write nothing.
+"""kopf handlers: put the object of each watch event into the store, which queues the job's key. They return and write nothing else.
 
-kopf lists again if a watch cannot be continued (for example after an outage of the API server), and does not report objects deleted
-meanwhile. Objects from a listing come as events without a type; `listed` is called for each, so that the operator can check itself.
+If a watch cannot be continued (for example after an outage of the API server), kopf lists the objects again, and does not report those that
+were deleted meanwhile. Objects from a listing arrive as events without a type. `listed` is called for each of them, so that the operator can
+look for deleted objects itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from egm_operator.names import LABEL_JOB
 
 
 def register(registry: kopf.OperatorRegistry, seen: Callable[[bool, Raw], None], listed: Callable[[], None]) -> None:
-    """Register one handler for all watched kinds: `seen` gets the object and whether it is gone."""
+    """Register one handler for all watched kinds. `seen` gets whether the object is deleted, and the object."""
 
     async def watched(event: Any, **_: Any) -> None:
         if event["type"] is None:
@@ -35,7 +36,7 @@ def register(registry: kopf.OperatorRegistry, seen: Callable[[bool, Raw], None],
 
 
 class _NoDiff(kopf.DiffBaseStorage):
-    """Do nothing: kopf would copy and compare whole objects for change handlers, which we do not have."""
+    """Does nothing: for change handlers, which we do not have, kopf would copy and compare whole objects."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         return kopf.BodyEssence()
@@ -48,7 +49,7 @@ class _NoDiff(kopf.DiffBaseStorage):
 
 
 class _NoProgress(kopf.ProgressStorage):
-    """Do nothing: there is no progress of handlers to store."""
+    """Does nothing: we have no handlers with progress to store."""
 
     def fetch(self, **_: Any) -> None:
         return None
@@ -63,9 +64,9 @@ class _NoProgress(kopf.ProgressStorage):
 
 
 def configure(settings: kopf.OperatorSettings, namespaced: bool = False) -> None:
-    """Configure kopf to watch only: no peering, no finalizer, no annotation, no Events.
+    """Configure kopf only to watch: no peering, no finalizer, no annotation, no Events.
 
-    `namespaced`: it also does not watch namespaces and definitions, which would need cluster-wide rights.
+    `namespaced`: do not watch namespaces and definitions either, because that needs cluster-wide rights.
     """
     settings.scanning.disabled = namespaced
     settings.persistence.diffbase_storage = _NoDiff()
@@ -76,7 +77,7 @@ def configure(settings: kopf.OperatorSettings, namespaced: bool = False) -> None
         if not kind.short:
             settings.watching.label_selectors[kind.plural] = LABEL_JOB
     settings.watching.chunk_size = PAGE
-    # each object's worker keeps its last complete event while it waits for another: 5 s would mean hundreds of pods
+    # each object's worker keeps its last event in memory while it waits for the next; with 5 s, these would be hundreds of pods
     settings.queueing.idle_timeout = 0.2
     settings.networking.request_timeout = 60
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)

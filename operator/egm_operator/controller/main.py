@@ -1,4 +1,4 @@
-"""Start-up: settings, logs, connections, watches, health, leadership; and an orderly stop."""
+"""Start the operator: settings, logs, connections, watches, health, leadership. Stop it in an orderly way."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from grounding.runtime import logs
 _log = logging.getLogger("egm_operator")
 _LEAVING_S, _LEAVING_AT_ONCE = 10.0, 20
 _ABSENT_S = 10.0
-_PAUSE_S = 0.2  # less than anybody notices, more than a train of events takes
+_PAUSE_S = 0.2  # short enough that no one notices, longer than a sequence of events
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 def set_up_logs(settings: Settings) -> None:
-    """Log everything to stderr, in the chosen format."""
+    """Log to stderr in the configured format."""
     handler = logging.StreamHandler(sys.stderr)
     json = logs.Json({}, ("job", "kind", "lease", "requests"))
     handler.setFormatter(json if settings.log_format == "json" else logs.Text("job", "operator"))
@@ -66,7 +66,7 @@ class Operator:
         self.warnings = WarningsReader(self.store, cluster, settings, self._woken)
         self.admissions = AdmissionsReader(self.store, cluster, self._woken)
         self.absent: set[str] = set()
-        """Kinds that the cluster lacks, as far as is known."""
+        """Kinds that the cluster lacks, as last observed"""
         self.reconciler = Reconciler(
             cluster,
             self.store,
@@ -81,7 +81,7 @@ class Operator:
         self.watching, self.stop_watching = threading.Event(), threading.Event()
         self.listed = asyncio.Event()
         self.refused: frozenset[tuple[str, str]] = frozenset()
-        """Kinds and namespaces that the API server refuses to list; a namespace is empty for the whole cluster."""
+        """Kinds and namespaces that the API server refuses to list; an empty namespace means the whole cluster"""
 
     def _woken(self, key: Key) -> None:
         if self.leads:  # a follower must not fill its queue
@@ -98,14 +98,14 @@ class Operator:
             return "default"
 
     async def watch(self) -> None:
-        """Run kopf until `stop_watching`. It has its own thread and event loop, because at its end it cancels every task of its loop that
-        did not exist at its start; in our loop, these would be our workers.
+        """Run kopf until `stop_watching` is set. kopf has a separate thread and event loop, because when it ends, it cancels every task of its
+        loop that did not exist when it started; in our loop, these would be our workers.
         """
         registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
         loop = asyncio.get_running_loop()
 
         def seen(gone: bool, obj: Raw) -> None:
-            # reduce it before it waits, because a backlog of complete objects would take tens of megabytes
+            # reduce the object before it waits, because a backlog of complete objects would take tens of megabytes
             loop.call_soon_threadsafe(self.store.drop if gone else self.store.put, slim(obj))
 
         def listed() -> None:
@@ -127,9 +127,9 @@ class Operator:
         await asyncio.to_thread(run)
 
     async def resync(self) -> None:
-        """List everything, to make up for missed watch events and to plan every job once.
+        """List all objects, to make up for missed watch events, and plan every job once.
 
-        A kind or namespace that may not be listed is left out and reported, so that the others are still served. Raises `ApiError` if
+        A kind or namespace whose listing is refused is skipped and reported, so that the others are still served. Raises `ApiError` if
         nothing can be listed.
         """
         self.listed.clear()
@@ -154,16 +154,16 @@ class Operator:
             self._woken(key)
 
     def _note(self, kind: str, there: bool) -> None:
-        """Note whether the cluster has a kind. Without a view of definitions kopf never watches a kind that comes later, so it stays absent."""
+        """Record whether the cluster has a kind. If kopf cannot watch definitions, it never watches a kind that is added later: keep it absent."""
         if there and kind in self.absent and not self.settings.namespaces:
             self.absent.discard(kind)
-            _log.info("the cluster has %s now", kind)
+            _log.info("the cluster now has %s", kind)
         elif not there and kind not in self.absent:
             self.absent.add(kind)
             _log.info("the cluster has no %s", kind)
 
     def _report_refused(self, refused: Mapping[tuple[str, str], ApiError]) -> None:
-        """Log kinds and namespaces that are newly refused, or served again."""
+        """Log which kinds and namespaces are newly refused or served again."""
         for (kind, namespace), error in refused.items():
             if (kind, namespace) not in self.refused:
                 _log.error("does not serve %s in %s: %s", kind, namespace or "the cluster", error)
@@ -173,7 +173,7 @@ class Operator:
 
     async def work(self) -> None:
         """Do the leader's work until cancelled."""
-        while True:  # list anew, to see all writes of the previous leader
+        while True:  # list again, to see all writes of the previous leader
             try:
                 await self.resync()
                 break
@@ -209,8 +209,10 @@ class Operator:
                 _log.warning("cannot list: %s", error)
 
     async def _ask_after_the_leaving(self) -> None:
-        """Ask for objects that have been in deletion for two rounds, a few per round. A watch that begins after a deletion never reports
-        it, and kopf does not report an empty listing, so the job would wait for the next resync.
+        """Query objects that have been in deletion for two rounds, a few per round.
+
+        A watch that begins after a deletion never reports it, and kopf does not report an empty listing. Without this query, the job would wait for
+        the next resync.
         """
         before: set[Key] = set()
         while True:
@@ -231,7 +233,7 @@ class Operator:
             before = now
 
     async def _ask_after_the_absent(self) -> None:
-        """Jobs may wait for a kind that is missing, and nothing reports its definition before there is an object."""
+        """Check periodically for absent kinds, because no event reports a new definition before its first object, and jobs may wait for it."""
 
         def take(obj: Raw) -> None:
             self.store.put(obj)
@@ -258,7 +260,7 @@ class Operator:
         async def readyz(_: web.Request) -> web.Response:
             if not self.watching.is_set():
                 return web.Response(text="the watches have not begun\n", status=503)
-            # still ready: a restart would not help the namespaces that are not served, and would stop the others
+            # report ready: a restart would not help the namespaces that are not served, and would interrupt the others
             lines = [
                 f"not served: {kind} in {namespace or 'the cluster'}\n" for kind, namespace in sorted(self.refused)
             ]
@@ -290,12 +292,12 @@ class Operator:
 
 
 async def serve(settings: Settings) -> None:
-    """Run the operator until SIGTERM or SIGINT. A reconcile that has begun is finished, and the lease is released."""
+    """Run the operator until SIGTERM or SIGINT. Then finish the current reconciles and release the Lease."""
     try:
         cluster = Cluster(await Api.connect())
     except Exception as error:  # the client raises many kinds of errors
         raise UserError(
-            f"no cluster is configured: {error}", hint="Set KUBECONFIG, or run in a pod with a service account."
+            f"cannot connect to a cluster: {error}", hint="Set KUBECONFIG, or run in a pod with a service account."
         ) from None
     operator = Operator(cluster, settings)
     runner = None
@@ -312,7 +314,7 @@ async def serve(settings: Settings) -> None:
             working = asyncio.create_task(operator.work(), name="work")
         stopping = asyncio.create_task(_signal(), name="signal")
         tasks = [working, stopping]
-        _log.info("started; serves %s", ", ".join(settings.namespaces) or "all namespaces")
+        _log.info("started; serving %s", ", ".join(settings.namespaces) or "all namespaces")
         await asyncio.wait([watching, *tasks], return_when=asyncio.FIRST_COMPLETED)
         for task in (watching, working):
             if task.done() and not task.cancelled():
@@ -341,7 +343,7 @@ async def _signal() -> None:
 
 
 def main() -> None:
-    """Run the program."""
+    """Run the program and exit with its code."""
     try:
         settings = load(os.environ)
         set_up_logs(settings)

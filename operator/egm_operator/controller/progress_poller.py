@@ -1,4 +1,4 @@
-"""Poll `/progress` of each running job's rank 0 (or client). Answers are kept by the pod's uid and read again after a restart."""
+"""Poll `/progress` of the reporting pod of each running job. Answers are keyed by the pod's uid, and read again after a restart."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _AT_ONCE = 64
 
 
 def reporter(pods: Iterable[Pod]) -> Pod | None:
-    """Return the pod that reports: rank 0 of a gang, or the client of an evaluation; the newest if attempts overlap."""
+    """Return the reporting pod: rank 0 of a gang, or the client of an evaluation. If attempts overlap, return the newest."""
     found = [pod for pod in pods if pod.phase == "Running" and (pod.master or pod.role == "evaluate")]
     return max(found, key=lambda pod: pod.created, default=None)
 
 
 class Poller:
-    """Asks pods, keeps their last answers, and queues jobs whose answer has changed."""
+    """Polls pods, stores their last answers, and queues jobs whose answer has changed."""
 
     def __init__(self, store: Store, cluster: Cluster | None, settings: Settings, wake: Callable[[Key], None]) -> None:
         self.store, self.cluster, self.settings, self.wake = store, cluster, settings, wake
         self._reports: dict[str, Report] = {}
 
     def report(self, children: Sequence[Raw]) -> Report | None:
-        """Return the last answer of a job's reporting pod; an annotation replaces the answer."""
+        """Return the last answer of a job's reporting pod. If the pod has a progress annotation, return that instead."""
         pod = reporter(pods(children))
         if pod is None:
             return None
@@ -49,8 +49,8 @@ class Poller:
         return Report(float(at) if isinstance(at, (int, float)) else 0.0, pod.progress) if pod.progress else None
 
     async def run(self) -> None:
-        """Ask every `progress_seconds` until cancelled."""
-        # pods are asked so rarely that kept connections would add up to thousands, of ten kilobytes each
+        """Poll every `progress_seconds` until cancelled."""
+        # do not keep connections: pods are polled rarely, and thousands of connections with ten kilobytes each would accumulate
         connector = aiohttp.TCPConnector(limit=_AT_ONCE, force_close=True)
         async with aiohttp.ClientSession(
             connector=connector, timeout=aiohttp.ClientTimeout(total=3), headers=PLAIN, auto_decompress=False
@@ -64,13 +64,13 @@ class Poller:
                 self._reports = {uid: r for uid, r in self._reports.items() if uid in alive}
 
     async def _round(self, session: aiohttp.ClientSession, keys: Iterator[Key], alive: set[str]) -> None:
-        """Ask the pods of one job after the other; `alive` gets their uids. A pod is looked up only when it is asked, because thousands of
+        """Poll the pods of one job after the other, and add their uids to `alive`. A pod is only looked up when it is polled, because thousands of
         pods would need much memory.
         """
         for key in keys:
             pod = reporter(pods(self.store.children(key)))
             if pod is None:
-                await asyncio.sleep(0)  # thousands of waiting jobs would block the loop
+                await asyncio.sleep(0)  # let other tasks run: thousands of waiting jobs would block the loop
                 continue
             alive.add(pod.uid)
             body = await self._ask(session, pod)

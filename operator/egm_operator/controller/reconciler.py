@@ -1,4 +1,4 @@
-"""Observe, plan, act: one worker per job, many jobs concurrently."""
+"""Observe, plan, act: one worker per job, with many jobs at the same time."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from grounding.jsontypes import Document
 
 _log = logging.getLogger("egm_operator")
 _MADE_LATELY_S = 30.0
-"""Seconds for which an unwatched object counts as existing after this process has created it. Such objects are in every plan of a job until
-its pods exist; if the API server refuses one request in three, creating them again each time would prevent progress.
+"""Seconds for which an unwatched object is assumed to exist after this process has created it. Every plan of a job contains such objects
+until the job's pods exist. If they were created again each time and the API server refused one request in three, the job would not progress.
 """
 _SAID_AFTER = 3
-"""Failures in a row of a job before its status reports them, because most pass with the next try."""
+"""Number of consecutive failures of a job after which its status reports them, because most pass with the next try"""
 
 
 class Reconciler:
-    """Takes keys from the queue. Only the leader runs one."""
+    """Takes keys from the queue and reconciles their jobs. Only the leader runs one."""
 
     def __init__(
         self,
@@ -49,17 +49,17 @@ class Reconciler:
         absent: set[str] | None = None,
         admissions: AdmissionsReader | None = None,
     ) -> None:
-        """`absent`: kinds that the cluster lacks; a creation may find one more."""
+        """`absent`: kinds that the cluster lacks; a failed creation may add one."""
         self.cluster, self.store, self.queue, self.poller = cluster, store, queue, poller
         self.absent: set[str] = set() if absent is None else absent
         self.warnings, self.admissions = warnings, admissions
         self._made: dict[tuple[str, str, str], float] = {}
-        """Uid of the job, kind and name of an unwatched object -> when it was created."""
+        """(uid of the job, kind, name) of an unwatched object -> when it was created"""
         self.settings, self.clock, self.meters = settings, clock, meters or Meters()
         self.reconciles = self.failures = 0
 
     async def run(self) -> None:
-        """Work until cancelled; each worker finishes its current reconcile."""
+        """Run the workers until cancelled; each worker finishes its current reconcile."""
         async with asyncio.TaskGroup() as group:
             for _ in range(self.settings.workers):
                 group.create_task(self._worker())
@@ -68,7 +68,7 @@ class Reconciler:
         while True:
             key = await self.queue.get()
             try:
-                # finish a reconcile that has begun: stopping between two writes is safe, but gains nothing
+                # finish the current reconcile: stopping between two writes is safe, but has no advantage
                 begun = asyncio.ensure_future(self._once(key))
                 try:
                     await asyncio.shield(begun)
@@ -90,23 +90,23 @@ class Reconciler:
             self.failures += 1
             if error.status == 409:
                 result = "conflict"
-                # another writer was faster; read the current state
+                # another writer was faster: read the current state
                 if (fresh := await self._fresh(key)) is not None:
                     self.store.put(fresh)
                 self.queue.retry(key)
                 return
             delay = self.queue.retry(key, error.after)
-            _log.warning("%s; tried again in %.1f s", error, delay, extra=extra)
+            _log.warning("%s; trying again in %.1f s", error, delay, extra=extra)
         except Exception as error:
             self.failures += 1
             delay = self.queue.retry(key)
-            _log.exception("reconcile failed; tried again in %.1f s", delay, extra=extra)
+            _log.exception("reconcile failed; trying again in %.1f s", delay, extra=extra)
             await self._report_fault(key, error)
         finally:
             self.meters.reconciled(key[0], result, time.perf_counter() - begun)
 
     async def _report_fault(self, key: Key, error: Exception) -> None:
-        """Report in a job's status that the operator itself fails at it, so that it does not stop silently. Running pods continue."""
+        """Report in a job's status that the operator's own code fails for it. Otherwise the job would stop silently. Running pods continue."""
         raw = self.store.get(*key)
         if raw is None:
             return
@@ -116,13 +116,17 @@ class Reconciler:
             if status.ended:
                 return
             text = (
-                f"The operator fails at this job, and tries again (its log has more): {type(error).__name__}: {error}"
+                f"The operator fails to process this job and tries again (see its log): {type(error).__name__}: {error}"
             )
             status.phase(status.current_phase, Reason.INVALID_SPEC, text)
             if (written := status.build()) is not None:
                 await self._write_status(key, seen, written)
-        except Exception:  # if the status cannot be read or written, the cause is the same
-            _log.warning("the status cannot say so", exc_info=True, extra={"job": f"{key[1]}/{key[2]}", "kind": key[0]})
+        except Exception:  # the status may be unreadable or unwritable for the same reason
+            _log.warning(
+                "the fault could not be written to the status",
+                exc_info=True,
+                extra={"job": f"{key[1]}/{key[2]}", "kind": key[0]},
+            )
 
     async def _fresh(self, key: Key) -> Raw | None:
         try:
@@ -131,7 +135,7 @@ class Reconciler:
             return None
 
     def observe(self, key: Key) -> Observed | None:
-        """Return the job and all objects that it owns, or None if it is gone."""
+        """Return the job and all objects that it owns; None if the job has been deleted."""
         raw = self.store.get(*key)
         if raw is None:
             return None
@@ -158,8 +162,8 @@ class Reconciler:
     async def _act(self, key: Key, seen: Observed, todo: Plan, now: float) -> None:
         """Carry out a plan.
 
-        Every write that the next reconcile need not repeat resets the back-off, which doubles only while nothing succeeds. Otherwise, a
-        busy server that refuses one request in three would make a job with ten writes wait minutes.
+        Every write that the next reconcile need not repeat resets the back-off, so the back-off only grows if no write succeeds. Otherwise, if a
+        busy server refused one request in three, a job with ten writes would wait minutes.
         """
         namespace = key[1]
         try:
@@ -171,7 +175,7 @@ class Reconciler:
                 try:
                     made = await self.cluster.create(obj)
                 except ApiError as error:
-                    if error.unknown_kind:  # the next look plans without it
+                    if error.unknown_kind:  # the next plan does without this kind
                         self.absent.add(str(obj["kind"]))
                     raise
                 if not KINDS[obj["kind"]].watched:
@@ -207,7 +211,7 @@ class Reconciler:
             self.store.mark_deleting(target.kind, namespace, target.name, target.uid, now)
 
     def _forget_made(self, now: float) -> None:
-        """Forget unwatched objects whose time is over; the oldest come first."""
+        """Forget unwatched objects whose time has expired; they are stored oldest first."""
         while self._made and now - self._made[first := next(iter(self._made))] >= _MADE_LATELY_S:
             del self._made[first]
 
@@ -219,12 +223,14 @@ class Reconciler:
             self.store.put({"kind": key[0], **await self.cluster.patch(*key, body, sub="status")})
             self.meters.status_written(seen.raw, status, self.clock())
         except ApiError as error:
-            if error.status != 404:  # gone meanwhile
+            if error.status != 404:  # the job was deleted meanwhile
                 raise
 
     async def _not_made(self, key: Key, seen: Observed, error: ApiError, now: float) -> None:
-        """Say where users look that an object cannot be created: what the API server refuses is their business (a pod template, a policy, a
-        quota, a name), and a webhook that does not answer is their administrator's. Of a kind that is missing the plan speaks.
+        """Report in the job's status that an object could not be created, because users look there.
+
+        The user has to resolve a refusal (a pod template, a policy, a quota, a name), and the administrator a webhook that does not answer. If the
+        cluster lacks the kind, the plan reports it instead.
         """
         status = StatusBuilder(status_of(seen.raw), seen.generation, now)
         if error.unknown_kind:
@@ -232,7 +238,11 @@ class Reconciler:
         if error.reason == "Leftover":
             status.phase(status.current_phase, Reason.STOPPING, f"Waits: {error.message}")
         elif error.final or self.queue.failed(key) >= _SAID_AFTER:
-            words = "refuses an object of this job" if error.final else "has not created an object of this job yet"
+            words = (
+                "refuses to create an object of this job"
+                if error.final
+                else "has not created an object of this job yet"
+            )
             text = f"The API server {words}: {error.message}"
             status.phase(status.current_phase, Reason.REFUSED, text)
             if status.is_false(ConditionType.RUNNING):
@@ -247,5 +257,5 @@ class Reconciler:
 
 
 def _belongs(child: Raw, job: Raw) -> bool:
-    """Return whether a labelled object belongs to this job and not to an earlier one with its name."""
+    """Return whether an object with the job's labels belongs to this job and not to an earlier job with the same name."""
     return bool(labels(child).get(LABEL_UID) == job["metadata"]["uid"])

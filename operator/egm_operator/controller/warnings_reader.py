@@ -1,7 +1,7 @@
-"""Read the Warning events about objects of waiting jobs: why a controller cannot create a pod, or a node cannot start one.
+"""Read Warning events about the objects of waiting jobs, which explain why a controller cannot create a pod, or a node cannot start one.
 
-Nothing else reports these: if a quota, Pod Security, a webhook or a limit refuses a pod, the pod does not exist, and a failed mount leaves
-its pod at ContainerCreating. Events are polled, not watched, because a cluster has many and only those of waiting jobs matter.
+No other source has this information. If a quota, Pod Security, a webhook or a limit refuses a pod, the pod does not exist, and after a failed
+mount, the pod stays at ContainerCreating. Events are polled, not watched, because a cluster has many, and only those of waiting jobs matter.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from egm_operator.settings import Settings
 _log = logging.getLogger("egm_operator")
 _AT_ONCE = 8
 _A_ROUND = 100
-"""Objects that are asked about in one round, so that all of thousands of waiting jobs get their turn."""
+"""Number of objects to ask about in one round; the next round continues, so that each of thousands of waiting jobs gets its turn"""
 
 
 class WarningsReader:
-    """Asks about waiting objects, keeps the newest warning of each by its uid, and queues jobs whose warning is new or repeated."""
+    """Reads events of waiting objects, stores the newest warning of each by uid, and queues jobs with a new or repeated warning."""
 
     def __init__(self, store: Store, cluster: Cluster | None, settings: Settings, wake: Callable[[Key], None]) -> None:
         self.store, self.cluster, self.settings, self.wake = store, cluster, settings, wake
@@ -42,27 +42,27 @@ class WarningsReader:
         self._refused: set[str] = set()
 
     def of(self, children: Sequence[Raw]) -> tuple[ObjectWarning, ...]:
-        """Return the known warnings about some objects, the newest first."""
+        """Return the known warnings about the objects, newest first."""
         if not self._known:
             return ()
         found = (self._known.get(str(child["metadata"].get("uid"))) for child in children)
         return tuple(sorted((w for w in found if w is not None), key=lambda w: -w.at))
 
     async def run(self) -> None:
-        """Ask every `progress_seconds` until cancelled."""
+        """Read warnings every `progress_seconds` until cancelled."""
         last: Key | None = None
         while True:
             await asyncio.sleep(self.settings.progress_seconds)
             last = await self.round(time.time(), last)
 
     async def round(self, now: float, after: Key | None = None) -> Key | None:
-        """Ask once about the jobs that follow a given one in the order of names; return the job from which to continue."""
+        """Read warnings of the jobs after the job `after`, in order of names. Return the job from which to continue."""
         wanted: list[tuple[Key, Owned]] = []
         keys, alive, last = sorted(self.store.jobs()), set[str](), None
         first = 0 if after is None else bisect.bisect_right(keys, after)
         for key in keys[first:] + keys[:first]:
             job = self.store.get(*key)
-            # most jobs do not wait, and their objects are parsed only when needed
+            # most jobs do not wait, so only parse the objects of those that do
             waiting = waiting_objects(self.store.children(key), now) if job is not None and waits_for_pods(job) else []
             alive |= {obj.uid for obj in waiting}
             if len(wanted) < _A_ROUND:
@@ -84,7 +84,7 @@ class WarningsReader:
                 if error.status in (401, 403) and obj.namespace not in self._refused:
                     self._refused.add(obj.namespace)
                     _log.warning(
-                        "cannot read events in %s, so jobs do not say why pods are refused: %s", obj.namespace, error
+                        "cannot read events in %s, so jobs do not report why pods are refused: %s", obj.namespace, error
                     )
                 return
         found = [one for raw in entries(answer, "items") if (one := object_warning(raw, obj)) is not None]

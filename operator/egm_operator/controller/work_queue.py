@@ -1,8 +1,8 @@
-"""A work queue like client-go's: a key waits only once, even if it is added several times, and only one worker has it at a time.
+"""A work queue like client-go's: a key that is added several times waits once, and only one worker has it at a time.
 
-A key that is added while a worker has it, or in the `pause` after that, returns when the pause is over. Events of a job come in sequences
-(an object is created, gets a pod, which gets a node and runs), and one reconcile after the sequence is cheaper than one after each event.
-`after` adds a key later; an earlier time takes precedence.
+A key that is added while a worker has it, or during the `pause` after that, becomes due when the pause is over. Events of a job come in
+sequences (an object is created, gets a pod, the pod gets a node and runs), and one reconcile after a sequence is cheaper than one per event.
+`after` adds a key for later; if there are several times, the earliest applies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class WorkQueue(Generic[K]):
-    """Keys to work on. `clock` is monotonic seconds."""
+    """A queue of keys. `clock` returns monotonic seconds."""
 
     def __init__(
         self,
@@ -26,17 +26,17 @@ class WorkQueue(Generic[K]):
         waited: Callable[[float], None] = lambda _: None,
         pause: float = 0.0,
     ) -> None:
-        """`waited` is called with the seconds that a key has waited when a worker takes it; `pause` is in seconds."""
+        """`waited` is called with the seconds for which a key has waited when a worker takes it. `pause` is in seconds."""
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._base, self._limit, self._waited, self._pause = base, limit, waited, pause
-        self._ready: dict[K, float] = {}  # since when
+        self._ready: dict[K, float] = {}  # key -> time since which it waits
         self._working: set[K] = set()
         self._again: set[K] = set()
-        self._rests: dict[K, float] = {}  # end of each pause, in order
+        self._rests: dict[K, float] = {}  # key -> end of its pause, in order
         self._due: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []
         self._failures: dict[K, tuple[int, float]] = {}
-        """Number of failures, and the time of the next try."""
+        """Key -> number of failures, and time of the next try"""
         self._count = 0
         self._changed = asyncio.Event()
 
@@ -45,21 +45,21 @@ class WorkQueue(Generic[K]):
 
     @property
     def working(self) -> int:
-        """Return how many keys workers have."""
+        """Return the number of keys that workers have taken."""
         return len(self._working)
 
     @property
     def delayed(self) -> int:
-        """Return how many keys are delayed."""
+        """Return the number of keys that are due later."""
         return len(self._due)
 
     @property
     def failing(self) -> int:
-        """Return how many keys are tried again after a failure."""
+        """Return the number of keys that will be tried again after a failure."""
         return len(self._failures)
 
     def add(self, key: K) -> None:
-        """Work on `key` as soon as a worker is free and the key's pause is over."""
+        """Make `key` due as soon as a worker is free and the key's pause is over."""
         now = self._clock()
         left = self._rests.get(key, 0.0) - now
         if left > 0.0 and key not in self._working:
@@ -69,14 +69,14 @@ class WorkQueue(Generic[K]):
             self._changed.set()
 
     def _enter(self, key: K, since: float) -> None:
-        """Make `key` due now: it waits for a worker, or for the one that has it."""
+        """Make `key` due now: it waits for a free worker, or for the worker that has it."""
         if key in self._working:
             self._again.add(key)
         else:
             self._ready.setdefault(key, since)
 
     def after(self, key: K, seconds: float) -> None:
-        """Work on `key` in `seconds` at the latest."""
+        """Make `key` due in `seconds` at the latest."""
         due = self._clock() + max(0.0, seconds)
         if due < self._due.get(key, float("inf")):
             self._due[key] = due
@@ -90,9 +90,9 @@ class WorkQueue(Generic[K]):
             self._changed.set()
 
     def retry(self, key: K, at_least: float = 0.0) -> float:
-        """Work on `key` again after a failure, later each time; returns in how many seconds.
+        """Make `key` due again after a failure, with a longer delay each time; return the delay in seconds.
 
-        A failure before the next try was due (after an event queued the key) does not delay that try: a burst of events
+        A failure that occurs before the next try was due (because an event queued the key) does not increase the delay: a burst of events
         within one second must not cause a minute of back-off.
         """
         now = self._clock()
@@ -106,28 +106,28 @@ class WorkQueue(Generic[K]):
         return delay
 
     def failed(self, key: K) -> int:
-        """Return how often `key` has failed in a row."""
+        """Return the number of consecutive failures of `key`."""
         return self._failures.get(key, (0, 0.0))[0]
 
     def forget(self, key: K) -> None:
-        """Note that `key` was worked on without a failure."""
+        """Reset the failures of `key` after a success."""
         self._failures.pop(key, None)
 
     def done(self, key: K) -> None:
-        """Note that the worker has finished with `key`."""
+        """Return `key` from its worker to the queue."""
         self._working.discard(key)
         if self._pause:
             now = self._clock()
             while self._rests and next(iter(self._rests.values())) <= now:
                 del self._rests[next(iter(self._rests))]
-            self._rests.pop(key, None)  # its pause ends last now
+            self._rests.pop(key, None)  # move it to the end: its pause ends last
             self._rests[key] = now + self._pause
         if key in self._again:
             self._again.discard(key)
             self.add(key)
 
     def clear(self) -> None:
-        """Forget everything that waits, because another process leads now."""
+        """Remove all keys, because another process is the leader now."""
         self._ready.clear()
         self._again.clear()
         self._due.clear()
@@ -136,12 +136,12 @@ class WorkQueue(Generic[K]):
         self._failures.clear()
 
     async def get(self) -> K:
-        """Return the next key; it is the caller's until `done`."""
+        """Return the next key. The caller owns it until it calls `done`."""
         while True:
             now = self._clock()
             while self._heap and self._heap[0][0] <= now:
                 due, _, key = heapq.heappop(self._heap)
-                if self._due.get(key) == due:  # else an earlier time has replaced it
+                if self._due.get(key) == due:  # otherwise an earlier time has replaced this entry
                     del self._due[key]
                     self._rests.pop(key, None)
                     self._enter(key, due)

@@ -1,10 +1,10 @@
-"""The objects seen by the watches, by kind and name, plus our own writes, so that a reconcile always sees its own earlier writes.
+"""The objects that the watches have reported, by kind and name, and the operator's own writes.
 
-A watch lags behind our writes. Each answer of the API server is stored at once, and an event with an older resource version than the stored
-object is ignored. A deleted object does not come back with a late answer.
+A watch lags behind our writes. So each answer of the API server is stored at once, and an event with an older resource version than the
+stored object's is ignored: a reconcile always sees its own earlier writes. A late answer does not restore a deleted object.
 
-Objects are kept as JSON of the parts that plans read (`slim`), which takes a tenth of the memory of dicts, and are parsed when they are
-read.
+Objects are stored as JSON with only the parts that plans read (`slim`), which needs a tenth of the memory of dicts, and are parsed when they
+are read.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from egm_operator.status import stamp
 from grounding.api.handed_down import QUEUE_LABEL, read_from
 
 Key = tuple[str, str, str]
-"""Kind (GroundingTrainJob or GroundingEvalJob), namespace, name of a job."""
+"""Kind (GroundingTrainJob or GroundingEvalJob), namespace and name of a job"""
 
 
 def version(obj: Mapping[str, Any]) -> int:
-    """Return the resource version as a number; those of one etcd increase."""
+    """Return the resource version as a number; the versions of one etcd increase."""
     text = str(obj.get("metadata", {}).get("resourceVersion", ""))
     return int(text) if text.isdigit() else 0
 
@@ -77,7 +77,7 @@ def _pod_status(status: Mapping[str, Any]) -> Raw:
 
 @dataclass(slots=True)
 class _Entry:
-    """A stored object: fields that are compared often, and the rest as JSON."""
+    """A stored object: the fields that are often compared, and the rest as JSON."""
 
     version: int
     uid: str
@@ -89,7 +89,7 @@ _GONE_KEPT = 10_000
 
 
 class Store:
-    """Objects by (kind, namespace, name), children by the job they belong to."""
+    """Objects by (kind, namespace, name), and the objects that belong to each job."""
 
     def __init__(self, changed: Callable[[Key], None] = lambda _: None) -> None:
         self._entries: dict[tuple[str, str, str], _Entry] = {}
@@ -97,14 +97,14 @@ class Store:
         self._waiting: dict[tuple[str, str], set[Key]] = {}
         self._wanted: dict[Key, tuple[tuple[str, str], ...]] = {}
         self._gone: OrderedDict[str, int] = OrderedDict()
-        """Uid -> version at which the object was gone."""
+        """Uid of a deleted object -> resource version of its deletion"""
         self._changed = changed
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, kind: str, namespace: str, name: str) -> Raw | None:
-        """Return one object, or None. It is the caller's own copy."""
+        """Return a copy of one object, or None."""
         entry = self._entries.get((kind, namespace, name))
         return None if entry is None else _load(entry)
 
@@ -113,7 +113,7 @@ class Store:
         return [k for k in self._entries if k[0] in JOBS]
 
     def counts(self) -> Counter[str]:
-        """Return how many objects there are of each kind."""
+        """Return the number of objects of each kind."""
         return Counter(kind for kind, _, _ in self._entries)
 
     def leaving(self) -> set[Key]:
@@ -121,18 +121,18 @@ class Store:
         return {identity for identity, entry in self._entries.items() if b'"deletionTimestamp"' in entry.data}
 
     def packed(self) -> list[tuple[bytes, list[bytes]]]:
-        """Return each job and the objects that belong to it, as JSON: a snapshot that another thread may read."""
+        """Return each job with the objects that belong to it, as JSON; another thread may read this snapshot."""
         return [
             (self._entries[key].data, [self._entries[i].data for i in self._children.get(key, ())])
             for key in self.jobs()
         ]
 
     def children(self, key: Key) -> list[Raw]:
-        """Return the objects labelled as belonging to a job, in order of kind and name."""
+        """Return the objects with a job's labels, in order of kind and name."""
         return [_load(self._entries[i]) for i in sorted(self._children.get(key, ()))]
 
     def put(self, obj: Mapping[str, Any]) -> Key:
-        """Store an object, unless the stored one is newer, and queue its job if something changed. Return the object's key."""
+        """Store an object unless the stored one is newer, and queue its job if something has changed. Return the object's key."""
         identity, uid = _identity(obj), str(obj["metadata"].get("uid", ""))
         old, at = self._entries.get(identity), version(obj)
         if at <= self._gone.get(uid, -1) or (old is not None and old.uid == uid and at <= old.version):
@@ -148,7 +148,7 @@ class Store:
         return identity
 
     def drop(self, obj: Mapping[str, Any]) -> None:
-        """Forget a deleted object, if it is the stored one."""
+        """Forget a deleted object if it is the stored one."""
         identity, uid = _identity(obj), obj["metadata"].get("uid")
         old = self._entries.get(identity)
         if old is not None and (not uid or old.uid == uid):
@@ -169,7 +169,7 @@ class Store:
         self._wake(identity, old.job)
 
     def mark_deleting(self, kind: str, namespace: str, name: str, uid: str, now: float) -> None:
-        """Record our own deletion before the watch reports it; the watch's report replaces the record."""
+        """Record our own deletion before the watch reports it; the watch's report then replaces the record."""
         entry = self._entries.get((kind, namespace, name))
         if entry is not None and entry.uid == uid:
             obj = _load(entry)
@@ -177,7 +177,7 @@ class Store:
             entry.data = _packed(obj)
 
     def keep(self, kind: str, found: Set[Key], at: int, namespace: str = "") -> None:
-        """Forget the objects of a kind (in a namespace, or everywhere) that a listing at version `at` has not found and that are not
+        """Forget the objects of a kind (in a namespace, or everywhere) that are missing in a listing at version `at`, unless they are
         newer.
         """
         for identity, entry in list(self._entries.items()):
@@ -185,7 +185,7 @@ class Store:
                 self._drop(identity, entry, at)
 
     def _index(self, identity: Key, wanted: Sequence[str]) -> None:
-        """Remember which job waits for which train jobs."""
+        """Record which train jobs a job waits for."""
         for old in self._wanted.pop(identity, ()):
             self._waiting[old].discard(identity)
             if not self._waiting[old]:
@@ -205,7 +205,7 @@ class Store:
 
 
 def _packed(obj: Raw) -> bytes:
-    """Return JSON without spare memory: orjson's result keeps its buffer, which is three times as large."""
+    """Return JSON as a copy without spare memory; orjson's own result keeps its buffer, which is three times as large."""
     return bytes(memoryview(orjson.dumps(obj)))
 
 
@@ -216,7 +216,7 @@ def _load(entry: _Entry) -> Raw:
 
 def _identity(obj: Mapping[str, Any]) -> tuple[str, str, str]:
     meta = obj["metadata"]
-    # thousands of objects share a few kinds and namespaces, so store each string once
+    # thousands of objects have the same few kinds and namespaces, so store each string once
     return (sys.intern(str(obj["kind"])), sys.intern(str(meta.get("namespace", ""))), str(meta["name"]))
 
 

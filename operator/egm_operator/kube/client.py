@@ -1,4 +1,4 @@
-"""HTTP with the API server: authentication, one pool of connections, JSON requests, the lines of a watch. cluster.py has the requests."""
+"""HTTP requests to the API server: authentication, a pool of connections, JSON, lines of a watch. `cluster.py` builds on it."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from egm_operator.names import FIELD_MANAGER
 _log = logging.getLogger("egm_operator")
 _NETWORK = (aiohttp.ClientError, ConnectionError, TimeoutError, asyncio.TimeoutError)
 _REQUEST = aiohttp.ClientTimeout(total=30)
-# A quiet watch gets a bookmark about every minute, so one without a line for longer hangs.
+# A quiet watch gets a bookmark about every minute, so a watch without a line for longer hangs.
 _WATCH = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=100)
 _STUMBLES = (0.1, 0.3)
-"""Seconds before the second and the third try: a reconcile makes many requests, and if one fails, all must be repeated."""
+"""Seconds before the second and the third try. A reconcile sends many requests, and if one fails, all must be repeated"""
 LOG = aiohttp.ClientTimeout(total=None, sock_connect=10)
 """A pod may write nothing to its log for hours"""
 
 
 class _Way(TypedDict, total=False):
-    """How requests reach the API server, as aiohttp takes it: through a proxy, or by another name in its certificate."""
+    """Options of aiohttp for the route to the API server: a proxy, or another name in its certificate."""
 
     proxy: str
     server_hostname: str
 
 
 class ApiError(Exception):
-    """The API server refused, or could not be reached (`status` 0). `after`: seconds to wait before the next request, as it asks."""
+    """The API server refused a request, or could not be reached (`status` 0). `after`: seconds for which it asks to wait."""
 
     def __init__(self, status: int, reason: str, message: str, after: float = 0.0) -> None:
         self.status, self.reason, self.message, self.after = status, reason, message, after
@@ -49,22 +49,22 @@ class ApiError(Exception):
 
     @property
     def final(self) -> bool:
-        """Return whether the same request would get the same answer: the object itself is refused (invalid, a policy, a taken name)."""
+        """Return whether the same request would get the same answer, because the object is refused (invalid, a policy, a taken name)."""
         return self.status in (400, 403, 413, 422) or self.reason == "Taken"
 
     @property
     def unknown_kind(self) -> bool:
-        """Return whether the server does not know the kind: an object, or a namespace, that is not there has its own words."""
+        """Return whether the server does not know the kind. For a missing object or namespace, it has a different message."""
         return self.status == 404 and "could not find the requested resource" in self.message
 
     @property
     def stumble(self) -> bool:
-        """Return whether the failure may pass in a moment. Not for 429, because a busy server must not be asked again at once."""
+        """Return whether another try may succeed soon. False for 429, because a busy server must not be asked again at once."""
         return self.status in (0, 500, 502, 503, 504)
 
 
 class Api:
-    """A connection to one API server. The official client reads kubeconfigs and service accounts and sets up TLS; this class makes the
+    """A connection to one API server. The official client reads kubeconfigs and service accounts and configures TLS; this class sends the
     requests.
     """
 
@@ -76,7 +76,7 @@ class Api:
             read_bufsize=2**20,
             trust_env=bool(
                 getproxies()
-            ),  # the proxy, if there is one: aiohttp would search for it with each request, in a thread
+            ),  # the proxy, if there is one; aiohttp would search for it with each request, in a thread
         )
         self._more = _Way()
         if configuration.proxy:
@@ -85,15 +85,15 @@ class Api:
             self._more["server_hostname"] = configuration.tls_server_name
         self.requests: dict[str, int] = {}
         self.requested: Callable[[str, str, int, float], None] = lambda *_: None
-        """Called after each request with method, path, code (0: no answer) and seconds."""
+        """Called after each request with method, path, status code (0: no answer) and seconds"""
 
     @classmethod
     async def connect(cls) -> Api:
-        """Connect by the current kubeconfig ($KUBECONFIG), or as a pod."""
+        """Connect with the current kubeconfig ($KUBECONFIG), or with the service account of a pod."""
         return cls(await _configuration())
 
     async def close(self) -> None:
-        """Close connections."""
+        """Close all connections."""
         await self._session.close()
 
     async def request(
@@ -106,14 +106,14 @@ class Api:
         content: str = "application/json",
         retry: bool = True,
     ) -> Raw:
-        """Make one request with JSON body and answer; repeat it if that may help (all our writes may be repeated). Raises `ApiError`."""
+        """Send a request with a JSON body and return the JSON answer. Repeat it if that may help; all our writes allow this. Raises `ApiError`."""
         data = orjson.dumps(body) if body is not None else None
         for pause in (*(_STUMBLES if retry else ()), None):
             begun = time.perf_counter()
             try:
                 return await self._request(method, path, data, query, content)
             except ApiError as error:
-                slow = time.perf_counter() - begun > 5.0  # it hangs, and the caller decides for how long
+                slow = time.perf_counter() - begun > 5.0  # the server hangs; let the caller decide how long to wait
                 if pause is None or slow or not error.stumble:
                     raise
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
@@ -141,7 +141,7 @@ class Api:
                 raise _unreachable(error) from None
             finally:
                 self.requested(method, path, code, time.perf_counter() - begun)
-            if answer.status == 401 and again:  # the token of an auth plug-in has expired
+            if answer.status == 401 and again:  # the token of an authentication plug-in has expired
                 self._configuration.api_key = (await _configuration()).api_key
                 continue
             break
@@ -153,7 +153,7 @@ class Api:
     async def lines(
         self, path: str, query: Mapping[str, str], limits: aiohttp.ClientTimeout = _WATCH
     ) -> AsyncIterator[bytes]:
-        """Yield the lines, without their end, of an answer that continues until the server ends it. Raises `ApiError`."""
+        """Yield the lines of an answer until the server ends it, without line ends. Raises `ApiError`."""
         self.requests["WATCH"] = self.requests.get("WATCH", 0) + 1
         url = self._configuration.host + path
         try:
@@ -173,13 +173,13 @@ class Api:
             raise _unreachable(error) from None
 
     async def _who(self) -> dict[str, str]:
-        """Return the authentication header, unless a certificate is used."""
+        """Return the authentication header; empty if a certificate is used."""
         found = (await self._configuration.auth_settings()).get("BearerToken")
         return {"Authorization": str(found["value"])} if found else {}
 
 
 def missing_kubeconfig(location: str = KUBE_CONFIG_DEFAULT_LOCATION) -> str:
-    """Return an error message if there is no kubeconfig, because the client's own error is misleading; else an empty text."""
+    """Return an error message if there is no kubeconfig, otherwise an empty text. The client's own error would be misleading."""
     if any(Path(file).expanduser().exists() for file in location.split(os.pathsep) if file):
         return ""
     return f"{location}: no such file" if location else "$KUBECONFIG is empty"

@@ -1,4 +1,4 @@
-"""The operator's requests to the API server: create, merge patch, delete with preconditions, list. All I/O of objects is here."""
+"""The operator's requests for objects: create, merge patch, delete with preconditions, list."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from grounding.jsontypes import Document
 _log = logging.getLogger("egm_operator")
 
 PAGE = 50
-"""Objects of a listing that are in memory at once."""
+"""Number of objects of a listing that are in memory at the same time"""
 
 
 class Cluster:
-    """Objects of one cluster."""
+    """The objects of one cluster."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
 
     async def request(self, method: str, path: str, **more: Any) -> Raw:
-        """Make one request, as `Api.request` does."""
+        """Send a request like `Api.request`."""
         return await self.api.request(method, path, **more)
 
     def path(self, kind: str, namespace: str, name: str = "", sub: str = "") -> str:
-        """Return the path of an object, of a namespace's objects, or (namespace empty) of all."""
+        """Return the path of an object, of a namespace's objects, or (if `namespace` is empty) of all objects of a kind."""
         known = KINDS[kind]
         parts = [
             known.path,
@@ -45,10 +45,10 @@ class Cluster:
         return "/".join(parts)
 
     async def create(self, obj: Manifest) -> Raw | None:
-        """Create an object, or return the one that an earlier operator process created for the same job. Objects that do not belong to the
-        job are never touched.
+        """Create an object, or return the existing one that an earlier operator process created for the same job. Objects that do not belong to
+        the job are never changed.
 
-        Return None for an existing Secret: it gets a random token and is never read, so the right to create is enough.
+        Return None for an existing Secret: it has a random token that is never read, so the right to create Secrets is enough.
         """
         kind, meta = obj["kind"], obj["metadata"]
         body = {**obj, "stringData": {"token": secrets.token_urlsafe(32)}} if kind == "Secret" else obj
@@ -78,7 +78,7 @@ class Cluster:
             raise
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str, force: bool = False) -> None:
-        """Delete the object with this uid; do nothing if it is gone, or if another has its name. `force`: without a grace period."""
+        """Delete the object with this uid; do nothing if it does not exist or another one has its name. `force`: without a grace period."""
         body: Document = {
             "kind": "DeleteOptions",
             "apiVersion": "v1",
@@ -96,13 +96,13 @@ class Cluster:
                 raise
             there = await self.get(kind, namespace, name)
             if there is not None and there["metadata"]["uid"] == uid and "deletionTimestamp" not in there["metadata"]:
-                raise  # another conflict than the precondition: it must still be deleted
+                raise  # not a failed precondition: the object must still be deleted
 
     async def list(self, kind: str, namespace: str, take: Callable[[Raw], None]) -> int:
-        """Pass all objects of a watched kind that belong to jobs to `take`; return the resource version of the complete listing.
+        """Pass all objects of a watched kind that belong to jobs to `take`, and return the resource version of the listing.
 
-        Return 0 if the cluster does not know the kind. Pages are small and read one after the other: a page of pods takes ten times its
-        text in memory, which is not released, and 500 pods are 7 MB of text.
+        Return 0 if the cluster does not know the kind. Pages are small and read one after the other. In memory, a page of pods takes ten times the
+        size of its text and is not released to the system; the text of 500 pods has 7 MB.
         """
         query = {"limit": str(PAGE)}
         if kind not in JOBS:
@@ -120,10 +120,10 @@ class Cluster:
             if not token:
                 return version(page)
             query["continue"] = token
-            del page  # before the next one is there
+            del page  # free it before the next page arrives
 
     async def event(self, job: Raw, reason: str, message: str, warning: bool, now: float, attempt: int) -> None:
-        """Post an Event on a job. If it is posted again after a crash, it has the same name and already exists."""
+        """Post an Event on a job. The Event's name is deterministic, so a repeated post after a crash creates no second one."""
         meta = job["metadata"]
         content = "\0".join((meta["uid"], reason, message, str(attempt)))
         name = f"{meta['name'][:200]}.{hashlib.sha256(content.encode()).hexdigest()[:16]}"
@@ -157,15 +157,15 @@ class Cluster:
 
 
 def _judge(wanted: Manifest, there: Raw | None) -> Raw:
-    """Return the existing object of that name, if it belongs to the job. Raises `ApiError`: `Leftover` if it will be deleted, `Taken` if
-    not.
+    """Return the existing object of that name if it belongs to the job. Raises `ApiError`: `Leftover` if it will be deleted, otherwise
+    `Taken`.
     """
     what = f"{wanted['kind']} {wanted['metadata']['name']}"
     theirs = {} if there is None else labels(there)
     ours = wanted["metadata"]["labels"]
     if there is not None and theirs.get(LABEL_JOB) != ours[LABEL_JOB]:
-        text = f"{what} is there already and is not this job's: delete it, or give the job another name."
+        text = f"{what} already exists and does not belong to this job: delete it, or give the job another name."
         raise ApiError(409, "Taken", text)
     if there is None or there["metadata"].get("deletionTimestamp") or theirs.get(LABEL_UID) != ours[LABEL_UID]:
-        raise ApiError(409, "Leftover", f"{what} of before is not gone yet.")
+        raise ApiError(409, "Leftover", f"{what} of an earlier job has not been deleted yet.")
     return there

@@ -1,4 +1,4 @@
-"""How the objects that own the pods of a gang are written: one row a kind. What the operator reads of them follows from it. Pure."""
+"""The kinds of objects that own the pods of a gang: a table of the fields in which they differ. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from grounding.jsontypes import Document
 
 @dataclass(frozen=True)
 class GangForm:
-    """Where a kind has what all of them have.
+    """The fields of one kind that owns gangs.
 
-    `suspend`: path below `spec` of the switch that keeps pods away; `managedBy` is beside it.
-    `succeeded`, `failed`: types of the conditions that say how it ends, any of which
-    is enough; `first_label`: label and value that its controller gives the pod of rank 0; `disruption`: reason of the failed condition and a word of
-    its message that say that a disruption ended it, None if it does not tell disruptions apart.
+    `suspend`: path below `spec` of the switch that stops its pods; `managedBy` is in the same section. `succeeded`, `failed`: condition types
+    that report its end; any of them is enough. `first_label`: label and value that its controller sets on the pod of rank 0. `disruption`:
+    reason of the failed condition, and a word in its message, that report a disruption; None if the kind does not distinguish disruptions.
     """
 
     kind: Kind
@@ -27,30 +26,30 @@ class GangForm:
     disruption: tuple[str, str] | None = None
 
     def suspended(self, spec: Mapping[str, object]) -> bool:
-        """Return whether a spec says that no pods are wanted."""
+        """Return whether a spec stops the pods."""
         found: object = spec
         for name in self.suspend:
             found = found.get(name) if isinstance(found, Mapping) else None
         return bool(found)
 
     def managed_by(self, spec: Mapping[str, object]) -> str:
-        """Return the controller that a spec names to make the pods; empty for the kind's own."""
+        """Return the controller in `managedBy` of a spec, which creates the pods; empty for the kind's own controller."""
         found: object = spec
         for name in (*self.suspend[:-1], "managedBy"):
             found = found.get(name) if isinstance(found, Mapping) else None
         return "" if found is None else str(found)
 
     def switches(self, spec: Mapping[str, object]) -> Document:
-        """Return the parts of a spec that are read: the switch, and who makes the pods."""
+        """Return the parts of a spec that plans read: the switch and `managedBy`."""
         manager = self.managed_by(spec)
         return self._beside({self.suspend[-1]: self.suspended(spec)} | ({"managedBy": manager} if manager else {}))
 
     def suspension(self, suspend: bool) -> Document:
-        """Return the part of a spec that says whether pods are wanted."""
+        """Return the part of a spec that stops or allows the pods."""
         return self._beside({self.suspend[-1]: suspend})
 
     def _beside(self, found: Document) -> Document:
-        """Return the part of a spec that has some fields where the switch is."""
+        """Return the part of a spec with these fields in the section of the switch."""
         for name in reversed(self.suspend[:-1]):
             found = {name: found}
         return found
@@ -62,11 +61,14 @@ PYTORCHJOB_FORM = GangForm(
 JOB_FORM = GangForm(
     JOB,
     ("suspend",),
-    ("Complete", "SuccessCriteriaMet"),  # the second comes first, while the pods of the other ranks still end
+    (
+        "Complete",
+        "SuccessCriteriaMet",
+    ),  # SuccessCriteriaMet is set first, while the pods of the other ranks are still ending
     ("Failed",),
     ("batch.kubernetes.io/job-completion-index", "0"),
     ("PodFailurePolicy", "DisruptionTarget"),
 )
 FORMS: dict[str, GangForm] = {form.kind.name: form for form in (PYTORCHJOB_FORM, JOB_FORM)}
-"""By the name of the kind."""
+"""Name of a kind -> its form"""
 FIRST_LABELS = tuple(form.first_label for form in FORMS.values())

@@ -1,8 +1,8 @@
-"""Leader election by a Lease: one of several replicas works, the others wait with warm caches.
+"""Leader election by a Lease: one of several replicas works, and the others wait with filled caches.
 
-The rules are client-go's: a holder renews; another takes over if the Lease has not changed for its duration by its own clock, so clocks
-need not agree; writes contain the resource version, so only one of two can take it. (The client's own election, release 37, cannot create a
-Lease: its generated call refuses an argument that it passes.)
+The rules are client-go's. The holder renews the Lease. Another process takes it over if it has not changed for its duration by that process's
+own clock, so the clocks need not agree. Writes contain the resource version, so only one of two processes can succeed. (The client's own
+election, release 37, cannot create a Lease: its generated call refuses an argument that it passes.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _micro_time() -> str:
 
 
 class Lease:
-    """One process's view of the Lease. `clock` is monotonic seconds."""
+    """One process's view of the Lease. `clock` returns monotonic seconds."""
 
     def __init__(
         self, cluster: Cluster, namespace: str, settings: Settings, clock: Callable[[], float] = time.monotonic
@@ -41,7 +41,7 @@ class Lease:
         self.renewed_at = float("-inf")
 
     async def hold(self) -> bool:
-        """Take or renew the Lease if that is allowed; return whether it is ours now."""
+        """Take or renew the Lease if that is allowed; return whether this process holds it."""
         asked_at = self.clock()
         try:
             lease = await self._get()
@@ -73,16 +73,16 @@ class Lease:
         return True
 
     async def release(self) -> None:
-        """Release the Lease, so that another process need not wait for its end."""
+        """Release the Lease, so that another process need not wait until it expires."""
         try:
             lease = await self._get()
             if lease is not None and section(lease, "spec").get("holderIdentity") == self.holder:
                 await self.cluster.request(
                     "PUT", self._path, body={**lease, "spec": {**lease["spec"], "holderIdentity": ""}}
                 )
-                _log.info("gave the lease back")
+                _log.info("released the lease")
         except ApiError as error:
-            _log.warning("the lease was not given back: %s", error)
+            _log.warning("the lease could not be released: %s", error)
 
     @property
     def _path(self) -> str:
@@ -108,9 +108,9 @@ class Lease:
 
 
 async def lead(lease: Lease, work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work` whenever this process leads, until cancelled. `work` is cancelled and has ended before another process can take the Lease.
+    """Run `work` whenever this process leads, until cancelled. Before another process can take the Lease, `work` is cancelled and has ended.
 
-    Raises what `work` raises.
+    Raises the errors of `work`.
     """
     pause = max(0.5, lease.duration / 7.5)
     try:
@@ -127,7 +127,7 @@ async def lead(lease: Lease, work: Callable[[], Awaitable[None]]) -> None:
                         working.result()
                         raise RuntimeError("the leader's work has ended")
                     await lease.hold()
-                _log.warning("does not lead any more: the lease could not be renewed in time")
+                _log.warning("no longer the leader: the lease could not be renewed in time")
             finally:
                 working.cancel()
                 await asyncio.wait([working], timeout=lease.duration / 4)

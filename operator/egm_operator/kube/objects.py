@@ -27,11 +27,11 @@ from grounding.api.handed_down import QUEUE_LABEL
 from grounding.jsontypes import Document, JsonObject
 
 Raw = JsonObject
-"""An object as the API server has it: unparsed. This module turns those that plans read into types."""
+"""An unparsed object of the API server. This module converts the objects that plans read to types."""
 
 
 class Meta(TypedDict, total=False):
-    """Metadata of an object to create."""
+    """The metadata of an object to create."""
 
     name: Required[str]
     namespace: str
@@ -41,7 +41,7 @@ class Meta(TypedDict, total=False):
 
 
 class Manifest(TypedDict, total=False):
-    """An object to create. What is in its sections only the API server reads."""
+    """An object to create. Only the API server reads the content of its sections."""
 
     apiVersion: Required[str]
     kind: Required[str]
@@ -60,7 +60,7 @@ _LOST_TO_NODE = ("Evicted", "NodeLost", "Preempting", "Shutdown", "NodeShutdown"
 
 
 def section(obj: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
-    """Return the mapping at a path of an object; an empty one if there is none."""
+    """Return the mapping at a path in an object; empty if there is none."""
     for name in path:
         found = obj.get(name)
         if not isinstance(found, dict):
@@ -70,7 +70,7 @@ def section(obj: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
 
 
 def entries(obj: Mapping[str, Any], *path: str) -> list[Mapping[str, Any]]:
-    """Return the mappings of the list at a path of an object; none if there is no list."""
+    """Return the mappings in the list at a path in an object; empty if there is no list."""
     found = section(obj, *path[:-1]).get(path[-1])
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
@@ -88,8 +88,8 @@ def labels(obj: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Owned:
-    """An object that a job owns. `created`: seconds since 1970; `attempt`: 0 for none; `model`: its number from 1 in a sweep over
-    models.
+    """An object that a job owns. `created`: seconds since 1970. `attempt`: number of its attempt, 0 for none. `model`: number of its model,
+    from 1, in a sweep over models.
     """
 
     kind: str
@@ -105,7 +105,7 @@ class Owned:
 
 @dataclass(frozen=True)
 class End:
-    """A controller's report of an object's end, and its time."""
+    """A controller's report that an object has ended, and its time."""
 
     since: float
     reason: str
@@ -117,10 +117,10 @@ class End:
 
 @dataclass(frozen=True)
 class Suspendable(Owned):
-    """An object that makes pods, unless it is suspended.
+    """An object whose controller creates pods unless it is suspended.
 
-    `suspended`: its spec says that no pods are wanted; `by_us`: this operator has suspended it, and may resume it; `queue`: the queue of Kueue that
-    admits it, whoever has put it there; `managed_by`: who makes its pods, empty for its own controller.
+    `suspended`: whether its spec stops the pods. `by_us`: whether this operator has suspended it, and may resume it. `queue`: Kueue's queue that
+    admits it, whoever has set it. `managed_by`: the controller that creates its pods; empty for the kind's own.
     """
 
     suspended: bool
@@ -130,26 +130,26 @@ class Suspendable(Owned):
 
     @property
     def held_back(self) -> bool:
-        """Return whether it is suspended by someone else, who alone resumes it."""
+        """Return whether another controller has suspended the object, which only that one may resume."""
         return self.suspended and not (self.by_us and not self.queue)
 
 
 @dataclass(frozen=True)
 class BatchJob(Suspendable):
-    """A batch/v1 Job of a role that runs once: prepare, or the client of an evaluation."""
+    """A batch/v1 Job of a role that runs once: prepare, or an evaluation's client."""
 
     complete: End | None
     failed: End | None
 
     @property
     def over(self) -> bool:
-        """Return whether its controller says that it has ended."""
+        """Return whether the controller reports that the Job has ended."""
         return self.complete is not None or self.failed is not None
 
 
 @dataclass(frozen=True)
 class GangOwner(Suspendable):
-    """The object that owns the pods of a gang, of whichever kind. `disrupted`: its controller says that the disruption of a pod has failed it."""
+    """The object that owns the pods of a gang, of any kind. `disrupted`: whether its controller reports that a disruption of a pod has failed it."""
 
     succeeded: End | None
     failed: End | None
@@ -157,7 +157,7 @@ class GangOwner(Suspendable):
 
     @property
     def over(self) -> bool:
-        """Return whether its controller says that it has ended."""
+        """Return whether the controller reports that the object has ended."""
         return self.succeeded is not None or self.failed is not None
 
 
@@ -173,7 +173,7 @@ class Terminated:
 
 @dataclass(frozen=True)
 class Container:
-    """The state of a container: running, waiting for a reason, or terminated."""
+    """The state of a container: running, waiting with a reason, or terminated."""
 
     name: str
     image: str
@@ -184,7 +184,7 @@ class Container:
 
     @property
     def waits_for_image(self) -> bool:
-        """Return whether its node cannot pull its image."""
+        """Return whether the node cannot pull the container's image."""
         return self.waiting_reason in _IMAGE_PULL
 
 
@@ -205,7 +205,7 @@ class Death:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Why a pod does not run yet. `reason` is None if none of our reasons fits."""
+    """Why a pod does not run yet. `reason` is None if none of our reasons applies."""
 
     reason: Reason | None
     message: str
@@ -237,7 +237,7 @@ class Pod(Owned):
     init_containers: tuple[Container, ...]
     main_containers: tuple[Container, ...]
     progress: Mapping[str, Any]
-    """Progress in its annotation; empty if it has none."""
+    """Progress in the pod's annotation; empty if it has none"""
 
     @property
     def containers(self) -> Sequence[Container]:
@@ -246,12 +246,12 @@ class Pod(Owned):
 
     @property
     def alive(self) -> bool:
-        """Return whether the pod may still be doing something: it has neither succeeded nor failed."""
+        """Return whether the pod may still run: it has neither succeeded nor failed."""
         return self.phase not in ("Succeeded", "Failed")
 
     @property
     def death(self) -> Death | None:
-        """Return how the pod failed; None unless it did."""
+        """Return how the pod failed; None if it has not failed."""
         if self.phase != "Failed":
             return None
         for container in self.containers:
@@ -262,7 +262,7 @@ class Pod(Owned):
 
     @property
     def ended(self) -> float | None:
-        """Return when the last container ended; None while the pod is alive, or if no container has reported it."""
+        """Return when the last container ended; None while the pod may run, or if no container has reported it."""
         if self.alive:
             return None
         ends = (container.terminated for container in self.containers)
@@ -270,7 +270,7 @@ class Pod(Owned):
 
     @property
     def waiting(self) -> Waiting | None:
-        """Return why the pod does not run yet; None if the cause is unknown."""
+        """Return why the pod does not run yet; None if the reason is unknown."""
         if self.unschedulable is not None:
             return Waiting(Reason.QUEUED if self.gated else Reason.UNSCHEDULABLE, self.unschedulable)
         for container in self.containers:
@@ -303,7 +303,7 @@ class Pod(Owned):
 
 @dataclass(frozen=True)
 class ObjectWarning:
-    """A Warning event about an object: the newest message of a component that failed to do something. `at`: seconds since 1970."""
+    """A Warning event about an object: the newest message of a component about a failed action. `at`: seconds since 1970."""
 
     kind: str
     name: str
@@ -313,7 +313,7 @@ class ObjectWarning:
 
     @property
     def about_pods(self) -> bool:
-        """Return whether a controller reports that it cannot create pods."""
+        """Return whether a controller reports here that it cannot create pods."""
         return self.kind != POD.name
 
 
@@ -358,17 +358,17 @@ def waiting_for_admission(children: Sequence[Raw]) -> list[Suspendable | Pod]:
 _WAIT_BEFORE_ASKING_S = 5.0
 _WAITS = ("Pending", "Preparing", "Restarting", "")
 _UNTOLD = ("Unhealthy", "BackOff", "FailedScheduling", "Failed", "Preempted")
-"""Events that the pod's own status describes better, or that are not a reason to wait."""
+"""Reasons of events that the pod's own status describes better, or that do not make a pod wait"""
 
 
 def waits_for_pods(job: Raw) -> bool:
-    """Return whether a job's status says that not all of its pods run."""
+    """Return whether a job's status reports that some of its pods do not run."""
     status = section(job, "status")
     return text(status, "phase") in _WAITS or text(status, "reason") == Reason.PODS_PENDING
 
 
 def waiting_objects(children: Sequence[Raw], now: float) -> list[Owned]:
-    """Return what a waiting job waits for of what it owns: owners that want pods, and pods on a node in which nothing runs yet."""
+    """Return the objects of a waiting job that it waits for: owners without pods, and pods on a node with no running container."""
     owners: list[BatchJob | GangOwner] = [*gang_owners(children), *batch_jobs(children)]
     found: list[Owned] = [owner for owner in owners if not owner.over and not owner.suspended]
     found += [
@@ -380,7 +380,7 @@ def waiting_objects(children: Sequence[Raw], now: float) -> list[Owned]:
 
 
 def object_warning(event: Mapping[str, Any], about: Owned) -> ObjectWarning | None:
-    """Parse a Warning event about an object; None if it is irrelevant, or about another object."""
+    """Parse a Warning event about the object `about`; return None if it is irrelevant, or about another object."""
     reason, message = text(event, "reason"), text(event, "message").strip()
     if text(section(event, "involvedObject"), "uid") != about.uid or text(event, "type") != "Warning":
         return None
@@ -464,7 +464,7 @@ def _container(raw: Mapping[str, Any]) -> Container:
 
 
 def train_jobs(raw: Mapping[str, Any]) -> list[str]:
-    """Return the train jobs whose models a job starts from or measures, in the order of its models; an empty name for other models."""
+    """Return the train jobs whose models a job starts from or measures, in the order of its models, with empty names for other models."""
     swept = entries(raw, "spec", "sweep", "models")
     return [text(model, "trainJob") for model in (swept if swept else [section(raw, "spec", "model")])]
 
@@ -558,20 +558,20 @@ def gang_owner(raw: Mapping[str, Any]) -> GangOwner:
 
 
 def owns_gang(raw: Mapping[str, Any]) -> bool:
-    """Return whether an object owns the pods of a gang: a Job may also be one of a role that runs once."""
+    """Return whether an object owns the pods of a gang. Some Jobs do not: those of roles that run once."""
     return raw["kind"] in FORMS and (raw["kind"] != JOB.name or text(labels(raw), LABEL_ROLE) in GANG_ROLES)
 
 
 def pods(objects: Sequence[Raw]) -> Iterator[Pod]:
-    """Parse the pods among some objects."""
+    """Parse the pods among the objects."""
     return (pod(raw) for raw in objects if raw["kind"] == POD.name)
 
 
 def batch_jobs(objects: Sequence[Raw]) -> Iterator[BatchJob]:
-    """Parse the batch/v1 Jobs of roles that run once among some objects."""
+    """Parse the batch/v1 Jobs among the objects that belong to roles that run once."""
     return (batch_job(raw) for raw in objects if raw["kind"] == JOB.name and not owns_gang(raw))
 
 
 def gang_owners(objects: Sequence[Raw]) -> Iterator[GangOwner]:
-    """Parse the owners of gangs among some objects."""
+    """Parse the owners of gangs among the objects."""
     return (gang_owner(raw) for raw in objects if owns_gang(raw))

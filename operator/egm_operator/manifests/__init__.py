@@ -1,1 +1,1 @@
-"""Roles -> manifests. Pure: the same job gives the same objects, and a test compares them with what the API server accepts."""
+"""Turn roles into manifests. Pure: the same job gives the same objects. A test checks them against the API server."""

@@ -1,4 +1,4 @@
-"""Roles that run once, as a batch/v1 Job: preparing data, and the client of an evaluation. Pure."""
+"""Build the batch/v1 Jobs of roles that run once: preparing data, and an evaluation's client. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from grounding.roles import Role
 from grounding.runtime.environment import Environment
 from grounding.runtime.exits import final_codes
 
-# An exit code that would repeat (exits.py) is not tried again; a pod lost with its node does not count as a failure.
+# An exit code that another try would repeat (exits.py) ends the Job; a pod that is lost with its node does not count as a failure.
 _POLICY = {
     "rules": [
         {"action": "FailJob", "onExitCodes": {"containerName": "egm", "operator": "In", "values": final_codes()}},
@@ -29,7 +29,7 @@ def client_name(ctx: Context, attempt: int) -> str:
 
 
 def prepare(role: Role, ctx: Context) -> Manifest:
-    """Return the Job that prepares the data once, before any GPU is taken."""
+    """Return the Job that prepares the data once, before any GPU is reserved."""
     pod = template(role, ctx)
     spec = {"backoffLimit": max(0, ctx.job.spec.max_attempts - 1), "podFailurePolicy": _POLICY, "template": pod}
     return {
@@ -41,7 +41,7 @@ def prepare(role: Role, ctx: Context) -> Manifest:
 
 
 def client(role: Role, prepare_role: Role, ctx: Context, attempt: int, endpoints: list[str]) -> Manifest:
-    """Return the Job that asks the servers, one per attempt; the plan counts attempts."""
+    """Return the client Job of an attempt, which queries the servers. The plan counts attempts."""
     env = {**PROGRESS_ENV, **Environment(attempt=attempt, results=ctx.places.output).as_environ()}
     if endpoints:
         env |= Environment(endpoints=tuple(endpoints)).as_environ()

@@ -1,6 +1,7 @@
-"""The seam to whatever runs a gang: a back end builds the objects of an attempt; `kube/gang_forms.py` says how their state is read. Pure.
+"""The interface of the back ends that run a gang. A back end builds the objects of an attempt; `kube/gang_forms.py` describes their state. Pure.
 
-A further back end is a module that builds it, a row here, a row there, its kind in `kinds.py`, and its rights in the chart (docs/backends.md).
+A new back end needs a module that builds the objects, a row in both tables, its kind in `kinds.py`, and its rights in the chart
+(docs/backends.md).
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from grounding.roles import Role
 
 @dataclass(frozen=True)
 class Backend:
-    """`wanted` returns all objects of an attempt, in the order in which they are made; `cure`: what to do in a cluster without its kind."""
+    """`wanted` returns all objects of an attempt in the order of creation. `cure`: what to do if the cluster lacks the back end's kind."""
 
     form: GangForm
     wanted: Callable[[Role, Role, Context, int], list[Manifest]]
     cure: str = ""
 
     def missing(self, absent: Set[str]) -> bool:
-        """Return whether a cluster that lacks some kinds cannot run it."""
+        """Return whether the kinds `absent` include one that the back end needs."""
         return self.form.kind.name in absent
 
 
@@ -37,11 +38,11 @@ BACKENDS: dict[str, Backend] = {
     ),
     "job": Backend(JOB_FORM, indexed_job.wanted),
 }
-"""By the words of `spec.backend`. `auto` takes the first one whose kind the cluster has."""
+"""Value of `spec.backend` -> back end. `auto` selects the first one whose kind the cluster has"""
 
 
 def chosen(wanted: BackendName | None, default: BackendName, absent: Set[str]) -> Backend:
-    """Return the back end of a job that wants one, or None, in a cluster that lacks some kinds: it may be one of those."""
+    """Return the back end for a job's `spec.backend` (None: not set) in a cluster without the kinds `absent`. Its kind may be absent."""
     word = default if wanted is None else wanted
     if word != AUTO:
         return BACKENDS[word]
@@ -49,9 +50,9 @@ def chosen(wanted: BackendName | None, default: BackendName, absent: Set[str]) -
 
 
 def suspension(owner: Suspendable, suspend: bool) -> Document:
-    """Return the merge patch that stops the pods of an object, or lets them come back.
+    """Return the merge patch that stops the pods of an object, or allows them again.
 
-    A note on the object says that this operator has suspended it. It resumes nothing else: a queue suspends objects too.
+    An annotation records that this operator has suspended the object. The operator resumes no other objects, because a queue suspends some too.
     """
     mark = {ANNOTATION_SUSPENDED: "true" if suspend else None}
     return {"metadata": {"annotations": mark}, "spec": FORMS[owner.kind].suspension(suspend)}

@@ -1,7 +1,7 @@
-"""How a gang is built from core Kubernetes: an Indexed batch/v1 Job, and a headless Service by which its pods have names. Pure.
+"""Build a gang from core Kubernetes: an Indexed batch/v1 Job, and a headless Service that gives its pods names. Pure.
 
-One Job an attempt. Its controller gives each pod an index, from which its rank and its host name follow. It starts no pod again: one that fails ends
-the Job, and the plan makes the next attempt.
+There is one Job per attempt. Its controller gives each pod an index, which determines rank and host name, and never restarts a pod: a failed
+pod ends the Job, and the plan creates the next attempt.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from grounding.roles import Role
 from grounding.runtime.environment import Environment
 
 _INDEX_FIELD = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
-# as a PyTorchJob has it: what rank 0 has done is done, and a worker that hangs at its end holds no GPU
+# as in a PyTorchJob: the success of rank 0 is enough, and a worker that hangs at its end occupies no GPU
 _SUCCESS = {"rules": [{"succeededIndexes": "0"}]}
-# the Job's own words then say that a disruption ended it, also after the pod has gone with its node
+# so that the Job itself reports a disruption, even after the pod has been deleted with its node
 _POLICY = {"rules": [{"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]}
 
 
@@ -34,13 +34,13 @@ def master_address(ctx: Context, attempt: int) -> str:
 
 
 def wanted(role: Role, prepare: Role, ctx: Context, attempt: int) -> list[Manifest]:
-    """Return all objects of an attempt, in the order in which they are made."""
+    """Return all objects of an attempt, in the order of creation."""
     several = [token(ctx), service(role, ctx)] if role.replicas > 1 else []
     return [*network.wanted(ctx), *several, build(role, prepare, ctx, attempt)]
 
 
 def service(role: Role, ctx: Context) -> Manifest:
-    """Return the headless Service. A pod has its name before it is ready, because the pods meet before any of them is."""
+    """Return the headless Service. It also resolves names of pods that are not ready, because the pods connect to each other before that."""
     selector = {k: v for k, v in ctx.labels(role.name).items() if k.startswith(f"{GROUP}/")}
     spec = {
         "clusterIP": "None",
@@ -53,7 +53,7 @@ def service(role: Role, ctx: Context) -> Manifest:
 
 
 def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Manifest:
-    """Return the Job of an attempt: a pod for each node, all at once. It has succeeded when rank 0 has."""
+    """Return the Job of an attempt, with one pod per node, all started at once. It succeeds when rank 0 succeeds."""
     ranks = {"WORLD_SIZE": str(role.replicas)}
     if role.replicas > 1:
         ranks |= {"MASTER_ADDR": master_address(ctx, attempt), "MASTER_PORT": str(MASTER_PORT)}
@@ -78,6 +78,6 @@ def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Manifest:
         "template": pod,
     }
     if handed_down.queue_of(ctx.job):
-        spec["suspend"] = True  # Kueue admits it by taking this away
+        spec["suspend"] = True  # Kueue removes this when it admits the Job
     meta = queued(ctx.meta(gang_name(ctx.prefix, attempt), role.name, attempt), ctx)
     return {"apiVersion": JOB.api_version, "kind": JOB.name, "metadata": meta, "spec": spec}

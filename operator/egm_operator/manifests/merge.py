@@ -1,6 +1,6 @@
-"""Merge a user's pod template over ours, by key: containers, volumes, environment by name, mounts by path, tolerations appended. Pure.
+"""Merge a user's pod template over ours by key: containers, volumes, environment by name, mounts by path. Tolerations are appended. Pure.
 
-The user's values take precedence; others are kept. A list without a key is replaced as a whole.
+The user's values take precedence; all others are kept. A list without a key is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from egm_operator.kube.objects import Raw
 from grounding.api.pod_template import KEYS
 
 _APPENDED = ("tolerations", "envFrom")
-# `env` entries and volumes are one of several kinds: a value must not be merged with a reference.
+# Entries of `env` and volumes are of one of several kinds: a value must not be merged with a reference.
 _WHOLE = ("env", "volumes")
 
 
@@ -31,7 +31,7 @@ def _by_key(ours: list[Any], theirs: list[Any], field: str) -> list[Any]:
 
 
 def merge(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Raw:
-    """Return `theirs` merged over `ours`; neither is changed. Applying the same template twice has no further effect."""
+    """Return `theirs` merged over `ours` without changing either. Merging the same template twice has no further effect."""
     merged = copy.deepcopy(dict(ours))
     for name, value in theirs.items():
         mine = merged.get(name)

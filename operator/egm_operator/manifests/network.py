@@ -1,6 +1,6 @@
-"""The NetworkPolicy of a job: its pods reach each other, and only readers of their progress and metrics are let in. Pure.
+"""Build the NetworkPolicy of a job: its pods can reach each other, and otherwise only readers of their progress and metrics are allowed. Pure.
 
-There is one per job and not one per namespace, because only the job's uid distinguishes its pods from those of other jobs.
+There is one policy per job, not per namespace, because only the job's uid distinguishes its pods from those of other jobs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DNS = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 5
 
 
 def wanted(ctx: Context) -> list[Manifest]:
-    """Return the policy, to be created before any pod; nothing if policies are disabled."""
+    """Return the policy, which must be created before any pod; empty if policies are disabled."""
     return [_policy(ctx)] if ctx.settings.network_policies else []
 
 
@@ -42,6 +42,6 @@ def _policy(ctx: Context) -> Manifest:
 
 
 def _from(peers: str, *ports: int) -> list[Document]:
-    """Return the rule that lets peers reach some ports; none without peers, because an empty list would allow everyone."""
+    """Return the rule that allows peers to reach some ports. Return no rule without peers, because an empty list would allow everyone."""
     found = orjson.loads(peers)
     return [{"from": found, "ports": [{"protocol": "TCP", "port": port} for port in ports]}] if found else []

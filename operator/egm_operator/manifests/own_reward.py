@@ -1,6 +1,6 @@
-"""A local reward file of the submitting machine, as a ConfigMap that the job's pods mount.
+"""Turn a local reward file of the submitting machine into a ConfigMap that the job's pods mount.
 
-The name contains a digest of the content, so that a changed file is a change of the job, which the API server refuses.
+The ConfigMap's name contains a digest of the content. A changed file therefore changes the job's spec, which the API server refuses.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from grounding.errors import UserError
 
 KEY = "reward.py"
 LIMIT = 1 << 20
-"""Maximum bytes of a ConfigMap's values"""
+"""Maximum size of a ConfigMap's values in bytes"""
 
 
 def shipped(job: Job, namespace: str) -> tuple[Job, Manifest | None]:
     """Return the job for a cluster, and the ConfigMap that must exist before it.
 
-    If the reward is not a local file, the ConfigMap is None and the job unchanged. Raises `UserError` if the file is too large.
+    If the reward is not a local file, return the job unchanged and None. Raises `UserError` if the file is too large.
     """
     file = file_here(job.spec.reward.file) if isinstance(job, GroundingTrainJob) else None
     if file is None or not isinstance(job, GroundingTrainJob):
@@ -47,14 +47,14 @@ def file_here(source: str | None) -> Path | None:
 
 
 def config_map(job: str, namespace: str, file: Path) -> Manifest:
-    """Return the ConfigMap with a train job's reward file. Raises `UserError` if it is too large for one."""
+    """Return the ConfigMap with a train job's reward file. Raises `UserError` if the file is too large."""
     content = file.read_bytes()
     if len(content) > LIMIT:
         raise UserError(
-            f"{len(content):,} bytes are more than a ConfigMap holds ({LIMIT:,})",
+            f"the file has {len(content):,} bytes, but a ConfigMap can have at most {LIMIT:,}",
             file=file,
             field="spec.reward.file",
-            hint="Put tables and the like into a file of their own, or name the file on a claim (pvc://claim/path), s3:// or hf://.",
+            hint="Move data such as tables into a separate file, or put the file on a claim (pvc://claim/path), s3:// or hf://.",
         )
     digest = hashlib.sha256(content).hexdigest()
     labels = {

@@ -1,4 +1,4 @@
-"""Where a job's files are on a cluster: `pvc://claim/path` becomes a mount, everything else stays a URI for the role. Pure."""
+"""Locate a job's files on a cluster: `pvc://claim/path` becomes a mount; every other URI is passed to the role. Pure."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ WORK = "/egm/work"
 CLAIMS = "/egm/claims"
 JOB_FOLDER = "/egm/job"
 RESTART_ANNOTATION = "grounding.egm.dev/restart"
-"""The role sets earlier work aside once for each value (`grounding/train/identity.py`)."""
+"""Annotation of a request to start from the beginning; the role sets earlier work aside once per value (`grounding/train/identity.py`)"""
 JOB_FILE_NAME = "job.yaml"
 JOB_FILE = f"{JOB_FOLDER}/{JOB_FILE_NAME}"
 REWARD_FOLDER, REWARD_FILE = "/egm/reward", "reward.py"
-"""Path in the pod of a reward from a ConfigMap"""
+"""Path in the pod of a reward that comes from a ConfigMap"""
 
 
 @dataclass(frozen=True)
 class Places:
     """The paths that roles get, and the claims to mount for them.
 
-    `shared`: the work folder is a claim that all pods of the job mount. Otherwise each pod has its own, and `output` is the URI that roles
-    copy from and to.
+    `shared`: whether the work folder is on a claim that all pods of the job mount. Otherwise each pod has its own folder, and roles copy from
+    and to the URI `output`.
     """
 
     layout: Layout
@@ -37,7 +37,7 @@ class Places:
     work_claim: str = ""
     work_path: str = ""
     manifest: Raw = field(default_factory=dict)
-    """The job for its pods, with claims as paths."""
+    """The job as its pods see it, with paths instead of claims"""
 
 
 def _claim(uri: str) -> tuple[str, str]:
@@ -47,17 +47,19 @@ def _claim(uri: str) -> tuple[str, str]:
 
 
 def output_of(job: Job, namespace: str, default: str) -> str:
-    """Return where a job writes; empty if neither the job nor the operator says."""
+    """Return the URI to which a job writes; empty if neither the job nor the operator's settings define it."""
     if job.spec.output:
         return job.spec.output.rstrip("/")
     return f"{default.rstrip('/')}/{namespace}/{job.metadata.name}" if default else ""
 
 
 def checked_output(job: Job, namespace: str, default: str) -> str:
-    """Return where a job writes. Raises `UserError` if it is not set, or if its pods could not work there."""
+    """Return the URI to which a job writes. Raises `UserError` if it is not set, or if the job's pods could not use it."""
     output = output_of(job, namespace, default)
     if not output:
-        raise UserError("is missing: say where results go (pvc://claim/path or s3://bucket/path)", field="spec.output")
+        raise UserError(
+            "is missing: set where results are stored (pvc://claim/path or s3://bucket/path)", field="spec.output"
+        )
     several = isinstance(job, GroundingTrainJob) and job.spec.resources.nodes > 1
     if several and not output.startswith("pvc://"):
         hint = "Write to pvc://claim/path with a ReadWriteMany claim, or train on one node."
@@ -76,13 +78,13 @@ def check_for_pods(job: Job) -> None:
 
 
 def model_left_by(job: Job, namespace: str, default: str) -> str:
-    """Return the URI of a finished train job's model; empty if it has no output."""
+    """Return the URI of a finished train job's model; empty if the job has no output."""
     output = output_of(job, namespace, default)
     return f"{output}/model" if output else ""
 
 
 def _localise(value: Any, claims: dict[str, None]) -> Any:
-    """Replace `pvc://claim/path` anywhere in a spec by its path in pods."""
+    """Replace each `pvc://claim/path` in a spec by its path in pods, and add the claim to `claims`."""
     if isinstance(value, str) and value.startswith("pvc://"):
         claim, path = _claim(value)
         claims.setdefault(claim)
@@ -99,7 +101,7 @@ def _localise(value: Any, claims: dict[str, None]) -> Any:
 
 
 def places(job: Job, model: str, output: str) -> Places:
-    """Return the places of a resolved job with this `model` (a URI) and `output`."""
+    """Return the places of a resolved job with the model URI `model` and the output URI `output`."""
     claims: dict[str, None] = {}
     plain = job.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
     plain.pop("status", None)

@@ -1,4 +1,4 @@
-"""A role as a pod template: restricted by default, the user's template merged last. Pure."""
+"""Build the pod template of a role: restricted by default, with the user's template merged last. Pure."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from grounding.runtime.environment import Environment
 from grounding.runtime.grace import for_role
 
 _CA_FOLDER, _CA_FILE = "/etc/egm/ca", "ca.pem"
-"""Path in the pod of the certificates of `caConfigMap`"""
+"""Path of the certificates of `caConfigMap` in the pod"""
 
 
 @dataclass(frozen=True)
 class Context:
-    """The context of a job that every builder needs."""
+    """The data about a job that every builder needs."""
 
     job: Job
     namespace: str
@@ -51,7 +51,7 @@ class Context:
     places: Places
     settings: Settings
     model: int | None = None
-    """Number of the model, from 1, in a sweep over models"""
+    """Number of the model, from 1, in a sweep over models; else None"""
 
     @property
     def name(self) -> str:
@@ -60,16 +60,16 @@ class Context:
 
     @property
     def prefix(self) -> str:
-        """Return the first part of the names of its objects."""
+        """Return the first part of the names of the job's objects."""
         return prefix(self.job.kind, self.name)
 
     @property
     def part(self) -> str:
-        """Return the prefix of the names of this model's servers and clients."""
+        """Return the first part of the names of this model's servers and clients."""
         return "" if self.model is None else f"m{self.model}-"
 
     def labels(self, role: str, attempt: int | None = None) -> dict[str, str]:
-        """Return the labels of an object of a role: the job's own, and ours. Data is prepared for all models."""
+        """Return the labels of an object of a role: the job's own, and ours. Objects for preparing data have no model label, as all models use it."""
         found = handed_down.plain_labels(self.job) | labels(self.job.kind, self.name, self.uid, role, attempt)
         return found if self.model is None or role == PREPARE else {**found, LABEL_MODEL: str(self.model)}
 
@@ -103,11 +103,11 @@ _RESTRICTED = {
 
 
 _CPUS_A_GPU, _GIB_A_GPU = 3, 12
-"""Default requests per GPU: what a small cloud machine with one GPU (4 CPUs, 16 GiB) can give a pod."""
+"""Default requests per GPU, which a small cloud machine with one GPU (4 CPUs, 16 GiB) can provide"""
 
 
 def _resources(role: Role, ctx: Context) -> Document:
-    """Return requests, and limits if Kubernetes requires them to be equal (GPUs) or an excess would hurt other pods (memory)."""
+    """Return the requests, and limits only if Kubernetes requires them (GPUs) or an excess would affect other pods (memory)."""
     requests: Document = {}
     limits: Document = {}
     if role.gpus:
@@ -127,11 +127,11 @@ def _resources(role: Role, ctx: Context) -> Document:
 
 
 _WORDS = {"sft": "train", "rl": "train", "evaluate": "client"}
-"""The users' names for the roles."""
+"""Names of the roles in a user's podTemplate"""
 
 
 def _of_role(role: Role, ctx: Context) -> Mapping[str, Any] | None:
-    """Return the pod template that the user has given for a role."""
+    """Return the user's pod template for a role; None if there is none."""
     spec = ctx.job.spec
     if spec.pod_templates is None:
         return None
@@ -143,12 +143,12 @@ def _of_role(role: Role, ctx: Context) -> Mapping[str, Any] | None:
 
 
 def _given(role: Role, ctx: Context) -> list[Mapping[str, Any]]:
-    """Return the user's pod templates in the order of merging over ours: the one for all pods, then the role's."""
+    """Return the user's pod templates in the order in which they are merged over ours: first the one for all pods, then the role's."""
     return [each for each in (ctx.job.spec.pod_template, _of_role(role, ctx)) if each is not None]
 
 
 def _grace_seconds(role: Role, ctx: Context) -> int:
-    """Return the terminationGracePeriodSeconds of a role's pods: the user's, or the operator's setting."""
+    """Return the grace period of a role's pods in seconds: the user's, or the operator's setting."""
     for template in reversed(_given(role, ctx)):
         wanted = section(template, "spec").get("terminationGracePeriodSeconds")
         if isinstance(wanted, int) and wanted >= 0:
@@ -160,7 +160,7 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Docume
     given = Environment(
         termination_log=Path("/dev/termination-log"),
         pvc_root=Path(CLAIMS),
-        # downloads are stored beside the job's data: once for all pods that share the work folder, else once per pod
+        # downloads are stored in the work folder, so pods that share it download only once
         cache=Path(WORK) / "cache",
         job=f"{ctx.namespace}/{ctx.name}",
         grace_seconds=for_role(_grace_seconds(role, ctx)),
@@ -169,7 +169,7 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Docume
         given = given.model_copy(update={"tracking_hosts": ctx.settings.tracking_hosts})
     plain = {
         **role.env,
-        "HOME": "/tmp",  # noqa: S108  # an emptyDir; the root file system is read-only
+        "HOME": "/tmp",  # noqa: S108  # an emptyDir, because the root file system is read-only
         **given.as_environ(),
         **({} if ctx.places.shared else Environment(output=ctx.places.output).as_environ()),
         **extra,
@@ -177,7 +177,7 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Docume
     env: list[Document] = [{"name": n, "value": v} for n, v in plain.items()]
     env.append({"name": Environment.variable("pod_ip"), "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
     reference = {"name": token_name(ctx), "key": "token"}
-    if role.replicas > 1 and role.kind == "task":  # Ray, and the rendezvous
+    if role.replicas > 1 and role.kind == "task":  # for Ray and the rendezvous
         env.append({"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": reference}})
         env.append({"name": Environment.variable("node_ip"), "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
     wandb = ctx.job.spec.tracking.wandb if isinstance(ctx.job, GroundingTrainJob) else None
@@ -195,7 +195,7 @@ def _environment(role: Role, ctx: Context, extra: dict[str, str]) -> list[Docume
 
 
 def _access(spec: EvalSpec) -> list[Document]:
-    """Return the variables with which the client gets access to the job's external servers."""
+    """Return the environment variables with which the client accesses the job's external servers."""
     key = spec.api_key_secret
     secrets = [(Environment.variable("api_key"), key.name, key.key)] if key is not None else []
     secrets += [(header_variable(each.header), each.name, each.key) for each in spec.header_secrets]
@@ -211,7 +211,7 @@ def _access(spec: EvalSpec) -> list[Document]:
 
 
 def _volumes(ctx: Context) -> tuple[list[Document], list[Document]]:
-    """Return the volumes of the pod, and where its container mounts them."""
+    """Return the volumes of the pod, and the mounts of its container."""
     places = ctx.places
     volumes: list[Document] = [
         {"name": "job", "downwardAPI": {"items": [{"path": JOB_FILE_NAME, "fieldRef": {"fieldPath": _JOB_FIELD}}]}},
@@ -251,25 +251,25 @@ def _volumes(ctx: Context) -> tuple[list[Document], list[Document]]:
 
 
 def job_file(ctx: Context) -> str:
-    """Return the job's file for its pods: JSON, which is also YAML."""
+    """Return the job file for the pods, as JSON, which is also YAML."""
     return orjson.dumps(ctx.places.manifest).decode()
 
 
 def unique(ctx: Context, suffix: str, service: bool = False) -> str:
-    """Return the name of an object that belongs to this very job; never that of an earlier job of its name, which may be ending. `service`: a name
-    that a Service may have."""
+    """Return a name for an object of this job. It contains the uid, because an earlier job of the same name may still exist. `service`: return
+    a name that is valid for a Service."""
     begins = service_prefix(ctx.prefix) if service else ctx.prefix
     return child(begins, f"{suffix}-{hashlib.sha256(ctx.uid.encode()).hexdigest()[:10]}", 63)
 
 
 def token_name(ctx: Context) -> str:
-    """Return the name of the Secret with the job's token: Ray's token, or the key of an evaluation's servers."""
+    """Return the name of the Secret with the job's token, which is Ray's token or the key of an evaluation's servers."""
     return unique(ctx, "token")
 
 
 def token(ctx: Context) -> Manifest:
-    """Return that Secret without its value: `cluster.create_secret` generates it once, so that plans stay pure and nobody reads it."""
-    meta = replace(ctx, model=None).meta(token_name(ctx), "token")  # the models of a sweep share it
+    """Return that Secret without its value. `cluster.create` generates the value once, so plans stay pure and no code reads it."""
+    meta = replace(ctx, model=None).meta(token_name(ctx), "token")  # all models of a sweep share it
     return {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "type": "Opaque"}
 
 
@@ -285,8 +285,10 @@ def template(
     restart: str = "Never",
     prepare: Role | None = None,
 ) -> Raw:
-    """Return the pod template (metadata and spec) of a role. `prepare` runs first in the pod when the work folder is its own; `field_env`: variables
-    whose values are fields of the pod, by their paths."""
+    """Return the pod template (metadata and spec) of a role.
+
+    If the work folder belongs to the pod, `prepare` runs first in an init container. `field_env`: environment variable -> path of the pod's
+    field that provides its value."""
     settings = ctx.settings
     image = settings.infer_image if role.name in ("server", "evaluate") else settings.train_image
     volumes, mounts = _volumes(ctx)
@@ -312,7 +314,7 @@ def template(
     if role.probe is not None:
         probe = {"httpGet": {"path": role.probe.path, "port": role.probe.port}, "timeoutSeconds": 10}
         main["readinessProbe"] = {**probe, "periodSeconds": 5}
-        # other probes wait for the start-up probe, so that slow loading does not look like a dead server
+        # other probes start after the start-up probe, so that slow loading does not look like a dead server
         main["startupProbe"] = {**probe, "periodSeconds": 5, "failureThreshold": max(1, int(role.probe.timeout_s // 5))}
     spec: Document = {
         "restartPolicy": restart,
@@ -356,14 +358,14 @@ def template(
 
 
 def _user(settings: Settings) -> Document:
-    """Return the user and groups of a pod; none if the cluster chooses them."""
+    """Return the user and groups of a pod; empty if the cluster chooses them."""
     number = settings.run_as_user
     groups = {"runAsUser": number, "runAsGroup": number, "fsGroup": number} if number else {}
     return {**groups, "fsGroupChangePolicy": "OnRootMismatch"}
 
 
 def _restrict(spec: Raw, ours: set[str]) -> None:
-    """Give containers that the user's template adds our security context, except for fields that they set."""
+    """Set our security context on containers from the user's template, except for fields that they set themselves."""
     for part in ("initContainers", "containers"):
         for each in spec.get(part, []):
             if each.get("name") not in ours:
@@ -372,7 +374,7 @@ def _restrict(spec: Raw, ours: set[str]) -> None:
 
 
 def _own_secrets(ctx: Context) -> frozenset[str]:
-    """Return the Secrets that pods of the job read without a podTemplate."""
+    """Return the Secrets that the job's pods read even without a podTemplate."""
     spec = ctx.job.spec
     tracked = spec.tracking.wandb if isinstance(spec, TrainSpec) else None
     key = tracked.api_key_secret if tracked is not None else None
@@ -381,17 +383,17 @@ def _own_secrets(ctx: Context) -> frozenset[str]:
     return frozenset(named - {""})
 
 
-# the settings of `main` that preparing also needs: access to the data, but not requirements on the node
+# the settings of `main` that preparing data also needs: those for access to the data, not the requirements on the node
 _OF_BOTH = ("image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext")
 
 
 _OF_INSTALLATION = tuple(f"app.kubernetes.io/{n}" for n in ("name", "instance", "component", "managed-by", "part-of"))
-"""Labels by which Services and NetworkPolicies select the operator's own pods; a pod of a job must not have them"""
+"""Labels by which Services and NetworkPolicies select the operator's own pods. Pods of jobs must not have them"""
 
 
 def _users(template: Mapping[str, Any], container: str, prepares: bool) -> Raw:
-    """Return the user's pod template. A container called `main` means ours in every role, and the one that prepares data before it; the
-    user cannot change our own labels and annotations.
+    """Return the user's pod template for our containers. A container called `main` means our main container in every role, and also the init
+    container that prepares data. The user cannot change our labels and annotations.
     """
     spec = dict(section(template, "spec"))
     if "containers" in spec:
@@ -408,7 +410,7 @@ def _users(template: Mapping[str, Any], container: str, prepares: bool) -> Raw:
 
 
 def _placement(ctx: Context, job: GroundingTrainJob, role: Role) -> Document:
-    """Return node labels, tolerations, and a common rack for all pods if the job requests it."""
+    """Return node labels, tolerations, and a pod affinity for a common rack if the job requests it."""
     resources = job.spec.resources
     spec: Document = {}
     if resources.node_selector:
@@ -423,7 +425,7 @@ def _placement(ctx: Context, job: GroundingTrainJob, role: Role) -> Document:
 
 
 def queued(meta: Meta, ctx: Context) -> Meta:
-    """Return metadata with what Kueue reads of an object that it admits: queue, priority, and what it asks an autoscaler for."""
+    """Return metadata with the labels and annotations that Kueue reads: queue, priority, and parameters for an autoscaler."""
     meta["labels"] = {**meta["labels"], **handed_down.kueue_labels(ctx.job)}
     if annotations := handed_down.provisioning(ctx.job):
         meta["annotations"] = annotations

@@ -1,7 +1,7 @@
-"""How a gang is built as a PyTorchJob (training-operator v1.9). Pure.
+"""Build a gang as a PyTorchJob (training-operator v1.9). Pure.
 
-There is one PyTorchJob per attempt. Its controller creates the pods and their Service, and sets MASTER_ADDR, RANK and WORLD_SIZE; the plan
-handles everything else (attempts, deadlines, stalls, time to live).
+There is one PyTorchJob per attempt. Its controller creates the pods and their Service, and sets MASTER_ADDR, RANK and WORLD_SIZE. The plan
+handles everything else: attempts, deadlines, stalls, time to live.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from grounding.jsontypes import Document
 from grounding.roles import Role
 from grounding.runtime.environment import Environment
 
-CONTAINER = "pytorch"  # the name its controller looks for
+CONTAINER = "pytorch"  # the container name that the controller looks for
 
 
 def wanted(role: Role, prepare: Role, ctx: Context, attempt: int) -> list[Manifest]:
@@ -26,7 +26,7 @@ def wanted(role: Role, prepare: Role, ctx: Context, attempt: int) -> list[Manife
 
 
 def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Manifest:
-    """Return the PyTorchJob of an attempt: a Master, and Workers for the nodes beyond the first."""
+    """Return the PyTorchJob of an attempt: one Master, and a Worker for each further node."""
     ports = {"pytorchjob-port": MASTER_PORT, "progress": PROGRESS_PORT}
     pod = template(
         role,
@@ -47,7 +47,7 @@ def build(role: Role, prepare: Role, ctx: Context, attempt: int) -> Manifest:
         scheduling["queue"] = queue
     policy: Document = {"cleanPodPolicy": "Running", "schedulingPolicy": scheduling}
     if handed_down.queue_of(ctx.job):
-        policy["suspend"] = True  # Kueue admits it by removing this
+        policy["suspend"] = True  # Kueue removes this when it admits the job
     return {
         "apiVersion": PYTORCHJOB.api_version,
         "kind": PYTORCHJOB.name,

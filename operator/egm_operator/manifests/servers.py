@@ -1,7 +1,7 @@
-"""Servers of an evaluation: plain pods behind a headless Service. Pure.
+"""Build the servers of an evaluation: plain pods behind a headless Service. Pure.
 
-Each has its own DNS name that outlives the pod. So the client gets all names at once, and its pod need not change if a server starts late,
-disappears or never starts.
+Each server has a DNS name that stays the same if its pod is replaced. The client therefore gets all names at once, and its pod need not
+change if a server starts late, disappears or never starts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GROUP = {"kueue.x-k8s.io/retriable-in-group": "false"}
 
 
 def server_name(ctx: Context, index: int) -> str:
-    """Return the name of a server's pod, and its host name."""
+    """Return the name of a server's pod, which is also its host name."""
     return child(ctx.prefix, f"{ctx.part}server-{index}", 63)
 
 
@@ -34,19 +34,19 @@ def service_name(prefix: str) -> str:
 
 
 def endpoints(role: Role, ctx: Context) -> list[str]:
-    """Return the URLs of all servers, even if they do not run yet."""
+    """Return the URLs of all servers, whether or not they run."""
     service = service_name(ctx.prefix)
     return [f"http://{server_name(ctx, i)}.{service}.{ctx.namespace}.svc:{SERVER_PORT}" for i in range(role.replicas)]
 
 
 def selector(ctx: Context) -> dict[str, str]:
-    """Return the labels of a job's servers."""
+    """Return the labels that select a job's servers."""
     return {k: v for k, v in labels(ctx.job.kind, ctx.name, ctx.uid, "server").items() if k.startswith(f"{GROUP}/")}
 
 
 def service(ctx: Context) -> Manifest:
     """Return the headless Service that gives servers their names."""
-    meta = replace(ctx, model=None).meta(service_name(ctx.prefix), "server")  # the models of a sweep share it
+    meta = replace(ctx, model=None).meta(service_name(ctx.prefix), "server")  # all models of a sweep share it
     spec = {
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
@@ -57,7 +57,7 @@ def service(ctx: Context) -> Manifest:
 
 
 def shared(ctx: Context) -> list[Manifest]:
-    """Return the objects that all servers of a job need: the NetworkPolicy, the key that they require, and their Service."""
+    """Return the objects that all servers of a job share: the NetworkPolicy, the key that they require, and their Service."""
     return [*network.wanted(ctx), token(ctx), service(ctx)]
 
 
@@ -92,6 +92,6 @@ def server(role: Role, ctx: Context, index: int, group: Group | None = None, nam
         meta["labels"] |= {LABEL_GROUP: group.name, LABEL_GROUP_SIZE: str(group.size), _GROUP_LABEL: group.name}
         meta["annotations"] = {**meta.get("annotations", {}), **_GROUP, _GROUP_SIZE: str(group.size)}
     spec = {**pod["spec"], "hostname": server_name(ctx, index), "subdomain": service_name(ctx.prefix)}
-    # a server has no state to save
+    # at most 30 s, because a server has no state to save
     spec["terminationGracePeriodSeconds"] = min(30, ctx.settings.grace_seconds)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}

@@ -1,8 +1,8 @@
-"""`/metrics`: a snapshot of the cache is taken in the event loop and turned into text in a thread, so that thousands of jobs do not delay a
+"""Serve `/metrics`. A snapshot of the cache is taken in the event loop and formatted in a thread, so that thousands of jobs do not delay a
 reconcile.
 
-Only the leader reports jobs, so a sum over replicas counts nothing twice. Content negotiation is prometheus-client's: OpenMetrics if the
-scraper requests it, else the classic text format.
+Only the leader reports jobs, so a sum over replicas counts each job once. The content type is negotiated as in prometheus-client: OpenMetrics
+if the scraper requests it, otherwise the classic text format.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from egm_operator.snapshot import identity
 OWN_METRICS: dict[str, MetricSpec] = {
     "egm_operator_build_info": MetricSpec("Versions of this process.", ("version", "kopf", "python"), "info"),
     "egm_operator_leader": MetricSpec("1 while this replica leads."),
-    "egm_operator_watching": MetricSpec("1 when the watches have begun."),
+    "egm_operator_watching": MetricSpec("1 when the watches have started."),
     "egm_operator_refused_listings": MetricSpec(
-        "Kinds times namespaces that the API server refuses to list: their jobs are not served."
+        "Combinations of kind and namespace that the API server refuses to list; their jobs are not served."
     ),
     "egm_operator_cached_objects": MetricSpec("Objects in the cache.", ("kind",)),
     "egm_operator_queue_depth": MetricSpec("Jobs that wait for a worker."),
-    "egm_operator_queue_working": MetricSpec("Jobs that a worker has in hand."),
-    "egm_operator_queue_delayed": MetricSpec("Jobs that are to be looked at again at a later time."),
-    "egm_operator_queue_failing": MetricSpec("Jobs whose last reconcile has failed and is to be tried again."),
+    "egm_operator_queue_working": MetricSpec("Jobs that a worker is processing."),
+    "egm_operator_queue_delayed": MetricSpec("Jobs that will be processed again at a later time."),
+    "egm_operator_queue_failing": MetricSpec("Jobs whose last reconcile has failed and will be tried again."),
 }
 _END = b"# EOF\n"
 
 
 class Queue(Protocol):
-    """The figures of a work queue: keys that wait, are being processed, are delayed, and have failed."""
+    """The sizes of a work queue: keys that wait, are being processed, are delayed, or have failed."""
 
     def __len__(self) -> int: ...
     @property
@@ -99,7 +99,7 @@ class StaticCollector:
 
 
 class Exposition:
-    """Answers scrapes, one at a time."""
+    """Answers scrapes one at a time."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class Exposition:
         return View(own, self.store.counts(), self.store.packed() if leads else ())
 
     def _rows(self, view: View) -> Iterator[Row]:
-        """Return the facts of each job. Specs are read again only if they have changed, because reading them is most of the work of a first
+        """Return the facts of each job. A spec is only parsed again if it has changed, because parsing takes most of the time of a first
         scrape.
         """
         known, self._facts = self._facts, {}
@@ -154,7 +154,7 @@ class Exposition:
         return content_type, b"".join([*(packing.compress(p) for p in parts), packing.flush()])
 
     async def handle(self, request: web.Request) -> web.Response:
-        """GET /metrics."""
+        """Answer a GET request for /metrics."""
         zipped = "gzip" in request.headers.get("Accept-Encoding", "")
         async with self._one:
             view = self.view()

@@ -1,7 +1,8 @@
 """Jobs as Prometheus metrics, computed from the cache at each scrape, so a deleted job has no series. Pure.
 
-Every series of a job has the labels `namespace`, `kind` and `job_name` (a training and its evaluation may have the same name); other labels
-have values from closed lists, or (files of an evaluation) are limited in number. Times are seconds since 1970, accuracies fractions (0..1).
+Every series of a job has the labels `namespace`, `kind` and `job_name` (a training and its evaluation may have the same name). The values
+of other labels come from closed lists, or are limited in number (files of an evaluation). Times are seconds since 1970, accuracies are
+fractions (0..1).
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from grounding.errors import UserError
 
 OF_A_JOB = ("namespace", "kind", "job_name")
 SETTINGS = 64
-"""Maximum settings of a sweep with their own series"""
+"""Maximum number of settings of a sweep that have their own series"""
 FILES = 32
-"""Maximum files of an evaluation with their own series."""
+"""Maximum number of files of an evaluation that have their own series"""
 
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """A metric: its help text, its labels in addition to a job's, its type."""
+    """A metric: its help text, its labels in addition to those of every job, and its type."""
 
     text: str
     labels: tuple[str, ...] = ()
@@ -40,23 +41,25 @@ class MetricSpec:
 
 
 JOB_METRICS: dict[str, MetricSpec] = {
-    "egm_job_info": MetricSpec("What the job is.", ("method", "engine", "preset", "queue"), "info"),
-    "egm_job_status": MetricSpec("1, with the job's phase and its reason.", ("phase", "reason")),
-    "egm_job_report_info": MetricSpec("Where the report of an evaluation lies.", ("uri",), "info"),
+    "egm_job_info": MetricSpec(
+        "Method, engine, preset and queue of the job.", ("method", "engine", "preset", "queue"), "info"
+    ),
+    "egm_job_status": MetricSpec("1, with the job's phase and reason as labels.", ("phase", "reason")),
+    "egm_job_report_info": MetricSpec("URI of an evaluation's report.", ("uri",), "info"),
     "egm_job_created_timestamp_seconds": MetricSpec("When the job was created."),
-    "egm_job_phase_timestamp_seconds": MetricSpec("Since when the job has been in its phase."),
+    "egm_job_phase_timestamp_seconds": MetricSpec("When the job entered its phase."),
     "egm_job_completion_timestamp_seconds": MetricSpec("When the job ended."),
-    "egm_job_attempts": MetricSpec("Starts so far."),
-    "egm_job_attempts_allowed": MetricSpec("Starts at most (spec.maxAttempts)."),
-    "egm_job_gpus": MetricSpec("GPUs that its pods hold now."),
+    "egm_job_attempts": MetricSpec("Attempts started so far."),
+    "egm_job_attempts_allowed": MetricSpec("Maximum number of attempts (spec.maxAttempts)."),
+    "egm_job_gpus": MetricSpec("GPUs that the job's pods occupy now."),
     "egm_job_gpu_seconds_total": MetricSpec(
-        "GPUs times seconds that its pods have held them; brought up to date every 5 min.", kind="counter"
+        "GPU seconds that the job's pods have used; updated every 5 min.", kind="counter"
     ),
     "egm_job_progress_ratio": MetricSpec("Finished share, 0..1."),
-    "egm_job_eta_seconds": MetricSpec("Estimated time to the end, while it runs."),
-    "egm_job_progress_available": MetricSpec("1 where rank 0 answers on /progress, 0 where it does not."),
+    "egm_job_eta_seconds": MetricSpec("Estimated time to the end, while the job runs."),
+    "egm_job_progress_available": MetricSpec("1 if rank 0 answers on /progress, 0 if it does not."),
     "egm_job_steps_finished": MetricSpec("Optimizer steps finished (training)."),
-    "egm_job_steps_wanted": MetricSpec("Optimizer steps in all (training)."),
+    "egm_job_steps_wanted": MetricSpec("Optimizer steps in total (training)."),
     "egm_job_step_timestamp_seconds": MetricSpec("When the last step was finished (training)."),
     "egm_job_checkpoint_step": MetricSpec("Step of the newest complete checkpoint (training)."),
     "egm_job_saved_step": MetricSpec("Step of the newest checkpoint on the job's disk (training)."),
@@ -69,11 +72,11 @@ JOB_METRICS: dict[str, MetricSpec] = {
     "egm_job_score": MetricSpec("Mean reward of the last step (RL)."),
     "egm_job_validation_accuracy": MetricSpec("Accuracy of the last validation, 0..1 (training)."),
     "egm_job_validation_set": MetricSpec(
-        "Figure of a named validation set: accuracy or loss (training).", ("set", "figure")
+        "Metric of a named validation set: accuracy or loss (training).", ("set", "figure")
     ),
     "egm_job_questions_answered": MetricSpec("Expressions with a final answer (evaluation)."),
-    "egm_job_questions": MetricSpec("Expressions in all (evaluation)."),
-    "egm_job_requests_per_second": MetricSpec("Requests a second over all servers (evaluation)."),
+    "egm_job_questions": MetricSpec("Expressions in total (evaluation)."),
+    "egm_job_requests_per_second": MetricSpec("Requests per second over all servers (evaluation)."),
     "egm_job_servers": MetricSpec("Servers that exist (evaluation)."),
     "egm_job_servers_ready": MetricSpec("Servers that answer (evaluation)."),
     "egm_job_accuracy": MetricSpec("Accuracy at IoU 0.5 over all files, 0..1 (evaluation).", ("mean",)),
@@ -81,30 +84,30 @@ JOB_METRICS: dict[str, MetricSpec] = {
     "egm_job_file_accuracy": MetricSpec("Accuracy at IoU 0.5 of a file, 0..1 (evaluation).", ("file",)),
     "egm_job_file_iou": MetricSpec("Mean IoU of a file, 0..1 (evaluation).", ("file",)),
     "egm_job_file_questions": MetricSpec("Answered expressions of a file (evaluation).", ("file",)),
-    "egm_job_file_errors": MetricSpec("Requests of a file that failed for good (evaluation).", ("file",)),
+    "egm_job_file_errors": MetricSpec("Requests of a file that failed permanently (evaluation).", ("file",)),
     "egm_job_file_unparsed": MetricSpec("Answers of a file without a box (evaluation).", ("file",)),
 }
 COSTS = {
-    "generated_tokens": "Tokens of thought and answer of a question, all its answers (evaluation).",
-    "thought_tokens": "Tokens of thought of a question (evaluation).",
-    "flops": "Operations of a question, by formula (evaluation).",
+    "generated_tokens": "Tokens of reasoning and answer per question, over all its answers (evaluation).",
+    "thought_tokens": "Tokens of reasoning per question (evaluation).",
+    "flops": "Floating-point operations per question, computed by formula (evaluation).",
     "latency_seconds": "Median latency of a question (evaluation).",
-    "gpu_seconds": "GPU-seconds of a question (evaluation).",
-    "money": "US dollars of a question (evaluation).",
+    "gpu_seconds": "GPU seconds per question (evaluation).",
+    "money": "US dollars per question (evaluation).",
 }
-"""Field of the costs in a status -> its help text; model and setting are empty unless the job is a sweep"""
+"""Field of the costs in a status -> help text. The labels model and setting are empty unless the job is a sweep"""
 _SETTING = ("model", "setting")
 JOB_METRICS |= {
     "egm_job_setting_accuracy": MetricSpec("Macro accuracy of a complete setting, 0..1 (evaluation).", _SETTING),
     "egm_job_setting_questions_answered": MetricSpec("Answered expressions of a setting (evaluation).", _SETTING),
-    "egm_job_setting_questions": MetricSpec("Expressions of a setting in all (evaluation).", _SETTING),
+    "egm_job_setting_questions": MetricSpec("Expressions of a setting in total (evaluation).", _SETTING),
     **{f"egm_job_question_{name}": MetricSpec(text, _SETTING) for name, text in COSTS.items()},
 }
 _SET_FIGURES = {"valAccuracy": "accuracy", "valIou": "iou", "valLoss": "loss", "valTokenAccuracy": "token_accuracy"}
 FLEET_METRICS: dict[str, MetricSpec] = {
     "egm_jobs": MetricSpec("Jobs by kind, namespace, phase and reason.", ("kind", "namespace", "phase", "reason")),
     "egm_jobs_left_out": MetricSpec(
-        "Jobs without series of their own, since there are more than EGM_OPERATOR_METRICS_JOBS."
+        "Jobs without their own series, because there are more than EGM_OPERATOR_METRICS_JOBS."
     ),
 }
 
@@ -146,7 +149,7 @@ def facts(raw: Mapping[str, Any]) -> Facts:
 
 
 def pods_with_gpus(children: Iterable[Raw]) -> Counter[str]:
-    """Return how many pods of each role are on a node and have not ended: those hold their resources."""
+    """Return the number of pods of each role that are on a node and have not ended, and thus occupy their resources."""
     return Counter(
         text_of(labels(c), LABEL_ROLE)
         for c in children
@@ -158,7 +161,7 @@ def pods_with_gpus(children: Iterable[Raw]) -> Counter[str]:
 
 @dataclass(frozen=True)
 class Row:
-    """A job and the counts of its objects."""
+    """A job and the numbers of its objects."""
 
     raw: Raw
     facts: Facts
@@ -183,8 +186,8 @@ _TURNS = (
 
 
 def phase_since(raw: Mapping[str, Any]) -> float:
-    """Return since when a job has been in its phase: the transition of the condition that determines the phase; for Pending the last
-    transition of any.
+    """Return when a job entered its phase: the transition of the condition that determines the phase, or for Pending the last transition
+    of any condition.
     """
     return _phase_since(status_of(raw), created(raw))
 
@@ -203,7 +206,7 @@ def _phase_since(status: JobStatus, created_at: float) -> float:
 
 
 Sample = tuple[str, tuple[str, ...], float | None]
-"""Name, values of the labels in addition to a job's, value (None: unknown, no sample)."""
+"""Name, values of the labels in addition to those of every job, and value (None: unknown, no sample)"""
 
 
 def _share(part: float | None, whole: float | None) -> float | None:
@@ -310,7 +313,7 @@ def _labels(names: tuple[str, ...], values: Iterable[str]) -> str:
 
 
 def _head(name: str, meaning: MetricSpec, open_metrics: bool) -> str:
-    """Return the lines before the samples of a metric: OpenMetrics names counters and infos without their suffix, and has the type info."""
+    """Return the header of a metric. In OpenMetrics, the names of counters and infos have no suffix here, and the type info exists."""
     if open_metrics:
         name = name.removesuffix({"counter": "_total", "info": "_info"}.get(meaning.kind, ""))
     kind = "gauge" if meaning.kind == "info" and not open_metrics else meaning.kind
@@ -318,10 +321,10 @@ def _head(name: str, meaning: MetricSpec, open_metrics: bool) -> str:
 
 
 def text(rows: Iterable[Row], limit: int, open_metrics: bool) -> Iterator[str]:
-    """Yield all metrics, one after the other. At most `limit` jobs have their own series: first the jobs that have not ended, then those
-    that ended last.
+    """Yield the text of all metrics. At most `limit` jobs have their own series: first the jobs that have not ended, then those that ended
+    last.
 
-    This does not use prometheus-client's encoders, which take five times as long for thousands of jobs (bench/operator/scrape.py).
+    prometheus-client's encoders are not used, because they take five times as long for thousands of jobs (bench/operator/scrape.py).
     """
     rows = list(rows)
     counts = Counter(_group(row.raw) for row in rows)

@@ -1,7 +1,7 @@
 """Metrics of the operator's own work: reconciles, requests to the API server, waits in the queue, ended phases.
 
-Counters start at zero with the process; only the leading replica counts. Labels have values from closed lists: no names of jobs or objects,
-no paths.
+Counters start at zero with the process, and only the leader counts. The values of labels come from closed lists; they contain no names of
+jobs or objects, and no paths.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ class Meters:
     """Counters and histograms of one process, in their own registry."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series a counter that says no more than process_start_time_seconds
+        # otherwise each counter would have one more series, with the same value as process_start_time_seconds
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._reconciles = Histogram(
             "egm_operator_reconcile_duration_seconds",
-            "Time of a reconcile. result: ok, conflict (somebody else wrote meanwhile), error.",
+            "Duration of a reconcile. result: ok, conflict (another writer was faster), error.",
             ("kind", "result"),
             buckets=_SECONDS,
             registry=self.registry,
         )
         self._requests = Histogram(
             "egm_operator_api_request_duration_seconds",
-            "Time of a request to the API server. code: 2xx, the code of a refusal, or 0 where there was no answer.",
+            "Duration of a request to the API server. code: 2xx, the code of a refusal, or 0 if there was no answer.",
             ("method", "resource", "code"),
             buckets=_SECONDS,
             registry=self.registry,
@@ -50,20 +51,20 @@ class Meters:
         )
         self._phases = Histogram(
             "egm_job_phase_duration_seconds",
-            "Time that jobs have spent in a phase that is over.",
+            "Time that jobs have spent in a phase that has ended.",
             ("kind", "phase"),
             buckets=_PHASES,
             registry=self.registry,
         )
         self._failures = Counter(
             "egm_job_attempts_failed",
-            "Attempts that have failed and were followed by another, by the reason; a job that fails for good counts in egm_jobs_finished.",
+            "Failed attempts that were followed by another, by reason; a job that fails permanently counts in egm_jobs_finished.",
             ("kind", "reason"),
             registry=self.registry,
         )
         self._finished = Counter(
             "egm_jobs_finished",
-            "Jobs that have ended, by how and why.",
+            "Jobs that have ended, by phase and reason.",
             ("kind", "phase", "reason"),
             registry=self.registry,
         )
@@ -82,13 +83,13 @@ class Meters:
         self._waits.observe(seconds)
 
     def status_written(self, raw: Mapping[str, Any], status: Mapping[str, Any], now: float) -> None:
-        """Count the changes from the status of the job `raw` to `status`."""
+        """Count the changes between the status of the job `raw` and the new `status`."""
         kind, before = str(raw["kind"]), phase_of(status_of(raw))
         new = status_of({"kind": kind, "status": status})
         phase, reason = phase_of(new), reason_text(new)
         if phase is before:
             return
-        if before not in FINAL:  # a fixed spec leaves Failed, whose duration is not measured
+        if before not in FINAL:  # a job whose spec was fixed leaves the phase Failed, whose duration is not measured
             self._phases.labels(kind, before).observe(max(0.0, now - phase_since(raw)))
         if phase == Phase.RESTARTING:
             self._failures.labels(kind, reason).inc()
@@ -97,9 +98,9 @@ class Meters:
 
 
 def resource(path: str) -> str:
-    """Return the resource of an API path, with its subresource: `pods/proxy` for the progress of a pod. It contains no names.
+    """Return the resource of an API path with its subresource, such as `pods/proxy` for the progress of a pod. It contains no names.
 
-    `/api/v1/namespaces/n/pods/p:8090/proxy/progress`, `/apis/batch/v1/jobs`, ...
+    Paths are, for example, `/api/v1/namespaces/n/pods/p:8090/proxy/progress` or `/apis/batch/v1/jobs`.
     """
     parts = path.partition("?")[0].strip("/").split("/")
     rest = parts[2:] if parts[0] == "api" else parts[3:]

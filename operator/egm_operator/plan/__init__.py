@@ -1,22 +1,22 @@
 """The plan: (job and observed objects, settings, now) -> actions and status. Pure: no I/O, no clock, no state.
 
-The observed objects become a typed snapshot. The policies of a kind are called in turn, from the end of a job's life to its beginning. Each
-is one function in its own file and returns a decision, or None if it has none. The first final decision ends the planning:
+The observed objects become a typed snapshot. The policies of a kind are called in order, from the end of a job's life to its beginning. Each
+is one function in its own file and returns a decision, or None if it does not apply. The first final decision ends the planning:
 
-1. reopen, finished: a job that has ended stays ended, unless its attempts were used up and maxAttempts was raised; stop what still runs;
-delete the job when its time to live is over
-2. success: the work has succeeded, which takes precedence over all other wishes
-3. active_deadline: activeDeadlineSeconds is over
-4. suspend: spec.suspend stops the job, and waits until nothing runs
-5. available (training): the cluster lacks the kind that is to run the pods
+1. reopen, finished: a job that has ended stays ended, unless its attempts were used up and maxAttempts was raised; stop its remaining
+pods; delete the job when its time to live is over
+2. success: the work has succeeded, which takes precedence over all later policies
+3. active_deadline: activeDeadlineSeconds has passed
+4. suspend: spec.suspend stops the job and waits until its pods have ended
+5. available (training): the cluster lacks the kind of the job's back end
 6. model: model.trainJob has not succeeded yet
-7. prepare: data is not prepared, and each pod does not do that for itself
+7. prepare: the data is not prepared yet, and pods do not prepare their own
 8. servers (evaluation): too few servers are ready
-9. restart, start: after a failure clear away, wait, and start the next attempt
-10. what happens to an attempt: queue, failure, running, stall, pending, start_deadline
+9. restart, start: after a failure, delete the old objects, wait, and start the next attempt
+10. the current attempt: queue, failure, running, stall, pending, start_deadline
 
-The chains are in `train/__init__.py` and `evaluate/__init__.py`. Level-triggered: each planning looks at everything, so events may be lost,
-duplicated or out of order. Each object's name follows from job and attempt, so repeating an action has no further effect.
+The chains are in `train/__init__.py` and `evaluate/__init__.py`. Each planning considers all objects, so events may be lost, duplicated or
+out of order. Each object's name is derived from job and attempt, so repeating an action has no further effect.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["Delete", "Event", "Patch", "Plan", "plan"]
 
 def plan(seen: Observed, settings: Settings, now: float) -> Plan:
     """Return what to do about a job at `now` (seconds since 1970)."""
-    if deleting(seen.raw):  # ownerReferences do the rest
+    if deleting(seen.raw):  # the cluster deletes its objects by their ownerReferences
         return Plan()
     try:
         job = parse_job(seen.raw)
@@ -55,7 +55,7 @@ def plan(seen: Observed, settings: Settings, now: float) -> Plan:
 def _decide(
     policies: Sequence[Policy[J, S]], placed_policies: Sequence[PlacedPolicy[J, S]], snapshot: Snapshot[J, S]
 ) -> Plan:
-    """Call all policies; those that need the model's URI only if it is known."""
+    """Call all policies in order. Policies that need the model's URI are only called if it is known."""
     so_far = Decision(snapshot.status.copy(), final=False)
     if (
         so_far.status.is_true(ConditionType.FAILED) and not so_far.status.ended
@@ -69,8 +69,8 @@ def _decide(
 
 
 def _invalid(status: StatusBuilder[JobStatus], problem: str) -> Plan:
-    """Report a spec that cannot be read or carried out. Running pods continue, because a mistake in an edit must not cost days of training.
-    Once fixed, the job continues.
+    """Report a spec that cannot be read or executed. Running pods continue, because a mistake in an edit must not cost days of training.
+    The job continues when the spec is fixed.
     """
     if status.ended:
         return Plan()

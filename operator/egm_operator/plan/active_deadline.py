@@ -1,4 +1,4 @@
-"""activeDeadlineSeconds: from the start (or the last resume) to the end, over all attempts."""
+"""activeDeadlineSeconds: the time from the start (or the last resume) to the end, over all attempts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from egm_operator.status import Reason, S, seconds
 
 
 def active_deadline(stop: Stop[J, S]) -> Policy[J, S]:
-    """Return the policy for a kind; `stop` stops its work permanently."""
+    """Return the policy for a kind of job; `stop` stops its work permanently."""
 
     def decide(snapshot: Snapshot[J, S]) -> Decision[S] | None:
         spec, start = snapshot.job.spec, seconds(snapshot.status.fields.start_time)

@@ -1,7 +1,8 @@
-"""Attempts: their objects, which one counts, and what follows a failed one. Pure.
+"""Attempts: their objects, the current one, and the decision after a failed one. Pure.
 
-The number of the attempt is in the status and on its objects; the greater one counts, so the operator may be killed between any two writes.
-If `Restarting` is true, attempt N has failed and is never started again; otherwise a missing object of attempt N is created again.
+The number of the attempt is in the status and on its objects. The greater one is current, so the operator may be killed between any two
+writes. If the condition `Restarting` is true, attempt N has failed and is never started again; otherwise a missing object of attempt N is
+created again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Obj = TypeVar("Obj", bound=Owned)
 
 
 class Unit(ABC, Generic[J, S, Obj]):
-    """What an attempt consists of: a gang, or a client Job. It answers questions and changes nothing."""
+    """The objects of an attempt: those of a gang, or a client Job. All methods only read."""
 
     @abstractmethod
     def all(self, snapshot: Snapshot[J, S]) -> Sequence[Obj]:
@@ -39,48 +40,48 @@ class Unit(ABC, Generic[J, S, Obj]):
         """Return the objects of an attempt, in the order of creation."""
 
     def get(self, snapshot: PlacedSnapshot[J, S], attempt: int) -> Obj | None:
-        """Return the object of an attempt, if there is one."""
+        """Return the object of an attempt; None if it does not exist."""
         name = self.name(snapshot, attempt)
         return next((obj for obj in self.all(snapshot) if obj.name == name), None)
 
     def newest(self, snapshot: Snapshot[J, S]) -> int:
-        """Return the greatest number on objects; 0 if there are none."""
+        """Return the greatest attempt number on objects; 0 if there are none."""
         return max((obj.attempt for obj in self.all(snapshot)), default=0)
 
     def current(self, snapshot: Snapshot[J, S]) -> int:
-        """Return the number of the attempt that counts; 0 if none has been started."""
+        """Return the number of the current attempt; 0 if none has been started."""
         return max(snapshot.status.attempt, self.newest(snapshot))
 
     def under_way(self, snapshot: PlacedSnapshot[J, S]) -> tuple[int, Obj] | None:
-        """Return the current attempt and its object; None if there is none to watch."""
+        """Return the current attempt and its object; None if the object does not exist."""
         attempt = self.current(snapshot)
         found = self.get(snapshot, attempt)
         return None if found is None or found.deleting else (attempt, found)
 
     def alive(self, snapshot: Snapshot[J, S], attempt: int) -> list[Pod]:
-        """Return the pods of an attempt that may still be doing something."""
+        """Return the pods of an attempt that may still run."""
         return [pod for pod in self.pods(snapshot, attempt) if snapshot.alive(pod)]
 
     def leaving(self, snapshot: Snapshot[J, S], attempt: int) -> list[Pod]:
-        """Return the pods of an attempt that may still be doing something, or whose objects are going."""
+        """Return the pods of an attempt that may still run, or whose object is being deleted."""
         return [p for p in self.pods(snapshot, attempt) if (p.alive or p.deleting) and not snapshot.lost(p)]
 
     def lost(self, snapshot: Snapshot[J, S], attempt: int) -> list[Pod]:
-        """Return the pods of an attempt whose nodes are lost."""
+        """Return the pods of an attempt whose nodes count as lost."""
         return [pod for pod in self.pods(snapshot, attempt) if snapshot.lost(pod)]
 
 
 DISRUPTIONS = (Reason.EVICTED, Reason.NODE_LOST)
-"""Reasons caused by the cluster, which do not count against maxAttempts."""
+"""Reasons that the cluster causes; they do not count against maxAttempts"""
 
 
 def allowed(status: StatusBuilder[S], max_attempts: int) -> int:
-    """Return how many attempts there may be: `max_attempts`, and one for each that was lost to its node."""
+    """Return the number of allowed attempts: `max_attempts`, plus one for each attempt that was lost with its node."""
     return max_attempts + (0 if status.fields.disruptions is None else status.fields.disruptions)
 
 
 def backoff(snapshot: Snapshot[J, S], status: StatusBuilder[S], attempt: int) -> float:
-    """Return the seconds to wait after attempt `attempt` has failed; longer with each failure that was no disruption."""
+    """Return the seconds to wait after attempt `attempt` has failed. They grow with each failure that was not a disruption."""
     settings = snapshot.settings
     failures = attempt - allowed(status, 0)
     wait = settings.backoff_base_seconds * 2.0 ** max(0, min(failures - 1, 30))
@@ -88,12 +89,12 @@ def backoff(snapshot: Snapshot[J, S], status: StatusBuilder[S], attempt: int) ->
 
 
 def node_lost(pods: Sequence[Pod]) -> str:
-    """Return which pods are lost with which nodes."""
-    return "; ".join(f"pod {pod.name} on node {pod.node or 'unknown'} does not go" for pod in pods)
+    """Return a sentence about the pods that are lost with their nodes."""
+    return "; ".join(f"pod {pod.name} on node {pod.node or 'unknown'} cannot be deleted" for pod in pods)
 
 
 def waits_for(snapshot: Snapshot[J, S], decision: Decision[S], pods: Sequence[Pod]) -> str:
-    """Return a sentence about pods that should be gone by now; plan again when their nodes count as lost."""
+    """Return a sentence about pods that should have ended by now; plan again when their nodes count as lost."""
     leaving = [(pod, pod.leaves) for pod in pods if pod.leaves is not None]
     for _, leaves in leaving:
         decision.look_again(leaves + snapshot.settings.node_lost_seconds)
@@ -109,7 +110,7 @@ def fail(
     message: str,
     again: bool = True,
 ) -> Decision[S]:
-    """Decide what follows a failed attempt: the next one, or the end. `again` False: another try would end the same way."""
+    """Decide after a failed attempt whether the job gets another one or ends. `again`: False if another attempt would also fail."""
     decision = snapshot.decision()
     status = decision.status
     if reason in DISRUPTIONS:
@@ -143,7 +144,7 @@ def report_pending(
     wanted: int,
     owner: Owned | None = None,
 ) -> None:
-    """Report why not all pods of an attempt run. If the cause is unknown, the message of its start stays."""
+    """Report why some pods of an attempt do not run. If the reason is unknown, keep the message of the attempt's start."""
     status = decision.status
     held = snapshot.held(pods, owner)
     if held is not None and held.reason is not None:
@@ -154,5 +155,5 @@ def report_pending(
 
 
 def starts(snapshot: Snapshot[J, S], attempt: int) -> str:
-    """Return the sentence that an attempt starts."""
+    """Return the sentence that reports the start of an attempt."""
     return f"Attempt {attempt} of {allowed(snapshot.status, snapshot.job.spec.max_attempts)} starts."

@@ -1,4 +1,4 @@
-"""The parts of a plan, and the decision of a policy. Pure."""
+"""The actions of a plan, and the decision of a policy. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from grounding.jsontypes import Document
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete an object, if it is still the one with this uid. `force`: without waiting for its node, which is lost."""
+    """Delete an object if it still has this uid. `force`: without waiting for its node, which is lost."""
 
     kind: str
     name: str
@@ -24,7 +24,7 @@ class Delete:
 
 @dataclass(frozen=True)
 class Patch:
-    """A JSON merge patch of an object, if it is still the one with this uid."""
+    """Apply a JSON merge patch to an object if it still has this uid."""
 
     kind: str
     name: str
@@ -34,7 +34,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class Event:
-    """An Event on the job."""
+    """An Event to post on the job."""
 
     reason: str
     message: str
@@ -43,10 +43,10 @@ class Event:
 
 @dataclass
 class Plan:
-    """What to do, in this order: `create` and `patch`, then `events`, then `status` (None: nothing to write), then `delete`.
+    """The actions in their order: `create` and `patch`, then `events`, then `status` (None: nothing to write), then `delete`.
 
-    The status is written before objects are deleted, because it records what the deleted objects reported. `at`: the latest time to plan
-    again.
+    The status is written before objects are deleted, because it records what the deleted objects reported. `at`: latest time of the next
+    planning.
     """
 
     create: list[Manifest] = field(default_factory=list)
@@ -59,19 +59,19 @@ class Plan:
 
 @dataclass
 class Decision(Generic[S]):
-    """The decision of a policy. `final`: no further policy is called; otherwise the next one sees the status that this one set."""
+    """The decision of a policy. `final`: no further policy is called; otherwise the next one sees the status that this one has set."""
 
     status: StatusBuilder[S]
     plan: Plan = field(default_factory=Plan)
     final: bool = True
 
     def passing(self) -> Decision[S]:
-        """Let the next policy be called, too."""
+        """Mark the decision as not final, so that the next policy is called."""
         self.final = False
         return self
 
     def add(self, other: Decision[S]) -> None:
-        """Continue from another policy's decision."""
+        """Add another policy's decision."""
         self.status = other.status
         self.plan.create += other.plan.create
         self.plan.patch += other.plan.patch
@@ -81,7 +81,7 @@ class Decision(Generic[S]):
             self.look_again(other.plan.at)
 
     def create(self, *objects: Manifest) -> None:
-        """Create these objects, in this order."""
+        """Create objects in this order."""
         self.plan.create.extend(objects)
 
     def remove(self, *objects: Owned) -> None:
@@ -89,15 +89,15 @@ class Decision(Generic[S]):
         self.plan.delete.extend(Delete(one.kind, one.name, one.uid) for one in objects if not one.deleting)
 
     def force(self, *objects: Owned) -> None:
-        """Delete objects without waiting for their lost nodes; only for objects that have nothing to save and cannot overwrite anything."""
+        """Delete objects without waiting for their lost nodes. Only for objects that have nothing to save and cannot overwrite anything."""
         self.plan.delete.extend(Delete(one.kind, one.name, one.uid, force=True) for one in objects)
 
     def patch(self, obj: Owned, body: Mapping[str, Any]) -> None:
-        """Change an object."""
+        """Apply a merge patch to an object."""
         self.plan.patch.append(Patch(obj.kind, obj.name, obj.uid, body))
 
     def look_again(self, at: float) -> None:
-        """Plan again at `at` at the latest."""
+        """Plan again at the time `at` at the latest."""
         self.plan.at = at if self.plan.at is None else min(self.plan.at, at)
 
     def event(self, reason: Reason, message: str, warning: bool = False) -> None:
@@ -105,7 +105,7 @@ class Decision(Generic[S]):
         self.plan.events.append(Event(str(reason), short(message), warning))
 
     def finish(self, success: bool, reason: Reason, message: str) -> None:
-        """End the job."""
+        """End the job with success or failure."""
         status = self.status
         kind, phase = (ConditionType.SUCCEEDED, Phase.SUCCEEDED) if success else (ConditionType.FAILED, Phase.FAILED)
         status.condition(kind, True, reason, message)

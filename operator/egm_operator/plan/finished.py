@@ -1,4 +1,4 @@
-"""A job that has ended: stop what still runs, and delete the job when its time to live is over."""
+"""Handle a job that has ended: stop its remaining pods, and delete the job when its time to live is over."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from grounding.api.status import Phase
 
 
 def finished(stop: Stop[J, S]) -> Policy[J, S]:
-    """Return the policy for a kind; `stop` stops its work."""
+    """Return the policy for a kind of job; `stop` stops its work."""
 
     def decide(snapshot: Snapshot[J, S]) -> Decision[S] | None:
         end = seconds(snapshot.status.fields.completion_time)
@@ -20,7 +20,9 @@ def finished(stop: Stop[J, S]) -> Policy[J, S]:
         fields = decision.status.fields
         for kind, phase in ((ConditionType.SUCCEEDED, Phase.SUCCEEDED), (ConditionType.FAILED, Phase.FAILED)):
             said = snapshot.status.get(kind)
-            if said is not None and said.status == "True":  # set it again, in case another writer has overwritten it
+            if (
+                said is not None and said.status == "True"
+            ):  # set the phase again, in case another writer has overwritten it
                 fields.phase, fields.reason, fields.message = phase, said.reason, said.message
         stop(snapshot, decision)
         ttl = snapshot.job.spec.ttl_seconds_after_finished

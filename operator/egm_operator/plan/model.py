@@ -1,4 +1,4 @@
-"""model.trainJob: wait until that job has succeeded. Afterwards the model is in the status, and the other job is no longer read."""
+"""model.trainJob: wait until that job has succeeded. Then the model is in the status, and the other job is no longer read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from grounding.errors import UserError
 
 
 def model(snapshot: Snapshot[J, S]) -> Decision[S]:
-    """Find the model's URI, or wait for the job that trains it. Raises `UserError` if its pods could not write its output or
+    """Find the model's URI, or wait for the job that trains it. Raises `UserError` if the job's pods could not write its output or
     read its own reward or scoring."""
     reference, default = snapshot.model, snapshot.settings.default_output
     checked_output(snapshot.job, snapshot.owner.namespace, default)
@@ -31,15 +31,15 @@ def model(snapshot: Snapshot[J, S]) -> Decision[S]:
 
 
 def _upstream(snapshot: Snapshot[J, S], name: str) -> tuple[Reason, str]:
-    """Return (ModelFound, the model's URI), or why it is not known yet."""
+    """Return (ModelFound, the model's URI), or the reason and message why it is not known yet."""
     upstream = snapshot.upstream
     if upstream is None:
-        return Reason.UPSTREAM_NOT_FOUND, f"GroundingTrainJob {name} is not there (yet)."
+        return Reason.UPSTREAM_NOT_FOUND, f"GroundingTrainJob {name} does not exist (yet)."
     if upstream.phase is Phase.FAILED:
-        text = f"GroundingTrainJob {name} has failed; delete it and create it again, or this job."
+        text = f"GroundingTrainJob {name} has failed; delete and create it again, or delete this job."
         return Reason.UPSTREAM_FAILED, text
     if upstream.phase is not Phase.SUCCEEDED:
-        return Reason.UPSTREAM_NOT_READY, f"Waits for GroundingTrainJob {name}, which is {upstream.phase}."
+        return Reason.UPSTREAM_NOT_READY, f"Waiting for GroundingTrainJob {name}, which is {upstream.phase}."
     try:
         left = model_left_by(upstream.resolved(), snapshot.owner.namespace, snapshot.settings.default_output)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The data of a job, prepared once by a batch/v1 Job before anything else starts."""
+"""Prepare the data of a job once, by a batch/v1 Job, before anything else starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TEXT = "Data is being prepared."
 
 
 def prepare(snapshot: PlacedSnapshot[J, S]) -> Decision[S] | None:
-    """Create the preparing Job, wait for it, and end the job if the data cannot be prepared."""
+    """Create the Job that prepares the data, wait for it, and end the job if it fails."""
     if snapshot.status.is_true(ConditionType.DATA_READY):
         return None
     name = batch.prepare_name(snapshot.context.prefix)
@@ -29,7 +29,7 @@ def prepare(snapshot: PlacedSnapshot[J, S]) -> Decision[S] | None:
         status.condition(ConditionType.DATA_READY, False, Reason.PREPARING, _TEXT)
         status.phase(Phase.PREPARING, Reason.PREPARING, _TEXT)
         return decision
-    # the pod reports it a second or two before the Job, whose controller batches the changes of its pods
+    # the pod reports its end a second or two before the Job does, whose controller batches the changes of its pods
     if job.complete is not None or any(pod.phase == "Succeeded" for pod in pods):
         status.condition(ConditionType.DATA_READY, True, Reason.PREPARED, "Data is prepared.")
         return decision.passing()

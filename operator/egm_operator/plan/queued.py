@@ -1,7 +1,7 @@
-"""Objects that wait for a queue: who holds them back, in Kueue's own words. Pure.
+"""Handle objects that wait for a queue, with Kueue's own messages. Pure.
 
-Whoever suspends an object resumes it. Kueue does both, also for objects that ask for no queue: a LocalQueue called `default` takes them in. If the
-operator resumed them, each would undo the other for ever.
+The controller that suspends an object must also resume it. Kueue does both, even for objects without a queue, which the LocalQueue `default`
+admits. If the operator resumed them, each would revert the other's change forever.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from egm_operator.status import Reason, S
 from grounding.api.status import Phase
 
 _FRAMEWORKS = {JOB.name: "batch/job", PYTORCHJOB.name: "kubeflow.org/pytorchjob", POD.name: "pod"}
-"""Words of Kueue's setting `integrations.frameworks`, by the kind that each makes it manage"""
+"""Kind of object -> value of Kueue's setting `integrations.frameworks` with which Kueue manages it"""
 
 
 def wait_for_admission(snapshot: Snapshot[J, S], decision: Decision[S], obj: Suspendable) -> None:
-    """Report what an object waits for. As with suspension, this time counts for no deadline."""
+    """Report what an object waits for. As during a suspension, this time does not count towards any deadline."""
     reason, text = waits_for_queue(obj, obj.queue, snapshot.admissions.get(obj.uid))
     decision.status.phase(Phase.PENDING, reason, text)
     decision.status.fields.start_time = None
 
 
 def waits_for_queue(obj: Owned, queue: str, known: Admission | None) -> tuple[Reason, str]:
-    """Return reason and message for an object that is held back; `known`: what Kueue says of it, None if that has not been asked yet."""
-    what, waits = f"{obj.kind} {obj.name}", f"Waits for queue {queue} to admit it."
+    """Return reason and message for a suspended object. `known`: Kueue's report about it; None if it has not been read yet."""
+    what, waits = f"{obj.kind} {obj.name}", f"Waiting for queue {queue} to admit it."
     if known is None or (known.found and not known.message):
-        return Reason.QUEUED, waits if queue else f"{what} is suspended by someone else, who has to resume it."
+        return (
+            Reason.QUEUED,
+            waits if queue else f"{what} is suspended by another controller or user, who has to resume it.",
+        )
     if known.found:
-        return Reason.QUEUED, f"Waits for queue {queue}: {known.message}"
+        return Reason.QUEUED, f"Waiting for queue {queue}: {known.message}"
     if not queue:
         text = f"{what} is suspended, but neither by this operator nor by a queue. Whoever has suspended it has to resume it."
     elif not known.kueue:
@@ -47,7 +50,7 @@ _MULTIKUEUE = "kueue.x-k8s.io/multikueue"
 
 
 def leads_elsewhere(snapshot: Snapshot[J, S], obj: Suspendable) -> Decision[S] | None:
-    """Refuse a job whose queue sends it to another cluster: nothing here would see its pods, so neither progress nor failures."""
+    """Refuse a job whose queue sends it to another cluster, because this operator would see neither its progress nor its failures there."""
     known = snapshot.admissions.get(obj.uid)
     if obj.managed_by != _MULTIKUEUE and (known is None or not known.elsewhere):
         return None

@@ -1,4 +1,4 @@
-"""A job that has used up its attempts continues if maxAttempts is raised: its checkpoints or answers are still there."""
+"""Continue a job that has used up its attempts if maxAttempts is raised: its checkpoints or answers still exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from egm_operator.status import ConditionType, Reason, S
 
 
 def reopen(snapshot: Snapshot[J, S]) -> Decision[S] | None:
-    """Reopen such a job; the next attempt follows as after any failure."""
+    """Reopen such a job. The next attempt follows as after any failure."""
     status, end = snapshot.status, snapshot.status.get(ConditionType.FAILED)
     wanted = allowed(status, snapshot.job.spec.max_attempts)
     if not status.ended or end is None or end.status != "True" or status.attempt >= wanted:

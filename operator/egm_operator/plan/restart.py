@@ -1,4 +1,4 @@
-"""After a failed attempt: delete it, wait, and let the next one begin."""
+"""After a failed attempt, delete its objects, wait, and start the next attempt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from grounding.api.status import Phase
 
 
 def restart(unit: Unit[J, S, Obj]) -> PlacedPolicy[J, S]:
-    """Return the policy for attempts of a kind."""
+    """Return the policy for the attempts of a kind of job."""
 
     def decide(snapshot: PlacedSnapshot[J, S]) -> Decision[S] | None:
         note = snapshot.status.get(ConditionType.RESTARTING)
@@ -18,7 +18,7 @@ def restart(unit: Unit[J, S, Obj]) -> PlacedPolicy[J, S]:
             return None
         attempt, status = unit.current(snapshot), snapshot.status
         decision = snapshot.decision()
-        if unit.newest(snapshot) <= status.attempt:  # otherwise the next one has been created
+        if unit.newest(snapshot) <= status.attempt:  # otherwise the next attempt has already been created
             if attempt >= allowed(status, snapshot.job.spec.max_attempts):  # maxAttempts was lowered
                 why = note.message.partition(" failed: ")[2]
                 return fail(snapshot, unit, attempt, reason_of(note.reason), why)
@@ -29,7 +29,7 @@ def restart(unit: Unit[J, S, Obj]) -> PlacedPolicy[J, S]:
                 return waiting
             attempt += 1
             if lost := unit.lost(snapshot, attempt - 1):
-                text = f"Attempt {attempt} does not wait any longer: {node_lost(lost)}."
+                text = f"Attempt {attempt} starts without waiting any longer: {node_lost(lost)}."
                 if reason_of(note.reason) is not Reason.NODE_LOST:
                     decision.event(Reason.NODE_LOST, text, warning=True)
                 return _begin(decision, attempt, Reason.NODE_LOST, text)
@@ -39,14 +39,14 @@ def restart(unit: Unit[J, S, Obj]) -> PlacedPolicy[J, S]:
 
 
 def _begin(decision: Decision[S], attempt: int, reason: Reason, text: str) -> Decision[S]:
-    """Let the start policy create the attempt."""
+    """Return a decision with which the start policy creates the attempt."""
     decision.status.condition(ConditionType.RESTARTING, False, reason, text)
     decision.status.fields.attempt = attempt
     return decision.passing()
 
 
 def _clear_away(snapshot: PlacedSnapshot[J, S], unit: Unit[J, S, Obj], attempt: int) -> Decision[S] | None:
-    """Return the decision while a failed attempt is not gone or the wait after it is not over; None if the next one may start."""
+    """Return the decision while objects of a failed attempt exist or its back-off has not passed; None if the next one may start."""
     decision, old = snapshot.decision(), unit.get(snapshot, attempt)
     due = snapshot.status.since(ConditionType.RESTARTING) + backoff(snapshot, snapshot.status, attempt)
     if old is None and not unit.alive(snapshot, attempt) and snapshot.now >= due:

@@ -1,4 +1,4 @@
-"""A job and all objects that it owns at one moment, typed, as the input of policies. Built once per planning. Pure."""
+"""A typed snapshot of a job and all objects that it owns, as the input of policies. Built once per planning. Pure."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _SETTLE_S = 3.0
 
 @dataclass(frozen=True)
 class Upstream:
-    """The train job whose model a job waits for."""
+    """The train job for whose model a job waits."""
 
     raw: Raw
 
     @property
     def phase(self) -> Phase:
-        """Return its phase."""
+        """Return the job's phase."""
         found = status_of(self.raw).phase
         return Phase.PENDING if found is None else found
 
     def resolved(self) -> ResolvedJob:
-        """Return its resolved manifest. Raises `UserError`."""
+        """Return the job's resolved manifest. Raises `UserError`."""
         return parse_job(self.raw)
 
 
@@ -48,9 +48,9 @@ class Upstream:
 class Snapshot(Generic[J, S]):
     """A job and all objects that it owns.
 
-    `owner`: the job as an object; `written`: its manifest; `status`: as the policies asked so far leave it; `absent`: kinds that the cluster
-    lacks; `admissions`: what Kueue says of those that wait for it, by their uids; `now`: seconds since 1970.
-    The other objects are those that carry the job's labels and uid, in the order of their names.
+    `owner`: the job as an object. `written`: its manifest. `status`: the status as set by the earlier policies. `absent`: kinds that the cluster
+    lacks. `admissions`: uid of an object that waits for Kueue -> Kueue's report. `now`: seconds since 1970. The other objects have the job's
+    labels and uid, and are ordered by name.
     """
 
     owner: Owned
@@ -69,26 +69,26 @@ class Snapshot(Generic[J, S]):
     now: float
 
     def with_status(self, status: StatusBuilder[S]) -> Self:
-        """Return the snapshot for the next policy."""
+        """Return a copy with this status, for the next policy."""
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, status=status)  # like dataclasses.replace, in a tenth of the time
+        other.__dict__.update(self.__dict__, status=status)  # like dataclasses.replace, but ten times as fast
         return other
 
     def decision(self) -> Decision[S]:
-        """Return a decision that changes nothing yet."""
+        """Return a decision without any action."""
         return Decision(self.status.copy())
 
     def pods_of(self, role: str, attempt: int | None = None) -> list[Pod]:
-        """Return the pods of a role, or of one attempt at it."""
+        """Return the pods of a role, in all attempts or in one."""
         return [pod for pod in self.pods if pod.role == role and attempt in (None, pod.attempt)]
 
     def batch_jobs_of(self, role: str) -> list[BatchJob]:
-        """Return the Jobs of a role."""
+        """Return the batch/v1 Jobs of a role."""
         return [job for job in self.batch_jobs if job.role == role]
 
     @property
     def model_number(self) -> int | None:
-        """Return which model of a sweep over models is measured now, from 1; None for a job with one model."""
+        """Return the number (from 1) of the model that is measured now; None if the job has only one model."""
         fields, job = self.status.fields, self.job
         if not isinstance(job, ResolvedEvalJob) or not isinstance(fields, EvalStatus) or not job.spec.several_models:
             return None
@@ -97,31 +97,31 @@ class Snapshot(Generic[J, S]):
 
     @property
     def model(self) -> ModelRef:
-        """Return the model to start from, or to measure now."""
+        """Return the model from which the job starts, or that it measures now."""
         number = self.model_number
         return self.job.spec.models[0 if number is None else number - 1]
 
     def of_model(self, objects: Sequence[Obj]) -> list[Obj]:
-        """Return those servers or clients that belong to the model that is measured now."""
+        """Return the servers or clients among the objects that belong to the model that is measured now."""
         number = self.model_number
         return [obj for obj in objects if number is None or obj.model == number]
 
     def lost(self, pod: Pod) -> bool:
-        """Return whether a pod should have been gone for so long that its node must be lost."""
+        """Return whether a pod's node counts as lost, because the pod should have ended long ago."""
         return pod.alive and pod.leaves is not None and self.now >= pod.leaves + self.settings.node_lost_seconds
 
     def alive(self, pod: Pod) -> bool:
-        """Return whether a pod may still be doing something."""
+        """Return whether a pod may still run."""
         return pod.alive and not self.lost(pod)
 
     def held(self, pods: Sequence[Pod], owner: Owned | None = None) -> Waiting | None:
-        """Return why pods do not run: from the status of one of them, or else the newest warning about one or about their owner; None if
-        unknown.
+        """Return why pods do not run, from the status of one of them, or else from the newest warning about one or about their owner; None
+        if the reason is unknown.
         """
         for pod in pods:
             if (waits := pod.waiting) is not None and waits.reason is not None:
                 return waits
-        newest = max((pod.created for pod in pods), default=0.0)  # the cause that prevented its creation is over
+        newest = max((pod.created for pod in pods), default=0.0)  # a warning before a pod's creation no longer applies
         since = {(POD.name, pod.name): 0.0 for pod in pods if pod.alive}
         if owner is not None:
             since[owner.kind, owner.name] = newest
@@ -132,7 +132,7 @@ class Snapshot(Generic[J, S]):
         return Waiting(reason, f"{said.name}: {said.reason}: {said.message}")
 
     def is_settled(self, end: End, pods: Sequence[Pod]) -> bool:
-        """Return whether a controller's report of its pods' end can be judged: the ended pods are visible, too, or have been waited for.
+        """Return whether the report of a pods' controller can be judged, because the pods' own ends are visible or have been waited for.
 
         Owners and pods are watched separately, and only the pods have exit codes and termination messages.
         """
@@ -141,16 +141,16 @@ class Snapshot(Generic[J, S]):
 
 @dataclass(frozen=True)
 class PlacedSnapshot(Snapshot[J, S]):
-    """A snapshot with the model's URI: `context` and `roles` are the inputs of manifest builders."""
+    """A snapshot of a job whose model's URI is known. `context` and `roles` are the inputs of the manifest builders."""
 
     context: Context
     roles: Mapping[str, Role]
 
 
 Policy = Callable[[Snapshot[J, S]], Decision[S] | None]
-"""Returns a decision about a job, or None. It does not change its arguments."""
+"""Returns a decision about a job, or None if it does not apply. It does not change its arguments"""
 PlacedPolicy = Callable[[PlacedSnapshot[J, S]], Decision[S] | None]
-"""A policy that is called only if the model's URI is known."""
+"""A policy that is only called if the model's URI is known"""
 
 TrainSnapshot = Snapshot[ResolvedTrainJob, TrainStatus]
 EvalSnapshot = Snapshot[ResolvedEvalJob, EvalStatus]
@@ -200,7 +200,7 @@ def _placed(
 
 
 def roles_of(context: Context) -> Sequence[Role]:
-    """Return the roles of a job; in a sweep over models, those that measure one of them."""
+    """Return the roles of a job; in a sweep over models, the roles that measure one model."""
     job, layout = context.job, context.places.layout
     if isinstance(job, GroundingEvalJob) and context.model is not None:
         return plan_model(job, layout, job.spec.several_models[context.model - 1])
@@ -208,8 +208,8 @@ def roles_of(context: Context) -> Sequence[Role]:
 
 
 def ask(policies: Sequence[Callable[[X], Decision[S] | None]], snapshot: X, so_far: Decision[S]) -> Decision[S]:
-    """Call policies in turn until one makes a final decision; each sees the status that earlier ones set. Return `so_far` with all
-    decisions.
+    """Call policies in order until one makes a final decision. Each sees the status that the earlier ones have set. Return `so_far` with all
+    decisions added.
     """
     seen = snapshot if so_far.status is snapshot.status else snapshot.with_status(so_far.status)
     for policy in policies:

@@ -1,4 +1,4 @@
-"""Start an attempt whose object does not exist, as soon as its name is free."""
+"""Start an attempt whose object does not exist, when its name is free."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from grounding.api.status import Phase
 
 
 def start(unit: Unit[J, S, Obj]) -> PlacedPolicy[J, S]:
-    """Return the policy for attempts of a kind."""
+    """Return the policy for the attempts of a kind of job."""
 
     def decide(snapshot: PlacedSnapshot[J, S]) -> Decision[S] | None:
         attempt = max(unit.current(snapshot), 1)
@@ -23,10 +23,10 @@ def start(unit: Unit[J, S, Obj]) -> PlacedPolicy[J, S]:
         status.fields.attempt = attempt
         if under_way:
             return decision.passing()
-        # its name is free when all of it is gone; a pod that has ended so would be taken for one of the new object
+        # wait until all objects with the name are deleted; otherwise an ended pod would be taken for one of the new object
         if found is not None or unit.leaving(snapshot, attempt):
             late = waits_for(snapshot, decision, unit.leaving(snapshot, attempt))
-            text = f"Waits until the pods of attempt {attempt} are gone.{late}"
+            text = f"Waiting until the pods of attempt {attempt} have been deleted.{late}"
             status.phase(Phase.PENDING, Reason.STOPPING, text)
             return decision
         decision.create(*unit.objects(snapshot, attempt))

@@ -1,4 +1,4 @@
-"""Stop the work of a job, and query whether any of it still runs, in two separate functions."""
+"""The two functions for stopping a job: one stops its work, the other returns whether any work still runs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from egm_operator.plan.snapshot import J, Snapshot
 from egm_operator.status import S
 
 Stop = Callable[[Snapshot[J, S], Decision[S]], None]
-"""Returns a decision that stops all work of a job."""
+"""Adds the actions that stop all work of a job to a decision"""
 Idle = Callable[[Snapshot[J, S]], bool]
-"""Returns whether no work of a job runs any more."""
+"""Returns whether all work of a job has stopped"""
 
 
 def stop_preparing(snapshot: Snapshot[J, S], decision: Decision[S]) -> None:
-    """Suspend the Job that prepares data, unless it has ended; delete it if a queue would let it come back."""
+    """Suspend the Job that prepares data unless it has ended. Delete it if a queue could resume it."""
     for job in snapshot.batch_jobs_of("prepare"):
         if job.over or job.deleting:
             continue
@@ -27,5 +27,5 @@ def stop_preparing(snapshot: Snapshot[J, S], decision: Decision[S]) -> None:
 
 
 def prepares_nothing(snapshot: Snapshot[J, S]) -> bool:
-    """Return whether no pod that prepares data is alive."""
+    """Return whether no pod that prepares data is running."""
     return not any(snapshot.alive(pod) for pod in snapshot.pods_of("prepare"))

@@ -1,4 +1,4 @@
-"""spec.suspend: pods get SIGTERM and their grace period for a checkpoint, then the nodes are free."""
+"""spec.suspend: pods get SIGTERM and their grace period for a checkpoint; then the nodes are free."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from grounding.api.status import Phase
 def suspend(
     stop: Stop[J, S], idle: Idle[J, S], heard: Callable[[Snapshot[J, S], Decision[S]], str] = lambda *_: ""
 ) -> Policy[J, S]:
-    """Return the policy for a kind; `stop` stops its work, `idle` returns whether it has stopped.
+    """Return the policy for a kind of job. `stop` stops its work; `idle` returns whether the work has stopped.
 
-    `heard` records what the work reports meanwhile and returns what it does about the request to stop.
+    `heard` records what the work reports meanwhile, and returns what it is doing about the request to stop.
     """
 
     def decide(snapshot: Snapshot[J, S]) -> Decision[S] | None:
@@ -24,16 +24,16 @@ def suspend(
             return _resume(snapshot)
         decision = snapshot.decision()
         status = decision.status
-        status.fields.start_time = None  # like a batch/v1 Job: suspended time does not count towards any deadline
+        status.fields.start_time = None  # as in a batch/v1 Job, suspended time does not count towards any deadline
         stop(snapshot, decision)
         said = heard(snapshot, decision)
         status.forget_eta()
         if not idle(snapshot):
-            text = f"Waits until the pods are gone: {said}." if said else "Waits until the pods are gone."
+            text = f"Waiting until the pods have ended: {said}." if said else "Waiting until the pods have ended."
             status.phase(status.current_phase, Reason.SUSPENDING, text)
             return decision
         if not status.is_true(ConditionType.SUSPENDED):
-            decision.event(Reason.SUSPENDED, "The job is suspended, nothing of it runs.")
+            decision.event(Reason.SUSPENDED, "The job is suspended; all its pods have ended.")
         status.condition(ConditionType.SUSPENDED, True, Reason.SUSPENDED, "spec.suspend is true.")
         if status.get(ConditionType.RUNNING) is not None:
             status.condition(ConditionType.RUNNING, False, Reason.SUSPENDED, "spec.suspend is true.")
@@ -44,14 +44,14 @@ def suspend(
 
 
 def _resume(snapshot: Snapshot[J, S]) -> Decision[S] | None:
-    """Record that the job is not, or no longer, suspended."""
+    """Record that the job is not suspended, or no longer."""
     if snapshot.status.fields.start_time and not snapshot.status.is_true(ConditionType.SUSPENDED):
         return None
     decision = snapshot.decision()
     status = decision.status
     if status.is_true(ConditionType.SUSPENDED):
         status.condition(ConditionType.SUSPENDED, False, Reason.RESUMED, "spec.suspend is false.")
-        decision.event(Reason.RESUMED, "The job goes on from its newest checkpoint.")
+        decision.event(Reason.RESUMED, "The job continues from its newest checkpoint.")
     if not status.fields.start_time:
         status.fields.start_time = stamp(status.now)
     return decision.passing()

@@ -157,7 +157,7 @@ def test_a_job_that_says_running_in_a_dead_run_was_interrupted(tmp_path: Path) -
 
 
 def test_a_job_is_found_by_name_or_by_run_and_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no runs here"):
+    with pytest.raises(UserError, match="found no runs"):
         find_job(tmp_path, "a")
     make_run(tmp_path, "one", JobState("a"), JobState("b"))
     make_run(tmp_path, "two", JobState("a"))

@@ -325,7 +325,7 @@ def test_gpus_are_shared_out_and_waited_for(tmp_path: Path) -> None:
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     lock = locked(tmp_path / "demo")
     try:
-        with pytest.raises(UserError, match=f"another `egm run` is at work.*process {os.getpid()}"):
+        with pytest.raises(UserError, match=f"another `egm run` is running.*process {os.getpid()}"):
             locked(tmp_path / "demo")
     finally:
         lock.release()

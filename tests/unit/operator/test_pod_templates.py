@@ -82,7 +82,7 @@ def test_a_role_s_template_may_do_no_more_than_that_of_all_pods() -> None:
     with pytest.raises(UserError) as error:
         _pods(job)
     assert error.value.field == "spec.podTemplates.server.spec.hostNetwork"
-    with pytest.raises(UserError, match="allows no podTemplate"):
+    with pytest.raises(UserError, match="does not allow a podTemplate"):
         _pods(
             evaluation(podTemplates={"client": {"spec": {}, "metadata": {"labels": {"a": "b"}}}}), pod_template="deny"
         )

@@ -79,7 +79,7 @@ def test_no_template_undoes_the_restricted_level(name: str) -> None:
         _pods(ESCAPES[name])
     assert name.strip() in str(refused.value.field)
     assert _pods(ESCAPES[name], pod_template="allow")
-    with pytest.raises(UserError, match="allows no podTemplate"):
+    with pytest.raises(UserError, match="does not allow a podTemplate"):
         _pods(ESCAPES[name], pod_template="deny")
 
 
@@ -110,7 +110,7 @@ def test_without_a_template_nothing_is_judged() -> None:
 def test_images_come_from_allowed_registries() -> None:
     allowed = {"image_registries": ("localhost", "registry.example/team")}
     assert _pods(_main(image="registry.example/team/x:1"), **allowed)
-    with pytest.raises(UserError, match="not of an allowed registry"):
+    with pytest.raises(UserError, match="not from an allowed registry"):
         _pods(_main(image="registry.example.evil/x"), **allowed)
 
 

@@ -92,10 +92,10 @@ def test_a_changed_job_continues_only_by_the_list(
     if allowed:
         attempt(two, _who(**change), lambda out: None)
         said = capsys.readouterr().out
-        assert "the job has changed, and continues with it" in said and next(iter(change)) in said
+        assert "the job has changed and continues with the new value" in said and next(iter(change)) in said
         assert identity.read(two / identity.FILE) == _who(**change)
     else:
-        with pytest.raises(UserError, match=r"holds the work of another job") as refused:
+        with pytest.raises(UserError, match=r"contains the work of another job") as refused:
             attempt(two, _who(**change), lambda out: None)
         assert "--restart" in refused.value.hint and "spec.output" in refused.value.hint
         assert not (two / "model").exists()
@@ -153,7 +153,7 @@ def test_steps_beyond_a_lowered_max_steps(tmp_path: Path) -> None:
     _checkpoint(tmp_path, 8)
     newest = checkpoints.peek(tmp_path / "checkpoints")
     identity.refuse_steps_beyond(newest, 8)
-    with pytest.raises(UserError, match="8 steps are trained and the job wants 6") as refused:
+    with pytest.raises(UserError, match="8 steps are already trained, but the job wants 6") as refused:
         identity.refuse_steps_beyond(newest, 6)
     assert refused.value.field == "spec.hyperparameters.maxSteps"
 

@@ -1,4 +1,4 @@
-"""An evaluation: servers, and one client Job per attempt that asks them. Pure."""
+"""The policies of an evaluation: servers, and one client Job per attempt that queries them. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POLICIES: Sequence[Policy[ResolvedEvalJob, EvalStatus]] = (
     suspend(stop, idle),
     model,
 )
-"""Policies that are called first, in this order."""
+"""Policies that are called first, in this order"""
 PLACED: Sequence[PlacedPolicy[ResolvedEvalJob, EvalStatus]] = (
     prepare,
     servers,
@@ -40,4 +40,4 @@ PLACED: Sequence[PlacedPolicy[ResolvedEvalJob, EvalStatus]] = (
     failure,
     run,
 )
-"""Policies that are called next, once the model's URI is known."""
+"""Policies that are called next if the model's URI is known"""

@@ -1,4 +1,4 @@
-"""The client of an evaluation: one Job per attempt, which asks the servers."""
+"""The client of an evaluation: one Job per attempt, which queries the servers."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ CLIENT = Client()
 
 
 def done(snapshot: EvalSnapshot, job: BatchJob) -> list[Pod]:
-    """Return the succeeded pods of a client. They report success a second or two before their Job, and servers hold GPUs until then."""
+    """Return the succeeded pods of a client. They report success a second or two before their Job, and the servers occupy GPUs until then."""
     return [pod for pod in CLIENT.pods(snapshot, job.attempt) if pod.phase == "Succeeded"]
 
 
 def remove_servers(snapshot: EvalSnapshot, decision: Decision[EvalStatus]) -> None:
-    """Delete all servers, in a sweep those of all models."""
+    """Delete all servers; in a sweep, those of all models."""
     servers = snapshot.pods_of("server")
     decision.remove(*servers)
     decision.force(*filter(snapshot.lost, servers))
@@ -56,6 +56,6 @@ def stop(snapshot: EvalSnapshot, decision: Decision[EvalStatus]) -> None:
 
 
 def idle(snapshot: EvalSnapshot) -> bool:
-    """Return whether nothing of the job runs."""
+    """Return whether no pod of the job runs."""
     alive = any(snapshot.alive(pod) for pod in snapshot.pods_of("evaluate"))
     return prepares_nothing(snapshot) and not alive and not snapshot.pods_of("server")

@@ -1,4 +1,4 @@
-"""An attempt whose client has failed."""
+"""Handle an attempt whose client has failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grounding.runtime.exits import retryable
 
 
 def failure(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
-    """End the attempt; delete the servers if there is no further attempt."""
+    """End the attempt. Delete the servers if no further attempt follows."""
     under_way = CLIENT.under_way(snapshot)
     if under_way is None:
         return None
@@ -28,7 +28,7 @@ def failure(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
         return decision
     reason, message = Reason.POD_FAILED, end.message
     for pod in pods:
-        if (death := pod.death) is not None:  # the last one counts
+        if (death := pod.death) is not None:  # keep the last one
             wrong = not retryable(death.code)
             reason = Reason.EVICTED if pod.disrupted else Reason.USER_ERROR if wrong else Reason.POD_FAILED
             message = str(death)

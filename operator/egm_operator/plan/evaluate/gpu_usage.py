@@ -1,4 +1,4 @@
-"""GPU seconds that the servers of an evaluation have used."""
+"""Count the GPU seconds that the servers of an evaluation have used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from grounding.api.status import EvalStatus
 
 
 def gpu_usage(snapshot: EvalSnapshot) -> Decision[EvalStatus] | None:
-    """Count them."""
+    """Add the GPU seconds to the status."""
     pods = [pod for pod in snapshot.pods_of("server") if pod.started is not None]
     if not pods:
         return None

@@ -1,4 +1,4 @@
-"""Reports and final summary of a client: counts, speed and accuracy in the status."""
+"""Apply reports and the final summary of a client: counts, speed and accuracy in the status."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from grounding.errors import printable
 
 _URI = 512
 SETTINGS = 256
-"""Settings that the status keeps"""
+"""Maximum number of settings in the status"""
 NOTES, NOTE = 8, 512
-"""Maximum notes in the status, and characters of each; they are limited because a client repeats texts of servers"""
+"""Maximum number of notes in the status, and maximum characters of each; limited because a client repeats texts of servers"""
 
 
 def apply_report(status: StatusBuilder[EvalStatus], body: Mapping[str, Any]) -> None:
-    """Apply a report. Invalid values are ignored, and missing ones leave the status unchanged."""
+    """Apply a report. Ignore invalid values, and leave the status unchanged for missing ones."""
     report, fields = read_known(EvalReport, body), status.fields
     if report.done is not None:
         fields.done = report.done
@@ -46,7 +46,7 @@ def _costs(report: ReportedCosts) -> EvalCosts:
 
 
 def _settings(known: Sequence[SettingStatus], report: Sequence[ReportedSetting]) -> list[SettingStatus]:
-    """Return the known settings with the reported values; values missing in a report stay as they were."""
+    """Return the known settings updated by the report; values that it lacks stay unchanged."""
     found = {(s.model, s.name): s for s in known}
     for new in report:
         old = found.get((new.model, new.name))

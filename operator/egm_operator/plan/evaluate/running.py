@@ -1,4 +1,4 @@
-"""A client that runs, or waits for its node."""
+"""Handle a client that runs or waits for its node."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grounding.api.status import EvalStatus, Phase
 
 
 def run(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
-    """Record the client's report, and whether it runs."""
+    """Record the client's report, and whether the client runs."""
     under_way = CLIENT.under_way(snapshot)
     if under_way is None:
         return None

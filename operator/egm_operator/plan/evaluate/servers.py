@@ -1,6 +1,6 @@
-"""The servers of an evaluation: create missing ones, and let the client wait until enough are ready.
+"""The servers of an evaluation: create missing ones, and start the client when enough are ready.
 
-The kubelet restarts a server that dies; this policy only replaces pods that are permanently gone (evicted, node lost).
+The kubelet restarts a server that ends. This policy only replaces pods that are permanently lost (evicted, or with their node).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from grounding.api.status import EvalStatus, Phase
 
 
 def servers(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
-    """Keep the servers, and wait for them before the client starts."""
+    """Create and delete servers, and wait until enough are ready before the client starts."""
     if "server" not in snapshot.roles:
         return None
     decision = snapshot.decision()
@@ -40,17 +40,17 @@ def servers(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
 
 
 def servers_ready(snapshot: PlacedEval) -> int:
-    """Return how many servers answer."""
+    """Return the number of servers that answer."""
     return sum(pod.ready for pod in snapshot.of_model(snapshot.pods_of("server")))
 
 
 def _wanted(snapshot: PlacedEval) -> int:
-    """Return how many servers must be ready before the client starts."""
+    """Return the number of servers that must be ready before the client starts."""
     return min(snapshot.job.spec.min_servers, snapshot.roles["server"].replicas)
 
 
 def _keep(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> None:
-    """Create missing servers, and delete surplus ones and those that cannot come back."""
+    """Create missing servers. Delete surplus ones and those that cannot recover."""
     role, context = snapshot.roles["server"], snapshot.context
     if in_queue(snapshot):
         _keep_groups(snapshot, decision)
@@ -59,7 +59,7 @@ def _keep(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> None:
     pods = {pod.name: pod for pod in snapshot.pods_of("server")}
     missing = [manifests.server(role, context, i) for i, name in enumerate(wanted) if name not in pods]
     decision.remove(*(pod for name, pod in pods.items() if name not in wanted or not pod.alive))
-    decision.force(*filter(snapshot.lost, pods.values()))  # its name is needed again, and it has nothing to save
+    decision.force(*filter(snapshot.lost, pods.values()))  # their names are needed again, and they have nothing to save
     waits_for(snapshot, decision, list(pods.values()))
     if missing:
         decision.create(*manifests.shared(context), *missing)
@@ -120,7 +120,7 @@ def _taken_back(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> Decisio
 
 
 def _too_late(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> bool:
-    """Report what the servers wait for, and end the job if they have taken too long."""
+    """Report why servers are not ready, and end the job if they have taken too long."""
     role, pods = snapshot.roles["server"], snapshot.of_model(snapshot.pods_of("server"))
     held = snapshot.held(pods) or next((w for pod in pods if (w := pod.waiting) is not None), None)
     ready, wanted = servers_ready(snapshot), _wanted(snapshot)
@@ -135,7 +135,7 @@ def _too_late(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> bool:
         text += f" {held.message}"
     decision.status.phase(Phase.PENDING, reason, text)
     begun = [pod.started for pod in pods if pod.started is not None]
-    if not begun:  # waiting for a node may take any time: activeDeadlineSeconds limits it
+    if not begun:  # the wait for a node is only limited by activeDeadlineSeconds
         if any(pod.gated for pod in pods):
             decision.status.fields.start_time = None  # but time in a queue does not count towards any deadline
         return False

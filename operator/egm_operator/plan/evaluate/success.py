@@ -1,7 +1,7 @@
-"""The success of an evaluation. Servers are deleted as soon as the client has ended.
+"""Handle the success of an evaluation. Servers are deleted as soon as the client has ended.
 
-In a sweep over models, the next model follows: the status counts the measured ones, and attempts are counted anew. There is no other state,
-and objects have the number of their model, so a kill between any two writes changes nothing.
+In a sweep over models, the next model follows: the status counts the measured models, and attempts start from 1 again. There is no other
+state, and objects have the number of their model, so a kill between two writes changes nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from grounding.api.status import EvalStatus, Phase
 
 
 def success(snapshot: EvalSnapshot) -> Decision[EvalStatus] | None:
-    """End the job if a client has succeeded."""
+    """End the job or begin with the next model if a client has succeeded."""
     for job in CLIENT.all(snapshot):
         pods, end = done(snapshot, job), job.complete
         if job.deleting or not (pods or end):
@@ -42,7 +42,7 @@ def success(snapshot: EvalSnapshot) -> Decision[EvalStatus] | None:
 
 
 def _next_model(snapshot: EvalSnapshot, decision: Decision[EvalStatus], number: int) -> Decision[EvalStatus]:
-    """Begin with the model after `number`: its servers are started once, and its client gets all attempts."""
+    """Begin with the model after `number`: start its servers, and give its client all attempts."""
     status, models = decision.status, snapshot.job.spec.models
     status.fields.model, status.fields.attempt, status.fields.disruptions = None, None, None
     text = f"Model {number} of {len(models)}, {models[number - 1].name}, is measured; {models[number].name} follows."

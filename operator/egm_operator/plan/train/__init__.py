@@ -1,4 +1,4 @@
-"""A training job: one gang an attempt; a pod that fails ends the attempt for the whole gang. Pure."""
+"""The policies of a training: one gang per attempt; a failed pod ends the attempt for the whole gang. Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ POLICIES: Sequence[Policy[ResolvedTrainJob, TrainStatus]] = (
     available,
     model,
 )
-"""Policies that are called first, in this order."""
+"""Policies that are called first, in this order"""
 PLACED: Sequence[PlacedPolicy[ResolvedTrainJob, TrainStatus]] = (
     prepare,
     restart(GANG),
@@ -46,4 +46,4 @@ PLACED: Sequence[PlacedPolicy[ResolvedTrainJob, TrainStatus]] = (
     run,
     pending,
 )
-"""Policies that are called next, once the model's URI is known."""
+"""Policies that are called next if the model's URI is known"""

@@ -1,4 +1,4 @@
-"""The back end that a job names: a cluster that lacks its kind can be known before anything is made for the job."""
+"""Check before creating any object whether the cluster has the kind of the job's back end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from grounding.api.status import TrainStatus
 
 
 def available(snapshot: TrainSnapshot) -> Decision[TrainStatus] | None:
-    """Wait for the kind, unless an attempt is there already, which nothing but its own end ends."""
+    """Wait for the kind, unless an attempt exists, which only its own end can end."""
     wanted = backend(snapshot)
     if not wanted.missing(snapshot.absent) or snapshot.gangs:
         return None
     kind, decision = wanted.form.kind, snapshot.decision()
     text = f"The cluster has no {kind.name} ({kind.api_version}), which the job's backend is: {wanted.cure}."
-    if snapshot.settings.namespaces:  # its watches begin with the process
-        text += f" An operator of single namespaces sees {kind.name} after a restart."
+    if snapshot.settings.namespaces:  # then watches only begin with the process
+        text += f" An operator that serves single namespaces detects {kind.name} only after a restart."
     if decision.status.fields.reason != Reason.REFUSED:
         decision.event(Reason.REFUSED, text, warning=True)
     decision.status.phase(decision.status.current_phase, Reason.REFUSED, text)

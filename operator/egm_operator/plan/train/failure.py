@@ -1,4 +1,4 @@
-"""A lost attempt: a pod failed, or one was replaced after all had run (the others would wait for the old one forever)."""
+"""Handle a lost attempt: a pod failed, or one was replaced after all had run (the others would wait for the old one forever)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from grounding.runtime.exits import retryable
 
 
 def failure(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
-    """End the attempt if a pod of it has failed, its gang has failed, or a pod was replaced."""
+    """End the attempt if one of its pods or its gang has failed, or if a pod was replaced."""
     under_way = GANG.under_way(snapshot)
     if under_way is None:
         return None
     attempt, gang = under_way
     pods = GANG.pods(snapshot, attempt)
-    # once rank 0 has done the work its controller ends the others, which is no failure
+    # after the success of rank 0, the controller ends the other pods, which is not a failure
     done = gang.failed is None and any(pod.master and pod.phase == "Succeeded" for pod in pods)
     if not done and (found := _pod_failure(pods, snapshot.now)) is not None:
         reason, message = found
@@ -41,7 +41,7 @@ def failure(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
             return decision
         if gang.disrupted:
             return fail(snapshot, GANG, attempt, Reason.EVICTED, str(gang.failed))
-        # the training-operator counts a pod that is deleted as failed, whoever deletes it, and deletes the others then
+        # the training-operator counts any deleted pod as failed, and then deletes the others
         if snapshot.status.is_true(ConditionType.RUNNING) and len(pods) < GANG.size(snapshot):
             text = f"a pod of {gang.name} has been deleted ({gang.failed})"
             return fail(snapshot, GANG, attempt, Reason.POD_REPLACED, text)
@@ -53,18 +53,18 @@ def failure(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
         whole_since = snapshot.status.since(ConditionType.RUNNING)
         fresh = next((pod for pod in pods if pod.created > whole_since + 1), None)
         if fresh is not None:
-            text = f"pod {fresh.name} is not the one that training began with"
+            text = f"pod {fresh.name} has replaced one with which the training began"
             return fail(snapshot, GANG, attempt, Reason.POD_REPLACED, text)
     return None
 
 
 def _pod_failure(pods: Sequence[Pod], now: float) -> tuple[Reason, str] | None:
-    """Return why the attempt's pods failed: a disruption of one, or else the failure of the first one, which caused the others."""
+    """Return why the attempt's pods failed: a disruption of one, or else the first failure, which caused the others."""
     dead = [(now if pod.ended is None else pod.ended, death.pod, death, pod) for pod in pods if (death := pod.death)]
     if not dead:
         return None
     _, _, death, _ = min(dead, key=lambda one: one[:2])
-    # a drained node ends its pods one by one, and the first failure may come from a pod that only lost the disrupted one
+    # a drained node ends its pods one by one, and the first failure may be that of a pod that only lost its connection to a disrupted one
     if (disrupted := next((pod for pod in pods if pod.disrupted), None)) is not None:
         end = disrupted.death
         return Reason.EVICTED, f"{_taken(disrupted)}; {death}" if end is None else str(end)
@@ -74,6 +74,6 @@ def _pod_failure(pods: Sequence[Pod], now: float) -> tuple[Reason, str] | None:
 
 
 def _taken(pod: Pod) -> str:
-    """Return the disruption of a pod, if there is one."""
+    """Return a description of a pod's disruption; empty if there is none."""
     where = f" from node {pod.node}" if pod.node else ""
-    return f"pod {pod.name} is taken{where}"
+    return f"pod {pod.name} is being removed{where}"

@@ -1,4 +1,4 @@
-"""The gang of a training: one object an attempt that owns its pods, of whichever back end."""
+"""The gang of a training: one object per attempt, of any back end, that owns its pods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grounding.api.status import TrainStatus
 
 
 class Gang(Unit[ResolvedTrainJob, TrainStatus, GangOwner]):
-    """The owner of an attempt's pods."""
+    """The owners of the pods of attempts."""
 
     def all(self, snapshot: TrainSnapshot) -> Sequence[GangOwner]:
         return snapshot.gangs
@@ -32,7 +32,7 @@ class Gang(Unit[ResolvedTrainJob, TrainStatus, GangOwner]):
         return backend(snapshot).wanted(roles[snapshot.job.spec.method], roles["prepare"], snapshot.context, attempt)
 
     def size(self, snapshot: PlacedTrain) -> int:
-        """Return how many pods a whole gang has."""
+        """Return the number of pods in a complete gang."""
         return snapshot.roles[snapshot.job.spec.method].replicas
 
 
@@ -40,7 +40,7 @@ GANG = Gang()
 
 
 def backend(snapshot: TrainSnapshot) -> gangs.Backend:
-    """Return what runs the next attempt."""
+    """Return the back end that runs the next attempt."""
     return gangs.chosen(snapshot.job.spec.backend, snapshot.settings.backend, snapshot.absent)
 
 
@@ -50,14 +50,15 @@ def members(snapshot: TrainSnapshot) -> list[Pod]:
 
 
 def running(pods: Sequence[Pod]) -> int:
-    """Return how many of the pods run or have succeeded."""
+    """Return the number of pods that run or have succeeded."""
     return sum(pod.phase in ("Running", "Succeeded") and not pod.deleting for pod in pods)
 
 
 def stop(snapshot: TrainSnapshot, decision: Decision[TrainStatus]) -> None:
-    """Stop the gang: by suspension if the object can continue later, by deletion if a queue (or its own end) forbids that.
+    """Stop the gang: suspend it if it can continue later, otherwise delete it.
 
-    So does a pod that has succeeded: its controller would not make it again, and the others would wait for it.
+    It is deleted if a queue (or its own end) forbids a suspension, or if a pod has succeeded: the controller would not create that pod again,
+    and the others would wait for it.
     """
     for gang in snapshot.gangs:
         if snapshot.status.ended:
@@ -75,11 +76,11 @@ def _partly_done(snapshot: TrainSnapshot, gang: GangOwner) -> bool:
 
 
 def stop_for_good(snapshot: TrainSnapshot, decision: Decision[TrainStatus]) -> None:
-    """Delete every gang."""
+    """Delete all gangs."""
     decision.remove(*snapshot.gangs)
     stop_preparing(snapshot, decision)
 
 
 def idle(snapshot: TrainSnapshot) -> bool:
-    """Return whether nothing of the job runs."""
+    """Return whether no pod of the job runs."""
     return prepares_nothing(snapshot) and not any(snapshot.alive(pod) for pod in members(snapshot))

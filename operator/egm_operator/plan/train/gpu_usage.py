@@ -1,4 +1,4 @@
-"""GPU seconds that the pods of a training have used."""
+"""Count the GPU seconds that the pods of a training have used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from grounding.api.status import TrainStatus
 
 
 def gpu_usage(snapshot: TrainSnapshot) -> Decision[TrainStatus] | None:
-    """Count them."""
+    """Add the GPU seconds to the status."""
     pods = [pod for pod in members(snapshot) if pod.started is not None]
     if not pods:
         return None

@@ -1,4 +1,4 @@
-"""A gang whose pods do not all run yet."""
+"""Handle a gang whose pods do not all run yet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grounding.api.status import Phase, TrainStatus
 
 
 def pending(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
-    """Report what the pods wait for, until the start deadline."""
+    """Report why pods do not run, until the start deadline."""
     under_way = GANG.under_way(snapshot)
     if under_way is None:
         return None
@@ -24,7 +24,9 @@ def pending(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
     status = decision.status
     if any(pod.preparing for pod in pods):
         status.condition(ConditionType.DATA_READY, False, Reason.PREPARING, "Each pod prepares its own data.")
-    if status.is_false(ConditionType.DATA_READY) and not _held(pods):  # from the first pod that prepares until all run
+    if status.is_false(ConditionType.DATA_READY) and not _held(
+        pods
+    ):  # the time between the first pod's preparation and the start of all pods
         status.phase(Phase.PREPARING, Reason.PREPARING, f"Attempt {attempt}: each pod prepares its own data.")
     else:
         report_pending(snapshot, decision, attempt, pods, running(pods), GANG.size(snapshot), owner)
@@ -32,5 +34,5 @@ def pending(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
 
 
 def _held(pods: Sequence[Pod]) -> bool:
-    """Return whether a pod cannot even begin."""
+    """Return whether a pod cannot start."""
     return any(held is not None and held.reason is not None for held in (pod.waiting for pod in pods))

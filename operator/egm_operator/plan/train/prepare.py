@@ -1,4 +1,4 @@
-"""The data of a training: prepared once for all pods if they share a folder. Otherwise each pod prepares for itself (manifests/pod.py),
+"""Prepare the data of a training once for all pods if they share a folder. Otherwise each pod prepares its own data (manifests/pod.py),
 because a Job's files would be lost.
 """
 
@@ -11,7 +11,7 @@ from grounding.api.status import TrainStatus
 
 
 def prepare(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
-    """Prepare the data. If the pods prepare for themselves, delete a preparing Job of another operator version."""
+    """Prepare the data. If pods prepare their own data, delete the Job that another version of the operator may have created."""
     if snapshot.context.places.shared:
         return shared.prepare(snapshot)
     made = snapshot.batch_jobs_of("prepare")

@@ -1,4 +1,4 @@
-"""Reports of rank 0: progress, metrics and checkpoint in the status."""
+"""Apply the reports of rank 0: progress, metrics and checkpoint in the status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from grounding.api.status import Checkpoint, Progress, Saved, TrainStatus
 _METRICS, _URI, _STOPPING = 16, 512, 512
 _YEAR_10000 = 253_402_300_800
 _MOST = 2**53
-"""A larger count is invalid"""
+"""A larger count in a report is invalid"""
 
 
 def progress(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
@@ -34,7 +34,7 @@ def progress(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
 
 
 def heard_while_stopping(snapshot: TrainSnapshot, decision: Decision[TrainStatus]) -> str:
-    """Record what rank 0 reports while the job is suspended. Returns what it does about that, in words; empty if it has not said."""
+    """Record what rank 0 reports while the job is being suspended. Return what it is doing about that; empty if it has not reported."""
     pods = members(snapshot)
     if not pods:
         return ""
@@ -43,19 +43,19 @@ def heard_while_stopping(snapshot: TrainSnapshot, decision: Decision[TrainStatus
 
 
 def apply_reports(snapshot: TrainSnapshot, decision: Decision[TrainStatus], pods: Sequence[Pod]) -> None:
-    """Apply rank 0's termination message if it has ended, and the answer of `/progress`."""
+    """Apply the answer of `/progress`, and rank 0's termination message if it has ended."""
     last: Mapping[str, Any] = {} if snapshot.report is None else snapshot.report.body
     for pod in pods:
         if pod.master:
             apply_report(decision.status, pod.termination_message, None)
-            last = pod.termination_message or last  # a termination message is newer than the last answer
+            last = pod.termination_message or last  # the termination message is newer than the last answer
     if snapshot.report is not None:
         apply_report(decision.status, snapshot.report.body, snapshot.report.received)
     _output_writable(decision, last)
 
 
 def apply_report(status: StatusBuilder[TrainStatus], body: Mapping[str, Any], received: float | None) -> None:
-    """Apply a report. Invalid values are ignored, because a report must not break a reconcile."""
+    """Apply a report. Ignore invalid values, because a report must not break a reconcile."""
     report, fields = read_known(TrainReport, body), status.fields
     if report.step is not None:
         fields.progress = _progress(fields.progress, report, report.step, _time(report, received, status.now))
@@ -75,9 +75,9 @@ def apply_report(status: StatusBuilder[TrainStatus], body: Mapping[str, Any], re
 
 
 def _output_writable(decision: Decision[TrainStatus], body: Mapping[str, Any]) -> None:
-    """Report whether uploads reach the output. A training whose folder is its output reports nothing about it."""
+    """Record whether uploads reach the output. A training whose folder is its output reports nothing about uploads."""
     report, status, kind = read_known(TrainReport, body), decision.status, ConditionType.OUTPUT_WRITABLE
-    if "events" not in report.model_fields_set:  # they are left out of a termination message that was too long
+    if "events" not in report.model_fields_set:  # a termination message that was too long has no events
         return
     if (event := next((e for e in report.events if e.reason == UPLOAD_FAILING), None)) is not None:
         if not status.is_false(kind):
@@ -95,7 +95,7 @@ def _moment(reported: ReportedMoment) -> Saved:
 
 
 def _time(report: TrainReport, received: float | None, now: float) -> float:
-    """Return the time of a report, as far as it is known."""
+    """Return the time of a report, or its best estimate."""
     said = seconds(report.time) if isinstance(report.time, str) else report.time
     return next((at for at in (said, received) if at is not None and 0 < at < _YEAR_10000), now)
 
@@ -117,12 +117,12 @@ def _progress(old: Progress | None, report: TrainReport, step: int, at: float) -
 
 
 def _count(metric: float | None) -> int | None:
-    """Return a metric that counts something as a whole number."""
+    """Return a metric that is a count as a whole number; None if it is invalid."""
     return int(metric) if metric is not None and 0 <= metric < _MOST else None
 
 
 def _eta(old: Progress, step: int, total: int, at: float) -> float | None:
-    """Return the seconds left at the rate between the last two reports; the old estimate if no step was finished."""
+    """Return the seconds left at the rate between the last two reports, or the old estimate if no step was finished."""
     then = seconds(old.time)
     if old.step is None or then is None or step < old.step:
         return None

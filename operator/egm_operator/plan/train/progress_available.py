@@ -1,4 +1,4 @@
-"""Whether rank 0 answers on /progress."""
+"""Report whether rank 0 answers on /progress."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from grounding.api.status import TrainStatus
 
 
 def progress_available(snapshot: PlacedTrain) -> Decision[TrainStatus]:
-    """Report it, and plan again when an answer would be overdue: nothing else would queue the job if answers stop or never come."""
+    """Set the condition, and plan again when an answer would be overdue, because no event queues the job if answers stop."""
     decision, report = snapshot.decision(), snapshot.report
     status = decision.status
     since = status.since(ConditionType.RUNNING)
     last = since if report is None else max(report.received, since)
     stale = last + snapshot.settings.progress_stale_seconds
     if snapshot.now >= stale:
-        text = "Rank 0 does not answer on /progress; the last known progress stands, and stalls cannot be told."
+        text = "Rank 0 does not answer on /progress; the last known progress is kept, and stalls cannot be detected."
         status.condition(ConditionType.PROGRESS_AVAILABLE, False, Reason.NO_ANSWER, text)
         return decision.passing()
     if report is not None:

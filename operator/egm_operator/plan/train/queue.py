@@ -1,6 +1,6 @@
-"""A suspended gang: its queue has not admitted it or has preempted it, or the user's suspension ends now.
+"""Handle a suspended gang: its queue has not admitted it or has preempted it, or the user's suspension ends now.
 
-Pods that such a stop has ended did not fail, and new pods are a fresh gang. Only what this operator has suspended is resumed by it.
+Pods that are ended by such a stop have not failed. New pods form a fresh gang. The operator only resumes objects that it has suspended.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def queue(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
     decision = snapshot.decision()
     status, reason = decision.status, Reason.QUEUED if gang.held_back else Reason.RESUMED
     if status.is_true(ConditionType.RUNNING):
-        status.condition(ConditionType.RUNNING, False, reason, "Its pods have been stopped.")
+        status.condition(ConditionType.RUNNING, False, reason, "The pods have been stopped.")
     if gang.held_back:
         wait_for_admission(snapshot, decision, gang)
         return decision
     if stopped := GANG.leaving(snapshot, attempt):
-        text = f"Waits until the stopped pods of attempt {attempt} are gone.{waits_for(snapshot, decision, stopped)}"
+        text = f"Waiting until the stopped pods of attempt {attempt} have been deleted.{waits_for(snapshot, decision, stopped)}"
         status.phase(Phase.PENDING, Reason.STOPPING, text)
     else:
         decision.patch(gang, gangs.suspension(gang, False))

@@ -1,4 +1,4 @@
-"""A gang whose pods all run, or all ran until one of them ended."""
+"""Handle a gang whose pods all run, or all ran until one of them ended."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
         status.phase(Phase.RUNNING, Reason.ALL_PODS_RUNNING, text)
         return ask([progress_available, stall], snapshot, decision)
     if status.is_true(ConditionType.RUNNING):
-        # a pod is gone: the condition keeps the time that distinguishes a new pod from the original ones
+        # a pod has ended: keep the condition's time, which distinguishes a new pod from the original ones
         late = waits_for(snapshot, decision, GANG.pods(snapshot, attempt))
         status.phase(Phase.RUNNING, Reason.PODS_PENDING, f"{count} of {wanted} pods run.{late}")
         return decision

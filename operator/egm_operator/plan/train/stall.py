@@ -1,4 +1,4 @@
-"""stallTimeoutSeconds applies only if rank 0 answers; otherwise it is unknown whether it makes progress."""
+"""stallTimeoutSeconds: applies only if rank 0 answers, because otherwise its progress is unknown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from grounding.api.status import TrainStatus
 
 
 def stall(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
-    """End the attempt if no step has finished for too long, or plan again at that time."""
+    """End the attempt if no step has finished for too long; otherwise plan again at that time."""
     limit, report = snapshot.job.spec.stall_timeout_seconds, snapshot.report
     if limit is None or report is None or snapshot.now - report.received > snapshot.settings.progress_stale_seconds:
         return None
@@ -24,5 +24,5 @@ def stall(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
         decision.look_again(last + limit)
         return decision.passing()
     step = 0 if progress is None or progress.step is None else progress.step
-    text = f"no step has been finished since step {step}, for more than stallTimeoutSeconds ({limit} s)"
+    text = f"no step has finished since step {step} for more than stallTimeoutSeconds ({limit} s)"
     return fail(snapshot, GANG, GANG.current(snapshot), Reason.STALLED, text)

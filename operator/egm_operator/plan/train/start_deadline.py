@@ -1,4 +1,4 @@
-"""startDeadlineSeconds: from the creation of a gang, or the last resume, until all its pods run."""
+"""startDeadlineSeconds: the time from the creation of a gang, or the last resume, until all its pods run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from grounding.api.status import TrainStatus
 
 
 def start_deadline(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
-    """End the job if its pods take too long to start, or plan again at that time."""
+    """End the job if its pods take too long to start; otherwise plan again at that time."""
     limit, under_way = snapshot.job.spec.start_deadline_seconds, GANG.under_way(snapshot)
     if limit is None or under_way is None:
         return None

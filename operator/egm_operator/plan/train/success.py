@@ -1,4 +1,4 @@
-"""The success of a training. It counts even if the user has suspended the job meanwhile."""
+"""Handle the success of a training. It counts even if the user has suspended the job meanwhile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def success(snapshot: TrainSnapshot) -> Decision[TrainStatus] | None:
             decision.look_again(snapshot.now + 1)
             return decision
         if not status.is_true(ConditionType.DATA_READY):
-            status.condition(ConditionType.DATA_READY, True, Reason.PREPARED, "Its data was prepared.")
+            status.condition(ConditionType.DATA_READY, True, Reason.PREPARED, "The data was prepared.")
         status.fields.attempt = GANG.current(snapshot)  # its start may not have been recorded
         apply_reports(snapshot, decision, members(snapshot))
         progress = status.fields.progress

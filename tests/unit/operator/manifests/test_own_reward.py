@@ -78,7 +78,7 @@ def test_the_name_is_that_of_the_job_and_of_the_content(tmp_path: Path) -> None:
 
 def test_a_file_that_is_too_large_is_refused_with_what_to_do(tmp_path: Path) -> None:
     assert _config(_file(tmp_path, b"#" * own_reward.LIMIT))
-    with pytest.raises(UserError, match="more than a ConfigMap holds") as caught:
+    with pytest.raises(UserError, match="a ConfigMap can have at most") as caught:
         own_reward.shipped(_job(_file(tmp_path, b"#" * (own_reward.LIMIT + 1))), "ns")
     assert caught.value.field == "spec.reward.file" and "pvc://" in caught.value.hint
 
@@ -96,7 +96,7 @@ def test_a_place_that_pods_see_stays_as_it_is(place: str) -> None:
 
 
 def test_a_relative_path_that_is_not_here_is_refused() -> None:
-    with pytest.raises(UserError, match="pods know no folder") as caught:
+    with pytest.raises(UserError, match="does not exist in pods") as caught:
         objects(_job("no/such.py"), {}, Settings(), "ns")
     assert "egm submit" in caught.value.hint
 

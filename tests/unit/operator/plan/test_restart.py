@@ -42,7 +42,7 @@ def test_whom_it_waits_for() -> None:
     late = pod(leaving=10, node="gpu-7")
     waiting = restart(GANG)(placed_training(late, status=status))
     assert waiting is not None
-    text = "Attempt 1 of 3 failed: boom (pod p on node gpu-7 does not go)"
+    text = "Attempt 1 of 3 failed: boom (pod p on node gpu-7 cannot be deleted)"
     assert waiting.status.fields.message == text
     late = pod(leaving=300, node="gpu-7")
     going = restart(GANG)(placed_training(late, status=status))

@@ -39,19 +39,17 @@ def test_suspend(wanted: bool, owned: list[Any], spec: dict[str, Any], expected:
 
 def test_what_the_training_says_meanwhile() -> None:
     decide = suspend(stop, idle, heard_while_stopping)
-    report = Report(
-        NOW, {"step": 6, "totalSteps": 9, "etaSeconds": 60, "stopping": "waits for the step under way, step 7"}
-    )
+    report = Report(NOW, {"step": 6, "totalSteps": 9, "etaSeconds": 60, "stopping": "waiting for the current step 7"})
     waiting = decide(training(gang(), pod(master=True), report=report, suspend=True))
     assert waiting is not None
-    assert waiting.status.fields.message == "Waits until the pods are gone: waits for the step under way, step 7."
+    assert waiting.status.fields.message == "Waiting until the pods have ended: waiting for the current step 7."
     left = json.dumps({"step": 7, "stopping": "saved step 7", "checkpoint": {"step": 7, "uri": "s3://b/c"}})
     done = decide(training(gang(suspended=True), pod(master=True, code=143, message=left), suspend=True))
     assert done is not None and done.status.current_phase == "Suspended"
     assert done.status.fields.stopping == "saved step 7" and done.status.fields.checkpoint.step == 7
     assert done.status.fields.progress.eta_seconds is None
     silent = decide(training(gang(), pod(master=True), suspend=True))
-    assert silent is not None and silent.status.fields.message == "Waits until the pods are gone."
+    assert silent is not None and silent.status.fields.message == "Waiting until the pods have ended."
 
 
 def test_time_suspended_counts_for_no_deadline() -> None:

@@ -154,7 +154,7 @@ def test_what_is_no_checkpoint_is_not_exported(tmp_path: Path, capsys: pytest.Ca
     from grounding.cli import run as egm
 
     (tmp_path / "empty").mkdir()
-    for folder, words in (("empty", "no checkpoint of SFT or RL"), ("absent", "no such file or folder")):
+    for folder, words in (("empty", "not a checkpoint of SFT or RL"), ("absent", "no such file or folder")):
         assert egm(["checkpoint", "export", str(tmp_path / folder), str(tmp_path / "out")]) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -60,8 +60,8 @@ def test_a_backend_that_fails_is_named_and_the_others_go_on() -> None:
     assert good.seen == [(1, {"a": 1.0}), (2, {"a": 2.0}), (3, {"a": 3.0})] and good.closed == [True]
     assert bad.seen == [(1, {"a": 1.0})] and bad.closed == []
     assert said == [
-        "tracking: MLflow gets no more metrics: No module named 'mlflow'",
-        "tracking: bad gets no more metrics: the server says no",
+        "tracking: MLflow receives no more metrics: No module named 'mlflow'",
+        "tracking: bad receives no more metrics: the server says no",
     ]
 
 
@@ -72,7 +72,7 @@ def test_a_backend_that_hangs_holds_nobody_up() -> None:
     for step in range(1000):
         tracker.log(step, {"a": 1.0})
     tracker.close(True, patience_s=0.2)
-    assert time.monotonic() - began < 5 and "does not wait" in said[0]
+    assert time.monotonic() - began < 5 and "without waiting" in said[0]
 
 
 def test_nothing_is_started_where_nothing_is_tracked() -> None:
@@ -135,8 +135,8 @@ def test_mlflow_is_not_opened_with_a_token_for_a_stranger_s_server(
     said: list[str] = []
     job = _job("{tensorboard: false, mlflow: {trackingUri: 'http://127.0.0.1:9'}}")
     tracking.open_tracker(job, tmp_path, said.append).close(True)
-    assert len(said) == 1 and "secret" not in said[0]  # nothing listens at that address, or MLflow is not installed
-    assert ("MLFLOW_TRACKING_TOKEN is for no server" in said[0]) == (not may)
+    assert len(said) == 1 and "secret" not in said[0]  # nothing listens there, or MLflow is not installed
+    assert ("MLFLOW_TRACKING_TOKEN belongs to no server" in said[0]) == (not may)
 
 
 def test_attempts_of_a_job_are_one_run(tmp_path: Path) -> None:

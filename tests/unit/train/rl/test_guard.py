@@ -23,7 +23,7 @@ def test_prompts_without_an_answer_are_counted_and_never_wrong() -> None:
     assert guard.too_many_failed([few]) == ""
     many = attempts.metrics({**verl, guard.FAILED_VALIDATION: 11})
     assert many == {"valPrompts": 100, "valFailed": 11}, "its accuracy is no figure of the model"
-    assert guard.too_many_failed([few, many]) == "11 of 100 validation prompts got no answer; 10 % may fail"
+    assert guard.too_many_failed([few, many]) == "11 of 100 validation prompts got no answer; at most 10 % may fail"
     assert guard.too_many_failed([many, {"rollouts": 16.0}]) == "", "a step without a validation"
     assert guard.too_many_failed([]) == ""
 
@@ -33,7 +33,10 @@ def test_failed_rollouts_end_a_run_when_a_tenth_of_ten_steps_is_gone() -> None:
         return [{"rollouts": 16.0, "rolloutsFailed": float(f)} for f in failed]
 
     assert guard.too_many_failed(steps(0, 4, 4, 4, 4)) == "", "16 of the 160 of ten steps"
-    assert guard.too_many_failed(steps(12, 5)) == "17 of 32 rollouts of the last 2 steps got no answer; 10 % may fail"
+    assert (
+        guard.too_many_failed(steps(12, 5))
+        == "17 of 32 rollouts of the last 2 steps got no answer; at most 10 % may fail"
+    )
     assert guard.too_many_failed(steps(12, *[0] * 9, 5)) == "", "the first of eleven steps is no longer counted"
 
 
@@ -44,7 +47,7 @@ def test_five_steps_without_a_finite_gradient_end_the_run_and_name_the_first() -
     nan = math.nan
     assert guard.not_finite(steps(1.0, nan, nan, nan, nan)) == ""
     assert guard.not_finite(steps(1.0, nan, nan, math.inf, nan, nan)) == (
-        "5 steps in a row have no finite gradient; it began at step 8"
+        "5 steps in a row have no finite gradient; the first was step 8"
     )
     assert guard.not_finite(steps(nan, nan, nan, nan, 1.0)) == guard.not_finite([]) == ""
     assert attempts.metrics({"actor/grad_norm": None, "critic/score/mean": 0.5, "x": None})["score"] == 0.5

@@ -47,7 +47,7 @@ def test_pytorchjob_s_variables(tmp_path: Path) -> None:
     [
         ({"RANK": "3"}, "0 to 2"),
         ({"RANK": "x"}, "whole number"),
-        ({"MASTER_ADDR": ""}, "where rank 0 is"),
+        ({"MASTER_ADDR": ""}, "the address of rank 0"),
         ({"RAY_AUTH_TOKEN": ""}, "needs a token"),
         ({"RAY_AUTH_TOKEN": "short"}, "needs a token"),
     ],
@@ -131,9 +131,9 @@ def test_shortfall_names_who_is_missing() -> None:
     membership.heartbeat(1, "a", "10.0.0.2")
     membership.heartbeat(2, "b", "10.0.0.3")
     nodes = [node("10.0.0.1", 8), node("10.0.0.2", 8), node("10.0.0.3", 8, alive=False)]
-    assert shortfall(nodes, membership, pods, want) == "Ray on rank 2 (10.0.0.3) is not up"
+    assert shortfall(nodes, membership, pods, want) == "Ray on rank 2 (10.0.0.3) has not started"
     nodes[2] = node("10.0.0.3", 7)
-    assert shortfall(nodes, membership, pods, want) == "rank 2 (10.0.0.3) offers 7 GPUs, 8 are wanted"
+    assert shortfall(nodes, membership, pods, want) == "rank 2 (10.0.0.3) has 7 GPUs, but 8 are needed"
     nodes[2] = node("10.0.0.3", 8)
     assert shortfall(nodes, membership, pods, want) == ""
 
@@ -209,9 +209,11 @@ def test_a_head_that_is_not_up_yet_is_asked_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _waits(monkeypatch, _FakeRay(failures=1), 30.0)
-    assert "waiting: Ray's head is not up (ConnectionError: the raylet is not there yet)" in capsys.readouterr().out
+    assert (
+        "waiting: Ray's head has not started (ConnectionError: the raylet is not there yet)" in capsys.readouterr().out
+    )
 
 
 def test_why_ray_could_not_be_reached_is_told_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Failure, match=r"head is not up \(ConnectionError: the raylet is not there yet\)"):
+    with pytest.raises(Failure, match=r"head has not started \(ConnectionError: the raylet is not there yet\)"):
         _waits(monkeypatch, _FakeRay(failures=1000), 0.2)

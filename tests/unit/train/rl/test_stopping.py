@@ -21,33 +21,47 @@ STEPS = [
 @pytest.mark.parametrize(
     ("phase", "elapsed", "saved", "left", "action", "text"),
     [
-        ("update", 70, 5, 60, "wait", "waits for the step under way, step 8: about 40 s more, and 60 s are left"),
-        ("update", 70, 5, 30, "wait", "waits for the step under way, step 8"),  # 20 to 40 s more: it may end in time
-        ("update", 70, 5, 15, "end", "step 8 is too long: about 20 s more, and 15 s are left; the last save is step 5"),
+        ("update", 70, 5, 60, "wait", "waiting for the current step 8: it needs about 40 s more, and 60 s are left"),
+        ("update", 70, 5, 30, "wait", "waiting for the current step 8"),  # 20 to 40 s more: it may end in time
         (
             "update",
-            500,
+            70,
             5,
             15,
-            "wait",
-            "waits for the step under way",
-        ),  # slower than any step before: the end is unknown
-        ("update", 10, 0, 15, "end", "step 8 is too long: about 80 s more, and 15 s are left; no step is saved"),
+            "end",
+            "step 8 is too slow: it needs about 20 s more, and 15 s are left; the last saved step is 5",
+        ),
+        ("update", 500, 5, 15, "wait", "waiting for the current step"),  # slower than ever: no one knows
+        (
+            "update",
+            10,
+            0,
+            15,
+            "end",
+            "step 8 is too slow: it needs about 80 s more, and 15 s are left; no step is saved",
+        ),
         ("update", 95, 8, 15, "end", "saved step 8"),
-        ("rollout", 20, 5, 95, "wait", "waits for the step under way, step 8: about 90 s more"),
-        ("rollout", 20, 5, 85, "save", "step 8 is too long: about 90 s more, and 85 s are left; saves step 7"),
-        ("rollout", 300, 5, 45, "save", "step 8 is too long: about 50 s more"),  # the update is still to come
-        ("rollout", 20, 7, 75, "wait", "waits for the step under way, step 8"),  # step 7 is saved: nothing is risked
+        ("rollout", 20, 5, 95, "wait", "waiting for the current step 8: it needs about 90 s more"),
+        (
+            "rollout",
+            20,
+            5,
+            85,
+            "save",
+            "step 8 is too slow: it needs about 90 s more, and 85 s are left; saving step 7",
+        ),
+        ("rollout", 300, 5, 45, "save", "step 8 is too slow: it needs about 50 s more"),  # the update is still to come
+        ("rollout", 20, 7, 75, "wait", "waiting for the current step 8"),  # step 7 is saved: nothing is risked
         (
             "rollout",
             20,
             7,
             65,
             "end",
-            "step 8 is too long: about 70 s more, and 65 s are left; the last save is step 7",
+            "step 8 is too slow: it needs about 70 s more, and 65 s are left; the last saved step is 7",
         ),
-        ("validation", 5, 5, 65, "save", "a validation is under way; saves step 7"),
-        ("validation", 5, 7, 65, "end", "no step is under way; the last save is step 7"),
+        ("validation", 5, 5, 65, "save", "a validation is running; saving step 7"),
+        ("validation", 5, 7, 65, "end", "no step is running; the last saved step is 7"),
     ],
 )
 def test_decisions(phase: str, elapsed: float, saved: int, left: float, action: str, text: str) -> None:
@@ -56,10 +70,10 @@ def test_decisions(phase: str, elapsed: float, saved: int, left: float, action: 
 
 
 def test_before_any_step_has_ended() -> None:
-    assert judge(None, 5, [], 60, NOW).text == "no step has begun; the last save is step 5"
+    assert judge(None, 5, [], 60, NOW).text == "no step has begun; the last saved step is 5"
     first = judge(Doing(1, "rollout", NOW - 5, 0), 0, [], 60, NOW)
-    assert first.action == "wait" and "how long it takes is not known" in first.text
-    unread = judge(Doing(8, "rollout", NOW - 5, 7), 5, [], 60, NOW)  # the line of step 7 has not been read yet
+    assert first.action == "wait" and "whose duration is unknown" in first.text
+    unread = judge(Doing(8, "rollout", NOW - 5, 7), 5, [], 60, NOW)  # the line of step 7 is not read yet
     assert unread.action == "save"
 
 
@@ -77,7 +91,7 @@ def test_what_can_be_saved_is_never_given_up(
     if phase != "update" and saved < 7:
         assert verdict.action != "end"
     if verdict.action == "save":
-        assert saved < 7 and "saves step 7" in verdict.text
+        assert saved < 7 and "saving step 7" in verdict.text
 
 
 def test_what_the_trainer_leaves_is_read(tmp_path: Path) -> None:

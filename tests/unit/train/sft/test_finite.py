@@ -48,7 +48,7 @@ def test_one_step_without_a_number_is_skipped_and_counted(tmp_path: Path) -> Non
 
 
 def test_many_in_a_row_end_the_run_with_the_step_it_began_at(tmp_path: Path) -> None:
-    with pytest.raises(Failure, match=f"{MOST_IN_A_ROW} steps in a row have no finite gradient; it began at step 5"):
+    with pytest.raises(Failure, match=f"{MOST_IN_A_ROW} steps in a row have no finite gradient; the first was step 5"):
         _train(tmp_path, set(range(5, 100)))
     newest = checkpoints.newest(tmp_path)
     assert newest is not None and newest.step == 6

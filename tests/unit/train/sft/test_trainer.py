@@ -136,7 +136,7 @@ def test_adapters_resume_exactly_and_nothing_else_is_trained_or_saved(
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert all(torch.equal(one[name], base[name]) for name in base)
     other = _trainer(folder, tmp_path / "cut", 4, masters=masters, lora=Lora(rank=8))  # type: ignore[call-arg]
-    with pytest.raises(Failure, match="another rank"):
+    with pytest.raises(Failure, match="a different rank"):
         other.train(resume_from_checkpoint=str(checkpoint))
 
 

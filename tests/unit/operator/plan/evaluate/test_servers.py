@@ -136,4 +136,4 @@ def test_kueue_s_words_about_servers() -> None:
     seen = placed_evaluating(_grouped(0, gated=True), _grouped(1, gated=True), queue="q")
     decision = servers(replace(seen, admissions={"uid-j-eval-server-0": Admission(message="16 more needed")}))
     assert decision is not None and decision.status.fields.reason == "Queued"
-    assert str(decision.status.fields.message).endswith("Waits for queue q: 16 more needed")
+    assert str(decision.status.fields.message).endswith("Waiting for queue q: 16 more needed")

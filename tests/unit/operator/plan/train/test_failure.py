@@ -64,7 +64,12 @@ def test_the_last_attempt_ends_the_job() -> None:
     ("lost", "phase", "disruptions", "text"),
     [
         ([pod(code=143, **DISRUPTED)], "Restarting", 3, "Attempt 3 of 4 failed: pod p ended with exit code 143"),
-        ([pod(leaving=900, node="gpu-7")], "Restarting", 3, "Attempt 3 of 4 failed: pod p on node gpu-7 does not go"),
+        (
+            [pod(leaving=900, node="gpu-7")],
+            "Restarting",
+            3,
+            "Attempt 3 of 4 failed: pod p on node gpu-7 cannot be deleted",
+        ),
         ([pod(code=1)], "Failed", 2, "Attempt 3 of 3 failed (PodFailed): pod p ended with exit code 1"),
     ],
 )

@@ -107,7 +107,7 @@ def test_uploads_that_fail_are_a_condition(
 
 
 def test_what_is_done_about_a_stop_is_the_attempts_own() -> None:
-    said = "waits for the step under way, step 7: about 40 s more, and 66 s are left"
+    said = "waiting for the current step 7: it needs about 40 s more, and 66 s are left"
     assert _applied({"step": 6, "stopping": said})["stopping"] == said
     assert "stopping" not in _applied({"step": 7}, {"stopping": said}), "the next attempt was not asked to stop"
     assert _applied({}, {"stopping": said})["stopping"] == said

@@ -39,8 +39,8 @@ def test_time_in_the_queue_counts_for_no_deadline() -> None:
 @pytest.mark.parametrize(
     ("known", "named", "reason", "message"),
     [
-        (Admission(), "q", "Queued", "Waits for queue q to admit it."),
-        (Admission(message="8 more needed"), "q", "Queued", "Waits for queue q: 8 more needed"),
+        (Admission(), "q", "Queued", "Waiting for queue q to admit it."),
+        (Admission(message="8 more needed"), "q", "Queued", "Waiting for queue q: 8 more needed"),
         (Admission(found=False), "q", "QueueUnmanaged", "integrations.frameworks"),
         (Admission(kueue=False, found=False), "q", "QueueUnmanaged", "the cluster has no Kueue"),
         (Admission(found=False), "", "QueueUnmanaged", "Whoever has suspended it has to resume it."),
