@@ -67,6 +67,9 @@ CONTROL_PLANE := walk crds judges drift chart_render chart_rbac runbooks operato
 test-control-plane: setup cluster-programs ## test operator and chart on a real control plane; half an hour more if its programs must be built
 	@$(BIN)/python -m pytest -q $(CONTROL_PLANE:%=tests/cluster/test_%.py)
 
+test-kueue: setup cluster-programs ## test jobs in the queues of a real Kueue; ten minutes more if it must be built; by name, CI leaves it out
+	@$(BIN)/python -m pytest -q tests/cluster/test_kueue.py
+
 test-cluster: setup prometheus ## run all cluster tests, on the cluster of `make cluster` or of EGM_KUBECONFIG
 	@$(BIN)/python -m pytest -q tests/cluster
 
@@ -113,6 +116,9 @@ test-node: setup node $(NODE_IMAGES) ## test images, the chart's release, and a 
 
 e2e: setup node $(NODE_IMAGES) ## run the whole pipeline as pods on a real node, with disturbances; needs root and buildah; half an hour
 	@$(BIN)/python -m pytest -q -s tests/e2e
+
+kueue: ## start Kueue on the running test cluster (PYTORCHJOB=1: with that integration; OFF=1: remove it)
+	@python3 hack/cluster/cluster.py kueue $(if $(filter 1,$(PYTORCHJOB)),--pytorchjob) $(if $(filter 1,$(OFF)),--off)
 
 cluster-env: # print the cluster's shell exports: eval "$$(make -s cluster-env)"
 	@python3 hack/cluster/cluster.py env

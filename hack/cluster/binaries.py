@@ -2,6 +2,7 @@
 
 `go.mod` and `go.sum` under `versions/` pin the versions. Their digest names the folder of the result:
 `${XDG_CACHE_HOME:-~/.cache}/egm-cluster/<digest>/bin`, and `share` beside it for manifests from the modules. Programs are static.
+Each program under `addons/` has a folder of its own, so that its new version does not rebuild Kubernetes.
 """
 
 from __future__ import annotations
@@ -15,24 +16,31 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from processes import Trouble
 
 VERSIONS = Path(__file__).parent / "versions"
+ADDONS = Path(__file__).parent / "addons"
 GO = (1, 26)
 KUBE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl")
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program to build: its folder in `versions/`, the module that determines its version, and its packages."""
+    """A program to build: its folder in `parent`, the module that determines its version, and its packages."""
 
     name: str
     module: str
     package: str = "."
     flags: str = ""  # value of -ldflags; may contain {version}
+    parent: Path = field(default=VERSIONS, repr=False)  # a path is no part of the digest
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder with the program's `go.mod`."""
+        return self.parent / self.name
 
 
 # Without gitVersion, the components report v0.0.0-master, and version checks of clients fail.
@@ -51,26 +59,31 @@ PROGRAMS = (
     Program("helm", "helm.sh/helm/v3", "helm.sh/helm/v3/cmd/helm", "-X helm.sh/helm/v3/internal/version.version={version}"),
 )  # fmt: skip
 NODE_PROGRAMS = (Program("coredns", "github.com/coredns/coredns"),)
+_KUEUE = "sigs.k8s.io/kueue"
+KUEUE = Program("kueue", _KUEUE, f"{_KUEUE}/cmd/kueue", f"-X {_KUEUE}/pkg/version.GitVersion={{version}}", ADDONS)
 
 
-def _digest() -> str:
-    files = sorted(p for p in VERSIONS.rglob("*") if p.is_file())
-    sums = b"".join(f"{p.relative_to(VERSIONS)}\0".encode() + p.read_bytes() for p in files)
-    return hashlib.sha256(sums + repr(PROGRAMS + NODE_PROGRAMS).encode()).hexdigest()[:16]
+def _digest(folder: Path, programs: tuple[Program, ...]) -> str:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    sums = b"".join(f"{p.relative_to(folder)}\0".encode() + p.read_bytes() for p in files)
+    return hashlib.sha256(sums + repr(programs).encode()).hexdigest()[:16]
+
+
+def _base() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "egm-cluster"
 
 
 def cache() -> Path:
     """Return the folder of this set of versions."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "egm-cluster" / _digest()
+    return _base() / _digest(VERSIONS, PROGRAMS + NODE_PROGRAMS)
 
 
 def version(program: Program) -> str:
     """Return the pinned version, such as v1.34.4."""
-    text = (VERSIONS / program.name / "go.mod").read_text()
+    text = (program.folder / "go.mod").read_text()
     found = re.search(rf"(?m)^(?:require|)\s*{re.escape(program.module)} (v\S+)", text)
     if not found:
-        raise Trouble(f"hack/cluster/versions/{program.name}/go.mod does not require {program.module}")
+        raise Trouble(f"hack/cluster/{program.parent.name}/{program.name}/go.mod does not require {program.module}")
     return found[1]
 
 
@@ -100,7 +113,7 @@ def check_go() -> None:
 
 
 def _module_folder(program: Program) -> Path:
-    return Path(json.loads(_go("list", "-m", "-json", program.module, cwd=VERSIONS / program.name))["Dir"])
+    return Path(json.loads(_go("list", "-m", "-json", program.module, cwd=program.folder))["Dir"])
 
 
 def _operator_source(module: Path, scratch: Path) -> Path:
@@ -124,7 +137,7 @@ def _build(program: Program, bin_: Path, share: Path) -> None:
     v = version(program)
     scratch = bin_.parent / "scratch"
     scratch.mkdir(exist_ok=True)
-    folder = VERSIONS / program.name
+    folder = program.folder
     _go("mod", "download", program.module, cwd=folder)
     flags = program.flags.format(version=v, minor=v.split(".")[1])
     if program.name == "training-operator":
@@ -138,6 +151,8 @@ def _build(program: Program, bin_: Path, share: Path) -> None:
         _copy(heartbeat, share / program.name / "node-heartbeat.yaml")
     if program.name == "kube":
         _copy(_module_folder(program) / "build" / "pause" / "linux" / "pause.c", share / "pause.c")
+    if program.name == "kueue":
+        _copy(_module_folder(program) / "config", share / program.name)
     part = bin_ / f"{program.name}.part"
     _go("build", "-ldflags", f"-s -w {flags}".strip(), "-o", str(part), program.package, cwd=folder)
     part.rename(bin_ / program.name)
@@ -161,9 +176,16 @@ def _copy(source: Path, target: Path) -> None:
 
 def ensure(say: Callable[[str], None], *, node: bool = False) -> Path:
     """Build the missing programs, and return the folder that contains `bin` and `share`. A second build waits for the first."""
-    home = cache()
+    return _ensure(cache(), PROGRAMS + (NODE_PROGRAMS if node else ()), say)
+
+
+def ensure_addon(program: Program, say: Callable[[str], None]) -> Path:
+    """Build a program of `addons/` if it is missing, and return the folder of its `bin` and `share`."""
+    return _ensure(_base() / f"{program.name}-{_digest(program.folder, (program,))}", (program,), say)
+
+
+def _ensure(home: Path, wanted: tuple[Program, ...], say: Callable[[str], None]) -> Path:
     bin_, share = home / "bin", home / "share"
-    wanted = PROGRAMS + (NODE_PROGRAMS if node else ())
     if all((bin_ / p.name).exists() for p in wanted):
         return home
     check_go()

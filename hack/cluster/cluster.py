@@ -3,11 +3,12 @@
 
     cluster.py up [--fake-nodes N] [--node]   start a control plane, N simulated nodes with 8 GPUs, the training-operator; --node adds a real node
     cluster.py env                            print shell exports: KUBECONFIG, KUBECTL, HELM
+    cluster.py kueue [--pytorchjob | --off]   start Kueue on the running cluster (--pytorchjob: with that integration), or remove it
     cluster.py restart PROGRAM                stop one program and start it again, such as kube-apiserver
     cluster.py image                          import this checkout's virtual environment as the operator's images into the real node
     cluster.py load NAME...                   import images from buildah's store into the real node
     cluster.py down                           stop the programs and remove the run folder
-    cluster.py build [--node]                 only build the programs
+    cluster.py build [--node] [--kueue]       only build the programs
     cluster.py packages                       print the Debian packages that a real node needs
     cluster.py check                          check whether this machine can run a real node; if not, print why and exit with code 3
 
@@ -26,6 +27,7 @@ import time
 from pathlib import Path
 
 import binaries
+import kueue
 import simulated
 from controlplane import ControlPlane, free_ports
 from processes import Processes, Trouble
@@ -96,6 +98,21 @@ def env(run: Path) -> None:
         sys.stdout.write(f"export {name}={shlex.quote(str(value))}\n")
 
 
+def add_kueue(run: Path, *, pytorchjob: bool, off: bool) -> None:
+    """Start Kueue on the cluster that runs, or remove it."""
+    saved = run / "state.json"
+    if not saved.exists() or not Processes(run).alive("kube-apiserver"):
+        raise Trouble("no cluster runs for this checkout; `make cluster` starts one")
+    state = json.loads(saved.read_text())
+    plane = _plane(run, Path(state["home"]), state)
+    if off:
+        kueue.down(plane)
+        say("Kueue removed")
+        return
+    kueue.up(plane, binaries.ensure_addon(binaries.KUEUE, say), pytorchjob=pytorchjob)
+    say(f"Kueue {binaries.version(binaries.KUEUE)} ready")
+
+
 def down(run: Path) -> None:
     """Stop the programs in reverse order and remove the run folder. Other processes are not touched."""
     processes = Processes(run)
@@ -119,7 +136,14 @@ def main() -> int:
     start.add_argument("--fake-nodes", type=int, default=8)
     start.add_argument("--node", action="store_true", help="also start a real node (needs root)")
     commands.add_parser("restart").add_argument("program")
-    commands.add_parser("build").add_argument("--node", action="store_true", help="also those of a real node")
+    build = commands.add_parser("build")
+    build.add_argument("--node", action="store_true", help="also those of a real node")
+    build.add_argument("--kueue", action="store_true", help="only Kueue")
+    addon = commands.add_parser("kueue")
+    addon.add_argument(
+        "--pytorchjob", action="store_true", help="with the integration of PyTorchJob, which is off by default"
+    )
+    addon.add_argument("--off", action="store_true", help="stop and remove it")
     commands.add_parser("load").add_argument("names", nargs="+")
     for name in ("env", "down", "image", "packages", "check"):
         commands.add_parser(name)
@@ -129,7 +153,12 @@ def main() -> int:
         if sys.platform != "linux":
             raise Trouble("the test cluster needs Linux; set EGM_KUBECONFIG to run the tests on an existing cluster")
         if arguments.command == "build":
-            sys.stdout.write(f"{binaries.ensure(say, node=arguments.node)}\n")
+            home = (
+                binaries.ensure_addon(binaries.KUEUE, say)
+                if arguments.kueue
+                else binaries.ensure(say, node=arguments.node)
+            )
+            sys.stdout.write(f"{home}\n")
             return 0
         if arguments.command in ("packages", "check"):
             import node
@@ -153,6 +182,8 @@ def main() -> int:
                 up(run, arguments.fake_nodes, arguments.node)
             elif arguments.command == "down":
                 down(run)
+            elif arguments.command == "kueue":
+                add_kueue(run, pytorchjob=arguments.pytorchjob, off=arguments.off)
             elif arguments.command in ("image", "load"):
                 import node
 

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from pki import Authority
@@ -25,10 +26,10 @@ FAST = ("--kube-api-qps=500", "--kube-api-burst=1000")
 LAZY = {"GOGC": "400", "GOMEMLIMIT": "2GiB"}
 
 
-def free_ports() -> dict[str, int]:
-    """Return a free port for each program, below the range that the kernel uses for outgoing connections."""
+def free_ports(names: Sequence[str] = PORTS) -> dict[str, int]:
+    """Return a free port for each name, below the range that the kernel uses for outgoing connections."""
     found: dict[str, int] = {}
-    for name in PORTS:
+    for name in names:
         for port in random.sample(range(20000, 32000), 200):
             with socket.socket() as s:
                 if port not in found.values() and s.connect_ex(("127.0.0.1", port)) != 0:

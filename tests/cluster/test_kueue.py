@@ -1,0 +1,181 @@
+"""Jobs of both kinds in the queues of a real Kueue with its default integrations, over the back end that these manage."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.kueue_kit import Kueue, gpus, installed, watch_for, writes
+from tests.cluster.operator_kit import ROOT, Drive, Operator, eval_job, new_namespace, train_job, until
+from tests.cluster.scene import MEASURED
+from tests.unit.test_docs_commands import blocks
+
+PRIORITY = "kueue.x-k8s.io/priority-class"
+
+
+@pytest.fixture(scope="module")
+def kueue(cluster: Any) -> Iterator[Kueue]:
+    del cluster
+    with installed() as found:
+        yield found
+
+
+@pytest.fixture
+def drive(kueue: Kueue, tmp_path: Path) -> Iterator[Drive]:
+    with new_namespace(kueue.api, "queue") as namespace:
+        operator = Operator(namespace, tmp_path / "log", EGM_OPERATOR_BACKEND="job").start()
+        yield Drive(kueue.api, namespace, "job")
+        assert operator.running(), operator.log.read_text()[-3000:]
+        assert operator.stop() == 0
+        wrong = [line for line in operator.lines() if line["level"] == "error" or "exception" in line]
+        assert not wrong, wrong
+
+
+def _train(drive: Drive, name: str, labels: dict[str, str] | None = None, **spec: Any) -> None:
+    """A job of one node of eight GPUs, whose data is prepared at once."""
+    resources = {"nodes": 1, "gpusPerNode": 8}
+    job = train_job(name, {"egm.test/prepare-exit-code": "0"}, queue="gpus", resources=resources, **spec)
+    job["metadata"]["labels"] = labels or {}
+    drive.api.create("gtj", drive.namespace, job)
+
+
+def _queued(drive: Drive, name: str, kind: str = "gtj") -> dict[str, Any]:
+    """Wait until a job is Queued; its status."""
+
+    def look() -> dict[str, Any] | None:
+        status = drive.status(name, kind)
+        return status if status.get("reason") == "Queued" else None
+
+    return until(f"{name} to be queued", look)
+
+
+def test_the_second_job_waits_for_the_quota_of_the_first(drive: Drive, kueue: Kueue) -> None:
+    kueue.queue(drive.namespace, kueue.quota(8))
+    _train(drive, "first")
+    drive.phase("first", "Running")
+    _train(drive, "second")
+    until("Kueue's words", lambda: "insufficient unused quota" in _queued(drive, "second")["message"])
+    assert gpus(drive.pods("second")) == 0
+    drive.end("first", "rl")
+    drive.phase("first", "Succeeded")
+    assert drive.phase("second", "Running")["attempt"] == 1
+
+
+def test_preemption_by_priority_costs_no_attempt(drive: Drive, kueue: Kueue) -> None:
+    quota = kueue.quota(8, preemption={"withinClusterQueue": "LowerPriority"})
+    kueue.queue(drive.namespace, quota)
+    low, high = kueue.priority(10), kueue.priority(1000)
+    _train(drive, "low", labels={PRIORITY: low})
+    drive.phase("low", "Running")
+    drive.report("low", step=4)
+    until("the step", lambda: (drive.status("low").get("progress") or {}).get("step") == 4)
+    _train(drive, "high", labels={PRIORITY: high})
+    drive.phase("high", "Running")
+    status = _queued(drive, "low")
+    assert status["attempt"] == 1 and "preempt" in status["message"].lower()
+    drive.end("high", "rl")
+    status = drive.phase("low", "Running")
+    # the same attempt with the same output, where its checkpoint is; the step is that of before
+    assert (status["attempt"], status["progress"]["step"]) == (1, 4)
+    drive.end("low", "rl")
+    drive.phase("low", "Succeeded")
+
+
+def test_a_queue_that_no_one_manages_has_a_reason_of_its_own(drive: Drive, kueue: Kueue) -> None:
+    """Kueue does not manage a PyTorchJob unless that integration is enabled."""
+    kueue.queue(drive.namespace, kueue.quota(8))
+    _train(drive, "lost", backend="pytorchjob")
+    until("the reason", lambda: drive.status("lost").get("reason") == "QueueUnmanaged")
+    assert "kubeflow.org/pytorchjob" in drive.status("lost")["message"]
+
+
+def test_a_default_queue_without_quota_costs_few_writes(drive: Drive, kueue: Kueue) -> None:
+    kueue.queue(drive.namespace, kueue.quota(0, cpu=0), "default")
+    drive.api.create("gtj", drive.namespace, train_job("trains"))
+    drive.api.create("gej", drive.namespace, eval_job("measures"))
+    _queued(drive, "trains")
+    _queued(drive, "measures", "gej")
+    begun = watch_for(40)
+    found = writes(drive.namespace, begun)
+    assert len(found) < 20, found  # it was 176 and 445
+    assert drive.pods("trains") == [] and gpus(drive.pods("measures", kind="eval")) == 0
+
+
+def test_an_evaluation_of_eight_servers_is_admitted_whole_or_not_at_all(drive: Drive, kueue: Kueue) -> None:
+    quota = kueue.quota(7)
+    kueue.queue(drive.namespace, quota)
+    _evaluate(drive, "whole", servers=8)
+    _queued(drive, "whole", "gej")
+    begun = watch_for(5)
+    assert gpus(drive.pods("whole", kind="eval")) == 0, writes(drive.namespace, begun)
+    kueue.grow(quota, 8)
+    drive.running("whole", "server", 8, kind="eval")
+    drive.phase("whole", "Succeeded", kind="gej")
+
+
+def _evaluate(drive: Drive, name: str, servers: int, **spec: Any) -> None:
+    """An evaluation whose data is prepared at once, and whose client ends by itself."""
+    ends = {
+        "egm.test/prepare-exit-code": "0",
+        "egm.test/evaluate-exit-code": "0",
+        "egm.test/message": json.dumps(MEASURED),
+    }
+    template = {"metadata": {"annotations": ends}}
+    job = eval_job(name, servers, queue="gpus", podTemplate=template, **spec)
+    drive.api.create("gej", drive.namespace, job)
+
+
+def _two_at_once(drive: Drive, seed: int) -> None:
+    """Two evaluations, each of which takes the whole quota, begin in an order and at distances that `seed` draws; both end."""
+    draw = random.Random(seed)
+    names = [f"{letter}-{seed}" for letter in draw.sample("ab", 2)]
+    for name in names:
+        _evaluate(drive, name, servers=2)
+        time.sleep(draw.choice((0, 0, 0.05, 0.3, 1)))
+    for name in names:
+        drive.phase(name, "Succeeded", kind="gej", seconds=90)
+
+
+# 200 by name: EGM_KUEUE_ORDERS=200
+@pytest.mark.timeout(3600)
+def test_two_evaluations_never_wait_for_each_other(drive: Drive, kueue: Kueue) -> None:
+    kueue.queue(drive.namespace, kueue.quota(2))
+    for seed in range(int(os.environ.get("EGM_KUEUE_ORDERS", "3"))):
+        _two_at_once(drive, seed)
+
+
+PAGE = ROOT / "docs" / "queues.md"
+
+
+@pytest.fixture
+def followed(cluster: Any, kueue: Kueue, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment in which the page's commands run, and an operator for the namespace that they create."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "kubectl").symlink_to(cluster.program)
+    yield {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "KUBECONFIG": cluster.kubeconfig}
+    kueue.api.request("DELETE", "/api/v1/namespaces/team-a")
+
+
+def test_the_page_leads_from_the_install_to_the_first_job(
+    followed: dict[str, str], kueue: Kueue, tmp_path: Path
+) -> None:
+    commands = [b.text for b in blocks(PAGE.read_text()) if b.language == "sh" and b.needs == "cluster"]
+    assert len(commands) == 3
+    operator = Operator("team-a", tmp_path / "log", EGM_OPERATOR_BACKEND="job")
+    for number, text in enumerate(commands):
+        if number == 2:
+            operator.start()
+        done = subprocess.run(["bash", "-euc", text], env=followed, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+    team = Drive(kueue.api, "team-a", "job")
+    until("Kueue's words", lambda: "insufficient unused quota" in team.status("second").get("message", ""))
+    assert operator.stop() == 0
