@@ -10,14 +10,20 @@ from grounding.api import ResolvedTrainJob
 from grounding.runtime.grace import Stop
 from grounding.train import identity
 from grounding.train.checkpoints import upload as uploads
+from grounding.train.checkpoints.own_disks import OwnDisks
 from grounding.train.monitoring import telemetry, tracking
 
 
 @contextlib.contextmanager
 def surrounded(
-    job: ResolvedTrainJob, out: Path, gpus: int, stop: Stop | None = None, who: identity.Identity | None = None
+    job: ResolvedTrainJob,
+    out: Path,
+    gpus: int,
+    stop: Stop | None = None,
+    who: identity.Identity | None = None,
+    disks: OwnDisks | None = None,
 ) -> Iterator[tracking.Log]:
-    """Context of the training: continue from the job's output and upload to it, with the job's folder locked.
+    """Context of the training: continue from the job's output and upload to it. `disks`: the pods share no folder.
 
     Yields the function that receives the metrics of each step. `who` is compared with all existing work; raises `UserError` if the work
     belongs to another job.
@@ -28,8 +34,8 @@ def surrounded(
             identity.set_aside(out, token)
         if who is not None:
             for change in identity.enter(out, who):
-                print(f"the job has changed and continues with the new value: {change}", flush=True)  # noqa: T201
-        with uploads.kept(job, out, stop, who) as uploader:
+                print(f"the job has changed, and continues with it: {change}", flush=True)  # noqa: T201
+        with uploads.kept(job, out, stop, who, disks) as uploader:
             told = telemetry.source_of(
                 job,
                 out,

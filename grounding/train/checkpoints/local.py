@@ -12,7 +12,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -163,28 +163,43 @@ def world_size(folder: Path) -> int | None:
     """Return the number of processes that wrote the checkpoint in `folder`; None if its files do not show it. Raises `Failure` if the files
     contradict each other.
     """
-    sizes = {int(m[2]) for p in folder.rglob("*.pt") if (m := _VERL_RANK.fullmatch(p.name))}
+    return _world_size(_names(folder), folder)
+
+
+def _names(folder: Path) -> set[str]:
+    """Return the names of a checkpoint's files: those on this disk, and those that its marker says are on the disks of other pods."""
+    here = {name for name, path in files_below(folder).items() if path.is_file()} if folder.is_dir() else set()
+    try:
+        return here | set(Marker.parse((folder / MARKER).read_bytes()).files)
+    except (OSError, ValueError):
+        return here
+
+
+def _world_size(names: Collection[str], folder: Path) -> int | None:
+    sizes = {int(m[2]) for n in names if (m := _VERL_RANK.fullmatch(PurePosixPath(n).name))}
     if len(sizes) > 1:
         found = ", ".join(map(str, sorted(sizes)))
         raise Failure(f"files of different world sizes: {found}", hint="Remove the folder.", file=folder)
     if sizes:
         return sizes.pop()
-    ranks = [m[1] for p in folder.glob("rng_state*.pth") if (m := _SFT_RANK.fullmatch(p.name))]
+    ranks = [m[1] for n in names if (m := _SFT_RANK.fullmatch(n))]
     return None if not ranks else 1 if ranks == [None] else len(ranks)
 
 
-def absent_ranks(folder: Path) -> list[str]:
-    """Return the names of missing files that a rank should have written."""
-    kinds: dict[tuple[Path, str, int], set[int]] = {}
-    for path in folder.rglob("*.pt"):
+def absent_ranks(names: Iterable[str]) -> list[str]:
+    """Return the files that a rank should have written but that are not among `names`, which are relative to the checkpoint. Pure."""
+    kinds: dict[tuple[PurePosixPath, str, int], set[int]] = {}
+    numbered: set[int] = set()
+    for path in map(PurePosixPath, names):
         if match := _VERL_RANK.fullmatch(path.name):
             kinds.setdefault((path.parent, match[1], int(match[2])), set()).add(int(match[3]))
+        elif (match := _SFT_RANK.fullmatch(str(path))) and match[1]:
+            numbered.add(int(match[1]))
     absent = [
-        (parent / f"{kind}_world_size_{world}_rank_{rank}.pt").relative_to(folder).as_posix()
+        (parent / f"{kind}_world_size_{world}_rank_{rank}.pt").as_posix()
         for (parent, kind, world), ranks in kinds.items()
         for rank in sorted(set(range(world)) - ranks)
     ]
-    numbered = {int(m[1]) for p in folder.glob("rng_state_*.pth") if (m := _SFT_RANK.fullmatch(p.name)) and m[1]}
     return absent + [f"rng_state_{r}.pth" for r in range(max(numbered, default=-1)) if r not in numbered]
 
 
@@ -217,12 +232,11 @@ def mark_complete(folder: str | Path) -> None:
     Raises `Failure` if a rank's files are missing.
     """
     folder = Path(folder)
-    if absent := absent_ranks(folder):
-        raise Failure(
-            f"{len(absent)} files of other ranks are missing, for example {absent[0]}",
-            hint="All nodes must write to the same storage: the job's output has to be a volume that all pods mount (ReadWriteMany).",
-            file=folder,
-        )
+    write_marker(folder, whole([part_of(folder)], folder))
+
+
+def part_of(folder: Path) -> Marker:
+    """Force the files of a checkpoint that this node's ranks have written to the disk, and list them with their digests."""
     identity = folder.parent.parent / "identity.json"
     if identity.is_file():
         shutil.copyfile(identity, folder / identity.name)
@@ -231,7 +245,32 @@ def mark_complete(folder: str | Path) -> None:
     files = {name: path for name, path in files_below(folder).items() if name != MARKER and path.is_file()}
     known = digests(files)
     sizes = {name: size for name, (size, _) in known.items()}
-    marker = Marker(sizes, {n: digest for n, (_, digest) in known.items()}, attempt_number(), world_size(folder))
+    return Marker(sizes, {n: digest for n, (_, digest) in known.items()}, attempt_number())
+
+
+def whole(parts: Sequence[Marker], folder: Path) -> Marker:
+    """Join the files of all nodes to the marker of a checkpoint. Pure.
+
+    Raises `Failure` if a rank's files are missing, or if two nodes have written different files under one name.
+    """
+    files: dict[str, int] = {}
+    sha256: dict[str, str] = {}
+    for part in parts:
+        for name, digest in part.sha256.items():
+            if sha256.setdefault(name, digest) != digest:
+                raise Failure(f"two nodes have written different files called {name}", file=folder)
+            files[name] = part.files[name]
+    if absent := absent_ranks(files):
+        raise Failure(
+            f"{len(absent)} files of other ranks are missing, {absent[0]} for one",
+            hint="All nodes must write to the same storage: a job's output has to be a volume that all pods mount (ReadWriteMany), or in S3.",
+            file=folder,
+        )
+    return Marker(files, sha256, max(part.attempt for part in parts), _world_size(files, folder))
+
+
+def write_marker(folder: Path, marker: Marker) -> None:
+    """Write the marker of a checkpoint, all files of which are on the disks of their nodes."""
     write_json(folder / MARKER, marker.document())
     fsync_folder(folder.parent)
     failpoint("checkpoint.marked", folder.name)
@@ -247,7 +286,8 @@ def attempt_number() -> int:
 class Marker:
     """The content of a marker. `prefix`: in a store, the attempt's folder that contains the files; empty on a disk.
 
-    `sha256` is empty for a checkpoint of an older version.
+    `sha256` is empty for a checkpoint of an older version. `here`: the files that are on this disk, if the pods of the job share no folder;
+    None if all are.
     """
 
     files: Mapping[str, int]
@@ -255,6 +295,7 @@ class Marker:
     attempt: int
     world_size: int | None = None
     prefix: str = ""
+    here: frozenset[str] | None = None
 
     def document(self) -> Document:
         """Return the marker as a document to be written."""
@@ -264,7 +305,14 @@ class Marker:
             "worldSize": self.world_size,
             "attempt": self.attempt,
         }
+        if self.here is not None:
+            document["here"] = sorted(self.here)
         return document | ({"prefix": self.prefix} if self.prefix else {})
+
+    @property
+    def local(self) -> dict[str, int]:
+        """Return the size of each file that is on this disk."""
+        return {name: size for name, size in self.files.items() if self.here is None or name in self.here}
 
     @classmethod
     def parse(cls, data: bytes) -> Marker:
@@ -278,7 +326,9 @@ class Marker:
                 raise ValueError("it lists no files, or lacks digests")
             world = found.get("worldSize")
             ranks = None if world is None else int(world)
-            return cls(files, digests, int(found.get("attempt", 0)), ranks, _inside(prefix) if prefix else "")
+            here = found.get("here")
+            local = None if here is None else frozenset(map(str, here))
+            return cls(files, digests, int(found.get("attempt", 0)), ranks, _inside(prefix) if prefix else "", local)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"this is not a marker of a checkpoint: {error!r}") from None
 
@@ -321,10 +371,12 @@ def way_out(checkpoint: Checkpoint) -> str:
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether the marker exists and every file in it has the recorded size."""
+    """Return whether the marker exists and every file that it names on this disk has the recorded size."""
     try:
-        files = orjson.loads((folder / MARKER).read_bytes())["files"]
-        return bool(files) and all((folder / name).stat().st_size == size for name, size in files.items())
+        found = orjson.loads((folder / MARKER).read_bytes())
+        files, here = found["files"], found.get("here")
+        names = files if here is None else here
+        return bool(files) and all((folder / name).stat().st_size == files[name] for name in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -411,6 +463,14 @@ def keep_newest(root: str | Path, keep: int) -> None:
     for aside in root.glob(f"{_BROKEN}*"):
         if kept:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def keep_only(root: Path, names: Collection[str]) -> None:
+    """Remove every checkpoint under `root` that is not among `names`; the marker goes first."""
+    for checkpoint in list(_candidates(root)):
+        if checkpoint.path.name not in names:
+            (checkpoint.path / MARKER).unlink(missing_ok=True)
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
 """Upload checkpoints to a store in the background, and restore them on a node that has none. The marker is always uploaded last.
 
-In the store, a checkpoint consists of `checkpoints/<name>/complete.json`, which lists the files and their SHA-256, and of the folder
-`attempt-<number>-<digest>` with the files. Two attempts that train the same step therefore never write to the same object. `Store` lists
-the methods of `grounding.storage` that are needed.
+In the store, a checkpoint is `checkpoints/<name>/complete.json`, which lists the files and their SHA-256, and the folder with the files,
+`attempt-<number>-<digest>`. Two attempts that train the same step therefore never write to the same object. `Store` lists the few methods
+of `grounding.storage` that are used.
+
+If the pods of a job share no folder (`own_disks.py`), the digest covers the files of all pods, so they agree on that folder without a
+message. Rank 0 names the checkpoint that is being uploaded in `checkpoints/uploading.json`, each pod uploads its own files, and rank 0
+writes the marker once the store lists every file of it.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +41,7 @@ from grounding.files import (
     sync_tree,
     write_json,
 )
+from grounding.jsontypes import Document
 from grounding.progress import read_progress
 from grounding.runtime import environment
 from grounding.runtime.grace import Stop
@@ -59,6 +64,9 @@ PROBE_S = 20.0
 """Seconds without a request after which a small one is sent, so that expired credentials are noticed within a minute"""
 _MARKED = re.compile(rf"checkpoints/((?:checkpoint-|global_step_)(\d+))/{re.escape(MARKER)}")
 
+
+Wanted = Callable[[str], bool]
+"""Says of a file of a checkpoint, by its relative name, whether this pod needs it"""
 
 CLAIM = "attempt.json"
 """Name of the file in the output with the attempt that began last. An older attempt that still runs elsewhere stops uploading"""
@@ -85,8 +93,8 @@ def stored(store: Store) -> list[tuple[int, str]]:
 
 
 def _key(marker: Marker) -> str:
-    """Return the name of the folder with one attempt's files; it differs if the content differs."""
-    content = orjson.dumps([dict(marker.files), dict(marker.sha256)], option=orjson.OPT_SORT_KEYS)
+    """Return the folder of one attempt's files below the checkpoint's, which is different for different contents."""
+    content = orjson.dumps([dict(marker.files), dict(marker.sha256)], option=orjson.OPT_SORT_KEYS)  # of all pods
     return f"attempt-{marker.attempt}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
@@ -123,6 +131,70 @@ def claimed_by(store: Store) -> str:
         return ""
 
 
+ANNOUNCED = "checkpoints/uploading.json"
+"""File in the output that names the checkpoint whose files all pods upload, if they share no folder"""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint in the store: its step, its name and the attempt's folder with its files."""
+
+    step: int
+    name: str
+    prefix: str
+
+    def document(self) -> Document:
+        """Return it for writing."""
+        return {"step": self.step, "name": self.name, "prefix": self.prefix}
+
+    @classmethod
+    def parse(cls, data: bytes) -> Stored | None:
+        """Return what `document` gave; None if `data` is something else."""
+        try:
+            found = orjson.loads(data)
+            return cls(int(found["step"]), str(found["name"]), str(found["prefix"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+def announced(store: Store) -> Stored | None:
+    """Return the checkpoint that rank 0 asks all pods to upload; None if there is none."""
+    return Stored.parse(store.read(ANNOUNCED)) if store.find(ANNOUNCED) is not None else None
+
+
+def _announce(store: Store, wanted: Stored) -> None:
+    if announced(store) != wanted:
+        store.write(ANNOUNCED, orjson.dumps(wanted.document(), option=orjson.OPT_INDENT_2))
+        failpoint("upload.announced", wanted.name)
+
+
+def push_part(store: Store, root: Path, wanted: Stored, stop: threading.Event | None = None) -> bool:
+    """Upload this pod's files of the checkpoint `wanted`, without a marker. Return whether the store has them; False if they are not here."""
+    folder = root / wanted.name
+    if not checkpoints.is_complete(folder):
+        return False
+    marker = Marker.parse((folder / MARKER).read_bytes())
+    if _key(marker) != wanted.prefix:
+        return False
+    base = f"checkpoints/{wanted.name}"
+    present = {e.name: e.size for e in store.entries(f"{base}/{wanted.prefix}/")}
+    return _upload_files(store, folder, replace(marker, prefix=wanted.prefix), present, stop)
+
+
+def _upload_files(
+    store: Store, folder: Path, marker: Marker, present: Mapping[str, int], stop: threading.Event | None
+) -> bool:
+    """Upload the files on this disk that the store lacks. False if `stop` came first."""
+    for name, size in marker.local.items():
+        if stop is not None and stop.is_set():
+            return False
+        key = f"checkpoints/{folder.name}/{marker.prefix}/{name}"
+        if present.get(key) != size or not holds(store, key, folder / name, marker.sha256[name]):
+            failpoint("upload.file", name)
+            store.upload(folder / name, key)
+    return True
+
+
 def push(
     store: Store,
     checkpoint: Checkpoint,
@@ -135,9 +207,10 @@ def push(
     `claimed`: whether this attempt has claimed the output; then it replaces another attempt's files of this step. Without a claim, the
     attempt with the greater number is kept, although a job that was created again counts its attempts from one.
 
-    The name of the folder contains the attempt's number and a digest of all files, so that an interrupted upload is only continued by the
-    same checkpoint. The marker refers to that folder and lists its files and digests; once it is written, it replaces another attempt's
-    files. Raises the store's `EgmError`, and `OSError` if the local folder is deleted meanwhile.
+    The files go to a folder whose name contains the attempt's number and a digest of all files, so that only the same checkpoint continues
+    an interrupted upload. The marker names that folder, its files and their digests; from its writing on, this attempt's files count
+    instead of another's. If the pods share no folder, the others are asked for their files, and the result is False until the store lists
+    all of them. Raises `EgmError` of the store, and `OSError` if the folder disappears meanwhile.
     """
     base = f"checkpoints/{checkpoint.path.name}"
     marker = Marker.parse((checkpoint.path / MARKER).read_bytes())
@@ -149,18 +222,19 @@ def push(
     there = _stored_marker(store, base, present)
     later = there is not None and not claimed and there.attempt > marker.attempt
     if there is not None and (later or (there.prefix == marker.prefix and _all_there(there, base, present))):
-        return True  # already uploaded, or a later attempt has trained this step again
-    for name, size in marker.files.items():
-        if stop is not None and stop.is_set():
+        return True  # done, or a later attempt has trained this step again
+    if marker.here is not None:
+        _announce(store, Stored(checkpoint.step, checkpoint.path.name, marker.prefix))
+    if not _upload_files(store, checkpoint.path, marker, present, stop):
+        return False
+    if marker.here is not None:
+        listed = {e.name: e.size for e in store.entries(f"{base}/{marker.prefix}/")}
+        if not _all_there(marker, base, listed):  # other pods are still uploading theirs
             return False
-        key = f"{base}/{marker.prefix}/{name}"
-        if present.get(key) != size or not holds(store, key, checkpoint.path / name, marker.sha256[name]):
-            failpoint("upload.file", name)
-            store.upload(checkpoint.path / name, key)
     if not mine():  # another attempt has begun during the upload
         return False
     failpoint("upload.marker", checkpoint.path.name)
-    store.write(f"{base}/{MARKER}", orjson.dumps(marker.document(), option=orjson.OPT_INDENT_2))
+    store.write(f"{base}/{MARKER}", orjson.dumps(replace(marker, here=None).document(), option=orjson.OPT_INDENT_2))
     failpoint("upload.marked", checkpoint.path.name)
     for name in present:  # delete the folders of attempts that this one has replaced
         if not name.startswith((f"{base}/{marker.prefix}/", f"{base}/{MARKER}")):
@@ -228,8 +302,71 @@ def _restore_best(store: Store, root: Path, found: Mapping[int, str]) -> None:
         write_json(root / checkpoints.BEST, {"step": noted.step, "figure": noted.figure, "value": noted.value})
 
 
-def _restore_one(store: Store, root: Path, step: int, name: str) -> Checkpoint | None:
-    """Download a checkpoint and verify it by digest. If it cannot be restored completely, log a warning and return None."""
+def restore_for_pods(store: Store, root: Path, wanted: Wanted) -> Stored | None:
+    """On rank 0 of pods that share no folder: download the files that are `wanted` of the newest checkpoint of which the store has every
+    file, and return it for the other pods. Other checkpoints under `root` are removed, because the other pods may lack their part.
+    """
+    noted, chosen = best_stored(store), None
+    names: list[str] = []
+    for step, name in stored(store):
+        if chosen is not None and (noted is None or step != noted.step):
+            continue
+        present = {e.name: e.size for e in store.entries(f"checkpoints/{name}/")}
+        marker = _stored_marker(store, f"checkpoints/{name}", present)
+        if marker is None or not _all_there(marker, f"checkpoints/{name}", present):
+            _log.warning("checkpoint %s of %s is not whole; passed over", name, store.uri)
+        elif _restore_one(store, root, step, name, wanted):
+            names.append(name)
+            chosen = chosen or Stored(step, name, marker.prefix)
+    checkpoints.keep_only(root, names)
+    if noted is not None and any(step == noted.step and name in names for step, name in stored(store)):
+        write_json(root / checkpoints.BEST, {"step": noted.step, "figure": noted.figure, "value": noted.value})
+    return chosen
+
+
+def restore_part(store: Store, root: Path, chosen: Stored | None, wanted: Wanted) -> None:
+    """On another pod: download the files that are `wanted` of the checkpoint that rank 0 has `chosen`. Raises `Failure` if that fails."""
+    if chosen is not None and _restore_one(store, root, chosen.step, chosen.name, wanted, chosen.prefix) is None:
+        raise Failure(
+            f"checkpoint {chosen.name}, from which rank 0 continues, cannot be restored here",
+            hint="The warning above says why; the job starts again.",
+            file=store.uri,
+        )
+    checkpoints.keep_only(root, [chosen.name] if chosen else [])
+
+
+def bring(store: Store, checkpoint: Checkpoint, wanted: Wanted) -> None:
+    """Download the files of a checkpoint that are `wanted` and are on the disks of other pods. Raises `EgmError`."""
+    folder = checkpoint.path
+    marker = Marker.parse((folder / MARKER).read_bytes())
+    missing = [name for name in marker.files if name not in marker.local and wanted(name)]
+    if not missing:
+        return
+    whole = replace(marker, prefix=_key(marker), here=None)
+    checkpoints.require_room(folder.parent, sum(marker.files[name] for name in missing))
+    for name in missing:
+        _fetch(store, f"checkpoints/{folder.name}/{whole.prefix}/{name}", folder / name, marker.files[name], whole)
+    write_json(folder / MARKER, replace(marker, here=frozenset({*marker.local, *missing})).document())
+
+
+def is_stored(store: Store, checkpoint: Checkpoint) -> bool:
+    """Return whether the store has this checkpoint complete, with the files of all pods."""
+    name = f"checkpoints/{checkpoint.path.name}/{MARKER}"
+    if store.find(name) is None:
+        return False
+    with contextlib.suppress(ValueError, OSError):
+        mine = Marker.parse((checkpoint.path / MARKER).read_bytes())
+        return Marker.parse(store.read(name)).prefix == _key(mine)
+    return False
+
+
+def _restore_one(
+    store: Store, root: Path, step: int, name: str, wanted: Wanted | None = None, prefix: str = ""
+) -> Checkpoint | None:
+    """Download a checkpoint and verify it by digest; return None, with a warning, if it cannot be restored completely.
+
+    `wanted` says which files this pod needs, if the pods share no folder; `prefix` is the attempt's folder that it must come from.
+    """
     folder, temporary = root / name, root / f".restore-{name}"
     try:
         marker = Marker.parse(store.read(f"checkpoints/{name}/{MARKER}"))
@@ -239,10 +376,14 @@ def _restore_one(store: Store, root: Path, step: int, name: str) -> Checkpoint |
                 name,
                 store.uri,
             )
-        needed = sum(marker.files.values()) - (checkpoints.size_of(temporary) if temporary.is_dir() else 0)
+        if prefix and marker.prefix != prefix:
+            raise Failure(f"it is now of {marker.prefix}, and rank 0 continues from {prefix}")
+        if wanted is not None:
+            marker = replace(marker, here=frozenset(filter(wanted, marker.files)))
+        needed = sum(marker.local.values()) - (checkpoints.size_of(temporary) if temporary.is_dir() else 0)
         root.mkdir(parents=True, exist_ok=True)
         checkpoints.require_room(root, needed)
-        for file, size in marker.files.items():
+        for file, size in marker.local.items():
             key = f"checkpoints/{name}/{marker.prefix}/{file}".replace("//", "/")
             _fetch(store, key, temporary / file, size, marker)
         write_json(temporary / MARKER, replace(marker, prefix="").document())
@@ -281,6 +422,14 @@ def _fetch(store: Store, key: str, target: Path, size: int, marker: Marker) -> N
         raise Failure("its content does not match the marker", file=f"{store.uri}/{key}")
 
 
+class Disks(Protocol):
+    """What `kept` needs of `own_disks.OwnDisks`."""
+
+    uploader: Uploader | None
+
+    def restore(self, store: Store, root: Path) -> None: ...
+
+
 class Uploader:
     """Uploads each new complete checkpoint in a separate thread. Errors are logged as warnings, and the upload is tried again."""
 
@@ -293,12 +442,13 @@ class Uploader:
         line_s: float = 10.0,
         tell_s: float = 30.0,
         claim: str = "",
+        own_disks: bool = False,
     ) -> None:
-        """Check for new checkpoints every `interval_s` seconds.
-
-        `line_s`: seconds for which a checkpoint waits for the progress lines before it. `tell_s`: seconds between uploads of progress lines
-        without a checkpoint.
+        """Checks every `interval_s` seconds. `line_s`: how long a checkpoint waits for the progress lines before it; `tell_s`: interval of
+        uploads of progress lines without a checkpoint. `own_disks`: other pods upload parts of each checkpoint.
         """
+        self.own_disks = own_disks
+        self._begun: Checkpoint | None = None
         self.root, self.store, self.keep, self.interval_s, self.line_s = root, store, keep, interval_s, line_s
         self.tell_s, self._told, self._again = tell_s, 0.0, 0.0
         self.uploaded: Checkpoint | None = None
@@ -308,7 +458,7 @@ class Uploader:
         self._heard = time.monotonic()
         self._best: checkpoints.Best | None = None
         self.problem, self._refused = "", 0.0
-        self._stop, self._now = threading.Event(), threading.Event()
+        self._stop, self._now, self._hurried = threading.Event(), threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
 
     def newest(self) -> ReportedCheckpoint | None:
@@ -383,15 +533,40 @@ class Uploader:
         newest = checkpoints.peek(self.root)
         return newest is None or (self.uploaded is not None and self.uploaded.step >= newest.step)
 
+    def settle(self, patience_s: float, given_up: Callable[[], object] = lambda: False) -> bool:
+        """Wait at most `patience_s` seconds until the store has the newest and the best checkpoint, while other pods still upload their
+        files; return whether it has. `given_up` says that waiting is useless.
+        """
+        self._hurried, end = True, time.monotonic() + patience_s
+        while not self._settled():
+            if time.monotonic() > end or self.refused() or self.superseded or given_up():
+                return False
+            self._stop.wait(0.2)
+        return True
+
+    def _settled(self) -> bool:
+        newest, best = checkpoints.peek(self.root), checkpoints.best(self.root)
+        return newest in (None, self.uploaded) and (best is None or best[0] == self._best)
+
+    def _next(self) -> Checkpoint | None:
+        """Return the newest checkpoint, or an older one that other pods have begun to upload, unless the time is short."""
+        begun = self._begun
+        hurried = self._hurried or self._now.is_set()
+        if begun is None or begun == self.uploaded or hurried or not checkpoints.is_complete(begun.path):
+            return checkpoints.peek(self.root)
+        return begun
+
     def complete(self) -> None:
-        """Upload the older kept checkpoints that were skipped for a newer one; called after `close` at the end of a finished run."""
+        """After `close` of a finished run, also upload older kept checkpoints that were skipped for a newer one."""
+        if self.own_disks:
+            return  # the other pods may have ended
         for checkpoint in reversed(checkpoints.complete(self.root)[: self.keep]):
             push(self.store, checkpoint, mine=self.mine, claimed=bool(self.claim))
         push_best(self.store, self.root, None, self.mine, claimed=bool(self.claim))
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            last = self._now.wait(self.interval_s)
+            last = self._now.wait(min(0.5, self.interval_s) if self._hurried else self.interval_s)
             done = self._once()
             if last and done:
                 return
@@ -434,8 +609,8 @@ class Uploader:
         return False
 
     def _once(self) -> bool:
-        newest = checkpoints.peek(self.root)
-        lines = self.root.parent / PROGRESS  # for a new node, this is the only copy
+        newest = self._next()
+        lines = self.root.parent / PROGRESS  # a new node has no other copy
         if self.superseded:
             return True
         if newest is None or newest == self.uploaded:
@@ -444,9 +619,10 @@ class Uploader:
             self._probe()
             return self._send_best()
         try:
-            if lines.exists():
+            if lines.exists() and newest != self._begun:
                 self._await(lines, newest.step)
                 self._tell(lines)
+            self._begun = newest if self.own_disks else None
             if self.mine() and push(self.store, newest, self._stop, self.mine, claimed=bool(self.claim)):
                 self.uploaded = newest
                 self._well()
@@ -456,6 +632,7 @@ class Uploader:
                 done = self._send_best()  # before older checkpoints are deleted, because the best may be one of them
                 prune(self.store, self.keep)
                 return done
+            self._stop.wait(min(0.5, self.interval_s))  # another pod is still uploading
         except (EgmError, OSError, ValueError) as error:
             self._trouble(f"checkpoint {newest.path.name}", error)
             self._stop.wait(self.interval_s)
@@ -496,13 +673,17 @@ def _enter(store: Store, who: identity.Identity) -> None:
 
 @contextlib.contextmanager
 def kept(
-    job: ResolvedTrainJob, out: Path, stop: Stop | None = None, who: identity.Identity | None = None
+    job: ResolvedTrainJob,
+    out: Path,
+    stop: Stop | None = None,
+    who: identity.Identity | None = None,
+    disks: Disks | None = None,
 ) -> Iterator[Uploader | None]:
     """Context of rank 0's training: continue from the job's output (`storage.destination`), and upload to it.
 
-    Checkpoints and progress lines are uploaded in the background. At the end, also after an error or SIGTERM, the newest ones, the folders
-    in `RECORD` and the model, if there is one, are uploaded. `stop` limits the time for that; without it, the grace period does. Raises
-    `Failure` if the finished model cannot be uploaded; the same command then uploads it.
+    Checkpoints and progress lines are uploaded in the background. At the end (also after an error or SIGTERM), the newest ones, the folders
+    in `RECORD`, and the model if there is one are uploaded. `stop` limits the time for that; without it, it is the grace period. `disks`: the
+    pods share no folder. Raises `Failure` if the finished model cannot be uploaded; the same command then uploads it.
     """
     stop = stop if stop is not None else Stop(environment.of_process().grace_seconds)
     uri = destination(job.spec.output)
@@ -519,11 +700,18 @@ def kept(
         out.mkdir(parents=True, exist_ok=True)
         store.download(PROGRESS, out / PROGRESS)
     begun = claim(store)
-    restored = restore(store, out / "checkpoints")
+    if disks is None:
+        restore(store, out / "checkpoints")
+    else:
+        disks.restore(store, out / "checkpoints")
+    restored = checkpoints.peek(out / "checkpoints")
     if who is not None and restored is not None:
         identity.enter(out, who)
     brief = open_store(uri, Transfer(patience_s=15.0), field="spec.output")
-    uploader = Uploader(out / "checkpoints", brief, job.spec.hyperparameters.keep_checkpoints, claim=begun)
+    keep = job.spec.hyperparameters.keep_checkpoints
+    uploader = Uploader(out / "checkpoints", brief, keep, claim=begun, own_disks=disks is not None)
+    if disks is not None:
+        disks.uploader = uploader
     uploader.start()
     try:
         yield uploader

@@ -45,12 +45,13 @@ from grounding.train.checkpoints import adapter as adapters
 from grounding.train.checkpoints import local as checkpoints
 from grounding.train.checkpoints import upload as uploads
 from grounding.train.checkpoints.export import assemble, export, write_merged
+from grounding.train.checkpoints.own_disks import FINISHED_S, OwnDisks, every_file, output_of, uploading
 from grounding.train.checkpoints.safe_loading import require_safe
 from grounding.train.finite import all_finite
 from grounding.train.monitoring import tracking
 from grounding.train.monitoring.speed import peak_flops
+from grounding.train.sft import pods, torchrun
 from grounding.train.sft import sharding as sft_shard
-from grounding.train.sft import torchrun
 from grounding.train.sft.data import PackingCollator, SftDataset, load_rows
 from grounding.train.sft.finite import FiniteGuard
 from grounding.train.sft.masters import to_bfloat16
@@ -63,9 +64,18 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
     """Writes progress lines and completeness markers, and stops cleanly on SIGTERM, after saving a checkpoint."""
 
     def __init__(
-        self, out: Path, resume_from: int, keep: int, log: tracking.Log, furnish: Callable[[Path], None], stop: Stop
+        self,
+        out: Path,
+        resume_from: int,
+        keep: int,
+        log: tracking.Log,
+        furnish: Callable[[Path], None],
+        stop: Stop,
+        *,
+        own_disks: bool = False,
     ) -> None:
         self.out, self.resume_from, self.keep, self.log, self.furnish = out, resume_from, keep, log, furnish
+        self.own_disks = own_disks
         self.stop, self.guard = stop, FiniteGuard(_any_rank)
         self._writer: ProgressWriter | None = None
         self.trainer: PackedTrainer | None = None
@@ -183,19 +193,25 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        _barrier()  # the marker confirms the files of every rank
+        _barrier()  # the marker vouches for every rank's files
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self.furnish(folder)
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle of the Trainer's, which no code reads
             if self._writer:
                 self._writer.sync()
-            checkpoints.mark_complete(folder)
+            if not self.own_disks:
+                checkpoints.mark_complete(folder)
+        if self.own_disks:
+            pods.mark(folder)
+        if state.is_world_process_zero:
             if self.figure and self._validated[0] == state.global_step:
                 checkpoints.note_best(
                     Path(args.output_dir), state.global_step, self.figure, self._validated[1].get(self.figure, math.nan)
                 )
             checkpoints.keep_newest(args.output_dir, self.keep)
+        if self.own_disks:
+            pods.prune_as_rank_0(Path(args.output_dir))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._writer:
@@ -227,7 +243,7 @@ def _workers(processes: int) -> int:
     return int(max(2, min(12, cores - 1)))
 
 
-def _arguments(job: SftJob, out: Path, processes: int) -> TrainingArguments:
+def _arguments(job: SftJob, out: Path, processes: int, *, own_disks: bool = False) -> TrainingArguments:
     h, cpu = job.spec.hyperparameters, not torch.cuda.is_available()
     total = h.batch_size
     if total % processes:
@@ -271,6 +287,7 @@ def _arguments(job: SftJob, out: Path, processes: int) -> TrainingArguments:
         dataloader_num_workers=1 if cpu else _workers(processes),
         dataloader_persistent_workers=True,
         dataloader_pin_memory=not cpu,
+        ddp_timeout=pods.PATIENCE_S if own_disks else 1800,
         **(sft_shard.settings() if shard else {}),
     )
     if shard:
@@ -285,20 +302,29 @@ def train(
     out: Path,
     log: tracking.Log = tracking.nowhere,
     stop: Stop | None = None,
+    disks: OwnDisks | None = None,
+    who: identity.Identity | None = None,
 ) -> int:
-    """Train to the end or until `stop` is requested, and write `out/model`. Return 0 if finished, or 143 if stopped with a checkpoint."""
+    """Train to the end or until `stop` is requested, and write `out/model`. Return the exit code: 0 finished, 143 stopped with a
+    checkpoint.
+
+    `disks`: the pods share no folder; then `who` is what the pod of this rank trains, on the first rank of each pod.
+    """
     if data.sft_rows is None:
         raise UserError("an SFT job needs spec.data.train (or spec.data.shapes)", field="spec.data")
     if is_published(out / "model"):
         return 0
     stop = stop if stop is not None else Stop.of_process()
     processes, first = world_size_of(os.environ), rank_of(os.environ) == 0
-    arguments = _arguments(job, out, processes)
+    arguments = _arguments(job, out, processes, own_disks=disks is not None)
     if (
         arguments.device.type == "cpu"
     ):  # reading `device` connects the ranks; each names its processor cpu:0, with which torch.load cannot resume
         arguments._setup_devices = torch.device("cpu")
-    _one_storage(out, first)
+    if disks is None:
+        _one_storage(out, first)
+    else:
+        pods.meet(disks, out, who)
     set_seed(job.spec.seed)
     rows = load_rows(data.sft_rows)
 
@@ -308,7 +334,7 @@ def train(
     def initial() -> str:
         return initials.local(model_source, job.spec.model.family_name, job.spec.seed, out, texts)
 
-    if first:
+    if first or (disks is not None and pods.is_first_of_pod()):
         initial()
     _barrier()
     source = initial()
@@ -367,7 +393,8 @@ def train(
                 folder / adapters.CONFIG, adapters.config(adapters.Adapter({}, h.lora.rank, h.lora.alpha), source)
             )
 
-    recorder = _Recorder(out, checkpoint.step if checkpoint else 0, h.keep_checkpoints, log, furnish, stop)
+    done = checkpoint.step if checkpoint else 0
+    recorder = _Recorder(out, done, h.keep_checkpoints, log, furnish, stop, own_disks=disks is not None)
     guard = recorder.guard
     trainer = PackedTrainer(
         model=model,
@@ -416,6 +443,8 @@ def train(
         last = checkpoints.peek(out / "checkpoints")
         chosen = checkpoints.chosen(out / "checkpoints", best_figure(job), last) if last is not None else None
         if chosen is not None and chosen != last:
+            if disks is not None:
+                disks.bring(chosen)
             export(chosen.path, out / "model", Path(source), identity.facts(out))
         elif h.lora is not None:
             state = model.state_dict() if weights is None else weights
@@ -521,7 +550,7 @@ def _one_storage(out: Path, first: bool) -> None:
     if first:
         sign.unlink()
     if apart:
-        hint = "Give the job an output on a claim that all nodes can mount (pvc://, ReadWriteMany)."
+        hint = "Give the job an output in S3 (s3://), or on a claim that all nodes can mount (pvc://, ReadWriteMany)."
         raise UserError("the nodes of this job do not share their storage", field="spec.output", file=out, hint=hint)
 
 
@@ -559,12 +588,20 @@ def main(job: SftJob, data: JobData, model_source: str, out: Path) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0" and not is_published(out / "model"):
         model_folder.require_trainable(model_source, job.spec.model.family_name)
     stop = Stop.of_process()
+    uri = output_of(job, pods.number_of_pods())
+    disks = OwnDisks(uri, every_file) if uri else None
     if rank_of(os.environ) == 0:
         who = identity.identify(job, data, model_source)
-        with rank0.surrounded(job, out, gpus, stop, who) as log:
-            code = train(job, data, model_source, out, log, stop)
+        with rank0.surrounded(job, out, gpus, stop, who, disks) as log:
+            code = train(job, data, model_source, out, log, stop, disks, who)
+    elif disks is not None and pods.is_first_of_pod():
+        who = identity.identify(job, data, model_source)
+        with uploading(out, disks) as uploader:
+            code = train(job, data, model_source, out, stop=stop, disks=disks, who=who)
+            if uploader is not None:
+                uploader.await_marker(FINISHED_S if code == 0 else uploads.UPLOAD_SHARE * stop.left())
     else:
-        code = train(job, data, model_source, out, stop=stop)
+        code = train(job, data, model_source, out, stop=stop, disks=disks)
     if code:
         sys.stderr.write("sft: stopped; a checkpoint was written, and the same command continues from it\n")
     raise SystemExit(code)

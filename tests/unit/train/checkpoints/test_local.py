@@ -127,7 +127,7 @@ def test_another_world_size_is_refused_with_the_way_out(tmp_path: Path) -> None:
     assert checkpoints.world_size(sft) == 1
     (sft / "rng_state.pth").rename(sft / "rng_state_0.pth")
     (sft / "rng_state_2.pth").touch()
-    assert checkpoints.absent_ranks(sft) == ["rng_state_1.pth"]
+    assert checkpoints.absent_ranks(p.name for p in sft.iterdir()) == ["rng_state_1.pth"]
 
 
 def test_a_job_s_checkpoints_are_listed_with_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
