@@ -84,7 +84,7 @@ class Pods:
     def kill(self, rank: int) -> None:
         """The node loses its power: torchrun puts each rank into a session of its own, so look at the environment."""
         wanted = f"EGM_TEST_POD={self.marks[rank]}".encode()
-        while found := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _has(pid, wanted)]:
+        while found := [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _has(p, wanted)]:
             for pid in found:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -103,9 +103,9 @@ class Pods:
         return codes
 
 
-def _has(pid: int, wanted: bytes) -> bool:
+def _has(process: Path, wanted: bytes) -> bool:
     with suppress(OSError):
-        return wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return wanted in (process / "environ").read_bytes().split(b"\0")
     return False
 
 

@@ -72,6 +72,24 @@ def test_pods_that_share_no_folder_prepare_for_themselves() -> None:
     assert world.status["phase"] == "Succeeded" and world.created == [gang(1)]
 
 
+SFT_DATA = {"train": ["/data/a.json"], "images": ["/data/coco.tar"]}
+
+
+def test_sft_on_two_nodes_needs_no_shared_folder() -> None:
+    """Every pod prepares its own data and has its own work folder; the output is where they meet."""
+    world = World(train(preset="egm-8b-sft", output="s3://b/o", data=SFT_DATA))
+    world.reconcile()
+    world.controllers()
+    assert world.created == [gang(1)], world.status
+    assert len(world.alive("sft")) == 2
+    world.start()
+    world.reconcile()
+    assert world.status["phase"] == "Running"
+    other = World(train(preset="egm-8b-sft", output="/mnt/x", data=SFT_DATA))
+    other.reconcile()
+    assert other.status["reason"] == "InvalidSpec" and "shared folder or S3" in other.status["message"]
+
+
 def test_a_preparing_job_of_an_older_operator_goes() -> None:
     world = World(train(resources=ONE_NODE))
     world.reconcile()
@@ -542,7 +560,7 @@ def test_an_invalid_spec_is_told_and_can_be_mended() -> None:
     assert world.status["reason"] == "InvalidSpec" and "spec.output" in world.status["message"]
     world.edit(output="s3://b/o")
     world.reconcile()
-    assert world.status["reason"] == "InvalidSpec" and "of several nodes share" in world.status["message"]
+    assert world.status["reason"] == "InvalidSpec" and "RL on several nodes needs a folder" in world.status["message"]
     assert not world.created
     world.edit(resources=ONE_NODE)
     world.settle()

@@ -1,0 +1,186 @@
+"""Pods that share no folder: no order of saves, uploads, failures and new starts gives a marker without the files of every pod."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grounding.errors import Failure
+from grounding.files import sha256_of
+from grounding.storage.base import FolderStore
+from grounding.train import identity
+from grounding.train.checkpoints import local as checkpoints
+from grounding.train.checkpoints import own_disks, upload
+from grounding.train.checkpoints.local import MARKER, Checkpoint, Marker
+
+PODS = (0, 1)
+
+
+class Failing(FolderStore):
+    """A store in a folder whose connection is gone after `left` changes."""
+
+    left = 1 << 30
+
+    def _spend(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Failure("the connection is gone")
+
+    def write(self, name: str, data: bytes) -> None:
+        self._spend()
+        super().write(name, data)
+
+    def upload(self, file: Path, name: str, progress: object = None) -> None:
+        self._spend()
+        super().upload(file, name)
+
+    def delete(self, name: str) -> None:
+        self._spend()
+        super().delete(name)
+
+
+class World:
+    """Two disks and a store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.attempt, self.store = folder, 1, Failing(folder / "store")
+        self.roots = self._disks()
+
+    def _disks(self) -> list[Path]:
+        return [self.folder / f"{self.attempt}" / f"disk-{pod}" / "checkpoints" for pod in PODS]
+
+    def save(self, step: int) -> None:
+        """All ranks write a step, as one attempt does: one with the same step of another attempt has other contents."""
+        parts = []
+        folders = [root / f"global_step_{step}" for root in self.roots]
+        for pod, folder in zip(PODS, folders, strict=True):
+            shutil.rmtree(folder, ignore_errors=True)
+            (folder / "actor").mkdir(parents=True)
+            for kind in ("model", "optim"):
+                file = folder / "actor" / f"{kind}_world_size_2_rank_{pod}.pt"
+                file.write_text(f"attempt {self.attempt}, step {step}")
+            if pod == 0:
+                (folder / "data.pt").write_text(f"attempt {self.attempt}, step {step}")
+            with mock.patch.dict(os.environ, {"EGM_ATTEMPT": str(self.attempt)}):
+                parts.append(checkpoints.part_of(folder))
+        marker = checkpoints.whole(parts, folders[0])
+        for folder, part in reversed(list(zip(folders, parts, strict=True))):
+            checkpoints.write_marker(folder, replace(marker, here=frozenset(part.files)))
+        for root in self.roots:
+            checkpoints.keep_newest(root, 2)
+
+    def ship(self, pod: int, changes: int) -> None:
+        """Let a pod upload what it should, and break its connection after some changes."""
+        self.store.left = changes
+        try:
+            if pod:
+                if wanted := upload.announced(self.store):
+                    upload.push_part(self.store, self.roots[pod], wanted)
+            elif (newest := checkpoints.peek(self.roots[0])) and upload.push(self.store, newest, claimed=True):
+                upload.prune(self.store, 1)
+        except (Failure, OSError):
+            pass
+        self.store.left = 1 << 30
+
+    def start_again(self) -> None:
+        """Both pods are new: their disks are empty."""
+        self.attempt += 1
+        self.roots = self._disks()
+        marked = upload.stored(self.store)
+        chosen = upload.restore_for_pods(self.store, self.roots[0], own_disks.every_file)
+        upload.restore_part(self.store, self.roots[1], chosen, own_disks.every_file)
+        assert (chosen.step if chosen else 0) == max((step for step, _ in marked), default=0)
+        if chosen:
+            texts = {p.read_text() for root in self.roots for p in (root / chosen.name).rglob("*.pt")}
+            assert len(texts) == 1, "files of two attempts are mixed"
+            assert all(len(list((root / chosen.name).rglob("*.pt"))) == 5 for root in self.roots)
+
+    def check(self) -> None:
+        for _, name in upload.stored(self.store):
+            marker = Marker.parse(self.store.read(f"checkpoints/{name}/{MARKER}"))
+            files = {n: self.store.folder / "checkpoints" / name / marker.prefix / n for n in marker.files}
+            assert checkpoints.absent_ranks(files) == [] and len(files) == 5
+            assert {n: sha256_of(path) for n, path in files.items()} == dict(marker.sha256)
+
+
+SHIP = st.tuples(st.just("ship"), st.sampled_from(PODS), st.sampled_from([0, 1, 2, 3, 4, 99, 99]))
+DEEDS = st.one_of(SHIP, SHIP, SHIP, st.tuples(st.just("save")), st.tuples(st.just("new")))
+
+
+@settings(max_examples=25, deadline=None)
+@given(deeds=st.lists(DEEDS, min_size=4, max_size=24))
+def test_no_order_of_events_marks_a_checkpoint_without_every_pod_s_files(tmp_path_factory, deeds: list[tuple]) -> None:
+    world, step = World(tmp_path_factory.mktemp("pods")), 1
+    world.save(step)
+    for deed, *arguments in deeds:
+        if deed == "save":
+            step += 1
+            world.save(step)
+        elif deed == "ship":
+            world.ship(*arguments)
+        else:
+            world.start_again()
+            newest = checkpoints.peek(world.roots[0])
+            step = newest.step if newest else 0
+        world.check()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    yield World(tmp_path)
+
+
+def test_a_checkpoint_counts_once_both_pods_have_uploaded(world: World) -> None:
+    world.save(1)
+    world.ship(1, 99)
+    assert upload.stored(world.store) == [] and not upload.announced(world.store), "no one has named it yet"
+    world.ship(0, 99)
+    assert upload.stored(world.store) == [] and upload.announced(world.store)
+    world.ship(1, 99)
+    assert upload.stored(world.store) == [], "only rank 0 marks it"
+    world.ship(0, 99)
+    assert upload.stored(world.store) == [(1, "global_step_1")]
+
+
+def test_rank_0_downloads_the_shards_of_others_for_the_export(world: World) -> None:
+    world.save(1)
+    for pod in (0, 1, 0):
+        world.ship(pod, 99)
+    here = Checkpoint(1, world.roots[0] / "global_step_1")
+    upload.bring(world.store, here, own_disks.for_export)
+    names = {p.name for p in here.path.rglob("*.pt")}
+    assert names == {
+        "data.pt",
+        "model_world_size_2_rank_0.pt",
+        "model_world_size_2_rank_1.pt",
+        "optim_world_size_2_rank_0.pt",
+    }
+    assert checkpoints.is_complete(here.path) and upload.is_stored(world.store, here)
+
+
+def test_a_pod_stops_if_the_checkpoint_that_rank_0_has_chosen_is_gone(world: World) -> None:
+    gone = upload.Stored(4, "global_step_4", "attempt-1-x")
+    with pytest.raises(Failure, match="from which rank 0 continues"):
+        upload.restore_part(world.store, world.roots[1], gone, own_disks.every_file)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    one, two = (Marker({"a": 1}, {"a": digest}, 1) for digest in ("x", "y"))
+    assert dict(checkpoints.whole([one, one], tmp_path).files) == {"a": 1}
+    with pytest.raises(Failure, match="different files called a"):
+        checkpoints.whole([one, two], tmp_path)
+
+
+def test_pods_with_other_data_or_another_model_are_refused() -> None:
+    one = identity.Identity({"seed": 1}, "model", "data")
+    own_disks.refuse_other_content([one, one, None])
+    with pytest.raises(Failure, match=r"spec\.data: data on pod 0, other on pod 1"):
+        own_disks.refuse_other_content([one, replace(one, data="other")])
