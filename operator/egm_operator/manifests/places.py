@@ -57,11 +57,8 @@ def checked_output(job: Job, namespace: str, default: str) -> str:
     """Return the URI to which a job writes. Raises `UserError` if it is not set, or if the job's pods could not use it."""
     output = output_of(job, namespace, default)
     if not output:
-        raise UserError(
-            "is missing: set where results are stored (pvc://claim/path or s3://bucket/path)", field="spec.output"
-        )
-    several = isinstance(job, GroundingTrainJob) and job.spec.resources.nodes > 1
-    if several and not output.startswith("pvc://"):
+        raise UserError("is missing: say where results go (pvc://claim/path or s3://bucket/path)", field="spec.output")
+    if isinstance(job, GroundingTrainJob) and job.spec.resources.nodes > 1 and not output.startswith("pvc://"):
         if job.spec.method == "rl":
             raise UserError(
                 f"is {output}: RL on several nodes needs a folder that all pods share; only SFT can do with S3",
