@@ -124,7 +124,7 @@ def test_the_models_of_a_sweep_are_served_one_after_the_other() -> None:
         ("hf://a/EGM-4B", "/b/egm-4b", "a model is there twice"),
         ("{trainJob: mine}", "{family: internvl}", "each model needs one of source and trainJob"),
         ("  servers: 2", "  model: {source: /c}", "model is none of sweep.models"),
-        ("  servers: 2", "  endpoints: ['http://h:1']", "needs servers that the job starts"),
+        ("  servers: 2", "  endpoints: ['http://h:1']", "the job starts none"),
         ("  samples: [1, 4]", "  samples: [1, 4]\n    settings: [{samples: 2}]", "settings excludes thinkingBudgets"),
         ("temperature: 0.7}", "temperature: 0}", "sweep.samples needs a sampling.temperature"),
         ("samples: [1, 4]", "settings: [{}]\n  model: {}", ""),
