@@ -34,7 +34,7 @@ def surrounded(
             identity.set_aside(out, token)
         if who is not None:
             for change in identity.enter(out, who):
-                print(f"the job has changed, and continues with it: {change}", flush=True)  # noqa: T201
+                print(f"the job has changed and continues with the new value: {change}", flush=True)  # noqa: T201
         with uploads.kept(job, out, stop, who, disks) as uploader:
             told = telemetry.source_of(
                 job,
