@@ -18,7 +18,8 @@ SETTINGS = Settings(pod_template="allow")
 ONLY_FOR_PODS = {
     "spec.output: is missing": "the operator's default output would do",
     "that folder is gone with the pod": "the folder is the pod's own",
-    "pods of several nodes share": "one node would do without a claim",
+    "RL on several nodes needs a folder": "one node would do without a claim",
+    "pods of several nodes exchange": "one node would do without a claim or S3",
     "pods know no folder": "on this machine, the file is there",
 }
 """Words of what the operator refuses in jobs that are fine on one machine"""

@@ -110,7 +110,7 @@ def jobs(rows: Sequence[object], servers: Sequence[object], gpus: Sequence[objec
     return _environment().get_template("jobs.html.j2").render(jobs=rows, servers=servers, gpus=gpus)
 
 
-def _facts(run: collect.Run, first: FirstScreen) -> dict[str, Any]:
+def _facts(run: collect.Run, first: FirstScreen) -> Mapping[str, object]:
     """Return what the templates of `SECTIONS` need."""
     from markupsafe import Markup
 

@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LIBRARY = {
+    "api/as_written.py": "specs as written, before they are validated",
     "api/common.py": "pod templates: parts of a PodTemplateSpec as users write them",
     "api/crd.py": "the JSON schema that pydantic makes",
     "api/manifest.py": "manifests: YAML before it is validated",
@@ -46,6 +47,7 @@ LIBRARY = {
     "train/verl/cpu_patches.py": "what verl hands over",
     "train/verl/hooks.py": "what verl hands over",
     "train/verl/patches.py": "what verl hands over",
+    "view/tails.py": "rows and progress lines that a run is writing",
 }
 """Module of the library that names JsonObject -> which data from outside it reads"""
 
@@ -53,6 +55,7 @@ OPERATOR = {
     "cli/actions.py",
     "cli/doctor.py",
     "cli/screen.py",
+    "controller/admissions_reader.py",
     "controller/handlers.py",
     "controller/main.py",
     "controller/progress_poller.py",

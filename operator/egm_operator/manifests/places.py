@@ -57,7 +57,9 @@ def checked_output(job: Job, namespace: str, default: str) -> str:
     """Return the URI to which a job writes. Raises `UserError` if it is not set, or if the job's pods could not use it."""
     output = output_of(job, namespace, default)
     if not output:
-        raise UserError("is missing: set where results are stored (pvc://claim/path or s3://bucket/path)", field="spec.output")
+        raise UserError(
+            "is missing: set where results are stored (pvc://claim/path or s3://bucket/path)", field="spec.output"
+        )
     if isinstance(job, GroundingTrainJob) and job.spec.resources.nodes > 1 and not output.startswith("pvc://"):
         if job.spec.method == "rl":
             raise UserError(
