@@ -164,7 +164,7 @@ def test_a_killed_fetch_goes_on_with_the_missing_parts(hub, world, tmp_path):
 def test_damage_is_found(hub, world):
     hub.damaged = {"model.safetensors"}
     code, errors = refused(world, "hf://o/model", 30)
-    assert code == 1 and "its digest differs" in errors and "model.safetensors" in errors
+    assert code == 1 and "by its digest" in errors and "model.safetensors" in errors
     hub.damaged = set()
     assert fetched(world, "hf://o/model").is_dir()
 
