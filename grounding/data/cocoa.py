@@ -1,9 +1,9 @@
-"""COCO-amodal annotations (COCOA): every object with the outline of the whole object, and the mask of its visible part if another object
-hides some of it.
+"""Read COCO-amodal annotations (COCOA). They give the outline of each whole object and, if another object hides a part of it, the mask of
+its visible part.
 
-Two formats are supported. Regions, as published (`{images, annotations: [{image_id, regions: [{segmentation, name, occlude_rate,
-visible_mask}]}]}`), and one annotation an object with two boxes (`{images, annotations: [{image_id, bbox, visible_bbox, name or
-category_id}]}`), as detection data have it.
+Two formats are supported. The published one groups the objects of a picture as regions (`{images, annotations: [{image_id, regions:
+[{segmentation, name, occlude_rate, visible_mask}]}]}`). The format of detection data has one annotation for each object, with two boxes
+(`{images, annotations: [{image_id, bbox, visible_bbox, name or category_id}]}`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from grounding.errors import UserError
 
 WHOLE = ("amodal_bbox", "a_bbox", "bbox")
 VISIBLE = ("visible_bbox", "modal_bbox", "inmodal_bbox", "i_bbox")
-"""Names of the two boxes in data with one annotation an object, x, y, width and height"""
+"""Names of the box of the visible part in data with one annotation for each object. Boxes are x, y, width and height."""
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One object: its name, the box of what is visible and of the whole, pixels xyxy."""
+    """An object: its name, the box of its visible part and the box of the whole object, both xyxy in pixels."""
 
     number: int
     image: str
@@ -46,9 +46,10 @@ def looks_like(value: object) -> bool:
 
 
 def read(value: Mapping[str, Any], path: Path) -> Iterator[Region]:
-    """Yield every object that an expression can identify: not stuff, and with a name that occurs once in its picture.
+    """Yield every object that an expression can identify: its name occurs only once in the picture, and it is not an uncountable region
+    ("stuff").
 
-    Raises `UserError` with the number of the annotation and the field.
+    Raises `UserError` with the number of the annotation and the name of the field.
     """
     images = {entry.get("id"): entry for entry in value["images"] if isinstance(entry, Mapping)}
     names = {
@@ -81,7 +82,7 @@ def read(value: Mapping[str, Any], path: Path) -> Iterator[Region]:
 
 
 def _boxes(region: Mapping[str, Any]) -> tuple[Box | None, Box]:
-    """Return (visible, whole); the first is None if nothing of the object is visible."""
+    """Return the boxes of the visible part and of the whole object; the first is None if nothing of the object is visible."""
     if "segmentation" in region and not any(name in region for name in VISIBLE):
         whole = _outline(region["segmentation"])
         mask = region.get("visible_mask")
@@ -106,7 +107,7 @@ def _is_number(value: object) -> bool:
 
 
 def _outline(value: object) -> Box:
-    """Return the box of a polygon (x1, y1, x2, y2, …), of several, or of a mask."""
+    """Return the box of one polygon (x1, y1, x2, y2, …), of several polygons, or of a mask."""
     if isinstance(value, Mapping):
         found = mask_box(value)
         if found is None:
@@ -122,9 +123,10 @@ def _outline(value: object) -> Box:
 
 
 def mask_box(mask: object) -> Box | None:
-    """Return the box of a mask in COCO's run lengths, `{size: [height, width], counts}`; None if it is empty. Raises `ValueError`.
+    """Return the box of a mask in COCO's run-length encoding, `{size: [height, width], counts}`; None if the mask is empty.
 
-    Runs go down the columns, first of what is outside. The right and the lower edge are those of the last pixel.
+    The runs go down the columns, and the first run counts pixels outside the mask. The right and the lower edge of the box include the last
+    pixel. Raises `ValueError` for an encoding that cannot be read.
     """
     size = mask.get("size") if isinstance(mask, Mapping) else None
     counts = mask.get("counts") if isinstance(mask, Mapping) else None
@@ -150,8 +152,8 @@ def mask_box(mask: object) -> Box | None:
 
 
 def _runs(text: str) -> list[int]:
-    """Decode COCO's letters: five bits and a mark to continue in each, the sign in the last; from the third run on the difference to the
-    one two before.
+    """Decode COCO's text form of run lengths. Each letter holds five bits of a number and a mark if another letter follows; the last letter
+    also holds the sign. From the third run on, a number is the difference to the run two places before.
     """
     runs: list[int] = []
     value = shift = 0

@@ -1,4 +1,4 @@
-"""Draw boxes on a picture, for people to look at."""
+"""Draw boxes on a picture for people to look at."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ _TURNS = {
     7: (Image.Transpose.TRANSVERSE,),
     8: (Image.Transpose.ROTATE_90,),
 }
-"""EXIF orientation -> what a viewer does with it"""
+"""EXIF orientation -> the transformations by which a viewer turns the picture upright"""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A box in pixels of the picture as stored, with a colour."""
+    """A box to draw: its corners in pixels of the picture as stored, and its colour."""
 
     box: Box
     colour: tuple[int, int, int] = ANSWER
 
 
 def draw(data: bytes, marks: Sequence[Mark], caption: str = "") -> Image.Image:
-    """Return the picture with its boxes, and the caption in a strip below it. It is turned as a viewer would turn it, boxes included.
+    """Return the picture with its boxes drawn, and the caption in a strip below it. Picture and boxes are turned by the EXIF orientation,
+    as a viewer would show them.
 
     Reversed corners are put in order. Raises `ValueError` for bytes that are not a picture.
     """
@@ -53,7 +54,7 @@ def draw(data: bytes, marks: Sequence[Mark], caption: str = "") -> Image.Image:
 
 
 def _with_caption(image: Image.Image, caption: str) -> Image.Image:
-    """Return the image with a white strip below it that holds the caption, broken into lines that fit."""
+    """Return the image with a white strip below it. The strip holds the caption, broken into lines that fit."""
     size = max(11, round(max(image.size) / 45))
     font = ImageFont.load_default(size)
     pen = ImageDraw.Draw(image)

@@ -1,4 +1,4 @@
-"""Pictures that parquet files hold in a column."""
+"""Read pictures that are embedded in a column of a parquet file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PICTURES = ("image", "images")
-"""Columns of a parquet file that may hold pictures, in the order they are looked for"""
+"""Columns of a parquet file that may hold pictures, in the order in which they are tried"""
 
 
 class EmbeddedNames:
-    """Names of the pictures that a parquet file holds, in the order of its rows.
+    """Assign names to the pictures that a parquet file holds, in the order of its rows.
 
-    A picture is called by its path, or `<stem of the file>/<row>` if it has none, or if an earlier row has another picture of that path,
-    as data sets do whose pictures are all called `image.jpg`.
+    The name of a picture is its path. It is `<stem of the file>/<row>` if the picture has no path, or if an earlier row has a different
+    picture with the same path. In some data sets all pictures are called `image.jpg`.
     """
 
     def __init__(self, stem: str) -> None:
@@ -31,8 +31,8 @@ class EmbeddedNames:
         self._first: dict[str, Callable[[], bytes]] = {}
 
     def name(self, number: int, path: object, content: Callable[[], bytes]) -> str:
-        """Return the name of the picture in row `number`, from 1; `content` returns the digest that distinguishes pictures with the same
-        path.
+        """Return the name of the picture in row `number`, counted from 1. `content` returns the digest that distinguishes pictures with the
+        same path.
         """
         own = f"{self._stem}/{number}"
         if not isinstance(path, str) or not path:
@@ -41,7 +41,9 @@ class EmbeddedNames:
         return path if first is content or first() == content() else own
 
     def of(self, number: int, value: object) -> str | None:
-        """Return the name of a value of a column of pictures: `{bytes, path}`, bytes alone, or a list of one. None if it is no picture."""
+        """Return the name for a value of a column of pictures: `{bytes, path}`, plain bytes, or a list of one of these. None if it is not a
+        picture.
+        """
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
         if isinstance(value, bytes):
@@ -57,7 +59,9 @@ def _digest(data: bytes) -> bytes:
 
 
 class EmbeddedSource:
-    """Pictures in a column of a parquet file, each `{bytes, path}` as the Hugging Face hub stores them, plain bytes, or a list of one."""
+    """Pictures in a column of a parquet file: each is `{bytes, path}` as the Hugging Face hub stores them, plain bytes, or a list of one of
+    these.
+    """
 
     def __init__(self, where: Path) -> None:
         import pyarrow.parquet as pq
@@ -82,7 +86,7 @@ class EmbeddedSource:
                 only_names = named and _no_bytes(file.metadata.row_group(group), f"{self.column}.bytes")
                 for at in range(file.metadata.row_group(group).num_rows):
                     number += 1
-                    if only_names:  # the pictures are elsewhere
+                    if only_names:  # the pictures are stored elsewhere
                         continue
                     path = None if values is None else _path_of(values[at])
                     name = names.name(number, path, partial(self._content, group, at))
@@ -105,7 +109,7 @@ class EmbeddedSource:
 
         with self._lock:
             if group not in self._groups:
-                while len(self._groups) >= 4:  # rows are read in order, so a few cached groups are enough
+                while len(self._groups) >= 4:  # rows are read in order, so few groups need caching
                     self._groups.pop(next(iter(self._groups)))
                 with pq.ParquetFile(self.where) as file:
                     wanted = [f"{self.column}.bytes"] if _has_paths(file.schema_arrow, self.column) else [self.column]
@@ -121,7 +125,7 @@ class EmbeddedSource:
 
 
 def _bytes_of(value: object) -> bytes:
-    """Return the bytes of an embedded picture in any of its forms; none if there are none."""
+    """Return the bytes of an embedded picture in any of the supported forms; empty if it has none."""
     if isinstance(value, list):
         value = value[0] if len(value) == 1 else None
     if isinstance(value, dict):
@@ -130,7 +134,7 @@ def _bytes_of(value: object) -> bytes:
 
 
 def _has_paths(schema: pa.Schema, column: str) -> bool:
-    """Return whether a column is `{bytes, path}`, whose paths can be read without the pictures."""
+    """Return whether a column's type is `{bytes, path}`, so that the paths can be read without the pictures."""
     import pyarrow as pa
 
     kind = schema.field(column).type
@@ -151,7 +155,7 @@ def _path_of(value: object) -> object:
 
 
 def _no_bytes(group: Any, column: str) -> bool:
-    """Return whether a row group says that no row of a column has a value."""
+    """Return whether a row group's statistics show that a column is empty in all its rows."""
     for number in range(group.num_columns):
         found = group.column(number)
         if found.path_in_schema == column:
@@ -168,7 +172,7 @@ def picture_column(path: Path) -> str | None:
     try:
         schema = pq.read_schema(path)
     except pa.ArrowInvalid:
-        return None  # the reader of rows reports it
+        return None  # the reader of rows reports the error
     for name in PICTURES:
         if name not in schema.names:
             continue
@@ -182,5 +186,5 @@ def picture_column(path: Path) -> str | None:
 
 
 def embedded_sources(files: Iterable[Path]) -> list[Path]:
-    """Return those of some files of rows that hold pictures: parquet files with a column of them."""
+    """Return the parquet files among `files` that have a column of pictures."""
     return [path for path in files if path.suffix == ".parquet" and path.is_file() and picture_column(path)]

@@ -1,7 +1,7 @@
-"""The mirrored data set: pictures flipped left to right, boxes mirrored, "left" and "right" exchanged in the texts.
+"""Create a mirrored data set: flip the pictures left to right, mirror the boxes, and exchange "left" and "right" in the texts.
 
-Flipping twice restores the original. Cases that no word list can recognise are not changed: "right behind", "the slice left over",
-and writing inside the picture, which comes out mirrored.
+Flipping twice restores the original. Cases that a list of words cannot recognise are not changed, such as "right behind" and "the slice
+left over". Writing inside a picture comes out mirrored.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ PIXEL_BOXES = ("bbox", "modal_bbox", "amodal_bbox")
 
 
 def _like(model: str, word: str) -> str:
-    """`word` in the letter case of `model`, letter by letter; the last letter's case continues."""
+    """Return `word` in the letter case of `model`, letter by letter. Letters beyond the end of `model` take the case of its last letter."""
     cases = [c.isupper() for c in model] + [model[-1].isupper()] * len(word)
     return "".join(c.upper() if upper else c for c, upper in zip(word, cases, strict=False))
 
 
 def flip_words(text: str) -> str:
-    """Exchange left and right where they are whole words, `leftmost` and `left-hand` included; letter case is kept."""
+    """Exchange left and right if they are whole words, also in `leftmost` and `left-hand`; letter case is kept."""
     return _WORD.sub(lambda m: _like(m[1], _SWAP[m[1].lower()]) + m[2], text)
 
 
 def flip_box(box: Sequence[float], width: float) -> list[float]:
-    """Mirror xyxy in an image `width` wide (pixels; or 1000 for relative boxes)."""
+    """Mirror an xyxy box in an image of this `width`: in pixels, or 1000 for relative boxes."""
     x1, y1, x2, y2 = box
     return [width - x2, y1, width - x1, y2]
 
@@ -53,17 +53,17 @@ def _flip_relative(match: re.Match[str]) -> str:
     try:
         x1, y1, x2, y2 = (Decimal(p.strip()) for p in parts)
     except (ValueError, ArithmeticError):
-        return match[0]  # not four numbers: lint reports it, flipping does not fix it
+        return match[0]  # not four numbers: `egm data lint` reports this; flipping does not repair it
     return f"{match[1]}{1000 - x2}, {y1}, {1000 - x1}, {y2}{match[3]}"
 
 
 def flip_text(text: str) -> str:
-    """Words exchanged, and boxes in 0..1000 (`<box>[…]</box>`, `"bbox_2d": […]`) mirrored without rounding."""
+    """Exchange the words, and mirror boxes in 0..1000 (`<box>[…]</box>`, `"bbox_2d": […]`) without rounding."""
     return _RELATIVE.sub(_flip_relative, flip_words(text))
 
 
 def flip_row(row: JsonObject, width: int, image: str) -> JsonObject:
-    """Return a row about the mirrored picture `image`; `width` is the picture's, in pixels. Other fields are kept."""
+    """Return the row for the mirrored picture `image`. `width` is the picture's width in pixels. Other fields are kept."""
     flipped = dict(row, image=image)
     for name in PIXEL_BOXES:
         box = row.get(name)
@@ -80,8 +80,9 @@ def flip_row(row: JsonObject, width: int, image: str) -> JsonObject:
 
 
 def flip_image(data: bytes) -> bytes:
-    """Return the mirrored picture in the same format. JPEG is written at quality 95 without chroma subsampling; metadata such
-    as an EXIF rotation is dropped, since boxes are about the pixels as stored."""
+    """Return the mirrored picture in the same format. JPEG is written at quality 95 without chroma subsampling. Metadata such as an EXIF
+    rotation is dropped, because boxes refer to the pixels as stored.
+    """
     with Image.open(io.BytesIO(data)) as image:
         kind = image.format or "PNG"
         mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -116,10 +117,11 @@ def flip_files(
     begin: Callable[[int], None] = lambda _: None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[int, int]:
-    """Write each file's mirror to `out` and the pictures they name to `out`/images/`prefix`/…; (rows, pictures).
+    """Write the mirror of each file to `out`, and their mirrored pictures to `out`/images/`prefix`/…; return the numbers of rows and
+    pictures.
 
-    The prefix becomes part of the names, so that both sets can be used together. Pictures that are there are not
-    written again. Raises `UserError` with file and row for a row whose picture is absent or of another size.
+    The prefix becomes part of the pictures' names, so that the original and the mirrored set can be used together. Pictures that exist
+    already are not written again. Raises `UserError` with file and row if a row's picture is absent or of another size.
     """
     store = open_images(*images)
     targets = [out / f.name for f in files]

@@ -1,4 +1,4 @@
-"""The interface of an image source, its names, and the simplest one: a folder."""
+"""Define the interface of an image source, the form of its names, and the simplest source: a folder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from grounding.errors import UserError
 
 
 def clean_name(name: str) -> str:
-    """Return the name as the sources know it: relative, forward slashes, no leading `/` or `./`.
+    """Return the name in the form that the sources use: relative, with forward slashes, without a leading `/` or `./`.
 
-    Raises `UserError` for an empty name or one that climbs out with `..`.
+    Raises `UserError` if the name is empty or leaves the source by `..`.
     """
     parts = [p for p in name.split("/") if p not in ("", ".")]
     if not parts or ".." in parts or "\0" in name:
@@ -22,7 +22,7 @@ def clean_name(name: str) -> str:
 
 
 class Source(Protocol):
-    """One place images come from. Names are clean (`clean_name`)."""
+    """A source of images. Names are clean (`clean_name`)."""
 
     where: Path
 
@@ -34,7 +34,7 @@ class Source(Protocol):
 
 
 class Folder:
-    """A folder, and the folders below it."""
+    """A source that reads a folder and the folders below it."""
 
     def __init__(self, where: Path) -> None:
         self.where = where

@@ -1,4 +1,4 @@
-"""Images by name, from folders, tar files, split tar files and parquet files, all under one name space."""
+"""Find images by name in folders, tar files, split tar files and parquet files, all in one name space."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class MissingImage(UserError):
 
 
 class UnreadableImage(UserError):
-    """The bytes exist, but are not a readable image."""
+    """The bytes exist but are not a readable image."""
 
 
 _MIRRORED = re.compile(r"(?:^|[/_.-])(?:flip|flipped|mirror|mirrored)(?:$|[/_.-])", re.IGNORECASE)
-"""What names a folder or tar of mirrored pictures, such as `coco_flip` or `flipped`"""
+"""Matches the name of a folder or tar that holds mirrored pictures, such as `coco_flip` or `flipped`"""
 
 
 class AmbiguousImage(UserError):
@@ -36,10 +36,10 @@ class AmbiguousImage(UserError):
 
 
 class ImageStore:
-    """Images of several sources under one name space; the first source that has a name wins.
+    """Images of several sources in one name space. If several sources have a name, the first one is used.
 
-    A name that no source has is matched by its end: `data/coco/train2014/a.jpg` finds the member `coco/train2014/a.jpg`, and so
-    does the absolute path of another machine. The longest common suffix wins (see `_by_suffix`).
+    A name that no source has is matched by its end: `data/coco/train2014/a.jpg` finds the member `coco/train2014/a.jpg`, and so does an
+    absolute path from another machine. The longest common suffix wins (see `_by_suffix`).
     All methods may be called by several threads. Names are relative; a leading `/` is ignored.
     """
 
@@ -65,7 +65,9 @@ class ImageStore:
         return found
 
     def _one_picture(self, name: str) -> None:
-        """Raise `AmbiguousImage` if several parquet files hold different pictures of this name: it is unclear which one a row means."""
+        """Raise `AmbiguousImage` if several parquet files hold different pictures of this name, because it is unclear which one a row
+        means.
+        """
         holding = [s for s in self._sources if isinstance(s, EmbeddedSource) and name in s]
         if len(holding) > 1 and len({source.read(name) for source in holding}) > 1:
             listed = "".join(f"\n  {source.where}" for source in holding)
@@ -73,7 +75,7 @@ class ImageStore:
             raise AmbiguousImage(f"{name!r} is a different picture in each of:{listed}", field="image", hint=hint)
 
     def _candidates(self, basename: str) -> list[tuple[Source, str]]:
-        """Return (source, name) of every picture with this file name. The index is built at the first call."""
+        """Return (source, name) of every picture with this file name. The first call builds the index."""
         with self._lock:
             if self._by_basename is None:
                 index: dict[str, list[tuple[int, str]]] = {}
@@ -84,10 +86,11 @@ class ImageStore:
         return [(self._sources[number], member) for number, member in self._by_basename.get(basename, [])]
 
     def _by_suffix(self, name: str) -> tuple[Source, str]:
-        """Find the picture whose name shares the longest suffix, in whole path components, with `name`.
+        """Find the picture whose name shares the longest suffix with `name`, counted in whole path components.
 
-        Names with equally long suffixes are distinguished by the path of their source (`coco.tar` counts as a folder `coco`). A mirrored
-        picture never replaces one that is not: they share a file name and a size, but not a box. Raises `AmbiguousImage` or `MissingImage`.
+        If several names have equally long suffixes, the path of their source decides (`coco.tar` counts as a folder `coco`). A mirrored
+        picture never replaces one that is not mirrored, because they share a file name and a size, but the box differs. Raises
+        `AmbiguousImage` or `MissingImage`.
         """
         wanted = _plain(name).split("/")[::-1]
         candidates = self._candidates(wanted[0])
@@ -96,7 +99,7 @@ class ImageStore:
         if len(best) > 1:
             best = _longest(best, lambda c: _shared(wanted, _whole(*c)[::-1]))
         if len(best) > 1 and len({source.read(member) for source, member in best}) == 1:
-            best = best[:1]  # the same picture twice, such as a tar beside the folder it was unpacked to
+            best = best[:1]  # the same picture twice, such as a tar and its unpacked folder
         if len(best) == 1:
             return best[0]
         places = ", ".join(str(s.where) for s in self._sources) or "no image source at all"
@@ -112,7 +115,7 @@ class ImageStore:
         raise MissingImage(f"no image {name!r} in {places}{near}", field="image")
 
     def __contains__(self, name: str) -> bool:
-        """Return whether a source has a picture of exactly this name; `read` also finds it by its end."""
+        """Return whether a source has a picture of exactly this name; `read` also matches names by their end."""
         try:
             clean = clean_name(name)
         except UserError:
@@ -120,7 +123,7 @@ class ImageStore:
         return any(clean in source for source in self._sources)
 
     def __iter__(self) -> Iterator[str]:
-        """Yield all names, source by source; a folder's files that are no images are named too."""
+        """Yield all names, source by source, including a folder's files that are not images."""
         for source in self._sources:
             yield from source
 
@@ -130,7 +133,7 @@ class ImageStore:
         return source.read(clean)
 
     def size(self, name: str) -> tuple[int, int]:
-        """(width, height) in pixels as stored, read from the header only; an EXIF rotation is not applied.
+        """Return (width, height) in pixels as stored. Only the header is read; an EXIF rotation is not applied.
 
         Raises `MissingImage` or `UnreadableImage`.
         """
@@ -145,7 +148,7 @@ class ImageStore:
             raise UnreadableImage(f"{clean} cannot be read as an image: {what}", file=source.where) from None
 
     def look(self, name: str, *, decode: bool = False) -> Picture:
-        """Read an image's header and check its end; with `decode`, decode all of it.
+        """Read an image's header and check that the file is complete; with `decode`, decode all of it.
 
         Raises `MissingImage` or `UnreadableImage`.
         """
@@ -157,7 +160,7 @@ class ImageStore:
                 raise UnreadableImage(f"{clean} cannot be decoded: {e}", file=source.where) from None
 
     def fingerprint(self, name: str) -> str:
-        """Return a digest of the image's size in bytes and of its two ends; `absent` if no source has it."""
+        """Return a digest of the image's size in bytes and of the bytes at both ends of its file; `absent` if no source has it."""
         try:
             source, clean = self._find(name)
         except UserError:
@@ -166,31 +169,31 @@ class ImageStore:
             return ends_digest(f)
 
     def fingerprints(self, names: Iterable[str]) -> dict[str, str]:
-        """Return the `fingerprint` of each of these images, in order of name. A picture is read once."""
+        """Return the `fingerprint` of each of these images, ordered by name. Each picture is read only once."""
         wanted = sorted(set(names))
         new = [name for name in wanted if name not in self._fingerprints]
-        with ThreadPoolExecutor(16) as pool:  # a network file system answers many small reads at a time
+        with ThreadPoolExecutor(16) as pool:  # a network file system serves many small reads at once
             self._fingerprints |= dict(zip(new, pool.map(self.fingerprint, new), strict=True))
         return {name: self._fingerprints[name] for name in wanted}
 
     def digest(self, names: Iterable[str]) -> str:
-        """Return a digest of the images of these names, each by its `fingerprint`."""
+        """Return a digest over the fingerprints of these images."""
         return digest_of(list(self.fingerprints(names).items()))
 
     def path(self, name: str) -> Path | None:
-        """Absolute path of the image, or None if it is inside an archive. Raises `MissingImage`."""
+        """Return the absolute path of the image; None if it is inside an archive. Raises `MissingImage`."""
         source, clean = self._find(name)
         return source.path(clean)
 
 
 def _plain(name: str) -> str:
-    """Return a name as it is compared by its end: composed characters (macOS writes them in two), Windows' separators as `/`."""
+    """Return a name in the form in which ends are compared: composed characters (macOS decomposes them) and `/` as the separator."""
     name = name.replace("\\", "/")
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _shared(a: list[str], b: list[str]) -> int:
-    """Return how many elements two lists have in common from their start."""
+    """Return the number of leading elements that two lists have in common."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
@@ -202,7 +205,7 @@ def _longest(
 
 
 def _whole(source: Source, member: str) -> list[str]:
-    """Return the path components of a member below those of its source; a tar counts as a folder of its stem."""
+    """Return the path components of a member, preceded by those of its source; a tar counts as a folder named by its stem."""
     where = source.where.absolute()
     return [*where.parts[:-1], where.name.removesuffix(".tar"), *member.split("/")]
 
@@ -212,7 +215,7 @@ def _is_mirrored(source: Source, member: str) -> bool:
 
 
 def open_images(*sources: Path) -> ImageStore:
-    """Open folders, tar files and split tar files (`coco.tar` or `coco.tar.part_*`) as one store.
+    """Open folders, tar files, split tar files (`coco.tar` or `coco.tar.part_*`) and parquet files as one store.
 
     Raises `UserError` for a source that is absent, compressed, damaged or incomplete.
     """
@@ -232,7 +235,7 @@ def open_images(*sources: Path) -> ImageStore:
         if not parts:
             raise UserError("no such folder, tar file or split tar", file=source, field="images")
         if tuple(parts) in seen:
-            continue  # the shell has expanded coco.tar.part_* to all parts
+            continue  # the shell expanded coco.tar.part_* to all parts, so this one is known
         seen.add(tuple(parts))
         where = source if len(parts) == 1 else source.with_name(stem_of_part(parts[0].name) or source.name)
         opened.append(TarSource(where, parts))

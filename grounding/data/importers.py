@@ -1,7 +1,7 @@
-"""Convert public formats of grounding data to rows of this project: `egm data import`.
+"""Convert public formats of grounding data to rows of this project, for `egm data import`.
 
-Each reader yields `Expression`s: one expression, one box, in pixels xyxy. The form of a file is recognised by its first row.
-Some forms fix the space of their boxes; for the others it has to be declared, because the numbers do not show it.
+Each reader yields `Expression`s: an expression with one box, xyxy in pixels. The format of a file is recognised by its first row. Some
+formats fix the space of their boxes; for the others the user has to declare it, because the numbers do not show it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WRITTEN: dict[Space, boxes.Space] = {
     "0..1000": "relative",
     "0..1": "fraction",
 }
-"""What `--boxes` calls a space -> what `data/spaces.py` does"""
+"""Name of a space in `--boxes` -> its name in `data/spaces.py`"""
 
 _PICKLES = (".p", ".pkl", ".pickle")
 _QWEN_REF = re.compile(r"<\|object_ref_start\|>(.*?)<\|object_ref_end\|>|<ref>(.*?)</ref>", re.DOTALL)
@@ -58,7 +58,9 @@ _LOCATE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """One expression of a foreign row. `split` names the file it goes to; `size` is (width, height) if the row says it."""
+    """An expression found in a foreign row. `split` names the output file; `size` is (width, height) in pixels, None if the row does not
+    give it.
+    """
 
     number: int
     image: str
@@ -68,12 +70,12 @@ class _Found:
     size: tuple[int, int] | None
     split: str = ""
     amodal: Box | None = None
-    """Of the whole object, where `box` is what is visible; in the same space"""
+    """Box of the whole object, in the same space, if the row has two boxes; `box` is then the box of the visible part"""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """The result of an import: rows by file, and pictures."""
+    """The result of an import: the number of rows of each file, and the number of pictures."""
 
     files: dict[Path, int]
     pictures: int
@@ -106,7 +108,7 @@ def _size(row: JsonObject) -> tuple[int, int] | None:
 
 
 def _name(value: object, path: Path, number: int, field: str = "image") -> str:
-    """Return the name of a picture: a text, or an object with one."""
+    """Return the name of a picture, given as a text or as an object with a `path`."""
     if isinstance(value, dict):
         value = value.get("path")
     return clean_name(_text(value, path, number, field))
@@ -122,7 +124,7 @@ def _first_image(row: JsonObject, path: Path, number: int) -> str:
 
 
 def _turns(row: JsonObject, path: Path, number: int) -> tuple[str, str]:
-    """Return the question and the answer of `messages` or `conversations`."""
+    """Return the question and the answer from `messages` or `conversations`."""
     turns = row.get("messages", row.get("conversations"))
     texts = []
     for turn in turns if isinstance(turns, list) else []:
@@ -209,17 +211,17 @@ def _llama_factory(path: Path, space: Space | None) -> Iterator[_Found]:
 
 
 class _Plain(pickle.Unpickler):
-    """Reads containers, numbers and texts only: a pickle that names any class or function is refused before it can be called."""
+    """Read only containers, numbers and texts. A pickle that refers to a class or function is refused before it can be called."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it wants to use {module}.{name}")
 
 
 def load_plain_pickle(path: Path) -> object:
-    """Read a pickle of plain values. Raises `UserError` for any other, which may run any code when it is read."""
+    """Read a pickle of plain values. Raises `UserError` for any other pickle, because reading it may run arbitrary code."""
     data = path.read_bytes()
     error: Exception | None = None
-    for encoding in ("utf-8", "latin-1"):  # texts of Python 2 have none
+    for encoding in ("utf-8", "latin-1"):  # texts of Python 2 carry no encoding
         try:
             return _Plain(io.BytesIO(data), encoding=encoding).load()
         except UnicodeDecodeError as e:
@@ -287,14 +289,14 @@ assert set(_READERS) == set(get_args(Format))
 
 
 def is_object(path: Path) -> bool:
-    """Return whether a JSON file holds one object, not a list or lines of rows."""
+    """Return whether a JSON file holds one object instead of a list or lines of rows."""
     with path.open("rb") as f:
         start = f.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     return start.startswith(b"{") and (b'"images"' in start or b'"annotations"' in start or b'"info"' in start)
 
 
 def recognise(path: Path) -> Format:
-    """Return the format of a file, from its name and its first row. Raises `UserError` if it is unknown."""
+    """Return the format of a file, determined by its name and its first row. Raises `UserError` if the format is unknown."""
     if path.suffix in _PICKLES:
         return "refer"
     if path.suffix == ".json" and is_object(path) and cocoa.looks_like(read_json(path)):
@@ -322,9 +324,9 @@ def recognise(path: Path) -> Format:
 def read_foreign(
     path: Path, store: ImageStore, form: Format | None = None, space: Space | None = None
 ) -> Iterator[tuple[str, Expression]]:
-    """Yield (split, expression) of every expression of a foreign file; the split is empty if the file is one split.
+    """Yield (split, expression) for every expression of a foreign file; the split is empty if the file has no splits.
 
-    `space` declares in which space the boxes are. The size of a picture is taken from the row, else from the picture.
+    `space` declares the space of the boxes. The size of a picture is taken from the row if it has one, otherwise from the picture.
     Raises `UserError` with file, line and field.
     """
     reader = _READERS[form or recognise(path)]
@@ -347,7 +349,7 @@ def read_foreign(
 
 
 def evaluation_row(e: Expression) -> EvaluationRow:
-    """Return a row of an evaluation file."""
+    """Return the expression as a row of an evaluation file."""
     row: EvaluationRow = {"image": e.image, "sent": e.sent, "bbox": list(e.bbox), "height": e.height, "width": e.width}
     if e.visible is None or e.amodal is None:
         return row
@@ -362,7 +364,7 @@ def _relative(e: Expression, amodal: bool) -> list[int]:
 
 
 def rl_row(e: Expression, number: int, *, amodal: bool = False) -> TrainingDocument:
-    """Return a row that `egm data prepare` and `egm data reasoning` read; its box is in 0..1000, that of the whole object if `amodal`."""
+    """Return a row for `egm data prepare` and `egm data reasoning`. Its box is in 0..1000; with `amodal` it is the box of the whole object."""
     human = "<image>\n" + render("amodal" if amodal else "grounding", e.sent).rstrip()
     return _training_row(e, number, human, f"<box>{_relative(e, amodal)}</box>")
 
@@ -390,7 +392,9 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 def _whole_files(files: Sequence[Path]) -> list[list[Path]]:
-    """Return the files that are given or in given folders; shards of one file are together, in order. Raises `UserError` for none."""
+    """Return the given files and those in the given folders, with the shards of one file grouped in order. Raises `UserError` if there are
+    none.
+    """
     found: dict[Path, list[Path]] = {}
     for given in files:
         inside = sorted(p for p in given.rglob("*") if p.suffix in ROW_SUFFIXES) if given.is_dir() else [given]
@@ -414,12 +418,12 @@ def import_files(
     amodal: bool = False,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Imported:
-    """Write `out`/<name>.jsonl for each file, or <name>_<split>.jsonl for each split in it, and `out`/images with embedded pictures.
+    """Write `out`/<name>.jsonl for each file, or <name>_<split>.jsonl for each of its splits, and embedded pictures to `out`/images.
 
-    Shards (`val-00000-of-00002.parquet`) are one file, `val`; of a folder all its files of rows are taken.
+    Shards (`val-00000-of-00002.parquet`) are treated as one file, `val`. For a folder, all files of rows in it are imported.
 
-    `amodal` takes the box of the whole object for training rows, which then ask for it; evaluation rows have both boxes.
-    The name is that of the file; for references (`refs(unc).p`) that of their folder. Nothing is written if a row is wrong.
+    With `amodal`, training rows ask for the whole object and have its box; evaluation rows have both boxes. The default name is that of the
+    file, or that of the folder for files of references (`refs(unc).p`). Nothing is written if any row is wrong.
     """
     whole = _whole_files(files)
     inside = embedded_sources([path for paths in whole for path in paths])

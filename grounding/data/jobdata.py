@@ -1,8 +1,8 @@
-"""The data of a job: its paths (`locate`, pure), and its download and preparation (`bring`, `materialise`; idempotent).
+"""The data of a job: compute its paths (`locate`, pure), download it (`bring`) and prepare it (`materialise`). Both are idempotent.
 
-Files of a store or the hub (`s3://`, `hf://`) are in this machine's cache (`grounding.storage`), to which `bring` fetches them. Whatever is
-made is in a folder named by a digest of what it is made from, and is finished when that folder holds `done.json`; so the jobs of one run
-share it, and a run that was killed starts it again.
+Files of an object store or the hub (`s3://`, `hf://`) are cached on this machine (`grounding.storage`); `bring` downloads them. Prepared
+data are stored in a folder that is named by a digest of its inputs, and are complete when that folder holds `done.json`. So the jobs of one
+run share the data, and preparation starts again after a killed run.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobData:
-    """Paths of a job's data; None or empty if the kind of job has no use for it."""
+    """Paths of a job's data. A path is None or empty if this kind of job does not use it."""
 
     sft_rows: Path | None = None
     sft_validation: tuple[tuple[str, Path], ...] = ()
-    """Files of SFT rows that validate the training, each with the name of its set, which may be empty"""
+    """Files of SFT rows for validation, each with the name of its set, which may be empty"""
     train_parquet: Path | None = None
     val_parquet: Path | None = None
     eval_files: tuple[Path, ...] = ()
@@ -75,7 +75,7 @@ def _shape_set(data: TrainData | EvalData) -> shapes.ShapeSet | None:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What preparation starts from."""
+    """The inputs of a preparation."""
 
     train: tuple[Path, ...]
     validation: tuple[Path, ...]
@@ -86,7 +86,7 @@ class _Inputs:
     sets: tuple[str, ...] = ()
     """The validation set of each file of `validation`; empty if none has a name"""
     weights: tuple[float, ...] = ()
-    """How often each row of a file of `train` is taken; empty: once"""
+    """How often each row of a file of `train` is used; empty if each is used once"""
 
 
 def _set_inputs(root: Path) -> _Inputs:
@@ -110,7 +110,7 @@ def _train_inputs(data: TrainData, root: Path | None) -> _Inputs:
 
 
 def _validation(data: TrainData) -> tuple[tuple[str, Path], ...]:
-    """Return the files that validate a training, each with the name of its set; it is empty for a set without one."""
+    """Return the files for validation, each with the name of its set; the name is empty for a file that belongs to no set."""
     plain = [("", path) for path in _paths(data.validation, "spec.data.validation")]
     named = [
         (name, path)
@@ -121,7 +121,7 @@ def _validation(data: TrainData) -> tuple[tuple[str, Path], ...]:
 
 
 def _prepared_folder(inputs: _Inputs, prompt: str, fraction: float, seed: int, data: Path) -> Path:
-    # relative to the data folder where they are in it, so that the run's folder may be named in any way
+    # paths inside the data folder are relative, so that the digest does not depend on the name of the run's folder
     names = [
         [p.relative_to(data).as_posix() if p.is_relative_to(data) else str(p) for p in paths]
         for paths in (inputs.train, inputs.validation, inputs.images)
@@ -138,7 +138,7 @@ def _prepared_folder(inputs: _Inputs, prompt: str, fraction: float, seed: int, d
 
 
 def _eval_sources(data: EvalData) -> list[str]:
-    """Path or URI of each evaluation file."""
+    """Return the path or URI of each evaluation file."""
     sources = []
     for name in data.files or shapes.EIGHT_FILES:
         named = name if PurePosixPath(name).suffix in ROW_SUFFIXES else f"{name}.jsonl"
@@ -149,7 +149,9 @@ def _eval_sources(data: EvalData) -> list[str]:
 
 
 def _prepared_sources(prepared: str) -> tuple[str, str]:
-    """(train, validation), paths or URIs, of data prepared before: a folder, or the training file with its sibling."""
+    """Return the paths or URIs of already prepared data, as (train, validation). `prepared` is a folder, or the training file with its
+    sibling.
+    """
     folder, _, name = prepared.rpartition("/")
     if not name.endswith(".parquet"):
         return f"{prepared.rstrip('/')}/train.parquet", f"{prepared.rstrip('/')}/val.parquet"
@@ -158,9 +160,9 @@ def _prepared_sources(prepared: str) -> tuple[str, str]:
 
 
 def locate(job: Job, data: Path, *, validation_fraction: float = 0.1) -> JobData:
-    """Return the paths of the job's data after download, or after preparation under the folder `data`. Touches no file.
+    """Return the paths of the job's data as they will be after download, or after preparation in the folder `data`. Accesses no file.
 
-    Raises `UserError` for a source that is no path and no URI.
+    Raises `UserError` for a source that is neither a path nor a URI.
     """
     made = _shape_set(job.spec.data)
     root = None if made is None else data / f"shapes-{made.digest}"
@@ -186,7 +188,7 @@ def locate(job: Job, data: Path, *, validation_fraction: float = 0.1) -> JobData
         return JobData(sft_rows=rows, sft_validation=checks, images=inputs.images)
     if root is None and spec.data.prepared:
         train, validation = _paths(_prepared_sources(spec.data.prepared), "spec.data.prepared")
-        if inputs.images:  # the copy names each picture where it is on this machine
+        if inputs.images:  # the copy has each picture's path on this machine
             folder = data / f"resolved-{_digest([str(p) for p in (train, validation, *inputs.images)])}"
             train, validation = folder / "train.parquet", folder / "val.parquet"
         return JobData(train_parquet=train, val_parquet=validation, images=inputs.images)
@@ -196,14 +198,15 @@ def locate(job: Job, data: Path, *, validation_fraction: float = 0.1) -> JobData
 
 @dataclass(frozen=True)
 class _Made:
-    """What was made from which content. `inputs`: absolute path -> digest. Where the inputs are counts, because prepared rows
-    hold absolute paths of pictures."""
+    """The inputs of a preparation, as a map from absolute path to digest of the content. The paths count, because prepared rows hold
+    absolute paths of pictures.
+    """
 
     inputs: Mapping[str, str]
 
     @classmethod
     def of(cls, rows: Sequence[Path], images: Sequence[Path] = ()) -> _Made:
-        """Look at files of rows and at folders and tars of pictures as they are now."""
+        """Compute the digests of files of rows, and of folders and tars of pictures, as they are now."""
         found = {str(path.absolute()): sha256_of(path) for path in rows if path.exists()}
         for source in images:
             if source.is_dir():
@@ -218,20 +221,21 @@ class _Made:
         return digest_of(dict(self.inputs))
 
     def document(self, **counts: int) -> Document:
-        """Return `done.json`."""
+        """Return the content of `done.json`."""
         return {"digest": self.digest, "inputs": dict(self.inputs), **counts}
 
 
 def _state_of_tar(part: Path) -> str:
-    """Return a digest of a tar; of a large one also its times, since samples miss a single picture."""
+    """Return a digest of a tar. For a large tar it includes the file's times, because a sample of the content can miss a changed picture."""
     stat = part.stat()
     times = [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] if stat.st_size > WHOLE else []
     return digest_of([fingerprint(part), *times])
 
 
 def _state_of_folder(folder: Path) -> str:
-    """Return a digest of name, size and times of every file: prepared rows name pictures of a folder where they are, so that
-    its files need not be read; any write to one of them changes a time."""
+    """Return a digest of the name, size and times of every file in a folder. The files need not be read: prepared rows refer to them by
+    path, and any write to a file changes its times.
+    """
     found: list[list[object]] = []
     for top, below, files in os.walk(folder, followlinks=True):
         below.sort()
@@ -244,7 +248,7 @@ def _state_of_folder(folder: Path) -> str:
 
 
 def _as_it_is(data: TrainData) -> bool:
-    """Return whether SFT reads the training file itself: it is one, of which each row is taken once."""
+    """Return whether SFT reads the training file directly: if there is only one, and each of its rows is used once."""
     return len(data.train) == 1 and not data.weights
 
 
@@ -264,19 +268,19 @@ def _need_images(paths: Sequence[Path]) -> None:
 
 
 def sources(job: Job, *, prepares: bool) -> list[tuple[str, str]]:
-    """(path or URI, its field) of everything that a process of the job reads: the one that prepares, or those after it. Pure."""
+    """Return (path or URI, field) of everything that a process of the job reads: the process that prepares, or the later ones. Pure."""
     found: dict[str, Sequence[str]] = {}
     if job.kind == "GroundingEvalJob":
         found = {"files": [] if job.spec.data.shapes else _eval_sources(job.spec.data), "images": job.spec.data.images}
         return _numbered(found)
     data, method = job.spec.data, job.spec.method
     if method == "rl" and data.prepared:
-        if prepares or not data.images:  # with images, RL reads the copy that preparation has made
+        if prepares or not data.images:  # if images are given, RL reads the copy that preparation made
             found = {"prepared": _prepared_sources(data.prepared), "images": data.images}
     elif method == "sft":
         found = {"train": data.train if prepares or _as_it_is(data) else [], "images": data.images}
         found |= _validation_sources(data)
-    elif prepares:  # what RL trains on is a copy, pictures included
+    elif prepares:  # RL trains on a prepared copy, pictures included
         found = {"train": data.train, **_validation_sources(data), "images": data.images}
     return _numbered(found)
 
@@ -293,9 +297,9 @@ def _numbered(found: dict[str, Sequence[str]]) -> list[tuple[str, str]]:
 
 
 def bring(job: Job, *, prepares: bool = False, say: Callable[[str], None] = lambda _: None) -> None:
-    """Download the remote files of `sources`; unchanged local copies are kept. `say` gets the progress.
+    """Download the remote files of `sources`; unchanged local copies are kept. `say` receives progress messages.
 
-    Raises `UserError` for missing files, `Failure` for failed downloads.
+    Raises `UserError` for missing files and `Failure` for failed downloads.
     """
     for source, field in dict(sources(job, prepares=prepares)).items():
         if not is_remote(source):
@@ -314,7 +318,8 @@ def materialise(
     workers: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> JobData:
-    """Fetch and make what the job needs, the latter under the folder `data`, and say where it is; at once when it is there already.
+    """Download and prepare the data that the job needs, and return their paths. Prepared data go to the folder `data`. Data that are
+    complete already are used at once.
 
     Raises `UserError` for files that are absent or wrong. Safe to repeat after a crash at any point.
     """
@@ -345,7 +350,7 @@ def materialise(
         _check_sft(files, inputs.images, job.spec.hyperparameters.max_length if isinstance(job, SftJob) else None, data)
         return located
     train, validation = located.train_parquet, located.val_parquet
-    if train is None or validation is None:  # unreachable for rl; says so to the type checker
+    if train is None or validation is None:  # unreachable for rl, but the type checker cannot know
         raise UserError("a job of method rl needs training data", field="spec.data")
     if root is None and spec.data.prepared:
         _resolve(spec.data.prepared, inputs.images, train, validation, spec.data.truth)
@@ -364,9 +369,9 @@ def materialise(
 
 
 def _check_sft(files: Sequence[Path], images: Sequence[Path], longest: int | None, data: Path) -> None:
-    """Check every row and picture that SFT will train on or validate with, once per content.
+    """Check every row and picture that SFT will train on or validate with. Each content is checked only once.
 
-    Raises `UserError` with the rows that cannot be used: found out in training, each would cost what ran before it.
+    Raises `UserError` with the unusable rows. Found only during training, each would waste the time trained before it.
     """
     from grounding.data import sft_rows
     from grounding.data.embedded import embedded_sources
@@ -387,7 +392,7 @@ def _check_sft(files: Sequence[Path], images: Sequence[Path], longest: int | Non
 
 
 def _resolve(prepared: str, images: Sequence[Path], train: Path, validation: Path, truth: Space | None = None) -> None:
-    """Find the pictures of data prepared before: in `images` if there are any, else where its rows say."""
+    """Find the pictures of already prepared data: in `images` if any are given, otherwise at the paths in its rows."""
     from grounding.data.images import open_images
     from grounding.data.prepare import Placer
     from grounding.data.prepared import check, check_truths, resolve
@@ -451,7 +456,7 @@ def _prepare(
 
 
 def _merge(files: Sequence[Path], target: Path, weights: Sequence[float], seed: int) -> None:
-    """Write several SFT files as one list, in which each row is as often as its file's weight says."""
+    """Write several SFT files as one list, in which each row is repeated according to its file's weight."""
     _need(files, "spec.data.train")
     made = _Made.of(files)
     if _fresh(target.parent, made):

@@ -1,4 +1,4 @@
-"""`egm data lint`: every problem of evaluation and training files, found by the same code that `prepare` uses."""
+"""Find every problem of evaluation and training files, for `egm data lint`. `prepare` uses the same checks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from grounding.errors import UserError
 
 
 def is_evaluation(path: Path) -> bool:
-    """True for a file of evaluation rows: json lines whose first row has `sent` and a box in pixels, or has no answer
-    turn. Training rows always have a human turn and an answer, and no `bbox`."""
+    """Return whether a file holds evaluation rows: JSON lines whose first row has `sent` and a box in pixels, or has no answer turn.
+    Training rows always have a human turn and an answer, and no `bbox`.
+    """
     first = next(read_rows(path), None)
     if first is None:
         raise UserError("the file holds no rows", file=path)
@@ -39,9 +40,9 @@ def lint(
     decode: bool = False,
     truth: Space | None = None,
 ) -> tuple[int, list[Problem]]:
-    """(number of rows, problems in the order of files and rows; those of a whole file first).
+    """Return the number of rows, and the problems in the order of files and rows; problems of a whole file come first.
 
-    `decode` reads every picture whole; `truth` declares the space of all boxes.
+    `decode` decodes every picture completely; `truth` declares the space of all boxes.
     """
     store = open_images(*images, *embedded_sources(files))
     problems: list[Problem] = []

@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 
 def times(rows: int, weight: float, seed: int) -> NDArray[np.int64]:
-    """Return how often each of `rows` rows is taken: `weight` times, of its fraction a share of rows that `seed` draws.
+    """Return how often each of `rows` rows is used. Each is used as often as the integer part of `weight` says; its fraction is the share
+    of rows, drawn by `seed`, that are used once more.
 
-    The sum is `taken(rows, weight)`. A weight of 2.5 takes each row twice and half of them a third time.
+    The sum is `taken(rows, weight)`. A weight of 2.5 uses each row twice and half of the rows a third time.
     """
     whole = int(weight)
     found = np.full(rows, whole, dtype=np.int64)
@@ -18,5 +19,5 @@ def times(rows: int, weight: float, seed: int) -> NDArray[np.int64]:
 
 
 def taken(rows: int, weight: float) -> int:
-    """Return how many rows are taken of a file; at least one, so that no file is silently left out."""
+    """Return the number of rows used from a file in an epoch; at least one, so that no file is silently left out."""
     return max(1, round(rows * weight)) if rows else 0

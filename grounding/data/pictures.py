@@ -1,9 +1,9 @@
-"""Pictures as bytes: what is wrong with them, and how every part of the product decodes them.
+"""Decode pictures in the same way in every part of the product, and find out what is wrong with them.
 
-Boxes are in the pixel grid of the picture as stored. So an EXIF orientation is never applied: it is ignored when a
-picture is decoded here (report, training), and removed from what is sent or shown, because a server or a browser
-would turn the picture and the box would no longer fit. A picture of 16 bits is scaled to 8 bits, as a viewer shows
-it; Pillow's own conversion clips every value above 255 to white.
+Boxes refer to the pixel grid of the picture as stored. Therefore an EXIF orientation is never applied: it is ignored when a picture is
+decoded here (report, training). It is removed from pictures that are sent or shown, because a server or a browser would turn the picture
+and the box would no longer fit. A picture of 16 bits is scaled to 8 bits, as viewers do; Pillow's own conversion clips every value above
+255 to white.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ORIENTATION = 0x0112
 _TAIL_BYTES = 4096
 _DEEP_MODES = ("I", "F")
 _ANIMATED = ("GIF", "PNG", "WEBP", "TIFF")
-"""Forms that may hold several frames; a second picture in a JPEG is a preview"""
+"""Formats that may hold several frames; a second picture in a JPEG is a preview"""
 _PILLOW_ERRORS = (OSError, Image.DecompressionBombError, ValueError, SyntaxError, struct.error, EOFError)
 
 
@@ -38,16 +38,16 @@ class Picture:
     orientation: int = 1
     """EXIF orientation, 1 to 8; 1 is upright"""
     deep: bool = False
-    """Whether it has more than 8 bits a channel and Pillow keeps them"""
+    """Whether the picture has more than 8 bits a channel and Pillow keeps them"""
     animated: bool = False
-    """Whether it has several frames, of which the first one is used"""
+    """Whether the picture has several frames; only the first one is used"""
 
 
 def complaint(data: bytes, *, whole: bool = False) -> str | None:
-    """Return why the bytes of a picture cannot be decoded, or None.
+    """Return why a picture's bytes cannot be decoded; None if they can.
 
-    A JPEG or PNG that ends as its format does passes without being decoded, unless `whole` asks for more. With
-    `whole`, a JPEG whose data stops early is found even if an end marker follows: the decoder silently fills the rest.
+    A JPEG or PNG with the correct end is accepted without decoding, unless `whole` is set. With `whole`, a JPEG whose data stop early is
+    found even if an end marker follows; the decoder would silently fill the rest.
     """
     if not whole and _ends_well(data[:8], data[-_TAIL_BYTES:]):
         return None
@@ -74,8 +74,9 @@ def _ends_well(head: bytes, tail: bytes) -> bool:
 
 
 def _jpeg_stops_early(data: bytes, pixels: bytes) -> bool:
-    """Decode again with filler in front of the end marker. A complete picture ignores the filler; one that stops
-    early consumes it, so its pixels change."""
+    """Return whether a JPEG's data stop early. The picture is decoded again with filler before the end marker: a complete picture ignores
+    the filler, but one that stops early consumes it, so its pixels change.
+    """
     end = data.rfind(b"\xff\xd9")
     try:
         with Image.open(io.BytesIO(data[:end] + b"\x55\xa3" * 4096 + data[end:])) as image:
@@ -85,8 +86,9 @@ def _jpeg_stops_early(data: bytes, pixels: bytes) -> bool:
 
 
 def inspect(file: IO[bytes], *, decode: bool = False) -> Picture:
-    """Read a picture's header and check its end; with `decode`, decode all of it. Raises `ValueError` with the reason
-    if it cannot be decoded, and `OSError` if the file cannot be read."""
+    """Read a picture's header and check that the file is complete; with `decode`, decode all of it. Raises `ValueError` with the reason if
+    it cannot be decoded, and `OSError` if the file cannot be read.
+    """
     try:
         with Image.open(file) as image:
             animated = image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
@@ -110,7 +112,7 @@ def inspect(file: IO[bytes], *, decode: bool = False) -> Picture:
 
 
 def _orientation(image: Image.Image) -> int:
-    raw = image.info.get("exif")  # `getexif` would decode a whole PNG in search of a late chunk
+    raw = image.info.get("exif")  # `getexif` would decode a whole PNG to search for a late chunk
     if not isinstance(raw, bytes):
         return 1
     exif = Image.Exif()
@@ -123,10 +125,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return the picture as RGB in its stored pixel grid, 16 bits scaled to 8.
+    """Return the picture as RGB in its stored pixel grid, with 16 bits scaled to 8.
 
-    The values of a 16-bit picture are divided by 257. White is the largest value of a 32-bit picture that exceeds
-    16 bits; of a picture of floats it is 1, or 255, or the largest value.
+    The values of a 16-bit picture are divided by 257. In a 32-bit picture with values beyond 16 bits, the largest value becomes white. In a
+    picture of floats, white is 1, 255, or the largest value.
     """
     if not image.mode.startswith(_DEEP_MODES):
         return image.convert("RGB")
@@ -139,7 +141,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def as_png(data: bytes) -> bytes:
-    """Return a picture as PNG in RGB, decoded as `to_rgb` does. Raises `ValueError` with the reason if it cannot be decoded."""
+    """Return a picture as an RGB PNG, decoded as `to_rgb` does. Raises `ValueError` with the reason if it cannot be decoded."""
     if (problem := complaint(data, whole=True)) is not None:
         raise ValueError(problem)
     out = io.BytesIO()
@@ -149,9 +151,9 @@ def as_png(data: bytes) -> bytes:
 
 
 def upright(data: bytes) -> bytes:
-    """Return the picture's bytes with an EXIF orientation of 1. Pixels are not decoded, and nothing else changes.
+    """Return the picture's bytes with the EXIF orientation set to 1. Pixels are not decoded, and nothing else changes.
 
-    Handles JPEG, PNG and WebP; other bytes are returned as they are.
+    Handles JPEG, PNG and WebP; other bytes are returned unchanged.
     """
     if data.startswith(b"\xff\xd8\xff"):
         spans = _jpeg_exif(data)
@@ -170,13 +172,13 @@ def upright(data: bytes) -> bytes:
         if changed is None:
             changed = bytearray(data)
         struct.pack_into(order + "H", changed, place, 1)
-        if checked:  # a PNG chunk is followed by a check sum of its type and content
+        if checked:  # a PNG chunk ends with a checksum of its type and content
             struct.pack_into(">I", changed, start + length, zlib.crc32(changed[start - 4 : start + length]))
     return data if changed is None else bytes(changed)
 
 
 _Spans = list[tuple[int, int, bool]]
-"""(start, length, whether a check sum follows) of each TIFF structure that holds EXIF"""
+"""(start, length, whether a checksum follows) of each TIFF structure that holds EXIF"""
 
 
 def _jpeg_exif(data: bytes) -> _Spans:
@@ -187,7 +189,7 @@ def _jpeg_exif(data: bytes) -> _Spans:
         if marker == 0xFF:  # padding
             at += 1
             continue
-        if marker in (0xDA, 0xD9):  # the picture itself, or the end
+        if marker in (0xDA, 0xD9):  # the pixel data or the end of the file
             break
         length = int.from_bytes(data[at + 2 : at + 4])
         if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
@@ -220,7 +222,7 @@ def _webp_exif(data: bytes) -> _Spans:
 
 
 def _orientation_value(data: bytes, start: int, length: int) -> tuple[int, str] | None:
-    """Return where the orientation's value is stored and the byte order, if it is there and is not 1."""
+    """Return the offset of the orientation's value and the byte order; None if there is no orientation or it is 1."""
     tiff = data[start : start + max(0, length)]
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None or len(tiff) < 8:
@@ -243,7 +245,7 @@ PictureKind = Literal["aspect", "orientation", "deep-picture", "animation"]
 
 
 def problems_of(picture: Picture) -> list[tuple[PictureKind, str]]:
-    """Return (kind, message) of everything about a picture that can be decoded but may not be usable."""
+    """Return (kind, message) of each problem of a picture that can be decoded but may not be usable."""
     width, height = picture.size
     found: list[tuple[PictureKind, str]] = []
     long, short = max(width, height), max(1, min(width, height))

@@ -1,7 +1,7 @@
-"""RL data for verl: train.parquet and val.parquet from training JSON, evaluation files and images.
+"""Create RL data for verl: train.parquet and val.parquet from training JSON, evaluation files and images.
 
-The same input gives the same bytes, whatever the number of workers. Rows that cannot be used are counted and listed
-(`problems.jsonl`); more of them than allowed is an error, never a silently shorter data set.
+The same input gives the same bytes, whatever the number of workers. Rows that cannot be used are counted and listed in `problems.jsonl`. If
+there are more of them than allowed, preparation fails instead of silently writing a shorter data set.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Extra(TypedDict, total=False):
-    """The values that verl passes to the reward with a row; width and height are the picture's, in pixels."""
+    """The values of a row that verl passes to the reward. `width` and `height` are the picture's, in pixels."""
 
     split: str
     index: int
@@ -59,7 +59,7 @@ class Message(TypedDict):
 
 
 class Truth(TypedDict):
-    """The true box, 0..1000, and how it is scored."""
+    """The true box, 0..1000, and the style of scoring."""
 
     style: str
     ground_truth: list[float]
@@ -78,7 +78,7 @@ class Row(TypedDict):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` has made: rows in each file, rows left out, and every finding."""
+    """The result of `prepare`: the number of rows in each file, the number of rows left out, and every problem found."""
 
     train: int
     validation: int
@@ -87,7 +87,7 @@ class Prepared:
 
 
 def schema() -> pa.Schema:
-    """Return the columns verl reads. `ground_truth` is relative xyxy (0..1000), floats in both files."""
+    """Return the columns that verl reads. `ground_truth` is relative xyxy (0..1000), as floats in both files."""
     import pyarrow as pa
 
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
@@ -112,18 +112,18 @@ def schema() -> pa.Schema:
 
 
 def _content(text: str) -> str:
-    """Return a user message: the picture first, then the text."""
+    """Return a user message that holds the picture and then the text."""
     return text if text.startswith("<image>") else f"<image>\n{text}"
 
 
 def _ask(prompt: str, sent: str) -> str:
     from grounding.prompts import render
 
-    return _content(render(prompt, sent).rstrip())  # preparation has no trailing blank; only evaluation has
+    return _content(render(prompt, sent).rstrip())  # only prompts of an evaluation end in a blank
 
 
 SOURCE = "grounding"
-"""verl's `data_source` of rows; that of a validation set with a name is `grounding:name`, so that verl counts each by itself"""
+"""verl's `data_source` of rows. For a named validation set it is `grounding:name`, so that verl reports each set separately."""
 
 
 def source_of(name: str) -> str:
@@ -132,7 +132,7 @@ def source_of(name: str) -> str:
 
 
 def set_of(source: str) -> str:
-    """Return the name of the validation set that a `data_source` stands for; other programs' rows are a set of the source's name."""
+    """Return the name of the validation set of a `data_source`. A source that another program wrote counts as a set with the source's name."""
     return source.removeprefix(SOURCE).removeprefix(":") if source.partition(":")[0] == SOURCE else source
 
 
@@ -150,8 +150,8 @@ def _row(content: str, image: str, truth: Sequence[float], extra: Extra, source:
 def training_row(row: TrainingRow, index: int, image: str, size: tuple[int, int], prompt: str) -> Row:
     """Return a row of train.parquet. `size` is the image's (width, height) in pixels.
 
-    A row without `sent` asks what its conversation asks. The exception are the prompts of Qwen: if the conversation holds
-    `<ref>…</ref>`, which are InternVL's words, the expression is taken out of it.
+    A row without `sent` uses the question of its conversation. Qwen prompts are an exception: if the conversation holds `<ref>…</ref>`,
+    which is InternVL's format, only the expression is used.
     """
     sent = row.sent
     if sent is None and prompt.startswith("qwen3"):
@@ -169,7 +169,7 @@ def training_row(row: TrainingRow, index: int, image: str, size: tuple[int, int]
 
 
 def validation_row(row: Expression, image: str, size: tuple[int, int], prompt: str, name: str = "") -> Row:
-    """Return a row of val.parquet; the ground truth is pixels * 1000 / size, unrounded. `name` is that of its validation set."""
+    """Return a row of val.parquet. The ground truth is pixels * 1000 / size, unrounded. `name` is the name of the row's validation set."""
     width, height = size
     x1, y1, x2, y2 = row.bbox
     truth = (x1 * 1000.0 / width, y1 * 1000.0 / height, x2 * 1000.0 / width, y2 * 1000.0 / height)
@@ -185,7 +185,7 @@ def validation_row(row: Expression, image: str, size: tuple[int, int], prompt: s
 
 
 def sample(rows: Sequence[Expression], fraction: float, seed: int) -> list[Expression]:
-    """Return a seeded share of one file, at least one row: the rows, and their order, that the reference takes."""
+    """Return a seeded sample of one file, at least one row. The rows and their order are the same as in the reference implementation."""
     if not rows:
         return []
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -193,9 +193,10 @@ def sample(rows: Sequence[Expression], fraction: float, seed: int) -> list[Expre
 
 
 class Placer:
-    """Gives pictures a path that the trainer can open: the picture itself, or a copy under `folder` if it is in an archive.
+    """Provide a path for each picture that the trainer can open: the picture itself, or a copy under `folder` if it is in an archive.
 
-    Copies are not forced to the disk one by one, which costs more than all the rest; call `sync` before anything refers to them.
+    Copies are not synced to the disk one by one, because that takes longer than everything else. Call `sync` before writing anything that
+    refers to them.
     """
 
     def __init__(self, store: ImageStore, folder: Path) -> None:
@@ -206,7 +207,7 @@ class Placer:
     def place(self, name: str, *, deep: bool = False) -> str:
         """Return the absolute path of a picture. Raises `MissingImage` or `AmbiguousImage`.
 
-        A `deep` picture, of more than 8 bits, becomes a copy of 8 bits, because the trainer's loader would clip it to white.
+        A `deep` picture (more than 8 bits) is copied as 8 bits, because the trainer's loader would clip it to white.
         """
         found = self._known.get(name)
         if found is None:
@@ -226,18 +227,18 @@ class Placer:
         return path
 
     def sync(self) -> None:
-        """Sync all copies to the disk at once."""
+        """Sync all copies to the disk in one call."""
         if self._copied:
             os.sync()
             self._copied = False
 
 
 _GROUP = 8192
-"""Rows of a row group: what is in memory before it is written"""
+"""Rows of a row group, which are kept in memory until the group is written"""
 
 
 class RowWriter:
-    """Writes rows of `schema()` to a parquet file, a row group at a time; equal rows give equal bytes."""
+    """Write rows of `schema()` to a parquet file, one row group at a time. Equal rows give equal bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         import pyarrow.parquet as pq
@@ -264,7 +265,7 @@ class RowWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Write what is left, unless an error ends the writing, and the file's end."""
+        """Write the remaining rows, unless an error ended the block, and close the file."""
         if kind is None and (self._rows or not self.written):
             self._flush()
         self._writer.close()
@@ -291,13 +292,13 @@ def prepare(
     begin: Callable[[int], None] = lambda _: None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Prepared:
-    """Write `out`/train.parquet and `out`/val.parquet, each when its input is given, and `out`/problems.jsonl.
+    """Write `out`/problems.jsonl, and `out`/train.parquet and `out`/val.parquet if their input is given.
 
-    `begin` gets the number of rows, `advance` is called for every row done. Raises `UserError` when more than `max_missing` rows cannot be
-    used; then no parquet file is written, and problems.jsonl names all of them. `decode` reads every picture whole. `truth` and
-    `eval_truth` declare the space of the boxes of training and of evaluation files; a file that looks like another space is an error.
-    `options` is how a caller declares the two. `sets` names the validation set of each evaluation file, `weights` says how often each row
-    of a training file is taken (`mixture`), `longest` how many tokens a question may have.
+    `begin` is called with the number of rows, and `advance` for every row done. Raises `UserError` if more than `max_missing` rows cannot
+    be used; then no parquet file is written, and problems.jsonl lists all of these rows. `decode` decodes every picture completely. `truth`
+    and `eval_truth` declare the space of the boxes in training and in evaluation files; a file that looks like another space is an error.
+    `options` holds the names of the options that declare them, for messages. `sets` gives the validation set of each evaluation file,
+    `weights` gives how often each row of a training file is used (`mixture`), and `longest` limits the tokens of a question.
     """
     if not 0 < fraction <= 1:
         raise UserError(f"{fraction} is no share of a file; give more than 0 and at most 1", field="fraction")
@@ -314,7 +315,7 @@ def prepare(
     looks = WholeFiles(truth, options[0]), WholeFiles(eval_truth, options[1])
     for path in evaluation:
         expressions, bad = read_evaluation(path, eval_truth, amodal=asks_for_whole(prompt))
-        for expression in expressions:  # all of them, since the sample may be too small to judge by
+        for expression in expressions:  # all of them, because the sample may be too small
             if looks[1].wanted(expression):
                 size = expression.width, expression.height
                 odd = row_problem(expression, Picture(size))
@@ -356,7 +357,7 @@ def prepare(
         return [rows[i] for i in mixed]
 
     counts = {"train": 0, "val": 0}
-    with ExitStack() as files:  # an error inside leaves neither file
+    with ExitStack() as files:  # after an error, neither file is left
         for name, given, rows in (("train", train, train_rows), ("val", evaluation, val_rows)):
             if given:
                 file = files.enter_context(atomic_write(out / f"{name}.parquet"))
@@ -381,6 +382,6 @@ def prepare(
 
 
 _WORKERS = 4
-"""Threads that read headers: they wait for a slow disk at the same time; more of them only wait for the interpreter"""
+"""Threads that read headers. They overlap the waits for a slow disk; more threads would only wait for the interpreter."""
 
 _HINT = "Correct the data or the image sources, or allow so many rows to be left out with `--skip-broken N`."

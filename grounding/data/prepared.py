@@ -1,7 +1,8 @@
-"""RL data that was prepared before: its pictures found in this job's image sources.
+"""Find the pictures of already prepared RL data in this job's image sources.
 
-The parquet files that the EGM authors publish name their pictures relative to a folder of theirs (`coco/train2014/…`). verl opens
-the paths as they are and drops a row whose picture it cannot open, so every path is resolved, or refused, before training starts.
+The parquet files that the EGM authors publish have paths of pictures relative to one of their folders (`coco/train2014/…`). verl opens the
+paths as they are and drops a row if its picture cannot be opened. Therefore every path is resolved, or the data are refused, before
+training starts.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ _BATCH = 4096
 def resolve(source: Path, images: Sequence[Path], target: Path, placer: Placer | None = None) -> int:
     """Write `source` to `target` with the absolute path of each picture; return the number of rows.
 
-    All other columns stay as they are, as do embedded pictures. Raises `UserError` that names the first rows whose picture no
-    source has.
+    All other columns and embedded pictures are kept. Raises `UserError` with the first rows whose picture is in no source.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -55,7 +55,7 @@ def resolve(source: Path, images: Sequence[Path], target: Path, placer: Placer |
 
 
 def check(source: Path) -> None:
-    """Raise `UserError` if `source` is no prepared data, or names a picture that this machine cannot open."""
+    """Raise `UserError` if `source` does not hold prepared data, or refers to a picture that cannot be opened on this machine."""
     known: dict[str, bool] = {}
     bad: list[str] = []
     rows = 0
@@ -77,7 +77,7 @@ def check(source: Path) -> None:
 
 
 def check_truths(source: Path) -> None:
-    """Raise `UserError` if the true boxes of prepared data, which the reward reads as 0..1000, look like another space."""
+    """Raise `UserError` if the true boxes of prepared data look like another space. The reward reads them as 0..1000."""
     look, number, first_odd = Look("relative"), 0, 0
     with _opened(source) as file:
         _need_columns(file.schema_arrow.names, source)
@@ -87,7 +87,7 @@ def check_truths(source: Path) -> None:
                 number += 1
                 box = _four(row["reward_model"])
                 if box is None:
-                    continue  # the reward refuses it by name
+                    continue  # the reward reports this error itself
                 look.add(box, _stated(row.get("extra_info")))
                 if not first_odd and (box[2] <= box[0] or box[3] <= box[1]):
                     first_odd = number
@@ -109,7 +109,7 @@ def _four(value: object) -> tuple[float, float, float, float] | None:
 
 
 def _stated(extra: object) -> tuple[int, int]:
-    """Return the size that a row states; rows that state none count as square."""
+    """Return the picture size that a row states, in pixels; 1000 x 1000 if it states none."""
     width, height = (extra.get("width"), extra.get("height")) if isinstance(extra, dict) else (None, None)
     if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
         return width, height
@@ -138,7 +138,7 @@ def _need_columns(names: Sequence[str], source: Path) -> None:
 
 
 def _path_of(picture: object) -> str | None:
-    """Return the path of an element of `images`, or None if the picture is embedded."""
+    """Return the path of an element of `images`; None if the picture is embedded."""
     if isinstance(picture, dict):
         if picture.get("bytes"):
             return None

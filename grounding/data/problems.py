@@ -1,7 +1,7 @@
-"""Problems of data: the only check of rows, boxes and pictures, used by all commands.
+"""Check rows, boxes and pictures. All commands use these checks.
 
-`egm data lint` reports what it finds, `prepare` leaves bad rows out, and an evaluation stops at them before anything is sent. An
-`error` makes a row unusable; a `warning` is worth a look (a box a little outside, a row given twice).
+`egm data lint` reports the problems, `prepare` leaves bad rows out, and an evaluation stops at them before anything is sent. An `error`
+makes a row unusable; a `warning` marks a row to look at (a box slightly outside, a repeated row).
 """
 
 from __future__ import annotations
@@ -68,21 +68,21 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def is_error(kind: Kind) -> bool:
-    """Return whether a row with such a finding cannot be used."""
+    """Return whether a problem of this kind makes a row unusable."""
     return kind not in WARNINGS
 
 
 LONGEST_QUESTION = 2000
-"""Characters. Expressions of the public sets have at most some 250; a trainer drops prompts beyond its limit of tokens"""
+"""Limit in characters. Expressions of the public sets have at most about 250; a trainer drops prompts beyond its token limit."""
 _TAGS = re.compile(r"</?ref>")
 _MARKS = re.compile(r"<image>|<video>|<audio>|</?img>|<IMG_CONTEXT>|<\|[A-Za-z0-9_]+\|>")
-"""What a processor or a chat template replaces by a picture, or takes for the end of a turn"""
+"""Text that a processor or a chat template replaces by a picture, or reads as the end of a turn"""
 _SMALLEST_SIDE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One finding. `row` is the line of a json lines file, or the position in a JSON list, from 1."""
+    """A problem found. `row` is the line of a JSON lines file, or the position in a JSON list, from 1."""
 
     kind: Kind
     file: str
@@ -90,15 +90,15 @@ class Problem:
     image: str
     message: str
     hint: str = ""
-    """What to do, if the message does not say it"""
+    """What the user should do, if the message does not say it"""
 
     @property
     def severity(self) -> Literal["error", "warning"]:
-        """Return whether the row can be used."""
+        """Return "error" if the row cannot be used, otherwise "warning"."""
         return "error" if is_error(self.kind) else "warning"
 
     def as_dict(self) -> dict[str, str | int]:
-        """For a json line."""
+        """Return the problem as a JSON line's content."""
         return {
             "severity": self.severity,
             "kind": self.kind,
@@ -109,16 +109,16 @@ class Problem:
         }
 
     def as_error(self) -> UserError:
-        """Return the finding as an error that ends a command."""
+        """Return the problem as an error that ends a command."""
         return UserError(self.message, file=self.file, line=self.row, hint=self.hint)
 
 
 def read_evaluation(
     path: Path, truth: Space | None = None, *, amodal: bool | None = None
 ) -> tuple[list[Expression], list[Problem]]:
-    """Return the good rows of an evaluation file, boxes in pixels, and a problem for each broken one. `truth` is the declared space.
+    """Return the good rows of an evaluation file, with boxes in pixels, and a problem for each broken row. `truth` is the declared space.
 
-    `amodal` says which of two boxes is asked for, as in `parse_expression`.
+    `amodal` selects which of two boxes is asked for, as in `parse_expression`.
     """
     good: list[Expression] = []
     bad: list[Problem] = []
@@ -133,7 +133,7 @@ def read_evaluation(
 
 
 def iterate_training(path: Path, sink: list[Problem]) -> Iterator[TrainingRow]:
-    """Yield the good rows of an RL training file one by one; a problem for each broken one goes to `sink`."""
+    """Yield the good rows of an RL training file one by one; add a problem for each broken row to `sink`."""
     for number, row in read_rows(path):
         try:
             yield parse_training_row(row, path, number)
@@ -142,20 +142,20 @@ def iterate_training(path: Path, sink: list[Problem]) -> Iterator[TrainingRow]:
 
 
 def read_training(path: Path) -> tuple[list[TrainingRow], list[Problem]]:
-    """Return the good rows of an RL training file, and a problem for each broken one."""
+    """Return the good rows of an RL training file, and a problem for each broken row."""
     bad: list[Problem] = []
     return list(iterate_training(path, bad)), bad
 
 
 def broken_row(path: Path, number: int, row: object, error: UserError) -> Problem:
-    """Return the problem that a row which cannot be parsed is."""
+    """Return the problem for a row that cannot be parsed."""
     image = row.get("image") if isinstance(row, dict) else None
     text = f"{error.field}: {error.message}" if error.field else error.message
     return Problem("broken-row", str(path), number, image if isinstance(image, str) else "", text)
 
 
 def box_problem(box: tuple[float, float, float, float], width: float, height: float) -> tuple[Kind, str] | None:
-    """Return the problem of a box xyxy in an image of this size (both in the same space); None if it is valid."""
+    """Return the problem of an xyxy box in an image of this size, both in the same space; None if the box is valid."""
     x1, y1, x2, y2 = box
     if x2 <= x1 or y2 <= y1:
         return "empty-box", f"the box {_shown(box)} is empty or its corners are reversed"
@@ -176,19 +176,19 @@ Finding = tuple[Kind, str]
 
 
 def picture_problem(error: UserError) -> Finding:
-    """Return the finding for a picture that cannot be used."""
+    """Return the problem for a picture that cannot be used."""
     return ("missing-image" if isinstance(error, MissingImage) else "unreadable-image"), error.message
 
 
 def too_long(text: str, tokens: int, field: str) -> Finding | None:
-    """Return the finding for a text that cannot fit into `tokens`, the job's `field`: a word is at least one token."""
+    """Return the problem for a text that cannot fit into `tokens`, the limit in the job's `field`. A word is at least one token."""
     if len(text) <= 2 * tokens or (words := len(text.split())) <= tokens:
         return None
     return "too-long", f"the text has {words:,} words, and {field} is {tokens:,} tokens"
 
 
 def row_problem(row: Expression | TrainingRow, picture: Picture | UserError) -> Finding | None:
-    """Return the worst problem of a row, given its picture's header or the reason why it cannot be used."""
+    """Return the worst problem of a row. `picture` is its picture's header, or the reason why the picture cannot be used."""
     if isinstance(picture, UserError):
         return picture_problem(picture)
     if row.width is not None and row.height is not None and (row.width, row.height) != picture.size:
@@ -198,14 +198,14 @@ def row_problem(row: Expression | TrainingRow, picture: Picture | UserError) -> 
         text = row.human.removeprefix("<image>")
     if not _TAGS.sub("", text).strip():
         return "broken-row", "the row names nothing to look for"
-    if "<" in text and (mark := _MARKS.search(text)) is not None:  # the trainer would look for one more picture
+    if "<" in text and (mark := _MARKS.search(text)) is not None:  # the trainer would expect another picture
         return "placeholder", f"the text holds {mark.group()}, which stands for a picture, a clip or a turn"
     width, height = picture.size if isinstance(row, Expression) else (1000, 1000)
     return box_problem(row.bbox if isinstance(row, Expression) else row.box, width, height)
 
 
 def mismatch(stated: Size, name: str, picture: Picture) -> str:
-    """Return the sentence about a row whose stated size is not its picture's."""
+    """Return the message for a row whose stated size differs from its picture's."""
     width, height = picture.size
     text = f"the row says {stated[0]} x {stated[1]} pixels, but {name} is {width} x {height}"
     if picture.orientation >= 5 and stated == (height, width):
@@ -217,14 +217,16 @@ def mismatch(stated: Size, name: str, picture: Picture) -> str:
 
 
 def _has_odd_text(row: Expression | TrainingRow, characters: int) -> bool:
-    """Return whether `_text_findings` may find something, for one a text of more than so many characters; asked for every row."""
+    """Return whether `_text_findings` may find something, such as a text of more than `characters` characters. This quick check runs for
+    every row.
+    """
     if isinstance(row, Expression):
         return len(row.sent) > characters
     return row.turns > 2 or row.boxes > 1 or len(row.sent or row.human) > characters
 
 
 def _text_findings(row: Expression | TrainingRow, longest: int | None) -> Iterator[Finding]:
-    """Yield further warnings about a row's texts."""
+    """Yield more warnings about a row's texts."""
     text = row.human if isinstance(row, TrainingRow) and row.sent is None else row.sent
     if text is not None and longest is not None and (found := too_long(text, longest, "promptLength")) is not None:
         yield found
@@ -238,9 +240,9 @@ def _text_findings(row: Expression | TrainingRow, longest: int | None) -> Iterat
 
 
 class WholeFiles:
-    """Examines files as a whole: rows that look right one by one may be in another space.
+    """Examine files as a whole: rows that look correct one by one may be in another space.
 
-    `truth` is the declared space of the boxes, None if none is declared; `option` is how to declare one.
+    `truth` is the declared space of the boxes, None if none is declared. `option` is the option that declares it, for messages.
     """
 
     def __init__(self, truth: Space | None = None, option: str = "--truth") -> None:
@@ -248,7 +250,9 @@ class WholeFiles:
         self._looks: dict[Path, _FileLook] = {}
 
     def add(self, path: Path, row: Expression | TrainingRow, size: Size, *, odd: bool = False) -> None:
-        """Take in a row, its box as it is written. `odd`: its box is wrong by itself; the first such row is the one that is named."""
+        """Add a row with its box as written. `odd` says that the box is wrong by itself; the problem of a file refers to the first such
+        row.
+        """
         found = self._looks.get(path)
         if found is None:
             found = self._looks[path] = _FileLook(Look(self._expected(row)), _number(row), row.image)
@@ -267,13 +271,15 @@ class WholeFiles:
         return "xyxy" if isinstance(row, Expression) else "relative"
 
     def wanted(self, row: Expression | TrainingRow) -> bool:
-        """Return whether the file of such rows is looked at: nothing is declared, or 0..1000, which pixels are easily taken for."""
+        """Return whether to examine files of such rows: if no space is declared, or if 0..1000 is declared, because it is easily confused
+        with pixels.
+        """
         if self._truth is None:
             return True
         return isinstance(row, Expression) and self._truth.startswith("relative")
 
     def problems(self) -> Iterator[Problem]:
-        """One problem for each file whose boxes as a whole look like another space."""
+        """Yield a problem for each file whose boxes as a whole look like another space."""
         for path, found in self._looks.items():
             impression = found.look.impression()
             if impression is None:
@@ -298,13 +304,13 @@ def _number(row: Expression | TrainingRow) -> int:
 
 
 BATCH = 4096
-"""Rows that are in memory at once"""
+"""Number of rows in memory at once"""
 _SHARE = 64
-"""Pictures that a thread takes at once: handing over one by one costs more than reading a header"""
+"""Number of pictures that a thread takes at once, because handing them over one by one costs more than reading a header"""
 
 
 class Headers:
-    """Headers of pictures by name, each read once, by several threads; an error is in a header's place."""
+    """Read headers of pictures by name, each only once, with several threads. An unreadable header is replaced by its error."""
 
     def __init__(self, store: ImageStore, workers: int, *, decode: bool) -> None:
         self._store, self._decode, self._known = store, decode, dict[str, Picture | UserError]()
@@ -321,7 +327,7 @@ class Headers:
         return [self._one(name) for name in names]
 
     def of(self, names: Sequence[str]) -> tuple[list[Picture | UserError], dict[str, list[Finding]]]:
-        """Return the headers of `names`, in their order, and what is wrong with those that are new and can be read."""
+        """Return the headers of `names` in their order, and the problems of pictures that are new and readable."""
         new = [name for name in dict.fromkeys(names) if name not in self._known]
         shares = [new[i : i + _SHARE] for i in range(0, len(new), _SHARE)]
         odd: dict[str, list[Finding]] = {}
@@ -352,16 +358,16 @@ def check_rows(
     whole: WholeFiles | None = None,
     longest: int | None = None,
 ) -> Iterator[tuple[Path, T, Picture]]:
-    """Yield the usable rows with their picture's header, in order; every finding goes to `sink`. Few rows are in memory at once.
+    """Yield the usable rows with their picture's header, in order, and add every problem to `sink`. Only few rows are in memory at once.
 
-    A row is a duplicate when image, text and box have been there before; the first one stands. `decode` reads every picture whole.
-    `truth` declares the space of training rows, which are converted to 0..1000 here (`Expression`s are in pixels already). `whole`
-    takes in each row with a picture. `longest`: a question with more words than so many tokens cannot be used.
+    A row is a duplicate if an earlier row has the same image, text and box; the first one is kept. `decode` decodes every picture
+    completely. `truth` declares the space of training rows, which are converted to 0..1000 here; `Expression`s are in pixels already. Each
+    row with a picture is added to `whole`. `longest` is the token limit of a question; a row with more words than that cannot be used.
     """
     characters = LONGEST_QUESTION if longest is None else min(LONGEST_QUESTION, 2 * longest)
     pending, headers = iter(rows), Headers(store, workers, decode=decode)
     files: dict[Path, int] = {}
-    seen: dict[int, int] = {}  # hash of a row -> its file's number and its own, in one integer
+    seen: dict[int, int] = {}  # hash of a row -> file number and row number in one integer
     too_long: set[str] = set()
     try:
         while batch := list(islice(pending, BATCH)):
@@ -375,7 +381,7 @@ def check_rows(
                 if whole is not None and not isinstance(picture, UserError) and whole.wanted(row):
                     whole.add(path, row, picture.size, odd=found is not None and found[0] == "empty-box")
                 findings: list[Finding] = [found] if found is not None else []
-                if odd and row.image in odd:  # reported once per picture, not per row
+                if odd and row.image in odd:  # report once per picture, not per row
                     findings += odd.pop(row.image)
                 elif too_long and row.image in too_long and isinstance(picture, Picture):
                     findings += pictures.problems_of(picture)[:1]
@@ -400,16 +406,17 @@ def check_rows(
 
 
 def check_answers(path: Path, truth: Space | None, option: str) -> None:
-    """Look at the boxes in the answers of SFT rows, which are trained as they are written. Raises `UserError` if they are not 0..1000.
+    """Check the boxes in the answers of SFT rows, which are used for training as written. Raises `UserError` if they are not in 0..1000.
 
-    `truth` is what the user declares: with it the boxes are right. No picture is read; rows that state no size count as square.
+    `truth` is the space that the user declares; if it is declared, the boxes are accepted. No picture is read; a row without a size counts
+    as square.
     """
     whole = WholeFiles(truth, option)
     for number, value in read_rows(path):
         try:
             row = parse_training_row(value, path, number)
         except UserError:
-            continue  # training says what is wrong with a row
+            continue  # training reports what is wrong with the row
         if not whole.wanted(row):
             return
         size = (1000, 1000) if row.width is None or row.height is None else (row.width, row.height)
@@ -421,7 +428,7 @@ def check_answers(path: Path, truth: Space | None, option: str) -> None:
 
 
 def too_many(errors: Sequence[Problem], limit: int) -> str:
-    """Return the sentence about rows that cannot be used, with the first ones by name."""
+    """Return the message about rows that cannot be used, with the first ones listed."""
     first = "".join(f"\n  {p.file}:{p.row}: {p.kind}: {p.message}" for p in errors[:5])
     rest = f"\n  … and {len(errors) - 5} more" if len(errors) > 5 else ""
     return f"{len(errors)} rows cannot be used, {limit} are allowed:{first}{rest}"

@@ -1,7 +1,7 @@
-"""Let a stronger model write SFT targets: it sees the picture with the true box drawn in green, and writes why it is there.
+"""Create SFT targets with a stronger model: it gets the picture with the true box drawn in green, and writes why the object is there.
 
-Answers are appended to a file as they come, so the same command again continues where it stopped. A failed request is
-tried again and then counted; it never becomes training text. An answer that mentions the drawn box is refused.
+Answers are appended to a file as they arrive, so running the same command again continues where it stopped. A failed request is repeated
+and then counted; it never becomes training text. An answer that mentions the drawn box is refused.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ INSTRUCTION = (
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One question. `box` is relative xyxy (0..1000); `key` identifies tasks across runs."""
+    """A question for the model. `box` is relative xyxy (0..1000); `key` identifies a task across runs."""
 
     key: str
     number: int
@@ -59,7 +59,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a run: answers in the file, answers of this run, and (row, reason) of failures."""
+    """The result of a run: the number of answers in the file, the number of new answers, and (row, reason) of each failure."""
 
     done: int
     new: int
@@ -67,7 +67,7 @@ class Outcome:
 
 
 class Rejected(Exception):
-    """An answer that may not become training text, or a request worth trying again."""
+    """The answer may not become training text, or the request is worth repeating."""
 
 
 def read_tasks(path: Path) -> list[Task]:
@@ -100,7 +100,7 @@ def draw_box(data: bytes, box: Box) -> bytes:
 
 
 def framed(store: ImageStore, task: Task) -> bytes:
-    """Return the task's picture with its box. Raises `Rejected` where the picture is absent or unreadable."""
+    """Return the task's picture with its box drawn. Raises `Rejected` if the picture is absent or unreadable."""
     try:
         data = store.read(task.image)
     except UserError as e:
@@ -112,7 +112,7 @@ def framed(store: ImageStore, task: Task) -> bytes:
 
 
 def accept(text: object, finish_reason: object) -> str:
-    """Return the answer, fit for training. Raises `Rejected` for one that is empty, cut off, or gives the hint away."""
+    """Return the answer as training text. Raises `Rejected` if it is empty, was cut off, or reveals the drawn box."""
     if not isinstance(text, str) or not text.strip():
         raise Rejected("the answer is empty")
     if finish_reason == "length":
@@ -128,14 +128,15 @@ def accept(text: object, finish_reason: object) -> str:
 
 
 def target(reasoning: str, sent: str, box: Box) -> str:
-    """Return the SFT answer: reasoning, the end of thinking, and the box as Qwen3-VL itself writes it: a fenced JSON list over several
-    lines with a tab. The label is escaped as JSON, so that the list can always be read."""
+    """Return the SFT answer: the reasoning, the end of thinking, and the box in Qwen3-VL's own format, a fenced JSON list over several
+    lines with a tab. The label is escaped as JSON, so that the list can always be parsed.
+    """
     listing = f'{{"bbox_2d": {[round(v) for v in box]}, "label": {orjson.dumps(sent).decode()}}}'
     return f"{reasoning}\n</think>\n\n```json\n[\n\t{listing}\n]\n```"
 
 
 def sft_row(task: Task, reasoning: str, width: int, height: int) -> TrainingDocument:
-    """One SFT row; width and height are the picture's, in pixels."""
+    """Return an SFT row; `width` and `height` are the picture's, in pixels."""
     human = f"<image>\nLocate {task.sent}, output its bbox coordinates using JSON format."
     return {
         "id": task.id if task.id is not None else str(task.number),
@@ -150,13 +151,13 @@ def sft_row(task: Task, reasoning: str, width: int, height: int) -> TrainingDocu
 
 
 def answers(out: Path) -> dict[str, str]:
-    """Key -> reasoning of what an earlier run has appended; a line that a crash truncated is ignored."""
+    """Return the reasoning of each task that an earlier run appended, by the task's key. A line that a crash truncated is ignored."""
     found = ((r.get("key"), r.get("reasoning")) for r in complete_lines(out))
     return {k: t for k, t in found if isinstance(k, str) and isinstance(t, str) and t}
 
 
 def request_body(task: Task, picture: bytes, model: str, max_tokens: int, temperature: float) -> Document:
-    """Return an OpenAI chat completion request about the framed picture."""
+    """Return an OpenAI chat completion request for the picture with its box."""
     url = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
     content = [
         {"type": "image_url", "image_url": {"url": url, "detail": "high"}},
@@ -175,7 +176,7 @@ _PATH = "/chat/completions"
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An OpenAI-compatible server. `url` ends before `/chat/completions`, or with it; times are seconds."""
+    """An OpenAI-compatible server. `url` may include `/chat/completions` or end before it; times are in seconds."""
 
     url: str
     model: str
@@ -188,7 +189,7 @@ class Endpoint:
     timeout_s: float = 180.0
 
     async def ask(self, session: aiohttp.ClientSession, task: Task, picture: bytes) -> str:
-        """One request. Raises `Rejected` for what is worth another try, `UserError` for what never will be."""
+        """Send one request and return the answer. Raises `Rejected` if a retry may help and `UserError` if it cannot."""
         body = request_body(task, picture, self.model, self.max_tokens, self.temperature)
         url = f"{self.url.rstrip('/').removesuffix(_PATH)}{_PATH}"
         try:
@@ -196,7 +197,7 @@ class Endpoint:
                 raw = await response.read()
         except (aiohttp.ClientError, TimeoutError) as e:
             raise Rejected(self.access.hide(f"{type(e).__name__}: {e}")) from None
-        text = self.access.hide(raw.decode(errors="replace"))[:200]  # some servers repeat the key that they refuse
+        text = self.access.hide(raw.decode(errors="replace"))[:200]  # some servers repeat the refused key
         if response.status in (401, 403, 404):
             raise UserError(f"{url} answered {response.status}: {text}", hint="Check --endpoint, --model and the key.")
         if response.status != 200:
@@ -212,10 +213,10 @@ class Endpoint:
 async def collect(
     tasks: Sequence[Task], store: ImageStore, out: Path, endpoint: Endpoint, advance: Callable[[int], None]
 ) -> Outcome:
-    """Ask for every task that has no answer in `out` yet, and append the answers there.
+    """Send a request for every task that has no answer in `out` yet, and append the answers there.
 
-    Raises `Failure` when as many tasks in a row fail as run at once (the endpoint is gone), `UserError` when the
-    endpoint refuses the key or does not know the path. What was answered before stays in the file.
+    Raises `Failure` if as many tasks fail in a row as run at once, because the endpoint is probably gone, and `UserError` if the endpoint
+    refuses the key or does not know the path. Answers received before are kept in the file.
     """
     known = answers(out)
     waiting = iter({t.key: t for t in tasks if t.key not in known}.values())
@@ -262,7 +263,7 @@ async def collect(
 
 
 def finish(tasks: Sequence[Task], store: ImageStore, out: Path, sft: Path) -> int:
-    """Write the SFT file from the answers there are, in the order of the tasks; the number of rows."""
+    """Write the SFT file from the existing answers, in the order of the tasks; return the number of rows."""
     known = answers(out)
     rows = [sft_row(t, known[t.key], *store.size(t.image)) for t in tasks if t.key in known]
     if not rows:

@@ -1,6 +1,6 @@
-"""Rows of the data as typed records: the evaluation files (json lines) and the training files (JSON list or lines).
+"""Read rows of the data as typed records: evaluation files (JSON lines) and training files (JSON list or lines).
 
-Every mistake in a file is a `UserError` that names the file, the line or row, and the field.
+Every mistake in a file is a `UserError` with the file, the line or row, and the field.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "`": "`"}
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """One question of an evaluation file. `bbox` is pixels xyxy of the image as stored, not put in order or clipped."""
+    """A question of an evaluation file. `bbox` is xyxy in pixels of the image as stored; its corners are neither ordered nor clipped."""
 
     file: str
     """Stem of the file, such as `refcoco+_val`"""
@@ -45,16 +45,16 @@ class Expression:
     width: int
     height: int
     visible: Box | None = None
-    """What is visible of the object, and `amodal`, the whole of it, in the same pixels: only of a row that has both"""
+    """Box of the visible part; `amodal` is the box of the whole object. Both are in the same pixels, and only set if the row has both."""
     amodal: Box | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """One row of an RL training file. `box` is relative xyxy (0..1000), as written."""
+    """A row of an RL training file. `box` is relative xyxy (0..1000), as written."""
 
     row: int
-    """Position in the file, from 1: the element of a list, or the line"""
+    """Position in the file, from 1: the index in a list, or the line"""
     id: str | None
     image: str
     human: str
@@ -63,15 +63,15 @@ class TrainingRow:
     width: int | None
     height: int | None
     turns: int = 2
-    """Turns of the conversation; only the first two are used"""
+    """Number of turns of the conversation; only the first two are used"""
     boxes: int = 1
-    """Different boxes in the answer, thoughts left out; the last one is used"""
+    """Number of different boxes in the answer, not counting the reasoning; the last one is used"""
 
 
 def _numbers(value: object) -> Box | None:
     if not isinstance(value, (list, tuple)) or len(value) != 4:
         return None
-    for v in value:  # every question that is asked passes here
+    for v in value:  # runs for every question, so it is kept fast
         if not isinstance(v, (int, float)) or isinstance(v, bool) or not math.isfinite(v):
             return None
     x1, y1, x2, y2 = value
@@ -79,7 +79,7 @@ def _numbers(value: object) -> Box | None:
 
 
 def _turns(row: JsonObject, file: Path, line: int) -> list[str]:
-    """Return the texts of `conversations`, in order; none when the field is absent."""
+    """Return the texts of `conversations` in order; an empty list if the field is absent."""
     turns = row.get("conversations", [])
     texts = [t.get("value") if isinstance(t, dict) else None for t in turns] if isinstance(turns, list) else [None]
     if not all(isinstance(t, str) for t in texts):
@@ -88,7 +88,7 @@ def _turns(row: JsonObject, file: Path, line: int) -> list[str]:
 
 
 def unquote(text: str) -> str:
-    """Return the text without blanks around it and without one pair of quotes around it."""
+    """Return the text without surrounding blanks and without one surrounding pair of quotes."""
     text = text.strip()
     if len(text) >= 2 and _QUOTES.get(text[0]) == text[-1]:
         text = text[1:-1].strip()
@@ -96,13 +96,13 @@ def unquote(text: str) -> str:
 
 
 def last_reference(texts: list[str]) -> str | None:
-    """Return what the last `<ref>…</ref>` of the texts holds, unquoted."""
+    """Return the unquoted content of the last `<ref>…</ref>` in the texts; None if there is none."""
     found = _REF.findall("\n".join(texts))
     return unquote(found[-1]) if found else None
 
 
 def last_box(texts: list[str]) -> Box | None:
-    """Return the last `<box>[x1, y1, x2, y2]</box>` of the texts, 0..1000; None when there is none or it is broken."""
+    """Return the last `<box>[x1, y1, x2, y2]</box>` of the texts, 0..1000; None if there is none or it is broken."""
     return _box_of(_BOX, "\n".join(texts))
 
 
@@ -117,13 +117,13 @@ def _box_of(pattern: re.Pattern[str], text: str) -> Box | None:
 
 
 def file_stem(file: Path) -> str:
-    """Return the name of an evaluation file without its ending, such as `refcoco+_val`."""
+    """Return the name of an evaluation file without its suffix, such as `refcoco+_val`."""
     return file.name.removesuffix(".jsonl").removesuffix(".json").removesuffix(".parquet")
 
 
 def _size(row: JsonObject, name: str, file: Path, line: int) -> int:
     value = row.get(name)
-    if type(value) is int and 0 < value < 1_000_000:  # nearly always
+    if type(value) is int and 0 < value < 1_000_000:  # the usual case
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6 and value == int(value):
         return int(value)
@@ -133,7 +133,7 @@ def _size(row: JsonObject, name: str, file: Path, line: int) -> int:
 
 
 def image_of(row: Mapping[str, Any]) -> object:
-    """Return what a row names as its picture: `image`, or the only one of a list in `image` or `images`."""
+    """Return the picture of a row: `image`, or the only element of a list in `image` or `images`."""
     value = row.get("image") if row.get("image") is not None else row.get("images")
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
@@ -150,7 +150,7 @@ def _image(row: JsonObject, file: Path, line: int) -> str:
 
 
 def _space_of(form: object, truth: Space | None, file: Path, line: int) -> Space:
-    """Return the space of a row's `bbox`: what the row itself declares as `bbox_format`, else `truth`, else pixels xyxy."""
+    """Return the space of a row's `bbox`: `bbox_format` if the row has it, otherwise `truth`, otherwise pixels xyxy."""
     if form is None:
         return "xyxy" if truth is None else truth
     if form in ("xyxy", "xywh"):
@@ -161,11 +161,11 @@ def _space_of(form: object, truth: Space | None, file: Path, line: int) -> Space
 def parse_expression(
     row: JsonObject, file: Path, line: int, truth: Space | None = None, *, amodal: bool | None = False
 ) -> Expression:
-    """Return an evaluation row. Without `sent`, the last `<ref>` counts; without `bbox`, `modal_bbox`, else the last `<box>`.
+    """Return an evaluation row. Without `sent`, the last `<ref>` is used. Without `bbox`, `modal_bbox` is used, otherwise the last `<box>`.
 
-    `truth` is the space that the boxes are declared to be written in; if it is None, `<box>` is 0..1000 and the fields are
-    pixels xyxy. The box is converted to pixels here. A row may have two, of what is visible (`bbox` or `modal_bbox`) and of the whole
-    object (`amodal_bbox`); `amodal` says that the whole one is asked for, None that either will do.
+    `truth` is the declared space of the boxes; if it is None, `<box>` is 0..1000 and the fields are pixels xyxy. The box is converted to
+    pixels here. A row may have two boxes: of the visible part (`bbox` or `modal_bbox`) and of the whole object (`amodal_bbox`). `amodal`
+    says whether the question asks for the whole object; if it is None, either box is accepted.
     """
     width, height = _size(row, "width", file, line), _size(row, "height", file, line)
     image = _image(row, file, line)
@@ -230,9 +230,9 @@ def parse_expression(
 
 
 def _extents(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Return the fields that hold the box of what is visible and of the whole object; None for one that is absent.
+    """Return the names of the fields with the boxes of the visible part and of the whole object; None for an absent one.
 
-    Without `amodal_bbox`, `bbox` is the one that counts, whatever is asked for, as in the reference.
+    Without `amodal_bbox`, `bbox` is used whatever the question asks for, as in the reference implementation.
     """
     whole = "amodal_bbox" if row.get("amodal_bbox") is not None else None
     order = ("bbox", "modal_bbox") if whole is None else ("modal_bbox", "bbox")
@@ -240,14 +240,14 @@ def _extents(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def read_expressions(path: str | Path) -> Iterator[Expression]:
-    """Stream an evaluation file. Raises `UserError` with file, line and field at the first row that is wrong."""
+    """Yield the rows of an evaluation file one by one. Raises `UserError` with file, line and field at the first wrong row."""
     path = Path(path)
     for line, row in read_row_objects(path):
         yield parse_expression(row, path, line)
 
 
 def parse_training_row(row: object, file: Path, number: int) -> TrainingRow:
-    """Return a training row: a human turn, then an answer that holds `<box>[…]</box>` or, as SFT has it, `"bbox_2d": […]`."""
+    """Return a training row: a human turn, then an answer with `<box>[…]</box>` or, as in SFT data, `"bbox_2d": […]`."""
     if not isinstance(row, dict):
         raise UserError(f"expected an object, found {type(row).__name__}", file=file, line=number)
     texts = _turns(row, file, number)
@@ -291,10 +291,11 @@ def parse_training_row(row: object, file: Path, number: int) -> TrainingRow:
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, object]]:
-    """Yield (number from 1, value) of every row: the line of a json lines file, the element of a JSON list, the row of a parquet file.
+    """Yield (number from 1, value) of every row: a line of a JSON lines file, an element of a JSON list, or a row of a parquet file.
 
-    This is the only reader of rows: evaluation, RL, SFT and lint all read by it. What a `.json` file holds is seen from its first
-    lines. In a parquet file an embedded picture (`{bytes, path}`, as on the Hugging Face hub) becomes its name, see `images.EmbeddedNames`.
+    This is the only reader of rows: evaluation, RL, SFT and lint all use it. The first lines of a `.json` file show whether it holds a list
+    or lines. In a parquet file, an embedded picture (`{bytes, path}`, as on the Hugging Face hub) is replaced by its name, see
+    `embedded.EmbeddedNames`.
     """
     path = Path(path)
     if path.suffix == ".parquet":
@@ -304,7 +305,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, object]]:
     else:
         rows = read_json(path)
         if isinstance(rows, dict) and ("image" in rows or ("images" in rows and "annotations" not in rows)):
-            rows = [rows]  # one row
+            rows = [rows]  # the file holds one row
         if not isinstance(rows, list):
             found = f"an object with {', '.join(list(rows)[:6])}" if isinstance(rows, dict) else type(rows).__name__
             hint = "Write the list of rows itself; `egm data import` reads other forms of data."
@@ -313,7 +314,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, object]]:
 
 
 def count_rows(path: str | Path) -> int:
-    """Return how many rows `read_rows` will yield, broken ones included; json lines and parquet are not parsed for it."""
+    """Return the number of rows that `read_rows` will yield, including broken ones. JSON lines and parquet files are not parsed for this."""
     path = Path(path)
     if path.suffix == ".parquet":
         import pyarrow as pa
@@ -330,7 +331,7 @@ def count_rows(path: str | Path) -> int:
 
 
 def read_row_objects(path: str | Path) -> Iterator[tuple[int, JsonObject]]:
-    """Yield (number, row) as `read_rows` does. Raises `UserError` at a row that is no object."""
+    """Yield (number, row) as `read_rows` does. Raises `UserError` at a row that is not an object."""
     for number, row in read_rows(path):
         if not isinstance(row, dict):
             raise UserError(f"expected a JSON object, found {type(row).__name__}", file=path, line=number)
@@ -338,7 +339,7 @@ def read_row_objects(path: str | Path) -> Iterator[tuple[int, JsonObject]]:
 
 
 def _holds_lines(path: Path) -> bool:
-    """Return whether a file holds more than one JSON object, one a line."""
+    """Return whether a file holds several JSON objects, one on each line."""
     with path.open("rb") as f:
         lines = (text for raw in f if (text := raw.strip().removeprefix(b"\xef\xbb\xbf")))
         first = next(lines, b"")

@@ -1,4 +1,4 @@
-"""Rows as this project writes them: of evaluation files, and of training files for SFT and RL."""
+"""Types of the rows that this project writes: rows of evaluation files, and rows of training files for SFT and RL."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import NotRequired, Required, TypedDict
 
 
 class EvaluationRow(TypedDict, total=False):
-    """A row of an evaluation file; boxes are xyxy in pixels. One of a file with two true boxes has both beside the one that is asked for."""
+    """A row of an evaluation file; boxes are xyxy in pixels. If the data have two true boxes, the row has both, in addition to the box that
+    is asked for.
+    """
 
     image: Required[str]
     sent: Required[str]
@@ -18,7 +20,7 @@ class EvaluationRow(TypedDict, total=False):
 
 
 Turn = TypedDict("Turn", {"from": str, "value": str})
-"""A turn of a conversation: who speaks (human or gpt), and the text"""
+"""A turn of a conversation: the speaker (human or gpt) and the text"""
 
 
 class TrainingDocument(TypedDict):

@@ -1,4 +1,4 @@
-"""Rows of SFT: what one must hold, and every problem of a file before a GPU is bound. A row is trained as it is written."""
+"""Parse rows of SFT, and find every problem of a file before a GPU is allocated. A row is used for training as written."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from grounding.errors import UserError
 _MARKS = re.compile(
     r"<\|(?:image_pad|video_pad|vision_start|vision_end|vision_pad|im_start|im_end|endoftext)\|>|<IMG_CONTEXT>"
 )
-"""Tokens that stand for a picture or end a turn; marks of expressions and boxes may be in texts"""
+"""Tokens that represent a picture or end a turn; texts may contain marks of expressions and boxes"""
 
 
 @dataclass(frozen=True, slots=True)
 class SftRow:
-    """A row's picture, question and answer."""
+    """The picture, question and answer of a row."""
 
     image: str
     human: str
@@ -29,12 +29,12 @@ class SftRow:
 
     @property
     def question(self) -> str:
-        """Return the question without the mark of its picture."""
+        """Return the question without the placeholder of its picture."""
         return self.human.removeprefix("<image>").removeprefix("\n")
 
 
 def parse_sft_row(row: object, path: str | Path, number: int) -> SftRow:
-    """Return a row `{image, conversations: [human, gpt]}`. Raises `UserError` with its number if it is none."""
+    """Return a row `{image, conversations: [human, gpt]}`. Raises `UserError` with the row's number if it has another form."""
     field = f"row {number}"
     turns = row.get("conversations") if isinstance(row, dict) else None
     if not isinstance(turns, list) or [t.get("from") for t in turns if isinstance(t, dict)] != ["human", "gpt"]:
@@ -51,9 +51,9 @@ def parse_sft_row(row: object, path: str | Path, number: int) -> SftRow:
 
 
 def check(path: Path, store: ImageStore, longest: int, workers: int = 4) -> Iterator[Problem]:
-    """Yield every problem of a file of SFT rows, in order. Each picture is looked at once; few rows are in memory at once.
+    """Yield every problem of a file of SFT rows, in order. Each picture is read only once; few rows are in memory at once.
 
-    `longest` is the job's `maxLength`, tokens.
+    `longest` is the job's `maxLength` in tokens.
     """
     headers, pending = Headers(store, workers, decode=False), iter(read_rows(path))
     try:
@@ -100,12 +100,12 @@ def _box_problems(value: object, path: Path, number: int) -> Iterator[Finding]:
     try:
         row = parse_training_row(value, path, number)
     except UserError:
-        return  # an answer need not hold a box
+        return  # an answer may have no box
     found = box_problem(row.box, 1000, 1000)
     if found is not None:
         yield found
 
 
 def errors(path: Path, store: ImageStore, longest: int, workers: int = 4) -> list[Problem]:
-    """Return the problems of a file because of which a row cannot be trained on."""
+    """Return the problems that make rows of a file unusable for training."""
     return [problem for problem in check(path, store, longest, workers) if is_error(problem.kind)]

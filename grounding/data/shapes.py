@@ -1,8 +1,8 @@
-"""A synthetic grounding set: coloured shapes on white, for demos and tests. Deterministic from its seed.
+"""Create a synthetic grounding set of coloured shapes on white, for demos and tests. The seed determines every byte.
 
-It has the layout and the row forms of the real data (SFT json, RL json, the eight evaluation files), so that whatever
-runs on it runs on RefCOCO. A model of a million parameters learns it in minutes on a CPU: by default a picture holds
-one shape, and the expressions use a dozen words. Evaluation pictures come from other random streams than training ones.
+The set has the layout and the row formats of the real data (SFT JSON, RL JSON, the eight evaluation files), so everything that runs on it
+also runs on RefCOCO. A model of a million parameters learns it in minutes on a CPU: by default a picture holds one shape, and the
+expressions use a dozen words. Evaluation pictures come from other random streams than training pictures.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class ShapeSet:
-    """What the set depends on. `size` and `sides` are pixels; `train` and `per_file` count expressions."""
+    """The parameters of the set. `size` and `sides` are in pixels; `train` and `per_file` count expressions."""
 
     seed: int = 7
     train: int = 6000
@@ -62,23 +62,23 @@ class ShapeSet:
     size: int = 224
     shapes_per_image: int = 1
     reasoning: bool = False
-    """True: SFT answers in the reference's long form (reasoning, `</think>`, a fenced JSON list)"""
+    """Whether SFT answers have the reference's long form (reasoning, `</think>`, a fenced JSON list)"""
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Smallest and largest side of a shape, pixels."""
+        """Return the smallest and the largest side of a shape, in pixels."""
         return self.size // 4, self.size // 2
 
     @property
     def digest(self) -> str:
-        """12 hex digits that name the set: equal digests mean equal bytes."""
+        """Return 12 hex digits that identify the set: equal digests mean equal bytes."""
         text = orjson.dumps({**asdict(self), "version": _VERSION}, option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(text).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One drawn shape; `box` is pixels xyxy, its right and lower edges exclusive."""
+    """A drawn shape. `box` is xyxy in pixels; its right and lower edges are exclusive."""
 
     colour: str
     name: str
@@ -87,7 +87,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and the expressions asked about it: (sentence, the shape it means)."""
+    """A picture and its expressions: pairs of a sentence and the shape that it refers to."""
 
     image: str
     shapes: tuple[Shape, ...]
@@ -99,7 +99,7 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _place(rng: random.Random, spec: ShapeSet) -> tuple[Shape, ...]:
-    """Shapes that differ in colour or form and do not overlap; at least one, fewer than asked where they do not fit."""
+    """Return shapes that differ in colour or form and do not overlap: at least one, and fewer than requested if they do not fit."""
     low, high = spec.sides
     kinds = [(c, s) for c in COLOURS for s in SHAPES]
     placed: list[Shape] = []
@@ -115,8 +115,9 @@ def _place(rng: random.Random, spec: ShapeSet) -> tuple[Shape, ...]:
 
 
 def scenes(spec: ShapeSet, stream: str, expressions: int, per_image: int, forms: tuple[int, ...]) -> Iterator[Scene]:
-    """Yield scenes of one random stream until `expressions` are made, `per_image` of them a picture. Image names lack
-    the folder and start at the number that `stream` implies: they are unique within one stream only."""
+    """Yield scenes of one random stream until there are `expressions` expressions, `per_image` for each picture. Names of images have no
+    folder and start at the number that `stream` implies, so they are unique only within one stream.
+    """
     rng = random.Random(f"{spec.seed}/{stream}/{_VERSION}")
     number = 0
     while expressions > 0:
@@ -129,12 +130,12 @@ def scenes(spec: ShapeSet, stream: str, expressions: int, per_image: int, forms:
 
 
 def draw(spec: ShapeSet, shapes: tuple[Shape, ...]) -> bytes:
-    """Return the picture as PNG bytes, `size` x `size` pixels, RGB."""
+    """Return the picture as an RGB PNG of `size` x `size` pixels."""
     image = Image.new("RGB", (spec.size, spec.size), "white")
     pen = ImageDraw.Draw(image)
     for shape in shapes:
         x1, y1, x2, y2 = shape.box
-        inside = (x1, y1, x2 - 1, y2 - 1)  # Pillow paints the last pixel too
+        inside = (x1, y1, x2 - 1, y2 - 1)  # Pillow also paints the last pixel
         fill = COLOURS[shape.colour]
         if shape.name == "circle":
             pen.ellipse(inside, fill=fill)
@@ -148,12 +149,12 @@ def draw(spec: ShapeSet, shapes: tuple[Shape, ...]) -> bytes:
 
 
 def relative_box(box: Box, size: int) -> list[int]:
-    """Pixels xyxy -> integers 0..1000 of a square picture with `size` pixels a side."""
+    """Convert a box in pixels xyxy to integers 0..1000, for a square picture of `size` x `size` pixels."""
     return [round(v * 1000 / size) for v in box]
 
 
 def answer(shape: Shape, size: int, *, reasoning: bool = False) -> str:
-    """Return what a model should write for this shape: a JSON list with the box in 0..1000, in the long form on request."""
+    """Return the answer that a model should give for this shape: a JSON list with the box in 0..1000; with `reasoning`, in the long form."""
     label = f"{shape.colour} {shape.name}"
     listing = f'[{{"bbox_2d": {relative_box(shape.box, size)}, "label": "{label}"}}]'
     if not reasoning:
@@ -164,8 +165,9 @@ def answer(shape: Shape, size: int, *, reasoning: bool = False) -> str:
 
 
 def sft_row(spec: ShapeSet, number: int, image: str, sent: str, shape: Shape) -> TrainingDocument:
-    """Return an SFT row. The short form asks exactly what RL and evaluation ask, as a tiny model cannot see beyond wording;
-    the long form ends in the full stop of the reference's SFT data."""
+    """Return an SFT row. The short form has exactly the question of RL and evaluation, because a tiny model cannot handle another wording.
+    The question of the long form ends in a full stop, as in the reference's SFT data.
+    """
     stop = "." if spec.reasoning else ""
     human = f"<image>\nLocate {sent}, output its bbox coordinates using JSON format{stop}"
     return {
@@ -181,7 +183,7 @@ def sft_row(spec: ShapeSet, number: int, image: str, sent: str, shape: Shape) ->
 
 
 def rl_row(spec: ShapeSet, number: int, image: str, sent: str, shape: Shape) -> TrainingDocument:
-    """Return an RL row: the expression within `<ref>`, the box within `<box>` in 0..1000."""
+    """Return an RL row, with the expression in `<ref>` and the box in `<box>`, 0..1000."""
     question = f"Please provide the bounding box coordinate of the region this sentence describes: <ref>{sent}</ref>"
     return {
         "id": number,
@@ -197,13 +199,13 @@ def rl_row(spec: ShapeSet, number: int, image: str, sent: str, shape: Shape) -> 
 
 
 def eval_row(spec: ShapeSet, image: str, sent: str, shape: Shape) -> EvaluationRow:
-    """Return a line of an evaluation file; `bbox` is pixels."""
+    """Return a row of an evaluation file; `bbox` is in pixels."""
     box = [float(v) for v in shape.box]
     return {"image": image, "sent": sent, "bbox": box, "height": spec.size, "width": spec.size}
 
 
 def check(spec: ShapeSet) -> None:
-    """Raise `UserError` for a set that cannot be drawn."""
+    """Raise `UserError` if the set cannot be drawn."""
     if spec.train < 1 or spec.per_file < 1:
         raise UserError("a synthetic set needs at least one training expression and one in each evaluation file")
     if not 32 <= spec.size <= 4096:
@@ -213,14 +215,14 @@ def check(spec: ShapeSet) -> None:
 
 
 def _write(folder: Path, spec: ShapeSet, advance: Callable[[int], None]) -> None:
-    """Write everything but `done.json`. File order, and with it every byte, depends on `spec` alone."""
+    """Write everything except `done.json`. The order of files, and therefore every byte, depends only on `spec`."""
     for sub in ("images/train", "images/eval", "train_data", "eval_data"):
         (folder / sub).mkdir(parents=True)
     images = folder / "images"
 
     sft: list[TrainingDocument] = []
     rl: list[TrainingDocument] = []
-    # one expression a training picture: for a model that starts from nothing, pictures count more than wordings
+    # one expression for each training picture: for an untrained model, more pictures help more than more wordings
     for scene in scenes(spec, "train", spec.train, 1, (0, 1, 2)):
         name = f"train/{scene.image}"
         (images / name).write_bytes(draw(spec, scene.shapes))
@@ -235,7 +237,7 @@ def _write(folder: Path, spec: ShapeSet, advance: Callable[[int], None]) -> None
     for stem in EIGHT_FILES:
         lines, pictures = [], 0
         forms = (0, 2) if stem.startswith("refcocog") else (0, 1)
-        # two expressions a picture, so that statistics that treat a picture as one draw have something to do
+        # two expressions for each picture, so that statistics that group by picture can be tested
         for scene in scenes(spec, stem, spec.per_file, 2, forms):
             name = f"eval/{first + pictures:06d}.png"
             (images / name).write_bytes(draw(spec, scene.shapes))
@@ -247,12 +249,12 @@ def _write(folder: Path, spec: ShapeSet, advance: Callable[[int], None]) -> None
 
 
 def is_done(out: Path, spec: ShapeSet) -> bool:
-    """Return whether `out` holds this very set, complete: a power cut may have left files that are empty."""
+    """Return whether `out` holds exactly this set and is complete; a power cut may have left empty files."""
     return _is_own(out, spec) and (is_published(out) or not _broken(out))
 
 
 def is_synthetic(file: Path) -> bool:
-    """Return whether an evaluation file belongs to a set that `generate` has made."""
+    """Return whether an evaluation file belongs to a set that `generate` created."""
     done = file.resolve().parent.parent / "done.json"
     try:
         return file.resolve().parent.name == "eval_data" and done.is_file() and "set" in read_json(done)
@@ -266,12 +268,12 @@ def _is_own(out: Path, spec: ShapeSet) -> bool:
 
 
 def _broken(out: Path) -> bool:
-    """Return whether a file is absent or cut short; a set of an older version has no manifest to ask."""
+    """Return whether a file is absent or truncated. A set of an older version has no manifest to compare with."""
     return read_manifest(out) is not None or any(not p.stat().st_size for p in files_below(out).values())
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Raise `UserError` if a broken set holds a file that no set has, which is not to be deleted with it."""
+    """Raise `UserError` if a broken set holds a file that is not part of any set, so that it is not deleted with the set."""
     manifest = read_manifest(out)
     for name in files_below(out):
         own = name.split("/")[0] in _TOP if manifest is None else name in manifest.files or name in _TOP
@@ -284,19 +286,20 @@ def _refuse_foreign(out: Path) -> None:
 
 
 _TOP = frozenset({"images", "train_data", "eval_data", "done.json", MANIFEST})
-"""What is in the folder of a set"""
+"""The entries of a set's folder"""
 
 
 def generate(out: Path, spec: ShapeSet, advance: Callable[[int], None] = lambda _: None) -> bool:
-    """Make the set in `out`; False when it was there already. `advance` is told of every few expressions made.
+    """Create the set in `out`; return False if it exists already. `advance` is called with the number of new expressions, after every few.
 
-    All or nothing: it is written beside `out` and renamed. Raises `UserError` where `out` holds something else.
+    The set is written to a temporary folder next to `out` and renamed, so `out` is never incomplete. Raises `UserError` if `out` holds
+    anything else.
     """
     check(spec)
     out = out.absolute()
     if is_done(out, spec):
         return False
-    broken = out.is_dir() and _is_own(out, spec)  # the same set again replaces what a power cut has left of it
+    broken = out.is_dir() and _is_own(out, spec)  # the same set, damaged by a power cut, is replaced
     if not broken and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("the folder is not empty and holds something else", file=out, hint="Choose another folder.")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -312,7 +315,7 @@ def generate(out: Path, spec: ShapeSet, advance: Callable[[int], None] = lambda 
         try:
             temporary.replace(out)
         except OSError:
-            if not is_done(out, spec):  # otherwise another process made the same set meanwhile
+            if not is_done(out, spec):  # if it is complete, another process created the same set
                 raise
             return False
         fsync_folder(out.parent)

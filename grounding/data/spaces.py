@@ -1,7 +1,7 @@
-"""The spaces that true boxes are written in: conversion of a declared space, and a look at a whole file.
+"""Convert boxes from a declared space, and examine whether a whole file is written in another space than declared.
 
-A single row seldom shows that its file is written in another space; all rows together do. The look is careful: a
-file is named only if its rows could hardly come from the expected space. Pure.
+A single row seldom shows that its file is written in another space; all rows together do. The examination is careful: it reports a file
+only if its rows can hardly come from the expected space. Pure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PROMILLE = (SCALE, SCALE)
 
 
 def parse_space(value: str | None, field: str) -> Space | None:
-    """Return the space of that name, None for None. Raises `UserError` for an unknown name."""
+    """Return the space of that name; None if `value` is None. Raises `UserError` for an unknown name."""
     if value is None:
         return None
     known: tuple[Space, ...] = get_args(Space)
@@ -42,7 +42,7 @@ def _corners(box: Sequence[float], order: str) -> Box:
 
 
 def _split(space: Space) -> tuple[str, str]:
-    """Return (scale, order)."""
+    """Return the scale and the order of the numbers."""
     scale, _, order = space.rpartition("-")
     if not scale and order in ("relative", "fraction"):
         return order, "xyxy"
@@ -51,7 +51,7 @@ def _split(space: Space) -> tuple[str, str]:
 
 def to_pixels(box: Sequence[float], size: Size, space: Space) -> Box:
     """Convert a box of a declared space to pixels xyxy, without rounding."""
-    if space == "xyxy":  # nearly always
+    if space == "xyxy":  # the usual case
         a, b, c, d = box
         return a, b, c, d
     scale, order = _split(space)
@@ -76,24 +76,24 @@ def to_relative(box: Sequence[float], size: Size, space: Space) -> Box:
 
 @dataclass(frozen=True, slots=True)
 class Impression:
-    """What a whole file looks like, against what was expected."""
+    """The result of examining a whole file that does not look as expected."""
 
     space: Space | None
-    """The space to declare; None if no declaration repairs the file"""
+    """The space that the user should declare; None if no declaration repairs the file"""
     message: str
     remedy: str
 
 
 MIN_ROWS = 8
-"""Fewer different boxes are judged only by what a single box can show: corners out of order, or a box of less than a pixel"""
+"""A file with fewer different boxes is judged only by evidence that one box can give: reversed corners, or a box smaller than a pixel"""
 _MIN_CORNER_ROWS = 50
 _MOST_DISTINCT = 4096
-"""So many different boxes are distinguished; after these each row counts as different, so that memory does not grow"""
+"""Number of different boxes that are remembered; later rows all count as different, so that memory does not grow"""
 _EVIDENCE = 6.0
-"""Powers of ten: how unlikely the file must be in the expected space"""
+"""Required evidence, as a power of ten: how improbable the file must be in the expected space"""
 _SMALLEST_SIDE = 16
 _FIT_SHARE = 0.99
-"""Share of the rows that must fit a space for it to be proposed"""
+"""Share of the rows that must fit a space before it is proposed"""
 _CANDIDATES: tuple[Space, ...] = (
     "xywh",
     "cxcywh",
@@ -107,14 +107,14 @@ _CANDIDATES: tuple[Space, ...] = (
 
 @dataclass
 class _Fit:
-    """How many boxes do not fit a space."""
+    """Count the boxes that do not fit a space."""
 
     space: Space
     scale: str = ""
     order: str = ""
     misfits: int = 0
     dead: bool = False
-    """Whether so many do not fit that it is not looked at any more"""
+    """Whether so many boxes do not fit that the space is no longer considered"""
 
     def __post_init__(self) -> None:
         self.scale, self.order = _split(self.space)
@@ -122,7 +122,7 @@ class _Fit:
     def add(self, box: Sequence[float], size: Size, rows: int) -> None:
         width, height = size if self.scale == "pixels" else (_PROMILLE if self.scale == "relative" else _ONES)
         x1, y1, x2, y2 = _corners(box, self.order)
-        # people who mark boxes go a little beyond the border
+        # annotators mark a little beyond the border
         over_x, over_y = 0.01 * width, 0.01 * height
         if self.scale != "fraction":
             over_x, over_y = over_x + 1, over_y + 1
@@ -137,16 +137,16 @@ class _Fit:
 
 @dataclass
 class Look:
-    """Collects the boxes of one file, as they are written, and says what the file looks like.
+    """Collect the boxes of one file as written, and describe what the file looks like.
 
-    `expected` is "xyxy" for evaluation files (pixels) and "relative" for training rows (0..1000). Sizes are those of
-    the pictures in pixels. Memory does not grow with the number of rows.
+    `expected` is "xyxy" for evaluation files (pixels) and "relative" for training rows (0..1000). Sizes are those of the pictures, in
+    pixels. Memory does not grow with the number of rows.
     """
 
     expected: Literal["xyxy", "relative"]
     rows: int = 0
     _different: int = 0
-    """How many boxes differ: several expressions for one object are one piece of evidence"""
+    """Number of different boxes: several expressions for one object count as one piece of evidence"""
     _known: set[tuple[float, ...]] = field(default_factory=set)
     _fractions: int = 0
     _decimal_fractions: int = 0
@@ -168,7 +168,7 @@ class Look:
         self._living = list(self._fits)
 
     def add(self, box: Sequence[float], size: Size) -> None:
-        """Take in one row."""
+        """Add a row's box."""
         self.rows += 1
         a, b, c, d = box
         width, height = size
@@ -202,12 +202,12 @@ class Look:
             self._far_large = [max(self._far_large[0], c), max(self._far_large[1], d)]
         if low >= 0.0 and c <= width + 1 and d <= height + 1:
             self._in_pixels += 1
-            # a relative corner is spread over 0..1000: this is how seldom both fall inside so small a picture
+            # a relative corner is spread over 0..1000: this is the probability that both corners fall inside such a small picture
             if new and self.expected == "relative" and self._evidence_pixels < _EVIDENCE:
                 self._evidence_pixels -= math.log10(min(1.0, (width + 1) / SCALE) * min(1.0, (height + 1) / SCALE))
 
     def impression(self) -> Impression | None:
-        """Say what the file looks like, or None if it looks as expected or there is too little to judge by."""
+        """Return what the file looks like; None if it looks as expected or has too few rows to judge."""
         if not self.rows:
             return None
         return self._as_fractions() or self._as_sizes() or (
@@ -215,11 +215,11 @@ class Look:
         )  # fmt: skip
 
     def _fitting(self, *spaces: Space) -> list[Space]:
-        """Return those of the spaces that the boxes fit."""
+        """Return the spaces among `spaces` that the boxes fit."""
         return [s for s in spaces if any(f.space == s and f.fits(self.rows) for f in self._fits)]
 
     def _has_reversed(self) -> bool:
-        """Return whether corners are out of order more often than by mistakes of their own."""
+        """Return whether corners are out of order more often than occasional mistakes explain."""
         return self._reversed >= max(min(3, self.rows), 0.02 * self.rows)
 
     def _as_fractions(self) -> Impression | None:
@@ -236,7 +236,7 @@ class Look:
         return Impression(spaces[0], text, _declare(spaces))
 
     def _as_sizes(self) -> Impression | None:
-        """Corner and size, or centre and size: as two corners many boxes are out of order."""
+        """Return the impression that the numbers are corner and size, or centre and size: read as two corners, many boxes are out of order."""
         n = self.rows
         if not self._has_reversed():
             return None
@@ -244,7 +244,7 @@ class Look:
         in_pixels: list[Space] = [s for s in found if not s.startswith("relative")]
         if self.expected == "relative" and self._in_pixels < n:
             found = [s for s in found if s.startswith("relative")]
-        elif in_pixels:  # numbers that stay within the pictures are pixels
+        elif in_pixels:  # numbers that stay within the pictures are probably pixels
             found = in_pixels
         elif self._unordered_in_pixels == self._reversed:
             text = f"{self._reversed} of {n} boxes have corners out of order (x2, y2, x1, y1?)"
@@ -312,7 +312,7 @@ def _share_that_fits(fits: Sequence[_Fit], space: Space, rows: int) -> str:
 
 
 def _declare(spaces: Sequence[Space]) -> str:
-    """Return the remedy: one space, or the several that the numbers leave open."""
+    """Return what the user should declare: one space, or a choice if the numbers allow several."""
     first, *others = spaces
     text = f"Declare it with --truth {first}"
     return text + (f", or {' or '.join(others)} if that is how they are written." if others else ".")

@@ -1,6 +1,6 @@
-"""Tar files and split tar files (`coco.tar.part_*`), read in place without unpacking.
+"""Read tar files and split tar files (`coco.tar.part_*`) without unpacking them.
 
-A tar is indexed once from its headers; after that every read is one `pread`, which threads may do at the same time.
+A tar is indexed once from its headers. After that every read is one `pread`, which threads may call at the same time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BLOCK = tarfile.BLOCKSIZE
 
 
 class JoinedFile:
-    """Several files that read as one. `read_at` is thread-safe: it moves no shared position."""
+    """Several files that are read as one. `read_at` is thread-safe, because it moves no shared position."""
 
     def __init__(self, parts: list[Path]) -> None:
         self.parts, self.size = parts, 0
@@ -35,13 +35,13 @@ class JoinedFile:
             self.size += os.fstat(self._fds[-1]).st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset`, fewer only at the end."""
+        """Return up to `length` bytes from `offset`; fewer only at the end of the file."""
         pieces: list[bytes] = []
         while length > 0 and offset < self.size:
             index = bisect_right(self._starts, offset) - 1
             piece = os.pread(self._fds[index], length, offset - self._starts[index])
             if not piece:
-                break  # the file has shrunk under us
+                break  # the file has become shorter since it was opened
             pieces.append(piece)
             offset += len(piece)
             length -= len(piece)
@@ -54,7 +54,7 @@ def _close_all(fds: list[int]) -> None:
 
 
 class _Window(io.RawIOBase):
-    """A seekable view of `length` bytes of a joined file."""
+    """A seekable view of a part of a joined file, `length` bytes long."""
 
     def __init__(self, file: JoinedFile, start: int, length: int) -> None:
         self._file, self._start, self._length, self._at = file, start, length, 0
@@ -81,11 +81,13 @@ class _Window(io.RawIOBase):
 
 
 _LARGEST_HEADER = 1 << 20
-"""Bytes of one header of a tar: names and times take some hundred; a hostile one may claim a terabyte"""
+"""Limit of one tar header in bytes. Names and times take a few hundred bytes, but a hostile header may claim a terabyte."""
 
 
 class _Headers:
-    """What `tarfile` reads a tar's headers from. Nothing but headers is read, so a long read is refused. Raises `tarfile.ReadError`."""
+    """The file object from which `tarfile` reads a tar's headers. It refuses long reads, because only headers are read. Raises
+    `tarfile.ReadError`.
+    """
 
     def __init__(self, file: JoinedFile) -> None:
         self._file = io.BufferedReader(_Window(file, 0, file.size), 1 << 16)
@@ -98,13 +100,13 @@ class _Headers:
 
 
 def index_tar(file: JoinedFile, where: Path) -> dict[str, tuple[int, int]]:
-    """Clean name -> (offset, length) of every regular file; a later member of the same name wins, as when unpacking.
+    """Return the clean name -> (offset, length) of every regular file. If a name occurs twice, the later member wins, as when unpacking.
 
-    Raises `UserError` for a compressed, damaged or incomplete archive: `tarfile` alone stops in silence at a damaged
-    header, which is what a missing part looks like.
+    Raises `UserError` for a compressed, damaged or incomplete archive. `tarfile` by itself stops silently at a damaged header, which is
+    also how a missing part appears.
     """
     members: dict[str, tuple[int, int]] = {}
-    headers: IO[bytes] = _Headers(file)  # type: ignore[assignment]  # tarfile asks for no more than it has
+    headers: IO[bytes] = _Headers(file)  # type: ignore[assignment]  # tarfile uses only the methods it has
     try:
         with tarfile.open(fileobj=headers, mode="r:") as tar:
             for member in tar:
@@ -121,7 +123,7 @@ def index_tar(file: JoinedFile, where: Path) -> dict[str, tuple[int, int]]:
                     continue
                 name = "/".join(p for p in member.name.split("/") if p not in ("", "."))
                 members[name] = target
-                tar.members.clear()  # type: ignore[attr-defined]  # a list of every header would cost 1 GB a million
+                tar.members.clear()  # type: ignore[attr-defined]  # a list of all headers would take 1 GB for a million files
             end = tar.offset
     except (
         tarfile.TarError,
@@ -129,13 +131,13 @@ def index_tar(file: JoinedFile, where: Path) -> dict[str, tuple[int, int]]:
         OverflowError,
         UnicodeError,
         IndexError,
-    ) as e:  # the last four: odd sparse and pax headers
+    ) as e:  # the last four come from unusual sparse and pax headers
         raise UserError(
             f"cannot be read as a tar file: {e}",
             file=where,
             hint="It must be complete and not compressed. Fetch it again, or unpack it and give the folder.",
         ) from None
-    if file.read_at(end, _BLOCK) != bytes(_BLOCK):  # every complete tar ends in blocks of zeros
+    if file.read_at(end, _BLOCK) != bytes(_BLOCK):  # every complete tar ends with blocks of zeros
         raise UserError(
             f"the tar file is damaged or a part of it is missing (at byte {end} of {file.size})",
             file=where,
@@ -145,7 +147,7 @@ def index_tar(file: JoinedFile, where: Path) -> dict[str, tuple[int, int]]:
 
 
 class TarSource:
-    """The regular files of a tar, or of the parts of a split one."""
+    """A source that reads the regular files of a tar, or of the parts of a split tar."""
 
     def __init__(self, where: Path, parts: list[Path]) -> None:
         self.where = where
@@ -176,25 +178,27 @@ _PART = re.compile(
     r"(?P<stem>.+?)(?:\.part_(?P<any>.+)"
     r"|(?<=\.tar)(?:\.part[-.]?|[-_.])?(?:(?P<letters>[a-z]{2,4})|(?P<digits>\d{1,6})))"
 )
-"""Name of a part: `coco.tar.part_aa`, and what split and archivers write in addition, such as `coco.taraa`, `.tar.001` and `.tar.part10`"""
+"""Matches the name of a part: `coco.tar.part_aa`, and other names from split and archivers, such as `coco.taraa`, `.tar.001` and
+`.tar.part10`
+"""
 _NO_PARTS = ("gz", "xz", "bz", "lz", "zst", "lzo", "lzma", "sha", "sig", "asc", "json", "txt", "tmp")
 
 
 def stem_of_part(name: str) -> str | None:
-    """Return the name of the whole file that a file is a part of, by its name; None if it is none."""
+    """Return the name of the whole file that `name` is a part of; None if it is not the name of a part."""
     found = _PART.fullmatch(name)
     return None if found is None or found["letters"] in _NO_PARTS else found["stem"]
 
 
 def _order(path: Path) -> tuple[int, str]:
-    """Sort parts: 2 comes before 10, and b before aa never happens, since split writes letters of one length."""
+    """Return the sort key of a part: 2 comes before 10. Letters sort as they are, because split writes letters of one length."""
     found = _PART.fullmatch(path.name)
     digits = None if found is None else found["digits"] or found["any"]
     return (int(digits), "") if digits is not None and digits.isdigit() else (0, path.name)
 
 
 def parts_of(source: Path) -> list[Path]:
-    """Return the parts of a split tar in order: of `coco.tar` those named `coco.tar.part_*` or alike; of one part, its siblings."""
+    """Return the parts of a split tar in order: for `coco.tar` those named `coco.tar.part_*` or similar, for one part its siblings."""
     stem = stem_of_part(source.name)
     stem = source.name if stem is None else stem
     return sorted((p for p in source.parent.glob(f"{glob.escape(stem)}*") if stem_of_part(p.name) == stem), key=_order)
