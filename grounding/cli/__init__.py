@@ -1,6 +1,6 @@
-"""The command line `egm`: thin. Each module of this folder adds one group of commands.
+"""The command line `egm`, a thin layer: each module of this folder adds one group of commands.
 
-Exit codes: 0 done, 1 failure, 2 the caller's mistake, 130 stopped by Ctrl-C. No traceback unless `EGM_DEBUG=1`.
+Exit codes: 0 success, 1 failure, 2 a mistake of the caller, 130 stopped by Ctrl-C. A traceback is shown only with `EGM_DEBUG=1`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _egm(
     pass
 
 
-# the order of `egm --help`: commands that users need first come first
+# this is the order in `egm --help`: commands that users need first come first
 for _area in [
     "jobs_api",
     "plan",
@@ -74,7 +74,7 @@ for _area in [
 
 
 def _debug() -> bool:
-    """Return whether errors show their traceback; an invalid variable must not hide the error itself."""
+    """Return whether errors show their traceback. An invalid variable counts as false, because it must not hide the error itself."""
     try:
         return environment.of_process().debug
     except EgmError:
@@ -89,12 +89,12 @@ def _complain(error: EgmError) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and exit with its exit code."""
     raise SystemExit(run(argv))
 
 
 def run(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code. Any error that is not a bug is one paragraph on stderr."""
+    """Run the command line and return the exit code. An error that is not a bug is printed as one paragraph on stderr."""
     try:
         code = app(argv, standalone_mode=False)
         return code if isinstance(code, int) else 0

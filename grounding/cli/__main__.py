@@ -1,4 +1,4 @@
-"""`python -m grounding.cli` is `egm`."""
+"""Run `egm` as `python -m grounding.cli`."""
 
 from grounding.cli import main
 

@@ -1,4 +1,4 @@
-"""Options for access to servers that require more than a key."""
+"""Command-line options for servers that require more than an API key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`egm ask`: one picture, one expression, one box."""
+"""`egm ask`: find one expression in one picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`egm checkpoint ...`: the checkpoints of a training."""
+"""`egm checkpoint ...`: list and export the checkpoints of a training."""
 
 from __future__ import annotations
 

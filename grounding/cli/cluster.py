@@ -1,6 +1,6 @@
-"""`egm top`, `egm submit`, `egm cancel`, and `egm logs` and `egm report` with `--cluster`.
+"""Commands for a cluster: `egm top`, `egm submit`, `egm cancel`, and the `--cluster` forms of `egm logs`, `egm report` and `egm doctor`.
 
-The implementation is in the operator's package, an extra.
+The implementation is in the operator's package, which is an optional dependency.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Kind = Annotated[str, typer.Option("--kind", help="train or eval, where both hav
 
 
 def actions(module: str = "actions") -> Any:
-    """Return the module of the operator's package that talks to a cluster. Raises `UserError` if the extra is not installed."""
+    """Return a module of the operator's package that communicates with a cluster. Raises `UserError` if the package is not installed."""
     import importlib
 
     from grounding.errors import UserError, from_checkout
 
-    try:  # by name, because this package must not import the operator's
+    try:  # imported by name, because this package must not depend on the operator's
         return importlib.import_module(f"egm_operator.cli.{module}")
     except ModuleNotFoundError as error:
         raise UserError(
@@ -59,7 +59,7 @@ def submit(
     from grounding.cli.jobs_api import function_problems
 
     do = actions()
-    for file in files:  # send nothing if a file is invalid
+    for file in files:  # check all files first, so that nothing is sent if one is invalid
         do.manifests(file)
         if found := [problem for job in load(file) for problem in function_problems(file, job)]:
             raise ManifestError(file, found)
@@ -91,7 +91,7 @@ def cancel(
 def logs_of_cluster(
     job: str, role: str, namespace: str, kind: str, *, everything: bool, follow: bool, lines: int
 ) -> None:
-    """`egm logs --cluster`."""
+    """Run `egm logs --cluster`."""
     do = actions()
 
     async def work(cluster: Any) -> None:
@@ -102,7 +102,7 @@ def logs_of_cluster(
 
 
 def report_of_cluster(job: str, namespace: str) -> None:
-    """`egm report --cluster`."""
+    """Run `egm report --cluster`."""
     from rich.console import Console
 
     do = actions()
@@ -115,7 +115,7 @@ def report_of_cluster(job: str, namespace: str) -> None:
 
 
 def claims_of(files: list[Path]) -> list[str]:
-    """Return the volume claims that the jobs of manifests name by `pvc://`. Raises `ManifestError`."""
+    """Return the volume claims that the jobs of the manifests use as `pvc://`. Raises `ManifestError`."""
     import re
 
     from grounding.api import load
@@ -125,7 +125,7 @@ def claims_of(files: list[Path]) -> list[str]:
 
 
 def doctor_of_cluster(namespace: str, files: list[Path]) -> list[Verdict]:
-    """`egm doctor --cluster`."""
+    """Run `egm doctor --cluster` and return its findings."""
     do, doctor = actions(), actions("doctor")
     claims = claims_of(files)
     world = do.run(lambda cluster: doctor.look(cluster, namespace or do.here(), claims))

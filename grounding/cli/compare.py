@@ -1,4 +1,4 @@
-"""`egm compare`: two evaluations of the same questions, as a table, JSON, a page of the flips, and a gate."""
+"""`egm compare`: compare two evaluations of the same questions, as a table, JSON or a page of the flips, or as a check in CI."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def compare(
 
 
 def _is_sweep(names: list[str]) -> bool:
-    """Return whether any of the places is a sweep. Raises `UserError` for a missing folder."""
+    """Return whether any of the folders holds a sweep. Raises `UserError` for a missing folder."""
     from grounding.cli.places import results_folder
     from grounding.evaluate.sweep import is_sweep
 
@@ -187,7 +187,7 @@ def against_paper(a: str, b: str, paper: str, *, as_json: bool, others: bool, st
 
 
 def paper_table(result: Reproduction) -> Any:
-    """Return the files, then the macro mean; accuracies in per cent, differences in points."""
+    """Return a table with a row for each file and then the macro mean; accuracies in per cent, differences in percentage points."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -209,14 +209,16 @@ def paper_table(result: Reproduction) -> Any:
 
 
 def significance(p: float | None) -> str:
-    """Return a p for people; none for the macro mean."""
+    """Return a p-value in readable form; empty for the macro mean, which has none."""
     if p is None:
         return ""
     return "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def table(found: Comparison, *, wide: bool = True) -> Any:
-    """Return the files in the paper's order, then the means; accuracies in per cent, differences in points. Without `wide`, 80 columns."""
+    """Return a table of the files in the paper's order, then the means; accuracies in per cent, differences in percentage points. Without
+    `wide`, it fits into 80 columns.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table

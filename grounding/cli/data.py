@@ -1,4 +1,4 @@
-"""`egm data …`: prepare, import, lint, flip, reasoning, shapes."""
+"""`egm data …`: prepare, import, check and mirror data, and create reasoning and synthetic sets."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
 
 @contextmanager
 def _progress(what: str) -> Iterator[tuple[Progress, TaskID]]:
-    """A progress bar on stderr, if stderr is a terminal."""
+    """Yield a progress bar on stderr, shown only if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn as Bar
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -71,7 +71,7 @@ def _print_json(value: object) -> None:
 
 
 def _show(problems: list[Problem], limit: int = 20) -> None:
-    """Return a table of the first findings, errors first, and the number of each kind."""
+    """Print a table of the first problems, errors first, and the number of each kind."""
     from collections import Counter
 
     from rich.console import Console

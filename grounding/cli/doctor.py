@@ -1,4 +1,4 @@
-"""`egm doctor`: what this machine, or a cluster, has and lacks."""
+"""`egm doctor`: check what a machine or a cluster has and what is missing."""
 
 from __future__ import annotations
 

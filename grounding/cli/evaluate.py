@@ -1,4 +1,4 @@
-"""`egm eval`: the eight files against any OpenAI-compatible server."""
+"""`egm eval`: evaluate a model on any OpenAI-compatible server with the eight files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _split(files: list[Path], images: list[Path], more: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Assign separate words to the option before them: `--files A B`, and `--images coco.tar.part_*` as expanded by the shell."""
+    """Assign separate words to the option before them: `--files A B`, or `--images coco.tar.part_*` after the shell has expanded it."""
     from grounding.api.base import ROW_SUFFIXES
     from grounding.data.tars import stem_of_part
     from grounding.errors import UserError
@@ -48,7 +48,9 @@ def _split(files: list[Path], images: list[Path], more: list[Path]) -> tuple[lis
 
 
 def _places(out: str, local: Path | None) -> tuple[Path, str]:
-    """(folder that rows are written to, URI of its copy or nothing). Raises `UserError` for a place that cannot hold results."""
+    """Return the folder for rows and the URI of its copy, which is empty if there is none. Raises `UserError` for a place that cannot hold
+    results.
+    """
     from grounding.errors import UserError
     from grounding.storage import cache_folder, is_remote, locate
 
@@ -66,13 +68,13 @@ def _places(out: str, local: Path | None) -> tuple[Path, str]:
 
 
 def again(argv: list[str], *extra: str, without: tuple[str, ...] = ("--retry-errors",)) -> str:
-    """Return the command to run again, with `extra` flags."""
+    """Return the command that continues this evaluation: `argv` without the flags in `without`, and with `extra` added."""
     words = [w for w in argv if w not in without] + list(extra)
     return shlex.join(["egm", *words])
 
 
 def _body(text: str) -> JsonObject:
-    """Return the request fields of `--extra-body`. Raises `UserError`."""
+    """Return the request fields of `--extra-body`. Raises `UserError` if the text is not a JSON object."""
     from grounding.errors import UserError
 
     try:

@@ -1,4 +1,4 @@
-"""`egm export`: an evaluation for other tools."""
+"""`egm export`: export an evaluation for other tools."""
 
 from __future__ import annotations
 

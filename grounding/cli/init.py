@@ -1,4 +1,4 @@
-"""`egm init`: a commented job file from a few questions, or from flags."""
+"""`egm init`: write a commented job file from a few questions or from flags."""
 
 from __future__ import annotations
 

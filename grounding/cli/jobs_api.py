@@ -1,4 +1,4 @@
-"""`egm validate`, `egm explain`, `egm crds`: manifests before anything runs."""
+"""`egm validate`, `egm explain` and `egm crds`: check and document manifests before anything runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Verdict(TypedDict):
-    """What `--json` prints of a job, or of a mistake."""
+    """The `--json` output for a job or for a problem."""
 
     file: str
     ok: bool
@@ -80,7 +80,7 @@ def _mistake(file: Path, problem: Problem) -> Verdict:
 
 
 def _model_problems(file: Path, job: ResolvedJob) -> Iterator[Problem]:
-    """Yield problems with a job's models that are local folders."""
+    """Yield the problems of a job's models that are local folders."""
     from grounding.api.manifest import Problem, line_of
     from grounding.api.places import model_fields
     from grounding.models.folder import examine, of_source, untrainable
@@ -101,7 +101,7 @@ def _path(field: str) -> tuple[int | str, ...]:
 
 
 def function_problems(file: Path, job: ResolvedJob) -> Iterator[Problem]:
-    """Yield problems with a job's own reward or scoring if it is a local file, without running it."""
+    """Yield the problems of a job's own reward or scoring function in a local file, without running it."""
     from grounding.api.manifest import Problem, line_of
     from grounding.errors import UserError
     from grounding.models.folder import of_source
@@ -131,7 +131,7 @@ def _unseen(job: ResolvedJob) -> Iterator[tuple[str, str]]:
     from grounding.models.folder import of_source
 
     if job.kind == "GroundingEvalJob" and job.spec.endpoints:
-        return  # with endpoints, it is the model's name at the endpoints
+        return  # with endpoints, the source is the model's name there, not a folder
     for field, model in model_fields(job):
         folder = of_source(model.source)
         if folder is not None and not folder.exists():

@@ -1,4 +1,4 @@
-"""Resolve folders on the command line: a path, or a folder in a store, which is downloaded once into the cache."""
+"""Resolve folders given on the command line: a path, or a folder in an object store, which is downloaded into the cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 
 def results_folder(place: str) -> Path:
-    """Return the local folder of `place`, a path or s3://bucket/prefix. Files in the cache that have not changed are not downloaded again.
+    """Return the local folder of `place`, which is a path or s3://bucket/prefix. Files in the cache that have not changed are not
+    downloaded again.
 
     Raises `UserError` if there is no such folder.
     """
@@ -27,10 +28,9 @@ def results_folder(place: str) -> Path:
 
 
 def input_path(text: str) -> Path:
-    """Return the local path for an argument of the command line: a path, or a file or folder in a store or on the hub, which is downloaded
-    once.
+    """Return the local path of an argument of the command line. A file or folder in an object store or on the hub is downloaded once.
 
-    For typer's `parser`. Raises `UserError` if it does not exist, `Failure` if it cannot be downloaded.
+    Used as typer's `parser`. Raises `UserError` if it does not exist, `Failure` if it cannot be downloaded.
     """
     from grounding.storage import is_remote
 

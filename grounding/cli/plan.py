@@ -49,7 +49,7 @@ def plan(
 
 
 def _one_model_each(job: ResolvedJob) -> Iterator[ResolvedJob]:
-    """Yield the job, or one for each model of a sweep over models."""
+    """Yield the job itself or, for a sweep over models, one job for each model."""
     from grounding.api.resolved import ResolvedEvalJob
 
     names = job.spec.several_models if isinstance(job, ResolvedEvalJob) else []
@@ -61,7 +61,7 @@ def _one_model_each(job: ResolvedJob) -> Iterator[ResolvedJob]:
 
 
 def _architecture(job: ResolvedJob, by_name: Mapping[str, ResolvedJob]) -> Architecture | None:
-    """Return the sizes of a job's model: from a local folder, the table, or the job that it waits for."""
+    """Return the architecture of a job's model: from a local folder, from the table of known models, or from the job that it waits for."""
     from grounding.errors import UserError
     from grounding.files import read_json
     from grounding.models import architecture, estimate
@@ -82,7 +82,7 @@ def _architecture(job: ResolvedJob, by_name: Mapping[str, ResolvedJob]) -> Archi
 
 
 def _rows(job: ResolvedJob, given: int | None) -> int | None:
-    """Return the number of rows of a job's data: as given, or counted in local files."""
+    """Return the number of rows of a job's data: the given number, or the count in local files; None if it is unknown."""
     from grounding.api.resolved import ResolvedEvalJob, ResolvedTrainJob
     from grounding.data.mixture import taken
     from grounding.data.records import count_rows
@@ -114,7 +114,7 @@ def _rows(job: ResolvedJob, given: int | None) -> int | None:
 
 
 def _file(place: Path | None) -> Path | None:
-    """Return a file of rows, or the training rows of a prepared folder; None if it is not on this machine."""
+    """Return the path of a file of rows, or of the training rows of a prepared folder; None if it is not on this machine."""
     if place is not None and place.is_dir():
         place = place / "train.parquet"
     return place if place is not None and place.is_file() else None

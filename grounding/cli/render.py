@@ -1,4 +1,6 @@
-"""`egm render`: the objects that the operator would create for a manifest. The implementation is in the operator's package, an extra."""
+"""`egm render`: print the objects that the operator would create for a manifest. The implementation is in the operator's package, which is
+an optional dependency.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ def render(
 
     from grounding.errors import UserError, from_checkout
 
-    try:  # by name, because this package must not import the operator's
+    try:  # imported by name, because this package must not depend on the operator's
         settings, found = (importlib.import_module(f"egm_operator.{m}") for m in ("settings", "render"))
     except ModuleNotFoundError as error:
         raise UserError(

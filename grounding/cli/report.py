@@ -1,4 +1,4 @@
-"""`egm report`: the HTML page of a run, or of one evaluation."""
+"""`egm report`: write the HTML page of a run or of one evaluation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def report(
     from grounding.report import Caps, build_scaling, build_with_notes, scaling_notes
     from grounding.storage import is_remote
 
-    if out is None and (len(folder) > 1 or is_remote(folder[0])):  # users would not look for a page in the cache
+    if out is None and (len(folder) > 1 or is_remote(folder[0])):  # users would not look for the page in the cache
         out = Path("report/index.html")
     found = [results_folder(place) for place in folder]
     if len(found) > 1 or is_sweep(found[0]):

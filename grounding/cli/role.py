@@ -1,4 +1,4 @@
-"""`egm role ...`: run one role of a job file. Both back ends start it; users rarely call it."""
+"""`egm role ...`: run one role of a job file. Both back ends start roles this way; users rarely do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Out = Annotated[Path, typer.Option("--out", help="The job's folder.")]
 
 
 def _begin(role: str, path: Path, kind: str = "", method: str = "") -> Any:
-    """Set up the process of a role, and return the job of its file. Raises `UserError` for a job of another kind or method."""
+    """Set up the process of a role and return the job in its file. Raises `UserError` if the job has another kind or method."""
     from grounding.api import load_job
     from grounding.errors import UserError
     from grounding.runtime import startup
@@ -34,12 +34,12 @@ def _begin(role: str, path: Path, kind: str = "", method: str = "") -> Any:
 
 
 def _say(text: str) -> None:
-    """Print a line to the role's log."""
+    """Print a line to the log of the role."""
     typer.echo(text)
 
 
 def _data(spec: Any, data: Path) -> Any:
-    """Return the folder of the job's data; data in a store or on the hub is downloaded first."""
+    """Return the folder of the job's data. Data in an object store or on the hub are downloaded first."""
     from grounding.data.jobdata import bring, locate
 
     bring(spec, say=_say)
@@ -51,7 +51,7 @@ def prepare(job: JobFile, data: Data) -> None:
     from grounding.data.jobdata import materialise
 
     spec = _begin("prepare", job)
-    if spec.kind == "GroundingTrainJob" and spec.spec.reward.file is not None:  # before GPUs are bound
+    if spec.kind == "GroundingTrainJob" and spec.spec.reward.file is not None:  # fail before GPUs are allocated
         from grounding.scoring import own_reward
         from grounding.storage import fetch
 

@@ -1,4 +1,4 @@
-"""`egm run`, `egm get`, `egm logs`: run a manifest on this machine and show the results."""
+"""`egm run`, `egm get` and `egm logs`: run a manifest on this machine, and show jobs and logs."""
 
 from __future__ import annotations
 

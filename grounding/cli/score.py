@@ -90,7 +90,7 @@ def _copy(lines: IO[bytes], source: str, sink: IO[bytes], totals: Totals, truth:
         if found is not None and found[0] == "empty-box":
             totals.impossible += 1
             first_odd = first_odd or number
-        if row.get("box_remap") != "inverse":  # such a row itself says how its truth is read
+        if row.get("box_remap") != "inverse":  # such a row declares itself that its truth is converted
             look.add(box, size)
         sink.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
     if not totals.rows:
@@ -102,12 +102,14 @@ def _copy(lines: IO[bytes], source: str, sink: IO[bytes], totals: Totals, truth:
 
 
 def _is_relative(row: Row, field: str) -> bool:
-    """Return whether a row's truth is read as 0..1000: rewards, and pixel answers that box remap inverse maps to 0..1000."""
+    """Return whether a row's true box is read as 0..1000: for rewards, and for pixel answers that `box_remap: inverse` maps to 0..1000."""
     return field == "ground_truth" or row.get("box_remap") == "inverse"
 
 
 def _declared(number: int, row: Row, field: str, truth: Space | None) -> tuple[int, Row]:
-    """Convert a row's true box from the declared space to the one that its profile reads; a row that is wrong is left to the profile."""
+    """Convert a row's true box from the declared space to the space that its profile reads. An invalid row is returned unchanged, and the
+    profile reports it.
+    """
     from grounding.data.spaces import to_pixels, to_relative
 
     box, width, height = row.get(field), row.get("width"), row.get("height")

@@ -1,4 +1,4 @@
-"""`egm serve`: the servers of an evaluation job, without the evaluation."""
+"""`egm serve`: start the servers of an evaluation job without the evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""List commands in `egm --help` with their complete first sentence, for any width of the terminal."""
+"""List commands in `egm --help` with their complete first sentence, whatever the width of the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 
 class Group(TyperGroup):
-    """A group of commands whose help shows the complete first sentence of each, on several lines if needed."""
+    """A group of commands. Its help shows the complete first sentence of each command, on several lines if needed."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the list of commands."""

@@ -1,4 +1,4 @@
-"""`egm view`: the live page of runs, from a server on this machine."""
+"""`egm view`: serve a live page of the runs from this machine."""
 
 from __future__ import annotations
 
