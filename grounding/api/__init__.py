@@ -1,4 +1,4 @@
-"""The job API: two kinds, their presets, and manifests with line numbers."""
+"""The job API: the two kinds of jobs, their presets, and a reader of manifests that reports line numbers."""
 
 from grounding.api.common import ModelRef, Shapes
 from grounding.api.eval_spec import EvalData, EvalSpec, Sampling

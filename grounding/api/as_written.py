@@ -1,4 +1,4 @@
-"""Check what the user wrote, before presets and defaults are filled in, for fields without effect and misspelt keys. Pure."""
+"""Find fields without effect and misspelt keys in a spec as the user wrote it, before presets and defaults are filled in. Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from grounding.jsontypes import JsonObject
 
 
 def without_effect(spec: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield fields that the user wrote but that have no effect: hyperparameters (`given`) of the other method, and values that other fields
-    override.
+    """Yield the path and a message for each field that the user wrote but that has no effect. These are hyperparameters (`given`) of the
+    other method, and values that other fields override.
 
-    `spec` is the whole spec with its method, as it was written.
+    `spec` is the whole spec as written, with its method filled in.
     """
     method = spec["method"]
     other = "rl" if method == "sft" else "sft"
@@ -27,7 +27,7 @@ def without_effect(spec: Mapping[str, Any], given: Mapping[str, Any]) -> Iterato
                 f"hyperparameters.{name}",
                 f"has no effect for method {method}; it belongs to {other}. Leave it out.",
             )
-    # a resolved job that was written out names every required field, so the user has not chosen any of them
+    # a written-out resolved job contains every required field, so the user did not choose any of them
     if not required_fields(method) <= given.keys():
         yield from _ruled_out(method, spec.get("data"), given)
         if _gpus_written(spec) == 0:
@@ -35,7 +35,7 @@ def without_effect(spec: Mapping[str, Any], given: Mapping[str, Any]) -> Iterato
 
 
 def _gpus_written(spec: Mapping[str, Any]) -> object:
-    """Return `resources.gpusPerNode` as the job or its preset says; None if neither does."""
+    """Return `resources.gpusPerNode` from the job or its preset; None if neither has it."""
     preset = PRESETS.get(str(spec.get("preset")))
     for resources in (spec.get("resources"), None if preset is None else preset["resources"]):
         if isinstance(resources, Mapping) and "gpusPerNode" in resources:
@@ -50,7 +50,7 @@ _CPU_VALUES: Mapping[str, tuple[Any, ...]] = {
     "rolloutEngine": (),
     "tensorParallel": (1,),
 }
-"""Hyperparameters that are for GPUs -> the values that describe a training on the CPU"""
+"""Hyperparameters for GPUs -> the values that are correct without GPUs"""
 
 
 def _idle_on_cpu(method: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -65,7 +65,7 @@ def _idle_on_cpu(method: str, given: Mapping[str, Any]) -> Iterator[tuple[str, s
 
 
 def _ruled_out(method: str, data: Any, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the fields that have no effect because of another field of the job, written or absent."""
+    """Yield the fields that have no effect because another field of the job is set or is missing."""
     place = "hyperparameters."
     if method == "rl" and isinstance(data, Mapping) and data.get("prepared") and data.get("prompt"):
         why = "has no effect: data.prepared holds the prompts already. Leave it out, or prepare the rows with it"
@@ -94,7 +94,7 @@ def _ruled_out(method: str, data: Any, given: Mapping[str, Any]) -> Iterator[tup
 def misspelt(
     model: type[BaseModel], node: Any, submodel: Callable[[Any], type[BaseModel] | None]
 ) -> Iterator[tuple[tuple[int | str, ...], str]]:
-    """Yield path and message for every key in Python's spelling (`batch_size`), which a cluster refuses."""
+    """Yield the path and a message for every key in Python's spelling (`batch_size`), because a cluster refuses such keys."""
     if isinstance(node, list):
         for index, each in enumerate(node):
             for path, text in misspelt(model, each, submodel):
@@ -112,7 +112,7 @@ def misspelt(
 
 
 def nulls(spec: object) -> Iterator[tuple[str, str]]:
-    """Yield the hyperparameters that are null: someone expects that null removes a preset's value, but the API server drops it."""
+    """Yield the hyperparameters that are null. The user may expect that null removes a preset's value, but the API server drops the field."""
     given = spec.get("hyperparameters") if isinstance(spec, Mapping) else None
     if isinstance(given, Mapping):
         for name, value in given.items():
@@ -124,9 +124,9 @@ NULL = "null has no effect: Kubernetes drops it. Leave the field out."
 
 
 def as_stored(model: type[BaseModel], node: Any, submodel: Callable[[Any], type[BaseModel] | None]) -> Any:
-    """Return a document as the API server stores it: known fields that are null are absent, and 5.0 is 5.
+    """Return a document as the API server stores it: known fields with the value null are removed, and 5.0 becomes 5.
 
-    Free objects such as podTemplate keep their nulls, which remove the operator's values there.
+    Free-form objects such as podTemplate keep their nulls, which remove values of the operator's template.
     """
     if isinstance(node, list):
         return [as_stored(model, each, submodel) for each in node]
@@ -146,7 +146,7 @@ def as_stored(model: type[BaseModel], node: Any, submodel: Callable[[Any], type[
 
 
 def _is_free(annotation: Any) -> bool:
-    """Return whether a mapping may hold anything, so that its nulls are stored."""
+    """Return whether a field is a free-form mapping, so that the API server stores its nulls."""
     return annotation == JsonObject or any(_is_free(each) for each in get_args(annotation))
 
 

@@ -1,6 +1,7 @@
-"""The common parts of all models of the API: the base class, rules over several fields, and the types of values.
+"""The common parts of all models of the API: the base class, rules for fields, and types of values.
 
-A rule states a constraint once: `holds` checks it in Python, `cel` on a Kubernetes API server (`egm crds`), and both report `message`.
+A rule states a constraint once: `holds` checks it in Python, `cel` checks it on a Kubernetes API server (`egm crds`), and both report
+`message`.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from pydantic_core import PydanticCustomError, core_schema
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule over the fields of a model. `path`: the YAML name of the field at which a mistake is reported.
+    """A rule for several fields of a model. `path` is the YAML name of the field at which a mistake is reported.
 
-    In `cel`, `{method}` stands for the method of a train job, which may come from a preset. When `cel` runs, defaults are filled in, but
-    presets are not.
+    In `cel`, `{method}` is replaced by the method of a train job, which may come from a preset. The API server evaluates `cel` after it has
+    filled in defaults, but without presets.
     """
 
     holds: Callable[[Any], bool]
@@ -42,20 +43,20 @@ class Rule:
 
 @dataclass(frozen=True)
 class ValueRule:
-    """A rule over one value, as a part of its annotated type; `holds`, `cel` and `message` as in `Rule`."""
+    """A rule for one value, used in its annotated type. `holds`, `cel` and `message` are as in `Rule`."""
 
     holds: Callable[[Any], bool]
     cel: str
     message: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        """Check the value after its type."""
+        """Return a schema that checks the type first and then the rule."""
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(
         self, core: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """Write the rule beside the type."""
+        """Add the rule to the JSON schema of the type."""
         found = handler(core)
         rules = found.setdefault("x-kubernetes-validations", [])
         rules.append({"rule": self.cel, "message": self.message})
@@ -68,7 +69,7 @@ class ValueRule:
 
 
 def _matching(pattern: str, message: str, unless: str = "") -> ValueRule:
-    """Return the rule that a text matches `pattern` as a whole. `unless`: it need not if it does not contain this."""
+    """Return the rule that a whole text must match `pattern`. A text that does not contain `unless` is accepted, too."""
     compiled = re.compile(pattern)
 
     def held(text: str) -> bool:
@@ -83,14 +84,14 @@ def _in_cel(text: str) -> str:
 
 
 class Model(BaseModel):
-    """Base class: refuses unknown fields, uses camelCase names in YAML, and checks the rules."""
+    """Base class of all models. It refuses unknown fields, uses camelCase names in YAML, and checks the rules."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, allow_inf_nan=False, strict=True
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
     changeable: ClassVar[frozenset[str]] = frozenset()
-    """YAML names of the fields of a spec that may change after the job was created."""
+    """YAML names of the fields of a spec that may change after the job has been created."""
 
     @model_validator(mode="after")
     def _rules_hold(self) -> Self:
@@ -104,7 +105,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def read_known(model: type[M], found: object) -> M:
-    """Return the valid parts of `found` as a model whose fields are all optional; drop everything else."""
+    """Return the valid parts of `found` as a model whose fields are all optional; invalid parts are dropped."""
     kept: Any = found if isinstance(found, Mapping) else {}
     while True:
         try:
@@ -114,7 +115,7 @@ def read_known(model: type[M], found: object) -> M:
             bad = {_place_of(kept, mistake["loc"], mistake["type"] == "missing") for mistake in error.errors()}
         if () in bad:
             return model()
-        for path in sorted(bad, reverse=True):  # from the end, so that the indexes of earlier list items do not change
+        for path in sorted(bad, reverse=True):  # in reverse, so that the indexes of earlier list items stay valid
             if not any(path[:length] in bad for length in range(1, len(path))):
                 _remove(kept, path)
 
@@ -126,7 +127,7 @@ def _copied(value: Any) -> Any:
 
 
 def _place_of(kept: Any, location: tuple[int | str, ...], missing: bool) -> tuple[int | str, ...]:
-    """Return the part of a mistake's location that exists: a missing field has none, and pydantic adds names for a choice between types."""
+    """Return the existing part of a mistake's location. A missing field does not exist, and pydantic adds names for a choice between types."""
     path: list[int | str] = []
     at = kept
     for step in location[:-1] if missing else location:
@@ -150,7 +151,7 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-# Every text and list has a limit: the API server refuses rules whose cost it cannot bound.
+# Every text and list has a limit, because the API server refuses rules whose cost it cannot bound.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
@@ -189,7 +190,7 @@ Output = Annotated[
     ),
     _NO_DOTS,
 ]
-"""Where results go"""
+"""A folder or URI for results"""
 OBJECT_NAME = "this is no name of a Kubernetes object: lower case letters, digits, - and . only."
 _OBJECT_NAME = _matching(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", OBJECT_NAME)
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253), _OBJECT_NAME]
@@ -204,7 +205,7 @@ Override = Annotated[str, StringConstraints(pattern=r"^[+~]{0,2}[A-Za-z0-9_.@/-]
 Quantity = Annotated[
     str,
     StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$", max_length=32),
-    BeforeValidator(_as_text),  # `cpu: 8` is a number in YAML
+    BeforeValidator(_as_text),  # YAML reads `cpu: 8` as a number
     Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
 ]
 Labels = Annotated[dict[str, Annotated[str, StringConstraints(max_length=63)]], Field(max_length=64)]
@@ -212,4 +213,4 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 ROW_SUFFIXES = (".jsonl", ".json", ".parquet")
-"""Endings of the files that rows are read from"""
+"""Suffixes of files that can hold rows"""

@@ -1,7 +1,7 @@
-"""A table of checks for fields of a resolved train job that cannot work or have no effect. Pure.
+"""Check a resolved train job for values that cannot work or have no effect. Pure.
 
-The models check each field by itself; these checks look at all fields of the run together. `manifest.read` calls them for every entry
-point. Each check names the field, the reason and the remedy, and finds the value in the job.
+The models check each field separately; these checks look at all fields of the job together. `manifest.read` runs them for every entry
+point. Each entry of the table names the field, the reason and the remedy, and has a function that finds the wrong value in a job.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from grounding.api.verl_keys import override_problem
 
 J = TypeVar("J", bound=ResolvedTrainJob)
 Found = str | None
-"""The wrong value in readable form; None if the job is correct"""
+"""The wrong value in readable form; None if there is none"""
 
 
 class Beyond(StrEnum):
-    """Why the API server cannot make a check by itself; the value is a sentence for people."""
+    """Why the API server cannot make a check itself. The value is a sentence for users."""
 
     FILLED_IN = "It is about values that presets and defaults fill in; the API server does not know them."
     COST = "It compares many files or names, and the API server refuses rules of that cost."
@@ -38,9 +38,10 @@ class Beyond(StrEnum):
 
 @dataclass(frozen=True)
 class Check(Generic[J]):
-    """One check. `field`: path below `spec`; `wrong`: function that returns the wrong value; `reason` and `remedy`: sentences.
+    """A check. `field` is a path below `spec`, `wrong` returns the wrong value, and `reason` and `remedy` are sentences for users.
 
-    `server`: the same check in CEL over the spec, as in `Rule.cel`; or why there is none. In that case, the operator makes the check.
+    `server` is the same check in CEL over the spec, as in `Rule.cel`, or the reason why there is none. In the latter case the operator
+    makes the check.
     """
 
     id: str
@@ -55,7 +56,7 @@ def _gpus(job: ResolvedTrainJob) -> int:
     return job.spec.resources.nodes * job.spec.resources.gpus_per_node
 
 
-# ---- both ----
+# ---- both methods ----
 def _lora_targets(job: ResolvedTrainJob) -> Found:
     h, family = job.spec.hyperparameters, job.spec.model.family_name
     if h.lora is None:
@@ -122,12 +123,12 @@ def _shape_fields(job: ResolvedTrainJob) -> Found:
 
 
 def _small(quantity: str | None) -> Found:
-    """Return a quantity of memory if it is so little that its unit must be missing or wrong."""
+    """Return a quantity of memory that is so small that its unit must be missing or wrong; otherwise None."""
     return quantity if quantity is not None and _bytes(quantity) < _LEAST_MEMORY else None
 
 
 _LEAST_MEMORY = 2**26
-"""Bytes; no training works with less, so the unit must be missing"""
+"""Limit in bytes. No training works with less, so the unit must be missing."""
 
 
 def _wandb(job: ResolvedTrainJob) -> Found:
@@ -137,7 +138,7 @@ def _wandb(job: ResolvedTrainJob) -> Found:
 
 
 def _bytes(quantity: str) -> float:
-    """Return what a quantity of memory counts."""
+    """Return the number of bytes of a quantity of memory."""
     match = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", quantity)
     assert match is not None
     return float(match[1]) * _UNITS[match[2]]
@@ -174,7 +175,7 @@ def _start_deadline(job: ResolvedTrainJob) -> Found:
 
 
 def _has(path: str) -> str:
-    """Return CEL for "the spec has this field", however deep it is."""
+    """Return a CEL expression for "the spec has this field", which may be nested."""
     parts = path.split(".")
     return "(" + " && ".join(f"has(self.{'.'.join(parts[: n + 1])})" for n in range(len(parts))) + ")"
 
@@ -435,7 +436,7 @@ def _rl_mini(job: RlJob) -> Found:
 
 
 _CLIPPED = ("vanilla", "gspo", "clip_cov", "geo_mean", "cispo")
-"""The policy losses of verl that read the clip range"""
+"""The policy losses of verl that use the clip range"""
 
 
 def _rl_clip(job: RlJob) -> Found:
@@ -477,7 +478,7 @@ def _rl_filter(job: RlJob) -> Found:
 
 
 _ALPHA = ("mix", "penalty")
-"""The rewards that are a weighted sum of passing and IoU"""
+"""The rewards that are a weighted sum of IoU and of whether it passes the threshold"""
 
 
 def _rl_alpha(job: RlJob) -> Found:
@@ -596,9 +597,9 @@ RL: tuple[Check[RlJob], ...] = (
 )
 
 
-# ---- all of them ----
+# ---- all methods ----
 def beyond_the_server() -> dict[str, Beyond]:
-    """Return the rules that the API server cannot judge, by id; the operator judges them and reports them in the job's conditions."""
+    """Return the rules that the API server cannot check, by id. The operator checks them and reports problems in the job's conditions."""
     found = {check.id: check.server for checks in (TRAIN, SFT, RL) for check in checks}
     return _OTHERS | {name: server for name, server in found.items() if isinstance(server, Beyond)}
 

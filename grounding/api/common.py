@@ -1,4 +1,4 @@
-"""Parts of a job that both kinds have: models, pods, secrets, the synthetic set, and the life of a job."""
+"""Parts of the spec that both kinds of jobs have: models, pods, secrets, the synthetic set, start and deadlines."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from grounding.api.base import Model, Name, ObjectName, Output, Place, Rule, Sec
 from grounding.jsontypes import JsonObject
 
 PROMPTS = ("qwen3", "qwen3_amodal", "grounding", "amodal")
-"""Prompt templates by name, as `grounding/prompts.py` has them"""
+"""Names of the prompt templates in `grounding/prompts.py`"""
 TINY = families.tiny_sources()
-"""Models that are built on the spot (`grounding/models/tiny.py`)"""
+"""Sources of models that are built when they are needed (`grounding/models/tiny.py`)"""
 
 
 class ModelRef(Model):
@@ -54,7 +54,7 @@ class ModelRef(Model):
 
     @property
     def family_name(self) -> families.FamilyName:
-        """Return the family, the default filled in."""
+        """Return the family; if the job gives none, the family of its tiny model or the default."""
         if self.family is not None:
             return self.family
         tiny = families.of_tiny(self.tiny_kind or "")
@@ -62,12 +62,14 @@ class ModelRef(Model):
 
     @property
     def tiny_kind(self) -> str | None:
-        """Return the kind of tiny model that is to be built, which is the family's first one if the source names none; None for any other model."""
+        """Return the kind of tiny model to build; None if the model is not a tiny one. If the source has no kind, the family's first kind
+        is used.
+        """
         return families.tiny_kind(self.source or "", self.family or families.DEFAULT)
 
     @property
     def family_facts(self) -> families.Family:
-        """Return what the pipeline must know of the family."""
+        """Return the declaration of the model's family."""
         return families.FAMILIES[self.family_name]
 
 
@@ -119,7 +121,7 @@ CHANGEABLE = {
     "podTemplate",
     "podTemplates",
 }
-"""Fields of `spec` that may change while the job exists"""
+"""Names of the fields of `spec` that may change while the job exists"""
 
 
 Template = JsonObject

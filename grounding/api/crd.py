@@ -1,8 +1,9 @@
-"""CustomResourceDefinitions of the two kinds, generated only from the models. Pure: models in, plain objects out.
+"""Generate the CustomResourceDefinitions of the two kinds from the models only. Pure: models in, plain objects out.
 
-The models' JSON schema becomes a Kubernetes structural schema; anything that such a schema cannot express is refused, never dropped. Rules
-of the models become CEL, and fields that may not change get transition rules. A default is written only for fields that no preset sets: the
-API server fills in defaults before the operator sees the job, and they would take precedence over the preset.
+The models' JSON schema is converted to a Kubernetes structural schema. A construct that such a schema cannot express is an error and is
+never dropped. Rules of the models are converted to CEL, and fields that may not change get transition rules. A default is written only for
+fields that no preset sets: the API server fills in defaults before the operator sees the job, so they would take precedence over the
+preset.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from grounding.api.presets import PRESETS
 from grounding.jsontypes import Document, JsonObject
 
 Schema = JsonObject
-"""A JSON schema: pydantic's, or what becomes of it"""
+"""A JSON schema: pydantic's, or the structural schema converted from it"""
 
 _SFT_PRESETS = ", ".join(f"'{n}'" for n, p in PRESETS.items() if p["method"] == "sft")
 _METHOD = f"(has(self.method) ? self.method : (has(self.preset) && self.preset in [{_SFT_PRESETS}] ? 'sft' : 'rl'))"
-# spelled the same in both languages
+# these keywords are the same in a JSON schema and in a structural schema
 _KEPT = frozenset({"pattern", "minLength", "maxLength", "minItems", "maxItems", "maxProperties"}) | frozenset(
     {"minimum", "maximum", "multipleOf", "enum", "format"}
 )
 
 
 class Inexpressible(TypeError):
-    """A model uses something that a structural schema cannot express: a programmer's mistake."""
+    """A model uses something that a structural schema cannot express. This is a programmer's mistake."""
 
     def __init__(self, path: str, what: str) -> None:
         super().__init__(f"{path}: {what} cannot be expressed in a Kubernetes structural schema")
@@ -51,7 +52,7 @@ PRESET_FIELDS = frozenset(path for preset in PRESETS.values() for path in _leave
 
 
 def _number(schema: Schema, found: Mapping[str, Any]) -> None:
-    """Replace exclusive limits: OpenAPI 3.0 has a flag for them, JSON schema a second number."""
+    """Replace exclusive limits: OpenAPI 3.0 has a flag for them, but a JSON schema has a second number."""
     for flag, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if flag in found:
             schema[bound], schema[flag] = found[flag], True
@@ -59,7 +60,7 @@ def _number(schema: Schema, found: Mapping[str, Any]) -> None:
 
 
 def _without_null(found: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    """Turn `X | None` into X: an absent field means none."""
+    """Turn `X | None` into X, because in a custom resource an absent field means None."""
     options = [o for o in found["anyOf"] if o != {"type": "null"}]
     if len(options) != 1:
         raise Inexpressible(path, "a choice between types")
@@ -67,7 +68,7 @@ def _without_null(found: Mapping[str, Any], path: str) -> Mapping[str, Any]:
 
 
 class _Converter:
-    """Turn a JSON schema with `$defs` into a structural schema."""
+    """Convert a JSON schema with `$defs` to a structural schema."""
 
     def __init__(self, definitions: Mapping[str, Any]) -> None:
         self.definitions = definitions
@@ -142,7 +143,7 @@ def _rule(cel: str, message: str, path: str = "") -> dict[str, str]:
 
 
 def _add_rules(schema: Schema, model: type[BaseModel]) -> None:
-    """Return the rules of a model and of the models inside it, with their paths."""
+    """Add the rules of a model, and of the models in its fields, to the schema."""
     if not issubclass(model, Model):
         raise Inexpressible(model.__name__, "a model that is not the API's")
     rules = [_rule(r.cel.replace("{method}", _METHOD), r.message, r.path) for r in model.rules]
@@ -155,7 +156,7 @@ def _add_rules(schema: Schema, model: type[BaseModel]) -> None:
 
 
 def _frozen(spec: Schema, changeable: frozenset[str]) -> list[dict[str, str]]:
-    """Return transition rules for every field of the spec that may not change."""
+    """Return a transition rule for every field of the spec that may not change."""
     rules = []
     for name in spec["properties"]:
         if name in changeable:
@@ -173,7 +174,7 @@ def _waits_for_itself() -> dict[str, str]:
 
 
 def _checks() -> list[dict[str, str]]:
-    """Return the checks of a train job that the API server can make."""
+    """Return the checks of a train job that the API server can make, as rules."""
     found = []
     for method, checks in (("", TRAIN), ("sft", SFT), ("rl", RL)):
         for check in checks:
@@ -184,7 +185,7 @@ def _checks() -> list[dict[str, str]]:
 
 
 def _presets(spec: Schema) -> list[dict[str, str]]:
-    """Return what `manifest` checks when it looks up the preset."""
+    """Add the names of presets to the schema, and return the rules for method and preset that `manifest` also checks."""
     spec["properties"]["preset"]["enum"] = list(PRESETS)
     return [
         _rule("has(self.method) || has(self.preset)", "one of method and preset is wanted", "method"),
@@ -225,11 +226,11 @@ _WIDE_TRAIN = [
     ("Saved", "date", ".status.saved.time"),
     ("Uploaded", "date", ".status.uploaded.time"),
 ]
-"""Ages, which kubectl computes from a time"""
+"""Columns with an age, which kubectl computes from a time"""
 
 
 def schema(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> Schema:
-    """Return the structural schema of a kind. Raises `Inexpressible`."""
+    """Return the structural schema of a kind. Raises `Inexpressible` if the models use something it cannot express."""
     found = kind.model_json_schema(by_alias=True)
     convert = _Converter(found.get("$defs", {}))
     made = {name: convert.schema(field, name) for name, field in found["properties"].items()}
@@ -250,7 +251,7 @@ def schema(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> Schema:
         "properties": {
             "apiVersion": {"type": "string", "description": f"Always {GROUP_VERSION}."},
             "kind": {"type": "string", "description": f"Always {kind.__name__}."},
-            # the API server accepts only rules for the name here
+            # for metadata, the API server accepts only rules for the name
             "metadata": {
                 "type": "object",
                 "properties": {"name": {"type": "string", "pattern": name["pattern"], "maxLength": name["maxLength"]}},
@@ -305,12 +306,12 @@ def crd(kind: type[GroundingTrainJob] | type[GroundingEvalJob]) -> Document:
 
 
 def crds() -> dict[str, Document]:
-    """Return all of them, by file name."""
+    """Return the definitions of both kinds, by file name."""
     return {f"{kind.__name__.lower()}s.yaml": crd(kind) for kind in KINDS.values()}
 
 
 def text(definition: Document) -> str:
-    """Return a definition as YAML that Helm and kubectl read correctly: they use YAML 1.1, in which a plain `n` or `on` is a boolean."""
+    """Return a definition as YAML that Helm and kubectl read correctly. They use YAML 1.1, in which a plain `n` or `on` is a boolean."""
     from io import StringIO
 
     from ruamel.yaml import YAML

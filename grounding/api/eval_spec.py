@@ -1,4 +1,4 @@
-"""`spec` of a GroundingEvalJob."""
+"""Models of `spec` of a GroundingEvalJob."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class ServedModel(ModelRef):
 
 
 def _folder_names(models: Sequence[ServedModel]) -> list[str]:
-    """Return a name for each model that a folder, a role and a label can have, and that no other of them has."""
+    """Return a unique name for each model that is valid as a folder, a role and a label."""
     found: list[str] = []
     for model in models:
         last = model.name.rstrip("/").rpartition("/")[2].lower()
@@ -324,7 +324,7 @@ class EvalSpec(JobSpec):
 
     @property
     def answers_by_setting(self) -> list[int]:
-        """Answers to each question, of every setting that is measured of a model."""
+        """Return the number of answers to each question, for each setting of one model."""
         sweep, drawn = self.sweep, self.sampling
         if sweep is None:
             return [drawn.samples]
@@ -335,35 +335,35 @@ class EvalSpec(JobSpec):
 
     @property
     def several_models(self) -> list[str]:
-        """Return names for the folders of the models of a sweep over models; empty for a job that names its one model in `model`."""
+        """Return the folder names of the models in a sweep over models; empty for a job with only one model."""
         return [] if self.sweep is None or not self.sweep.models else _folder_names(self.sweep.models)
 
     def of_model(self, name: str) -> Self:
-        """Return the spec of one model of a sweep over models: it measures all settings of that one."""
+        """Return the spec that evaluates only one model of a sweep over models, with all settings of the sweep."""
         assert self.sweep is not None
         model = self.sweep.models[self.several_models.index(name)]
         return self.model_copy(update={"model": model, "sweep": self.sweep.model_copy(update={"models": []})})
 
     @property
     def server_gpus(self) -> int:
-        """GPUs of each server, the default filled in; 0 if the job starts none."""
+        """Return the number of GPUs of each server, or its default; 0 if the job starts no servers or they run on the CPU."""
         if self.engine in ("transformers", "openai") or self.endpoints:
             return 0
         return 8 if self.gpus_per_server is None else self.gpus_per_server
 
     @property
     def copies(self) -> int:
-        """Copies of the model behind one server, at least 1 (on a CPU)."""
+        """Return the number of copies of the model behind one server; at least 1, also on a CPU."""
         return max(1, self.server_gpus // self.gpus_per_copy)
 
     @property
     def gpus_per_copy(self) -> int:
-        """GPUs that one copy of the model is spread over."""
+        """Return the number of GPUs over which one copy of the model is spread."""
         return self.tensor_parallel * self.pipeline_parallel
 
     @property
     def _describes_servers(self) -> bool:
-        """Return whether a field is set that only servers of the job have."""
+        """Return whether a field is set that applies only to servers that the job starts."""
         templates = self.pod_templates is not None and self.pod_templates.server is not None
         counts = (self.servers, self.min_servers, self.gpus_per_copy) != (1, 1, 1)
         return counts or bool(self.gpus_per_server or self.gpu_resource or self.expert_parallel or templates)

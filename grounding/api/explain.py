@@ -1,4 +1,4 @@
-"""`egm explain`: the documentation of a field, from the models themselves. Pure: path in, text out."""
+"""Document a field of the API from its model, for `egm explain`. Pure: path in, text out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from grounding.errors import UserError
 
 
 def type_name(annotation: Any) -> str:
-    """Return a type as `kubectl explain` would write it: string, integer, []Object, enum and so on."""
+    """Return a type in the form that `kubectl explain` shows: string, integer, []Object, enum and so on."""
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
         return type_name(next(a for a in get_args(annotation) if a is not NoneType))
@@ -56,7 +56,7 @@ def shown(value: Any) -> str:
 
 
 def _hyperparameter_notes(name: str) -> list[str]:
-    """Return the default of a hyperparameter for each method, and for each preset that differs from it."""
+    """Return the default of a hyperparameter for each method, and its value in each preset that differs."""
     notes = []
     for method in HYPERPARAMETERS:
         if name not in method_fields(method):
@@ -109,7 +109,7 @@ def _listed(model: type[BaseModel], indent: str, recursive: bool, width: int) ->
 
 
 def explain(path: str, *, recursive: bool = False, width: int = 100) -> str:
-    """Return the text for a path such as `gtj.spec.reward`. Raises `UserError` with suggestions for a path that does not exist."""
+    """Return the documentation of a path such as `gtj.spec.reward`. Raises `UserError` with suggestions if the path does not exist."""
     first, *steps = path.split(".")
     names = {n.lower(): k for k in KINDS.values() for n in (k.__name__, k.__name__ + "s", k.short_name)}
     kind = names.get(first.lower())

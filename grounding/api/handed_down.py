@@ -1,6 +1,6 @@
-"""What the labels and annotations of a job say to queues and schedulers, and which of them its objects get. Pure.
+"""Pass labels and annotations of a job that are meant for queues and schedulers on to its objects. Pure.
 
-The names are those of Kueue, Volcano and the scheduler plugins, so that a job is labelled as any other object of its cluster.
+The names are those of Kueue, Volcano and the scheduler plugins, so a job is labelled like any other object of its cluster.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from grounding.api.models import GROUP_VERSION, Job
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-"""Names the LocalQueue of Kueue that admits an object"""
+"""Label with the LocalQueue of Kueue that admits an object"""
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
-"""Names the WorkloadPriorityClass by which Kueue orders and preempts"""
+"""Label with the WorkloadPriorityClass that Kueue uses for order and preemption"""
 VOLCANO_QUEUE = "scheduling.volcano.sh/queue-name"
-"""Annotation that names a queue of Volcano"""
+"""Annotation with the queue of Volcano"""
 _TO_KUEUE = (QUEUE_LABEL, PRIORITY_LABEL, "kueue.x-k8s.io/max-exec-time-seconds")
 _TO_PODS = ("scheduling.x-k8s.io/pod-group",)
 _TOPOLOGY = "kueue.x-k8s.io/podset-"
@@ -29,22 +29,24 @@ _RESERVED = (
     "argoproj.io",
     "fluxcd.io",
 )
-"""Domains whose labels mean the object that has them: Kubernetes' own, and those of tools that would take a copy for theirs"""
+"""Domains whose labels apply only to the object that has them: Kubernetes' own, and those of tools that would claim a labelled copy as
+theirs
+"""
 
 
 def queue_of(job: Job) -> str | None:
-    """Return the queue of a job: its label's, or its field's, which is a shorthand for the label."""
+    """Return the queue of a job: from its label or, as a shorthand, from `spec.queue`."""
     label = job.metadata.labels.get(QUEUE_LABEL)
     return label if label else job.spec.queue
 
 
 def plain_labels(job: Job) -> dict[str, str]:
-    """Return the labels that all objects of a job get."""
+    """Return the job's labels that all of its objects get."""
     return {k: v for k, v in job.metadata.labels.items() if k in _TO_PODS or not _reserved(k)}
 
 
 def kueue_labels(job: Job) -> dict[str, str]:
-    """Return the labels that objects get which Kueue admits."""
+    """Return the labels for objects that Kueue admits."""
     found = {name: job.metadata.labels.get(name) for name in _TO_KUEUE} | {QUEUE_LABEL: queue_of(job)}
     return {name: value for name, value in found.items() if value}
 
@@ -55,12 +57,12 @@ def provisioning(job: Job) -> dict[str, str]:
 
 
 def pod_annotations(job: Job) -> dict[str, str]:
-    """Return the annotations of pods that take GPUs: the topology that Kueue gives them, and what Volcano reads."""
+    """Return the annotations for pods with GPUs: the topology that Kueue assigns, and the annotations that Volcano reads."""
     return _beginning(job.metadata.annotations, _TOPOLOGY) | _beginning(job.metadata.annotations, _VOLCANO)
 
 
 def read_from(annotations: Mapping[str, str]) -> dict[str, str]:
-    """Return those annotations of a job that mean something to the operator; others, as those of kubectl, may change at any time."""
+    """Return the annotations of a job that the operator uses. All others, such as kubectl's, may change at any time."""
     return {
         k: v for k, v in annotations.items() if k.startswith((_TOPOLOGY, _PROVISIONING, _VOLCANO, f"{_RESERVED[0]}/"))
     }

@@ -1,4 +1,4 @@
-"""Typed hyperparameters of SFT and RL. All are optional: a preset fills what is absent."""
+"""Typed hyperparameters of SFT and RL. All are optional, because a preset supplies absent ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ AdaptedLayer = Literal[
     "fc2",
 ]
 TEXT_LAYERS: tuple[AdaptedLayer, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Linear layers of the language models of all families; a mixture's experts are no linear layers"""
+"""Linear layers of the language models of all families. The experts of a mixture are not linear layers."""
 VISION_LAYERS: dict[FamilyName, tuple[AdaptedLayer, ...]] = {
     "qwen3-vl": ("qkv", "linear_fc1", "linear_fc2"),
     "qwen3.5": ("qkv", "linear_fc1", "linear_fc2"),
@@ -75,7 +75,7 @@ class Lora(Model):
 
     @property
     def scale(self) -> float:
-        """Return the factor of an adapter's product."""
+        """Return the factor by which the product of an adapter's matrices is multiplied."""
         return self.alpha / self.rank
 
 

@@ -1,5 +1,5 @@
-"""Read manifest files as validated jobs. All mistakes of a file are reported together, each with line, path, what was found and what is
-expected.
+"""Read manifest files as validated jobs. All mistakes of a file are reported together, each with its line, its path, the value found and
+the value expected.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from grounding.jsontypes import JsonObject
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: line (from 1), path such as `spec.hyperparameters.learningRate`, and a sentence."""
+    """A mistake: its line (from 1), its path such as `spec.hyperparameters.learningRate`, and a message."""
 
     line: int
     path: str
@@ -38,7 +38,7 @@ class Problem:
 
 
 class ManifestError(UserError):
-    """All mistakes of one file."""
+    """The file contains mistakes; the error lists all of them."""
 
     def __init__(self, file: str | Path, problems: Sequence[Problem]) -> None:
         self.problems = tuple(sorted(problems, key=lambda p: (p.line, p.path)))
@@ -64,11 +64,11 @@ def _line(node: Any, path: Sequence[Any], key_itself: bool = False) -> int:
 
 
 _MOST_NODES = 100_000
-"""Maximum number of values in a manifest; aliases count each time they are used, because ten lines of aliases can expand to a billion values"""
+"""Maximum number of values in a manifest. Every use of an alias counts, because ten lines of aliases can expand to a billion values."""
 
 
 def _count(node: Any, left: int) -> int:
-    """Subtract the number of values of a YAML node from `left`; the result is negative if there are more."""
+    """Return `left` minus the number of values in a YAML node; negative if the node has more than `left` values."""
     left -= 1
     children = [*node.keys(), *node.values()] if isinstance(node, dict) else node if isinstance(node, list) else []
     for child in children:
@@ -136,7 +136,7 @@ _KINDS_OF_VALUE = {
 
 
 def _stands_for(text: str, kind: str) -> bool:
-    """Return whether a text looks like the number, or the true or false, that is expected."""
+    """Return whether a text looks like a value of the expected type, a number or a boolean."""
     wanted = {"int_type": int, "float_type": float, "bool_type": bool}.get(kind)
     if wanted is None:
         return False
@@ -170,9 +170,9 @@ def _sentence(error: Any, model: type[BaseModel], path: Sequence[Any]) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One mistake in a document: the path of the wrong value, and a message.
+    """A mistake in a document: the path of the wrong value, and a message.
 
-    `rule`: id of the rule if the API server cannot judge it (`checks.beyond_the_server`), otherwise empty.
+    `rule` is the id of a rule that the API server cannot check (`checks.beyond_the_server`), otherwise empty.
     """
 
     path: tuple[int | str, ...]
@@ -181,7 +181,7 @@ class Finding:
 
     @property
     def field(self) -> str:
-        """Return the path as people write it: `spec.data.images[0]`."""
+        """Return the path as users write it: `spec.data.images[0]`."""
         return ".".join(f"[{p}]" if isinstance(p, int) else str(p) for p in self.path).replace(".[", "[")
 
 
@@ -198,10 +198,10 @@ def _pod_templates(spec: object) -> Iterator[tuple[tuple[str, ...], JsonObject]]
 
 
 def _preset_findings(spec: JsonObject) -> list[Finding]:
-    """Check the preset of a train job's spec, and set the method that it implies in `spec`."""
+    """Return the problems with the preset of a train job's spec, and set the method that the preset implies in `spec`."""
     preset, method = spec["preset"], spec.get("method")
     if not isinstance(preset, str) or preset not in PRESETS:
-        spec.setdefault("method", "rl")  # the right preset would have set it, so do not report a second mistake
+        spec.setdefault("method", "rl")  # the correct preset would set it, so a missing method is not a second mistake
         text = f"{preset!r} is not a preset{_near(str(preset), PRESETS)} (known: {', '.join(PRESETS)})"
         return [Finding(("spec", "preset"), text)]
     if method in (None, PRESETS[preset]["method"]):
@@ -211,7 +211,7 @@ def _preset_findings(spec: JsonObject) -> list[Finding]:
 
 
 def _findings(error: ValidationError, model: type[BaseModel], rule: str = "") -> list[Finding]:
-    """Return pydantic's findings in our own wording."""
+    """Return pydantic's errors as findings in this project's wording."""
     found = []
     for e in error.errors():
         path: list[int | str] = [p for p in e["loc"] if p != "[key]"]
@@ -222,7 +222,7 @@ def _findings(error: ValidationError, model: type[BaseModel], rule: str = "") ->
 
 
 def read(document: Mapping[str, Any]) -> tuple[ResolvedJob | None, list[Finding]]:
-    """Return the resolved job of one document of plain values, or its problems.
+    """Return the resolved job of one document of plain values, or None and its problems.
 
     Every entry point calls this function: the command line, the roles, the local back end and the operator.
     """
@@ -264,7 +264,7 @@ _HYPERPARAMETER_NAMES = frozenset(str(field.alias) for field in Hyperparameters.
 
 
 def _with_effect(spec: JsonObject) -> tuple[JsonObject, list[Finding]]:
-    """Return a train job's spec without the hyperparameters that have no effect for its method, and a finding for each of those."""
+    """Return a train job's spec without the hyperparameters that have no effect, and a finding for each removed one."""
     given, method = spec.get("hyperparameters"), spec.get("method")
     if not isinstance(given, dict) or not isinstance(method, str) or method not in HYPERPARAMETERS:
         return spec, []
@@ -281,14 +281,14 @@ def _below_spec(field: str, message: str, rule: str) -> Finding:
 
 
 def refuse_placeholders(jobs: Sequence[ResolvedJob], file: str | Path) -> None:
-    """Raise `UserError` if a job still contains a placeholder of an example."""
+    """Raise `UserError` if a job still contains a placeholder from an example."""
     for job in jobs:
         for field, message in placeholders(job):
             raise UserError(message, file=file, field=f"{job.metadata.name}: spec.{field}")
 
 
 def _one(node: Any) -> tuple[ResolvedJob | None, list[Problem]]:
-    """Return the resolved job of one YAML document, or its problems."""
+    """Return the resolved job of one YAML document, or None and its problems."""
     if not isinstance(node, CommentedMap):
         return None, [Problem(_line(node, ()), "", f"expected a job, found {type(node).__name__}")]
     job, found = read(_plain(node))
@@ -296,7 +296,7 @@ def _one(node: Any) -> tuple[ResolvedJob | None, list[Problem]]:
 
 
 def parse(text: str, file: str | Path = "<text>") -> list[ResolvedJob]:
-    """Return all jobs of a manifest, resolved. Raises `ManifestError` with all of its mistakes."""
+    """Return all jobs of a manifest, resolved. Raises `ManifestError` with all mistakes."""
     yaml = YAML(typ="rt")
     yaml.allow_duplicate_keys = False
     try:
@@ -328,7 +328,7 @@ def parse(text: str, file: str | Path = "<text>") -> list[ResolvedJob]:
         if job is None:
             continue
         line = _line(node, ["metadata", "name"])
-        # names must be unique over both kinds, because they become folders of one run
+        # names must be unique across both kinds, because they become folders of one run
         key = (job.metadata.namespace or "", job.metadata.name)
         if key in seen:
             text_ = f"{job.metadata.name} is the name of the job in line {seen[key]} already"
@@ -341,7 +341,7 @@ def parse(text: str, file: str | Path = "<text>") -> list[ResolvedJob]:
 
 
 def load(path: str | Path) -> list[ResolvedJob]:
-    """Return all jobs of a YAML or JSON file, resolved. Raises `UserError`."""
+    """Return all jobs of a YAML or JSON file, resolved. Raises `UserError` for mistakes or if the file cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -357,7 +357,7 @@ def line_of(path: str | Path, name: str, field: Sequence[int | str]) -> int:
 
 
 def load_job(path: str | Path, name: str | None = None) -> ResolvedJob:
-    """Return the job `name` of a file, resolved, or its only job."""
+    """Return the job `name` of a file, resolved; without `name`, the file's only job."""
     jobs = load(path)
     if name is None and len(jobs) == 1:
         return jobs[0]
@@ -369,7 +369,7 @@ def load_job(path: str | Path, name: str | None = None) -> ResolvedJob:
 
 
 def check_references(jobs: Sequence[ResolvedJob]) -> None:
-    """Raise `UserError` if a `model.trainJob` names no train job of `jobs`, or if jobs wait for each other."""
+    """Raise `UserError` if a `model.trainJob` is not the name of a train job in `jobs`, or if jobs wait for each other."""
     by_name = {job.metadata.name: job for job in jobs}
     for job in jobs:
         swept = isinstance(job, GroundingEvalJob) and bool(job.spec.several_models)

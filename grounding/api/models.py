@@ -1,6 +1,6 @@
-"""The two kinds, GroundingTrainJob and GroundingEvalJob, as pydantic models: the one source of validation and of `egm explain`.
+"""The two kinds, GroundingTrainJob and GroundingEvalJob, as pydantic models. Validation and `egm explain` both use these models.
 
-YAML names are camelCase, Python names snake_case. A field that a preset may fill is optional here; `resolved.resolve` fills it.
+YAML names are camelCase, and Python names are snake_case. A field that a preset may fill is optional here; `resolved.resolve` fills it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Metadata(Model):
     annotations: dict[str, str] = Field(default_factory=dict, description="Annotations, as on any Kubernetes object.")
 
 
-_Ignored = BeforeValidator(lambda _: None)  # a manifest read back from a cluster carries its status
+_Ignored = BeforeValidator(lambda _: None)  # a manifest exported from a cluster contains a status
 
 
 class _Job(Model):

@@ -14,7 +14,7 @@ from grounding.api.resolved import ResolvedJob, ResolvedTrainJob
 
 
 def names(job: ResolvedJob) -> Iterator[tuple[str, str, str]]:
-    """Yield problems with names: the field, a message, and the rule's id if the API server cannot judge it."""
+    """Yield problems with names, each as the field, a message, and the id of the rule if the API server cannot check it."""
     model, spec = job.spec.model, job.spec
     if isinstance(job, ResolvedTrainJob) and isinstance(model, ModelRef) and model.train_job == job.metadata.name:
         yield "model.trainJob", f"{job.metadata.name}: {WAITS_FOR_ITSELF}", ""
@@ -32,7 +32,7 @@ QUEUE_OF_LABEL = "queue-label"
 
 @dataclass(frozen=True)
 class ClusterProblem:
-    """What works on this machine and not in pods: the field below spec, the rule's id, a sentence and what to do."""
+    """A value that works on this machine but not in pods: the field below spec, the id of the rule, a message, and what to do."""
 
     field: str
     rule: str
@@ -41,7 +41,7 @@ class ClusterProblem:
 
 
 def on_a_cluster(job: Job) -> Iterator[ClusterProblem]:
-    """Yield what the operator refuses in a job that `egm run` can run. `egm validate` warns of it."""
+    """Yield the problems for which the operator refuses a job that `egm run` can run. `egm validate` shows them as warnings."""
     output = job.spec.output
     if output is not None and (path := _path(output)) is not None and not _mounted(job, path):
         yield ClusterProblem(
@@ -61,14 +61,14 @@ def on_a_cluster(job: Job) -> Iterator[ClusterProblem]:
 
 
 def _path(output: str) -> str | None:
-    """Return the path of an output that is a folder; None if it is in a store or a claim."""
+    """Return the path of an output that is a local folder; None if it is in an object store or a volume claim."""
     if output.startswith("file://"):
         return output.removeprefix("file://").removeprefix("localhost")
     return None if "://" in output else output
 
 
 def _mounted(job: Job, path: str) -> bool:
-    """Return whether a pod template of the job mounts a volume at a path, or at a folder above it."""
+    """Return whether a pod template of the job mounts a volume at a path or at one of its parent folders."""
     roles = job.spec.pod_templates
     templates = [job.spec.pod_template, *([] if roles is None else roles.model_dump().values())]
     for template in templates:
@@ -94,7 +94,7 @@ _PLACEHOLDER = re.compile(r"//(your|my|example)[-_]bucket|//bucket-name|<[^>]*>|
 
 
 def placeholders(job: ResolvedJob) -> Iterator[tuple[str, str]]:
-    """Yield the fields that still contain a placeholder of an example, and a message: such a job is valid but must not be started."""
+    """Yield a message for each field that still contains a placeholder from an example. Such a job is valid but must not be started."""
     places = [("output", job.spec.output), *((f"{place}.source", model.source) for place, model in model_fields(job))]
     for field, value in places:
         if value is not None and _PLACEHOLDER.search(value):

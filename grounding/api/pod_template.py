@@ -1,7 +1,7 @@
-"""Check the shape of `spec.podTemplate`, so that an invalid template is refused before anything is merged or sent. Pure.
+"""Check the structure of `spec.podTemplate`, so that an invalid template is refused before anything is merged or sent. Pure.
 
-A pod template of a job is partial: it is merged over the operator's (`KEYS` has the keys of lists), so required fields may be absent,
-except those keys. `null` is allowed for any value: it removes the operator's.
+A job's pod template is partial, because it is merged over the operator's template. Therefore required fields may be absent, except the keys
+by which list entries are merged (`KEYS`). Any value may be `null`, which removes the operator's value.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "hostAliases": ("ip",),
     "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
 }
-"""Lists whose entries are merged by key, and those keys"""
+"""Lists whose entries are merged by keys -> those keys"""
 OPTIONAL_KEYS = frozenset({"protocol"})
-"""Keys that Kubernetes fills in if they are absent"""
+"""Keys that may be absent, because Kubernetes fills them in"""
 TYPES = Path(__file__).with_name("pod_types.json")
-"""Field names and types of Kubernetes' pod template; `hack/docs/pod_types.py` writes it"""
+"""File with the field names and types of Kubernetes' pod template; `hack/docs/pod_types.py` writes it"""
 _ROOT = "V1PodTemplateSpec"
 _QUANTITIES = frozenset({"limits", "requests", "sizeLimit", "divisor"})
 _WORDS = {"str": "a text", "int": "a whole number", "bool": "true or false", "datetime": "a time"}
@@ -45,7 +45,7 @@ def _types() -> Mapping[str, Mapping[str, str]]:
 
 
 def problems(template: object) -> Iterator[tuple[Path_, str]]:
-    """Yield path (below the template) and message for everything that does not fit the shape of a pod template."""
+    """Yield the path (below the template) and a message for everything that does not have the structure of a pod template."""
     yield from _value(template, _ROOT, (), "")
     spec = template.get("spec") if isinstance(template, Mapping) else None
     if isinstance(spec, Mapping) and "containers" in spec and spec["containers"] is None:

@@ -1,6 +1,8 @@
-"""Presets: named sets of values, over one table of defaults for each method. `resolved.py` merges them under a job's own values. Pure.
+"""Presets: named sets of values that are applied over one table of defaults for each method. `resolved.py` merges them under a job's own
+values. Pure.
 
-The values of the `egm-*` presets are the reference's (tables in `docs/jobs.md`); those of `tiny-*` were tuned for two CPU cores.
+The values of the `egm-*` presets are those of the reference (tables in `docs/jobs.md`). The values of the `tiny-*` presets were tuned for
+two CPU cores.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ _RL: Document = {
     "keepCheckpoints": 3,
 }
 TABLES: dict[str, Document] = {"sft": _SFT, "rl": _RL}
-"""Defaults of each method: the reference's recipe. A job without a preset gets them; a preset lists the differences, with None for no value"""
+"""Defaults of each method, from the reference's recipe. They apply to a job without a preset. A preset lists only the differences; None
+removes a value.
+"""
 
 ALGORITHMS: dict[str, dict[str, str]] = {
     "grpo": {"advantage": "grpo", "loss": "vanilla", "lossAggregation": "token-mean"},
@@ -74,7 +78,7 @@ ALGORITHMS: dict[str, dict[str, str]] = {
     "dr-grpo": {"advantage": "dr-grpo", "loss": "vanilla", "lossAggregation": "seq-mean-token-sum-norm"},
     "rloo": {"advantage": "rloo", "loss": "vanilla", "lossAggregation": "token-mean"},
 }
-"""Fields that `algorithm` sets; a field that the job gives itself takes precedence"""
+"""Fields that `algorithm` sets -> their values; a field that the job sets itself takes precedence"""
 
 _INTERNVL_RL: Document = {
     "epochs": 5,
@@ -92,7 +96,7 @@ _INTERNVL_RL: Document = {
 
 
 class Preset(TypedDict):
-    """A part of a train job's spec, by YAML names."""
+    """A part of a train job's spec, with YAML names."""
 
     method: Literal["sft", "rl"]
     model: dict[str, str]
@@ -114,7 +118,7 @@ PRESETS: dict[str, Preset] = {
     "egm-2b-sft": _preset("sft", "hf://Qwen/Qwen3-VL-2B-Thinking", {}),
     "egm-4b-sft": _preset("sft", "hf://Qwen/Qwen3-VL-4B-Thinking", {}),
     "egm-8b-sft": _preset("sft", "hf://Qwen/Qwen3-VL-8B-Thinking", {}),
-    "egm-2b-rl": _preset("rl", None, {}),  # no one has published an EGM-2B-SFT to start from
+    "egm-2b-rl": _preset("rl", None, {}),  # there is no published EGM-2B-SFT to start from
     "egm-4b-rl": _preset("rl", "hf://JamesZGQ/EGM-4B-SFT", {}),
     "egm-8b-rl": _preset("rl", "hf://JamesZGQ/EGM-8B-SFT", {}),
     "egm-internvl-rl": {

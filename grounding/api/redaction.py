@@ -10,9 +10,10 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 def without_secrets(document: Any) -> Any:
-    """Return plain data with every literal value of a podTemplate's environment, and every user and password of a URL, replaced.
+    """Return plain data in which every literal value of a podTemplate's environment, every command with its arguments, and every user and
+    password in a URL is replaced.
 
-    References to Secrets are kept, because they only name a key.
+    References to Secrets are kept, because they contain only names.
     """
     if isinstance(document, dict):
         return {
@@ -34,7 +35,7 @@ def _without_environment(template: Any) -> Any:
         if key == "env" and isinstance(value, list):
             hidden[key] = [_named_only(entry) for entry in value]
         elif key in ("args", "command") and isinstance(value, list):
-            hidden[key] = [HIDDEN for _ in value]  # arguments may contain keys, too
+            hidden[key] = [HIDDEN for _ in value]  # arguments may also contain keys
         else:
             hidden[key] = _without_environment(value)
     return hidden

@@ -1,4 +1,4 @@
-"""What a role reports about its work: the answer of `/progress`, its termination message, and the annotation that can replace both.
+"""Models of a role's reports about its work: the answer of `/progress`, the termination message, and the annotation that can replace both.
 
 A role writes these models, and the operator reads them into the job's status. Every field is optional for the reader, because a role of
 another version may omit it.
@@ -35,9 +35,9 @@ class _Report(Model):
     stage: str | None = None
     """sft, rl or evaluate."""
     time: Number | str | None = None
-    """Time of the reported event: seconds since 1970, or RFC 3339 if a person writes the annotation."""
+    """Time of the reported event: seconds since 1970, or RFC 3339 if a user writes the annotation."""
     eta_seconds: Number | None = None
-    """Estimated time to the end."""
+    """Estimated remaining time in seconds."""
 
 
 class ReportedCheckpoint(Model):
@@ -49,7 +49,7 @@ class ReportedCheckpoint(Model):
 
 
 class ReportedMoment(Model):
-    """A step whose checkpoint was saved or uploaded, and when (seconds since 1970)."""
+    """A step whose checkpoint was saved or uploaded, and the time (seconds since 1970)."""
 
     model_config = ConfigDict(extra="ignore")
     step: Count
@@ -57,7 +57,7 @@ class ReportedMoment(Model):
 
 
 UPLOAD_FAILING = "UploadFailing"
-"""Reason of the event and of the condition if the uploads of a training fail"""
+"""Reason in the event and in the condition if uploads of a training fail"""
 
 
 class HealthEvent(Model):
@@ -80,14 +80,14 @@ class TrainReport(_Report):
     """Newest value of each metric."""
     checkpoint: ReportedCheckpoint | None = None
     saved: ReportedMoment | None = None
-    """Newest checkpoint on the job's disk."""
+    """Newest checkpoint saved on the job's disk."""
     uploaded: ReportedMoment | None = None
-    """Newest checkpoint in the job's output."""
+    """Newest checkpoint uploaded to the job's output."""
     gpu_seconds: Number | None = None
-    """GPU seconds of this attempt."""
+    """GPU-seconds used by this attempt."""
     events: list[HealthEvent] = Field(default_factory=list)
     stopping: str | None = None
-    """What is done about a request to stop: it waits for a step, has saved one, or cannot."""
+    """The response to a request to stop: waiting for the end of a step, saved a checkpoint, or unable to stop."""
 
 
 class ReportedFile(Model):
@@ -120,13 +120,13 @@ class ReportedCosts(Model):
     thought_tokens: Number | None = None
     answer_tokens: Number | None = None
     generated_tokens: Number | None = None
-    """Thought and answer of all samples"""
+    """Tokens of reasoning and answer, summed over all samples"""
     flops: Number | None = None
     latency_seconds: Number | None = None
-    """Median"""
+    """Median latency"""
     gpu_seconds: Number | None = None
     money: Number | None = None
-    """US dollars"""
+    """Costs in US dollars"""
 
 
 class ReportedSetting(Model):
@@ -134,12 +134,12 @@ class ReportedSetting(Model):
 
     model_config = ConfigDict(extra="ignore")
     model: str | None = None
-    """Only in a sweep over models"""
+    """Name of the model; only in a sweep over models"""
     name: str
     done: Count | None = None
     total: Count | None = None
     accuracy: Number | None = None
-    """Macro mean, once no question is missing"""
+    """Macro mean of the accuracy, once all questions are answered"""
     ci95: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None
     costs: ReportedCosts | None = None
 
@@ -148,16 +148,16 @@ class EvalReport(_Report):
     """Progress of an evaluation's client, and its result at the end."""
 
     done: Count | None = None
-    """Questions with a final answer."""
+    """Number of questions with a final answer."""
     total: Count | None = None
     errors: Count | None = None
-    """Questions that have failed for good."""
+    """Number of questions that have failed finally."""
     requests_per_second: Annotated[Number, Field(ge=0, lt=1e12)] | None = None
     accuracy: ReportedAccuracy | None = None
     report: str | None = None
-    """Where the results are stored."""
+    """URI of the results."""
     costs: ReportedCosts | None = None
     settings: list[ReportedSetting] | None = None
-    """In a sweep, the settings that have begun"""
+    """Settings of a sweep that have started"""
     notes: list[str] | None = None
-    """What a reader of the accuracy must know."""
+    """Notes that a reader of the accuracy needs."""

@@ -1,7 +1,7 @@
-"""Resolved jobs: manifests with the preset, the defaults of the method and derived values filled in. Pure.
+"""Resolve jobs: fill in the preset, the defaults of the method, and derived values. Pure.
 
-No field with a default is None in a resolved job, so the code that runs it never needs a default. A resolved job can be written as a
-manifest; reading that manifest gives the same job.
+In a resolved job, no field with a default is None, so the code that runs the job never needs a default. A resolved job can be written as a
+manifest, and reading that manifest gives the same job.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from grounding.jsontypes import JsonObject
 
 
 class TrainHyperparameters(Model):
-    """The hyperparameters that SFT and RL have in common."""
+    """The hyperparameters that both SFT and RL have."""
 
     learning_rate: Rate
     weight_decay: Annotated[float, Field(ge=0)]
@@ -44,13 +44,13 @@ class TrainHyperparameters(Model):
     max_grad_norm: Annotated[float, Field(ge=0)]
     epochs: Positive
     max_steps: Positive | None = None
-    """Optimizer steps; None: `epochs` is used."""
+    """Number of optimizer steps; None: `epochs` is used."""
     batch_size: Positive
     save_every: Positive
     keep_checkpoints: Positive
     freeze_vision: bool
     lora: Lora | None = None
-    """Adapters that are trained instead of the weights; None: train the weights."""
+    """Adapters to train instead of the weights; None: train the weights."""
     validate_every: Positive
     validate_before_train: bool
     keep_best: Figure | None = None
@@ -66,16 +66,16 @@ class SftHyperparameters(TrainHyperparameters):
     """Warm-up in steps; None: `warmup_ratio` is used."""
     warmup_ratio: Fraction
     micro_batch_size: Positive | None = None
-    """Rows that a GPU computes at once; None: `tokens_per_gpu` is the only limit."""
+    """Number of rows that a GPU processes at once; None: only `tokens_per_gpu` limits it."""
     tokens_per_gpu: Positive | None = None
-    """Tokens that a GPU computes at once; None: as many as its memory allows."""
+    """Number of tokens that a GPU processes at once; None: as many as its memory allows."""
     gradient_checkpointing: bool | None = None
-    """Recompute activations, in all layers or none; None: in as few as the memory allows."""
+    """Whether to recompute activations in all layers; None: recompute in as few layers as the memory allows."""
     max_length: Positive
     min_pixels: Positive | None = None
-    """Smallest picture; None: the value of the model's own processor."""
+    """Smallest picture in pixels; None: the value of the model's own processor."""
     max_pixels: Positive | None = None
-    """Largest picture; None: the value of the model's own processor."""
+    """Largest picture in pixels; None: the value of the model's own processor."""
 
 
 class RlHyperparameters(TrainHyperparameters):
@@ -94,7 +94,7 @@ class RlHyperparameters(TrainHyperparameters):
     kl_type: Literal["low_var_kl", "kl", "abs", "mse"]
     entropy_coefficient: Annotated[float, Field(ge=0)]
     algorithm: Algorithm
-    """The algorithm that sets `advantage`, `loss` and `loss_aggregation` unless the job gives them itself"""
+    """The algorithm. It sets `advantage`, `loss` and `loss_aggregation`, unless the job sets them itself."""
     advantage: Advantage
     clip_range: ClipRange
     loss: Loss
@@ -112,7 +112,7 @@ class RlHyperparameters(TrainHyperparameters):
 class ResolvedTrainSpec(TrainSpec):
     """The spec of a resolved train job."""
 
-    # The user's form has every field optional, the resolved one has them all, so one cannot be a subtype of the other.
+    # In the user's form all fields are optional, and in the resolved form none is, so neither can be a subtype of the other.
     hyperparameters: TrainHyperparameters  # type: ignore[assignment]
 
 
@@ -131,7 +131,7 @@ class RlSpec(ResolvedTrainSpec):
 
 
 class ResolvedTrainJob(GroundingTrainJob):
-    """A train job with every value filled in: an `SftJob` or an `RlJob`."""
+    """A train job in which every value is filled in: an `SftJob` or an `RlJob`."""
 
     spec: ResolvedTrainSpec
 
@@ -155,7 +155,7 @@ class ResolvedEvalSpec(EvalSpec):
 
 
 class ResolvedEvalJob(GroundingEvalJob):
-    """An evaluation job with every value filled in."""
+    """An evaluation job in which every value is filled in."""
 
     spec: ResolvedEvalSpec
 
@@ -181,11 +181,11 @@ DERIVED = {
     ("sft", "tokensPerGpu"): "the GPU's memory decides",
     ("sft", "warmupSteps"): "warmupRatio decides",
 }
-"""Method and hyperparameter -> what applies if no table has a value"""
+"""(method, hyperparameter) -> what decides instead if no table has a value"""
 
 
 def under(base: Mapping[str, object], explicit: Mapping[str, object]) -> JsonObject:
-    """Merge `explicit` over `base`, mapping by mapping; lists and values are replaced whole."""
+    """Merge `explicit` over `base`. Mappings are merged recursively; lists and single values are replaced."""
     merged = copy.deepcopy(dict(base))
     for key, value in explicit.items():
         mine = merged.get(key)
@@ -208,23 +208,23 @@ def required_fields(method: str) -> frozenset[str]:
 
 
 def defaults(method: str, preset: str | None = None) -> JsonObject:
-    """Return the hyperparameters, by YAML name, of a job that names none: the method's table under the preset's values."""
+    """Return the hyperparameters, by YAML name, of a job that sets none: the preset's values over the method's table."""
     chosen = PRESETS[preset]["hyperparameters"] if preset is not None else {}
     return {key: value for key, value in under(TABLES[method], chosen).items() if value is not None}
 
 
 def _hyperparameters(spec: Mapping[str, Any], given: Mapping[str, Any]) -> JsonObject:
-    """Return the hyperparameters of a spec: the `given` ones over the defaults, some of which depend on the given ones."""
+    """Return the hyperparameters of a spec: the `given` ones over the defaults. Some defaults depend on the given ones."""
     method, family = spec["method"], ModelRef.model_validate(spec["model"]).family_name
     base = defaults(method, spec.get("preset"))
-    if not FAMILIES[family].pixels and method == "sft":  # InternVL cuts pictures into tiles of one size
+    if not FAMILIES[family].pixels and method == "sft":  # InternVL cuts pictures into tiles of equal size
         base = {key: value for key, value in base.items() if key not in ("minPixels", "maxPixels")}
     if method == "rl":
         base.setdefault(
             "freezeVision", family == "internvl"
-        )  # the reference trains Qwen3-VL's vision tower and not InternVL's
+        )  # the reference trains Qwen3-VL's vision tower, but not InternVL's
     if "epochs" in given and "maxSteps" not in given:
-        base.pop("maxSteps", None)  # a user who sets epochs does not want the preset's number of steps
+        base.pop("maxSteps", None)  # `epochs` replaces the preset's number of steps
     if "warmupRatio" in given and "warmupSteps" not in given:
         base.pop("warmupSteps", None) if method == "sft" else None
     if "algorithm" in given:
@@ -238,7 +238,7 @@ def _hyperparameters(spec: Mapping[str, Any], given: Mapping[str, Any]) -> JsonO
 
 
 def resolve_train(job: GroundingTrainJob) -> ResolvedTrainJob:
-    """Return the resolved form of a train job; a resolved one is returned as it is."""
+    """Return the resolved form of a train job. A job that is resolved already is returned unchanged."""
     if isinstance(job, ResolvedTrainJob):
         return job
     plain = job.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
@@ -256,7 +256,7 @@ def resolve_train(job: GroundingTrainJob) -> ResolvedTrainJob:
 
 
 def resolve_eval(job: GroundingEvalJob) -> ResolvedEvalJob:
-    """Return the resolved form of an evaluation job; a resolved one is returned as it is."""
+    """Return the resolved form of an evaluation job. A job that is resolved already is returned unchanged."""
     if isinstance(job, ResolvedEvalJob):
         return job
     plain = job.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
@@ -265,5 +265,5 @@ def resolve_eval(job: GroundingEvalJob) -> ResolvedEvalJob:
 
 
 def resolve(job: Job) -> ResolvedJob:
-    """Return the resolved form of a job; a resolved one is returned as it is."""
+    """Return the resolved form of a job. A job that is resolved already is returned unchanged."""
     return resolve_train(job) if isinstance(job, GroundingTrainJob) else resolve_eval(job)

@@ -11,9 +11,9 @@ from grounding.api.manifest import parse
 from grounding.api.models import GROUP_VERSION
 
 PUBLISHED = "hf://datasets/JamesZGQ/EGM_Datasets"
-"""The data that the authors of EGM publish"""
+"""The data set published by the authors of EGM"""
 SHAPES = "shapes"
-"""The value of `data` for the synthetic set"""
+"""The value of `data` that selects the synthetic set"""
 
 What = Literal["pipeline", "sft", "rl", "eval"]
 Size = Literal["tiny", "4b", "8b"]
@@ -24,8 +24,8 @@ _ROWS = "vanilla_grounding_reasoning_training_dataset_cot_subset.jsonl"
 
 @dataclass(frozen=True)
 class Choices:
-    """The user's choices. `gpus`: GPUs of each machine; `data`: `shapes`, or a path or URI with the layout of the published data; empty
-    `output`: none.
+    """The user's choices. `gpus` is the number of GPUs of each machine. `data` is `shapes`, or a path or URI with the layout of the
+    published data. An empty `output` means that there is none.
     """
 
     what: What = "pipeline"
@@ -33,7 +33,7 @@ class Choices:
     size: Size = "8b"
     data: str = PUBLISHED
     model: str = ""
-    """The model to start from or to measure; empty: the preset's model, or the published one of that size"""
+    """The model to start from or to evaluate; empty: the preset's model, or the published model of that size"""
     gpus: int = 8
     engine: Engine = "sglang"
     output: str = ""
@@ -100,7 +100,7 @@ def _hyperparameters() -> list[str]:
 
 
 def _start(model: str) -> list[str]:
-    """Return the line that names the model to start from; no line for the preset's model."""
+    """Return the YAML line with the model to start from; no line if it is the preset's model."""
     return [f"  model: {{source: {quoted(model)}}}    # the model to start from"] if model else []
 
 
@@ -187,7 +187,7 @@ def _eval(choices: Choices, name: str, model: str, after: str = "") -> list[str]
 
 
 def text(choices: Choices) -> str:
-    """Return the job file. Raises `ManifestError` (a `UserError`), like `egm validate`, if the choices are inconsistent."""
+    """Return the text of the job file. Raises `ManifestError` (a `UserError`) if the choices are inconsistent, as `egm validate` would."""
     name, model = choices.name, choices.model
     one: dict[str, Callable[[], list[str]]] = {
         "sft": lambda: _sft(choices, name, model),

@@ -1,4 +1,4 @@
-"""The status of the two kinds, as the operator writes it and `kubectl explain` shows it. Reading a manifest ignores it."""
+"""Models of the status of the two kinds. The operator writes it, and `kubectl explain` shows it. It is ignored in a manifest that is read."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ class TrainStatus(JobStatus):
 
 
 Note = Annotated[str, StringConstraints(max_length=512)]
-"""A sentence of `status.notes`"""
+"""An entry of `status.notes`, one sentence"""
 
 
 class EvalStatus(JobStatus):

@@ -1,4 +1,4 @@
-"""`spec` of a GroundingTrainJob."""
+"""Models of `spec` of a GroundingTrainJob."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grounding.boxes import Space
 
 AUTO = "auto"
 BackendName = Literal["auto", "pytorchjob", "job"]
-"""What runs the pods of a training on a cluster"""
+"""The kind of object that runs the pods of a training on a cluster"""
 
 
 class TrainData(Model):
@@ -105,7 +105,7 @@ class Reward(Model):
 
     @property
     def own(self) -> bool:
-        """Return whether the reward is the user's own."""
+        """Return whether the reward is the user's own function."""
         return self.file is not None or self.config_map is not None
 
 
@@ -215,7 +215,7 @@ class TrainSpec(JobSpec):
 
     @property
     def models(self) -> list[ModelRef]:
-        """Return the model to start from, as a list of one."""
+        """Return the model to start from, as a list with one element."""
         return [self.model]
 
     changeable = frozenset(CHANGEABLE | {"startDeadlineSeconds", "stallTimeoutSeconds", "backend"})

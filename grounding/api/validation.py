@@ -1,4 +1,4 @@
-"""Validation metrics: their names, also for named sets, and which value is best. Pure."""
+"""Validation metrics: their names, also for named sets, and which of two values is better. Pure."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ FIGURES = {
     "sft": ("valLoss", "valTokenAccuracy"),
     "rl": ("valAccuracy", "valIou", "valScore", "valParsed"),
 }
-"""Metrics of each method; `keepBest: SET` means the first one. `valAccuracy/testA` belongs to the set testA, and the plain name is the mean
-over sets
+"""Metrics of each method; `keepBest: SET` selects the first one. `valAccuracy/testA` is the metric of the set testA, and the plain name is
+the mean over all sets.
 """
 LOWER_IS_BETTER = ("valLoss",)
 
 
 def of_set(figure: str, name: str) -> str:
-    """Return the name of a set's metric; a set without a name has the plain name."""
+    """Return the name of a set's metric; for a set without a name, the plain name."""
     return f"{figure}/{name}" if name else figure
 
 
@@ -28,5 +28,5 @@ def best_figure(job: ResolvedTrainJob) -> str | None:
 
 
 def is_better(figure: str, new: float, old: float) -> bool:
-    """Return whether a value of a metric is better than another. NaN is never better."""
+    """Return whether the new value of a metric is better than the old one. NaN is never better."""
     return new < old if figure.partition("/")[0] in LOWER_IS_BETTER else new > old

@@ -1,4 +1,6 @@
-"""Overrides of verl's configuration (`engineOverrides`): which keys the pinned verl has, and which a job may not set. Pure."""
+"""Check the keys in overrides of verl's configuration (`engineOverrides`): whether the pinned verl has a key, and whether a job may set it.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from pathlib import Path
 from grounding.api.verl_values import value_problem
 
 KEYS = Path(__file__).with_name("verl_keys.txt")
-"""Every key of the pinned verl's configuration, and what its value is; `hack/docs/verl_keys.py` writes it"""
+"""File with every key of the pinned verl's configuration and the kind of its value; `hack/docs/verl_keys.py` writes it"""
 _STEPS = {
     "trainer.total_training_steps": "maxSteps",
     "trainer.total_epochs": "epochs",
@@ -19,7 +21,7 @@ _STEPS = {
     "data.train_max_samples": "maxSteps",
     "trainer.val_only": "a GroundingEvalJob",
 }
-"""Key that changes the number of steps -> what to use for it"""
+"""Keys that change the number of steps -> what to use instead"""
 WITHOUT_READER = {
     "actor_rollout_ref.actor.freeze_vision_tower": "Use freezeVision instead.",
     "actor_rollout_ref.nccl_timeout": "Leave it out.",
@@ -28,7 +30,7 @@ WITHOUT_READER = {
     "actor_rollout_ref.rollout.over_sample_rate": "Leave it out.",
     "data.return_raw_input_ids": "Leave it out.",
 }
-"""Keys that the pinned verl has but never reads -> what to do; a test compares them with its source"""
+"""Keys that the pinned verl has but never reads -> what to do. A test compares them with verl's source."""
 _IGNORED = {
     "critic": "the advantages of this project's algorithms need no critic. Leave it out.",
     "custom_reward_function": "verl 0.9 reads reward.custom_reward_function. Use reward.file of the job instead.",
@@ -124,7 +126,7 @@ _LORA = (
 
 @lru_cache(maxsize=1)
 def verl_kinds() -> Mapping[str, str]:
-    """Return the keys of the pinned verl's configuration, each with what its value is."""
+    """Return the keys of the pinned verl's configuration, each with the kind of its value."""
     return dict(line.split() for line in KEYS.read_text(encoding="utf-8").splitlines())
 
 
@@ -134,7 +136,9 @@ def verl_keys() -> frozenset[str]:
 
 
 def override_problem(text: str, *, cpu: bool = False) -> str | None:
-    """Return what is wrong with one of `engineOverrides`; None if it is valid. `cpu`: the job has no GPUs, so ranks may be set by hand."""
+    """Return the problem of an entry of `engineOverrides`; None if it is valid. `cpu` says that the job has no GPUs, so ranks may be set by
+    hand.
+    """
     name, equals, value = text.partition("=")
     key = name.lstrip("+~")
     if name.startswith("~"):
@@ -173,7 +177,7 @@ def override_problem(text: str, *, cpu: bool = False) -> str | None:
 
 
 def _alike(key: str, known: str) -> bool:
-    """Return whether a key that is added on purpose is more likely a slip: its last name is nearly that of one beside it."""
+    """Return whether an added key is probably a typo, because its last part is nearly the same as that of a known key."""
     one, other = key.rpartition(".")[2], known.rpartition(".")[2]
     return difflib.SequenceMatcher(None, one, other).ratio() >= _SLIP
 

@@ -1,4 +1,4 @@
-"""Values of `engineOverrides`: what Hydra takes for one value, and what a key of verl takes. Pure."""
+"""Check values of `engineOverrides`: whether Hydra reads one value, and whether verl accepts it for the key. Pure."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
         "tir_optimal_token_baseline",
     ),
 }
-"""Keys for which verl knows certain words only; of the advantages those that need no critic. Tests compare them with its source"""
+"""Keys for which verl accepts only certain words -> those words; for `adv_estimator`, only those that need no critic. Tests compare them
+with verl's source.
+"""
 POSITIVE = frozenset(
     {
         "actor_rollout_ref.actor.ppo_epochs",
@@ -58,7 +60,7 @@ POSITIVE = frozenset(
         "trainer.save_freq",
     }
 )
-"""Numbers that have to be above 0: with 0 or less verl divides by it, waits for no one, trains nothing or saves nothing"""
+"""Keys whose number must be above 0. With 0 or less, verl divides by zero, waits for no one, trains nothing or saves nothing."""
 SHARES = frozenset({"actor_rollout_ref.rollout.gpu_memory_utilization", "actor_rollout_ref.rollout.top_p"})
 
 _SWEEP = re.compile(r"\s*(choice|range|interval|glob|shuffle|sort|tag)\s*\(")
@@ -70,7 +72,7 @@ _PAIRS = {")": "(", "]": "[", "}": "{"}
 
 
 def value_problem(key: str, value: str, kind: str) -> str | None:
-    """Return what is wrong with the value of a key; None if nothing is. `kind`: of verl's own value, as in `verl_keys.txt`."""
+    """Return the problem of a key's value; None if there is none. `kind` is the kind of verl's own value, as in `verl_keys.txt`."""
     problem = _grammar(value)
     text = value.strip()
     if problem is not None:
@@ -86,7 +88,7 @@ def value_problem(key: str, value: str, kind: str) -> str | None:
 
 
 def _of_kind(text: str, kind: str) -> str | None:
-    """Return what a key of that kind takes, if it does not take `text`."""
+    """Return a description of the values of this kind if `text` is not one of them; otherwise None."""
     if kind == "bool":
         return None if text.lower() in ("true", "false", "0", "1") else "true or false"
     if kind == "number":
@@ -99,7 +101,7 @@ def _of_kind(text: str, kind: str) -> str | None:
 
 
 def _bounds(key: str, text: str) -> str | None:
-    """Return what a key takes if `text` is a number beyond its bounds."""
+    """Return a description of the valid numbers for a key if `text` is outside its bounds; otherwise None."""
     number = _number(text)
     if key in POSITIVE and not (number is not None and number > 0):
         return "a number above 0"
@@ -119,7 +121,7 @@ def _unquoted(text: str) -> str:
 
 
 def _grammar(value: str) -> str | None:
-    """Return why Hydra would not read `value` as one value."""
+    """Return why Hydra would not read `value` as one value; None if it would."""
     if _SWEEP.match(value):
         return "this is a sweep of Hydra's, and a job is one run. Give one value."
     rest = re.sub(r"\$\{[^{}]*\}", "x", _ESCAPED.sub("x", _QUOTED.sub("\0", value)))
