@@ -17,6 +17,7 @@ spec:
   preset: tiny-rl
   model: {source: MODEL}
   output: file://OUTPUT
+  podTemplate: {spec: {volumes: [{name: disk, emptyDir: {}}], containers: [{name: main, volumeMounts: [{name: disk, mountPath: OUTPUT}]}]}}
   data: {shapes: {train: 16, perFile: 2}}
   reward: {file: FILE, entryPoint: mine}
   resources: {nodes: 1, gpusPerNode: 0}
