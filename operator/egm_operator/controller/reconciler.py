@@ -144,7 +144,7 @@ class Reconciler:
             upstream = self.store.get("GroundingTrainJob", key[1], wanted)
         children = [c for c in self.store.children(key) if _belongs(c, raw)]
         warnings = () if self.warnings is None else self.warnings.of(children)
-        admissions = {} if self.admissions is None else self.admissions.of(children)
+        admissions = {} if self.admissions is None else self.admissions.known(children)
         report = self.poller.report(children)
         return Observed(raw, children, upstream, report, warnings, frozenset(self.absent), admissions)
 

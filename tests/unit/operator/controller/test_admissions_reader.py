@@ -52,7 +52,7 @@ def _ask(cluster: Kueue, child: dict[str, Any], reason: str = "Queued") -> tuple
     reader = AdmissionsReader(store, cluster, woken.append)
     for _ in range(2):  # the second round has no news
         asyncio.run(reader.round(NOW))
-    return reader.of([child]).get("uid-j-a1"), woken
+    return reader.known([child]).get("uid-j-a1"), woken
 
 
 def test_kueue_s_words() -> None:
