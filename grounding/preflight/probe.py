@@ -38,7 +38,7 @@ from grounding.preflight.facts import (
     Remote,
 )
 from grounding.preflight.needs import Needs, Source
-from grounding.runtime import environment
+from grounding.runtime import environment, nvidia_smi
 from grounding.runtime.startup import SHM
 from grounding.storage import Transfer, cache_folder, in_cache, is_remote, local_path, open_store, outstanding
 
@@ -52,8 +52,7 @@ HUB = "https://huggingface.co"
 def parse_devices(text: str) -> tuple[tuple[Gpu, ...], str]:
     """Parse nvidia-smi's lines `index, name, memory, used, driver` (MiB); return the GPUs and the driver's version. Pure."""
     devices, driver = [], ""
-    for line in text.splitlines():
-        cells = [c.strip() for c in line.split(",")]
+    for cells in nvidia_smi.cells(text):
         if len(cells) != 5 or not cells[0].isdigit():
             continue
         # for a GPU split by MIG, nvidia-smi prints [N/A] or [Insufficient Permissions]
@@ -77,16 +76,12 @@ def _cuda_of_driver() -> Cuda | None:
 def gpus() -> Gpus:
     """Ask nvidia-smi for the driver and the GPUs."""
     visible = tuple(machine_gpus())
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return Gpus(cuda=_cuda_of_driver(), visible=visible)
-    query = "--query-gpu=index,name,memory.total,memory.used,driver_version"
     try:
-        done = subprocess.run(
-            [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=False
-        )
+        done = nvidia_smi.query("index", "name", "memory.total", "memory.used", "driver_version", timeout_s=20)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Gpus(cuda=_cuda_of_driver(), visible=visible, problem=f"nvidia-smi does not answer: {error}")
+    if done is None:
+        return Gpus(cuda=_cuda_of_driver(), visible=visible)
     devices, driver = parse_devices(done.stdout)
     words = (done.stdout + done.stderr).strip().splitlines()
     problem = (words[0] if words else f"exit code {done.returncode}") if done.returncode else ""

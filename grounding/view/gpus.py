@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from dataclasses import dataclass
+
+from grounding.runtime import nvidia_smi
 
 
 @dataclass(frozen=True)
@@ -19,24 +20,17 @@ class GpuUse:
 
 def parse(text: str) -> list[GpuUse]:
     """Return the GPUs of nvidia-smi's lines `index, name, use, memory used, memory total`. Pure."""
-    found = []
-    for line in text.splitlines():
-        cells = [c.strip() for c in line.split(",")]
-        if len(cells) == 5 and all(c.isdigit() for c in cells[2:]) and int(cells[4]):
-            found.append(GpuUse(f"{cells[0]} {cells[1]}", int(cells[2]), int(cells[3]), int(cells[4])))
-    return found
+    return [
+        GpuUse(f"{cells[0]} {cells[1]}", int(cells[2]), int(cells[3]), int(cells[4]))
+        for cells in nvidia_smi.cells(text)
+        if len(cells) == 5 and all(c.isdigit() for c in cells[2:]) and int(cells[4])
+    ]
 
 
 def gpus() -> list[GpuUse]:
-    """Ask nvidia-smi; empty on a machine without it."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = "--query-gpu=index,name,utilization.gpu,memory.used,memory.total"
+    """Ask nvidia-smi; empty on a machine without it, and if it does not answer."""
     try:
-        done = subprocess.run(
-            [program, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=5, check=False
-        )
+        done = nvidia_smi.query("index", "name", "utilization.gpu", "memory.used", "memory.total", timeout_s=5)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return parse(done.stdout)
+    return [] if done is None else parse(done.stdout)

@@ -314,7 +314,7 @@ def restore_for_pods(store: Store, root: Path, wanted: Wanted) -> Stored | None:
         present = {e.name: e.size for e in store.entries(f"checkpoints/{name}/")}
         marker = _stored_marker(store, f"checkpoints/{name}", present)
         if marker is None or not _all_there(marker, f"checkpoints/{name}", present):
-            _log.warning("checkpoint %s of %s is not whole; passed over", name, store.uri)
+            _log.warning("skipping checkpoint %s of %s, because it is incomplete", name, store.uri)
         elif _restore_one(store, root, step, name, wanted):
             names.append(name)
             chosen = chosen or Stored(step, name, marker.prefix)
