@@ -105,10 +105,24 @@ def check(drive: Drive, world: World, jobs: Jobs) -> None:
     )
     for kind, name in jobs:
         drive.api.delete(kind, drive.namespace, name)
-    until(
-        "nothing to be left",
-        lambda: not [n for n in drive.api.everything(drive.namespace) if not n.startswith("leases")],
-    )
+    _until_collected(drive)
+
+
+def _until_collected(drive: Drive, seconds: float = 150) -> None:
+    """Wait for Kubernetes' garbage collector.
+
+    It pauses when the list of resources changes, as it does while an API server starts, and looks again every 30 s.
+    """
+    left: list[str] = []
+
+    def gone() -> bool:
+        left[:] = [n for n in drive.api.everything(drive.namespace) if not n.startswith("leases")]
+        return not left
+
+    try:
+        until("nothing to be left", gone, seconds)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; left: {', '.join(left)}") from None
 
 
 def ended(drive: Drive, jobs: Jobs) -> bool:

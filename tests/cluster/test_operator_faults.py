@@ -139,7 +139,7 @@ def test_what_went_while_nobody_watched_is_missed(api: Api, drive: Drive, tmp_pa
         assert operator.stop() == 0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(420)
 @pytest.mark.skipif(bool(os.environ.get("EGM_KUBECONFIG")), reason="somebody else's API server is not ours to kill")
 def test_the_api_server_is_killed_and_started_again(api: Api, drive: Drive, tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "hack" / "cluster"))
