@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from grounding.cli.pages import open_page
+
 
 def report(
     folder: Annotated[
@@ -27,6 +29,7 @@ def report(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if the page has a note beside its numbers; it is written.")
     ] = False,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")] = False,
     cluster: Annotated[
         bool, typer.Option("--cluster", "-c", help="Print the result of an evaluation job of the cluster instead.")
     ] = False,
@@ -56,6 +59,8 @@ def report(
     else:
         path, notes = build_with_notes(found[0], out, Caps(pictures=pictures, picture_bytes=int(picture_mb * 1e6)))
     typer.echo(path)
+    if open_it:
+        open_page(path.resolve().as_uri())
     if strict and notes:
         raise Failure("--strict: " + " ".join(notes))
 

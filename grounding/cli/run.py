@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from grounding.cli import pages
 from grounding.runtime.grace import DEFAULT_S
+
+if TYPE_CHECKING:
+    from grounding.view.server import Server
+
+SIGNALLED = 128
+"""Exit codes from here on say that a signal has stopped the run"""
 
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs, one folder a manifest.")]
 
@@ -38,6 +47,13 @@ def run(
     preflight: Annotated[
         bool, typer.Option("--preflight/--no-preflight", help="Check this machine first, as egm doctor does.")
     ] = True,
+    view: Annotated[
+        bool,
+        typer.Option("--view", help="Serve the live page beside the run, as egm view does, and print its address."),
+    ] = False,
+    view_port: Annotated[
+        int, typer.Option("--view-port", min=0, max=65535, help="Port of that page; 0 takes a free one.")
+    ] = 0,
 ) -> None:
     """Run a manifest's jobs on this machine. The same command again continues where it stopped."""
     from rich.console import Console
@@ -47,11 +63,39 @@ def run(
 
     order = Order(file, runs, only, parallel, grace, restart)
     works = works_of(file)
-    if preflight:
-        before_run(order, works)
-    code = execute(order, works, Console(), Console(stderr=True))
+    with page_of(runs, file.stem, view_port) if view else nullcontext() as page:
+        if preflight:
+            before_run(order, works)
+        out = Console()
+        code = execute(order, works, out, Console(stderr=True))
+        if page and code < SIGNALLED:
+            see_out(page, file.stem, stays=out.is_terminal)
     if code:
         raise typer.Exit(code)
+
+
+@contextmanager
+def page_of(runs: Path, run: str, port: int) -> Iterator[Server]:
+    """Serve the live page of a run, and print its address."""
+    from grounding.view.server import Server
+
+    server = Server(runs, port=port, option="--view-port")
+    server.start()
+    typer.echo(f"Live page: {server.url_of(run)}")
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def see_out(page: Server, run: str, *, stays: bool) -> None:
+    """Keep the page of a finished run until Ctrl-C; without a terminal, only until open pages have fetched the end."""
+    if not stays:
+        page.pages.last_look("The run has ended, and so has its server: egm view shows it again.")
+        return
+    typer.echo(f"The page stays at {page.url_of(run)}; Ctrl-C ends it.", err=True)
+    with suppress(KeyboardInterrupt):
+        pages.until_interrupted()
 
 
 def get(

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from grounding.cli.pages import open_page, until_interrupted
+
 
 def view(
     folder: Annotated[Path, typer.Argument(help="Folder of the runs, one run, or one evaluation.")] = Path("runs"),
@@ -14,7 +16,7 @@ def view(
     host: Annotated[
         str, typer.Option(help="Address to listen on. Anyone who reaches another one and knows the link sees the runs.")
     ] = "127.0.0.1",
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")] = False,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")] = False,
 ) -> None:
     """Show runs while they work: jobs, curves, boxes as they arrive, mistakes, servers, GPUs. Ctrl-C ends it, and no run."""
     from grounding.errors import UserError
@@ -25,15 +27,11 @@ def view(
     server = Server(folder, host, port)
     typer.echo(server.url)
     typer.echo("Open this address; Ctrl-C ends the page, not the runs.", err=True)
-    if open_page:
-        import webbrowser
-
-        webbrowser.open(server.url)
+    if open_it:
+        open_page(server.url)
     server.start()
-    import threading
-
     try:
-        threading.Event().wait()
+        until_interrupted()
     finally:
         server.stop()
 

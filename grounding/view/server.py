@@ -28,11 +28,13 @@ HTML, JSON, TEXT = "text/html; charset=utf-8", "application/json", "text/plain; 
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the page of the runs below a folder. Raises `UserError` if the port cannot be used."""
+    """Serves the page of the runs below a folder. Raises `UserError`, which names `option`, if the port cannot be used."""
 
     daemon_threads = True
 
-    def __init__(self, root: Path, host: str = "127.0.0.1", port: int = 0, token: str = "") -> None:
+    def __init__(
+        self, root: Path, host: str = "127.0.0.1", port: int = 0, token: str = "", option: str = "--port"
+    ) -> None:
         self.token = token or secrets.token_urlsafe(16)
         self.pages = Pages(root)
         self.hosts = frozenset((*LOOPBACK, host.lower()))
@@ -41,9 +43,9 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
-            hint = "Give another one, or none: egm view takes a free one." if port else ""
+            hint = "Give another one, or none: then a free one is taken." if port else ""
             raise UserError(
-                f"port {port} of {host} cannot be used: {error.strerror}", field="--port", hint=hint
+                f"port {port} of {host} cannot be used: {error.strerror}", field=option, hint=hint
             ) from None
 
     @property
@@ -51,6 +53,10 @@ class Server(ThreadingHTTPServer):
         """Return the address of the page with its secret."""
         host, port = self.server_address[:2]
         return f"http://{host!s}:{port}/{self.token}/"
+
+    def url_of(self, run: str) -> str:
+        """Return the address of the page of one run."""
+        return f"{self.url}?{urlencode({'run': run}, quote_via=quote)}"
 
     def start(self) -> None:
         """Serve in threads that end with the process."""
@@ -109,6 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
                 since = query.get("since", ["0"])[-1]
                 news = pages.news(runs, int(since) if since.isdigit() else 0)
                 self._send(JSON, orjson.dumps(asdict(news)))
+                pages.sent(runs, news)
             elif rest.startswith("picture/"):
                 self._picture(rest.removeprefix("picture/"), large="large" in query)
             elif rest == "report":

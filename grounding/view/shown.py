@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grounding.data.images import ImageStore
+from grounding.errors import EgmError
 from grounding.report import collect, conclusions, page
 from grounding.report.gallery import open_pictures, picture_of
 from grounding.report.overview import Difference
@@ -16,6 +17,8 @@ from grounding.view.gpus import GpuUse, gpus
 from grounding.view.watch import Seen, Watch, pulse, rows_of, servers_of
 
 INTERVAL_S = 1.5
+OPEN_S = 5.0
+"""A page that is open and visible asks every two seconds"""
 IDLE_S = 30.0
 """Seconds without a question after which a page is no longer kept up to date"""
 SHARE = 4
@@ -35,6 +38,8 @@ class News:
     parts: dict[str, str]
     pulse: str
     title: str
+    over: bool = False
+    """The server is about to end: a page asks no more"""
 
 
 @dataclass
@@ -47,6 +52,8 @@ class Shown:
     title: str = "EGM view"
     digest: tuple[object, ...] | None = None
     asked_at: float = 0.0
+    given: bool = False
+    """The last news has been sent"""
     difference: tuple[tuple[object, ...], Difference | None] = ((), None)
     said: tuple[tuple[object, ...], tuple[list[str], str]] = ((), ([], ""))
 
@@ -114,7 +121,7 @@ class Pages:
         self._wanted = threading.Event()
         self._drawn = threading.Condition()
         self._gpus: tuple[float, list[GpuUse]] = (-GPU_INTERVAL_S, [])
-        self._stopped = False
+        self._stopped, self._over = False, ""
 
     def runs(self) -> list[str]:
         """Return the names of all runs."""
@@ -133,8 +140,29 @@ class Pages:
         self._wanted.set()
         with self._drawn:
             self._drawn.wait_for(lambda: shown.revision > 0, timeout=patience_s)
+        over = self._over  # read first: what is read after it is final
         with self._lock:
-            return shown.since(revision)
+            found = shown.since(revision)
+        if over:
+            found.over, found.pulse = True, f"{found.pulse} {over}"
+        return found
+
+    def sent(self, names: Sequence[str], news: News) -> None:
+        """Note that a page has received `news`."""
+        if news.over:
+            with self._drawn:
+                self._shown[tuple(names)].given = True
+                self._drawn.notify_all()
+
+    def last_look(self, text: str, patience_s: float = 5.0) -> None:
+        """Let the pages that are open fetch the final state with `text`, for at most `patience_s` seconds."""
+        now = self._clock()
+        watched = [(names, shown) for names, shown in list(self._shown.items()) if now - shown.asked_at <= OPEN_S]
+        for names, _ in watched:
+            self.draw(names)
+        with self._drawn:
+            self._over = text
+            self._drawn.wait_for(lambda: all(shown.given for _, shown in watched), timeout=patience_s)
 
     def frozen(self, names: Sequence[str]) -> collect.Run:
         """Return the chosen runs for the static report."""
@@ -150,7 +178,10 @@ class Pages:
             for names, shown in list(self._shown.items()):
                 if began - shown.asked_at <= IDLE_S:
                     busy = True
-                    self.draw(names)
+                    try:
+                        self.draw(names)
+                    except (OSError, EgmError) as error:  # for example, a folder that was removed while it was read
+                        shown.pulse = f"The files cannot be read: {error}"
             if not busy:
                 self._wanted.clear()
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,6 +53,7 @@ class Live:
     def __init__(self, browser: Browser, root: Path) -> None:
         self.browser, self.server = browser, Server(root)
         self.server.start()
+        self.url = self.server.url
         self.complaints: list[str] = []
         self.asked: list[str] = []
         self.received = 0
@@ -65,7 +67,7 @@ class Live:
         page.on("pageerror", lambda e: self.complaints.append(f"thrown: {e}"))
         page.on("request", lambda r: self.asked.append(r.url) if not r.url.startswith("data:") else None)
         page.on("response", self._count)
-        page.goto(self.server.url + query)
+        page.goto(self.url + query)
         return page
 
     def _count(self, response: Any) -> None:
@@ -82,7 +84,7 @@ def live(browser: Browser, tmp_path: Path) -> Iterator[Live]:
     for context in browser.contexts:
         context.close()
     assert one.complaints == []
-    assert all(url.startswith(one.server.url) for url in one.asked), one.asked
+    assert all(url.startswith(one.url) for url in one.asked), one.asked
 
 
 @pytest.mark.timeout(300)
@@ -90,28 +92,32 @@ def test_a_run_is_followed_from_its_first_answer_to_its_result(live: Live, tmp_p
     server = OddServer(answer)
     server.pages["/v1/models"] = {"data": [{"id": "m"}]}
     (tmp_path / "job.yaml").write_text(JOB.replace("URL", server.url))
-    command = [sys.executable, "-m", "grounding.cli", "run", "-f", str(tmp_path / "job.yaml"), "--no-preflight"]
-    with (tmp_path / "log").open("wb") as log:
-        child = subprocess.Popen([*command, "--runs", str(tmp_path / "runs")], stdout=log, stderr=log, cwd=tmp_path)
+    command = [sys.executable, "-m", "grounding.cli", "run", "-f", "job.yaml", "--no-preflight", "--view"]
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        child = subprocess.Popen(command, stdout=out, stderr=out, cwd=tmp_path)
     try:
-        while not (tmp_path / "runs" / "job" / "run.json").exists():
-            assert child.poll() is None, (tmp_path / "log").read_text()
+        while not (
+            found := re.search(r"^Live page: (http://127\.0\.0\.1:\d+/\S+/)(\?run=job)$", log.read_text(), re.M)
+        ):
+            assert child.poll() is None, log.read_text()
             time.sleep(0.1)
-        page = live.visit(width=390, scheme="dark", query="?run=job")
+        live.url = found[1]
+        page = live.visit(width=390, scheme="dark", query=found[2])
         expect(page.locator(".phase.running")).to_be_visible(timeout=60_000)
         expect(page.get_by_text("so far").first).to_be_visible(timeout=90_000)
         expect(page.get_by_role("heading", name="Newest answers")).to_be_visible()
+        picture = page.locator(".strip image").first
+        assert picture.evaluate("e => fetch(e.getAttribute('href')).then(r => r.status)") == 200
         seen = page.locator(".result").inner_text()
         expect(page.locator(".result")).not_to_have_text(seen, timeout=60_000)  # more have come, without a reload
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.evaluate(POOR_CONTRAST) == []
         expect(page.locator(".phase.succeeded")).to_be_visible(timeout=120_000)
         expect(page.locator(".result")).to_contain_text("% of 40 answers (95 % interval", timeout=60_000)
-        expect(page.locator("#pulse")).to_have_text("All jobs have succeeded.")
-        picture = page.locator(".strip image").first
-        assert picture.evaluate("e => fetch(e.getAttribute('href')).then(r => r.status)") == 200
+        expect(page.locator("#pulse")).to_contain_text("All jobs have succeeded. The run has ended", timeout=60_000)
         assert live.received < 1_000_000
-        assert child.wait(60) == 0, (tmp_path / "log").read_text()
+        assert child.wait(60) == 0, log.read_text()
     finally:
         if child.poll() is None:
             os.kill(child.pid, signal.SIGTERM)
@@ -128,6 +134,7 @@ def test_the_page_fits_has_contrast_and_works_by_keyboard(live: Live, tmp_path: 
     page = live.visit(width=width, scheme=scheme, query="?run=one")
     expect(page.get_by_role("heading", name="Worst answers")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator(".jobs").evaluate("e => e.parentElement.scrollWidth - e.parentElement.clientWidth") <= 0
     assert page.evaluate(POOR_CONTRAST) == []
     drawing = page.locator(".strip .card > svg").first
     drawing.focus()

@@ -16,7 +16,7 @@
     const copy = card.cloneNode(true), picture = copy.querySelector("image");
     for (const d of copy.querySelectorAll("details")) d.open = true;
     copy.querySelector("svg").removeAttribute("tabindex");
-    if (picture && /^picture\//.test(picture.getAttribute("href"))) picture.setAttribute("href", picture.getAttribute("href") + "?large=1");
+    if (!over && picture && /^picture\//.test(picture.getAttribute("href"))) picture.setAttribute("href", picture.getAttribute("href") + "?large=1");
     dialog.replaceChildren(copy, close); dialog.showModal(); close.focus();
   }
   const cardOf = e => { const s = e.target.closest(".card > svg"); return s && !dialog.contains(s) && s.closest(".card"); };
@@ -24,7 +24,7 @@
   document.addEventListener("keydown", e => { const c = e.key === "Enter" && cardOf(e); if (c) { e.preventDefault(); enlarge(c); } });
 
   const parts = document.querySelectorAll("[data-part]"), pulse = document.getElementById("pulse"), runs = document.getElementById("runs");
-  let revision = 0, asking = false, misses = 0;
+  let revision = 0, asking = false, misses = 0, over = false;
   function put(part, text) {
     const place = document.querySelector(`[data-part="${part}"]`);
     if (!place) return;
@@ -36,7 +36,7 @@
     if (focused >= 0) (place.querySelectorAll(FOCUS)[focused] || document.body).focus({ preventScroll: true });
   }
   async function ask() {
-    if (asking || document.hidden || dialog.open) return;
+    if (asking || over || document.hidden || dialog.open) return;
     asking = true;
     try {
       const query = new URLSearchParams(location.search); query.set("since", revision);
@@ -44,7 +44,7 @@
       if (!reply.ok) throw new Error(reply.status);
       const news = await reply.json();
       for (const part in news.parts) put(part, news.parts[part]);
-      revision = news.revision; misses = 0;
+      revision = news.revision; misses = 0; over = news.over;
       pulse.textContent = news.pulse; document.title = news.title; pulse.className = "soft";
     } catch {
       misses++;

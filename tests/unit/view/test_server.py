@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
+import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
 import pytest
 import samples
+from rich.console import Console
 
 from grounding.cli import run as egm
 from grounding.errors import UserError
+from grounding.local.command import Order
 from grounding.report.page import SECTIONS
 from grounding.view.server import Server, host_of
 
@@ -177,3 +183,101 @@ def test_a_port_in_use_and_a_missing_folder_are_the_user_s_mistake(
             Server(tmp_path, port=taken.getsockname()[1])
     assert egm(["view", str(tmp_path / "nothing")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+# ---- beside a run ----
+def test_a_page_that_is_open_gets_the_final_state_before_the_server_ends(ask: Ask, server: Server) -> None:
+    first = news(ask)
+    assert first["over"] is False
+    got: list[dict[str, object]] = []
+
+    def browser() -> None:
+        while not (got and got[-1]["over"]):
+            got.append(json.loads(ask(f"news?run=demo&since={first['revision']}")[2]))
+
+    page = threading.Thread(target=browser)
+    page.start()
+    server.pages.last_look("The run has ended.", patience_s=60)
+    server.stop()
+    page.join(60)
+    assert str(got[-1]["pulse"]).endswith("The run has ended.")
+
+
+def test_nobody_is_waited_for_if_no_page_is_open(server: Server) -> None:
+    server.pages.last_look("The run has ended.", patience_s=1e6)
+
+
+def test_files_that_cannot_be_read_do_not_end_the_page(
+    server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(names: tuple[str, ...]) -> None:
+        raise OSError(116, "Stale file handle")
+
+    def says(text: str) -> bool:
+        time.sleep(0.02)
+        return text in json.loads(ask("news?run=demo&since=1")[2])["pulse"]
+
+    news(ask)
+    monkeypatch.setattr("grounding.view.shown.INTERVAL_S", 0.02)
+    with monkeypatch.context() as patch:
+        patch.setattr(server.pages, "draw", broken)
+        while not says("Stale file handle"):
+            pass
+    while says("Stale file handle"):
+        pass
+
+
+@pytest.mark.timeout(60)
+def test_a_run_with_a_page_on_a_port_in_use_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text((Path(__file__).parents[3] / "jobs" / "demo.yaml").read_text())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert egm(["run", "-f", "job.yaml", "--no-preflight", "--view", "--view-port", port]) == 2
+    assert "--view-port" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_the_page_stays_after_a_run_on_a_terminal_and_the_exit_code_is_the_run_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int, terminal: bool
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def run(order: Order, works: object, out: Console, err: Console) -> int:
+        address = str(re.search(r"Live page: (\S+)", capsys.readouterr().out)[1])  # type: ignore[index]
+        with urllib.request.urlopen(address) as reply:
+            assert reply.status == 200
+        out._force_terminal = terminal
+        return code
+
+    monkeypatch.setattr("grounding.cli.pages.until_interrupted", interrupt)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("grounding.local.command.execute", run)
+    (tmp_path / "job.yaml").write_text((Path(__file__).parents[3] / "jobs" / "demo.yaml").read_text())
+    assert egm(["run", "-f", "job.yaml", "--no-preflight", "--view"]) == code
+    assert ("Ctrl-C ends it" in capsys.readouterr().err) is (terminal and code < 128)
+
+
+def test_open_asks_the_browser_for_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import webbrowser
+
+    samples.run(tmp_path / "demo", samples.pictures(tmp_path / "pictures"))
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or True)
+    for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert egm(["report", str(tmp_path / "demo"), "--open"]) == 0
+    page = (tmp_path / "demo" / "report" / "index.html").as_uri()
+    assert opened == [] and page in capsys.readouterr().err
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert egm(["report", str(tmp_path / "demo"), "--open"]) == 0
+    assert opened == [page]
