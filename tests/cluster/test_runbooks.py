@@ -105,7 +105,7 @@ def _simulated(command: str) -> str:
         return re.sub(r"port-forward (\S+) .*", r"get pod \1", command)
     if " logs " in command:
         parts = [part.partition("|")[0] for part in command.split(";") if "--previous" not in part]
-        text = re.sub(r" --(tail=\d+|all-containers|prefix)", "", ";".join(parts))
+        text = re.sub(r" --(tail=-?\d+|all-containers|prefix)", "", ";".join(parts))
         return re.sub(
             r" logs (?!-l|deployment)(\S+)",
             r" get pod \1",
