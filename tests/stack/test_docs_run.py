@@ -21,6 +21,7 @@ from grounding import library
 from grounding.data import shapes
 from grounding.local.runs import JobState, write_state
 from tests.unit.evaluate.conftest import Server
+from tests.unit.report import samples
 from tests.unit.test_docs_commands import PAGES, ROOT, blocks
 
 URL = "http://127.0.0.1:30000"
@@ -54,7 +55,17 @@ def place(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "street.jpg").symlink_to(picture)
     row = {"text": "[1, 2, 3, 4]", "bbox": [0, 0, 9, 9], "width": 64, "height": 64}
     (folder / "answers.jsonl").write_text((json.dumps(row) + "\n") * 3)
-    for name in ("results", "others", "results/egm-8b", "results/before", "results/after", "runs/demo/demo-after"):
+    for name in (
+        "results",
+        "others",
+        "results/egm-8b",
+        "results/before",
+        "results/after",
+        "results/a",
+        "results/b",
+        "results/c",
+        "runs/demo/demo-after",
+    ):
         files, out = [folder / "refcoco_val.jsonl"], folder / name
         library.evaluate(files, folder / "coco", endpoint=server.url, model="EGM-8B", out=out)
     run = folder / "runs" / "demo"
@@ -62,6 +73,7 @@ def place(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_state(run / "demo-rl", JobState("demo-rl", "GroundingTrainJob", phase="Succeeded"))
     write_state(run / "demo-after", JobState("demo-after", "GroundingEvalJob", phase="Succeeded"))
     (run / "demo-rl" / "logs").mkdir()
+    samples.sweep(folder / "runs" / "sweep" / "sweep", samples.pictures(folder / "sweep-pictures"))
     (run / "demo-rl" / "logs" / "rl.log").write_text("step 1\n")
     return folder
 

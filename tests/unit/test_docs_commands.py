@@ -1,8 +1,8 @@
 """The commands, flags and make targets in README and docs exist, and so do the names in their Python code.
 
 tests/stack/test_docs_run.py runs each fence with the language `sh`, unless a line `<!-- needs: WORD -->` above it says
-that it needs more than files. The commands of all other code (fences without a language, indented lines) are only
-checked.
+that it needs more than files. In those and in indented code, commands of egm are parsed by the real command line;
+make targets, files of the checkout and values of the chart must exist.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+import yaml
+from typer._click.exceptions import UsageError
 
 from grounding import library
 from grounding.cli import app
@@ -28,6 +32,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "images").glob("*.md")])
 NEEDS = ("cluster", "data", "gpu", "minutes", "model", "network", "server")
 """What a fence may need: a cluster, the reader's own files, GPUs, minutes, a trained model, the internet, a model server"""
+
+
+WRITTEN = {"bench/gpu/proven-train.json"}
+"""Files of the checkout that the commands of the pages write"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ def blocks(page: str) -> Iterator[Block]:
 def words_of(text: str) -> Iterator[list[str]]:
     """Yield the words of each simple command of a shell text. Brackets of a synopsis are left out."""
     for line in text.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(re.sub(r"(?<!\S)\[|\](?!\S)|…", " ", line), posix=True, punctuation_chars="|&;")
+        lexer = shlex.shlex(re.sub(r"(?<!\S)\[|\](?!\S)", " ", line), posix=True, punctuation_chars="|&;")
         lexer.commenters, lexer.whitespace_split = "#", True
         command: list[str] = []
         try:
@@ -86,12 +94,32 @@ def words_of(text: str) -> Iterator[list[str]]:
         yield command
 
 
+@cache
 def _root() -> Any:
     return typer.main.get_command(app)
 
 
 def problems_of_egm(words: list[str]) -> Iterator[str]:
-    """Yield what is wrong with `egm WORDS`: a command or a flag that does not exist."""
+    """Yield what is wrong with `egm WORDS`, as the command line itself would say it: names, values, what is missing."""
+    found = list(problems_of_flags(words))
+    yield from found
+    if found or "…" in words:  # three dots stand for what the page has said before
+        return
+    command, name, rest, context = _root(), "egm", words, None
+    try:
+        while True:
+            context = command.make_context(name, list(rest), parent=context)
+            if not hasattr(command, "commands"):
+                return
+            name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+    except UsageError as error:
+        yield f"egm {' '.join(words)}: {error.format_message()}"
+    except typer.Exit:  # --help
+        return
+
+
+def problems_of_flags(words: list[str]) -> Iterator[str]:
+    """Yield the commands and flags of `egm WORDS` that do not exist."""
     command, values = _root(), 0
     for word in words:
         flags = {o: p for p in command.params for o in (*p.opts, *p.secondary_opts)}
@@ -113,6 +141,35 @@ def problems_of_egm(words: list[str]) -> Iterator[str]:
             command = command.commands[word]
 
 
+@cache
+def _values_of_the_chart() -> Any:
+    return yaml.safe_load((ROOT / "charts" / "egm" / "values.yaml").read_text())
+
+
+def problems_of_files(words: list[str]) -> Iterator[str]:
+    """Yield the files of this checkout that a command names and that do not exist."""
+    for word in words:
+        if re.match(r"(jobs|charts|docs|images|hack|bench|tests|grounding|operator)/[\w./-]+$", word):
+            path = ROOT / word
+            if not path.exists() and word not in WRITTEN:
+                yield f"{word}: no such file in the checkout"
+
+
+def problems_of_values(words: list[str]) -> Iterator[str]:
+    """Yield the values that `--set` gives to the chart and that it does not have."""
+    for flag, word in pairwise(words):
+        if flag != "--set":
+            continue
+        place: Any = _values_of_the_chart()
+        for key in word.partition("=")[0].split("."):
+            if isinstance(place, dict) and not place:  # any key, as in labels
+                break
+            if not isinstance(place, dict) or key not in place:
+                yield f"--set {word}: the chart has no such value"
+                break
+            place = place[key]
+
+
 def problems_of(text: str) -> Iterator[str]:
     """Yield what is wrong with the commands of a text."""
     heads = re.findall(r"^([a-z][a-z0-9 -]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -122,6 +179,9 @@ def problems_of(text: str) -> Iterator[str]:
             words = words[1:]
         if words and (words[0] == "egm" or words[0].endswith("/bin/egm")):
             yield from problems_of_egm(words[1:])
+        yield from problems_of_files(words)
+        if "helm" in words[:1] or "$HELM" in words[:1] or words[:1] == ["--set"]:
+            yield from problems_of_values(words)
         if words and words[0] == "make":
             for word in words[1:]:
                 if re.fullmatch(r"[a-z][a-z0-9-]*", word) and word not in targets:
@@ -138,10 +198,34 @@ def test_commands_flags_and_targets_exist(page: Path) -> None:
     assert found == []
 
 
+PROGRAMS = {"egm", "kubectl", "helm", "make", "uv", "pip", "python", "python3", "curl"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_fence_of_commands_says_so(page: Path) -> None:
+    """Such a fence either runs in a test or states what it needs; a fence without a language would do neither."""
+    languages = {b.line: b.language for b in blocks(page.read_text()) if b.language is not None}
+    assert set(languages.values()) <= {"", "sh", "python", "yaml"}
+    plain = [b for b in blocks(page.read_text()) if b.language == ""]
+    assert [f"{page.name}:{b.line}" for b in plain if PROGRAMS & {w[0] for w in words_of(b.text) if w}] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_yaml_of_the_docs_can_be_read(page: Path) -> None:
+    for block in blocks(page.read_text()):
+        if block.language == "yaml":
+            assert yaml.safe_load(block.text), f"{page.name}:{block.line}"
+
+
 def test_a_wrong_flag_command_and_target_are_found() -> None:
-    text = "X=1 .venv/bin/egm run -f a.yaml --nope  # egm no\nls | egm fly\negm data lnt x\nmake test nothing\negm eval --top-k -1\n"
+    text = "X=1 .venv/bin/egm run -f a.yaml --nope  # egm no\nls | egm fly\negm data lnt x\nmake test nothing\n"
+    text += "egm eval … --top-k -1\negm serve\negm top extra\negm get -o yaml\nkubectl apply -f jobs/no.yaml\n"
+    text += "helm install egm charts/egm --set settings.nothing=1 --set settings.runAsUser=0\n"
     assert [p.rpartition(": ")[2] for p in problems_of(text)] == [
         "run has no --nope", "there is no command fly", "there is no command lnt", "no such target",
+        "Missing option '--file' / '-f'.", "Got unexpected extra argument(s) (extra)",
+        "Value error, 'yaml' is not one of '', 'wide', 'json'.", "no such file in the checkout",
+        "the chart has no such value",
     ]  # fmt: skip
     page = "<!-- needs: gpu -->\n```sh\negm x\n```\ntext\n```sh\negm \\\n  y\n```\n\n    egm z\n"
     assert [(b.line, b.language, b.needs) for b in blocks(page)] == [(2, "sh", "gpu"), (6, "sh", ""), (11, None, "")]
