@@ -39,12 +39,14 @@ demo: setup ## run SFT, RL and the eight-file evaluation of a tiny model on this
 	@$(BIN)/egm run -f jobs/demo.yaml
 
 PYTEST := $(BIN)/python -m pytest -q
-test: setup lint types ## run all tests that need neither a cluster nor root; about twenty minutes
-	@for part in unit browser evaluate_kill s3 stack; do \
+JOBS   := 2
+# each file of the stack's tests goes to one process, because its fixtures train models
+test: setup lint types ## run all tests that need neither a cluster nor root, JOBS=2 at a time; about twenty minutes
+	@for part in "unit -n $(JOBS)" browser evaluate_kill "s3 -n $(JOBS)" "stack -n $(JOBS) --dist loadfile"; do \
 	  echo "tests/$$part"; $(PYTEST) tests/$$part -m 'not train and not gang' || exit 1; done
 
 test-unit: setup ## run the fast tests; one or two minutes
-	@$(PYTEST) tests/unit
+	@$(PYTEST) tests/unit -n $(JOBS)
 
 test-faults: setup ## run jobs with N=200 random kills, disk errors and power cuts, and compare the results (S3=1: with a real S3 server)
 	@$(BIN)/python tests/faults/trials.py -n $(or $(N),200) --seed $(or $(SEED),1) $(if $(S3),--s3)

@@ -65,17 +65,18 @@ def test_a_loop_that_is_held_up_is_seen_at_once_and_forgotten_later():
     async def go():
         lag = Lag()
         task = asyncio.create_task(lag.measure())
-        await asyncio.sleep(0.3)
-        before = lag.now()
+        async with asyncio.timeout(60):
+            while not 0 < lag.now() < 0.1:  # the machine itself may be busy
+                await asyncio.sleep(0.05)
         time.sleep(0.15)  # noqa: ASYNC251  # holds the loop up
         held = lag.now()
         await asyncio.sleep(0)
         after = lag.now()
         task.cancel()
-        return before, held, after
+        return held, after
 
-    before, held, after = asyncio.run(go())
-    assert before < 0.1 and held > 0.1 and after > 0.1
+    held, after = asyncio.run(go())
+    assert held > 0.1 and after > 0.1
     quiet = Lag()
     assert quiet.now() == quiet.p99() == 0.0
 

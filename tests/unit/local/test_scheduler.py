@@ -376,7 +376,7 @@ roles = (Role("work", (sys.executable, "-S", "-c", Path({code!r}).read_text())),
 doc = {{"kind": "GroundingTrainJob", "metadata": {{"name": "a"}}, "spec": {{}}}}
 works = [Work("a", "GroundingTrainJob", doc, lambda layout: roles)]
 order = Order(Path({manifest!r}), Path({runs!r}))
-sys.exit(execute(order, works, Console(), Console(stderr=True), grace=2))
+sys.exit(execute(order, works, Console(), Console(stderr=True), grace={grace}))
 """
 
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -395,7 +395,7 @@ time.sleep(120)
 """
 
 
-def start_driver(tmp_path: Path, prefix: str = "") -> tuple[subprocess.Popen[str], list[int]]:
+def start_driver(tmp_path: Path, prefix: str = "", grace: int = 2) -> tuple[subprocess.Popen[str], list[int]]:
     """Return a real `egm run` in a separate process, and the ids of its role and of the role's detached child."""
     pids = tmp_path / "pids"
     pids.unlink(missing_ok=True)
@@ -403,7 +403,11 @@ def start_driver(tmp_path: Path, prefix: str = "") -> tuple[subprocess.Popen[str
     (tmp_path / "code.py").write_text(prefix + SLEEPER.format(pids=str(pids)))
     root = str(Path(__file__).parents[3])
     code = DRIVER.format(
-        root=root, code=str(tmp_path / "code.py"), manifest=str(tmp_path / "demo.yaml"), runs=str(tmp_path / "runs")
+        root=root,
+        code=str(tmp_path / "code.py"),
+        manifest=str(tmp_path / "demo.yaml"),
+        runs=str(tmp_path / "runs"),
+        grace=grace,
     )
     run = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
@@ -450,14 +454,12 @@ def test_a_role_keeps_its_helpers_until_it_has_saved_and_knows_its_grace_period(
 
 
 def test_a_second_signal_kills(tmp_path: Path) -> None:
-    run, pids = start_driver(tmp_path, STUBBORN)
+    run, pids = start_driver(tmp_path, STUBBORN, grace=600)
     run.send_signal(signal.SIGINT)
     time.sleep(0.3)
-    began = time.monotonic()
     run.send_signal(signal.SIGINT)
-    run.communicate(timeout=20)
+    run.communicate(timeout=60)
     assert run.returncode == 130
-    assert time.monotonic() - began < 2
     assert not any(alive(p) for p in pids)
 
 
