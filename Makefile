@@ -41,7 +41,7 @@ demo: setup ## run SFT, RL and the eight-file evaluation of a tiny model on this
 PYTEST := $(BIN)/python -m pytest -q
 JOBS   := 2
 # each file of the stack's tests goes to one process, because its fixtures train models
-test: setup lint types ## run all tests that need neither a cluster nor root, JOBS=2 at a time; about twenty minutes
+test: setup lint types ## run all tests that need neither a cluster nor root, JOBS=2 at a time; half an hour on two cores
 	@for part in "unit -n $(JOBS)" browser evaluate_kill "s3 -n $(JOBS)" "stack -n $(JOBS) --dist loadfile"; do \
 	  echo "tests/$$part"; $(PYTEST) tests/$$part -m 'not train and not gang' || exit 1; done
 
