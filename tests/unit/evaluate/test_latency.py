@@ -65,9 +65,11 @@ def test_a_loop_that_is_held_up_is_seen_at_once_and_forgotten_later():
     async def go():
         lag = Lag()
         task = asyncio.create_task(lag.measure())
-        async with asyncio.timeout(60):
-            while not 0 < lag.now() < 0.1:  # the machine itself may be busy
-                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
+        for _ in range(600):  # the machine itself may be busy
+            if lag.now() < 0.1:
+                break
+            await asyncio.sleep(0.1)
         time.sleep(0.15)  # noqa: ASYNC251  # holds the loop up
         held = lag.now()
         await asyncio.sleep(0)
