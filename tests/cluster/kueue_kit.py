@@ -33,11 +33,11 @@ def _script(*argv: str) -> None:
 
 
 @contextlib.contextmanager
-def installed(*argv: str) -> Iterator[Kueue]:
-    """Kueue with its default integrations, or with those that `argv` adds; removed afterwards."""
+def installed() -> Iterator[Kueue]:
+    """Kueue with its default integrations; removed afterwards."""
     if os.environ.get("EGM_KUBECONFIG"):
         pytest.skip("these tests install Kueue, which they do only on a cluster of their own")
-    _script(*argv)
+    _script()
     try:
         yield Kueue(Api(kubeconfig()))
     finally:
@@ -50,6 +50,10 @@ class Kueue:
 
     def __init__(self, api: Api) -> None:
         self.api = api
+
+    def integrate(self, *argv: str) -> None:
+        """Start Kueue again if it runs with other integrations than its default ones and those that `argv` adds."""
+        _script(*argv)
 
     def _create(self, kind: str, body: dict[str, Any], namespace: str = "") -> None:
         place = f"/namespaces/{namespace}" if namespace else ""

@@ -1,13 +1,15 @@
-"""Jobs of both kinds in the queues of a real Kueue with its default integrations, over the back end that these manage."""
+"""Jobs of both kinds in the queues of a real Kueue: with its default integrations, and with that of PyTorchJob enabled."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +30,32 @@ def kueue(cluster: Any) -> Iterator[Kueue]:
         yield found
 
 
-@pytest.fixture
-def drive(kueue: Kueue, tmp_path: Path) -> Iterator[Drive]:
+@contextlib.contextmanager
+def _operating(kueue: Kueue, backend: str, log: Path) -> Iterator[Drive]:
+    """A namespace with an operator whose trainings use a back end."""
     with new_namespace(kueue.api, "queue") as namespace:
-        operator = Operator(namespace, tmp_path / "log", EGM_OPERATOR_BACKEND="job").start()
-        yield Drive(kueue.api, namespace, "job")
+        operator = Operator(namespace, log, EGM_OPERATOR_BACKEND=backend).start()
+        yield Drive(kueue.api, namespace, backend)
         assert operator.running(), operator.log.read_text()[-3000:]
         assert operator.stop() == 0
         wrong = [line for line in operator.lines() if line["level"] == "error" or "exception" in line]
         assert not wrong, wrong
+
+
+@pytest.fixture
+def drive(kueue: Kueue, tmp_path: Path) -> Iterator[Drive]:
+    """With Kueue's default integrations, and the back end that these manage."""
+    kueue.integrate()
+    with _operating(kueue, "job", tmp_path / "log") as found:
+        yield found
+
+
+@pytest.fixture(params=["job", "pytorchjob"])
+def training(kueue: Kueue, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Drive]:
+    """Over both back ends, each with the integrations that it needs."""
+    kueue.integrate(*(["--pytorchjob"] if request.param == "pytorchjob" else []))
+    with _operating(kueue, request.param, tmp_path / "log") as found:
+        yield found
 
 
 def _train(drive: Drive, name: str, labels: dict[str, str] | None = None, **spec: Any) -> None:
@@ -57,36 +76,36 @@ def _queued(drive: Drive, name: str, kind: str = "gtj") -> dict[str, Any]:
     return until(f"{name} to be queued", look)
 
 
-def test_the_second_job_waits_for_the_quota_of_the_first(drive: Drive, kueue: Kueue) -> None:
-    kueue.queue(drive.namespace, kueue.quota(8))
-    _train(drive, "first")
-    drive.phase("first", "Running")
-    _train(drive, "second")
-    until("Kueue's words", lambda: "insufficient unused quota" in _queued(drive, "second")["message"])
-    assert gpus(drive.pods("second")) == 0
-    drive.end("first", "rl")
-    drive.phase("first", "Succeeded")
-    assert drive.phase("second", "Running")["attempt"] == 1
+def test_the_second_job_waits_for_the_quota_of_the_first(training: Drive, kueue: Kueue) -> None:
+    kueue.queue(training.namespace, kueue.quota(8))
+    _train(training, "first")
+    training.phase("first", "Running")
+    _train(training, "second")
+    until("Kueue's words", lambda: "insufficient unused quota" in _queued(training, "second")["message"])
+    assert gpus(training.pods("second")) == 0
+    training.end("first", "rl")
+    training.phase("first", "Succeeded")
+    assert training.phase("second", "Running")["attempt"] == 1
 
 
-def test_preemption_by_priority_costs_no_attempt(drive: Drive, kueue: Kueue) -> None:
+def test_preemption_by_priority_costs_no_attempt(training: Drive, kueue: Kueue) -> None:
     quota = kueue.quota(8, preemption={"withinClusterQueue": "LowerPriority"})
-    kueue.queue(drive.namespace, quota)
+    kueue.queue(training.namespace, quota)
     low, high = kueue.priority(10), kueue.priority(1000)
-    _train(drive, "low", labels={PRIORITY: low})
-    drive.phase("low", "Running")
-    drive.report("low", step=4)
-    until("the step", lambda: (drive.status("low").get("progress") or {}).get("step") == 4)
-    _train(drive, "high", labels={PRIORITY: high})
-    drive.phase("high", "Running")
-    status = _queued(drive, "low")
+    _train(training, "low", labels={PRIORITY: low})
+    training.phase("low", "Running")
+    training.report("low", step=4)
+    until("the step", lambda: (training.status("low").get("progress") or {}).get("step") == 4)
+    _train(training, "high", labels={PRIORITY: high})
+    training.phase("high", "Running")
+    status = _queued(training, "low")
     assert status["attempt"] == 1 and "preempt" in status["message"].lower()
-    drive.end("high", "rl")
-    status = drive.phase("low", "Running")
+    training.end("high", "rl")
+    status = training.phase("low", "Running")
     # the same attempt with the same output, where its checkpoint is; the step is that of before
     assert (status["attempt"], status["progress"]["step"]) == (1, 4)
-    drive.end("low", "rl")
-    drive.phase("low", "Succeeded")
+    training.end("low", "rl")
+    training.phase("low", "Succeeded")
 
 
 def test_a_queue_that_no_one_manages_has_a_reason_of_its_own(drive: Drive, kueue: Kueue) -> None:
@@ -121,7 +140,7 @@ def test_an_evaluation_of_eight_servers_is_admitted_whole_or_not_at_all(drive: D
     drive.phase("whole", "Succeeded", kind="gej")
 
 
-def _evaluate(drive: Drive, name: str, servers: int, **spec: Any) -> None:
+def _evaluate(drive: Drive, name: str, servers: int, queue: str = "gpus", **spec: Any) -> None:
     """An evaluation whose data is prepared at once, and whose client ends by itself."""
     ends = {
         "egm.test/prepare-exit-code": "0",
@@ -129,27 +148,44 @@ def _evaluate(drive: Drive, name: str, servers: int, **spec: Any) -> None:
         "egm.test/message": json.dumps(MEASURED),
     }
     template = {"metadata": {"annotations": ends}}
-    job = eval_job(name, servers, queue="gpus", podTemplate=template, **spec)
+    job = eval_job(name, servers, queue=queue, podTemplate=template, **spec)
     drive.api.create("gej", drive.namespace, job)
 
 
-def _two_at_once(drive: Drive, seed: int) -> None:
+def _two_at_once(drive: Drive, seed: int, queue: str = "gpus") -> None:
     """Two evaluations, each of which takes the whole quota, begin in an order and at distances that `seed` draws; both end."""
     draw = random.Random(seed)
     names = [f"{letter}-{seed}" for letter in draw.sample("ab", 2)]
     for name in names:
-        _evaluate(drive, name, servers=2)
+        _evaluate(drive, name, servers=2, queue=queue)
         time.sleep(draw.choice((0, 0, 0.05, 0.3, 1)))
     for name in names:
         drive.phase(name, "Succeeded", kind="gej", seconds=90)
+    for name in names:
+        drive.api.delete("gej", drive.namespace, name)
 
 
-# 200 by name: EGM_KUEUE_ORDERS=200
+LANES = 8
+
+
+# 200 by name: EGM_KUEUE_ORDERS=200, in lanes side by side that share nothing but the controllers
 @pytest.mark.timeout(3600)
 def test_two_evaluations_never_wait_for_each_other(drive: Drive, kueue: Kueue) -> None:
-    kueue.queue(drive.namespace, kueue.quota(2))
-    for seed in range(int(os.environ.get("EGM_KUEUE_ORDERS", "3"))):
-        _two_at_once(drive, seed)
+    orders = int(os.environ.get("EGM_KUEUE_ORDERS", "3"))
+    queues = [kueue.queue(drive.namespace, kueue.quota(2), f"lane-{lane}") for lane in range(min(LANES, orders))]
+
+    def lane(number: int) -> None:
+        for seed in range(number, orders, len(queues)):
+            _two_at_once(drive, seed, queues[number])
+
+    with ThreadPoolExecutor(len(queues)) as pool:
+        _wait_for([pool.submit(lane, number) for number in range(len(queues))])
+
+
+def _wait_for(lanes: Sequence[Future[None]]) -> None:
+    """Raise what the first lane that fails has raised."""
+    for done in as_completed(lanes):
+        done.result()
 
 
 PAGE = ROOT / "docs" / "queues.md"
