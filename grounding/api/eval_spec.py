@@ -229,7 +229,8 @@ class EvalSpec(JobSpec):
         1,
         ge=1,
         le=1000,
-        description="Servers that must be ready before the first question is asked; others join as they come.",
+        description="Servers that must be ready before the first question is asked; others join as they come. "
+        "A queue admits all servers together, or, if this is 2 or more, this many together and each other one by itself.",
     )
     gpus_per_server: int | None = Field(
         None,

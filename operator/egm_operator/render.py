@@ -15,7 +15,6 @@ from egm_operator.settings import Settings
 from grounding.api import GroundingTrainJob, Job, load
 from grounding.api.handed_down import queue_of
 from grounding.errors import UserError
-from grounding.roles import Role
 
 UID = "00000000-0000-0000-0000-000000000000"
 """Placeholder for the uid that the API server assigns"""
@@ -58,20 +57,14 @@ def _of_model(ctx: Context, first: bool) -> list[Manifest]:
         ]
     found, urls = [*network.wanted(ctx), data] if first else [], list[str]()
     if "server" in roles:
-        urls = servers.endpoints(roles["server"], ctx)
-        found += [
-            *(servers.shared(ctx) if first else []),
-            *(
-                servers.server(roles["server"], ctx, i, _group(ctx, roles["server"]))
-                for i in range(roles["server"].replicas)
-            ),
-        ]
+        role = roles["server"]
+        urls = servers.endpoints(role, ctx)
+        groups: list[servers.Group | None] = [None] * role.replicas
+        if queue_of(job):
+            groups = [*servers.new_groups(job.spec.min_servers, ctx, 0.0, role.replicas)]
+        found += servers.shared(ctx) if first else []
+        found += [servers.server(role, ctx, index, group) for index, group in enumerate(groups)]
     return [*found, batch.client(roles["evaluate"], roles["prepare"], ctx, 1, urls)]
-
-
-def _group(ctx: Context, role: Role) -> servers.Group | None:
-    """Return the servers that a queue admits together, if the job names one."""
-    return servers.Group(servers.group_name(ctx, 0.0), role.replicas) if queue_of(ctx.job) else None
 
 
 def render(files: Sequence[Path], settings: Settings, namespace: str) -> str:

@@ -20,7 +20,7 @@ from tests.cluster.operator_kit import ROOT, Drive, Operator, eval_job, new_name
 from tests.cluster.scene import MEASURED
 from tests.unit.test_docs_commands import blocks
 
-PRIORITY = "kueue.x-k8s.io/priority-class"
+QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +163,49 @@ def _two_at_once(drive: Drive, seed: int, queue: str = "gpus") -> None:
         drive.phase(name, "Succeeded", kind="gej", seconds=90)
     for name in names:
         drive.api.delete("gej", drive.namespace, name)
+
+
+def test_an_evaluation_begins_with_min_servers(drive: Drive, kueue: Kueue) -> None:
+    quota = kueue.quota(3)
+    kueue.queue(drive.namespace, quota)
+    template = {"metadata": {"annotations": {"egm.test/prepare-exit-code": "0"}}}
+    drive.api.create("gej", drive.namespace, eval_job("some", 4, queue="gpus", minServers=2, podTemplate=template))
+    drive.phase("some", "Running", kind="gej")
+    drive.running("some", "server", 3, kind="eval")
+    assert gpus(drive.pods("some", kind="eval")) == 3
+    kueue.grow(quota, 4)
+    drive.running("some", "server", 4, kind="eval")
+    drive.end("some", "evaluate", kind="eval", message=json.dumps(MEASURED))
+    assert drive.phase("some", "Succeeded", kind="gej")["attempt"] == 1
+
+
+def test_a_client_needs_no_quota_of_its_own_in_a_default_queue(drive: Drive, kueue: Kueue) -> None:
+    """The quota holds the servers and nothing more; a client in the queue `default` would wait for those that wait for it."""
+    quota = kueue.quota(4, cpu=12)  # two evaluations of two servers, each with 3 CPUs
+    for name in ("gpus", "default"):
+        kueue.queue(drive.namespace, quota, name)
+    names = ["a", "b", "c"]
+    for name in names:
+        _evaluate(drive, name, servers=2)
+    for name in names:
+        assert drive.phase(name, "Succeeded", kind="gej", seconds=90)["attempt"] == 1
+
+
+def test_a_preempted_evaluation_asks_the_rest_in_the_same_attempt(drive: Drive, kueue: Kueue) -> None:
+    kueue.queue(drive.namespace, kueue.quota(2, preemption={"withinClusterQueue": "LowerPriority"}))
+    low, high = kueue.priority(10), kueue.priority(1000)
+    kinds = {"low": low, "high": high}
+    for name, kind in kinds.items():
+        job = eval_job(name, 2, podTemplate={"metadata": {"annotations": {"egm.test/prepare-exit-code": "0"}}})
+        job["metadata"]["labels"] = {QUEUE: "gpus", PRIORITY: kind}
+        drive.api.create("gej", drive.namespace, job)
+        drive.phase(name, "Running", kind="gej")
+    _queued(drive, "low", "gej")
+    assert drive.pods("low", "evaluate", kind="eval") == []
+    for name in ("high", "low"):
+        assert drive.phase(name, "Running", kind="gej")["attempt"] == 1
+        drive.end(name, "evaluate", kind="eval", message=json.dumps(MEASURED))
+        drive.phase(name, "Succeeded", kind="gej")
 
 
 LANES = 8

@@ -136,8 +136,9 @@ class Suspendable(Owned):
 
 @dataclass(frozen=True)
 class BatchJob(Suspendable):
-    """A batch/v1 Job of a role that runs once: prepare, or an evaluation's client."""
+    """A batch/v1 Job of a role that runs once: prepare, or an evaluation's client. `group`: the pods in whose admission by a queue it takes part."""
 
+    group: str
     complete: End | None
     failed: End | None
 
@@ -540,7 +541,13 @@ def _switches(raw: Mapping[str, Any]) -> _Switches:
 def batch_job(raw: Mapping[str, Any]) -> BatchJob:
     """Parse a batch/v1 Job."""
     true = _true_conditions(raw)
-    return BatchJob(**_identity(raw), **_switches(raw), complete=_end(true, "Complete"), failed=_end(true, "Failed"))
+    return BatchJob(
+        **_identity(raw),
+        **_switches(raw),
+        group=text(labels(raw), LABEL_GROUP),
+        complete=_end(true, "Complete"),
+        failed=_end(true, "Failed"),
+    )
 
 
 def gang_owner(raw: Mapping[str, Any]) -> GangOwner:

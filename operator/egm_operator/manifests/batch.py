@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from egm_operator.kube.objects import Manifest
+from egm_operator.kinds import POD
+from egm_operator.kube.objects import Manifest, Meta, Pod
 from egm_operator.manifests.pod import PROGRESS_ENV, Context, template
-from egm_operator.names import PROGRESS_PORT, child
+from egm_operator.names import LABEL_GROUP, PROGRESS_PORT, child
 from grounding.roles import Role
 from grounding.runtime.environment import Environment
 from grounding.runtime.exits import final_codes
@@ -40,13 +41,28 @@ def prepare(role: Role, ctx: Context) -> Manifest:
     }
 
 
-def client(role: Role, prepare_role: Role, ctx: Context, attempt: int, endpoints: list[str]) -> Manifest:
-    """Return the client Job of an attempt, which queries the servers. The plan counts attempts."""
+def client(
+    role: Role, prepare_role: Role, ctx: Context, attempt: int, endpoints: list[str], admitted: Pod | None = None
+) -> Manifest:
+    """Return the client Job of an attempt, which queries the servers. The plan counts attempts. `admitted`: a server that a queue has admitted."""
     env = {**PROGRESS_ENV, **Environment(attempt=attempt, results=ctx.places.output).as_environ()}
     if endpoints:
         env |= Environment(endpoints=tuple(endpoints)).as_environ()
     pod = template(role, ctx, attempt=attempt, extra_env=env, ports={"progress": PROGRESS_PORT}, prepare=prepare_role)
     spec = {"backoffLimit": 0, "podFailurePolicy": _POLICY, "template": pod}
-    # in no queue: it takes no GPU, and servers that are admitted must not wait for it
     meta = ctx.meta(client_name(ctx, attempt), "evaluate", attempt)
+    if admitted is not None:
+        _join(meta, admitted)
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec}
+
+
+def _join(meta: Meta, admitted: Pod) -> None:
+    """Make an object part of the admission of a pod.
+
+    Kueue does so with an object whose controller it manages. Otherwise the LocalQueue `default` would take in the client, and admitted servers
+    would hold their quota while their client waits for some. The object is deleted with the job, and not with the pod, because it has two owners.
+    """
+    (job,) = meta["ownerReferences"]
+    pod = {"apiVersion": POD.api_version, "kind": POD.name, "name": admitted.name, "uid": admitted.uid}
+    meta["labels"] = {**meta["labels"], LABEL_GROUP: admitted.group}
+    meta["ownerReferences"] = [{**job, "controller": False}, {**pod, "controller": True}]

@@ -69,9 +69,16 @@ class Group:
     size: int
 
 
-def group_name(ctx: Context, begun: float) -> str:
-    """Return the name of a group that begins now; no two groups share one, because Kueue keeps the Workload of an old one for a while."""
-    return child(ctx.prefix, f"{ctx.part}group-{int(begun * 1000):x}", 63)
+def new_groups(least: int, ctx: Context, begun: float, missing: int, there: int = 0) -> list[Group]:
+    """Return the groups of `missing` servers that are created now, beside `there` others: one entry per server.
+
+    They share a group, unless the job's `minServers` (`least`) is 2 or more: then only the servers that it lacks do. No two groups share a name,
+    because Kueue keeps the Workload of an old one for a while.
+    """
+    name = f"{ctx.part}group-{int(begun * 1000):x}"
+    together = missing if least == 1 else min(missing, max(0, least - there))
+    own = [Group(child(ctx.prefix, f"{name}-{number}", 63), 1) for number in range(missing - together)]
+    return [Group(child(ctx.prefix, name, 63), together)] * together + own
 
 
 def spare_name(ctx: Context, index: int, taken: Set[str]) -> str:

@@ -416,7 +416,7 @@ def test_a_default_queue_without_quota_is_waited_for_in_peace(job: dict[str, Any
 
 @pytest.mark.parametrize("default", [False, True])
 def test_the_servers_of_an_evaluation_are_admitted_whole_and_preempted_without_an_attempt(default: bool) -> None:
-    world = World(evaluation(servers=3, minServers=2, **({} if default else {"queue": "q"})), default_queue=default)
+    world = World(evaluation(servers=3, **({} if default else {"queue": "q"})), default_queue=default)
 
     def turns(count: int, admits: bool | None = None) -> None:
         for _ in range(count):
@@ -465,15 +465,19 @@ _IN_A_QUEUE = st.one_of(
 )
 
 
-@pytest.mark.parametrize("kind", ["train", "evaluation"])
+@pytest.mark.parametrize("least", [None, 1, 2])
 @given(st.booleans(), st.lists(_IN_A_QUEUE, max_size=60))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_a_queue_holds_back_only_the_queue_resumes(
-    kind: str, default: bool, happenings: list[tuple[str, int]]
+    least: int | None, default: bool, happenings: list[tuple[str, int]]
 ) -> None:
-    """The world refuses a patch that resumes what is in a queue. Neither a queue nor a suspension costs an attempt."""
+    """The world refuses a patch that resumes what is in a queue. Neither a queue nor a suspension costs an attempt.
+
+    `least`: servers with which an evaluation begins; None for a training.
+    """
     queue = {} if default else {"queue": "q"}
-    world = World(evaluation(servers=3, **queue) if kind == "evaluation" else train(**queue), default_queue=default)
+    job = train(**queue) if least is None else evaluation(servers=3, minServers=least, **queue)
+    world = World(job, default_queue=default)
     for what, number in happenings:
         if what == "kueue":
             world.kueue(admits=bool(number))

@@ -97,6 +97,8 @@ class World:
         self.events: list[str] = []
         self.specs: dict[str, Any] = {}
         """Facts that the store does not need, by an object's uid."""
+        self.parents: dict[str, str] = {}
+        """Name of the pod in whose admission an object takes part, by the object's uid; empty if there is none."""
         self.owners: dict[str, str] = {}
         self.default_queue = default_queue
         """Whether the namespace has a LocalQueue called default, into which Kueue takes every Job that names no queue"""
@@ -180,9 +182,13 @@ class World:
                     fresh["metadata"]["labels"].setdefault(QUEUE_LABEL, "default")
                 if fresh["metadata"]["labels"].get(QUEUE_LABEL):
                     fresh["status"]["conditions"] = GATED
-            if obj["kind"] in FORMS:
+            pods = [
+                owner["name"] for owner in meta["ownerReferences"] if owner["kind"] == "Pod" and owner["controller"]
+            ]
+            if obj["kind"] in FORMS and not pods:
                 self._webhook(fresh)
-            self.specs[self.write(fresh)] = obj.get("spec")
+            uid = self.write(fresh)
+            self.specs[uid], self.parents[uid] = obj.get("spec"), "".join(pods)
 
     def _patch(self, patch: Any) -> None:
         found = self.store.get(patch.kind, "n", patch.name)
@@ -203,11 +209,14 @@ class World:
             obj["spec"] = merge(obj["spec"], FORMS[obj["kind"]].suspension(True))
 
     def kueue(self, admits: bool) -> None:
-        """Kueue admits everything that waits in a queue, or takes all of it back."""
+        """Kueue admits everything that waits in a queue, or takes all of it back, with what takes part in it; that it never resumes."""
+        servers = {pod["metadata"]["name"] for pod in self.alive("server")}
         for owner in [*self.objects("PyTorchJob"), *self.objects("Job")]:
             known = FORMS[owner["kind"]]
             if owner["metadata"]["labels"].get(QUEUE_LABEL) and known.suspended(owner["spec"]) is admits:
                 self.write({**owner, "spec": known.suspension(not admits)})
+            elif not admits and self.parents.get(owner["metadata"]["uid"]) in servers:
+                self.write({**owner, "spec": known.suspension(True)})
         groups: dict[str, list[dict[str, Any]]] = {}
         for pod in self.alive("server"):
             if pod["metadata"]["labels"].get(QUEUE_LABEL):

@@ -29,11 +29,22 @@ class Client(Unit[ResolvedEvalJob, EvalStatus, BatchJob]):
     def objects(self, snapshot: PlacedEval, attempt: int) -> list[Manifest]:
         roles, context = snapshot.roles, snapshot.context
         urls = servers.endpoints(roles["server"], context) if "server" in roles else []
-        client = batch.client(roles["evaluate"], roles["prepare"], context, attempt, urls)
+        client = batch.client(roles["evaluate"], roles["prepare"], context, attempt, urls, admitted(snapshot))
         return [*network.wanted(context), client]
 
 
 CLIENT = Client()
+
+
+def standing(snapshot: PlacedEval) -> dict[int, Pod]:
+    """Return the servers that are there to stay, by their numbers."""
+    pods = snapshot.of_model(snapshot.pods_of("server"))
+    return {pod.index: pod for pod in pods if pod.index is not None and snapshot.alive(pod) and not pod.deleting}
+
+
+def admitted(snapshot: PlacedEval) -> Pod | None:
+    """Return a server that a queue has admitted; None if there is none."""
+    return next((pod for _, pod in sorted(standing(snapshot).items()) if pod.queue and not pod.gated), None)
 
 
 def done(snapshot: EvalSnapshot, job: BatchJob) -> list[Pod]:

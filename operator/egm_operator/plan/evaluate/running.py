@@ -7,6 +7,7 @@ from egm_operator.plan.decision import Decision
 from egm_operator.plan.evaluate.client import CLIENT
 from egm_operator.plan.evaluate.results import apply_report
 from egm_operator.plan.evaluate.servers import servers_ready
+from egm_operator.plan.queued import leads_elsewhere, wait_for_admission
 from egm_operator.plan.snapshot import PlacedEval
 from egm_operator.status import ConditionType, Reason
 from grounding.api.status import EvalStatus, Phase
@@ -18,10 +19,17 @@ def run(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
     if under_way is None:
         return None
     (attempt, owner), decision = under_way, snapshot.decision()
+    if (refused := leads_elsewhere(snapshot, owner)) is not None:
+        return refused
     status, pods = decision.status, CLIENT.pods(snapshot, attempt)
     if snapshot.report is not None:
         apply_report(status, snapshot.report.body)
     waits_for(snapshot, decision, pods)
+    if owner.held_back:
+        if status.is_true(ConditionType.RUNNING):
+            status.condition(ConditionType.RUNNING, False, Reason.QUEUED, "The client has been stopped.")
+        wait_for_admission(snapshot, decision, owner)
+        return decision
     if not any(pod.phase == "Running" for pod in pods):
         report_pending(snapshot, decision, attempt, pods, 0, 1, owner)
         return decision

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from egm_operator.kube.objects import Pod
+from egm_operator.kube.objects import BatchJob
 from egm_operator.manifests import servers as manifests
 from egm_operator.plan.attempts import waits_for
 from egm_operator.plan.decision import Decision
-from egm_operator.plan.evaluate.client import CLIENT, remove_servers
+from egm_operator.plan.evaluate.client import CLIENT, remove_servers, standing
 from egm_operator.plan.queued import waits_for_queue
 from egm_operator.plan.snapshot import PlacedEval
 from egm_operator.status import ConditionType, Reason
@@ -29,9 +29,10 @@ def servers(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
     # for the scale subresource
     fields.selector = ",".join(f"{k}={v}" for k, v in manifests.selector(snapshot.context).items())
     n = CLIENT.current(snapshot)
-    client_there = n > 0 and CLIENT.get(snapshot, n) is not None
+    client = CLIENT.get(snapshot, n) if n > 0 else None
+    client_there = client is not None
     enough = servers_ready(snapshot) >= _wanted(snapshot)
-    if client_there and in_queue(snapshot) and not any(not pod.gated for pod in _standing(snapshot).values()):
+    if client is not None and in_queue(snapshot) and _lost_its_servers(snapshot, client):
         return _taken_back(snapshot, decision)
     if not client_there and not enough and _too_late(snapshot, decision):
         return decision
@@ -70,32 +71,33 @@ def in_queue(snapshot: PlacedEval) -> bool:
     return bool(queue_of(snapshot.job)) or any(job.queue for job in snapshot.batch_jobs_of("prepare"))
 
 
-def _standing(snapshot: PlacedEval) -> dict[int, Pod]:
-    """Return the servers that are there to stay, by their numbers."""
-    pods = snapshot.of_model(snapshot.pods_of("server"))
-    return {pod.index: pod for pod in pods if pod.index is not None and snapshot.alive(pod) and not pod.deleting}
+def _lost_its_servers(snapshot: PlacedEval, client: BatchJob) -> bool:
+    """Return whether a queue has taken back the servers of a client. Kueue then also suspends the client, and never resumes it."""
+    admitted = [pod.group for pod in standing(snapshot).values() if not pod.gated]
+    stopped = client.held_back and not client.queue
+    return not admitted or (stopped and client.group not in admitted)
 
 
 def _keep_groups(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> None:
-    """The same in a queue: all servers that are missing are one group, which is admitted whole or not at all.
+    """The same in a queue, which admits a group whole or not at all. All servers that are missing are one group, unless fewer are enough.
 
     A server that has been lost is replaced in its group. Its pod stays until then, so that the new one has another name.
     """
     role, context = snapshot.roles["server"], snapshot.context
-    standing, pods = _standing(snapshot), snapshot.pods_of("server")
-    kept = {pod.name for index, pod in standing.items() if index < role.replicas}
+    there, pods = standing(snapshot), snapshot.pods_of("server")
+    kept = {pod.name for index, pod in there.items() if index < role.replicas}
     decision.remove(*(pod for pod in pods if pod.name not in kept))
     decision.force(*filter(snapshot.lost, pods))
-    missing = [index for index in range(role.replicas) if index not in standing]
+    missing = [index for index in range(role.replicas) if index not in there]
     if not missing:
         return
-    have = Counter(pod.group for pod in standing.values() if pod.group)
-    sizes = {pod.group: pod.group_size for pod in standing.values() if pod.group}
+    have = Counter(pod.group for pod in there.values() if pod.group)
+    sizes = {pod.group: pod.group_size for pod in there.values() if pod.group}
     places = [
         manifests.Group(name, size) for name, size in sorted(sizes.items()) for _ in range(max(0, size - have[name]))
     ][: len(missing)]
     rest = len(missing) - len(places)
-    places += [manifests.Group(manifests.group_name(context, snapshot.now), rest)] * rest
+    places += manifests.new_groups(snapshot.job.spec.min_servers, context, snapshot.now, rest, len(there))
     taken = {pod.name for pod in pods}
     decision.create(
         *manifests.shared(context),

@@ -144,9 +144,9 @@ def batch(
     return {"kind": "Job", "metadata": meta, "spec": {"suspend": suspended}, "status": status}
 
 
-def client(attempt: int = 1, **status: Any) -> dict[str, Any]:
+def client(attempt: int = 1, **more: Any) -> dict[str, Any]:
     """Return the client Job of an attempt."""
-    return batch(f"j-eval-client-{attempt}", "evaluate", attempt, **status)
+    return batch(f"j-eval-client-{attempt}", "evaluate", attempt, **more)
 
 
 def training(

@@ -11,6 +11,7 @@ from tests.unit.operator.plan.kit import NOW, Report, client, placed_evaluating,
     [
         ([], {}),
         ([client()], {"final": True, "phase": "Pending", "reason": "PodsPending"}),
+        ([client(suspended=True, queue="default")], {"final": True, "phase": "Pending", "reason": "Queued"}),
         ([client(), pod("c", role="evaluate")], {"final": True, "phase": "Running", "reason": "ClientRunning"}),
     ],
 )

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from egm_operator.kube.objects import Admission
+from egm_operator.plan.evaluate.client import CLIENT
 from egm_operator.plan.evaluate.servers import servers
 
 from tests.unit.operator.plan.kit import NOW, client, placed_evaluating, pod, said, stamp, waits
@@ -130,6 +131,45 @@ def test_servers_that_a_queue_takes_back_cost_no_attempt() -> None:
     assert said(decision) == {"final": True, "phase": "Pending", "reason": "Queued", "delete": ["j-eval-client-1"]}
     still = servers(placed_evaluating(_grouped(0), _grouped(1, gated=True), client(), queue="q"))
     assert said(still) == {"final": False}
+    # it belongs to servers of before, with which Kueue has suspended it
+    old = {**client(), "spec": {"suspend": True}}
+    old["metadata"]["labels"]["grounding.egm.dev/group"] = "earlier"
+    later = servers(placed_evaluating(_grouped(0), _grouped(1), old, queue="q"))
+    assert said(later)["delete"] == ["j-eval-client-1"]
+    old["metadata"]["labels"]["grounding.egm.dev/group"] = "g"  # a person has suspended it
+    assert said(servers(placed_evaluating(_grouped(0), _grouped(1), old, queue="q"))) == {"final": False}
+
+
+@pytest.mark.parametrize(
+    ("least", "owned", "sizes"),
+    [
+        (1, [], [4, 4, 4, 4]),
+        (2, [], [2, 2, 1, 1]),
+        (4, [], [4, 4, 4, 4]),
+        (2, [_grouped(0)], ["g", 1, 1]),
+        (2, [_grouped(3, size=1)], [1, 1, 1]),  # the other servers have been taken back
+        (3, [_grouped(3, size=1)], [2, 2, 1]),
+    ],
+)
+def test_fewer_servers_may_begin(least: int, owned: list[Any], sizes: list[Any]) -> None:
+    """Kueue admits a pod group whole or not at all, so that servers which may come later are groups of their own."""
+    decision = servers(placed_evaluating(*owned, queue="q", servers=4, minServers=least))
+    assert decision is not None
+    made = [one["metadata"] for one in decision.plan.create if one["kind"] == "Pod"]
+    size = [int(meta["annotations"]["kueue.x-k8s.io/pod-group-total-count"]) for meta in made]
+    names = [meta["labels"]["grounding.egm.dev/group"] for meta in made]
+    assert [name if name == "g" else found for name, found in zip(names, size, strict=True)] == sizes
+    assert len(set(names)) == len([n for n in size if n == 1]) + any(n > 1 for n in size)
+
+
+def test_the_client_takes_part_in_the_admission_of_its_servers() -> None:
+    """Otherwise it would need a quota of its own, which other servers may hold whose clients wait for these."""
+    made = CLIENT.objects(placed_evaluating(_grouped(0, gated=True), _grouped(1), queue="q"), 1)[-1]
+    job, server = made["metadata"]["ownerReferences"]
+    assert (job["kind"], job["controller"]) == ("GroundingEvalJob", False)
+    assert (server["kind"], server["name"], server["controller"]) == ("Pod", "j-eval-server-1", True)
+    alone = CLIENT.objects(placed_evaluating(_server(0), _server(1)), 1)[-1]
+    assert [owner["controller"] for owner in alone["metadata"]["ownerReferences"]] == [True]
 
 
 def test_kueue_s_words_about_servers() -> None:
