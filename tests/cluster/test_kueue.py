@@ -20,6 +20,7 @@ from tests.cluster.operator_kit import ROOT, Drive, Operator, eval_job, new_name
 from tests.cluster.scene import MEASURED
 from tests.unit.test_docs_commands import blocks
 
+pytestmark = pytest.mark.timeout(300)  # the first one starts a cluster, too
 QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 
 
@@ -98,8 +99,8 @@ def test_preemption_by_priority_costs_no_attempt(training: Drive, kueue: Kueue) 
     until("the step", lambda: (training.status("low").get("progress") or {}).get("step") == 4)
     _train(training, "high", labels={PRIORITY: high})
     training.phase("high", "Running")
-    status = _queued(training, "low")
-    assert status["attempt"] == 1 and "preempt" in status["message"].lower()
+    until("Kueue's words", lambda: "preempt" in _queued(training, "low")["message"].lower())
+    assert training.status("low")["attempt"] == 1
     training.end("high", "rl")
     status = training.phase("low", "Running")
     # the same attempt with the same output, where its checkpoint is; the step is that of before
