@@ -124,8 +124,10 @@ def _taken_back(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> Decisio
 def _too_late(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> bool:
     """Report why servers are not ready, and end the job if they have taken too long."""
     role, pods = snapshot.roles["server"], snapshot.of_model(snapshot.pods_of("server"))
-    held = snapshot.held(pods) or next((w for pod in pods if (w := pod.waiting) is not None), None)
     ready, wanted = servers_ready(snapshot), _wanted(snapshot)
+    if len(admitted := [pod for pod in pods if not pod.gated]) >= wanted:
+        pods = admitted  # the client does not wait for the others
+    held = snapshot.held(pods) or next((w for pod in pods if (w := pod.waiting) is not None), None)
     text = f"{ready} of {role.replicas} servers are ready, {wanted} wanted to begin."
     reason = Reason.SERVERS_STARTING if held is None or held.reason is None else held.reason
     gated = [pod for pod in pods if pod.gated and pod.queue and not pod.deleting]

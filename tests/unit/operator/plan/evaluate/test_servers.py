@@ -172,6 +172,14 @@ def test_the_client_takes_part_in_the_admission_of_its_servers() -> None:
     assert [owner["controller"] for owner in alone["metadata"]["ownerReferences"]] == [True]
 
 
+@pytest.mark.parametrize(("least", "reason"), [(2, "ServersStarting"), (3, "Queued")])
+def test_servers_that_may_come_later_are_not_what_a_job_waits_for(least: int, reason: str) -> None:
+    admitted = [_grouped(index, phase="Running", startTime=stamp(NOW)) for index in (0, 1)]
+    gated = [_grouped(index, group=f"g-{index}", size=1, gated=True) for index in (2, 3)]
+    decision = servers(placed_evaluating(*gated, *admitted, queue="q", servers=4, minServers=least))
+    assert decision is not None and decision.status.fields.reason == reason
+
+
 def test_kueue_s_words_about_servers() -> None:
     seen = placed_evaluating(_grouped(0, gated=True), _grouped(1, gated=True), queue="q")
     decision = servers(replace(seen, admissions={"uid-j-eval-server-0": Admission(message="16 more needed")}))
