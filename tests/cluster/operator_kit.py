@@ -211,10 +211,15 @@ left, whole = int(sys.argv[1]), api.Api.request
 
 async def mortal(self, method, path, **more):
     global left
+    written = method != "GET" and "/leases" not in path
     try:
         return await whole(self, method, path, **more)
+    except api.ApiError as error:
+        # what an earlier process has created already: if this counted, no process would get further
+        written = written and error.status != 409
+        raise
     finally:
-        if method != "GET" and "/leases" not in path:
+        if written:
             left -= 1
             if left == 0:
                 os._exit(9)
@@ -232,7 +237,8 @@ class Operator:
     def __init__(
         self, namespaces: str, log: Path, die_after: int = 0, command: Sequence[str] = (), **settings: str
     ) -> None:
-        """`die_after`: the process ends as if killed, right after the answer to its n-th write to the API server."""
+        """`die_after`: the process ends as if killed, right after the answer to its n-th write to the API server; a conflict is not a
+        write."""
         self.log, self.command = log, list(command) or [sys.executable, "-m", "egm_operator"]
         if die_after:
             self.command = [sys.executable, "-c", _MORTAL, str(die_after)]
