@@ -197,6 +197,7 @@ def _evaluation(
 ) -> None:
     from grounding.evaluate.results.reader import read_answers
     from grounding.evaluate.summary import interval
+    from grounding.evaluate.summary_model import Summary
 
     (out / "results").mkdir(parents=True, exist_ok=True)
     common = {"model": model, "prompt": "qwen3", "scoring": "egm-eval"}
@@ -235,7 +236,7 @@ def _evaluation(
     summary |= {"unparsed": sum(f["unparsed"] for f in files), "truncated": sum(f["truncated"] for f in files)}
     summary |= {"macro": sum(f["acc"] for f in files) / len(files), "micro": float(a.correct.mean())}
     summary |= {"ci95": interval(a.file, a.image, a.correct), "requests_per_second": 210.4, "wall_seconds": 273.0}
-    (out / "summary.json").write_bytes(orjson.dumps(summary))
+    (out / "summary.json").write_bytes(orjson.dumps(Summary.model_validate(summary).document()))
 
 
 def main() -> None:

@@ -80,7 +80,15 @@ def line(p: Progress, pace: float) -> str:
         f"{p.errors:,} errors",
         f"{_left(p, pace)} left",
     ]
-    return ", ".join(facts) + (f"; {p.warning}" if p.warning else "")
+    return "; ".join(filter(None, (", ".join(facts), _unreachable(p), p.warning)))
+
+
+def _unreachable(p: Progress) -> str:
+    """Return why nothing moves if no endpoint answers; otherwise empty."""
+    if not p.servers or not all(s.breaker.open for s in p.servers):
+        return ""
+    problems = dict.fromkeys(f"{s.endpoint}: {s.problem}" for s in p.servers)
+    return f"no endpoint answers ({'; '.join(problems)})"
 
 
 def view(p: Progress, pace: float, width: int) -> Group:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -20,7 +20,7 @@ from typing import Any, TypedDict
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from grounding.errors import UserError
+from grounding.errors import UserError, printable
 from grounding.evaluate.summary_model import Summary, read_summary
 from grounding.files import complete_lines, read_json, write_json
 from grounding.jsontypes import JsonObject
@@ -201,6 +201,8 @@ class View:
     uploaded_at: float = 0.0
     upload_problem: str = ""
     path: str = ""
+    news: str = ""
+    """The last line of a role's log, until there are figures"""
     settings: tuple[SettingView, ...] = ()
     """For a sweep, the settings that have started"""
 
@@ -304,7 +306,20 @@ def view(
         read = validated(complete_lines(job_dir / "progress.jsonl")) if lines is None else lines
         trained = training_facts(read, state.started_at, now)
         shown = replace(shown, **trained, **saving_facts(job_dir))
-    return shown if phase == "Running" else replace(shown, eta_s=None)
+    if phase != "Running":
+        return replace(shown, eta_s=None)
+    return shown if shown.step else replace(shown, news=_last_line(job_dir, state.roles))
+
+
+NEWS_LENGTH = 160
+
+
+def _last_line(job_dir: Path, roles: Sequence[RoleState]) -> str:
+    """Return the last line of the log of the role that is awaited: one that starts, else the newest."""
+    awaited = [r for r in roles if r.phase == "Starting"] or [r for r in roles if r.phase == "Running"]
+    lines = tail(job_dir / "logs" / f"{awaited[-1].name}.log", 1) if awaited else []
+    text = printable(lines[-1]).strip() if lines else ""
+    return text if len(text) <= NEWS_LENGTH else f"{text[: NEWS_LENGTH - 1]}…"
 
 
 def run_folders(runs: Path) -> list[Path]:

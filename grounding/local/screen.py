@@ -91,7 +91,7 @@ def table(views: Iterable[View], now: float) -> Table:
             Text(f"{mark} {v.phase}", style=style),
             Text(v.role or "", style="dim"),
             count(v) if v.step is not None else "",
-            Text(metrics(v)),
+            Text(metrics(v)) if metrics(v) else Text(v.news, style="dim"),
             short_duration(took) if took is not None else "",
             left,
         )
@@ -153,6 +153,8 @@ class Lines:
     """Turns views into lines: one per change, and a job's metrics at most every `interval` seconds."""
 
     interval: float = 5.0
+    waiting: float = 10.0
+    """Seconds between two lines about a job that has no figures yet"""
     _phases: dict[str, tuple[str, str]] = field(default_factory=dict)
     _figures: dict[str, tuple[float, str]] = field(default_factory=dict)
 
@@ -171,7 +173,12 @@ class Lines:
                 lines.append("  ".join([f"{v.name}: {v.phase}", *(t for t in tail if t)]))
                 continue
             said_at, said = self._figures.get(v.name, (0.0, ""))
-            if v.phase == "Running" and text and text != said and now - said_at >= self.interval:
+            if v.phase == "Running" and v.news:
+                if now - said_at >= self.waiting:
+                    self._figures[v.name] = (now, said)
+                    parts = (v.role, text, f"{short_duration(elapsed(v, now))}: {v.news}")
+                    lines.append(f"{v.name}: {'  '.join(filter(None, parts))}")
+            elif v.phase == "Running" and text and text != said and now - said_at >= self.interval:
                 self._figures[v.name] = (now, text)
                 left = f"  {short_duration(v.eta_s)} left" if v.eta_s is not None else ""
                 lines.append(f"{v.name}: {v.role}  {text}{left}")

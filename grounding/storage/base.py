@@ -7,15 +7,20 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from grounding.errors import UserError
 from grounding.files import atomic_write, fsync_folder, make_folder
 from grounding.runtime import environment
 from grounding.runtime.environment import Environment
+from grounding.runtime.waiting import Every
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 Progress = Callable[[int], None]
 """Called from several threads with the number of bytes that have just been transferred"""
@@ -46,6 +51,8 @@ class Transfer:
     patience_s: float = 300.0
     files: int = 16
     """Number of small files that are transferred at the same time"""
+    say: Callable[[str], None] | None = field(default=None, compare=False)
+    """Gets a line every 10 s while a request is tried again"""
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,23 @@ class Store(ABC):
 
     uri: str
     transfer: Transfer = Transfer()
+
+    def retried(self, patience_s: float) -> Callable[[RetryCallState], None]:
+        """Return a function for tenacity that says what is waited for, before it tries again."""
+
+        def before_sleep(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            if self.transfer.say is None or error is None or not self._news.due():
+                return
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            left = max(0.0, patience_s - (state.seconds_since_start or 0.0))
+            self.transfer.say(f"waiting for {self.uri}: {reason}; trying again for up to {left:.0f} s")
+
+        return before_sleep
+
+    @cached_property
+    def _news(self) -> Every:
+        return Every()
 
     @abstractmethod
     def check(self) -> None:

@@ -109,7 +109,7 @@ def fetch(
         if not place.folder.exists():
             raise UserError("no such file or folder", file=place.folder)
         return place.folder
-    cache, transfer = cache or cache_folder(), transfer or Transfer()
+    cache, transfer = cache or cache_folder(), replace(transfer or Transfer(), say=say)
     target = local_path(uri, cache=cache)
     lock = cache / "locks" / hashlib.sha256(f"{place.scheme}/{place.root}/{place.path}".encode()).hexdigest()[:24]
     spoken = ProgressLogger(f"fetching {uri}", say)

@@ -28,7 +28,7 @@ class HubStore(Store):
 
     def __init__(self, repository: str, transfer: Transfer) -> None:
         try:
-            import huggingface_hub
+            import huggingface_hub.errors
         except ModuleNotFoundError:
             raise UserError(
                 "hf:// needs huggingface_hub, which is not installed",
@@ -63,6 +63,7 @@ class HubStore(Store):
             retry=tenacity.retry_if_exception(passes),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
             stop=tenacity.stop_after_delay(self.transfer.patience_s),
+            before_sleep=self.retried(self.transfer.patience_s),
             reraise=True,
         )
         where = f"{self.uri}/{name}" if name else self.uri

@@ -164,10 +164,12 @@ class S3Store(Store):
 
     def _try(self, call: Callable[[], T], name: str = "", patience_s: float | None = None) -> T:
         """Return the call's result, repeating it after a temporary failure. Any other failure is raised as an error for people."""
+        patience_s = self.transfer.patience_s if patience_s is None else patience_s
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(passes),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
-            stop=tenacity.stop_after_delay(self.transfer.patience_s if patience_s is None else patience_s),
+            stop=tenacity.stop_after_delay(patience_s),
+            before_sleep=self.retried(patience_s),
             reraise=True,
         )
         with self._for_people(name):

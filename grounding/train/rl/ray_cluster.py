@@ -22,6 +22,7 @@ from grounding.jsontypes import JsonObject
 from grounding.runtime import environment, processes
 from grounding.runtime.environment import Environment
 from grounding.runtime.grace import Stop
+from grounding.runtime.waiting import Every
 from grounding.train.rl import rendezvous
 from grounding.train.rl.rendezvous import FINAL, Membership, Pods
 
@@ -161,7 +162,7 @@ def _wait(pods: Pods, node: Node, membership: Membership, head: RayNode, deadlin
     import ray
 
     end_at, said, missing = time.monotonic() + deadline_s, "", "Ray's head has not started"
-    connected, because = False, ""
+    connected, because, news = False, "", Every()
     try:
         while not stop.asked:
             if why := head.ended():
@@ -177,8 +178,9 @@ def _wait(pods: Pods, node: Node, membership: Membership, head: RayNode, deadlin
             if not missing:
                 return True
             if (now := missing + because) != said:
-                _say(f"waiting: {now}")
-                said = now
+                said, news = now, Every()
+            if news.due():
+                _say(f"waiting: {now}; {max(0.0, end_at - time.monotonic()):.0f} s are left")
             if lost := membership.lost(environment.of_process().lost_seconds):
                 raise Failure(lost, hint="Its log shows the reason; the job restarts from its newest checkpoint.")
             if time.monotonic() > end_at:

@@ -79,6 +79,14 @@ def test_warning_and_cached_share_of_the_server_s_own_metrics():
     assert line(p, 10).endswith("; results are not in s3://b yet")
 
 
+def test_a_line_says_why_nothing_moves():
+    away = endpoint(breaker=SimpleNamespace(open=True), problem="Connection refused")
+    assert line(progress(servers=(away,)), 0).endswith(
+        "; no endpoint answers (http://10.0.0.1:30000: Connection refused)"
+    )
+    assert "no endpoint" not in line(progress(servers=(away, endpoint())), 0)
+
+
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_the_running_interval_holds_its_figure(a, b):
     correct, n = min(a, b), max(a, b)

@@ -225,6 +225,47 @@ def test_plain_lines_tell_changes_at_once_and_figures_now_and_then() -> None:
     assert at(31, phase="Succeeded", step=10, total=10, finished_at=31.0) == ["a: Succeeded  sft  10/10  30s"]
 
 
+def test_plain_lines_say_every_ten_seconds_what_a_job_without_figures_does() -> None:
+    lines = Lines(interval=5)
+
+    def at(now: float, **more: object) -> list[str]:
+        return lines.new([View("r", "a", "GroundingEvalJob", "Running", "server", started_at=1.0, **more)], now)  # type: ignore[arg-type]
+
+    assert at(10, step=0, total=40, news="loads the model") == ["a: Running  server  0/40"]
+    assert at(19, step=0, total=40, news="loads the model") == []
+    assert at(20, step=0, total=40, news="loads the model") == ["a: server  0/40  19s: loads the model"]
+    assert at(29, step=0, total=40, news="captures graphs") == []
+    assert at(31, step=0, total=40, news="captures graphs") == ["a: server  0/40  30s: captures graphs"]
+    assert at(41, step=0, total=40) == []
+    assert at(42, step=1, total=40) == ["a: server  1/40"]
+
+
+def test_a_job_without_figures_shows_the_last_line_of_the_role_that_is_awaited(tmp_path: Path) -> None:
+    roles = [RoleState("server", phase="Starting"), RoleState("evaluate", phase="Running")]
+    run = make_run(tmp_path, "r", JobState("a", "GroundingTrainJob", "Running", roles=roles))
+    logs = run / "a" / "logs"
+    logs.mkdir()
+
+    def news(**more: object) -> str:
+        return view(run, "a", alive=True, **more).news  # type: ignore[arg-type]
+
+    assert news() == ""
+    (logs / "evaluate.log").write_text("ready\n")
+    (logs / "server.log").write_text("\n".join(["first", "10 %\r20 %", "loads \x1b[31mshard 3\n"]))
+    assert news() == "loads \N{REPLACEMENT CHARACTER}shard 3"
+    roles[0].phase = "Running"
+    write_state(run / "a", JobState("a", "GroundingTrainJob", "Running", roles=roles))
+    assert news() == "ready"
+    (logs / "evaluate.log").write_text("x" * 1000)
+    assert len(news()) == 160
+    shown = view(run, "a", alive=True)
+    out = Console(width=200, record=True, file=io.StringIO())
+    out.print(table([shown], 0.0))
+    assert "xxx" in out.export_text()
+    assert news(lines=list(validated([line(1, 1.0, loss=1.0)]))) == ""
+    assert view(run, "a", alive=False).news == ""
+
+
 def test_columns_line_up() -> None:
     train = View("demo", "sft", "GroundingTrainJob", "Running", step=3, total=1500, val_accuracy=0.5, created_at=40.0)
     evaluation = View("demo", "eval", "GroundingEvalJob", "Pending", step=2, total=4, accuracy=0.25)

@@ -16,6 +16,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from grounding.errors import Failure, UserError
+from grounding.runtime.waiting import Every
 from grounding.train.rl import ray_cluster, rendezvous
 from grounding.train.rl.ray_cluster import Node, shortfall
 from grounding.train.rl.rendezvous import Membership, Pods
@@ -212,6 +213,13 @@ def test_a_head_that_is_not_up_yet_is_asked_again(
     assert (
         "waiting: Ray's head has not started (ConnectionError: the raylet is not there yet)" in capsys.readouterr().out
     )
+
+
+def test_what_is_waited_for_is_said_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(ray_cluster, "Every", lambda: Every(0.0))
+    assert _waits(monkeypatch, _FakeRay(failures=2), 30.0)
+    text = capsys.readouterr().out
+    assert text.count("the raylet is not there yet") == 2 and "s are left" in text
 
 
 def test_why_ray_could_not_be_reached_is_told_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
