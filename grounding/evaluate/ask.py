@@ -101,8 +101,10 @@ class Asker:
             raise kind(self.access.hide(f"answers {error.code}: {said}"), file=self.endpoint, hint=hint) from None
         except (OSError, ValueError) as error:
             reason = str(getattr(error, "reason", error))
-            hint = "Is it running? `egm serve` starts one; `curl URL/v1/models` asks it."
-            raise Failure(f"does not answer: {self.access.hide(reason)}", file=self.endpoint, hint=hint) from None
+            hint = "Check that the server is running (`curl URL/v1/models`). `egm serve` starts one."
+            raise Failure(
+                f"the server does not answer: {self.access.hide(reason)}", file=self.endpoint, hint=hint
+            ) from None
 
     def model(self) -> str | None:
         """Return the name of the first model that the server lists; None if it lists none."""

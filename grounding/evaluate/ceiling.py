@@ -30,6 +30,6 @@ class Ceiling:
         if passed < WINDOW_S or cpu - before < FULL * passed:
             return ""
         return (
-            f"this process is at its ceiling: its one core is busy at {(answers - had) / passed:,.0f} answers a second, and more "
-            "endpoints or requests in flight add nothing; give the files to several evaluations"
+            f"this process uses all of its one core at {(answers - had) / passed:,.0f} answers a second. More "
+            "endpoints or requests in flight will not make it faster. Divide the files among several evaluations"
         )

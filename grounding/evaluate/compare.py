@@ -101,7 +101,9 @@ class Comparison:
         alike = served_alike(a, b)
         if alike is None:
             return []
-        return [f"A names {self.a.model} and B {self.b.model}, but the servers said the same of both: {alike}."]
+        return [
+            f"The model is named {self.a.model} in A and {self.b.model} in B, but the servers reported the same one for both: {alike}."
+        ]
 
     def as_dict(self) -> Document:
         """Return the comparison for JSON; `files` are in the paper's order."""
@@ -248,11 +250,11 @@ def gate(
         return ["No question was answered by both sides."]
     if not found.whole and not partial:
         reasons.append(
-            f"The two do not hold the same answered questions ({found.only_a:,} in A only, {found.only_b:,} in B only, "
-            f"{found.errors_a:,} and {found.errors_b:,} failed requests); --partial judges what they share."
+            f"A and B do not have the same answered questions ({found.only_a:,} in A only, {found.only_b:,} in B only, "
+            f"{found.errors_a:,} and {found.errors_b:,} failed requests); --partial judges the questions that both have."
         )
     if found.a.scoring != found.b.scoring or found.a.other_scoring or found.b.other_scoring:
-        reasons.append("The two are not scored by the same profile; `egm eval --rescore` scores stored answers again.")
+        reasons.append("A and B were not scored by the same profile. `egm eval --rescore` scores stored answers again.")
     before, after = 100 * found.macro.acc_a, 100 * found.macro.acc_b
     # a rounding error of the mean must not change the verdict
     if min_macro is not None and after < min_macro - 1e-9:

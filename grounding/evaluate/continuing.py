@@ -22,7 +22,7 @@ from grounding.runtime.pages import PLAIN, page
 
 LIMIT_S = 20.0
 """Time limit in seconds for both requests; a server that does not answer in time is not judged"""
-IGNORES = "does not continue a message, whatever it is asked"
+IGNORES = "ignores the request to continue a message"
 _SAID = [{"role": "user", "content": "Count to three."}, {"role": "assistant", "content": "One, two,"}]
 
 
@@ -30,7 +30,7 @@ async def ignored(engine: Engine, endpoints: Sequence[str], asked_as: str | None
     """Return a note for each endpoint that accepts the fields for continuing a message but ignores them."""
     found = await asyncio.gather(*(continues(engine, endpoint, asked_as, access) for endpoint in endpoints))
     return [
-        f"{endpoint} {IGNORES}: after a cut-off thought it begins another answer, so that budgets mean little"
+        f"{endpoint} {IGNORES}: after a cut-off thought it begins another answer, so thinking budgets do not limit its thoughts"
         for endpoint, does in zip(endpoints, found, strict=True)
         if does is False
     ]

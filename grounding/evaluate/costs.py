@@ -159,5 +159,5 @@ def _object(path: Path) -> JsonObject:
     except (OSError, orjson.JSONDecodeError) as error:
         raise UserError(f"cannot be read: {error}", file=path, field="--model-config") from None
     if not isinstance(value, dict):
-        raise UserError("expected an object", file=path, field="--model-config")
+        raise UserError("expected a JSON object", file=path, field="--model-config")
     return value

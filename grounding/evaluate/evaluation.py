@@ -59,12 +59,14 @@ class Evaluation:
             get_engine(self.engine).limit_field if self.engine else "max_tokens",
         )
         if self.retry_truncated <= limit:
-            text = f"{self.retry_truncated} tokens are no more than the {limit} of --max-tokens"
-            raise UserError(text, field="--retry-truncated", hint="Give more tokens than the answers had.")
+            text = f"{self.retry_truncated} tokens are not more than the {limit} of --max-tokens"
+            raise UserError(text, field="--retry-truncated", hint="Give a limit above that of the stored answers.")
         if field_name in self.client.request.body:
             raise UserError(f"--extra-body says {field_name} already", field="--retry-truncated")
         if self.rescore:
-            raise UserError("--rescore asks nothing", field="--retry-truncated")
+            raise UserError(
+                "--retry-truncated has no effect with --rescore, which asks no questions", field="--retry-truncated"
+            )
 
     def __post_init__(self) -> None:
         if self.retry_truncated:

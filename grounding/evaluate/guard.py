@@ -109,9 +109,7 @@ class Guard:
             message = mismatch((e.width, e.height), e.image, images.look(e.image))
         except UserError as error:
             message = error.message
-        hint = (
-            "The row and the image do not belong together: its box would be scored in the wrong place. Check --images."
-        )
+        hint = "The row does not belong to this image, so its box would be scored in the wrong place. Check --images."
         self._refuse(
             Problem("size-mismatch", str(path), e.line, e.image, message),
             UserError(message, file=path, line=e.line, hint=hint),
@@ -149,9 +147,7 @@ class Guard:
     def end(self) -> tuple[Problem, ...]:
         """Return the rows that are left out. Raises `UserError` if there are more than `skip_broken`."""
         if len(self.left_out) > self.truths.skip_broken:
-            hint = (
-                f"Correct the data or the image sources, or allow more rows to be left out: {self.truths.skip_option}."
-            )
+            hint = f"Correct the data or the image sources, or allow more rows to be left out with {self.truths.skip_option}."
             raise UserError(too_many(self.left_out, self.truths.skip_broken), hint=hint)
         return tuple(self.left_out)
 

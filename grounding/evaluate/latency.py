@@ -110,9 +110,9 @@ def judge(
     medians = [float(np.median(latency_s[rows])) for f in np.unique(file) if (rows := measured & (file == f)).any()]
     least, late = min(medians), measured & (lag > TOLERATED * min(medians))
     count, of, worst = int(late.sum()), int(measured.sum()), float(lag[measured].max())
-    was = f"was {1000 * worst:.1f} ms late at times, more than {TOLERATED:.0%} of the latency ({1000 * least:.1f} ms)"
-    refused = f"this process {was}: lower --concurrency, or give it a core of its own" if count == of else None
+    was = f"was at times {1000 * worst:.1f} ms late, more than {TOLERATED:.0%} of the latency ({1000 * least:.1f} ms)"
+    refused = f"this process {was}. Lower --concurrency, or give it a whole core" if count == of else None
     note = None
     if not refused and count > NOTED * of:
-        note = f"latencies of {count} of {of} answers are left out, because the process that measured them {was}"
+        note = f"latencies of {count} of {of} answers are left out because the process that measured them {was}"
     return Judged(np.where(late, np.nan, latency_s), worst, count, refused, note)

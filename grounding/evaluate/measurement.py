@@ -202,7 +202,7 @@ class Measurement:
             judged.write(summary, done.in_flight, _lags(self._earlier))
         summary.notes += tuple(self.notes)
         if self.kept:
-            summary.notes += (f"answers that stay cut off, because asking again failed: {self.kept}",)
+            summary.notes += (f"truncated answers that are kept because asking again failed: {self.kept}",)
         if evaluation.rescore:  # this run has measured nothing, so keep the earlier measurements
             summary.take_timing(self._earlier)
         else:

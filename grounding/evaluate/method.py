@@ -38,7 +38,7 @@ class Method:
             raise UserError(f"expected 1024 pixels or more, found {self.max_pixels}", field="--max-pixels")
         most = MOST_PIXELS if self.max_pixels is None else self.max_pixels
         if self.min_pixels is not None and self.min_pixels > most:
-            text = f"{self.min_pixels} pixels at least are more than {most} at most"
+            text = f"the minimum of {self.min_pixels} pixels is above the maximum of {most}"
             raise UserError(text, field="--min-pixels")
 
     def settings(self) -> dict[str, int]:
@@ -80,13 +80,13 @@ def check(method: Method, temperature: float, scoring: str) -> None:
     """Raise `UserError` if the method does not work with this temperature or scoring profile."""
     if method.samples > 1 and temperature <= 0:
         raise UserError(
-            f"{method.samples} answers at temperature 0 are {method.samples} times the same answer",
+            f"{method.samples} answers at temperature 0 would all be the same",
             field="--samples",
-            hint="Give a temperature as well, such as --temperature 0.7 (sampling.temperature of a job).",
+            hint="Set a temperature too, such as --temperature 0.7 (sampling.temperature of a job).",
         )
     if (method.max_pixels or method.min_pixels) and scoring.endswith(("-pixels", "-resized")):
         raise UserError(
-            "a picture of another size moves the boxes of a model that answers in pixels",
+            "if a model answers in pixels, changing the picture's size moves its boxes",
             field="--max-pixels" if method.max_pixels else "--min-pixels",
-            hint="Leave it out, or score with a profile for coordinates in 0..1000.",
+            hint="Leave the option out, or score with a profile for coordinates in 0..1000.",
         )

@@ -35,8 +35,8 @@ WORK = (
 DECIDING = ("engine", "mode", "model", "prompt", "sampling", "systemPrompt")
 """Fields of `spec` that affect the answers. Scoring is not among them, because stored answers can be scored again"""
 WAYS_OUT = (
-    "Give the job another spec.output (or folder), or set the old results aside: `egm run --restart`, on a cluster the "
-    "annotation grounding.egm.dev/restart with any new value."
+    "Give the job another spec.output (or folder), or set the old results aside: with `egm run --restart` or, on a cluster, with "
+    "a new value of the annotation grounding.egm.dev/restart."
 )
 
 
@@ -123,5 +123,5 @@ def _check(data: bytes, who: Owner, where: str) -> None:
     old = Owner.parse(data)
     if old is not None and (found := changes(old, who)):
         raise UserError(
-            "holds results of another job:" + "".join(f"\n  {change}" for change in found), file=where, hint=WAYS_OUT
+            "has results of another job:" + "".join(f"\n  {change}" for change in found), file=where, hint=WAYS_OUT
         )

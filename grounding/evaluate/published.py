@@ -87,12 +87,12 @@ class Reproduction:
 
     def sentence(self) -> str:
         """Return the verdict as a sentence."""
-        within = f"within ±{100 * PER_FILE:g} a file and ±{100 * MACRO:g} macro"
+        within = f"within ±{100 * PER_FILE:g} per file and ±{100 * MACRO:g} macro"
         what = {
             "reproduced": f"{self.published.name} is reproduced {within}.",
             "not reproduced": f"{self.published.name} is not reproduced {within}.",
-            "undecided": f"Whether {self.published.name} is reproduced {within} is open: our intervals reach into that range.",
-            "not comparable": f"{self.published.name} cannot be judged: not every expression of the eight files was answered.",
+            "undecided": f"It is undecided whether {self.published.name} is reproduced {within}, because our intervals reach into that range.",
+            "not comparable": f"{self.published.name} cannot be judged, because not every expression of the eight files was answered.",
         }
         return what[self.verdict]
 
@@ -142,13 +142,13 @@ def read_figures(path: Path) -> Published:
         raise UserError("expected an object with name, url and acc", file=path)
     for field in ("name", "url"):
         if not isinstance(raw.get(field), str) or not raw[field]:
-            raise UserError("expected a text: a figure needs its source", file=path, field=field)
+            raise UserError("expected a text, because a figure needs its source", file=path, field=field)
     acc, counts = raw.get("acc"), expressions()
     if not isinstance(acc, dict) or not acc:
         raise UserError("expected the accuracy of each file, per cent", file=path, field="acc")
     for name, value in acc.items():
         if name not in counts:
-            raise UserError(f"{name} is none of {', '.join(counts)}", file=path, field="acc")
+            raise UserError(f"{name} is not one of {', '.join(counts)}", file=path, field="acc")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 1 < value <= 100:
             raise UserError(f"expected per cent, found {value!r}", file=path, field=f"acc.{name}")
     latency = raw.get("latency_ms")
@@ -173,7 +173,7 @@ def find(name: str) -> Published:
     hint = f"Did you mean {near[0]}? " if near else ""
     raise UserError(
         f"no published result is named {name!r}",
-        hint=f"{hint}Known are {', '.join(known)}; a FILE.json holds others.",
+        hint=f"{hint}Known: {', '.join(known)}. For other results, give a FILE.json.",
         field="--paper",
     )
 
@@ -238,11 +238,11 @@ def _notes(answers: Answers, lines: list[Line]) -> list[str]:
     if partial := [line for line in lines if line.n != line.expected]:
         first = partial[0]
         notes.append(
-            f"{len(partial)} of {len(lines)} files are not whole ({first.name}: {first.n:,} of {first.expected:,}); "
-            "the published figures are over all expressions."
+            f"{len(partial)} of {len(lines)} files are incomplete ({first.name}: {first.n:,} of {first.expected:,}). "
+            "The published figures cover all expressions."
         )
     if answers.scoring != "egm-eval":
         notes.append(
-            f"The published figures are by the profile egm-eval, ours by {answers.scoring or 'an unknown one'}."
+            f"The published figures were scored by the profile egm-eval, ours by {answers.scoring or 'an unknown profile'}."
         )
     return notes + [f"{note[:1].upper()}{note[1:]}." for note in answers.notes()]

@@ -80,7 +80,7 @@ class Unfinished(ValueError):
     """
 
     def __init__(self, reply: Reply) -> None:
-        super().__init__(f"the server ended the request by {reply.finish_reason!r}, not by itself")
+        super().__init__(f"the server aborted the request with the finish reason {reply.finish_reason!r}")
         self.reply = reply
 
     @property
@@ -116,7 +116,7 @@ def read_replies(raw: bytes, latency_s: float, content_type: str = "", wanted: i
         value = json_value(raw)
     except ValueError:
         kind = f" ({content_type})" if content_type else ""
-        raise ValueError(f"status 200, but no JSON{kind}: {_start(raw)}") from None
+        raise ValueError(f"status 200, but not JSON{kind}: {_start(raw)}") from None
     messages = _messages(value)
     if not messages:
         problem = value.get("error") if isinstance(value, dict) else None
@@ -171,14 +171,14 @@ def unpacked(raw: bytes, encoding: str) -> bytes:
     if name in ("", "identity"):
         return raw
     if name not in ("gzip", "x-gzip", "deflate"):
-        raise ValueError(f"a body in the encoding {encoding[:40]!r}, which was not asked for")
+        raise ValueError(f"a body in the encoding {encoding[:40]!r}, which was not requested")
     try:
         unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
         found = unpacker.decompress(raw, LARGEST_BODY)
     except zlib.error as error:
-        raise ValueError(f"a body that is no {name}: {error}") from None
+        raise ValueError(f"a body that is not valid {name}: {error}") from None
     if not unpacker.eof:
-        raise ValueError(f"a body in {name} that is cut short, or of more than {LARGEST_BODY >> 20} MiB")
+        raise ValueError(f"a body in {name} that is truncated or has more than {LARGEST_BODY >> 20} MiB")
     return found
 
 
@@ -231,11 +231,11 @@ def _apart(
 ) -> list[tuple[Any, JsonObject]]:
     """Return the messages of several choices. Raises `ValueError` if there are more than requested, or two have the same index."""
     if len(messages) > wanted:
-        raise ValueError(f"{len(messages)} choices came, {wanted} were asked for")
+        raise ValueError(f"{len(messages)} choices came although {wanted} were requested")
     numbers = [n for c in choices if isinstance(n := c.get("index"), int)]
     twice = next((n for n in numbers if numbers.count(n) > 1), None)
     if twice is not None:
-        raise ValueError(f"{numbers.count(twice)} choices have the index {twice}: they may be one and the same")
+        raise ValueError(f"{numbers.count(twice)} choices have the index {twice}, so they may be the same answer")
     return messages
 
 

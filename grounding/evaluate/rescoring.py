@@ -30,18 +30,20 @@ def stored_evaluation(folder: Path, scoring: str = "") -> Evaluation:
     path = folder / FILE
     if is_sweep(folder):
         raise UserError(
-            "a sweep is scored again setting by setting", file=folder, hint=f"egm rescore {folder}/settings/NAME."
+            "each setting of a sweep must be scored again separately",
+            file=folder,
+            hint=f"Use egm rescore {folder}/settings/NAME.",
         )
     if not path.is_file():
-        raise UserError("no evaluation is here: run_config.json is absent", file=folder)
+        raise UserError("this folder has no evaluation: run_config.json is absent", file=folder)
     config = read_json(path)
     if not isinstance(config, dict):
-        raise UserError("expected an object", file=path)
+        raise UserError("expected a JSON object", file=path)
     files = [Path(str(f)) for f in _list(config, "files", path)]
     for file in files:
         if not file.is_file():
-            text = "is needed to score again: the true boxes are in it"
-            raise UserError(text, file=file, hint=f"Put it there, or correct `files` in {path}.")
+            text = "is needed for scoring again, because it contains the true boxes"
+            raise UserError(text, file=file, hint=f"Put the file there, or correct `files` in {path}.")
     known = {f.name for f in fields(Sampling)}
     drawn = config.get("sampling") or {k: v for k, v in dict(config.get("request") or {}).items() if k in known}
     try:

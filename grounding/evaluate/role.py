@@ -49,7 +49,7 @@ def program(argv: list[str]) -> list[str]:
     given = environment.of_process()
     python = given.engine_python if given.engine_python is not None else Path(sys.executable)
     if not python.is_file():
-        raise UserError("no such interpreter", file=python, field="EGM_ENGINE_PYTHON")
+        raise UserError("the interpreter does not exist", file=python, field="EGM_ENGINE_PYTHON")
     argv = [*argv, *given.engine_args]
     if argv[0] == "python":
         return [str(python), *argv[1:]]
@@ -67,7 +67,7 @@ def server_port() -> int:
     """Return the port in `$EGM_PORT`. Raises `UserError` if it is not a port."""
     port = environment.of_process().port
     if not port:
-        raise UserError("is missing: the port on which the server listens (1 to 65535)", field="EGM_PORT")
+        raise UserError("must be the port on which the server listens (1 to 65535)", field="EGM_PORT")
     return port
 
 
@@ -94,7 +94,7 @@ def _model_folder(model: str, family: str) -> str:
     model = str(locate(model).folder)
     path = Path(model)
     if path.is_absolute() and not (path / "config.json").is_file():
-        raise UserError("no model is there: config.json is absent", file=path)
+        raise UserError("the folder has no model: config.json is absent", file=path)
     return str(path.absolute()) if path.is_dir() else model
 
 
@@ -129,8 +129,8 @@ def serve_role(job_file: Path, data: Path, model: str, only: str = "") -> None:
     remote_code = job.spec.model.trust_remote_code
     if not remote_code and _brings_code(Path(folder)):
         _say(
-            "config.json names Python code of the model's folder (auto_map). The engine uses its own implementation; "
-            "if it has none, spec.model.trustRemoteCode: true lets it run that code."
+            "config.json refers to Python code in the model's folder (auto_map). The engine uses its own implementation of the model; "
+            "if it has none, spec.model.trustRemoteCode: true allows it to run that code."
         )
     host = variables.every_address if variables.host == EVERY_IPV4 else variables.host
     options = replace(serve_options(job, host, port, most), keyed=bool(variables.api_key))
@@ -247,7 +247,9 @@ def evaluate_role(job_file: Path, data: Path, out: Path, served: str = "", only:
     endpoints = variables.endpoints if variables.endpoints else tuple(spec.endpoints)
     if not endpoints:
         raise UserError(
-            "no server to ask: $EGM_ENDPOINTS is empty and the job names none", file=job_file, field="spec.endpoints"
+            "there is no server to ask: $EGM_ENDPOINTS is empty and the job lists no endpoints",
+            file=job_file,
+            field="spec.endpoints",
         )
     names = Sampling.__dataclass_fields__
     chosen = {n: v for n in names if (v := getattr(spec.sampling, n, None)) is not None}
@@ -326,5 +328,5 @@ def evaluate_role(job_file: Path, data: Path, out: Path, served: str = "", only:
         raise Failure(
             why_not(summary.reason, summary.problems),
             file=out,
-            hint="Answers are kept; start the job again to ask the failed ones again.",
+            hint="The answers are kept. Start the job again to ask the failed questions again.",
         )

@@ -32,9 +32,7 @@ def check_conditions(evaluation: Evaluation, results: Results) -> None:
     mode, concurrency = before.get("mode", defaults.MODE), before.get("concurrency")
     if mode != evaluation.mode or (mode == "latency" and concurrency != evaluation.client.concurrency):
         was = f"{mode} mode" + (f" with concurrency {concurrency}" if mode == "latency" else "")
-        raise UserError(
-            f"holds answers of {was}", file=evaluation.out, hint="Choose another --out for this measurement."
-        )
+        raise UserError(f"has answers of {was}", file=evaluation.out, hint="Choose another --out for this measurement.")
 
 
 def record_pictures(evaluation: Evaluation, planned: Plan, done: Tallies) -> None:
@@ -49,11 +47,10 @@ def record_pictures(evaluation: Evaluation, planned: Plan, done: Tallies) -> Non
     answered = {planned.work.images[i] for i in np.unique(planned.work.image[done.answered])}
     if other := [name for name in sorted(answered) if name in before and before[name] != now[name]]:
         raise UserError(
-            f"holds answers for other pictures: {len(other)} of {len(answered)} have another content now, "
-            f"{other[0]} for one",
+            f"has answers for other pictures: {len(other)} of {len(answered)} have changed, such as {other[0]}",
             file=evaluation.out,
             field="images",
-            hint="Restore the pictures, or choose another --out (of a job: another spec.output, or `egm run --restart`).",
+            hint="Restore the pictures, or choose another --out (for a job: another spec.output, or `egm run --restart`).",
         )
     if before | now != before:
         write_json(path, before | now)
@@ -64,14 +61,16 @@ def change_profile(evaluation: Evaluation, rows: int, done: Tallies, earlier: Su
     before, answered = earlier.total, earlier.done - earlier.errors_as_wrong
     here, problem = int(done.answered.sum()), ""
     if rows < before:
-        problem = f"holds an evaluation of {before} rows, and {rows} would be scored again"
+        problem = f"has an evaluation of {before} rows, of which only {rows} would be scored again"
     elif here < answered:
-        problem = f"holds {answered} answers, of which {here} are to these rows with this model, prompt and settings"
+        problem = (
+            f"has {answered} answers, of which only {here} belong to these rows with this model, prompt and settings"
+        )
     if problem:
         raise UserError(
             f"{problem}; its summary would be lost",
             file=evaluation.out,
-            hint=f"`egm rescore {evaluation.out}` takes files, prompt and settings from the folder; the files must be as they were.",
+            hint=f"`egm rescore {evaluation.out}` takes files, prompt and settings from the folder. The files must be unchanged.",
         )
     path = evaluation.out / FILE
     if path.exists():

@@ -158,12 +158,12 @@ def _notes(done: Tallies, wrong: int, served: Sequence[ServedModel], asked_as: s
     same = done.samples.same[done.answered]
     if done.samples.count > 1 and len(same) >= NOTE_COUNT and same.all():
         found.append(
-            f"the {done.samples.count} answers to each question are the same text; votes say nothing. Does the server ignore the temperature?"
+            f"the {done.samples.count} answers to each question are identical, so votes mean nothing. Does the server ignore the temperature?"
         )
     thought = int(done.from_reasoning[done.answered].sum())
     if thought:
         found.append(
-            f"{thought} answers had no content and were read from their thought; check the server's --reasoning-parser"
+            f"{thought} answers had no content and were read from their thought. Check the server's --reasoning-parser"
         )
     return found
 
@@ -174,8 +174,8 @@ def _empty(done: Tallies) -> list[str]:
     if empty < NOTE_COUNT or empty < NOTE_SHARE * answered:
         return []
     names = Counter(name for text in done.rests.values() for name in _names(text))
-    held = f"; their replies hold {' and '.join(f'{n!r}' for n, _ in names.most_common(3))} instead" if names else ""
-    return [f"{empty} of {answered} answers hold no text{held}"]
+    held = f"; their replies contain {' and '.join(f'{n!r}' for n, _ in names.most_common(3))} instead" if names else ""
+    return [f"{empty} of {answered} answers have no text{held}"]
 
 
 def _names(text: str) -> list[str]:
@@ -187,7 +187,7 @@ def _names(text: str) -> list[str]:
 
 
 def _ended(name: str, rows: int, asked: int) -> str:
-    what = "it is no answer" if rows == 1 else "they are no answers"
+    what = "it does not count as an answer" if rows == 1 else "they do not count as answers"
     return f"the server ended {rows} of {asked} requests ({100 * rows / asked:.2f} %) by {name!r}; {what}"
 
 
@@ -197,7 +197,7 @@ def _one_box(work: Worklist, done: Tallies) -> list[str]:
         return []
     single = int((done.answered & np.isnan(done.extents.iou).any(axis=1)).sum())
     what = "row has" if single == 1 else "rows have"
-    return [f"{single} {what} no amodal_bbox: bbox is taken for the whole object"] if single else []
+    return [f"{single} {what} no amodal_bbox, so their bbox is taken for the whole object"] if single else []
 
 
 def _left_out(work: Worklist) -> list[str]:
@@ -205,8 +205,8 @@ def _left_out(work: Worklist) -> list[str]:
     if not rows:
         return []
     first = work.left_out[0]
-    text = "1 row cannot be used and is" if rows == 1 else f"{rows} rows cannot be used and are"
-    return [f"{text} left out, such as {Path(first.file).name}:{first.row}: {first.message}"]
+    text = "1 unusable row is" if rows == 1 else f"{rows} unusable rows are"
+    return [f"{text} left out, for example {Path(first.file).name}:{first.row}: {first.message}"]
 
 
 def summarise(

@@ -164,7 +164,7 @@ class SamplesSummary(_Part):
     count: Count
     accuracy_at_1: Number | None = None
     by_number: Annotated[tuple[VotesOf, ...], Field(min_length=1)]
-    oracle_is: str = "a bound: it takes the right answer if there is one, which no method can know"
+    oracle_is: str = "an upper bound: it takes a correct answer if there is one, which no method can know"
 
 
 @dataclass(frozen=True)

@@ -335,4 +335,4 @@ def read_sweep(folder: Path) -> list[Setting]:
             Setting(str(s["name"]), method_of(s.get("method")), folder / str(s["folder"])) for s in document["settings"]
         ]
     except (KeyError, TypeError, AttributeError):
-        raise UserError("this is no list of a sweep's settings", file=path) from None
+        raise UserError("this is not a valid list of a sweep's settings", file=path) from None

@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 ENDPOINT = {
     "in_flight": "Requests in flight.",
-    "limit": "Requests that it is given at once, at most.",
-    "away": "1 while it is left alone because it does not answer.",
+    "limit": "Maximum number of requests that it gets at once.",
+    "away": "1 while it gets no requests because it does not answer.",
     "latency_seconds": "Moving mean of the latency.",
 }
 ENDPOINT_COUNTERS = {
     "answers": "Answers.",
-    "failures": "Requests that brought none.",
+    "failures": "Requests without an answer.",
     "prompt_tokens": "Tokens of prompts.",
-    "cached_tokens": "Tokens of prompts that were in the server's cache.",
+    "cached_tokens": "Tokens of prompts that the server found in its cache.",
 }
 FILE: dict[str, Callable[[FileSummary], float | None]] = {
     "answers": lambda f: f.n,
@@ -51,19 +51,19 @@ _FILE_TEXT = {
     "iou": "Mean IoU of the answers so far, 0..1.",
     "errors": "Questions that have failed for good.",
     "unparsed": "Answers without a box.",
-    "truncated": "Answers that were cut at the length limit.",
+    "truncated": "Answers that were truncated at the token limit.",
 }
 
 
 COST = {
     "prompt_tokens": "Tokens of a question with its picture.",
-    "thought_tokens": "Tokens of thought of a question's answers.",
+    "thought_tokens": "Tokens of thought in a question's answers.",
     "answer_tokens": "Tokens of a question's answers without their thoughts.",
     "generated_tokens": "Tokens of a question's thoughts and answers.",
     "flops": "Operations of a question, by formula.",
     "latency_seconds": "Median latency of a question.",
     "gpu_seconds": "GPU-seconds of a question.",
-    "money": "US dollars of a question.",
+    "money": "Cost of a question in US dollars.",
 }
 """Means over the answered questions"""
 SETTING = {
@@ -173,11 +173,11 @@ class ProgressExporter:
             return made
 
         for name, text, value in (
-            ("questions", "Questions in all.", report.total),
+            ("questions", "Number of questions.", report.total),
             ("answered", "Questions with an answer.", report.done),
-            ("correct", "Answers with an IoU of 0.5 and more.", self._correct),
+            ("correct", "Answers with an IoU of 0.5 or more.", self._correct),
             ("errors", "Questions that have failed for good.", self._errors),
-            ("requests_per_second", "Replies a second over the last 20 s.", report.requests_per_second),
+            ("requests_per_second", "Replies per second over the last 20 s.", report.requests_per_second),
             ("eta_seconds", "Time left.", report.eta_seconds),
         ):
             yield family(GaugeMetricFamily, name, text, [((), value)])

@@ -115,7 +115,9 @@ class Worklist:
         except UserError:
             found = None
         if found is None or key_of(self.settings, found) != self.key(row):
-            raise Failure("the file changed while it was evaluated", file=path, line=line, hint="Start again.")
+            raise Failure(
+                "the file has changed during the evaluation", file=path, line=line, hint="Start the evaluation again."
+            )
         return found
 
     def find(self, keys: Sequence[str]) -> NDArray[np.int64]:
@@ -186,7 +188,7 @@ def read_worklist(
         before = taken = len(files_of)
         name = file_stem(path)
         if name in names:
-            raise UserError(f"has the same name as {names[name]}", file=path, hint="Give each file once.")
+            raise UserError(f"the file has the same name as {names[name]}", file=path, hint="Give each file once.")
         names[name] = path
         copy = None if path.suffix == ".jsonl" else tempfile.TemporaryFile()  # noqa: SIM115  # the worklist closes it
         copies.append(copy)
@@ -207,7 +209,7 @@ def read_worklist(
             copy.flush()
         guard.end_file()
         if len(files_of) == before:
-            raise UserError("the file holds no rows", file=path)
+            raise UserError("the file has no rows", file=path)
     return Worklist(
         settings=settings,
         files=tuple(files),

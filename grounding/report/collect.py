@@ -120,5 +120,7 @@ def collect(run_dir: Path) -> Run:
         if lines := read_progress(folder / "progress.jsonl"):
             run.trainings.append(Training(name, lines[-1].get("stage", ""), lines, _job_text(folder)))
     if not run.jobs:
-        raise UserError("neither a run nor an evaluation lies here", file=run_dir, hint="Give a folder under runs/.")
+        raise UserError(
+            "the folder is neither a run nor an evaluation", file=run_dir, hint="Give a folder under runs/."
+        )
     return run

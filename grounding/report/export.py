@@ -53,7 +53,7 @@ def _needed(module: str) -> Any:
         raise UserError(
             f"this export needs {tool}, which is not installed",
             field="--to",
-            hint=f"Install it beside egm: pip install '{tool}=={TOOLS[tool]}'.",
+            hint=f"Install it in egm's environment: pip install '{tool}=={TOOLS[tool]}'.",
         ) from None
 
 
@@ -87,9 +87,7 @@ def table(a: Answers) -> Iterator[list[Any]]:
 def export_inspect(a: Answers, summary: Summary, out: Path | None, **_: Any) -> str:
     """Write a log to `out` that `inspect view` and inspect_ai's readers can open. Every question is a sample."""
     if out is None or out.suffix != ".eval":
-        raise UserError(
-            "the log needs a name that ends in .eval", field="OUT", hint="egm export DIR --to inspect OUT.eval"
-        )
+        raise UserError("the log's name must end in .eval", field="OUT", hint="egm export DIR --to inspect OUT.eval")
     log = _needed("inspect_ai.log")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.eval")
@@ -172,9 +170,7 @@ def export_wandb(a: Answers, summary: Summary, out: Path | None, *, project: str
 def export_trackio(a: Answers, summary: Summary, out: Path | None, *, project: str, name: str) -> str:
     """Log a trackio run with the summary's values and a table of all rows, to trackio's own folder (TRACKIO_DIR)."""
     if out is not None:
-        raise UserError(
-            "trackio has a folder of its own", field="OUT", hint="Leave OUT away; TRACKIO_DIR sets the folder."
-        )
+        raise UserError("trackio writes to its own folder", field="OUT", hint="Omit OUT and set TRACKIO_DIR instead.")
     trackio = _needed("trackio")
     trackio.init(project=project, name=name, config=_settings(a), auto_log_gpu=False, auto_log_cpu=False)
     try:
@@ -220,6 +216,6 @@ def export(
         raise UserError(f"unknown target {target!r}", field="--to", hint=f"Known: {', '.join(TARGETS)}.")
     answers = read_answers(folder)
     if not len(answers):
-        raise UserError("the evaluation holds no rows", file=folder)
+        raise UserError("the evaluation has no rows", file=folder)
     hear(answers.notes())
     return TARGETS[target](answers, summary_of(folder), out, project=project, name=name or answers.name)

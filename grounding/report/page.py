@@ -375,8 +375,8 @@ def _latency_note(summary: Summary) -> str:
     if summary.latency_refused:
         return f"No latencies: {summary.latency_refused}."
     if summary.mode == "latency":
-        return "Latencies are those of the request alone, at a fixed concurrency."
-    return "Latencies of throughput mode hold the waiting that full servers cause: what a request took, not what the model takes."
+        return "Latencies cover only the request, at a fixed concurrency."
+    return "Latencies of throughput mode include waiting at fully loaded servers. They show how long requests took, not how fast the model is."
 
 
 def notes_of(e: collect.Evaluation) -> list[str]:
@@ -447,9 +447,13 @@ def _side_by_side(evaluations: Sequence[collect.Evaluation]) -> list[tuple[str, 
 
 
 _DIMENSIONS = (
-    ("Size of the object", "Share of the picture that the true box covers.", slices.by_size),
-    ("Length of the expression", "Words; what a hyphen or an apostrophe joins is one.", slices.by_length),
-    ("Kinds of words", "An expression counts in every class of which it holds a word.", slices.by_words),
+    ("Size of the object", "The share of the picture that the true box covers.", slices.by_size),
+    (
+        "Length of the expression",
+        "Number of words. Parts joined by a hyphen or an apostrophe count as one word.",
+        slices.by_length,
+    ),
+    ("Kinds of words", "An expression counts in every class of which it has a word.", slices.by_words),
 )
 
 
@@ -480,7 +484,7 @@ def _figures(evaluations: Sequence[collect.Evaluation]) -> list[_Figure]:
     for style, e in zip(styles, evaluations, strict=True):
         rows = [(style, s.label, s) for s in slices.by_tokens(e.answers)]
         names = [(style, e.name)] if len(evaluations) > 1 else []
-        note = "Tokens of the answer, in groups of about equal size: are the long ones the doubtful ones?"
+        note = "Number of tokens of the answer, in groups of about equal size. It shows whether long answers are less accurate."
         figures.append(_Figure("Length of the answer", note, names, rows))
     return [f for f in figures if f.rows]
 
@@ -511,7 +515,7 @@ def _curves(run: collect.Run) -> list[Any]:
             ]
             figures.append(charts.lines(f"{t.name}: loss", series, "step", low=0.0))
             figures.append(charts.lines(f"{t.name}: validation loss", _of_sets(t, "valLoss", "loss"), "step", low=0.0))
-            right = _of_sets(t, "valTokenAccuracy", "tokens predicted right")
+            right = _of_sets(t, "valTokenAccuracy", "tokens predicted correctly")
             figures.append(charts.lines(f"{t.name}: validation", right, "step", 0.0, 1.0))
         else:
             score = _series(t, "score", first=False)
@@ -525,7 +529,7 @@ def _curves(run: collect.Run) -> list[Any]:
             figures.append(charts.lines(f"{t.name}: validation", checks, "step", 0.0, 1.0))
             entropy = [charts.Series("entropy", _series(t, "entropy"), "a")]
             figures.append(charts.lines(f"{t.name}: entropy", entropy, "step", 0.0))
-    return [Markup(f) for f in figures if f]  # noqa: S704  drawn by charts.py, which escapes
+    return [Markup(f) for f in figures if f]  # noqa: S704  charts.py escapes its texts
 
 
 def _histogram(evaluations: Sequence[collect.Evaluation]) -> Any:
@@ -533,4 +537,4 @@ def _histogram(evaluations: Sequence[collect.Evaluation]) -> Any:
 
     one = len(evaluations) == 1
     values = [("" if one else e.name, e.answers.iou[e.answers.answered].tolist()) for e in evaluations]
-    return Markup(charts.histogram("IoU of the answers", values))  # noqa: S704  charts.py escapes
+    return Markup(charts.histogram("IoU of the answers", values))  # noqa: S704  charts.py escapes its texts

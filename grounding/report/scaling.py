@@ -39,12 +39,12 @@ def operations(value: float) -> str:
 
 AXES = (
     Axis("latency", "Latency", "seconds, median", lambda c: c.latency_p50, lambda v: f"{_short(v)} s"),
-    Axis("tokens", "Generated tokens", "a question, all answers", lambda c: c.generated_tokens, _short),
-    Axis("flops", "Operations", "a question, by formula", lambda c: c.flops, operations),
+    Axis("tokens", "Generated tokens", "per question, all answers", lambda c: c.generated_tokens, _short),
+    Axis("flops", "Operations", "per question, by formula", lambda c: c.flops, operations),
     Axis(
         "gpu",
         "GPU time",
-        "GPU-seconds a question",
+        "GPU-seconds per question",
         lambda c: c.gpu_seconds_per_question or None,
         lambda v: f"{_short(v)} s",
     ),
@@ -109,7 +109,9 @@ def point_of(model: str, setting: str, folder: str, summary: Summary, budget: in
     if summary.macro is None or ends is None:
         return Left(folder, summary.reason if summary.reason else "it is not finished")
     if summary.costs is None:
-        return Left(folder, "its summary has no costs; it was made by an older version (`egm eval` again adds them)")
+        return Left(
+            folder, "its summary has no costs, because an older release wrote it; run `egm eval` again to add them"
+        )
     point = Point(model, setting, folder, summary.macro, *ends, summary.costs, budget=budget)
     if (votes := summary.samples) is None:
         return point
@@ -231,7 +233,7 @@ def chart(points: Sequence[Point], axis: Axis, models: Sequence[str], references
         return round(_H - _BOTTOM - (accuracy - low) / (high - low) * (_H - _TOP - _BOTTOM), 1)
 
     best = front(points, axis)
-    spoken = f"Accuracy against {axis.title.lower()} of {len(points)} settings. Nothing beats " + ", ".join(
+    spoken = f"Accuracy against {axis.title.lower()} of {len(points)} settings. On the Pareto front: " + ", ".join(
         f"{points[i].setting} ({100 * points[i].accuracy:.1f} % at {axis.show(costs[i])})" for i in best
     )
     parts = [f'<svg class="chart scaling" viewBox="0 0 {_W} {_H}" role="img" aria-label="{escape(spoken)}">']
@@ -260,7 +262,7 @@ def chart(points: Sequence[Point], axis: Axis, models: Sequence[str], references
     if len(best) > 1:
         corners = [f"M{scale.x(costs[best[0]])} {y(points[best[0]].accuracy)}"]
         corners += [f"H{scale.x(costs[i])}V{y(points[i].accuracy)}" for i in best[1:]]
-        parts.append(f'<path class="front" d="{"".join(corners)}"><title>What nothing beats</title></path>')
+        parts.append(f'<path class="front" d="{"".join(corners)}"><title>Pareto front</title></path>')
     radii = _radius(points)
     centres = [(scale.x(cost), y(p.accuracy)) for p, cost in zip(points, costs, strict=True)]
     written = labels(centres, radii)

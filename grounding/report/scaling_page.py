@@ -162,7 +162,7 @@ def build_scaling(folders: Sequence[Path], out: Path) -> Path:
         groups = sections([(reader.answers(a), reader.answers(b)) for _, a, b in pairs])
     except UserError as error:  # summaries without rows can still be drawn
         said, groups = {}, []
-        found.notes.append(f"Nothing is compared: {error}")
+        found.notes.append(f"No settings are compared: {error}")
     with atomic_write(out) as f:
         f.write(_text(found, axes, said, pairs, groups).encode("utf-8", "replace"))
     rows = table(found.points)
@@ -191,9 +191,9 @@ def _text(
     ]
     notes = [*found.notes, *(f"{Path(left.folder).name} is not drawn: {left.why}." for left in found.left)]
     if points and not axes:
-        notes.append("No cost is known of every setting, so that nothing can be drawn; the table has what is known.")
+        notes.append("No cost is known for every setting, so no chart can be drawn. The table shows the known costs.")
     loads = sorted({p.costs.concurrency for p in points})
-    load = f"Latencies are seconds a question with {' or '.join(map(str, loads))} questions in flight."
+    load = f"Latencies are seconds per question with {' or '.join(map(str, loads))} questions in flight."
     return page.scaling(
         title=found.title,
         points=points,

@@ -42,7 +42,7 @@ def several_table(found: Several) -> Any:
     from rich.table import Table
 
     view = Table(
-        title=f"macro mean of Acc@0.5 in per cent, {found.n:,} questions; differences from the first, all together 95 %",
+        title=f"macro mean of Acc@0.5 in per cent, {found.n:,} questions; differences from the first, with intervals that hold together at 95 %",
         box=SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -97,7 +97,9 @@ def write_parquet(rows: Sequence[Mapping[str, Any]], file: Any) -> None:
 def write_table(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     """Write rows to a file, as CSV or parquet by the ending of its name. Raises `UserError` for any other ending."""
     if out.suffix not in (".csv", ".parquet"):
-        raise UserError(f"a table is written as .csv or .parquet, not {out.suffix or 'without an ending'}", file=out)
+        raise UserError(
+            f"the file's name must end in .csv or .parquet, not {out.suffix or 'without an ending'}", file=out
+        )
     with atomic_write(out) as f:
         if out.suffix == ".csv":
             f.write(as_csv(rows).encode())

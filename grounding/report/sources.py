@@ -37,7 +37,7 @@ def sources(folders: Sequence[Path]) -> list[Source]:
             some = sources([f for f in inside if is_sweep(f) or is_evaluation(f)]) if inside else []
             if not some:
                 raise UserError(
-                    "neither a sweep nor an evaluation is here", file=folder, hint="Give folders under runs/."
+                    "the folder has neither a sweep nor an evaluation", file=folder, hint="Give folders under runs/."
                 )
             found += some
     return found

@@ -62,7 +62,7 @@ def _longer(own: Sequence[Point], axis: Axis, compared: Compared) -> str:
             f"{base.model}: no setting is more accurate than {base.setting}, the shortest one; "
             f"{longer.setting}{among} differs by {points_of(best)}."
         )
-    return f"{base.model}: whether {longer.setting}{among} beats {base.setting}, the shortest setting, is open: {points_of(best)}{times}."
+    return f"{base.model}: it is undecided whether {longer.setting}{among} beats {base.setting}, the shortest setting: {points_of(best)}{times}."
 
 
 def _longer_or_bigger(points: Sequence[Point], axis: Axis, small: str, large: str, compared: Compared) -> list[str]:
@@ -79,11 +79,11 @@ def _longer_or_bigger(points: Sequence[Point], axis: Axis, small: str, large: st
     among = f" (the best of {len(longer)} settings)" if len(longer) > 1 else ""
     sides = f"{small}, {longer[number].setting}{among}, against {large}, {bigger.setting}"
     if best.ci95[0] > 0:
-        return [f"At no more {name}, longer beats bigger by {points_of(best)}: {sides}."]
+        return [f"With no more {name}, longer beats bigger by {points_of(best)}: {sides}."]
     if best.ci95[1] < 0:
-        return [f"At no more {name}, bigger beats longer by {points_of(best, -1)}: {sides}."]
+        return [f"With no more {name}, bigger beats longer by {points_of(best, -1)}: {sides}."]
     return [
-        f"At no more {name}, neither longer nor bigger is better beyond chance; longer differs by {points_of(best)}: {sides}."
+        f"With no more {name}, neither longer nor bigger is significantly better; longer differs by {points_of(best)}: {sides}."
     ]
 
 

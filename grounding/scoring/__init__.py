@@ -39,7 +39,7 @@ def get_profile(name: str) -> Profile:
     if profile is None:
         known = ", ".join([*PROFILES, *(f"{alias} (= {name})" for alias, name in _ALIASES.items())])
         raise UserError(
-            f"unknown scoring profile {name!r}", hint=f"Known profiles: {known}; or FILE.py for one of your own."
+            f"unknown scoring profile {name!r}", hint=f"Known profiles: {known}; or FILE.py for your own profile."
         )
     return profile
 
@@ -74,12 +74,16 @@ def remapped(name: str, box_remap: str) -> str:
             return name
         if profile in _RESIZED:
             return _RESIZED[profile]
-        raise UserError(f"profile {profile} knows no resized pictures", field=option, hint="Known for: egm-eval.")
+        raise UserError(
+            f"profile {profile} cannot read boxes in pixels of resized pictures",
+            field=option,
+            hint="Known for: egm-eval.",
+        )
     if box_remap == "scale":
         if profile in (*_IN_PIXELS.values(), *_RESIZED.values()):
-            raise UserError(f"profile {profile} keeps pixels", field=option, hint="Leave one of the two out.")
+            raise UserError(f"profile {profile} already reads pixels", field=option, hint="Set only one of the two.")
         return name
     hint = "Known: scale, keep, resized."
-    if box_remap == "inverse":  # the truth is always in pixels here
-        hint += " For pixel answers and true boxes in 0..1000: --box-remap keep --truth relative."
+    if box_remap == "inverse":  # true boxes are always in pixels here
+        hint += " If answers are in pixels and true boxes in 0..1000, use --box-remap keep --truth relative."
     raise UserError(f"unknown box remap {box_remap!r}", field=option, hint=hint)

@@ -263,7 +263,7 @@ def diagnose(findings: Iterable[int], profile: str = "egm-eval") -> Diagnosis:
     if noteworthy(fractions):
         lie = "lies" if boxes == 1 else "lie"
         notes.append(
-            f"{fractions} of {boxes} boxes {lie} in 0..1; read as fractions Acc@0.5 would be {_percent(right[0], answers)}"
+            f"{fractions} of {boxes} boxes {lie} in 0..1; if read as fractions, Acc@0.5 would be {_percent(right[0], answers)}"
         )
     if noteworthy(only[best]):
         notes.append(
@@ -273,8 +273,8 @@ def diagnose(findings: Iterable[int], profile: str = "egm-eval") -> Diagnosis:
     accuracy = None if not ended else share(after)
     if noteworthy(differs) and not profile.startswith("answer-after-thinking"):
         notes.append(
-            f"{differs} of {answers} answers give another box after </think> than the one that was scored; "
-            f"read after </think> Acc@0.5 would be {_percent(after, answers)} (--scoring answer-after-thinking)"
+            f"{differs} of {answers} answers have a box after </think> that differs from the scored one; "
+            f"if only the text after </think> were read, Acc@0.5 would be {_percent(after, answers)} (--scoring answer-after-thinking)"
         )
     if thinking and noteworthy(unended):
         notes.append(f"{unended} of {answers} answers have no end of thought (</think>)")

@@ -25,7 +25,7 @@ _LIST_RE = re.compile(_LIST)
 _KEYED_RE = re.compile(r'"bbox_2d"\s*+:\s*+' + _LIST)
 
 
-@lru_cache(maxsize=2)  # a profile and its second look read the same text
+@lru_cache(maxsize=2)  # a profile and the doctor read the same text
 def extract_box(text: str | None) -> Box | None:
     """Return the box of an answer, in the space it was answered in, or None if there is none. Takes time linear in the length of the text.
 

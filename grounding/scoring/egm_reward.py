@@ -206,7 +206,7 @@ def taught_iou(text: Any, truth: Any, width: Any, height: Any) -> float:
         left, top, right, bottom, area, across, down = _truth_and_grid(*truth, width, height)
         x1, y1, x2, y2 = across[a], down[b], across[c], down[d]
     except (ValueError, TypeError, IndexError, UserError):
-        return -1.0  # no JSON, not four, no whole number, more than 1000; or a truth that the slow way complains of
+        return -1.0  # not JSON, not four whole numbers in 0..1000, or a truth for which the general rules raise
     if x1 >= x2 or y1 >= y2:
         return -1.0
     wide = (x2 if x2 < right else right) - (x1 if x1 > left else left)

@@ -26,7 +26,7 @@ class Form:
     @property
     def sentence(self) -> str:
         """Return the signature for messages."""
-        return f"It has to be `def NAME({', '.join(self.arguments)})`, and to return {self.returns}."
+        return f"It must be `def NAME({', '.join(self.arguments)})`, and return {self.returns}."
 
 
 def inspect(file: Path, name: str, form: Form) -> None:

@@ -47,9 +47,9 @@ def of_name(profile: str) -> Profile:
     path, _, name = profile.partition(":")
     if "@" in name:
         raise UserError(
-            f"the answers were scored by a profile of the user's own, {profile}",
+            f"the answers were scored by the user's own profile {profile}",
             field="--scoring",
-            hint=f"Name its file: --scoring {path}:{name.partition('@')[0]}, with the folder that it is in.",
+            hint=f"Give its file: --scoring {path}:{name.partition('@')[0]}, preceded by the folder that the file is in.",
         )
     return of_file(Path(path), name or NAME)
 
@@ -92,7 +92,7 @@ def _box(value: Any) -> Box | None:
     try:
         x1, y1, x2, y2 = (float(v) for v in value)
     except (TypeError, ValueError):
-        raise ValueError(f"returned {value!r}, which is no box") from None
+        raise ValueError(f"returned {value!r}, which is not a box") from None
     if not all(map(math.isfinite, (x1, y1, x2, y2))):
-        raise ValueError(f"returned {value!r}, which has no finite numbers")
+        raise ValueError(f"returned {value!r}, which has numbers that are not finite")
     return x1, y1, x2, y2

@@ -34,9 +34,9 @@ def score_of(returned: Any) -> float:
     try:
         score = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"returned {returned!r}, which holds no score") from None
+        raise ValueError(f"returned {returned!r}, which has no score") from None
     if not math.isfinite(score):
-        raise ValueError(f"returned {returned!r}, which is no finite number")
+        raise ValueError(f"returned {returned!r}, which is not a finite number")
     return score
 
 

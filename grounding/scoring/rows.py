@@ -64,12 +64,12 @@ class Totals:
                 for (model, _, settings), n in self.evaluations.most_common(3)
             )
             found.append(
-                f"the rows are of {len(self.evaluations)} evaluations (model, prompt or settings differ), and the means mix them: {listed}"
+                f"the rows come from {len(self.evaluations)} evaluations (model, prompt or settings differ), which the means mix: {listed}"
             )
         if self.repeated:
-            what = "1 row is" if self.repeated == 1 else f"{self.repeated:,} rows are"
+            what = "1 row repeats a question" if self.repeated == 1 else f"{self.repeated:,} rows repeat questions"
             found.append(
-                f"{what} of a question that came before; all of them are counted, an evaluation counts the last"
+                f"{what} of earlier rows; the means count every row, whereas an evaluation counts only the last"
             )
         return found + ([] if (d := self.diagnosis) is None else list(d.notes))
 
@@ -196,7 +196,7 @@ def _get(row: Row, name: str) -> Any:
 def _text(row: Row) -> str:
     value = _get(row, "text")
     if not isinstance(value, str):
-        hint = "A failed request has no answer to score: leave its row out." if row.get("outcome") == "error" else ""
+        hint = "A failed request has no answer to score. Remove its row." if row.get("outcome") == "error" else ""
         raise UserError(f"expected a string, found {_kind(value)}", field="text", hint=hint)
     return value
 
@@ -211,7 +211,7 @@ def _size(row: Row, name: str) -> int:
     if value < 1:
         raise UserError(f"must be at least 1 pixel, found {value}", field=name)
     if value > _MAX_SIDE:
-        raise UserError(f"no image is {value} pixels long", field=name)
+        raise UserError(f"{value} pixels are more than any image has", field=name)
     return value
 
 

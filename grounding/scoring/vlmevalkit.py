@@ -58,4 +58,4 @@ def score_answer(
     return Scored(list(mapped), value, value >= 0.5, True)
 
 
-PROFILE = Profile("vlmevalkit", "VLMEvalKit's RefCOCO: space guessed, no rounding, IoU >= 0.5", score_answer)
+PROFILE = Profile("vlmevalkit", "VLMEvalKit's RefCOCO: guesses the space, does not round, IoU >= 0.5", score_answer)

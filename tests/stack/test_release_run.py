@@ -114,7 +114,7 @@ def test_each_job_by_itself(world: dict[str, str], tmp_path: Path, name: str) ->
     assert state["phase"] == "Succeeded"
     if name == "egm8b-eval":
         compared = _egm(world, "compare", folder, "--paper", "EGM-8B", code=1)
-        assert "8 of 8 files are not whole" in compared
+        assert "8 of 8 files are incomplete" in compared
 
 
 def test_raw_rows_are_prepared_for_rl(world: dict[str, str], tmp_path: Path) -> None:

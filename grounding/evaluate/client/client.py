@@ -298,7 +298,7 @@ class Client:
             cure = "Start the server" if refused else "Look at the server's log"
             raise Failure(
                 f"no endpoint {what} ({'; '.join(problems)})",
-                hint=f"Nothing is lost. {cure}, then run the same command again.",
+                hint=f"The answers so far are kept. {cure}, then run the same command again.",
             )
 
     def _ask_stragglers_again(self) -> None:
@@ -461,8 +461,8 @@ class Client:
             raise UserError(
                 problem,
                 field="--endpoint",
-                hint="One evaluation is of one model. Answers so far are kept; ask endpoints that serve the same model, or choose "
-                "another --out. If it is one model all the same, --mixed-models goes on, with a note beside the number.",
+                hint="An evaluation measures one model. The answers so far are kept. Use endpoints that serve the same model, or choose "
+                "another --out. If it is the same model after all, --mixed-models continues and adds a note to the result.",
             )
         server.served = served
         self._seen[server.endpoint] = served.over(self._seen.get(server.endpoint, UNKNOWN))
@@ -474,7 +474,7 @@ class Client:
                 return f"the endpoints serve different models: {who} {apart[0]}, {whom} {apart[1]}"
         for other in self._before:
             if (apart := difference(other, served)) is not None:
-                return f"{server.endpoint} {apart[1]}, but the answers so far are of a server that {apart[0]}"
+                return f"{server.endpoint} {apart[1]}, but the answers so far came from a server that {apart[0]}"
         return None
 
     def _succeeded(self, server: Server, reply: Reply, cached: int) -> None:
@@ -608,11 +608,11 @@ class Client:
             if declined:
                 raise Refused(
                     f"the server refuses every question: {problem}",
-                    hint="Check --model (the name the server serves it under) and --engine; then run the same command with --retry-errors.",
+                    hint="Check --model (the model's name at the server) and --engine, then run the same command with --retry-errors.",
                 )
             raise Failure(
-                f"question after question fails: {problem}",
-                hint="Look at the server's log. What failed is asked again by the same command with --retry-errors.",
+                f"many questions in a row have failed: {problem}",
+                hint="Look at the server's log. The same command with --retry-errors asks the failed questions again.",
             )
         return self._final(job, index, expression, (came or Reply(None))._replace(error=problem))
 

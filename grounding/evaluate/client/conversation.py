@@ -143,9 +143,9 @@ class Talk:
         first = (await self._send(whole.seeded(whole._think, number)))[0]
         if first.completion_tokens is not None and first.completion_tokens > budget:
             raise UserError(
-                f"the server gave {first.completion_tokens} tokens where {budget} were asked for at most, so a thought cannot be cut off",
+                f"the server returned {first.completion_tokens} tokens although the limit was {budget}, so thoughts cannot be cut off",
                 field="--thinking-budget",
-                hint="Look at the server's version, and at what stands between it and this machine.",
+                hint="Check the server's version, and any proxy between the server and this machine.",
             )
         text = first.content
         closed = END in text or (bool(first.reasoning) and not text.strip() and first.finish_reason == "stop")

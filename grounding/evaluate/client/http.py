@@ -201,7 +201,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._fail(Broken("the server wants to speak another protocol"))
+            self._fail(Broken("the server wants to switch to another protocol"))
             self.close()
         except httptools.HttpParserError as error:
             self._fail(Broken(f"not HTTP: {error or data[:60]!r}"))

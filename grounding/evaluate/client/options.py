@@ -67,7 +67,7 @@ def normalise(endpoint: str) -> str:
         raise UserError(f"{endpoint!r} is not an http URL", field="--endpoint", hint="Write http://HOST:PORT.")
     if parts.username is not None:
         raise UserError(
-            "a URL with a user or password is not taken: it would be written down with the results", field="--endpoint"
+            "a URL must not contain a user or password, because it is stored with the results", field="--endpoint"
         )
     return url if whole else url + "/v1/chat/completions"
 

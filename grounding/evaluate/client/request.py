@@ -50,7 +50,7 @@ class Request:
                 hint=f"Known: {', '.join(IMAGE_FORMS)}.",
             )
         if "messages" in self.body:
-            raise UserError("the messages are the evaluation's own", field="--extra-body")
+            raise UserError("messages cannot be set, because the evaluation writes them", field="--extra-body")
         fields = ({} if self.model is None else {"model": self.model}) | self.extras | dict(self.body)
         fields = {name: value for name, value in fields.items() if value is not None}
         opening = orjson.dumps(fields)[:-1] + (b"," if fields else b"") + b'"messages":['
@@ -160,7 +160,11 @@ def encode_data(
     if request.images == "file" and as_stored:
         path = path_of()
         if path is None:
-            raise UserError("an image in a tar has no path to send", field=name, hint="Unpack the tar, or send data.")
+            raise UserError(
+                "an image in a tar has no path that could be sent",
+                field=name,
+                hint="Unpack the tar, or send images as data.",
+            )
         return orjson.dumps(path.as_uri())[1:-1]
     if picture.deep or (request.images == "png" and not data.startswith(b"\x89PNG")):
         try:

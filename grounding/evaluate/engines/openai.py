@@ -11,7 +11,7 @@ from grounding.sampling import Sampling
 
 def command(model: str, options: ServeOptions) -> list[str]:
     """Raise `UserError`, because the service runs elsewhere."""
-    raise UserError("engine openai is a service that runs already", hint="Name its URL with --endpoint.")
+    raise UserError("the engine openai is a service that is already running", hint="Give its URL with --endpoint.")
 
 
 def request_extras(sampling: Sampling) -> Document:

@@ -71,9 +71,9 @@ def slots(pages: Pages) -> int | None:
 ENGINE = Engine(
     name="sglang",
     command=command,
-    # not SGL_FORCE_SHUTDOWN: it drops the requests in flight. A request that SGLang lost track of (0.5.12 does, of an image that
-    # cannot be decoded, which the client never sends) delays its end at most for the grace period.
-    # its only event loop copies picture features with a thread per core, which costs a fifth of the throughput (docs/benchmarks.md)
+    # SGL_FORCE_SHUTDOWN is not set, because it drops the requests in flight. If SGLang lost track of a request (0.5.12 does so with an image
+    # that cannot be decoded, which the client never sends), stopping takes at most the grace period.
+    # SGLang's only event loop copies picture features. With one thread per core, that costs a fifth of the throughput (docs/benchmarks.md).
     env={"OMP_NUM_THREADS": "4"},
     cpu_env={"SGLANG_USE_CPU_ENGINE": "1"},
     readiness="/health",  # /v1/models already answers before the warm-up is done

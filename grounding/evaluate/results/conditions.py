@@ -51,7 +51,7 @@ def settings_differences(a: Mapping[str, str] | None, b: Mapping[str, str] | Non
     if a is None and b is None:
         return []
     if a is None or b is None:
-        return [f"those of {'A' if a is None else 'B'} are not known"]
+        return [f"those of {'A' if a is None else 'B'} are unknown"]
     # the first release did not store this field, so its value is unknown
     known = [n for n in sorted({*a, *b}) if n != "pictures sent as" or (n in a and n in b)]
     return [

@@ -108,16 +108,16 @@ class Answers:
         """Return what a reader of these answers must know, as sentences without a full stop."""
         found = list(self.conditions.notes)
         if self.other_scoring:
-            found.append(f"{self.other_scoring:,} rows were scored by another profile than {self.scoring}")
+            found.append(f"{self.other_scoring:,} rows were scored by a profile other than {self.scoring}")
         if self.others:
             listed = "; ".join(map(str, self.others[:3])) + ("; …" if len(self.others) > 3 else "")
             found.append(
-                f"the folder holds {sum(o.rows for o in self.others):,} further rows of another model, prompt or settings "
+                f"the folder has {sum(o.rows for o in self.others):,} further rows of another model, prompt or settings "
                 f"({listed}), which are not used"
             )
         unread = self.left_out - sum(o.rows for o in self.others)
         if unread:
-            found.append(f"{unread:,} stored rows cannot be read; they are left out")
+            found.append(f"{unread:,} stored rows cannot be read and are left out")
         return found
 
     def rows(self, wanted: Iterable[int] | None = None) -> Iterator[tuple[int, ResultRow]]:
@@ -143,13 +143,13 @@ def read_answers(folder: Path, name: str = "", order: Sequence[str] = ()) -> Ans
     """
     if not is_evaluation(folder):
         raise UserError(
-            "no evaluation lies here: neither results nor summary.json",
+            "the folder has no evaluation: neither results nor summary.json",
             file=folder,
             hint="Give the folder that `egm eval --out` wrote, or the job's folder under runs/.",
         )
     if (folder / SWEEP_FILE).is_file():
         raise UserError(
-            "this folder holds a sweep, which is several evaluations",
+            "the folder has a sweep, which consists of several evaluations",
             file=folder,
             hint="Give the folder of one of its settings, such as DIR/settings/NAME.",
         )

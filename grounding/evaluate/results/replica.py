@@ -68,6 +68,6 @@ class Remote:
                         store.upload(self.folder / name, name)
                         failpoint("results.beside", name)
             except EgmError as error:
-                self.problem = f"results are not in {self.uri} yet: {error.message}"
+                self.problem = f"the newest results are not in {self.uri} yet: {error.message}"
                 raise
             self.problem = ""

@@ -114,7 +114,7 @@ class Tallies:
             self.rests[number] = rest
         repairable = False
         if outcome == ERROR:
-            self.problems[number] = _TRIES.sub("", str(row.get("error") or "no reason is stored"))
+            self.problems[number] = _TRIES.sub("", str(row.get("error") or "no reason was stored"))
             if (ending := row.get("finish_reason")) is not None:
                 self.endings[number] = ending
                 repairable = ending in FINISHED and row.get("partial") is not None
@@ -375,7 +375,7 @@ class Results:
         except OSError:
             os.close(self._lock)
             raise UserError(
-                "another evaluation is writing there", file=out, hint="Wait for it, or choose another --out."
+                "another evaluation is writing to this folder", file=out, hint="Wait for it, or choose another --out."
             ) from None
         self.out, self._work, self._scoring, self.remote = out, work, scoring, remote
         self._appender: Appender | None = None

@@ -49,7 +49,7 @@ def test_swapped_pictures_are_refused_and_one_that_had_no_answer_may_be_repaired
     before = (dataset / "images/2.jpg").read_bytes()
     _draw(dataset / "images/2.jpg", 223)
     code, said = _run(capsys, *words)
-    assert code == 2 and "holds answers for other pictures: 1 of 6 have another content now, 2.jpg for one" in said
+    assert code == 2 and "has answers for other pictures: 1 of 6 have changed, such as 2.jpg" in said
     (dataset / "images/2.jpg").write_bytes(before)
     more = [w.replace("refcoco_val", "refcoco+_testA") for w in words]
     assert _run(capsys, *more)[0] == 0, "other rows about the same pictures are asked in addition"

@@ -174,7 +174,7 @@ def test_mistakes_of_the_caller_are_said(tmp_path: Path, capsys: pytest.CaptureF
     assert "no question was answered in both" in capsys.readouterr().err
     empty = compare(a, read_answers(tmp_path / "c"))
     assert empty.macro is None and gate(empty, 50) and empty.as_dict()["files"] == []
-    with pytest.raises(UserError, match="no evaluation lies here"):
+    with pytest.raises(UserError, match="the folder has no evaluation"):
         read_answers(tmp_path)
 
 
@@ -223,7 +223,7 @@ OTHER_ROWS = [row(i, True, **(ROW | {"settings": "0ld"})) for i in range(4)]
         ({"changes": {"weight_version": "2"}}, ""),  # A has none
         (
             {"config": {"model": "tuned"}, "changes": {"model": "tuned", "served_model": "tuned"}},
-            "A names m and B tuned, but the servers said the same of both: m, weights from /models/m",
+            "The model is named m in A and tuned in B, but the servers reported the same one for both: m, weights from /models/m",
         ),
         (
             {
@@ -285,7 +285,7 @@ def test_two_settings_in_one_folder_are_said_by_everything_that_reads_it(
     part = str(tmp_path / "b/results/part-00000.jsonl")
     assert egm(["score", part, "-o", str(tmp_path / "scored.jsonl")]) == 0
     notes = capsys.readouterr().err
-    assert "the rows are of 2 evaluations" in notes and "30 of m, settings 5e7; 4 of m, settings 0ld" in notes
+    assert "the rows come from 2 evaluations" in notes and "30 of m, settings 5e7; 4 of m, settings 0ld" in notes
     assert egm(["score", part, "-o", str(tmp_path / "scored.jsonl"), "--strict"]) == 1
 
 

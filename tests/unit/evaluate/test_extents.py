@@ -67,7 +67,7 @@ def test_both_figures_stand_side_by_side(hidden, server, prompt, asked):
     before = server.count
     assert evaluate(hidden, server, prompt).extents == both and server.count == before
     page = build(hidden / prompt, hidden / "report").read_text()
-    assert "What is visible, and the whole object" in page and f"asks for the {asked} one" in page
+    assert "Visible part and whole object" in page and f"asks for the {asked} one" in page
 
 
 def test_scoring_again_gives_both_again(hidden, server, capsys):
@@ -83,7 +83,7 @@ def test_files_of_one_box_have_no_such_section_and_say_which_box_is_meant(datase
     assert evaluate(dataset, server, "qwen3", "refcoco_val").extents is None
     summary = evaluate(dataset, server, "qwen3_amodal", "refcoco_val")
     assert summary.extents is None and "extents" not in summary.document()
-    assert "24 rows have no amodal_bbox: bbox is taken for the whole object" in summary.notes
+    assert "24 rows have no amodal_bbox, so their bbox is taken for the whole object" in summary.notes
 
 
 def test_a_box_of_the_other_kind_is_refused(dataset, server):

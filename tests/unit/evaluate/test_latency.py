@@ -27,7 +27,7 @@ def test_only_what_a_late_process_measured_is_left_out():
     assert found.latency_s[[0, 2]].tolist() == [0.1, 0.1] and np.isnan(found.latency_s[[1, 3]]).all()
     assert (found.left_out, found.worst_s, found.refused) == (1, 0.05, None)
     assert found.note == (
-        "latencies of 1 of 3 answers are left out, because the process that measured them was 50.0 ms late at times, "
+        "latencies of 1 of 3 answers are left out because the process that measured them was at times 50.0 ms late, "
         "more than 3% of the latency (100.0 ms)"
     )
 
@@ -35,7 +35,7 @@ def test_only_what_a_late_process_measured_is_left_out():
 def test_nothing_is_left_if_all_were_measured_late():
     found = judged([0.1, 0.2], [0.01, 0.02])
     assert np.isnan(found.latency_s).all() and found.note is None and "20.0 ms late" in found.refused
-    assert "lower --concurrency" in found.refused
+    assert "Lower --concurrency" in found.refused
 
 
 def test_a_hiccup_costs_its_rows_and_needs_no_note():

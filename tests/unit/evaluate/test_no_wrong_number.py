@@ -124,7 +124,7 @@ def test_an_ending_of_every_answer_is_counted_named_and_shown(dataset, server, c
     assert command_line(words) == 1
     shown = capsys.readouterr()
     said = "the server ended 8 of 8 requests (100.00 %) by 'repetition'"
-    assert said in shown.out and "8 x the server ended the request by 'repetition'" in shown.out
+    assert said in shown.out and "8 x the server aborted the request with the finish reason 'repetition'" in shown.out
     summary = json.loads((dataset / "ends" / "summary.json").read_text())
     assert summary["endings"] == [{"finish_reason": "repetition", "rows": 8, "share": 1.0}]
     assert (summary["macro"], summary["errors"], summary["unparsed"]) == (None, 8, 0)
@@ -140,7 +140,7 @@ def test_the_error_of_a_run_without_a_mean_says_what_came(dataset, server, capsy
     for rows in ("3", "8", "20"):  # the number that ends a run early, fewer, and more
         assert command_line([*words, rows]) == 1
         assert (
-            "status 200, but no JSON (text/plain): '<html>hello</html>'"
+            "status 200, but not JSON (text/plain): '<html>hello</html>'"
             in capsys.readouterr().err.partition("Go on")[0]
         )
 
@@ -170,7 +170,7 @@ def test_an_empty_answer_is_counted_apart(dataset, server):
     server.plan = lambda n, asked: KINDS["empty"]
     summary = go(evaluation(dataset, server.url))
     assert (summary.macro, summary.empty, summary.unparsed) == (0.0, 48, 0)
-    assert summary.notes == ("48 of 48 answers hold no text",)
+    assert summary.notes == ("48 of 48 answers have no text",)
 
 
 def test_empty_answers_say_what_their_replies_hold_instead(dataset, server):
@@ -178,7 +178,7 @@ def test_empty_answers_say_what_their_replies_hold_instead(dataset, server):
         None, **({"thoughts": RIGHT, "name": "x"} if n % 2 else {"refusal": "I cannot"})
     )
     (note,) = go(evaluation(dataset, server.url)).notes
-    assert note.startswith("48 of 48 answers hold no text; their replies hold '") and "'thoughts'" in note
+    assert note.startswith("48 of 48 answers have no text; their replies contain '") and "'thoughts'" in note
     assert {json.loads(r["rest"]).get("thoughts") for r in read_rows(dataset / "out")} == {None, RIGHT}
 
 
@@ -304,11 +304,11 @@ def test_a_server_that_loads_is_waited_for(dataset, server):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('[{"bbox_2d": [0.1, 0.1, 0.505, 0.6]}]', "lie in 0..1; read as fractions Acc@0.5 would be 100.00"),
+        ('[{"bbox_2d": [0.1, 0.1, 0.505, 0.6]}]', "lie in 0..1; if read as fractions, Acc@0.5 would be 100.00"),
         ('[{"bbox_2d": [100, 100, 505, 600]}]', ""),
         (
             '<think>[{"bbox_2d": [600, 600, 900, 900]}]</think>[{"bbox_2d": [100, 100, 505, 600]}]',
-            "another box after </think>",
+            "have a box after </think> that differs",
         ),
     ],
 )
@@ -336,14 +336,16 @@ def test_only_truncated_answers_are_asked_again_with_more_tokens(dataset, server
     assert command_line(words) == 0
     first = read_summary(dataset / "cut")
     assert first.truncated == 3 and server.count == 24 and not first.notes
-    assert command_line([*words, "--retry-truncated", "100"]) == 2 and "no more than the 100" in capsys.readouterr().err
+    assert (
+        command_line([*words, "--retry-truncated", "100"]) == 2 and "not more than the 100" in capsys.readouterr().err
+    )
     assert command_line([*words, "--retry-truncated", "200", "--attempts", "1"]) == 0 and server.count == 27
     second = read_summary(dataset / "cut")
     assert (second.truncated, second.errors, second.done) == (2, 0, 24)
     assert second.macro == pytest.approx(22 / 24)
     assert second.notes == (
         "2 truncated answers were asked again with 200 tokens",
-        "answers that stay cut off, because asking again failed: 1",
+        "truncated answers that are kept because asking again failed: 1",
     )
     assert command_line([*words, "--retry-truncated", "200", "--attempts", "1"]) == 0 and server.count == 28
     assert command_line([*words, "--retry-truncated", "400", "--attempts", "1"]) == 0 and server.count == 30
@@ -413,7 +415,7 @@ def test_a_forgotten_flag_does_not_wipe_a_finished_summary(dataset, server, caps
     file = "refcoco+_testA.jsonl" if forgotten == ["FILE"] else "refcoco_val.jsonl"
     words = ["eval", "--files", str(dataset / file), "--out", str(out), "--rescore", "--model", "m"]
     assert command_line([*words, *(forgotten if len(forgotten) > 1 else [])]) == 2
-    assert "holds 24 answers, of which 0 are to these rows" in capsys.readouterr().err
+    assert "has 24 answers, of which only 0 belong to these rows" in capsys.readouterr().err
     assert {f.name: f.read_bytes() for f in out.iterdir() if f.is_file()} == kept
 
 

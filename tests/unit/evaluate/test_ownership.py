@@ -48,7 +48,7 @@ def test_a_model_trained_again_under_its_name_is_refused_here_and_in_the_store(t
     with pytest.raises(UserError, match=r"the content of spec.model: \w{16} there, \w{16} in this job"):
         enter(out, str(store), second)
     _part(store)
-    with pytest.raises(UserError, match="holds results of another job") as refused:
+    with pytest.raises(UserError, match="has results of another job") as refused:
         enter(tmp_path / "elsewhere", str(store), second)
     assert "egm run --restart" in str(refused.value)
 

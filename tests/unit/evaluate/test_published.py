@@ -88,7 +88,7 @@ def test_the_report_has_the_table(tmp_path: Path) -> None:
     answers(tmp_path / "run", dict.fromkeys(expressions(), 0.9), dict.fromkeys(expressions(), 20))
     build(tmp_path / "run", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert "Beside the published figures" in page and "93.9" in page and "github.com/zgq1879/EGM" in page
+    assert "Comparison with the published figures" in page and "93.9" in page and "github.com/zgq1879/EGM" in page
 
 
 def test_the_interval_of_one_file_holds_its_accuracy(tmp_path: Path) -> None:
@@ -110,9 +110,9 @@ def test_figures_of_the_user_s_own_need_a_source(tmp_path: Path, capsys: Any) ->
     assert egm(["compare", str(tmp_path / "e"), "--paper", str(file)]) == 1
     assert "Other-8B" in capsys.readouterr().out
     for change, words in (
-        ({"url": ""}, "url: expected a text: a figure needs its source"),
+        ({"url": ""}, "url: expected a text, because a figure needs its source"),
         ({"acc": {"refcoco_val": 0.9}}, "acc.refcoco_val: expected per cent, found 0.9"),
-        ({"acc": {"coco": 90}}, "acc: coco is none of refcoco_val"),
+        ({"acc": {"coco": 90}}, "acc: coco is not one of refcoco_val"),
         ({"acc": {}}, "acc: expected the accuracy of each file"),
     ):
         file.write_bytes(orjson.dumps(good | change))

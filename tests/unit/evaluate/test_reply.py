@@ -37,7 +37,7 @@ def read(value):
     "finish", ["abort", "content_filter", "tool_calls", "error", "repetition", "function_call", "", None, 7, {}]
 )
 def test_only_stop_and_length_end_an_answer(finish):
-    with pytest.raises(Unfinished, match="ended the request by"):
+    with pytest.raises(Unfinished, match="aborted the request with the finish reason"):
         read(reply(finish, content=BOX))
 
 
@@ -83,10 +83,10 @@ def test_counts_up_to_the_limit_are_kept():
 @pytest.mark.parametrize(
     ("raw", "kind", "words"),
     [
-        (b"<html>login</html>", "text/html", "no JSON .text/html.: '<html>login"),
+        (b"<html>login</html>", "text/html", "not JSON .text/html.: '<html>login"),
         (b'data: {"choices": []}', "text/event-stream", "text/event-stream"),
-        (b"\x1f\x8b\x08", "", "no JSON: "),
-        (b"", "", "no JSON"),
+        (b"\x1f\x8b\x08", "", "not JSON: "),
+        (b"", "", "not JSON"),
         (b'{"error": {"message": "overloaded"}}', "", "an error with status 200"),
         (b'{"choices": []}', "", "not a chat completion"),
         (b'{"choices": [{"message": {"content": 5}, "finish_reason": "stop"}]}', "", "not a chat completion"),

@@ -169,7 +169,7 @@ def test_answers_of_another_model_in_the_folder_stop_the_run(dataset, server):
     server.pages = sglang()
     assert go(evaluation(dataset, server.url, engine="sglang", limit=2)).done == 4
     server.pages, asked = sglang(weights="2"), server.count
-    with pytest.raises(UserError, match="serves weight version '2', but the answers so far are of a server that"):
+    with pytest.raises(UserError, match="serves weight version '2', but the answers so far came from a server that"):
         go(evaluation(dataset, server.url, engine="sglang"))
     assert server.count == asked
 

@@ -52,4 +52,4 @@ def test_mistakes_are_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert egm(["export", str(folder), "--to", "inspect", "x.json"]) == 2
     assert egm(["export", str(tmp_path / "nothing"), "--to", "inspect", "x.eval"]) == 2
     said = capsys.readouterr().err
-    assert "Known: inspect, wandb, trackio" in said and "ends in .eval" in said
+    assert "Known: inspect, wandb, trackio" in said and "must end in .eval" in said

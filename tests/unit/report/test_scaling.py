@@ -75,7 +75,7 @@ def test_a_chart_is_markup_whatever_the_numbers_and_holds_every_point(pairs, nam
     circles = list(tree.iter("circle"))
     assert len(circles) == len(points)
     assert all(0 <= float(c.get("cx")) <= 460 and 0 <= float(c.get("cy")) <= 340 for c in circles)
-    assert "Nothing beats" in tree.get("aria-label")
+    assert "On the Pareto front" in tree.get("aria-label")
 
 
 @given(st.lists(st.tuples(st.integers(40, 400), st.integers(20, 280)), min_size=1, max_size=12), st.data())
@@ -128,7 +128,7 @@ def test_operations_have_prefixes():
 def test_an_evaluation_without_a_mean_or_costs_says_why_it_has_no_point():
     assert point_of("m", "s", "f", Summary(reason="3 of 9 requests failed")) == Left("f", "3 of 9 requests failed")
     old = point_of("m", "s", "f", Summary(macro=0.5, ci95=Intervals(macro=(0.4, 0.6))))
-    assert isinstance(old, Left) and "older version" in old.why
+    assert isinstance(old, Left) and "older release" in old.why
     good = point_of("m", "s", "f", Summary(macro=0.5, ci95=Intervals(macro=(0.4, 0.6)), costs=COSTS))
     assert isinstance(good, Point) and good.costs == COSTS
 
@@ -159,7 +159,7 @@ def test_longer_and_bigger_are_compared_at_equal_cost():
         "small: longest, the best of 2 others, beats no thought, the shortest setting, by +30.0 points "
         "(95 % interval +29.0 to +31.0), for 6 times the generated tokens.",
         # the longest setting costs more than the larger model
-        "At no more generated tokens, longer beats bigger by +10.0 points (95 % interval +9.0 to +11.0): "
+        "With no more generated tokens, longer beats bigger by +10.0 points (95 % interval +9.0 to +11.0): "
         "small, long (the best of 2 settings), against large, no thought.",
     ]
 
@@ -169,7 +169,7 @@ def test_longer_and_bigger_are_compared_at_equal_cost():
     [
         (
             0.60,
-            "neither longer nor bigger is better beyond chance; longer differs by +0.0 points (95 % interval −1.0 to +1.0)",
+            "neither longer nor bigger is significantly better; longer differs by +0.0 points (95 % interval −1.0 to +1.0)",
         ),
         (0.50, "bigger beats longer by +10.0 points (95 % interval +9.0 to +11.0)"),
     ],
@@ -177,7 +177,7 @@ def test_longer_and_bigger_are_compared_at_equal_cost():
 def test_bigger_may_win_and_chance_decides_nothing(accuracy, said):
     small = [point(10, accuracy, "small", "no thought", parameters=1e9)]
     [*_, last] = statements([*small, *LARGE], TOKENS, differs(0.01))
-    assert last == f"At no more generated tokens, {said}: small, no thought, against large, no thought."
+    assert last == f"With no more generated tokens, {said}: small, no thought, against large, no thought."
 
 
 def test_what_costs_more_or_has_no_size_is_not_compared():
@@ -198,7 +198,7 @@ def test_what_costs_more_or_has_no_size_is_not_compared():
         (
             (0.5, 0.51, 0.3),
             0.05,
-            "whether s1, the best of 2 others, beats s0, the shortest setting, is open: +1.0 points",
+            "it is undecided whether s1, the best of 2 others, beats s0, the shortest setting: +1.0 points",
         ),
         ((0.5,), 0.05, None),
     ],
@@ -237,7 +237,7 @@ def test_the_page_of_a_sweep_has_every_setting_and_a_table_for_other_programs(sw
     assert typed.column("macro").to_pylist() == [0.4, 0.7] and typed.column("front_tokens").to_pylist() == [True, True]
     assert typed.column("money").to_pylist() == [None, None] and typed.num_columns == len(rows[0])
     assert "m: up to 16 tokens of thought, 4 answers beats no thought, the shortest setting, by +30.0 points" in text
-    assert "Where longer pays" in text and "Words in the expression" in text
+    assert "Where longer settings pay" in text and "Words in the expression" in text
     assert "oracle (bound)" in text and float(rows[1]["oracle"]) == pytest.approx(0.9)
 
 
@@ -252,7 +252,7 @@ def test_what_a_sweep_says_is_said_at_operations_which_no_other_load_changes(swe
 def test_the_page_of_a_sweep_over_models_compares_longer_with_bigger(tmp_path):
     sweep = samples.sweep_over_models(tmp_path / "sweep", samples.pictures(tmp_path / "pictures"))
     *_, last = sentences(sweep)
-    assert last.startswith("At no more operations, longer beats bigger by +30.0 points")
+    assert last.startswith("With no more operations, longer beats bigger by +30.0 points")
     assert last.endswith(
         "small, up to 16 tokens of thought, 4 answers (the best of 2 settings), against large, no thought."
     )
@@ -279,7 +279,7 @@ def test_published_figures_are_drawn_beside_the_whole_eight_files_only(sweep, tm
     assert {r.name for r in found.references} == set(published())
     assert next(r for r in found.references if r.name == "EGM-8B").latency_s == 0.737
     text = build_scaling([sweep], tmp_path / "p.html").read_text()
-    assert "Grey: published by the paper" in text and "Qwen3-VL-235B-Instruct, published" in text
+    assert "Grey: published by the authors" in text and "Qwen3-VL-235B-Instruct, published" in text
 
 
 def test_a_run_is_opened_and_a_folder_without_results_is_refused(sweep, tmp_path):

@@ -106,14 +106,14 @@ def test_right_and_slightly_wrong_answers_get_no_note(seed):
 
 def test_eight_fractions_are_said_in_words():
     found = judged((str(WAYS["fractions"](r, p)), p, w, h) for r, p, w, h in rows(1, 8))
-    assert found.notes == ("8 of 8 boxes lie in 0..1; read as fractions Acc@0.5 would be 100.00",)
+    assert found.notes == ("8 of 8 boxes lie in 0..1; if read as fractions, Acc@0.5 would be 100.00",)
 
 
 def test_a_draft_in_the_thoughts_is_named_and_the_profile_reads_behind_it():
     answers = [(f'the box "bbox_2d": [1, 1, 9, 9] no</think>"bbox_2d": {list(r)}', p, w, h) for r, p, w, h in rows(2)]
     found = judged(answers)
     assert (found.after_thinking_differs, found.after_thinking_acc, found.unended) == (40, 1.0, 0)
-    assert "40 of 40 answers give another box after </think>" in found.notes[0]
+    assert "40 of 40 answers have a box after </think>" in found.notes[0]
     assert all(get_profile("answer-after-thinking").score_answer(*a, "scale").correct for a in answers)
     assert judged(answers, "answer-after-thinking").notes == ()
 

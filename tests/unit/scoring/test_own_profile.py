@@ -51,9 +51,9 @@ def test_the_box_is_the_user_s_and_the_verdict_ours(tmp_path: Path) -> None:
         ("def read_box(answer):\n    pass\n", 1, "cannot be called with 3"),
         ("async def read_box(a, b, c):\n    pass\n", 1, "is async"),
         ("def read_box(a, b, c):\n    return 1 / 0 if '[' in a else None\n", 2, "failed for the answer"),
-        ("def read_box(a, b, c):\n    return [1, 2, 3]\n", 0, "which is no box"),
-        ("def read_box(a, b, c):\n    return 'left'\n", 0, "which is no box"),
-        ("def read_box(a, b, c):\n    return [1, 2, 3, float('nan')]\n", 0, "no finite numbers"),
+        ("def read_box(a, b, c):\n    return [1, 2, 3]\n", 0, "which is not a box"),
+        ("def read_box(a, b, c):\n    return 'left'\n", 0, "which is not a box"),
+        ("def read_box(a, b, c):\n    return [1, 2, 3, float('nan')]\n", 0, "not finite"),
         ("def read_box(a, b, c):\n    return [1, 2, 3, 4] if a else a[0]\n", 2, "failed for the answer ''"),
     ],
 )
@@ -67,10 +67,10 @@ def test_what_is_no_profile_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         get_profile(str(tmp_path / "absent.py"))
     with pytest.raises(
-        UserError, match=r"(?s)profile of the user's own, mine.py:read_box@12345678.*--scoring mine.py:read_box"
+        UserError, match=r"(?s)the user's own profile mine.py:read_box@12345678.*--scoring mine.py:read_box"
     ):
         get_profile("mine.py:read_box@12345678")
-    with pytest.raises(UserError, match=r"FILE.py for one of your own"):
+    with pytest.raises(UserError, match=r"FILE.py for your own profile"):
         get_profile("nonsense")
 
 

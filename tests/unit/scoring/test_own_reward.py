@@ -61,9 +61,9 @@ def test_a_mistake_is_found_without_running_the_file(tmp_path: Path, text: str, 
     ("body", "line", "words"),
     [
         ("    x = {}\n    return x['no']\n", 3, "KeyError"),
-        ("    return None\n", 0, "holds no score"),
-        ("    return float('nan')\n", 0, "no finite number"),
-        ("    return {'reward': 1}\n", 0, "holds no score"),
+        ("    return None\n", 0, "has no score"),
+        ("    return float('nan')\n", 0, "not a finite number"),
+        ("    return {'reward': 1}\n", 0, "has no score"),
         ("    return 1 if 'bbox' in b else 1 / 0\n", 2, "I cannot see it"),
     ],
 )

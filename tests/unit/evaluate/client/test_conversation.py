@@ -109,7 +109,7 @@ class Template:
         return found
 
 
-NOT = "does not continue a message"
+NOT = "ignores the request to continue a message"
 
 
 @pytest.mark.parametrize("engine", [name for name, e in ENGINES.items() if e.continues])
@@ -141,7 +141,7 @@ def test_nothing_is_asked_beforehand_without_a_budget(dataset, server):
 
 def test_a_server_that_does_not_keep_the_budget_is_no_measurement(dataset, server):
     server.plan = lambda n, body: completion("w " * 50, finish="length")
-    with pytest.raises(UserError, match="50 tokens where 8 were asked for"):
+    with pytest.raises(UserError, match="50 tokens although the limit was 8"):
         evaluate(dataset, server, Method(thinking_budget=8))
 
 
@@ -278,7 +278,7 @@ def test_answers_that_a_server_leaves_out_are_asked_again(dataset, server, most)
 @pytest.mark.parametrize(
     ("reply", "says"),
     [
-        (indexed(*[BOX] * 5), "5 choices came, 4 were asked for"),
+        (indexed(*[BOX] * 5), "5 choices came although 4 were requested"),
         (indexed(*boxes_of(0), indices=[0, 1, 1, 2]), "2 choices have the index 1"),
         (indexed(*boxes_of(0)[:2], indices=[0, 0]), "2 choices have the index 0"),
     ],
@@ -302,7 +302,7 @@ def test_the_first_choice_counts_if_one_was_asked_for(dataset, server):
 def test_answers_that_are_all_the_same_are_noted(dataset, server):
     server.plan = lambda n, body: indexed(*[BOX] * 4)
     summary, _ = evaluate(dataset, server, Method(samples=4), sampling=Sampling(temperature=0.7), engine="vllm")
-    assert any("the 4 answers to each question are the same text" in note for note in summary.notes)
+    assert any("the 4 answers to each question are identical" in note for note in summary.notes)
 
 
 def test_stored_answers_are_scored_again_as_they_were(dataset, server):
@@ -356,8 +356,8 @@ def test_small_pictures_are_sent_larger_if_that_is_wished(dataset, server):
     assert sent.size == (159, 127) and sent.width * sent.height >= 20_000
     assert all(row["width"] == 100 for row in rows), "boxes stay those of the picture as stored"
     assert Method(min_pixels=20_000).settings() == {"min_pixels": 20_000}
-    with pytest.raises(UserError, match="20000 pixels at least are more than 10000 at most"):
+    with pytest.raises(UserError, match="the minimum of 20000 pixels is above the maximum of 10000"):
         Method(max_pixels=10_000, min_pixels=20_000)
     for scoring in ("egm-eval-pixels", "egm-eval-resized"):
-        with pytest.raises(UserError, match="another size moves the boxes"):
+        with pytest.raises(UserError, match="size moves its boxes"):
             check(Method(min_pixels=20_000), 0.0, scoring)

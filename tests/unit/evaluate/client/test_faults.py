@@ -168,7 +168,7 @@ def test_retry_after_is_obeyed_also_by_what_was_on_its_way(data, tmp_path, serve
 
 def test_a_flood_of_429_begins_no_more_than_it_can_hold(data, tmp_path, servers):
     (server,) = servers(lambda n, q: "429")
-    with pytest.raises(Failure, match="question after question fails: HTTP 429"):
+    with pytest.raises(Failure, match="many questions in a row have failed: HTTP 429"):
         evaluate(data, tmp_path, server.url, backoff_s=0.05, refusals=4)
     assert len(server.images) <= 16 + 12 + 8  # waiting, in flight, given up
     assert sum(1 for _ in read_rows(tmp_path)) < 8

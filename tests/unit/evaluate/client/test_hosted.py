@@ -136,7 +136,7 @@ def test_other_settings_are_other_answers(dataset, authority, monkeypatch, capsy
         (["--header-env", "X-Org=NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE is not set"),
         (["--extra-body", "[1]"], "a JSON object"),
         (["--extra-body", "{"], "not JSON"),
-        (["--extra-body", '{"messages": []}'], "the evaluation's own"),
+        (["--extra-body", '{"messages": []}'], "the evaluation writes them"),
         (["--prompt", "Where is it?"], "{sent}"),
     ],
 )

@@ -49,8 +49,8 @@ def test_a_difference_is_named(changes: dict[str, object], says: list[str]) -> N
 
 def test_what_is_not_known_is_said_only_if_the_other_is() -> None:
     assert settings_of({}) is None and settings_differences(None, None) == []
-    assert settings_differences(None, settings_of(NOW)) == ["those of A are not known"]
-    assert settings_differences(settings_of(NOW), None) == ["those of B are not known"]
+    assert settings_differences(None, settings_of(NOW)) == ["those of A are unknown"]
+    assert settings_differences(settings_of(NOW), None) == ["those of B are unknown"]
 
 
 M = ServedModel(id="m", path="/a", weight_version="1")

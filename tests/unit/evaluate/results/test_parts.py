@@ -169,7 +169,7 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):
     path = tmp_path / "f.jsonl"
     path.write_text(path.read_text().replace("row 1", "row 9"))
     assert work.expression(2).sent == "row 2"
-    with pytest.raises(Failure, match=r"f\.jsonl:2: the file changed"):
+    with pytest.raises(Failure, match=r"f\.jsonl:2: the file has changed"):
         work.expression(1)
 
 
@@ -240,7 +240,7 @@ def test_engines():
         assert "/m" in argv and "1234" in argv and engine.readiness == "/health"
     sglang = ENGINES["sglang"].command("/m", ServeOptions(gpus=8))
     assert sglang[sglang.index("--dp-size") + 1] == "8" and sglang[sglang.index("--mem-fraction-static") + 1] == "0.8"
-    with pytest.raises(UserError, match="runs already"):
+    with pytest.raises(UserError, match="already running"):
         ENGINES["openai"].command("/m", ServeOptions())
     assert set(ENGINES["transformers"].request_extras(Sampling())) == {"max_tokens", "temperature", "top_p"}
 
