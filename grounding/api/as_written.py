@@ -68,18 +68,18 @@ def _ruled_out(method: str, data: Any, given: Mapping[str, Any]) -> Iterator[tup
     """Yield the fields that have no effect because another field of the job is set or is missing."""
     place = "hyperparameters."
     if method == "rl" and isinstance(data, Mapping) and data.get("prepared") and data.get("prompt"):
-        why = "has no effect: data.prepared holds the prompts already. Leave it out, or prepare the rows with it"
+        why = "has no effect: data.prepared already contains the prompts. Leave it out, or prepare the rows with it"
         yield "data.prompt", f"{why} (`egm data prepare --prompt`)."
     if given.get("klType") is not None and given.get("klCoefficient") == 0:
         yield place + "klType", "has no effect with klCoefficient 0. Leave it out, or give klCoefficient a value."
     if method == "sft" and given.get("warmupSteps") is not None and given.get("warmupRatio") is not None:
-        yield place + "warmupRatio", "has no effect beside warmupSteps, which wins. Leave one of them out."
+        yield place + "warmupRatio", "has no effect, because warmupSteps takes precedence. Leave one of them out."
     overridden = {
         text.lstrip("+").partition("=")[0] for text in given.get("engineOverrides") or [] if isinstance(text, str)
     }
     for key, field in TYPED.items():
         if key in overridden and given.get(field) is not None:
-            yield place + field, f"has no effect beside engineOverrides, which set {key}. Leave one of them out."
+            yield place + field, f"has no effect, because engineOverrides set {key}. Leave one of them out."
     steps, warmup = given.get("maxSteps"), given.get("warmupSteps")
     if isinstance(steps, int) and isinstance(warmup, int) and warmup >= steps:
         why = f"{warmup} of maxSteps {steps}: the training ends before the learning rate has reached its peak"

@@ -162,11 +162,11 @@ _DOTS = r"^(s3|pvc|hf)://.*/[.][.]?(/|$)"
 _NO_DOTS = ValueRule(
     lambda text: not re.search(_DOTS, text),
     f"!self.matches({_in_cel(_DOTS)})",
-    "a place in a store or a claim has no part . or .. in its path. Write the path without it.",
+    "the path of a store or a claim must not contain . or .. as a part. Write the path without it.",
 )
 _PLACE = _matching(
     rf"{_BUCKET}(/[^?#]*)?|hf://(datasets/)?[^/]+/[^/]+.*|{_CLAIM}(/.*)?|{_FILE}|tiny://.*",
-    "this is no place that can be read. Write a path, s3://bucket/path, pvc://claim/path, hf://owner/name or file:///path.",
+    "this cannot be read. Write a path, s3://bucket/path, pvc://claim/path, hf://owner/name or file:///path.",
     unless="://",
 )
 Place = Annotated[str, StringConstraints(min_length=1, max_length=2048), _NO_DOTS, _PLACE]
@@ -184,14 +184,14 @@ Output = Annotated[
     StringConstraints(min_length=1, max_length=2048),
     _matching(
         rf"{_BUCKET}(/[^?#]*)?|{_CLAIM}(/[^?#]*)?|{_FILE}",
-        "nothing can be written there. Write s3://bucket/path, file:///path or pvc://claim/path; "
-        "names of buckets and claims have lower case letters, digits, - and . only.",
+        "this cannot be written to. Write s3://bucket/path, file:///path or pvc://claim/path; "
+        "names of buckets and claims may contain only lower case letters, digits, - and .",
         unless="://",
     ),
     _NO_DOTS,
 ]
 """A folder or URI for results"""
-OBJECT_NAME = "this is no name of a Kubernetes object: lower case letters, digits, - and . only."
+OBJECT_NAME = "this is not a valid name of a Kubernetes object. Use only lower case letters, digits, - and ."
 _OBJECT_NAME = _matching(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", OBJECT_NAME)
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253), _OBJECT_NAME]
 

@@ -186,31 +186,31 @@ TRAIN: tuple[Check[ResolvedTrainJob], ...] = (
         "train-file-twice",
         "data.train",
         _named_twice,
-        "the file is named twice",
-        "Name it once; data.weights says how often its rows are taken.",
+        "the file is listed twice",
+        "List it once; data.weights sets how often its rows are used.",
         Beyond.COST,
     ),
     Check(
         "rows-form",
         "data.train",
         _rows_form,
-        "rows are read from files of the forms " + ", ".join(ROW_SUFFIXES),
-        "Convert the file (`egm data import` knows the public forms).",
+        "rows can only be read from files of the types " + ", ".join(ROW_SUFFIXES),
+        "Convert the file (`egm data import` reads the public formats).",
         Beyond.COST,
     ),
     Check(
         "validated-on-training-file",
         "data.validation",
         _trained_on,
-        "the file is trained on, so it says nothing about the model",
-        "Name other files, or split this one.",
+        "the file is also used for training, so its results say nothing about the model",
+        "Use other files, or split this one.",
         Beyond.COST,
     ),
     Check(
         "images-beside-shapes",
         "data.images",
         _shape_fields,
-        "data.shapes brings its own pictures, so this has no effect",
+        "data.shapes creates its own pictures, so this has no effect",
         "Leave it out.",
         f"!{_has('data.shapes')} || !{_has('data.images')} || size(self.data.images) == 0 "
         f"|| ({_has('data.validationSets')} && size(self.data.validationSets) > 0)",
@@ -265,18 +265,18 @@ TRAIN: tuple[Check[ResolvedTrainJob], ...] = (
         "wandb-address",
         "tracking.wandb.baseUrl",
         _wandb,
-        "this is no address of a server",
-        "Begin it with https:// or http://.",
+        "this is not the address of a server",
+        "Start it with https:// or http://.",
         f"!{_has('tracking.wandb.baseUrl')} || self.tracking.wandb.baseUrl.matches('^https?://')",
     ),
     Check(
         "keep-best-figure",
         "hyperparameters.keepBest",
         _best,
-        "no validation of this job has such a figure",
-        "Name one of data.validationSets, "
+        "no validation of this job has such a metric",
+        "Use the name of one of data.validationSets, "
         + "; ".join(f"{method}: {', '.join(names)}" for method, names in FIGURES.items())
-        + ", or one of these with a set's name behind a slash.",
+        + ", or one of these followed by / and the name of a set.",
     ),
     Check(
         "keep-best-saved",
@@ -297,7 +297,7 @@ TRAIN: tuple[Check[ResolvedTrainJob], ...] = (
         "validation-set-places",
         "data.validationSets",
         _set_places,
-        "this is no place that can be read",
+        "this cannot be read",
         "Write a path, s3://bucket/path, pvc://claim/path, hf://owner/name or file:///path.",
         Beyond.COST,
     ),
@@ -346,11 +346,11 @@ _MODEL: Check[Any] = Check(
     "model-missing",
     "model",
     _no_model,
-    "a training starts from a model",
-    "Name it: source, or trainJob for what a job leaves.",
+    "a training needs a model to start from",
+    "Set source, or set trainJob for the model that another job exports.",
 )
 _TINY = "no tiny model of that kind is in this family"
-_KINDS = f"Known are {', '.join(f'tiny://{kind}' for family in FAMILIES.values() for kind in family.tiny)}."
+_KINDS = f"Known kinds: {', '.join(f'tiny://{kind}' for family in FAMILIES.values() for kind in family.tiny)}."
 
 
 def _sft_images(job: SftJob) -> Found:
@@ -372,7 +372,7 @@ SFT: tuple[Check[SftJob], ...] = (
         "sft-length",
         "hyperparameters.maxLength",
         _sft_length,
-        "a picture of that size alone takes as many tokens",
+        "one picture of that size already takes this many tokens",
         "Raise maxLength or lower maxPixels.",
     ),
     _MODEL,
@@ -388,7 +388,7 @@ SFT: tuple[Check[SftJob], ...] = (
         "sft-batch",
         "hyperparameters.batchSize",
         _sft_batch,
-        "the batch must be a multiple of the number of GPUs, times microBatchSize if that is given",
+        "the batch must be a multiple of the number of GPUs, times microBatchSize if it is given",
         "Change batchSize, microBatchSize or resources.",
     ),
     Check(
@@ -410,8 +410,8 @@ SFT: tuple[Check[SftJob], ...] = (
         "sft-images",
         "data.images",
         _sft_images,
-        "the rows of JSON files name pictures and do not hold them",
-        "Name the folders or tar files that hold the pictures.",
+        "rows of JSON files contain only the names of pictures",
+        "List the folders or tar files that hold the pictures.",
         Beyond.COST,
     ),
 )
@@ -507,7 +507,7 @@ RL: tuple[Check[RlJob], ...] = (
         "rl-filter-metric",
         "hyperparameters.engineOverrides",
         _rl_filter,
-        "algorithm.filter_groups needs to know by what groups are filtered",
+        "algorithm.filter_groups needs a metric to filter groups by",
         "Add algorithm.filter_groups.metric=score, for example.",
         Beyond.TABLES,
     ),
@@ -515,7 +515,7 @@ RL: tuple[Check[RlJob], ...] = (
         "rl-alpha",
         "reward.alpha",
         _rl_alpha,
-        "this reward does not weigh passing against IoU, so it has no effect",
+        "this reward is not a weighted sum of passing and IoU, so alpha has no effect",
         f"Leave it out, or choose the type {' or '.join(_ALPHA)}.",
         "!has(self.reward) || self.reward.alpha == 0.5 || self.reward.type in ['mix', 'penalty']",
     ),
@@ -540,7 +540,7 @@ RL: tuple[Check[RlJob], ...] = (
         "rl-sglang-without-gpus",
         "hyperparameters.rolloutEngine",
         lambda job: "sglang" if job.spec.hyperparameters.rollout_engine == "sglang" and not _gpus(job) else None,
-        "without GPUs transformers draws the answers",
+        "without GPUs, transformers generates the answers",
         "Leave it out, or give the job GPUs.",
     ),
     Check(
@@ -555,7 +555,7 @@ RL: tuple[Check[RlJob], ...] = (
         "rl-tokens",
         "hyperparameters.responseLength",
         _rl_tokens,
-        "a prompt and its answer must fit into tokensPerGpu: verl ends at the first answer that does not",
+        "a prompt and its answer must fit into tokensPerGpu: verl fails at the first answer that does not",
         "Raise tokensPerGpu, or lower promptLength or responseLength.",
     ),
     Check(
@@ -584,7 +584,7 @@ RL: tuple[Check[RlJob], ...] = (
         "rl-mini-batch",
         "hyperparameters.miniBatchSize",
         _rl_mini,
-        "a batch is split into mini batches of one size",
+        "a batch is split into mini batches of equal size",
         "Choose a divisor of batchSize, or leave it out: it follows batchSize.",
     ),
     Check(

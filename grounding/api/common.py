@@ -17,32 +17,32 @@ TINY = families.tiny_sources()
 
 
 class ModelRef(Model):
-    """Which model to start from, or to measure: exactly one of source and trainJob."""
+    """The model to start from or to evaluate: exactly one of source and trainJob."""
 
     source: Place | None = Field(
         None,
         description="A folder, hf://owner/name, s3://bucket/path or pvc://claim/path. "
-        "tiny:// is a tiny random model of the family, built on the spot, for demos and tests; tiny://small is one of a quarter of its "
-        "weights, tiny://KIND (qwen3-vl-moe, internvl3.5 …) one of another kind.",
+        "tiny:// is a tiny random model of the family, built when it is needed, for demos and tests; tiny://small is one of a quarter of its "
+        "weights, and tiny://KIND (qwen3-vl-moe, internvl3.5 …) is one of another kind.",
     )
     train_job: Name | None = Field(
-        None, description="Name of a GroundingTrainJob; this job waits for it and takes the model it leaves."
+        None, description="Name of a GroundingTrainJob; this job waits for it and uses the model that it exports."
     )
     family: families.FamilyName | None = Field(
         None,
-        description="Model family; absent: the preset's, else that of tiny://KIND, else qwen3-vl. Training refuses a model of another one.",
+        description="Model family; absent: the preset's, otherwise that of tiny://KIND, otherwise qwen3-vl. Training refuses other families.",
     )
 
     rules = (
         Rule(
             lambda m: m.source is None or m.train_job is None,
             "!(has(self.source) && has(self.trainJob))",
-            "exactly one of source and trainJob is wanted, found both",
+            "give only one of source and trainJob, not both",
         ),
         Rule(
             lambda m: not (m.source or "").startswith("tiny://") or m.source in TINY,
             f"!has(self.source) || !self.source.startsWith('tiny://') || self.source in {list(TINY)}",
-            f"there is no such tiny model; there are {', '.join(TINY)}",
+            f"there is no such tiny model; known are {', '.join(TINY)}",
             "source",
         ),
     )
@@ -81,9 +81,9 @@ class Shapes(Model):
     per_file: int = Field(
         40, ge=1, le=1_000_000, description="Number of expressions in each of the eight evaluation files."
     )
-    size: int = Field(224, ge=64, le=1024, multiple_of=32, description="Width and height of a picture, pixels.")
+    size: int = Field(224, ge=64, le=1024, multiple_of=32, description="Width and height of a picture in pixels.")
     reasoning: bool = Field(
-        False, description="Training answers think first: a sentence, </think>, then the box. SFT's only."
+        False, description="Training answers start with reasoning: a sentence, </think>, then the box. Only for SFT."
     )
 
 
@@ -103,7 +103,7 @@ class SecretKey(Model):
 
 
 class ConfigMapKey(Model):
-    """Where a text is: the name of a ConfigMap and the key in it."""
+    """A key of a ConfigMap in the job's namespace."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)] = Field(
         description="Name of the ConfigMap."
@@ -129,32 +129,32 @@ Template = JsonObject
 
 
 class JobSpec(Model):
-    """What `spec` holds for either kind: where results go, when the job starts and ends, and its pods."""
+    """The parts of `spec` that both kinds have: the output, the start and the end of the job, and its pods."""
 
     output: Output | None = Field(
         None,
-        description="Where results go: s3://bucket/path (or file:///path), kept up to date by `egm run` and on a cluster alike; "
-        "pvc://claim/path on a cluster alone. Local runs have all of it in runs/ as well.",
+        description="Where results are stored: s3://bucket/path (or file:///path), updated during the job by `egm run` and on a cluster; "
+        "pvc://claim/path only on a cluster. A local run also has all results in runs/.",
     )
     suspend: bool = Field(
-        False, description="Do not start; when running, stop after a checkpoint and give the nodes back."
+        False, description="Do not start; if the job is running, stop after a checkpoint and release the nodes."
     )
-    max_attempts: int = Field(3, ge=1, le=1000, description="Starts before the job counts as failed.")
+    max_attempts: int = Field(3, ge=1, le=1000, description="Number of starts before the job counts as failed.")
     active_deadline_seconds: Seconds | None = Field(
-        None, ge=1, description="Longest time from start to end over all attempts."
+        None, ge=1, description="Maximum time from start to end over all attempts, in seconds."
     )
     ttl_seconds_after_finished: Seconds | None = Field(
-        None, description="Delete the job this long after its end; absent: never."
+        None, description="Delete the job this many seconds after its end; absent: never."
     )
     queue: ObjectName | None = Field(
         None,
-        description="Kueue queue that admits the job: short for the label kueue.x-k8s.io/queue-name on the job.",
+        description="Kueue queue that admits the job; a shorthand for the label kueue.x-k8s.io/queue-name on the job.",
     )
     scheduler_name: ObjectName | None = Field(
-        None, description="Scheduler of the pods, as volcano. Absent: the cluster's default scheduler."
+        None, description="Scheduler of the pods, for example volcano. Absent: the cluster's default scheduler."
     )
     priority_class_name: ObjectName | None = Field(None, description="Priority class of the pods.")
     pod_template: Template | None = Field(
         None,
-        description="Template of all pods, merged over ours by key; containers by name. A change takes effect with the next attempt.",
+        description="Template of all pods, merged over the operator's by key; containers by name. A change takes effect with the next attempt.",
     )

@@ -162,7 +162,7 @@ def _frozen(spec: Schema, changeable: frozenset[str]) -> list[dict[str, str]]:
         if name in changeable:
             continue
         same = f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})"
-        message = f"{name} cannot change after the job was created; delete the job, or create another one"
+        message = f"{name} cannot change after the job has been created; delete the job, or create another one"
         rules.append(_rule(same, message, name))
     return rules
 
@@ -188,7 +188,7 @@ def _presets(spec: Schema) -> list[dict[str, str]]:
     """Add the names of presets to the schema, and return the rules for method and preset that `manifest` also checks."""
     spec["properties"]["preset"]["enum"] = list(PRESETS)
     return [
-        _rule("has(self.method) || has(self.preset)", "one of method and preset is wanted", "method"),
+        _rule("has(self.method) || has(self.preset)", "give method or preset", "method"),
         _rule(
             f"!has(self.method) || !has(self.preset) "
             f"|| self.method == (self.preset in [{_SFT_PRESETS}] ? 'sft' : 'rl')",

@@ -37,76 +37,82 @@ class HeaderSecret(Model):
 class EvalPodTemplates(Model):
     """Pod templates by role, each merged over spec.podTemplate."""
 
-    prepare: Template | None = Field(None, description="Of the pod that prepares the data.")
-    server: Template | None = Field(None, description="Of the servers.")
-    client: Template | None = Field(None, description="Of the pod that asks the questions.")
+    prepare: Template | None = Field(None, description="Template of the pod that prepares the data.")
+    server: Template | None = Field(None, description="Template of the servers.")
+    client: Template | None = Field(None, description="Template of the pod that sends the questions.")
 
 
 class EvalData(Model):
-    """What to measure on."""
+    """The data for the evaluation."""
 
     files: Places = Field(
         default_factory=list,
         description="Evaluation files (jsonl), or their stems; absent: the eight of RefCOCO, RefCOCO+ and RefCOCOg.",
     )
-    root: Place | None = Field(None, description="Folder that relative files are under.")
+    root: Place | None = Field(None, description="Folder for relative paths in files.")
     images: Places = Field(
         default_factory=list, description="Image sources: folders, tar files, or split tars (x.tar.part_*)."
     )
     truth: Space | None = Field(
         None,
         description="How the true boxes are written: pixels (xyxy, xywh, cxcywh, yxyx), 0..1000 (relative) or 0..1 (fraction). "
-        "Absent: xyxy, and a file that looks otherwise is refused.",
+        "Absent: xyxy, and a file that looks different is refused.",
     )
     skip_broken: int = Field(
         0,
         ge=0,
         le=2**31 - 1,
-        description="Rows that cannot be used and may be left out, which the summary says; more are an error.",
+        description="Number of unusable rows that may be left out, which the summary reports; more are an error.",
     )
-    shapes: Shapes | None = Field(None, description="Make and use the synthetic set instead of files.")
+    shapes: Shapes | None = Field(None, description="Create and use the synthetic set instead of files.")
 
 
 _DRAWN = sampling.Sampling()
 
 
 class Sampling(Model):
-    """How answers are drawn; the defaults are the reference's."""
+    """Sampling of answers; the defaults are those of the reference."""
 
     max_tokens: int = Field(
         _DRAWN.max_tokens,
         ge=1,
         le=1_000_000,
-        description="Longest answer, tokens; a longer one is cut and counted as truncated.",
+        description="Maximum length of an answer in tokens; a longer one is cut off and counted as truncated.",
     )
     temperature: float = Field(_DRAWN.temperature, ge=0, description="0 is greedy.")
     top_p: float = Field(_DRAWN.top_p, gt=0, le=1, description="Nucleus.")
-    top_k: int = Field(_DRAWN.top_k, ge=-1, le=2**31 - 1, description="Top-k; without effect at temperature 0.")
+    top_k: int = Field(_DRAWN.top_k, ge=-1, le=2**31 - 1, description="Top-k; has no effect at temperature 0.")
     presence_penalty: float = Field(_DRAWN.presence_penalty, ge=-2, le=2, description="OpenAI's presence penalty.")
     repetition_penalty: float = Field(_DRAWN.repetition_penalty, gt=0, description="1 is off.")
     seed: int | None = Field(
         _DRAWN.seed,
         ge=0,
         le=2**31 - 1,
-        description="Seed of the server's random numbers; without effect at temperature 0.",
+        description="Seed of the server's random numbers; has no effect at temperature 0.",
     )
     samples: int = Field(
         1,
         ge=1,
         le=64,
-        description="Answers to each question, from which votes are taken; more than 1 needs a temperature.",
+        description="Number of answers to each question, for voting; more than 1 needs a temperature above 0.",
     )
     thinking_budget: int | None = Field(
         None,
         ge=0,
         le=1_000_000,
-        description="Longest thought, tokens; it is closed there and the answer asked for. 0: no thought. Absent: as the model likes.",
+        description="Maximum length of the reasoning in tokens; longer reasoning is ended and the answer requested. 0: none. Absent: no limit.",
     )
     max_pixels: int | None = Field(
-        None, ge=1024, le=2**31 - 1, description="A picture with more pixels is sent smaller. Absent: as it is stored."
+        None,
+        ge=1024,
+        le=2**31 - 1,
+        description="Pictures with more pixels are shrunk before they are sent. Absent: sent as stored.",
     )
     min_pixels: int | None = Field(
-        None, ge=1, le=2**26, description="A picture with fewer pixels is sent larger. Absent: as it is stored."
+        None,
+        ge=1,
+        le=2**26,
+        description="Pictures with fewer pixels are enlarged before they are sent. Absent: sent as stored.",
     )
 
     rules = (
@@ -139,7 +145,7 @@ class Setting(Model):
 
 
 class ServedModel(ModelRef):
-    """Which model to measure: exactly one of source and trainJob."""
+    """The model to evaluate: exactly one of source and trainJob."""
 
     trust_remote_code: bool = Field(
         False, description="Let the servers run Python code from the model's folder, with the pod's credentials."
@@ -161,25 +167,25 @@ Models = Annotated[list[ServedModel], Field(max_length=16)]
 
 
 class Sweep(Model):
-    """Several models and settings in one job. Each model is served once, and all settings are asked at the same servers.
+    """Several models and settings in one job. Each model is served once, and its servers are used for all settings.
 
-    The settings are the product of the axes that are given, or those of a list.
+    The settings are all combinations of the given axes, or those of a list.
     """
 
     models: Models = Field(
-        default_factory=list, description="Models to measure, one after the other. Absent: spec.model."
+        default_factory=list, description="Models to evaluate, one after the other. Absent: spec.model."
     )
     settings: Annotated[list[Setting], Field(max_length=256)] = Field(
-        default_factory=list, description="Settings one by one, instead of the axes below."
+        default_factory=list, description="A list of settings, instead of the axes below."
     )
     thinking_budgets: Budgets = Field(
-        default_factory=list, description="Values of sampling.thinkingBudget. Absent: that field's own value."
+        default_factory=list, description="Values of sampling.thinkingBudget. Absent: the value of that field."
     )
     samples: Counts = Field(
-        default_factory=list, description="Values of sampling.samples. Absent: that field's own value."
+        default_factory=list, description="Values of sampling.samples. Absent: the value of that field."
     )
     max_pixels: Pixels = Field(
-        default_factory=list, description="Values of sampling.maxPixels. Absent: that field's own value."
+        default_factory=list, description="Values of sampling.maxPixels. Absent: the value of that field."
     )
 
     rules = (
@@ -194,7 +200,7 @@ class Sweep(Model):
             "!has(self.models) || self.models.all(m, self.models.exists_one(n, "
             "(has(m.source) && has(n.source) && m.source == n.source) "
             "|| (has(m.trainJob) && has(n.trainJob) && m.trainJob == n.trainJob)))",
-            "a model is there twice",
+            "a model is listed twice",
             "models",
         ),
         Rule(
@@ -212,66 +218,75 @@ _SWEPT = "(has(self.sweep) && has(self.sweep.models) && size(self.sweep.models) 
 
 
 class EvalSpec(JobSpec):
-    """What to measure, and with what servers."""
+    """What to evaluate, and with which servers."""
 
     pod_templates: EvalPodTemplates | None = Field(None, description="Pod templates by role: prepare, server, client.")
 
     model: ServedModel = Field(
         default_factory=ServedModel,  # type: ignore[arg-type]
-        description="The model to measure. Absent: those of sweep.models.",
+        description="The model to evaluate. Absent: the models of sweep.models.",
     )
     engine: Literal["sglang", "vllm", "transformers", "openai"] = Field(
         defaults.ENGINE,
-        description="Server software; transformers runs on a CPU, openai is a hosted service behind endpoints.",
+        description="Server software; transformers runs on a CPU, openai is a hosted service at endpoints.",
     )
     servers: int = Field(1, ge=1, le=1000, description="Number of servers that share the work.")
     min_servers: int = Field(
         1,
         ge=1,
         le=1000,
-        description="Servers that must be ready before the first question is asked; others join as they come. "
-        "A queue admits all servers together, or, if this is 2 or more, this many together and each other one by itself.",
+        description="Servers that must be ready before the first question is asked; others join when they are ready. "
+        "A queue admits all servers together or, if this is 2 or more, this many together and the others one by one.",
     )
     gpus_per_server: int | None = Field(
         None,
         ge=0,
         le=16,
         description="GPUs of a server, which holds gpusPerServer / (tensorParallel x pipelineParallel) copies of the model. "
-        "Absent: 8, or none for engine transformers and beside endpoints.",
+        "Absent: 8, or none for engine transformers or with endpoints.",
     )
     gpu_resource: GpuResource | None = Field(
-        None, description="Name of the GPUs' resource, as amd.com/gpu. Absent: the operator's setting, nvidia.com/gpu."
+        None,
+        description="Name of the GPUs' resource, for example amd.com/gpu. Absent: the operator's setting, nvidia.com/gpu.",
     )
     tensor_parallel: int = Field(
-        1, ge=1, le=16, description="GPUs that share one copy of the model. 1: each GPU holds a copy (data parallel)."
+        1,
+        ge=1,
+        le=16,
+        description="GPUs that share one copy of the model. 1: each GPU holds its own copy (data parallel).",
     )
     pipeline_parallel: int = Field(
-        1, ge=1, le=16, description="Groups of GPUs that hold the layers of a copy one after another."
+        1,
+        ge=1,
+        le=16,
+        description="Number of groups of GPUs over which the layers of a copy are divided (pipeline parallel).",
     )
     expert_parallel: bool = Field(
         False,
-        description="Share a mixture's experts whole among the GPUs of a copy, instead of a slice of each expert.",
+        description="Give each GPU of a copy whole experts of a mixture, instead of a slice of each expert (expert parallel).",
     )
     endpoints: Annotated[list[Url], Field(max_length=256)] = Field(
-        default_factory=list, description="URLs of servers that run already; none are started then."
+        default_factory=list, description="URLs of running servers; the job then starts none."
     )
     data: EvalData = Field(default_factory=EvalData, description="Files and images.")  # type: ignore[arg-type]
     api_key_secret: SecretKey | None = Field(
-        None, description="Where the key of the endpoints is, sent as a bearer token; never written into the job."
+        None,
+        description="Secret with the key of the endpoints, which is sent as a bearer token and never written into the job.",
     )
     header_secrets: Annotated[list[HeaderSecret], Field(max_length=16)] = Field(
-        default_factory=list, description="Further headers that the endpoints want."
+        default_factory=list, description="Additional headers that the endpoints need."
     )
     ca_config_map: ConfigMapKey | None = Field(
-        None, description="Certificates (PEM) of the authority that the endpoints' certificates are from."
+        None,
+        description="ConfigMap with the certificates (PEM) of the authority that signed the endpoints' certificates.",
     )
     prompt: Annotated[str, Field(max_length=4096)] = Field(
         defaults.PROMPT,
-        description="Prompt template: qwen3, qwen3_amodal, grounding or amodal; or a text of your own with {sent} in the place "
+        description="Prompt template: qwen3, qwen3_amodal, grounding or amodal; or your own text with {sent} in place "
         "of the expression.",
     )
     system_prompt: Annotated[str, Field(max_length=8192)] = Field(
-        "", description="A system message before each question."
+        "", description="System message that is sent before each question."
     )
     scoring: Literal[
         "egm",
@@ -284,38 +299,40 @@ class EvalSpec(JobSpec):
         "vlmevalkit",
     ] = Field(
         defaults.SCORING,
-        description="Scoring profile; egm is egm-eval. Those in -pixels are for models that answer in pixels, "
+        description="Scoring profile; egm is egm-eval. Profiles that end in -pixels are for models that answer in pixels, "
         "egm-eval-resized is for Qwen2.5-VL.",
     )
     scoring_file: Place | None = Field(
         None,
-        description="Python file with a scoring of your own, instead of a profile: a function that reads the box from an answer. "
-        "A path, hf://, s3:// or pvc://.",
+        description="Python file with your own scoring, instead of a profile: a function that reads the box from an answer. "
+        "It is a path, hf://, s3:// or pvc://.",
     )
     scoring_entry_point: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=63)] = Field(
         "read_box", description="Name of the function in scoringFile."
     )
     box_remap: Literal["scale", "keep", "resized"] | None = Field(
         None,
-        description="How answers become pixels: scale (they are 0..1000), keep (they are pixels), resized (Qwen2.5-VL's). "
+        description="How answers are converted to pixels: scale (they are 0..1000), keep (they are pixels), resized (Qwen2.5-VL's). "
         "Absent: as the scoring profile does.",
     )
-    sampling: Sampling = Field(default_factory=Sampling, description="How answers are drawn.")  # type: ignore[arg-type]
+    sampling: Sampling = Field(default_factory=Sampling, description="Sampling of answers.")  # type: ignore[arg-type]
     sweep: Sweep | None = Field(
-        None, description="Measure several settings at the same servers, each with results of its own."
+        None, description="Evaluate several settings on the same servers, each with separate results."
     )
     price_per_gpu_hour: float | None = Field(
-        None, ge=0, description="What an hour of a GPU costs, in US dollars; the summary then says what was spent."
+        None, ge=0, description="Price of a GPU-hour in US dollars; the summary then reports the costs."
     )
     mode: Literal["throughput", "latency"] = Field(
-        defaults.MODE, description="What the run measures besides accuracy; never one number for both."
+        defaults.MODE, description="What the run measures in addition to accuracy: throughput or latency, never both."
     )
-    concurrency: int = Field(defaults.CONCURRENCY, ge=1, le=4096, description="Requests in flight over all servers.")
+    concurrency: int = Field(
+        defaults.CONCURRENCY, ge=1, le=4096, description="Maximum number of requests in flight over all servers."
+    )
     max_errors: int = Field(
         0,
         ge=0,
         le=10_000_000,
-        description="Up to so many failed requests count as wrong answers, and a note says how many; with more there is no accuracy.",
+        description="Up to this many failed requests count as wrong answers, and a note says how many; with more there is no accuracy.",
     )
 
     @property
@@ -377,7 +394,7 @@ class EvalSpec(JobSpec):
             "&& self.tensorParallel == 1 && self.pipelineParallel == 1 && !self.expertParallel && !has(self.gpuResource) "
             "&& (!has(self.gpusPerServer) || self.gpusPerServer == 0) "
             "&& !(has(self.podTemplates) && has(self.podTemplates.server)))",
-            "with endpoints, whose servers run already, the job starts none: leave out servers, minServers, gpusPerServer, "
+            "with endpoints, the job starts no servers: leave out servers, minServers, gpusPerServer, "
             "gpuResource, tensorParallel, pipelineParallel, expertParallel and podTemplates.server",
             "endpoints",
         ),
@@ -406,25 +423,25 @@ class EvalSpec(JobSpec):
             lambda s: not (s.api_key_secret or s.header_secrets or s.ca_config_map) or bool(s.endpoints),
             "!(has(self.apiKeySecret) || (has(self.headerSecrets) && size(self.headerSecrets) > 0) || has(self.caConfigMap)) "
             "|| (has(self.endpoints) && size(self.endpoints) > 0)",
-            "apiKeySecret, headerSecrets and caConfigMap are for endpoints that run already; servers of the job need none",
+            "apiKeySecret, headerSecrets and caConfigMap are only for endpoints; servers that the job starts need none of them",
             "endpoints",
         ),
         Rule(
             lambda s: all(re.match(r"https?://[^/@]+(/[^@]*)?$", url) for url in s.endpoints),
             "!has(self.endpoints) || self.endpoints.all(url, url.matches('^https?://[^/@]+(/[^@]*)?$'))",
-            "endpoints are URLs, http://HOST:PORT or https://HOST/PATH, without user and password: keys belong into apiKeySecret",
+            "endpoints are URLs, http://HOST:PORT or https://HOST/PATH, without user and password: put keys into apiKeySecret",
             "endpoints",
         ),
         Rule(
             lambda s: s.engine != "openai" or bool(s.endpoints),
             "self.engine != 'openai' || (has(self.endpoints) && size(self.endpoints) > 0)",
-            "engine openai is a service that somebody else runs: name its URLs in endpoints",
+            "engine openai is a service that someone else runs: give its URLs in endpoints",
             "engine",
         ),
         Rule(
             lambda s: s.prompt in PROMPTS or "{sent}" in s.prompt,
             f"self.prompt in {list(PROMPTS)} || self.prompt.contains('{{sent}}')",
-            f"prompt must be one of {', '.join(PROMPTS)}, or a text with {{sent}} in the place of the expression",
+            f"prompt must be one of {', '.join(PROMPTS)}, or a text with {{sent}} in place of the expression",
             "prompt",
         ),
         Rule(
@@ -434,13 +451,13 @@ class EvalSpec(JobSpec):
             ),
             "!has(self.boxRemap) || self.boxRemap == 'scale' || self.scoring in ['egm', 'egm-eval'] "
             "|| (self.boxRemap == 'keep' && self.scoring == 'answer-after-thinking')",
-            "boxRemap is for scoring egm (keep: also answer-after-thinking); the other profiles say how they read answers",
+            "boxRemap is for scoring egm (keep: also answer-after-thinking); the other profiles define how they read answers",
             "boxRemap",
         ),
         Rule(
             lambda s: s.scoring_file is None or (s.scoring == "egm" and s.box_remap is None),
             "!has(self.scoringFile) || (self.scoring == 'egm' && !has(self.boxRemap))",
-            "scoringFile stands for the profile: leave scoring and boxRemap out",
+            "scoringFile replaces the profile: leave scoring and boxRemap out",
             "scoringFile",
         ),
         Rule(
@@ -460,7 +477,7 @@ class EvalSpec(JobSpec):
         Rule(
             lambda s: not (s.endpoints and s.sweep is not None and s.sweep.models),
             f"!({_SWEPT} && has(self.endpoints) && size(self.endpoints) > 0)",
-            "sweep.models needs servers that the job starts, because each model is served in its turn; leave endpoints out",
+            "sweep.models needs servers that the job starts, because the models are served one after another; leave endpoints out",
             "endpoints",
         ),
         Rule(
@@ -468,7 +485,7 @@ class EvalSpec(JobSpec):
             f"!({_SWEPT} && has(self.model) && (has(self.model.source) || has(self.model.trainJob))) "
             "|| self.sweep.models.exists(m, (has(m.source) && has(self.model.source) && m.source == self.model.source) "
             "|| (has(m.trainJob) && has(self.model.trainJob) && m.trainJob == self.model.trainJob))",
-            "model is none of sweep.models and would not be measured; add it to them, or leave it out",
+            "model is not one of sweep.models and would not be evaluated; add it to them, or leave it out",
             "model",
         ),
         Rule(

@@ -23,11 +23,11 @@ Algorithm = Literal["grpo", "gspo", "dr-grpo", "rloo"]
 
 
 class ClipRange(Model):
-    """How far the policy may move from the one that drew the answers: the ratio of probabilities is clipped to 1 - low ... 1 + high."""
+    """How far the policy may move from the one that generated the answers: the ratio of probabilities is clipped to 1 - low ... 1 + high."""
 
-    low: Rate = Field(0.2, description="Below 1.")
+    low: Rate = Field(0.2, description="The lower bound of the ratio is 1 - low.")
     high: Annotated[float, Field(gt=0, le=10)] = Field(
-        0.2, description="Above 1; larger than low is DAPO's clip-higher."
+        0.2, description="The upper bound of the ratio is 1 + high; a value larger than low is DAPO's clip-higher."
     )
 
 
@@ -58,7 +58,7 @@ VISION_LAYERS: dict[FamilyName, tuple[AdaptedLayer, ...]] = {
 
 
 class Lora(Model):
-    """Low-rank adapters: only they are trained, every weight of the model stays as it is. The exported model has them merged in."""
+    """Low-rank adapters. Only they are trained; the weights of the model do not change. The exported model has them merged in."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = Field(16, description="Rank of an adapter's two matrices.")
     alpha: Annotated[int, Field(ge=1, le=65536)] = Field(
@@ -66,7 +66,7 @@ class Lora(Model):
     )
     targets: Annotated[list[AdaptedLayer], Field(min_length=1, max_length=13)] = Field(
         default_factory=lambda: list(TEXT_LAYERS),
-        description="Linear layers that get an adapter, by the last part of their name. Absent: the seven of the language model. "
+        description="Linear layers that get an adapter, by the last part of their name. Absent: the seven layers of the language model. "
         "Layers of the vision tower get one only if freezeVision is false.",
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -80,71 +80,83 @@ class Lora(Model):
 
 
 class Hyperparameters(Model):
-    """Typed hyperparameters of SFT and RL. What is absent is filled by the preset; engineOverrides reach the rest."""
+    """Typed hyperparameters of SFT and RL. The preset fills absent ones; engineOverrides can set other values."""
 
     learning_rate: Rate | None = Field(None, description="Peak learning rate.")
     schedule: Literal["cosine", "constant", "linear"] | None = Field(
         None, description="Learning rate schedule after the warm-up (linear: SFT only)."
     )
-    warmup_steps: NonNegative | None = Field(None, description="Warm-up in optimizer steps; wins over warmupRatio.")
+    warmup_steps: NonNegative | None = Field(
+        None, description="Warm-up in optimizer steps; takes precedence over warmupRatio."
+    )
     warmup_ratio: Fraction | None = Field(None, description="Warm-up as a share of all steps (SFT).")
     weight_decay: Annotated[float, Field(ge=0)] | None = Field(None, description="AdamW weight decay.")
     adam_beta2: Rate | None = Field(None, description="AdamW's second beta.")
-    max_grad_norm: Annotated[float, Field(ge=0)] | None = Field(None, description="Gradient norm clip.")
-    epochs: Positive | None = Field(
-        None, description="Passes over the data. If it is given without maxSteps, the preset's maxSteps is not used."
+    max_grad_norm: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Maximum gradient norm; larger gradients are clipped."
     )
-    max_steps: Positive | None = Field(None, description="Optimizer steps; wins over epochs.")
+    epochs: Positive | None = Field(
+        None,
+        description="Number of passes over the data. If it is given without maxSteps, the preset's maxSteps is not used.",
+    )
+    max_steps: Positive | None = Field(None, description="Number of optimizer steps; takes precedence over epochs.")
     batch_size: Positive | None = Field(
-        None, description="Rows (SFT) or prompts (RL) an optimizer step, over all GPUs."
+        None, description="Rows in each optimizer step (SFT) or prompts in each batch (RL), over all GPUs."
     )
     mini_batch_size: Positive | None = Field(
         None,
-        description="RL: prompts an optimizer step inside a batch; equal to batchSize is on-policy. "
+        description="RL: prompts in each optimizer step of a batch; equal to batchSize is on-policy. "
         "If only batchSize is given: the same share of it as in the preset.",
     )
     micro_batch_size: Positive | None = Field(
         None,
-        description="SFT: rows a GPU computes at once, at most. Unset: tokensPerGpu is the only bound.",
+        description="SFT: maximum number of rows that a GPU processes at once. Unset: only tokensPerGpu limits it.",
     )
     rollouts: Annotated[int, Field(ge=2, le=1024)] | None = Field(
-        None, description="RL: answers a prompt, the group that advantages are normalised in."
+        None,
+        description="RL: number of answers to each prompt; they form the group in which advantages are normalised.",
     )
-    prompt_length: Positive | None = Field(None, description="RL: longest prompt, tokens, image tokens included.")
-    response_length: Positive | None = Field(None, description="RL: longest answer, tokens.")
-    max_length: Positive | None = Field(None, description="SFT: longest row, tokens; a longer one is refused by name.")
-    min_pixels: Positive | None = Field(None, description="SFT: smallest picture after resizing, pixels in all.")
-    max_pixels: Positive | None = Field(None, description="SFT: largest picture after resizing, pixels in all.")
+    prompt_length: Positive | None = Field(
+        None, description="RL: maximum length of a prompt in tokens, including image tokens."
+    )
+    response_length: Positive | None = Field(None, description="RL: maximum length of an answer in tokens.")
+    max_length: Positive | None = Field(
+        None, description="SFT: maximum length of a row in tokens; a longer row is an error that names it."
+    )
+    min_pixels: Positive | None = Field(None, description="SFT: minimum number of pixels of a picture after resizing.")
+    max_pixels: Positive | None = Field(None, description="SFT: maximum number of pixels of a picture after resizing.")
     temperature: Annotated[float, Field(gt=0)] | None = Field(None, description="RL: sampling temperature of rollouts.")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="RL: nucleus of rollouts.")
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = Field(
         None, description="RL: top-k of rollouts; -1 is off."
     )
     kl_coefficient: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="RL: weight of the KL loss to the starting model; 0 is off and saves the reference model."
+        None,
+        description="RL: weight of the KL loss to the starting model; 0 turns it off, and no reference model is needed.",
     )
     kl_type: Literal["low_var_kl", "kl", "abs", "mse"] | None = Field(None, description="RL: estimator of the KL loss.")
     entropy_coefficient: Annotated[float, Field(ge=0)] | None = Field(
         None, description="RL: weight of the entropy bonus."
     )
     algorithm: Algorithm | None = Field(
-        None, description="RL: sets loss, lossAggregation and advantage together; each given by itself wins."
+        None,
+        description="RL: sets loss, lossAggregation and advantage together; a value given for one of them takes precedence.",
     )
     advantage: Advantage | None = Field(
         None,
         description="RL: what an answer's reward is compared with. grpo: mean and deviation of its group; "
-        "dr-grpo: the mean alone; rloo: the mean of the other answers.",
+        "dr-grpo: only the mean; rloo: the mean of the other answers.",
     )
     clip_range: ClipRange | None = Field(None, description="RL: clipping of the policy's ratio.")
     loss: Loss | None = Field(None, description="RL: policy loss, by verl's name.")
     loss_aggregation: LossAggregation | None = Field(
         None,
-        description="RL: how token losses become one; seq-mean-token-mean reproduces the reference's GSPO, "
+        description="RL: how the losses of tokens are combined into one; seq-mean-token-mean reproduces the reference's GSPO, "
         "seq-mean-token-sum-norm (by a constant length) is Dr. GRPO's.",
     )
     tokens_per_gpu: Positive | None = Field(
         None,
-        description="Tokens a GPU computes at once, the rest of the batch is accumulated. SFT, unset: as the GPU's memory allows.",
+        description="Tokens that a GPU processes at once; the rest of the batch is accumulated. SFT, unset: as many as the GPU's memory allows.",
     )
     gradient_checkpointing: bool | None = Field(
         None,
@@ -154,11 +166,13 @@ class Hyperparameters(Model):
     offload_optimizer: bool | None = Field(None, description="RL: keep the optimizer in CPU memory between phases.")
     rollout_engine: RolloutEngine | None = Field(
         None,
-        description="RL: what draws the answers on GPUs; sglang needs an image that has it. On a CPU transformers does.",
+        description="RL: engine that generates the answers on GPUs; sglang needs an image that contains it. On a CPU, transformers is used.",
     )
     gpu_memory_utilization: Rate | None = Field(None, description="RL: share of GPU memory for the rollout engine.")
     tensor_parallel: Positive | None = Field(None, description="RL: GPUs that share one rollout engine.")
-    save_every: Positive | None = Field(None, description="Steps between checkpoints: what a kill can cost.")
+    save_every: Positive | None = Field(
+        None, description="Steps between checkpoints; a killed training can lose this many steps."
+    )
     validate_every: Positive | None = Field(
         None,
         description="Steps between validations; the last step is always validated. SFT: if the job has validation data.",
@@ -166,11 +180,13 @@ class Hyperparameters(Model):
     validate_before_train: bool | None = Field(None, description="Validate once before the first step.")
     keep_best: Figure | None = Field(
         None,
-        description="Keep the checkpoint with the best figure as well, and export it instead of the last: a metric (valAccuracy, valIou, "
+        description="Also keep the checkpoint with the best value of a metric, and export it. Give a metric (valAccuracy, valIou, "
         "valScore, valParsed; SFT: valLoss, valTokenAccuracy), a validation set's name (its valAccuracy or valLoss), or metric/set.",
     )
-    keep_checkpoints: Positive | None = Field(None, description="Checkpoints that stay; older ones are removed.")
-    freeze_vision: bool | None = Field(None, description="Freeze the vision tower but for its merger.")
+    keep_checkpoints: Positive | None = Field(
+        None, description="Number of checkpoints to keep; older ones are removed."
+    )
+    freeze_vision: bool | None = Field(None, description="Freeze the vision tower except its merger.")
     lora: Lora | None = Field(None, description="Train low-rank adapters instead of the weights; absent: the weights.")
     dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
         None, description="Precision of training and rollouts on a GPU."

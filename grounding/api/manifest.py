@@ -309,7 +309,7 @@ def parse(text: str, file: str | Path = "<text>") -> list[ResolvedJob]:
         message = (str(error) or type(error).__name__).split("\n")[0]
         raise ManifestError(file, [Problem(1, "", f"not valid YAML: {message}")]) from None
     if not nodes:
-        raise ManifestError(file, [Problem(1, "", "the file holds no job")])
+        raise ManifestError(file, [Problem(1, "", "the file contains no job")])
     left = _MOST_NODES
     for node in nodes:
         try:
@@ -331,7 +331,7 @@ def parse(text: str, file: str | Path = "<text>") -> list[ResolvedJob]:
         # names must be unique across both kinds, because they become folders of one run
         key = (job.metadata.namespace or "", job.metadata.name)
         if key in seen:
-            text_ = f"{job.metadata.name} is the name of the job in line {seen[key]} already"
+            text_ = f"{job.metadata.name} is already the name of the job in line {seen[key]}"
             problems.append(Problem(line, "metadata.name", text_))
         seen.setdefault(key, line)
         jobs.append(job)

@@ -41,8 +41,10 @@ class GroundingTrainJob(_Job):
 
     short_name: ClassVar[str] = "gtj"
     kind: Literal["GroundingTrainJob"] = Field(description="Always GroundingTrainJob.")
-    spec: TrainSpec = Field(description="What is wanted.")
-    status: Annotated[TrainStatus | None, _Ignored] = Field(None, description="What is; the operator's.", exclude=True)
+    spec: TrainSpec = Field(description="The desired job.")
+    status: Annotated[TrainStatus | None, _Ignored] = Field(
+        None, description="The current state, written by the operator.", exclude=True
+    )
 
 
 class GroundingEvalJob(_Job):
@@ -50,8 +52,10 @@ class GroundingEvalJob(_Job):
 
     short_name: ClassVar[str] = "gej"
     kind: Literal["GroundingEvalJob"] = Field(description="Always GroundingEvalJob.")
-    spec: EvalSpec = Field(description="What is wanted.")
-    status: Annotated[EvalStatus | None, _Ignored] = Field(None, description="What is; the operator's.", exclude=True)
+    spec: EvalSpec = Field(description="The desired job.")
+    status: Annotated[EvalStatus | None, _Ignored] = Field(
+        None, description="The current state, written by the operator.", exclude=True
+    )
 
 
 Job = GroundingTrainJob | GroundingEvalJob

@@ -47,17 +47,19 @@ def on_a_cluster(job: Job) -> Iterator[ClusterProblem]:
         yield ClusterProblem(
             "output",
             "output-of-the-pod",
-            f"is {output}: in a pod, that folder is gone with the pod",
+            f"is {output}: in a pod, that folder is deleted with the pod",
             "Write s3://bucket/path or pvc://claim/path, or mount a volume there with podTemplate.",
         )
     if isinstance(job, GroundingTrainJob):
         field, file = "reward.file", job.spec.reward.file
-        hint = "Use `egm submit`, which sends a file of this machine along, or put it into a ConfigMap (spec.reward.configMap)."
+        hint = "Use `egm submit`, which uploads a file from this machine, or put it into a ConfigMap (spec.reward.configMap)."
     else:
         field, file = "scoringFile", job.spec.scoring_file
-        hint = "Name pvc://claim/path, s3://bucket/path or hf://owner/name/path."
+        hint = "Use pvc://claim/path, s3://bucket/path or hf://owner/name/path."
     if file is not None and "://" not in file and not file.startswith("/"):
-        yield ClusterProblem(field, "own-file", f"is {file}: pods know no folder that it would be under", hint)
+        yield ClusterProblem(
+            field, "own-file", f"is {file}: a pod has no folder that the relative path could refer to", hint
+        )
 
 
 def _path(output: str) -> str | None:
@@ -100,5 +102,5 @@ def placeholders(job: ResolvedJob) -> Iterator[tuple[str, str]]:
         if value is not None and _PLACEHOLDER.search(value):
             yield (
                 field,
-                f"{value} is a placeholder. Put the name of your own bucket in its place before you start the job.",
+                f"{value} is a placeholder. Replace it by the name of your own bucket before you start the job.",
             )

@@ -49,12 +49,12 @@ def problems(template: object) -> Iterator[tuple[Path_, str]]:
     yield from _value(template, _ROOT, (), "")
     spec = template.get("spec") if isinstance(template, Mapping) else None
     if isinstance(spec, Mapping) and "containers" in spec and spec["containers"] is None:
-        yield ("spec", "containers"), "expected a list, found null: a pod keeps the container of its role"
+        yield ("spec", "containers"), "expected a list, found null: a pod needs the container of its role"
 
 
 def _value(value: object, kind: str, path: Path_, name: str) -> Iterator[tuple[Path_, str]]:
     if (isinstance(value, int) and abs(value) >= 2**63) or (isinstance(value, float) and not math.isfinite(value)):
-        yield path, f"expected a number of 64 bits at most, found {value}"
+        yield path, f"expected a number of at most 64 bits, found {value}"
         return
     if value is None or kind == "object":
         return
@@ -100,7 +100,7 @@ def _entries(value: object, kind: str, path: Path_, name: str) -> Iterator[tuple
             continue
         for key in KEYS.get(name, ()):
             if key not in OPTIONAL_KEYS and each.get(key) in (None, ""):
-                yield (*path, index, key), f"is missing: entries of {name} are merged by it"
+                yield (*path, index, key), f"is missing: the entries of {name} are merged by this key"
 
 
 def _mapping(value: object, kind: str, path: Path_, quantities: bool) -> Iterator[tuple[Path_, str]]:

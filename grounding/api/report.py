@@ -15,7 +15,7 @@ from grounding.api.base import Model
 
 def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("a number is wanted")
+        raise ValueError("expected a number")
     return value
 
 

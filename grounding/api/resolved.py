@@ -169,7 +169,7 @@ _TRAIN_JOBS: dict[str, type[SftJob] | type[RlJob]] = {"sft": SftJob, "rl": RlJob
 
 
 DERIVED = {
-    ("rl", "freezeVision"): "true for InternVL, else false",
+    ("rl", "freezeVision"): "true for InternVL, otherwise false",
     ("rl", "keepBest"): "the last checkpoint is exported",
     ("rl", "lora"): "the weights are trained",
     ("rl", "maxSteps"): "epochs decides",

@@ -60,7 +60,7 @@ def _place(choices: Choices, path: str) -> str:
 
 def _images(choices: Choices, *names: str) -> list[str]:
     return [
-        "    # folders, tars or split tars; the first that holds a picture is taken",
+        "    # folders, tars or split tars; the first one that has a picture is used",
         f"    images: [{', '.join(_place(choices, n) for n in names)}]",
     ]
 
@@ -68,12 +68,12 @@ def _images(choices: Choices, *names: str) -> list[str]:
 def _output(choices: Choices, name: str) -> list[str]:
     if choices.output:
         place = choices.output.rstrip("/") + f"/{name}"
-        return [f"  output: {quoted(place)}    # a copy of the job's folder, kept up to date"]
-    return [f"  # output: s3://BUCKET/{name}    # a copy of the job's folder; without it only runs/ has it"]
+        return [f"  output: {quoted(place)}    # a copy of the job's folder, updated during the job"]
+    return [f"  # output: s3://BUCKET/{name}    # a copy of the job's folder; without it, results are only in runs/"]
 
 
 def _shapes() -> list[str]:
-    return ["  data:", "    shapes: {seed: 7}    # coloured shapes, drawn here; nothing is downloaded"]
+    return ["  data:", "    shapes: {seed: 7}    # coloured shapes, drawn on this machine; nothing is downloaded"]
 
 
 def _head(kind: str, name: str) -> list[str]:
@@ -82,7 +82,7 @@ def _head(kind: str, name: str) -> list[str]:
 
 def _preset(choices: Choices, method: str) -> list[str]:
     preset = f"{'tiny' if choices.size == 'tiny' else f'egm-{choices.size}'}-{method}"
-    note = "# fills what is not written below: `egm explain gtj.spec.preset`"
+    note = "# supplies values that are not written below: `egm explain gtj.spec.preset`"
     return [f"  method: {method}", f"  preset: {preset}    {note}"]
 
 
@@ -134,16 +134,16 @@ def _rl(choices: Choices, name: str, model: str, after: str = "") -> list[str]:
         if choices.synthetic
         else [
             "  data:",
-            "    # prepared rows, with val.parquet beside them; `train` and `validation` take files instead",
+            "    # prepared rows, with val.parquet next to them; or give files in `train` and `validation`",
             f"    prepared: {_place(choices, 'processed_rl_data/train_grounding.parquet')}",
             *_images(choices, "coco.tar", "coco_flip.tar"),
         ]
     )
     start = _start(model)
     if after:
-        start = [f"  model: {{trainJob: {quoted(after)}}}    # waits for that job and takes the model it leaves"]
+        start = [f"  model: {{trainJob: {quoted(after)}}}    # waits for that job and uses the model that it exports"]
     return [
-        "# Reinforcement learning: answers are drawn and rewarded by their box.",
+        "# Reinforcement learning: answers are generated, and their boxes are rewarded.",
         *_head("GroundingTrainJob", name),
         *_preset(choices, "rl"),
         *start,
@@ -161,7 +161,7 @@ def _eval(choices: Choices, name: str, model: str, after: str = "") -> list[str]
         if choices.synthetic
         else [
             "  data:",
-            "    # holds the eight files of RefCOCO, RefCOCO+ and RefCOCOg; `files` names others",
+            "    # has the eight files of RefCOCO, RefCOCO+ and RefCOCOg; list other files in `files`",
             f"    root: {_place(choices, 'metadata/eval')}",
             *_images(choices, "coco.tar"),
         ]
@@ -170,13 +170,13 @@ def _eval(choices: Choices, name: str, model: str, after: str = "") -> list[str]
     gpus = (
         []
         if choices.engine == "transformers"
-        else [f"  gpusPerServer: {choices.gpus}    # one copy of the model a GPU"]
+        else [f"  gpusPerServer: {choices.gpus}    # one copy of the model on each GPU"]
     )
     tokens = 48 if choices.size == "tiny" else 4096
     return [
-        "# Measures the model: accuracy at IoU 0.5 on eight files.",
+        "# Evaluation of the model: accuracy at IoU 0.5 on eight files.",
         *_head("GroundingEvalJob", name),
-        f"  model: {source}    # what to measure",
+        f"  model: {source}    # the model to evaluate",
         f"  engine: {choices.engine}    # sglang or vllm on GPUs, transformers on the CPU",
         *gpus,
         *data,

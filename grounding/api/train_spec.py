@@ -25,37 +25,38 @@ class TrainData(Model):
     )
     weights: Annotated[list[Annotated[float, Field(gt=0, le=1000)]], Field(max_length=256)] = Field(
         default_factory=list,
-        description="How often each row of a file of train is taken in an epoch, one number a file: 2 twice, 0.25 every fourth row, "
+        description="How often each row of a file of train is used in an epoch, one number for each file: 2 means twice, 0.25 every fourth row, "
         "drawn by the job's seed. Absent: once.",
     )
     validation: Places = Field(
         default_factory=list,
-        description="Files that validate the training. RL: evaluation files (jsonl), of which a tenth is taken; SFT: rows as in train.",
+        description="Files for validation. RL: evaluation files (jsonl), of which a tenth is used; SFT: rows as in train.",
     )
     validation_sets: Annotated[dict[str, Annotated[list[Url], Field(max_length=256)]], Field(max_length=64)] = Field(
         default_factory=dict,
-        description="The same as sets with a name, each with figures of its own: {val: [a.jsonl], testA: [b.jsonl]}.",
+        description="Validation files in named sets, each with separate metrics: {val: [a.jsonl], testA: [b.jsonl]}.",
     )
     images: Places = Field(
         default_factory=list,
-        description="Image sources, first match wins: folders, tar files, or split tars (x.tar.part_*).",
+        description="Image sources; the first match is used: folders, tar files, or split tars (x.tar.part_*).",
     )
-    prepared: Place | None = Field(None, description="Folder with train.parquet and val.parquet prepared before.")
+    prepared: Place | None = Field(None, description="Folder with already prepared train.parquet and val.parquet.")
     truth: Space | None = Field(
         None,
         description="How the boxes of train are written: pixels (xyxy, xywh, cxcywh, yxyx), 0..1000 (relative) or 0..1 (fraction). "
-        "Absent: relative, and a file that looks otherwise is refused.",
+        "Absent: relative, and a file that looks different is refused.",
     )
     validation_truth: Space | None = Field(
-        None, description="The same for validation. Absent: xyxy, and a file that looks otherwise is refused."
+        None,
+        description="How the boxes of validation are written, as for truth. Absent: xyxy, and a file that looks different is refused.",
     )
     skip_broken: int = Field(
-        0, ge=0, le=2**31 - 1, description="Rows that cannot be used and may be left out; more are an error."
+        0, ge=0, le=2**31 - 1, description="Number of unusable rows that may be left out; more are an error."
     )
     prompt: Literal["qwen3", "qwen3_amodal", "grounding", "amodal"] = Field(
         "qwen3", description="Prompt template of RL rows."
     )
-    shapes: Shapes | None = Field(None, description="Make and use the synthetic set instead of files.")
+    shapes: Shapes | None = Field(None, description="Create and use the synthetic set instead of files.")
 
 
 class Reward(Model):
@@ -63,30 +64,30 @@ class Reward(Model):
 
     type: Literal["mix", "sigmoid", "normalized_exp", "penalty", "eval"] = Field(
         "mix",
-        description="mix: alpha * pass + (1 - alpha) * IoU. sigmoid, normalized_exp: of the IoU. "
-        "penalty: mix less a price for length and repetition. eval: pass alone.",
+        description="mix: alpha * pass + (1 - alpha) * IoU. sigmoid, normalized_exp: a function of the IoU. "
+        "penalty: mix minus a penalty for length and repetition. eval: only pass.",
     )
-    alpha: Fraction = Field(0.5, description="Weight of passing against IoU.")
+    alpha: Fraction = Field(0.5, description="Weight of passing; 1 - alpha is the weight of the IoU.")
     threshold: Fraction = Field(0.5, description="IoU at which an answer passes.")
     file: Place | None = Field(
         None,
-        description="A Python file with a reward of your own, in place of type and alpha: a file of this machine, which `egm submit` "
-        "sends along, a path that the pods see, pvc://claim/path, s3://bucket/path or hf://owner/name/path.",
+        description="A Python file with your own reward, instead of type and alpha: a file on this machine, which `egm submit` "
+        "uploads, a path that exists in the pods, pvc://claim/path, s3://bucket/path or hf://owner/name/path.",
     )
     config_map: ConfigMapKey | None = Field(
         None,
-        description="The same in a ConfigMap of the job's namespace, which its pods mount; `egm submit` writes it for a file of this machine.",
+        description="The file in a ConfigMap of the job's namespace, which its pods mount; `egm submit` writes it for a file on this machine.",
     )
     entry_point: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=63)] = Field(
         "compute_score",
-        description="Its function: (data_source, solution_str, ground_truth, extra_info), returns a number, or a mapping with score.",
+        description="Name of its function: (data_source, solution_str, ground_truth, extra_info) -> a number, or a mapping with score.",
     )
 
     rules = (
         Rule(
             lambda r: r.file is None or r.config_map is None,
             "!(has(self.file) && has(self.configMap))",
-            "file and configMap are two places of one thing; leave one of them out",
+            "file and configMap both give the reward; leave one of them out",
             "configMap",
         ),
         Rule(
@@ -98,7 +99,7 @@ class Reward(Model):
         Rule(
             lambda r: not r.own or (r.type == "mix" and r.alpha == 0.5),
             "!(has(self.file) || has(self.configMap)) || (self.type == 'mix' && self.alpha == 0.5)",
-            "type and alpha have no effect beside file or configMap; leave them out",
+            "type and alpha have no effect with file or configMap; leave them out",
             "type",
         ),
     )
@@ -116,55 +117,60 @@ class Toleration(Model):
     operator: Literal["Exists", "Equal"] = Field("Equal", description="How key and value are compared.")
     value: Text | None = Field(None, description="Taint value.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
-        None, description="Absent matches all."
+        None, description="Taint effect; absent matches all."
     )
-    toleration_seconds: Seconds | None = Field(None, description="How long NoExecute is tolerated, seconds.")
+    toleration_seconds: Seconds | None = Field(None, description="How many seconds a NoExecute taint is tolerated.")
 
 
 class Resources(Model):
-    """What a training job runs on."""
+    """Nodes, GPUs and memory of a training job."""
 
-    nodes: int = Field(1, ge=1, le=1024, description="Number of pods, one a node.")
+    nodes: int = Field(1, ge=1, le=1024, description="Number of pods, one on each node.")
     gpus_per_node: int = Field(
         8,
         ge=0,
         le=16,
-        description="GPUs of each pod. 0 trains on the CPU; with more, a machine on which CUDA does not start is an error.",
+        description="GPUs of each pod. 0 trains on the CPU; with more, it is an error if CUDA does not work.",
     )
     gpu_resource: GpuResource | None = Field(
-        None, description="Name of the GPUs' resource, as amd.com/gpu. Absent: the operator's setting, nvidia.com/gpu."
+        None,
+        description="Name of the GPUs' resource, for example amd.com/gpu. Absent: the operator's setting, nvidia.com/gpu.",
     )
-    cpu: Quantity | None = Field(None, description="CPU request of a pod. Absent: 3 a GPU.")
-    memory: Quantity | None = Field(None, description="Memory request of a pod. Absent: 12 GiB a GPU.")
+    cpu: Quantity | None = Field(None, description="CPU request of a pod. Absent: 3 for each GPU.")
+    memory: Quantity | None = Field(None, description="Memory request of a pod. Absent: 12 GiB for each GPU.")
     shared_memory: Quantity | None = Field(None, description="Size of /dev/shm.")
     node_selector: Labels = Field(default_factory=dict, description="Labels that the nodes must have.")
     tolerations: Annotated[list[Toleration], Field(max_length=64)] = Field(
         default_factory=list, description="Taints that are tolerated."
     )
-    topology: Text | None = Field(None, description="Topology label that all pods share, for example a rack.")
+    topology: Text | None = Field(
+        None, description="Topology label whose value is the same for all pods, for example the rack."
+    )
 
 
 class Wandb(Model):
     """Weights & Biases."""
 
     base_url: Url | None = Field(None, description="Server; absent: the public one.")
-    project: Text = Field("egm", description="Project that runs go to.")
-    api_key_secret: SecretKey | None = Field(None, description="Where the API key is; never written into the job.")
+    project: Text = Field("egm", description="Project that the runs are logged to.")
+    api_key_secret: SecretKey | None = Field(
+        None, description="Secret with the API key, which is never written into the job."
+    )
 
 
 class Mlflow(Model):
-    """MLflow. Credentials are the environment's, as MLflow reads them (MLFLOW_TRACKING_TOKEN and others)."""
+    """MLflow. MLflow reads its credentials from the environment (MLFLOW_TRACKING_TOKEN and others)."""
 
-    tracking_uri: Url = Field(description="Server (http, https), or a store that MLflow knows.")
-    experiment: Text = Field("egm", description="Experiment that runs go to; made where it is not there.")
+    tracking_uri: Url = Field(description="Server (http, https), or a store that MLflow supports.")
+    experiment: Text = Field("egm", description="Experiment that the runs are logged to; created if it does not exist.")
 
 
 class Tracking(Model):
-    """Where metrics go in addition to the progress lines. None of it can stop a run."""
+    """Where metrics are logged in addition to the progress lines. A failure of tracking never stops a run."""
 
     tensorboard: bool = Field(True, description="Write TensorBoard events.")
     wandb: Wandb | None = Field(
-        None, description="Log to Weights & Biases; offline where it cannot be reached or there is no key."
+        None, description="Log to Weights & Biases; offline if it cannot be reached or there is no key."
     )
     mlflow: Mlflow | None = Field(None, description="Log to MLflow.")
 
@@ -173,9 +179,9 @@ class TrainPodTemplates(Model):
     """Pod templates by role, each merged over spec.podTemplate."""
 
     prepare: Template | None = Field(
-        None, description="Of the pod that prepares the data, if one pod does that for all (output: pvc://)."
+        None, description="Template of the pod that prepares the data, if one pod does so for all (output: pvc://)."
     )
-    train: Template | None = Field(None, description="Of the pods that train.")
+    train: Template | None = Field(None, description="Template of the pods that train.")
 
 
 _VALIDATION = (
@@ -186,14 +192,14 @@ _TRAIN = "(has(self.data.train) && size(self.data.train) > 0)"
 
 
 class TrainSpec(JobSpec):
-    """What to train, on what, and how."""
+    """What to train, on which data and resources, and how."""
 
     pod_templates: TrainPodTemplates | None = Field(None, description="Pod templates by role: prepare, train.")
 
     method: Literal["sft", "rl"] = Field(description="sft: supervised fine-tuning. rl: reinforcement learning by verl.")
     preset: Text | None = Field(
         None,
-        description="Named set of values that fills absent fields: egm-2b-sft, egm-2b-rl, egm-4b-sft, egm-4b-rl, egm-8b-sft, "
+        description="Named set of values for absent fields: egm-2b-sft, egm-2b-rl, egm-4b-sft, egm-4b-rl, egm-8b-sft, "
         "egm-8b-rl, egm-internvl-rl, tiny-sft, tiny-rl.",
     )
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of data order, initialisation and sampling.")
@@ -202,10 +208,12 @@ class TrainSpec(JobSpec):
     reward: Reward = Field(default_factory=Reward, description="What RL maximises.")  # type: ignore[arg-type]
     resources: Resources = Field(default_factory=Resources, description="Nodes, GPUs, memory.")  # type: ignore[arg-type]
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters, description="Typed hyperparameters.")  # type: ignore[arg-type]
-    tracking: Tracking = Field(default_factory=Tracking, description="Where metrics go.")  # type: ignore[arg-type]
-    start_deadline_seconds: Seconds | None = Field(None, ge=1, description="Longest wait until all pods run.")
+    tracking: Tracking = Field(default_factory=Tracking, description="Where metrics are logged.")  # type: ignore[arg-type]
+    start_deadline_seconds: Seconds | None = Field(
+        None, ge=1, description="Maximum wait in seconds until all pods run."
+    )
     stall_timeout_seconds: Seconds | None = Field(
-        None, ge=60, description="Restart when no step was finished for this long."
+        None, ge=60, description="Restart if no step has finished for this many seconds."
     )
     backend: BackendName | None = Field(
         None,
@@ -225,7 +233,7 @@ class TrainSpec(JobSpec):
             "{method} == 'rl' || !has(self.reward) "
             "|| (self.reward.type == 'mix' && self.reward.alpha == 0.5 && self.reward.threshold == 0.5 "
             "&& !has(self.reward.file) && !has(self.reward.configMap))",
-            "reward belongs to method rl; sft has none",
+            "reward is only for method rl",
             "reward",
         ),
         Rule(
@@ -237,27 +245,27 @@ class TrainSpec(JobSpec):
         Rule(
             lambda s: bool(s.data.shapes or s.data.train or s.data.prepared),
             f"has(self.data) && (has(self.data.shapes) || {_TRAIN} || has(self.data.prepared))",
-            "data needs one of train, prepared and shapes",
+            "data needs train, prepared or shapes",
             "data",
         ),
         Rule(
             lambda s: not (s.method == "rl" and s.data.train and not (s.data.validation or s.data.validation_sets)),
             f"!({{method}} == 'rl' && has(self.data) && {_TRAIN} && !{_VALIDATION})",
-            "data.validation is wanted beside data.train for method rl, or data.validationSets",
+            "method rl needs data.validation or data.validationSets in addition to data.train",
             "data",
         ),
         Rule(
             lambda s: s.data.truth in (None, "relative") or bool(s.method == "rl" and s.data.train),
             "!(has(self.data) && has(self.data.truth) && self.data.truth != 'relative') "
             f"|| ({{method}} == 'rl' && {_TRAIN})",
-            "data.truth converts data.train of method rl; elsewhere boxes are used as they are written, so it can only be relative",
+            "data.truth converts boxes only in data.train of method rl; elsewhere they are used as written, so it can only be relative",
             "data",
         ),
         Rule(
             lambda s: not (s.data.validation_truth or s.data.skip_broken) or bool(s.method == "rl" and s.data.train),
             "!(has(self.data) && (has(self.data.validationTruth) || (has(self.data.skipBroken) && self.data.skipBroken > 0))) "
             f"|| ({{method}} == 'rl' && {_TRAIN})",
-            "data.validationTruth and data.skipBroken are for data.train of method rl, which is prepared here",
+            "data.validationTruth and data.skipBroken are only for method rl with data.train, which the job prepares",
             "data",
         ),
         Rule(
@@ -269,14 +277,14 @@ class TrainSpec(JobSpec):
         Rule(
             lambda s: not (s.method == "rl" and not s.data.train and (s.data.validation or s.data.validation_sets)),
             f"!({{method}} == 'rl' && has(self.data) && !{_TRAIN} && {_VALIDATION})",
-            "data.validation and data.validationSets have no effect beside data.prepared and data.shapes, which hold validation rows already",
+            "data.validation and data.validationSets have no effect with data.prepared or data.shapes, which already have validation rows",
             "data",
         ),
         Rule(
             lambda s: not s.data.weights or len(s.data.weights) == len(s.data.train),
             "!(has(self.data) && has(self.data.weights) && size(self.data.weights) > 0) "
             "|| (has(self.data.train) && size(self.data.weights) == size(self.data.train))",
-            "data.weights has one number for each file of data.train",
+            "data.weights needs one number for each file of data.train",
             "data",
         ),
         Rule(
@@ -295,7 +303,7 @@ class TrainSpec(JobSpec):
         Rule(
             lambda s: not (s.data.train and s.data.prepared),
             f"!(has(self.data) && {_TRAIN} && has(self.data.prepared))",
-            "data.train has no effect beside data.prepared, which holds the rows already; leave one of them out",
+            "data.train has no effect with data.prepared, which already has the rows; leave one of them out",
             "data",
         ),
         Rule(

@@ -36,10 +36,10 @@ _IGNORED = {
     "custom_reward_function": "verl 0.9 reads reward.custom_reward_function. Use reward.file of the job instead.",
     "reward_model": "verl 0.9 reads reward.reward_model. Leave it out.",
     "reward.custom_reward_function": "the job's own reward would be lost. Use reward.file of the job instead.",
-    "data.reward_fn_key": "the reward reads data_source whatever is set there. Leave it out.",
-    "algorithm.kl_ctrl": "it is read with use_kl_in_reward only. Use klCoefficient instead.",
+    "data.reward_fn_key": "the reward always reads data_source. Leave it out.",
+    "algorithm.kl_ctrl": "it is read only with use_kl_in_reward. Use klCoefficient instead.",
     "actor_rollout_ref.actor.grad_clip": "verl 0.9 reads optim.clip_grad. Use maxGradNorm instead.",
-    "actor_rollout_ref.actor.clip_ratio": "the bounds below and above are given by themselves. Use clipRange instead.",
+    "actor_rollout_ref.actor.clip_ratio": "the lower and the upper bound are set separately. Use clipRange instead.",
     "actor_rollout_ref.actor.ppo_micro_batch_size": "batches are dynamic. Use tokensPerGpu instead.",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": "batches are dynamic. Use tokensPerGpu instead.",
     "actor_rollout_ref.ref.log_prob_micro_batch_size": "batches are dynamic. Use tokensPerGpu instead.",
@@ -55,19 +55,19 @@ _OWN = {
     "actor_rollout_ref.model.path": "Use model.source instead.",
     "actor_rollout_ref.rollout.max_model_len": "It follows from promptLength and responseLength.",
     "actor_rollout_ref.hybrid_engine": "the actor and the rollouts share the GPUs. Leave it out.",
-    "actor_rollout_ref.actor.use_dynamic_bsz": "batches are made by tokensPerGpu. Leave it out.",
+    "actor_rollout_ref.actor.use_dynamic_bsz": "tokensPerGpu determines the batches. Leave it out.",
     "actor_rollout_ref.actor.use_kl_loss": "Use klCoefficient instead.",
-    "actor_rollout_ref.ref.log_prob_use_dynamic_bsz": "batches are made by tokensPerGpu. Leave it out.",
-    "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz": "batches are made by tokensPerGpu. Leave it out.",
+    "actor_rollout_ref.ref.log_prob_use_dynamic_bsz": "tokensPerGpu determines the batches. Leave it out.",
+    "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz": "tokensPerGpu determines the batches. Leave it out.",
     "actor_rollout_ref.rollout.n": "Use rollouts instead.",
     "actor_rollout_ref.rollout.prompt_length": "Use promptLength instead.",
     "actor_rollout_ref.rollout.response_length": "Use responseLength instead.",
     "algorithm.use_kl_in_reward": "Use klCoefficient instead.",
     "data.image_key": "the rows are prepared with it. Leave it out.",
     "data.prompt_key": "the rows are prepared with it. Leave it out.",
-    "data.val_max_samples": "every row of a validation is counted. Name fewer files in data.validation.",
+    "data.val_max_samples": "every row of a validation counts. List fewer files in data.validation.",
     "ray_kwargs.ray_init.address": "the job starts Ray itself. Leave it out.",
-    "ray_kwargs.ray_init.num_cpus": "verl waits for ever if Ray has fewer than it needs. Leave it out.",
+    "ray_kwargs.ray_init.num_cpus": "verl waits forever if Ray has fewer CPUs than verl needs. Leave it out.",
     "actor_rollout_ref.rollout.name": "Use rolloutEngine instead.",
     "actor_rollout_ref.rollout.tensor_model_parallel_size": "Use tensorParallel instead.",
     "data.max_prompt_length": "Use promptLength instead.",
@@ -80,13 +80,13 @@ _OWN = {
     "trainer.device": "it follows from resources.gpusPerNode. Leave it out.",
     "trainer.max_actor_ckpt_to_keep": "Use keepCheckpoints instead.",
     "trainer.default_local_dir": "the job looks for its checkpoints in its own folder. Leave it out.",
-    "trainer.logger": "progress lines are made from the file logger. Use tracking instead.",
+    "trainer.logger": "progress lines are read from the file logger. Use tracking instead.",
     "trainer.n_gpus_per_node": "Use resources.gpusPerNode instead.",
     "trainer.nnodes": "Use resources.nodes instead.",
     "trainer.resume_from_path": "the job finds its newest checkpoint itself. Leave it out.",
     "trainer.resume_mode": "the job finds its newest checkpoint itself. Leave it out.",
-    "trainer.v1.trainer_mode": "a step begins when the one before it has ended. Leave it out.",
-    "transfer_queue.enable": "verl's trainer hands its batches on by it. Leave it out.",
+    "trainer.v1.trainer_mode": "a step starts when the previous one has ended. Leave it out.",
+    "transfer_queue.enable": "verl's trainer passes its batches through it. Leave it out.",
     "trainer.val_before_train": "Use validateBeforeTrain instead.",
 }
 """Keys and sections that the job sets itself and depends on -> what to do"""
@@ -142,23 +142,21 @@ def override_problem(text: str, *, cpu: bool = False) -> str | None:
     name, equals, value = text.partition("=")
     key = name.lstrip("+~")
     if name.startswith("~"):
-        return f"{key} would be removed, and whoever reads it in verl would fail. Give it another value instead."
+        return f"{key} would be removed, and verl would fail when it reads the key. Give it another value instead."
     if not equals:
         return f"{key} has no value. Write {key}=VALUE."
     for place, why in _OWN.items():
         by_hand = cpu and place in ("trainer.n_gpus_per_node", "actor_rollout_ref.actor.checkpoint")
         if (key == place or key.startswith(f"{place}.")) and not by_hand:
-            return f"{key} is the job's own. {why[0].upper()}{why[1:]}"
+            return f"{key} is set by the job itself. {why[0].upper()}{why[1:]}"
     if key.endswith(".strategy") and value not in _ENGINES:
         return f"{value} is not installed with this project. Choose {' or '.join(_ENGINES)}."
     if key in _STEPS:
         return f"{key} changes the number of steps, which the job counts itself. Use {_STEPS[key]} instead."
     if key.startswith(_LORA):
-        return (
-            f"{key} sets LoRA past the job, which would export the untrained model. Use hyperparameters.lora instead."
-        )
+        return f"{key} sets LoRA without the job's knowledge, so the untrained model would be exported. Use hyperparameters.lora instead."
     if key in WITHOUT_READER:
-        return f"{key} has no effect: nobody in verl reads it. {WITHOUT_READER[key]}"
+        return f"{key} has no effect: verl never reads it. {WITHOUT_READER[key]}"
     for place, why in _IGNORED.items():
         if key == place or key.startswith(f"{place}."):
             return f"{key} has no effect: {why}"

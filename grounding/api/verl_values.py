@@ -82,9 +82,9 @@ def value_problem(key: str, value: str, kind: str) -> str | None:
     if text.startswith("${") or text == "null":
         return None
     if key in CHOICES and _unquoted(text) not in CHOICES[key]:
-        return f"{key}: {text or 'nothing'} is unknown there. Choose one of {', '.join(CHOICES[key])}."
+        return f"{key}: {text or 'nothing'} is not a known value. Choose one of {', '.join(CHOICES[key])}."
     wanted = _of_kind(text, kind) or _bounds(key, text)
-    return None if wanted is None else f"{key}: {text or 'nothing'} does not fit. It takes {wanted}."
+    return None if wanted is None else f"{key}: {text or 'nothing'} is not valid. It takes {wanted}."
 
 
 def _of_kind(text: str, kind: str) -> str | None:
@@ -106,7 +106,7 @@ def _bounds(key: str, text: str) -> str | None:
     if key in POSITIVE and not (number is not None and number > 0):
         return "a number above 0"
     if key in SHARES and not (number is not None and 0 < number <= 1):
-        return "a number above 0, at most 1"
+        return "a number above 0 and at most 1"
     return None
 
 
@@ -123,7 +123,7 @@ def _unquoted(text: str) -> str:
 def _grammar(value: str) -> str | None:
     """Return why Hydra would not read `value` as one value; None if it would."""
     if _SWEEP.match(value):
-        return "this is a sweep of Hydra's, and a job is one run. Give one value."
+        return "Hydra would read this as a sweep, but a job is one run. Give one value."
     rest = re.sub(r"\$\{[^{}]*\}", "x", _ESCAPED.sub("x", _QUOTED.sub("\0", value)))
     if "'" in rest or '"' in rest:
         return "a quote is not closed. Close it, or write \\ before it."
@@ -132,16 +132,16 @@ def _grammar(value: str) -> str | None:
         if sign in "([{":
             open_.append(sign)
         elif sign in _PAIRS and (not open_ or open_.pop() != _PAIRS[sign]):
-            return f"{sign} closes nothing. Put the text into quotes."
+            return f"{sign} has no opening bracket. Put the text into quotes."
         elif sign == "," and not open_:
-            return "several values are a sweep of Hydra's, and a job is one run. Put a list into [brackets], a text into quotes."
+            return "Hydra would read several values as a sweep, but a job is one run. Put a list into [brackets], or a text into quotes."
     if open_:
         return f"{open_[-1]} is not closed. Close it, or put the text into quotes."
     text = rest.strip()
     several = text.startswith(("[", "{"))
     words = rest.translate(_WITHIN).split() if several else [text]
     if "\t" in rest or (text.startswith("{") and ":" not in text and text != "{}"):
-        return "Hydra does not take this as it is. Put the text into quotes."
+        return "Hydra cannot read this text without quotes. Put the text into quotes."
     if not all(word == "\0" or _PLAIN.fullmatch(word) for word in words) or (several and text[-1] not in "]}"):
-        return "Hydra does not take such signs as they are. Put the text into quotes."
+        return "Hydra cannot read such characters without quotes. Put the text into quotes."
     return None

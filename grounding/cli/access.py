@@ -9,7 +9,9 @@ import typer
 
 HeaderEnvOption = Annotated[
     list[str],
-    typer.Option("--header-env", help="NAME=VARIABLE: a header whose value is in the environment; repeatable."),
+    typer.Option(
+        "--header-env", help="NAME=VARIABLE: a header with its value in that environment variable; repeatable."
+    ),
 ]
 CaFileOption = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="Certificates (PEM) to trust for https.")

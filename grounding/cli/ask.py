@@ -24,22 +24,26 @@ def ask(
         str,
         typer.Option(help="Folder or URI of a model, or its name at --endpoint. [default: the newest under --runs]"),
     ] = "",
-    endpoint: Annotated[str, typer.Option(help="http://HOST:PORT of a server that runs already.")] = "",
+    endpoint: Annotated[str, typer.Option(help="http://HOST:PORT of a running server.")] = "",
     engine: Annotated[
-        str, typer.Option(help="Which engine serves the model. [default: transformers; of --endpoint: sglang]")
+        str, typer.Option(help="Engine that serves the model. [default: transformers; with --endpoint: sglang]")
     ] = "",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Picture with the box. [default: NAME-box.png in this folder]")
     ] = None,
-    prompt: Annotated[str, typer.Option(help="Prompt by name, or a template with {sent} in it.")] = "qwen3",
+    prompt: Annotated[str, typer.Option(help="Name of a prompt, or a template that contains {sent}.")] = "qwen3",
     scoring: Annotated[str, typer.Option(help="Profile that reads the box, as for egm eval.")] = "egm",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = Sampling.max_tokens,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum length of an answer, in tokens.")
+    ] = Sampling.max_tokens,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = Sampling.temperature,
     api_key_env: Annotated[str, typer.Option(help="Environment variable of the server's key.")] = "OPENAI_API_KEY",
     runs: Annotated[Path, typer.Option("--runs", help="Folder that holds the runs, as for egm run.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object; a picture only with --out.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; write a picture only with --out.")
+    ] = False,
 ) -> None:
-    """Ask a model where something is. Prints thought and box (pixels), and writes the picture with the box drawn."""
+    """Ask a model where something is. Prints the reasoning and the box in pixels, and writes the picture with the box drawn."""
     import orjson
 
     from grounding.errors import printable
@@ -81,6 +85,6 @@ def ask(
         x1, y1, x2, y2 = (f"{v:g}" for v in found.box)
         typer.echo(f"box: ({x1}, {y1}) to ({x2}, {y2}) of {found.width} x {found.height} pixels")
     if found.finish_reason == "length":
-        typer.echo("the answer was cut at its longest length (--max-tokens)")
+        typer.echo("the answer was cut off at the maximum length (--max-tokens)")
     if target is not None:
         typer.echo(f"picture: {target}")

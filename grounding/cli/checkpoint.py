@@ -39,7 +39,7 @@ def export(
     model: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the model that training started from: for files that are missing, and to merge LoRA adapters into."
+            help="Folder of the model that training started from, for missing files and to merge LoRA adapters into."
         ),
     ] = None,
     adapter: Annotated[

@@ -13,8 +13,10 @@ import typer
 if TYPE_CHECKING:
     from grounding.runtime.verdicts import Verdict
 
-Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace; empty: that of the current context.")]
-Kind = Annotated[str, typer.Option("--kind", help="train or eval, where both have a job of that name.")]
+Namespace = Annotated[
+    str, typer.Option("--namespace", "-n", help="Namespace; empty: the namespace of the current context.")
+]
+Kind = Annotated[str, typer.Option("--kind", help="train or eval, if both kinds have a job of that name.")]
 
 
 def actions(module: str = "actions") -> Any:
@@ -35,9 +37,9 @@ def actions(module: str = "actions") -> Any:
 def top(
     namespace: Namespace = "",
     everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Jobs of all namespaces.")] = False,
-    ended: Annotated[bool, typer.Option("--ended/--no-ended", help="Also jobs that have ended.")] = True,
-    once: Annotated[bool, typer.Option("--once", help="Print the table once and leave.")] = False,
-    every: Annotated[float, typer.Option("--every", min=0.5, help="Seconds between two looks.")] = 2.0,
+    ended: Annotated[bool, typer.Option("--ended/--no-ended", help="Show jobs that have ended, too.")] = True,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once and exit.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.5, help="Seconds between two updates.")] = 2.0,
 ) -> None:
     """Show the jobs of a cluster, updated continuously."""
     from rich.console import Console
@@ -51,10 +53,10 @@ def submit(
     files: Annotated[list[Path], typer.Option("-f", "--filename", help="Manifest; may be given more than once.")],
     namespace: Namespace = "",
     wait: Annotated[
-        bool, typer.Option("--wait", help="Until all have ended; exit code 1 where one has failed.")
+        bool, typer.Option("--wait", help="Wait until all jobs have ended; exit with 1 if one has failed.")
     ] = False,
 ) -> None:
-    """Check manifests and apply them to the cluster. Of existing jobs, only fields that may change are changed."""
+    """Check manifests and apply them to the cluster. In existing jobs, only fields that may change are changed."""
     from grounding.api import ManifestError, load
     from grounding.cli.jobs_api import function_problems
 
@@ -73,10 +75,10 @@ def submit(
 
 
 def cancel(
-    job: Annotated[str, typer.Argument(help="Its name.")],
+    job: Annotated[str, typer.Argument(help="Name of the job.")],
     namespace: Namespace = "",
     kind: Kind = "",
-    pause: Annotated[bool, typer.Option("--pause", help="Suspend it instead: it can go on later.")] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Suspend the job instead; it can continue later.")] = False,
 ) -> None:
     """Delete a job of the cluster, with all of its objects. Its checkpoints and answers are kept."""
     do = actions()

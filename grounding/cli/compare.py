@@ -15,40 +15,42 @@ if TYPE_CHECKING:
 def compare(
     a: Annotated[
         str,
-        typer.Argument(metavar="DIR_A", help="The evaluation to compare with: before. A folder or s3://bucket/prefix."),
+        typer.Argument(metavar="DIR_A", help="The earlier evaluation to compare with: a folder or s3://bucket/prefix."),
     ],
-    b: Annotated[str, typer.Argument(metavar="[DIR_B]", help="The evaluation to judge: after.")] = "",
+    b: Annotated[str, typer.Argument(metavar="[DIR_B]", help="The later evaluation to judge.")] = "",
     more: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MORE]", help="Further evaluations. All are compared with DIR_A; a sweep is all its settings."
+            metavar="[MORE]", help="More evaluations. All are compared with DIR_A; a sweep counts as all its settings."
         ),
     ] = None,
     paper: Annotated[
         str, typer.Option(metavar="MODEL", help="Compare DIR_A with a published result instead, such as EGM-8B.")
     ] = "",
     min_macro: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Fail when B's macro Acc@0.5 is below this, in per cent.")
+        float | None, typer.Option(min=0, max=100, help="Fail if B's macro Acc@0.5 is below this, in per cent.")
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(min=0, max=100, help="Fail when B's macro lies further below A's: percentage points."),
+        typer.Option(min=0, max=100, help="Fail if B's macro is more than this below A's, in percentage points."),
     ] = None,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Judge the questions both have answered, though one has others too.")
+        bool, typer.Option("--partial", help="Judge only the questions that both have answered, even if one has more.")
     ] = False,
     strict: Annotated[
         bool,
         typer.Option(
             "--strict",
-            help="Fail for every note as well: other settings, another served model, a note beside either number.",
+            help="Also fail for every note: different settings, another served model, or a note about either result.",
         ),
     ] = False,
     out_table: Annotated[
         Path | None,
-        typer.Option("--table", metavar="OUT", help="Of several: write the table as well, .csv or .parquet."),
+        typer.Option(
+            "--table", metavar="OUT", help="With several evaluations: also write the table, .csv or .parquet."
+        ),
     ] = None,
-    html: Annotated[Path | None, typer.Option(metavar="OUT.html", help="Write a page of the flips too.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="OUT.html", help="Also write a page of the flips.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON (fractions).")] = False,
 ) -> None:
     """Compare two evaluations question by question: flips, McNemar's test, intervals by a bootstrap over images.
@@ -80,7 +82,7 @@ def compare(
     if not len(found.pairs):
         raise UserError(
             f"no question was answered in both {a} and {b}",
-            hint="Questions pair by file, line, image, expression and box: are these evaluations of the same files?",
+            hint="Questions are matched by file, line, image, expression and box. Are these evaluations of the same files?",
         )
     reasons = gate(found, min_macro, max_drop, partial=partial, strict=strict)
     if html is not None:
@@ -132,7 +134,7 @@ def against_first(names: list[str], out: Path | None, gates: list[str], *, as_js
     if found is None:
         raise UserError(
             "no question was answered in all of them",
-            hint="Questions pair by file, line, image, expression and box: are these evaluations of the same files?",
+            hint="Questions are matched by file, line, image, expression and box. Are these evaluations of the same files?",
         )
     notes = [
         *found.notes(),

@@ -31,7 +31,10 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 DecodeOption = Annotated[
-    bool, typer.Option("--decode-images", help="Decode each picture whole, instead of looking at its two ends.")
+    bool,
+    typer.Option(
+        "--decode-images", help="Decode each picture completely, instead of checking only both ends of its file."
+    ),
 ]
 TruthOption = Annotated[
     str,
@@ -39,11 +42,11 @@ TruthOption = Annotated[
         "--truth",
         metavar="SPACE",
         help="How boxes are written: xyxy, xywh, cxcywh or yxyx (pixels); relative (0..1000) or fraction (0..1), with -xywh, "
-        "-cxcywh or -yxyx added if they are no corners. Default: xyxy in evaluation files, relative in training rows.",
+        "-cxcywh or -yxyx added if they are not corners. Default: xyxy in evaluation files, relative in training rows.",
     ),
 ]
 
-data = typer.Typer(cls=Group, help="Prepare, check and make grounding data.", no_args_is_help=True)
+data = typer.Typer(cls=Group, help="Prepare, check and create grounding data.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -108,7 +111,7 @@ def prepare(
         typer.Option(
             min=0.000001,
             max=1000,
-            help="How often each row of a training file is taken, one for each --train; 1 by default.",
+            help="How often each row of a training file is used, one number for each --train; 1 by default.",
         ),
     ] = None,
     prompt: Annotated[str, typer.Option(help="Prompt template: qwen3, qwen3_amodal, grounding, amodal.")] = "qwen3",
@@ -122,13 +125,16 @@ def prepare(
             "--max-missing",
             min=0,
             metavar="N",
-            help="Leave out up to N rows that cannot be used; more are an error.",
+            help="Leave out up to N rows that cannot be used; fail if there are more.",
         ),
     ] = 0,
     decode_images: DecodeOption = False,
     truth: TruthOption = "",
     eval_truth: Annotated[
-        str, typer.Option("--eval-truth", metavar="SPACE", help="The same for the evaluation files.")
+        str,
+        typer.Option(
+            "--eval-truth", metavar="SPACE", help="How boxes are written in the evaluation files, as for --truth."
+        ),
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -170,7 +176,7 @@ def import_(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="Files of one of the public forms, folders of them, or their URIs (hf://datasets/owner/name)."
+            help="Files in one of the public formats, folders of them, or their URIs (hf://datasets/owner/name)."
         ),
     ],
     out: OutOption,
@@ -180,19 +186,22 @@ def import_(
             "--images",
             parser=input_path,
             metavar="PATH",
-            help="Pictures, if a row does not say its picture's size; may be repeated.",
+            help="Pictures, needed if a row does not give its picture's size; may be repeated.",
         ),
     ] = [],  # noqa: B006
     form: Annotated[
         str, typer.Option("--format", help="auto, evaluation, swift, llama-factory, lmms, refer, vlm-r1 or cocoa.")
     ] = "auto",
     boxes: Annotated[
-        str, typer.Option(help="Space of the boxes: pixels, pixels-xywh, 0..1000 or 0..1. Default: the form's own.")
+        str, typer.Option(help="Space of the boxes: pixels, pixels-xywh, 0..1000 or 0..1. Default: that of the format.")
     ] = "",
     target: Annotated[str, typer.Option("--as", help="What to write: evaluation, rl or sft rows.")] = "evaluation",
-    name: Annotated[str, typer.Option(help="Name of the written file. Default: that of the file.")] = "",
+    name: Annotated[
+        str, typer.Option(help="Name of the written file. Default: the name of the file that is read.")
+    ] = "",
     amodal: Annotated[
-        bool, typer.Option("--amodal", help="With --as rl or sft: the box of the whole object, hidden parts included.")
+        bool,
+        typer.Option("--amodal", help="With --as rl or sft: use the box of the whole object, including hidden parts."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -305,17 +314,19 @@ def reasoning(
         Path, typer.Argument(parser=input_path, metavar="ROWS", help="RL training rows (JSON list or .jsonl).")
     ],
     images: ImagesOption,
-    out: Annotated[Path, typer.Option("--out", help="Answers, appended (.jsonl); the SFT file lies beside it.")],
-    endpoint: Annotated[str, typer.Option(help="OpenAI-compatible base URL, up to and with /v1.")] = "",
+    out: Annotated[
+        Path, typer.Option("--out", help="File to append answers to (.jsonl); the SFT file is written next to it.")
+    ],
+    endpoint: Annotated[str, typer.Option(help="OpenAI-compatible base URL, up to and including /v1.")] = "",
     model: Annotated[str, typer.Option(help="Model name as the endpoint knows it.")] = "",
     api_key_env: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY",
     header_env: HeaderEnvOption = [],  # noqa: B006
     ca_file: CaFileOption = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 64,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 800,
+    concurrency: Annotated[int, typer.Option(min=1, help="Number of requests at once.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer, in tokens.")] = 800,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.7,
     only_finish: Annotated[
-        bool, typer.Option("--finish", help="Ask nothing; write the SFT file from what is there.")
+        bool, typer.Option("--finish", help="Send no requests; write the SFT file from the existing answers.")
     ] = False,
 ) -> None:
     """Let a stronger model write the reasoning for SFT. Run it again to continue where it stopped."""
@@ -343,7 +354,7 @@ def reasoning(
         failed = outcome.failed
     if failed:
         first = "".join(f"\n  row {number}: {reason}" for number, reason in failed[:5])
-        hint = "Run the same command again for these, or add --finish to go on without them."
+        hint = "Run the same command again for these, or add --finish to continue without them."
         raise Failure(f"{len(failed)} of {len(tasks)} rows have no answer:{first}", hint=hint)
     count = write_sft(tasks, store, out, sft)
     typer.echo(f"{sft}: {count} of {len(tasks)} rows")
@@ -352,12 +363,12 @@ def reasoning(
 @data.command()
 def shapes(
     out: OutOption,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 7,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same bytes.")] = 7,
     train: Annotated[int, typer.Option(min=1, help="Training expressions.")] = 6000,
     per_file: Annotated[int, typer.Option(min=1, help="Expressions in each of the eight files.")] = 40,
     size: Annotated[int, typer.Option(min=32, max=4096, help="Side of a picture, pixels.")] = 224,
     shapes_per_image: Annotated[int, typer.Option(min=1, max=12, help="Shapes in a picture.")] = 1,
-    reasoning: Annotated[bool, typer.Option(help="SFT answers with reasoning, as the real data has.")] = False,
+    reasoning: Annotated[bool, typer.Option(help="SFT answers with reasoning, as in the real data.")] = False,
 ) -> None:
     """Create a small synthetic data set: coloured shapes on white."""
     from grounding.data.shapes import EIGHT_FILES, ShapeSet, generate

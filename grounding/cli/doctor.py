@@ -15,12 +15,14 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     files: Annotated[
-        list[Path], typer.Option("-f", "--filename", help="Manifest whose jobs are to run here; repeatable.")
+        list[Path], typer.Option("-f", "--filename", help="Manifest of the jobs that you want to run here; repeatable.")
     ] = [],  # noqa: B006
     runs: Annotated[Path, typer.Option("--runs", help="Folder that holds the runs, as for egm run.")] = Path("runs"),
-    cluster: Annotated[bool, typer.Option("--cluster", "-c", help="Look at the cluster of kubectl's context.")] = False,
-    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Namespace of the jobs there.")] = "",
-    network: Annotated[bool, typer.Option("--network/--no-network", help="Whether hub and stores are asked.")] = True,
+    cluster: Annotated[bool, typer.Option("--cluster", "-c", help="Check the cluster of kubectl's context.")] = False,
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Namespace of the jobs in the cluster.")] = "",
+    network: Annotated[
+        bool, typer.Option("--network/--no-network", help="Whether to contact the hub and object stores.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check driver, GPUs, packages, disks, hub and S3, or a cluster, and say how to fix each fault.

@@ -39,8 +39,8 @@ def _split(files: list[Path], images: list[Path], more: list[Path]) -> tuple[lis
         else:
             raise UserError(
                 f"what is {path}?",
-                hint="Evaluation files end in .jsonl, .json or .parquet; give each further image source its own --images. "
-                "`egm data import` makes them from other forms, such as refs(unc).p.",
+                hint="Evaluation files end in .jsonl, .json or .parquet; write --images before each image source. "
+                "`egm data import` creates them from other formats, such as refs(unc).p.",
             )
     if not files:
         raise UserError("no evaluation file is given", field="--files", hint="Write --files A.jsonl B.jsonl …")
@@ -60,10 +60,10 @@ def _places(out: str, local: Path | None) -> tuple[Path, str]:
             "results cannot be written to the hub", field="--out", hint="Write a folder or s3://bucket/prefix."
         )
     if local is not None and not remote:
-        raise UserError("is for --out s3://… only", field="--local")
+        raise UserError("is only for --out s3://…", field="--local")
     folder = (local or cache_folder() / "results" / place.root / place.path) if remote else place.folder
     if folder.exists() and not folder.is_dir():
-        raise UserError("is a file, a folder was expected", file=folder, field="--out")
+        raise UserError("is a file, but a folder was expected", file=folder, field="--out")
     return folder, out if remote else ""
 
 
@@ -90,7 +90,7 @@ def _body(text: str) -> JsonObject:
 
 
 def evaluate(
-    model: Annotated[str, typer.Option("--model", help="The name the server serves the model under.")],
+    model: Annotated[str, typer.Option("--model", help="Name of the model at the server.")],
     out: Annotated[
         str,
         typer.Option("--out", help="Folder or s3://BUCKET/PREFIX of rows and summary; the same command resumes there."),
@@ -107,11 +107,11 @@ def evaluate(
     ] = [],  # noqa: B006
     more: Annotated[
         list[Path],
-        typer.Argument(parser=input_path, help="Further evaluation files.", metavar="[FILES]", show_default=False),
+        typer.Argument(parser=input_path, help="More evaluation files.", metavar="[FILES]", show_default=False),
     ] = [],  # noqa: B006
     endpoint: Annotated[list[str], typer.Option("--endpoint", help="http://HOST:PORT of a server; repeatable.")] = [],  # noqa: B006
     prompt: Annotated[
-        str, typer.Option(help="Prompt by name, or a template of your own with {sent} in the place of the expression.")
+        str, typer.Option(help="Name of a prompt, or your own template with {sent} in place of the expression.")
     ] = defaults.PROMPT,
     system: Annotated[str, typer.Option(help="A system message before each question.")] = "",
     scoring: Annotated[
@@ -127,56 +127,63 @@ def evaluate(
         int, typer.Option("--dp-size", min=1, help="Copies of the model behind each endpoint (data parallelism).")
     ] = 1,
     concurrency: Annotated[
-        int, typer.Option(min=1, help="Requests in flight over all endpoints, at most.")
+        int, typer.Option(min=1, help="Maximum number of requests in flight over all endpoints.")
     ] = defaults.CONCURRENCY,
     mode: Annotated[
         str,
         typer.Option(
-            help="throughput: as fast as the servers go. latency: --concurrency fixed from the start, warmed up; its latencies count."
+            help="throughput: as fast as the servers allow. latency: a fixed --concurrency after a warm-up, to measure latencies."
         ),
     ] = defaults.MODE,
     siblings_at_once: Annotated[
         bool,
-        typer.Option("--siblings-at-once", help="Do not wait for an image's first answer with its other questions."),
+        typer.Option(
+            "--siblings-at-once", help="Send an image's other questions without waiting for its first answer."
+        ),
     ] = False,
     send_images: Annotated[
         str, typer.Option(help="data: as stored. png: decoded here. file: by path, for a server on the same volume.")
     ] = "data",
     decode_images: Annotated[
-        bool, typer.Option("--decode-images", help="Decode each image whole before it is sent, not its end alone.")
+        bool,
+        typer.Option(
+            "--decode-images", help="Decode each image completely before it is sent, instead of checking only its end."
+        ),
     ] = False,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = Sampling.max_tokens,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum length of an answer, in tokens.")
+    ] = Sampling.max_tokens,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = Sampling.temperature,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus.")] = Sampling.top_p,
     top_k: Annotated[int, typer.Option(min=-1, help="Top-k; -1 is off.")] = Sampling.top_k,
     presence_penalty: Annotated[float, typer.Option(min=-2, max=2)] = Sampling.presence_penalty,
     repetition_penalty: Annotated[float, typer.Option(min=0, help="1 is off.")] = Sampling.repetition_penalty,
     seed: Annotated[
-        int | None, typer.Option(help="Of the server's random numbers, if the temperature is not 0.")
+        int | None, typer.Option(help="Seed of the server's random numbers, if the temperature is not 0.")
     ] = None,
     samples: Annotated[
         list[int],
         typer.Option(
-            min=1, max=64, help="Answers to each question, for votes; needs a temperature. Repeatable: a sweep."
+            min=1,
+            max=64,
+            help="Answers to each question, for voting; needs a temperature above 0. Repeat it for a sweep.",
         ),
     ] = [],  # noqa: B006
     thinking_budget: Annotated[
         list[int],
         typer.Option(
-            min=0, help="Tokens of thought, at most; 0: none. Repeatable: a sweep. [default: as the model likes]"
+            min=0, help="Maximum number of thinking tokens; 0: none. Repeat it for a sweep. [default: no limit]"
         ),
     ] = [],  # noqa: B006
     max_pixels: Annotated[
         list[int],
         typer.Option(
-            min=1024, help="Send a picture with more pixels smaller. Repeatable: a sweep. [default: as it is stored]"
+            min=1024, help="Shrink pictures with more pixels. Repeat it for a sweep. [default: send as stored]"
         ),
     ] = [],  # noqa: B006
     min_pixels: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Send a picture with fewer pixels larger. [default: as it is stored]", show_default=False
-        ),
+        typer.Option(min=1, help="Enlarge pictures with fewer pixels. [default: send as stored]", show_default=False),
     ] = None,
     model_config: Annotated[
         Path | None,
@@ -186,7 +193,7 @@ def evaluate(
         int | None, typer.Option(min=0, help="GPUs behind all endpoints: the summary then counts GPU-seconds.")
     ] = None,
     price_per_gpu_hour: Annotated[
-        float | None, typer.Option(min=0, help="In US dollars: the summary then says what was spent.")
+        float | None, typer.Option(min=0, help="In US dollars: the summary then reports the costs.")
     ] = None,
     extra_body: Annotated[
         str, typer.Option(help="JSON object of request fields to add; null leaves a field out: '{\"top_k\": null}'.")
@@ -199,62 +206,64 @@ def evaluate(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 600.0,
     attempts: Annotated[int, typer.Option(min=1, help="Tries before a request counts as failed.")] = 6,
     wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for servers that still load: refused connections and 503.")
+        float,
+        typer.Option(min=0, help="Seconds to wait for servers that are still loading: refused connections and 503."),
     ] = 0.0,
     max_errors: Annotated[
-        int, typer.Option(min=0, help="Up to so many failed rows count as wrong; the summary says how many.")
+        int, typer.Option(min=0, help="Up to this many failed rows count as wrong; the summary says how many.")
     ] = 0,
     errors_as_wrong: Annotated[
         bool, typer.Option("--errors-as-wrong", help="All failed rows count as wrong; the summary says how many.")
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 if the summary has a note beside its numbers.")
+        bool, typer.Option("--strict", help="Exit with 1 if the summary has a note about its numbers.")
     ] = False,
     mixed_models: Annotated[
         bool,
-        typer.Option(
-            "--mixed-models", help="Go on if endpoints say that they serve different models; a note says which."
-        ),
+        typer.Option("--mixed-models", help="Continue if endpoints report different models; a note lists them."),
     ] = False,
     truth: Annotated[
         str,
         typer.Option(
             metavar="SPACE",
             help="How the true boxes are written: xyxy, xywh, cxcywh or yxyx (pixels); relative (0..1000) or fraction (0..1), with "
-            "-xywh, -cxcywh or -yxyx added if they are no corners. Default: xyxy, and a file that looks otherwise is an error.",
+            "-xywh, -cxcywh or -yxyx added if they are not corners. Default: xyxy, and a file that looks different is an error.",
         ),
     ] = "",
     box_remap: Annotated[
         str,
         typer.Option(
-            help="How answers become pixels: scale (they are 0..1000), keep (they are pixels), or resized (Qwen2.5-VL's)."
+            help="How answers are converted to pixels: scale (they are 0..1000), keep (they are pixels), or resized (Qwen2.5-VL's)."
         ),
     ] = "",
     skip_broken: Annotated[
         int, typer.Option(min=0, metavar="N", help="Leave out up to N rows that cannot be used; the summary says so.")
     ] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first rows of each file only.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check rows and images, ask nothing.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use only this many rows from the start of each file.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check rows and images, but send no requests.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Ask failed rows again too.")] = False,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Also repeat failed rows.")] = False,
     retry_truncated: Annotated[
         int,
         typer.Option(
             "--retry-truncated",
             min=0,
             metavar="TOKENS",
-            help="Ask only the answers that were cut off, again and with so many tokens.",
+            help="Repeat only the questions whose answers were cut off, with this token limit.",
             show_default=False,
         ),
     ] = 0,
     rescore: Annotated[
-        bool, typer.Option("--rescore", help="Score stored answers again: no server, no images.")
+        bool, typer.Option("--rescore", help="Score stored answers again, without a server or images.")
     ] = False,
     local: Annotated[
-        Path | None, typer.Option(help="With --out s3://…: where rows are written first. [default: in the cache]")
+        Path | None,
+        typer.Option(help="With --out s3://…: local folder to write rows to first. [default: in the cache]"),
     ] = None,
     ship_every: Annotated[
-        float, typer.Option("--ship-every", min=1, help="With --out s3://…: seconds between sendings.")
+        float, typer.Option("--ship-every", min=1, help="With --out s3://…: seconds between uploads.")
     ] = 30.0,
 ) -> None:
     """Evaluate a model on RefCOCO files. The same command again continues where it stopped."""
@@ -346,7 +355,7 @@ def evaluate(
         with Live(console) as live:
             summary = run(evaluation, planned, live) if len(methods) == 1 else run_sweep(evaluation, methods, live)
     except KeyboardInterrupt:
-        sys.stderr.write(f"stopped; answers are kept. Go on with:\n  {again(sys.argv[1:])}\n")
+        sys.stderr.write(f"stopped; answers are kept. Continue with:\n  {again(sys.argv[1:])}\n")
         raise typer.Exit(130) from None
     if as_json:
         sys.stdout.write(orjson.dumps(summary.document(), option=orjson.OPT_INDENT_2).decode() + "\n")
@@ -362,7 +371,7 @@ def evaluate(
         dropped = ("--retry-errors", "--rescore")
         raise Failure(
             why_not(summary.reason, summary.problems),
-            hint=f"Go on with:\n  {again(sys.argv[1:], *flag, without=dropped)}",
+            hint=f"Continue with:\n  {again(sys.argv[1:], *flag, without=dropped)}",
         )
     if strict and summary.notes:
         raise Failure(f"--strict: {'; '.join(summary.notes)}")

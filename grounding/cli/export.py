@@ -15,9 +15,9 @@ def export(
         Path | None, typer.Argument(metavar="[OUT]", help="inspect: the .eval file. wandb: folder of offline runs.")
     ] = None,
     project: Annotated[str, typer.Option(help="wandb, trackio: the project.")] = "egm",
-    name: Annotated[str, typer.Option(help="wandb, trackio: the run's name; default the folder's.")] = "",
+    name: Annotated[str, typer.Option(help="wandb, trackio: the run's name; default: the folder's name.")] = "",
     strict: Annotated[
-        bool, typer.Option("--strict", help="Write nothing and exit with 1 if there is a note beside the numbers.")
+        bool, typer.Option("--strict", help="Write nothing and exit with 1 if there is a note about the numbers.")
     ] = False,
 ) -> None:
     """Write an evaluation as an inspect_ai log, or log it as a Weights & Biases or trackio run with a table of its rows."""

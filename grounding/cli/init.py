@@ -23,22 +23,28 @@ def init(
         typer.Option(help="pipeline: SFT, RL and evaluation in one file; or one of them."),
     ] = "",
     size: Annotated[
-        Literal["", "tiny", "4b", "8b"], typer.Option(help="Size of the model; tiny is built here, for the CPU.")
+        Literal["", "tiny", "4b", "8b"],
+        typer.Option(help="Size of the model; tiny is built on this machine, for the CPU."),
     ] = "",
     data: Annotated[
-        str, typer.Option(help="published, shapes (drawn here), or a place with the layout of the published data.")
+        str,
+        typer.Option(
+            help="published, shapes (drawn on this machine), or a path or URI with the layout of the published data."
+        ),
     ] = "",
-    model: Annotated[str, typer.Option(help="Model to start from or to measure. [default: the published one]")] = "",
+    model: Annotated[str, typer.Option(help="Model to start from or to evaluate. [default: the published one]")] = "",
     gpus: Annotated[
-        int | None, typer.Option(min=0, max=16, help="GPUs of a machine. [default: this one's, or 8]")
+        int | None, typer.Option(min=0, max=16, help="GPUs of each machine. [default: those of this machine, or 8]")
     ] = None,
     engine: Annotated[
         Literal["", "sglang", "vllm", "transformers"], typer.Option(help="Server software of the evaluation.")
     ] = "",
     output: Annotated[str, typer.Option(help="s3://bucket/prefix that keeps copies. [default: none]")] = "",
-    name: Annotated[str, typer.Option(help="Name of the jobs. [default: that of the file]")] = "",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; what no flag says gets its default.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    name: Annotated[str, typer.Option(help="Name of the jobs. [default: the name of the file]")] = "",
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Ask no questions; values that no flag gives get their defaults.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented job file that egm validate accepts. On a terminal, it asks for values that no flag gives."""
     from typing import cast
@@ -49,7 +55,7 @@ def init(
     from grounding.local.gpus import machine_gpus
 
     if file.exists() and not force:
-        raise UserError("is there already", file=file, hint="Name another file, or add --force.")
+        raise UserError("exists already", file=file, hint="Choose another file, or add --force.")
     asks = not yes and sys.stdin.isatty()
 
     def answer(given: str, question: str, default: str, known: tuple[str, ...] = ()) -> str:

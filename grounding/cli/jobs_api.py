@@ -136,16 +136,18 @@ def _unseen(job: ResolvedJob) -> Iterator[tuple[str, str]]:
         folder = of_source(model.source)
         if folder is not None and not folder.exists():
             hub = (
-                f" If the hub's model is meant, write hf://{model.source}."
+                f" If you mean the model on the hub, write hf://{model.source}."
                 if _HUB_NAME.fullmatch(model.source or "")
                 else ""
             )
-            yield f"{field}.source", f"{folder} is no folder of this machine, so the model was not looked at.{hub}"
+            yield f"{field}.source", f"{folder} is not a folder on this machine, so the model was not checked.{hub}"
 
 
 def explain(
     path: Annotated[str, typer.Argument(help="For example gtj.spec.reward.")],
-    recursive: Annotated[bool, typer.Option("--recursive", help="All fields below, names and types alone.")] = False,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="All fields below, with names and types only.")
+    ] = False,
 ) -> None:
     """Document a field of a job, as `kubectl explain` does."""
     import shutil
@@ -157,7 +159,9 @@ def explain(
 
 
 def crds(
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write one file a kind to.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write to, one file for each kind.")
+    ] = None,
 ) -> None:
     """Print the CustomResourceDefinitions of both kinds: `egm crds | kubectl apply --server-side -f -`."""
     from grounding.api.crd import crds as all_crds

@@ -27,7 +27,7 @@ def plan(
     ] = None,
     answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, on average.")] = 100,
     gpu_memory: Annotated[float, typer.Option(min=1, help="Memory of a GPU, GiB. [default: an H200's]")] = 139.8,
-    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Show what will run: steps, tokens, memory by part, disk, hours and pods. Nothing is downloaded or started."""
     import orjson

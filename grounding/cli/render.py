@@ -12,7 +12,7 @@ import typer
 
 def render(
     files: Annotated[list[Path], typer.Option("-f", "--filename", help="Manifest; may be given more than once.")],
-    namespace: Annotated[str, typer.Option("-n", "--namespace", help="Namespace of jobs that name none.")] = "default",
+    namespace: Annotated[str, typer.Option("-n", "--namespace", help="Namespace of jobs that give none.")] = "default",
 ) -> None:
     """Print the Kubernetes objects that the operator would create, with the settings from the environment (docs/operator.md)."""
     import importlib

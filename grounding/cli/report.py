@@ -14,26 +14,31 @@ def report(
     folder: Annotated[
         list[str],
         typer.Argument(
-            help="A run (runs/demo), a sweep, or the folder of one evaluation; s3://bucket/prefix too. Several: accuracy "
-            "against cost of all. With --cluster: a job."
+            help="A run (runs/demo), a sweep, or the folder of one evaluation; or s3://bucket/prefix. Several: accuracy "
+            "against costs of all. With --cluster: a job."
         ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--out", help="File to write; default FOLDER/report/index.html (of s3://: ./report/index.html)."
+            "-o", "--out", help="File to write. [default: FOLDER/report/index.html; for s3://: ./report/index.html]"
         ),
     ] = None,
-    pictures: Annotated[int, typer.Option(min=0, help="Pictures to embed, at most.")] = 600,
-    picture_mb: Annotated[float, typer.Option(min=0, help="Megabytes of pictures in the page, at most.")] = 10.0,
+    pictures: Annotated[int, typer.Option(min=0, help="Maximum number of pictures to embed.")] = 600,
+    picture_mb: Annotated[
+        float, typer.Option(min=0, help="Maximum size of all pictures in the page, in megabytes.")
+    ] = 10.0,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 if the page has a note beside its numbers; it is written.")
+        bool,
+        typer.Option(
+            "--strict", help="Exit with 1 if the page has a note about its numbers; the page is still written."
+        ),
     ] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")] = False,
     cluster: Annotated[
         bool, typer.Option("--cluster", "-c", help="Print the result of an evaluation job of the cluster instead.")
     ] = False,
-    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Its namespace.")] = "",
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Namespace of the job.")] = "",
 ) -> None:
     """Write one self-contained HTML page: tables, kinds of errors, accuracy by group, curves, and a gallery of the answers.
 

@@ -15,12 +15,12 @@ def register(app: typer.Typer) -> None:
 
 def rescore(
     folder: Annotated[Path, typer.Argument(help="Folder of an evaluation.", exists=True, file_okay=False)],
-    scoring: Annotated[str, typer.Option(help="Scoring profile; absent: the one it was scored by.")] = "",
+    scoring: Annotated[str, typer.Option(help="Scoring profile. [default: the one that was used before]")] = "",
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 if the summary has a note beside its numbers.")
+        bool, typer.Option("--strict", help="Exit with 1 if the summary has a note about its numbers.")
     ] = False,
 ) -> None:
-    """Score the stored answers of a folder again: no server, no images, no further options."""
+    """Score the stored answers of a folder again, without a server or images."""
     from rich.console import Console
 
     from grounding.errors import Failure

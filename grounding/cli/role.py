@@ -28,7 +28,7 @@ def _begin(role: str, path: Path, kind: str = "", method: str = "") -> Any:
         raise UserError(f"is {job.spec.method}, and this role is {method}", file=path, field="spec.method")
     if job.kind == "GroundingTrainJob" and job.spec.reward.config_map is not None:
         hint = "Name the file itself in spec.reward.file."
-        raise UserError("is mounted by the pods of a cluster only", file=path, field="spec.reward.configMap", hint=hint)
+        raise UserError("is mounted only in the pods of a cluster", file=path, field="spec.reward.configMap", hint=hint)
     startup.begin(role, job)
     return job
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SIGNALLED = 128
 """Exit codes from here on say that a signal has stopped the run"""
 
-Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs, one folder a manifest.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs, one folder for each manifest.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 def run(
     file: Annotated[Path, typer.Option("--file", "-f", help="Job manifest (YAML, one or more jobs).")],
     runs: Runs = Path("runs"),
-    only: Annotated[str, typer.Option(help="Run this job alone; the job it builds on must be done.")] = "",
+    only: Annotated[str, typer.Option(help="Run only this job; the job that it builds on must be done.")] = "",
     parallel: Annotated[
         int, typer.Option("--parallel", "--jobs-parallel", min=1, help="Jobs that may run at the same time.")
     ] = 2,
@@ -42,7 +42,11 @@ def run(
         ),
     ] = DEFAULT_S,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Set earlier work aside, here and in the jobs' outputs, and start anew.")
+        bool,
+        typer.Option(
+            "--restart",
+            help="Set earlier work aside, here and in the jobs' outputs, and start again from the beginning.",
+        ),
     ] = False,
     preflight: Annotated[
         bool, typer.Option("--preflight/--no-preflight", help="Check this machine first, as egm doctor does.")
@@ -55,7 +59,7 @@ def run(
         int, typer.Option("--view-port", min=0, max=65535, help="Port of that page; 0 takes a free one.")
     ] = 0,
 ) -> None:
-    """Run a manifest's jobs on this machine. The same command again continues where it stopped."""
+    """Run a manifest's jobs on this machine. Run the same command again to continue where it stopped."""
     from rich.console import Console
 
     from grounding.local.command import Order, execute, works_of
@@ -99,7 +103,7 @@ def see_out(page: Server, run: str, *, stays: bool) -> None:
 
 
 def get(
-    job: Annotated[str, typer.Argument(help="Show this job alone: its name, or RUN/NAME.")] = "",
+    job: Annotated[str, typer.Argument(help="Show only this job: its name, or RUN/NAME.")] = "",
     runs: Runs = Path("runs"),
     output: Annotated[
         Literal["", "wide", "json"], typer.Option("--output", "-o", help="wide adds columns, json is for programs.")
@@ -136,15 +140,17 @@ def get(
 
 def logs(
     job: Annotated[str, typer.Argument(help="The job: its name, or RUN/NAME.")],
-    role: Annotated[str, typer.Argument(help="One role of it (prepare, sft, rl, server, evaluate).")] = "",
+    role: Annotated[str, typer.Argument(help="One role of the job (prepare, sft, rl, server, evaluate).")] = "",
     runs: Runs = Path("runs"),
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the job ends.")] = False,
-    lines: Annotated[int, typer.Option("--tail", min=0, help="Lines of each log to begin with.")] = 100,
-    cluster: Annotated[bool, typer.Option("--cluster", "-c", help="Of a job of the cluster.")] = False,
-    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Its namespace there.")] = "",
-    kind: Annotated[str, typer.Option("--kind", help="train or eval, where both have a job of that name.")] = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue printing until the job ends.")] = False,
+    lines: Annotated[
+        int, typer.Option("--tail", min=0, help="Number of lines to show from the end of each log.")
+    ] = 100,
+    cluster: Annotated[bool, typer.Option("--cluster", "-c", help="Show the logs of a job of the cluster.")] = False,
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Namespace of the job in the cluster.")] = "",
+    kind: Annotated[str, typer.Option("--kind", help="train or eval, if both kinds have a job of that name.")] = "",
     everything: Annotated[
-        bool, typer.Option("--all", help="Of all its pods there, not of rank 0 or the client.")
+        bool, typer.Option("--all", help="In a cluster: show all pods of the job, not only rank 0 or the client.")
     ] = False,
 ) -> None:
     """Print the logs of a job's roles."""

@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
 
 
 def score(
-    source: Annotated[str, typer.Argument(metavar="IN.jsonl", help="Answers, one JSON object a line; - is stdin.")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN.jsonl", help="Answers, one JSON object on each line; - is stdin.")
+    ],
     out: Annotated[str, typer.Option("--out", "-o", metavar="OUT.jsonl", help="Where to write; - is stdout.")] = "-",
     profile: Annotated[
         str,
@@ -30,13 +32,14 @@ def score(
         typer.Option(
             metavar="SPACE",
             help="How the true boxes are written, as for `egm eval --truth`. Default: pixels xyxy (egm-reward: 0..1000), and a "
-            "file that looks otherwise is an error.",
+            "file that looks different is an error.",
         ),
     ] = "",
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 if there is a note beside the means; the output is written.")
+        bool,
+        typer.Option("--strict", help="Exit with 1 if there is a note about the means; the output is still written."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The summary on stderr as one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary on stderr as one JSON object.")] = False,
 ) -> None:
     """Score answers without a model: adds scaled_bbox, iou and correct to every row, or score with --profile egm-reward.
 
@@ -69,7 +72,7 @@ def score(
             lines.close()
     typer.echo(orjson.dumps(totals.as_dict()).decode() if as_json else str(totals), err=True)
     if strict and (totals.notes or totals.impossible):
-        raise Failure("--strict: there are notes beside the means")
+        raise Failure("--strict: there are notes about the means")
 
 
 def _copy(lines: IO[bytes], source: str, sink: IO[bytes], totals: Totals, truth: Space | None) -> None:
@@ -97,7 +100,7 @@ def _copy(lines: IO[bytes], source: str, sink: IO[bytes], totals: Totals, truth:
         raise UserError("holds no rows", file=name)
     impression = look.impression() if truth is None else None
     if impression is not None:
-        hint = f"{impression.remedy} If the boxes are right, declare --truth {look.expected}."
+        hint = f"{impression.remedy} If the boxes are correct, declare --truth {look.expected}."
         raise UserError(impression.message, file=name, line=first_odd or 1, field=field, hint=hint)
 
 

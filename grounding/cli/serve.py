@@ -16,24 +16,27 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     file: Annotated[Path, typer.Option("--file", "-f", help="Manifest with a GroundingEvalJob.")],
-    job: Annotated[str, typer.Option("--job", help="Which one, where the manifest holds several.")] = "",
+    job: Annotated[str, typer.Option("--job", help="Name of the job, if the manifest holds several.")] = "",
     port: Annotated[
-        int, typer.Option(min=0, max=55000, help="Port of the first server, the others follow; 0: free ones.")
+        int,
+        typer.Option(min=0, max=55000, help="Port of the first server; the others get the next ports. 0: free ports."),
     ] = 30000,
     host: Annotated[
         str,
-        typer.Option(help="Address to listen on. Beyond this machine, requests must carry a key, which is printed."),
+        typer.Option(
+            help="Address to listen on. If other machines can reach it, requests must carry a key, which is printed."
+        ),
     ] = "127.0.0.1",
     grace: Annotated[
         float | None,
-        typer.Option(min=0, help="Seconds that requests in flight get at the end. [default: the engine's]"),
+        typer.Option(min=0, help="Seconds for requests in flight to finish at the end. [default: the engine's]"),
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder that holds the runs, as for egm run.")] = Path("runs"),
     preflight: Annotated[
         bool, typer.Option("--preflight/--no-preflight", help="Check this machine first, as egm doctor does.")
     ] = True,
 ) -> None:
-    """Start a job's servers, print their endpoints when they answer, stop them by Ctrl-C.
+    """Start a job's servers, print their endpoints when they answer, and stop them on Ctrl-C.
 
     Endpoints are printed to standard output, one per line; everything else to standard error. A server that ends by itself is an error
     (exit 1). With a key in $EGM_API_KEY the servers refuse requests without it.

@@ -12,13 +12,13 @@ from grounding.cli.pages import open_page, until_interrupted
 
 def view(
     folder: Annotated[Path, typer.Argument(help="Folder of the runs, one run, or one evaluation.")] = Path("runs"),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of this machine; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0: a free one.")] = 0,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. Anyone who reaches another one and knows the link sees the runs.")
+        str, typer.Option(help="Address to listen on. If others can reach it, anyone who knows the link sees the runs.")
     ] = "127.0.0.1",
     open_it: Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")] = False,
 ) -> None:
-    """Show runs while they work: jobs, curves, boxes as they arrive, mistakes, servers, GPUs. Ctrl-C ends it, and no run."""
+    """Show runs while they work: jobs, curves, boxes as they arrive, mistakes, servers, GPUs. Ctrl-C ends the page, but no run."""
     from grounding.errors import UserError
     from grounding.view.server import Server
 

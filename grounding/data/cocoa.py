@@ -62,7 +62,7 @@ def read(value: Mapping[str, Any], path: Path) -> Iterator[Region]:
             raise UserError("no picture has this image_id", file=path, line=number, field="image_id")
         width, height = image.get("width"), image.get("height")
         if not (isinstance(width, int) and isinstance(height, int) and isinstance(image.get("file_name"), str)):
-            raise UserError("its picture lacks file_name, width or height", file=path, line=number, field="images")
+            raise UserError("its picture has no file_name, width or height", file=path, line=number, field="images")
         found = pictures.setdefault(entry.get("image_id"), [])
         regions = entry.get("regions", [entry])
         for place, region in enumerate(regions):
@@ -160,7 +160,7 @@ def _runs(text: str) -> list[int]:
     for letter in text:
         bits = ord(letter) - 48
         if not 0 <= bits < 64:
-            raise ValueError(f"counts: {letter!r} is no letter of COCO's run lengths")
+            raise ValueError(f"counts: {letter!r} is not a letter of COCO's run lengths")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:

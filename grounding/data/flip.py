@@ -143,7 +143,7 @@ def flip_files(
                 raise UserError(e.message, file=path, line=number, field="image") from None
             if (row.get("width", width), row.get("height", height)) != (width, height):
                 stated = f"{row.get('width')} x {row.get('height')}"
-                raise UserError(f"the row says {stated}, {name} has {width} x {height}", file=path, line=number)
+                raise UserError(f"the row says {stated}, but {name} has {width} x {height}", file=path, line=number)
             names[name] = width
             rows.append(flip_row(row, width, f"{prefix}/{name}"))
         contents.append(rows)

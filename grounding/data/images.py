@@ -71,7 +71,7 @@ class ImageStore:
         holding = [s for s in self._sources if isinstance(s, EmbeddedSource) and name in s]
         if len(holding) > 1 and len({source.read(name) for source in holding}) > 1:
             listed = "".join(f"\n  {source.where}" for source in holding)
-            hint = "Give the pictures names of their own, or use the files one by one."
+            hint = "Give each picture a unique name, or use the files one by one."
             raise AmbiguousImage(f"{name!r} is a different picture in each of:{listed}", field="image", hint=hint)
 
     def _candidates(self, basename: str) -> list[tuple[Source, str]]:
@@ -107,11 +107,13 @@ class ImageStore:
             shown = "".join(f"\n  {source.where}: {member}" for source, member in best[:8])
             rest = f"\n  and {len(best) - 8} more" if len(best) > 8 else ""
             raise AmbiguousImage(
-                f"{name!r} may be any of {len(best)} pictures:{shown}{rest}",
-                hint="Name fewer image sources, or give the row a longer path.",
+                f"{name!r} matches {len(best)} pictures:{shown}{rest}",
+                hint="Give fewer image sources, or write a longer path in the row.",
                 field="image",
             )
-        near = f"; only {candidates[0][1]!r} has that file name, which is or is not mirrored" if candidates else ""
+        near = (
+            f"; {candidates[0][1]!r} has the same file name, but only one of the two is mirrored" if candidates else ""
+        )
         raise MissingImage(f"no image {name!r} in {places}{near}", field="image")
 
     def __contains__(self, name: str) -> bool:

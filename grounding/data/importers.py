@@ -214,7 +214,7 @@ class _Plain(pickle.Unpickler):
     """Read only containers, numbers and texts. A pickle that refers to a class or function is refused before it can be called."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it wants to use {module}.{name}")
+        raise pickle.UnpicklingError(f"it uses {module}.{name}")
 
 
 def load_plain_pickle(path: Path) -> object:
@@ -250,7 +250,7 @@ def _refer(path: Path, space: Space | None) -> Iterator[_Found]:
     refs = _entries(load_plain_pickle(path), path, "")
     beside = path.with_name("instances.json")
     if not beside.is_file():
-        raise UserError("no such file", file=beside, hint="The boxes are in instances.json beside the references.")
+        raise UserError("no such file", file=beside, hint="The boxes are in instances.json, next to the references.")
     instances = read_json(beside)
     if not isinstance(instances, dict):
         raise UserError("expected an object with `images` and `annotations`", file=beside)
@@ -314,9 +314,9 @@ def recognise(path: Path) -> Format:
     found = next((name for name, holds in tests if holds), None)
     if found is None:
         raise UserError(
-            f"the form of these rows is not known; the first has {', '.join(sorted(map(str, row))[:12])}",
+            f"the format of these rows is unknown; the first row has {', '.join(sorted(map(str, row))[:12])}",
             file=path,
-            hint=f"Known are {', '.join(get_args(Format))}; see docs/data.md.",
+            hint=f"Known formats: {', '.join(get_args(Format))}; see docs/data.md.",
         )
     return found
 
@@ -453,7 +453,7 @@ def import_files(
             place = out / f"{stem}_{split}.jsonl" if split else out / f"{stem}.jsonl"
             if place in written:
                 raise UserError(
-                    f"would be written twice, from {path} too", file=place, hint="Import the files one by one."
+                    f"would be written twice, also from {path}", file=place, hint="Import the files one by one."
                 )
             with atomic_write(place) as f:
                 f.write(data)

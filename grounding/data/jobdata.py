@@ -386,7 +386,7 @@ def _check_sft(files: Sequence[Path], images: Sequence[Path], longest: int | Non
     store = open_images(*images, *embedded_sources(files))
     wrong = [problem for path in files for problem in sft_rows.errors(path, store, longest)]
     if wrong:
-        hint = "Correct these rows or leave them out; `egm data lint` shows more of a file."
+        hint = "Correct these rows or leave them out; `egm data lint` lists all problems of a file."
         raise UserError(too_many(wrong, 0), file=wrong[0].file, hint=hint)
     write_json(done, made.document())
 

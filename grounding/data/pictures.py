@@ -61,7 +61,7 @@ def complaint(data: bytes, *, whole: bool = False) -> str | None:
     except _PILLOW_ERRORS as e:
         return str(e)
     if is_jpeg and b"\xff\xd9" not in data:
-        return "the JPEG data has no end, and what is missing would be filled in"
+        return "the JPEG data has no end marker, and the missing part would be filled in"
     if pixels and _jpeg_stops_early(data, pixels):
         return "the JPEG data stops before the last line of the picture"
     return None
@@ -250,9 +250,7 @@ def problems_of(picture: Picture) -> list[tuple[PictureKind, str]]:
     found: list[tuple[PictureKind, str]] = []
     long, short = max(width, height), max(1, min(width, height))
     if long >= LONGEST_ASPECT * short:
-        text = (
-            f"the picture has {width} x {height} pixels, {long / short:.0f}:1; models take less than {LONGEST_ASPECT}:1"
-        )
+        text = f"the picture has {width} x {height} pixels, {long / short:.0f}:1; models accept less than {LONGEST_ASPECT}:1"
         found.append(("aspect", text))
     if picture.orientation != 1:
         text = f"EXIF orientation {picture.orientation} is ignored: the box is read in the {width} x {height} pixels as stored"

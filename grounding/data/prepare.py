@@ -301,7 +301,7 @@ def prepare(
     `weights` gives how often each row of a training file is used (`mixture`), and `longest` limits the tokens of a question.
     """
     if not 0 < fraction <= 1:
-        raise UserError(f"{fraction} is no share of a file; give more than 0 and at most 1", field="fraction")
+        raise UserError(f"{fraction} is not a share of a file; give more than 0 and at most 1", field="fraction")
     if not train and not evaluation:
         raise UserError("nothing to prepare: give training files, evaluation files or both")
     if workers is None:
@@ -384,4 +384,4 @@ def prepare(
 _WORKERS = 4
 """Threads that read headers. They overlap the waits for a slow disk; more threads would only wait for the interpreter."""
 
-_HINT = "Correct the data or the image sources, or allow so many rows to be left out with `--skip-broken N`."
+_HINT = "Correct the data or the image sources, or allow N rows to be left out with `--skip-broken N`."

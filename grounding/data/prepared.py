@@ -95,7 +95,7 @@ def check_truths(source: Path) -> None:
     if impression is not None:
         hint = (
             "Prepare the data again with boxes in 0..1000 (`egm data prepare --truth …`). "
-            "If they are right, declare spec.data.truth: relative."
+            "If they are correct, declare spec.data.truth: relative."
         )
         raise UserError(impression.message, file=source, line=first_odd or 1, field="reward_model", hint=hint)
 
@@ -167,5 +167,5 @@ def _refused(source: Path, bad: Sequence[str], rows: int) -> UserError:
         f"{len(bad)} pictures of {rows} rows cannot be opened:{shown}{rest}",
         file=source,
         field="spec.data.prepared",
-        hint="Name the folders or tars that hold the pictures as spec.data.images.",
+        hint="List the folders or tars with the pictures in spec.data.images.",
     )

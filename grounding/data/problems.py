@@ -160,7 +160,7 @@ def box_problem(box: tuple[float, float, float, float], width: float, height: fl
     if x2 <= x1 or y2 <= y1:
         return "empty-box", f"the box {_shown(box)} is empty or its corners are reversed"
     if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-        return "empty-box", f"the box {_shown(box)} lies wholly outside {width} x {height}"
+        return "empty-box", f"the box {_shown(box)} is completely outside {width} x {height}"
     if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
         return "box-outside", f"the box {_shown(box)} reaches outside {width} x {height}"
     if x2 <= 1 and y2 <= 1 and min(width, height) >= _SMALLEST_SIDE and any(v != int(v) for v in box):
@@ -197,9 +197,9 @@ def row_problem(row: Expression | TrainingRow, picture: Picture | UserError) -> 
     if isinstance(row, TrainingRow) and row.sent is None:
         text = row.human.removeprefix("<image>")
     if not _TAGS.sub("", text).strip():
-        return "broken-row", "the row names nothing to look for"
+        return "broken-row", "the row has no expression to look for"
     if "<" in text and (mark := _MARKS.search(text)) is not None:  # the trainer would expect another picture
-        return "placeholder", f"the text holds {mark.group()}, which stands for a picture, a clip or a turn"
+        return "placeholder", f"the text holds {mark.group()}, which marks a picture, a clip or a turn"
     width, height = picture.size if isinstance(row, Expression) else (1000, 1000)
     return box_problem(row.bbox if isinstance(row, Expression) else row.box, width, height)
 
@@ -286,7 +286,7 @@ class WholeFiles:
                 continue
             remedy = impression.remedy
             if self._truth is None:
-                remedy += f" If the boxes are right, declare --truth {found.look.expected}."
+                remedy += f" If the boxes are correct, declare --truth {found.look.expected}."
             remedy = remedy.replace("--truth", self._option)
             yield Problem("whole-file", str(path), found.number, found.image, impression.message, remedy)
 
@@ -399,7 +399,11 @@ def check_rows(
                 first = seen.setdefault(key, here)
                 if first != here:
                     other, at = list(files)[first >> 40], first & (1 << 40) - 1
-                    sink.append(Problem("duplicate", str(path), number, row.image, f"the same as row {at} of {other}"))
+                    sink.append(
+                        Problem(
+                            "duplicate", str(path), number, row.image, f"this row is the same as row {at} of {other}"
+                        )
+                    )
                 yield path, row, picture
     finally:
         headers.close()
@@ -423,7 +427,7 @@ def check_answers(path: Path, truth: Space | None, option: str) -> None:
         found = box_problem(row.box, 1000, 1000)
         whole.add(path, row, size, odd=found is not None and found[0] == "empty-box")
     for problem in whole.problems():
-        hint = f"SFT trains on answers as they are written: write their boxes in 0..1000. If they are right, declare {option} relative."
+        hint = f"SFT trains on answers as they are written: write their boxes in 0..1000. If they are correct, declare {option} relative."
         raise UserError(problem.message, file=path, line=problem.row, hint=hint)
 
 

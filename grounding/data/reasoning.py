@@ -123,7 +123,7 @@ def accept(text: object, finish_reason: object) -> str:
     if found := _GIVEAWAY.search(clean):
         raise Rejected(f"the answer mentions what was drawn: {found[0]!r}")
     if mark := next((m for m in _MARKUP if m in clean), None):
-        raise Rejected(f"the answer holds {mark!r}, which has a meaning of its own in training text")
+        raise Rejected(f"the answer holds {mark!r}, which has a special meaning in training text")
     return clean
 
 
@@ -239,7 +239,7 @@ async def collect(
                 failed.append((task.number, str(e)))
                 in_a_row += 1
                 if in_a_row >= max(8, endpoint.concurrency):
-                    hint = f"{new} new answers are kept in {out}; the same command goes on from there."
+                    hint = f"{new} new answers are kept in {out}; run the same command again to continue."
                     raise Failure(f"{in_a_row} requests in a row failed, the last one with: {e}", hint=hint) from None
             else:
                 log.write({"key": task.key, "row": task.number, "image": task.image, "sent": task.sent,

@@ -128,7 +128,7 @@ def _size(row: JsonObject, name: str, file: Path, line: int) -> int:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6 and value == int(value):
         return int(value)
     found = "it is absent" if value is None else f"found {value!r}"
-    hint = "`egm data import` turns other forms of data into such rows." if value is None else ""
+    hint = "`egm data import` converts other formats to such rows." if value is None else ""
     raise UserError(f"expected the image's {name} in pixels, {found}", file=file, line=line, field=name, hint=hint)
 
 
@@ -179,7 +179,7 @@ def parse_expression(
             file=file,
             line=line,
             field="sent",
-            hint="`egm data import` turns other forms of data into such rows.",
+            hint="`egm data import` converts other formats to such rows.",
         )
 
     visible, whole = _extents(row)
@@ -188,7 +188,7 @@ def parse_expression(
         name = whole
     if name is None and whole is not None:
         raise UserError(
-            "the row has the whole object's box only, and the prompt asks for what is visible",
+            "the row has only the box of the whole object, but the prompt asks for the visible part",
             file=file,
             line=line,
             field=whole,
@@ -196,11 +196,11 @@ def parse_expression(
         )
     if amodal and whole is None and visible == "modal_bbox":
         raise UserError(
-            "the prompt asks for the whole object, and the row has the box of what is visible only",
+            "the prompt asks for the whole object, but the row has only the box of the visible part",
             file=file,
             line=line,
             field="amodal_bbox",
-            hint="Ask for what is visible (--prompt qwen3 or grounding), or add amodal_bbox to the rows.",
+            hint="Ask for the visible part (--prompt qwen3 or grounding), or add amodal_bbox to the rows.",
         )
 
     def pixels(field: str) -> Box:
@@ -308,7 +308,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, object]]:
             rows = [rows]  # the file holds one row
         if not isinstance(rows, list):
             found = f"an object with {', '.join(list(rows)[:6])}" if isinstance(rows, dict) else type(rows).__name__
-            hint = "Write the list of rows itself; `egm data import` reads other forms of data."
+            hint = "Write only the list of rows; `egm data import` reads other formats."
             raise UserError(f"expected a JSON list of rows or json lines, found {found}", file=path, hint=hint)
         yield from enumerate(rows, 1)
 

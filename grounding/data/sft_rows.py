@@ -39,7 +39,7 @@ def parse_sft_row(row: object, path: str | Path, number: int) -> SftRow:
     turns = row.get("conversations") if isinstance(row, dict) else None
     if not isinstance(turns, list) or [t.get("from") for t in turns if isinstance(t, dict)] != ["human", "gpt"]:
         other = isinstance(row, dict) and ("messages" in row or isinstance(turns, list))
-        hint = "`egm data import --as sft` turns other forms of data into such rows." if other else ""
+        hint = "`egm data import --as sft` converts other formats to such rows." if other else ""
         raise UserError("expected `conversations` with one human and one gpt turn", file=path, field=field, hint=hint)
     values = [turn.get("value") for turn in turns]
     if not all(isinstance(value, str) for value in values):
@@ -82,11 +82,11 @@ def _text_problems(row: SftRow, longest: int) -> Iterator[Finding]:
     for text, name in ((row.question, "question"), (row.gpt, "answer")):
         mark = _MARKS.search(text) if "<" in text else None
         if mark is not None:
-            yield "placeholder", f"the {name} holds {mark.group()}, which stands for a picture or the end of a turn"
+            yield "placeholder", f"the {name} holds {mark.group()}, which marks a picture or the end of a turn"
     if "<image>" in row.question:
         yield (
             "placeholder",
-            "the question holds <image> where no picture can be; a row has one picture, before its text",
+            "the question has <image> in the wrong place; a row has one picture, before its text",
         )
     if not row.question.strip():
         yield "broken-row", "the question is empty"

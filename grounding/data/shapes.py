@@ -279,7 +279,7 @@ def _refuse_foreign(out: Path) -> None:
         own = name.split("/")[0] in _TOP if manifest is None else name in manifest.files or name in _TOP
         if not own:
             raise UserError(
-                f"the set here is damaged, and cannot be made again beside a file that is not of it ({name})",
+                f"the set is damaged and cannot be created again, because its folder holds a file that is not part of it ({name})",
                 file=out,
                 hint="Move that file elsewhere, or choose another folder.",
             )

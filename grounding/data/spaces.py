@@ -226,7 +226,7 @@ class Look:
         n = self.rows
         if self._fractions < n or (not self._decimal_fractions and n < MIN_ROWS):
             return None
-        text = f"{_all(n)} in 0..1: they look like fractions, {self._wanted} were expected"
+        text = f"{_all(n)} in 0..1: they look like fractions, but {self._wanted} were expected"
         spaces: list[Space] = ["fraction"]
         if self._has_reversed():
             text += f", and {self._reversed} of {n} have corners out of order"
@@ -292,7 +292,7 @@ class Look:
         if self._different >= MIN_ROWS and self._in_pixels == n and self._evidence_pixels >= _EVIDENCE:
             text = (
                 f"of {n} boxes none reaches beyond its picture's width or height in pixels: "
-                "they look like pixels, 0..1000 was expected"
+                "they look like pixels, but 0..1000 was expected"
             )
             return Impression("xyxy", text, "Declare it with --truth xyxy (pixels).")
         if self._different >= MIN_ROWS and self._outside >= max(3, 0.1 * n):
@@ -319,4 +319,4 @@ def _declare(spaces: Sequence[Space]) -> str:
 
 
 def _all(n: int) -> str:
-    return "the only box lies" if n == 1 else f"all {n} boxes lie"
+    return "the only box is" if n == 1 else f"all {n} boxes are"

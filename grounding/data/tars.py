@@ -135,13 +135,13 @@ def index_tar(file: JoinedFile, where: Path) -> dict[str, tuple[int, int]]:
         raise UserError(
             f"cannot be read as a tar file: {e}",
             file=where,
-            hint="It must be complete and not compressed. Fetch it again, or unpack it and give the folder.",
+            hint="It must be complete and not compressed. Download it again, or unpack it and give the folder.",
         ) from None
     if file.read_at(end, _BLOCK) != bytes(_BLOCK):  # every complete tar ends with blocks of zeros
         raise UserError(
             f"the tar file is damaged or a part of it is missing (at byte {end} of {file.size})",
             file=where,
-            hint="Fetch it again; of a split tar, all parts must lie side by side.",
+            hint="Download it again; all parts of a split tar must be in the same folder.",
         )
     return members
 

@@ -194,13 +194,13 @@ def test_every_field_the_api_server_publishes_is_described(cluster: Any, kind: A
     ("path", "words"),
     [
         ("gtj", "Trains a grounding model"),
-        ("gtj.spec", "What to train, on what, and how"),
-        ("gtj.spec.reward", "Weight of passing against IoU"),
+        ("gtj.spec", "What to train, on which data and resources, and how"),
+        ("gtj.spec.reward", "Weight of passing; 1 - alpha is the weight of the IoU"),
         ("gtj.spec.reward.type", "ENUM: mix sigmoid"),
         ("gtj.spec.hyperparameters.learningRate", "Peak learning rate"),
         ("gtj.spec.resources.tolerations", "A Kubernetes toleration"),
         ("gtj.status.conditions.reason", "closed list"),
-        ("gej.spec.sampling", "Longest answer, tokens"),
+        ("gej.spec.sampling", "Maximum length of an answer in tokens"),
         ("gej.status.accuracy.files", "Stem of the file"),
     ],
 )

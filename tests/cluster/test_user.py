@@ -57,7 +57,7 @@ def test_a_manifest_from_submission_to_its_result(drive: Drive, tmp_path: Path) 
     refused = egm(*submit)
     assert (
         refused.returncode == 2
-        and "model cannot change after the job was created" in refused.stderr
+        and "model cannot change after the job has been created" in refused.stderr
         and "Traceback" not in refused.stderr
     )
     (tmp_path / "job.yaml").write_text(EVALUATION.replace("servers: 1", "servers: 2"))
@@ -159,7 +159,7 @@ def test_a_reward_file_goes_along_in_a_config_map(drive: Drive, tmp_path: Path) 
     assert "unchanged" in egm(*submit).stdout
     file.write_text(REWARD.replace("1.0", "2.0"))
     refused = egm(*submit)
-    assert refused.returncode == 2 and "reward cannot change after the job was created" in refused.stderr
+    assert refused.returncode == 2 and "reward cannot change after the job has been created" in refused.stderr
     assert len(_configs(drive, "own")) == 1, "what was refused must leave nothing behind"
     for text, told in (
         ("def other(a):\n    return 1\n", "has no function mine"),

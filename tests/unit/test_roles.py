@@ -121,10 +121,10 @@ def test_the_models_of_a_sweep_are_served_one_after_the_other() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("hf://a/EGM-4B", "/b/egm-4b", "a model is there twice"),
+        ("hf://a/EGM-4B", "/b/egm-4b", "a model is listed twice"),
         ("{trainJob: mine}", "{family: internvl}", "each model needs one of source and trainJob"),
-        ("  servers: 2", "  model: {source: /c}", "model is none of sweep.models"),
-        ("  servers: 2", "  endpoints: ['http://h:1']", "the job starts none"),
+        ("  servers: 2", "  model: {source: /c}", "model is not one of sweep.models"),
+        ("  servers: 2", "  endpoints: ['http://h:1']", "the job starts no servers"),
         ("  samples: [1, 4]", "  samples: [1, 4]\n    settings: [{samples: 2}]", "settings excludes thinkingBudgets"),
         ("temperature: 0.7}", "temperature: 0}", "sweep.samples needs a sampling.temperature"),
         ("samples: [1, 4]", "settings: [{}]\n  model: {}", ""),
@@ -154,7 +154,7 @@ def test_a_sweep_waits_for_every_training_of_its_models() -> None:
         (
             "rl",
             "{preset: tiny-rl, data: {shapes: {}}, reward: {configMap: {name: a, key: r.py}}}",
-            "spec.reward.configMap: is mounted by the pods of a cluster only",
+            "spec.reward.configMap: is mounted only in the pods of a cluster",
         ),
     ],
 )

@@ -418,19 +418,19 @@ def test_the_layers_of_every_family_s_vision_tower_are_known() -> None:
     [
         ({"endpoints": ["api.x.com/v1"]}, "spec.endpoints", "endpoints are URLs"),
         ({"endpoints": ["ftp://api.x.com/v1"]}, "spec.endpoints", "endpoints are URLs"),
-        ({"endpoints": ["https://user:secret@api.x.com/v1"]}, "spec.endpoints", "keys belong into apiKeySecret"),
+        ({"endpoints": ["https://user:secret@api.x.com/v1"]}, "spec.endpoints", "put keys into apiKeySecret"),
         ({"endpoints": ["https://api.x.com/base/v1", "http://10.0.0.1:30000"]}, "", ""),
         (
             {"data": {"root": "https://huggingface.co/datasets/a/b", "images": ["/i"]}},
             "spec.data.root",
-            "no place that can be read",
+            "this cannot be read",
         ),
         (
             {"data": {"files": ["http://x/y.jsonl"], "images": ["/i"]}},
             "spec.data.files[0]",
-            "no place that can be read",
+            "this cannot be read",
         ),
-        ({"data": {"images": ["https://x/coco.tar"]}}, "spec.data.images[0]", "no place that can be read"),
+        ({"data": {"images": ["https://x/coco.tar"]}}, "spec.data.images[0]", "this cannot be read"),
     ],
 )
 def test_places_and_endpoints_of_an_evaluation(more: dict[str, Any], field: str, words: str) -> None:

@@ -55,7 +55,7 @@ def test_the_manifests_of_the_project_are_valid(path: Path) -> None:
         ("kind: GroundingTrainJob", "kind: GroundingTrainjob", 2, "kind", "did you mean GroundingTrainJob"),
         ("v1alpha1", "v1", 1, "apiVersion", "expected grounding.egm.dev/v1alpha1"),
         ("name: one", "name: One_1", 4, "metadata.name", "'One_1'"),
-        ("{trainJob: zero}", "{trainJob: zero, source: /m}", 7, "spec.model", "found both"),
+        ("{trainJob: zero}", "{trainJob: zero, source: /m}", 7, "spec.model", "not both"),
         ("shapes: {seed: 3}", "train: [a.json]", 8, "spec.data", "data.validation"),
         ("type: mix", "type: [mix", 12, "", "not valid YAML"),
         ("  name: one", "  name: one\n  name: two", 5, "", "duplicate key"),
@@ -82,7 +82,7 @@ def test_all_mistakes_of_a_file_at_once() -> None:
 
 @pytest.mark.parametrize("text", ["", "\n---\n", "# only a comment\n"])
 def test_a_file_without_a_job(text: str) -> None:
-    with pytest.raises(UserError, match="holds no job"):
+    with pytest.raises(UserError, match="contains no job"):
         parse(text)
 
 

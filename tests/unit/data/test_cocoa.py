@@ -39,7 +39,7 @@ def test_the_box_of_a_mask(mask: dict[str, Any], box: tuple[int, ...] | None) ->
         (None, "size"),
         ({"size": [5], "counts": "d0"}, "size"),
         ({"size": [5, 4], "counts": "d"}, "middle of a number"),
-        ({"size": [5, 4], "counts": "\x01"}, "no letter"),
+        ({"size": [5, 4], "counts": "\x01"}, "not a letter"),
         ({"size": [5, 4], "counts": "a0"}, "cover 17 pixels"),
         ({"size": [5, 4], "counts": [1, -1]}, "run lengths"),
     ],
@@ -120,7 +120,7 @@ def test_one_annotation_an_object(tmp_path: Path) -> None:
     ("change", "words"),
     [
         (lambda v: v["annotations"][0].update(image_id=1), r"a\.json:1: image_id: no picture"),
-        (lambda v: v["images"][0].pop("width"), r"a\.json:1: images: .*lacks file_name, width or height"),
+        (lambda v: v["images"][0].pop("width"), r"a\.json:1: images: .*has no file_name, width or height"),
         (
             lambda v: v["annotations"][0]["regions"][0].update(segmentation=[1, 2]),
             r"a\.json:1: regions\[0\]: .*polygon",
@@ -151,8 +151,8 @@ def test_lint_takes_rows_of_whichever_box(tmp_path: Path) -> None:
         ({"bbox": 1}, False, (1, False)),
         ({"bbox": 1}, True, (1, False)),  # as in the reference: the file's own box
         ({"modal_bbox": 1}, False, (1, False)),
-        ({"modal_bbox": 1}, True, "visible only"),
-        ({"amodal_bbox": 1}, False, "whole object's box only"),
+        ({"modal_bbox": 1}, True, "only the box of the visible part"),
+        ({"amodal_bbox": 1}, False, "only the box of the whole object"),
         ({"amodal_bbox": 1}, True, (1, False)),
         ({"amodal_bbox": 1}, None, (1, False)),
         ({"bbox": 1, "modal_bbox": 2}, False, (1, False)),

@@ -176,7 +176,7 @@ def test_plain_values_come_back(value: Any, protocol: int, tmp_path_factory: pyt
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"a": 1}, "the form of these rows is not known"),
+        ({"a": 1}, "the format of these rows is unknown"),
         (swift([1, 2, 3], "dog", "pic/0.png"), r"a.json:1: objects.bbox: expected four numbers"),
         (swift([1, 2, 3, 4], "dog", "pic/9.png"), r"a.json:1: image: no image"),
         (swift([1, 2, 3, 4], "dog", "pic/0.png", bbox_type="odd"), "objects.bbox_type"),

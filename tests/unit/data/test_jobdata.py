@@ -308,7 +308,7 @@ def test_prepared_truths_in_fractions_are_refused(tmp_path: Path) -> None:
     for name in ("train", "val"):
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
     prepared = {"prepared": str(tmp_path), "images": data["images"]}
-    with pytest.raises(UserError, match=r"train\.parquet:1: reward_model: all 9 boxes lie in 0\.\.1"):
+    with pytest.raises(UserError, match=r"train\.parquet:1: reward_model: all 9 boxes are in 0\.\.1"):
         materialise(train_job("rl", **prepared), tmp_path / "data")
     materialise(train_job("rl", **prepared, truth="relative"), tmp_path / "data")
 

@@ -174,7 +174,7 @@ def test_lint_ends_with_2_for_a_file_in_another_space_and_says_how_to_declare_it
     place = Place(tmp_path, {"good.png": png()})
     place.write([], ["good.png"], [[0.1, 0.1, 0.5 + i / 20, 0.9] for i in range(8)])
     code, text = egm("data", "lint", place.val, "--images", place.images)
-    assert code == 2 and "all 8 boxes lie in 0..1" in text and "--truth fraction" in text
+    assert code == 2 and "all 8 boxes are in 0..1" in text and "--truth fraction" in text
     assert egm("data", "lint", place.val, "--images", place.images, "--truth", "fraction")[0] == 0
 
 

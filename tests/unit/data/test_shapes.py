@@ -123,7 +123,7 @@ def test_a_damaged_set_is_made_again_but_never_over_a_file_that_is_not_of_it(tmp
     before, row_file = tree(out), out / "train_data" / "rl.json"
     row_file.write_bytes(b"")
     (out / name).write_bytes(b"precious")
-    with pytest.raises(UserError, match=rf"a file that is not of it \({name}\)"):
+    with pytest.raises(UserError, match=rf"a file that is not part of it \({name}\)"):
         generate(out, SMALL)
     assert (out / name).read_bytes() == b"precious"
     (out / name).unlink()

@@ -89,7 +89,7 @@ def test_files_of_one_box_have_no_such_section_and_say_which_box_is_meant(datase
 def test_a_box_of_the_other_kind_is_refused(dataset, server):
     row = {"image": "0.jpg", "sent": "a", "modal_bbox": VISIBLE, "width": 100, "height": 80}
     (dataset / "x.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(UserError, match="visible only"):
+    with pytest.raises(UserError, match="only the box of the visible part"):
         evaluate(dataset, server, "qwen3_amodal", "x")
     assert evaluate(dataset, server, "qwen3", "x").total == 1
 

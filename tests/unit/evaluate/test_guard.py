@@ -107,7 +107,7 @@ def test_each_declared_space_is_converted_exactly_once(space, size, at):
 
 
 def test_pixels_declared_as_0_to_1000_are_refused(pictures):
-    with pytest.raises(UserError, match=r"look like pixels, 0\.\.1000 was expected"):
+    with pytest.raises(UserError, match=r"look like pixels, but 0\.\.1000 was expected"):
         read(pictures, rows() * 2, truth="relative")
 
 
@@ -118,7 +118,11 @@ def test_reversed_truths_stop_with_file_line_and_share(pictures):
 
 @pytest.mark.parametrize(
     ("box", "what"),
-    [([50, 50, 50, 90], "empty"), ([900, 10, 950, 60], "wholly outside"), ([0.1, 0.1, 0.5, 0.5], "less than a pixel")],
+    [
+        ([50, 50, 50, 90], "empty"),
+        ([900, 10, 950, 60], "completely outside"),
+        ([0.1, 0.1, 0.5, 0.5], "less than a pixel"),
+    ],
 )
 def test_one_truth_that_cannot_be_stops_with_its_line(pictures, box, what):
     given_rows = rows()

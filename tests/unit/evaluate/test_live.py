@@ -200,7 +200,7 @@ def test_json_alone_is_on_standard_output(dataset, server, capsys):
 
 def test_mistakes_are_one_paragraph(dataset, server, capsys):
     cases = [
-        (["--local", "x"], "--local: is for --out s3://"),
+        (["--local", "x"], "--local: is only for --out s3://"),
         (["--files", str(dataset / "absent.jsonl")], "absent.jsonl: no such file"),
         (["--prompt", "nope"], "nope"),
         (["--engine", "nope"], "unknown engine 'nope'"),

@@ -141,7 +141,7 @@ def test_the_error_of_a_run_without_a_mean_says_what_came(dataset, server, capsy
         assert command_line([*words, rows]) == 1
         assert (
             "status 200, but not JSON (text/plain): '<html>hello</html>'"
-            in capsys.readouterr().err.partition("Go on")[0]
+            in capsys.readouterr().err.partition("Continue with")[0]
         )
 
 

@@ -228,7 +228,7 @@ def test_ctrl_c_says_how_to_go_on(dataset, server):
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=20)
-    assert child.returncode == 130 and "Go on with:\n  egm eval --files" in errors and "Traceback" not in errors
+    assert child.returncode == 130 and "Continue with:\n  egm eval --files" in errors and "Traceback" not in errors
     assert json.loads((dataset / "out/summary.json").read_text())["done"] == len(list(read_rows(dataset / "out")))
 
 

@@ -165,5 +165,5 @@ def test_which_job_is_served(tmp_path):
     assert wanted.role.replicas == 3 and "/n" in wanted.role.argv and wanted.port == 1
     assert chosen_job(wanted.folder / "job.yaml", "").metadata.name == "b"
     running = manifest(tmp_path / "r.yaml", ("a", "{source: /m}", ', endpoints: ["http://h:1"]'))
-    with pytest.raises(UserError, match="run already"):
+    with pytest.raises(UserError, match="the job starts no servers"):
         serving(running, chosen_job(running, ""), tmp_path / "runs")

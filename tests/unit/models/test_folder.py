@@ -272,7 +272,7 @@ def test_validate_looks_at_a_folder_of_this_machine(tmp_path: Path, capsys: pyte
     assert [each["ok"] for each in found] == [False, False] and found[0]["line"] == 7
     job.write_text(MANIFEST.replace("MODEL", str(tmp_path / "elsewhere")))
     assert egm(["validate", "-f", str(job)]) == 0
-    assert "was not looked at" in capsys.readouterr().err
+    assert "was not checked" in capsys.readouterr().err
 
 
 def test_serve_and_the_server_role_refuse_a_broken_folder(

@@ -96,7 +96,7 @@ def test_a_place_that_pods_see_stays_as_it_is(place: str) -> None:
 
 
 def test_a_relative_path_that_is_not_here_is_refused() -> None:
-    with pytest.raises(UserError, match="pods know no folder") as caught:
+    with pytest.raises(UserError, match="a pod has no folder") as caught:
         objects(_job("no/such.py"), {}, Settings(), "ns")
     assert "egm submit" in caught.value.hint
 

@@ -50,7 +50,7 @@ def test_a_job_that_says_nowhere_to_write() -> None:
 
 
 def test_a_reward_under_a_folder_that_no_pod_has() -> None:
-    with pytest.raises(UserError, match="pods know no folder"):
+    with pytest.raises(UserError, match="a pod has no folder"):
         model(training(reward={"file": "rewards/mine.py"}))
     for known in (
         {"file": "/data/mine.py"},
