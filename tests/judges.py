@@ -1,4 +1,4 @@
-"""How the operator and `egm validate` judge a job, for the tests that compare them with each other and with the API server."""
+"""Compare how the operator, `egm validate` and the API server judge a job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ONLY_FOR_PODS = {
     "pods of several nodes exchange": "one node would do without a claim or S3",
     "a pod has no folder": "on this machine, the file is there",
 }
-"""Words of what the operator refuses in jobs that are fine on one machine"""
+"""Parts of the messages with which the operator refuses jobs that can run on one machine -> the reason for the difference"""
 
 
 def operators(raw: dict[str, Any]) -> str | None:

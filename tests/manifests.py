@@ -1,4 +1,4 @@
-"""Job manifests for tests of what judges them: valid ones, with values put in, changed or taken away."""
+"""Job manifests for tests of the checks: valid ones, and valid ones with values added, changed or removed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ ODD: list[Any] = [
     "tiny://", "tiny://nothing", "http://host/x", "https://u:p@host/x", "sglang", "transformers", "openai", "cosine", "linear", "sft", "rl",
     "tiny-sft", "egm-2b-rl", "gpu.example/x", "8Gi", "8 GB", "1k", "relative", "xyxy", "egm-reward", "keep", "resized", "penalty",
 ]  # fmt: skip
-"""Values that a field may be set to, whatever it is"""
+"""Values to which any field may be set"""
 FITTING: dict[str, list[Any]] = {
     "scoringEntryPoint": ["read_box", "other", "a b"],
     "scoringFile": ["/pvc/f.py", "f.py", "s3://bucket/f.py"],
@@ -96,11 +96,11 @@ FITTING: dict[str, list[Any]] = {
     "configMap": [{"name": "a", "key": "b"}, {"name": "A", "key": "b"}, {"name": "a"}],
     "headerSecrets": [[{"header": "X-A", "name": "s", "key": "k"}], [{"header": "X A", "name": "s", "key": "k"}]],
 }  # fmt: skip
-"""Values that are nearly right, by field"""
+"""Values that are nearly valid, by field"""
 
 
 def _fields(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Return the path of every field below a model that no list is on the way to."""
+    """Return the path of every field below a model that can be reached without a list."""
     found = []
     for name, field in model.model_fields.items():
         here = (*path, str(field.alias or name))
@@ -149,7 +149,7 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def _words(model: type[BaseModel]) -> dict[str, list[Any]]:
-    """Return the words that a field can be, by its name, from the schema of a kind."""
+    """Return the allowed words of each field, by its name, from the schema of a kind."""
     found: dict[str, list[Any]] = {}
     schema = model.model_json_schema(by_alias=True)
     for part in [schema, *schema["$defs"].values()]:
@@ -175,5 +175,5 @@ _TYPED: dict[str, list[Any]] = {
     "array": [[], ["/d/c.json"], ["s3://bucket/c"], [1], [64]],
     "object": [{}],
 }
-"""Values of the type of a field"""
+"""Strategy for values of the type of a field"""
 _WORDS = {name: words for model in KINDS.values() for name, words in _words(model).items()}

@@ -213,7 +213,7 @@ def main() -> int:
 
     def save(why: str = "") -> None:
         report["seconds"] = round(time.monotonic() - begun, 1)
-        report["result"] = why or "as it should be"
+        report["result"] = why or "as expected"
         if arguments.out:
             arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
@@ -228,7 +228,7 @@ def main() -> int:
         why = why or fault
     save(why)
     print(json.dumps(report.get("jobs", {}), indent=1))
-    print(why or f"{lock.name}: as it should be", flush=True)
+    print(why or f"{lock.name}: as expected", flush=True)
     return 1 if why else 0
 
 

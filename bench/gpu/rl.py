@@ -273,7 +273,7 @@ def main() -> int:
     report["steps"] = steps
     report["seconds"] = round(sum(t["seconds"] for t in report["attempts"]), 1)
     why = failed(steps, summary, arguments.steps, out / "model")
-    report["result"] = why or "as it should be"
+    report["result"] = why or "as expected"
     save()
     print(json.dumps(summary, indent=1))
     if arguments.work is None and not why:

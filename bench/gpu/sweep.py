@@ -1,9 +1,9 @@
-"""A sweep of thinking budgets on GPUs: is a budget obeyed, is the second request's prompt cached, and do the costs add up?
+"""Run sweeps of thinking budgets on GPUs, and check that budgets are obeyed, the second request's prompt is cached, and costs add up.
 
     python bench/gpu/sweep.py --sizes 4b 8b --trained runs/sweep --out DIR
 
 Parts:
-  trained  the two tiny models that `egm run -f jobs/sweep.yaml` has trained (`--trained` is its run folder), by the real engine: tokens of
+  trained  the two tiny models of `egm run -f jobs/sweep.yaml` (`--trained` is its run folder), served by the real engine: tokens of
            thought of every answer against its budget, the share of answers with a box, accuracy by setting
   real     random weights of real shapes, one size on each GPU at the same time (`--sizes`), pictures of 640 x 480, six questions each:
            GPU-seconds of all settings against the wall time in which nvidia-smi saw the GPU compute
@@ -42,13 +42,13 @@ HEAD = {"apiVersion": "grounding.egm.dev/v1alpha1", "kind": "GroundingEvalJob"}
 
 
 def job(name: str, engine: str, gpus: int, model: dict[str, Any], **spec: Any) -> dict[str, Any]:
-    """Return an evaluation by one server."""
+    """Return an evaluation job with one server."""
     where = {"engine": engine, "servers": 1, **({"gpusPerServer": 1} if gpus else {})}
     return {**HEAD, "metadata": {"name": name}, "spec": {**where, **model, **spec}}
 
 
 def run(jobs: Sequence[dict[str, Any]], work: Path, name: str, limit_s: float) -> dict[str, Any]:
-    """Let `egm run` do the jobs in `work/NAME`; its exit code, and the end of its log if it failed."""
+    """Run the jobs in `work/NAME` by `egm run`; return its exit code, and the end of its log if it failed."""
     file, log = work / f"{name}.yaml", work / f"{name}.log"
     file.write_text("\n---\n".join(json.dumps(j, indent=1) for j in jobs) + "\n")
     command = [sys.executable, "-m", "grounding.cli", "run", "-f", str(file), "--runs", str(work)]
@@ -58,7 +58,7 @@ def run(jobs: Sequence[dict[str, Any]], work: Path, name: str, limit_s: float) -
         try:
             code: int | str = child.wait(limit_s)
         except subprocess.TimeoutExpired:
-            child.terminate()  # it gives its roles a minute, and kills them after that
+            child.terminate()  # `egm run` gives its roles a minute to stop, and then kills them
             child.wait(120)
             code = "stopped at the limit"
     tails = {p.name: p.read_text(errors="replace")[-1500:] for p in work.glob(f"{name}/*/logs/*.log")} if code else {}
@@ -67,7 +67,7 @@ def run(jobs: Sequence[dict[str, Any]], work: Path, name: str, limit_s: float) -
 
 
 def settings(folder: Path) -> list[dict[str, Any]]:
-    """Return what each setting of a finished sweep gave."""
+    """Return the results of each setting of a finished sweep."""
     found = []
     for setting in read_sweep(folder):
         rows, budget = list(read_rows(setting.folder)), setting.method.thinking_budget
@@ -93,7 +93,7 @@ def settings(folder: Path) -> list[dict[str, Any]]:
 
 
 def stretches(samples: Path, gpu: int, gap_s: float) -> list[tuple[float, float]]:
-    """Return the times (seconds since the epoch) between which a GPU computed with no pause longer than `gap_s`."""
+    """Return the periods (seconds since 1970) in which a GPU computed without a pause longer than `gap_s`."""
     found: list[tuple[float, float]] = []
     for line in samples.read_text().splitlines():
         parts = [p.strip() for p in line.split(",")]
@@ -109,7 +109,7 @@ def stretches(samples: Path, gpu: int, gap_s: float) -> list[tuple[float, float]
 
 
 def weights(size: str, folder: Path) -> None:
-    """Write random weights of a size, if there are none yet."""
+    """Write a model of this size with random weights, unless it exists."""
     folder_of(size, folder)
     if not list(folder.glob("model*.safetensors")):
         attention.use()
@@ -117,7 +117,7 @@ def weights(size: str, folder: Path) -> None:
 
 
 def served(folder: Path) -> dict[str, float]:
-    """Return the tokens that the endpoints of a sweep read, and those of them that were cached."""
+    """Return the number of prompt tokens at the endpoints of a sweep, and how many of them were cached."""
     totals = {"prompt_tokens": 0.0, "cached_tokens": 0.0}
     for file in folder.rglob("summary.json"):
         for endpoint in (read_summary(file.parent) or Summary()).servers or ():
@@ -129,15 +129,15 @@ def served(folder: Path) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", default="vllm")
-    parser.add_argument("--gpus", type=int, default=2, help="0: a rehearsal on the CPU.")
+    parser.add_argument("--gpus", type=int, default=2, help="Number of GPUs; 0: a rehearsal on the CPU.")
     parser.add_argument("--parts", default="trained,real,cache")
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=["4b", "8b"])
     parser.add_argument("--trained", type=Path, help="Run folder of jobs/sweep.yaml.")
     parser.add_argument("--budgets", type=int, nargs="*", default=[0, 64, 256])
     parser.add_argument("--samples", type=int, nargs="*", default=[1, 4])
     parser.add_argument("--images", type=int, default=40, help="Pictures of the real sizes, with six questions each.")
-    parser.add_argument("--tokens", type=int, default=100, help="Of an answer without thought.")
-    parser.add_argument("--limit", type=float, default=220.0, help="Seconds for each part.")
+    parser.add_argument("--tokens", type=int, default=100, help="Tokens of an answer without its thought.")
+    parser.add_argument("--limit", type=float, default=220.0, help="Maximum seconds for each part.")
     parser.add_argument("--work", type=Path, default=Path("/tmp/bench-train"))
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
@@ -164,7 +164,7 @@ def main() -> int:
         return 0
     with get_context("spawn").Pool(max(1, (os.cpu_count() or 2) - 2)) as pool:
         drawn = pool.map_async(_write, [(work / "pictures" / f"{i}.jpg", i) for i in range(3 * a.images)], chunksize=8)
-        for size in a.sizes:  # each in a process that gives the GPU's memory back
+        for size in a.sizes:  # each in a separate process, whose end frees the GPU's memory
             pool.apply(weights, (size, a.work / f"model-{size}"))
         drawn.get()
     six, pictures = dataset(work, 0, a.images, 6, one_each=False)
@@ -194,7 +194,7 @@ def main() -> int:
             }
             for size in a.sizes
         }
-        # which job got which GPU is the scheduler's choice, so the stretches of all GPUs are listed
+        # the scheduler assigns jobs to GPUs, so list the busy periods of all GPUs
         computed = {
             str(g): [(round(x, 1), round(y, 1)) for x, y in stretches(samples, g, 1.5) if y - x > 5]
             for g in range(a.gpus)

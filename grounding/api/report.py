@@ -151,7 +151,7 @@ class EvalReport(_Report):
     """Number of questions with a final answer."""
     total: Count | None = None
     errors: Count | None = None
-    """Number of questions that have failed finally."""
+    """Number of questions that have failed permanently."""
     requests_per_second: Annotated[Number, Field(ge=0, lt=1e12)] | None = None
     accuracy: ReportedAccuracy | None = None
     report: str | None = None

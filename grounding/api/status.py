@@ -84,7 +84,7 @@ class FileAccuracy(Model):
     acc: float | None = Field(default=None, description="Accuracy at IoU 0.5, in 0..1.")
     mean_iou: float | None = Field(default=None, description="Mean IoU, in 0..1.")
     errors: int | None = Field(
-        default=None, ge=0, description="Number of requests that have failed finally; they never count as wrong."
+        default=None, ge=0, description="Number of requests that have failed permanently; they never count as wrong."
     )
     unparsed: int | None = Field(
         default=None, ge=0, description="Number of answers without a box; they count as wrong."

@@ -10,16 +10,16 @@ import typer
 
 
 def can_open() -> bool:
-    """Return whether this machine shows windows. Without them, Python would start a browser for terminals, such as w3m, in this one."""
+    """Return whether this machine can show windows. If not, Python would start a text browser, such as w3m, in this terminal."""
     return sys.platform == "darwin" or any(os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def open_page(address: str) -> None:
-    """Open an address in the browser, or say that there is none."""
+    """Open an address in the browser, or print it if there is no browser."""
     import webbrowser
 
     if not can_open() or not webbrowser.open(address):
-        typer.echo(f"There is no browser on this machine; open it elsewhere: {address}", err=True)
+        typer.echo(f"There is no browser on this machine. Open this address elsewhere: {address}", err=True)
 
 
 def until_interrupted() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from grounding.view.server import Server
 
 SIGNALLED = 128
-"""Exit codes from here on say that a signal has stopped the run"""
+"""An exit code of this number or more means that a signal has stopped the run"""
 
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs, one folder for each manifest.")]
 
@@ -56,7 +56,7 @@ def run(
         typer.Option("--view", help="Serve the live page beside the run, as egm view does, and print its address."),
     ] = False,
     view_port: Annotated[
-        int, typer.Option("--view-port", min=0, max=65535, help="Port of that page; 0 takes a free one.")
+        int, typer.Option("--view-port", min=0, max=65535, help="Port of that page; 0: a free one.")
     ] = 0,
 ) -> None:
     """Run a manifest's jobs on this machine. Run the same command again to continue where it stopped."""
@@ -93,9 +93,9 @@ def page_of(runs: Path, run: str, port: int) -> Iterator[Server]:
 
 
 def see_out(page: Server, run: str, *, stays: bool) -> None:
-    """Keep the page of a finished run until Ctrl-C; without a terminal, only until open pages have fetched the end."""
+    """Serve the page of a finished run until Ctrl-C; without a terminal, only until open pages have fetched the final state."""
     if not stays:
-        page.pages.last_look("The run has ended, and so has its server: egm view shows it again.")
+        page.pages.last_look("The run and its server have ended; egm view shows the run again.")
         return
     typer.echo(f"The page stays at {page.url_of(run)}; Ctrl-C ends it.", err=True)
     with suppress(KeyboardInterrupt):

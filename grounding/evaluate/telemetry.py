@@ -49,7 +49,7 @@ _FILE_TEXT = {
     "answers": "Answered questions.",
     "accuracy": "Accuracy at IoU 0.5 of the answers so far, 0..1.",
     "iou": "Mean IoU of the answers so far, 0..1.",
-    "errors": "Questions that have failed for good.",
+    "errors": "Questions that have failed permanently.",
     "unparsed": "Answers without a box.",
     "truncated": "Answers that were truncated at the token limit.",
 }
@@ -176,7 +176,7 @@ class ProgressExporter:
             ("questions", "Number of questions.", report.total),
             ("answered", "Questions with an answer.", report.done),
             ("correct", "Answers with an IoU of 0.5 or more.", self._correct),
-            ("errors", "Questions that have failed for good.", self._errors),
+            ("errors", "Questions that have failed permanently.", self._errors),
             ("requests_per_second", "Replies per second over the last 20 s.", report.requests_per_second),
             ("eta_seconds", "Time left.", report.eta_seconds),
         ):

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 _OLDER = {
-    "qwen2_vl": "Qwen2-VL is older than what grounding is trained from here; take Qwen2.5-VL or a newer model.",
-    "qwen2_5_omni": "Take Qwen2.5-VL or Qwen3-VL: the Omni models answer in speech as well, which no trainer here knows.",
-    "qwen3_omni_moe": "Take Qwen3-VL: the Omni models answer in speech as well, which no trainer here knows.",
+    "qwen2_vl": "Qwen2-VL is too old to be trained here. Use Qwen2.5-VL or a newer model.",
+    "qwen2_5_omni": "Use Qwen2.5-VL or Qwen3-VL. The Omni models also answer in speech, which no trainer here supports.",
+    "qwen3_omni_moe": "Use Qwen3-VL. The Omni models also answer in speech, which no trainer here supports.",
 }
 _TEXT_ONLY = ("qwen2", "qwen3", "qwen3_moe", "qwen3_next", "llama", "mistral", "gemma2")
 
@@ -35,21 +35,23 @@ def check(family: str, model: str | Path) -> None:
         return
     if found == "internvl_chat":
         raise UserError(
-            "this InternVL is in the layout whose code lies in the model's folder; training takes the native one",
+            "this InternVL has the older layout, with code in the model's folder; training needs the native layout",
             file=path,
             field="spec.model.source",
-            hint="Take the model whose name ends in -hf (OpenGVLab/InternVL3-8B-hf), or convert it: "
+            hint="Use the model whose name ends in -hf (OpenGVLab/InternVL3-8B-hf), or convert it: "
             "transformers/models/internvl/convert_internvl_weights_to_hf.py.",
         )
     known = of_type(found)
     if known is not None:
         hint = f"Set spec.model.family to {known.name}."
     elif found in _TEXT_ONLY:
-        hint = "This is a language model without a vision tower; grounding needs one that sees."
+        hint = "This is a language model without a vision tower, but grounding needs a model that reads pictures."
     else:
         covered = "; ".join(f"{each.name} ({each.covers})" for each in FAMILIES.values())
-        hint = _OLDER.get(found, f"Known are {covered}. Any model can be evaluated; these can be trained.")
-    raise UserError(f"the model is of type {found!r}, the job says {family}", file=path, field="spec.model", hint=hint)
+        hint = _OLDER.get(found, f"These families can be trained: {covered}. Any model can be evaluated.")
+    raise UserError(
+        f"the model is of type {found!r}, but the job says {family}", file=path, field="spec.model", hint=hint
+    )
 
 
 def vision_tower(model: Any) -> Any:

@@ -98,15 +98,17 @@ def untrainable(folder: Path, model: ModelFolder) -> Iterator[Problem]:
     kind = model.config.get("quantization_config")
     if kind is not None:
         method = kind.get("quant_method", "unknown") if isinstance(kind, Mapping) else "unknown"
-        what = f"the weights are quantised ({method}), and training needs them whole"
-        yield Problem(folder / "config.json", what, "Start from the model that was quantised.")
+        what = f"the weights are quantised ({method}), but training needs the original weights"
+        yield Problem(folder / "config.json", what, "Start from the model before quantisation.")
 
 
 def require_exported(folder: Path) -> None:
     """Raise `Failure` if the weights that an export has written do not match its configuration."""
     problems = examine(folder, weights_only=True).problems
     if problems:
-        raise Failure(f"the exported weights are not whole: {sentence(problems)}", file=problems[0].file)
+        raise Failure(
+            f"the exported weights do not match their configuration: {sentence(problems)}", file=problems[0].file
+        )
 
 
 def sentence(problems: tuple[Problem, ...]) -> str:
@@ -130,7 +132,7 @@ def of_source(source: str | None) -> Path | None:
 # ---- folders without a model ----
 def _no_model(folder: Path) -> Iterator[Problem]:
     if not folder.is_dir():
-        yield Problem(folder, "no such folder", "Name a model's folder, or hf://owner/name.")
+        yield Problem(folder, "no such folder", "Give the folder of a model, or hf://owner/name.")
         return
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
@@ -140,14 +142,16 @@ def _no_model(folder: Path) -> Iterator[Problem]:
         return
     if folder.name.startswith(("global_step_", "checkpoint-")) or (folder / "actor").is_dir():
         remedy = f"Export it first: egm checkpoint export {folder} DIR."
-        yield Problem(folder, "is a checkpoint of training, not a model", remedy)
+        yield Problem(folder, "is a checkpoint of a training, not a model", remedy)
         return
     below = sorted(p.parent for p in folder.glob("*/config.json"))[:1]
     below += sorted(p.parent for p in folder.glob("snapshots/*/config.json"))[:1]
     hint = (
-        f"Did you mean {below[0]}?" if below else "A model's folder holds config.json, its weights and its tokenizer."
+        f"Did you mean {below[0]}?"
+        if below
+        else "A model's folder contains config.json, its weights and its tokenizer."
     )
-    yield Problem(folder, "no model is there: config.json is absent", hint)
+    yield Problem(folder, "the folder has no model: config.json is absent", hint)
 
 
 def _adapter(folder: Path, file: Path) -> Problem:
@@ -156,10 +160,10 @@ def _adapter(folder: Path, file: Path) -> Problem:
     if problem is not None:
         return problem
     if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
-        what = f"lies beside full weights: transformers would load {base} and this adapter instead of them"
+        what = f"is in the same folder as full weights: transformers would load {base} with this adapter instead of the weights"
         return Problem(file, what, "Remove adapter_config.json if the weights are merged already.")
-    remedy = f"Merge it first, and name the folder of the whole model: egm checkpoint export {folder} DIR --model BASE."
-    return Problem(file, f"is a LoRA adapter of {base}, not a whole model", remedy)
+    remedy = f"Merge it first, into the folder DIR: egm checkpoint export {folder} DIR --model BASE."
+    return Problem(file, f"is a LoRA adapter of {base}, not a complete model", remedy)
 
 
 def _object(path: Path) -> tuple[JsonObject, Problem | None]:
@@ -168,7 +172,9 @@ def _object(path: Path) -> tuple[JsonObject, Problem | None]:
     try:
         text = path.read_bytes()
         if text.startswith(safetensors_header.POINTER):
-            return {}, Problem(path, "is a pointer of Git LFS, not the file itself", "Fetch the files: git lfs pull.")
+            return {}, Problem(
+                path, "is a pointer of Git LFS, not the file itself", "Download the files with `git lfs pull`."
+            )
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         return {}, Problem(path, f"not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})", again)
@@ -195,9 +201,9 @@ def _weights(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
         return {}, [*([problem] if problem else missing), *(p for file in present for p in _pickled(file))]
     shards = sorted(folder.glob("model-*-of-*.safetensors"))
     if shards:
-        what = f"is absent, though {len(shards)} of its weight files are there"
-        return {}, [Problem(folder / _INDEX, what, "Copy or download it as well.")]
-    return {}, [Problem(folder, f"has no weights: neither {_SINGLE} nor {_INDEX}", "Copy or download them.")]
+        what = f"is absent, although {len(shards)} of its weight files exist"
+        return {}, [Problem(folder / _INDEX, what, "Copy or download this file too.")]
+    return {}, [Problem(folder, f"has no weights: neither {_SINGLE} nor {_INDEX}", "Copy or download the weights.")]
 
 
 def _stale_index(folder: Path) -> Iterator[Problem]:
@@ -206,8 +212,8 @@ def _stale_index(folder: Path) -> Iterator[Problem]:
         return
     weight_map, problem = _weight_map(folder / _INDEX)
     if problem is not None or set(weight_map.values()) != {_SINGLE}:
-        what = f"names other files than {_SINGLE}, which holds the weights"
-        yield Problem(folder / _INDEX, what, "Remove the index, or the file that does not belong to it.")
+        what = f"lists other files than {_SINGLE}, which contains the weights"
+        yield Problem(folder / _INDEX, what, "Remove the index, or remove the weight file that it does not list.")
 
 
 def _file(path: Path) -> tuple[dict[str, Tensor], list[Problem]]:
@@ -226,7 +232,7 @@ def _pickled(path: Path) -> Iterator[Problem]:
     except OSError:
         whole = False
     if not whole:
-        yield Problem(path, "is cut, or no file of weights", "Copy or download the file again.")
+        yield Problem(path, "is truncated, or does not contain weights", "Copy or download the file again.")
 
 
 def _weight_map(index: Path) -> tuple[dict[str, str], Problem | None]:
@@ -245,13 +251,13 @@ def _shards(index: Path, weight_map: Mapping[str, str]) -> tuple[list[Problem], 
     for name in sorted(set(weight_map.values())):
         file = index.parent / name
         if Path(name).name != name or not name:
-            missing.append(Problem(index, f"names a file outside of the folder: {name}", "Download the index again."))
+            missing.append(Problem(index, f"lists a file outside the folder: {name}", "Download the index again."))
         elif file.is_file():
             present.append(file)
         else:
             count = sum(1 for other in weight_map.values() if other == name)
-            what = f"is absent; {index.name} says that it holds {count} tensors"
-            missing.append(Problem(file, what, "Copy or download it as well."))
+            what = f"is absent; according to {index.name}, it contains {count} tensors"
+            missing.append(Problem(file, what, "Copy or download this file too."))
     return missing, present
 
 
@@ -266,8 +272,8 @@ def _indexed(index: Path) -> tuple[dict[str, Tensor], list[Problem]]:
         found += wrong
         lacking = [] if wrong else [n for n, place in weight_map.items() if place == file.name and n not in held]
         if lacking:
-            what = f"lacks {_some(lacking)}, which {index.name} says it holds"
-            found.append(Problem(file, what, "Copy or download the file and its index again: they belong together."))
+            what = f"lacks {_some(lacking)}, although {index.name} lists it for this file"
+            found.append(Problem(file, what, "Copy or download both the file and its index again."))
         tensors |= held
     return tensors, found
 
@@ -285,7 +291,9 @@ def _against_config(folder: Path, config: Mapping[str, Any], held: Mapping[str, 
     try:
         known = architecture.read(config)
     except architecture.ConfigProblem as error:
-        yield Problem(folder / "config.json", str(error), "Take config.json from the model that the weights are of.")
+        yield Problem(
+            folder / "config.json", str(error), "Use the config.json of the model that the weights belong to."
+        )
         return
     where = folder / (_SINGLE if (folder / _SINGLE).is_file() else _INDEX)
     kind = str(config.get("model_type"))
@@ -295,17 +303,17 @@ def _against_config(folder: Path, config: Mapping[str, Any], held: Mapping[str, 
         expected = {name: shape for name, shape in known.tensors.items() if not architecture.is_expert(name)}
     missing = [name for name in expected if name not in there] if known else list(_gaps(held))
     if missing:
-        what = f"lacks {_some(missing)}, and whoever loads the model would fill in random values"
-        yield Problem(where, what, "Copy or download the weights again, or export them anew.")
+        what = f"lacks {_some(missing)}; a program that loads the model would use random values instead"
+        yield Problem(where, what, "Copy or download the weights again, or repeat the export.")
     for name, shape in expected.items():
         if name in there and there[name].shape != shape:
-            what = f"{name} has the shape {list(there[name].shape)}, config.json says {list(shape)}"
-            yield Problem(where, what, "Take weights and config.json from the same model.")
+            what = f"{name} has the shape {list(there[name].shape)}, but according to config.json it is {list(shape)}"
+            yield Problem(where, what, "Use weights and config.json of the same model.")
             return
     for name, tensor in there.items():
         if name in expected and tensor.dtype not in _FLOATS:
-            what = f"{name} is of type {tensor.dtype}, and config.json names no quantisation"
-            yield Problem(where, what, "Take config.json from the model that the weights are of.")
+            what = f"{name} is of type {tensor.dtype}, but config.json does not mention a quantisation"
+            yield Problem(where, what, "Use the config.json of the model that the weights belong to.")
             return
 
 
@@ -353,8 +361,8 @@ def _tokenizer(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
     rows = text.get("vocab_size") if isinstance(text, Mapping) else None
     highest = max(_numbers(found), default=-1)
     if isinstance(rows, int) and highest >= rows:
-        what = f"has tokens up to number {highest}, the model's embedding has {rows} rows"
-        yield Problem(file, what, "Take the tokenizer of the model that the weights are of.")
+        what = f"has tokens up to number {highest}, but the model's embedding has only {rows} rows"
+        yield Problem(file, what, "Use the tokenizer of the model that the weights belong to.")
 
 
 _PICTURE_TOKENS = ("<|image_pad|>", "<IMG_CONTEXT>")
@@ -362,14 +370,14 @@ _PICTURE_TOKENS = ("<|image_pad|>", "<IMG_CONTEXT>")
 
 
 def _picture_token(file: Path, tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a problem if the tokenizer's token for a picture has another number than the model expects."""
+    """Yield a problem if the number of the tokenizer's token for pictures is not the one that the model expects."""
     wanted = config.get("image_token_id")
     added = [each for each in tokenizer.get("added_tokens") or [] if isinstance(each, Mapping)]
     numbers = {each.get("content"): each.get("id") for each in added if each.get("content") in _PICTURE_TOKENS}
     if isinstance(wanted, int) and numbers and wanted not in numbers.values():
         word, number = next(iter(numbers.items()))
-        what = f"{word} has number {number}, and config.json says that pictures are at {wanted}"
-        yield Problem(file, what, "Take tokenizer and config.json from the same model.")
+        what = f"{word} has number {number}, but according to config.json the token for pictures is {wanted}"
+        yield Problem(file, what, "Use tokenizer and config.json of the same model.")
 
 
 def _numbers(tokenizer: Mapping[str, Any]) -> Iterator[int]:
@@ -389,11 +397,11 @@ def _template(folder: Path) -> Iterator[Problem]:
         return
     place, text = _template_text(folder)
     if text is None:
-        what = "is absent: the folder has no chat template, neither there nor in tokenizer_config.json"
+        what = "is absent: the folder has no chat template, neither in this file nor in tokenizer_config.json"
         yield Problem(place, what, "Copy it from the model that training started from.")
         return
     if "content" not in text:
-        what = "shows no message to the model" if text.strip() else "is empty"
+        what = "does not include any message" if text.strip() else "is empty"
         yield Problem(place, what, "Copy it from the model that training started from.")
         return
     from jinja2 import Environment, TemplateSyntaxError
@@ -403,7 +411,7 @@ def _template(folder: Path) -> Iterator[Problem]:
         plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", text)
         Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)  # noqa: S701
     except TemplateSyntaxError as error:
-        what = f"is no valid template: {error.message} (line {error.lineno})"
+        what = f"is not a valid template: {error.message} (line {error.lineno})"
         yield Problem(place, what, "Copy it from the model that training started from.")
 
 
@@ -433,7 +441,7 @@ def _generation(folder: Path) -> Iterator[Problem]:
 def _processor(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
     there = [folder / name for name in _PICTURES if (folder / name).is_file()]
     if not there:
-        what = "is absent: nothing says how pictures become the model's input"
+        what = "is absent: it describes how pictures become the model's input"
         yield Problem(folder / _PICTURES[1], what, "Copy it from the model that training started from.")
         return
     read = [_object(file) for file in there]
@@ -441,7 +449,7 @@ def _processor(folder: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
     yield from broken
     kinds = ("image_processor_type", "image_processor", "feature_extractor_type")
     if not broken and not any(key in found for found, _ in read for key in kinds):
-        what = f"names no image processor ({kinds[0]})"
+        what = f"does not name an image processor ({kinds[0]})"
         yield Problem(there[0], what, "Copy it from the model that training started from.")
     vision = config.get("vision_config")
     for file, (found, problem) in zip(there, read, strict=True):
@@ -458,5 +466,5 @@ def _patches(file: Path, images: Mapping[str, Any], vision: Mapping[str, Any]) -
     for name, of_tower in _PATCHES:
         one, other = images.get(name), vision.get(of_tower)
         if isinstance(one, int) and isinstance(other, int) and one != other:
-            what = f"{name} is {one}, and the vision tower of config.json takes {other}"
+            what = f"{name} is {one}, but the vision tower in config.json needs {other}"
             yield Problem(file, what, "Copy it from the model that training started from.")

@@ -46,13 +46,13 @@ def read(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         start = file.read(_LENGTH)
         if POINTER.startswith(start) and start:
-            raise BrokenFile("is a pointer of Git LFS, not the file itself", "Fetch the files: git lfs pull.")
+            raise BrokenFile("is a pointer of Git LFS, not the file itself", "Download the files with `git lfs pull`.")
         length = int.from_bytes(start, "little")
         if len(start) < _LENGTH or not 2 <= length <= _LARGEST_HEADER:
-            raise BrokenFile(f"does not begin as a safetensors file does ({size:,} bytes)")
+            raise BrokenFile(f"does not begin like a safetensors file ({size:,} bytes)")
         text = file.read(length)
     if len(text) < length:
-        raise BrokenFile(f"ends within its header: {size:,} bytes are there, the header alone has {_LENGTH + length:,}")
+        raise BrokenFile(f"ends within its header: the file has {size:,} bytes, the header has {_LENGTH + length:,}")
     try:
         header = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -83,7 +83,7 @@ def _tensors(header: Mapping[str, Any], there: int) -> dict[str, Tensor]:
             raise BrokenFile(f"its header puts {name} at byte {begin:,}, but the tensor before it ends at {whole:,}")
         whole = end
     if there < whole:
-        raise BrokenFile(f"is cut: {whole - there:,} of {whole:,} bytes of weights are missing")
+        raise BrokenFile(f"is truncated: {whole - there:,} of {whole:,} bytes of weights are missing")
     if there > whole:
         raise BrokenFile(f"has {there - whole:,} bytes after its last tensor")
     return found

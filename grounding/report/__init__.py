@@ -53,7 +53,7 @@ def text_of(run: collect.Run, caps: Caps | None = None) -> str:
 
 
 def conclusions(sweeps: Sequence[Path]) -> tuple[list[str], str]:
-    """Return what the sweeps say in words, and their charts of accuracy against cost as markup. A sweep that is not complete says nothing."""
+    """Return the conclusions of the sweeps, and their charts of accuracy against cost as markup. Incomplete sweeps are left out."""
     said, charts = [], []
     for folder in sweeps:
         with suppress(EgmError):

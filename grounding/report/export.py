@@ -209,7 +209,7 @@ def export(
 ) -> str:
     """Export the evaluation in `folder` to `target`. Return a line that says where the export is.
 
-    `hear` is called, before anything is written, with what a reader of the answers must know; it may raise. Raises `UserError` if the target
+    `hear` is called with the notes on the answers before anything is written, and may raise an exception. Raises `UserError` if the target
     is unknown or its tool is not installed.
     """
     if target not in TARGETS:

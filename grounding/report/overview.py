@@ -40,7 +40,7 @@ class Card:
 
     @property
     def spoken(self) -> str:
-        """Return what the drawing shows, in words."""
+        """Return a description of the drawing in words."""
         box = ", ".join(f"{v:.0f}" for v in self.truth)
         return f"{self.sent}. True box {box} of {self.width} by {self.height} pixels. {self.verdict}"
 
@@ -112,7 +112,7 @@ def typical(a: Answers, count: int = CARDS) -> list[int]:
 
 
 def strips(e: Evaluation, picture: Picture, newest: Sequence[Question] = ()) -> list[Strip]:
-    """Return the drawn answers of an evaluation: the newest ones if any are named, typical ones and the worst."""
+    """Return the answers of an evaluation to draw: the newest ones, if any are given, then typical ones and the worst ones."""
     a, kind = e.answers, kinds(e.answers)
     place = {q: i for i, q in enumerate(a.questions)} if newest else {}
     chosen = [
@@ -128,7 +128,7 @@ def strips(e: Evaluation, picture: Picture, newest: Sequence[Question] = ()) -> 
 
 
 def drawn(run: Run) -> Evaluation | None:
-    """Return the evaluation whose answers the first screen draws: the last one that has any."""
+    """Return the evaluation whose answers the first screen draws: the last one that has answers."""
     return next((e for e in reversed(run.evaluations) if e.answers.answered.any()), None)
 
 
@@ -142,7 +142,7 @@ def accuracy_of(e: Evaluation) -> Slice | None:
 
 
 def sentence(run: Run, difference: Difference | None, said: Sequence[str] = ()) -> str:
-    """Return the run's result in one sentence. `said` are the conclusions of its sweeps."""
+    """Return the run's result in one sentence. `said` contains the conclusions of its sweeps."""
     if difference is not None:
         return _difference(difference)
     measured = [(e, s) for e in run.evaluations if (s := accuracy_of(e)) is not None]

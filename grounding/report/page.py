@@ -1,4 +1,4 @@
-"""Plain data -> the page as text, complete or in parts. Pure but for the pictures.
+"""Turn plain data into the page as text, complete or in parts. Pure, except that pictures are read.
 
 A model's answer may be hostile. Jinja escapes all of it, and the page's content security policy does not run any of it. The policy allows
 only the page's one script and one stylesheet, by their hashes, and pictures as data; nothing is loaded from outside.
@@ -50,20 +50,20 @@ FILE_TITLES = {
 
 @dataclass(frozen=True)
 class FirstScreen:
-    """What the first screen needs in addition to the run itself."""
+    """The data that the first screen needs in addition to the run itself."""
 
     picture: overview.Picture
     difference: overview.Difference | None = None
     said: Sequence[str] = ()
     """The conclusions of the run's sweeps"""
     newest: Sequence[Question] = ()
-    """The answers that came last, of an evaluation that runs"""
+    """The newest answers of a running evaluation"""
     costs: str = ""
     """The chart of accuracy against cost as markup, if the run has a sweep"""
 
 
 SECTIONS = ("headline", "boxes", "curves", "tables", "where")
-"""The parts of the page in their order; each is a template"""
+"""The parts of the page in their order; each has a template"""
 
 
 def report(run: collect.Run, caps: Caps | None = None, said: Sequence[str] = (), costs: str = "") -> str:
@@ -101,17 +101,17 @@ def sections(run: collect.Run, first: FirstScreen) -> dict[str, str]:
 
 
 def live(title: str, facts: Mapping[str, Any]) -> str:
-    """Return the page that asks its server for new parts."""
+    """Return the live page, which requests new parts from its server."""
     return _render("live.html.j2", title=title, what="view", gallery=None, file_titles={}, sections=SECTIONS, **facts)
 
 
 def jobs(rows: Sequence[object], servers: Sequence[object], gpus: Sequence[object]) -> str:
-    """Return the part of the live page about what happens now."""
+    """Return the part of the live page that shows jobs, servers and GPUs."""
     return _environment().get_template("jobs.html.j2").render(jobs=rows, servers=servers, gpus=gpus)
 
 
 def _facts(run: collect.Run, first: FirstScreen) -> Mapping[str, object]:
-    """Return what the templates of `SECTIONS` need."""
+    """Return the values that the templates of `SECTIONS` use."""
     from markupsafe import Markup
 
     views = [_view(e) for e in run.evaluations]
@@ -145,7 +145,7 @@ def difference_of(evaluations: Sequence[collect.Evaluation]) -> overview.Differe
         return None
     try:
         change = compare(first.answers, last.answers).macro
-    except UserError:  # they have no question in common
+    except UserError:  # no question is in both
         return None
     return None if change is None else overview.Difference(first.name, last.name, change)
 

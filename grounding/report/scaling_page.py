@@ -126,13 +126,13 @@ def scaling_notes(folders: Sequence[Path]) -> list[str]:
 
 
 def _main_axis(points: Sequence[Point]) -> Axis | None:
-    """Return the cost that a sweep is judged by: operations if they are known, which no other load of the machine changes."""
+    """Return the cost by which a sweep is judged: operations if they are known, because they do not depend on the machine's load."""
     axes = {axis.key: axis for axis in axes_of(points)}
     return next((axes[key] for key in ("flops", "tokens", "latency") if key in axes), None)
 
 
 def sentences(folder: Path) -> list[str]:
-    """Return what a sweep says in words, by its main cost. Raises `UserError`."""
+    """Return the conclusions of a sweep for its main cost. Raises `UserError`."""
     found, reader = gather([folder]), _Reader()
     chosen = _main_axis(found.points)
     return statements(found.points, chosen, reader.compared) if chosen is not None else []

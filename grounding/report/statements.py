@@ -1,4 +1,4 @@
-"""Draw conclusions from points: whether a longer setting of a model pays, and whether, at equal cost, longer beats bigger. Pure except `compared`.
+"""Draw conclusions from points: whether a longer setting is worth its cost, and whether, at equal cost, longer beats bigger. Pure except `compared`.
 
 Which settings are compared depends only on their limits and costs, never on their results. "Bigger" is the larger model's shortest setting;
 "longer" are the smaller model's settings that cost no more. The best of several settings may be picked by its result, because the intervals

@@ -126,7 +126,8 @@ class Environment(_Variables):
     )
     # where files are
     output: str = Field(
-        default="", description="URI to which the job's folder is copied while it runs. Wins over `spec.output`."
+        default="",
+        description="URI to which the job's folder is copied while it runs. Takes precedence over `spec.output`.",
     )
     results: str = Field(default="", description="URI of an evaluation's results, for its termination message.")
     pvc_root: Path = Field(default=Path("/pvc"), description="Folder under which claims (`pvc://`) are mounted.")

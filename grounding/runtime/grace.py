@@ -58,6 +58,6 @@ class Stop:
         return self.left_for_training() < 0
 
     def left_for_training(self) -> float:
-        """Return the seconds that the trainer has left of its share, below 0 if it is late: all of it if no stop was asked for."""
+        """Return the seconds that are left of the trainer's share: the whole share if no stop was requested, and below 0 if it is late."""
         spent = 0.0 if self.asked_at is None else self._clock() - self.asked_at
         return TRAINING_SHARE * self.grace_s - spent

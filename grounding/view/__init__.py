@@ -1,1 +1,1 @@
-"""The live page of runs: a server on this machine that shows what is on the disk, drawn by the templates of the report."""
+"""The live page of runs: a server on this machine that shows the runs' files, rendered with the report's templates."""

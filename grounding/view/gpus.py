@@ -10,7 +10,7 @@ from grounding.runtime import nvidia_smi
 
 @dataclass(frozen=True)
 class GpuUse:
-    """One GPU: the share of time in which it worked, per cent, and its memory in MiB."""
+    """One GPU: its utilisation in per cent, and its used and total memory in MiB."""
 
     name: str
     use: int
@@ -28,7 +28,7 @@ def parse(text: str) -> list[GpuUse]:
 
 
 def gpus() -> list[GpuUse]:
-    """Ask nvidia-smi; empty on a machine without it, and if it does not answer."""
+    """Ask nvidia-smi for the GPUs; return an empty list if it is not installed or does not answer."""
     try:
         done = nvidia_smi.query("index", "name", "utilization.gpu", "memory.used", "memory.total", timeout_s=5)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,7 +1,8 @@
-"""The HTTP server of the live page: loopback, a secret in the path, names of loopback in `Host`, and nothing but the page's own answers.
+"""The HTTP server of the live page. By default it listens on loopback only.
 
-A web page elsewhere cannot read it: it does not know the secret, and a name that it points to this machine (DNS rebinding) is refused.
-No path of the disk is ever made from an address; a picture is a number in the server's own list.
+The path of every address contains a secret, and `Host` must be a name of this machine. Other web pages therefore cannot read the page: they do
+not know the secret, and a host name of theirs that resolves to this machine (DNS rebinding) is refused. Addresses never contain file paths;
+a picture is identified by its number in the server's list.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ HTML, JSON, TEXT = "text/html; charset=utf-8", "application/json", "text/plain; 
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the page of the runs below a folder. Raises `UserError`, which names `option`, if the port cannot be used."""
+    """Serves the live page of the runs in a folder. Raises `UserError` for the command's `option` if the port cannot be used."""
 
     daemon_threads = True
 
@@ -43,7 +44,7 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
-            hint = "Give another one, or none: then a free one is taken." if port else ""
+            hint = f"Choose another port, or leave out {option}; then a free port is chosen." if port else ""
             raise UserError(
                 f"port {port} of {host} cannot be used: {error.strerror}", field=option, hint=hint
             ) from None
@@ -55,7 +56,7 @@ class Server(ThreadingHTTPServer):
         return f"http://{host!s}:{port}/{self.token}/"
 
     def url_of(self, run: str) -> str:
-        """Return the address of the page of one run."""
+        """Return the address of the page that shows one run."""
         return f"{self.url}?{urlencode({'run': run}, quote_via=quote)}"
 
     def start(self) -> None:
@@ -64,7 +65,7 @@ class Server(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True, name="egm-view").start()
 
     def stop(self) -> None:
-        """Stop serving, also those whose connections are open; safe to call twice."""
+        """Stop the server and close open connections; safe to call twice."""
         if self.stopped:
             return
         self.stopped = True
@@ -73,7 +74,7 @@ class Server(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Print nothing: a browser that goes away in the middle of an answer is no news."""
+        """Print nothing, because a browser may close a connection at any time."""
 
 
 def host_of(header: str) -> str:
@@ -98,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if host_of(self.headers.get("Host", "")) not in self.server.hosts:
-            self._text(HTTPStatus.FORBIDDEN, "This server answers only to names of this machine.\n")
+            self._text(HTTPStatus.FORBIDDEN, "The Host header must be a name of this machine.\n")
             return
         url = urlsplit(self.path)
         token, _, rest = url.path.lstrip("/").partition("/")
@@ -149,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(found[0], found[1], cached=True)
 
     def _sweep(self, name: str, runs: tuple[str, ...]) -> None:
-        """Send the page of a sweep; `name` is compared with the sweeps that there are."""
+        """Send the page of a sweep, if a sweep with this name exists."""
         known = self.server.pages.runs()
         folders = {f.name: f for f in self.server.pages.frozen(runs or tuple(known)).sweeps}
         if name not in folders:

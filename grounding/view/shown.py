@@ -1,4 +1,4 @@
-"""The parts of the page as they are now: drawn in a thread of its own, at most as often as drawing is cheap, and only while someone looks."""
+"""Keep the parts of the live page up to date: a thread renders them while a browser requests them, less often if rendering is slow."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from grounding.view.watch import Seen, Watch, pulse, rows_of, servers_of
 
 INTERVAL_S = 1.5
 OPEN_S = 5.0
-"""A page that is open and visible asks every two seconds"""
+"""Seconds since its last request for which a page counts as open; a visible page sends a request every two seconds"""
 IDLE_S = 30.0
-"""Seconds without a question after which a page is no longer kept up to date"""
+"""Seconds without a request after which a page is no longer kept up to date"""
 SHARE = 4
-"""Drawing takes at most one part in `SHARE + 1` of the time of one core"""
+"""Rendering uses at most 1 / (`SHARE` + 1) of one core's time"""
 GPU_INTERVAL_S = 5.0
 SIDE, LARGE_SIDE = 320, 1600
-"""Longer side of a picture in pixels: on the page, and enlarged"""
+"""Longer side of a picture in pixels, on the page and when enlarged"""
 KEPT = 256
-"""Pictures kept in memory"""
+"""Maximum number of pictures in memory"""
 
 
 @dataclass
 class News:
-    """What has changed since a revision."""
+    """The parts that have changed since a revision."""
 
     revision: int
     parts: dict[str, str]
     pulse: str
     title: str
     over: bool = False
-    """The server is about to end: a page asks no more"""
+    """Whether the server is about to stop, so that the page sends no more requests"""
 
 
 @dataclass
 class Shown:
-    """One choice of runs: its parts, each with the revision in which it changed last."""
+    """The state of the page for one selection of runs: its parts, each with the revision of its last change."""
 
     parts: dict[str, tuple[int, str]] = field(default_factory=dict)
     revision: int = 0
@@ -53,12 +53,12 @@ class Shown:
     digest: tuple[object, ...] | None = None
     asked_at: float = 0.0
     given: bool = False
-    """The last news has been sent"""
+    """Whether the final state has been sent"""
     difference: tuple[tuple[object, ...], Difference | None] = ((), None)
     said: tuple[tuple[object, ...], tuple[list[str], str]] = ((), ([], ""))
 
     def put(self, parts: dict[str, str]) -> None:
-        """Take over the parts that have changed."""
+        """Store the parts that have changed, under a new revision."""
         changed = {name: text for name, text in parts.items() if self.parts.get(name, (0, ""))[1] != text}
         if changed:
             self.revision += 1
@@ -71,7 +71,7 @@ class Shown:
 
 
 class Pictures:
-    """The pictures that the page may ask for, each by its number in this list; nothing else is ever read."""
+    """The pictures that the page may request, by their numbers in this list. No other file can be read."""
 
     def __init__(self) -> None:
         self._listed: list[tuple[tuple[Path, ...], str]] = []
@@ -110,7 +110,7 @@ class Pictures:
 
 
 class Pages:
-    """All choices of runs that are being looked at."""
+    """The pages that browsers are showing, one for each selection of runs."""
 
     def __init__(self, root: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.pictures = Pictures()
@@ -128,19 +128,19 @@ class Pages:
         return list(self._watch.folders())
 
     def chosen(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the runs of these names that exist, or the usual ones if none does."""
+        """Return those of the named runs that exist; if none exists, the default ones."""
         known = self._watch.folders()
         return tuple(n for n in dict.fromkeys(names) if n in known) or tuple(self._watch.usual())
 
     def news(self, names: Sequence[str], revision: int, patience_s: float = 1.0) -> News:
-        """Return what has changed since a revision; the first question waits a moment for the first drawing."""
+        """Return the parts that have changed since a revision. The first request waits up to `patience_s` for the first rendering."""
         with self._lock:
             shown = self._shown.setdefault(tuple(names), Shown())
             shown.asked_at = self._clock()
         self._wanted.set()
         with self._drawn:
             self._drawn.wait_for(lambda: shown.revision > 0, timeout=patience_s)
-        over = self._over  # read first: what is read after it is final
+        over = self._over  # read this first, so that everything that is read after it is final
         with self._lock:
             found = shown.since(revision)
         if over:
@@ -148,14 +148,14 @@ class Pages:
         return found
 
     def sent(self, names: Sequence[str], news: News) -> None:
-        """Note that a page has received `news`."""
+        """Record that a page has received `news`."""
         if news.over:
             with self._drawn:
                 self._shown[tuple(names)].given = True
                 self._drawn.notify_all()
 
     def last_look(self, text: str, patience_s: float = 5.0) -> None:
-        """Let the pages that are open fetch the final state with `text`, for at most `patience_s` seconds."""
+        """Wait at most `patience_s` seconds until all open pages have fetched the final state, with `text`."""
         now = self._clock()
         watched = [(names, shown) for names, shown in list(self._shown.items()) if now - shown.asked_at <= OPEN_S]
         for names, _ in watched:
@@ -165,12 +165,12 @@ class Pages:
             self._drawn.wait_for(lambda: all(shown.given for _, shown in watched), timeout=patience_s)
 
     def frozen(self, names: Sequence[str]) -> collect.Run:
-        """Return the chosen runs for the static report."""
+        """Return the selected runs for the static report."""
         with self._watching:
             return self._watch.seen(names).run
 
     def follow(self) -> None:
-        """Keep what is looked at up to date, until `stop`."""
+        """Until `stop` is called, keep the pages that are being shown up to date."""
         while not self._stopped:
             self._wanted.wait()
             began = self._clock()
@@ -188,12 +188,12 @@ class Pages:
             time.sleep(max(INTERVAL_S, SHARE * (self._clock() - began)))
 
     def stop(self) -> None:
-        """Let `follow` return."""
+        """Make `follow` return."""
         self._stopped = True
         self._wanted.set()
 
     def draw(self, names: tuple[str, ...]) -> None:
-        """Read what is new of a choice of runs and draw the parts that depend on it."""
+        """Read the new data of a selection of runs, and render the parts that depend on it."""
         with self._watching:
             seen = self._watch.seen(names)
         shown = self._shown.setdefault(names, Shown())

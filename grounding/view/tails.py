@@ -11,18 +11,18 @@ from grounding.jsontypes import JsonObject
 
 _BLOCK = 4 << 20
 _MARK = 64
-"""Bytes before the place reached that must be the same at the next look, since a file may be rewritten at the same place"""
+"""Number of bytes before the reached position that must be unchanged at the next read; otherwise the file has been rewritten"""
 
 
 class Tail:
-    """The place that was reached in one file. `read` counts all bytes that were read."""
+    """The position up to which one file has been read. `bytes_read` counts all bytes that were read."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.bytes_read = path, 0
         self._inode, self._offset, self._mark = 0, 0, b""
 
     def replaced(self) -> bool:
-        """Return whether the lines that were read are no longer the beginning of the file."""
+        """Return whether the file was replaced, so that the lines that were read are no longer its beginning."""
         if not self._offset:
             return False
         try:
@@ -36,7 +36,7 @@ class Tail:
         return self.path.stat().st_ino
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the complete lines since the last look; after a replacement, call `reset` first."""
+        """Yield the complete lines that were added since the last call. If the file was replaced, call `reset` first."""
         try:
             f = self.path.open("rb")
         except OSError:

@@ -1,4 +1,4 @@
-"""What is on the disk of some runs, read bit by bit: progress lines, result rows, states and summaries. No row is read twice."""
+"""Read the files of runs while they grow: progress lines, result rows, states and summaries. No row is read twice."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RowsWatch:
 
     @property
     def stored(self) -> int:
-        """Return how many rows have been read."""
+        """Return the number of rows that have been read."""
         return self._so_far.stored
 
     def look(self) -> bool:
@@ -58,7 +58,7 @@ class RowsWatch:
         known = [t.path for t in self.tails]
         before = self.stored
         anew = parts[: len(known)] != known or any(t.replaced() for t in self.tails)
-        if anew:  # rows count in the order of the parts
+        if anew:  # start again, because a later row replaces an earlier one, in the order of the parts
             self._begin()
         self.tails += [Tail(part) for part in parts[len(self.tails) :]]
         for tail in self.tails:
@@ -82,7 +82,7 @@ class RowsWatch:
 
 @dataclass(frozen=True)
 class JobSeen:
-    """A job at one moment."""
+    """The state of a job at one moment."""
 
     view: View
     state: JobState
@@ -91,7 +91,7 @@ class JobSeen:
 
 @dataclass
 class Seen:
-    """The chosen runs at one moment. `digest` changes with all that the report's parts show."""
+    """The state of the selected runs at one moment. `digest` changes whenever the content of the report's parts may have changed."""
 
     run: collect.Run
     jobs: list[JobSeen] = field(default_factory=list)
@@ -108,14 +108,14 @@ def _changed_at(path: Path) -> int:
 
 
 class Watch:
-    """The runs below a folder (or a run itself, or one evaluation). Not for several threads at a time."""
+    """Reads the runs in a folder; the folder may also be one run or one evaluation. Not thread-safe."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._progress: dict[Path, ProgressWatch] = {}
         self._rows: dict[Path, RowsWatch] = {}
         self._evaluations: dict[Path, tuple[int, collect.Evaluation]] = {}
-        """The time at which its job was written, and the evaluation"""
+        """Folder of an evaluation -> the time at which its job file was written, and the evaluation"""
 
     def folders(self) -> dict[str, Path]:
         """Return the run folders by name; one evaluation counts as a run."""
@@ -125,14 +125,14 @@ class Watch:
         return {f.resolve().name: f for f in found}
 
     def usual(self) -> list[str]:
-        """Return the runs to show if none is chosen: those at work, or the one that was changed last."""
+        """Return the names of the runs to show if none is selected: the running ones, or else the one that was changed last."""
         folders = self.folders()
         alive = [name for name, folder in folders.items() if is_running(folder)]
         newest = sorted(folders, key=lambda name: _changed_at(folders[name] / "run.json"))
         return alive or newest[-1:]
 
     def seen(self, names: Sequence[str]) -> Seen:
-        """Read what is new in the runs of these names and return all of it."""
+        """Read the new data of the runs with these names, and return the state of these runs."""
         folders = self.folders()
         chosen = [(name, folders[name]) for name in names if name in folders]
         found = Seen(collect.Run(" and ".join(name for name, _ in chosen) or self.root.resolve().name))
@@ -209,7 +209,7 @@ def rows_of(found: Seen, now: float | None = None) -> Iterator[JobRow]:
 
 
 def _problem(v: View) -> str:
-    """Return why a job does not run, in words; empty if it does."""
+    """Return why a job has stopped or failed; empty otherwise."""
     if v.phase == "Stopped":
         return "stopped; the same command continues it."
     return v.message if v.phase == "Failed" else ""
@@ -217,7 +217,7 @@ def _problem(v: View) -> str:
 
 @dataclass(frozen=True)
 class JobRow:
-    """A row of the table of jobs, as text. `share` is what is done, 0..1."""
+    """A row of the table of jobs, as text. `share` is the finished share, 0..1."""
 
     name: str
     phase: str
@@ -233,14 +233,14 @@ class JobRow:
 
 @dataclass(frozen=True)
 class ServerRow:
-    """A server of a running job, in words."""
+    """A server of a running job, with a text that describes its state."""
 
     name: str
     text: str
 
 
 def servers_of(found: Seen) -> list[ServerRow]:
-    """Return the servers of the jobs that run, with what their clients have counted."""
+    """Return the servers of the running jobs, with the counts of their clients."""
     rows = []
     for job in found.jobs:
         counted = {
@@ -249,7 +249,7 @@ def servers_of(found: Seen) -> list[ServerRow]:
         for role in job.state.roles if job.view.phase == "Running" else ():
             if role.kind != "server" or role.phase not in ("Starting", "Running"):
                 continue
-            text = "starting, loads the model" if role.phase == "Starting" else f"answers on port {role.port}"
+            text = "starting: it loads the model" if role.phase == "Starting" else f"answers on port {role.port}"
             if (facts := counted.get(str(role.port))) is not None:
                 text += f"; {facts.answered:,} answers, {facts.failed:,} failed requests"
             rows.append(ServerRow(f"{job.view.name}: {role.name}", text))
@@ -257,12 +257,12 @@ def servers_of(found: Seen) -> list[ServerRow]:
 
 
 def pulse(found: Seen) -> str:
-    """Return what happens now, in one sentence."""
+    """Return a sentence about what is running now."""
     running = [j.view for j in found.jobs if j.view.phase == "Running"]
     if not found.jobs:
-        return "This page follows the files as they grow."
+        return "This page updates itself as the files grow."
     if not running:
         phases = {j.view.phase for j in found.jobs}
-        return "All jobs have succeeded." if phases == {"Succeeded"} else "Nothing runs now."
+        return "All jobs have succeeded." if phases == {"Succeeded"} else "Nothing is running."
     names = " and ".join(v.name for v in running[:3])
-    return f"{names} {'run' if len(running) > 1 else 'runs'} now. This page follows."
+    return f"{names} {'are' if len(running) > 1 else 'is'} running. This page updates itself."

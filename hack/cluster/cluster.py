@@ -99,10 +99,10 @@ def env(run: Path) -> None:
 
 
 def add_kueue(run: Path, *, pytorchjob: bool, off: bool) -> None:
-    """Start Kueue on the cluster that runs, or remove it."""
+    """Start Kueue on the running cluster, or remove it."""
     saved = run / "state.json"
     if not saved.exists() or not Processes(run).alive("kube-apiserver"):
-        raise Trouble("no cluster runs for this checkout; `make cluster` starts one")
+        raise Trouble("no cluster is running for this checkout; `make cluster` starts one")
     state = json.loads(saved.read_text())
     plane = _plane(run, Path(state["home"]), state)
     if off:

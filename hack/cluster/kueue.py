@@ -25,13 +25,13 @@ NAME = "kueue"
 NAMESPACE = "kueue-system"
 SERVICE = "kueue-webhook-service"
 SECRET = "kueue-webhook-server-cert"
-AUTHORITY = "kueue-ca"  # Kueue makes new certificates if its authority has another name
+AUTHORITY = "kueue-ca"  # if the authority has another name, Kueue creates new certificates
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:kueue-controller-manager"
 PYTORCHJOB = "kubeflow.org/pytorchjob"
 PORTS = ("webhook", "health")
 # The API service of the visibility server would make discovery fail, since nothing answers there.
 LEFT_OUT = {"Deployment", "APIService"}
-# Their finalizers are removed by Kueue, so they go while it runs; the order is that of their uses.
+# Kueue removes the finalizers of these objects, so they must be deleted while it runs, users before what they use.
 OBJECTS = ("workloads", "localqueues", "clusterqueues", "cohorts", "resourceflavors", "workloadpriorityclasses")
 
 
@@ -53,7 +53,7 @@ def configuration(upstream: str, ports: dict[str, int], certificates: Path, *, p
 
 
 def _documents(text: str) -> Iterator[dict[str, Any]]:
-    """Each object of kubectl's JSON, which is one List or several objects."""
+    """Yield each object of kubectl's JSON, which is one List or several objects."""
     decoder, at = json.JSONDecoder(), 0
     while at < len(text):
         found, at = decoder.raw_decode(text, at)
@@ -62,7 +62,7 @@ def _documents(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _clients(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each place of an object that names the webhooks' Service."""
+    """Yield each part of an object that refers to the webhooks' Service."""
     for webhook in item.get("webhooks", []):
         yield webhook["clientConfig"]
     if item["kind"] == "CustomResourceDefinition" and (conversion := item["spec"].get("conversion", {}).get("webhook")):
@@ -140,7 +140,7 @@ def up(plane: ControlPlane, home: Path, *, pytorchjob: bool) -> None:
 
 
 def _left(plane: ControlPlane) -> list[tuple[str, str, str]]:
-    """Return kind, namespace and name of each object that waits for Kueue before it can go."""
+    """Return kind, namespace and name of each object that has a finalizer of Kueue."""
     found = []
     for kind in ("pods", *(f"{kind}.kueue.x-k8s.io" for kind in OBJECTS)):
         for item in json.loads(plane.kubectl("get", kind, "-A", "-o", "json"))["items"]:
@@ -150,7 +150,7 @@ def _left(plane: ControlPlane) -> list[tuple[str, str, str]]:
 
 
 def _remove_objects(plane: ControlPlane, seconds: float = 20.0) -> None:
-    """Delete Kueue's objects while it runs; take its finalizers from those that are still there after `seconds`."""
+    """Delete Kueue's objects while Kueue runs. Then stop it, and remove the finalizers of objects that still exist after `seconds`."""
     for kind in OBJECTS:
         plane.kubectl("delete", f"{kind}.kueue.x-k8s.io", "--all", "-A", "--wait=false")
     end = time.monotonic() + seconds
@@ -164,7 +164,7 @@ def _remove_objects(plane: ControlPlane, seconds: float = 20.0) -> None:
 
 
 def _remove_webhooks(plane: ControlPlane) -> None:
-    """Without these, the API server would ask a controller that has stopped about each pod."""
+    """Delete the webhook configurations. Otherwise the API server would query the stopped controller about each pod."""
     for kind in ("mutating", "validating"):
         hooks = f"{kind}webhookconfigurations/kueue-{kind}-webhook-configuration"
         plane.kubectl("delete", hooks, "--ignore-not-found")

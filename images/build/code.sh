@@ -1,5 +1,6 @@
 #!/bin/sh
-# In a build stage: /src, the project -> /code, what its wheel puts into /opt/egm; with `modules` without the command line, which asks for more packages. Quick: a change of code runs this and nothing else.
+# In a build stage: install the project's wheel from /src, and copy what it puts into /opt/egm to /code. With the argument `modules`, leave out
+# the command line, which needs further packages. After a change of code, only this step runs again, which takes seconds.
 set -eu
 export PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=315532800 # the earliest time that a zip archive can store
 cd /src

@@ -1,6 +1,7 @@
 #!/bin/sh
-# In an image: packages.sh heavy|rest -> exactly the packages of /opt/egm/lock/PART.txt in /opt/egm, a Python environment. What it works with is
-# mounted at /mnt, so that the packages are written once, into the layer of this step, and a later build need not read them to know that it has them.
+# In an image, install exactly the packages of /opt/egm/lock/PART.txt into the Python environment /opt/egm: packages.sh heavy|rest.
+# Tools, locks and scripts are mounted at /mnt. The packages are therefore written only once, into the layer of this step, and a later build
+# can reuse that layer without reading them.
 set -eu
 part=$1 tools=/mnt/tools/bin
 export PYTHONHASHSEED=0 SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt

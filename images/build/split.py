@@ -1,7 +1,7 @@
-"""A lock file in two parts, heavy.txt and rest.txt, without its comments: split.py LOCK FOLDER
+"""Split a lock file into two parts without comments, heavy.txt and rest.txt: split.py LOCK FOLDER
 
-Heavy is what changes seldom and weighs most: torch and what CUDA brings. Locks that name the same of it give the same heavy.txt, hence one layer for
-all images that have it.
+heavy.txt has the packages that are largest and rarely change: torch and the CUDA libraries. Locks with the same versions of these give the same
+heavy.txt, so their images share one layer.
 """
 
 from __future__ import annotations

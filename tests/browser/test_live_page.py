@@ -38,7 +38,7 @@ spec:
 
 
 def answer(question: str, n: int) -> list[Any]:
-    """A box that is right for some questions, after a moment."""
+    """Answer after a short delay, with a box that is right for some questions."""
     box = [100 + 60 * (len(question) % 5), 100, 500, 500]
     text = json.dumps([{"bbox_2d": box}])
     message = {"role": "assistant", "content": text}
@@ -48,7 +48,7 @@ def answer(question: str, n: int) -> list[Any]:
 
 
 class Live:
-    """A server of the page, and pages that are open in the browser; complaints of the console fail the test."""
+    """The server of the live page, and its open pages in the browser. An error in the browser's console fails the test."""
 
     def __init__(self, browser: Browser, root: Path) -> None:
         self.browser, self.server = browser, Server(root)
@@ -147,14 +147,14 @@ def test_the_page_fits_has_contrast_and_works_by_keyboard(live: Live, tmp_path: 
     page.keyboard.press("Space")  # a second run beside the first
     expect(page.get_by_role("rowheader", name="two/after").first).to_be_visible()
     assert "run=one" in page.url and "run=two" in page.url
-    page.get_by_role("link", name="The same page frozen").click()
+    page.get_by_role("link", name="The page as a static report").click()
     expect(page.locator("#count")).to_contain_text("of 30")
 
 
 def test_a_page_says_that_its_server_has_ended(live: Live, tmp_path: Path) -> None:
     samples.run(tmp_path / "runs" / "one", samples.pictures(tmp_path / "pictures"))
     page = live.visit()
-    expect(page.locator("#pulse")).to_have_text("Nothing runs now.")
+    expect(page.locator("#pulse")).to_have_text("Nothing is running.")
     live.server.stop()
     expect(page.locator("#pulse")).to_contain_text("Start egm view again")
     live.complaints = [c for c in live.complaints if "Failed to load resource: net::ERR_" not in c]

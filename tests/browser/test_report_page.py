@@ -1,4 +1,4 @@
-"""The report and the comparison in a real browser: from a file, without network, on a phone and on a desk, in dark and light."""
+"""The report and the comparison in a real browser: from a file, without network, on a phone and on a desktop, in dark and light mode."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_dark_and_light_follow_the_system_and_the_button(visit: Open, one_page: 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_stand_out_from_their_ground(visit: Open, one_page: Path, scheme: str) -> None:
-    """WCAG AA: 4.5 to 1, for every element that holds a text of its own."""
+    """Every element with text has a contrast of at least 4.5 to 1 (WCAG AA)."""
     page = visit(one_page, scheme=scheme)
     assert page.evaluate(POOR_CONTRAST) == []
 

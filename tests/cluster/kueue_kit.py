@@ -34,7 +34,7 @@ def _script(*argv: str) -> None:
 
 @contextlib.contextmanager
 def installed() -> Iterator[Kueue]:
-    """Kueue with its default integrations; removed afterwards."""
+    """Run Kueue with its default integrations; remove it afterwards."""
     if os.environ.get("EGM_KUBECONFIG"):
         pytest.skip("these tests install Kueue, which they do only on a cluster of their own")
     _script()
@@ -46,13 +46,13 @@ def installed() -> Iterator[Kueue]:
 
 
 class Kueue:
-    """Objects of Kueue; each test makes its own, because quotas belong to the whole cluster."""
+    """Kueue's objects for one test, because quotas belong to the whole cluster."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
 
     def integrate(self, *argv: str) -> None:
-        """Start Kueue again if it runs with other integrations than its default ones and those that `argv` adds."""
+        """Restart Kueue unless its integrations are already the default ones and those that `argv` adds."""
         _script(*argv)
 
     def _create(self, kind: str, body: dict[str, Any], namespace: str = "") -> None:
@@ -61,7 +61,7 @@ class Kueue:
         self.api.request("POST", f"{BASE}{place}/{PLURALS[kind]}", typed)
 
     def quota(self, gpus: int, cpu: int = 10_000, **more: Any) -> str:
-        """Create a flavor and a ClusterQueue with so many GPUs and plenty of the rest; its name."""
+        """Create a flavor and a ClusterQueue with this many GPUs and plenty of other resources; return its name."""
         name = fresh_name("quota")
         self._create("ResourceFlavor", {"metadata": {"name": name}, "spec": {}})
         amounts = {"cpu": str(cpu), "memory": "100Ti", "nvidia.com/gpu": str(gpus), "pods": PODS}
@@ -72,22 +72,22 @@ class Kueue:
         return name
 
     def queue(self, namespace: str, quota: str, name: str = "gpus") -> str:
-        """Create a LocalQueue of a namespace; its name."""
+        """Create a LocalQueue in a namespace; return its name."""
         self._create("LocalQueue", {"metadata": {"name": name}, "spec": {"clusterQueue": quota}}, namespace)
         return name
 
     def priority(self, value: int) -> str:
-        """Create a WorkloadPriorityClass; its name."""
+        """Create a WorkloadPriorityClass; return its name."""
         name = fresh_name("priority")
         self._create("WorkloadPriorityClass", {"metadata": {"name": name}, "value": value})
         return name
 
     def workloads(self, namespace: str) -> list[Any]:
-        """Return the workloads that Kueue has made for a namespace's objects."""
+        """Return the Workloads that Kueue has created for a namespace's objects."""
         return list(self.api.request("GET", f"{BASE}/namespaces/{namespace}/workloads")["items"])
 
     def admitted(self, namespace: str) -> list[Any]:
-        """Return those that hold their quota now."""
+        """Return the Workloads that hold quota now."""
         return [w for w in self.workloads(namespace) if is_true(w, "Admitted") and not is_true(w, "Finished")]
 
     def grow(self, quota: str, gpus: int) -> None:
@@ -107,7 +107,7 @@ def is_true(workload: Any, condition: str) -> bool:
 
 
 def gpus(pods: list[Any]) -> int:
-    """Return the GPUs that pods hold: those of running pods."""
+    """Return the number of GPUs of running pods."""
     limits = [c["resources"].get("limits", {}) for p in pods for c in p["spec"]["containers"] if _holds(p)]
     return sum(int(limit.get("nvidia.com/gpu", 0)) for limit in limits)
 
@@ -117,7 +117,7 @@ def _holds(pod: Any) -> bool:
 
 
 def writes(namespace: str, since: float) -> list[str]:
-    """Return the writes of the operator and of Kueue in a namespace since a time, without events, as the audit log has them."""
+    """Return the writes of the operator and of Kueue in a namespace since a time, without events, from the audit log."""
     found = []
     for line in AUDIT.read_text().splitlines():
         entry = json.loads(line)
@@ -133,7 +133,7 @@ def writes(namespace: str, since: float) -> list[str]:
 
 
 def watch_for(seconds: float) -> float:
-    """Let that much time pass; when it began."""
+    """Wait for this number of seconds; return when the wait began."""
     begun = time.time()
     time.sleep(seconds)
     return begun

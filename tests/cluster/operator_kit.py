@@ -43,7 +43,7 @@ PATHS = {
 
 
 def kubeconfig() -> Path:
-    """Of the cluster that tests run on: EGM_KUBECONFIG, or the one of `make cluster`."""
+    """Return the kubeconfig of the cluster for the tests: EGM_KUBECONFIG, or that of `make cluster`."""
     return Path(os.environ.get("EGM_KUBECONFIG") or ROOT / ".cache" / "cluster" / "kubeconfig")
 
 
@@ -140,7 +140,7 @@ class Api:
             return answer.status, answer.read().decode(errors="replace")
 
     def allowed(self, path: str, body: Any, token: str) -> bool:
-        """Return whether the owner of a token may make this object; any other refusal is an error."""
+        """Return whether the owner of a token may create this object; a refusal for another reason is an error."""
         status, text = self.answer(token, "POST", path, body)
         assert status in (200, 201, 403), text
         return status != 403

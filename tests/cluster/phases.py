@@ -9,7 +9,7 @@ from tests.cluster.operator_kit import ApiError, Drive, eval_job, train_job, unt
 
 Reach = Callable[[Drive, str], None]
 IN_QUEUE = ("Queued", "QueueUnmanaged")
-"""Without a Kueue in the cluster, the second follows the first within seconds."""
+"""Bring a job into the phase in which it waits for its queue. Without Kueue, the next reason follows within seconds."""
 UNREADY = {"metadata": {"annotations": {"egm.test/ready": "false"}}}
 
 

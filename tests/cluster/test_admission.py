@@ -37,7 +37,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Account:
-    """The operator's service account in a release of the chart."""
+    """The service account of the operator in a release of the chart."""
 
     api: Api
     namespace: str
@@ -225,7 +225,7 @@ def test_what_is_not_a_job_s_is_neither_changed_nor_deleted(account: Account, ap
     own = json.loads(
         json.dumps(_own(account.namespace)["Job"]).replace(UID, owner)
     )  # otherwise the garbage collector deletes it
-    name = "stored"  # not the name under which other tests make theirs
+    name = "stored"  # a name that no other test uses
     own["metadata"]["name"] = name
     api.create("job", account.namespace, {**own, "spec": {**own["spec"], "suspend": True}})
     assert account.change("PATCH", "Job", name, {"spec": {"suspend": False}})[0] == 200
@@ -254,7 +254,7 @@ def test_where_templates_may_do_anything_pods_may_but_not_as_the_operator(
 
 
 def test_jobs_run_to_their_ends(account: Account, api: Api, tmp_path: Path) -> None:
-    """Nothing is refused for a gang of two with a pause and a second attempt, and an evaluation with replaced servers."""
+    """No request is refused while a gang of two is paused and gets a second attempt, and an evaluation replaces its servers."""
     operator = deployed(
         api, account.namespace, tmp_path, account.release, EGM_OPERATOR_BACKOFF_BASE_SECONDS="1"
     ).start()

@@ -1,4 +1,4 @@
-"""GitOps tools see no difference that nobody made: applying again changes nothing, also after the operator has written a status."""
+"""GitOps tools see no difference without a change: applying a job again changes nothing, also after the operator has written a status."""
 
 from __future__ import annotations
 
@@ -56,6 +56,6 @@ def test_a_server_side_apply_again_writes_nothing(kubectl: Any, path: Path) -> N
     before = _versions(kubectl)
     apply()
     assert _versions(kubectl) == before
-    # a default of the API server is nobody's field, so a tool that forces its fields takes nothing away either
+    # no manager owns a field with a default of the API server, so a tool that forces its fields removes nothing
     apply("--force-conflicts")
     assert _versions(kubectl) == before

@@ -33,7 +33,7 @@ def kueue(cluster: Any) -> Iterator[Kueue]:
 
 @contextlib.contextmanager
 def _operating(kueue: Kueue, backend: str, log: Path) -> Iterator[Drive]:
-    """A namespace with an operator whose trainings use a back end."""
+    """Run an operator for a new namespace, whose trainings use this back end."""
     with new_namespace(kueue.api, "queue") as namespace:
         operator = Operator(namespace, log, EGM_OPERATOR_BACKEND=backend).start()
         yield Drive(kueue.api, namespace, backend)
@@ -45,7 +45,7 @@ def _operating(kueue: Kueue, backend: str, log: Path) -> Iterator[Drive]:
 
 @pytest.fixture
 def drive(kueue: Kueue, tmp_path: Path) -> Iterator[Drive]:
-    """With Kueue's default integrations, and the back end that these manage."""
+    """Kueue has its default integrations, and the operator uses the back end that these manage."""
     kueue.integrate()
     with _operating(kueue, "job", tmp_path / "log") as found:
         yield found
@@ -53,14 +53,14 @@ def drive(kueue: Kueue, tmp_path: Path) -> Iterator[Drive]:
 
 @pytest.fixture(params=["job", "pytorchjob"])
 def training(kueue: Kueue, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Drive]:
-    """Over both back ends, each with the integrations that it needs."""
+    """The operator uses each of both back ends, and Kueue has the integrations that it needs."""
     kueue.integrate(*(["--pytorchjob"] if request.param == "pytorchjob" else []))
     with _operating(kueue, request.param, tmp_path / "log") as found:
         yield found
 
 
 def _train(drive: Drive, name: str, labels: dict[str, str] | None = None, **spec: Any) -> None:
-    """A job of one node of eight GPUs, whose data is prepared at once."""
+    """Return a job of one node with eight GPUs, whose data is prepared at once."""
     resources = {"nodes": 1, "gpusPerNode": 8}
     job = train_job(name, {"egm.test/prepare-exit-code": "0"}, queue="gpus", resources=resources, **spec)
     job["metadata"]["labels"] = labels or {}
@@ -68,7 +68,7 @@ def _train(drive: Drive, name: str, labels: dict[str, str] | None = None, **spec
 
 
 def _queued(drive: Drive, name: str, kind: str = "gtj") -> dict[str, Any]:
-    """Wait until a job is Queued; its status."""
+    """Wait until a job is Queued; return its status."""
 
     def look() -> dict[str, Any] | None:
         status = drive.status(name, kind)
@@ -103,7 +103,7 @@ def test_preemption_by_priority_costs_no_attempt(training: Drive, kueue: Kueue) 
     assert training.status("low")["attempt"] == 1
     training.end("high", "rl")
     status = training.phase("low", "Running")
-    # the same attempt with the same output, where its checkpoint is; the step is that of before
+    # the same attempt with the same output, which contains its checkpoint; the step has not changed
     assert (status["attempt"], status["progress"]["step"]) == (1, 4)
     training.end("low", "rl")
     training.phase("low", "Succeeded")
@@ -125,7 +125,7 @@ def test_a_default_queue_without_quota_costs_few_writes(drive: Drive, kueue: Kue
     _queued(drive, "measures", "gej")
     begun = watch_for(40)
     found = writes(drive.namespace, begun)
-    assert len(found) < 20, found  # it was 176 and 445
+    assert len(found) < 20, found  # with a fault of an earlier version, there were hundreds
     assert drive.pods("trains") == [] and gpus(drive.pods("measures", kind="eval")) == 0
 
 
@@ -142,7 +142,7 @@ def test_an_evaluation_of_eight_servers_is_admitted_whole_or_not_at_all(drive: D
 
 
 def _evaluate(drive: Drive, name: str, servers: int, queue: str = "gpus", **spec: Any) -> None:
-    """An evaluation whose data is prepared at once, and whose client ends by itself."""
+    """Create an evaluation whose data is prepared at once, and whose client ends by itself."""
     ends = {
         "egm.test/prepare-exit-code": "0",
         "egm.test/evaluate-exit-code": "0",
@@ -154,7 +154,7 @@ def _evaluate(drive: Drive, name: str, servers: int, queue: str = "gpus", **spec
 
 
 def _two_at_once(drive: Drive, seed: int, queue: str = "gpus") -> None:
-    """Two evaluations, each of which takes the whole quota, begin in an order and at distances that `seed` draws; both end."""
+    """Two evaluations, each of which needs the whole quota, start in a random order with random delays (`seed`); both end."""
     draw = random.Random(seed)
     names = [f"{letter}-{seed}" for letter in draw.sample("ab", 2)]
     for name in names:
@@ -181,7 +181,7 @@ def test_an_evaluation_begins_with_min_servers(drive: Drive, kueue: Kueue) -> No
 
 
 def test_a_client_needs_no_quota_of_its_own_in_a_default_queue(drive: Drive, kueue: Kueue) -> None:
-    """The quota holds the servers and nothing more; a client in the queue `default` would wait for those that wait for it."""
+    """The quota suffices only for the servers. A client in the queue `default` would wait for servers that wait for their clients."""
     quota = kueue.quota(4, cpu=12)  # two evaluations of two servers, each with 3 CPUs
     for name in ("gpus", "default"):
         kueue.queue(drive.namespace, quota, name)
@@ -227,7 +227,7 @@ def test_two_evaluations_never_wait_for_each_other(drive: Drive, kueue: Kueue) -
 
 
 def _wait_for(lanes: Sequence[Future[None]]) -> None:
-    """Raise what the first lane that fails has raised."""
+    """Wait for all lanes; raise the exception of the first one that fails."""
     for done in as_completed(lanes):
         done.result()
 
@@ -237,7 +237,7 @@ PAGE = ROOT / "docs" / "queues.md"
 
 @pytest.fixture
 def followed(cluster: Any, kueue: Kueue, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment in which the page's commands run, and an operator for the namespace that they create."""
+    """Return the environment for the page's commands, with an operator for the namespace that they create."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "kubectl").symlink_to(cluster.program)

@@ -64,12 +64,11 @@ def test_every_third_request_fails(api: Api, drive: Drive, tmp_path: Path, fault
         proxy.CONFLICT,
         proxy.INVALID,
         proxy.LOST_ANSWER,
-    )  # answers that a server gives only to writers
+    )  # answers that a server gives only to requests that write
 
     def choose(method: str, path: str, watch: bool) -> proxy.Fault | None:
         spared = watch or "/namespaces/" not in path or (writes_only and method == "GET")
-        # never the same request four times in a row: waits double with each failure, so chance would decide if the time
-        # is enough
+        # disturb the same request at most three times in a row, because the waits double with each failure
         if spared or row[method, path] == 3 or dice.random() >= 1 / 3:
             row[method, path] = 0
             return None

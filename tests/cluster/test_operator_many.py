@@ -15,7 +15,7 @@ ENDS = ("Succeeded", "Failed")
 
 
 def _made(drive: Drive, number: int) -> str:
-    """Create one job; every tenth fails for good, every fifth is an evaluation."""
+    """Create one job; every tenth fails permanently, every fifth is an evaluation."""
     name, code = f"j{number}", str(int(number % FAIL_EVERY == 0))
     wishes = {"egm.test/exit-code": code, "egm.test/delay": "1s"}
     if number % 5 == 1:

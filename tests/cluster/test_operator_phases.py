@@ -34,7 +34,7 @@ def _names(kind: str, phases: tuple[str, ...]) -> dict[str, str]:
 
 
 def _reach(drive: Drive, kind: str, phases: tuple[str, ...]) -> dict[str, str]:
-    """Return a job in each of the phases, by phase. An evaluation has no gang, so one back end is enough for it."""
+    """Return one job in each phase, keyed by phase. An evaluation has no gang, so one back end is enough for it."""
     if kind == "gej" and drive.backend != "pytorchjob":
         pytest.skip("an evaluation has no gang")
     names = _names(kind, phases)

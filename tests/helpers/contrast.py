@@ -1,4 +1,4 @@
-"""A check that runs in a page: which texts have less contrast with their ground than WCAG asks of them (4.5)."""
+"""A check that runs in a page: which texts have less contrast with their background than WCAG requires (4.5)."""
 
 POOR_CONTRAST = """() => {
   const parse = c => c.match(/[\\d.]+/g).map(Number);

@@ -1,4 +1,4 @@
-"""SFT on two pods that share no folder, only an S3 server: one is killed, both start again with empty disks, and nothing saved is lost."""
+"""SFT on two pods that share no folder, only an S3 server: one is killed, both start again with empty disks, and no saved step is lost."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Pods:
             time.sleep(0.01)
 
     def kill(self, rank: int) -> None:
-        """The node loses its power: torchrun puts each rank into a session of its own, so look at the environment."""
+        """Simulate a power cut of the node. The processes are found by their environment, because torchrun gives each rank its own session."""
         wanted = f"EGM_TEST_POD={self.marks[rank]}".encode()
         while found := [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _has(p, wanted)]:
             for pid in found:
@@ -110,7 +110,7 @@ def _has(process: Path, wanted: bytes) -> bool:
 
 
 def _saved(uri: str) -> int:
-    """The newest checkpoint of which the store has every file."""
+    """Return the newest checkpoint that is complete in the store."""
     whole = [found for found in checkpoints.inventory(open_store(uri)) if found.whole]
     return max((found.step for found in whole), default=0)
 
@@ -166,5 +166,5 @@ def test_pods_that_have_prepared_other_data_are_refused(tmp_path: Path, s3) -> N
     _, bucket = s3
     pods = Pods(tmp_path / "apart", f"s3://{bucket}/apart", 1, change="perFile: 2, seed: 7")
     assert pods.wait() == [1, 1], pods.said()
-    assert "do not train the same" in pods.logs[0].read_text() and "spec.data" in pods.logs[0].read_text()
+    assert "have different data or models" in pods.logs[0].read_text() and "spec.data" in pods.logs[0].read_text()
     assert uploads.stored(open_store(f"s3://{bucket}/apart")) == []

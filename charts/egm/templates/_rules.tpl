@@ -11,7 +11,7 @@
 - apiGroups: [grounding.egm.dev]
   resources: [groundingtrainjobs/finalizers, groundingevaljobs/finalizers]
   verbs: [update]
-# gangs of either back end; prepare and client Jobs: patched for suspension alone. get: to judge whose it is where a name is taken
+# gangs of both back ends, and the Jobs of prepare and client. patch: only to suspend them. get: to check the owner of an existing object with the same name
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
   verbs: [get, list, watch, create, patch, delete]

@@ -1,8 +1,8 @@
-"""Checkpoints of a training whose pods share no folder: each pod has a disk of its own, and only the job's output in a store is common.
+"""Checkpoints of a training whose pods share no folder: each pod has its own disk, and all pods use the job's output in a store.
 
-Each pod uploads the files that its ranks have written. A checkpoint counts once the marker of rank 0 is in the store, which is written after
-the files of all pods are there (`upload.py`). The disks count for nothing at a start: a pod may be a new one. Rank 0 chooses the newest
-complete checkpoint in the store, and every pod downloads the files that it needs of that one.
+Each pod uploads the files that its ranks have written. Rank 0 writes the marker of a checkpoint after the files of all pods are in the store, and
+only then is the checkpoint valid (`upload.py`). At a start, the disks are ignored, because a pod may be new. Rank 0 chooses the newest complete
+checkpoint in the store, and every pod downloads the files of it that it needs.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ FINISHED_S = 3600.0
 
 
 def every_file(_: str) -> bool:
-    """Return that a pod needs every file."""
+    """Return True, for a pod that needs every file."""
     return True
 
 
 def no_rank_of(name: str) -> bool:
-    """Return whether a file of a checkpoint of verl belongs to no single rank; each rank of verl downloads its own files itself."""
+    """Return whether a file of verl's checkpoint does not belong to a single rank. Each rank of verl downloads its own files."""
     return "_rank_" not in name
 
 
@@ -50,14 +50,14 @@ def output_of(job: ResolvedTrainJob, nodes: int) -> str:
 
 @dataclass
 class OwnDisks:
-    """What a pod of such a job keeps in mind. `wanted`: the files of a checkpoint that this pod needs at the start."""
+    """The state of a pod of such a job. `wanted` returns whether this pod needs a file of a checkpoint at the start."""
 
     uri: str
     wanted: uploads.Wanted
     chosen: uploads.Stored | None = None
     """The checkpoint that the run continues from, as rank 0 has chosen it"""
     uploader: uploads.Uploader | None = field(default=None, repr=False)
-    """Rank 0's"""
+    """The uploader of rank 0; None on the other pods"""
 
     def restore(self, store: uploads.Store, root: Path) -> None:
         """On rank 0: choose the checkpoint to continue from, and download this pod's files."""
@@ -69,7 +69,7 @@ class OwnDisks:
         uploads.restore_part(open_store(self.uri, field="spec.output"), root, chosen, self.wanted)
 
     def settle(self, patience_s: float, given_up: Callable[[], object] = lambda: False) -> bool:
-        """On rank 0: wait until the newest and the best checkpoint are in the store with the files of all pods; return whether they are."""
+        """On rank 0: wait until the newest and the best checkpoint are complete in the store; return whether they are."""
         assert self.uploader is not None
         return self.uploader.settle(patience_s, given_up)
 
@@ -94,7 +94,7 @@ class PartUploader:
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
 
     def start(self) -> None:
-        """Start asking the store what to upload."""
+        """Start the thread, which asks the store what to upload."""
         self._thread.start()
 
     def _run(self) -> None:
@@ -102,7 +102,7 @@ class PartUploader:
             self.once()
 
     def once(self) -> None:
-        """Upload this pod's files of the named checkpoint if the store lacks them. Errors are logged, and tried again."""
+        """Upload this pod's files of the named checkpoint if the store lacks them. Errors are logged, and the next call tries again."""
         if checkpoints.peek(self.root) is None:
             return
         try:
@@ -117,7 +117,7 @@ class PartUploader:
             _log.warning("this pod's files of a checkpoint are not uploaded yet: %s", error)
 
     def await_marker(self, patience_s: float) -> bool:
-        """Wait until rank 0 has marked the newest checkpoint of this disk as complete in the store; return whether it has."""
+        """Wait until rank 0 has marked the newest checkpoint on this disk as complete in the store; return whether it has."""
         self.interval_s, end = min(1.0, self.interval_s), time.monotonic() + patience_s
         newest = checkpoints.peek(self.root)
         while newest is not None:
@@ -139,7 +139,7 @@ class PartUploader:
 
 @contextmanager
 def uploading(out: Path, disks: OwnDisks | None) -> Iterator[PartUploader | None]:
-    """On a pod other than rank 0: upload this pod's files of checkpoints while the block runs; nothing if the pods share a folder."""
+    """On a pod other than rank 0: upload this pod's files of checkpoints while the block runs. Do nothing if the pods share a folder."""
     if disks is None:
         yield None
         return
@@ -153,7 +153,7 @@ def uploading(out: Path, disks: OwnDisks | None) -> Iterator[PartUploader | None
 
 
 def refuse_other_content(known: Sequence[identity.Identity | None]) -> None:
-    """Raise `Failure` if the pods, in the order of their numbers, have not prepared the same data or downloaded the same model. Pure."""
+    """Raise `Failure` if the pods have not prepared the same data, or not downloaded the same model. `known` is ordered by pod. Pure."""
     first = known[0]
     for number, other in enumerate(known):
         if first is not None and other is not None and (found := identity.changes(first, other)):
@@ -161,6 +161,6 @@ def refuse_other_content(known: Sequence[identity.Identity | None]) -> None:
                 f"\n  {change.field}: {change.old} on pod 0, {change.new} on pod {number}" for change in found
             )
             raise Failure(
-                f"the pods of this job do not train the same:{text}",
-                hint="Each pod prepares its data and downloads the model itself. Leave both unchanged while the job starts.",
+                f"the pods of this job have different data or models:{text}",
+                hint="Each pod prepares its data and downloads the model itself. Do not change either while the job starts.",
             )

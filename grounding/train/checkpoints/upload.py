@@ -66,7 +66,7 @@ _MARKED = re.compile(rf"checkpoints/((?:checkpoint-|global_step_)(\d+))/{re.esca
 
 
 Wanted = Callable[[str], bool]
-"""Says of a file of a checkpoint, by its relative name, whether this pod needs it"""
+"""Returns whether this pod needs a file of a checkpoint, given by its relative name"""
 
 CLAIM = "attempt.json"
 """Name of the file in the output with the attempt that began last. An older attempt that still runs elsewhere stops uploading"""
@@ -144,12 +144,12 @@ class Stored:
     prefix: str
 
     def document(self) -> Document:
-        """Return it for writing."""
+        """Return the checkpoint as a document for writing."""
         return {"step": self.step, "name": self.name, "prefix": self.prefix}
 
     @classmethod
     def parse(cls, data: bytes) -> Stored | None:
-        """Return what `document` gave; None if `data` is something else."""
+        """Return the checkpoint in `data`, as written by `document`; None if `data` is something else."""
         try:
             found = orjson.loads(data)
             return cls(int(found["step"]), str(found["name"]), str(found["prefix"]))
@@ -303,8 +303,8 @@ def _restore_best(store: Store, root: Path, found: Mapping[int, str]) -> None:
 
 
 def restore_for_pods(store: Store, root: Path, wanted: Wanted) -> Stored | None:
-    """On rank 0 of pods that share no folder: download the files that are `wanted` of the newest checkpoint of which the store has every
-    file, and return it for the other pods. Other checkpoints under `root` are removed, because the other pods may lack their part.
+    """On rank 0, if the pods share no folder: download the `wanted` files of the newest checkpoint that is complete in the store, and return that
+    checkpoint for the other pods. All other checkpoints under `root` are removed, because other pods may lack their files of them.
     """
     noted, chosen = best_stored(store), None
     names: list[str] = []
@@ -325,7 +325,7 @@ def restore_for_pods(store: Store, root: Path, wanted: Wanted) -> Stored | None:
 
 
 def restore_part(store: Store, root: Path, chosen: Stored | None, wanted: Wanted) -> None:
-    """On another pod: download the files that are `wanted` of the checkpoint that rank 0 has `chosen`. Raises `Failure` if that fails."""
+    """On another pod: download the `wanted` files of the checkpoint that rank 0 has `chosen`. Raises `Failure` if that fails."""
     if chosen is not None and _restore_one(store, root, chosen.step, chosen.name, wanted, chosen.prefix) is None:
         raise Failure(
             f"checkpoint {chosen.name}, from which rank 0 continues, cannot be restored here",
@@ -336,7 +336,7 @@ def restore_part(store: Store, root: Path, chosen: Stored | None, wanted: Wanted
 
 
 def bring(store: Store, checkpoint: Checkpoint, wanted: Wanted) -> None:
-    """Download the files of a checkpoint that are `wanted` and are on the disks of other pods. Raises `EgmError`."""
+    """Download the `wanted` files of a checkpoint that are only on the disks of other pods. Raises `EgmError`."""
     folder = checkpoint.path
     marker = Marker.parse((folder / MARKER).read_bytes())
     missing = [name for name in marker.files if name not in marker.local and wanted(name)]
@@ -350,7 +350,7 @@ def bring(store: Store, checkpoint: Checkpoint, wanted: Wanted) -> None:
 
 
 def is_stored(store: Store, checkpoint: Checkpoint) -> bool:
-    """Return whether the store has this checkpoint complete, with the files of all pods."""
+    """Return whether this checkpoint is complete in the store, with the files of all pods."""
     name = f"checkpoints/{checkpoint.path.name}/{MARKER}"
     if store.find(name) is None:
         return False
@@ -377,7 +377,7 @@ def _restore_one(
                 store.uri,
             )
         if prefix and marker.prefix != prefix:
-            raise Failure(f"it is now of {marker.prefix}, and rank 0 continues from {prefix}")
+            raise Failure(f"its files are now those of {marker.prefix}, but rank 0 continues from {prefix}")
         if wanted is not None:
             marker = replace(marker, here=frozenset(filter(wanted, marker.files)))
         needed = sum(marker.local.values()) - (checkpoints.size_of(temporary) if temporary.is_dir() else 0)
@@ -423,7 +423,7 @@ def _fetch(store: Store, key: str, target: Path, size: int, marker: Marker) -> N
 
 
 class Disks(Protocol):
-    """What `kept` needs of `own_disks.OwnDisks`."""
+    """The methods of `own_disks.OwnDisks` that `kept` needs."""
 
     uploader: Uploader | None
 

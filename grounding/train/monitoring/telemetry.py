@@ -32,7 +32,7 @@ GAUGES = {
     "valLoss": ("val_loss", "Mean loss of the answers' tokens at the last validation (SFT)."),
     "valTokenAccuracy": (
         "val_token_accuracy",
-        "Share of the answers' tokens predicted right at the last validation (SFT).",
+        "Share of the answers' tokens predicted correctly at the last validation (SFT).",
     ),
     "valIou": ("val_iou", "Mean IoU of the last validation, 0..1."),
     "klLoss": ("kl_loss", "KL loss to the starting model."),
@@ -41,8 +41,8 @@ GAUGES = {
     "clipFraction": ("clip_ratio", "Share of clipped policy ratios, 0..1."),
     "responseClipped": ("response_clipped_ratio", "Share of answers cut at the length limit, 0..1."),
     "responseLength": ("response_length_tokens", "Mean length of an answer."),
-    "tokensPerSecond": ("tokens_per_second", "Throughput as the trainer counts it (verl: a GPU)."),
-    "mfu": ("mfu_ratio", "Share of the GPUs' bfloat16 rate by their datasheet, 0..1 (RL: of the update)."),
+    "tokensPerSecond": ("tokens_per_second", "Throughput as the trainer counts it (verl: per GPU)."),
+    "mfu": ("mfu_ratio", "Share of the GPUs' bfloat16 rate in their data sheet, 0..1 (RL: during the update)."),
     "gpuMemoryBytes": ("gpu_memory_peak_bytes", "Most memory of a GPU that tensors have taken so far (SFT)."),
     "gradNorm": ("grad_norm", "Gradient norm."),
     "learningRate": ("learning_rate", "Learning rate."),
@@ -164,7 +164,7 @@ def families(report: TrainReport) -> Iterator[Any]:
     for ours, (name, text) in GAUGES.items():
         yield from gauge(name, text, report.metrics.get(ours))
     sets = GaugeMetricFamily(
-        "egm_train_validation_set", "Figure of a named validation set.", labels=[*labels, "set", "figure"]
+        "egm_train_validation_set", "Metric of a named validation set.", labels=[*labels, "set", "figure"]
     )
     for name, value in report.metrics.items():
         figure, _, of = name.partition("/")

@@ -1,8 +1,8 @@
 """The rendezvous of a job's pods, in addition to Ray: which pods have joined, where Ray's head is, and how the run ended.
 
 Ray's own worker command ends with an error whenever the head ends, even after success. So rank 0 answers over HTTP on MASTER_PORT, and each
-worker asks for the state every second. By the answers, a worker knows when to end and with which exit code. By the requests, rank 0 knows
-which workers are missing or silent. Requests contain the job's token.
+worker asks for the state every second. From the answers, a worker knows when to end and with which exit code. From the requests, rank 0
+knows which workers are missing or silent. Requests contain the job's token.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the ranks of SFT agree on if their pods share no folder (`checkpoints/own_disks.py`). Every rank calls these functions."""
+"""Coordinate the ranks of SFT if their pods share no folder (`checkpoints/own_disks.py`). Every rank must call these functions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from grounding.train.checkpoints import local as checkpoints
 from grounding.train.checkpoints.own_disks import OwnDisks, refuse_other_content
 
 PATIENCE_S = 7200
-"""Seconds that a rank waits for the others: a pod downloads a checkpoint while the others wait, and rank 0 waits for uploads"""
+"""Seconds that a rank waits for the others, which may be downloading a checkpoint or uploading files"""
 T = TypeVar("T")
 
 
 def number_of_pods() -> int:
-    """Return the number of pods; torchrun tells each rank."""
+    """Return the number of pods, which torchrun sets in the environment of each rank."""
     return int(os.environ.get("GROUP_WORLD_SIZE") or 1)
 
 
@@ -31,7 +31,7 @@ def is_first_of_pod() -> bool:
 
 
 def _everyone(mine: T) -> list[T]:
-    """Return what each rank gives, by rank."""
+    """Exchange values: return the value of each rank, ordered by rank."""
     found: list[T | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, mine)
     return found  # type: ignore[return-value]
@@ -50,7 +50,7 @@ def _together(act: Callable[[], T]) -> T:
 
 
 def meet(disks: OwnDisks, out: Path, who: identity.Identity | None) -> None:
-    """Compare what the pods train, and restore on each pod the checkpoint that rank 0 has chosen. Raises `Failure`."""
+    """Compare the data and models of all pods, and restore on each pod the checkpoint that rank 0 has chosen. Raises `Failure`."""
     refuse_other_content([each for each in _everyone(who) if each is not None])
     chosen = _everyone(disks.chosen)[0]
     first = torch.distributed.get_rank() == 0
@@ -77,7 +77,7 @@ def mark(folder: Path) -> None:
 
 
 def prune_as_rank_0(root: Path) -> None:
-    """Keep the checkpoints that rank 0 keeps."""
+    """Delete the checkpoints that rank 0 has deleted."""
     names = _everyone([c.path.name for c in checkpoints.complete(root)])[0]
     if is_first_of_pod() and torch.distributed.get_rank() != 0:
         checkpoints.keep_only(root, names)

@@ -323,7 +323,7 @@ class MarkComplete(CheckpointCallback):  # type: ignore[misc]
             if trainer.egm_step is not None:
                 checkpoints.write_metrics(folder, metrics_so_far(trainer))
         except Exception as error:  # a missing line of the curve must not end a run
-            print(f"rl: {folder.name} has no metrics of its step in it: {error!r}", flush=True)  # noqa: T201
+            print(f"rl: the metrics of its step could not be stored in {folder.name}: {error!r}", flush=True)  # noqa: T201
         checkpoints.mark_complete(folder)
         checkpoints.keep_newest(folder.parent, RlEnvironment.from_environ(os.environ).keep_checkpoints)
 

@@ -20,7 +20,7 @@ _VERSIONS = (WORKLOAD, replace(WORKLOAD, version="v1beta1"))
 
 
 class AdmissionsReader(WaitingReader[Admission]):
-    """Reads the newest Workload of each object. A cluster without Kueue has none."""
+    """Reads the newest Workload of each object. In a cluster without Kueue there are none."""
 
     unreadable = "cannot read workloads in %s, so jobs do not report why they wait: %s"
 
@@ -35,7 +35,7 @@ class AdmissionsReader(WaitingReader[Admission]):
     async def _report(self, obj: Owned) -> Admission:
         assert self.cluster is not None
         query = {"labelSelector": f"kueue.x-k8s.io/job-uid={obj.uid}", "limit": "8"}
-        if isinstance(obj, Pod) and obj.group:  # Kueue calls the Workload of a group as the group is called
+        if isinstance(obj, Pod) and obj.group:  # the Workload of a group has the group's name
             query = {"fieldSelector": f"metadata.name={obj.group}"}
         for kind in _VERSIONS:
             path = f"{kind.path}/namespaces/{obj.namespace}/{kind.plural}"

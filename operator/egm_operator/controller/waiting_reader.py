@@ -1,6 +1,6 @@
 """Ask the API server about objects of waiting jobs, in rounds, and queue the jobs about which there is news.
 
-What is asked about them is polled, not watched, because a cluster has many of it, and only that of waiting jobs matters.
+The answers (events, Workloads) are polled and not watched, because a cluster has many of these objects, and only those of waiting jobs matter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class WaitingReader(ABC, Generic[T]):
     """Stores the answer about each waiting object by its uid, and calls `wake` with the job if it has changed."""
 
     unreadable: ClassVar[str]
-    """Message if the operator may not read in a namespace (%s), with the error (%s)"""
+    """Log message if the operator is not allowed to read in a namespace; its two %s are the namespace and the error"""
 
     def __init__(
         self,
@@ -39,14 +39,14 @@ class WaitingReader(ABC, Generic[T]):
         pause_s: float,
         waiting: Callable[[Sequence[Raw], float], Sequence[Owned]],
     ) -> None:
-        """`pause_s`: seconds between two rounds. `waiting`: returns those of a waiting job's objects to ask about, at a time."""
+        """`pause_s`: seconds between two rounds. `waiting`: returns which objects of a waiting job to ask about at a given time."""
         self.store, self.cluster, self.wake, self.pause_s, self._waiting = store, cluster, wake, pause_s, waiting
         self._known: dict[str, T] = {}
         self._refused: set[str] = set()
 
     @abstractmethod
     async def answer(self, obj: Owned, now: float) -> T | None:
-        """Return what is known about an object; None if nothing is, yet. Raises `ApiError`."""
+        """Ask about an object and return the answer; None if there is none yet. Raises `ApiError`."""
 
     def known(self, children: Sequence[Raw]) -> Mapping[str, T]:
         """Return uid -> answer for those of the objects that have one."""

@@ -136,7 +136,7 @@ class Suspendable(Owned):
 
 @dataclass(frozen=True)
 class BatchJob(Suspendable):
-    """A batch/v1 Job of a role that runs once: prepare, or an evaluation's client. `group`: the pods in whose admission by a queue it takes part."""
+    """A batch/v1 Job of a role that runs once: prepare, or an evaluation's client. `group`: the pod group to whose admission by a queue it belongs."""
 
     group: str
     complete: End | None
@@ -320,10 +320,10 @@ class ObjectWarning:
 
 @dataclass(frozen=True)
 class Admission:
-    """What Kueue says of an object that waits for it.
+    """Kueue's report on an object that waits for it.
 
-    `kueue`: whether the cluster has Kueue; `found`: whether it has a Workload for the object, without which nothing will admit it; `message`: its own
-    words; `elsewhere`: the cluster that MultiKueue has sent it to, empty for this one.
+    `kueue`: whether the cluster has Kueue. `found`: whether Kueue has a Workload for the object; without one, nothing will admit it. `message`:
+    Kueue's own message. `elsewhere`: the cluster to which MultiKueue has sent the object; empty for this cluster.
     """
 
     kueue: bool = True
@@ -333,7 +333,7 @@ class Admission:
 
 
 def admission(workload: Mapping[str, Any]) -> Admission:
-    """Parse a Workload: why it is not admitted, in the words of the condition that comes first on the way to its admission."""
+    """Parse a Workload. The message says why it is not admitted, in the words of its first unfulfilled conditions."""
     status = section(workload, "status")
     said = {text(c, "type"): c for c in reversed(entries(status, "conditions"))}
     checks = [
@@ -350,7 +350,7 @@ def admission(workload: Mapping[str, Any]) -> Admission:
 
 
 def waiting_for_admission(children: Sequence[Raw]) -> list[Suspendable | Pod]:
-    """Return the objects that someone else keeps from making pods, and the pods that a queue keeps from the scheduler."""
+    """Return the owners of pods that someone else has suspended, and the pods that a queue holds back from the scheduler."""
     owners: list[BatchJob | GangOwner] = [*gang_owners(children), *batch_jobs(children)]
     held = [one for one in owners if one.held_back and not one.over and not one.deleting]
     return [*held, *(one for one in pods(children) if one.gated and one.queue and not one.deleting)]
@@ -415,7 +415,7 @@ def _end(conditions: Mapping[str, Mapping[str, Any]], *kinds: str) -> End | None
 
 
 class _Identity(TypedDict):
-    """The fields of `Owned`, and whether the object is being deleted."""
+    """The fields that `Owned` has for every object."""
 
     kind: str
     namespace: str

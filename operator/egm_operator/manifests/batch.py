@@ -44,7 +44,7 @@ def prepare(role: Role, ctx: Context) -> Manifest:
 def client(
     role: Role, prepare_role: Role, ctx: Context, attempt: int, endpoints: list[str], admitted: Pod | None = None
 ) -> Manifest:
-    """Return the client Job of an attempt, which queries the servers. The plan counts attempts. `admitted`: a server that a queue has admitted."""
+    """Return the client Job of an attempt, which queries the servers. The plan counts attempts. `admitted`: a server's pod that a queue has admitted."""
     env = {**PROGRESS_ENV, **Environment(attempt=attempt, results=ctx.places.output).as_environ()}
     if endpoints:
         env |= Environment(endpoints=tuple(endpoints)).as_environ()
@@ -59,8 +59,9 @@ def client(
 def _join(meta: Meta, admitted: Pod) -> None:
     """Make an object part of the admission of a pod.
 
-    Kueue does so with an object whose controller it manages. Otherwise the LocalQueue `default` would take in the client, and admitted servers
-    would hold their quota while their client waits for some. The object is deleted with the job, and not with the pod, because it has two owners.
+    Kueue treats an object as a part if it manages the object's controller. Otherwise the LocalQueue `default` would manage the client, and the
+    admitted servers would hold their quota while their client waits for quota. The object has two owners, so it is deleted with the job and not
+    with the pod.
     """
     (job,) = meta["ownerReferences"]
     pod = {"apiVersion": POD.api_version, "kind": POD.name, "name": admitted.name, "uid": admitted.uid}

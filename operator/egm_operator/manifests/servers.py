@@ -19,7 +19,7 @@ from grounding.roles import Role
 from grounding.runtime.environment import EVERY_IPV4, Environment
 
 _GROUP_LABEL, _GROUP_SIZE = "kueue.x-k8s.io/pod-group-name", "kueue.x-k8s.io/pod-group-total-count"
-# a group whose pods have all ended is over: otherwise Kueue keeps quota and pods for others that never come
+# Kueue regards the group as finished when all its pods have ended; otherwise it would reserve quota for replacements that are never created
 _GROUP = {"kueue.x-k8s.io/retriable-in-group": "false"}
 
 
@@ -70,10 +70,10 @@ class Group:
 
 
 def new_groups(least: int, ctx: Context, begun: float, missing: int, there: int = 0) -> list[Group]:
-    """Return the groups of `missing` servers that are created now, beside `there` others: one entry per server.
+    """Return the groups of `missing` servers that are created now, one entry per server. `there`: the number of other servers.
 
-    They share a group, unless the job's `minServers` (`least`) is 2 or more: then only the servers that it lacks do. No two groups share a name,
-    because Kueue keeps the Workload of an old one for a while.
+    If the job's `minServers` (`least`) is 1, all of them share a group. Otherwise only as many as are missing up to `minServers` share one, and
+    each of the rest is a group of its own. Each group has a new name, because Kueue keeps the Workload of an old group for a while.
     """
     name = f"{ctx.part}group-{int(begun * 1000):x}"
     together = missing if least == 1 else min(missing, max(0, least - there))
@@ -88,7 +88,7 @@ def spare_name(ctx: Context, index: int, taken: Set[str]) -> str:
 
 
 def server(role: Role, ctx: Context, index: int, group: Group | None = None, name: str | None = None) -> Manifest:
-    """Return a server's pod. The kubelet restarts it if it dies; the plan creates it again if it is gone."""
+    """Return a server's pod. The kubelet restarts it if it dies; the plan creates it again if it has been deleted."""
     env = Environment(port=SERVER_PORT, host=EVERY_IPV4).as_environ()
     pod = template(role, ctx, extra_env=env, ports={"http": SERVER_PORT}, restart="Always")
     meta = queued(ctx.meta(server_name(ctx, index) if name is None else name, "server"), ctx)

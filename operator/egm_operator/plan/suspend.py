@@ -16,7 +16,7 @@ def suspend(
 ) -> Policy[J, S]:
     """Return the policy for a kind of job. `stop` stops its work; `idle` returns whether the work has stopped.
 
-    `heard` records what the work reports meanwhile, and returns what it is doing about the request to stop.
+    `heard` records the reports of the pods while they stop, and returns a description of what they are doing.
     """
 
     def decide(snapshot: Snapshot[J, S]) -> Decision[S] | None:

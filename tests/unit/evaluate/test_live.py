@@ -1,4 +1,4 @@
-"""The live view and its lines; broken images; mistakes of `egm eval`."""
+"""The live view, its lines in a log, the handling of broken images, and mistakes in the arguments of `egm eval`."""
 
 import io
 import json

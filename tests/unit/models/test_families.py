@@ -24,16 +24,20 @@ def test_native_layouts_are_taken(family: str, kind: str, tmp_path: Path) -> Non
     ("family", "kind", "words"),
     [
         ("qwen3-vl", "internvl", r"Set spec\.model\.family to internvl"),
-        ("internvl", "internvl_chat", r"native one\n.*-hf"),
+        ("internvl", "internvl_chat", r"native layout\n.*-hf"),
         ("qwen3-vl", "qwen3_5_moe", r"Set spec\.model\.family to qwen3\.5"),
         ("qwen3-vl", "qwen2_5_vl", r"Set spec\.model\.family to qwen2\.5-vl"),
-        ("qwen2.5-vl", "qwen2_vl", r"take Qwen2\.5-VL or a newer model"),
+        ("qwen2.5-vl", "qwen2_vl", r"Use Qwen2\.5-VL or a newer model"),
         (
             "qwen3-vl",
             "llama",
-            r"of type 'llama', the job says qwen3-vl\nThis is a language model without a vision tower",
+            r"of type 'llama', but the job says qwen3-vl\nThis is a language model without a vision tower",
         ),
-        ("qwen3-vl", "gemma3", r"of type 'gemma3', the job says qwen3-vl\nKnown are qwen3-vl \(.*can be evaluated"),
+        (
+            "qwen3-vl",
+            "gemma3",
+            r"of type 'gemma3', but the job says qwen3-vl\nThese families can be trained: qwen3-vl \(.*can be evaluated",
+        ),
     ],
 )
 def test_others_are_refused_with_the_way(family: str, kind: str, words: str, tmp_path: Path) -> None:

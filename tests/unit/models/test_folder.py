@@ -82,21 +82,21 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 TEXT = QWEN["text_config"]
 FAULTS: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("shard is absent", _remove(SHARD), SHARD, "is absent"),
-    ("shard is cut", _cut(SHARD, 1), SHARD, "is cut: 1 of"),
+    ("shard is cut", _cut(SHARD, 1), SHARD, "is truncated: 1 of"),
     ("shard is cut in its header", lambda f: os.truncate(f / SHARD, 100), SHARD, "ends within its header"),
     ("shard is empty", _write(SHARD, b""), SHARD, "does not begin"),
     ("shard is a page of HTML", _write(SHARD, "<!DOCTYPE html>" * 40), SHARD, "does not begin"),
     ("shard is a pointer", _write(SHARD, LFS), SHARD, "Git LFS"),
     ("shard has more bytes", lambda f: (f / SHARD).open("ab").write(b"x") and None, SHARD, "1 bytes after"),
     ("tensor is not in its shard", _without(SECOND, SHARD), SHARD, f"lacks {SECOND}"),
-    ("tensor is nowhere", _out_of_index(SECOND), INDEX, f"lacks {SECOND}, and"),
-    ("index is absent", _remove(INDEX), INDEX, "3 of its weight files are there"),
+    ("tensor is nowhere", _out_of_index(SECOND), INDEX, f"lacks {SECOND}; a program"),
+    ("index is absent", _remove(INDEX), INDEX, "3 of its weight files exist"),
     ("index is cut", _cut(INDEX, 5), INDEX, "not valid JSON"),
     ("index has no map", _write(INDEX, "{}"), INDEX, "no weight_map"),
-    ("index leads out", _edit(INDEX, lambda v: {"weight_map": {"a": "../x"}}), INDEX, "outside of the folder"),
+    ("index leads out", _edit(INDEX, lambda v: {"weight_map": {"a": "../x"}}), INDEX, "outside the folder"),
     ("other sizes", _edit("config.json", lambda v: v | {"text_config": TEXT | {"hidden_size": 32}}), INDEX, "shape"),
     ("more layers", _edit("config.json", lambda v: v | {"text_config": TEXT | {"num_hidden_layers": 4}}), INDEX, "lacks"),
-    ("config is absent", _remove("config.json"), "", "no model is there"),
+    ("config is absent", _remove("config.json"), "", "the folder has no model"),
     ("config is cut", _cut("config.json", 3), "config.json", "not valid JSON"),
     ("config is a pointer", _write("config.json", LFS), "config.json", "Git LFS"),
     ("config is a list", _write("config.json", "[]"), "config.json", "expected a JSON object"),
@@ -107,9 +107,9 @@ FAULTS: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("tokenizer is cut", _cut("tokenizer.json", 2), "tokenizer.json", "not valid JSON"),
     ("tokenizer is too large", _edit("tokenizer.json", lambda v: v | {"added_tokens": [{"id": 64}]}), "tokenizer.json", "64 rows"),
     ("no chat template", _remove("chat_template.jinja"), "chat_template.jinja", "no chat template"),
-    ("template is cut", _cut("chat_template.jinja", 8), "chat_template.jinja", "no valid template"),
+    ("template is cut", _cut("chat_template.jinja", 8), "chat_template.jinja", "not a valid template"),
     ("template is empty", _write("chat_template.jinja", " "), "chat_template.jinja", "is empty"),
-    ("template of another kind", _write("chat_template.jinja", "{{ bos_token }}"), "chat_template.jinja", "no message"),
+    ("template of another kind", _write("chat_template.jinja", "{{ bos_token }}"), "chat_template.jinja", "not include any message"),
     (
         "another number for pictures",
         _edit("tokenizer.json", lambda v: v | {"added_tokens": [{"id": 6, "content": "<|image_pad|>"}]}),
@@ -117,7 +117,7 @@ FAULTS: list[tuple[str, Callable[[Path], None], str, str]] = [
         "has number 6",
     ),
     ("sampling defaults are cut", _write("generation_config.json", "{"), "generation_config.json", "not valid JSON"),
-    ("index of another model", _write("model.safetensors", safetensors(tensors())), INDEX, "names other files"),
+    ("index of another model", _write("model.safetensors", safetensors(tensors())), INDEX, "lists other files"),
     (
         "patches of another size",
         _other_patches,
@@ -177,7 +177,7 @@ def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"adapter_config.json: .*LoRA adapter of Qwen/Q"):
         require(folder)
     write_model(folder)
-    with pytest.raises(UserError, match="beside full weights"):
+    with pytest.raises(UserError, match="in the same folder as full weights"):
         require(folder)
 
 
@@ -211,7 +211,7 @@ def test_old_weights_are_looked_at_without_being_run(tmp_path: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"PK\x05\x06" + bytes(18))  # an empty archive
     assert examine(folder).problems == ()
     (folder / "pytorch_model.bin").write_bytes(b"half")
-    assert "is cut" in examine(folder).problems[0].what
+    assert "is truncated" in examine(folder).problems[0].what
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -47,7 +47,7 @@ def test_a_life_without_trouble() -> None:
 
 
 def test_pods_that_share_no_folder_prepare_for_themselves() -> None:
-    """Otherwise a Job's work would be lost, because it also has its own folder."""
+    """A preparing Job would have its own folder too, so its files would be lost."""
     world = World(train(output="s3://b/o", resources=ONE_NODE))
     world.reconcile()
     world.controllers()

@@ -96,7 +96,7 @@ def test_a_busy_server_that_lets_something_through_is_asked_again_soon() -> None
 
 
 def test_what_is_not_watched_is_not_created_again_in_the_next_look() -> None:
-    """Otherwise a plan with many objects would hardly ever succeed: each reconcile could fail at another object."""
+    """If a success did not reset the back-off, a plan with many objects would rarely succeed, because each reconcile may fail at another object."""
     busy = BusyCluster(lambda method, path, times: times % 3 == 0)
     _delays(busy, 30, PREPARED)
     posts = Counter(line for line in busy.accepted if line.startswith("POST"))

@@ -34,7 +34,7 @@ SETTINGS = Settings(backoff_base_seconds=10.0, backend="pytorchjob")
 NOW = 1_800_000_000.0
 _FINAL = ("Succeeded", "Failed")
 GATED = [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "gates"}]
-"""Conditions of a pod that Kueue keeps from the scheduler"""
+"""Conditions of a pod that Kueue holds back from the scheduler"""
 _COUNT = itertools.count()
 
 

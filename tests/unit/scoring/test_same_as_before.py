@@ -1,8 +1,8 @@
 """The scores of 12,000 answers stay the same bit for bit, and rewards to 9 digits.
 
 The answers are drawn here from a fixed seed, without the project's code. `EXPECTED` are SHA-256 digests of all results,
-made at commit 862afb1; the last has been made anew since, with rounded scores. Change a digest only if you change a profile on purpose,
-and then change its name, too.
+computed at commit 862afb1, except the last one, which was computed later, with rounded scores. Change a digest only if
+you change a profile on purpose, and then change its name, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The server of the live page: who may ask, what is served, and that only news is sent."""
+"""The server of the live page: allowed requests, served content, and updates that contain only changed parts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ask(server: Server) -> Ask:
 
 
 def news(ask: Ask, since: int = 0) -> dict[str, object]:
-    """Return the news, asked for until the first drawing is there."""
+    """Request the changed parts until the first rendering exists, and return them."""
     while True:
         found: dict[str, object] = json.loads(ask(f"news?run=demo&since={since}")[2])
         if found["revision"]:

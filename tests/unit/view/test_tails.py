@@ -1,4 +1,4 @@
-"""Files that grow are read once, line by line, whatever happens to them."""
+"""Growing files are read once, line by line, even if they are replaced or truncated."""
 
 from __future__ import annotations
 

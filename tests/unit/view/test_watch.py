@@ -1,4 +1,4 @@
-"""What the live page reads: the same figures as a whole reading, and no row twice."""
+"""The incremental reader of the live page gives the same figures as reading all files, and reads no row twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grounding.view.watch import ProgressWatch, RowsWatch, Watch, pulse, rows_of
 
 
 def run(folder: Path, images: Path, phase: str = "Succeeded") -> Path:
-    """A run whose jobs have true states."""
+    """A run whose jobs have real state files."""
     samples.run(folder, images)
     kinds = {"rl": "GroundingTrainJob", "before": "GroundingEvalJob", "after": "GroundingEvalJob"}
     for name, kind in kinds.items():
@@ -88,7 +88,7 @@ def test_a_run_at_work_is_chosen_and_described(tmp_path: Path) -> None:
         assert watch.usual() == ["busy"]
         seen = watch.seen(["busy", "nonsense"])
         assert [e.name for e in seen.run.evaluations] == ["before", "after"]
-        assert pulse(seen) == "rl and before and after run now. This page follows."
+        assert pulse(seen) == "rl and before and after are running. This page updates itself."
         assert [s.text for s in servers_of(seen)] == ["answers on port 4242"]
         rows = {r.name: r for r in rows_of(seen)}
         assert rows["rl"].share == 1.0 and rows["rl"].done == "10/10" and "score" in rows["rl"].figures

@@ -37,7 +37,7 @@ CLIENT = Client()
 
 
 def standing(snapshot: PlacedEval) -> dict[int, Pod]:
-    """Return the servers that are there to stay, by their numbers."""
+    """Return the servers that are not ending or lost, by their numbers."""
     pods = snapshot.of_model(snapshot.pods_of("server"))
     return {pod.index: pod for pod in pods if pod.index is not None and snapshot.alive(pod) and not pod.deleting}
 

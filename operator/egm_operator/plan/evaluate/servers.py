@@ -26,7 +26,7 @@ def servers(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
     decision = snapshot.decision()
     fields, pods = decision.status.fields, snapshot.of_model(snapshot.pods_of("server"))
     fields.servers, fields.ready_servers = len(pods), servers_ready(snapshot)
-    # for the scale subresource
+    # the scale subresource reads this field
     fields.selector = ",".join(f"{k}={v}" for k, v in manifests.selector(snapshot.context).items())
     n = CLIENT.current(snapshot)
     client = CLIENT.get(snapshot, n) if n > 0 else None
@@ -67,21 +67,21 @@ def _keep(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> None:
 
 
 def in_queue(snapshot: PlacedEval) -> bool:
-    """Return whether a queue admits the servers: the job's, or one that has taken in its preparing Job unasked."""
+    """Return whether a queue admits the servers: the queue of the job, or one that manages its preparing Job although the job names none."""
     return bool(queue_of(snapshot.job)) or any(job.queue for job in snapshot.batch_jobs_of("prepare"))
 
 
 def _lost_its_servers(snapshot: PlacedEval, client: BatchJob) -> bool:
-    """Return whether a queue has taken back the servers of a client. Kueue then also suspends the client, and never resumes it."""
+    """Return whether a queue has preempted the servers of a client. Kueue then also suspends the client, and never resumes it."""
     admitted = [pod.group for pod in standing(snapshot).values() if not pod.gated]
     stopped = client.held_back and not client.queue
     return not admitted or (stopped and client.group not in admitted)
 
 
 def _keep_groups(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> None:
-    """The same in a queue, which admits a group whole or not at all. All servers that are missing are one group, unless fewer are enough.
+    """Create missing servers of a job in a queue as groups (manifests.new_groups). A queue admits a group as a whole or not at all.
 
-    A server that has been lost is replaced in its group. Its pod stays until then, so that the new one has another name.
+    A lost server is replaced in its group. Its pod exists until then, so the new pod gets another name.
     """
     role, context = snapshot.roles["server"], snapshot.context
     there, pods = standing(snapshot), snapshot.pods_of("server")
@@ -109,8 +109,8 @@ def _keep_groups(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> None:
 
 
 def _taken_back(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> Decision[EvalStatus]:
-    """Stop the client of servers that their queue has taken back. It costs no attempt: the same one begins again with the next servers."""
-    status, text = decision.status, "The servers have been taken back by their queue, and wait for it again."
+    """Stop the client if the queue has preempted the servers. This does not count as an attempt: the same attempt starts again with new servers."""
+    status, text = decision.status, "The queue has preempted the servers; they wait for admission again."
     decision.remove(*(job for job in CLIENT.all(snapshot) if not job.complete))
     _keep(snapshot, decision)
     if status.is_true(ConditionType.RUNNING):

@@ -10,13 +10,13 @@ from grounding.api.status import TrainStatus
 
 
 def available(snapshot: TrainSnapshot) -> Decision[TrainStatus] | None:
-    """Wait for the kind, unless an attempt exists, which only its own end can end."""
+    """Wait for the kind. Do nothing if an attempt exists, because it continues until it ends by itself."""
     wanted = backend(snapshot)
     if not wanted.missing(snapshot.absent) or snapshot.gangs:
         return None
     kind, decision = wanted.form.kind, snapshot.decision()
     text = f"The cluster has no {kind.name} ({kind.api_version}), which the job's backend is: {wanted.cure}."
-    if snapshot.settings.namespaces:  # then watches only begin with the process
+    if snapshot.settings.namespaces:  # then the watches are started only once, with the process
         text += f" An operator that serves single namespaces detects {kind.name} only after a restart."
     if decision.status.fields.reason != Reason.REFUSED:
         decision.event(Reason.REFUSED, text, warning=True)

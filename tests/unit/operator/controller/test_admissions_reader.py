@@ -1,4 +1,4 @@
-"""Kueue is asked about what waits for it, and its own words come back."""
+"""The reader asks Kueue about waiting objects, and returns Kueue's own messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _workload(**conditions: tuple[str, str]) -> dict[str, Any]:
 
 
 class Kueue(Cluster):
-    """Has Workloads by the uid of what they are for, in one version of its API."""
+    """A server with Workloads, keyed by the uid of their objects, in one version of the API."""
 
     def __init__(
         self, workloads: dict[str, dict[str, Any]], version: str = "v1beta2", error: ApiError = _UNKNOWN

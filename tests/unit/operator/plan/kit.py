@@ -107,7 +107,7 @@ def gang(
 
 
 def _held(meta: dict[str, Any], by_us: bool, queue: str) -> dict[str, Any]:
-    """Return metadata that says who has suspended an object, and which queue it is in."""
+    """Return metadata of an object: who has suspended it, and its queue."""
     labels = {"labels": {**meta["labels"], QUEUE_LABEL: queue}} if queue else {}
     return meta | labels | ({"annotations": {ANNOTATION_SUSPENDED: "true"}} if by_us else {})
 

@@ -1,4 +1,4 @@
-"""Pods that share no folder: no order of saves, uploads, failures and new starts gives a marker without the files of every pod."""
+"""Pods that share no folder: whatever the order of saves, uploads, failures and restarts, every marker has the files of all pods."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PODS = (0, 1)
 
 
 class Failing(FolderStore):
-    """A store in a folder whose connection is gone after `left` changes."""
+    """A store in a folder whose connection is lost after `left` changes."""
 
     left = 1 << 30
 
@@ -58,7 +58,7 @@ class World:
         return [self.folder / f"{self.attempt}" / f"disk-{pod}" / "checkpoints" for pod in PODS]
 
     def save(self, step: int) -> None:
-        """All ranks write a step, as one attempt does: one with the same step of another attempt has other contents."""
+        """Let all ranks write a step of an attempt. The same step of another attempt has other contents."""
         parts = []
         folders = [root / f"global_step_{step}" for root in self.roots]
         for pod, folder in zip(PODS, folders, strict=True):
@@ -78,7 +78,7 @@ class World:
             checkpoints.keep_newest(root, 2)
 
     def ship(self, pod: int, changes: int) -> None:
-        """Let a pod upload what it should, and break its connection after some changes."""
+        """Let a pod upload its files, and break its connection after some changes."""
         self.store.left = changes
         try:
             if pod:
@@ -91,7 +91,7 @@ class World:
         self.store.left = 1 << 30
 
     def start_again(self) -> None:
-        """Both pods are new: their disks are empty."""
+        """Replace both pods by new ones with empty disks."""
         self.attempt += 1
         self.roots = self._disks()
         marked = upload.stored(self.store)

@@ -207,7 +207,7 @@ def test_a_checkpoint_waits_for_the_lines_before_it(tmp_path: Path) -> None:
 
 
 def test_lines_go_without_a_checkpoint_too(tmp_path: Path) -> None:
-    """Otherwise a pod that is lost long after its last checkpoint would lose the measurements at that checkpoint."""
+    """The lines are uploaded between checkpoints, so a pod that is lost long after its last checkpoint loses no measurement."""
     root, store, lines = tmp_path / "checkpoints", FolderStore(tmp_path / "store"), tmp_path / PROGRESS
     _make(root, 2)
     lines.write_text('{"step": 1}\n')
