@@ -95,7 +95,7 @@ def page_of(runs: Path, run: str, port: int) -> Iterator[Server]:
 def see_out(page: Server, run: str, *, stays: bool) -> None:
     """Serve the page of a finished run until Ctrl-C; without a terminal, only until open pages have fetched the final state."""
     if not stays:
-        page.pages.last_look("The run and its server have ended; egm view shows the run again.")
+        page.pages.last_look("The run has ended, and its server has stopped. egm view shows the run again.")
         return
     typer.echo(f"The page stays at {page.url_of(run)}; Ctrl-C ends it.", err=True)
     with suppress(KeyboardInterrupt):
