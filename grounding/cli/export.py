@@ -25,13 +25,13 @@ def export(
     from grounding.errors import Failure
     from grounding.report.export import export as write
 
-    def hear(notes: list[str]) -> None:
+    def on_notes(notes: list[str]) -> None:
         for note in notes:
             typer.echo(f"note: {note}", err=True)
         if strict and notes:
             raise Failure("--strict: nothing was exported, because of the notes above")
 
-    typer.echo(write(results_folder(folder), to, out, project=project, name=name, hear=hear))
+    typer.echo(write(results_folder(folder), to, out, project=project, name=name, on_notes=on_notes))
 
 
 def register(app: typer.Typer) -> None:

@@ -205,11 +205,11 @@ def export(
     *,
     project: str = "egm",
     name: str = "",
-    hear: Callable[[list[str]], None] = lambda _: None,
+    on_notes: Callable[[list[str]], None] = lambda _: None,
 ) -> str:
     """Export the evaluation in `folder` to `target`. Return a line that says where the export is.
 
-    `hear` is called with the notes on the answers before anything is written, and may raise an exception. Raises `UserError` if the target
+    `on_notes` is called with the notes on the answers before anything is written, and may raise an exception. Raises `UserError` if the target
     is unknown or its tool is not installed.
     """
     if target not in TARGETS:
@@ -217,5 +217,5 @@ def export(
     answers = read_answers(folder)
     if not len(answers):
         raise UserError("the evaluation has no rows", file=folder)
-    hear(answers.notes())
+    on_notes(answers.notes())
     return TARGETS[target](answers, summary_of(folder), out, project=project, name=name or answers.name)

@@ -463,18 +463,18 @@ def test_a_second_signal_kills(tmp_path: Path) -> None:
     assert not any(alive(p) for p in pids)
 
 
-@pytest.mark.parametrize("nanny_too", [False, True])
-def test_kill_9_leaves_nothing_behind_and_the_next_run_goes_on(tmp_path: Path, nanny_too: bool) -> None:
-    run, pids = start_driver(tmp_path, STUBBORN if nanny_too else "")
+@pytest.mark.parametrize("supervisor_too", [False, True])
+def test_kill_9_leaves_nothing_behind_and_the_next_run_goes_on(tmp_path: Path, supervisor_too: bool) -> None:
+    run, pids = start_driver(tmp_path, STUBBORN if supervisor_too else "")
     folder = tmp_path / "runs" / "demo" / "a"
     eventually(lambda: (s := read_state(folder)) and s.roles)
     state = read_state(folder)
     assert state and state.phase == "Running"
-    if nanny_too:
+    if supervisor_too:
         os.kill(state.roles[0].pid, signal.SIGKILL)
     run.kill()
     run.communicate()
-    if not nanny_too:
+    if not supervisor_too:
         eventually(lambda: not any(alive(p) for p in pids))
     again, new = start_driver(tmp_path)
     try:

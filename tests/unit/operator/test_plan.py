@@ -558,7 +558,7 @@ def test_waiting_for_a_model(upstream: str | None, reason: str) -> None:
     assert world.status["model"] == "s3://b/first/model" and world.created == ["Job/j-prepare"]
 
 
-def test_an_invalid_spec_is_told_and_can_be_mended() -> None:
+def test_an_invalid_spec_is_reported_and_can_be_fixed() -> None:
     world = World(train(output=None))
     world.reconcile()
     assert world.status["reason"] == "InvalidSpec" and "spec.output" in world.status["message"]
