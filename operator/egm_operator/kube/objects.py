@@ -136,7 +136,7 @@ class Suspendable(Owned):
 
 @dataclass(frozen=True)
 class BatchJob(Suspendable):
-    """A batch/v1 Job of a role that runs once: prepare, or an evaluation's client. `group`: the pod group to whose admission by a queue it belongs."""
+    """A batch/v1 Job of a role that runs once: prepare, or an evaluation's client. `group`: the pod group to whose admission it belongs."""
 
     group: str
     complete: End | None

@@ -44,7 +44,7 @@ def prepare(role: Role, ctx: Context) -> Manifest:
 def client(
     role: Role, prepare_role: Role, ctx: Context, attempt: int, endpoints: list[str], admitted: Pod | None = None
 ) -> Manifest:
-    """Return the client Job of an attempt, which queries the servers. The plan counts attempts. `admitted`: a server's pod that a queue has admitted."""
+    """Return the client Job of an attempt, which queries the servers. The plan counts attempts. `admitted`: an admitted server's pod."""
     env = {**PROGRESS_ENV, **Environment(attempt=attempt, results=ctx.places.output).as_environ()}
     if endpoints:
         env |= Environment(endpoints=tuple(endpoints)).as_environ()
