@@ -18,7 +18,6 @@ SETTINGS = Settings(pod_template="allow")
 ONLY_FOR_PODS = {
     "spec.output: is missing": "the operator's default output would do",
     "that folder is deleted with the pod": "the folder is the pod's own",
-    "RL on several nodes needs a folder": "one node would do without a claim",
     "pods of several nodes exchange": "one node would do without a claim or S3",
     "a pod has no folder": "on this machine, the file is there",
 }

@@ -229,6 +229,10 @@ class RlEnvironment(_Variables):
         description="Tells verl to stop: if this file exists, verl saves a checkpoint at the end of its step. If the file contains `now`, "
         "verl saves the previous step at once. The RL role writes the file at SIGTERM.",
     )
+    shared_output: str = Field(
+        default="",
+        description="URI through which the pods of a job exchange checkpoints; empty if they share the job's folder.",
+    )
     rollouts_a_step: Whole = Field(
         default=0,
         description="Answers that the CPU engine collects before it generates those of a step; 0 means that it waits only briefly.",

@@ -31,7 +31,7 @@ _BY_NAME = {
         "test_families",
         "test_release_run",
     ),
-    "gang": ("test_ray_cluster",),
+    "gang": ("test_ray_cluster", "test_rl_own_disks"),
 }
 """Marker -> modules that `make test` leaves out, because they take a quarter of an hour or need root."""
 

@@ -164,7 +164,7 @@ def test_sigterm_saves_the_step_under_way_in_the_store(tmp_path: Path, s3, asked
 
 def test_pods_that_have_prepared_other_data_are_refused(tmp_path: Path, s3) -> None:
     _, bucket = s3
-    pods = Pods(tmp_path / "apart", f"s3://{bucket}/apart", 1, change="perFile: 2, seed: 7")
+    pods = Pods(tmp_path / "apart", f"s3://{bucket}/apart", 1, change="perFile: 2, seed: 8")
     assert pods.wait() == [1, 1], pods.said()
     assert "have different data or models" in pods.logs[0].read_text() and "spec.data" in pods.logs[0].read_text()
     assert uploads.stored(open_store(f"s3://{bucket}/apart")) == []

@@ -420,6 +420,11 @@ def newest(root: str | Path) -> Checkpoint | None:
 _BROKEN = "broken-"
 
 
+def listed_size(folder: Path) -> int:
+    """Return the size in bytes of all files of a complete checkpoint, including those on the disks of other pods."""
+    return sum(Marker.parse((folder / MARKER).read_bytes()).files.values())
+
+
 def size_of(folder: Path) -> int:
     """Return the total size in bytes of all files below `folder`."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
@@ -463,6 +468,12 @@ def keep_newest(root: str | Path, keep: int) -> None:
     for aside in root.glob(f"{_BROKEN}*"):
         if kept:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_incomplete(folder: Path) -> None:
+    """Remove the folder of a checkpoint unless it is complete."""
+    if not is_complete(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep_only(root: Path, names: Collection[str]) -> None:

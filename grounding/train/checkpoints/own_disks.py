@@ -22,6 +22,7 @@ from grounding.train import identity
 from grounding.train.checkpoints import local as checkpoints
 from grounding.train.checkpoints import upload as uploads
 from grounding.train.checkpoints.local import Checkpoint
+from grounding.train.checkpoints.safe_loading import require_safe_file
 
 _log = logging.getLogger(__name__)
 FINISHED_S = 3600.0
@@ -36,6 +37,19 @@ def every_file(_: str) -> bool:
 def no_rank_of(name: str) -> bool:
     """Return whether a file of verl's checkpoint does not belong to a single rank. Each rank of verl downloads its own files."""
     return "_rank_" not in name
+
+
+def bring_rank(uri: str, folder: Path, rank: int) -> None:
+    """Download one rank's files of a checkpoint of verl that its pod has restored, and check them before they are loaded.
+
+    The ranks of a pod may call this at the same time. Raises `EgmError`.
+    """
+
+    def is_own(name: str) -> bool:
+        return Path(name).stem.endswith(f"_rank_{rank}")
+
+    for file in uploads.download_missing(open_store(uri, field="spec.output"), folder, is_own):
+        require_safe_file(file)
 
 
 def for_export(name: str) -> bool:

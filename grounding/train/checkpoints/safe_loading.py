@@ -92,12 +92,17 @@ def _holds_pickle(path: Path) -> bool:
 def require_safe(checkpoint: Path) -> None:
     """Raise `UserError` if a file of the checkpoint refers to any function or class that our checkpoints never use."""
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
-        read = how_read(path)
-        if read is Read.TABLE:
-            _require_plain_shards(path)
-        elif read is Read.SEARCHED:
-            with path.open("rb") as f:
-                _require_plain(f, path)
+        require_safe_file(path)
+
+
+def require_safe_file(path: Path) -> None:
+    """Raise `UserError` if one file of a checkpoint refers to any function or class that our checkpoints never use."""
+    read = how_read(path)
+    if read is Read.TABLE:
+        _require_plain_shards(path)
+    elif read is Read.SEARCHED:
+        with path.open("rb") as f:
+            _require_plain(f, path)
 
 
 class _Metadata(pickle.Unpickler):

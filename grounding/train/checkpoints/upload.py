@@ -336,17 +336,26 @@ def restore_part(store: Store, root: Path, chosen: Stored | None, wanted: Wanted
 
 
 def bring(store: Store, checkpoint: Checkpoint, wanted: Wanted) -> None:
-    """Download the `wanted` files of a checkpoint that are only on the disks of other pods. Raises `EgmError`."""
+    """Download the `wanted` files of a checkpoint that are only on the disks of other pods, and mark them. Raises `EgmError`."""
     folder = checkpoint.path
     marker = Marker.parse((folder / MARKER).read_bytes())
+    if brought := [path.relative_to(folder).as_posix() for path in download_missing(store, folder, wanted)]:
+        write_json(folder / MARKER, replace(marker, here=frozenset({*marker.local, *brought})).document())
+
+
+def download_missing(store: Store, folder: Path, wanted: Wanted) -> list[Path]:
+    """Download the files of a checkpoint that are `wanted` and that its marker lists on the disks of other pods; return their paths.
+
+    The marker is left as it is, so several processes may do this at the same time. Raises `EgmError`.
+    """
+    marker = Marker.parse((folder / MARKER).read_bytes())
     missing = [name for name in marker.files if name not in marker.local and wanted(name)]
-    if not missing:
-        return
-    whole = replace(marker, prefix=_key(marker), here=None)
-    checkpoints.require_room(folder.parent, sum(marker.files[name] for name in missing))
-    for name in missing:
-        _fetch(store, f"checkpoints/{folder.name}/{whole.prefix}/{name}", folder / name, marker.files[name], whole)
-    write_json(folder / MARKER, replace(marker, here=frozenset({*marker.local, *missing})).document())
+    if missing:
+        whole = replace(marker, prefix=_key(marker), here=None)
+        checkpoints.require_room(folder.parent, sum(marker.files[name] for name in missing))
+        for name in missing:
+            _fetch(store, f"checkpoints/{folder.name}/{whole.prefix}/{name}", folder / name, marker.files[name], whole)
+    return [folder / name for name in missing]
 
 
 def is_stored(store: Store, checkpoint: Checkpoint) -> bool:

@@ -17,14 +17,14 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from grounding.errors import Failure
+from grounding.errors import EgmError, Failure
 from grounding.jsontypes import JsonObject
 from grounding.runtime import environment, processes
 from grounding.runtime.environment import Environment
 from grounding.runtime.grace import Stop
 from grounding.runtime.waiting import Every
 from grounding.train.rl import rendezvous
-from grounding.train.rl.rendezvous import FINAL, Membership, Pods
+from grounding.train.rl.rendezvous import FINAL, Answer, Membership, Pods
 
 _MARK = Environment.variable("ray_node")
 LEAVE_SHARE = 0.2
@@ -202,13 +202,17 @@ def lead(
     deadline_s: float,
     drive: Callable[[str, Callable[[], str]], int],
     stop: Stop,
+    resume: str = "",
+    compare: Callable[[list[str]], None] = lambda _: None,
 ) -> int:
     """Run rank 0. If a worker is asked to stop, trigger `stop` too.
 
-    `drive(ray address, lost)` runs the driver and returns its exit code. It must end the driver when `lost()` returns a reason.
+    `drive(ray address, lost)` runs the driver and returns its exit code. It must end the driver when `lost()` returns a reason. `resume` is
+    passed to the workers' `restore`, and `compare` gets what each worker trains (`Pods.content`); it raises `Failure` if they differ.
     """
     pods = replace(pods, ip=pods.ip or rendezvous.own_address(pods.master))
     membership = Membership(pods.nodes)
+    membership.resume = resume
     membership.on_stop = stop.ask
     os.environ |= ray_environment(pods, "")  # this process also queries Ray
     with rendezvous.meet(pods, membership), _ray_node(pods, node, env) as head:
@@ -218,6 +222,7 @@ def lead(
                 code = 143
                 return code
             _say(f"{pods.nodes} nodes with {node.gpus} GPUs each have joined")
+            compare(membership.contents())
             membership.state = "running"
 
             def lost() -> str:
@@ -231,16 +236,29 @@ def lead(
             membership.wait_until_notified(10.0)
 
 
-def follow(pods: Pods, node: Node, env: Mapping[str, str], deadline_s: float, stop: Stop | None = None) -> int:
+def follow(
+    pods: Pods,
+    node: Node,
+    env: Mapping[str, str],
+    deadline_s: float,
+    stop: Stop | None = None,
+    restore: Callable[[str], None] = lambda _: None,
+) -> int:
     """Run a worker. Return 0 if the run succeeded, 1 if it failed, 143 if this pod or rank 0 was asked to stop.
 
-    A worker that is asked to stop notifies rank 0 and keeps its Ray node until verl has saved, because a checkpoint needs all ranks.
+    `restore` is called with rank 0's `resume` before this pod offers its GPUs. A worker that is asked to stop notifies rank 0 and keeps its
+    Ray node until verl has saved, because a checkpoint needs all ranks.
     """
     pods = replace(pods, ip=pods.ip or rendezvous.own_address(pods.master))
     stop = stop if stop is not None else Stop.of_process()
-    ended = _join(pods, deadline_s, stop)
-    if ended:
-        return _EXIT.get(ended, 1)
+    first = _join(pods, deadline_s, stop)
+    if first["state"] in FINAL:
+        return _EXIT.get(first["state"], 1)
+    try:
+        restore(first["resume"])
+    except EgmError as error:
+        rendezvous.say(pods, error.message)
+        raise
     heard, patience_s = time.monotonic(), environment.of_process().lost_seconds
     with _ray_node(pods, node, env) as child:
         while True:
@@ -262,19 +280,17 @@ def follow(pods: Pods, node: Node, env: Mapping[str, str], deadline_s: float, st
             time.sleep(1.0)
 
 
-def _join(pods: Pods, deadline_s: float, stop: Stop) -> str:
-    """Wait until rank 0's Ray answers. If the run has already ended, return how, otherwise an empty text."""
+def _join(pods: Pods, deadline_s: float, stop: Stop) -> Answer:
+    """Return rank 0's answer once its Ray runs or the run has ended; a stop of this pod is such an end too."""
     end_at = time.monotonic() + deadline_s
     while not stop.asked:
         answer = rendezvous.say(pods)
-        if answer is not None and answer["state"] in FINAL:
-            return answer["state"]
-        if answer is not None and answer["ray"]:
-            return ""
+        if answer is not None and (answer["state"] in FINAL or answer["ray"]):
+            return answer
         if time.monotonic() > end_at:
             raise Failure(
                 f"rank 0 at {pods.master}:{pods.port} has not answered after {deadline_s:.0f} s",
                 hint="Look at rank 0's log; spec.startDeadlineSeconds sets how long to wait.",
             )
         time.sleep(0.5)
-    return "stopped"
+    return Answer(state="stopped", ray="", resume="")

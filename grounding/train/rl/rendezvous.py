@@ -28,6 +28,8 @@ from grounding.runtime.environment import Environment
 
 State = Literal["starting", "running", "succeeded", "failed", "stopped"]
 FINAL: tuple[State, ...] = ("succeeded", "failed", "stopped")
+LONGEST_MESSAGE = 1 << 16
+"""Bytes of a worker's message that rank 0 reads"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Pods:
     ray_port: int
     token: str = field(repr=False)
     ip: str = ""
+    content: str = field(default="", repr=False)
+    """What this pod trains, as text that rank 0 compares; empty if the pods share a folder"""
 
 
 def from_environment(env: Mapping[str, str]) -> Pods | None:
@@ -104,13 +108,18 @@ class Member:
     seen: float
     told: State | None = None
     left: str = ""
+    content: str = ""
 
 
 class Answer(TypedDict):
-    """Rank 0's answer: the state of the run, and the address of Ray's head (empty until it runs)."""
+    """Rank 0's answer: the state of the run, the address of Ray's head (empty until it runs), and the checkpoint from which the run continues.
+
+    `resume` is for pods that share no folder: a text that rank 0 wrote, empty if the run begins at step 0.
+    """
 
     state: str
     ray: str
+    resume: str
 
 
 class Membership:
@@ -119,18 +128,25 @@ class Membership:
     def __init__(self, nodes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.nodes, self._clock, self._lock = nodes, clock, threading.Lock()
         self.state: State = "starting"
-        self.ray = ""
+        self.ray, self.resume = "", ""
         self.members: dict[int, Member] = {}
         self.on_stop: Callable[[], object] = lambda: None
         """Called when a worker reports that it was asked to stop."""
 
-    def heartbeat(self, rank: int, host: str, ip: str, left: str = "", stopping: bool = False) -> Answer:
+    def heartbeat(
+        self, rank: int, host: str, ip: str, left: str = "", stopping: bool = False, content: str = ""
+    ) -> Answer:
         """Record a worker's message and return rank 0's answer."""
         if stopping:
             self.on_stop()
         with self._lock:
-            self.members[rank] = Member(host, ip, self._clock(), self.state, left)
-            return {"state": self.state, "ray": self.ray}
+            self.members[rank] = Member(host, ip, self._clock(), self.state, left, content)
+            return {"state": self.state, "ray": self.ray, "resume": self.resume}
+
+    def contents(self) -> list[str]:
+        """Return what each worker trains, by rank."""
+        with self._lock:
+            return [member.content for _, member in sorted(self.members.items())]
 
     def wait_until_notified(self, patience_s: float) -> bool:
         """Wait at most `patience_s` seconds until all workers are notified (`all_notified`). Return whether they are."""
@@ -174,7 +190,7 @@ def meet(pods: Pods, membership: Membership) -> Iterator[int]:
                 if not hmac.compare_digest(given.encode(), pods.token.encode()):
                     return self.send_error(403)
                 try:
-                    length = min(int(self.headers.get("Content-Length", "0")), 4096)
+                    length = min(int(self.headers.get("Content-Length", "0")), LONGEST_MESSAGE)
                     said = json.loads(self.rfile.read(length))
                     rank = int(said["rank"])
                     if not 1 <= rank < pods.nodes:
@@ -185,6 +201,7 @@ def meet(pods: Pods, membership: Membership) -> Iterator[int]:
                         str(said["ip"])[:64],
                         str(said.get("left", ""))[:500],
                         said.get("stopping") is True,
+                        str(said.get("content", "")),
                     )
                 except (ValueError, KeyError, TypeError):
                     return self.send_error(400)
@@ -214,6 +231,8 @@ def environment_of_jobs(env: Mapping[str, str]) -> dict[str, str]:
 def say(pods: Pods, left: str = "", timeout_s: float = 5.0, *, stopping: bool = False) -> Answer | None:
     """Send a worker's message to rank 0, and return the answer, or None if there is none. Raises `UserError` if the token is refused."""
     said = {"rank": pods.rank, "host": os.uname().nodename, "ip": pods.ip, "left": left, "stopping": stopping}
+    if pods.content:
+        said["content"] = pods.content
     request = urllib.request.Request(
         f"http://{pods.master}:{pods.port}/",
         data=json.dumps(said).encode(),
@@ -226,7 +245,9 @@ def say(pods: Pods, left: str = "", timeout_s: float = 5.0, *, stopping: bool = 
             found = json.loads(answer.read(4096))
             if not isinstance(found, dict):
                 return None
-            return Answer(state=str(found.get("state", "")), ray=str(found.get("ray", "")))
+            return Answer(
+                state=str(found.get("state", "")), ray=str(found.get("ray", "")), resume=str(found.get("resume", ""))
+            )
     except urllib.error.HTTPError as error:
         if error.code == 403:
             raise UserError(

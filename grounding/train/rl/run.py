@@ -15,8 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
+
+import orjson
 
 from grounding.api import RlJob
 from grounding.api.hyperparameters import RolloutEngine
@@ -37,6 +41,14 @@ from grounding.train import devices, identity, initial, loopback, rank0
 from grounding.train.checkpoints import local as checkpoints
 from grounding.train.checkpoints import upload as uploads
 from grounding.train.checkpoints.export import export
+from grounding.train.checkpoints.own_disks import (
+    FINISHED_S,
+    OwnDisks,
+    no_rank_of,
+    output_of,
+    refuse_other_content,
+    uploading,
+)
 from grounding.train.checkpoints.safe_loading import require_safe
 from grounding.train.monitoring import tracking
 from grounding.train.rl import guard, ray_cluster, rendezvous, reward
@@ -49,7 +61,14 @@ END_S = 5.0
 
 
 def environment(
-    job: RlJob, out: Path, metrics_file: Path, *, cpu: bool, validation_rows: int, nodes: int = 1
+    job: RlJob,
+    out: Path,
+    metrics_file: Path,
+    *,
+    cpu: bool,
+    validation_rows: int,
+    nodes: int = 1,
+    disks: OwnDisks | None = None,
 ) -> dict[str, str]:
     """Return the environment of verl's processes, which Ray passes on to its workers. On several nodes, each pod starts its Ray node with it."""
     h = job.spec.hyperparameters
@@ -61,6 +80,7 @@ def environment(
         seed=job.spec.seed,
         freeze_vision=h.freeze_vision,
         stop_file=stop_file(out),
+        shared_output=disks.uri if disks else "",
         rollouts_a_step=h.batch_size * h.rollouts if awaited else 0,
         rollouts_a_validation=validation_rows if awaited else 0,
     )
@@ -94,7 +114,7 @@ def environment(
 
 
 def stop_file(out: Path) -> Path:
-    """Return the path of the file that asks verl's trainer, which may run on any pod, to save. The trainer writes its reports to the same folder."""
+    """Return the path of the file that asks verl's trainer to save. The trainer writes its reports to the same folder."""
     return out / attempts.VERL / "stop"
 
 
@@ -149,27 +169,33 @@ def train(
     out: Path,
     log: tracking.Log = tracking.nowhere,
     stop: Stop | None = None,
+    disks: OwnDisks | None = None,
+    who: identity.Identity | None = None,
 ) -> int:
     """Train to the end or until SIGTERM, and write `out/model`. Return verl's exit code, or 143 if stopped. `log` gets verl's metrics of each
     step.
 
-    On several nodes, every pod calls this: rank 0 trains, and the others provide their Ray node and return rank 0's result.
+    On several nodes, every pod calls this: rank 0 trains, and the others provide their Ray node and return rank 0's result. `disks`: the pods
+    share no folder; then `who` is what this pod trains.
     """
     import torch
 
     stop = stop if stop is not None else Stop.of_process()
     cpu = not torch.cuda.is_available()
     pods = rendezvous.from_environment(os.environ)
-    if pods and pods.rank:
+    if pods and pods.rank and disks is None:
         return _follow(job, pods, out, cpu, stop)
     if data.train_parquet is None or data.val_parquet is None:
         raise UserError("an RL job needs training and validation data", field="spec.data")
+    if pods and pods.rank and disks is not None:
+        initial.local(model, job.spec.model.family_name, job.spec.seed, out, partial(_prompts, data.train_parquet))
+        _own_reward(job, data.train_parquet, out)
+        return _follow(job, pods, out, cpu, stop, disks, who)
     if is_published(out / "model"):
         if pods:
             rendezvous.dismiss(pods, 60.0)
         return 0
-    train_rows = data.train_parquet
-    model = initial.local(model, job.spec.model.family_name, job.spec.seed, out, lambda: _prompts(train_rows))
+    model = initial.local(model, job.spec.model.family_name, job.spec.seed, out, partial(_prompts, data.train_parquet))
     families.check(job.spec.model.family_name, model)
     rows = _rows(data.train_parquet)
     batch = job.spec.hyperparameters.batch_size
@@ -185,7 +211,7 @@ def train(
     if start.unlogged:
         log(start.done, start.unlogged)
     if start.done < total or start.validate:
-        code = _train(job, data, model, out, cpu, pods, total, start, log, stop)
+        code = _train(job, data, model, out, cpu, pods, total, start, log, stop, disks, who)
         if code and (pods or code == 143 or start.validate != "only"):
             return code
         if code:
@@ -208,6 +234,8 @@ def train(
             "verl ended without the last checkpoint", hint="Its log above shows the reason.", file=out / "checkpoints"
         )
     chosen = checkpoints.chosen(out / "checkpoints", best_figure(job), checkpoint)
+    if disks is not None:
+        disks.bring(chosen)
     export(chosen.path, out / "model", Path(model), identity.facts(out))
     return 0
 
@@ -223,6 +251,8 @@ def _train(
     start: attempts.Start,
     track: tracking.Log,
     stop: Stop,
+    disks: OwnDisks | None,
+    who: identity.Identity | None,
 ) -> int:
     """Run verl from `start` on; return its exit code."""
     assert data.train_parquet and data.val_parquet
@@ -249,30 +279,41 @@ def _train(
         attention=_attention(cpu),
         cpu_slots=node.cpus,
     )
-    env = os.environ | environment(job, out, log, cpu=cpu, validation_rows=_rows(data.val_parquet), nodes=nodes)
+    rows = _rows(data.val_parquet)
+    env = os.environ | environment(job, out, log, cpu=cpu, validation_rows=rows, nodes=nodes, disks=disks)
     how = f"resuming after step {done}" if checkpoint else "starting"
     if start.validate:
         how += ", its validation first" if start.validate == "first" else ", only for its validation"
     print(f"rl: {_rows(data.train_parquet)} rows, {total} steps, {how}; verl's metrics: {log}", flush=True)  # noqa: T201
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
-    if (
-        pods is not None
-    ):  # verl's runner may run on any pod, whose own environment may lack the file or have another one
-        command.append(f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={log}")
     writer = ProgressWriter(out / "progress.jsonl", "rl", total, done, known=start.known)
     if pods is None:
+        command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
         return _run(command, _own_ray(env), out, log, writer, track, stop)
     env = rendezvous.environment_of_jobs(env)
+    command = [sys.executable, "-m", "grounding.train.verl.runner", *arguments]
 
     def drive(address: str, lost: Callable[[], str]) -> int:
         where = ray_cluster.ray_environment(pods, "") | {"RAY_ADDRESS": address}
-        return _run(command, env | where, out, log, writer, track, stop, lost)
+        code = 1
+        try:
+            code = _run(command, env | where, out, log, writer, track, stop, lost)
+            return code
+        finally:
+            if disks is not None:  # before the other pods are dismissed, because they upload their files
+                disks.settle(FINISHED_S if code == 0 else uploads.UPLOAD_SHARE * stop.left(), lost)
 
-    return ray_cluster.lead(pods, node, env, _deadline(job), drive, stop)
+    if disks is None:
+        return ray_cluster.lead(pods, node, env, _deadline(job), drive, stop)
+    resume = orjson.dumps(disks.chosen.document()).decode() if disks.chosen else ""
+
+    def compare(contents: list[str]) -> None:
+        refuse_other_content([who, *(identity.Identity.parse(content.encode()) for content in contents)])
+
+    return ray_cluster.lead(pods, node, env, _deadline(job), drive, stop, resume, compare)
 
 
 def _own_reward(job: RlJob, rows: Path, out: Path) -> Path | None:
-    """Copy `spec.reward.file` to the job's folder, which all pods can read, test it on the first row, and return the copy's path.
+    """Copy `spec.reward.file` to the job's folder, the same on all pods, test it on the first row, and return the copy's path.
 
     Return None if the job has no such file. Raises `UserError` if the file cannot score the row, before any step is trained.
     """
@@ -292,10 +333,26 @@ def _own_reward(job: RlJob, rows: Path, out: Path) -> Path | None:
     return copy
 
 
-def _follow(job: RlJob, pods: rendezvous.Pods, out: Path, cpu: bool, stop: Stop) -> int:
-    env = environment(job, out, Path("/dev/null"), cpu=cpu, validation_rows=0, nodes=pods.nodes)
+def _follow(
+    job: RlJob,
+    pods: rendezvous.Pods,
+    out: Path,
+    cpu: bool,
+    stop: Stop,
+    disks: OwnDisks | None = None,
+    who: identity.Identity | None = None,
+) -> int:
+    env = environment(job, out, Path("/dev/null"), cpu=cpu, validation_rows=0, nodes=pods.nodes, disks=disks)
     env = rendezvous.environment_of_jobs(os.environ | env)
-    return ray_cluster.follow(pods, _node(job, cpu), env, _deadline(job), stop)
+    if disks is None:
+        return ray_cluster.follow(pods, _node(job, cpu), env, _deadline(job), stop)
+    if who is not None:
+        pods = replace(pods, content=orjson.dumps(who.document()).decode())
+
+    def restore(resume: str) -> None:
+        disks.follow(out / "checkpoints", uploads.Stored.parse(resume.encode()))
+
+    return ray_cluster.follow(pods, _node(job, cpu), env, _deadline(job), stop, restore)
 
 
 def _node(job: RlJob, cpu: bool) -> ray_cluster.Node:
@@ -444,11 +501,17 @@ def main(job: RlJob, data: JobData, model: str, out: Path) -> None:
     if not is_published(out / "model"):
         model_folder.require_trainable(model, job.spec.model.family_name)
     stop = Stop.of_process()
-    first = rank_of(os.environ) == 0
+    first, pods = rank_of(os.environ) == 0, rendezvous.from_environment(os.environ)
+    uri = output_of(job, pods.nodes if pods else 1)
+    disks = OwnDisks(uri, no_rank_of) if uri else None
     if first:
         who = identity.identify(job, data, model)
-        with rank0.surrounded(job, out, gpus, stop, who) as log:
-            code = train(job, data, model, out, log, stop)
+        with rank0.surrounded(job, out, gpus, stop, who, disks) as log:
+            code = train(job, data, model, out, log, stop, disks, who)
+    elif disks is not None:
+        who = identity.identify(job, data, model)
+        with uploading(out, disks):
+            code = train(job, data, model, out, stop=stop, disks=disks, who=who)
     else:
         code = train(job, data, model, out, stop=stop)
     if code == 143:

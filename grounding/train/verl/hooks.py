@@ -12,7 +12,6 @@ import copy
 import functools
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from grounding.train.rl.guard import (
 )
 from grounding.train.rl.resume import metrics as our_metrics
 from grounding.train.rl.stopping import SAVE_NOW, Doing, Phase
-from grounding.train.verl import on_policy
+from grounding.train.verl import every_pod, on_policy
 from grounding.train.verl.patching import Patch
 from grounding.train.verl.patching import apply as apply_patches
 
@@ -254,6 +253,11 @@ def _note_best(trainer: Any, found: JsonObject) -> None:
 _save = PPOTrainer._save_checkpoint
 
 
+def _own_disks() -> bool:
+    """Return whether the pods of the job share no folder."""
+    return bool(RlEnvironment.from_environ(os.environ).shared_output)
+
+
 def _guarded_save(self: Any) -> None:
     """Save like verl if there is space. After an error, delete the incomplete checkpoint to free space for the next one."""
     root = Path(self.config.trainer.default_local_dir)
@@ -261,12 +265,15 @@ def _guarded_save(self: Any) -> None:
     try:
         make_folder(root)
         model = self.config.actor_rollout_ref.model
-        checkpoints.require_room(root, _bytes_of_checkpoint(root, str(model.path), int(model.lora_rank)))
+        needed = _bytes_of_checkpoint(root, str(model.path), int(model.lora_rank))
+        (every_pod if _own_disks() else checkpoints).require_room(root, needed)
         _save(self)
         self.egm_saved = int(self.global_steps)
     except Exception as error:
-        if not checkpoints.is_complete(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+        checkpoints.remove_incomplete(folder)
+        if _own_disks():
+            with contextlib.suppress(Exception):  # the pod of the error may be gone
+                every_pod.remove(folder)
         request = RlEnvironment.from_environ(os.environ).stop_file
         if request is not None:
             with contextlib.suppress(OSError):
@@ -295,7 +302,7 @@ def _bytes_of_checkpoint(root: Path, model: str, rank: int) -> int:
     """
     newest = checkpoints.peek(root)
     if newest is not None:
-        return checkpoints.size_of(newest.path)
+        return checkpoints.listed_size(newest.path)
     tensors = (
         tensor for file in Path(model).glob("*.safetensors") for tensor in safetensors_header.read(file).values()
     )
@@ -324,8 +331,13 @@ class MarkComplete(CheckpointCallback):  # type: ignore[misc]
                 checkpoints.write_metrics(folder, metrics_so_far(trainer))
         except Exception as error:  # a missing line of the curve must not end a run
             print(f"rl: the metrics of its step could not be stored in {folder.name}: {error!r}", flush=True)  # noqa: T201
-        checkpoints.mark_complete(folder)
+        if _own_disks():
+            every_pod.mark(folder)
+        else:
+            checkpoints.mark_complete(folder)
         checkpoints.keep_newest(folder.parent, RlEnvironment.from_environ(os.environ).keep_checkpoints)
+        if _own_disks():
+            every_pod.keep_only(folder.parent)
 
 
 PATCHES = (

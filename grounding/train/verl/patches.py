@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -30,6 +31,7 @@ from grounding.jsontypes import JsonObject
 from grounding.models import attention, families
 from grounding.runtime.environment import RlEnvironment
 from grounding.train import loopback
+from grounding.train.checkpoints import own_disks
 from grounding.train.finite import all_finite
 from grounding.train.verl import on_policy, schedule
 from grounding.train.verl.patching import Patch
@@ -140,6 +142,16 @@ def _checked_save(self: Any, *args: Any, **kwargs: Any) -> Any:
     if not all(found):
         raise RuntimeError("the weights are not finite numbers; this checkpoint is not used")
     return _save_checkpoint(self, *args, **kwargs)
+
+
+_load_checkpoint = verl_fsdp.FSDPEngine.load_checkpoint
+
+
+def _restored_load(self: Any, local_path: str, *args: Any, **kwargs: Any) -> Any:
+    """Load a checkpoint like verl. If the pods share no folder, first download the files of this rank."""
+    if uri := RlEnvironment.from_environ(os.environ).shared_output:
+        own_disks.bring_rank(uri, Path(local_path).parent, torch.distributed.get_rank())
+    return _load_checkpoint(self, local_path, *args, **kwargs)
 
 
 _prepare_outputs = verl_fsdp.FSDPEngineWithLMHead.prepare_model_outputs
@@ -266,6 +278,14 @@ PATCHES = (
         "Weights that are not finite numbers must not replace a good checkpoint.",
         "verl itself checks the weights.",
         "33610c18a6a2",
+    ),
+    Patch(
+        verl_fsdp.FSDPEngine,
+        "load_checkpoint",
+        _restored_load,
+        "If the pods share no folder, a rank's files are only in the job's output, and Ray decides which pod has which rank.",
+        "verl loads checkpoints from a store.",
+        "0053b000be57",
     ),
     Patch(
         verl_fsdp.FSDPEngineWithLMHead,

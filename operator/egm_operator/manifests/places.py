@@ -60,19 +60,13 @@ def checked_output(job: Job, namespace: str, default: str) -> str:
         raise UserError(
             "is missing: set where results are stored (pvc://claim/path or s3://bucket/path)", field="spec.output"
         )
-    if isinstance(job, GroundingTrainJob) and job.spec.resources.nodes > 1 and not output.startswith("pvc://"):
-        if job.spec.method == "rl":
-            raise UserError(
-                f"is {output}: RL on several nodes needs a folder that all pods share; only SFT can do with S3",
-                field="spec.output",
-                hint="Write to pvc://claim/path with a ReadWriteMany claim, or train on one node.",
-            )
-        if not output.startswith("s3://"):
-            raise UserError(
-                f"is {output}: pods of several nodes exchange checkpoints through a shared folder or S3",
-                field="spec.output",
-                hint="Write to s3://bucket/path, or to pvc://claim/path with a ReadWriteMany claim.",
-            )
+    several = isinstance(job, GroundingTrainJob) and job.spec.resources.nodes > 1
+    if several and not output.startswith(("pvc://", "s3://")):
+        raise UserError(
+            f"is {output}: pods of several nodes exchange checkpoints through a shared folder or S3",
+            field="spec.output",
+            hint="Write to s3://bucket/path, or to pvc://claim/path with a ReadWriteMany claim.",
+        )
     return output
 
 

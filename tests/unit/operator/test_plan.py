@@ -75,17 +75,18 @@ def test_pods_that_share_no_folder_prepare_for_themselves() -> None:
 SFT_DATA = {"train": ["/data/a.json"], "images": ["/data/coco.tar"]}
 
 
-def test_sft_on_two_nodes_needs_no_shared_folder() -> None:
+@pytest.mark.parametrize(("role", "spec"), [("sft", {"preset": "egm-8b-sft", "data": SFT_DATA}), ("rl", {})])
+def test_two_nodes_need_no_shared_folder(role: str, spec: dict) -> None:
     """Every pod prepares its own data and has its own work folder; the output is where they meet."""
-    world = World(train(preset="egm-8b-sft", output="s3://b/o", data=SFT_DATA))
+    world = World(train(**spec, output="s3://b/o"))
     world.reconcile()
     world.controllers()
     assert world.created == [gang(1)], world.status
-    assert len(world.alive("sft")) == 2
+    assert len(world.alive(role)) == 2
     world.start()
     world.reconcile()
     assert world.status["phase"] == "Running"
-    other = World(train(preset="egm-8b-sft", output="/mnt/x", data=SFT_DATA))
+    other = World(train(**spec, output="/mnt/x"))
     other.reconcile()
     assert other.status["reason"] == "InvalidSpec" and "shared folder or S3" in other.status["message"]
 
@@ -562,11 +563,11 @@ def test_an_invalid_spec_is_reported_and_can_be_fixed() -> None:
     world = World(train(output=None))
     world.reconcile()
     assert world.status["reason"] == "InvalidSpec" and "spec.output" in world.status["message"]
-    world.edit(output="s3://b/o")
+    world.edit(output="/mnt/x")
     world.reconcile()
-    assert world.status["reason"] == "InvalidSpec" and "RL on several nodes needs a folder" in world.status["message"]
+    assert world.status["reason"] == "InvalidSpec" and "pods of several nodes exchange" in world.status["message"]
     assert not world.created
-    world.edit(resources=ONE_NODE)
+    world.edit(output="s3://b/o", resources=ONE_NODE)
     world.settle()
     assert world.status["phase"] == "Succeeded"
 

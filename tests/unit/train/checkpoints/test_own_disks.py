@@ -166,6 +166,24 @@ def test_rank_0_downloads_the_shards_of_others_for_the_export(world: World) -> N
     assert checkpoints.is_complete(here.path) and upload.is_stored(world.store, here)
 
 
+def test_each_rank_of_verl_downloads_only_its_own_files(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.save(1)
+    for pod in (0, 1, 0):
+        world.ship(pod, 99)
+    world.attempt = 2
+    world.roots = world._disks()
+    chosen = upload.restore_for_pods(world.store, world.roots[0], own_disks.no_rank_of)
+    upload.restore_part(world.store, world.roots[1], chosen, own_disks.no_rank_of)
+    folders = [root / "global_step_1" for root in world.roots]
+    assert [sorted(p.name for p in folder.rglob("*.pt")) for folder in folders] == [["data.pt"]] * 2
+    assert all(checkpoints.is_complete(folder) and checkpoints.world_size(folder) == 2 for folder in folders)
+    seen: list[str] = []
+    monkeypatch.setattr(own_disks, "require_safe_file", lambda path: seen.append(path.name))
+    own_disks.bring_rank(str(world.store.folder), folders[0], 1)  # Ray may place the ranks in another order
+    own = ["model_world_size_2_rank_1.pt", "optim_world_size_2_rank_1.pt"]
+    assert sorted(seen) == own and sorted(p.name for p in folders[0].rglob("*.pt")) == ["data.pt", *own]
+
+
 def test_a_pod_stops_if_the_checkpoint_that_rank_0_has_chosen_is_gone(world: World) -> None:
     gone = upload.Stored(4, "global_step_4", "attempt-1-x")
     with pytest.raises(Failure, match="from which rank 0 continues"):

@@ -16,6 +16,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from grounding.errors import Failure, UserError
+from grounding.runtime.grace import Stop
 from grounding.runtime.waiting import Every
 from grounding.train.rl import ray_cluster, rendezvous
 from grounding.train.rl.ray_cluster import Node, shortfall
@@ -73,10 +74,10 @@ def test_workers_hear_how_it_ended_and_rank_0_who_is_missing() -> None:
     assert rendezvous.say(one, timeout_s=0.5) is None, "nobody is there yet"
     with rendezvous.meet(pods, membership):
         assert membership.missing() == [1, 2]
-        assert rendezvous.say(one) == {"state": "starting", "ray": ""}
+        assert rendezvous.say(one) == {"state": "starting", "ray": "", "resume": ""}
         assert membership.missing() == [2] and membership.members[1].ip == "10.0.0.2"
         membership.ray, membership.state = "10.0.0.1:6379", "running"
-        assert rendezvous.say(two) == {"state": "running", "ray": "10.0.0.1:6379"}
+        assert rendezvous.say(two) == {"state": "running", "ray": "10.0.0.1:6379", "resume": ""}
         assert membership.lost(60.0) == ""
         now[0] += 61.0
         rendezvous.say(two)
@@ -86,8 +87,33 @@ def test_workers_hear_how_it_ended_and_rank_0_who_is_missing() -> None:
         assert membership.lost(60.0).endswith("has left: its Ray node ended with exit code 1")
         membership.state = "failed"
         assert not membership.all_notified()
-        assert rendezvous.say(one) == {"state": "failed", "ray": "10.0.0.1:6379"}
+        assert rendezvous.say(one) == {"state": "failed", "ray": "10.0.0.1:6379", "resume": ""}
         assert membership.all_notified(), "who has left needs not be told"
+
+
+def test_pods_with_own_disks_say_what_they_train_and_hear_where_it_continues() -> None:
+    membership = Membership(3)
+    membership.resume = '{"step": 4}'
+    pods = Pods(0, 3, "127.0.0.1", _free_port(), 6379, TOKEN, "10.0.0.1")
+    long = "x" * 20_000
+    with rendezvous.meet(pods, membership):
+        for rank, content in ((2, "two"), (1, long)):
+            answer = rendezvous.say(replace(pods, rank=rank, content=content))
+            assert answer is not None and answer["resume"] == '{"step": 4}'
+    assert membership.contents() == [long, "two"] and long not in repr(replace(pods, content=long))
+
+
+def test_a_worker_that_cannot_restore_says_so_and_starts_no_ray() -> None:
+    pods = Pods(0, 2, "127.0.0.1", _free_port(), 6379, TOKEN, "10.0.0.1")
+    membership = Membership(2)
+    membership.ray, membership.resume = "10.0.0.1:6379", "step 4"
+
+    def restore(resume: str) -> None:
+        raise Failure(f"{resume} is gone")
+
+    with rendezvous.meet(pods, membership), pytest.raises(Failure, match="step 4 is gone"):
+        ray_cluster.follow(replace(pods, rank=1), Node(1, 8), {}, 20.0, Stop(1.0), restore)
+    assert membership.lost(60.0).endswith("has left: step 4 is gone")
 
 
 def test_a_stranger_is_refused() -> None:

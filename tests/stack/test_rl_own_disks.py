@@ -1,0 +1,207 @@
+"""RL on two nodes that share no folder, only an S3 server: both are killed, and what the store has is not lost.
+
+Each node is a network namespace with a disk of its own, which is mounted at the same path on both. Needs root and `ip`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from grounding.progress import read_progress
+from grounding.storage import open_store
+from grounding.train.checkpoints import local as checkpoints
+from tests.stack.test_ray_cluster import Gang, can_make_nodes, two_nodes
+
+pytestmark = [
+    pytest.mark.gang,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(not can_make_nodes(), reason="network namespaces need root and ip"),
+]
+STEPS = 6
+MANIFEST = """
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingTrainJob
+metadata: {name: rl}
+spec:
+  preset: tiny-rl
+  model: {source: "tiny://"}
+  data: {shapes: {train: 48, perFile: 1}}
+  reward: {file: REWARD, entryPoint: mine}
+  resources: {nodes: 2}
+  startDeadlineSeconds: 240
+  hyperparameters: {maxSteps: STEPS, saveEvery: 1, validateEvery: 100, validateBeforeTrain: false, batchSize: 4,
+                    miniBatchSize: 4, rollouts: 4, responseLength: 32, keepCheckpoints: 5}
+"""
+REWARD = """
+def mine(data_source, solution_str, ground_truth, extra_info):
+    return sum(map(ord, solution_str)) % 7 / 7  # an untrained model's answers differ in it
+"""
+MOUNTED = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+
+
+def _listen_in(namespace: str, port: int) -> socket.socket:
+    """Return a socket that listens on a port of a namespace's loopback address; other sockets of this process stay outside."""
+    found: list[socket.socket] = []
+
+    def listen() -> None:  # a namespace belongs to a thread, and this one ends
+        with Path(f"/run/netns/{namespace}").open() as namespace_file:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace_file.fileno(), 0):
+                raise OSError(ctypes.get_errno(), "setns")
+            found.append(socket.create_server(("127.0.0.1", port)))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+    for end in (source, target):
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def _serve(listening: socket.socket, port: int) -> None:
+    with suppress(OSError):  # the test has ended
+        while True:
+            inside, _ = listening.accept()
+            outside = socket.create_connection(("127.0.0.1", port))
+            for pair in ((inside, outside), (outside, inside)):
+                threading.Thread(target=_pump, args=pair, daemon=True).start()
+
+
+@contextmanager
+def nodes_with_s3(port: int) -> Iterator[list[tuple[str, str, str]]]:
+    """Return two nodes that reach each other and the S3 server of this machine, at its own address."""
+    with two_nodes() as nodes:
+        listening = [_listen_in(name, port) for name, _, _ in nodes]
+        for each in listening:
+            threading.Thread(target=_serve, args=(each, port), daemon=True).start()
+        try:
+            yield nodes
+        finally:
+            for each in listening:
+                each.close()
+
+
+class Pods(Gang):
+    """Both pods of one attempt, each with a new, empty disk."""
+
+    def __init__(self, nodes: list[tuple[str, str, str]], folder: Path, uri: str, attempt: int) -> None:
+        self.disks = [folder / f"attempt-{attempt}" / f"disk-{rank}" for rank in range(2)]
+        self.logs = [disk.with_suffix(".log") for disk in self.disks]
+        self.marks = [f"{secrets.token_hex(8)}-{rank}" for rank in range(2)]
+        at, reward, token = folder / "pod", folder / "reward.py", secrets.token_hex(16)
+        at.mkdir(parents=True, exist_ok=True)
+        reward.write_text(REWARD)
+        self.pods = []
+        for rank, (name, interface, _) in enumerate(nodes):
+            disk = self.disks[rank]
+            disk.mkdir(parents=True)
+            text = MANIFEST.replace("STEPS", str(STEPS)).replace("REWARD", str(reward))
+            (disk / "job.yaml").write_text(text)
+            env = os.environ | {
+                "MASTER_ADDR": nodes[0][2],
+                "MASTER_PORT": "23456",
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "RAY_AUTH_TOKEN": token,
+                "EGM_ATTEMPT": str(attempt),
+                "EGM_LOST_SECONDS": "20",
+                "EGM_GRACE_SECONDS": "200",
+                "EGM_OUTPUT": uri,
+                "EGM_CACHE": str(at / "cache"),
+                "GLOO_SOCKET_IFNAME": interface,
+                "EGM_TEST_POD": self.marks[rank],
+                "CUDA_VISIBLE_DEVICES": "-1",  # use the CPU path even on a machine with a GPU
+            }
+            here = ["ip", "netns", "exec", name, "sh", "-c", MOUNTED, "sh", str(disk), str(at)]
+            where = ["--job", str(at / "job.yaml"), "--data", str(at / "data")]
+            role = [*here, sys.executable, "-m", "grounding.cli", "role"]
+            # each pod prepares by itself, as its init container does
+            subprocess.run([*role, "prepare", *where], env=env, check=True, capture_output=True)
+            with self.logs[rank].open("wb") as log:
+                command = [*role, "rl", *where, "--model", "tiny://", "--out", str(at)]
+                self.pods.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True))
+
+    def said(self) -> str:
+        return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-4000:]}" for log in self.logs)
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        """Wait for an event while both pods run."""
+        end = time.monotonic() + 700
+        while not reached():
+            assert time.monotonic() < end and all(pod.poll() is None for pod in self.pods), self.said()
+            time.sleep(0.05)
+
+    def ended(self) -> list[int]:
+        """Return the exit codes of both pods."""
+        try:
+            return self.wait(700)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self.said()) from None
+
+    def steps(self) -> list[int]:
+        return [line["step"] for line in read_progress(self.disks[0] / "progress.jsonl") if line["step"] > 0]
+
+    def ranks_on(self, pod: int) -> set[str]:
+        """Return which ranks have written files to a pod's disk."""
+        shards = self.disks[pod].glob(f"checkpoints/global_step_{STEPS}/actor/optim_*.pt")
+        return {path.stem.rpartition("_")[2] for path in shards}
+
+
+def _saved(uri: str) -> int:
+    """Return the step of the newest checkpoint of which the store has every file."""
+    return max((found.step for found in checkpoints.inventory(open_store(uri)) if found.whole), default=0)
+
+
+@contextmanager
+def cleared(pods: Pods) -> Iterator[Pods]:
+    """End what is left of an attempt."""
+    try:
+        yield pods
+    finally:
+        pods.clear()
+
+
+def _finish(pods: Pods, uri: str, after: int) -> None:
+    """Check that an attempt with empty disks continues after the step `after` and ends well; all steps may be saved already."""
+    assert pods.ended() == [0, 0], pods.said()
+    if after < STEPS:
+        assert f"resuming after step {after}" in pods.logs[0].read_text(errors="replace"), pods.said()
+    assert pods.steps() == list(range(1, STEPS + 1)) and _saved(uri) == STEPS
+    if after < STEPS:
+        assert {frozenset(pods.ranks_on(pod)) for pod in (0, 1)} == {frozenset("0"), frozenset("1")}, (
+            "its own shard only"
+        )
+    assert (pods.disks[0] / "model" / "config.json").exists() and not (pods.disks[1] / "model").exists()
+    assert open_store(uri).find("model/config.json") is not None
+
+
+def test_both_nodes_start_again_with_empty_disks_after_a_kill(tmp_path: Path, s3) -> None:
+    server, bucket = s3
+    uri = f"s3://{bucket}/killed"
+    with nodes_with_s3(server.ports[0]) as nodes:
+        with cleared(Pods(nodes, tmp_path, uri, 1)) as first:
+            first.until(lambda: _saved(uri) >= 1)
+            first.kill(1)
+            first.kill(0)  # rank 0 would only wait for the other pod's files
+        saved = _saved(uri)
+        assert 1 <= saved <= STEPS
+        with cleared(Pods(nodes, tmp_path, uri, 2)) as second:
+            _finish(second, uri, saved)
