@@ -3,15 +3,14 @@
 For each number N, in a separate namespace with a separate operator:
 
 1. burst    Create N training jobs of one pod as fast as the API server accepts them. The simulated pods keep training. Measures jobs per
-            second until the last PyTorchJob exists, and until the last job is Running.
+            second until the last gang (the PyTorchJob, or with `--backend job` the Indexed Job) exists, and until the last job is Running.
 2. idle     Do nothing for a while. Measures memory and CPU.
 3. end      End the training pods as fast as the API server accepts it. Measures jobs per second until the last job is Succeeded, and
-            the time from a PyTorchJob's success to its job's.
-4. steady   Create 100 more jobs, `--rate` per second. Measures the latency from a job's creation to its PyTorchJob in a cluster that is not
-            busy.
+            the time from a gang's success to its job's.
+4. steady   Create 100 more jobs, `--rate` per second. Measures the latency from a job's creation to its gang in a cluster that is not busy.
 
 The jobs write to S3, like those in `jobs/`. With `--shared`, they write to a claim: the data is then prepared once by a batch/v1 Job, which is
-scheduled, runs and ends (at once) between a job's creation and its PyTorchJob.
+scheduled, runs and ends (at once) between a job's creation and its gang.
 
 Times are measured in this process, which watches the API server. CPU seconds are reported for every process, to show how the two cores are used.
 Results are stored in `results.json`, and `--check` compares them with `ranges.json`."""
@@ -28,7 +27,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ sys.path.insert(0, str(ROOT / "tests" / "cluster"))
 
 import ranges  # noqa: E402
 import usage  # noqa: E402
+from egm_operator.manifests.gangs import BACKENDS  # noqa: E402
 from operator_kit import Api, Operator, kubeconfig, new_namespace, train_job, until  # noqa: E402
 from watches import Server, Watch, conditions, phase  # noqa: E402
 
@@ -70,6 +70,12 @@ def nodes(api: Api) -> None:
         api.request("POST", "/api/v1/nodes", {"metadata": meta, "status": status})
 
 
+def success(backend: str) -> Callable[[Mapping[str, Any]], list[str]]:
+    """Return what marks a gang of a back end whose controller has first reported success."""
+    types = {kind.lower() for kind in BACKENDS[backend].form.succeeded}
+    return lambda obj: ["succeeded"] if types & set(conditions(obj)) else []
+
+
 def job(name: str, shared: bool) -> dict[str, Any]:
     """Return a training job whose data is prepared at once and whose pod runs until it is asked to end."""
     output = "pvc://egm/out" if shared else "s3://bucket/out"
@@ -85,10 +91,10 @@ class Bench:
         self.server, self.namespace, self.options, self.pid = server, namespace, options, pid
         self.meter = usage.Meter({"operator": pid, "bench": os.getpid(), **usage.control_plane(RUN)})
         self.jobs = Watch(server, "gtj", namespace, phase)
-        self.gangs = Watch(server, "pytorchjob", namespace, conditions)
-        self.steps = Watch(server, "job", namespace, conditions)
-        query = "&labelSelector=grounding.egm.dev%2Frole%3Dprepare"
-        self.preparing = Watch(server, "pod", namespace, phase, query)
+        role = "&labelSelector=grounding.egm.dev%2Frole%3D"
+        self.gangs = Watch(server, options.backend, namespace, success(options.backend), f"{role}rl")
+        self.steps = Watch(server, "job", namespace, conditions, f"{role}prepare")
+        self.preparing = Watch(server, "pod", namespace, phase, f"{role}prepare")
         self.made: dict[str, float] = {}
 
     async def create(self, names: list[str], rate: float) -> None:
@@ -106,20 +112,24 @@ class Bench:
 
     async def end(self, names: list[str]) -> None:
         """Make the training pods of the jobs succeed."""
+        pods = self.server.api.path("pod", self.namespace)
+        listed = await self.server.request("GET", f"{pods}?labelSelector=grounding.egm.dev%2Frole%3Drl")
+        meta = [pod["metadata"] for pod in listed["items"]]
+        pod_of = {each["labels"]["grounding.egm.dev/job"]: each["name"] for each in meta}
         limit = asyncio.Semaphore(16)
         wish = {"metadata": {"annotations": {"egm.test/exit-code": "0"}}}
 
         async def one(name: str) -> None:
             async with limit:
-                path = self.server.api.path("pod", self.namespace, f"{name}-a1-master-0")
+                path = self.server.api.path("pod", self.namespace, pod_of[name])
                 await self.server.request("PATCH", path, wish, _MERGE)
 
         await asyncio.gather(*(one(n) for n in names))
 
     def latencies(self, names: list[str]) -> dict[str, Any]:
-        """Return the times from a job's creation to its PyTorchJob, and with a preparing Job also to that Job and from its pod's end."""
+        """Return the times from a job's creation to its gang, and with a preparing Job also to that Job and from its pod's end."""
         gang = {n: self.gangs.seen[f"{n}-a1"]["there"] for n in names}
-        found = {"create_to_pytorchjob_s": quantiles([gang[n] - self.made[n] for n in names])}
+        found = {"create_to_gang_s": quantiles([gang[n] - self.made[n] for n in names])}
         if not self.options.shared:
             return found
         prepared = {
@@ -129,11 +139,11 @@ class Bench:
             "create_to_first_object_s": quantiles(
                 [self.steps.seen[f"{n}-prepare"]["there"] - self.made[n] for n in names]
             ),
-            "prepared_to_pytorchjob_s": quantiles([gang[n] - prepared[n] for n in names]),
+            "prepared_to_gang_s": quantiles([gang[n] - prepared[n] for n in names]),
         }
 
     def finishes(self, names: list[str]) -> dict[str, float]:
-        """Return the times from a PyTorchJob's success to its job's success."""
+        """Return the times from a gang's success to its job's success."""
         return quantiles([self.jobs.seen[n]["succeeded"] - self.gangs.seen[f"{n}-a1"]["succeeded"] for n in names])
 
     async def run(self, count: int, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -163,13 +173,13 @@ class Bench:
         report["burst"] = {
             "seconds": {
                 "creating": round(created - begun, 2),
-                "to_all_pytorchjobs": round(gangs - begun, 2),
+                "to_all_gangs": round(gangs - begun, 2),
                 "to_all_running": round(running - begun, 2),
             },
-            "jobs_per_second_to_pytorchjob": round(count / (gangs - begun), 2),
+            "jobs_per_second_to_gang": round(count / (gangs - begun), 2),
             "jobs_per_second_to_running": round(count / (running - begun), 2),
             **self.latencies(names),
-            "cpu_seconds_per_job_to_pytorchjob": per_job(used, count),
+            "cpu_seconds_per_job_to_gang": per_job(used, count),
             "cpu_seconds_per_job_to_running": per_job({n: used[n] + after[n] for n in used}, count),
         }
 
@@ -222,6 +232,7 @@ def operator(namespace: str, options: argparse.Namespace) -> Any:
         "EGM_OPERATOR_LEASE_SECONDS": "15",
         "EGM_OPERATOR_BACKOFF_BASE_SECONDS": "10",
         "EGM_OPERATOR_PROGRESS_VIA": "pod",
+        "EGM_OPERATOR_BACKEND": options.backend,
     }
     found = Operator(namespace, log, command=shlex.split(options.operator), **more).start()
     try:
@@ -281,6 +292,7 @@ def main() -> int:
     parser.add_argument(
         "--shared", action="store_true", help="let jobs write to a claim, so that each has a preparing Job"
     )
+    parser.add_argument("--backend", choices=list(BACKENDS), default="pytorchjob", help="what runs a training")
     parser.add_argument("--idle", type=float, default=30.0, help="seconds of the idle part")
     parser.add_argument("--timeout", type=float, default=1800.0)
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
@@ -300,7 +312,8 @@ def main() -> int:
     found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Linux, Python {platform.python_version()}"
 
     def key(count: int) -> str:
-        return f"{count} shared" if options.shared else str(count)
+        words = [str(count), *(["shared"] if options.shared else []), *(["job"] if options.backend == "job" else [])]
+        return " ".join(words)
 
     for count in options.jobs:
 
