@@ -69,7 +69,7 @@ CONTROL_PLANE := walk crds judges drift chart_render chart_rbac runbooks operato
 test-control-plane: setup cluster-programs ## test operator and chart on a real control plane; half an hour more if its programs must be built
 	@$(BIN)/python -m pytest -q $(CONTROL_PLANE:%=tests/cluster/test_%.py)
 
-test-kueue: setup cluster-programs ## test jobs in the queues of a real Kueue; ten minutes more if it must be built; by name, CI leaves it out
+test-kueue: setup cluster-programs ## test jobs in the queues of a real Kueue; ten minutes more if it must be built; CI leaves it out
 	@$(BIN)/python -m pytest -q tests/cluster/test_kueue.py
 
 test-cluster: setup prometheus ## run all cluster tests, on the cluster of `make cluster` or of EGM_KUBECONFIG

@@ -71,7 +71,7 @@ class Arm:
     ended: str = ""
 
     def look(self, wanted: int, deadline: float) -> None:
-        """Record finished steps, and kill the run when it has all of them."""
+        """Record the steps that have finished. Kill the run once it has logged `wanted` steps, or at `deadline`."""
         logged = sum(1 for file in metric_files(self.out) for line in complete_lines(file) if line["step"] > 0)
         self.steps += [time.time()] * (logged - len(self.steps))
         code = self.child.poll()

@@ -22,7 +22,7 @@ def check(found: dict[str, Any], file: Path) -> int:
     wrong = []
     ranges = json.loads(file.read_text())["ranges"]
     wrong += [
-        f"{count} jobs: ranges.json has no ranges for it"
+        f"{count} jobs: ranges.json has no ranges for this number"
         for count in found
         if count != "machine" and count not in ranges
     ]

@@ -197,7 +197,7 @@ ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253), _OB
 
 
 def is_object_name(text: str) -> bool:
-    """Return whether a text can be an `ObjectName`."""
+    """Return whether a text has the pattern of an `ObjectName`. Its length is not checked."""
     return _OBJECT_NAME.holds(text)
 
 

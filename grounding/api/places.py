@@ -102,5 +102,5 @@ def placeholders(job: ResolvedJob) -> Iterator[tuple[str, str]]:
         if value is not None and _PLACEHOLDER.search(value):
             yield (
                 field,
-                f"{value} is a placeholder. Replace it by the name of your own bucket before you start the job.",
+                f"{value} contains a placeholder of an example. Write your own value, such as the name of your bucket.",
             )

@@ -241,7 +241,7 @@ class EvalStatus(JobStatus):
     measured_models: int | None = Field(
         default=None,
         ge=0,
-        description="Number of models of sweep.models that have been evaluated; attempt counts for the next one.",
+        description="Number of models of sweep.models that have been evaluated. status.attempt starts again for each model.",
     )
     report: str | None = Field(
         default=None, description="URI of the results, from which `egm report` creates the page."

@@ -103,7 +103,7 @@ class Shape:
         return count * (self.token + 2.0 * self.width * self.vocabulary) + self._attend(attended)
 
     def prompt(self, tokens: int) -> float:
-        """Return the operations for a prompt of `tokens` tokens. The scores of the first generated token are counted with that token."""
+        """Return the operations for a prompt of `tokens` tokens. The logits of the first generated token are counted with that token."""
         return tokens * self.token + self._attend(tokens * (tokens + 1) / 2)
 
     def picture(self, width: int, height: int) -> float:

@@ -138,7 +138,7 @@ class Guard:
             raise problem.as_error()
         if self._boxes and not self.truths.skip_broken:
             first, wrong = self._boxes[0], len(self._boxes)
-            text = first.message + (f"; so are the boxes of {wrong} of {self._rows} rows" if wrong > 1 else "")
+            text = first.message + (f"; {wrong} of {self._rows} rows have an unusable box" if wrong > 1 else "")
             hint = f"`egm data lint` lists every such row; {self.truths.skip_option} leaves up to N of them out."
             raise UserError(text, file=first.file, line=first.row, field="bbox", hint=hint)
         self.left_out += self._boxes

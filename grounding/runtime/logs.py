@@ -57,6 +57,6 @@ def set_up(environ: Mapping[str, str], context: Mapping[str, str]) -> None:
     level, form = given.log_level, given.log_format
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Json(context) if form == "json" else Text())
-    # libraries log only warnings and errors, unless the level is DEBUG
+    # libraries log from WARNING on, or from this level if it is DEBUG or ERROR
     logging.basicConfig(level=level if level in ("DEBUG", "ERROR") else "WARNING", handlers=[handler], force=True)
     logging.getLogger("grounding").setLevel(level)

@@ -29,7 +29,7 @@ def test_the_demo_s_training() -> None:
 
 
 def test_a_role_without_gpus_sees_none_of_the_machine_s() -> None:
-    """The value is not empty, because Ray would then refuse a logical GPU."""
+    """`CUDA_VISIBLE_DEVICES` is -1 and not empty, because Ray refuses a logical GPU if it is empty."""
     roles = _plan("demo.yaml", "demo-sft") + _plan("demo.yaml", "demo-rl") + _plan("demo.yaml", "demo-after")
     assert {r.env["CUDA_VISIBLE_DEVICES"] for r in roles} == {"-1"}
     assert all("CUDA_VISIBLE_DEVICES" not in r.env for r in _plan("egm8b-rl.yaml", "egm8b-rl") if r.gpus)

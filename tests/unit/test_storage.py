@@ -52,8 +52,10 @@ def test_what_is_here_already_is_not_moved(tmp_path):
 
 def test_where_a_job_s_folder_is_copied_to():
     assert destination("s3://b/x/", {}) == "s3://b/x" and destination(None, {}) == ""
-    assert destination("s3://b/x", {"EGM_OUTPUT": "s3://b/y"}) == "s3://b/y", "the operator knows a default"
-    assert destination("pvc://claim/x", {}) == "", "that is the folder itself"
+    assert destination("s3://b/x", {"EGM_OUTPUT": "s3://b/y"}) == "s3://b/y", (
+        "EGM_OUTPUT, which the operator sets, takes precedence"
+    )
+    assert destination("pvc://claim/x", {}) == "", "no copy is needed: the claim is mounted as the job's folder"
     assert destination("file:///x", {"EGM_OUTPUT": ""}) == "file:///x"
 
 

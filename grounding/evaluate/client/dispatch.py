@@ -66,9 +66,10 @@ def _weights(images: NDArray[np.uint64], endpoints: NDArray[np.uint64]) -> NDArr
 
 
 class Group:
-    """An image that was started, with its questions without a final reply (`open`) and those that are still to be handed out (`unasked`).
+    """An image whose questions are being handed out.
 
-    `unsent` has the questions that were handed out but have not been sent completely; the client maintains it.
+    `open` is the number of its questions without a final reply, `unasked` of those that have not been handed out, and `unsent` of those that
+    have been handed out but not sent completely. The client maintains `unsent`.
     """
 
     __slots__ = ("image", "open", "unasked", "unsent", "waiting")

@@ -290,7 +290,7 @@ def sound_rows(rows: Iterable[JsonObject]) -> Iterator[ResultRow]:
 
 
 def stored_lines(out: Path) -> Iterator[bytes]:
-    """Yield the stored lines of every part, oldest first. A line that a crash has truncated ends its part."""
+    """Yield the stored lines of every part, oldest first. Reading of a part stops at a line that a crash has truncated."""
     for part in sorted((out / "results").glob("part-*.jsonl")):
         with part.open("rb") as f:
             yield from itertools.takewhile(lambda line: line.endswith(b"\n"), f)

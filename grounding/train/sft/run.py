@@ -146,7 +146,10 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = self.validation_owed  # the next run begins with it
 
     def _owes(self, total: int) -> bool:
-        """Return whether no line has the validation that is due after the step from which this run continues, because a stop skipped it."""
+        """Return whether a validation is due at the step from which this run continues, but no line of progress.jsonl has its result.
+
+        That is so if the previous run was stopped before it validated.
+        """
         step = self.resume_from
         due = step > 0 and (step % self.every == 0 or step >= total)
         lines = read_progress(self.out / "progress.jsonl")

@@ -1,7 +1,7 @@
 """Handle objects that wait for a queue, with Kueue's own messages. Pure.
 
-The controller that suspends an object must also resume it. Kueue does both, even for objects without a queue, which the LocalQueue `default`
-admits. If the operator resumed them, each would revert the other's change forever.
+The controller that suspends an object must also resume it. Kueue suspends and resumes objects, even those that name no queue, if a LocalQueue
+is called `default`. If the operator resumed them too, it and Kueue would revert each other's changes forever.
 """
 
 from __future__ import annotations

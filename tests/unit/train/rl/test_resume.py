@@ -84,7 +84,7 @@ def test_where_a_run_goes_on(tmp_path: Path) -> None:
     assert (start.done, start.validate, [line["step"] for line in start.known]) == (10, "first", [10, *range(10)])
     assert start.unlogged == {"critic/score/mean": 0.5, "actor/grad_norm": 2.0}
     assert attempts.start(_job(), tmp_path, 10, 1).validate == "only"
-    assert attempts.start(_job(), tmp_path, 10, 8).validate == "", "its shards cannot be loaded by eight"
+    assert attempts.start(_job(), tmp_path, 10, 8).validate == "", "eight processes cannot load the checkpoint of one"
     _verl(tmp_path, "metrics-2-from-10.jsonl")
     assert attempts.start(_job(), tmp_path, 12, 1).validate == "", "once: it may fail every time"
     _verl(tmp_path, "metrics-2-from-10.jsonl", (10, ACCURACY, 0.2))

@@ -30,7 +30,8 @@ def test_every_row_is_in_one_pack_and_no_pack_is_too_large(
         assert pack.stop > pack.start
         assert sum(lengths[pack]) <= max(tokens, *lengths)
         assert rows is None or pack.stop - pack.start <= rows
-    if rows is None and at_least == 1 and tokens >= max(lengths):  # no packing in this order has fewer packs
+    if rows is None and at_least == 1 and tokens >= max(lengths):
+        # only the limit of tokens applies: the packs are the fewest in this order, at most twice the lower bound
         assert all(sum(lengths[pack]) <= tokens for pack in packs)
         assert len(packs) <= 2 * -(-sum(lengths) // tokens)
 
