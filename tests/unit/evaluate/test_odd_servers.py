@@ -185,7 +185,9 @@ ANSWERS = {
     "it closes and does not say so": Odd([GOOD, CLOSE]),
     "103 and 100 first": Odd(b"HTTP/1.1 103 X\r\nLink: </x>\r\n\r\nHTTP/1.1 100 X\r\n\r\n" + GOOD),
     "bytes behind the answer": Odd([GOOD + b"HTTP/1.1 200 X\r\nContent-Length: 2\r\n\r\nok", CLOSE]),
-    "gzip that nobody asked for": Odd(http(gzip.compress(TEXT, mtime=0), 200, "application/json", "Content-Encoding: gzip")),
+    "gzip that nobody asked for": Odd(
+        http(gzip.compress(TEXT, mtime=0), 200, "application/json", "Content-Encoding: gzip")
+    ),
     "deflate": Odd(http(zlib.compress(TEXT), 200, "application/json", "Content-Encoding: deflate")),
     "as text/html": Odd(http(TEXT, 200, "text/html")),
     "without a type": Odd(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(TEXT), TEXT)),
