@@ -1,10 +1,12 @@
-"""SFT as a gang of a PyTorchJob's master and worker with a shared claim: the worker is killed, and the gang continues
-from its checkpoint.
+"""SFT as a gang of two pods with a shared claim: the one of rank 1 is killed, and the gang continues from its checkpoint.
+
+The gang is a PyTorchJob, or an Indexed Job by name: EGM_E2E_BACKENDS=job.
 The result equals that of one process of `egm run`, except for the rounding of sums in another order."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,12 +42,14 @@ def _losses(path: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["metrics"]["loss"]) for line in lines if "step" in line]
 
 
-def test_master_and_worker_learn_what_one_process_learns(pipeline: Pipeline, claim: Path, tmp_path: Path) -> None:
-    job = _job(resources={"nodes": 2, "gpusPerNode": 1}, output="pvc://egm/gang")
+@pytest.mark.parametrize("backend", os.environ.get("EGM_E2E_BACKENDS", "pytorchjob").split(","))
+def test_two_pods_learn_what_one_process_learns(pipeline: Pipeline, claim: Path, tmp_path: Path, backend: str) -> None:
+    job = _job(resources={"nodes": 2, "gpusPerNode": 1}, output="pvc://egm/gang", backend=backend)
     pipeline.submit([job], tmp_path)
     pipeline.step("gtj/gang", 8)
-    names = {p["metadata"]["name"] for p in pipeline.pods("gang", "sft")}
-    assert names == {"gang-a1-master-0", "gang-a1-worker-0"}
+    names = sorted(p["metadata"]["name"] for p in pipeline.pods("gang", "sft"))
+    beginnings = {"pytorchjob": ("gang-a1-master-0", "gang-a1-worker-0"), "job": ("gang-a1-0-", "gang-a1-1-")}[backend]
+    assert len(names) == 2 and all(map(str.startswith, names, beginnings)), names
     pipeline.kill("gang", "sft", 1)
     until("a second attempt", lambda: pipeline.job("gtj/gang").get("attempt") == 2, 180)
     status = pipeline.phase("gtj/gang", "Succeeded", seconds=600)
