@@ -61,7 +61,7 @@ def _of_model(ctx: Context, first: bool) -> list[Manifest]:
         urls = servers.endpoints(role, ctx)
         groups: list[servers.Group | None] = [None] * role.replicas
         if queue_of(job):
-            groups = [*servers.new_groups(job.spec.min_servers, ctx, 0.0, role.replicas)]
+            groups = [*servers.new_groups(min(job.spec.min_servers, role.replicas), ctx, 0.0, role.replicas)]
         found += servers.shared(ctx) if first else []
         found += [servers.server(role, ctx, index, group) for index, group in enumerate(groups)]
     return [*found, batch.client(roles["evaluate"], roles["prepare"], ctx, 1, urls)]

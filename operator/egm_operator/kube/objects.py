@@ -214,9 +214,10 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Pod(Owned):
-    """A pod. `started`: when its node took it; `unschedulable`: the scheduler's message, None if it has a node or was not tried yet;
-    `gated`: a queue holds it back from the scheduler; `index`: the server's number; `group`, `group_size`: the pods that a queue admits with it;
-    `leaves`: the end of its grace period, if it is being deleted.
+    """A pod. `started`: when its node took it; `unready_since`: when it became unready, at the earliest when its node took it, None if it is ready;
+    `unschedulable`: the scheduler's message, None if it has a node or was not tried yet; `gated`: a queue holds it back from the scheduler;
+    `index`: the server's number; `group`, `group_size`: the pods that a queue admits with it; `leaves`: the end of its grace period, if it is
+    being deleted.
     """
 
     phase: str
@@ -225,6 +226,7 @@ class Pod(Owned):
     started: float | None
     address: str
     ready: bool
+    unready_since: float | None
     node: str
     leaves: float | None
     unschedulable: str | None
@@ -494,15 +496,17 @@ def pod(raw: Mapping[str, Any]) -> Pod:
     def is_true(kind: str) -> bool:
         return kind in conditions and conditions[kind].get("status") == "True"
 
-    scheduled = conditions.get("PodScheduled", {})
+    scheduled, started = conditions.get("PodScheduled", {}), seconds(status.get("startTime"))
+    turned = seconds(conditions.get("Ready", {}).get("lastTransitionTime"))
     return Pod(
         **identity,
         phase=text(status, "phase") or "Pending",
         reason=text(status, "reason"),
         message=text(status, "message"),
-        started=seconds(status.get("startTime")),
+        started=started,
         address=text(status, "podIP"),
         ready=is_true("Ready") and not identity["deleting"],
+        unready_since=None if started is None or is_true("Ready") else max(started, turned or 0.0),
         node=text(section(raw, "spec"), "nodeName"),
         leaves=seconds(raw["metadata"].get("deletionTimestamp")),
         unschedulable=text(scheduled, "message") if scheduled.get("status") == "False" else None,

@@ -69,15 +69,18 @@ class Group:
     size: int
 
 
-def new_groups(least: int, ctx: Context, begun: float, missing: int, there: int = 0) -> list[Group]:
-    """Return the groups of `missing` servers that are created now, one entry per server. `there`: the number of other servers.
+def new_groups(
+    least: int, ctx: Context, begun: float, missing: int, there: int = 0, *, further: bool = True
+) -> list[Group]:
+    """Return the groups of up to `missing` servers that are created now, one entry per server. `there`: the number of other servers.
 
-    If the job's `minServers` (`least`) is 1, all of them share a group. Otherwise only as many as are missing up to `minServers` share one, and
-    each of the rest is a group of its own. Each group has a new name, because Kueue keeps the Workload of an old group for a while.
+    If an evaluation begins with one server (`least`), all of them share a group. Otherwise only as many as are missing up to `least` share one,
+    and each of the rest is a group of its own, which is created if `further`. Each group has a new name, because Kueue keeps the Workload of an
+    old group for a while.
     """
     name = f"{ctx.part}group-{int(begun * 1000):x}"
     together = missing if least == 1 else min(missing, max(0, least - there))
-    own = [Group(child(ctx.prefix, f"{name}-{number}", 63), 1) for number in range(missing - together)]
+    own = [Group(child(ctx.prefix, f"{name}-{number}", 63), 1) for number in range(missing - together) if further]
     return [Group(child(ctx.prefix, name, 63), together)] * together + own
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from egm_operator.kube.objects import BatchJob
+from egm_operator.kube.objects import BatchJob, Pod
 from egm_operator.manifests import servers as manifests
 from egm_operator.plan.attempts import waits_for
 from egm_operator.plan.decision import Decision
@@ -84,28 +84,47 @@ def _keep_groups(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> None:
     A lost server is replaced in its group. Its pod exists until then, so the new pod gets another name.
     """
     role, context = snapshot.roles["server"], snapshot.context
-    there, pods = standing(snapshot), snapshot.pods_of("server")
-    kept = {pod.name for index, pod in there.items() if index < role.replicas}
+    there, pods = _staying(snapshot), snapshot.pods_of("server")
+    kept = {pod.name for pod in there.values()}
     decision.remove(*(pod for pod in pods if pod.name not in kept))
     decision.force(*filter(snapshot.lost, pods))
     missing = [index for index in range(role.replicas) if index not in there]
-    if not missing:
+    places = _places(list(there.values()))[: len(missing)]
+    least, known = _wanted(snapshot), len(there) + len(places)
+    further = sum(not pod.gated for pod in there.values()) >= least
+    places += manifests.new_groups(least, context, snapshot.now, role.replicas - known, known, further=further)
+    if not places:
         return
-    have = Counter(pod.group for pod in there.values() if pod.group)
-    sizes = {pod.group: pod.group_size for pod in there.values() if pod.group}
-    places = [
-        manifests.Group(name, size) for name, size in sorted(sizes.items()) for _ in range(max(0, size - have[name]))
-    ][: len(missing)]
-    rest = len(missing) - len(places)
-    places += manifests.new_groups(snapshot.job.spec.min_servers, context, snapshot.now, rest, len(there))
     taken = {pod.name for pod in pods}
     decision.create(
         *manifests.shared(context),
         *(
             manifests.server(role, context, index, group, manifests.spare_name(context, index, taken))
-            for index, group in zip(missing, places, strict=True)
+            for index, group in zip(missing, places, strict=False)
         ),
     )
+
+
+def _staying(snapshot: PlacedEval) -> dict[int, Pod]:
+    """Return the servers that are neither ending nor surplus, by their numbers.
+
+    While a job waits for the group with which it begins, its further servers would only hold GPUs that this group or another job needs.
+    """
+    least, replicas = _wanted(snapshot), snapshot.roles["server"].replicas
+    there = {index: pod for index, pod in standing(snapshot).items() if index < replicas}
+    first = {index: pod for index, pod in there.items() if pod.group_size == least}
+    admitted = [pod for pod in there.values() if not pod.gated]
+    waits = least > 1 and len(admitted) < least and all(pod.gated for pod in first.values())
+    return first if waits else there
+
+
+def _places(pods: list[Pod]) -> list[manifests.Group]:
+    """Return the groups of the servers that are missing in the groups of others, one entry per server."""
+    have = Counter(pod.group for pod in pods if pod.group)
+    sizes = {pod.group: pod.group_size for pod in pods if pod.group}
+    return [
+        manifests.Group(name, size) for name, size in sorted(sizes.items()) for _ in range(max(0, size - have[name]))
+    ]
 
 
 def _taken_back(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> Decision[EvalStatus]:
@@ -124,13 +143,14 @@ def _taken_back(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> Decisio
 def _too_late(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> bool:
     """Report why servers are not ready, and end the job if they have taken too long."""
     role, pods = snapshot.roles["server"], snapshot.of_model(snapshot.pods_of("server"))
+    pods = [pod for pod in pods if snapshot.alive(pod) and not pod.deleting]
     ready, wanted = servers_ready(snapshot), _wanted(snapshot)
-    if len(admitted := [pod for pod in pods if not pod.gated]) >= wanted:
+    if enough_admitted := len(admitted := [pod for pod in pods if not pod.gated]) >= wanted:
         pods = admitted  # the client does not wait for the others
     held = snapshot.held(pods) or next((w for pod in pods if (w := pod.waiting) is not None), None)
     text = f"{ready} of {role.replicas} servers are ready, {wanted} wanted to begin."
     reason = Reason.SERVERS_STARTING if held is None or held.reason is None else held.reason
-    gated = [pod for pod in pods if pod.gated and pod.queue and not pod.deleting]
+    gated = [pod for pod in pods if pod.gated and pod.queue]
     if gated and reason is Reason.QUEUED:
         known = (snapshot.admissions.get(pod.uid) for pod in gated)
         reason, words = waits_for_queue(gated[0], gated[0].queue, next((one for one in known if one), None))
@@ -138,16 +158,26 @@ def _too_late(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> bool:
     elif held is not None and held.message:
         text += f" {held.message}"
     decision.status.phase(Phase.PENDING, reason, text)
-    begun = [pod.started for pod in pods if pod.started is not None]
-    if not begun:  # the wait for a node is only limited by activeDeadlineSeconds
-        if any(pod.gated for pod in pods):
-            decision.status.fields.start_time = None  # but time in a queue does not count towards any deadline
+    if not enough_admitted and any(pod.gated for pod in pods):
+        decision.status.fields.start_time = None  # time in a queue does not count towards any deadline
         return False
-    engine = role.probe.timeout_s if role.probe is not None else 0.0
-    due = min(begun) + engine + snapshot.settings.server_start_seconds
-    if snapshot.now < due:
-        decision.look_again(due)
+    due = _due(snapshot, pods, wanted - ready)
+    if due is None or snapshot.now < due:
+        if due is not None:
+            decision.look_again(due)
         return False
     remove_servers(snapshot, decision)
     decision.finish(False, Reason.SERVERS_NOT_READY, f"Too few servers became ready in time: {text}")
     return True
+
+
+def _due(snapshot: PlacedEval, pods: list[Pod], missing: int) -> float | None:
+    """Return when `missing` of the pods must have become ready; None while no node has taken one of these, which takes as long as it takes
+    (activeDeadlineSeconds limits it).
+    """
+    probe, since = snapshot.roles["server"].probe, sorted(pod.unready_since for pod in pods if pod.unready_since)
+    if not since:
+        return None
+    # those that a node took last still have the most time
+    engine = probe.timeout_s if probe is not None else 0.0
+    return since[-min(missing, len(since))] + engine + snapshot.settings.server_start_seconds

@@ -88,6 +88,43 @@ def test_a_server_whose_node_is_lost_is_deleted_by_force() -> None:
         assert (decision.plan.at == NOW + 1) != force
 
 
+def _flapping(index: int, **more: Any) -> dict[str, Any]:
+    """A server that was ready until now, on a node that took it long ago."""
+    turned = {"type": "Ready", "status": "False", "lastTransitionTime": stamp(NOW)}
+    return _server(index, startTime=stamp(NOW - HOURS), conditions=[turned], **more)
+
+
+LONG_AGO = {"startTime": stamp(NOW - HOURS)}
+
+
+@pytest.mark.parametrize(
+    ("least", "owned"),
+    [
+        (1, [_flapping(0)]),
+        (1, [_server(0, phase="Failed", **LONG_AGO), _server(1)]),
+        (2, [_server(0, **LONG_AGO, **READY), _server(1, startTime=stamp(NOW))]),
+        (2, [_server(0, **LONG_AGO, **READY), _server(1, phase="Pending")]),  # as long as it takes until a node is free
+    ],
+)
+def test_servers_of_before_do_not_limit_the_time_of_new_ones(least: int, owned: list[Any]) -> None:
+    assert said(servers(placed_evaluating(*owned, servers=2, minServers=least)))["phase"] == "Pending"
+
+
+@pytest.mark.parametrize("least", [1, 2])
+def test_a_preempted_evaluation_waits_again_as_long_as_it_takes(least: int) -> None:
+    old = [_grouped(index, "old", name=f"j-eval-server-{index}", deleting=True, **LONG_AGO) for index in (0, 1)]
+    new = [_grouped(index, name=f"j-eval-server-{index}-r2", gated=True) for index in (0, 1)]
+    found = said(servers(placed_evaluating(*old, *new, queue="q", servers=2, minServers=least)))
+    assert (found["phase"], found["reason"]) == ("Pending", "Queued")
+
+
+def test_a_server_that_is_not_needed_does_not_limit_the_wait_of_those_that_are() -> None:
+    core = [_grouped(index, size=3, gated=True) for index in range(3)]
+    further = _grouped(3, "g-3", 1, **LONG_AGO, **READY)
+    found = said(servers(placed_evaluating(*core, further, queue="q", servers=4, minServers=3)))
+    assert found == {"final": True, "phase": "Pending", "reason": "Queued", "delete": ["j-eval-server-3"]}
+
+
 def _grouped(
     index: int, group: str = "g", size: int = 2, name: str = "", gated: bool = False, **more: Any
 ) -> dict[str, Any]:
@@ -140,21 +177,37 @@ def test_servers_that_a_queue_takes_back_cost_no_attempt() -> None:
     assert said(servers(placed_evaluating(_grouped(0), _grouped(1), old, queue="q"))) == {"final": False}
 
 
+def _further(index: int, **more: Any) -> dict[str, Any]:
+    return _grouped(index, group=f"g-{index}", size=1, **more)
+
+
 @pytest.mark.parametrize(
     ("least", "owned", "sizes"),
     [
         (1, [], [4, 4, 4, 4]),
-        (2, [], [2, 2, 1, 1]),
+        (2, [], [2, 2]),
         (4, [], [4, 4, 4, 4]),
-        (2, [_grouped(0)], ["g", 1, 1]),
-        (2, [_grouped(3, size=1)], [1, 1, 1]),  # the other servers have been taken back
-        (3, [_grouped(3, size=1)], [2, 2, 1]),
+        (2, [_grouped(0)], ["g"]),
+        (2, [_grouped(0), _grouped(1)], [1, 1]),  # all that it begins with are admitted
+        (2, [_grouped(0, gated=True), _grouped(1, gated=True)], []),
+        # those with which it began have been preempted
+        (2, [_grouped(0, deleting=True), _grouped(1, deleting=True), _further(3)], [2, 2]),
+        (2, [_further(2, gated=True), _further(3, gated=True)], [2, 2]),
+        (2, [_further(2), _further(3)], [1, 1]),  # as many are left
+        (3, [_grouped(0, size=3), _grouped(1, size=3, phase="Failed"), _further(3)], ["g", "g"]),  # one was lost
     ],
 )
 def test_fewer_servers_may_begin(least: int, owned: list[Any], sizes: list[Any]) -> None:
-    """Kueue admits a pod group whole or not at all, so that servers which may come later are groups of their own."""
+    """Kueue admits a pod group whole or not at all, so that servers which may come later are groups of their own.
+
+    There are none while the job waits for those with which it begins: they would hold GPUs that these, or another job, need.
+    """
     decision = servers(placed_evaluating(*owned, queue="q", servers=4, minServers=least))
     assert decision is not None
+    gone = [one.name for one in decision.plan.delete]
+    waits = sizes == [least] * least
+    kept = [one for one in owned if one["metadata"]["name"] not in gone]
+    assert not waits or all(one["metadata"].get("deletionTimestamp") for one in kept)
     made = [one["metadata"] for one in decision.plan.create if one["kind"] == "Pod"]
     size = [int(meta["annotations"]["kueue.x-k8s.io/pod-group-total-count"]) for meta in made]
     names = [meta["labels"]["grounding.egm.dev/group"] for meta in made]
