@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(HTML, self._page(runs))
             elif rest == "news":
                 since = query.get("since", ["0"])[-1]
-                news = pages.news(runs, int(since) if since.isdigit() else 0)
+                news = pages.news(runs, int(since) if since.isdigit() else 0, query.get("shown", []))
                 self._send(JSON, orjson.dumps(asdict(news)))
                 pages.sent(runs, news)
             elif rest.startswith("picture/"):
@@ -134,9 +134,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _page(self, chosen: tuple[str, ...]) -> bytes:
         pages = self.server.pages
         query = "?" + urlencode([("run", name) for name in chosen], quote_via=quote) if chosen else ""
-        return page.live(
-            " and ".join(chosen) or "No run yet", {"runs": pages.runs(), "chosen": chosen, "query": query}
-        ).encode("utf-8", "replace")
+        runs = list(dict.fromkeys((*pages.runs(), *chosen)))
+        return page.live(" and ".join(chosen) or "No run yet", {"runs": runs, "chosen": chosen, "query": query}).encode(
+            "utf-8", "replace"
+        )
 
     def _picture(self, number: str, *, large: bool) -> None:
         found = (

@@ -38,6 +38,8 @@ class News:
     parts: dict[str, str]
     pulse: str
     title: str
+    runs: list[str]
+    """The runs that these parts show"""
     over: bool = False
     """Whether the server is about to stop, so that the page sends no more requests"""
 
@@ -64,10 +66,10 @@ class Shown:
             self.revision += 1
             self.parts |= {name: (self.revision, text) for name, text in changed.items()}
 
-    def since(self, revision: int) -> News:
-        """Return the parts that have changed since a revision."""
+    def since(self, revision: int, runs: Sequence[str]) -> News:
+        """Return the parts that have changed since a revision. `runs` is the selection."""
         changed = {name: text for name, (at, text) in self.parts.items() if at > revision}
-        return News(self.revision, changed, self.pulse, self.title)
+        return News(self.revision, changed, self.pulse, self.title, list(runs))
 
 
 class Pictures:
@@ -128,12 +130,14 @@ class Pages:
         return list(self._watch.folders())
 
     def chosen(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return those of the named runs that exist; if none exists, the default ones."""
-        known = self._watch.folders()
-        return tuple(n for n in dict.fromkeys(names) if n in known) or tuple(self._watch.usual())
+        """Return the named runs, which need not have begun; without names, the default ones, which may change."""
+        return tuple(dict.fromkeys(names)) or tuple(self._watch.usual())
 
-    def news(self, names: Sequence[str], revision: int, patience_s: float = 1.0) -> News:
-        """Return the parts that have changed since a revision. The first request waits up to `patience_s` for the first rendering."""
+    def news(self, names: Sequence[str], revision: int, before: Sequence[str] = (), patience_s: float = 1.0) -> News:
+        """Return the parts that have changed since a revision of the runs `before`, or all parts if the page shows other runs now.
+
+        The first request waits up to `patience_s` for the first rendering.
+        """
         with self._lock:
             shown = self._shown.setdefault(tuple(names), Shown())
             shown.asked_at = self._clock()
@@ -142,7 +146,7 @@ class Pages:
             self._drawn.wait_for(lambda: shown.revision > 0, timeout=patience_s)
         over = self._over  # read this first, so that everything that is read after it is final
         with self._lock:
-            found = shown.since(revision)
+            found = shown.since(revision if tuple(before) == tuple(names) else 0, names)
         if over:
             found.over, found.pulse = True, f"{found.pulse} {over}"
         return found

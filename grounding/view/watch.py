@@ -98,6 +98,8 @@ class Seen:
     newest: list[Question] = field(default_factory=list)
     digest: tuple[object, ...] = ()
     finished_sweeps: list[Path] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    """The selected runs that do not exist"""
 
 
 def _changed_at(path: Path) -> int:
@@ -135,7 +137,8 @@ class Watch:
         """Read the new data of the runs with these names, and return the state of these runs."""
         folders = self.folders()
         chosen = [(name, folders[name]) for name in names if name in folders]
-        found = Seen(collect.Run(" and ".join(name for name, _ in chosen) or self.root.resolve().name))
+        found = Seen(collect.Run(" and ".join(names) or self.root.resolve().name))
+        found.absent = [name for name in names if name not in folders]
         for name, folder in chosen:
             if (folder / "run.json").exists():
                 self._run(folder, f"{name}/" if len(chosen) > 1 else "", found)
@@ -260,7 +263,9 @@ def pulse(found: Seen) -> str:
     """Return a sentence about what is running now."""
     running = [j.view for j in found.jobs if j.view.phase == "Running"]
     if not found.jobs:
-        return "This page updates itself as the files grow."
+        begins = " and ".join(found.absent)
+        verb = "have" if len(found.absent) > 1 else "has"
+        return f"{begins} {verb} not begun. " * bool(begins) + "This page updates itself as the files grow."
     if not running:
         phases = {j.view.phase for j in found.jobs}
         return "All jobs have succeeded." if phases == {"Succeeded"} else "Nothing is running."

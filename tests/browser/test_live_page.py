@@ -151,6 +151,21 @@ def test_the_page_fits_has_contrast_and_works_by_keyboard(live: Live, tmp_path: 
     expect(page.locator("#count")).to_contain_text("of 30")
 
 
+def test_the_page_turns_to_a_run_that_begins_and_keeps_nothing_of_the_one_before(live: Live, tmp_path: Path) -> None:
+    samples.run(tmp_path / "runs" / "one", samples.pictures(tmp_path / "pictures"))
+    page = live.visit()
+    expect(page.get_by_role("heading", name="Worst answers")).to_be_visible()
+    (tmp_path / "runs" / "two").mkdir()
+    later = (tmp_path / "runs" / "one" / "run.json").stat().st_mtime + 10
+    (tmp_path / "runs" / "two" / "run.json").write_text('{"jobs": []}')
+    os.utime(tmp_path / "runs" / "two" / "run.json", (later, later))
+    expect(page.get_by_role("heading", name="two", exact=True)).to_be_visible()
+    expect(page.locator(".result")).to_have_text("Nothing has been measured yet.")
+    expect(page.get_by_role("heading", name="Worst answers")).to_be_hidden()
+    link = page.get_by_role("link", name="The page as a static report")
+    assert str(link.get_attribute("href")).endswith("report?run=two")
+
+
 def test_a_page_says_that_its_server_has_ended(live: Live, tmp_path: Path) -> None:
     samples.run(tmp_path / "runs" / "one", samples.pictures(tmp_path / "pictures"))
     page = live.visit()

@@ -24,7 +24,7 @@
   document.addEventListener("keydown", e => { const c = e.key === "Enter" && cardOf(e); if (c) { e.preventDefault(); enlarge(c); } });
 
   const parts = document.querySelectorAll("[data-part]"), pulse = document.getElementById("pulse"), runs = document.getElementById("runs");
-  let revision = 0, asking = false, misses = 0, over = false;
+  let revision = 0, chosen = null, asking = false, misses = 0, over = false;
   function put(part, text) {
     const place = document.querySelector(`[data-part="${part}"]`);
     if (!place) return;
@@ -35,14 +35,23 @@
     place.querySelectorAll(".wide").forEach((w, i) => { w.scrollLeft = scrolled[i] || 0; });
     if (focused >= 0) (place.querySelectorAll(FOCUS)[focused] || document.body).focus({ preventScroll: true });
   }
+  function turn(news) { // to other runs, which may lack parts of the ones before
+    chosen = news.runs;
+    for (const p of parts) if (!(p.dataset.part in news.parts)) put(p.dataset.part, "");
+    document.querySelector("h1").textContent = chosen.join(" and ") || "No run yet";
+    document.getElementById("report").search = new URLSearchParams(chosen.map(run => ["run", run]));
+    for (const box of runs ? runs.elements : []) box.checked = chosen.includes(box.value);
+  }
   async function ask() {
     if (asking || over || document.hidden || dialog.open) return;
     asking = true;
     try {
       const query = new URLSearchParams(location.search); query.set("since", revision);
+      for (const run of chosen || []) query.append("shown", run);
       const reply = await fetch("news?" + query);
       if (!reply.ok) throw new Error(reply.status);
       const news = await reply.json();
+      if (JSON.stringify(news.runs) !== JSON.stringify(chosen)) turn(news);
       for (const part in news.parts) put(part, news.parts[part]);
       revision = news.revision; misses = 0; over = news.over;
       pulse.textContent = news.pulse; document.title = news.title; pulse.className = "soft";

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import socket
 import threading
@@ -76,15 +77,45 @@ def test_the_page_is_small_asks_nothing_of_others_and_names_its_script(ask: Ask)
 
 def test_only_what_has_changed_is_sent(ask: Ask, server: Server, tmp_path: Path) -> None:
     first = news(ask)
-    again = json.loads(ask(f"news?run=demo&since={first['revision']}")[2])
+    again = json.loads(ask(f"news?run=demo&shown=demo&since={first['revision']}")[2])
     assert again["parts"] == {} and again["revision"] == first["revision"]
     with (tmp_path / "runs" / "demo" / "rl" / "progress.jsonl").open("ab") as f:
         f.write(
             orjson.dumps({"time": 2.0, "stage": "rl", "step": 11, "totalSteps": 20, "metrics": {"score": 0.9}}) + b"\n"
         )
     server.pages.draw(("demo",))
-    later = json.loads(ask(f"news?run=demo&since={first['revision']}")[2])
+    later = json.loads(ask(f"news?run=demo&shown=demo&since={first['revision']}")[2])
     assert "curves" in later["parts"] and "tables" not in later["parts"]
+
+
+def test_a_run_that_has_not_begun_says_so_and_then_shows_only_its_own_parts(
+    ask: Ask, server: Server, tmp_path: Path
+) -> None:
+    before = json.loads(ask("news?run=next&since=0")[2])
+    while not before["revision"]:
+        before = json.loads(ask("news?run=next&since=0")[2])
+    assert before["runs"] == ["next"] and before["title"].startswith("next ·") and "demo" not in str(before)
+    assert before["pulse"].startswith("next has not begun.") and "No job has begun" in before["parts"]["jobs"]
+    status, _, body = ask("?run=next")
+    assert status == 200 and b"<h1>next</h1>" in body
+    samples.run(tmp_path / "runs" / "next", samples.pictures(tmp_path / "pictures"))
+    server.pages.draw(("next",))
+    later = json.loads(ask(f"news?run=next&shown=next&since={before['revision']}")[2])
+    assert later["runs"] == ["next"] and set(later["parts"]) == {"jobs", *SECTIONS}
+
+
+def test_every_part_is_sent_if_the_page_turns_to_another_run(ask: Ask, server: Server, tmp_path: Path) -> None:
+    assert json.loads(ask("news?since=0")[2])["runs"] == ["demo"]
+    server.pages.draw(("demo",))
+    first = json.loads(ask("news?shown=demo&since=0")[2])
+    samples.run(tmp_path / "runs" / "next", samples.pictures(tmp_path / "pictures"))
+    newer = (tmp_path / "runs" / "demo" / "run.json").stat().st_mtime + 10
+    os.utime(tmp_path / "runs" / "next" / "run.json", (newer, newer))
+    server.pages.draw(("next",))
+    later = json.loads(ask(f"news?shown=demo&since={first['revision']}")[2])
+    assert later["runs"] == ["next"] and set(later["parts"]) == {"jobs", *SECTIONS}
+    again = json.loads(ask(f"news?shown=next&since={later['revision']}")[2])
+    assert again["parts"] == {} and again["runs"] == ["next"]
 
 
 def test_pictures_are_those_of_the_page_and_no_others(ask: Ask) -> None:
@@ -165,7 +196,7 @@ def test_hostile_names_and_answers_stay_text(tmp_path: Path) -> None:
     one = Server(folder)
     try:
         one.pages.draw(("x",))
-        parts = one.pages.news(("x",), 0, 0).parts
+        parts = one.pages.news(("x",), 0, patience_s=0).parts
         assert parts["boxes"].count("<article") >= 8
         for part in parts.values():
             assert "<script" not in part and "<img" not in part and "<svg onload" not in part
@@ -193,7 +224,7 @@ def test_a_page_that_is_open_gets_the_final_state_before_the_server_ends(ask: As
 
     def browser() -> None:
         while not (got and got[-1]["over"]):
-            got.append(json.loads(ask(f"news?run=demo&since={first['revision']}")[2]))
+            got.append(json.loads(ask(f"news?run=demo&shown=demo&since={first['revision']}")[2]))
 
     page = threading.Thread(target=browser)
     page.start()
