@@ -56,18 +56,22 @@ def run(
         typer.Option("--view", help="Serve the live page beside the run, as egm view does, and print its address."),
     ] = False,
     view_port: Annotated[
-        int, typer.Option("--view-port", min=0, max=65535, help="Port of that page; 0: a free one.")
-    ] = 0,
+        int | None,
+        typer.Option("--view-port", min=0, max=65535, help="Port of that page; without it, or 0: a free one."),
+    ] = None,
 ) -> None:
     """Run a manifest's jobs on this machine. Run the same command again to continue where it stopped."""
     from rich.console import Console
 
+    from grounding.errors import UserError
     from grounding.local.command import Order, execute, works_of
     from grounding.preflight.command import before_run
 
+    if view_port is not None and not view:
+        raise UserError("there is no page without --view", field="--view-port", hint="Add --view to serve the page.")
     order = Order(file, runs, only, parallel, grace, restart)
     works = works_of(file)
-    with page_of(runs, file.stem, view_port) if view else nullcontext() as page:
+    with page_of(runs, file.stem, view_port or 0) if view else nullcontext() as page:
         if preflight:
             before_run(order, works)
         out = Console()

@@ -162,8 +162,8 @@ class Pages:
         """Wait at most `patience_s` seconds until all open pages have fetched the final state, with `text`."""
         now = self._clock()
         watched = [(names, shown) for names, shown in list(self._shown.items()) if now - shown.asked_at <= OPEN_S]
-        for names, _ in watched:
-            self.draw(names)
+        for names, shown in watched:
+            self._refresh(names, shown)
         with self._drawn:
             self._over = text
             self._drawn.wait_for(lambda: all(shown.given for _, shown in watched), timeout=patience_s)
@@ -182,14 +182,18 @@ class Pages:
             for names, shown in list(self._shown.items()):
                 if began - shown.asked_at <= IDLE_S:
                     busy = True
-                    try:
-                        self.draw(names)
-                    except (OSError, EgmError) as error:  # for example, a folder that was removed while it was read
-                        shown.pulse = f"The files cannot be read: {error}"
+                    self._refresh(names, shown)
             if not busy:
                 self._wanted.clear()
                 continue
             time.sleep(max(INTERVAL_S, SHARE * (self._clock() - began)))
+
+    def _refresh(self, names: tuple[str, ...], shown: Shown) -> None:
+        """Call `draw`, and show on the page if the files cannot be read."""
+        try:
+            self.draw(names)
+        except (OSError, EgmError) as error:  # for example, a folder that was removed while it was read
+            shown.pulse = f"The files cannot be read: {error}"
 
     def stop(self) -> None:
         """Make `follow` return."""

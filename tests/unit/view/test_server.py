@@ -19,10 +19,11 @@ import samples
 from rich.console import Console
 
 from grounding.cli import run as egm
-from grounding.errors import UserError
+from grounding.errors import Failure, UserError
 from grounding.local.command import Order
 from grounding.report.page import SECTIONS
 from grounding.view.server import Server, host_of
+from grounding.view.shown import Pages
 
 Ask = Callable[..., tuple[int, dict[str, str], bytes]]
 
@@ -256,6 +257,34 @@ def test_files_that_cannot_be_read_do_not_end_the_page(
             pass
     while says("Stale file handle"):
         pass
+
+
+@pytest.mark.parametrize("error", [OSError(116, "Stale file handle"), Failure("Stale file handle")])
+def test_files_that_cannot_be_read_do_not_fail_a_run_that_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(names: tuple[str, ...]) -> None:
+        raise error
+
+    samples.run(tmp_path / "runs" / "demo", samples.pictures(tmp_path / "pictures"))
+    pages = Pages(tmp_path / "runs")
+    pages.draw(("demo",))
+    pages.news(("demo",), 0)
+    monkeypatch.setattr(pages, "draw", broken)
+    pages.last_look("The run has ended.", patience_s=0)
+    last = pages.news(("demo",), 0)
+    assert last.over and last.pulse == f"The files cannot be read: {error} The run has ended."
+
+
+@pytest.mark.parametrize("port", ["0", "8000"])
+def test_a_port_without_a_page_is_the_user_s_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text((Path(__file__).parents[3] / "jobs" / "demo.yaml").read_text())
+    assert egm(["run", "-f", "job.yaml", "--no-preflight", "--view-port", port]) == 2
+    assert "--view-port: there is no page without --view" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.timeout(60)
