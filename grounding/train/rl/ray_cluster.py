@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,8 @@ from grounding.train.rl.rendezvous import FINAL, Answer, Membership, Pods
 _MARK = Environment.variable("ray_node")
 LEAVE_SHARE = 0.2
 """Share of the grace period that a worker reserves to stop its own Ray node"""
+HEARTBEAT_S = 1.0
+"""Seconds between two messages of a worker to rank 0"""
 _EXIT = {"succeeded": 0, "stopped": 143}
 
 
@@ -246,8 +249,8 @@ def follow(
 ) -> int:
     """Run a worker. Return 0 if the run succeeded, 1 if it failed, 143 if this pod or rank 0 was asked to stop.
 
-    `restore` is called with rank 0's `resume` before this pod offers its GPUs. A worker that is asked to stop notifies rank 0 and keeps its
-    Ray node until verl has saved, because a checkpoint needs all ranks.
+    `restore` is called with rank 0's `resume` before this pod offers its GPUs; it may take longer than rank 0 waits for a silent worker.
+    A worker that is asked to stop notifies rank 0 and keeps its Ray node until verl has saved, because a checkpoint needs all ranks.
     """
     pods = replace(pods, ip=pods.ip or rendezvous.own_address(pods.master))
     stop = stop if stop is not None else Stop.of_process()
@@ -255,10 +258,13 @@ def follow(
     if first["state"] in FINAL:
         return _EXIT.get(first["state"], 1)
     try:
-        restore(first["resume"])
-    except EgmError as error:
-        rendezvous.say(pods, error.message)
+        with _heartbeats(pods, stop) as ended:
+            restore(first["resume"])
+    except (EgmError, OSError) as error:
+        rendezvous.say(pods, error.message if isinstance(error, EgmError) else str(error))
         raise
+    if ended:
+        return _EXIT.get(ended[0], 1)
     heard, patience_s = time.monotonic(), environment.of_process().lost_seconds
     with _ray_node(pods, node, env) as child:
         while True:
@@ -277,7 +283,28 @@ def follow(
             if why := child.ended():
                 rendezvous.say(pods, why)
                 raise Failure(why, hint="Its message is in the log above.")
-            time.sleep(1.0)
+            time.sleep(HEARTBEAT_S)
+
+
+@contextlib.contextmanager
+def _heartbeats(pods: Pods, stop: Stop) -> Iterator[list[str]]:
+    """Send rank 0 a worker's messages from a thread while the block runs. Yields a list that gets the state of the run once it has ended."""
+    over, ended = threading.Event(), list[str]()
+
+    def send() -> None:
+        while not ended and not over.wait(HEARTBEAT_S):
+            with contextlib.suppress(EgmError):  # a refused token, which the next message outside this thread reports
+                answer = rendezvous.say(pods, stopping=stop.asked)
+                if answer is not None and answer["state"] in FINAL:
+                    ended.append(answer["state"])
+
+    thread = threading.Thread(target=send, name="heartbeats", daemon=True)
+    thread.start()
+    try:
+        yield ended
+    finally:  # nothing may follow the worker's next message, which may be that it leaves
+        over.set()
+        thread.join()
 
 
 def _join(pods: Pods, deadline_s: float, stop: Stop) -> Answer:

@@ -21,6 +21,7 @@ from grounding.runtime.waiting import Every
 from grounding.train.rl import ray_cluster, rendezvous
 from grounding.train.rl.ray_cluster import Node, shortfall
 from grounding.train.rl.rendezvous import Membership, Pods
+from tests.cluster.operator_kit import until
 
 TOKEN = "0123456789abcdef"
 ENV = {"MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456", "RANK": "1", "WORLD_SIZE": "3", "RAY_AUTH_TOKEN": TOKEN}
@@ -114,6 +115,39 @@ def test_a_worker_that_cannot_restore_says_so_and_starts_no_ray() -> None:
     with rendezvous.meet(pods, membership), pytest.raises(Failure, match="step 4 is gone"):
         ray_cluster.follow(replace(pods, rank=1), Node(1, 8), {}, 20.0, Stop(1.0), restore)
     assert membership.lost(60.0).endswith("has left: step 4 is gone")
+
+
+def test_a_worker_sends_heartbeats_while_it_restores(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    pods = Pods(0, 2, "127.0.0.1", _free_port(), 6379, TOKEN, "10.0.0.1")
+    membership = Membership(2, clock=lambda: now[0])
+    membership.ray = "10.0.0.1:6379"
+    monkeypatch.setattr(ray_cluster, "HEARTBEAT_S", 0.02)
+    stop = Stop(30.0)
+
+    def restore(_: str) -> None:
+        now[0] += 61.0
+        until("a heartbeat", lambda: membership.members[1].seen == now[0])
+        assert not membership.lost(60.0)
+        membership.on_stop = lambda: setattr(membership, "state", "stopped")
+        stop.ask()
+        until("the news that the run has ended", lambda: membership.all_notified())
+
+    with rendezvous.meet(pods, membership):
+        assert ray_cluster.follow(replace(pods, rank=1), Node(1, 8), {}, 20.0, stop, restore) == 143
+
+
+def test_a_worker_whose_disk_is_full_while_it_restores_says_so() -> None:
+    pods = Pods(0, 2, "127.0.0.1", _free_port(), 6379, TOKEN, "10.0.0.1")
+    membership = Membership(2)
+    membership.ray = "10.0.0.1:6379"
+
+    def restore(_: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with rendezvous.meet(pods, membership), pytest.raises(OSError, match="No space left"):
+        ray_cluster.follow(replace(pods, rank=1), Node(1, 8), {}, 20.0, Stop(1.0), restore)
+    assert membership.lost(60.0).endswith("has left: [Errno 28] No space left on device")
 
 
 def test_a_stranger_is_refused() -> None:
