@@ -457,6 +457,7 @@ class Uploader:
         uploads of progress lines without a checkpoint. `own_disks`: other pods upload parts of each checkpoint.
         """
         self.own_disks = own_disks
+        self._given_up = False
         self._begun: Checkpoint | None = None
         self.root, self.store, self.keep, self.interval_s, self.line_s = root, store, keep, interval_s, line_s
         self.tell_s, self._told, self._again = tell_s, 0.0, 0.0
@@ -529,10 +530,10 @@ class Uploader:
 
     def close(self, patience_s: float) -> bool:
         """Wait at most `patience_s` seconds for the upload of the newest checkpoint, and return whether it succeeded. The next run continues
-        an unfinished upload.
+        an unfinished upload. After a `settle` in vain, do not wait, because the other pods have left or are dismissed.
         """
         self._now.set()
-        end = time.monotonic() + patience_s
+        end = time.monotonic() + (0.0 if self._given_up else patience_s)
         while self._thread.is_alive() and time.monotonic() < end and not self.refused():
             self._thread.join(min(1.0, patience_s))
         if self._thread.is_alive():
@@ -544,11 +545,12 @@ class Uploader:
 
     def settle(self, patience_s: float, given_up: Callable[[], object] = lambda: False) -> bool:
         """Wait at most `patience_s` seconds until the store has the newest and the best checkpoint, while other pods still upload their
-        files; return whether it has. `given_up` says that waiting is useless.
+        files; return whether it has. `given_up` says that waiting is useless. After one call in vain, others do not wait.
         """
-        self._hurried, end = True, time.monotonic() + patience_s
+        self._hurried, end = True, time.monotonic() + (0.0 if self._given_up else patience_s)
         while not self._settled():
             if time.monotonic() > end or self.refused() or self.superseded or given_up():
+                self._given_up = True
                 return False
             self._stop.wait(0.2)
         return True

@@ -300,7 +300,7 @@ def _train(
             return code
         finally:
             if disks is not None:  # before the other pods are dismissed, because they upload their files
-                disks.settle(FINISHED_S if code == 0 else uploads.UPLOAD_SHARE * stop.left(), lost)
+                _settle(disks, code, stop, lost)
 
     if disks is None:
         return ray_cluster.lead(pods, node, env, _deadline(job), drive, stop)
@@ -310,6 +310,17 @@ def _train(
         refuse_other_content([who, *(identity.Identity.parse(content.encode()) for content in contents)])
 
     return ray_cluster.lead(pods, node, env, _deadline(job), drive, stop, resume, compare)
+
+
+def _settle(disks: OwnDisks, code: int, stop: Stop, lost: Callable[[], str]) -> None:
+    """Wait until all pods have uploaded their files of the last checkpoint. Raises `Failure` if files of a finished run are missing then."""
+    settled = disks.settle(FINISHED_S if code == 0 else uploads.UPLOAD_SHARE * stop.left(), lost)
+    if code == 0 and not settled:
+        why = lost() or (disks.uploader.problem if disks.uploader else "") or "files of other pods are missing"
+        raise Failure(
+            f"the last checkpoint is not complete in {disks.uri}: {why}",
+            hint="The job restarts from its newest checkpoint there.",
+        )
 
 
 def _own_reward(job: RlJob, rows: Path, out: Path) -> Path | None:

@@ -190,6 +190,18 @@ def test_a_pod_stops_if_the_checkpoint_that_rank_0_has_chosen_is_gone(world: Wor
         upload.restore_part(world.store, world.roots[1], gone, own_disks.every_file)
 
 
+@pytest.mark.timeout(60)
+def test_files_of_a_pod_that_has_left_are_not_waited_for_again(world: World) -> None:
+    world.save(1)
+    disks = own_disks.OwnDisks(str(world.store.folder), own_disks.no_rank_of)
+    disks.uploader = upload.Uploader(world.roots[0], world.store, 2, interval_s=0.02, own_disks=True)
+    disks.uploader.start()
+    assert not disks.settle(3600.0, lambda: "worker 1 has left")
+    with pytest.raises(Failure, match="needs the files of all pods"):
+        disks.bring(Checkpoint(1, world.roots[0] / "global_step_1"))
+    assert not disks.uploader.close(3600.0)
+
+
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     one, two = (Marker({"a": 1}, {"a": digest}, 1) for digest in ("x", "y"))
     assert dict(checkpoints.whole([one, one], tmp_path).files) == {"a": 1}
