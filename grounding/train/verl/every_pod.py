@@ -5,6 +5,7 @@ The trainer runs on rank 0's pod (`runner.py`), which has the job's folder. verl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -40,11 +41,11 @@ def on_each(acts: Sequence[tuple[str, Callable[[], T]]]) -> list[T]:
 
 
 def _attempt(act: Callable[[], T]) -> tuple[T | None, str]:
-    """Return the result and an empty text, or None and what went wrong."""
+    """Return the result and an empty text, or None and what went wrong on which pod."""
     try:
         return act(), ""
     except (EgmError, OSError) as error:
-        return None, str(error)
+        return None, f"{os.uname().nodename}: {error}"
 
 
 def require_room(root: Path, needed: int) -> None:
