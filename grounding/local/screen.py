@@ -16,6 +16,7 @@ from rich.text import Text
 from grounding.errors import printable
 from grounding.figures import percent, short_duration
 from grounding.local.runs import View, view
+from grounding.runtime.waiting import EVERY_S
 
 STYLE = {
     "Pending": ("○", "dim"),
@@ -153,7 +154,7 @@ class Lines:
     """Turns views into lines: one per change, and a job's metrics at most every `interval` seconds."""
 
     interval: float = 5.0
-    waiting: float = 10.0
+    waiting: float = EVERY_S
     """Seconds between two lines about a job that has no figures yet"""
     _phases: dict[str, tuple[str, str]] = field(default_factory=dict)
     _figures: dict[str, tuple[float, str]] = field(default_factory=dict)

@@ -186,6 +186,12 @@ def _world_size(names: Collection[str], folder: Path) -> int | None:
     return None if not ranks else 1 if ranks == [None] else len(ranks)
 
 
+def verl_rank(name: str) -> int | None:
+    """Return the rank of verl that a file of a checkpoint belongs to; None if it does not belong to a single rank."""
+    match = _VERL_RANK.fullmatch(PurePosixPath(name).name)
+    return int(match[3]) if match else None
+
+
 def absent_ranks(names: Iterable[str]) -> list[str]:
     """Return the files that a rank should have written but that are not among `names`, which are relative to the checkpoint. Pure."""
     kinds: dict[tuple[PurePosixPath, str, int], set[int]] = {}

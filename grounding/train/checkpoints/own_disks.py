@@ -36,7 +36,7 @@ def every_file(_: str) -> bool:
 
 def no_rank_of(name: str) -> bool:
     """Return whether a file of verl's checkpoint does not belong to a single rank. Each rank of verl downloads its own files."""
-    return "_rank_" not in name
+    return checkpoints.verl_rank(name) is None
 
 
 def bring_rank(uri: str, folder: Path, rank: int) -> None:
@@ -46,7 +46,7 @@ def bring_rank(uri: str, folder: Path, rank: int) -> None:
     """
 
     def is_own(name: str) -> bool:
-        return Path(name).stem.endswith(f"_rank_{rank}")
+        return checkpoints.verl_rank(name) == rank
 
     for file in uploads.download_missing(open_store(uri, field="spec.output"), folder, is_own):
         require_safe_file(file)

@@ -184,6 +184,19 @@ def test_each_rank_of_verl_downloads_only_its_own_files(world: World, monkeypatc
     assert sorted(seen) == own and sorted(p.name for p in folders[0].rglob("*.pt")) == ["data.pt", *own]
 
 
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [
+        ("actor/model_world_size_16_rank_1.pt", 1),
+        ("actor/extra_state_world_size_16_rank_11.pt", 11),
+        ("actor/huggingface/a_rank_1.json", None),
+        ("of_rank_1/data.pt", None),
+    ],
+)
+def test_a_file_belongs_to_a_rank_only_by_the_name_that_verl_gives_it(name: str, rank: int | None) -> None:
+    assert checkpoints.verl_rank(name) == rank and own_disks.no_rank_of(name) is (rank is None)
+
+
 def test_a_pod_stops_if_the_checkpoint_that_rank_0_has_chosen_is_gone(world: World) -> None:
     gone = upload.Stored(4, "global_step_4", "attempt-1-x")
     with pytest.raises(Failure, match="from which rank 0 continues"):
