@@ -108,6 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         query = parse_qs(url.query)
         pages = self.server.pages
+        pages.requested()
         runs = pages.chosen(query.get("run", []))
         try:
             if rest == "":

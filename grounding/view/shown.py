@@ -21,6 +21,8 @@ OPEN_S = 5.0
 """Seconds since its last request for which a page counts as open; a visible page sends a request every two seconds"""
 IDLE_S = 30.0
 """Seconds without a request after which a page is no longer kept up to date"""
+QUIET_S = 1.0
+"""Seconds without a request after which a page has loaded its pictures"""
 SHARE = 4
 """Rendering uses at most 1 / (`SHARE` + 1) of one core's time"""
 GPU_INTERVAL_S = 5.0
@@ -124,10 +126,15 @@ class Pages:
         self._drawn = threading.Condition()
         self._gpus: tuple[float, list[GpuUse]] = (-GPU_INTERVAL_S, [])
         self._stopped, self._over = False, ""
+        self._requested = 0.0
 
     def runs(self) -> list[str]:
         """Return the names of all runs."""
         return list(self._watch.folders())
+
+    def requested(self) -> None:
+        """Record that a page has sent a request."""
+        self._requested = time.monotonic()
 
     def chosen(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the named runs, which need not have begun; without names, the default ones, which may change."""
@@ -158,15 +165,17 @@ class Pages:
                 self._shown[tuple(names)].given = True
                 self._drawn.notify_all()
 
-    def last_look(self, text: str, patience_s: float = 5.0) -> None:
-        """Wait at most `patience_s` seconds until all open pages have fetched the final state, with `text`."""
-        now = self._clock()
+    def last_look(self, text: str, patience_s: float = 10.0) -> None:
+        """Wait at most `patience_s` seconds until all open pages have fetched the final state, with `text`, and then its pictures."""
+        now, end = self._clock(), time.monotonic() + patience_s
         watched = [(names, shown) for names, shown in list(self._shown.items()) if now - shown.asked_at <= OPEN_S]
         for names, shown in watched:
             self._refresh(names, shown)
         with self._drawn:
             self._over = text
             self._drawn.wait_for(lambda: all(shown.given for _, shown in watched), timeout=patience_s)
+        while watched and time.monotonic() < min(end, self._requested + QUIET_S):
+            time.sleep(0.05)
 
     def frozen(self, names: Sequence[str]) -> collect.Run:
         """Return the selected runs for the static report."""

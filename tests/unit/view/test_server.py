@@ -235,6 +235,27 @@ def test_a_page_that_is_open_gets_the_final_state_before_the_server_ends(ask: As
     assert str(got[-1]["pulse"]).endswith("The run has ended.")
 
 
+def test_a_page_gets_the_pictures_of_the_final_state_too(
+    ask: Ask, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grounding.view.shown.QUIET_S", 5.0)
+    news(ask)
+    loaded = threading.Event()
+
+    def browser() -> None:
+        while not json.loads(ask("news?run=demo&shown=demo&since=1")[2])["over"]:
+            pass
+        time.sleep(0.2)
+        ask("picture/0")
+        loaded.set()
+
+    page = threading.Thread(target=browser)
+    page.start()
+    server.pages.last_look("The run has ended.", patience_s=60)
+    assert loaded.is_set()
+    page.join(60)
+
+
 def test_nobody_is_waited_for_if_no_page_is_open(server: Server) -> None:
     server.pages.last_look("The run has ended.", patience_s=1e6)
 
