@@ -36,10 +36,14 @@ class Client(Unit[ResolvedEvalJob, EvalStatus, BatchJob]):
 CLIENT = Client()
 
 
+def lasting(snapshot: PlacedEval) -> list[Pod]:
+    """Return the servers that are not ending or lost."""
+    return [pod for pod in snapshot.of_model(snapshot.pods_of("server")) if snapshot.alive(pod) and not pod.deleting]
+
+
 def standing(snapshot: PlacedEval) -> dict[int, Pod]:
     """Return the servers that are not ending or lost, by their numbers."""
-    pods = snapshot.of_model(snapshot.pods_of("server"))
-    return {pod.index: pod for pod in pods if pod.index is not None and snapshot.alive(pod) and not pod.deleting}
+    return {pod.index: pod for pod in lasting(snapshot) if pod.index is not None}
 
 
 def admitted(snapshot: PlacedEval) -> Pod | None:

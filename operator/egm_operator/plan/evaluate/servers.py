@@ -11,7 +11,7 @@ from egm_operator.kube.objects import BatchJob, Pod
 from egm_operator.manifests import servers as manifests
 from egm_operator.plan.attempts import waits_for
 from egm_operator.plan.decision import Decision
-from egm_operator.plan.evaluate.client import CLIENT, remove_servers, standing
+from egm_operator.plan.evaluate.client import CLIENT, lasting, remove_servers, standing
 from egm_operator.plan.queued import waits_for_queue
 from egm_operator.plan.snapshot import PlacedEval
 from egm_operator.status import ConditionType, Reason
@@ -142,8 +142,7 @@ def _taken_back(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> Decisio
 
 def _too_late(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> bool:
     """Report why servers are not ready, and end the job if they have taken too long."""
-    role, pods = snapshot.roles["server"], snapshot.of_model(snapshot.pods_of("server"))
-    pods = [pod for pod in pods if snapshot.alive(pod) and not pod.deleting]
+    role, pods = snapshot.roles["server"], lasting(snapshot)
     ready, wanted = servers_ready(snapshot), _wanted(snapshot)
     if enough_admitted := len(admitted := [pod for pod in pods if not pod.gated]) >= wanted:
         pods = admitted  # the client does not wait for the others
@@ -162,9 +161,10 @@ def _too_late(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> bool:
         decision.status.fields.start_time = None  # time in a queue does not count towards any deadline
         return False
     due = _due(snapshot, pods, wanted - ready)
-    if due is None or snapshot.now < due:
-        if due is not None:
-            decision.look_again(due)
+    if due is None:
+        return False
+    if snapshot.now < due:
+        decision.look_again(due)
         return False
     remove_servers(snapshot, decision)
     decision.finish(False, Reason.SERVERS_NOT_READY, f"Too few servers became ready in time: {text}")
