@@ -109,7 +109,7 @@ node: ## start the same with a real node (containerd, kubelet, kube-proxy, CoreD
 	@python3 hack/cluster/cluster.py up --node $(if $(FAKE_NODES),--fake-nodes $(FAKE_NODES))
 
 node-images: images # import the images of `make images` into the real node
-	@python3 hack/cluster/cluster.py load $(foreach i,operator train infer,localhost/egm-$(i):$(or $(TAG),dev))
+	@python3 hack/cluster/cluster.py load $(addprefix localhost/egm-,operator:$(or $(TAG),dev) train:$(or $(TAG),dev)-cpu infer:$(or $(TAG),dev)-cpu)
 
 # IMAGES=checkout: use this checkout's environment instead of built images, which is faster
 NODE_IMAGES = $(if $(filter checkout,$(IMAGES)),cluster-image,node-images)
@@ -153,7 +153,19 @@ images: image-operator image-train image-infer ## build all images with buildah 
 image-operator image-train image-infer:
 	@images/build.sh $(@:image-%=%)
 
-test-images: setup # build and run the images, resolve and install their locks; needs root and buildah; half an hour
+push: ## push the images to a registry: REGISTRY=registry.example.org/egm (VARIANT, ENGINE, TAG as for images; INSECURE=1: without TLS)
+	@images/push.sh "$(REGISTRY)"
+
+# Debian's docker-registry, which the test of `make push` starts
+REGISTRY_PROGRAM := .cache/registry
+$(REGISTRY_PROGRAM)/usr/bin/docker-registry:
+	@mkdir -p $(REGISTRY_PROGRAM)
+	@cd $(REGISTRY_PROGRAM) && apt-get download -qq docker-registry && for f in docker-registry_*.deb; do dpkg -x "$$f" . && rm "$$f"; done
+
+registry: # install Debian's docker-registry in .cache, unless it is on PATH
+	@command -v docker-registry >/dev/null || ! command -v apt-get >/dev/null || $(MAKE) -s $(REGISTRY_PROGRAM)/usr/bin/docker-registry
+
+test-images: setup registry # build and run the images, resolve and install their locks; needs root and buildah; half an hour
 	@$(BIN)/python -m pytest -q -s tests/images
 
 lint: setup ## run ruff and the import rules, like CI

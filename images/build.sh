@@ -2,7 +2,8 @@
 # Build one image: images/build.sh operator|train|infer. Needs buildah (no daemon) and root.
 #
 #   VARIANT=cpu|gpu  ENGINE=sglang|vllm   which train or infer image (default: cpu)
-#   TAG=dev          its tag              REPOSITORY=localhost   its prefix
+#   TAG=dev          its tag, to which train and infer add -cpu, -gpu, -sglang or -vllm
+#   REPOSITORY=localhost   its prefix
 #   BASE, BUILDER    base image and builder image; if not given and missing, they are created from Debian packages (images/base/debian.sh)
 #   NO_CACHE=1       build every step again
 #   CACHE=FOLDER     uv's cache of wheels; default: that of this user
@@ -10,16 +11,13 @@
 # Time stamps in layers are those of SOURCE_DATE_EPOCH (default: 0), so that the same sources and packages give the same layers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-what=${1:?operator, train or infer} variant=${VARIANT:-cpu} engine=${ENGINE:-sglang}
+. images/names.sh
+what=${1:?operator, train or infer}
 case $what in
   operator) file=images/Dockerfile.operator variant=cpu ;;
   train | infer) file=Dockerfile.$what ;;
   *) echo "error: expected operator, train or infer, found $what" >&2; exit 2 ;;
 esac
-case $variant in cpu | gpu) ;; *) echo "error: expected VARIANT=cpu or gpu, found $variant" >&2; exit 2 ;; esac
-if [ "$what" = infer ] && [ ! -f "images/infer-$engine/requirements.txt" ]; then
-  echo "error: expected ENGINE=sglang or vllm, found $engine" >&2; exit 2
-fi
 command -v buildah >/dev/null || { echo "error: buildah is not installed; on Debian: apt-get install buildah" >&2; exit 2; }
 suite=${SUITE:-bookworm}
 wanted() { # IMAGE KIND: create the image if it does not exist
@@ -30,7 +28,7 @@ if [ -z "${BASE:-}" ]; then
   else BASE=localhost/egm-base:$suite; wanted "$BASE" run; fi
 fi
 if [ -z "${BUILDER:-}" ]; then BUILDER=localhost/egm-builder:$suite; wanted "$BUILDER" build; fi
-name=${REPOSITORY:-localhost}/egm-$what:${TAG:-dev}
+name=${REPOSITORY:-localhost}/$(image "$what")
 cache=${CACHE:-${UV_CACHE_DIR:-$HOME/.cache/uv}}
 mkdir -p "$cache"
 scripts=$(cat images/build/{base.sh,packages.sh,sbom.py,requirements.txt} "$([ "$what" = operator ] && echo images/operator/leave-out.txt || echo /dev/null)" | sha256sum | cut -c1-16)

@@ -112,15 +112,14 @@ def _images(run: Path, home: Path) -> None:
 
 
 def environment(run: Path, root: Path, say: Callable[[str], None]) -> None:
-    """Import this checkout's virtual environment into the node as the operator's default images."""
+    """Import this checkout's virtual environment into the node under the names of `make images`."""
     if not (root / ".venv" / "bin" / "egm").exists():
         raise Trouble("the checkout has no .venv; `make setup` creates it")
     busybox = Path(shutil.which("busybox") or "")
     applets = _run(str(busybox), "--list").split()
     target = run / "images" / "egm.tar"
-    image.environment(
-        root, target, [f"localhost/egm-{n}:dev" for n in ("operator", "train", "infer")], busybox, applets
-    )
+    names = [f"localhost/egm-{n}" for n in ("operator:dev", "train:dev-cpu", "infer:dev-cpu")]
+    image.environment(root, target, names, busybox, applets)
     say(f"image written, {target.stat().st_size / 2**30:.1f} GiB")
     _run("ctr", "-a", f"{run}/containerd/containerd.sock", "-n", "k8s.io", "images", "import", str(target), timeout=900)
     target.unlink()

@@ -59,9 +59,9 @@ class Settings(BaseSettings):
 
     namespaces: Names = ()
     """Namespaces served, comma separated; empty: the whole cluster."""
-    train_image: str = "localhost/egm-train:dev"
+    train_image: str = "localhost/egm-train:dev-cpu"
     """Image of prepare and training pods."""
-    infer_image: str = "localhost/egm-infer:dev"
+    infer_image: str = "localhost/egm-infer:dev-cpu"
     """Image of server and client pods."""
     image_pull_policy: str = "IfNotPresent"
     """imagePullPolicy of all pods."""

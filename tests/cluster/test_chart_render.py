@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ SNAPSHOTS = Path(__file__).parent / "snapshots"
 # values that the chart itself sets
 BY_CHART = {"namespaces", "identity", "lease_name", "lease_namespace", "health_port", "health_host", "leader_elect"}
 BY_CHART |= {"network_policies", "network_telemetry_from", "network_scrape_from", "network_egress"}
+
+IMAGES = {"trainImage": "EGM_OPERATOR_TRAIN_IMAGE", "inferImage": "EGM_OPERATOR_INFER_IMAGE"}
+"""Settings that the chart derives from `image`, and their variables."""
 
 
 def _short(obj: dict[str, Any]) -> dict[str, Any]:
@@ -63,15 +67,43 @@ def _written(value: object) -> object:
 def test_every_setting_of_the_operator_is_a_value_with_the_same_default() -> None:
     values = YAML(typ="safe").load((CHART / "values.yaml").read_text())["settings"]
     wanted = {_key(f): _written(getattr(Settings(), f)) for f in Settings.model_fields if f not in BY_CHART}
-    assert values == wanted
+    assert values == wanted | dict.fromkeys(IMAGES, "")
     schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]["properties"]
     assert set(schema) == set(wanted)
 
 
-def _environment(*argv: str) -> dict[str, str]:
+def _container(*argv: str) -> dict[str, Any]:
     (deployment,) = of_kind(template(*argv), "Deployment")
-    found = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
-    return {e["name"]: e.get("value", "filled-in") for e in found}
+    found: dict[str, Any] = deployment["spec"]["template"]["spec"]["containers"][0]
+    return found
+
+
+def _environment(*argv: str) -> dict[str, str]:
+    return {e["name"]: e.get("value", "filled-in") for e in _container(*argv)["env"]}
+
+
+@pytest.mark.parametrize(("variant", "engine"), [("cpu", "sglang"), ("gpu", "sglang"), ("gpu", "vllm")])
+def test_the_images_are_those_of_make_push(variant: str, engine: str) -> None:
+    """The registry and the tag are given once; three tags of three images follow as in images/names.sh."""
+    script = ". images/names.sh; for i in operator train infer; do image $i; done"
+    environ = {**os.environ, "VARIANT": variant, "ENGINE": engine, "TAG": "v2"}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+    values = f"image.registry=host:5000/egm,image.tag=v2,image.variant={variant},image.engine={engine}"
+    container = _container("--set", values)
+    found = {e["name"]: e.get("value") for e in container["env"]}
+    assert [container["image"], *(found[v] for v in IMAGES.values())] == [
+        f"host:5000/egm/{n}" for n in done.stdout.split()
+    ]
+    given = _environment("--set", values + ",settings.trainImage=other/train:1")
+    assert given["EGM_OPERATOR_TRAIN_IMAGE"] == "other/train:1"
+    assert given["EGM_OPERATOR_INFER_IMAGE"] == found["EGM_OPERATOR_INFER_IMAGE"]
+
+
+def test_images_of_a_release_without_a_tag_have_the_version() -> None:
+    container = _container("--set", "image.tag=,image.registry=host/egm")
+    version = YAML(typ="safe").load((CHART / "Chart.yaml").read_text())["appVersion"]
+    assert container["image"] == f"host/egm/egm-operator:{version}"
+    assert {"name": "EGM_OPERATOR_TRAIN_IMAGE", "value": f"host/egm/egm-train:{version}-gpu"} in container["env"]
 
 
 @pytest.mark.parametrize("values", CI, ids=lambda p: p.name.removesuffix("-values.yaml"))
@@ -98,6 +130,8 @@ def test_the_operator_understands_the_environment(values: Path) -> None:
         ("settings.progressVia=carrier-pigeon", "progressVia"),
         ("settings.workers=0", "workers"),
         ("image.digest=sha256:12", "digest"),
+        ("image.variant=tpu", "variant"),
+        ("image.engine=transformers", "engine"),
         ("watchNamespaces={A_B}", "watchNamespaces"),
         ("kueue.localQueues[0].name=a", "localQueues"),
         ("settings.defaultOutput=/data", "defaultOutput"),

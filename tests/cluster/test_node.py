@@ -26,7 +26,7 @@ def node(kubectl: Any) -> Any:
     if kubectl.run("get", "node", "node1").returncode:
         pytest.skip("no real node: `make cluster NODE=1` (root)")
     images = [n for i in kubectl.get("node", "node1")["status"]["images"] for n in i["names"]]
-    if "localhost/egm-train:dev" not in images:
+    if "localhost/egm-train:dev-cpu" not in images:
         pytest.skip("the node has no image of this checkout: `make cluster-image`")
     return kubectl
 

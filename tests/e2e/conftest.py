@@ -64,7 +64,7 @@ def node() -> Kubectl:
         pytest.skip("no real node: `make node` (root)")
     held = ["ctr", "-a", f"{RUN}/containerd/containerd.sock", "-n", "k8s.io", "images", "ls", "-q"]
     images = subprocess.run(held, capture_output=True, text=True, check=True).stdout.split()
-    missing = {f"localhost/egm-{n}:dev" for n in ("operator", "train", "infer")} - set(images)
+    missing = {f"localhost/egm-{n}" for n in ("operator:dev", "train:dev-cpu", "infer:dev-cpu")} - set(images)
     if missing:
         pytest.skip(f"the node has no {', '.join(sorted(missing))}: `make node-images`")
     os.environ["KUBECONFIG"] = exports["KUBECONFIG"]
@@ -123,7 +123,7 @@ def release(node: Kubectl) -> Iterator[Kubectl]:
     settings = [word for k, v in SETTINGS.items() for word in ("--set", f"settings.{k}={v}")]
     install = ["install", "egm", str(CHART), "--namespace", "egm", "--take-ownership", "--wait", "--timeout=180s"]
     with _restricted(node, "egm") as kubectl:
-        print(helm(*install, *settings, timeout=200).stdout)
+        print(helm(*install, "--set", "image.variant=cpu", *settings, timeout=200).stdout)
         yield kubectl
         log = kubectl.run("logs", "deployment/egm-operator", "--tail=-1").stdout
         helm("uninstall", "egm", "--namespace", "egm", "--wait")

@@ -39,19 +39,35 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end -}}
 
+{{- define "egm.tag" -}}
+{{- default .Chart.AppVersion .Values.image.tag -}}
+{{- end -}}
+
 {{- define "egm.image" -}}
 {{- $image := printf "%s/%s" .Values.image.registry .Values.image.repository | trimPrefix "/" -}}
 {{- if .Values.image.digest -}}
 {{- printf "%s@%s" $image .Values.image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" $image (default .Chart.AppVersion .Values.image.tag) -}}
+{{- printf "%s:%s" $image (include "egm.tag" .) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Images of jobs' pods, named as by images/names.sh. */}}
+{{- define "egm.trainImage" -}}
+{{- printf "%s/egm-train:%s-%s" .Values.image.registry (include "egm.tag" .) .Values.image.variant | trimPrefix "/" -}}
+{{- end -}}
+
+{{- define "egm.inferImage" -}}
+{{- $suffix := ternary "cpu" .Values.image.engine (eq .Values.image.variant "cpu") -}}
+{{- printf "%s/egm-infer:%s-%s" .Values.image.registry (include "egm.tag" .) $suffix | trimPrefix "/" -}}
 {{- end -}}
 
 {{/* The settings as environment: `gpuResource` is EGM_OPERATOR_GPU_RESOURCE. As JSON, because a template would print 1000000 as 1e+06. */}}
 {{- define "egm.settings" -}}
+{{- $images := dict "trainImage" (include "egm.trainImage" .) "inferImage" (include "egm.inferImage" .) }}
 {{- range $key, $value := .Values.settings }}
 {{- $text := ternary $value (toJson $value) (kindIs "string" $value) }}
+{{- $text = ternary (get $images $key) $text (and (eq $text "") (hasKey $images $key)) }}
 {{- if not (has $text (list "" "null")) }}
 - name: EGM_OPERATOR_{{ $key | snakecase | upper }}
   value: {{ $text | quote }}
