@@ -19,8 +19,9 @@ from grounding.errors import UserError
 PREFIX = "EGM_"
 BEGUN = "step-begun"
 """Name of the file in which verl's trainer reports its current step; in the stop file's folder (`grounding/train/rl/stopping.py`)."""
-PROBLEM = "problem.txt"
-"""Name of the file in which verl's trainer writes why a checkpoint could not be saved; in the stop file's folder."""
+PROBLEM = "problem.json"
+"""Name of the file in which verl's trainer reports why a checkpoint could not be saved or loaded; in the stop file's folder
+(`grounding/train/rl/problem.py`)."""
 
 
 def _switch(value: object) -> object:

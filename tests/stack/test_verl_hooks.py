@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from grounding.errors import Failure
-from grounding.runtime.environment import PROBLEM
+from grounding.errors import Failure, UserError
 from grounding.train.checkpoints import local as checkpoints
+from grounding.train.rl import problem
 from grounding.train.rl import resume as attempts
 
 
@@ -89,7 +89,7 @@ def test_a_checkpoint_without_room_is_refused_and_a_cut_one_leaves_its_room(
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(Failure, match="the next checkpoint needs"):
         hooks._guarded_save(_trainer(root, tiny_model))
-    assert "the next checkpoint needs" in request.with_name(PROBLEM).read_text()
+    assert "the next checkpoint needs" in str(problem.read(request))
     monkeypatch.undo()
     monkeypatch.setenv("EGM_STOP_FILE", str(request))
 
@@ -102,7 +102,26 @@ def test_a_checkpoint_without_room_is_refused_and_a_cut_one_leaves_its_room(
     with pytest.raises(RuntimeError):
         hooks._guarded_save(_trainer(root, tiny_model))
     assert not (root / "global_step_3").exists()
-    assert request.with_name(PROBLEM).read_text().startswith("no space is left on the disk")
+    assert str(problem.read(request)).startswith("no space is left on the disk")
+
+
+def test_a_file_that_a_rank_refuses_is_reported_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import RayTaskError
+
+    from grounding.train.verl import hooks
+
+    request = tmp_path / "stop"
+    monkeypatch.setenv("EGM_STOP_FILE", str(request))
+    refused = UserError("would call os.system when it is loaded", file="/out/rank_1.pt", hint="Nothing was loaded.")
+
+    def load(trainer: Any) -> None:
+        raise RayTaskError("load_checkpoint", "a traceback", refused).as_instanceof_cause()
+
+    monkeypatch.setattr(hooks, "_load", load)
+    with pytest.raises(RayTaskError):
+        hooks._reported_load(SimpleNamespace())
+    found = problem.read(request)
+    assert isinstance(found, UserError) and str(found) == str(refused) and found.exit_code == 2
 
 
 def test_weights_that_are_no_numbers_are_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:

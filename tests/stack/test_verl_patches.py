@@ -10,9 +10,9 @@ import pytest
 
 CHECK = """
 from grounding.train.rl import ray_start
-from grounding.train.verl import cpu_patches, hooks, internvl, patches, transfer_queue
+from grounding.train.verl import cpu_patches, hooks, internvl, patches, runner, transfer_queue
 
-tables = [patches, cpu_patches, hooks, internvl, ray_start, transfer_queue]
+tables = [patches, cpu_patches, hooks, internvl, ray_start, runner, transfer_queue]
 every = [patch for table in tables for patch in table.PATCHES]
 assert not [p.title for p in every if p.applied], "importing a module has changed something"
 assert not [p.title for p in every if p.has_changed()]

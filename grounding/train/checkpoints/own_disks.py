@@ -17,6 +17,7 @@ from pathlib import Path
 
 from grounding.api import ResolvedTrainJob
 from grounding.errors import EgmError, Failure
+from grounding.runtime.grace import Stop
 from grounding.storage import Transfer, destination, open_store
 from grounding.train import identity
 from grounding.train.checkpoints import local as checkpoints
@@ -62,6 +63,11 @@ def output_of(job: ResolvedTrainJob, nodes: int) -> str:
     return destination(job.spec.output) if nodes > 1 else ""
 
 
+def is_late(stop: Stop) -> bool:
+    """Return whether this process was asked to stop and the time for uploads is over."""
+    return stop.asked and stop.left() <= (1.0 - uploads.UPLOAD_SHARE) * stop.grace_s
+
+
 @dataclass
 class OwnDisks:
     """The state of a pod of such a job. `wanted` returns whether this pod needs a file of a checkpoint at the start."""
@@ -87,9 +93,9 @@ class OwnDisks:
         assert self.uploader is not None
         return self.uploader.settle(patience_s, given_up)
 
-    def bring(self, checkpoint: Checkpoint) -> None:
+    def bring(self, checkpoint: Checkpoint, stop: Stop) -> None:
         """On rank 0: wait until `checkpoint` is complete in the store, and download what its export needs. Raises `EgmError`."""
-        if self.uploader is not None and not self.settle(FINISHED_S):
+        if self.uploader is not None and not self.settle(FINISHED_S, lambda: is_late(stop)):
             raise Failure(
                 f"{checkpoint.path.name} is not complete in {self.uri}, and its export needs the files of all pods",
                 hint="The warnings above say why; the same command continues from the newest checkpoint there.",
@@ -130,8 +136,11 @@ class PartUploader:
         except (EgmError, OSError, ValueError) as error:
             _log.warning("this pod's files of a checkpoint are not uploaded yet: %s", error)
 
-    def await_marker(self, patience_s: float) -> bool:
-        """Wait until rank 0 has marked the newest checkpoint on this disk as complete in the store; return whether it has."""
+    def await_marker(self, patience_s: float, given_up: Callable[[], object] = lambda: False) -> bool:
+        """Wait until rank 0 has marked the newest checkpoint on this disk as complete in the store; return whether it has.
+
+        `given_up` says that waiting is useless.
+        """
         self.interval_s, end = min(1.0, self.interval_s), time.monotonic() + patience_s
         newest = checkpoints.peek(self.root)
         while newest is not None:
@@ -140,7 +149,7 @@ class PartUploader:
                     break
             except EgmError as error:
                 _log.warning("the output cannot be read: %s", error)
-            if time.monotonic() > end or self._stop.wait(1.0):
+            if time.monotonic() > end or given_up() or self._stop.wait(1.0):
                 return False
         return True
 

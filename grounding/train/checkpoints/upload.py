@@ -60,6 +60,8 @@ FINAL_REFUSAL_S = 60.0
 training no longer waits for it"""
 UPLOAD_SHARE = 0.8
 """Share of the remaining grace period for the newest checkpoint; the rest is for the progress lines and the folders in `RECORD`"""
+FAILED_S = 10.0
+"""Seconds that rank 0 waits for the upload of a checkpoint after an error if the pods share no folder"""
 PROBE_S = 20.0
 """Seconds without a request after which a small one is sent, so that expired credentials are noticed within a minute"""
 _MARKED = re.compile(rf"checkpoints/((?:checkpoint-|global_step_)(\d+))/{re.escape(MARKER)}")
@@ -724,12 +726,16 @@ def kept(
     if disks is not None:
         disks.uploader = uploader
     uploader.start()
+    failed = True
     try:
         yield uploader
+        failed = False
     finally:
         model = out / "model"
         finished = is_published(model)
         patience = 3600.0 if finished else UPLOAD_SHARE * stop.left()
+        if failed and disks is not None:  # the other pods have failed as well, and upload nothing more
+            patience = min(patience, FAILED_S)
         if not uploader.close(patience):
             _log.warning("the newest checkpoint was not uploaded to %s; it is kept in %s", uri, out / "checkpoints")
         try:

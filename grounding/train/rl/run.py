@@ -32,7 +32,7 @@ from grounding.models import PACKED_ROWS, families
 from grounding.models import folder as model_folder
 from grounding.progress import ProgressWriter, new_lines, parse_lines
 from grounding.runtime import flashinfer
-from grounding.runtime.environment import BEGUN, PROBLEM, RlEnvironment
+from grounding.runtime.environment import BEGUN, RlEnvironment
 from grounding.runtime.grace import Stop
 from grounding.runtime.ranks import rank_of
 from grounding.scoring import own_reward
@@ -44,6 +44,7 @@ from grounding.train.checkpoints.export import export
 from grounding.train.checkpoints.own_disks import (
     FINISHED_S,
     OwnDisks,
+    is_late,
     no_rank_of,
     output_of,
     refuse_other_content,
@@ -51,7 +52,7 @@ from grounding.train.checkpoints.own_disks import (
 )
 from grounding.train.checkpoints.safe_loading import require_safe
 from grounding.train.monitoring import tracking
-from grounding.train.rl import guard, ray_cluster, rendezvous, reward
+from grounding.train.rl import guard, problem, ray_cluster, rendezvous, reward
 from grounding.train.rl import resume as attempts
 from grounding.train.rl.overrides import overrides
 from grounding.train.rl.stopping import SAVE_NOW, Doing, Verdict, judge
@@ -235,7 +236,7 @@ def train(
         )
     chosen = checkpoints.chosen(out / "checkpoints", best_figure(job), checkpoint)
     if disks is not None:
-        disks.bring(chosen)
+        disks.bring(chosen, stop)
     export(chosen.path, out / "model", Path(model), identity.facts(out))
     return 0
 
@@ -297,10 +298,10 @@ def _train(
         code = 1
         try:
             code = _run(command, env | where, out, log, writer, track, stop, lost)
-            return code
         finally:
             if disks is not None:  # before the other pods are dismissed, because they upload their files
-                _settle(disks, code, stop, lost)
+                code = _settle(disks, code, stop, lost)
+        return code
 
     if disks is None:
         return ray_cluster.lead(pods, node, env, _deadline(job), drive, stop)
@@ -312,15 +313,22 @@ def _train(
     return ray_cluster.lead(pods, node, env, _deadline(job), drive, stop, resume, compare)
 
 
-def _settle(disks: OwnDisks, code: int, stop: Stop, lost: Callable[[], str]) -> None:
-    """Wait until all pods have uploaded their files of the last checkpoint. Raises `Failure` if files of a finished run are missing then."""
-    settled = disks.settle(FINISHED_S if code == 0 else uploads.UPLOAD_SHARE * stop.left(), lost)
+def _settle(disks: OwnDisks, code: int, stop: Stop, lost: Callable[[], str]) -> int:
+    """Wait until all pods have uploaded their files of the last checkpoint, and return the exit code.
+
+    If files of a finished run are missing then, return 143 after a request to stop; otherwise raise `Failure`.
+    """
+    patience_s = FINISHED_S if code == 0 else uploads.UPLOAD_SHARE * stop.left()
+    settled = disks.settle(patience_s, lambda: lost() or is_late(stop))
     if code == 0 and not settled:
+        if stop.asked:
+            return 143
         why = lost() or (disks.uploader.problem if disks.uploader else "") or "files of other pods are missing"
         raise Failure(
             f"the last checkpoint is not complete in {disks.uri}: {why}",
             hint="The job restarts from its newest checkpoint there.",
         )
+    return code
 
 
 def _own_reward(job: RlJob, rows: Path, out: Path) -> Path | None:
@@ -399,7 +407,7 @@ def _run(
     """
     request = stop_file(out)
     request.unlink(missing_ok=True)
-    request.with_name(PROBLEM).unlink(missing_ok=True)
+    problem.forget(request)
     begun = request.with_name(BEGUN)
     begun.unlink(missing_ok=True)
     child = subprocess.Popen(command, env=env, cwd=out, start_new_session=True)
@@ -457,14 +465,16 @@ def _run(
         if said[0] != "end":  # verl has ended without being told to
             newest = checkpoints.peek(out / "checkpoints")
             last = f"the last saved step is {newest.step}" if newest else "no step is saved"
-            _notice(stop, "; ".join(filter(None, (_problem(request), last))))
+            told = problem.read(request)
+            _notice(stop, "; ".join(filter(None, (told.message if told else "", last))))
         return 143
     if spoiled:
         raise Failure(spoiled, hint=guard.HINT)
     if why or (child.returncode and (why := lost())):
         raise Failure(why, hint="The job restarts from its newest checkpoint.")
-    if child.returncode and (problem := _problem(request)):
-        raise Failure(problem, hint="The same command continues from the newest checkpoint.")
+    if child.returncode and (told := problem.read(request)):
+        told.hint = told.hint or "The same command continues from the newest checkpoint."
+        raise told
     return child.returncode
 
 
@@ -472,13 +482,6 @@ def _notice(stop: Stop, text: str) -> None:
     """Report in the log, in `/progress` and in the termination message what is done about the request to stop."""
     stop.notice = text
     print(f"rl: stopping; {text}", flush=True)  # noqa: T201
-
-
-def _problem(request: Path) -> str:
-    """Return the reason that our hooks in verl's trainer wrote for its end; empty if there is none."""
-    with contextlib.suppress(OSError):
-        return request.with_name(PROBLEM).read_text(errors="replace").strip()
-    return ""
 
 
 def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:

@@ -45,7 +45,14 @@ from grounding.train.checkpoints import adapter as adapters
 from grounding.train.checkpoints import local as checkpoints
 from grounding.train.checkpoints import upload as uploads
 from grounding.train.checkpoints.export import assemble, export, write_merged
-from grounding.train.checkpoints.own_disks import FINISHED_S, OwnDisks, every_file, output_of, uploading
+from grounding.train.checkpoints.own_disks import (
+    FINISHED_S,
+    OwnDisks,
+    every_file,
+    is_late,
+    output_of,
+    uploading,
+)
 from grounding.train.checkpoints.safe_loading import require_safe
 from grounding.train.finite import all_finite
 from grounding.train.monitoring import tracking
@@ -447,7 +454,7 @@ def train(
         chosen = checkpoints.chosen(out / "checkpoints", best_figure(job), last) if last is not None else None
         if chosen is not None and chosen != last:
             if disks is not None:
-                disks.bring(chosen)
+                disks.bring(chosen, stop)
             export(chosen.path, out / "model", Path(source), identity.facts(out))
         elif h.lora is not None:
             state = model.state_dict() if weights is None else weights
@@ -602,7 +609,8 @@ def main(job: SftJob, data: JobData, model_source: str, out: Path) -> None:
         with uploading(out, disks) as uploader:
             code = train(job, data, model_source, out, stop=stop, disks=disks, who=who)
             if uploader is not None:
-                uploader.await_marker(FINISHED_S if code == 0 else uploads.UPLOAD_SHARE * stop.left())
+                patience_s = FINISHED_S if code == 0 else uploads.UPLOAD_SHARE * stop.left()
+                uploader.await_marker(patience_s, lambda: is_late(stop))
     else:
         code = train(job, data, model_source, out, stop=stop, disks=disks)
     if code:

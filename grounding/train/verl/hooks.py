@@ -22,12 +22,13 @@ import pyarrow.parquet as pq
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-from grounding.errors import EgmError
+from grounding.errors import EgmError, Failure
 from grounding.files import make_folder, write_json
 from grounding.jsontypes import JsonObject
 from grounding.models import safetensors_header
-from grounding.runtime.environment import BEGUN, PROBLEM, RlEnvironment
+from grounding.runtime.environment import BEGUN, RlEnvironment
 from grounding.train.checkpoints import local as checkpoints
+from grounding.train.rl import problem
 from grounding.train.rl.guard import (
     DROPPED_ROWS,
     FAILED_ROLLOUTS,
@@ -274,11 +275,29 @@ def _guarded_save(self: Any) -> None:
         if _own_disks():
             with contextlib.suppress(Exception):  # the pod of the error may be gone
                 every_pod.remove(folder)
-        request = RlEnvironment.from_environ(os.environ).stop_file
-        if request is not None:
-            with contextlib.suppress(OSError):
-                request.with_name(PROBLEM).write_text(_in_words(error, folder))
+        _report(Failure(_in_words(error, folder)))
         raise
+
+
+_load = PPOTrainer._load_checkpoint
+
+
+def _reported_load(self: Any) -> None:
+    """Load a checkpoint like verl. Report a file that a rank refuses or cannot download, because the role would only see verl's exit code."""
+    try:
+        _load(self)
+    except Exception as error:
+        cause = getattr(error, "cause", None) or error  # Ray wraps the error of a rank on another pod
+        if isinstance(cause, EgmError):
+            _report(cause)
+        raise
+
+
+def _report(error: EgmError) -> None:
+    """Report to the role why this process ends."""
+    request = RlEnvironment.from_environ(os.environ).stop_file
+    if request is not None:
+        problem.write(request, error)
 
 
 _FULL = ("No space left", "file write failed", "PytorchStreamWriter")
@@ -372,6 +391,14 @@ PATCHES = (
         "On a full disk, an incomplete checkpoint must not take the space of the next one.",
         "verl checks the free space and deletes an incomplete checkpoint.",
         "8c2435b577e5",
+    ),
+    Patch(
+        PPOTrainer,
+        "_load_checkpoint",
+        _reported_load,
+        "If a rank refuses a file of a checkpoint, the role must report the file and not only verl's exit code.",
+        "verl reports such an error to its caller.",
+        "bb446d77c48a",
     ),
     Patch(
         PPOTrainer,

@@ -14,6 +14,9 @@ import ray
 import verl.trainer.main_ppo as theirs
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from grounding.train.verl.patching import Patch
+from grounding.train.verl.patching import apply as apply_patches
+
 
 @dataclass(frozen=True)
 class Here:
@@ -32,6 +35,23 @@ class Here:
         return self.runner.options(**self.given, scheduling_strategy=here).remote()
 
 
+PATCHES = (
+    Patch(
+        theirs,
+        "TaskRunnerV1",
+        Here(theirs.TaskRunnerV1),
+        "Ray may place verl's runner on any pod, but the role on rank 0's pod reads the runner's files.",
+        "verl has a setting for the node of its runner.",
+        "",  # an actor's class has no source; `Here` calls nothing of it but Ray's own methods
+    ),
+)
+
+
+def apply() -> None:
+    """Apply the patch."""
+    apply_patches(PATCHES)
+
+
 if __name__ == "__main__":
-    theirs.TaskRunnerV1 = Here(theirs.TaskRunnerV1)
+    apply()
     theirs.main()

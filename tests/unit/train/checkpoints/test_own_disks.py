@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -13,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grounding.api import parse, resolve
 from grounding.errors import Failure
 from grounding.files import sha256_of
+from grounding.runtime.grace import Stop
 from grounding.storage.base import FolderStore
 from grounding.train import identity
 from grounding.train.checkpoints import local as checkpoints
@@ -211,8 +214,50 @@ def test_files_of_a_pod_that_has_left_are_not_waited_for_again(world: World) -> 
     disks.uploader.start()
     assert not disks.settle(3600.0, lambda: "worker 1 has left")
     with pytest.raises(Failure, match="needs the files of all pods"):
-        disks.bring(Checkpoint(1, world.roots[0] / "global_step_1"))
+        disks.bring(Checkpoint(1, world.roots[0] / "global_step_1"), Stop(50.0))
     assert not disks.uploader.close(3600.0)
+
+
+def test_nothing_waits_for_other_pods_beyond_the_grace_period(world: World) -> None:
+    now = [0.0]
+    stop = Stop(50.0, lambda: now[0])
+    now[0] = 100.0
+    assert not own_disks.is_late(stop), "a run that was not asked to stop may wait"
+    stop.ask()
+    now[0] = 139.0
+    assert not own_disks.is_late(stop)
+    now[0] = 141.0
+    assert own_disks.is_late(stop)
+    world.save(1)
+    disks = own_disks.OwnDisks(str(world.store.folder), own_disks.no_rank_of)
+    disks.uploader = upload.Uploader(world.roots[0], world.store, 2, interval_s=0.02, own_disks=True)
+    with pytest.raises(Failure, match="needs the files of all pods"):
+        disks.bring(Checkpoint(1, world.roots[0] / "global_step_1"), stop)
+    other = own_disks.PartUploader(world.roots[1], str(world.store.folder))
+    assert not other.await_marker(3600.0, lambda: own_disks.is_late(stop))
+
+
+JOB = """
+apiVersion: grounding.egm.dev/v1alpha1
+kind: GroundingTrainJob
+metadata: {name: j}
+spec: {preset: tiny-sft, model: {source: "tiny://"}, data: {shapes: {train: 16, perFile: 2}}, output: OUTPUT}
+"""
+
+
+@pytest.mark.parametrize(("fails", "patience_s"), [(True, 10.0), (False, 40.0)])
+def test_after_an_error_rank_0_does_not_wait_for_pods_that_have_failed_too(
+    world: World, monkeypatch: pytest.MonkeyPatch, fails: bool, patience_s: float
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(upload.Uploader, "close", lambda self, patience_s: asked.append(patience_s) or True)
+    job = resolve(parse(JOB.replace("OUTPUT", str(world.store.folder)))[0])
+    disks = own_disks.OwnDisks(str(world.store.folder), own_disks.every_file)
+    with suppress(Failure), upload.kept(job, world.folder / "out", Stop(50.0), disks=disks):
+        if fails:
+            raise Failure("a connection was closed by another pod")
+    disks.uploader._stop.set()
+    assert asked == [patience_s]
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
