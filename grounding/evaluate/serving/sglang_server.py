@@ -1,7 +1,9 @@
 """Run `python -m sglang.launch_server` with the key in `$EGM_API_KEY`. On its command line, everyone on the machine could see the key.
 
-This script imports only SGLang and `egm_require_key`. Its arguments are those of SGLang's server. SGLang 0.5.12 requires the key at every
-path except health and metrics. The script can be removed when SGLang reads a key from its environment.
+This script imports only SGLang and `egm_require_key`. Its arguments are those of SGLang's server. SGLang 0.5.12 requires the key itself,
+but not at paths that begin with /health or /metrics (a GET of /health_generate generates a token), not for OPTIONS, and not for
+WebSockets. `RequireKey` leaves nothing open but /health and /metrics. The script can be removed when SGLang reads a key from its
+environment and requires it everywhere else.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from egm_require_key import key_of_process
+from egm_require_key import RequireKey, key_of_process
 
 
 def main() -> None:
@@ -24,7 +26,10 @@ def main() -> None:
     arguments = prepare_server_args(sys.argv[1:])
     if not hasattr(arguments, "api_key"):
         raise RuntimeError("this version of SGLang has no api_key; 0.5.12 has")
-    arguments.api_key = key
+    from sglang.srt.entrypoints.http_server import app  # as SGLang does: after plugins and arguments
+
+    arguments.api_key = key  # SGLang's warm-up sends it
+    app.add_middleware(RequireKey)
     try:
         run_server(arguments)
     finally:

@@ -110,8 +110,12 @@ def test_no_command_holds_the_key(name):
 SGLANG = {
     "__init__": "",
     "launch_server": "def run_server(arguments):\n"
-    "    print('got', arguments.api_key == 'K' * 43, arguments, open('/proc/self/cmdline').read())\n",
+    "    from sglang.srt.entrypoints.http_server import app\n"
+    "    print('got', arguments.api_key == 'K' * 43, app.layers, arguments, open('/proc/self/cmdline').read())\n",
     "srt/__init__": "",
+    "srt/entrypoints/__init__": "",
+    "srt/entrypoints/http_server": "class App:\n    layers = []\n"
+    "    def add_middleware(self, layer): self.layers.append(layer.__name__)\napp = App()\n",
     "srt/plugins/__init__": "def load_plugins(): print('plugins')\n",
     "srt/server_args": "import dataclasses\n@dataclasses.dataclass\nclass ServerArgs:\n    argv: list\nFIELD\n"
     "def prepare_server_args(argv): return ServerArgs(argv)\n",
@@ -133,7 +137,7 @@ def test_sglang_gets_the_key_out_of_sight(tmp_path, known):
     assert key not in found.stdout + found.stderr
     if known:
         assert found.returncode == 0, found.stderr
-        assert "got True ServerArgs(argv=['--port', '8000'], api_key='(hidden)')" in found.stdout
+        assert "got True ['RequireKey'] ServerArgs(argv=['--port', '8000'], api_key='(hidden)')" in found.stdout
         assert found.stdout.startswith("plugins") and found.stdout.endswith("ended\n")
     else:
         assert found.returncode == 1 and "no api_key" in found.stderr and "got" not in found.stdout
