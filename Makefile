@@ -11,6 +11,10 @@ STAMP      := .venv/.egm-setup
 export UV_PROJECT_ENVIRONMENT := .venv
 export UV_PYTHON_DOWNLOADS := never
 export PYTHONUNBUFFERED := 1
+# uv trusts only its own list of certificates; networks that open TLS connections add theirs to the system's
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem),)
+export UV_SYSTEM_CERTS ?= true
+endif
 # without bytecode on the disk, every process compiles torch, verl and Ray again, which takes half a minute
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -22,9 +26,9 @@ help: ## print this list
 $(UV):
 	@python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "error: python3 is $$(python3 -V 2>&1 | cut -d' ' -f2); 3.11, 3.12 or 3.13 is needed" >&2; exit 2; }
+	@echo "installing uv $(UV_VERSION) into $(INSTALLER)"
 	@python3 -m venv $(INSTALLER) >/dev/null 2>&1 || { rm -rf $(INSTALLER); python3 -m virtualenv -q $(INSTALLER) 2>/dev/null; } \
 	  || { echo "error: python3 cannot make a virtual environment here; on Debian: apt-get install python3-venv" >&2; exit 2; }
-	@echo "installing uv $(UV_VERSION) into $(INSTALLER)"
 	@$(INSTALLER)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 # Bytecode is compiled at the first import of a module, because the demo imports only a fifth of 23,000 modules.
