@@ -56,6 +56,7 @@ for _area in [
     "render",
     "run",
     "doctor",
+    "setup",
     "cluster",
     "serve",
     "ask",

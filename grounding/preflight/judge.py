@@ -7,7 +7,7 @@ from itertools import groupby
 
 from grounding.evaluate.engines import ENGINES
 from grounding.preflight.facts import Cuda, Disk, Gpus, Interpreter, Machine, Memory, Network, Port, Remote
-from grounding.preflight.needs import RL, Needs, Stack, from_lock
+from grounding.preflight.needs import RL, Needs, Stack, setup_of
 from grounding.runtime.environment import Environment
 from grounding.runtime.startup import SHM, SHM_WANTED, size
 from grounding.runtime.verdicts import Verdict
@@ -157,7 +157,7 @@ def engine(name: str, own: Interpreter, given: Interpreter) -> Verdict:
     for environment in (given, own):
         if all(p in environment.packages for p in chosen.packages):
             return Verdict(subject, "ok", f"{environment.packages[chosen.packages[0]]} of {environment.path}")
-    cure = f" {from_lock(chosen.lock, f'.venv-{name}')}." if chosen.lock else ""
+    cure = f" `{setup_of(name)}` installs it." if chosen.lock else ""
     return Verdict(subject, "note", f"not installed.{cure}")
 
 

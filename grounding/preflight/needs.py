@@ -51,20 +51,26 @@ class Needs:
     family: str | None = None
 
 
-def from_lock(lock: str, folder: str) -> str:
-    """Return the commands that create an environment from a lock file, in `folder` of the checkout."""
-    return (
-        f"In the checkout: `python3 -m venv {folder}`, then "
-        f"`{folder}/bin/pip install --no-deps --require-hashes -r {lock}`"
-    )
+def train_folder() -> str:
+    """Return the folder of the checkout for the environment of trainings on GPUs."""
+    return ".venv-train"
+
+
+def engine_folder(engine: str) -> str:
+    """Return the folder of the checkout for an engine's environment."""
+    return f".venv-{engine}"
+
+
+def setup_of(engine: str) -> str:
+    """Return the command that creates an engine's environment."""
+    return f"egm setup gpu --engine {engine}"
 
 
 def _server_stack(job: ResolvedEvalJob) -> Stack:
     engine = get_engine(job.spec.engine)
     if engine.lock:
-        folder = f".venv-{engine.name}"
-        variable = Environment.variable("engine_python")
-        cure = f"{from_lock(engine.lock, folder)}, and `export {variable}=$PWD/{folder}/bin/python`."
+        variable, folder = Environment.variable("engine_python"), engine_folder(engine.name)
+        cure = f"In the checkout: `{setup_of(engine.name)}`, and `export {variable}=$PWD/{folder}/bin/python`."
     else:
         cure = from_checkout("cpu")
     return Stack("server", "spec.engine", engine.packages, True, cure)
@@ -74,10 +80,7 @@ def _training_stack(role: Role) -> Stack:
     if not role.gpus:
         return Stack(role.name, "spec.method", RL if role.name == "rl" else TRAINING, False, from_checkout("cpu"))
     packages = (*RL, "vllm") if role.name == "rl" else TRAINING
-    cure = (
-        f"{from_lock(TRAIN_LOCK, '.venv-train')}, `.venv-train/bin/pip install --no-deps .`, and use "
-        "`.venv-train/bin/egm`."
-    )
+    cure = f"In the checkout: `egm setup gpu`, and use `{train_folder()}/bin/egm`."
     return Stack(role.name, "spec.method", packages, False, cure)
 
 

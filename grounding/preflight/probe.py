@@ -244,6 +244,12 @@ def _output_task(uri: str) -> tuple[Remote, Callable[[], Remote]]:
     return Remote(uri, "spec.output"), lambda: _asked(uri, "spec.output", ask)
 
 
+def inputs(needs: Sequence[Needs]) -> Network:
+    """Ask the hub and stores about all URIs that the jobs read."""
+    sources = {s.uri.split(".part_")[0]: s for n in needs for s in n.sources if is_remote(s.uri)}
+    return Network(_each([_source_task(s) for s in sources.values()]), ())
+
+
 def network(needs: Sequence[Needs]) -> Network:
     """Ask the hub and stores about all URIs that the jobs read and write."""
     sources = {s.uri.split(".part_")[0]: s for n in needs for s in n.sources if is_remote(s.uri)}

@@ -45,7 +45,7 @@ def test_a_missing_engine_is_noticed_first_by_run_and_serve(
         error = capfd.readouterr().err
         first = error.splitlines()[1]
         assert first.startswith("FAILED   packages of server  sglang is not installed for")
-        assert "-r images/infer-sglang/requirements.txt" in error and "EGM_ENGINE_PYTHON=$PWD/" in error
+        assert "egm setup gpu --engine sglang" in error and "EGM_ENGINE_PYTHON=$PWD/" in error
         assert "hub" not in error and "egm doctor -f" in error
     assert not (runs / "job" / "data").exists() and not (tmp_path / "cache").exists()
 
