@@ -39,6 +39,11 @@ class _IPv6Server(ThreadingHTTPServer):
     address_family = socket.AF_INET6
 
 
+def server_on(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+    """Return a server that listens on an address of either kind. Raises `OSError` if the port is in use."""
+    return (_IPv6Server if ":" in host else ThreadingHTTPServer)((host, port), handler)
+
+
 @contextlib.contextmanager
 def listen(reader: Reader) -> Iterator[int]:
     """Serve while the block runs; yield the port, or 0 if no port is configured.
@@ -51,7 +56,7 @@ def listen(reader: Reader) -> Iterator[int]:
     if wanted is not None:
         host = variables.every_address if os.environ.get("KUBERNETES_SERVICE_HOST") else "127.0.0.1"
         try:
-            server = (_IPv6Server if ":" in host else ThreadingHTTPServer)((host, wanted), _handler(reader))
+            server = server_on(host, wanted, _handler(reader))
         except OSError as error:
             _log.warning("cannot serve /progress on port %s: %s", wanted, error)
     if server is None:

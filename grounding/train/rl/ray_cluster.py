@@ -83,7 +83,7 @@ def start_command(pods: Pods, node: Node, temporary: str) -> list[str]:
             f"--temp-dir={temporary}",
         ]
     else:
-        command += [f"--address={pods.master}:{pods.ray_port}", f"--temp-dir={temporary}"]
+        command += [f"--address={rendezvous.address_of(pods.master, pods.ray_port)}", f"--temp-dir={temporary}"]
     return command
 
 
@@ -172,9 +172,9 @@ def _wait(pods: Pods, node: Node, membership: Membership, head: RayNode, deadlin
                 raise Failure(why, hint="Its message is in the log above.")
             if not connected:
                 try:
-                    ray.init(address=f"{pods.ip}:{pods.ray_port}", log_to_driver=False, logging_level="ERROR")
+                    ray.init(address=pods.ray_address, log_to_driver=False, logging_level="ERROR")
                     connected = head.up = True
-                    membership.ray, because = f"{pods.ip}:{pods.ray_port}", ""
+                    membership.ray, because = pods.ray_address, ""
                 except Exception as error:  # the head is still starting
                     because = f" ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]})"
             missing = shortfall(ray.nodes(), membership, pods, node) if connected else missing
@@ -231,7 +231,7 @@ def lead(
             def lost() -> str:
                 return membership.lost(environment.of_process().lost_seconds) or head.ended()
 
-            code = drive(f"{pods.ip}:{pods.ray_port}", lost)
+            code = drive(pods.ray_address, lost)
             return code
         finally:
             # notify workers while Ray still runs: a worker whose Ray ends first would report a failure

@@ -18,12 +18,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal, TypedDict
 
 from grounding.errors import UserError
-from grounding.runtime.endpoint import QuietHandler, serving
+from grounding.runtime.endpoint import QuietHandler, server_on, serving
 from grounding.runtime.environment import Environment
 
 State = Literal["starting", "running", "succeeded", "failed", "stopped"]
@@ -45,6 +44,16 @@ class Pods:
     ip: str = ""
     content: str = field(default="", repr=False)
     """What this pod trains, as text that rank 0 compares; empty if the pods share a folder"""
+
+    @property
+    def every_address(self) -> str:
+        """Return the address on which rank 0 listens: all interfaces, those of IPv6 too if the pod has such an address."""
+        return "::" if ":" in self.ip else ""
+
+    @property
+    def ray_address(self) -> str:
+        """Return the address of the Ray node on this pod."""
+        return address_of(self.ip, self.ray_port)
 
 
 def from_environment(env: Mapping[str, str]) -> Pods | None:
@@ -76,7 +85,9 @@ def from_environment(env: Mapping[str, str]) -> Pods | None:
             field="RAY_AUTH_TOKEN",
             hint="Set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a mounted Secret, to the same value on all pods.",
         )
-    return Pods(rank, nodes, master, port, given.ray_port, token, given.node_ip)
+    # `own_address` finds only addresses of IPv4
+    own = given.node_ip or (given.pod_ip if ":" in given.pod_ip else "")
+    return Pods(rank, nodes, master, port, given.ray_port, token, own)
 
 
 def _number(env: Mapping[str, str], name: str, default: int | None) -> int:
@@ -86,6 +97,11 @@ def _number(env: Mapping[str, str], name: str, default: int | None) -> int:
     if not text.isdigit():
         raise UserError(f"expected a whole number, found {text!r}", field=name)
     return int(text)
+
+
+def address_of(host: str, port: int) -> str:
+    """Return host and port as one text, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def own_address(master: str) -> str:
@@ -208,7 +224,7 @@ def meet(pods: Pods, membership: Membership) -> Iterator[int]:
                 self.send(200, "application/json", json.dumps(answer).encode())
             return None
 
-    with serving(ThreadingHTTPServer(("", pods.port), Handler)) as port:
+    with serving(server_on(pods.every_address, pods.port, Handler)) as port:
         yield port
 
 
@@ -234,7 +250,7 @@ def say(pods: Pods, left: str = "", timeout_s: float = 5.0, *, stopping: bool = 
     if pods.content:
         said["content"] = pods.content
     request = urllib.request.Request(
-        f"http://{pods.master}:{pods.port}/",
+        f"http://{address_of(pods.master, pods.port)}/",
         data=json.dumps(said).encode(),
         headers={"Authorization": f"Bearer {pods.token}"},
         method="POST",

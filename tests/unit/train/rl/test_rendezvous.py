@@ -9,6 +9,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -65,6 +66,28 @@ def test_ranks_do_not_reach_ray_s_workers() -> None:
         "RAY_AUTH_TOKEN": TOKEN,
         "HOME": "/h",
     }
+
+
+def _has_ipv6() -> bool:
+    with suppress(OSError), socket.socket(socket.AF_INET6) as s:
+        s.bind(("::1", 0))
+        return True
+    return False
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("master", ["::1", "127.0.0.1"])
+def test_pods_with_addresses_of_ipv6_meet(master: str) -> None:
+    env = ENV | {"MASTER_ADDR": master, "MASTER_PORT": str(_free_port()), "EGM_POD_IP": "fd00::2"}
+    pods = rendezvous.from_environment(env)
+    assert pods is not None and pods.ip == "fd00::2" and pods.ray_address == "[fd00::2]:6379"
+    membership = Membership(3)
+    with rendezvous.meet(replace(pods, rank=0), membership):
+        assert rendezvous.say(pods) == {"state": "starting", "ray": "", "resume": ""}
+    assert membership.members[1].ip == "fd00::2"
+    command = ray_cluster.start_command(pods, Node(1, 40), "/tmp/x")
+    assert "--node-ip-address=fd00::2" in command
+    assert f"--address={'[::1]' if ':' in master else master}:6379" in command
 
 
 def test_workers_hear_how_it_ended_and_rank_0_who_is_missing() -> None:

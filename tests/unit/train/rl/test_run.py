@@ -23,13 +23,24 @@ class _Uploader(SimpleNamespace):
 
 def _settle(code: int, *, settles: bool = True, lost: str = "", problem: str = "") -> float:
     uploader = _Uploader(settles=settles, problem=problem)
-    rl._settle(OwnDisks("s3://b/j", no_rank_of, uploader=uploader), code, Stop(50.0), lambda: lost)  # type: ignore[arg-type]
+    disks = OwnDisks("s3://b/j", no_rank_of, uploader=uploader)  # type: ignore[arg-type]
+    assert rl._settle(disks, code, Stop(50.0), lambda: lost) == code
     return float(uploader.patience_s)
 
 
 def test_a_finished_run_waits_long_and_a_failed_one_within_its_grace_period() -> None:
     assert _settle(0) == 3600.0
     assert _settle(1) == _settle(143, settles=False) == _settle(1, lost="worker 1 has left") == 40.0
+
+
+def test_a_finished_run_that_is_stopped_while_it_waits_for_other_pods_was_stopped() -> None:
+    now = [0.0]
+    stop = Stop(50.0, lambda: now[0])
+    stop.ask()
+    disks = OwnDisks("s3://b/j", no_rank_of, uploader=_Uploader(settles=True, problem=""))  # type: ignore[arg-type]
+    assert rl._settle(disks, 0, stop, lambda: "") == 0, "there was time for the files"
+    now[0] = 41.0
+    assert rl._settle(disks, 0, stop, lambda: "") == 143
 
 
 @pytest.mark.parametrize(
