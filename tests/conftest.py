@@ -17,7 +17,7 @@ from hypothesis import settings
 settings.register_profile("egm", deadline=None)
 settings.load_profile("egm")
 
-KEY, SECRET = "test-key", "test-secret-0123456789"  # only for this server
+KEY, SECRET = "test-key", "test-secret-0123456789"  # these keys are valid only for the server of the tests
 
 
 def free_ports(count):
@@ -86,7 +86,7 @@ class S3Server:
     def make_bucket(self, name):
         until, client = time.monotonic() + 60, self.client()
         client.create_bucket(Bucket=name)
-        while True:  # the volumes start after the port
+        while True:  # the server can store only some time after its port is open
             try:
                 client.put_object(Bucket=name, Key="first", Body=b"x")
                 client.delete_object(Bucket=name, Key="first")
@@ -117,7 +117,7 @@ _buckets = iter(range(1, 10**6))
 
 @pytest.fixture
 def s3(_s3_server, monkeypatch, tmp_path):
-    """(server, name of a fresh bucket), with the environment that makes boto3 use it."""
+    """Return the server and the name of a new bucket, and set the environment so that boto3 uses this server."""
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", _s3_server.url)

@@ -16,16 +16,16 @@ from grounding.api.manifest import Finding
 NOW = 1_800_000_000.0
 SETTINGS = Settings(pod_template="allow")
 ONLY_FOR_PODS = {
-    "spec.output: is missing": "the operator's default output would do",
-    "that folder is deleted with the pod": "the folder is the pod's own",
-    "pods of several nodes exchange": "one node would do without a claim or S3",
-    "a pod has no folder": "on this machine, the file is there",
+    "spec.output: is missing": "an operator may have a default output; this one has none",
+    "that folder is deleted with the pod": "on one machine, the folder is kept",
+    "pods of several nodes exchange": "on one machine, all processes share one folder",
+    "a pod has no folder": "the file exists only on this machine",
 }
 """Parts of the messages with which the operator refuses jobs that can run on one machine -> the reason for the difference"""
 
 
 def operators(raw: dict[str, Any]) -> str | None:
-    """Return the message of the condition with which the operator refuses a new job as the API server stores it."""
+    """Return the message with which the operator refuses a new job, given as the API server stores it; None if it accepts the job."""
     stored = copy.deepcopy(raw)
     stored["metadata"] |= {"namespace": "n", "uid": "u", "generation": 1, "resourceVersion": "1"}
     stored["metadata"]["creationTimestamp"] = "2027-01-15T08:00:00Z"
@@ -35,7 +35,7 @@ def operators(raw: dict[str, Any]) -> str | None:
 
 
 def disagreement(written: dict[str, Any], stored: dict[str, Any] | None) -> str | None:
-    """Return how the judges disagree about a manifest; `stored`: what the API server makes of it, None if it refuses it."""
+    """Return how the three disagree about a manifest. `stored`: the object that the API server stores, None if it refuses."""
     job, found = read(written)
     if stored is None:
         return "only the API server refuses it" if job is not None else None

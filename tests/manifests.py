@@ -112,7 +112,7 @@ def _fields(model: type[BaseModel], path: tuple[str, ...] = ()) -> list[tuple[st
 
 
 FIELDS = {
-    kind: _fields(submodel(model.model_fields["spec"].annotation) or BaseModel)  # `spec` is a model
+    kind: _fields(submodel(model.model_fields["spec"].annotation) or BaseModel)  # the type of `spec` is a model
     for kind, model in KINDS.items()
 }
 
@@ -149,7 +149,7 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def _words(model: type[BaseModel]) -> dict[str, list[Any]]:
-    """Return the allowed words of each field, by its name, from the schema of a kind."""
+    """Return the allowed values of each field by its name, as the schema of a kind lists them."""
     found: dict[str, list[Any]] = {}
     schema = model.model_json_schema(by_alias=True)
     for part in [schema, *schema["$defs"].values()]:

@@ -1,4 +1,4 @@
-"""A real Chromium, driven by Playwright, without network; and the samples of the report's unit tests, as a module."""
+"""A real Chromium, driven by Playwright, without network; tests/unit/report/samples.py becomes importable as `samples`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "report"))
 
-expect.set_options(timeout=20_000)  # for a busy machine
+expect.set_options(timeout=20_000)  # long, because the machine may be busy
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]

@@ -110,7 +110,7 @@ def test_a_run_is_followed_from_its_first_answer_to_its_result(live: Live, tmp_p
         picture = page.locator(".strip image").first
         assert picture.evaluate("e => fetch(e.getAttribute('href')).then(r => r.status)") == 200
         seen = page.locator(".result").inner_text()
-        expect(page.locator(".result")).not_to_have_text(seen, timeout=60_000)  # more have come, without a reload
+        expect(page.locator(".result")).not_to_have_text(seen, timeout=60_000)  # more answers appear without a reload
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.evaluate(POOR_CONTRAST) == []
         expect(page.locator(".phase.succeeded")).to_be_visible(timeout=120_000)
@@ -144,7 +144,7 @@ def test_the_page_fits_has_contrast_and_works_by_keyboard(live: Live, tmp_path: 
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     page.get_by_label("two", exact=True).focus()
-    page.keyboard.press("Space")  # a second run beside the first
+    page.keyboard.press("Space")  # select a second run in addition to the first one
     expect(page.get_by_role("rowheader", name="two/after").first).to_be_visible()
     assert "run=one" in page.url and "run=two" in page.url
     page.get_by_role("link", name="The page as a static report").click()

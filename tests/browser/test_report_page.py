@@ -59,7 +59,7 @@ def test_costs_are_switched_without_a_script_and_the_page_fits(
     expect(shown).to_have_class("view-flops")
     expect(
         shown.get_by_text("beats no thought").first
-    ).to_be_visible()  # the statements are about the cost that is shown
+    ).to_be_visible()  # the statements below are about the selected cost
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(POOR_CONTRAST) == []
     assert page.locator("svg[role=img]").evaluate_all("all => all.every(e => e.getAttribute('aria-label'))")
@@ -100,7 +100,7 @@ def test_the_filter_works_by_hand_and_the_address_follows(visit: Open, one_page:
     assert page.url.endswith("#kind=failed")
     page.get_by_label("outcome").select_option("")
     page.get_by_label("expression").fill("circle 11")
-    expect(page.locator("#count")).to_have_text("11 of 120")  # 11 and 110 to 119
+    expect(page.locator("#count")).to_have_text("11 of 120")  # the matches are 11 and 110 to 119
     page.reload()
     expect(page.locator("#count")).to_have_text("11 of 120")
     page.get_by_label("expression").fill("")
@@ -182,12 +182,14 @@ def test_a_hostile_answer_does_nothing(visit: Open, one_page: Path, comparison: 
 
 
 def test_the_policy_stops_what_would_get_through(visit: Open, one_page: Path, tmp_path: Path) -> None:
-    """A page would run no foreign script even if its escaping failed."""
+    """Even if escaping failed, the page's policy would stop a foreign script."""
     broken = tmp_path / "broken.html"
     hole = "<script>window.hacked=1</script><img src=x onerror='window.hacked=2'><a href='javascript:window.hacked=3' id=h>x</a>"
     broken.write_text(one_page.read_text().replace("<main>", "<main>" + hole))
     page = visit(one_page)
-    context = page.context.browser.new_context(offline=True)  # not watched: the browser rightly complains
+    context = page.context.browser.new_context(
+        offline=True
+    )  # without the check of the console, because the browser must write an error
     other = context.new_page()
     other.goto(broken.as_uri())
     other.locator("#h").click()

@@ -22,11 +22,11 @@ AUDIT = ROOT / ".cache" / "cluster" / "logs" / "audit.log"
 CI = sorted((CHART / "ci").glob("*-values.yaml"))
 
 Right = tuple[str, str, str]
-"""API group, resource (with its subresource), verb."""
+"""A right: API group, resource (with its subresource), verb."""
 
 
 def helm_program() -> str:
-    """$HELM, the one that `make cluster` has built, or the one on PATH."""
+    """Return the path of Helm: $HELM, the program that `make cluster` has built, or the one on PATH."""
     sys.path.insert(0, str(ROOT / "hack" / "cluster"))
     try:
         import binaries  # type: ignore[import-not-found]
@@ -34,11 +34,11 @@ def helm_program() -> str:
         sys.path.pop(0)
     built = binaries.cache() / "bin" / "helm"
     found = os.environ.get("HELM") or (str(built) if built.exists() else shutil.which("helm"))
-    assert found, "there is no helm: `make cluster` builds one"
+    assert found, "helm was not found; `make cluster` builds it"
     return found
 
 
-# the Helm of `make cluster` does not know its Kubernetes version
+# the Helm that `make cluster` builds has no default Kubernetes version
 VERSION = "--kube-version=1.34.4"
 
 
@@ -69,12 +69,12 @@ def of_kind(objects: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]
 
 
 def rights(rules: Iterable[Mapping[str, Any]]) -> set[Right]:
-    """Rules of a role, one by one."""
+    """Return each right in the rules of a role."""
     return {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
 
 
 def granted(objects: Iterable[dict[str, Any]]) -> set[Right]:
-    """Return all rights in the operator's roles, without the roles of users."""
+    """Return all rights in the operator's roles; the roles for users are left out."""
     own = [o for o in objects if o["kind"] in ("Role", "ClusterRole") and "-operator" in o["metadata"]["name"]]
     return {right for role in own for right in rights(role["rules"])}
 
@@ -104,7 +104,7 @@ def account_kubeconfig(api: Api, namespace: str, account: str, path: Path) -> Pa
 
 
 def deployed(api: Api, namespace: str, folder: Path, release: str = "egm", **settings: str) -> Operator:
-    """Return the operator of a release as a process: the Deployment's environment, its service account's rights. Not started yet.
+    """Return the operator of a release as a process that is not started: with the Deployment's environment and its account's rights.
 
     Images do not run here, so this function fills in what the kubelet would (the pod's name) and a free port. Nothing
     may connect to the addresses of simulated pods, so progress is read from annotations.
@@ -132,7 +132,7 @@ def audited(user: str) -> Iterator[dict[str, Any]]:
                 if user in line:
                     try:
                         entry = json.loads(line)
-                    except json.JSONDecodeError:  # the line that is being written
+                    except json.JSONDecodeError:  # this line is still being written
                         continue
                     if entry["user"]["username"] == user:
                         yield entry

@@ -40,8 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_operator_outlives_its_test() -> Iterator[None]:
-    """An operator that a failed test leaves behind would continue to work and disturb the next test."""
-    before = len(Operator.started)  # a module's own is among these: fixtures of a wider scope come first
+    """Stop an operator that a failed test leaves behind, because it would disturb the next test."""
+    before = len(Operator.started)  # these include an operator of the module, because its fixture started earlier
     yield
     for operator in Operator.started[before:]:
         if operator.running():
@@ -57,19 +57,19 @@ class Kubectl:
     namespace: str = "default"
 
     def run(self, *argv: str, stdin: object = None) -> subprocess.CompletedProcess[str]:
-        """Run; objects on stdin are written as JSON, texts as they are."""
+        """Run kubectl. An object for stdin is written as JSON, a text as it is."""
         text = stdin if isinstance(stdin, str) or stdin is None else json.dumps(stdin)
         command = [self.program, f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *argv]
         return subprocess.run(command, input=text, capture_output=True, text=True, timeout=110)
 
     def __call__(self, *argv: str, stdin: object = None) -> str:
-        """Run and return the output; fail the test unless the command succeeds."""
+        """Run kubectl and return its output; fail the test unless it succeeds."""
         done = self.run(*argv, stdin=stdin)
         assert done.returncode == 0, f"kubectl {' '.join(argv)}: {done.stderr}"
         return done.stdout
 
     def get(self, *argv: str) -> Any:
-        """Parsed JSON of `kubectl get`."""
+        """Return the parsed JSON of `kubectl get`."""
         return json.loads(self("get", *argv, "-o", "json"))
 
 
@@ -83,7 +83,7 @@ def _exports() -> dict[str, str] | None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _there_is_one(request: pytest.FixtureRequest) -> None:
-    """Whichever test comes first; those that only render a chart need none."""
+    """Start the cluster before the first test that needs it; tests that only render the chart do not."""
     ours = {i.path.name for i in request.session.items if Path(__file__).parent in i.path.parents}
     if ours - {"test_chart_render.py", "test_alerts.py"}:
         request.getfixturevalue("cluster")
@@ -91,12 +91,12 @@ def _there_is_one(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Kubectl]:
-    """The cluster, with the CRDs of this checkout."""
+    """Return kubectl for the cluster, with the CRDs of this checkout installed."""
     given = os.environ.get("EGM_KUBECONFIG")
     started = False
     if given:
         program = os.environ.get("KUBECTL") or shutil.which("kubectl")
-        assert program, "EGM_KUBECONFIG is set but there is no kubectl: put it on PATH or name it in KUBECTL"
+        assert program, "EGM_KUBECONFIG is set, but kubectl was not found: put it on PATH, or set KUBECTL to its path"
         found = Kubectl(program, given)
     else:
         started = _exports() is None
@@ -131,7 +131,7 @@ def monitoring(cluster: Kubectl) -> None:
 
 @pytest.fixture
 def kubectl(cluster: Kubectl) -> Iterator[Kubectl]:
-    """kubectl in a new namespace, which is deleted after the test."""
+    """Return kubectl for a new namespace, which is deleted after the test."""
     name = f"egm-test-{secrets.token_hex(4)}"
     cluster("create", "namespace", name)
     try:

@@ -36,7 +36,7 @@ def _script(*argv: str) -> None:
 def installed() -> Iterator[Kueue]:
     """Run Kueue with its default integrations; remove it afterwards."""
     if os.environ.get("EGM_KUBECONFIG"):
-        pytest.skip("these tests install Kueue, which they do only on a cluster of their own")
+        pytest.skip("these tests install Kueue, so they run only on the test cluster")
     _script()
     try:
         yield Kueue(Api(kubeconfig()))
@@ -46,13 +46,13 @@ def installed() -> Iterator[Kueue]:
 
 
 class Kueue:
-    """Kueue's objects for one test, because quotas belong to the whole cluster."""
+    """Creates Kueue's objects for one test; each test has its own, because quotas belong to the whole cluster."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
 
     def integrate(self, *argv: str) -> None:
-        """Restart Kueue unless its integrations are already the default ones and those that `argv` adds."""
+        """Let Kueue run with its default integrations and those that `argv` adds; restart it if they differ."""
         _script(*argv)
 
     def _create(self, kind: str, body: dict[str, Any], namespace: str = "") -> None:

@@ -64,7 +64,7 @@ class World(threading.Thread):
 
 
 def make_jobs(drive: Drive, count: int) -> Jobs:
-    """`count` trainings of two nodes, by each back end in turn, and as many evaluations."""
+    """Create `count` trainings of two nodes, by each back end in turn, and as many evaluations."""
     made: Jobs = []
     for i in range(count):
         drive.api.create("gtj", drive.namespace, train_job(f"t{i}", nodes=2, backend=_backend(i)))
@@ -100,7 +100,7 @@ def check(drive: Drive, world: World, jobs: Jobs) -> None:
         seen = {n for n in world.uids if n.split("/")[1].startswith(f"{name}-")}
         assert seen == wanted, (seen, wanted)
     until(
-        "the servers to go",
+        "the deletion of the servers",
         lambda: not [p for p in drive.api.list("pod", drive.namespace) if "-server-" in p["metadata"]["name"]],
     )
     for kind, name in jobs:
@@ -120,11 +120,11 @@ def _until_collected(drive: Drive, seconds: float = 150) -> None:
         return not left
 
     try:
-        until("nothing to be left", gone, seconds)
+        until("an empty namespace", gone, seconds)
     except AssertionError as error:
         raise AssertionError(f"{error}; left: {', '.join(left)}") from None
 
 
 def ended(drive: Drive, jobs: Jobs) -> bool:
-    """Return whether all have ended."""
+    """Return whether all jobs have ended."""
     return all(drive.status(n, k).get("phase") in ENDS for k, n in jobs)

@@ -109,7 +109,7 @@ class Api:
                 break
             except (http.client.HTTPException, OSError) as error:
                 connection.close()
-                if fresh or not again:  # otherwise the server has closed an idle connection
+                if fresh or not again:  # an older connection may have been closed by the server while idle
                     raise error if isinstance(error, OSError) else ConnectionError(repr(error)) from error
         if answer.status >= 400:
             raise ApiError(answer.status, text.decode(errors="replace"))
@@ -129,7 +129,7 @@ class Api:
     def answer(
         self, token: str, method: str, path: str, body: Any = None, content: str = "application/json"
     ) -> tuple[int, str]:
-        """Return what the server answers the owner of a token: status and text."""
+        """Return the status and text with which the server answers a request that carries this token."""
         where = urllib.parse.urlsplit(self.server)
         context = ssl.create_default_context(cadata=self._ca)  # without our own certificate
         connection = http.client.HTTPSConnection(str(where.hostname), where.port, context=context, timeout=30)
@@ -140,7 +140,7 @@ class Api:
             return answer.status, answer.read().decode(errors="replace")
 
     def allowed(self, path: str, body: Any, token: str) -> bool:
-        """Return whether the owner of a token may create this object; a refusal for another reason is an error."""
+        """Return whether a request with this token may create the object; fail if it is refused for another reason."""
         status, text = self.answer(token, "POST", path, body)
         assert status in (200, 201, 403), text
         return status != 403
@@ -230,7 +230,7 @@ main.main()
 
 
 class Operator:
-    """`python -m egm_operator` as a process."""
+    """A process of `python -m egm_operator`."""
 
     started: ClassVar[list[Operator]] = []
 
@@ -264,7 +264,7 @@ class Operator:
         return self
 
     def kill(self) -> None:
-        """Kill the process, which finishes nothing."""
+        """Kill the process with SIGKILL, so that it cannot finish anything."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
@@ -341,7 +341,7 @@ class Drive:
         return BACKENDS[self.backend].form
 
     def gang(self, job: str, attempt: int = 1) -> Any:
-        """The owner of an attempt's pods; None if there is none."""
+        """Return the owner of an attempt's pods; None if there is none."""
         return self.api.get(self.backend, self.namespace, f"{job}-a{attempt}")
 
     def suspend_gang(self, job: str, suspend: bool, attempt: int = 1) -> None:
@@ -350,12 +350,12 @@ class Drive:
         self.api.patch(self.backend, self.namespace, f"{job}-a{attempt}", body)
 
     def is_first(self, pod: Any) -> bool:
-        """Whether a pod of a gang has rank 0."""
+        """Return whether a pod of a gang has rank 0."""
         label, value = self.form.first_label
         return bool(pod["metadata"]["labels"].get(label) == value)
 
     def worker(self, job: str, attempt: int = 1) -> Any:
-        """The running pod of rank 1 of a gang of two."""
+        """Return the running pod of rank 1 of a gang of two."""
         return next(p for p in self.running(job, "rl", 2, attempt=attempt) if not self.is_first(p))
 
     def status(self, name: str, kind: str = "gtj") -> dict[str, Any]:
@@ -363,7 +363,7 @@ class Drive:
         return dict((found or {}).get("status") or {})
 
     def writes(self) -> object:
-        """Return a value that changes with each write of an operator: the jobs' versions, and the names of its objects."""
+        """Return a value that changes with each write of an operator: the jobs' versions, and the names of all objects."""
         made = {o["metadata"]["name"] for kind in ("job", "pytorchjob") for o in self.api.list(kind, self.namespace)}
         jobs = [o["metadata"] for kind in ("gtj", "gej") for o in self.api.list(kind, self.namespace)]
         return made, {(m["name"], m["resourceVersion"]) for m in jobs}
@@ -402,7 +402,7 @@ class Drive:
         return until(f"{count} {role} pods of {job}", look)
 
     def annotate(self, pod: Any, **what: str) -> None:
-        """Set KWOK wishes on a pod: exit_code="1", evict="true", progress=..."""
+        """Set annotations on a pod that KWOK obeys: exit_code="1", evict="true", progress=..."""
         names = {
             k: ("grounding.egm.dev/progress" if k == "progress" else f"egm.test/{k.replace('_', '-')}") for k in what
         }
@@ -410,11 +410,11 @@ class Drive:
         try:
             self.api.patch("pod", self.namespace, pod["metadata"]["name"], wishes)
         except ApiError as error:
-            if error.code != 404:  # its gang has ended already
+            if error.code != 404:  # the pod's gang has ended already
                 raise
 
     def begin(self, pod: Any) -> None:
-        """Let a pod that waits because of `egm.test/waiting` run, once it waits.
+        """Wait until a pod waits because of `egm.test/waiting`, then let it run.
 
         If the annotation is removed while KWOK is still writing its effect, KWOK leaves the pod waiting forever (2 of
         80 pods).
@@ -429,7 +429,7 @@ class Drive:
         self.api.patch("pod", self.namespace, name, {"metadata": {"annotations": {"egm.test/waiting": None}}})
 
     def report(self, job: str, step: int, total: int = 9, **more: object) -> None:
-        """Let rank 0 report a step, by its annotation."""
+        """Let rank 0 report a step, by an annotation of its pod."""
         for pod in self.pods(job, "rl"):
             self.annotate(pod, progress=json.dumps({"step": step, "totalSteps": total, "time": time.time(), **more}))
 
@@ -453,7 +453,7 @@ class Drive:
 
 @contextlib.contextmanager
 def new_namespace(api: Api, prefix: str = "op") -> Iterator[str]:
-    """A namespace that is deleted afterwards; the CRDs are installed before."""
+    """Install the CRDs, create a namespace, yield its name, and delete the namespace at the end."""
     for crd in crds().values():
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}?fieldManager=tests&force=true"
         api.request("PATCH", path, crd, "application/apply-patch+yaml")
@@ -469,7 +469,7 @@ def new_namespace(api: Api, prefix: str = "op") -> Iterator[str]:
 
 
 def _claim(api: Api, namespace: str) -> None:
-    """The claim `egm`, to which training jobs of these tests write; it has no storage."""
+    """Create the claim `egm`, the output of the training jobs of these tests; it has no storage."""
     shared: dict[str, Any] = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
     to = {"claimRef": {"namespace": namespace, "name": "egm"}, "persistentVolumeReclaimPolicy": "Retain"}
     volume = {"capacity": {"storage": "1Gi"}, "hostPath": {"path": "/nowhere"}, **to, **shared}

@@ -22,7 +22,7 @@ def _reason(drive: Drive, name: str, reason: str, kind: str = "gtj") -> None:
 
 
 def waiting(drive: Drive, name: str) -> None:
-    """The job of its model does not exist."""
+    """Bring a job to the phase in which it waits for its model: that training job does not exist."""
     _train(drive, name, model={"trainJob": f"{name}-before"})
     _reason(drive, name, "UpstreamNotFound")
 
@@ -33,7 +33,7 @@ def preparing(drive: Drive, name: str) -> None:
 
 
 def starting(drive: Drive, name: str) -> None:
-    """One of two pods finds no node."""
+    """Bring a job to Starting: one of its two pods finds no node."""
     _train(drive, name, resources={"nodes": 1, "gpusPerNode": 16})
     drive.prepared(name)
     _reason(drive, name, "Unschedulable")
@@ -58,7 +58,7 @@ def restarting(drive: Drive, name: str) -> None:
 
 
 def suspending(drive: Drive, name: str) -> None:
-    """Its pods start slowly."""
+    """Bring a job to the phase in which it is being suspended: its pods end slowly."""
     _train(drive, name, pods={"egm.test/stop-delay": "4s"})
     drive.prepared(name)
     drive.phase(name, "Running")
@@ -95,7 +95,7 @@ def eval_preparing(drive: Drive, name: str) -> None:
 
 
 def eval_starting(drive: Drive, name: str) -> None:
-    """No server is ready."""
+    """Bring an evaluation to Starting: no server is ready."""
     drive.api.create("gej", drive.namespace, eval_job(name, 1, podTemplate=UNREADY))
     drive.prepared(name, kind="eval")
     drive.running(name, "server", kind="eval")
@@ -103,12 +103,12 @@ def eval_starting(drive: Drive, name: str) -> None:
 
 
 def pods_refused(drive: Drive, name: str) -> None:
-    """A quota refuses the pods, which the gang's controller can report only in an event."""
+    """Let a quota refuse a gang's pods, which the gang's controller can report only in an event."""
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
         "metadata": {"name": name},
-        "spec": {"hard": {"requests.egm.test/rare": "0"}},  # other jobs of the namespace do not ask for it
+        "spec": {"hard": {"requests.egm.test/rare": "0"}},  # only this job asks for the resource
     }
     drive.api.request("POST", f"/api/v1/namespaces/{drive.namespace}/resourcequotas", quota)
     rare = {"limits": {"egm.test/rare": "1"}}

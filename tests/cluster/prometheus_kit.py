@@ -38,7 +38,7 @@ def promtool(*argv: str, stdin: str | None = None) -> subprocess.CompletedProces
 
 
 class Prometheus:
-    """One server over one folder; scrapes every second."""
+    """A Prometheus server with its data in one folder; it scrapes every second."""
 
     def __init__(self, folder: Path, scrapes: Iterable[Mapping[str, Any]], rules: Mapping[str, Any]) -> None:
         self.port, self.folder = free_port(), folder
@@ -90,7 +90,7 @@ class Prometheus:
         return [r for r in data["result"] if r["value"][1] not in ("NaN", "+Inf", "-Inf")]
 
     def scraped(self) -> list[dict[str, Any]]:
-        """Targets, as they are."""
+        """Return the present targets and their states."""
         return list(self.api("targets", state="active")["activeTargets"])
 
     def stop(self) -> None:

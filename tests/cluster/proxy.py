@@ -30,7 +30,7 @@ _HOP = {
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault of a request: an answer with `status`, a connection reset before or after the server got it, or a watch that ends early."""
+    """A fault of a request: an answer with `status`, a reset before or after the server received it, or a watch that ends early."""
 
     kind: str
     status: int = 0
@@ -61,7 +61,7 @@ _REASONS = {
 
 
 class Proxy(threading.Thread):
-    """Plain HTTP on loopback in front of `api`. `choose` returns the fault of a request (method, path, whether it is a watch)."""
+    """A proxy with plain HTTP on loopback in front of `api`. `choose(method, path, watch)` returns the fault of a request."""
 
     def __init__(self, api: Api, choose: Callable[[str, str, bool], Fault | None]) -> None:
         super().__init__(daemon=True)
@@ -172,7 +172,7 @@ class Proxy(threading.Thread):
                 async for chunk in reading:
                     await to.write(chunk)
         except TimeoutError:
-            return _hang_up(request)  # in the middle of a line, too
+            return _hang_up(request)  # the connection may be cut in the middle of a line
         return to
 
 

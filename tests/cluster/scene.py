@@ -48,7 +48,7 @@ ASKING = {"files": [{**FILES[0], "errors": 2}]}
 
 
 def fleet(drive: Drive, quota: str) -> None:
-    """Create jobs in every state. `quota`: another namespace, in which no Job can be created."""
+    """Create jobs in every state. `quota`: a second namespace, in which no Job can be created."""
     ahead = time.time() + 3600  # the operator uses an annotation's time as the time of the answer
     api, namespace = drive.api, drive.namespace
     api.request(
@@ -264,7 +264,7 @@ def evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int = 400) -
     with serve_evaluation("asks", one.out) as (exporter, port):
 
         def ask() -> None:
-            with contextlib.suppress(Exception):  # it is interrupted at the end
+            with contextlib.suppress(Exception):  # the end of the test interrupts the client
                 run(one, plan(one), exporter, interval=1.0)
 
         threading.Thread(target=ask, daemon=True).start()

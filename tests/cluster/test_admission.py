@@ -69,7 +69,7 @@ def _account(api: Api, namespace: str, folder: Path, release: str, *values: str)
 
 @pytest.fixture(scope="module")
 def api(cluster: Any) -> Api:
-    del cluster  # it runs
+    del cluster  # the fixture has started it
     return Api(kubeconfig())
 
 
@@ -224,7 +224,7 @@ def test_what_is_not_a_job_s_is_neither_changed_nor_deleted(account: Account, ap
     owner = api.create("gtj", account.namespace, train_job("owner", suspend=True))["metadata"]["uid"]
     own = json.loads(
         json.dumps(_own(account.namespace)["Job"]).replace(UID, owner)
-    )  # otherwise the garbage collector deletes it
+    )  # without this, the garbage collector deletes the object
     name = "stored"  # a name that no other test uses
     own["metadata"]["name"] = name
     api.create("job", account.namespace, {**own, "spec": {**own["spec"], "suspend": True}})
@@ -245,7 +245,9 @@ def test_where_templates_may_do_anything_pods_may_but_not_as_the_operator(
         ESCAPES["host-path"][0](obj)
         assert free.make(obj)[0] == 201
         for name in ("serviceAccountName", "serviceAccount"):
-            if kind == "PyTorchJob" or name == "serviceAccountName":  # the API server fills in the older name itself
+            if (
+                kind == "PyTorchJob" or name == "serviceAccountName"
+            ):  # the API server also sets the older name of this field
                 last = copy.deepcopy(obj)
                 _pod_specs(last)[-1][name] = f"{free.release}-operator"
                 status, text = free.make(last)
@@ -275,6 +277,6 @@ def test_jobs_run_to_their_ends(account: Account, api: Api, tmp_path: Path) -> N
     api.delete("pod", account.namespace, first["metadata"]["name"])
     drive.end("asks", "evaluate", 0, kind="eval")
     drive.phase("asks", "Succeeded", kind="gej")
-    until("the servers to go", lambda: drive.pods("asks", "server", kind="eval") == [])
+    until("the deletion of the servers", lambda: drive.pods("asks", "server", kind="eval") == [])
     assert operator.stop() == 0
     assert "ValidatingAdmissionPolicy" not in operator.log.read_text()

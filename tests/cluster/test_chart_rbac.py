@@ -1,7 +1,7 @@
-"""Least privilege, checked by the API server's audit log: the operator with the chart's service account does everything
-it can do.
+"""Least privilege, checked by the API server's audit log: the operator with the chart's service account uses every
+right that it has.
 
-The rights in the roles are exactly the used rights. A missing right shows as a denial, a needless one as never used.
+The rights in the roles are exactly the used rights. A missing right shows as a denied request, a needless one as a right that no request used.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ from tests.cluster.operator_kit import (
 )
 
 pytestmark = [
-    pytest.mark.skipif(bool(os.environ.get("EGM_KUBECONFIG")), reason="the audit log is the test cluster's"),
+    pytest.mark.skipif(bool(os.environ.get("EGM_KUBECONFIG")), reason="only the test cluster has an audit log"),
     pytest.mark.timeout(600),
 ]
 FINALIZERS = {
     ("grounding.egm.dev", f"{kind}/finalizers", "update") for kind in ("groundingtrainjobs", "groundingevaljobs")
 }
-"""No request shows the use of these rights: admission checks them if an owner blocks its deletion. Tested below, one by one."""
+"""No request shows the use of these rights, because admission checks them for owner references that block deletion. A test below checks each."""
 
 
 @pytest.fixture(scope="module")
 def api(cluster: Any) -> Api:
-    del cluster  # it runs
+    del cluster  # the fixture has started it
     return Api(kubeconfig())
 
 
@@ -70,7 +70,7 @@ def namespace(api: Api) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def release(api: Api, namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    """The cluster-wide installation, with progress through the API server, which has the most rights."""
+    """Install the operator for the whole cluster, with progress through the API server, because this needs the most rights."""
     values = [
         "crds.install=false",
         "rbac.aggregateRoles=false",
@@ -104,7 +104,7 @@ def release(api: Api, namespace: str, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def _pipeline(drive: Drive) -> None:
-    """`kubectl apply -f jobs/egm8b-pipeline.yaml`, to its end."""
+    """Run the jobs of jobs/egm8b-pipeline.yaml to their ends."""
     kinds = {"GroundingTrainJob": "gtj", "GroundingEvalJob": "gej"}
     for job in YAML(typ="safe").load_all((ROOT / "jobs/egm8b-pipeline.yaml").read_text()):
         drive.api.create(kinds[job["kind"]], drive.namespace, job)
@@ -116,7 +116,7 @@ def _pipeline(drive: Drive) -> None:
     drive.running(last, "server", kind="eval")
     drive.end(last, "evaluate", 0, kind="eval")
     drive.phase(last, "Succeeded", kind="gej")
-    until("the servers to go", lambda: drive.pods(last, "server", kind="eval") == [])
+    until("the deletion of the servers", lambda: drive.pods(last, "server", kind="eval") == [])
 
 
 def _pause(drive: Drive, kind: str, name: str) -> None:
@@ -126,13 +126,13 @@ def _pause(drive: Drive, kind: str, name: str) -> None:
 
 
 def _everything_else(drive: Drive) -> None:
-    """Attempts, suspension in every phase, time to live, and gangs of two (the Secret) by each back end."""
+    """Run jobs with several attempts, suspension in every phase, a time to live, and gangs of two pods by each back end."""
     trainings = {backend: f"busy-{backend}" for backend in BACKENDS}
     for backend, name in trainings.items():
         spec = {"maxAttempts": 3, "ttlSecondsAfterFinished": 0, "backend": backend}
         drive.api.create("gtj", drive.namespace, train_job(name, nodes=2, **spec))
         drive.phase(name, "Preparing")
-        _pause(drive, "gtj", name)  # its prepare Job is suspended, and resumed
+        _pause(drive, "gtj", name)  # this suspends and resumes the preparing Job
         drive.prepared(name)
         drive.phase(name, "Running")
         _pause(drive, "gtj", name)
@@ -146,7 +146,7 @@ def _everything_else(drive: Drive) -> None:
     drive.running("asks", "evaluate", kind="eval")
     drive.api.create("gtj", drive.namespace, train_job("queued", queue="q"))
     drive.prepared("queued")
-    until("that no one manages its queue", lambda: drive.status("queued").get("reason") == "QueueUnmanaged")
+    until("the reason QueueUnmanaged", lambda: drive.status("queued").get("reason") == "QueueUnmanaged")
     drive.api.patch("gtj", drive.namespace, "queued", {"spec": {"suspend": True}})
     for name in trainings.values():
         drive.end(name, "rl", 0, attempt=2, count=2)
@@ -156,9 +156,9 @@ def _everything_else(drive: Drive) -> None:
 
 
 def _names_are_taken(drive: Drive, release: Operator, user: str) -> None:
-    """Other people's objects have the names that our jobs would use: the operator checks their owners and touches none.
+    """Give names that our jobs would use to objects of others: the operator checks their owners and changes none.
 
-    It also checks objects that its own earlier process created for a job whose pods do not exist yet.
+    It also checks objects that an earlier process of the operator created, for a job whose pods do not exist yet.
     """
     container = {"name": "pytorch", "image": "localhost/none:1"}
     pod = {"spec": {"containers": [container]}}
@@ -183,7 +183,7 @@ def _names_are_taken(drive: Drive, release: Operator, user: str) -> None:
     assert release.stop() == 0
     release.start()
     found = {("", "services", "get"), ("networking.k8s.io", "networkpolicies", "get")}
-    until("a look at what is there", lambda: found <= used(audited(user))[0])
+    until("a check of the existing objects", lambda: found <= used(audited(user))[0])
     for name, kind in (("gang", "gtj"), ("once", "gtj"), ("serve", "gej")):
         drive.api.delete(kind, drive.namespace, name)
     for name, (kind, _) in theirs.items():
@@ -211,8 +211,8 @@ asyncio.run(ask())
 
 
 def _progress(drive: Drive, config: str) -> None:
-    """`/progress` through the API server, by the operator's own reader and rights. The pod has no address, so that nothing is sent anywhere: the API
-    server refuses after it has allowed."""
+    """Request `/progress` through the API server with the operator's code and rights. The pod has no address, so the API server
+    allows the request and then fails."""
     container = {"name": "main", "image": "localhost/none:1"}
     pod = {"metadata": {"name": "nowhere"}, "spec": {"nodeSelector": {"no": "where"}, "containers": [container]}}
     made = drive.api.create("pod", drive.namespace, {"apiVersion": "v1", "kind": "Pod", **pod})
@@ -226,7 +226,7 @@ def _progress(drive: Drive, config: str) -> None:
 
 
 def _conflicts(drive: Drive, user: str) -> None:
-    """Write the same jobs all the time, until the operator has had to reconcile one of each kind again."""
+    """Write to the same jobs until the operator has had a conflict with a job of each kind."""
     over = threading.Event()
 
     def scribble() -> None:
@@ -249,11 +249,13 @@ def _conflicts(drive: Drive, user: str) -> None:
     end = time.monotonic() + 120
     try:
         while not wanted <= used(audited(user))[0]:
-            assert time.monotonic() < end, "no conflict came about"
+            assert time.monotonic() < end, "expected a conflict of the operator in time, but there was none"
             for name in ("torn-a", "torn-b", "torn-c"):
                 for kind, job in (("gtj", train_job(name)), ("gej", eval_job(name, 1))):
                     drive.api.delete(kind, drive.namespace, name)
-                    until("it to be gone", lambda k=kind, n=name: drive.api.get(k, drive.namespace, n) is None)  # type: ignore[misc]
+                    until(
+                        "the deletion of the job", lambda k=kind, n=name: drive.api.get(k, drive.namespace, n) is None
+                    )  # type: ignore[misc]
                     drive.api.create(kind, drive.namespace, job)
             time.sleep(1)
     finally:
@@ -273,12 +275,12 @@ def asked(api: Api, namespace: str, release: Operator) -> tuple[set[Right], list
     drive.api.delete("gtj", drive.namespace, "refused")
     _progress(drive, release.env["KUBECONFIG"])
     _conflicts(drive, user)
-    assert release.stop() == 0  # it releases the Lease
+    assert release.stop() == 0  # it also releases the Lease
     return used(audited(user))
 
 
 def _roles(api: Api, namespace: str) -> set[Right]:
-    """Return the rights of the release in the cluster, not in the rendered objects."""
+    """Return the release's rights, as its roles in the cluster grant them."""
     name = f"w{namespace[-6:]}-operator"
     base = "/apis/rbac.authorization.k8s.io/v1"
     wide = api.request("GET", f"{base}/clusterroles/{name}")["rules"]
@@ -292,14 +294,14 @@ def test_nothing_is_denied(asked: tuple[set[Right], list[str]]) -> None:
 
 def test_what_is_allowed_is_what_is_used(api: Api, namespace: str, asked: tuple[set[Right], list[str]]) -> None:
     allowed = _roles(api, namespace) - FINALIZERS
-    assert allowed - asked[0] == set(), "allowed and never used"
-    assert asked[0] - allowed == set(), "used and not allowed"
+    assert allowed - asked[0] == set(), "these rights were granted, but no request used them"
+    assert asked[0] - allowed == set(), "requests used these rights, but no role grants them"
 
 
 def test_without_any_one_right_something_is_missing(
     api: Api, namespace: str, asked: tuple[set[Right], list[str]]
 ) -> None:
-    """The comparison above would notice each missing right."""
+    """If any right were missing, the comparison above would fail."""
     allowed = _roles(api, namespace)
     for right in allowed:
         assert (asked[0] | FINALIZERS) - (allowed - {right}) == {right}
@@ -333,7 +335,7 @@ PLURAL = {
 def test_the_finalizers_of_owners_are_needed_though_the_log_does_not_show_it(
     api: Api, namespace: str, asked: Any, tmp_path: Path
 ) -> None:
-    """Accounts whose role lacks one of these rights cannot create objects that such a job owns."""
+    """An account whose role lacks one of these rights cannot create objects that a job owns."""
     del asked
     owners = {}
     for kind, short, job in (
@@ -384,7 +386,7 @@ def test_the_finalizers_of_owners_are_needed_though_the_log_does_not_show_it(
 
 
 def test_one_namespace_needs_nothing_of_the_cluster(api: Api, tmp_path: Path) -> None:
-    """The namespaced installation, with Roles only: the pipeline runs to its end, and nothing is denied."""
+    """An installation for one namespace has only Roles; the pipeline runs to its end, and no request is denied."""
     with new_namespace(api, "narrow") as namespace:
         values = f"watchNamespaces={{{namespace}}},crds.install=false,rbac.aggregateRoles=false"
         helm("install", "egm", str(ROOT / "charts/egm"), "-n", namespace, "--set", values)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture
 def api(cluster: Any) -> Api:
-    del cluster  # it runs
+    del cluster  # the fixture has started it
     return Api(kubeconfig())
 
 
@@ -32,7 +32,7 @@ def namespace(api: Api) -> Iterator[str]:
 
 @pytest.mark.parametrize("values", CI, ids=lambda p: p.name.removesuffix("-values.yaml"))
 def test_the_server_takes_every_object(values: Path, cluster: Any, monitoring: None) -> None:
-    """Server-side dry run with strict fields: schemas, defaults, CEL rules and admission, nothing stored."""
+    """A dry run on the server accepts every object, with strict schemas, defaults, CEL rules and admission."""
     del monitoring
     objects = template("-f", str(values))
     wanted = {o["metadata"].get("namespace") for o in objects} - {None}
@@ -86,7 +86,7 @@ def test_who_may_view_or_edit_a_namespace_may_do_so_with_its_jobs(namespace: str
 
 
 def _older(folder: Path) -> Path:
-    """Return the chart of a possible earlier version: without a column, with other settings."""
+    """Return a chart as an earlier version could be: a column is missing, and settings differ."""
     chart = folder / "egm"
     shutil.copytree(CHART, chart)
     meta = chart / "Chart.yaml"
@@ -164,7 +164,7 @@ def test_jobs_outlive_upgrade_rollback_and_uninstall(api: Api, namespace: str, c
     operator = rolled(2)
     unharmed("rollback")
     helm("uninstall", "egm", "-n", namespace)
-    assert operator.stop() in (0, 1)  # without its rights, it could not release the Lease
+    assert operator.stop() in (0, 1)  # without rights, it may be unable to release the Lease
     assert cluster.get("crd", "groundingtrainjobs.grounding.egm.dev")["metadata"]["name"]
     left = {n for n in api.everything(namespace) if n.split("/")[1].startswith("egm")}
     assert left <= {"leases/egm-operator"}, left

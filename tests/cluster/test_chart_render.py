@@ -27,7 +27,7 @@ IMAGES = {"trainImage": "EGM_OPERATOR_TRAIN_IMAGE", "inferImage": "EGM_OPERATOR_
 
 
 def _short(obj: dict[str, Any]) -> dict[str, Any]:
-    """Definitions and dashboards are written by `make chart` and tested elsewhere; here they only have to exist."""
+    """Shorten definitions and dashboards to their names, because other tests check their content."""
     if obj["kind"] == "CustomResourceDefinition":
         return {**obj, "spec": "..."}
     if "-dashboard-" in obj["metadata"]["name"]:
@@ -51,7 +51,9 @@ def test_lint_and_snapshot(values: Path, tmp_path: Path) -> None:
     if os.environ.get("EGM_UPDATE") == "1":
         kept.parent.mkdir(exist_ok=True)
         kept.write_text(made.read_text())
-    assert made.read_text() == kept.read_text(), "the chart has changed: look at it, then EGM_UPDATE=1"
+    assert made.read_text() == kept.read_text(), (
+        "the rendered chart differs from its snapshot: check the difference, then run this test with EGM_UPDATE=1"
+    )
 
 
 def _key(field: str) -> str:
@@ -145,7 +147,7 @@ def test_wrong_values_are_refused_with_their_name(wrong: str, told: str) -> None
 
 
 def test_every_value_is_in_the_schema_and_refuses_neighbours() -> None:
-    """No object of the schema that lists its keys accepts others."""
+    """An object of the schema that lists its keys refuses all other keys."""
 
     def check(schema: dict[str, Any], path: str) -> None:
         if "properties" in schema and path != "extraEnv[]":
@@ -162,7 +164,7 @@ def test_every_value_is_in_the_schema_and_refuses_neighbours() -> None:
 
 
 def test_a_cluster_without_pytorchjobs_is_told_at_install_time() -> None:
-    template("--api-versions", "v1/Pod")  # trainings are Jobs there
+    template("--api-versions", "v1/Pod")  # on a cluster without PyTorchJob, trainings are Jobs
     wanted = ("--set", "settings.backend=pytorchjob")
     done = helm("template", "egm", str(CHART), VERSION, "--api-versions", "v1/Pod", *wanted, check=False)
     assert (
@@ -232,7 +234,9 @@ def test_the_admission_policy_is_on_where_the_cluster_knows_it() -> None:
     for kind in kinds:
         (found,) = of_kind(template(namespace="one"), kind)
         (other,) = of_kind(template(namespace="other"), kind)
-        assert found["metadata"]["name"] != other["metadata"]["name"], "two releases of one name"
+        assert found["metadata"]["name"] != other["metadata"]["name"], (
+            "two releases must not have objects of the same name"
+        )
         assert not of_kind(template("--set", "admissionPolicy.enabled=false"), kind)
         assert not of_kind(template("--kube-version=1.29.9"), kind)
         assert of_kind(template("--kube-version=1.30.0"), kind)
@@ -301,7 +305,7 @@ def test_selectors_find_the_pods_that_the_operator_makes() -> None:
     for obj in of_kind(made, "Job"):
         pod = obj["spec"]["template"]
         pods.append(pod)
-        if obj["spec"].get("completionMode") == "Indexed":  # its controller adds the label
+        if obj["spec"].get("completionMode") == "Indexed":  # the controller of an Indexed Job adds the label
             pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"] = "0"
     for gang in of_kind(made, "PyTorchJob"):
         pod = gang["spec"]["pytorchReplicaSpecs"]["Master"]["template"]

@@ -33,7 +33,7 @@ def test_there_are_enough_mistakes_to_judge_by() -> None:
 
 @pytest.fixture(scope="module")
 def shared(cluster: Any) -> Iterator[Any]:
-    """One namespace for what leaves nothing, or something of its own name, behind."""
+    """Return kubectl for a namespace that tests share if they leave no object, or only objects with names of their own."""
     name = f"egm-test-{secrets.token_hex(4)}"
     cluster("create", "namespace", name)
     yield dataclasses.replace(cluster, namespace=name)
@@ -47,15 +47,17 @@ def test_a_wrong_manifest_is_refused_with_a_readable_message(shared: Any, path: 
     for good in before:
         shared("apply", "-f", "-", stdin=good)
     refused = shared.run("apply", "--dry-run=server", "-f", "-", stdin=wrong)
-    assert refused.returncode != 0, "the API server took it"
+    assert refused.returncode != 0, "the API server must refuse this manifest, but it accepted it"
     assert _expected(path, "server") in refused.stderr
-    assert "no such key" not in refused.stderr and "evaluation" not in refused.stderr, "a rule broke instead of judging"
+    assert "no such key" not in refused.stderr and "evaluation" not in refused.stderr, (
+        "a CEL rule failed with an error instead of refusing"
+    )
 
 
 @pytest.mark.parametrize("path", INVALID, ids=lambda p: p.stem)
 def test_egm_validate_refuses_the_same(path: Path) -> None:
     documents = path.read_text().split("---\n")
-    if len(documents) > 1:  # a change; each state by itself is valid
+    if len(documents) > 1:  # the file changes a job, and both versions are valid
         assert all(parse(text) for text in documents)
         return
     with pytest.raises(ManifestError) as caught:
@@ -99,7 +101,7 @@ def test_what_may_change(kubectl: Any) -> None:
 
 
 def test_presets_stay_the_operators(kubectl: Any) -> None:
-    """A default of the API server for a field of a preset would take precedence over the preset."""
+    """The API server must not set defaults for fields of presets, because they would replace the preset's values."""
     kubectl("apply", "-f", "-", stdin={**_TRAIN, "spec": {"preset": "egm-internvl-rl", "data": {"shapes": {}}}})
     spec = kubectl.get("gtj", "one")["spec"]
     assert "prompt" not in spec["data"] and "hyperparameters" not in spec and "resources" not in spec
@@ -210,7 +212,7 @@ def test_kubectl_explain_is_useful(cluster: Any, path: str, words: str) -> None:
 
 
 def _verdict(spec: dict[str, Any], kind: str) -> bool:
-    """Return what the models say, presets filled in."""
+    """Return whether the models accept a spec after its preset is filled in."""
     try:
         parse(json.dumps({**_TRAIN, "kind": kind, "spec": spec}))
     except ManifestError:
@@ -219,7 +221,7 @@ def _verdict(spec: dict[str, Any], kind: str) -> bool:
 
 
 def test_server_and_models_judge_alike(shared: Any) -> None:
-    """The models and the API server agree about every combination of the fields in rules, one request each."""
+    """The models and the API server accept the same combinations of the fields that rules name."""
     options: dict[str, list[Any]] = {
         "method": [None, "sft", "rl"],
         "preset": [None, "tiny-sft", "tiny-rl"],

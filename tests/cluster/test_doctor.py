@@ -28,5 +28,5 @@ def test_what_the_cluster_of_the_tests_has(cluster: Any) -> None:
     assert found["API server"][0] == "ok" and found["API server"][1].startswith("v1.")
     assert found["kinds"] == ("ok", "GroundingTrainJob and GroundingEvalJob")
     assert found["rights"][0] == "ok" and found["images"] == ("ok", f"no pod in {namespace} waits for an image")
-    assert found["operator"][0] == "failed"  # it is a process here, and no Deployment
+    assert found["operator"][0] == "failed"  # here the operator is a process without a Deployment
     assert found["GPUs"][0] == "ok" and found["GPUs"][1].endswith("on all nodes")

@@ -23,7 +23,7 @@ def _versions(kubectl: Any) -> dict[str, str]:
 
 
 def _write_status(kubectl: Any) -> None:
-    """Write to every job the status that the operator writes first."""
+    """Write the first status that the operator would write to every job."""
     for item in kubectl.get("gtj,gej")["items"]:
         status = plan(Observed(item), SETTINGS, 1_800_000_000.0).status
         assert status, item["metadata"]["name"]

@@ -1,4 +1,4 @@
-"""One judge: the API server, `egm validate` and the operator agree about drawn manifests, and use the same words."""
+"""The API server, `egm validate` and the operator refuse the same random manifests with the same messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH = 400
 
 
 def drawn(count: int, start: int) -> list[dict[str, Any]]:
-    """Return manifests, the same for the same `start`."""
+    """Return random manifests, which depend only on `start`."""
     found: list[dict[str, Any]] = []
 
     @seed(start)
@@ -62,4 +62,6 @@ def test_all_three_agree(server: Any, start: int) -> None:
     wrong = [(m["spec"], why) for m in batch if (why := disagreement(m, taken.get(m["metadata"]["name"])))]
     wrong.sort(key=lambda each: len(json.dumps(each[0])))
     assert not wrong, f"{len(wrong)} of {len(batch)}, for example:\n" + "\n".join(f"{w}: {s}" for s, w in wrong[:12])
-    assert "no such key" not in done.stderr and "evaluation" not in done.stderr, "a rule broke instead of judging"
+    assert "no such key" not in done.stderr and "evaluation" not in done.stderr, (
+        "a CEL rule failed with an error instead of refusing"
+    )

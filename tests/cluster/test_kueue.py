@@ -1,4 +1,4 @@
-"""Jobs of both kinds in the queues of a real Kueue: with its default integrations, and with that of PyTorchJob enabled."""
+"""Jobs of both kinds in the queues of a real Kueue: with its default integrations, and with the one of PyTorchJob in addition."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.cluster.operator_kit import ROOT, Drive, Operator, eval_job, new_name
 from tests.cluster.scene import MEASURED
 from tests.unit.test_docs_commands import blocks
 
-pytestmark = pytest.mark.timeout(300)  # the first one starts a cluster, too
+pytestmark = pytest.mark.timeout(300)  # the first test also starts the cluster
 QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 
 
@@ -45,7 +45,7 @@ def _operating(kueue: Kueue, backend: str, log: Path) -> Iterator[Drive]:
 
 @pytest.fixture
 def drive(kueue: Kueue, tmp_path: Path) -> Iterator[Drive]:
-    """Kueue has its default integrations, and the operator uses the back end that these manage."""
+    """Run an operator with the back end that Kueue manages by default."""
     kueue.integrate()
     with _operating(kueue, "job", tmp_path / "log") as found:
         yield found
@@ -53,14 +53,14 @@ def drive(kueue: Kueue, tmp_path: Path) -> Iterator[Drive]:
 
 @pytest.fixture(params=["job", "pytorchjob"])
 def training(kueue: Kueue, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Drive]:
-    """The operator uses each of both back ends, and Kueue has the integrations that it needs."""
+    """Run an operator with each back end in turn, and Kueue with the integrations that the back end needs."""
     kueue.integrate(*(["--pytorchjob"] if request.param == "pytorchjob" else []))
     with _operating(kueue, request.param, tmp_path / "log") as found:
         yield found
 
 
 def _train(drive: Drive, name: str, labels: dict[str, str] | None = None, **spec: Any) -> None:
-    """Return a job of one node with eight GPUs, whose data is prepared at once."""
+    """Create a job of one node with eight GPUs, whose data is prepared at once."""
     resources = {"nodes": 1, "gpusPerNode": 8}
     job = train_job(name, {"egm.test/prepare-exit-code": "0"}, queue="gpus", resources=resources, **spec)
     job["metadata"]["labels"] = labels or {}
@@ -125,7 +125,7 @@ def test_a_default_queue_without_quota_costs_few_writes(drive: Drive, kueue: Kue
     _queued(drive, "measures", "gej")
     begun = watch_for(40)
     found = writes(drive.namespace, begun)
-    assert len(found) < 20, found  # with a fault of an earlier version, there were hundreds
+    assert len(found) < 20, found  # if the two controllers wrote against each other, there would be hundreds
     assert drive.pods("trains") == [] and gpus(drive.pods("measures", kind="eval")) == 0
 
 
@@ -154,7 +154,7 @@ def _evaluate(drive: Drive, name: str, servers: int, queue: str = "gpus", **spec
 
 
 def _two_at_once(drive: Drive, seed: int, queue: str = "gpus") -> None:
-    """Two evaluations, each of which needs the whole quota, start in a random order with random delays (`seed`); both end."""
+    """Start two evaluations that each need the whole quota, in a random order with random delays (`seed`); both must end."""
     draw = random.Random(seed)
     names = [f"{letter}-{seed}" for letter in draw.sample("ab", 2)]
     for name in names:

@@ -22,9 +22,7 @@ from tests.cluster.operator_kit import Api, Drive, Operator, free_port, kubeconf
 from tests.cluster.prometheus_kit import Prometheus, promtool, scrape_config, settle
 
 pytestmark = [
-    pytest.mark.skipif(
-        bool(os.environ.get("EGM_KUBECONFIG")), reason="jobs are driven by the test cluster's annotations"
-    ),
+    pytest.mark.skipif(bool(os.environ.get("EGM_KUBECONFIG")), reason="only the test cluster has simulated pods"),
     pytest.mark.timeout(600),
 ]
 RULES = YAML(typ="safe").load((CHART / "rules" / "alerts.yaml").read_text())
@@ -34,7 +32,7 @@ VARIABLES = {"$__rate_interval": "20s", "$__range": "10m", "$__interval": "5s", 
 
 
 class Fleet:
-    """The running parts, their start, and their addresses."""
+    """The running parts: the operator, Prometheus and the targets, with the time of their start."""
 
     def __init__(self, prometheus: Prometheus, operator: Operator, ports: dict[str, int], namespace: str) -> None:
         self.prometheus, self.operator, self.ports, self.namespace = prometheus, operator, ports, namespace
@@ -157,7 +155,7 @@ _LIMIT = re.compile(r"(?<![=!~])(>=|>|<|==)\s*[\d.]+(\s*\*\s*[\d.]+)?(?=\s|$|\))
 
 @pytest.mark.parametrize("name", sorted(ALERTS))
 def test_every_alert_is_about_series_that_there_are(fleet: Fleet, name: str) -> None:
-    """Query the condition as it is, or without its limits. (tests/cluster/test_alerts.py tests when it fires.)"""
+    """The alert's condition, or the same without its limits, has a value. (test_alerts.py tests when it fires.)"""
     expr = ALERTS[name]["expr"]
     if expr.startswith("absent("):
         assert fleet.prometheus.query(expr.removeprefix("absent(").removesuffix(")"))
@@ -178,7 +176,7 @@ def test_alerts_of_the_fleet_fire_and_carry_the_job(fleet: Fleet) -> None:
     }  # fmt: skip
     for name, job in jobs.items():
         assert job in {a["labels"]["job_name"] for a in found.get(name, [])}, (name, sorted(found))
-    assert "EgmOperatorForbidden" in found  # the quota
+    assert "EgmOperatorForbidden" in found  # the quota refuses Jobs
     assert "EgmOperatorDown" not in found and "EgmOperatorBlind" not in found
     for alert in (a for many in found.values() for a in many):
         assert "<no value>" not in alert["annotations"]["summary"] + alert["annotations"]["description"], alert
@@ -225,7 +223,7 @@ def test_series_of_one_job_can_be_joined_across_sources(fleet: Fleet) -> None:
         assert fleet.prometheus.query(f'{{__name__=~"egm_.*", {label}!=""}}') == []
     asked = {s["metric"]["endpoint"] for s in fleet.prometheus.query("egm_eval_endpoint_limit")}
     assert len(asked) == 2 and "127.0.0.1:9" in asked  # servers, not the name of the client's port
-    assert fleet.prometheus.query("sglang:max_total_num_tokens") == []  # not among those that are kept
+    assert fleet.prometheus.query("sglang:max_total_num_tokens") == []  # the monitor does not keep this series
 
 
 def test_promtool_has_nothing_to_say_about_the_metrics(fleet: Fleet) -> None:
@@ -235,7 +233,7 @@ def test_promtool_has_nothing_to_say_about_the_metrics(fleet: Fleet) -> None:
 
 
 def test_without_an_operator_somebody_is_woken(tmp_path: Path) -> None:
-    """The series become stale at the next scrape, and the condition holds."""
+    """If the operator ends, its series become stale at the next scrape, and the alert's condition holds."""
     (service,) = of_kind(template("--set", "metrics.serviceMonitor.enabled=true"), "ServiceMonitor")
     expr = ALERTS["EgmOperatorDown"]["expr"]
     with scene.texts({"operator": "egm_operator_leader 1\n"}) as ports:

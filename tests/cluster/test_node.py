@@ -22,21 +22,21 @@ JOBS = ("gtj/demo-sft", "gej/demo-before", "gtj/demo-rl", "gej/demo-after")
 
 @pytest.fixture
 def node(kubectl: Any) -> Any:
-    """kubectl for a cluster whose real node has the image and a volume."""
+    """Return kubectl for a cluster whose real node has the image and a volume."""
     if kubectl.run("get", "node", "node1").returncode:
-        pytest.skip("no real node: `make cluster NODE=1` (root)")
+        pytest.skip("the cluster has no real node; `make cluster NODE=1` adds one (needs root)")
     images = [n for i in kubectl.get("node", "node1")["status"]["images"] for n in i["names"]]
     if "localhost/egm-train:dev-cpu" not in images:
-        pytest.skip("the node has no image of this checkout: `make cluster-image`")
+        pytest.skip("the node has no image of this checkout; `make cluster-image` builds it")
     return kubectl
 
 
 @pytest.fixture
 def claim(node: Any, tmp_path: Path) -> Iterator[Path]:
-    """The claim `egm`, a folder of this host."""
+    """Create the claim `egm` over a folder of this machine, and yield the folder."""
     folder = tmp_path / "volume"
     folder.mkdir()
-    for path in (folder, *folder.parents):  # pods are user 1000
+    for path in (folder, *folder.parents):  # pods run as user 1000
         if path.is_relative_to("/tmp") and path != Path("/tmp"):
             path.chmod(0o777)
     name = node.namespace
@@ -60,7 +60,7 @@ def claim(node: Any, tmp_path: Path) -> Iterator[Path]:
 
 
 def _demo() -> list[Any]:
-    """`jobs/demo.yaml`, with requests that let two pods share two cores."""
+    """Return the jobs of jobs/demo.yaml with requests small enough for two pods on two cores."""
     jobs = list(YAML(typ="safe").load_all(ROOT / "jobs" / "demo.yaml"))
     small = {"name": "main", "resources": {"requests": {"cpu": "100m", "memory": "1Gi"}}}
     for job in jobs:
@@ -113,6 +113,6 @@ def test_the_demo_as_pods(node: Any, claim: Path, tmp_path: Path) -> None:
     assert (claim / "runs" / node.namespace / "demo-rl" / "model").is_dir()
     for name in JOBS:
         node("delete", name)
-    until("the pods to go", lambda: node.get("pods")["items"] == [], 60)
+    until("the deletion of the pods", lambda: node.get("pods")["items"] == [], 60)
     assert operator.stop() == 0
     assert not [line for line in operator.lines() if "exception" in line]

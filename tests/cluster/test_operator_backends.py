@@ -40,17 +40,19 @@ def test_trainings_run_as_jobs(api: Api, drive: Drive, tmp_path: Path) -> None:
         operator = Operator(drive.namespace, tmp_path / "log", KUBECONFIG=str(config)).start()
         drive.api.create("gtj", drive.namespace, train_job("trains", nodes=2))
         drive.api.create("gtj", drive.namespace, train_job("wants", backend="pytorchjob"))
-        until("it to say so", lambda: drive.status("wants").get("reason") == "Refused")
+        until("the reason Refused", lambda: drive.status("wants").get("reason") == "Refused")
         said = drive.status("wants")["message"]
         assert "no PyTorchJob (kubeflow.org/v1)" in said and "set backend to job" in said and "restart" in said
-        assert drive.pods("wants") == []  # nothing is prepared for an attempt that cannot be created
+        assert drive.pods("wants") == []  # an attempt that cannot be created must not prepare data
         drive.prepared("trains")
         drive.phase("trains", "Running")
         drive.end("trains", "rl", 1, attempt=1)
         drive.end("trains", "rl", 0, attempt=2, count=2)
         assert drive.phase("trains", "Succeeded")["attempt"] == 2
         assert api.list("pytorchjob", drive.namespace) == []
-        drive.api.patch("gtj", drive.namespace, "wants", {"spec": {"backend": "job"}})  # as its message advises
+        drive.api.patch(
+            "gtj", drive.namespace, "wants", {"spec": {"backend": "job"}}
+        )  # the message of the refusal advises this
         drive.prepared("wants")
         drive.phase("wants", "Running")
         assert operator.stop() == 0
@@ -66,7 +68,7 @@ def test_a_job_continues_when_its_kind_has_come(api: Api, drive: Drive, tmp_path
         settings = {"EGM_OPERATOR_LEASE_NAMESPACE": drive.namespace, "KUBECONFIG": str(config)}
         operator = Operator("", tmp_path / "log", **settings).start()
         drive.api.create("gtj", drive.namespace, train_job("wants", backend="pytorchjob"))
-        until("it to say so", lambda: drive.status("wants").get("reason") == "Refused")
+        until("the reason Refused", lambda: drive.status("wants").get("reason") == "Refused")
         lacking.installed = True
         drive.prepared("wants")  # long before the next full listing
         drive.phase("wants", "Running")

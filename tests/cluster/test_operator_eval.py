@@ -85,7 +85,7 @@ def test_from_creation_to_the_accuracy(drive: Drive, name: str) -> None:
     status = drive.phase(name, "Succeeded", kind="gej")
     assert status["accuracy"]["macro"] == 0.913 and status["accuracy"]["files"][0]["meanIou"] == 0.85
     assert status["report"].endswith("index.html") and status["columns"]["accuracy"] == "0.913"
-    until("the servers to go", lambda: drive.pods(name, "server", kind="eval") == [])
+    until("the deletion of the servers", lambda: drive.pods(name, "server", kind="eval") == [])
 
 
 def test_a_sweep_over_models_starts_servers_once_a_model_and_shows_each_setting(drive: Drive, name: str) -> None:
@@ -129,7 +129,7 @@ def test_a_sweep_over_models_starts_servers_once_a_model_and_shows_each_setting(
         (model, setting, 10, 0.5 + 0.1 * n) for n, model in enumerate(models, 1) for setting in ("think-0", "think-64")
     ]
     assert servers == [f"{name}-eval-m1-server-0", f"{name}-eval-m2-server-0"]
-    until("the servers to go", lambda: drive.pods(name, "server", kind="eval") == [])
+    until("the deletion of the servers", lambda: drive.pods(name, "server", kind="eval") == [])
 
 
 def test_a_server_that_never_starts_is_not_waited_for(drive: Drive, name: str) -> None:
@@ -165,7 +165,7 @@ def test_a_server_that_goes_comes_back_under_its_name(drive: Drive, name: str) -
         )
 
     until("the new server", back)
-    assert drive.status(name, "gej")["attempt"] == 1  # the client continues meanwhile
+    assert drive.status(name, "gej")["attempt"] == 1  # the client has continued, so it is still attempt 1
     _end_client(drive, name)
     drive.phase(name, "Succeeded", kind="gej")
 
@@ -180,7 +180,7 @@ def test_a_client_that_fails_is_started_again_beside_the_same_servers(drive: Dri
     _end_client(drive, name, code=1, attempt=2)
     status = drive.phase(name, "Failed", kind="gej")
     assert status["reason"] == "AttemptsExhausted" and "connection lost" in status["message"]
-    until("the servers to go", lambda: drive.pods(name, "server", kind="eval") == [])
+    until("the deletion of the servers", lambda: drive.pods(name, "server", kind="eval") == [])
 
 
 def test_suspended_it_gives_the_gpus_back(drive: Drive, name: str) -> None:
@@ -203,7 +203,7 @@ def test_servers_that_never_become_ready_end_the_job(tmp_path: Path) -> None:
         _create(drive, "never", 1, podTemplate={"metadata": {"annotations": {"egm.test/ready": "false"}}})
         status = drive.phase("never", "Failed", kind="gej")
         assert status["reason"] == "ServersNotReady" and "0 of 1" in status["message"]
-        until("the servers to go", lambda: drive.pods("never", "server", kind="eval") == [])
+        until("the deletion of the servers", lambda: drive.pods("never", "server", kind="eval") == [])
         assert operator.stop() == 0
 
 

@@ -64,7 +64,7 @@ def test_every_third_request_fails(api: Api, drive: Drive, tmp_path: Path, fault
         proxy.CONFLICT,
         proxy.INVALID,
         proxy.LOST_ANSWER,
-    )  # answers that a server gives only to requests that write
+    )  # a server gives these answers only to requests that write
 
     def choose(method: str, path: str, watch: bool) -> proxy.Fault | None:
         spared = watch or "/namespaces/" not in path or (writes_only and method == "GET")
@@ -103,7 +103,7 @@ def test_watches_that_are_cut_or_expire(api: Api, drive: Drive, tmp_path: Path) 
 
 @pytest.mark.timeout(300)
 def test_what_went_while_nobody_watched_is_missed(api: Api, drive: Drive, tmp_path: Path) -> None:
-    """The gang is deleted while the operator is disconnected, and its watch cannot continue: the next listing shows the deletion."""
+    """If the gang is deleted while the operator is disconnected and its watch cannot continue, the next listing shows it."""
     mode = {"blind": False, "expired": False}
 
     def choose(method: str, path: str, watch: bool) -> proxy.Fault | None:
@@ -124,14 +124,14 @@ def test_what_went_while_nobody_watched_is_missed(api: Api, drive: Drive, tmp_pa
         mode["blind"] = True
         between.cut()
         api.delete("pytorchjob", drive.namespace, "t-a1")
-        until("the gang to go", lambda: api.get("pytorchjob", drive.namespace, "t-a1") is None)
+        until("the deletion of the gang", lambda: api.get("pytorchjob", drive.namespace, "t-a1") is None)
         mode.update(blind=False, expired=True)
 
         def again() -> bool:
             found = api.get("pytorchjob", drive.namespace, "t-a1")
             return bool(found and found["metadata"]["uid"] != before)
 
-        until("the gang to be made again", again, 60)
+        until("a new gang", again, 60)
         drive.running("t", "rl")
         drive.end("t", "rl", 0)
         assert drive.phase("t", "Succeeded")["attempt"] == 1
@@ -139,7 +139,9 @@ def test_what_went_while_nobody_watched_is_missed(api: Api, drive: Drive, tmp_pa
 
 
 @pytest.mark.timeout(420)
-@pytest.mark.skipif(bool(os.environ.get("EGM_KUBECONFIG")), reason="somebody else's API server is not ours to kill")
+@pytest.mark.skipif(
+    bool(os.environ.get("EGM_KUBECONFIG")), reason="the test kills the API server, which only the test cluster allows"
+)
 def test_the_api_server_is_killed_and_started_again(api: Api, drive: Drive, tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "hack" / "cluster"))
     from processes import Processes  # type: ignore[import-not-found]
@@ -153,7 +155,7 @@ def test_the_api_server_is_killed_and_started_again(api: Api, drive: Drive, tmp_
         saved = json.loads((processes.pids / "kube-apiserver.json").read_text())
         os.kill(saved["pid"], signal.SIGKILL)
         time.sleep(2)
-        until("it to be dead", lambda: not processes.alive("kube-apiserver"))
+        until("the end of kube-apiserver", lambda: not processes.alive("kube-apiserver"))
         processes.start("kube-apiserver", saved["argv"], saved["env"])
 
         def answers() -> bool:
@@ -174,7 +176,7 @@ def test_the_api_server_is_killed_and_started_again(api: Api, drive: Drive, tmp_
 
 
 class _Others(threading.Thread):
-    """Write to all objects all the time: labels, a harmless part of the spec, nonsense in the status."""
+    """Another writer, which changes labels, harmless fields of the spec and the status of all objects all the time."""
 
     def __init__(self, drive: Drive) -> None:
         super().__init__(daemon=True)

@@ -62,7 +62,7 @@ def test_deletion_in_every_phase_leaves_nothing(tmp_path: Path, kind: str, backe
         names = _reach(Drive(api, namespace), kind, tuple(KINDS[kind]))
         for name in names.values():
             api.delete(kind, namespace, name)
-        until("nothing to be left", lambda: not api.everything(namespace), 90)
+        until("an empty namespace", lambda: not api.everything(namespace), 90)
         assert operator.stop() == 0
 
 
@@ -121,7 +121,7 @@ def test_a_deadline_in_every_phase(drive: Drive, kind: str) -> None:
         assert drive.status(queued, kind)["reason"] in IN_QUEUE
     for name in names.values():
         until(
-            "its pods to go",
+            "the deletion of its pods",
             lambda n=name: not [p for p in drive.pods(n, kind=short) if p["status"]["phase"] in ("Running", "Pending")],  # type: ignore[misc]
         )
 
@@ -145,7 +145,7 @@ def test_what_has_ended_is_not_begun_again(drive: Drive, kind: str) -> None:
         _change(drive, kind, name, suspend=True, maxAttempts=9, activeDeadlineSeconds=1)
         _change(drive, kind, name, suspend=False)
     for name, old in before.items():
-        until("it to be seen", lambda n=name: _settled(drive, kind, n))  # type: ignore[misc]
+        until("the operator's answer to the change", lambda n=name: _settled(drive, kind, n))  # type: ignore[misc]
         new = drive.status(name, kind)
         assert {**new, "observedGeneration": 0} == {**old, "observedGeneration": 0}
 
@@ -198,7 +198,7 @@ def test_servers_more_and_fewer_while_the_client_runs(drive: Drive) -> None:
 
 @pytest.mark.timeout(120)
 def test_a_queue_that_takes_its_place_back_costs_no_attempt(drive: Drive) -> None:
-    """Kueue admits by clearing `suspend`, and preempts by setting it."""
+    """Kueue preempts a gang by setting `suspend`; the attempt continues after it is cleared."""
     name = _reach(drive, "gtj", ("queued",))["queued"]
 
     def admit(yes: bool) -> None:

@@ -52,7 +52,7 @@ spec:
 
 
 class Rank0:
-    """Start the server's process."""
+    """The HTTP server of rank 0 in a process of its own."""
 
     def __init__(self, folder: Path, port: int, resume: int = 0) -> None:
         (folder / "job.yaml").write_text(JOB)
@@ -128,7 +128,7 @@ def test_steps_arrive_over_http_and_the_last_one_stands_while_nobody_answers(dri
     port = free_port()
     with _operator(drive, tmp_path / "log", port, "pod"):
         _running_at(drive, "127.0.0.1")
-        _available(drive, "False", "NoAnswer")  # nothing listens there yet
+        _available(drive, "False", "NoAnswer")  # no server listens on the port yet
         rank0 = Rank0(tmp_path, port)
         try:
             rank0.step(7)
@@ -153,7 +153,7 @@ def test_steps_arrive_over_http_and_the_last_one_stands_while_nobody_answers(dri
 def _own_address() -> str:
     """Return an address of this machine that is not loopback, which API servers do not proxy to."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing
+        probe.connect(("192.0.2.1", 9))  # connecting a UDP socket sends nothing
         return str(probe.getsockname()[0])
 
 
@@ -171,7 +171,7 @@ def test_steps_arrive_through_the_api_server(drive: Drive, tmp_path: Path) -> No
 
 
 class _Nonsense(http.server.BaseHTTPRequestHandler):
-    """Another program listens on the port and gives a different answer to each request."""
+    """A program that listens on the port in place of the role, and answers each request with other nonsense."""
 
     answers = (
         (200, b"<html>"),

@@ -1,4 +1,4 @@
-"""Every reason and condition of the operator is reached on a real control plane: the test fails if one in the code has no case."""
+"""Every reason and condition of the operator is reached on a real control plane. The test fails if a reason in the code has no case here."""
 
 from __future__ import annotations
 
@@ -70,20 +70,20 @@ def container_not_started(drive: Drive, name: str) -> None:
 
 
 def node_lost(drive: Drive, name: str) -> None:
-    """A finalizer keeps a deleted pod, as a dead node would."""
+    """Delete a pod that a finalizer keeps, as a lost node would."""
     phases.running(drive, name)
     pod = drive.running(name, "rl", 2)[0]["metadata"]["name"]
     keep = {"metadata": {"finalizers": ["egm.test/keep"]}}
     drive.api.patch("pod", drive.namespace, pod, keep)
     try:
         drive.api.request("DELETE", drive.api.path("pod", drive.namespace, pod), {"gracePeriodSeconds": 1})
-        until("the node to be lost", lambda: "NodeLost" in {c["reason"] for c in drive.status(name)["conditions"]}, 60)
+        until("the reason NodeLost", lambda: "NodeLost" in {c["reason"] for c in drive.status(name)["conditions"]}, 60)
     finally:
         drive.api.patch("pod", drive.namespace, pod, {"metadata": {"finalizers": None}})
 
 
 def pods_pending(drive: Drive, name: str) -> None:
-    """One of two pods starts later."""
+    """Let one of two pods start later than the other."""
     wishes = {"egm.test/waiting": "ContainerCreating", "egm.test/prepare-exit-code": "0"}
     _create(drive, "gtj", train_job(name, wishes, nodes=2))
     drive.begin(until("the preparing pod", lambda: drive.pods(name, "prepare"))[0])
@@ -116,7 +116,7 @@ def upload_failing(drive: Drive, name: str) -> None:
 
 
 def stalled(drive: Drive, name: str) -> None:
-    """Rank 0 answers, but reports the same step for a minute."""
+    """Let rank 0 report the same step for a minute."""
     _create(drive, "gtj", train_job(name, stallTimeoutSeconds=60))
     drive.prepared(name)
     drive.phase(name, "Running")
@@ -133,9 +133,9 @@ def restarted(drive: Drive, name: str) -> None:
 
 def replaced(drive: Drive, name: str) -> None:
     phases.running(drive, name)
-    time.sleep(2.1)  # times of objects have whole seconds
+    time.sleep(2.1)  # wait, because times in objects are whole seconds
     pod = drive.running(name, "rl", 2)[0]
-    # deleted at once, as with a lost node: nothing observes the failure
+    # deleted without a grace period, so that no controller sees the pod fail
     drive.api.request(
         "DELETE", drive.api.path("pod", drive.namespace, pod["metadata"]["name"]), {"gracePeriodSeconds": 0}
     )
@@ -257,7 +257,7 @@ OF_GANGS = (
     Reason.START_DEADLINE_EXCEEDED,
     Reason.USER_ERROR,
 )
-"""Reasons that depend on the gang's controller. A Job replaces no pod: each pod that ends is counted, and ends the Job."""
+"""Check the reasons that depend on the gang's controller. A Job replaces no pod: a pod that ends also ends the Job."""
 REACHED = {"pytorchjob": tuple(CASES), "job": OF_GANGS}
 Seen = dict[str, dict[str, str]]
 

@@ -38,7 +38,7 @@ def name() -> str:
 
 
 def _addresses(drive: Drive, master: Any) -> set[str]:
-    """Return the names of rank 0: the Service of the training-operator, or that of the operator with the pod's name."""
+    """Return the host names of rank 0: the Service of the training-operator, or the operator's Service with the pod's name."""
     services = [s for s in drive.api.list("service", drive.namespace) if _selects(s, master)]
     host, domain = master["spec"].get("hostname"), master["spec"].get("subdomain")
     names = {s["metadata"]["name"] for s in services}
@@ -94,7 +94,7 @@ def test_from_creation_to_success(drive: Drive, name: str) -> None:
         and status["columns"]["score"] == "0.610"
     )
     assert status["checkpoint"] == {"step": 10, "uri": "s3://b/c"}
-    time.sleep(1.1)  # times of pods have whole seconds
+    time.sleep(1.1)  # wait, because times in pods are whole seconds
     last = {"step": 300, "totalSteps": 300, "metrics": {"score": 0.8}, "checkpoint": {"step": 300, "uri": "s3://b/z"}}
     drive.end(name, "rl", 0, count=2, message=json.dumps(last))
     status = drive.phase(name, "Succeeded")
@@ -141,7 +141,7 @@ def test_a_replaced_pod_restarts_the_gang(drive: Drive, name: str) -> None:
     drive.api.create("gtj", drive.namespace, train_job(name, nodes=2))
     drive.prepared(name)
     drive.phase(name, "Running")
-    time.sleep(2.1)  # times of objects have whole seconds
+    time.sleep(2.1)  # wait, because times in objects are whole seconds
     worker = drive.worker(name)
     drive.api.delete("pod", drive.namespace, worker["metadata"]["name"])
     drive.running(name, "rl", 2, attempt=2)
@@ -149,7 +149,7 @@ def test_a_replaced_pod_restarts_the_gang(drive: Drive, name: str) -> None:
     assert events & {
         "PodReplaced",
         "PodFailed",
-    }  # the training-operator may see the old pod fail before it makes the new one
+    }  # both reasons are right: the training-operator may see the failed pod before it replaces it
 
 
 def test_suspend_and_resume(drive: Drive, name: str) -> None:
@@ -195,7 +195,7 @@ def test_the_start_deadline_says_what_the_pods_waited_for(drive: Drive, name: st
 def test_time_to_live(drive: Drive, name: str) -> None:
     drive.api.create("gtj", drive.namespace, train_job(name, {"egm.test/exit-code": "0"}, ttlSecondsAfterFinished=2))
     drive.phase(name, "Succeeded")
-    until("the job to go", lambda: drive.api.get("gtj", drive.namespace, name) is None)
+    until("the deletion of the job", lambda: drive.api.get("gtj", drive.namespace, name) is None)
 
 
 def test_a_job_waits_for_the_model_of_another(drive: Drive, name: str) -> None:
@@ -272,5 +272,5 @@ def test_deletion_leaves_nothing(api: Api, tmp_path: Path, backend: str) -> None
         drive.phase("ended", "Succeeded")
         for job in ("early", "running", "ended"):
             api.delete("gtj", namespace, job)
-        until("nothing to be left", lambda: not api.everything(namespace))
+        until("an empty namespace", lambda: not api.everything(namespace))
         assert operator.stop() == 0

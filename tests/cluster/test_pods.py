@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.skipif(bool(os.environ.get("EGM_KUBECONFIG")), reason="the annotations are the test cluster's")
+pytestmark = pytest.mark.skipif(
+    bool(os.environ.get("EGM_KUBECONFIG")), reason="only the test cluster has simulated pods"
+)
 SCRIPT = Path(__file__).parents[2] / "hack" / "cluster" / "cluster.py"
 
 
@@ -93,7 +95,7 @@ def test_a_pytorchjob_runs_on_the_real_operator_and_a_wrong_one_is_refused(kubec
 
 def test_pods_of_a_real_node_talk_to_each_other(kubectl: Any) -> None:
     if kubectl.run("get", "node", "node1").returncode:
-        pytest.skip("no real node: `make cluster NODE=1` (root)")
+        pytest.skip("the cluster has no real node; `make cluster NODE=1` adds one (needs root)")
     say = "nc -l -p 8000"
     ask = "until echo hello from $(hostname) | nc -w 3 server.$NAMESPACE.svc.cluster.local 8000; do sleep 1; done"
     for name, command in (("server", say), ("client", ask)):
@@ -145,7 +147,9 @@ def test_a_pid_that_is_someone_elses_is_left_alone(tmp_path: Path, monkeypatch: 
     file.write_text(json.dumps({**json.loads(saved), "started": "another boot/1"}))
     assert mine.alive("sleeper") is None
     mine.stop("sleeper")
-    assert Path(f"/proc/{pid}").exists(), "a process was stopped that its pid file does not mean"
+    assert Path(f"/proc/{pid}").exists(), (
+        "the process must still run, because the pid file is about an earlier one with this id"
+    )
     file.write_text(saved)
     mine.stop("sleeper")
     assert mine.alive("sleeper") is None and not file.exists()

@@ -22,9 +22,7 @@ from tests.cluster.chart_kit import CHART, helm
 from tests.cluster.operator_kit import ROOT, Api, Drive, Operator, eval_job, kubeconfig, new_namespace, train_job, until
 
 pytestmark = [
-    pytest.mark.skipif(
-        bool(os.environ.get("EGM_KUBECONFIG")), reason="jobs are driven by the test cluster's annotations"
-    ),
+    pytest.mark.skipif(bool(os.environ.get("EGM_KUBECONFIG")), reason="only the test cluster has simulated pods"),
     pytest.mark.timeout(600),
 ]
 BOOKS = {p.stem: p.read_text() for p in sorted((ROOT / "docs" / "runbooks").glob("Egm*.md"))}
@@ -49,7 +47,7 @@ QUIET = ("--previous", "grep 403", "get secret", "Refused", "get lease")  # empt
 
 @dataclass
 class Place:
-    """Where the commands run."""
+    """The namespace and the environment in which the commands of a runbook run."""
 
     drive: Drive
     quota: str
@@ -100,7 +98,7 @@ def _commands(book: str) -> list[str]:
 
 
 def _simulated(command: str) -> str:
-    """Return the same pods by a query instead of their logs."""
+    """Replace `kubectl logs` by a query for the same pods."""
     if "port-forward" in command:
         return re.sub(r"port-forward (\S+) .*", r"get pod \1", command)
     if " logs " in command:
@@ -139,7 +137,7 @@ def test_what_to_look_at_can_be_looked_at(alert: str, place: Place) -> None:
         done = place.run(command)
         quiet = any(word in line for word in QUIET)
         if alert == "EgmJobRefused" and "dry-run" in line:
-            assert "exceeded quota" in done.stderr  # the text that the reader looks for
+            assert "exceeded quota" in done.stderr  # the runbook tells its reader to look for this text
             continue
         assert done.returncode == 0 or (quiet and not done.stderr), f"{command}: {done.stdout}{done.stderr}"
         assert done.stdout.strip() or quiet, f"{command} shows nothing"
@@ -157,7 +155,7 @@ def test_a_refused_job_goes_on_when_the_quota_is_raised(place: Place) -> None:
 
 
 def _made_again(place: Place, name: str) -> None:
-    """Delete a training and apply it again with one GPU: it runs."""
+    """Delete a training, apply it again with one GPU, and wait until it runs."""
     drive = place.drive
     assert place.run(f"kubectl -n {drive.namespace} delete gtj {name}").returncode == 0
     drive.api.create("gtj", drive.namespace, train_job(name))
@@ -193,7 +191,9 @@ def test_a_job_that_no_node_fits_asks_for_less(place: Place) -> None:
     drive = place.drive
     less = """kubectl -n NAMESPACE patch gtj too-big --type=merge -p '{"spec":{"resources":{"gpusPerNode":1}}}'"""
     refused = place.run(less.replace("NAMESPACE", drive.namespace))
-    assert refused.returncode and "cannot change" in refused.stderr  # as EgmJobStuck says: create it again
+    assert (
+        refused.returncode and "cannot change" in refused.stderr
+    )  # therefore the runbook EgmJobStuck says to create the job again
     _made_again(place, "too-big")
 
 

@@ -82,7 +82,7 @@ def test_a_manifest_from_submission_to_its_result(drive: Drive, tmp_path: Path) 
     assert "refcocog_test" in report.stdout and "macro 90.00" in report.stdout and MEASURED["report"] in report.stdout
     cancelled = egm("cancel", "asks", "-n", drive.namespace)
     assert cancelled.returncode == 0 and "s3://bucket/asks" in cancelled.stdout
-    until("it to be gone", lambda: drive.api.get("gej", drive.namespace, "asks") is None)
+    until("the deletion of the job", lambda: drive.api.get("gej", drive.namespace, "asks") is None)
 
 
 def test_pause(drive: Drive, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_mistakes_are_sentences(drive: Drive, tmp_path: Path) -> None:
 
 
 def test_logs_of_pods_that_have_none_say_so(drive: Drive, tmp_path: Path) -> None:
-    """Simulated pods have no logs; the same call reads those of a real node."""
+    """Simulated pods have no logs, so `egm logs` must say that it cannot read them."""
     (tmp_path / "job.yaml").write_text(EVALUATION.replace("asks", "quiet"))
     egm("submit", "-f", str(tmp_path / "job.yaml"), "-n", drive.namespace)
     drive.running("quiet", "prepare", kind="eval")
@@ -160,7 +160,9 @@ def test_a_reward_file_goes_along_in_a_config_map(drive: Drive, tmp_path: Path) 
     file.write_text(REWARD.replace("1.0", "2.0"))
     refused = egm(*submit)
     assert refused.returncode == 2 and "reward cannot change after the job has been created" in refused.stderr
-    assert len(_configs(drive, "own")) == 1, "what was refused must leave nothing behind"
+    assert len(_configs(drive, "own")) == 1, (
+        "expected only the ConfigMap of the accepted job: a refused job must leave none"
+    )
     for text, told in (
         ("def other(a):\n    return 1\n", "has no function mine"),
         ("#" * (1 << 20) + "\n" + REWARD, "a ConfigMap can have at most"),
@@ -177,4 +179,4 @@ def test_a_reward_file_goes_along_in_a_config_map(drive: Drive, tmp_path: Path) 
     [config] = _configs(drive, "own")
     assert [o["uid"] for o in config["metadata"]["ownerReferences"]] == [job["metadata"]["uid"]]
     assert egm("cancel", "own", "-n", drive.namespace).returncode == 0
-    until("its ConfigMap to be gone", lambda: not _configs(drive, "own"), 120)
+    until("the deletion of its ConfigMap", lambda: not _configs(drive, "own"), 120)

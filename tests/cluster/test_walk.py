@@ -43,7 +43,7 @@ def _end(kubectl: Any, job: str, role: str) -> None:
 
 
 def _columns(kubectl: Any) -> dict[str, dict[str, str]]:
-    """`kubectl get gtj,gej`: job -> column -> value."""
+    """Return the table of `kubectl get gtj,gej` as job -> column -> value."""
     found: dict[str, dict[str, str]] = {}
     for table in kubectl("get", "gtj,gej").strip().split("\n\n"):
         head, *rows = table.splitlines()
@@ -72,7 +72,9 @@ def test_a_job_from_apply_to_delete(kubectl: Any, operator: Operator) -> None:
     assert {k: r["replicas"] for k, r in gang["spec"]["pytorchReplicaSpecs"].items()} == {"Master": 1}
     pod = _pod(kubectl, "egm8b-rl", "rl")
     assert pod["metadata"]["name"] == "egm8b-rl-a1-master-0"
-    first = next(c for c in pod["spec"]["initContainers"] if c["name"] == "prepare")  # each pod has its own folder
+    first = next(
+        c for c in pod["spec"]["initContainers"] if c["name"] == "prepare"
+    )  # each pod prepares the data itself, because each has its own folder
     assert first["command"][:3] == ["egm", "role", "prepare"] and kubectl.get("jobs")["items"] == []
     main = pod["spec"]["containers"][0]
     assert main["resources"]["limits"]["nvidia.com/gpu"] == "8" and main["command"][:3] == ["egm", "role", "rl"]
@@ -111,7 +113,7 @@ def test_a_job_from_apply_to_delete(kubectl: Any, operator: Operator) -> None:
     assert kubectl.get("gtj", "egm8b-rl")["status"]["attempt"] == 1
 
     kubectl("delete", "-f", str(JOBS / "egm8b-rl.yaml"))
-    until("nothing to be left", lambda: not _left(kubectl))
+    until("an empty namespace", lambda: not _left(kubectl))
 
 
 @pytest.mark.timeout(240)
@@ -130,7 +132,7 @@ def test_an_evaluation_from_apply_to_delete(kubectl: Any, operator: Operator) ->
     kubectl("wait", "gej/egm8b-eval", "--for=condition=Succeeded", "--timeout=60s")
     assert _columns(kubectl)["egm8b-eval"]["ACC@0.5"] == "0.913"
     kubectl("delete", "-f", str(JOBS / "egm8b-eval.yaml"))
-    until("nothing to be left", lambda: not _left(kubectl))
+    until("an empty namespace", lambda: not _left(kubectl))
 
 
 @pytest.mark.timeout(240)
@@ -148,4 +150,4 @@ def test_the_pipeline_waits_in_order(kubectl: Any, operator: Operator) -> None:
     _end(kubectl, "egm8b-pipeline-eval", "evaluate")
     kubectl("wait", "gej/egm8b-pipeline-eval", "--for=condition=Succeeded", "--timeout=60s")
     kubectl("delete", "-f", str(JOBS / "egm8b-pipeline.yaml"))
-    until("nothing to be left", lambda: not _left(kubectl))
+    until("an empty namespace", lambda: not _left(kubectl))

@@ -41,11 +41,11 @@ def test_a_demo_killed_at_random_moments_ends_in_the_same_table(tmp_path):
         try:
             code = child.wait(chance.uniform(5, 150))
             assert code == 0, log.read_text()[-3000:]
-            break  # it finished before the next kill
+            break  # the run ended before the next kill
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGKILL)
             child.wait()
-            time.sleep(chance.uniform(0, 3))  # sometimes while the supervisors are still stopping processes
+            time.sleep(chance.uniform(0, 3))  # a short pause, so that supervisors may still be stopping processes
     assert start(tmp_path / "runs", log).wait() == 0, log.read_text()[-3000:]
     killed, undisturbed = (
         lambda name, run=run: (run / name).read_text() for run in (tmp_path / "runs/demo", reference)

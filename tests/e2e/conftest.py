@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @contextlib.contextmanager
 def _restricted(kubectl: Kubectl, name: str) -> Iterator[Kubectl]:
-    """A namespace at the restricted Pod Security level, which is deleted afterwards."""
+    """Create a namespace at the restricted Pod Security level, yield kubectl for it, and delete it at the end."""
     kubectl("create", "namespace", name)
     try:
         kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
@@ -52,7 +52,7 @@ def _restricted(kubectl: Kubectl, name: str) -> Iterator[Kubectl]:
 
 @pytest.fixture(scope="session")
 def node() -> Kubectl:
-    """kubectl for a cluster with a node from `make node` that has the images."""
+    """Return kubectl for a cluster with a node from `make node` that has the images."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "hack/cluster/cluster.py"), "env"], capture_output=True, text=True
     )
@@ -61,7 +61,7 @@ def node() -> Kubectl:
     exports = dict(shlex.split(line)[1].split("=", 1) for line in done.stdout.splitlines())
     kubectl = Kubectl(exports["KUBECTL"], exports["KUBECONFIG"])
     if kubectl.run("get", "node", "node1").returncode:
-        pytest.skip("no real node: `make node` (root)")
+        pytest.skip("the cluster has no real node; `make node` adds one (needs root)")
     held = ["ctr", "-a", f"{RUN}/containerd/containerd.sock", "-n", "k8s.io", "images", "ls", "-q"]
     images = subprocess.run(held, capture_output=True, text=True, check=True).stdout.split()
     missing = {f"localhost/egm-{n}" for n in ("operator:dev", "train:dev-cpu", "infer:dev-cpu")} - set(images)
@@ -73,7 +73,7 @@ def node() -> Kubectl:
 
 @pytest.fixture(scope="session")
 def seaweed(node: Kubectl) -> str:
-    """The S3 server of the tests (SeaweedFS, from PyPI) as an image on the node."""
+    """Build an image of the tests' S3 server (SeaweedFS, from PyPI) on the node; return its name."""
     sys.path.insert(0, str(ROOT / "hack" / "cluster"))
     try:
         import image  # type: ignore[import-not-found]
@@ -91,7 +91,7 @@ def seaweed(node: Kubectl) -> str:
 
 @pytest.fixture(scope="session")
 def s3(node: Kubectl, seaweed: str) -> Iterator[tuple[str, Any]]:
-    """(endpoint, boto3 client) of a server in the cluster; its Service's address is reached from this host, too."""
+    """Run an S3 server in the cluster; yield (endpoint, boto3 client). The address of its Service is also reachable from this machine."""
     import boto3
 
     with tempfile.TemporaryDirectory(prefix="egm-s3-") as folder, _restricted(node, "egm-s3") as kubectl:
@@ -109,17 +109,17 @@ def s3(node: Kubectl, seaweed: str) -> Iterator[tuple[str, Any]]:
                     if BUCKET not in [b["Name"] for b in client.list_buckets()["Buckets"]]:
                         client.create_bucket(Bucket=BUCKET)
                     client.put_object(Bucket=BUCKET, Key="first", Body=b"x")
-                except Exception:  # the volumes start after the port
+                except Exception:  # the server can store only some time after its port is open
                     return False
                 return True
 
-            until("the S3 server to store", stores)
+            until("the S3 server to store a file", stores)
             yield address, client
 
 
 @pytest.fixture(scope="session")
 def release(node: Kubectl) -> Iterator[Kubectl]:
-    """`helm install` with the operator as a pod; kubectl in its namespace."""
+    """Run `helm install`, with the operator as a pod; yield kubectl for its namespace."""
     settings = [word for k, v in SETTINGS.items() for word in ("--set", f"settings.{k}={v}")]
     install = ["install", "egm", str(CHART), "--namespace", "egm", "--take-ownership", "--wait", "--timeout=180s"]
     with _restricted(node, "egm") as kubectl:
@@ -133,7 +133,7 @@ def release(node: Kubectl) -> Iterator[Kubectl]:
 
 @pytest.fixture
 def pipeline(node: Kubectl, release: Kubectl, s3: tuple[str, Any]) -> Iterator[Pipeline]:
-    """A restricted namespace with the storage's Secret, for the jobs of one test."""
+    """Create a restricted namespace with the Secret of the storage, for the jobs of one test."""
     del release
     _, client = s3
     with _restricted(node, f"e2e-{secrets.token_hex(3)}") as kubectl:

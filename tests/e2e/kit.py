@@ -19,7 +19,7 @@ from tests.cluster.conftest import Kubectl
 from tests.cluster.operator_kit import until
 
 ROOT = Path(__file__).resolve().parents[2]
-BUCKET, KEY, SECRET = "egm", "e2e-key", "e2e-secret-0123456789"  # only for this server
+BUCKET, KEY, SECRET = "egm", "e2e-key", "e2e-secret-0123456789"  # these keys are valid only for the server of the tests
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -33,7 +33,7 @@ _SMALL: dict[str, dict[str, int]] = {
     "demo-rl": {"maxSteps": 16, "saveEvery": 1, "validateEvery": 8, "batchSize": 4, "miniBatchSize": 4, "rollouts": 4},
 }
 _PIPELINE = ("demo-sft", "demo-before", "demo-rl", "demo-after")
-_REQUESTS = {"requests": {"cpu": "50m", "memory": "256Mi"}}  # everything runs on two cores
+_REQUESTS = {"requests": {"cpu": "50m", "memory": "256Mi"}}  # small, because all pods share two cores
 
 
 def demo() -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def demo() -> list[dict[str, Any]]:
 
 
 def write(jobs: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Return a manifest file; JSON documents are YAML."""
+    """Write the jobs to a manifest file, as JSON documents, which are valid YAML; return the file."""
     path.write_text("\n---\n".join(json.dumps(job) for job in jobs))
     return path
 
@@ -64,7 +64,7 @@ def on_cluster(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def egm(*argv: str, timeout: float = 1800, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run `egm` of this checkout; fail with its output."""
+    """Run `egm` of this checkout; if it fails, fail the test with its output."""
     command = [sys.executable, "-m", "grounding.cli", *argv]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env={**os.environ, "COLUMNS": "160", **environ}
@@ -74,7 +74,7 @@ def egm(*argv: str, timeout: float = 1800, **environ: str) -> subprocess.Complet
 
 
 def s3_objects(image: str, claim: str) -> list[dict[str, Any]]:
-    """SeaweedFS with its Service and key at the restricted level; its files survive its pod."""
+    """Return the objects of SeaweedFS at the restricted level: Pod, Service and key. Its files survive its pod."""
     identity = {"name": "e2e", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     arguments = [
         *("server", "-dir=/data", "-ip=127.0.0.1", "-ip.bind=0.0.0.0", "-filer", "-s3", "-s3.port=8333"),
@@ -139,7 +139,7 @@ class Pipeline:
     """boto3's client of the S3 server in the cluster."""
 
     def submit(self, jobs: Sequence[dict[str, Any]], folder: Path) -> None:
-        """Submit jobs as a user does, with `egm submit`, which checks them first."""
+        """Submit jobs with `egm submit`, as a user does."""
         path = write(on_cluster(jobs), folder / "cluster.yaml")
         print(egm("submit", "-f", str(path), "-n", self.kubectl.namespace, KUBECONFIG=self.kubectl.kubeconfig).stdout)
 
@@ -208,9 +208,9 @@ class Pipeline:
 
 @contextlib.contextmanager
 def folder_claim(kubectl: Kubectl, name: str, folder: Path, size: str = "10Gi") -> Iterator[None]:
-    """A claim `name` of the namespace, which is a folder of this host."""
+    """Create a claim in the namespace that is a folder of this machine."""
     folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o777)  # pods are user 1000
+    folder.chmod(0o777)  # pods run as user 1000
     volume = f"{kubectl.namespace}-{name}"
     shared: dict[str, Any] = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
     spec = {"capacity": {"storage": size}, "hostPath": {"path": str(folder)}, **shared}

@@ -1,6 +1,6 @@
 """SFT as a gang of two pods with a shared claim: the one of rank 1 is killed, and the gang continues from its checkpoint.
 
-The gang is a PyTorchJob, or an Indexed Job by name: EGM_E2E_BACKENDS=job.
+The gang is a PyTorchJob. EGM_E2E_BACKENDS=job runs the test with an Indexed Job instead.
 The result equals that of one process of `egm run`, except for the rounding of sums in another order."""
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def _job(**spec: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def claim(pipeline: Pipeline, tmp_path: Path) -> Iterator[Path]:
-    """The claim `egm`, a folder of this host."""
-    for path in (tmp_path, *tmp_path.parents):  # pods are user 1000
+    """Create the claim `egm` over a folder of this machine, and yield the folder."""
+    for path in (tmp_path, *tmp_path.parents):  # pods run as user 1000
         if path.is_relative_to("/tmp") and path != Path("/tmp"):
             path.chmod(0o777)
     with folder_claim(pipeline.kubectl, "egm", tmp_path / "volume"):

@@ -36,7 +36,7 @@ def test_the_table_is_that_of_egm_run(pipeline: Pipeline, here: Read, s3: tuple[
     for name in ("gtj/demo-sft", "gej/demo-before", "gtj/demo-rl", "gej/demo-after"):
         status = pipeline.phase(name, "Succeeded", seconds=LONG)
         assert status["attempt"] == 1, status
-        if name.startswith("gtj"):  # the last report equals the final state
+        if name.startswith("gtj"):  # the last report of a training must equal its final state
             assert status["progress"]["step"] == status["checkpoint"]["step"] == status["progress"]["totalSteps"], (
                 status
             )
@@ -81,7 +81,7 @@ def test_disturbed_in_every_stage_it_ends_in_the_same_table(
     pipeline.step("gtj/demo-sft", 60, LONG)
     _suspend(pipeline, "gtj/demo-sft", True)
     pipeline.phase("gtj/demo-sft", "Suspended", seconds=120)
-    until("its pod to go", lambda: pipeline.pods("demo-sft", "sft") == [])
+    until("the deletion of its pod", lambda: pipeline.pods("demo-sft", "sft") == [])
     _suspend(pipeline, "gtj/demo-sft", False)
     assert pipeline.phase("gtj/demo-sft", "Succeeded", seconds=LONG)["attempt"] == 2
 

@@ -41,7 +41,7 @@ def tiny_disk(tmp_path):
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no right to mount a small disk")
+        pytest.skip("this test mounts a small disk, which needs more rights")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

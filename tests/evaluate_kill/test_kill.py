@@ -24,7 +24,7 @@ def test_twenty_kills_change_nothing(data, server, start, finish):
         want = at + chance.randint(1, 14)
         end = time.monotonic() + (
             chance.uniform(0.0, 1.0) if kills % 5 == 0 else 30.0
-        )  # about every fifth kill during the start
+        )  # so that about every fifth kill happens during the start
         while server.count < want and time.monotonic() < end and child.poll() is None:
             time.sleep(0.001)
         time.sleep(chance.uniform(0.0, 0.03))
@@ -33,7 +33,7 @@ def test_twenty_kills_change_nothing(data, server, start, finish):
         child.communicate()
         kills, during = kills + 1, during + (server.count > at)
     assert during >= KILLS // 2
-    assert len({r["key"] for r in read_rows(data / "out")}) < ROWS  # the kills happened in the middle
+    assert len({r["key"] for r in read_rows(data / "out")}) < ROWS  # the last kill happened before the end
     summary = finish(data / "out")
     assert steady(summary) == steady(reference)
     assert steady(json.loads((data / "out/summary.json").read_text())) == steady(reference)

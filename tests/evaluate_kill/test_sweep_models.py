@@ -76,7 +76,7 @@ SETTINGS = ["think-0", "think-0_samples-2", "think-6", "think-6_samples-2"]
 
 
 class Place:
-    """Return a manifest with its data, and the program that replaces vLLM."""
+    """A manifest with its data, and the program that replaces vLLM."""
 
     def __init__(self, folder: Path, delay: float) -> None:
         self.folder = folder
@@ -139,7 +139,7 @@ def test_two_models_killed_twice_and_resumed_give_the_table_of_an_undisturbed_ru
     assert [(m, n) for m, n, *_ in expected] == [(m, n) for m in ("small", "large") for n in SETTINGS]
     assert [macro for _, _, macro, _ in expected] == [n / 24 for n in (6, 6, 11, 11, 15, 15, 20, 20)]
 
-    for model in ("small", "large"):  # in the middle of the first model and of the second one
+    for model in ("small", "large"):  # kill the run while it measures each model
         child = killed.start()
         end = time.monotonic() + 60
         while killed.lines(killed.asked).count(model) < 60:
@@ -158,5 +158,5 @@ def test_two_models_killed_twice_and_resumed_give_the_table_of_an_undisturbed_ru
     asked = len(killed.lines(killed.asked))
     least = len(whole.lines(whole.asked))
     assert least <= asked <= least + 3 * 4 * 4, (least, asked)  # only requests in flight are repeated
-    killed.finish()  # already finished: nothing starts
+    killed.finish()  # the run is finished, so no server starts
     assert len(killed.lines(killed.asked)) == asked

@@ -1,4 +1,4 @@
-"""The samples of the report's unit tests, as a module. These tests need inspect_ai, wandb and trackio: `make test-export`."""
+"""Make tests/unit/report/samples.py importable. These tests need inspect_ai, wandb and trackio: `make test-export`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The files of the exporters, read by the tools that they are made for."""
+"""The tools for which the exporters write files can read these files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLflow's client reads back what tracking has sent. The other tests of tracking are in tests/unit/train."""
+"""MLflow's client can read what tracking has sent. The other tests of tracking are in tests/unit/train/monitoring."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_attempts_of_a_job_are_one_run(tmp_path: Path) -> None:
     read = client(uri)
     experiment = read.get_experiment_by_name("shapes")
     [run] = read.search_runs([experiment.experiment_id])
-    assert run.info.run_name == "rl" and run.info.status == "FAILED", "there is no model yet"
+    assert run.info.run_name == "rl" and run.info.status == "FAILED", (
+        "expected the status FAILED, because the run ended without a model"
+    )
     assert run.data.params["batchSize"] == "8"
     points = read.get_metric_history(run.info.run_id, "val-core/grounding/acc/mean_1")
     assert sorted({(p.step, p.value) for p in points}) == [(1, 0.25), (2, 0.5), (3, 0.75)]

@@ -47,7 +47,7 @@ class Disk:
         os.close(fd)
 
     def again(self) -> None:
-        """Mount it again, as after a power cut."""
+        """Mount the disk again, as after a power cut."""
         self.close()
         self.mount()
 

@@ -39,7 +39,7 @@ def in_child(call: Callable[[], None], **environ: str) -> int:
         try:
             call()
         except OSError:
-            os._exit(1)  # the fault became an error, as it should
+            os._exit(1)  # the fault was reported as an error, which is right
         except BaseException:
             traceback.print_exc()
             os._exit(3)
@@ -49,7 +49,7 @@ def in_child(call: Callable[[], None], **environ: str) -> int:
 
 @dataclass(frozen=True)
 class Places:
-    """The places between two writes, one per visit, as NAME@COUNT: of a first attempt, and of one on another node."""
+    """Places between two writes, as NAME@COUNT for each visit: in the first attempt, and in a later one on an empty disk."""
 
     first: tuple[str, ...]
     later: tuple[str, ...]
@@ -150,7 +150,7 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     reason = why_not()
     if reason:
-        print(f"no power is cut: {reason}")
+        print(f"no power cut is simulated: {reason}")
     with s3_server() if asked.s3 else contextlib.nullcontext("") as stores:
         kinds = run(asked.n, asked.seed, not reason, stores)
     print(", ".join(f"{kind}: {many}" for kind, many in sorted(kinds.items())))

@@ -84,7 +84,7 @@ def _train(out: Path, store: Any) -> None:
 
 
 def _files(out: Path) -> list[Path]:
-    """Return the evaluation's file of `ROWS` expressions, which is an input and not a result."""
+    """Write the evaluation's input, a file of `ROWS` expressions, and return it."""
     file = out / "refcoco_val.jsonl"
     if not file.exists():
         lines = [
@@ -99,7 +99,7 @@ def _files(out: Path) -> list[Path]:
 
 
 def _evaluate(out: Path, uri: str) -> None:
-    """Answer with a box that is a hash of the weights; rows, copy, table and summary are written by the product."""
+    """Evaluate with answers that are a hash of the weights. The product's own code writes rows, copy, table and summary."""
     weights, results, remote = (out / "model" / "model.safetensors").read_bytes(), out / "eval", f"{uri}/eval"
     ownership.enter(results, remote, ownership.Owner({"model": "m"}, content_of(str(out / "model"))))
     settings, profile = settings_digest("m", "qwen3", Sampling()), get_profile("egm")

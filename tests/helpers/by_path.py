@@ -1,4 +1,4 @@
-"""Scripts outside the package as modules: `images/locks.py`, `bench/gpu/prove.py`."""
+"""Import scripts outside the package by their paths, such as `images/locks.py` and `bench/gpu/prove.py`."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """`files`: repository (`owner/name`, `datasets/owner/name`) -> path -> content. Files from `lfs_from` bytes on are LFS's, with SHA-256.
+    """`files`: repository (`owner/name`, `datasets/owner/name`) -> path -> content. Files of `lfs_from` bytes or more are in LFS, with a SHA-256.
 
-    `cut_after`: each answer with a file's content ends that many bytes on, as often as `cuts` says. `down`: every request is answered 503.
+    `cut_after`: the first `cuts` answers with a file's content end after this many bytes. `down`: every request gets 503.
     `damaged`: paths whose content has one byte changed. `asked`: (method, path, range) of every request for a file.
     """
 
@@ -45,7 +45,7 @@ class Hub:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def stop(self):
-        """Stop listening; `start` listens on the same port again."""
+        """Close the port; `start` opens the same one again."""
         if self.server is not None:
             self.server.shutdown()
             self.server.server_close()

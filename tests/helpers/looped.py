@@ -5,7 +5,7 @@ import threading
 
 
 class LoopedServer:
-    """Serves on a free port of loopback, or on `port`; a subclass has `_serve(reader, writer)`."""
+    """A server on `port` of loopback, or on a free port; a subclass defines `_serve(reader, writer)`."""
 
     def __init__(self, port=0):
         self._loop = asyncio.new_event_loop()

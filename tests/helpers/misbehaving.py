@@ -8,7 +8,7 @@ from collections import Counter
 from looped import LoopedServer
 
 ROWS, CONCURRENCY = 400, 8
-"""Of the tests that interrupt a child"""
+"""Number of rows, and of requests at a time, in the tests that interrupt an `egm eval`"""
 
 ANSWER = json.dumps(
     {
@@ -77,7 +77,7 @@ class Misbehaving(LoopedServer):
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                if head.startswith(b"GET"):  # metrics: it has none
+                if head.startswith(b"GET"):  # the server has no metrics
                     writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
                     continue
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
@@ -123,7 +123,7 @@ class Misbehaving(LoopedServer):
 
 
 def steady(summary):
-    """Return the row without fields that depend on the clock."""
+    """Return the summary without the fields that depend on the clock."""
     left_out = ("requests_per_second", "wall_seconds", "servers", "costs")
     files = [{k: v for k, v in f.items() if not k.startswith("latency")} for f in summary["files"]]
     return {k: v for k, v in summary.items() if k not in left_out} | {"files": files}

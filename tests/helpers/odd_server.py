@@ -20,7 +20,7 @@ def head(status=200, length=None, kind="application/json", *more):
 
 
 def http(body, status=200, kind="application/json", *more):
-    """A response; `body` is bytes, text, or a value that becomes JSON."""
+    """Return an HTTP response; `body` is bytes, text, or a value that becomes JSON."""
     raw = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
     return head(status, len(raw), kind, *more) + raw
 
@@ -28,7 +28,7 @@ def http(body, status=200, kind="application/json", *more):
 class OddServer(LoopedServer):
     """`plan(question, n)` returns the reply to the n-th request (from 0) of a question: bytes, or steps.
 
-    Steps are bytes, seconds to wait, and RESET, HANG or CLOSE as the last one. `pages` has what a GET answers, by path; else it is a 404.
+    Steps are bytes, seconds to wait, and RESET, HANG or CLOSE as the last one. `pages`: path -> answer to a GET; other paths get 404.
     """
 
     def __init__(self, plan):
@@ -57,7 +57,7 @@ class OddServer(LoopedServer):
                     elif step == HANG:
                         await asyncio.sleep(60)
                     elif step == RESET:
-                        await asyncio.sleep(0.02)  # earlier bytes have been sent
+                        await asyncio.sleep(0.02)  # wait until earlier bytes are sent
                         writer.transport.abort()
                         return
                     elif step == CLOSE:

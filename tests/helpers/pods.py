@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def render(manifest, **settings):
-    """The objects of a manifest, as `egm render` prints them."""
+    """Return the objects that `egm render` prints for a manifest."""
     env = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'operator'}", **settings}
     command = [sys.executable, "-m", "grounding.cli", "render", "-f", str(manifest)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
@@ -41,7 +41,7 @@ class Pod:
         for volume in self.spec["volumes"]:
             folder = self.root / volume["name"]
             folder.mkdir()
-            if "downwardAPI" in volume:  # the job, from an annotation
+            if "downwardAPI" in volume:  # the volume contains the job, from an annotation
                 for item in volume["downwardAPI"]["items"]:
                     name = item["fieldRef"]["fieldPath"].removeprefix("metadata.annotations['").removesuffix("']")
                     text = template["metadata"]["annotations"][name]
@@ -84,21 +84,21 @@ class Pod:
         return subprocess.Popen(words, cwd=self.root, env=env, stdout=log, stderr=subprocess.STDOUT)
 
     def run(self, timeout=900):
-        """Run all its containers to their end, init containers first; their exit codes must be 0."""
+        """Run the pod's containers to their ends, init containers first; fail unless all exit codes are 0."""
         for container in (*self.spec.get("initContainers", ()), *self.spec["containers"]):
             code = self._start(container).wait(timeout)
             log = self.root / f"{container['name']}.log"
             assert code == 0, f"{container['command']} ended with {code}\n{log.read_text()[-4000:]}"
 
     def start(self):
-        """Start its main container after the init containers; return the process."""
+        """Run the pod's init containers, then start its main container; return the process."""
         for container in self.spec.get("initContainers", ()):
             assert self._start(container).wait(900) == 0
         [container] = self.spec["containers"]
         return self._start(container)
 
     def serve(self, timeout=300):
-        """Start its server; return (process, host:port here, host:port there) once it is ready."""
+        """Start the pod's server; once it is ready, return (process, host:port here, host:port in the cluster)."""
         [container] = self.spec["containers"]
         port = _free_port()
         process = self._start(container, EGM_PORT=str(port), EGM_HOST="127.0.0.1")
@@ -117,7 +117,7 @@ class Pod:
 
 
 def run_job(objects, root, secret):
-    """The pods of one job's objects in the operator's order: prepare, then training, or servers and client."""
+    """Run the pods of a job's objects in the operator's order: prepare, then the training, or the servers and the client."""
     root = Path(root)
     configs = {o["metadata"]["name"]: o for o in objects if o["kind"] == "ConfigMap"}
     servers, hosts = [], {}

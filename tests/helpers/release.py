@@ -18,7 +18,7 @@ SIZE = (64, 48)
 
 
 def picture(number: int, flipped: bool) -> bytes:
-    """Return a picture whose left and right half tell whether it is mirrored."""
+    """Return a picture with different left and right halves, so that a mirrored copy can be recognised."""
     image = Image.new("RGB", SIZE, (number * 20, 0, 255 if flipped else 0))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95)
@@ -55,7 +55,7 @@ def prepared_row(image: str) -> dict[str, Any]:
 
 
 def write_release(root: Path) -> Path:
-    """Write `EGM_Datasets` as the hub has it: a split tar, a whole tar, json lines, parquet. Returns the folder."""
+    """Write `EGM_Datasets` in its layout on the hub: a split tar, a whole tar, JSON lines, parquet. Return the folder."""
     (root / "metadata/eval").mkdir(parents=True)
     (root / "processed_rl_data").mkdir()
     for stem, flipped in (("coco", False), ("coco_flip", True)):

@@ -1,4 +1,4 @@
-"""RL jobs with the values of their preset and the defaults."""
+"""Resolved RL jobs for tests of overrides and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roles of a job as processes of this machine: their commands, and ending a role with all its processes."""
+"""Functions for roles that run as processes of this machine: the command of a role, and the end of all its processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def role_command(name: str, *more: str | Path) -> list[str]:
 
 
 def power_cut(pid: int) -> None:
-    """Kill every process at once, because verl's processes continue for a second or two if only their driver ends."""
+    """Kill a process and all its descendants at once, because verl's workers outlive their driver by a second or two."""
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

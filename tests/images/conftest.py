@@ -40,7 +40,7 @@ class Image:
     seconds: float
 
     def run(self, *words: str, user: str = "10001:10001", timeout: float = 600) -> subprocess.CompletedProcess[str]:
-        """Return a command in the image, with the image's user and environment."""
+        """Run a command in the image, with the image's user and environment."""
         return call(
             "buildah", "run", "--isolation", "chroot", "--user", user, self.container, "--", *words, timeout=timeout
         )
@@ -52,7 +52,7 @@ class Image:
 
     @property
     def layers(self) -> list[str]:
-        """Digests of its layers, unpacked."""
+        """Return the digests of the image's unpacked layers."""
         return list(self.config["rootfs"]["diff_ids"])
 
 
@@ -68,7 +68,7 @@ def build(what: str, tag: str = TAG, tree: Path = ROOT, **environ: str) -> tuple
 
 @pytest.fixture(scope="session")
 def images() -> Iterator[Callable[[str], Image]]:
-    """Builds an image when a test first needs it."""
+    """Return a function that builds an image at its first call."""
     if os.geteuid() != 0 or not shutil.which("buildah"):
         pytest.skip("needs root and buildah")
     made: dict[str, Image] = {}

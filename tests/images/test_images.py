@@ -154,7 +154,7 @@ def test_prepare_runs_as_any_user(images: Images) -> None:
 
 
 def test_the_server_answers_as_any_user(images: Images) -> None:
-    """The real server of transformers with the tiny model, started as a pod starts it; `timeout` is the kubelet that stops it."""
+    """Start the real server of transformers with the tiny model, as in a pod; the command `timeout` stops it, as a kubelet would."""
     image = images("infer")
     (image.root / "tmp" / "job.yaml").write_text(JOB)
     with socket.socket() as free:
@@ -179,7 +179,7 @@ def test_the_server_answers_as_any_user(images: Images) -> None:
 
 
 def _tree(target: Path) -> Path:
-    """Return a copy of the sources of the images."""
+    """Copy the sources from which the images are built; return the folder."""
     for name in ("images", "grounding", "operator"):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", ".dockerignore", "Dockerfile.train", "Dockerfile.infer"):

@@ -59,7 +59,7 @@ def script(reference: Path, tmp_path: Path) -> Script:
 
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
-    """The miniature release, its tars unpacked as the reference's README says."""
+    """Return the miniature release, with its tars unpacked as the reference's README says."""
     import tarfile
 
     root = write_release(tmp_path / "EGM_Datasets")

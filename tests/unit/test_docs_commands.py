@@ -77,7 +77,7 @@ def blocks(page: str) -> Iterator[Block]:
 
 
 def words_of(text: str) -> Iterator[list[str]]:
-    """Yield the words of each simple command of a shell text. Brackets of a synopsis are left out."""
+    """Yield the words of each simple command of a shell text, without the brackets of a synopsis."""
     for line in text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(re.sub(r"(?<!\S)\[|\](?!\S)", " ", line), posix=True, punctuation_chars="|&;")
         lexer.commenters, lexer.whitespace_split = "#", True
@@ -89,7 +89,7 @@ def words_of(text: str) -> Iterator[list[str]]:
                     command = []
                 else:
                     command.append(word)
-        except ValueError:  # an apostrophe in prose
+        except ValueError:  # the text has an apostrophe, so it is prose
             continue
         yield command
 
@@ -103,7 +103,7 @@ def problems_of_egm(words: list[str]) -> Iterator[str]:
     """Yield what is wrong with `egm WORDS`, as the command line itself would say it: names, values, what is missing."""
     found = list(problems_of_flags(words))
     yield from found
-    if found or "…" in words:  # three dots stand for what the page has said before
+    if found or "…" in words:  # three dots stand for parts of a command that the page has shown before
         return
     command, name, rest, context = _root(), "egm", words, None
     try:
@@ -162,7 +162,7 @@ def problems_of_values(words: list[str]) -> Iterator[str]:
             continue
         place: Any = _values_of_the_chart()
         for key in word.partition("=")[0].split("."):
-            if isinstance(place, dict) and not place:  # any key, as in labels
+            if isinstance(place, dict) and not place:  # an empty map takes any key, as labels do
                 break
             if not isinstance(place, dict) or key not in place:
                 yield f"--set {word}: the chart has no such value"

@@ -1,4 +1,4 @@
-"""Durable files are complete or absent, whatever happens to the disk."""
+"""Durable files are complete or absent, even if the disk fails or is full."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ a.close()
 
 
 def test_a_line_that_did_not_fit_is_taken_back(tmp_path: Path) -> None:
-    """Twelve bytes: only half of the second line fits, as on a disk that fills up."""
+    """On a disk with room for twelve bytes, only half of the second line fits."""
     part = tmp_path / "part.jsonl"
     subprocess.run([sys.executable, "-c", FULL, str(part)], check=True)
     assert part.read_bytes() == b'{"n":1}\n{"n":3}\n'
@@ -162,7 +162,7 @@ def test_a_published_folder_is_replaced_whole_and_says_what_is_damaged(tmp_path:
     manifest = read_manifest(folder)
     assert manifest is not None and set(manifest.files) == {"a.bin"} and manifest.facts == {"by": "test"}
     assert is_published(folder) and sorted(p.name for p in tmp_path.iterdir()) == ["model"]
-    (folder / "a.bin").write_bytes(b"tw0")  # the size is right, the content is not
+    (folder / "a.bin").write_bytes(b"tw0")  # only the content differs, not the size
     assert is_published(folder) and damaged(folder) == ["a.bin"]
     (folder / "a.bin").write_bytes(b"")
     assert not is_published(folder)

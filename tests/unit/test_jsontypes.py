@@ -1,4 +1,4 @@
-"""Unparsed objects stay at the edges: only the listed modules may hold them, and the list may only become shorter."""
+"""Only the listed modules, which read data from outside, may name the type of unparsed objects."""
 
 import re
 from pathlib import Path

@@ -55,7 +55,7 @@ def test_evaluate_and_load_results(server, data: Path) -> None:
     assert file.name == "refcoco_val" and file.accuracy == summary.macro and summary.interval is not None
     asked = server.count
     assert evaluate([data / "refcoco_val.jsonl"], [data], endpoint=[server.url], model="m", out=out) == summary
-    assert server.count == asked  # it continued
+    assert server.count == asked  # the second run asked nothing
 
     results = load_results(out)
     assert results.summary == summary and len(results) == 5
@@ -115,7 +115,9 @@ def test_serve_checks_the_machine_before_it_starts_anything(tmp_path: Path) -> N
         library.serve(tmp_path / "none"),
     ):
         pass
-    assert "egm doctor -f" not in str(told.value), "there is no manifest"
+    assert "egm doctor -f" not in str(told.value), (
+        "expected no advice to run `egm doctor -f`, because there is no manifest"
+    )
     model = write_model(tmp_path / "model")
     with pytest.raises(UserError, match=r"sglang is not installed"), library.serve(model, engine="sglang"):
         pass

@@ -96,7 +96,7 @@ def test_a_step_that_only_the_trainer_s_file_knows_is_not_lost(tmp_path: Path) -
 
 
 def test_what_several_know_of_a_step_becomes_one_line(tmp_path: Path) -> None:
-    """The checkpoint has the step's metrics, the file has its time, and the next run begins with the validation."""
+    """The checkpoint has the step's metrics, the file has the step's time, and the next run begins with the validation."""
     path = tmp_path / "progress.jsonl"
     ProgressWriter(path, "rl", 9, 0, clock=lambda: 1.0).step(1, {"score": 0.1})
     carried = [progress_line(2.0, "rl", 2, 9, {"score": 0.2, "loss": 0.3})]
@@ -115,7 +115,7 @@ def test_what_several_know_of_a_step_becomes_one_line(tmp_path: Path) -> None:
 def test_stitched_steps_are_in_order_once_each_and_from_the_last_attempt(plan: list[tuple[int, int]]) -> None:
     attempts, reached = [], 0
     for number, (origin, steps) in enumerate(plan):
-        origin = min(origin, reached)  # an attempt can only continue from a step that was reached
+        origin = min(origin, reached)  # an attempt cannot begin behind the last step that was reached
         attempts.append((origin, [(step, number) for step in range(origin + 1, origin + steps + 1)]))
         reached = origin + steps
     history = stitch(attempts)
@@ -134,7 +134,7 @@ def test_verl_s_files_of_several_attempts(tmp_path: Path) -> None:
     write("metrics-20260101T000100-from-2.jsonl", [(3, 0.33), (4, 0.4)])
     validation = orjson.dumps(
         {"step": 4, "data": {"val-core/grounding/acc/mean@1": 0.9}}
-    )  # due in the previous attempt
+    )  # the validation that was due in the previous attempt
     (tmp_path / "metrics-20260101T000200-from-4.jsonl").write_bytes(validation + b'\n{"step": 5, "da')
     found = [(line["step"], line["metrics"]["score"]) for line in history(tmp_path, 9)]
     assert found == [(0, 0.0), (1, 0.1), (2, 0.2), (3, 0.33), (4, 0.4)]

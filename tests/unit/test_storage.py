@@ -55,7 +55,9 @@ def test_where_a_job_s_folder_is_copied_to():
     assert destination("s3://b/x", {"EGM_OUTPUT": "s3://b/y"}) == "s3://b/y", (
         "EGM_OUTPUT, which the operator sets, takes precedence"
     )
-    assert destination("pvc://claim/x", {}) == "", "no copy is needed: the claim is mounted as the job's folder"
+    assert destination("pvc://claim/x", {}) == "", (
+        "expected no destination, because the claim is mounted as the job's folder"
+    )
     assert destination("file:///x", {"EGM_OUTPUT": ""}) == "file:///x"
 
 

@@ -168,7 +168,7 @@ REFUSED = [
             "trainer.device=cpu",
             "trainer.max_actor_ckpt_to_keep=1",
             "trainer.v1.trainer_mode=async",
-            # values that verl or Hydra does not take
+            # values that verl or Hydra refuses
             "actor_rollout_ref.actor.entropy_coeff=abc",
             "actor_rollout_ref.actor.entropy_coeff=",
             "actor_rollout_ref.actor.optim.betas=0.9",

@@ -1,4 +1,4 @@
-"""Queues and priorities by the field's labels; the field of the spec is a shorthand."""
+"""The queue and priority of a job: `spec.queue` is a shorthand for a label, and a job that has both is refused."""
 
 from __future__ import annotations
 

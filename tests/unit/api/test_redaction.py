@@ -1,4 +1,4 @@
-"""Which values are removed from a job before it is passed on, and which stay."""
+"""Secret values are removed from a job before it is passed on, and all other values stay."""
 
 import json
 

@@ -17,7 +17,7 @@ from grounding.api.resolved import HYPERPARAMETERS, ResolvedTrainJob, defaults, 
 def _document(hyperparameters: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
     data: dict[str, Any] = {"data": {"shapes": {"seed": 7}}}
     if not PRESETS.get(spec.get("preset", ""), {"model": {"source": ""}})["model"]:
-        data["model"] = {"source": "/m"}  # a preset that names no model
+        data["model"] = {"source": "/m"}  # the preset names no model
     return {
         "apiVersion": GROUP_VERSION,
         "kind": "GroundingTrainJob",

@@ -54,7 +54,7 @@ def row(image: Any, **more: Any) -> dict[str, Any]:
         (["c.tar.000", "c.tar.001"], "c.tar"),
         (["c.taraa", "c.tarab"], "c.tar"),
         (["c.tar.aa", "c.tar.ab"], "c.tar.ab"),
-        ([f"c.tar.part{n}" for n in range(1, 12)], "c.tar"),  # 2 comes before 10
+        ([f"c.tar.part{n}" for n in range(1, 12)], "c.tar"),  # part 2 must come before part 10
     ],
 )
 def test_parts_by_the_names_that_tools_give_them(tmp_path: Path, names: list[str], given: str) -> None:

@@ -1,4 +1,4 @@
-"""COCO-amodal annotations: both boxes of each object, in both formats, and masks in COCO's text encoding."""
+"""The import of COCO-amodal annotations: both boxes of each object, in both formats, and masks in COCO's text encoding."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_lint_takes_rows_of_whichever_box(tmp_path: Path) -> None:
     ("fields", "amodal", "found"),
     [
         ({"bbox": 1}, False, (1, False)),
-        ({"bbox": 1}, True, (1, False)),  # as in the reference: the file's own box
+        ({"bbox": 1}, True, (1, False)),  # as in the reference code: the file's `bbox` is used
         ({"modal_bbox": 1}, False, (1, False)),
         ({"modal_bbox": 1}, True, "only the box of the visible part"),
         ({"amodal_bbox": 1}, False, "only the box of the whole object"),

@@ -29,7 +29,7 @@ def frame(image: Image.Image) -> tuple[int, int, int, int]:
 
 def test_the_frame_is_where_the_box_is() -> None:
     assert frame(draw(png(), [Mark((20, 30, 120, 80))])) == (20, 30, 120, 80)
-    assert frame(draw(png(), [Mark((120, 80, 20, 30))])) == (20, 30, 120, 80)  # reversed corners
+    assert frame(draw(png(), [Mark((120, 80, 20, 30))])) == (20, 30, 120, 80)  # the corners are given in reverse order
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

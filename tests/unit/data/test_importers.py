@@ -1,4 +1,4 @@
-"""Public formats of grounding data: each gives the same rows, and a foreign file is neither run nor trusted."""
+"""Public formats of grounding data: each gives the same rows, and no code in a file is run."""
 
 import io
 import os

@@ -151,16 +151,20 @@ def test_what_lies_in_a_store_is_looked_for_in_the_cache(tmp_path: Path, monkeyp
     )
     ready = locate(train_job("rl", prepared="s3://b/ready"), tmp_path)
     assert ready.train_parquet == tmp_path / "cache/s3/b/ready/train.parquet"
-    assert not (tmp_path / "cache").exists(), "nothing is fetched by looking"
+    assert not (tmp_path / "cache").exists(), "looking at the data must not download anything"
 
 
 def test_each_role_asks_for_what_it_reads(tmp_path: Path) -> None:
     rl = train_job("rl", train=["s3://b/rl.json"], validation=["s3://b/v.jsonl"], images=["s3://b/coco.tar"])
     assert [s for s, _ in sources(rl, prepares=True)] == ["s3://b/rl.json", "s3://b/v.jsonl", "s3://b/coco.tar"]
-    assert sources(rl, prepares=False) == [], "RL reads the copies that preparation has made"
+    assert sources(rl, prepares=False) == [], (
+        "expected no sources, because RL reads the copies that the preparation made"
+    )
     sft = train_job("sft", train=["s3://b/1.json", "s3://b/2.json"], images=["i"])
     assert [f for _, f in sources(sft, prepares=True)][:2] == ["spec.data.train[0]", "spec.data.train[1]"]
-    assert [s for s, _ in sources(sft, prepares=False)] == ["i"], "several files were merged into one"
+    assert [s for s, _ in sources(sft, prepares=False)] == ["i"], (
+        "expected only the images, because the preparation merges the files of rows"
+    )
     assert [s for s, _ in sources(train_job("rl", prepared="s3://b/p/train.parquet"), prepares=False)] == [
         "s3://b/p/train.parquet",
         "s3://b/p/val.parquet",
@@ -192,7 +196,7 @@ def test_prepared_data_that_a_power_cut_has_emptied_is_made_again(tmp_path: Path
 
 
 def _same_size_and_time(path: Path, data: bytes) -> None:
-    """Replace a file's content so that only its bytes (and the kernel's change time) show it."""
+    """Replace a file's content but keep its size and modification time, so that only the bytes and the kernel's change time differ."""
     before = path.stat()
     assert before.st_size == len(data)
     path.write_bytes(data)
@@ -226,7 +230,7 @@ def test_content_decides_whether_data_is_prepared_again(tmp_path: Path) -> None:
     other = bytearray((tmp_path / "img.tar").read_bytes())
     picture = (tmp_path / "img/a.png").read_bytes()
     noise = bytearray(picture)
-    noise[-20] ^= 1  # in the check sum of the last chunk: the size stays
+    noise[-20] ^= 1  # a bit in the checksum of the last chunk, so the size is unchanged
     at = bytes(other).index(picture)
     other[at : at + len(picture)] = noise
     _same_size_and_time(tmp_path / "img.tar", bytes(other))
@@ -249,7 +253,7 @@ def test_a_picture_between_the_samples_of_a_large_tar_is_noticed(
     data[1 << 19] = 1
     fingerprint = files.fingerprint(tar)
     _same_size_and_time(tar, bytes(data))
-    assert files.fingerprint(tar) == fingerprint, "the samples are the same"
+    assert files.fingerprint(tar) == fingerprint, "the fingerprint must not change, because the samples are the same"
     assert jobdata._Made.of([], [tar]).digest != before
 
 

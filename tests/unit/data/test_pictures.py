@@ -20,7 +20,9 @@ def noise(form: str, size: tuple[int, int] = (97, 61), orientation: int | None =
     if orientation is not None:
         exif[0x0112] = orientation
     out = io.BytesIO()
-    grey = random.Random(5).randbytes(size[0] * size[1])  # not effect_noise: a cut might be at the end of a scan
+    grey = random.Random(5).randbytes(
+        size[0] * size[1]
+    )  # Pillow's effect_noise has other scans, and a cut could be at the end of one
     Image.frombytes("L", size, grey).convert("RGB").save(out, form, exif=exif.tobytes(), **options)
     return out.getvalue()
 
@@ -41,7 +43,7 @@ def test_what_is_cut_is_found(form, options, share):
     cut = data[: int(len(data) * share)]
     with pytest.raises(ValueError):
         inspect(io.BytesIO(cut))
-    if form == "JPEG":  # an end marker hides the fault from a check of the end, and from Pillow
+    if form == "JPEG":  # with an end marker, neither Pillow nor a check of the last bytes notices the fault
         assert complaint(cut + b"\xff\xd9") is None
         assert complaint(cut + b"\xff\xd9", whole=True) is not None
 
@@ -51,7 +53,7 @@ def test_a_tail_of_zeros_as_a_crash_leaves_it_is_found():
     half = data[: len(data) // 2]
     with pytest.raises(ValueError, match="no end"):
         inspect(io.BytesIO(half + bytes(len(data) - len(half))))
-    assert inspect(io.BytesIO(data + b"x" * 5000)).size == (97, 61)  # bytes that a camera appends
+    assert inspect(io.BytesIO(data + b"x" * 5000)).size == (97, 61)  # some cameras append bytes
 
 
 def test_a_broken_stream_is_found_when_decoded():

@@ -30,7 +30,7 @@ def question(number: int, **change: Any) -> dict[str, Any]:
 
 
 class Place:
-    """Return a small data set on the disk, which the tests damage."""
+    """A small data set on the disk, which the tests damage."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.images, self.out = root, root / "images", root / "out"
@@ -226,7 +226,7 @@ def test_an_expression_is_not_changed_by_being_hashed() -> None:
 def test_the_header_of_a_picture_is_read_once_and_rows_do_not_pile_up(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory is bounded by a row group for any number of rows, and each picture's header is read only once."""
+    """Memory holds at most one row group for any number of rows, and each picture's header is read only once."""
     import gc
     from collections import Counter
 

@@ -45,7 +45,7 @@ def training(image: str, box: list[Any], **change: Any) -> dict[str, Any]:
 
 
 class Place:
-    """Return rows of both kinds about given pictures."""
+    """A folder for pictures, and rows of both kinds about them."""
 
     def __init__(self, root: Path, pictures: dict[str, bytes]) -> None:
         self.root, self.images = root, root / "img"

@@ -232,7 +232,7 @@ def test_a_reversed_box_is_drawn_all_the_same() -> None:
 
 
 def test_the_list_is_written_over_several_lines_with_a_tab() -> None:
-    """The text is that of the reference's converter and of Qwen3-VL itself."""
+    """The reference's converter and Qwen3-VL itself write the list in this form."""
     assert target("Because.", "a dog", (1.0, 2.4, 3.0, 4.6)) == (
         'Because.\n</think>\n\n```json\n[\n\t{"bbox_2d": [1, 2, 3, 5], "label": "a dog"}\n]\n```'
     )

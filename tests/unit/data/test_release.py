@@ -163,7 +163,9 @@ def test_ambiguity_names_the_candidates(tmp_path: Path) -> None:
     with pytest.raises(AmbiguousImage, match=r"one/train2014/a.jpg(.|\n)*two/train2014/a.jpg"):
         store.read("data/coco/train2014/a.jpg")
     (tmp_path / "two/train2014/a.jpg").write_bytes((tmp_path / "one/train2014/a.jpg").read_bytes())
-    assert open_images(tmp_path).read("data/coco/train2014/a.jpg"), "equal pictures are no ambiguity"
+    assert open_images(tmp_path).read("data/coco/train2014/a.jpg"), (
+        "two equal pictures with one name must not count as ambiguous"
+    )
 
 
 def embedded(path: Path) -> None:

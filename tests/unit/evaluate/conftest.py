@@ -10,7 +10,7 @@ from PIL import Image
 
 
 class Server:
-    """Answers with a box that depends only on the question. `plan(n, body)` names the fault of request n, or None."""
+    """A server whose box depends only on the question. `plan(n, body)` returns the fault of request n, or None."""
 
     def __init__(self):
         self.count, self.plan, self.bodies, self.delay = 0, lambda n, body: None, [], 0.0
@@ -60,7 +60,7 @@ class Server:
         if self.delay:
             await asyncio.sleep(self.delay)
         mischief = self.plan(n, body)
-        if isinstance(mischief, dict):  # a reply that the test defines
+        if isinstance(mischief, dict):  # the test defines the reply
             return web.json_response(mischief)
         if mischief == "garbage":
             return web.Response(text="<html>hello</html>")
@@ -94,7 +94,7 @@ class Server:
         async def down():
             await self.runner.cleanup()
             rest = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in rest:  # requests that hang
+            for task in rest:  # end the requests that hang
                 task.cancel()
             await asyncio.gather(*rest, return_exceptions=True)
 

@@ -81,7 +81,7 @@ STARTS = st.builds(
     allowed=st.sampled_from([0, 0, 2, 99]),
     lives=st.sampled_from([None, None, 3, 9]),
 )
-"""`allowed`: number of failed rows that count as wrong; `lives`: replies after which all servers only reset connections"""
+"""`allowed`: number of failed rows that count as wrong. `lives`: number of replies after which all servers reset every connection"""
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def data(tmp_path_factory):
 
 
 def stored(out):
-    """Return only the last line of each key."""
+    """Return the last stored row of each key."""
     rows = {}
     for part in sorted((out / "results").glob("part-*.jsonl")):
         for line in part.read_text().splitlines():

@@ -45,7 +45,7 @@ def test_the_request_is_the_evaluations_and_the_box_is_in_pixels(server, tmp_pat
     assert base64.b64decode(url.partition("base64,")[2]) == (tmp_path / "p.png").read_bytes()
     assert body["max_tokens"] == 4096 and body["top_k"] == 20 and body["model"] == "m"
     drawn = found.drawn()
-    assert drawn.width == 400 and drawn.height > 200  # the expression is below
+    assert drawn.width == 400 and drawn.height > 200  # the expression is written below the picture
 
 
 @pytest.mark.parametrize(("message", "thought"), [
@@ -126,4 +126,7 @@ def test_bytes_of_a_picture_with_an_orientation_are_sent_without_it(server, tmp_
     sent = base64.b64decode(server.bodies[0]["messages"][0]["content"][0]["image_url"]["url"].partition("base64,")[2])
     with Image.open(io.BytesIO(sent)) as image:
         assert image.getexif().get(0x0112, 1) == 1
-    assert (found.width, found.height) == (40, 20) and found.drawn().height > 40  # rotated for display
+    assert (found.width, found.height) == (
+        40,
+        20,
+    ) and found.drawn().height > 40  # the picture is rotated as a viewer would show it

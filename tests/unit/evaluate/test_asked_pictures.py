@@ -52,7 +52,9 @@ def test_swapped_pictures_are_refused_and_one_that_had_no_answer_may_be_repaired
     assert code == 2 and "has answers for other pictures: 1 of 6 have changed, such as 2.jpg" in said
     (dataset / "images/2.jpg").write_bytes(before)
     more = [w.replace("refcoco_val", "refcoco+_testA") for w in words]
-    assert _run(capsys, *more)[0] == 0, "other rows about the same pictures are asked in addition"
+    assert _run(capsys, *more)[0] == 0, (
+        "expected exit code 0: further rows about the same pictures are only asked in addition"
+    )
 
 
 def test_a_pod_on_another_node_knows_the_pictures_that_were_asked_about(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Paired comparison: exact statistics, independent of order and sides, and a gate that never passes by accident."""
+"""Paired comparison: exact statistics that do not depend on order or sides, and a gate that missing answers cannot pass."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ OTHER_ROWS = [row(i, True, **(ROW | {"settings": "0ld"})) for i in range(4)]
             {"changes": {"served_path": "/models/other"}},
             "that of A serves the weights from '/models/m', that of B serves the weights from '/models/other'.",
         ),
-        ({"changes": {"weight_version": "2"}}, ""),  # A has none
+        ({"changes": {"weight_version": "2"}}, ""),  # only the rows of B name a version
         (
             {"config": {"model": "tuned"}, "changes": {"model": "tuned", "served_model": "tuned"}},
             "The model is named m in A and tuned in B, but the servers reported the same one for both: m, weights from /models/m",

@@ -15,7 +15,7 @@ from grounding.evaluate.compare_several import Several, holm, several
 def simulated(
     draw: np.random.Generator, effects: list[float], images: int = 60, each: int = 3
 ) -> tuple[np.ndarray, ...]:
-    """Return answers to three questions per image in two files. A hard image is hard for all evaluations and all its questions."""
+    """Simulate three questions per image in two files; a hard image is hard for all evaluations. Return (right, file, image)."""
     image = np.repeat(np.arange(images), each)
     file = np.tile([0, 1, 1], images)[: len(image)]
     hard = draw.normal(0, 0.15, images)[image]
@@ -25,7 +25,7 @@ def simulated(
 
 @pytest.fixture
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draws of each bootstrap; the simulations repeat the bootstrap a hundred times."""
+    """Reduce the draws of each bootstrap to 300, because the simulations repeat it a hundred times."""
     for module in (compare_several, compare, summary):
         monkeypatch.setattr(module, "DRAWS", 300)
 
@@ -43,7 +43,7 @@ def test_the_best_of_several_that_are_equal_is_no_better_than_the_first() -> Non
         low = bootstrap(file, image, correct[number].astype(np.int64) - correct[0])[1][0]
         alone += low > 0
     assert wrong / rounds <= 0.06
-    assert alone / rounds > 0.08  # an interval for a single difference is too narrow for the best of six
+    assert alone / rounds > 0.08  # the ordinary interval, by comparison, is too narrow for the best of six
 
 
 @pytest.mark.usefixtures("few_draws")

@@ -65,7 +65,7 @@ def test_tokens_cost_the_same_in_one_go_and_in_two(before, a, b):
 def test_a_mixture_of_experts_counts_the_experts_that_a_token_uses():
     text = CONFIG["text_config"] | {"num_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 10}
     dense, sparse = shape_of(CONFIG), shape_of(CONFIG | {"text_config": text})
-    assert sparse.token - dense.token == 2 * 2 * 8 * 16  # the same used width, plus the router
+    assert sparse.token - dense.token == 2 * 2 * 8 * 16  # both use the same width per token; only the router is added
 
 
 def test_a_model_that_the_formula_does_not_know_has_no_tower_and_a_broken_one_is_an_error():

@@ -44,7 +44,7 @@ def test_it_is_written_where_the_container_says(tmp_path: Path, monkeypatch: pyt
     leave(_summary(8))
     assert orjson.loads((tmp_path / "log").read_bytes())["report"] == "s3://b/ns/e"
     monkeypatch.setenv("EGM_TERMINATION_LOG", str(tmp_path / "absent" / "log"))
-    leave(_summary(8))  # no failure
+    leave(_summary(8))  # a missing folder must not cause an error
 
 
 @pytest.mark.parametrize("note", ["the server serves 'x'", "\u0000" * 9999, "left " * 999])
@@ -57,7 +57,7 @@ def test_notes_are_in_it_and_it_still_fits(note: str) -> None:
 
 @pytest.mark.parametrize(("settings", "costs"), [(8, True), (30, False), (200, None)])
 def test_settings_of_a_sweep_are_in_it_and_it_still_fits(settings: int, costs: bool | None) -> None:
-    """Parts that do not fit are removed step by step; `costs` None: even the settings do not fit."""
+    """Parts that do not fit are removed step by step. `costs`: True if all costs fit, None if not even the settings fit."""
     spent = dict.fromkeys((f.name for f in fields(Costs)), None)
     spent |= {"questions": 40, "generated_tokens": 57.123456, "concurrency": 4, "serving_seconds": 9.0}
     row = {"model": "hf://JamesZGQ/EGM-4B", "done": 40, "total": 40, "macro": 1 / 3, "ci95": [0.1, 0.2], "costs": spent}

@@ -13,7 +13,7 @@ from grounding.evaluate.summary import interval
 def test_all_right_or_all_wrong_is_the_exact_interval_of_the_images(right: bool) -> None:
     file, image = np.zeros(400, dtype=np.int64), np.repeat(np.arange(100), 4)
     found = interval(file, image, np.full(400, right))
-    bound = 0.025 ** (1 / 100)  # Clopper and Pearson's for 100 of 100
+    bound = 0.025 ** (1 / 100)  # the bound of Clopper and Pearson for 100 of 100
     assert found.micro == found.macro == pytest.approx((bound, 1.0) if right else (0.0, 1.0 - bound))
 
 
@@ -30,7 +30,7 @@ def test_a_file_without_rows_has_no_part_in_it() -> None:
 
 @pytest.mark.parametrize("truth", [0.9, 0.95, 0.98, 0.995])
 def test_the_truth_is_outside_as_rarely_as_it_may_be(truth: float) -> None:
-    """Images of one to five rows are right or wrong as a whole: in at most 2.5 % of runs, all are right and the interval misses the truth."""
+    """Images of one to five rows are right or wrong as a whole. In at most 2.5 % of runs, all are right and the interval misses the truth."""
     draw, rounds, missed, whole = np.random.default_rng(int(truth * 1000)), 4000, 0, 0
     for _ in range(rounds):
         rows = draw.integers(1, 6, 60)

@@ -66,7 +66,7 @@ def test_a_loop_that_is_held_up_is_seen_at_once_and_forgotten_later():
         lag = Lag()
         task = asyncio.create_task(lag.measure())
         await asyncio.sleep(0.1)
-        for _ in range(600):  # the machine itself may be busy
+        for _ in range(600):  # the lag may be real on a busy machine, so wait until it is small
             if lag.now() < 0.1:
                 break
             await asyncio.sleep(0.1)
@@ -105,7 +105,7 @@ def test_a_resumed_run_is_judged_by_all_its_processes_and_loses_only_the_late_on
     for f in second.files:
         own = [r["latency_s"] for r in measured if not r["loop_lag_s"] and r["file"] == f.name]
         assert f.latency_mean == (pytest.approx(np.mean(own)) if own else None)
-    again = go(slow)  # no question remains
+    again = go(slow)  # all questions are answered, so nothing is sent
     kept = ("latencies_left_out", "loop_lag_p99", "in_flight_mean", "latency_refused", "notes", "files", "servers")
     assert [getattr(again, k) for k in kept] == [getattr(second, k) for k in kept]
     assert command_line(["rescore", str(dataset / "out")]) == 0

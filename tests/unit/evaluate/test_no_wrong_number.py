@@ -74,7 +74,7 @@ def test_the_macro_is_that_of_the_answers_or_there_is_none(dataset, tmp_path_fac
         for server in servers:
             server.plan = lambda n, asked: KINDS[chance.choice(kinds)]
         summary = None
-        for _ in range(3):  # each start may stop early; its answers are kept
+        for _ in range(3):  # a run may stop early; the next one continues with its answers
             try:
                 summary = go(
                     evaluation(dataset, *(s.url for s in servers), out=str(out), retry_errors=True, attempts=2)
@@ -137,7 +137,7 @@ def test_the_error_of_a_run_without_a_mean_says_what_came(dataset, server, capsy
     server.plan = lambda n, asked: "garbage"
     words = ["eval", "--files", str(dataset / "refcoco_val.jsonl"), "--images", str(dataset / "images"), "--model", "m"]
     words += ["--endpoint", server.url, "--out", str(dataset / "page"), "--attempts", "1", "--limit"]
-    for rows in ("3", "8", "20"):  # the number that ends a run early, fewer, and more
+    for rows in ("3", "8", "20"):  # 8 failures end a run early; 3 are fewer and 20 more
         assert command_line([*words, rows]) == 1
         assert (
             "status 200, but not JSON (text/plain): '<html>hello</html>'"
@@ -297,7 +297,7 @@ def test_a_server_that_loads_is_waited_for(dataset, server):
     summary = go(evaluation(dataset, server.url, wait_s=60.0, refusals=2))
     assert (
         Progress(48, asked=48, seconds=100.0, waited=98.0).per_second == 24.0
-    )  # waiting for a server does not count for the rate
+    )  # the time of waiting for a server does not lower the rate
     assert summary.macro == 1.0 and summary.errors == 0
 
 

@@ -36,7 +36,7 @@ def completion(content=RIGHT, finish="stop", usage=None, message=None, **more):
 
 
 def raw(*changes, **kinds):
-    """A good completion as text, with replacements."""
+    """Return a good completion as text, with replacements."""
     text = json.dumps(completion(**kinds))
     for old, new in changes:
         assert old in text
@@ -61,7 +61,7 @@ class Odd(NamedTuple):
     says: str = ""
     """Part of the row's error"""
     asked: int = 1
-    """Number of requests; an error that another try may fix has two"""
+    """Number of requests: two if a second try may help"""
     row: Mapping[str, Any] = MappingProxyType({})
     note: str = ""
     """Part of the summary's notes"""
@@ -74,12 +74,12 @@ def wrong(sends, outcome, **more):
 
 
 def retried(sends, says, **more):
-    """No answer, so the question is asked again: a good second reply answers it; otherwise its row is an error with the reason."""
+    """Return a case without an answer, which is asked again: a good second reply answers it, a second bad one makes an error row."""
     return Odd(sends, "error", False, says, asked=2, **more)
 
 
 def refused(status, body="no", says="", kind="application/json"):
-    """The server refuses the question: no second try."""
+    """Return a case in which the server refuses the question, so that there is no second try."""
     return Odd(http(body, status, kind), "error", False, says or f"HTTP {status}")
 
 
@@ -148,7 +148,7 @@ ANSWERS = {
         "empty",
         row={"rest": json.dumps({"thoughts": RIGHT}).replace(": ", ":", 1)},
     ),
-    "fields that nobody knows": Odd(http(completion(system_fingerprint="x", x={"y": [1]}, service_tier=None))),
+    "fields that no server documents": Odd(http(completion(system_fingerprint="x", x={"y": [1]}, service_tier=None))),
     # reported token counts
     "no usage": Odd(http(raw(('"usage"', '"other"'))), row={"completion_tokens": None, "prompt_tokens": None}),
     "usage null": Odd(http(raw(usage={}).replace('"usage": {}', '"usage": null')), row={"completion_tokens": None}),
@@ -185,7 +185,7 @@ ANSWERS = {
     "it closes and does not say so": Odd([GOOD, CLOSE]),
     "103 and 100 first": Odd(b"HTTP/1.1 103 X\r\nLink: </x>\r\n\r\nHTTP/1.1 100 X\r\n\r\n" + GOOD),
     "bytes behind the answer": Odd([GOOD + b"HTTP/1.1 200 X\r\nContent-Length: 2\r\n\r\nok", CLOSE]),
-    "gzip that nobody asked for": Odd(
+    "gzip although it was not requested": Odd(
         http(gzip.compress(TEXT, mtime=0), 200, "application/json", "Content-Encoding: gzip")
     ),
     "deflate": Odd(http(zlib.compress(TEXT), 200, "application/json", "Content-Encoding: deflate")),
@@ -245,7 +245,7 @@ FAILURES = {
     "two JSON values": retried(http(TEXT + TEXT), "not JSON"),
     "a hundred thousand brackets": retried(http("[" * 100_000), "not JSON"),
     "gzip cut short": retried(http(gzip.compress(TEXT, mtime=0)[:-9], 200, "x", "Content-Encoding: gzip"), "truncated"),
-    "gzip that is none": retried(http(TEXT, 200, "x", "Content-Encoding: gzip"), "not valid gzip"),
+    "a body that claims to be gzip": retried(http(TEXT, 200, "x", "Content-Encoding: gzip"), "not valid gzip"),
     "brotli": retried(http(TEXT, 200, "x", "Content-Encoding: br"), "encoding 'br'"),
     # statuses
     **{
@@ -280,7 +280,7 @@ FAILURES = {
     "two lengths": retried(
         [b"HTTP/1.1 200 X\r\nContent-Length: 5\r\nContent-Length: %d\r\n\r\n" % len(TEXT) + TEXT, CLOSE], "not HTTP"
     ),
-    "a chunk of no size": retried([CHUNKED + b"zz\r\n" + TEXT, CLOSE], "not HTTP"),
+    "a chunk whose size is not a number": retried([CHUNKED + b"zz\r\n" + TEXT, CLOSE], "not HTTP"),
     "another protocol": retried(
         [b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", CLOSE], "another protocol"
     ),

@@ -62,7 +62,9 @@ def test_a_wish_to_start_anew_sets_the_results_aside_once(tmp_path: Path) -> Non
     assert len(moved) == 2 and (out / "previous/1/results/part-00000.jsonl").is_file()
     assert (store / "previous/1/results/part-00000.jsonl").is_file() and not list((store / "results").glob("*"))
     _part(out)
-    assert enter(out, str(store), Owner({"model": "m"}, "files:2"), token="a") == [], "once for each wish"
+    assert enter(out, str(store), Owner({"model": "m"}, "files:2"), token="a") == [], (
+        "the earlier results must be set aside only once for each request"
+    )
 
 
 def test_other_prompt_or_sampling_is_refused_and_scoring_or_place_is_not() -> None:
@@ -78,7 +80,7 @@ def test_what_is_not_known_of_a_model_is_no_difference() -> None:
     known, other = Owner({"model": "m"}, "manifest:aa"), Owner({"model": "m"}, "files:bb")
     assert changes(known, other) == changes(Owner({"model": "m"}), known) == changes(known, Owner({"model": "m"})) == []
     moved = Owner({"model": "n"}, "manifest:aa")
-    assert changes(known, moved) == [], "the same content at another place"
+    assert changes(known, moved) == [], "expected no change, because the content at the new place is the same"
     assert changes(Owner({"model": "m"}), Owner({"model": "n"})) == ['spec.model: "m" there, "n" in this job']
 
 

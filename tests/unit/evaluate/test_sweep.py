@@ -43,7 +43,7 @@ def completion(text, tokens, finish="stop"):
 
 
 def thinker(n, body):
-    """A model that thinks longer than any budget; a longer thought gives a better box."""
+    """Reply as a model that thinks longer than any budget, and whose box is better after a longer thought."""
     last = body["messages"][-1]
     if last["role"] == "user":
         return completion("word " * body["max_tokens"], body["max_tokens"], "length")
@@ -137,7 +137,7 @@ def test_it_goes_on_where_it_was_stopped(dataset, server, stop):
     assert (summary.done, summary.errors, summary.reason) == (192, 0, None)
     for s in read_sweep(dataset / "out"):
         asked = Counter(r["key"] for r in read_rows(s.folder) if r["text"])
-        assert len(asked) == 48 and set(asked.values()) == {1}  # no answered question is asked again
+        assert len(asked) == 48 and set(asked.values()) == {1}  # 48 questions, each of which was asked once
     whole = run_sweep(evaluation(dataset, server, out="whole"), METHODS)
     costless = [[s.model_copy(update={"costs": None}) for s in each.settings] for each in (whole, summary)]
     assert costless[0] == costless[1]
@@ -156,7 +156,7 @@ def test_gpu_time_is_divided_and_adds_up(dataset, server):
 
 
 def test_gpu_seconds_of_all_settings_are_the_wall_time_of_all_gpus(dataset, server):
-    """The costs are within 2 % of the server's own measurement; there are six tries, because the machine may stall."""
+    """The costs are within 2 % of the server's own measurement; the test tries six times, because the machine may stall."""
     seen, delay = [], 0.05
 
     def timed(n, body):
@@ -247,4 +247,4 @@ def test_a_job_with_a_sweep_leaves_every_setting_and_what_its_servers_cost(datas
     assert {b["max_tokens"] for b in server.bodies[2:]} == {
         6,
         64,
-    }  # two belong to the check that messages are continued
+    }  # two of the requests check that the server continues messages

@@ -59,7 +59,7 @@ def test_a_role_without_its_model_says_which_there_are(tmp_path: Path, only: str
 def test_pods_of_their_own_leave_one_sweep_in_the_output(
     dataset: Path, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each model's client has its own folder, as a pod has; the output holds all of them, and a page can be made from it."""
+    """The client of each model has its own folder, as in a pod. All results are in the output, and a page can be made from it."""
     from grounding.evaluate.sweep import is_sweep, read_sweep
     from grounding.report import build_scaling
 

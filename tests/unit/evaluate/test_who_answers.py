@@ -176,4 +176,6 @@ def test_answers_of_another_model_in_the_folder_stop_the_run(dataset, server):
 
 def test_a_server_without_pages_is_asked_for_them_once(dataset, server):
     assert go(evaluation(dataset, server.url, engine="sglang")).done == 48
-    assert [path for path, _ in server.seen].count("/v1/models") == 2  # at the start, and with the first answer
+    assert [path for path, _ in server.seen].count(
+        "/v1/models"
+    ) == 2  # once at the start, and once with the first answer

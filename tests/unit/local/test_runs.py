@@ -82,7 +82,7 @@ WRONG: list[Any] = [None, True, -1.5, "1", [], {}, [1], {"a": 1}, [{}], 2**70]
     [("job", f.name) for f in dataclasses.fields(JobState)] + [("role", f.name) for f in dataclasses.fields(RoleState)],
 )
 def test_a_field_of_a_state_has_its_type_or_the_file_is_named(tmp_path: Path, of: str, name: str) -> None:
-    """Anyone may have written the file, and its values are used for signals to processes, columns and comparisons."""
+    """The values of the file are used to signal processes and to print tables, so a wrong type must be refused."""
     fields = {f.name: f for f in dataclasses.fields(JobState if of == "job" else RoleState)}
     for value in WRONG:
         job: dict[str, Any] = {"name": "a", "roles": [{"name": "r"}]}
@@ -293,7 +293,7 @@ def test_what_was_saved_and_uploaded_is_shown_with_its_age(tmp_path: Path) -> No
         "100 (8m07s)"
     )
     (tmp_path / checkpoints.UPLOADED).write_text("{")
-    assert "uploaded_step" not in saving_facts(tmp_path), "a file that cannot be read says nothing"
+    assert "uploaded_step" not in saving_facts(tmp_path), "expected no uploaded step, because the file cannot be read"
 
 
 def test_uploads_that_fail_are_shown_until_they_work_again(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def alive(pid: int) -> bool:
 def eventually(what: Callable[[], object], seconds: float = 15.0) -> None:
     end = time.monotonic() + seconds
     while not what():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, "the expected state was not reached in time"
         time.sleep(0.05)
 
 
@@ -118,7 +118,9 @@ def test_a_job_that_is_done_runs_again_if_what_it_reads_has_changed(tmp_path: Pa
     (tmp_path / "other.json").write_text("[2]")
     (tmp_path / "other.json").rename(rows)
     assert [runs(), runs()] == [1, 0]
-    assert not (tmp_path / "demo" / "previous").exists(), "the roles decide what becomes of the earlier work"
+    assert not (tmp_path / "demo" / "previous").exists(), (
+        "expected no folder `previous`: only the roles may move the earlier work"
+    )
 
 
 def test_a_changed_upstream_runs_both_anew_and_keeps_the_earlier_work(tmp_path: Path) -> None:
@@ -145,15 +147,15 @@ def test_a_change_that_is_allowed_continues_begun_work_and_another_one_starts_an
 
     go(tmp_path / "demo", job(1.0, "b", "d1", code=1))
     go(tmp_path / "demo", job(2.0, "b", "d2", code=1))
-    assert aside() == 0, "a new learning rate continues what was begun"
+    assert aside() == 0, "expected that an unfinished training continues with the new learning rate"
     go(tmp_path / "demo", job(3.0, "b", "d3"))
     assert (aside(), trace.read_text()) == (0, "xxx")
     go(tmp_path / "demo", job(4.0, "b", "d3"))
     assert (aside(), trace.read_text()) == (0, "xxxx"), (
-        "where the model goes changes nothing in it, but it has to go there"
+        "expected that the job runs again and keeps its work: only the place of the output has changed"
     )
     go(tmp_path / "demo", job(5.0, "b", "d5"))
-    assert aside() == 1, "a finished model is not that of another learning rate"
+    assert aside() == 1, "expected that the finished model is set aside: it was trained with another learning rate"
     go(tmp_path / "demo", job(6.0, "c", "d6", code=1))
     go(tmp_path / "demo", job(7.0, "e", "d7"))
     assert aside() == 3
@@ -241,7 +243,7 @@ def test_servers_one_after_the_other_use_the_same_gpus_and_each_task_has_its_own
         task(client, "evaluate-b", after=["server-b"]),
     )
     assert gpus_of(roles) == 2
-    assert gpus_of((*roles[:2], replace(roles[2], after=()), roles[3])) == 4  # at the same time
+    assert gpus_of((*roles[:2], replace(roles[2], after=()), roles[3])) == 4  # these servers run at the same time
     run = LocalRun(tmp_path / "demo", [work("eval", *roles, kind="GroundingEvalJob")], grace=2.0, gpu_ids=["0", "1"])
     run.check()
     asyncio.run(run.run())
@@ -273,7 +275,7 @@ def test_a_server_that_never_answers_runs_into_its_time_limit(tmp_path: Path) ->
 
 
 def test_what_a_role_leaves_behind_is_stopped(tmp_path: Path) -> None:
-    """A detached grandchild with its own session, as Ray and model servers start them, does not outlive its role."""
+    """A detached grandchild with its own session, such as Ray and model servers start, is ended together with its role."""
     pid_file = tmp_path / "pid"
     code = f"""
     import subprocess, sys
@@ -478,7 +480,7 @@ def test_kill_9_leaves_nothing_behind_and_the_next_run_goes_on(tmp_path: Path, s
         eventually(lambda: not any(alive(p) for p in pids))
     again, new = start_driver(tmp_path)
     try:
-        assert not any(alive(p) for p in pids)  # the next run has ended what the kernel could not
+        assert not any(alive(p) for p in pids)  # the next run has ended the processes that were left
     finally:
         again.terminate()
         again.communicate(timeout=20)
@@ -489,7 +491,7 @@ def test_kill_9_leaves_nothing_behind_and_the_next_run_goes_on(tmp_path: Path, s
 
 def test_survivors_are_never_strangers() -> None:
     role = RoleState("r", pid=100, ticks=50, machine="boot ns", token="t")
-    stranger = [Found(100, 99, 100), Found(7, 60, 100)]  # the process id was used again
+    stranger = [Found(100, 99, 100), Found(7, 60, 100)]  # a new process has the same id
     assert survivors([role], stranger, "boot ns") == []
     assert survivors([role], [Found(100, 50, 100), Found(8, 60, 3, frozenset({"t"})), Found(9, 60, 9)], "boot ns") == [
         100,
@@ -501,7 +503,7 @@ def test_survivors_are_never_strangers() -> None:
 
 @pytest.mark.parametrize("recorded", ["", "other-boot ns", "boot other-ns"])
 def test_a_state_of_another_boot_container_or_host_stops_nothing(recorded: str) -> None:
-    """For processes of another boot or host, only the token counts, because no other process has it in its environment."""
+    """A recorded process id is used only on the same boot, container and host; otherwise a process must have the run's token."""
     role = RoleState("r", pid=100, ticks=1, machine=recorded, token="t")
     there = [Found(100, 1, 100), Found(7, 60, 100)]
     assert survivors([role], there, "boot ns") == [] and survivors([role], there[1:], "boot ns") == []

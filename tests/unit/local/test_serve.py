@@ -55,7 +55,7 @@ def what(tmp_path, *, stubborn=False, argv=None, servers=2, grace=5.0, port=0, g
 
 
 def go(wanted, then):
-    """Serve, and call `then(urls)` in a thread once all servers are ready. Return (code, output)."""
+    """Run `egm serve`; call `then(urls)` in a thread once all servers are ready. Return (code, output)."""
     said = []
     code = asyncio.run(serve(wanted, said.append, lambda urls: threading.Thread(target=then, args=(urls,)).start()))
     return code, said

@@ -57,7 +57,7 @@ def test_rows_are_found_in_positions(lengths: list[int]) -> None:
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     found = attention.rows_of(positions)
     assert torch.equal(found.ends, _rows(lengths).ends) and found.longest == max(lengths)
-    assert attention.rows_of(positions) is found  # all layers share one result
+    assert attention.rows_of(positions) is found  # the result is computed once for all layers
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -16,7 +16,7 @@ from grounding.models.content import content_of, model_digest
 from grounding.storage import Entry
 from grounding.storage.base import FolderStore
 
-fetching = importlib.import_module("grounding.storage.fetch")  # the package has a function of that name
+fetching = importlib.import_module("grounding.storage.fetch")  # `storage` also has a function called fetch
 
 
 def _published(folder: Path, weights: bytes) -> Path:
@@ -66,7 +66,7 @@ def test_a_model_in_a_store_is_known_by_the_listing(tmp_path: Path, monkeypatch:
         for old in at.iterdir():
             old.unlink()
         _published(at, b"three")
-        assert content_of(uri) == content_of(str(at)), "a manifest says the same there and here"
+        assert content_of(uri) == content_of(str(at)), "expected the same content in the store and in the folder"
 
 
 def test_without_network_what_was_fetched_before_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_any_preset_has_a_plan_of_finite_parts(preset: str, gpus: int, rows: int
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a plan needs no network")
+        raise AssertionError("a plan must not use the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
@@ -215,7 +215,7 @@ def test_steps_of_a_mixture_are_known_before(tmp_path: Path, capsys: pytest.Capt
     manifest = {"apiVersion": GROUP_VERSION, "kind": "GroundingTrainJob", "metadata": {"name": "a"}, "spec": spec}
     (tmp_path / "job.yaml").write_text(json.dumps(manifest))
     assert egm(["plan", "-f", str(tmp_path / "job.yaml"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["steps"] == 11  # 700 rows of 64
+    assert json.loads(capsys.readouterr().out)[0]["steps"] == 11  # 700 rows in batches of 64
 
 
 def test_the_best_checkpoint_takes_the_disk_of_one_more() -> None:

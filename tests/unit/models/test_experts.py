@@ -12,7 +12,7 @@ def test_experts_one_by_one_become_a_stack_in_their_order() -> None:
     gate, up, down = torch.randn(12, 3, 4), torch.randn(12, 3, 4), torch.randn(12, 4, 3)
     place = "model.language_model.layers.0.mlp.experts"
     weights = {"lm_head.weight": torch.ones(2, 2)}
-    for n in reversed(range(12)):  # as text, 10 would come before 2
+    for n in reversed(range(12)):  # in the order of text, 10 comes before 2
         for kind, tensor in (("gate_proj", gate), ("up_proj", up), ("down_proj", down)):
             weights[f"{place}.{n}.{kind}.weight"] = tensor[n]
     found = stacked(weights)

@@ -208,7 +208,7 @@ def test_an_unknown_architecture_with_a_hole_in_its_layers(tmp_path: Path) -> No
 def test_old_weights_are_looked_at_without_being_run(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m")
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"PK\x05\x06" + bytes(18))  # an empty archive
+    (folder / "pytorch_model.bin").write_bytes(b"PK\x05\x06" + bytes(18))  # a valid, empty zip archive
     assert examine(folder).problems == ()
     (folder / "pytorch_model.bin").write_bytes(b"half")
     assert "is truncated" in examine(folder).problems[0].what

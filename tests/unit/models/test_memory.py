@@ -25,12 +25,12 @@ def _free(memory: int, ranks: int = 1) -> int:
 @pytest.mark.parametrize(
     ("free", "tokens", "recompute", "fused", "recomputed", "least", "most"),
     [
-        (_free(H200), None, None, True, 0, 10_000, 12_000),  # 11,000 was the fastest that was measured
+        (_free(H200), None, None, True, 0, 10_000, 12_000),  # the measured optimum is 11,000
         (_free(H200), None, None, False, 0, 7_000, 8_192),  # stock kernels: 8,192 took 129.5 GB
         (_free(H200), None, True, True, 36, ENOUGH_TOKENS, ENOUGH_TOKENS),
         (_free(H200), 4096, False, True, 0, 4096, 4096),
         (_free(H200), 4096, None, True, 0, 4096, 4096),
-        (_free(85 * 10**9), None, None, True, 36, SMALLEST, SMALLEST),  # an H100's 80 GiB: there is no choice
+        (_free(85 * 10**9), None, None, True, 36, SMALLEST, SMALLEST),  # the 80 GiB of an H100 leave no choice
         (_free(H200, 8), None, None, True, 0, ENOUGH_TOKENS, ENOUGH_TOKENS),
     ],
 )
@@ -55,7 +55,7 @@ def test_what_the_job_says_is_taken_and_the_rest_fits(
     if tokens is None and found.tokens > SMALLEST:
         assert least <= free
     if found.recomputed and recompute is None and tokens is None:
-        assert FEW_TOKENS * 36 * kept > free - (14 << 30) or not fused  # only if there is too little memory
+        assert FEW_TOKENS * 36 * kept > free - (14 << 30) or not fused  # layers are recomputed only if memory is short
 
 
 def test_the_states_of_a_model_by_precision_and_ranks() -> None:

@@ -74,7 +74,7 @@ def test_a_pack_costs_what_its_rows_cost_alone(family: Family, kind: str, tmp_pa
     single = [batch.part(slice(i, i + 1)) for i in range(len(SIZES))]
     plain = []
     with torch.no_grad():
-        for row in single:  # transformers' own loss, with its own positions
+        for row in single:  # the loss by transformers, with the positions that it computes
             labels = torch.cat([torch.tensor([-100]), row.labels[:-1]])[None]
             inputs = {"input_ids": row.input_ids[None], "pixel_values": row.pixel_values, "labels": labels}
             if row.grids is not None:

@@ -12,7 +12,7 @@ from tests.unit.operator import world
 
 @pytest.fixture(scope="module", params=list(BACKENDS))
 def back_end(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each back end in turn, as the operator's setting."""
+    """Set each back end in turn in the operator's settings, and return its name."""
     before = world.SETTINGS
     world.SETTINGS = before.model_copy(update={"backend": request.param})
     yield str(request.param)

@@ -169,7 +169,7 @@ def test_claims_are_mounted_and_the_job_s_file_names_their_paths() -> None:
     text = template["metadata"]["annotations"]["grounding.egm.dev/job.yaml"]
     job = orjson.loads(text)
     assert job["spec"]["data"]["train"] == ["/egm/claims/coco/a.json"] and "podTemplate" not in job["spec"]
-    assert parse(text)[0].metadata.name == "t"  # its pods can read it
+    assert parse(text)[0].metadata.name == "t"  # the pods must be able to read this text
     spec = template["spec"]
     file = next(v for v in spec["volumes"] if v["name"] == "job")["downwardAPI"]["items"]
     assert file == [
@@ -272,7 +272,9 @@ spec:
 def test_servers_ask_for_a_key_that_only_the_client_has_and_nobody_writes_down(model: str) -> None:
     found = objects(parse(EVAL.replace("model: {source: MODEL}", model))[0], {}, SETTINGS, "ns")
     [secret] = [obj for obj in found if obj["kind"] == "Secret"]
-    assert set(secret) == {"apiVersion", "kind", "metadata", "type"}, "its value is drawn when it is created"
+    assert set(secret) == {"apiVersion", "kind", "metadata", "type"}, (
+        "expected a Secret without data: the value is drawn when the Secret is created"
+    )
     assert found.index(secret) < min(i for i, obj in enumerate(found) if obj["kind"] == "Pod")
     reference = {"secretKeyRef": {"name": secret["metadata"]["name"], "key": "token"}}
     for obj in found:
@@ -295,7 +297,7 @@ def test_a_hosted_service_s_key_headers_and_certificates_reach_the_client_by_ref
   caConfigMap: {name: authority, key: root.pem}
 """
     found = _job(EVAL.replace("MODEL", "gpt-x") + more)
-    assert not any("server" in name for name in found), "somebody else runs the servers"
+    assert not any("server" in name for name in found), "expected no object of a server, because the job uses endpoints"
     spec = found["Job/e-eval-client-1"]["spec"]["template"]["spec"]
     [container] = spec["containers"]
     by_name = {each["name"]: each for each in container["env"]}
@@ -426,10 +428,12 @@ def test_a_job_s_labels_and_annotations_are_handed_down(backend: str) -> None:
     for obj in found.values():
         have = obj["metadata"]["labels"]
         assert OF_THE_JOB.items() <= have.items() and "app.kubernetes.io/instance" not in have
-        assert not [name for name in have if "argoproj" in name], "a tool would take the object for one of its own"
+        assert not [name for name in have if "argoproj" in name], (
+            "expected no label of Argo CD, which would take the object for one of its own"
+        )
     data = found["Job/t-prepare"]
     assert not OURS.keys() & data["metadata"]["labels"].keys(), (
-        "it takes no GPU, and is done before the gang is admitted"
+        "the preparing Job must not have the labels of the queue, because it needs no GPU"
     )
     assert "kueue.x-k8s.io/podset-required-topology" not in data["spec"]["template"]["metadata"]["annotations"]
 
@@ -447,9 +451,13 @@ def test_servers_have_the_labels_too() -> None:
     assert labels["team"] == "vision" and labels["kueue.x-k8s.io/queue-name"] == "gpus"
     assert labels["kueue.x-k8s.io/pod-group-name"] == labels["grounding.egm.dev/group"]
     assert annotations["kueue.x-k8s.io/pod-group-total-count"] == "1"
-    assert annotations["kueue.x-k8s.io/retriable-in-group"] == "false", "else Kueue holds its pods and quota for ever"
+    assert annotations["kueue.x-k8s.io/retriable-in-group"] == "false", (
+        "expected false; otherwise Kueue keeps the pods and the quota forever"
+    )
     client = found["Job/e-eval-client-1"]["metadata"]["labels"]
-    assert client["team"] == "vision" and "kueue.x-k8s.io/queue-name" not in client, "it never holds servers up"
+    assert client["team"] == "vision" and "kueue.x-k8s.io/queue-name" not in client, (
+        "expected a client without a queue, so that it never waits for quota"
+    )
 
 
 def test_a_job_without_a_place_for_its_output() -> None:

@@ -32,7 +32,7 @@ def test_the_same_events_in_any_order_end_in_the_same_state(events: list[tuple[i
     random.Random(seed).shuffle(shuffled)
     for name, version in events:
         one.put(_pod(name, version))
-    for name, version in [*shuffled, *shuffled]:  # also twice
+    for name, version in [*shuffled, *shuffled]:  # each event comes twice
         other.put(_pod(name, version))
     key = ("GroundingTrainJob", "n", "j")
     assert one.children(key) == other.children(key)
@@ -127,7 +127,7 @@ async def test_failures_of_a_key_that_events_wake_do_not_put_off_its_next_try() 
     now = 0.0
     queue: WorkQueue[str] = WorkQueue(clock=lambda: now)
     delays = [queue.retry("a") for _ in range(30)]
-    assert set(delays) == {delays[0]}, "thirty failures at one moment are one"
+    assert set(delays) == {delays[0]}, "thirty failures at the same time must count as one"
     now += delays[0]
     assert queue.retry("a") > delays[0]
 
@@ -142,27 +142,27 @@ async def test_a_train_of_events_is_one_look_at_its_end() -> None:
         return False
 
     queue.add("a")
-    assert await comes("a"), "the first event is answered at once"
+    assert await comes("a"), "the first event must make the key due at once"
     queue.add("a")
     queue.done("a")
     for now in (0.05, 0.1, 0.15):  # noqa: B007  # the queue's clock reads it
         queue.add("a")
         assert not await comes("a")
     queue.add("b")
-    assert await comes("b"), "another key need not wait"
+    assert await comes("b"), "the pause of one key must not delay another key"
     now = 0.21
     assert await comes("a")
     queue.done("a")
     now = 0.5
     queue.add("a")
-    assert await comes("a"), "after its pause it is answered at once again"
+    assert await comes("a"), "after the pause, an event must make the key due at once"
     queue.done("a")
     queue.done("b")
     now = 1.0
     queue.add("c")
     assert await comes("c")
     queue.done("c")
-    assert list(queue._rests) == ["c"], "pauses that are over are forgotten"
+    assert list(queue._rests) == ["c"], "pauses that have ended must be removed"
 
 
 async def test_times_that_earlier_ones_replace_do_not_pile_up() -> None:
@@ -173,7 +173,7 @@ async def test_times_that_earlier_ones_replace_do_not_pile_up() -> None:
         assert await queue.get() == "a"
         queue.after("a", 86400.0 - now)
         queue.done("a")
-        queue.add("a")  # an event of its own write
+        queue.add("a")  # the event that its own write causes
         now += 0.25
     assert queue.delayed == 1 and len(queue._heap) < 1100
     assert await queue.get() == "a"

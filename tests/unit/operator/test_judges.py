@@ -1,4 +1,4 @@
-"""`egm validate` and the operator judge alike, in the same words; what only the operator refuses is a written list."""
+"""`egm validate` and the operator refuse the same jobs with the same messages; a list names what only the operator refuses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.manifests import manifests
 @settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(manifests())
 def test_the_operator_judges_as_validate_does(manifest: dict[str, Any]) -> None:
-    """Without an API server between them; tests/cluster/test_judges.py has one."""
+    """Compare both without an API server; tests/cluster/test_judges.py does it with one."""
     stored = as_stored(KINDS[manifest["kind"]], manifest, submodel)
     job, found = read(stored)
     said = operators(stored)

@@ -22,7 +22,7 @@ ONE_NODE = {"nodes": 1, "gpusPerNode": 8}
 
 
 def gang(attempt: int) -> str:
-    """Return the owner of an attempt's pods as a world records it."""
+    """Return how a world records the owner of an attempt's pods."""
     return f"{form().kind.name}/j-a{attempt}"
 
 
@@ -62,7 +62,9 @@ def test_pods_that_share_no_folder_prepare_for_themselves() -> None:
     first["state"] = {"terminated": {"exitCode": 0}}
     world.write({**pod, "status": {"phase": "Pending", "initContainerStatuses": [first]}})
     world.reconcile()
-    assert world.status["phase"] == "Preparing" and phase_since(world.job) == world.now - 300, "until all pods run"
+    assert world.status["phase"] == "Preparing" and phase_since(world.job) == world.now - 300, (
+        "expected Preparing since the start of the preparation, until all pods run"
+    )
     world.start()
     world.reconcile()
     conditions = {c["type"]: c["status"] for c in world.status["conditions"]}
@@ -77,7 +79,7 @@ SFT_DATA = {"train": ["/data/a.json"], "images": ["/data/coco.tar"]}
 
 @pytest.mark.parametrize(("role", "spec"), [("sft", {"preset": "egm-8b-sft", "data": SFT_DATA}), ("rl", {})])
 def test_two_nodes_need_no_shared_folder(role: str, spec: dict) -> None:
-    """Every pod prepares its own data and has its own work folder; the output is where they meet."""
+    """Every pod prepares its own data and has its own work folder; they exchange files through the output."""
     world = World(train(**spec, output="s3://b/o"))
     world.reconcile()
     world.controllers()
@@ -215,7 +217,7 @@ def test_settings_of_all_models_are_in_the_status() -> None:
 
 
 def test_servers_that_a_killed_operator_left_behind_go() -> None:
-    """The status says that the first model is measured, but the operator was killed before it deleted the model's servers."""
+    """The status says that the first model is measured, but the operator was killed before it deleted that model's servers."""
     world = _measured(0)
     world.end("evaluate", 0)
     todo = world.reconcile(writes=len(world.plan().events) + 1)
@@ -350,7 +352,7 @@ def test_a_replaced_pod_ends_the_attempt() -> None:
     world.now += 100
     world.store.drop(world.alive("rl")[1])
     world.reconcile()
-    assert world.status["phase"] == "Running"  # it has not been replaced yet
+    assert world.status["phase"] == "Running"  # the lost pod has not been replaced yet
     world.controllers()
     world.reconcile()
     assert world.status["reason"] == "PodReplaced" and world.status["phase"] == "Restarting"
@@ -371,13 +373,13 @@ def test_suspension_waits_for_the_pods_and_is_no_attempt() -> None:
 
 
 def test_pods_that_a_stop_has_ended_are_no_failure() -> None:
-    """The job is resumed before it has stopped, or a queue preempts it: SIGTERM also produces exit codes."""
+    """If a job is resumed before it has stopped, or preempted by a queue, the exit codes that SIGTERM causes are no failure."""
     for spec in ({}, {"queue": "q"}):
         world = World(train(**spec))
         for _ in range(12):
             world.controllers()
             world.start()
-            for owner in world.gangs():  # Kueue admits
+            for owner in world.gangs():  # Kueue admits the gang
                 if spec and form().suspended(owner["spec"]):
                     world.write({**owner, "spec": form().suspension(False)})
             world.reconcile()
@@ -398,7 +400,7 @@ def test_pods_that_a_stop_has_ended_are_no_failure() -> None:
 
 @pytest.mark.parametrize("job", [train(), train(output="s3://b/o", resources=ONE_NODE)])
 def test_a_default_queue_without_quota_is_waited_for_in_peace(job: dict[str, Any]) -> None:
-    """A controller that resumes what the other suspends makes hundreds of writes in that time."""
+    """The operator must not resume what Kueue suspends; otherwise both would write hundreds of times."""
     world = World(job, default_queue=True)
     for _ in range(80):
         world.controllers()
@@ -429,9 +431,7 @@ def test_the_servers_of_an_evaluation_are_admitted_whole_and_preempted_without_a
             world.end("prepare", 0)
             world.now += 1
 
-    turns(
-        4, admits=default or None
-    )  # the preparing Job is admitted by itself; then its place is asked for by all servers
+    turns(4, admits=default or None)  # the preparing Job is admitted first; afterwards all servers ask for quota
     world.kueue(admits=False)
     turns(4)
     servers = world.alive("server")
@@ -450,7 +450,7 @@ def test_the_servers_of_an_evaluation_are_admitted_whole_and_preempted_without_a
     assert len(again) == 1 and before not in again
     turns(5, admits=True)
     assert world.status["phase"] == "Running" and world.status["attempt"] == 1
-    world.store.drop(world.alive("server")[0])  # with its node: it is replaced in its group
+    world.store.drop(world.alive("server")[0])  # the node is lost: the server must be replaced in the same group
     turns(3, admits=True)
     assert {pod["metadata"]["labels"][LABEL_GROUP] for pod in world.alive("server")} == again
     world.end("evaluate", 0)
@@ -472,9 +472,9 @@ _IN_A_QUEUE = st.one_of(
 def test_what_a_queue_holds_back_only_the_queue_resumes(
     least: int | None, default: bool, happenings: list[tuple[str, int]]
 ) -> None:
-    """The world refuses a patch that resumes what is in a queue. Neither a queue nor a suspension costs an attempt.
+    """Only Kueue resumes what is in a queue (`World._patch` asserts it). Neither a queue nor a suspension costs an attempt.
 
-    `least`: servers with which an evaluation begins; None for a training.
+    `least`: the evaluation's `minServers`; None for a training.
     """
     queue = {} if default else {"queue": "q"}
     job = train(**queue) if least is None else evaluation(servers=3, minServers=least, **queue)
@@ -512,7 +512,7 @@ def test_the_preparing_pod_s_word_is_enough() -> None:
     world.reconcile()
     world.controllers()
     world.start()
-    world.end("prepare", 0)  # its Job's controller has not noticed
+    world.end("prepare", 0)  # the controller of the Job has not noticed it yet
     world.reconcile()
     assert world.created == ["Job/j-prepare", gang(1)]
 
@@ -646,7 +646,7 @@ def test_whatever_happens_the_job_ends_and_nothing_is_doubled(kind: str, happeni
             p["metadata"]["labels"].get("grounding.egm.dev/attempt")
             for p in world.alive("rl") + world.alive("evaluate")
         }
-        assert len(attempts) <= 1  # never two gangs, never two clients
+        assert len(attempts) <= 1  # at most one gang and one client at a time
         assert len(world.alive("evaluate")) <= 1
         assert int(world.status.get("attempt") or 0) <= 3
     world.edit(suspend=False)

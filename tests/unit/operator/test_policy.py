@@ -1,4 +1,4 @@
-"""The limits of a podTemplate at each setting: nothing weakens the restricted level, and nothing harmless is refused."""
+"""The limits of a podTemplate at each setting: no field that weakens the restricted level is accepted, and no harmless field is refused."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ KEY = ("GroundingEvalJob", "n", "j")
 
 
 class BusyCluster(Cluster):
-    """Accepts writes unless `refused(method, path, times)` is true, which gives 429; `times` counts the requests of this kind."""
+    """A cluster that answers 429 if `refused(method, path, times)` is true; `times` counts the same requests. It accepts all others."""
 
     def __init__(self, refused: Callable[[str, str, int], bool]) -> None:
         self.refused, self.asked, self.version = refused, Counter[tuple[str, str]](), itertools.count(2)
@@ -91,12 +91,12 @@ def _delays(cluster: BusyCluster, looks: int, status: dict[str, Any] | None = No
 def test_a_busy_server_that_lets_something_through_is_asked_again_soon() -> None:
     busy = BusyCluster(lambda method, path, times: times % 2 == 0)  # every request is refused once, then accepted
     delays = _delays(busy, 6)
-    assert len(delays) >= 2 and busy.accepted, "it must have failed more than once, and got on"
+    assert len(delays) >= 2 and busy.accepted, "expected several failures and at least one accepted write"
     assert max(delays) == pytest.approx(0.05), delays
 
 
 def test_what_is_not_watched_is_not_created_again_in_the_next_look() -> None:
-    """If a success did not reset the back-off, a plan with many objects would rarely succeed, because each reconcile may fail at another object."""
+    """If a success did not reset the back-off, a plan of many objects would take long, because each reconcile may fail at another object."""
     busy = BusyCluster(lambda method, path, times: times % 3 == 0)
     _delays(busy, 30, PREPARED)
     posts = Counter(line for line in busy.accepted if line.startswith("POST"))
@@ -131,11 +131,11 @@ def test_a_fault_of_the_operator_is_in_the_job_s_status_and_not_written_again(mo
     found = store.get(*KEY)
     assert found is not None
     assert found["status"]["phase"] == "Pending" and "OverflowError" in found["status"]["message"]
-    assert len(cluster.accepted) == 1, "the same words are written once"
+    assert len(cluster.accepted) == 1, "the same message must be written only once"
 
 
 class OldCluster(BusyCluster):
-    """A server that does not know PyTorchJob, whatever its listings said."""
+    """A server that refuses to create a PyTorchJob, although its listing names the kind."""
 
     async def request(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         if "/pytorchjobs" in path:

@@ -76,7 +76,9 @@ def test_settings_of_a_sweep_stand_below_the_job_that_runs() -> None:
     assert "think-0" in bounded and "think-64" not in bounded and "120/300" in bounded
     several = screen.lines([job(name, "eval", **ASKING, **SWEPT) for name in ("e1", "e2")], NOW)
     lines = shown(screen.table(several, namespaces=False, width=140, rows=3)).splitlines()
-    assert sum("think-" in line for line in lines) == 1, "the settings of all jobs share the lines that are left"
+    assert sum("think-" in line for line in lines) == 1, (
+        "expected one line for a setting, because the settings of all jobs share the remaining lines"
+    )
     over = job("e", "eval", **ASKING | SWEPT | {"phase": "Succeeded"})
     assert "think-0" not in shown(screen.table(screen.lines([over], NOW), namespaces=False, width=100))
     table = shown(screen.result(over))

@@ -96,12 +96,12 @@ class World:
         self.upstream: dict[str, Any] | None = None
         self.events: list[str] = []
         self.specs: dict[str, Any] = {}
-        """Facts that the store does not need, by an object's uid."""
+        """Spec of each object by its uid; the store keeps only a part of it"""
         self.parents: dict[str, str] = {}
-        """Name of the pod in whose admission an object takes part, by the object's uid; empty if there is none."""
+        """uid of an object -> name of the pod with which Kueue admits it, or an empty string"""
         self.owners: dict[str, str] = {}
         self.default_queue = default_queue
-        """Whether the namespace has a LocalQueue called default, into which Kueue takes every Job that names no queue"""
+        """True if the namespace has a LocalQueue called default, into which Kueue takes every Job that names no queue"""
         self.writes = 0
         self.store.put(raw)
 
@@ -149,7 +149,7 @@ class World:
         return found
 
     def edit(self, **spec: Any) -> None:
-        """The user changes the spec."""
+        """Change the spec, as a user does."""
         meta = {**self.job["metadata"], "generation": self.job["metadata"]["generation"] + 1}
         self.write({**self.job, "metadata": meta, "spec": {**self.job["spec"], **spec}})
 
@@ -194,7 +194,9 @@ class World:
         found = self.store.get(patch.kind, "n", patch.name)
         if found is not None and found["metadata"]["uid"] == patch.uid:
             if found["metadata"]["labels"].get(QUEUE_LABEL):
-                assert FORMS[patch.kind].suspended(patch.body["spec"]), "only Kueue resumes what is in a queue"
+                assert FORMS[patch.kind].suspended(patch.body["spec"]), (
+                    "the operator resumed an object that is in a queue"
+                )
             spec, meta = {**found["spec"], **patch.body["spec"]}, dict(found["metadata"])
             marks = {**meta.get("annotations", {}), **patch.body.get("metadata", {}).get("annotations", {})}
             meta["annotations"] = {k: v for k, v in marks.items() if v is not None}
@@ -209,7 +211,7 @@ class World:
             obj["spec"] = merge(obj["spec"], FORMS[obj["kind"]].suspension(True))
 
     def kueue(self, admits: bool) -> None:
-        """Kueue admits everything that waits in a queue, or takes all of it back, with what takes part in it; that it never resumes."""
+        """Admit all objects in queues, or preempt them and suspend the clients that belong to their admission, as Kueue does."""
         servers = {pod["metadata"]["name"] for pod in self.alive("server")}
         for owner in [*self.objects("PyTorchJob"), *self.objects("Job")]:
             known = FORMS[owner["kind"]]

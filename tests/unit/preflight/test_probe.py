@@ -159,7 +159,7 @@ def test_what_a_hub_would_send_is_known_and_nothing_is_fetched(hub: Hub, monkeyp
 
     pytest.importorskip("huggingface_hub")
     assert asked("hf://owner/model") == [("hf://owner/model", 20_002, "", False)]
-    assert hub.asked == []  # no file
+    assert hub.asked == []  # nothing was downloaded
     [(_, _, problem, _)] = asked("hf://owner/other")
     assert "no such repository" in problem
     assert probe.hub().problem == ""

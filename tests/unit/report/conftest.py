@@ -1,4 +1,4 @@
-"""The samples beside this file, as a module."""
+"""Make samples.py in this folder importable as `samples`."""
 
 import sys
 from pathlib import Path

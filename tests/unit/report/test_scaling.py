@@ -216,7 +216,7 @@ def test_where_longer_pays_is_clustered_by_image():
     half = 1.96 * math.sqrt(0.25 / 40 * 40 / 39)
     assert each.ci95 == pytest.approx((0.5 - half, 0.5 + half))
     again = gain(np.repeat(before, 3), np.repeat(after, 3), np.repeat(np.arange(40), 3))
-    assert again.ci95 == pytest.approx(each.ci95)  # asking the same questions three times adds no evidence
+    assert again.ci95 == pytest.approx(each.ci95)  # three answers to the same question are not more evidence
     assert gain(before, after, np.arange(40) % 4).ci95 is None
 
 

@@ -1,4 +1,4 @@
-"""Answers by group: if groups do not overlap, each answered row counts once; the intervals are valid and account for images."""
+"""Accuracy by group: groups that do not overlap count each answered row once, and the intervals account for images."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_an_interval_holds_its_share(rows: list[tuple[bool, int]]) -> None:
     low, high = slices.interval(correct, image)
     assert 0 <= low <= correct.mean() + 1e-12 and correct.mean() - 1e-12 <= high <= 1 and low < high
     alone = slices.interval(correct, np.arange(len(rows)))
-    assert high - low >= alone[1] - alone[0] - 1e-9  # accounting for images can only make it wider
+    assert high - low >= alone[1] - alone[0] - 1e-9  # the interval that accounts for images is never narrower
 
 
 def test_an_interval_is_wilson_s_for_independent_rows_and_wider_for_twins() -> None:

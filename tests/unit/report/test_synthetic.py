@@ -1,4 +1,4 @@
-"""bench/report/synthetic.py, by which the report is measured, writes evaluations that the report can read."""
+"""bench/report/synthetic.py, whose output is used to measure the report, writes evaluations that the report can read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The grace period: the share that a role gets, and the remaining time."""
+"""The share of the grace period that a role gets, and the time that remains of it."""
 
 from __future__ import annotations
 

@@ -136,12 +136,12 @@ def test_a_wrong_setting_ends_the_role_with_2_and_names_it(variable: str, job_fi
 
 
 def test_sigterm_ends_a_role_with_143_and_no_traceback(job_file: Path, tmp_path: Path) -> None:
-    """This holds even before the role has its own handler: here, the job's file is a pipe without a writer."""
+    """A role ends so even before it sets its own handler: here it still waits for its job file, a pipe without a writer."""
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)
     words = [sys.executable, "-m", "grounding.cli", "role", "prepare", "--job", str(pipe), "--data", str(tmp_path)]
     child = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    for _ in range(300):  # the handler is set before the file is opened, and the writer's side notices the open
+    for _ in range(300):  # wait until the role opens the pipe, which it does after it has set the handler
         try:
             other = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         except OSError:

@@ -1,4 +1,4 @@
-"""A message about waiting is due at first, then at intervals."""
+"""A message about waiting is printed at once, then at intervals."""
 
 from __future__ import annotations
 

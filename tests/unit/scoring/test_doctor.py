@@ -45,7 +45,7 @@ IN_PIXELS = {
     "percent": WAYS["percent"],
     "cxcywh": lambda r, p: [(p[0] + p[2]) / 2, (p[1] + p[3]) / 2, p[2] - p[0], p[3] - p[1]],
 }
-"""The same for a profile that reads answers as pixels"""
+"""The readings for a profile that reads answers as pixels"""
 
 
 def judged(answers, profile="egm-eval"):
@@ -152,7 +152,7 @@ def test_no_reading_that_is_right_is_passed_over(box, data, w, h, space):
     truth = data.draw(st.lists(st.floats(0, 1), min_size=4, max_size=4))
     x, y = sorted((truth[0] * w, truth[2] * w)), sorted((truth[1] * h, truth[3] * h))
     truths = [(x[0], y[0], x[1], y[1])]
-    for reading in READINGS:  # a true box that is close to the reading
+    for reading in READINGS:  # replace the true box by one close to the reading
         found = reading.read(tuple(box), w, h, space)
         if found is not None and 0 <= found[0] < found[2] <= w and 0 <= found[1] < found[3] <= h:
             truths.append(tuple(v + data.draw(st.floats(-9, 9)) for v in found))

@@ -1,4 +1,4 @@
-"""Custom rewards: each mistake is found before the run, with file and line, and the other figures stay."""
+"""Custom rewards: each mistake is found before the run, with file and line, and the figures beside the reward do not change."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_score_is_the_user_s_and_the_figures_are_ours(tmp_path: Path) -> Non
     found = compute_score("grounding", RIGHT, TRUTH, INFO, **own)
     assert found == {"score": len(RIGHT) / 10, "acc": 1.0, "iou": 1.0, "parsed": 1.0, "length": float(len(RIGHT))}
     plain = compute_score("grounding", RIGHT, TRUTH, INFO)
-    assert found.keys() == plain.keys(), "verl wants the same keys for every answer"
+    assert found.keys() == plain.keys(), "expected the same keys for every answer, because verl requires it"
     lost = compute_score("grounding", "nothing", TRUTH, INFO, **own)
     assert (lost["score"], lost["parsed"], lost["acc"]) == (0.7, 0.0, 0.0)
     tested = compute_score("grounding", RIGHT, TRUTH, {**INFO, "split": "test"}, **own)

@@ -63,7 +63,7 @@ def test_each_wish_moves_once_and_another_goes_to_the_next_place(tmp_path: Path)
     _fill(tmp_path)
     assert set_aside(store, "a", WORK) == f"{store.uri}/previous/1"
     _fill(tmp_path)
-    assert set_aside(store, "a", WORK) == "", "carried out already: the new work stays"
+    assert set_aside(store, "a", WORK) == "", "expected no move, because this request was carried out before"
     assert (tmp_path / "model/w").is_file()
     assert set_aside_folder(tmp_path, "b", WORK) == str(tmp_path / "previous/2")
     (tmp_path / RECORD).write_text("[]")

@@ -1,4 +1,4 @@
-"""Refusals of an S3 server are distinguished for every request, although the answer to HEAD has no body with the reason."""
+"""The reason why an S3 server refuses is reported for every request, although the reply to HEAD has no body."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REFUSAL = '<?xml version="1.0"?><Error><Code>{}</Code><Message>The provided toke
 
 @pytest.fixture
 def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str], None]]:
-    """A server that answers every request with the status and code that were set last."""
+    """Start a server that refuses every request; return the function that sets its status and code."""
     answer: list[Any] = [400, "ExpiredToken"]
 
     class Handler(BaseHTTPRequestHandler):

@@ -109,7 +109,7 @@ def test_a_finished_run_is_no_other_job_s(tmp_path: Path, output: str, change: d
     with rank0.surrounded(job, one, 0, who=_who()):
         _checkpoint(one, 8)
         _finish(one)
-    with rank0.surrounded(job, two, 0, who=_who()):  # the same job again
+    with rank0.surrounded(job, two, 0, who=_who()):  # the same job must still be accepted
         assert checkpoints.peek(two / "checkpoints") is not None
     with pytest.raises(UserError, match="another job"), rank0.surrounded(job, two, 0, who=_who(**change)):
         pass
@@ -225,9 +225,9 @@ def _rl(folder: Path) -> JobData:
 def test_swapped_pictures_and_rows_are_another_identity_wherever_they_are(tmp_path: Path, make: Any) -> None:
     one, two = make(tmp_path / "one"), make(tmp_path / "two")
     first = identity.data_digest(one)
-    assert identity.data_digest(two) == first, "the place does not count"
+    assert identity.data_digest(two) == first, "the digest must not depend on the folder"
     _png(tmp_path / "one/img/not-named.png", 99)
-    assert identity.data_digest(one) == first, "nor does a picture that no row names"
+    assert identity.data_digest(one) == first, "the digest must not depend on a picture that no row names"
     _png(tmp_path / "one/img/1.png", 77)
     assert (tmp_path / "one/img/1.png").stat().st_size == (tmp_path / "two/img/1.png").stat().st_size
     second = identity.data_digest(one)

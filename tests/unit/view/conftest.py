@@ -1,4 +1,4 @@
-"""The samples of the report's unit tests, as a module."""
+"""Make tests/unit/report/samples.py importable as `samples`."""
 
 import sys
 from pathlib import Path

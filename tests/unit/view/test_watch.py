@@ -16,7 +16,7 @@ from grounding.view.watch import ProgressWatch, RowsWatch, Watch, pulse, rows_of
 
 
 def run(folder: Path, images: Path, phase: str = "Succeeded") -> Path:
-    """A run whose jobs have real state files."""
+    """Write a run whose jobs have real state files, and return its folder."""
     samples.run(folder, images)
     kinds = {"rl": "GroundingTrainJob", "before": "GroundingEvalJob", "after": "GroundingEvalJob"}
     for name, kind in kinds.items():
@@ -31,7 +31,7 @@ def run(folder: Path, images: Path, phase: str = "Succeeded") -> Path:
 def test_rows_that_arrive_in_pieces_are_read_once_and_give_the_figures_of_a_whole_reading(tmp_path: Path) -> None:
     source = samples.evaluation(tmp_path / "source", tmp_path, 5, rows=90, errors=3)
     lines = (source / "results" / "part-0001.jsonl").read_bytes().splitlines(keepends=True)
-    lines += lines[:4]  # asked again
+    lines += lines[:4]  # questions that were asked a second time
     growing = samples.evaluation(tmp_path / "growing", tmp_path, 5, rows=3)
     part = growing / "results" / "part-0001.jsonl"
     part.unlink()

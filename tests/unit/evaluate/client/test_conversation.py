@@ -52,7 +52,7 @@ class Thinker:
 
 
 def evaluate(dataset, server, method, out="out", sampling=None, engine="sglang", known=False):
-    """`known`: whether the evaluation knows the kind of the servers, as it does in a job."""
+    """Evaluate with these settings. With `known`, the evaluation is told the kind of the servers, as in a job."""
     chosen, sampling = get_engine(engine), sampling or Sampling()
     request = Request("m", "qwen3", chosen.request_extras(sampling))
     client = Options(
@@ -80,7 +80,7 @@ def test_a_thought_is_never_longer_than_its_budget_and_the_box_is_read(dataset, 
     for row in rows:
         assert row["reasoning_tokens"] == min(
             length + 1, budget
-        )  # a thought that ends by itself needs a token for `</think>`
+        )  # if a thought ends by itself, `</think>` is one more token
         assert row["completion_tokens"] == row["reasoning_tokens"] + len(BOX.split())
         assert row["text"] == BOX and row["reasoning"].split() == [f"w{i}" for i in range(min(length, budget))]
         assert row["prompt_tokens"] == 7
@@ -115,7 +115,7 @@ NOT = "ignores the request to continue a message"
 @pytest.mark.parametrize("engine", [name for name, e in ENGINES.items() if e.continues])
 @pytest.mark.parametrize(("heeds", "notes"), [(True, 0), (False, 1)])
 def test_whether_a_server_continues_a_message_is_seen_and_not_trusted(dataset, server, engine, heeds, notes):
-    """The client finds this out from the tokens of two prompts, before the first question."""
+    """The client compares the tokens of two prompts before the first question, and does not rely on the server's name."""
     server.plan = Template(heeds)
     summary, _ = evaluate(dataset, server, Method(thinking_budget=8), engine=engine, known=True)
     assert len([n for n in summary.notes if NOT in n]) == notes and not summary.errors
@@ -123,7 +123,7 @@ def test_whether_a_server_continues_a_message_is_seen_and_not_trusted(dataset, s
     fields = get_engine(engine).continues
     assert {k: asked[k] for k in fields} == dict(fields) and not fields.keys() & plain.keys()
     assert asked["max_tokens"] == plain["max_tokens"] == 1 and asked["messages"] == plain["messages"]
-    if notes:  # the note stays when no question remains
+    if notes:  # a second run asks nothing, but keeps the note
         again, _ = evaluate(dataset, server, Method(thinking_budget=8), engine=engine, known=True)
         assert len([n for n in again.notes if NOT in n]) == 1
 
@@ -203,7 +203,7 @@ def test_an_engine_that_cannot_continue_is_refused_before_anything_is_sent(datas
 
 
 def boxes_of(number):
-    """Three answers that overlap and a distant one, whose position differs between questions."""
+    """Return three answers that overlap and a distant one; their position depends on the question."""
     return [f'[{{"bbox_2d": [{100 + i}, 100, {500 + number % 7 + i}, 600]}}]' for i in range(3)] + [
         '[{"bbox_2d": [900, 900, 950, 950]}]'
     ]
@@ -354,7 +354,9 @@ def test_small_pictures_are_sent_larger_if_that_is_wished(dataset, server):
     url = server.bodies[0]["messages"][0]["content"][0]["image_url"]["url"]
     sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
     assert sent.size == (159, 127) and sent.width * sent.height >= 20_000
-    assert all(row["width"] == 100 for row in rows), "boxes stay those of the picture as stored"
+    assert all(row["width"] == 100 for row in rows), (
+        "rows must have the size of the stored picture, not of the resized one"
+    )
     assert Method(min_pixels=20_000).settings() == {"min_pixels": 20_000}
     with pytest.raises(UserError, match="the minimum of 20000 pixels is above the maximum of 10000"):
         Method(max_pixels=10_000, min_pixels=20_000)

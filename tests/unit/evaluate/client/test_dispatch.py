@@ -33,7 +33,7 @@ def test_every_question_is_handed_out_once_and_ends(images, endpoints, first_alo
         job = d.take(endpoint)
         if job is not None:
             running.append((job, endpoint))
-        elif not running:  # no request in flight and no work for this endpoint: another one has it
+        elif not running:  # this endpoint has no work and no request in flight: another endpoint has the rest
             assert any(d._ready) and not d.idle
         if running and (job is None or chance.random() < 0.6):
             job, endpoint = running.pop(chance.randrange(len(running)))
@@ -110,7 +110,7 @@ def test_an_endpoint_that_runs_dry_takes_whole_images_from_the_fullest():
     images = [i // 6 for i in range(600)]
     d = dispatcher(images, 2, room=lambda _: 4)
     rows, shared = [], {}
-    while (job := d.take(0)) is not None:  # endpoint 1 does nothing at all
+    while (job := d.take(0)) is not None:  # endpoint 1 takes no question
         rows.append(job.row)
         shared.setdefault(images[job.row], []).append(job.row)
         d.finish(job, 0)
@@ -142,7 +142,7 @@ def test_the_limit_finds_the_server_s_size(slots, most):
     middle = tail[len(tail) // 2]
     assert (
         min(slots, most) * 0.9 <= middle <= min(most, max(16, slots * 2.1))
-    )  # neither far below the server's slots nor far above
+    )  # the limit must be close to the server's slots
 
 
 def test_a_limit_begins_at_the_server_s_slots_once():
@@ -154,7 +154,7 @@ def test_a_limit_begins_at_the_server_s_slots_once():
         limiter.answered(now, limiter.limit)
     grown = limiter.limit
     assert grown > 80
-    limiter.begin(20)  # the server has come back: earlier measurements count
+    limiter.begin(20)  # the server is back: the earlier measurements must still count
     assert limiter.limit == grown
     for most, slots, expected in ((64, 80, 64), (64, 1, 1)):
         limiter = Limiter(most)
@@ -207,14 +207,14 @@ def test_a_breaker_opens_probes_and_closes():
     b.failure(0.0, refused=False, jitter=1.0)
     assert b.open and not b.admits(0.4) and b.admits(0.6)
     assert b.sent() is True
-    assert not b.admits(0.7)  # one probe at a time
-    for _ in range(100):  # requests that were in flight when it opened
+    assert not b.admits(0.7)  # while one probe is running, a second one is refused
+    for _ in range(100):  # failures of requests that were in flight when the breaker opened
         b.failure(0.7, refused=False, jitter=1.0)
     assert not b.admits(0.8)
     b.failure(0.8, refused=True, jitter=1.0, probe=True)
-    assert b.opened == 0.0 and not b.admits(1.7) and b.admits(1.9)  # twice as long
+    assert b.opened == 0.0 and not b.admits(1.7) and b.admits(1.9)  # the pause is now twice as long
     assert b.sent() and not b.admits(9.0)
-    b.dropped(True)  # the probe was cancelled: the next one may start
+    b.dropped(True)  # the probe was cancelled, so the next one may start
     assert b.admits(9.0)
     b.success()
     assert not b.open and b.admits(1.8)
@@ -230,13 +230,13 @@ def test_a_breaker_never_locks_an_endpoint_out(events):
         now += passed
         if b.admits(now):
             probe = b.sent()
-            assert not (probe and any(out))  # one probe at a time
+            assert not (probe and any(out))  # never two probes at a time
             out.append(probe)
         if out and kind != "w":
             probe = out.pop(0)
             if kind == "s":
                 b.success()
-                out = [False] * len(out)  # it is closed: these requests are no longer probes
+                out = [False] * len(out)  # the breaker is closed, so these requests are no longer probes
             elif kind == "d":
                 b.dropped(probe)
             else:

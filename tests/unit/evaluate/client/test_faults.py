@@ -1,4 +1,4 @@
-"""Faults of servers: no row is lost or counted as wrong, each has one row in the result, and healthy servers take over."""
+"""Faults of servers: no question is lost or counted as wrong, each has one row in the result, and healthy servers take over."""
 
 import asyncio
 import json
@@ -66,7 +66,7 @@ def evaluate(data, out, *urls, retry_errors=False, **changes):
 
 
 def whole(summary, out):
-    """Check that every row has exactly one stored row, and that it is an answer."""
+    """Check that every question has exactly one stored row, and that the row is an answer."""
     stored = Counter(r["line"] for r in read_rows(out))
     assert stored == Counter(range(1, ROWS + 1))
     assert (summary.done, summary.errors, summary.unparsed, summary.macro) == (ROWS, 0, 0, 1.0)
@@ -79,7 +79,7 @@ MISCHIEF = [*(k for k in BYTES if k != "good"), *THEN_CLOSE, "reset", "hang", "d
 @pytest.mark.parametrize("mischief", MISCHIEF)
 def test_one_of_three_servers_goes_bad_for_good(data, tmp_path, servers, mischief):
     bad, *good = servers(lambda n, q: mischief if n >= 20 else "good", lambda n, q: "good", lambda n, q: "good")
-    for server in good:  # so that the bad server gets its share
+    for server in good:  # slow, so that the bad server gets questions too
         server.delay = 0.005
     summary = evaluate(data, tmp_path, bad.url, *(s.url for s in good))
     whole(summary, tmp_path)
@@ -100,7 +100,7 @@ def test_a_server_is_killed_with_questions_on_their_way(data, tmp_path, servers)
     threading.Thread(target=lambda: (wait_for(lambda: victim.count > 40), victim.kill())).start()
     whole(evaluate(data, tmp_path, victim.url, other.url), tmp_path)
     repeated = sum((victim.asked + other.asked).values()) - ROWS
-    assert 0 <= repeated <= 12 + 6  # requests in flight, and repeated ones at the end
+    assert 0 <= repeated <= 12 + 6  # at most the requests in flight, and those repeated at the end
 
 
 def test_all_servers_go_and_come_back(data, tmp_path, servers):
@@ -170,7 +170,7 @@ def test_a_flood_of_429_begins_no_more_than_it_can_hold(data, tmp_path, servers)
     (server,) = servers(lambda n, q: "429")
     with pytest.raises(Failure, match="many questions in a row have failed: HTTP 429"):
         evaluate(data, tmp_path, server.url, backoff_s=0.05, refusals=4)
-    assert len(server.images) <= 16 + 12 + 8  # waiting, in flight, given up
+    assert len(server.images) <= 16 + 12 + 8  # at most those that wait, are in flight or were given up
     assert sum(1 for _ in read_rows(tmp_path)) < 8
 
 

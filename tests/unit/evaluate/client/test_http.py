@@ -17,7 +17,7 @@ def authority():
 
 
 async def echo(reader, writer):
-    """Answers each request with the size of its body, on one connection."""
+    """Answer each request on a connection with the size of its body."""
     while head := await reader.readuntil(b"\r\n\r\n"):
         size = int(
             next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")).split(b":")[1]

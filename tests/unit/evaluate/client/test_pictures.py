@@ -45,7 +45,7 @@ def test_every_picture_is_right_and_memory_is_bounded(steps, kept):
             assert pictures.bytes == sum(map(len, pictures._kept.values())) <= kept
         for image in range(6):
             pictures.drop(image)
-        for _ in range(3):  # a picture that was still being encoded is not kept either
+        for _ in range(3):  # a picture whose request ended while it was being encoded must not be kept either
             await asyncio.sleep(0.001)
         assert pictures.bytes == 0 and not pictures._kept
 

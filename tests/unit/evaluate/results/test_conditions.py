@@ -60,7 +60,7 @@ M = ServedModel(id="m", path="/a", weight_version="1")
     ("one", "other", "alike", "apart"),
     [
         (M, M, True, False),
-        (M._replace(reply="x"), M._replace(reply="y"), True, True),  # a server that repeats the name in the request
+        (M._replace(reply="x"), M._replace(reply="y"), True, True),  # the servers only repeat the name in the request
         (M, M._replace(path="/b"), False, True),
         (M, M._replace(weight_version="2"), False, True),
         (M, M._replace(path=None), False, False),

@@ -56,7 +56,7 @@ several = st.lists(replies, min_size=2, max_size=2).map(
 
 
 def stored(work, out, came):
-    """Return `Results` with rows of (number, reply) in this order."""
+    """Return `Results` to which rows of (number, reply) were added in the order of `came`."""
     with Results(out, work, PROFILE.name) as results:
         for number, reply in came:
             expression = work.expression(number)
@@ -72,7 +72,7 @@ def test_the_table_holds_the_stored_rows_that_count(work, tmp_path_factory, came
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet, "_BATCH", batch)
         own = pq.read_table(write_parquet(out, work, None, results.last, own=results.own))
-        (out / "results.parquet").unlink()  # otherwise it would not be written again
+        (out / "results.parquet").unlink()  # the file is written again only if it is missing
         checked = pq.read_table(write_parquet(out, work))
         costs = pq.read_table(write_parquet(out, work, lambda _: {"flops": 2.0}, results.last, own=results.own))
     assert results.own and own.equals(checked)

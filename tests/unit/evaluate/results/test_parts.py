@@ -1,4 +1,4 @@
-"""The pure functions: summary, merging of parts, requests, engines."""
+"""The pure functions of an evaluation: summary, merging of parts, requests, engines."""
 
 import json
 import random
@@ -38,7 +38,7 @@ def worklist(folder, rows, order=None):
 
 
 def tallied(work, answers):
-    """Return columns with `answers`: text of a row -> stored row."""
+    """Return the columns of a worklist with `answers`, which maps the text of a row to its stored row."""
     done = Tallies(len(work))
     for number in range(len(work)):
         row = answers.get(work.expression(number).sent)
@@ -104,7 +104,7 @@ def test_interval_is_by_image_and_has_the_width_of_theory():
     ten = interval([0] * 20000, [i // 10 for i in range(20000)], [c for c in correct for _ in range(10)]).micro
     assert ten[1] - ten[0] == pytest.approx(
         alone[1] - alone[0], rel=0.05
-    )  # ten copies of a row do not make the interval smaller
+    )  # ten copies of each row must not make the interval smaller
 
 
 def test_paper_order():
@@ -185,9 +185,7 @@ def test_body_is_json_whatever_the_expression(sent):
             request = Request(model, "qwen3", {"top_k": 3}, routing=routing)
             pieces = request.pieces(data_url(b"\xff\xd8\xff"), expression("f", 1, sent=sent), "a.jpg")
             body, headers = json.loads(b"".join(pieces)), request.headers("a.jpg")
-            assert (
-                body.get("rank", 1) == int(headers.get("X-Rank", 1)) == 1
-            )  # the image's rank, the same in both places
+            assert body.get("rank", 1) == int(headers.get("X-Rank", 1)) == 1  # both must give the image the same rank
             assert ("rank" in body) == bool(routing.field) and ("X-Rank" in headers) == bool(routing.header)
         assert (
             body["messages"][0]["content"][1]["text"] == f"Locate {sent}, output its bbox coordinates using JSON format"

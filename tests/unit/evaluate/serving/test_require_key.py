@@ -1,4 +1,4 @@
-"""A server with a key answers only requests with it, and the key is in no argument, log or process list."""
+"""A server with a key answers only requests that carry the key, and the key appears in no argument, log or process list."""
 
 import asyncio
 import copy

@@ -50,7 +50,7 @@ def _ask(cluster: Kueue, child: dict[str, Any], reason: str = "Queued") -> tuple
     child["metadata"]["labels"] |= {LABEL_JOB: "j", LABEL_KIND: "train"}
     store.put(child)
     reader = AdmissionsReader(store, cluster, woken.append)
-    for _ in range(2):  # the second round has no news
+    for _ in range(2):  # the second round must find the same
         asyncio.run(reader.round(NOW))
     return reader.known([child]).get("uid-j-a1"), woken
 

@@ -20,7 +20,7 @@ from tests.unit.operator.plan.kit import pod
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 GOOD = {"step": 3, "metrics": {f"metric{i}": i for i in range(2000)}}
-"""About 40 kB: more than one read of a socket returns"""
+"""About 40 kB, which is more than one read of a socket returns"""
 
 
 async def _slowly(request: web.Request) -> web.StreamResponse:

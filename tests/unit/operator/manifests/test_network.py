@@ -80,7 +80,9 @@ def reaches(policies: list[dict[str, Any]], source: Pod, target: Pod, port: int)
 def test_only_its_own_pods_the_operator_and_prometheus_reach_a_job(text: str) -> None:
     found = made(text)
     policies = [o for o in found if o["kind"] == "NetworkPolicy"]
-    assert len(policies) == 1 and found[0] is policies[0], "it is there before any pod"
+    assert len(policies) == 1 and found[0] is policies[0], (
+        "the policy must be the first object, so that it exists before any pod"
+    )
     own = pods(found)
     assert own
     strangers: list[Pod] = [

@@ -23,7 +23,7 @@ MODEL = "hf://x/y"
 
 
 def conditions(**found: str | tuple[str, float]) -> list[dict[str, Any]]:
-    """Return conditions by type, with their status and, if needed, the seconds since its last change."""
+    """Return conditions from their types. A value is the status, or (status, seconds since its last change)."""
     made = []
     for kind, said in found.items():
         status, ago = said if isinstance(said, tuple) else (said, 0.0)
@@ -107,7 +107,7 @@ def gang(
 
 
 def _held(meta: dict[str, Any], by_us: bool, queue: str) -> dict[str, Any]:
-    """Return metadata of an object: who has suspended it, and its queue."""
+    """Add to metadata that the operator has suspended the object (`by_us`), and its queue."""
     labels = {"labels": {**meta["labels"], QUEUE_LABEL: queue}} if queue else {}
     return meta | labels | ({"annotations": {ANNOTATION_SUSPENDED: "true"}} if by_us else {})
 
@@ -181,7 +181,7 @@ def placed_training(
     admissions: dict[str, Admission] | None = None,
     **spec: Any,
 ) -> PlacedTrain:
-    """Return the same with a model."""
+    """Return `training(...)` with a known model."""
     known = {"model": MODEL, **(status or {})}
     found = place(training(*owned, status=known, report=report, admissions=admissions, **spec))
     assert found is not None
@@ -191,7 +191,7 @@ def placed_training(
 def placed_evaluating(
     *owned: dict[str, Any], status: dict[str, Any] | None = None, report: Report | None = None, **spec: Any
 ) -> PlacedEval:
-    """Return the same with a model."""
+    """Return `evaluating(...)` with a known model."""
     found = place(evaluating(*owned, status={"model": MODEL, **(status or {})}, report=report, **spec))
     assert found is not None
     return found

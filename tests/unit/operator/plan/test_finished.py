@@ -16,9 +16,19 @@ SAYS = {"final": True, "phase": "Succeeded", "reason": "Said"}
     ("status", "owned", "ttl", "expected"),
     [
         ({}, [], None, {}),
-        ({"conditions": conditions(Failed="True")}, [], None, {}),  # an invalid spec has no end
+        (
+            {"conditions": conditions(Failed="True")},
+            [],
+            None,
+            {},
+        ),  # the spec was invalid: the job has failed without a completion time
         (END, [], None, SAYS),
-        (END | {"phase": "Running", "reason": "Nonsense"}, [], None, SAYS),  # someone has overwritten it
+        (
+            END | {"phase": "Running", "reason": "Nonsense"},
+            [],
+            None,
+            SAYS,
+        ),  # another client has overwritten phase and reason
         (END, [gang()], None, SAYS | {"delete": ["j-a1"]}),
         (END, [gang(deleting=True)], None, SAYS),
         (END, [], 160, SAYS | {"at": 60}),

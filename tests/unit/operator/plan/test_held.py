@@ -29,7 +29,7 @@ MOUNT = _warning("Pod", "b", "FailedMount", 'configmap "ca" not found')
         ([gang()], [REFUSED], "PodsRefused"),
         ([gang()], [_warning("PyTorchJob", "j-a2", "FailedCreatePod", QUOTA)], "Starting"),
         ([gang(), pod("a", ago=30)], [REFUSED], "PodsRefused"),
-        ([gang(), pod("a", phase="Pending", ago=0.5)], [REFUSED], "Starting"),  # the pod was created after all
+        ([gang(), pod("a", phase="Pending", ago=0.5)], [REFUSED], "Starting"),  # the pod was created after the warning
         ([gang(), pod("b", phase="Pending", node="n1")], [MOUNT], "ContainerNotStarted"),
         ([gang(), pod("b", phase="Pending", **waits("ErrImagePull"))], [MOUNT], "ImagePull"),  # the pod's own state is more precise
     ],

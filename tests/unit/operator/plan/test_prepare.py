@@ -22,13 +22,17 @@ def _pod(**more: Any) -> dict[str, Any]:
         (None, [], PREPARING | {"create": ["j-prepare"]}),
         (None, [batch()], PREPARING),
         (None, [batch(suspended=True, by_us=True)], PREPARING | {"patch": [("j-prepare", {"suspend": False})]}),
-        (None, [batch(suspended=True)], QUEUED),  # whoever has suspended it resumes it
+        (None, [batch(suspended=True)], QUEUED),  # someone else has suspended the Job and must resume it
         (None, [batch(suspended=True, queue="default")], QUEUED),
-        (None, [batch(suspended=True, by_us=True, queue="default")], QUEUED),  # Kueue has taken it over
+        (None, [batch(suspended=True, by_us=True, queue="default")], QUEUED),  # the Job is now in a queue of Kueue
         (None, [batch(), _pod(phase="Pending", **waits("ImagePullBackOff"))], PREPARING | {"reason": "ImagePull"}),
-        (None, [batch(), _pod(code=0)], {"final": False}),  # its Job's controller has not noticed it yet
+        (
+            None,
+            [batch(), _pod(code=0)],
+            {"final": False},
+        ),  # the controller of the Job has not noticed the end of the pod yet
         (None, [batch(**ended("Complete"))], {"final": False}),
-        (None, [batch(**ended("Failed", ago=0))], {"final": True, "at": 1}),  # its pod may still report why
+        (None, [batch(**ended("Failed", ago=0))], {"final": True, "at": 1}),  # the pod may still report the cause
         (None, [batch(**ended("Failed"))], {"final": True, "phase": "Failed", "reason": "PrepareFailed"}),
         (None, [batch(**ended("Failed")), _pod(code=1)], {"final": True, "phase": "Failed", "reason": "PrepareFailed"}),
         (None, [batch(**ended("Failed")), _pod(code=2)], {"final": True, "phase": "Failed", "reason": "UserError"}),

@@ -18,12 +18,12 @@ WAITS = {"final": True, "phase": "Restarting", "reason": "PodFailed"}
         (1, 3, [gang()], WAITS | {"delete": ["j-a1"], "at": 7}, 1),
         (1, 30, [gang()], WAITS | {"delete": ["j-a1"]}, 1),
         (1, 30, [gang(deleting=True)], WAITS, 1),
-        (1, 30, [pod()], WAITS, 1),  # never two gangs
+        (1, 30, [pod()], WAITS, 1),  # a pod of attempt 1 is still alive
         (1, 30, [pod(code=1)], {"final": False}, 2),
         (1, 30, [pod(leaving=10)], WAITS | {"at": 290}, 1),
-        (1, 30, [pod(leaving=300)], {"final": False}, 2),  # its node is lost: nothing ends the pod
-        (2, 15, [], WAITS | {"at": 5}, 2),  # twice as long as after the first
-        (1, 3, [gang(2)], {"final": False}, 2),  # killed between the start of the second and the status
+        (1, 30, [pod(leaving=300)], {"final": False}, 2),  # the pod's node is lost, so the pod is no longer waited for
+        (2, 15, [], WAITS | {"at": 5}, 2),  # the pause after the second attempt is twice as long
+        (1, 3, [gang(2)], {"final": False}, 2),  # the operator was killed before it wrote attempt 2 into the status
         (3, 30, [], {"final": True, "phase": "Failed", "reason": "AttemptsExhausted"}, 3),
     ],
 )

@@ -17,12 +17,12 @@ ONE_NODE = {"nodes": 1, "gpusPerNode": 8}
     ("attempt", "owned", "expected"),
     [
         (0, [], STARTS | {"create": ["j-a1"]}),
-        (1, [], STARTS | {"create": ["j-a1"]}),  # someone has deleted it
+        (1, [], STARTS | {"create": ["j-a1"]}),  # the owner of the pods was deleted
         (2, [], STARTS | {"create": ["j-a2"]}),
         (0, [gang()], {"final": False}),
         (1, [gang(deleting=True)], WAITS),
         (1, [pod()], WAITS),
-        (1, [gang(2)], {"final": False}),  # the greater number of objects and status counts
+        (1, [gang(2)], {"final": False}),  # the greater of the two numbers (objects, status) counts
     ],
 )
 def test_start(attempt: int, owned: list[Any], expected: dict[str, Any]) -> None:
@@ -32,6 +32,6 @@ def test_start(attempt: int, owned: list[Any], expected: dict[str, Any]) -> None
 
 def test_that_a_further_attempt_starts_is_news() -> None:
     snapshot = placed_training(status={"attempt": 1}, resources=ONE_NODE)
-    snapshot.status.fields.attempt = 2  # as the preceding policy sets it
+    snapshot.status.fields.attempt = 2  # the preceding policy sets this
     decision = start(GANG)(snapshot)
     assert decision is not None and [event.reason for event in decision.plan.events] == ["Starting"]

@@ -24,11 +24,21 @@ STOPS = [("j-a1", {"suspend": True})]
         (True, [gang(), pod()], {}, WAITS | {"patch": STOPS}),
         (True, [gang(suspended=True), pod()], {}, WAITS),
         (True, [gang(suspended=True), pod(code=143)], {}, DONE),
-        (True, [gang(queue="q"), pod()], {"queue": "q"}, WAITS | {"delete": ["j-a1"]}),  # it would let it come back
-        (True, [gang(queue="default"), pod()], {}, WAITS | {"delete": ["j-a1"]}),  # also one that nobody asked for
+        (
+            True,
+            [gang(queue="q"), pod()],
+            {"queue": "q"},
+            WAITS | {"delete": ["j-a1"]},
+        ),  # the queue would resume a suspended gang
+        (
+            True,
+            [gang(queue="default"), pod()],
+            {},
+            WAITS | {"delete": ["j-a1"]},
+        ),  # the same holds for the default queue
         (True, [batch(queue="default"), pod(role="prepare")], {}, WAITS | {"delete": ["j-prepare"]}),
         (True, [batch(), pod(role="prepare")], {}, WAITS | {"patch": [("j-prepare", {"suspend": True})]}),
-        # a pod that has succeeded would not be created again with the other
+        # a resumed gang would not create pod a again, because it has succeeded
         (True, [gang(), pod("a", code=0), pod("b")], {}, WAITS | {"delete": ["j-a1"]}),
         (True, [pod(role="prepare")], {}, WAITS),
     ],

@@ -79,7 +79,7 @@ def _verl(root: Path, step: int, world: int) -> Path:
 @settings(max_examples=120, deadline=None)
 @given(data=st.data(), world=st.integers(1, 4))
 def test_no_part_of_a_checkpoint_is_taken_for_one(tmp_path_factory, data: st.DataObject, world: int) -> None:
-    """If any file is cut at any byte or missing, the previous checkpoint is used, and this one is set aside, not lost."""
+    """If a file is missing, or cut at any byte, the previous checkpoint is used, and the damaged one is kept in another folder."""
     root = tmp_path_factory.mktemp("parts")
     older, newer = _verl(root, 1, world), _verl(root, 2, world)
     for folder in (older, newer):
@@ -89,14 +89,14 @@ def test_no_part_of_a_checkpoint_is_taken_for_one(tmp_path_factory, data: st.Dat
         whole = path.read_bytes()
         end = len(
             whole.rstrip(b"\n") if path.name == checkpoints.MARKER else whole
-        )  # without its newline, it has the same meaning
+        )  # without its newline, the marker is still complete
         cut = data.draw(st.integers(-1, end - 1))
         if cut < 0:
             path.unlink()
         else:
             path.write_bytes(whole[:cut])
     assert checkpoints.peek(root) == checkpoints.Checkpoint(1, older)
-    assert newer.is_dir(), "looking must not touch it"
+    assert newer.is_dir(), "looking for checkpoints must not change the newer folder"
     assert checkpoints.newest(root) == checkpoints.Checkpoint(1, older)
     assert (root / "broken-global_step_2").is_dir() and not newer.exists()
 

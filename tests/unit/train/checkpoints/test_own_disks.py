@@ -81,7 +81,7 @@ class World:
             checkpoints.keep_newest(root, 2)
 
     def ship(self, pod: int, changes: int) -> None:
-        """Let a pod upload its files, and break its connection after some changes."""
+        """Let a pod upload its files, and break its connection after this number of changes."""
         self.store.left = changes
         try:
             if pod:
@@ -103,7 +103,7 @@ class World:
         assert (chosen.step if chosen else 0) == max((step for step, _ in marked), default=0)
         if chosen:
             texts = {p.read_text() for root in self.roots for p in (root / chosen.name).rglob("*.pt")}
-            assert len(texts) == 1, "files of two attempts are mixed"
+            assert len(texts) == 1, "the checkpoint contains files of two attempts"
             assert all(len(list((root / chosen.name).rglob("*.pt"))) == 5 for root in self.roots)
 
     def check(self) -> None:
@@ -144,7 +144,9 @@ def world(tmp_path: Path) -> Iterator[World]:
 def test_a_checkpoint_counts_once_both_pods_have_uploaded(world: World) -> None:
     world.save(1)
     world.ship(1, 99)
-    assert upload.stored(world.store) == [] and not upload.announced(world.store), "no one has named it yet"
+    assert upload.stored(world.store) == [] and not upload.announced(world.store), (
+        "expected no checkpoint in the store, because no pod has announced it yet"
+    )
     world.ship(0, 99)
     assert upload.stored(world.store) == [] and upload.announced(world.store)
     world.ship(1, 99)

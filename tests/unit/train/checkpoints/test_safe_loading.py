@@ -32,7 +32,7 @@ class Evil:
 
 
 def _checkpoint(folder: Path) -> Path:
-    """Return an object with the types that verl and sharded SFT write."""
+    """Write a file with the types that verl and sharded SFT write, and return it."""
     actor = folder / "actor"
     actor.mkdir(parents=True)
     torch.save(OrderedDict(a=torch.randn(4, 4)), actor / "model_world_size_1_rank_0.pt")
@@ -67,7 +67,7 @@ def test_a_file_that_names_a_function_is_refused_and_nothing_runs(
 
 
 def test_what_a_table_says_is_no_tensor_is_searched(tmp_path: Path) -> None:
-    """torch reads this kind of entry in a shard with the full unpickler."""
+    """torch reads a shard's entry that is not a tensor with the full unpickler."""
     folder, mark = _checkpoint(tmp_path / "global_step_5"), tmp_path / "owned"
     shards = folder / FOLDER
     dcp.save({"model": {"a": torch.randn(4, 4)}, "optim": {"lr": Evil(mark)}}, checkpoint_id=shards)

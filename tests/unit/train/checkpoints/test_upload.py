@@ -35,7 +35,7 @@ class _Entry(NamedTuple):
 
 
 class FolderStore:
-    """A store in a folder that fails after `budget` writing calls, as a network can."""
+    """A store in a folder that fails after `budget` writing calls, as it can over a network."""
 
     def __init__(self, folder: Path, budget: int = 1 << 30) -> None:
         self.uri, self.folder, self.budget, self.uploads = folder.as_uri(), folder, budget, 0
@@ -103,7 +103,9 @@ def test_another_node_gets_the_newest_and_the_store_keeps_as_many_as_wanted(tmp_
     assert uploads.restore(store, tmp_path / "there") == Checkpoint(10, tmp_path / "there" / "global_step_10")
     assert _same(made[-1].path, tmp_path / "there" / "global_step_10")
     newer = _make(tmp_path / "there", 12)
-    assert uploads.restore(store, tmp_path / "there") == newer, "what is here is newer"
+    assert uploads.restore(store, tmp_path / "there") == newer, (
+        "expected the local checkpoint, because it is newer than the stored one"
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -130,7 +132,9 @@ def test_an_upload_cut_off_anywhere_is_never_taken_and_is_continued(tmp_path_fac
     assert found is None or checkpoints.is_complete(found.path)
     store.budget = 1 << 30
     assert uploads.push(store, new)
-    assert store.uploads - before == 7 + (0 if budget >= 7 else 1), "what was there was sent again"
+    assert store.uploads - before == 7 + (0 if budget >= 7 else 1), (
+        "files that the store already has must not be sent again"
+    )
     restored = uploads.restore(store, tmp_path / "there")
     assert restored is not None and restored.step == 2 and _same(new.path, restored.path)
 
@@ -140,7 +144,7 @@ def test_a_damaged_newest_one_gives_way_to_the_one_before(tmp_path: Path) -> Non
     for step in (1, 2, 3):
         uploads.push(store, _make(tmp_path / "here", step))
     [data] = (store.folder / "checkpoints/global_step_3").glob("attempt-*/data.pt")
-    data.write_text("y")  # the same length as before
+    data.write_text("y")  # other content of the same length
     marker = store.folder / "checkpoints/global_step_2/complete.json"
     marker.write_bytes(marker.read_bytes().replace(b"data.pt", b"../x.pt"))
     found = uploads.restore(store, tmp_path / "there")
@@ -158,11 +162,15 @@ def test_a_step_taken_again_replaces_what_the_store_has(tmp_path: Path) -> None:
         uploads.push(store, again)
     store.budget = 1 << 30
     before = uploads.restore(store, tmp_path / "meanwhile")
-    assert before is not None and _same(first.path, before.path), "half of the second must not count"
+    assert before is not None and _same(first.path, before.path), (
+        "expected the first checkpoint, because the second one is incomplete"
+    )
     assert uploads.push(store, again)
     found = uploads.restore(store, tmp_path / "there")
     assert found is not None and _same(again.path, found.path)
-    assert len(list(store.entries("checkpoints/global_step_3/"))) == 8, "one attempt's files and the marker"
+    assert len(list(store.entries("checkpoints/global_step_3/"))) == 8, (
+        "expected seven files of one attempt and the marker"
+    )
 
 
 def test_the_uploader_follows_the_training_and_survives_trouble(tmp_path: Path) -> None:
@@ -177,7 +185,9 @@ def test_the_uploader_follows_the_training_and_survives_trouble(tmp_path: Path) 
     assert uploader.close(30.0)
     assert uploader.newest() == ReportedCheckpoint(step=2, uri=f"{store.uri}/checkpoints/global_step_2")
     uploader.complete()
-    assert uploads.stored(store) == [(2, "global_step_2"), (1, "global_step_1")], "the output holds what is kept here"
+    assert uploads.stored(store) == [(2, "global_step_2"), (1, "global_step_1")], (
+        "expected the same checkpoints in the output as on the disk"
+    )
     broken = uploads.Uploader(root, FolderStore(tmp_path / "none", budget=0), keep=2, interval_s=0.02)
     broken.start()
     assert not broken.close(0.1)
@@ -254,7 +264,9 @@ def test_two_attempts_at_one_step_are_never_mixed(
     for checkpoint in made:
         assert uploads.push(store, checkpoint)
     last = uploads.restore(store, tmp_path / "d")
-    assert last is not None and _same(last.path, made[0 if numbers == (2, 1) else 1].path), "attempts count by number"
+    assert last is not None and _same(last.path, made[0 if numbers == (2, 1) else 1].path), (
+        "expected the checkpoint of the attempt with the greater number"
+    )
 
 
 def test_a_job_that_was_created_again_replaces_a_damaged_step_of_a_higher_attempt(
@@ -284,7 +296,7 @@ def test_a_folder_as_store_gives_back_and_forgets_hidden_files_too(tmp_path: Pat
         (folder / "shards" / ".metadata").write_text(str(step))
         checkpoints.mark_complete(folder)
         assert uploads.push(store, Checkpoint(step, folder))
-    (tmp_path / "store" / ".x.1234.tmp").write_text("what a killed process has left")
+    (tmp_path / "store" / ".x.1234.tmp").write_text("the rest of a killed process")
     assert [e.name for e in store.entries() if e.name.startswith(".")] == []
     uploads.prune(store, 1)
     assert not [p for p in (tmp_path / "store" / "checkpoints" / "checkpoint-1").rglob("*") if p.is_file()]
@@ -304,7 +316,10 @@ def test_a_store_that_refuses_is_an_event_and_not_waited_for(tmp_path: Path, mon
     uploader.start()
     until("an upload refused", lambda: uploader.problem)
     assert "checkpoint global_step_1 cannot be uploaded: the S3 credentials have expired" in uploader.problem
-    until("the record for `egm get`", lambda: checkpoints.read_upload_problem(tmp_path) == uploader.problem)
+    until(
+        "the record of the problem, which `egm get` reads",
+        lambda: checkpoints.read_upload_problem(tmp_path) == uploader.problem,
+    )
     began = time.monotonic()
     assert not uploader.close(3600.0)
     assert time.monotonic() - began < 30
@@ -321,7 +336,9 @@ def test_credentials_that_expire_between_checkpoints_are_an_event_without_waitin
                 raise UserError("the S3 credentials have expired (ExpiredToken)")
             return None
 
-    assert uploads.PROBE_S + 5.0 + 15.0 < 60, "a probe, the interval of the looks and the patience of a request"
+    assert uploads.PROBE_S + 5.0 + 15.0 < 60, (
+        "expected less than 60 s for a probe, its interval and the timeout of a request"
+    )
     monkeypatch.setattr(uploads, "PROBE_S", 0.05)
     store = Expiring(tmp_path / "store")
     uploader = uploads.Uploader(tmp_path / "here" / "checkpoints", store, keep=2, interval_s=0.02)
@@ -335,7 +352,9 @@ def test_credentials_that_expire_between_checkpoints_are_an_event_without_waitin
         store.expired = False
         assert "expired" in checkpoints.read_upload_problem(tmp_path / "here")
         until("its end", lambda: not uploader.problem)
-        until("the end of its record", lambda: not checkpoints.read_upload_problem(tmp_path / "here"))
+        until(
+            "the removal of the record of the problem", lambda: not checkpoints.read_upload_problem(tmp_path / "here")
+        )
     finally:
         uploader.close(5.0)
 
@@ -352,7 +371,9 @@ def test_when_a_checkpoint_was_uploaded_is_known_to_the_next_attempt(tmp_path: P
     again = uploads.Uploader(root, store, keep=2, interval_s=0.02)
     assert again.moment is not None and again.moment.time == pytest.approx(uploader.moment.time, abs=0.002)
     again.start()
-    assert again.close(30.0) and again.moment.time == pytest.approx(uploader.moment.time, abs=0.002), "it was sent once"
+    assert again.close(30.0) and again.moment.time == pytest.approx(uploader.moment.time, abs=0.002), (
+        "expected that the checkpoint was sent only once"
+    )
 
 
 def test_an_attempt_that_is_still_alive_elsewhere_uploads_nothing_once_another_has_begun(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_a_rising_score_is_well() -> None:
 def test_collapse_needs_half_of_the_best_mean_to_go() -> None:
     assert _reasons(_lines([0.8] * 10 + [0.5] * 5)) == []
     assert _reasons(_lines([0.8] * 10 + [0.3] * 5)) == ["RewardCollapse"]
-    assert _reasons(_lines([0.8] * 5 + [0.0] * 4)) == [], "too few steps to tell"
+    assert _reasons(_lines([0.8] * 5 + [0.0] * 4)) == [], "expected no event, because there are too few steps"
 
 
 def test_what_is_not_a_number_is_named_with_its_step() -> None:

@@ -74,7 +74,9 @@ def test_progress_metrics_and_health(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert answer["metrics"]["score"] == 0.7 and answer["metrics"]["valAccuracy"] == 0.5
         assert "klLoss" not in answer["metrics"]
         assert answer["checkpoint"] == {"step": 5, "uri": (tmp_path / "checkpoints/global_step_5").as_uri()}
-        assert (tmp_path / "checkpoints/global_step_6").is_dir(), "asking must not touch a checkpoint being written"
+        assert (tmp_path / "checkpoints/global_step_6").is_dir(), (
+            "a request for the progress must not change a checkpoint that is being written"
+        )
         written = (tmp_path / "checkpoints/global_step_5/complete.json").stat().st_mtime
         assert answer["saved"] == {"step": 5, "time": round(written, 3)}
         assert answer["uploaded"] == {"step": 3, "time": 1500.25}

@@ -22,7 +22,9 @@ def test_prompts_without_an_answer_are_counted_and_never_wrong() -> None:
     assert few == {"valAccuracy": 0.5, "valPrompts": 100, "valFailed": 10}
     assert guard.too_many_failed([few]) == ""
     many = attempts.metrics({**verl, guard.FAILED_VALIDATION: 11})
-    assert many == {"valPrompts": 100, "valFailed": 11}, "its accuracy is no figure of the model"
+    assert many == {"valPrompts": 100, "valFailed": 11}, (
+        "expected only the counts, because the accuracy of this validation is not valid"
+    )
     assert guard.too_many_failed([few, many]) == "11 of 100 validation prompts got no answer; at most 10 % may fail"
     assert guard.too_many_failed([many, {"rollouts": 16.0}]) == "", "a step without a validation"
     assert guard.too_many_failed([]) == ""
@@ -32,12 +34,16 @@ def test_failed_rollouts_end_a_run_when_a_tenth_of_ten_steps_is_gone() -> None:
     def steps(*failed: int) -> list[dict[str, float]]:
         return [{"rollouts": 16.0, "rolloutsFailed": float(f)} for f in failed]
 
-    assert guard.too_many_failed(steps(0, 4, 4, 4, 4)) == "", "16 of the 160 of ten steps"
+    assert guard.too_many_failed(steps(0, 4, 4, 4, 4)) == "", (
+        "expected no error: 16 of 160 in ten steps are exactly 10 %"
+    )
     assert (
         guard.too_many_failed(steps(12, 5))
         == "17 of 32 rollouts of the last 2 steps got no answer; at most 10 % may fail"
     )
-    assert guard.too_many_failed(steps(12, *[0] * 9, 5)) == "", "the first of eleven steps is no longer counted"
+    assert guard.too_many_failed(steps(12, *[0] * 9, 5)) == "", (
+        "expected no error: only the last ten of eleven steps count"
+    )
 
 
 def test_five_steps_without_a_finite_gradient_end_the_run_and_name_the_first() -> None:
@@ -51,4 +57,4 @@ def test_five_steps_without_a_finite_gradient_end_the_run_and_name_the_first() -
     )
     assert guard.not_finite(steps(nan, nan, nan, nan, 1.0)) == guard.not_finite([]) == ""
     assert attempts.metrics({"actor/grad_norm": None, "critic/score/mean": 0.5, "x": None})["score"] == 0.5
-    assert math.isnan(attempts.metrics({"actor/grad_norm": None})["gradNorm"]), "null in verl's file is no number"
+    assert math.isnan(attempts.metrics({"actor/grad_norm": None})["gradNorm"]), "expected NaN for null in verl's file"

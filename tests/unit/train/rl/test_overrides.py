@@ -200,7 +200,7 @@ def test_agents_share_the_cores(cores: int, threads: str, monkeypatch: pytest.Mo
 
     assert threads_of() == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert threads_of() is None, "what the user has set stays"
+    assert threads_of() is None, "expected no value, because the user has set one"
 
 
 def test_a_rollout_engine_that_is_not_installed_is_refused_with_those_that_are() -> None:

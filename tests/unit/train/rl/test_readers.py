@@ -107,7 +107,7 @@ def test_a_field_changes_its_key_and_verl_reads_it(field: str) -> None:
     if spec is None or spec.origin is None:
         pytest.skip("verl is not installed")
     source = (Path(spec.origin).parent / reader.file).read_text(encoding="utf-8")
-    assert reader.text in source, f"{reader.key} is read by nobody in {reader.file}"
+    assert reader.text in source, f"{reader.file} of verl does not read {reader.key}"
 
 
 @pytest.mark.parametrize("field", OURS)

@@ -95,7 +95,7 @@ def test_workers_hear_how_it_ended_and_rank_0_who_is_missing() -> None:
     membership = Membership(3, clock=lambda: now[0])
     pods = Pods(0, 3, "127.0.0.1", _free_port(), 6379, TOKEN, "10.0.0.1")
     one, two = replace(pods, rank=1, ip="10.0.0.2"), replace(pods, rank=2, ip="10.0.0.3")
-    assert rendezvous.say(one, timeout_s=0.5) is None, "nobody is there yet"
+    assert rendezvous.say(one, timeout_s=0.5) is None, "expected no reply, because rank 0 has not started"
     with rendezvous.meet(pods, membership):
         assert membership.missing() == [1, 2]
         assert rendezvous.say(one) == {"state": "starting", "ray": "", "resume": ""}
@@ -112,7 +112,7 @@ def test_workers_hear_how_it_ended_and_rank_0_who_is_missing() -> None:
         membership.state = "failed"
         assert not membership.all_notified()
         assert rendezvous.say(one) == {"state": "failed", "ray": "10.0.0.1:6379", "resume": ""}
-        assert membership.all_notified(), "who has left needs not be told"
+        assert membership.all_notified(), "a pod that has left must not be waited for"
 
 
 def test_pods_with_own_disks_say_what_they_train_and_hear_where_it_continues() -> None:
@@ -252,7 +252,7 @@ def test_slots_and_commands() -> None:
     assert {"--head", "--port=6379", "--num-gpus=8", "--num-cpus=64", "--temp-dir=/tmp/x", "--block"} <= set(head)
     worker = ray_cluster.start_command(replace(pods, rank=1), Node(8, 64), "/tmp/x")
     assert "--address=m:6379" in worker and "--head" not in worker
-    assert not any(TOKEN in part for part in head + worker), "a token has no place in a command line"
+    assert not any(TOKEN in part for part in head + worker), "the token must not be in a command line"
     env = ray_cluster.ray_environment(pods, "mark")
     assert env["RAY_AUTH_MODE"] == "token" and env["RAY_AUTH_TOKEN"] == TOKEN
 

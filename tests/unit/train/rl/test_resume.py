@@ -37,11 +37,11 @@ def _verl(out: Path, name: str, *steps: tuple[int, str, float]) -> None:
     ("done", "metrics", "owed"),
     [
         (0, {}, False),
-        (5, {}, True),  # every fifth step
+        (5, {}, True),  # validation is due at every fifth step
         (5, {"score": 1.0}, True),
         (5, {"valAccuracy": 0.5}, False),
         (7, {}, False),
-        (12, {}, True),  # the last
+        (12, {}, True),  # validation is due at the last step
         (12, {"valAccuracy": 0.5}, False),
         (15, {}, False),  # maxSteps was lowered: no step remains
     ],
@@ -54,7 +54,7 @@ def test_what_validation_is_owed(done: int, metrics: dict[str, float], owed: boo
     assert attempts.owes_validation(_job(), done, 12, lines) is owed
     asked = _job(engineOverrides="[trainer.test_freq=-1]")
     assert not attempts.owes_validation(asked, done, 12, lines)
-    elsewhere = [{**line, "metrics": {}} for line in lines]  # with `val_kwargs.n` 4, the figures have other names
+    elsewhere = [{**line, "metrics": {}} for line in lines]  # verl names the figures differently if `val_kwargs.n` is 4
     assert not attempts.owes_validation(_job(), done, 12, elsewhere)
 
 
@@ -64,11 +64,13 @@ def test_a_checkpoint_brings_the_line_of_its_step(tmp_path: Path) -> None:
     assert (line["step"], line["totalSteps"], line["metrics"]) == (3, 9, {"score": 0.5, "gradNorm": 2.0})
     (checkpoint.path / checkpoints.METRICS).write_bytes(b"[")
     checkpoints.mark_complete(checkpoint.path)
-    assert attempts.start(_job(), tmp_path, 9, 1).known == [], "one that cannot be read tells nothing"
+    assert attempts.start(_job(), tmp_path, 9, 1).known == [], (
+        "expected no known metrics, because the record cannot be read"
+    )
     (checkpoint.path / checkpoints.METRICS).unlink()
     checkpoints.mark_complete(checkpoint.path)
     older = attempts.start(_job(), tmp_path, 9, 1)
-    assert (older.done, older.known) == (3, []), "one of an older release has none"
+    assert (older.done, older.known) == (3, []), "expected no known metrics, because an older release wrote none"
 
 
 def test_where_a_run_goes_on(tmp_path: Path) -> None:
@@ -84,9 +86,13 @@ def test_where_a_run_goes_on(tmp_path: Path) -> None:
     assert (start.done, start.validate, [line["step"] for line in start.known]) == (10, "first", [10, *range(10)])
     assert start.unlogged == {"critic/score/mean": 0.5, "actor/grad_norm": 2.0}
     assert attempts.start(_job(), tmp_path, 10, 1).validate == "only"
-    assert attempts.start(_job(), tmp_path, 10, 8).validate == "", "eight processes cannot load the checkpoint of one"
+    assert attempts.start(_job(), tmp_path, 10, 8).validate == "", (
+        "expected no validation: eight processes cannot load the checkpoint of one"
+    )
     _verl(tmp_path, "metrics-2-from-10.jsonl")
-    assert attempts.start(_job(), tmp_path, 12, 1).validate == "", "once: it may fail every time"
+    assert attempts.start(_job(), tmp_path, 12, 1).validate == "", (
+        "expected no second try, because the validation may fail every time"
+    )
     _verl(tmp_path, "metrics-2-from-10.jsonl", (10, ACCURACY, 0.2))
     start = attempts.start(_job(), tmp_path, 12, 1)
     assert start.validate == "" and start.unlogged is None

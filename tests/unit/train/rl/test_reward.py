@@ -1,4 +1,4 @@
-"""The reward that verl gets always has the same keys, and never raises."""
+"""The reward that verl calls always returns the same keys, and never raises."""
 
 import json
 from pathlib import Path

@@ -14,7 +14,7 @@ from grounding.train.rl import run as rl
 
 
 class _Uploader(SimpleNamespace):
-    """Settles as told, and records for how long it was asked to wait."""
+    """An uploader that finishes or fails as the test says, and records for how long it was asked to wait."""
 
     def settle(self, patience_s: float, given_up: Callable[[], object]) -> bool:
         self.patience_s = patience_s

@@ -1,4 +1,4 @@
-"""Whether the current step can end within the grace period, and what is saved if it cannot."""
+"""A step that can end within the grace period is waited for; otherwise the last complete step is saved."""
 
 from __future__ import annotations
 
@@ -31,7 +31,14 @@ STEPS = [
             "end",
             "step 8 is too slow: it needs about 20 s more, and 15 s are left; the last saved step is 5",
         ),
-        ("update", 500, 5, 15, "wait", "waiting for the current step"),  # slower than ever: no one knows
+        (
+            "update",
+            500,
+            5,
+            15,
+            "wait",
+            "waiting for the current step",
+        ),  # slower than any step before, so there is no estimate
         (
             "update",
             10,
@@ -50,8 +57,8 @@ STEPS = [
             "save",
             "step 8 is too slow: it needs about 90 s more, and 85 s are left; saving step 7",
         ),
-        ("rollout", 300, 5, 45, "save", "step 8 is too slow: it needs about 50 s more"),  # the update is still to come
-        ("rollout", 20, 7, 75, "wait", "waiting for the current step 8"),  # step 7 is saved: nothing is risked
+        ("rollout", 300, 5, 45, "save", "step 8 is too slow: it needs about 50 s more"),  # the update has not begun yet
+        ("rollout", 20, 7, 75, "wait", "waiting for the current step 8"),  # step 7 is saved, so waiting loses nothing
         (
             "rollout",
             20,
@@ -73,7 +80,7 @@ def test_before_any_step_has_ended() -> None:
     assert judge(None, 5, [], 60, NOW).text == "no step has begun; the last saved step is 5"
     first = judge(Doing(1, "rollout", NOW - 5, 0), 0, [], 60, NOW)
     assert first.action == "wait" and "whose duration is unknown" in first.text
-    unread = judge(Doing(8, "rollout", NOW - 5, 7), 5, [], 60, NOW)  # the line of step 7 is not read yet
+    unread = judge(Doing(8, "rollout", NOW - 5, 7), 5, [], 60, NOW)  # the progress line of step 7 has not been read yet
     assert unread.action == "save"
 
 

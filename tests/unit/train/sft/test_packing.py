@@ -121,7 +121,7 @@ ANSWERS = [
 def test_loss_and_gradients_are_the_padded_path_s(
     setup: tuple[Any, Any, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss of one optimizer step, summed over packs, equals transformers' loss of the padded batch within float32's rounding."""
+    """The loss of one optimizer step, summed over packs, equals the loss that transformers computes for the padded batch."""
     from transformers import AutoModelForImageTextToText
 
     from grounding.data.images import open_images

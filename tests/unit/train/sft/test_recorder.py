@@ -15,7 +15,7 @@ from grounding.train.sft.run import _Recorder
 
 
 class _Validates:
-    """Replace the trainer: return its figures, or None if the run must stop."""
+    """A trainer that counts its validations and returns fixed figures, or None if the run must stop."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -30,7 +30,9 @@ def _begin(out: Path, resume_from: int, stop: Stop, total: int = 4) -> tuple[_Re
     recorder.trainer, recorder.sets, recorder.every = trainer, {"": None}, 2  # type: ignore[assignment, dict-item]
     control = SimpleNamespace(should_training_stop=False)
     recorder.on_train_begin(None, SimpleNamespace(is_world_process_zero=True, max_steps=total), control)
-    assert control.should_training_stop is recorder.validation_owed, "or the step after it would be trained first"
+    assert control.should_training_stop is recorder.validation_owed, (
+        "expected a stop: the validation that is owed comes before the next step"
+    )
     recorder.on_train_end(None, None, None)
     return recorder, trainer
 
@@ -49,4 +51,4 @@ def test_a_run_begins_with_the_validation_that_a_stop_has_left_out(tmp_path: Pat
     assert trainer.asked == owed and not recorder.validation_owed
     figures = [line["metrics"] for line in read_progress(tmp_path / "progress.jsonl")][-1]
     assert figures["loss"] == 1.0 and ("valLoss" in figures) is owed
-    assert _begin(tmp_path, step, stop, 5)[1].asked == 0, "it is owed no more"
+    assert _begin(tmp_path, step, stop, 5)[1].asked == 0, "expected no second validation"

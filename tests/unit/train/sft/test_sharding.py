@@ -13,7 +13,7 @@ from grounding.train.sft import sharding  # noqa: E402
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_accelerate_takes_the_policy_of_a_gpus_dtype(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks on CPUs train in float32, which needs no policy; on GPUs, accelerate refused the policy in the first step."""
+    """accelerate accepts our policy of mixed precision for a 16-bit dtype, and keeps its three dtypes."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     arguments = SimpleNamespace(fsdp_plugin_args={"fsdp_version": 2, "state_dict_type": "SHARDED_STATE_DICT"})
     sharding.tune(arguments, dtype)

@@ -12,7 +12,7 @@ from grounding.train.sft.torchrun import exit_code
     ("ranks", "first", "code"),
     [
         ({0: 1, 1: -15}, 0, 1),
-        ({0: 1, 1: 2}, 0, exits.MISTAKE),  # rank 0 has only lost its peer
+        ({0: 1, 1: 2}, 0, exits.MISTAKE),  # rank 0 ended because rank 1 had failed
         ({3: -9}, 3, 137),
         ({0: 143, 1: 143}, 1, exits.STOPPED),
     ],

@@ -105,7 +105,7 @@ def test_a_resumed_run_ends_with_the_same_weights(folder: Path, tmp_path: Path, 
     (checkpoint / "training_args.bin").write_bytes(pickle.dumps(_Touch(mark)))
     resumed = _trainer(folder, tmp_path / "cut", 4, masters=masters)
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
-    assert not mark.exists(), "a file that the table says is read by nothing was read"
+    assert not mark.exists(), "loading read a file that the table marks as unused"
     assert _losses(resumed) == _losses(straight)
     one, two = (dict(t.model.named_parameters()) for t in (straight, resumed))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -162,14 +162,18 @@ def test_a_checkpoint_of_float32_weights_gives_the_masters_all_their_digits(fold
     _trainer(folder, tmp_path, 2, masters=False).train()
     before = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint-2", dtype=torch.float32)
     resumed = _trainer(folder, tmp_path, 2, masters=True)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))  # no step remains: only the state is loaded
+    resumed.train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+    )  # all steps are done, so only the state is loaded
     own = resumed.optimizer.optimizer
     names = {weight: name for name, weight in resumed.model.named_parameters()}
     values = dict(before.named_parameters())
     assert own.masters and not own.restored
     for weight, master in zip(own.weights, own.masters, strict=True):
         assert torch.equal(master, values[names[weight]]) and torch.equal(weight, master.bfloat16())
-    assert any(not torch.equal(m, m.bfloat16().float()) for m in own.masters), "float32 digits were lost"
+    assert any(not torch.equal(m, m.bfloat16().float()) for m in own.masters), (
+        "expected masters with more digits than bfloat16 has"
+    )
 
 
 def test_a_training_that_has_taken_its_last_step_takes_no_other(folder: Path, tmp_path: Path) -> None:
@@ -186,10 +190,10 @@ def test_validation_counts_every_answer_once_and_leaves_the_training_as_it_is(fo
     before, loss, right = torch.get_rng_state(), 0.0, 0.0
     trainer.model.train()
     found = trainer.figures_of(rows)
-    assert trainer.figures_of(rows, lambda: True) is None, "a stop does not wait for a validation"
+    assert trainer.figures_of(rows, lambda: True) is None, "expected no figures, because a stop ends the validation"
     assert torch.equal(before, torch.get_rng_state()) and trainer.model.training
     tokens = 0
-    for row in range(len(rows)):  # one by one, from complete logits
+    for row in range(len(rows)):  # compute the loss row by row, from the complete logits
         batch = trainer.data_collator([rows[row]])["batch"]
         with torch.no_grad():
             hidden = trainer.model.model(**_inputs(batch))[0][0]

@@ -1,4 +1,4 @@
-"""What the trainer does on every pod, without Ray."""
+"""Tasks that the trainer runs on every pod, without Ray."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from grounding.errors import Failure
 
 
 class _FakeRay(ModuleType):
-    """Runs each task at once in this process."""
+    """A module in place of Ray that runs each task at once in this process."""
 
     def __init__(self) -> None:
         super().__init__("ray")
@@ -44,7 +44,9 @@ def every_pod(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)
     name = "grounding.train.verl.every_pod"
     monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(grounding.train.verl, "every_pod", None, raising=False)  # so that the import's is removed again
+    monkeypatch.setattr(
+        grounding.train.verl, "every_pod", None, raising=False
+    )  # the test's end then removes the attribute that the import sets
     yield importlib.import_module(name)
     sys.modules.pop(name, None)
 

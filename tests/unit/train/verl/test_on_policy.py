@@ -1,4 +1,4 @@
-"""The entropy that an update measures without gradients."""
+"""The entropy is measured in an update, without gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grounding.train.verl import on_policy
 def test_the_entropy_is_that_of_the_distribution(
     dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_policy, "_CHUNK_BYTES", 4 * 11 * 3)  # three rows at a time
+    monkeypatch.setattr(on_policy, "_CHUNK_BYTES", 4 * 11 * 3)  # room for three rows at a time
     torch.manual_seed(0)
     logits = (4 * torch.randn(rows, 11)).to(dtype).requires_grad_()
     temperatures = torch.full((rows,), 0.5)

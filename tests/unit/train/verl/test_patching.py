@@ -56,7 +56,7 @@ def test_another_source_than_the_expected_one_is_reported(
 
 
 def _foreign_assignments(file: Path) -> list[str]:
-    """Return assignments at the top level of a module to attributes of imported names; importing it would change another package."""
+    """Return the assignments with which importing a module would change an imported package."""
     tree = ast.parse(file.read_text())
     imported = {
         (alias.asname or alias.name).partition(".")[0]

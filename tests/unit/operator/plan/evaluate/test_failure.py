@@ -23,7 +23,7 @@ def _pod(**more: Any) -> dict[str, Any]:
         (
             [client(**ended("Failed")), SERVER],
             AGAIN | {"reason": "PodFailed"},
-        ),  # the servers are kept for the next client
+        ),  # the next client uses the same servers
         ([client(**ended("Failed")), _pod(code=1)], AGAIN | {"reason": "PodFailed"}),
         ([client(**ended("Failed")), _pod(code=1, reason="Evicted")], AGAIN | {"reason": "Evicted"}),
         (

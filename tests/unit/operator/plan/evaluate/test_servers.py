@@ -26,7 +26,7 @@ def _server(index: int, **more: Any) -> dict[str, Any]:
         ([_server(0, **READY), _server(1)], {"final": False}),
         ([_server(0, **READY), _server(1), _server(2)], {"final": False, "delete": ["j-eval-server-2"]}),
         ([_server(0, **READY), _server(1, phase="Failed")], {"final": False, "delete": ["j-eval-server-1"]}),
-        ([_server(0), _server(1), client()], {"final": False}),  # a client continues with the servers that exist
+        ([_server(0), _server(1), client()], {"final": False}),  # no server is added while a client runs
     ],
 )
 def test_servers(owned: list[Any], expected: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ def test_from_then_on_they_may_take_only_so_long() -> None:
 
 
 def test_a_server_whose_node_is_lost_is_deleted_by_force() -> None:
-    """The next server needs its name, and it has nothing to save."""
+    """The replacement needs the name of the lost server, which has nothing to save."""
     left = 300  # EGM_OPERATOR_NODE_LOST_SECONDS
     for ago, force in ((left - 1, False), (left, True)):
         decision = servers(placed_evaluating(_server(0, leaving=ago, **READY), _server(1, **READY)))
@@ -89,7 +89,7 @@ def test_a_server_whose_node_is_lost_is_deleted_by_force() -> None:
 
 
 def _flapping(index: int, **more: Any) -> dict[str, Any]:
-    """A server that was ready until now, on a node that took it long ago."""
+    """Return a server that started hours ago and has just stopped being ready."""
     turned = {"type": "Ready", "status": "False", "lastTransitionTime": stamp(NOW)}
     return _server(index, startTime=stamp(NOW - HOURS), conditions=[turned], **more)
 
@@ -103,7 +103,7 @@ LONG_AGO = {"startTime": stamp(NOW - HOURS)}
         (1, [_flapping(0)]),
         (1, [_server(0, phase="Failed", **LONG_AGO), _server(1)]),
         (2, [_server(0, **LONG_AGO, **READY), _server(1, startTime=stamp(NOW))]),
-        (2, [_server(0, **LONG_AGO, **READY), _server(1, phase="Pending")]),  # as long as it takes until a node is free
+        (2, [_server(0, **LONG_AGO, **READY), _server(1, phase="Pending")]),  # waiting for a free node has no limit
     ],
 )
 def test_servers_of_before_do_not_limit_the_time_of_new_ones(least: int, owned: list[Any]) -> None:
@@ -144,9 +144,12 @@ def _grouped(
     ("owned", "groups"),
     [
         ([], {"j-eval-server-0": 2, "j-eval-server-1": 2}),
-        ([_grouped(0)], {"j-eval-server-1": "g"}),  # the operator was killed between the two
-        ([_grouped(0), _grouped(1, phase="Failed")], {"j-eval-server-1-r2": "g"}),  # Kueue keeps the old pod until then
-        ([_grouped(0, size=1)], {"j-eval-server-1": 1}),  # there are more servers than at the beginning
+        ([_grouped(0)], {"j-eval-server-1": "g"}),  # the operator was killed after it created the first server
+        (
+            [_grouped(0), _grouped(1, phase="Failed")],
+            {"j-eval-server-1-r2": "g"},
+        ),  # Kueue keeps the failed pod until its replacement exists
+        ([_grouped(0, size=1)], {"j-eval-server-1": 1}),  # the group was made for one server, so the second has its own
         ([_grouped(0, deleting=True), _grouped(1, deleting=True)], {"j-eval-server-0-r2": 2, "j-eval-server-1-r2": 2}),
         ([_grouped(0), _grouped(1)], {}),
     ],
@@ -160,7 +163,9 @@ def test_what_is_missing_in_a_queue_is_one_group(owned: list[Any], groups: dict[
         labels, annotations = made[name]["metadata"]["labels"], made[name]["metadata"]["annotations"]
         size = annotations["kueue.x-k8s.io/pod-group-total-count"]
         assert (labels["grounding.egm.dev/group"] if isinstance(wanted, str) else int(size)) == wanted
-        assert made[name]["spec"]["hostname"] == re.sub("-r2$", "", name), "the client knows it by the same address"
+        assert made[name]["spec"]["hostname"] == re.sub("-r2$", "", name), (
+            "a replaced server must keep its address, because the client uses it"
+        )
 
 
 def test_servers_that_a_queue_takes_back_cost_no_attempt() -> None:
@@ -168,12 +173,14 @@ def test_servers_that_a_queue_takes_back_cost_no_attempt() -> None:
     assert said(decision) == {"final": True, "phase": "Pending", "reason": "Queued", "delete": ["j-eval-client-1"]}
     still = servers(placed_evaluating(_grouped(0), _grouped(1, gated=True), client(), queue="q"))
     assert said(still) == {"final": False}
-    # it belongs to servers of before, with which Kueue has suspended it
+    # a client of an earlier group of servers, which Kueue has suspended with them
     old = {**client(), "spec": {"suspend": True}}
     old["metadata"]["labels"]["grounding.egm.dev/group"] = "earlier"
     later = servers(placed_evaluating(_grouped(0), _grouped(1), old, queue="q"))
     assert said(later)["delete"] == ["j-eval-client-1"]
-    old["metadata"]["labels"]["grounding.egm.dev/group"] = "g"  # a person has suspended it
+    old["metadata"]["labels"]["grounding.egm.dev/group"] = (
+        "g"  # a client of the present group was suspended by a person
+    )
     assert said(servers(placed_evaluating(_grouped(0), _grouped(1), old, queue="q"))) == {"final": False}
 
 
@@ -188,19 +195,23 @@ def _further(index: int, **more: Any) -> dict[str, Any]:
         (2, [], [2, 2]),
         (4, [], [4, 4, 4, 4]),
         (2, [_grouped(0)], ["g"]),
-        (2, [_grouped(0), _grouped(1)], [1, 1]),  # all that it begins with are admitted
+        (2, [_grouped(0), _grouped(1)], [1, 1]),  # both required servers are admitted, so the further ones are created
         (2, [_grouped(0, gated=True), _grouped(1, gated=True)], []),
-        # those with which it began have been preempted
+        # the required servers have been preempted
         (2, [_grouped(0, deleting=True), _grouped(1, deleting=True), _further(3)], [2, 2]),
         (2, [_further(2, gated=True), _further(3, gated=True)], [2, 2]),
-        (2, [_further(2), _further(3)], [1, 1]),  # as many are left
-        (3, [_grouped(0, size=3), _grouped(1, size=3, phase="Failed"), _further(3)], ["g", "g"]),  # one was lost
+        (2, [_further(2), _further(3)], [1, 1]),  # two admitted servers are left, as many as required
+        (
+            3,
+            [_grouped(0, size=3), _grouped(1, size=3, phase="Failed"), _further(3)],
+            ["g", "g"],
+        ),  # one required server has failed
     ],
 )
 def test_fewer_servers_may_begin(least: int, owned: list[Any], sizes: list[Any]) -> None:
-    """Kueue admits a pod group whole or not at all, so that servers which may come later are groups of their own.
+    """Kueue admits a pod group completely or not at all, so servers beyond `minServers` are groups of one pod.
 
-    There are none while the job waits for those with which it begins: they would hold GPUs that these, or another job, need.
+    They are not created while the job waits for the required servers, because they would hold GPUs that those servers need.
     """
     decision = servers(placed_evaluating(*owned, queue="q", servers=4, minServers=least))
     assert decision is not None
@@ -216,7 +227,7 @@ def test_fewer_servers_may_begin(least: int, owned: list[Any], sizes: list[Any])
 
 
 def test_the_client_takes_part_in_the_admission_of_its_servers() -> None:
-    """Otherwise it would need a quota of its own, which other servers may hold whose clients wait for these."""
+    """A client with its own quota could wait for quota that other servers hold, while the clients of those servers wait too."""
     made = CLIENT.objects(placed_evaluating(_grouped(0, gated=True), _grouped(1), queue="q"), 1)[-1]
     job, server = made["metadata"]["ownerReferences"]
     assert (job["kind"], job["controller"]) == ("GroundingEvalJob", False)

@@ -19,7 +19,10 @@ def _pod(**more: Any) -> dict[str, Any]:
     [
         ([], {}),
         ([client(), _pod()], {}),
-        ([client(), _pod(code=0), SERVER], WON | {"delete": ["s"]}),  # servers are deleted before the Job reports
+        (
+            [client(), _pod(code=0), SERVER],
+            WON | {"delete": ["s"]},
+        ),  # the client's pod has ended, but its Job does not say so yet
         ([client(**ended("Complete", ago=0)), _pod()], {"final": True, "at": 1}),
         ([client(**ended("Complete"))], WON),
     ],

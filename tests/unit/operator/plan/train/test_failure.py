@@ -17,7 +17,7 @@ DISRUPTED = {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}
     ("owned", "expected"),
     [
         ([], {}),
-        ([pod(code=1)], {}),  # its gang is deleted: no attempt is running
+        ([pod(code=1)], {}),  # the gang is deleted, so no attempt is running
         ([gang(), pod(ago=200)], {}),
         ([gang(), pod(code=1)], AGAIN | {"reason": "PodFailed"}),
         ([gang(), pod(code=137, reason="OOMKilled")], AGAIN | {"reason": "OutOfMemory"}),
@@ -31,7 +31,7 @@ DISRUPTED = {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}
         (
             [gang(), pod("a", code=1), pod("b", code=2)],
             AGAIN | {"reason": "PodFailed"},
-        ),  # at the same time: in the order of names
+        ),  # both ended at the same time, so the first name counts
         ([gang(**ended("Failed", ago=0))], {"final": True, "at": 1}),
         ([gang(**ended("Failed")), pod("a"), pod("b")], AGAIN | {"reason": "PodFailed"}),
         # for the training-operator, a deleted pod has failed
@@ -86,7 +86,7 @@ def test_what_the_cluster_ends_counts_against_no_limit(
 
 
 def test_a_job_s_controller_says_that_a_disruption_has_ended_it() -> None:
-    """The pod itself may have disappeared with its node."""
+    """The pod itself may have disappeared together with its node."""
     said_by = {"type": "Failed", "status": "True", "lastTransitionTime": stamp(NOW - 10)}
     word = "Pod n/j-a1-0-x has condition DisruptionTarget matching FailJob rule at index 0"
     for reason, message, expected in (

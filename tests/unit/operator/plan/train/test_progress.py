@@ -28,7 +28,10 @@ def _applied(body: dict[str, Any], old: dict[str, Any] = OLD) -> dict[str, Any]:
         ({"step": "x"}, OLD["progress"]),
         ({"step": True}, OLD["progress"]),
         ({"step": -1}, OLD["progress"]),
-        ({"step": 4, "totalSteps": 9}, {**OLD["progress"], "percent": 44.4}),  # no new step: the time stays
+        (
+            {"step": 4, "totalSteps": 9},
+            {**OLD["progress"], "percent": 44.4},
+        ),  # without a new step, the time does not change
         (
             {"step": 5, "totalSteps": 10, "time": NOW},
             {"step": 5, "totalSteps": 10, "percent": 50.0, "etaSeconds": 50, "time": stamp(NOW)},
@@ -76,13 +79,13 @@ MOMENT = {"step": 2, "time": NOW - 50}
 @pytest.mark.parametrize(
     ("before", "body", "ended", "expected", "event"),
     [
-        (None, {"step": 1, "events": []}, None, None, None),  # its folder is its output
+        (None, {"step": 1, "events": []}, None, None, None),  # the job has no store to upload to
         (None, {"step": 1, "events": [], "uploaded": MOMENT}, None, ("True", "Uploaded"), None),
         (None, {"step": 3, "events": [FAILING]}, None, ("False", "UploadFailing"), "UploadFailing"),
         ("True", {"step": 3, "events": [FAILING], "uploaded": MOMENT}, None, ("False", "UploadFailing"), "UploadFailing"),
         ("False", {"step": 3, "events": [FAILING]}, None, ("False", "UploadFailing"), None),
         ("False", {"step": 3, "events": []}, None, ("True", "Uploaded"), "Uploaded"),
-        ("False", {"step": 3}, None, ("False", "Said"), None),  # a message that was too long contains no events
+        ("False", {"step": 3}, None, ("False", "Said"), None),  # a report that was cut to fit contains no events
         ("False", {"step": 3, "events": [FAILING]}, {"step": 4, "events": []}, ("True", "Uploaded"), "Uploaded"),
         ("True", {"step": 3, "events": []}, {"step": 4, "events": [FAILING]}, ("False", "UploadFailing"), "UploadFailing"),
     ],
@@ -109,7 +112,9 @@ def test_uploads_that_fail_are_a_condition(
 def test_what_is_done_about_a_stop_is_the_attempts_own() -> None:
     said = "waiting for the current step 7: it needs about 40 s more, and 66 s are left"
     assert _applied({"step": 6, "stopping": said})["stopping"] == said
-    assert "stopping" not in _applied({"step": 7}, {"stopping": said}), "the next attempt was not asked to stop"
+    assert "stopping" not in _applied({"step": 7}, {"stopping": said}), (
+        "expected no `stopping`, because the next attempt was not asked to stop"
+    )
     assert _applied({}, {"stopping": said})["stopping"] == said
 
 

@@ -20,7 +20,7 @@ COME_BACK = [("j-a1", {"suspend": False})]
         ([gang(queue="q")], {"queue": "q"}, {}),
         ([gang(suspended=True, queue="q")], {"queue": "q"}, QUEUED),
         ([gang(suspended=True, queue="default")], {}, QUEUED),
-        ([gang(suspended=True)], {}, QUEUED),  # by someone else
+        ([gang(suspended=True)], {}, QUEUED),  # someone else has suspended the gang
         ([gang(suspended=True, queue="q", ago=90)], {"queue": "q", "startDeadlineSeconds": 60}, QUEUED),
         ([gang(suspended=True, by_us=True)], {}, STARTING | {"patch": COME_BACK}),
         ([gang(suspended=True, by_us=True), pod()], {}, STARTING | {"reason": "Stopping"}),

@@ -56,7 +56,7 @@ def test_progress_available(answered_ago: float | None, whole_for: float, expect
         (0, 1000, None, "AllPodsRunning"),
         (0, 50, 60, "AllPodsRunning"),
         (0, 60, 60, "Stalled"),
-        (STALE + 1, 1000, 60, "AllPodsRunning"),  # without an answer, it is unknown whether the training stalls
+        (STALE + 1, 1000, 60, "AllPodsRunning"),  # without an answer, a stall cannot be detected
         (None, 1000, 60, "AllPodsRunning"),
     ],
 )
