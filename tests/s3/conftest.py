@@ -14,7 +14,7 @@ server, dataset = _module.server, _module.dataset
 
 
 def pytest_collection_modifyitems(items):
-    """Tests with whole commands and a server that restarts take seconds, but minutes on a busy machine."""
+    """Give these tests a longer time limit: they run whole commands and restart a server, which is slow on a busy machine."""
     for item in items:
         if "s3" in Path(str(item.fspath)).parts:
             item.add_marker(pytest.mark.timeout(600))

@@ -45,7 +45,7 @@ spec:
 
 
 def test_a_real_s3_server_that_goes_away_and_comes_back(tmp_path: Path, s3) -> None:
-    """All files of a job are uploaded; a node with an empty disk continues from them."""
+    """The server is stopped and started during the uploads; afterwards a node with an empty disk continues from all files of the job."""
     from grounding.storage import open_store
 
     server, bucket = s3
@@ -116,7 +116,9 @@ def test_kill_9_of_an_upload_then_another_attempt_elsewhere(
     subprocess.run([*command, str(made[1])], check=True)
     last = uploads.restore(open_store(uri), tmp_path / "d")
     assert last is not None and _same(made[1], last.path)
-    subprocess.run([*command, str(made[0])], check=True)  # the first attempt continues, too late
+    subprocess.run(
+        [*command, str(made[0])], check=True
+    )  # the first attempt continues to upload although the second one has begun
     after = uploads.restore(open_store(uri), tmp_path / "e")
     assert after is not None and _same(made[1], after.path)
 
@@ -152,7 +154,7 @@ def test_two_attempts_on_two_machines_at_once(tmp_path: Path, s3, monkeypatch: p
         command = [sys.executable, "-c", BOTH, uri, str(folder)]
         alive.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
         assert alive[-1].stdout is not None and alive[-1].stdout.readline() == "claimed\n"
-    for process in reversed(alive):  # both must upload; the second began last
+    for process in reversed(alive):  # both must finish their uploads; the second attempt began later
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()

@@ -71,7 +71,7 @@ def refused(world, uri, patience=1):
 
 
 def gets(hub, name):
-    """Ranges of the requests for a file's content."""
+    """Return the ranges of the requests for a file's content."""
     return [span for method, asked, span in hub.asked if (method, asked) == ("GET", name)]
 
 
@@ -82,7 +82,7 @@ def test_a_model_is_fetched_once_whole_and_verified(hub, world):
     before = len(hub.asked)
     assert fetched(world, "hf://o/model") == folder
     assert len(hub.asked) == before
-    hub.stop()  # if everything is downloaded, an unreachable hub does not matter
+    hub.stop()  # the next call must not need the hub, because everything is downloaded
     assert fetched(world, "hf://o/model") == folder
     assert fetched(world | {"HF_HUB_OFFLINE": "1"}, "hf://o/model") == folder
 
@@ -138,7 +138,7 @@ def test_a_hub_that_goes_away_meanwhile_is_waited_for(hub, world):
         time.sleep(0.05)
     hub.stop()
     hub.cut_after = 0
-    threading.Timer(12, hub.start).start()  # longer than huggingface_hub's own five tries
+    threading.Timer(12, hub.start).start()  # 12 s is longer than the five tries of huggingface_hub itself
     out, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
     assert (Path(out.strip()) / "model.safetensors").read_bytes() == hub.files["o/model"]["model.safetensors"]
@@ -146,7 +146,7 @@ def test_a_hub_that_goes_away_meanwhile_is_waited_for(hub, world):
 
 def test_a_killed_fetch_goes_on_with_the_missing_parts(hub, world, tmp_path):
     partial = tmp_path / "cache/hf/o/model/.model.safetensors.partial.json"
-    hub.cut_after, hub.cuts = 15_000_000, 99  # the first part is longer, the second is not
+    hub.cut_after, hub.cuts = 15_000_000, 99  # the first part has more bytes than this, the second part has fewer
     child = start(world, "hf://o/model")
     until = time.monotonic() + 60
     while not partial.exists() and time.monotonic() < until:
@@ -193,7 +193,7 @@ def test_a_model_of_the_hub_is_known_by_its_content_online_and_offline(hub, worl
     fetched(world, "hf://o/model")
     hub.stop()
     world["HF_HUB_OFFLINE"] = "1"
-    assert known() == first, "what was fetched is known without the hub"
+    assert known() == first, "the content must be known without the hub, because the model was downloaded"
     del world["HF_HUB_OFFLINE"]
     hub.start()
     hub.files["o/model"]["config.json"] = b"{ }"

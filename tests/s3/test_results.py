@@ -77,8 +77,8 @@ def test_a_killed_pod_loses_one_interval_and_another_goes_on(s3, dataset, server
             body.read().count(b"\n") for n in names(s3) if n.startswith("results/") for body in [_body(s3, f"run/{n}")]
         )
         assert 0 < there <= here
-        lost += here - there + 2  # and requests in flight
-        shutil.rmtree(disk)  # the pod and its disk are lost
+        lost += here - there + 2  # plus the requests in flight
+        shutil.rmtree(disk)  # simulate the loss of the pod with its disk
     server.delay = 0
     summary = json.loads(call(dataset, server, out, "--local", str(dataset / "disk")).stdout)
     assert steady(summary) == steady(reference)
@@ -125,7 +125,7 @@ def test_a_store_that_is_away_for_a_while_loses_nothing(s3, dataset, server):
 
     def strike():
         until = time.monotonic() + 60
-        # not while the client starts, because then an unreachable store is an error at once
+        # wait for the first answer: while the client starts, an unreachable store would be an error at once
         while server.count == before and time.monotonic() < until:
             time.sleep(0.05)
         time.sleep(0.5)
@@ -210,7 +210,7 @@ def test_a_pod_that_is_told_to_stop_sends_its_last_rows(s3, dataset, server, mon
             [sys.executable, "-m", "grounding.cli", *words], cwd=dataset, env=environment(), stderr=subprocess.PIPE
         )
 
-    server.delay = 1.0  # so slow that it does not end before the signal, even on a busy machine
+    server.delay = 1.0  # slow, so that the evaluation does not end before the signal
     child, until = role("one"), time.monotonic() + 200
     while server.count < 7 and time.monotonic() < until:
         time.sleep(0.02)

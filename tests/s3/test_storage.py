@@ -12,7 +12,7 @@ from grounding.files import MANIFEST, publish
 from grounding.models.content import content_of
 from grounding.storage import Transfer, fetch, open_store, send
 
-SMALL = Transfer(parallel=3, part_bytes=5 << 20, patience_s=60)  # the smallest part that S3 allows
+SMALL = Transfer(parallel=3, part_bytes=5 << 20, patience_s=60)  # 5 MiB is the smallest part that S3 allows
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -92,7 +92,7 @@ def test_a_killed_download_goes_on(s3, tmp_path):
     client.get_object = lambda **k: asked.append(k["Range"]) or real(**k)
     store.download("big", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == big.read_bytes()
-    assert len(asked) == 4  # of eight parts
+    assert len(asked) == 4  # only four of the eight parts are requested again
 
 
 def test_an_object_that_is_replaced_meanwhile_is_begun_anew(s3, tmp_path):
@@ -161,7 +161,7 @@ def test_a_folder_is_fetched_once_and_follows_changes(s3, tmp_path):
     assert fetch(uri, progress=moved.append) == target and sum(moved) == 1002
     (source / "sub/w.bin").write_bytes(b"new")
     store = open_store(uri)
-    assert send(source, store, last="config.json") == 2  # the marker is written again
+    assert send(source, store, last="config.json") == 2  # the changed file and the marker are sent
     store.delete("config.json")
     fetch(uri)
     assert (target / "sub/w.bin").read_bytes() == b"new" and not (target / "config.json").exists()
@@ -199,7 +199,7 @@ def test_what_is_here_is_used_while_the_store_is_away(s3, tmp_path):
         assert fetch(f"s3://{bucket}/m", transfer=quick, say=said.append) == folder
         assert "using the files downloaded before" in said[-1]
         (folder / "b").unlink()
-        with pytest.raises(Failure):  # a half file is an error
+        with pytest.raises(Failure):  # reading an incomplete file must fail
             fetch(f"s3://{bucket}/m", transfer=quick)
     finally:
         server.start()

@@ -33,11 +33,11 @@ _BY_NAME = {
     ),
     "gang": ("test_ray_cluster", "test_rl_own_disks"),
 }
-"""Marker -> modules that `make test` leaves out, because they take a quarter of an hour or need root."""
+"""Marker -> modules with that marker. `make test` leaves them out, because they take long or need root."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this folder, since each starts processes that import torch: minutes, not seconds."""
+    """Add the markers, and give every test of this folder minutes, because each starts processes that import torch."""
     for item in items:
         path = Path(str(item.fspath))
         if "stack" in path.parts:
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random tiny Qwen3-VL with its processor."""
+    """Return the folder of a random tiny Qwen3-VL with its processor."""
     from grounding.models.tiny import build, demo_corpus
 
     out = tmp_path_factory.mktemp("tiny") / "model"
@@ -71,7 +71,7 @@ spec:
 
 @pytest.fixture(scope="session")
 def speaking_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model after a minute of SFT: it answers with boxes, mostly wrong ones, so that rewards differ."""
+    """Return a tiny model after a minute of SFT. Its answers are boxes, most of them wrong, so that rewards differ."""
     folder = tmp_path_factory.mktemp("speaking")
     job = folder / "job.yaml"
     job.write_text(SFT_MANIFEST)

@@ -25,7 +25,7 @@ from tests.unit.report import samples
 from tests.unit.test_docs_commands import PAGES, ROOT, blocks
 
 URL = "http://127.0.0.1:30000"
-"""The server in the pages, which the test replaces by its own"""
+"""The address of the server in the pages, which the test replaces by that of its own server"""
 
 
 @pytest.fixture(scope="module")

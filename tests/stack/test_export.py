@@ -64,7 +64,9 @@ def test_shards_of_two_ranks_become_a_model_that_is_served_and_trained_further(
     subprocess.run(role, check=True)
     newest = checkpoints.peek(out / "checkpoints")
     assert newest is not None and newest.step == 1 and checkpoints.world_size(newest.path) == 2
-    assert not list(newest.path.rglob("*.safetensors")), "nothing had to be merged"
+    assert not list(newest.path.rglob("*.safetensors")), (
+        "expected a checkpoint without safetensors files, so that the export has to merge shards"
+    )
 
     # the merged weights are what the ranks trained, in bfloat16
     merged, before = (load_file(folder / "model.safetensors") for folder in (out / "model", speaking_model))
@@ -79,7 +81,7 @@ def test_shards_of_two_ranks_become_a_model_that_is_served_and_trained_further(
     assert egm(["checkpoint", "list", str(out)]) == 0
     assert "global_step_1" in capsys.readouterr().out
 
-    # a server can serve it
+    # a server can serve the merged model
     manifest = tmp_path / "eval.yaml"
     manifest.write_text(EVAL.replace("MODEL", str(tmp_path / "again")))
     assert egm(["run", "-f", str(manifest), "--runs", str(tmp_path / "runs")]) == 0
@@ -94,7 +96,7 @@ def test_shards_of_two_ranks_become_a_model_that_is_served_and_trained_further(
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     assert "written by 2 processes, the job now has 1" in refused.stderr and "egm checkpoint export" in refused.stderr
 
-    # and that works
+    # the advised `egm checkpoint export` works
     shutil.rmtree(out)
     out.mkdir()
     role[role.index("--model") + 1] = str(tmp_path / "again")

@@ -46,7 +46,7 @@ spec:
 
 @pytest.fixture(params=[SFT, RL], ids=["sft", "rl"])
 def manifest(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Return a job that saves no checkpoint by itself for a long time."""
+    """Write a job whose next regular checkpoint is far away; return the file."""
     text = request.param.replace("OUTPUT", str(tmp_path / "output"))
     if "MODEL" in text:
         text = text.replace("MODEL", str(request.getfixturevalue("tiny_model")))
@@ -58,14 +58,14 @@ def manifest(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def _until_training(out: Path, process: subprocess.Popen[bytes], log: Callable[[], str], steps: int = 2) -> None:
     deadline = time.monotonic() + 600
     while len([line for line in read_progress(out / "progress.jsonl") if line["step"] > 0]) < steps:
-        assert process.poll() is None, f"ended before it could be stopped\n{log()}"
+        assert process.poll() is None, f"the role ended before it could be stopped\n{log()}"
         assert time.monotonic() < deadline, log()
         time.sleep(0.05)
 
 
 def _stopped(out: Path, output: Path, process: subprocess.Popen[bytes], began: float, code: int, log: str) -> None:
     assert process.wait(GRACE_S + 30) == code, log
-    assert time.monotonic() - began < GRACE_S, "it did not end within its grace period"
+    assert time.monotonic() - began < GRACE_S, "the role did not end within its grace period"
     last = read_progress(out / "progress.jsonl")[-1]["step"]
     newest = checkpoints.peek(out / "checkpoints")
     assert newest is not None and newest.step >= last >= 2, log

@@ -37,7 +37,7 @@ spec:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny InternVL after a few steps of SFT."""
+    """Return the folder of a tiny InternVL after a few steps of SFT."""
     folder = tmp_path_factory.mktemp("internvl")
     job, data = folder / "job.yaml", folder / "data"
     job.write_text(SFT)
@@ -68,7 +68,9 @@ def test_rl_runs_by_verl_and_leaves_a_model(tmp_path: Path, model: Path) -> None
     subprocess.run(role_command("rl", "--job", job, "--data", data, "--model", model, "--out", tmp_path), check=True)
     lines = [line for line in read_progress(tmp_path / "progress.jsonl") if line["step"]]
     assert [line["step"] for line in lines] == [1, 2]
-    assert all(line["metrics"]["gradNorm"] > 0 for line in lines), "rewards did not differ"
+    assert all(line["metrics"]["gradNorm"] > 0 for line in lines), (
+        "expected a gradient in every step, but all rewards of a step were equal"
+    )
     assert "valAccuracy" in lines[-1]["metrics"]
     before, after = load_file(model / "model.safetensors"), load_file(tmp_path / "model" / "model.safetensors")
     assert before.keys() == after.keys()
@@ -142,7 +144,9 @@ def test_prompts_are_narrowed_to_what_vllm_widens(model: Path) -> None:
     text = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
     images = [Image.new("RGB", (640, 300), "red")]
     inputs = processor(text=text, images=images, return_tensors="pt")
-    assert inputs["pixel_values"].shape[0] > 1, "one tile alone would prove little"
+    assert inputs["pixel_values"].shape[0] > 1, (
+        "expected a picture of more than one tile, so that the test covers tiles"
+    )
     wide = inputs["input_ids"][0].tolist()
     assert narrowed(wide, processor) == processor.tokenizer(text)["input_ids"][0]
     stripped = processor_inputs(processor, text=["user\nWhere?"], images=images)

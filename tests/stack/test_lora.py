@@ -76,7 +76,7 @@ def _killed_after(command: list[str], out: Path, steps: int) -> None:
         found = checkpoints.peek(out / "checkpoints")
         if found is not None and found.step >= steps:
             break
-        assert child.poll() is None, "ended before it could be killed"
+        assert child.poll() is None, "the training ended before it could be killed"
         time.sleep(0.05)
     power_cut(child.pid)  # a process that continues would write into the same folder
     child.wait()
@@ -110,7 +110,7 @@ def test_adapters_are_trained_resumed_merged_and_better_than_the_base(tmp_path: 
     _killed_after(command, killed / "out", 70)
     subprocess.run(command, check=True)
     model = straight / "out" / "model"
-    # 14 matrices of the language model, 7 of the vision tower; the embedding and the norms are the base's to the last bit
+    # 14 matrices of the language model, 7 of the vision tower; the embedding and the norms are equal to the base's, bit for bit
     assert len(_changed(speaking_model, model)) == 21
     assert not _changed(model, killed / "out" / "model")
     newest = checkpoints.peek(straight / "out" / "checkpoints")

@@ -30,9 +30,9 @@ REWARD = """
 def even(data_source, solution_str, ground_truth, extra_info):
     return sum(ord(c) % 2 == 0 for c in solution_str) / (len(solution_str) + 1)
 """
-"""Differs between the answers of a model that was never trained"""
+"""A user's reward that differs between the answers of an untrained model"""
 VERLS_OWN = "engineOverrides: [actor_rollout_ref.rollout.calculate_log_probs=True]"
-"""Compares rollouts with the actor's old log-probabilities, which needs the separate pass but does not change the training"""
+"""Overrides that compare rollouts with the old log-probabilities: verl then needs the separate pass, and trains the same"""
 
 
 class _Run:
@@ -56,7 +56,7 @@ class _Run:
         self.weights = load_file(out / "model" / "model.safetensors")
 
     def figures(self, name: str) -> list[float]:
-        """Return a figure of each step."""
+        """Return the metric `name` of each step."""
         return [step[name] for step in self.steps]
 
 
@@ -72,7 +72,9 @@ def test_the_pass_is_left_out_and_nothing_else_changes(tmp_path: Path, tiny_mode
         assert ours.figures(name) == own.figures(name), name
     assert ours.figures("entropy") == pytest.approx(own.figures("entropy"), abs=1e-5)
     assert all(entropy > 0.01 for entropy in ours.figures("entropy"))
-    assert all(norm > 0 for norm in ours.figures("gradNorm")), "rewards did not differ"
+    assert all(norm > 0 for norm in ours.figures("gradNorm")), (
+        "expected a gradient in every step, but all rewards of a step were equal"
+    )
     assert all(torch.equal(ours.weights[name], own.weights[name]) for name in own.weights)
     before = load_file(tiny_model / "model.safetensors")
     assert any(not torch.equal(before[name], ours.weights[name]) for name in before), "nothing was trained"
@@ -82,7 +84,9 @@ def test_with_two_updates_a_step_the_pass_stays(tmp_path: Path, tiny_model: Path
     run = _Run(tmp_path / "two", tiny_model, "maxSteps: 1, miniBatchSize: 2")
     assert "rl: old log-probabilities are computed in a separate pass" in run.output
     assert "by the update itself" not in run.output
-    assert any(kl != 0 for kl in run.figures("kl")), "the second update's old policy would be the new one"
+    assert any(kl != 0 for kl in run.figures("kl")), (
+        "expected a KL other than 0, because the second update of a batch has an older policy"
+    )
 
 
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"])
@@ -97,7 +101,7 @@ def test_the_entropy_of_parts_is_verl_s_of_the_batch(mode: str, scale: float | N
     mask = (torch.arange(9) < lengths[:, None]).long()
     theirs = agg_loss(loss_mat=entropy, loss_mask=mask, loss_agg_mode=mode, loss_scale_factor=scale)
     parts, width = [], 0
-    for rows in (slice(0, 1), slice(1, 4), slice(4, 6)):  # micro-batches, each as wide as its longest answer
+    for rows in (slice(0, 1), slice(1, 4), slice(4, 6)):  # micro-batches, each padded to its longest answer
         longest = int(lengths[rows].max())
         width = max(width, longest)
         parts.append(entropy_parts(entropy[rows, :longest], mask[rows, :longest], mode))

@@ -1,4 +1,4 @@
-"""SFT on two pods that share no folder, only an S3 server: one is killed, both start again with empty disks, and no saved step is lost."""
+"""SFT on two pods that share no folder, only an S3 server: one is killed, both start again with empty disks, and no uploaded step is lost."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Pods:
             job = disk.with_suffix(".yaml")
             text = MANIFEST.replace("STEPS", str(STEPS)).replace("EVERY", str(every))
             job.write_text(text.replace("perFile: 2", change) if change and rank else text)
-            # each pod prepares by itself, as its init container does
+            # each pod prepares its own data, as its init container does on a cluster
             assert egm(["role", "prepare", "--job", str(job), "--data", str(disk / "data")]) == 0
             env = os.environ | {
                 "WORLD_SIZE": "2",
@@ -135,7 +135,9 @@ def test_one_of_two_pods_is_killed_and_both_start_again_with_empty_disks(tmp_pat
     assert f"resuming after step {saved}" in second.logs[0].read_text()
     assert _losses(second.disks[0]) == _losses(straight.disks[0]) and len(_losses(second.disks[0])) == STEPS
     _close(second.disks[0] / "model", straight.disks[0] / "model", 0.0)
-    assert not (second.disks[1] / "model").exists(), "the first node exports"
+    assert not (second.disks[1] / "model").exists(), (
+        "expected no model on the second pod's disk, because only the first pod exports"
+    )
     # each pod has only its own shard on its disk, the store has both
     here = [sorted(p.name for p in d.glob(f"checkpoints/checkpoint-{STEPS}/*/*.distcp")) for d in second.disks]
     assert set(here[0]) == {"__0_0.distcp"} and set(here[1]) == {"__1_0.distcp"}

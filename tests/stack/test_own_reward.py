@@ -37,12 +37,12 @@ def test_the_file_decides_the_score_and_a_changed_one_is_another_job(tmp_path: P
     text = MANIFEST.replace("MODEL", "tiny://").replace("OUTPUT", str(output))
     manifest.write_text(text.replace("FILE", str(file)))
     objects = pods.render(manifest)
-    file.unlink()  # pods have the submitted content, not this machine's file
+    file.unlink()  # the pods must use the submitted content and not this file
     pods.run_job(objects, tmp_path / "pods", {})
 
     lines = [line["metrics"] for line in read_progress(output / "progress.jsonl") if line["step"] > 0]
     assert len(lines) == 2 and all(-7.3 < m["score"] < -7.0 and m["gradNorm"] > 0 for m in lines), lines
-    assert 0.0 <= lines[-1]["valScore"] <= 1.0  # validation keeps its own score
+    assert 0.0 <= lines[-1]["valScore"] <= 1.0  # the user's reward does not change the score of the validation
 
     file.write_text(REWARD.replace("-7.0", "-8.0"))
     with pytest.raises(AssertionError, match=r"ended with 2(?s:.*)the content of reward\.file"):

@@ -67,7 +67,7 @@ def can_make_nodes() -> bool:
 
 @contextmanager
 def two_nodes() -> Iterator[list[tuple[str, str, str]]]:
-    """Return two connected namespaces: (namespace, interface, address) of each."""
+    """Create two connected network namespaces; yield (namespace, interface, address) of each."""
     tag, net = secrets.token_hex(2), random.randrange(1, 250)
     nodes = [(f"egm{tag}{i}", f"veth{tag}{i}", f"10.213.{net}.{i + 1}") for i in range(2)]
     try:
@@ -146,7 +146,7 @@ class Gang:
             time.sleep(0.05)
 
     def wait(self, seconds: float) -> list[int]:
-        """Exit codes of all pods."""
+        """Wait until all pods have ended; return their exit codes."""
         until = time.monotonic() + seconds
         return [pod.wait(max(1.0, until - time.monotonic())) for pod in self.pods]
 
@@ -160,7 +160,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def ask(node: str, url: str) -> dict:
-    """GET from inside a namespace."""
+    """Return the JSON of a GET request from inside a namespace."""
     code = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=10).read().decode())"
     done = subprocess.run(
         ["ip", "netns", "exec", node, sys.executable, "-c", code], check=True, capture_output=True, text=True
@@ -178,7 +178,7 @@ def _written(file: Path) -> list[int]:
 
 
 def train_through_a_kill(folder: Path, model: Path, victim: int, at_step: int, steps: int = STEPS) -> dict:
-    """Train; after `at_step`, kill node `victim`; start the gang again until it succeeds. Return the events."""
+    """Train, kill node `victim` after step `at_step`, and start the gang again until it succeeds. Return what happened."""
     (folder / "out").mkdir(parents=True)
     (folder / "job.yaml").write_text(MANIFEST.replace("MODEL", str(model)).replace("STEPS", str(steps)))
     role = [sys.executable, "-m", "grounding.cli", "role", "prepare"]
@@ -193,7 +193,7 @@ def train_through_a_kill(folder: Path, model: Path, victim: int, at_step: int, s
                 if not killed_at:
                     until = started + 420
                     while max(_steps(folder), default=0) < at_step:
-                        assert time.monotonic() < until, "no step in time"
+                        assert time.monotonic() < until, "the training did not reach the step in time"
                         assert gang.pods[0].poll() is None and gang.pods[1].poll() is None, "ended too early"
                         time.sleep(0.05)
                     # the worker queries rank 0 as the operator does
@@ -234,9 +234,9 @@ def train_through_a_kill(folder: Path, model: Path, victim: int, at_step: int, s
 
 
 def check(told: dict) -> None:
-    """Check the result, which must not depend on the killed node or the step."""
+    """Check what happened and the final result, for any killed node and step."""
     first, last = told["codes"][0], told["codes"][-1]
-    if first != [0, 0]:  # a kill after the last step may be too late to affect the other pod
+    if first != [0, 0]:  # after the last step, the other pod may end well before it notices the kill
         assert first[told["victim"]] != 0 and len(told["codes"]) == 2, told
         assert told["resumed_from"][0] == 0 and told["resumed_from"][-1] >= told["at_step"] - 1, told
         assert first[1 - told["victim"]] != 0, told
@@ -244,7 +244,7 @@ def check(told: dict) -> None:
     assert told["steps"] == list(range(1, told["total"] + 1)) and told["checkpoint"] == told["total"], told
     assert told["world_size"] == 2 and told["model"], told
     assert all(math.isfinite(s) and 0.0 <= s <= 1.0 for s in told["scores"]), told
-    assert max(told["scores"]) > 0.0, "a model that speaks scores something"
+    assert max(told["scores"]) > 0.0, "expected a score above 0 in some step"
 
 
 @pytest.mark.skipif(not can_make_nodes(), reason="network namespaces need root and ip")
@@ -284,7 +284,7 @@ def summed_up(told: list[dict]) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a tiny model that speaks")
+    parser.add_argument("--model", type=Path, required=True, help="a tiny model that answers with boxes")
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--steps", type=int, default=STEPS)

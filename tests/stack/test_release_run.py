@@ -1,7 +1,7 @@
 """The published jobs with a miniature of the release on a local hub with the published names: SFT, RL, the eight files,
 report.
 
-Only the output of each job is changed, and the sizes below, so that it runs on two cores. Runs by name, in two minutes.
+Only the output of each job and the sizes below are changed, so that the jobs run on two cores. Runs by name; two minutes.
 """
 
 from __future__ import annotations

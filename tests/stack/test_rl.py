@@ -1,4 +1,4 @@
-"""Real RL with verl's main_ppo on CPU: a killed and resumed run ends like an undisturbed one. This takes minutes."""
+"""Real RL with verl's main_ppo on CPU: a killed and resumed run has the same result as an undisturbed one. This takes minutes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, speaking_mode
         child = subprocess.Popen(command(killed), start_new_session=True)
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline and not (checkpoints.peek(killed / "checkpoints") or done).step >= step:
-            assert child.poll() is None, "ended before it could be stopped"
+            assert child.poll() is None, "the training ended before it could be stopped"
             time.sleep(0.01)
         end(child.pid)
         return child.wait(120)
@@ -63,16 +63,20 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, speaking_mode
     done = checkpoints.Checkpoint(0, killed)
     assert end_after(3, lambda pid: os.kill(pid, signal.SIGTERM)) == 143
     done = checkpoints.newest(killed / "checkpoints") or done
-    assert 3 <= done.step < 8, "killed too late: the run was over"
+    assert 3 <= done.step < 8, "expected step 3 to 7 as the newest checkpoint: the training was killed too late"
     assert end_after(8, power_cut) == -signal.SIGKILL
-    assert not (killed / "model").exists(), "killed too late: the run was over"
+    assert not (killed / "model").exists(), "expected no model: the training was killed too late"
     subprocess.run(command(killed), check=True)
-    assert list((killed / "verl").glob("metrics-*-from-8.jsonl")), "verl was not asked for the validation that it owed"
+    assert list((killed / "verl").glob("metrics-*-from-8.jsonl")), (
+        "expected a file of metrics that begins after step 8: its validation is still due"
+    )
 
     names = ("score", "gradNorm", "entropy", "responseLength")
     assert [step for step, _ in _metrics(straight)] == list(range(1, 9))
     assert _metrics(killed, *names) == _metrics(straight, *names)
-    assert all(values[1] > 0 for _, values in _metrics(straight, *names)), "rewards did not differ"
+    assert all(values[1] > 0 for _, values in _metrics(straight, *names)), (
+        "expected a gradient in every step, but all rewards of a step were equal"
+    )
     last, again = (read_progress(out / "progress.jsonl")[-1]["metrics"] for out in (straight, killed))
     assert 0.0 <= last["valAccuracy"] <= 1.0 and last["valParsed"] > 0.0
     validated = ("valAccuracy", "valIou", "valParsed", "valScore", "valLength")

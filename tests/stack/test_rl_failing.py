@@ -36,7 +36,7 @@ def _spoil(picture: Path) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, Path, Path]:
-    """Return the job, its data, and the folder of its rows."""
+    """Prepare the data of a job; return the job, its data, and the folder of its rows."""
     folder = tmp_path_factory.mktemp("failing")
     job, data = folder / "job.yaml", folder / "data"
     job.write_text(MANIFEST.replace("MODEL", str(tiny_model)))
@@ -50,7 +50,7 @@ def test_a_few_are_counted_and_many_end_the_run(
     job, data, rows = prepared
     seen, held = _pictures(rows / "train.parquet"), _pictures(rows / "val.parquet")
     total, few = len(held), held.count(held[0])
-    assert 0 < few <= total // 10, "what is spoiled first must be at most a tenth"
+    assert 0 < few <= total // 10, "expected that the first spoiled picture belongs to at most a tenth of the prompts"
     for picture in (seen[0], held[0]):
         _spoil(picture)
 

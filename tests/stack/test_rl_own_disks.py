@@ -1,4 +1,4 @@
-"""RL on two nodes that share no folder, only an S3 server: both are killed, and what the store has is not lost.
+"""RL on two nodes that share no folder, only an S3 server: both are killed, and no uploaded step is lost.
 
 Each node is a network namespace with a disk of its own, which is mounted at the same path on both. Needs root and `ip`.
 """
@@ -55,7 +55,7 @@ def _listen_in(namespace: str, port: int) -> socket.socket:
     """Return a socket that listens on a port of a namespace's loopback address; other sockets of this process stay outside."""
     found: list[socket.socket] = []
 
-    def listen() -> None:  # a namespace belongs to a thread, and this one ends
+    def listen() -> None:  # a namespace is set for a thread, so a short thread enters it
         with Path(f"/run/netns/{namespace}").open() as namespace_file:
             if ctypes.CDLL(None, use_errno=True).setns(namespace_file.fileno(), 0):
                 raise OSError(ctypes.get_errno(), "setns")
@@ -77,7 +77,7 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 
 def _serve(listening: socket.socket, port: int) -> None:
-    with suppress(OSError):  # the test has ended
+    with suppress(OSError):  # the test has closed the socket
         while True:
             inside, _ = listening.accept()
             outside = socket.create_connection(("127.0.0.1", port))
@@ -133,7 +133,7 @@ class Pods(Gang):
             here = ["ip", "netns", "exec", name, "sh", "-c", MOUNTED, "sh", str(disk), str(at)]
             where = ["--job", str(at / "job.yaml"), "--data", str(at / "data")]
             role = [*here, sys.executable, "-m", "grounding.cli", "role"]
-            # each pod prepares by itself, as its init container does
+            # each pod prepares its own data, as its init container does on a cluster
             subprocess.run([*role, "prepare", *where], env=env, check=True, capture_output=True)
             with self.logs[rank].open("wb") as log:
                 command = [*role, "rl", *where, "--model", "tiny://", "--out", str(at)]
@@ -172,7 +172,7 @@ def _saved(uri: str) -> int:
 
 @contextmanager
 def cleared(pods: Pods) -> Iterator[Pods]:
-    """End what is left of an attempt."""
+    """End the remaining processes of an attempt when the block ends."""
     try:
         yield pods
     finally:
@@ -180,14 +180,14 @@ def cleared(pods: Pods) -> Iterator[Pods]:
 
 
 def _finish(pods: Pods, uri: str, after: int) -> None:
-    """Check that an attempt with empty disks continues after the step `after` and ends well; all steps may be saved already."""
+    """Check that an attempt with empty disks continues after the step `after`, which may be the last one, and succeeds."""
     assert pods.ended() == [0, 0], pods.said()
     if after < STEPS:
         assert f"resuming after step {after}" in pods.logs[0].read_text(errors="replace"), pods.said()
     assert pods.steps() == list(range(1, STEPS + 1)) and _saved(uri) == STEPS
     if after < STEPS:
         assert {frozenset(pods.ranks_on(pod)) for pod in (0, 1)} == {frozenset("0"), frozenset("1")}, (
-            "its own shard only"
+            "expected only the files of this pod's rank on its disk"
         )
     assert (pods.disks[0] / "model" / "config.json").exists() and not (pods.disks[1] / "model").exists()
     assert open_store(uri).find("model/config.json") is not None
@@ -200,7 +200,7 @@ def test_both_nodes_start_again_with_empty_disks_after_a_kill(tmp_path: Path, s3
         with cleared(Pods(nodes, tmp_path, uri, 1)) as first:
             first.until(lambda: _saved(uri) >= 1)
             first.kill(1)
-            first.kill(0)  # rank 0 would only wait for the other pod's files
+            first.kill(0)  # rank 0 would only wait for the files of the killed pod
         saved = _saved(uri)
         assert 1 <= saved <= STEPS
         with cleared(Pods(nodes, tmp_path, uri, 2)) as second:

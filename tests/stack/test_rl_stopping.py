@@ -70,7 +70,7 @@ class Run:
         assert self.child.wait(300) == 143, self.log.read_text()[-4000:]
 
     def said(self) -> list[str]:
-        """Return its messages about the stop."""
+        """Return the role's messages about the stop."""
         return [line for line in self.log.read_text().splitlines() if line.startswith("rl: stopping; ")]
 
     def saved(self) -> int:
@@ -100,7 +100,7 @@ def test_what_is_trained_is_saved_and_what_is_said_is_true(tmp_path: Path, tiny_
     run = attempt(1, grace_s=300)
     run.until_in("update", 2)
     run.stop()
-    first = run.saved()  # 3 if step 2 ended before the role checked
+    first = run.saved()  # this is 3 if step 2 ended before the role looked
     assert first in (2, 3) and stored(open_store(str(output)))[0][0] == first
     assert f"waiting for the current step {first}" in run.said()[-2] and run.said()[-1].endswith(f"saved step {first}")
 
@@ -109,18 +109,20 @@ def test_what_is_trained_is_saved_and_what_is_said_is_true(tmp_path: Path, tiny_
     assert f"resuming after step {first}" in run.log.read_text()
     stop_file(out).write_text(SAVE_NOW)  # as the role does if the step is too long for the grace period
     run.until(lambda: checkpoints.is_complete(out / "checkpoints" / f"global_step_{first + 1}"))
-    stop_file(out).unlink()  # the role would end verl now
+    stop_file(out).unlink()  # after saving, the role would end verl
     run.until(lambda: bool(run.figures(first + 2)))
     power_cut(run.child.pid)
     run.child.wait()
     uninterrupted = run.figures(first + 2)
-    assert run.saved() == first + 1 and uninterrupted[1], "rewards did not differ"
+    assert run.saved() == first + 1 and uninterrupted[1], "expected the next step to be saved, and a gradient in it"
 
     run = attempt(3, grace_s=0.1)
     run.until_in("update", first + 3)
     assert f"resuming after step {first + 1}" in run.log.read_text()
     run.stop()
     assert run.saved() == first + 1 and run.said()[-1].endswith(f"; the last saved step is {first + 1}"), run.said()
-    assert run.figures(first + 2) == uninterrupted, "the checkpoint has taken rows of the step after it"
+    assert run.figures(first + 2) == uninterrupted, (
+        "expected the metrics of the undisturbed run: the checkpoint must not contain rows of the next step"
+    )
     steps = [line["step"] for line in read_progress(out / "progress.jsonl")]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= first + 2

@@ -110,7 +110,7 @@ def _summary(data: bytes) -> Any:
 
 def _run_config(data: bytes) -> Any:
     config = json.loads(data)
-    for name in ("files", "images"):  # their place on this machine
+    for name in ("files", "images"):  # their paths on this machine
         config[name] = [Path(p).name for p in config[name]]
     return {k: v for k, v in config.items() if k not in ("endpoints", "started", "versions")}
 
@@ -123,7 +123,7 @@ def _parquet(data: bytes) -> Any:
 
 
 def _complete(data: bytes) -> Any:
-    """Return the sizes of files whose content is the same."""
+    """Return the sizes in a checkpoint's marker, without the files whose content may differ."""
     return {
         k: v
         for k, v in json.loads(data)["files"].items()
@@ -158,16 +158,16 @@ def _state(data: bytes) -> Any:
     return state
 
 
-# Allowed differences: places, times, durations, and random values of a Python process.
+# Allowed differences: paths, times, durations, and random values of a Python process.
 DECLARED: dict[str, Callable[[bytes], Any] | None] = {
     r"(warm|rl)/progress\.jsonl": _progress,
-    r"warm/checkpoints/[^/]+/training_args\.bin": None,  # a pickle with the path of the job's folder
+    r"warm/checkpoints/[^/]+/training_args\.bin": None,  # this pickle contains the path of the job's folder
     r"warm/checkpoints/[^/]+/trainer_state\.json": _state,
     r"rl/checkpoints/[^/]+/actor/(model|optim)_world_size_1_rank_0\.pt": _shards,
-    r"rl/checkpoints/[^/]+/actor/extra_state_world_size_1_rank_0\.pt": None,  # unused random states
+    r"rl/checkpoints/[^/]+/actor/extra_state_world_size_1_rank_0\.pt": None,  # random states that are never used
     r"rl/checkpoints/[^/]+/metrics\.json": _step,
     r"(warm|rl)/checkpoints/[^/]+/complete\.json": _complete,
-    r"(warm|rl)/tensorboard/events": None,  # times, host, process
+    r"(warm|rl)/tensorboard/events": None,  # contains times, host and process id
     r"rl/verl/metrics\.jsonl": _verl,
     r"eval/results/part\.jsonl": _rows,
     r"eval/results\.parquet": _parquet,
@@ -189,7 +189,9 @@ def _outputs(bucket: str, side: str) -> dict[str, bytes]:
         name = entry.name
         for pattern, plain in _NAMES.items():
             name = re.sub(pattern, plain, name)
-        found[name] = found.get(name, b"") + store.read(entry.name)  # the parts of rows are compared together
+        found[name] = found.get(name, b"") + store.read(
+            entry.name
+        )  # files whose names differ only by a number are compared as one
     return found
 
 
@@ -249,6 +251,6 @@ def test_egm_run_and_the_operator_s_pods_write_the_same(
         assert name in here
     assert {"warm/checkpoints/checkpoint-4/complete.json", "rl/checkpoints/global_step_2/complete.json"} <= set(here)
     plainly = [n for n in here if not any(re.fullmatch(p, n) for p in DECLARED)]
-    assert len(plainly) > 20, "next to nothing was compared byte by byte"
+    assert len(plainly) > 20, "expected more than 20 files that are equal byte by byte"
     summary = json.loads(here["eval/summary.json"])
     assert (summary["done"], summary["errors"]) == (20, 0)

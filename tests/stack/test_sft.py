@@ -1,4 +1,4 @@
-"""Real SFT: the label mask, freezing, and a killed run that ends like an undisturbed one."""
+"""Real SFT: the label mask, freezing, and a killed run whose result equals that of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     child = subprocess.Popen(_role(job, data, killed))
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and len(read_progress(killed / "progress.jsonl")) < 6:
-        assert child.poll() is None, "ended before it could be killed"
+        assert child.poll() is None, "the training ended before it could be killed"
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.wait()

@@ -88,7 +88,7 @@ def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
     assert (two / "model" / "config.json").exists()
 
     whole = _losses(two)
-    for lost in (two / "model", newest.path):  # as if both had been killed after step 2
+    for lost in (two / "model", newest.path):  # simulate a kill of both processes after step 2
         shutil.rmtree(lost)
     _torchrun("-m", "grounding.cli", *role, str(two))
     assert _losses(two) == whole and (two / "model" / "config.json").exists()
@@ -116,7 +116,9 @@ def test_sigterm_to_the_launcher_ends_the_ranks_with_a_checkpoint(tmp_path: Path
         child.terminate()
         assert child.wait(90) == 143
     newest = checkpoints.peek(out / "checkpoints")
-    assert newest is not None and newest.step >= _last_step(out), "no checkpoint of where it was stopped"
+    assert newest is not None and newest.step >= _last_step(out), (
+        "expected a checkpoint of the last step before the stop"
+    )
 
 
 def test_ranks_see_disjoint_rows_in_a_seeded_order(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def _port() -> int:
 
 
 class Training:
-    """A job with its data that any number of ranks can train."""
+    """A job and its data; any number of ranks can train it."""
 
     def __init__(self, folder: Path, model: Path, steps: int = 4) -> None:
         self.job, self.data, self.model = folder / "job.yaml", folder / "data", model
@@ -97,7 +97,7 @@ def test_sharded_ranks_train_as_one_process_does(tmp_path: Path, model: Path) ->
     shards = sorted(p.name for p in (newest.path / "pytorch_model_fsdp_0").glob("*.distcp"))
     assert shards == ["__0_0.distcp", "__1_0.distcp"], "not sharded"
     sizes = [(newest.path / "pytorch_model_fsdp_0" / name).stat().st_size for name in shards]
-    assert 0.8 < sizes[0] / sizes[1] < 1.25, "one rank holds more than its share"
+    assert 0.8 < sizes[0] / sizes[1] < 1.25, "expected shards of nearly equal sizes on both ranks"
     assert egm(["checkpoint", "export", str(newest.path), str(tmp_path / "exported")]) == 0
     _close(tmp_path / "exported", two / "model", 0.0)
     from transformers import AutoProcessor
@@ -120,7 +120,9 @@ def test_a_killed_run_goes_on_with_the_same_or_another_number_of_ranks(
     power_cut(child.pid)  # torchrun gives each rank its own session
     child.wait()
     assert 2 <= len(_losses(killed)) < 8
-    assert training.train(killed, 1) == 2, "one process cannot read shards"
+    assert training.train(killed, 1) == 2, (
+        "expected exit code 2, because one process cannot continue from the shards of two"
+    )
     said = (killed / "log").read_text()
     assert "written by 2 ranks" in said and "egm checkpoint export" in said and "Traceback" not in said[-2000:]
     assert training.train(killed, 4) == 0, (killed / "log").read_text()[-3000:]

@@ -58,12 +58,12 @@ def test_a_sweep_killed_twice_ends_in_the_same_table(tmp_path):
     assert len(table(reference)) == 16  # 2 models x 4 budgets x 2 sample counts
     run = tmp_path / "runs" / "sweep"
     run.mkdir(parents=True)
-    for name in (*MODELS, "data", "run.json"):  # the trained models are the same
+    for name in (*MODELS, "data", "run.json"):  # the run to be killed starts from the same trained models
         (shutil.copytree if (reference / name).is_dir() else shutil.copy)(reference / name, run / name)
     for model in MODELS:
         child = start(tmp_path / "runs", log)
         end, folder = time.monotonic() + 900, run / "sweep" / "models" / model
-        summary = run / "sweep" / "summary.json"  # written now and then
+        summary = run / "sweep" / "summary.json"  # the run writes this file from time to time
         while not summary.exists() or sum(p.stat().st_size for p in folder.glob("settings/*/results/part-*")) < 20_000:
             assert child.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
             time.sleep(0.5)

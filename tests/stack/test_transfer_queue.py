@@ -1,4 +1,4 @@
-"""A client without the key at the ports of the installed TransferQueue in a real Ray cluster: nothing that it sends is unpickled."""
+"""A client without the key connects to the installed TransferQueue in a real Ray cluster: its data is never unpickled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
-TOKEN = "a token of the job, which strangers lack"
+TOKEN = "a token that only the job has"
 QUEUE = """
 import json, sys, time
 from pathlib import Path
@@ -76,7 +76,9 @@ def attacked(folder: Path, mode: str) -> tuple[bool, str, list[int]]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
     env = own | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
     with (
-        tempfile.TemporaryDirectory(prefix="egm-tq-", dir="/tmp", ignore_cleanup_errors=True) as short,  # Ray's sockets
+        tempfile.TemporaryDirectory(
+            prefix="egm-tq-", dir="/tmp", ignore_cleanup_errors=True
+        ) as short,  # a short path, for Ray's socket files
         subprocess.Popen(
             [sys.executable, "-c", QUEUE, short, mode],
             env=env,

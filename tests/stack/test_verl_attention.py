@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# in a child process, because verl replaces classes of transformers for the whole process
+# the test runs in a child process, because verl replaces classes of transformers for the whole process
 PACKED = """
 import sys
 import torch

@@ -39,7 +39,7 @@ def test_position_ids_are_ragged_by_length(lengths: list[int]) -> None:
 
 
 def test_verl_still_needs_it() -> None:
-    """This test fails once verl has fixed this itself; then the patch can be removed."""
+    """This test fails once verl handles samples of equal length itself; then the patch can be removed."""
     import verl.utils.tensordict_utils as verl_tensordict
     from tensordict import TensorDict
 
@@ -53,7 +53,7 @@ def test_verl_still_needs_it() -> None:
 
 @pytest.fixture
 def by_rows() -> Callable[..., torch.Tensor]:
-    """Restore verl's own functions during the test, and our patches afterwards."""
+    """Restore verl's own functions during the test, and yield verl's function for log-probabilities."""
     import verl.utils.torch_functional as verl_functional
 
     from grounding.train.verl import patches
@@ -70,7 +70,7 @@ def test_log_probabilities_are_those_of_verl(
 ) -> None:
     from grounding.train.verl import patches
 
-    monkeypatch.setattr(patches, "_CHUNK_BYTES", 4 * 11 * 3)  # three rows at a time
+    monkeypatch.setattr(patches, "_CHUNK_BYTES", 4 * 11 * 3)  # room for three rows at a time
     torch.manual_seed(0)
     logits = (4 * torch.randn(shape)).to(dtype)
     labels = torch.randint(0, 11, shape[:-1])
@@ -89,7 +89,7 @@ def test_log_probabilities_are_those_of_verl(
 
 
 def test_verl_still_goes_token_by_token(by_rows: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """This test fails once verl no longer does this; then `logprobs_by_chunks` can be removed."""
+    """This test fails once verl no longer computes log-probabilities token by token; then `logprobs_by_chunks` can be removed."""
     calls, real = [], torch.logsumexp
     monkeypatch.setattr(torch, "logsumexp", lambda *a, **k: calls.append(1) or real(*a, **k))
     by_rows(torch.randn(9, 5), torch.zeros(9, dtype=torch.long))
@@ -146,6 +146,6 @@ def test_qwen2_5_vl_s_layers_ask_for_the_attention_that_is_chosen() -> None:
     if hasattr(verl_qwen2_vl, "flash_attn_varlen_func"):
         pytest.skip("flash-attn is installed, and verl's forward works")
     assert not hasattr(verl_qwen2_vl, "_flash_use_top_left_mask"), (
-        "verl defines it without flash-attn now: the patch may go"
+        "verl now defines the function without flash-attn, so the patch can be removed"
     )
     assert verl_qwen2_vl.qwen2_vl_attn_forward is Qwen2_5_VLAttention.forward

@@ -1,4 +1,4 @@
-"""Our hooks in verl's trainer, on verl's own classes without Ray: counts, space for a checkpoint, weights that are not numbers."""
+"""Our hooks in verl's trainer, on verl's own classes without Ray: counts of rows, space for a checkpoint, and weights that are not finite numbers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def test_a_validation_counts_what_got_no_answer_and_what_the_filter_dropped(tmp_
     dropped = PPOTrainer._val_metrics_update(
         trainer, ["grounding"] * 9, answered, infos, [1] * 9, expected_acc_counts=dict(list(wanted.items())[:9])
     )
-    assert attempts.metrics(dropped) == attempts.metrics(found), "the file's row counts, whoever dropped it"
+    assert attempts.metrics(dropped) == attempts.metrics(found), (
+        "expected the same metrics, whether verl or the data set dropped the row"
+    )
 
 
 def test_a_step_counts_answers_and_not_padding(tmp_path: Path) -> None:
@@ -155,8 +157,8 @@ class _Rows:
             4,
             2,
             (4, {"taken": 4}, False),
-        ),  # answers of step 5 are generated: its rows do not count, and step 4 is logged
-        (4, 4, 2, (4, {"taken": 9}, True)),  # step 4 is validated, and not logged yet
+        ),  # step 4 is logged, and the rows of step 5, whose answers are generated, do not count
+        (4, 4, 2, (4, {"taken": 9}, True)),  # step 4 is validated, but not logged yet
         (5, 4, 4, None),
         (1, 0, 0, None),
     ],

@@ -36,7 +36,7 @@ def test_every_patch_is_for_the_installed_source_and_applies_once() -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("first", ["verl", "grounding.train.verl.cpu", "grounding.train.verl.callback"])
 def test_whatever_a_worker_imports_first_the_plug_in_applies(first: str) -> None:
-    """Ray imports the module of an actor's class before anything else."""
+    """The plug-in applies its patches even if Ray imports the module of an actor's class before anything else."""
     env = os.environ | {"VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda"}
     env["VERL_USE_EXTERNAL_MODULES"] = "grounding.train.verl.plugin_cpu"
     code = f"""

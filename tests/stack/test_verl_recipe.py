@@ -67,7 +67,9 @@ def test_every_override_stands_in_the_composed_configuration(preset: str, cpu: b
         found = OmegaConf.select(config, override.key_or_group)
         assert (list(found) if OmegaConf.is_list(found) else found) == override.value(), override.input_line
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=False)
-    assert need_reference_policy(config) == (preset in ("egm-4b-rl", "egm-8b-rl")), "only a KL loss needs one"
+    assert need_reference_policy(config) == (preset in ("egm-4b-rl", "egm-8b-rl")), (
+        "expected a reference policy only for presets with a KL loss"
+    )
     rollout = config[RL].rollout
     assert rollout.max_model_len == config.data.max_prompt_length + config.data.max_response_length
     assert rollout.enable_chunked_prefill and "+" not in rollout.name
@@ -109,7 +111,7 @@ def test_the_optimizer_follows_the_schedule(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algorithm", ["grpo", "gspo", "dr-grpo", "rloo"])
 def test_an_algorithm_and_its_clip_range_reach_what_verl_computes(algorithm: str, tmp_path: Path) -> None:
-    """Advantages and losses computed by hand: four answers of one token to one prompt, the first of them outside the clip range."""
+    """verl's advantages and losses equal those computed by hand, for four answers of one token, the first outside the clip range."""
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
     from verl.trainer.ppo.utils import need_reference_policy
     from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
@@ -171,7 +173,7 @@ def test_the_reward_manager_calls_our_function_with_its_arguments(tmp_path: Path
     config = _compose(_arguments("egm-8b-rl", tmp_path))
 
     async def once(split: str) -> dict[str, Any]:
-        # half of the truth: IoU 0.5, which passes at 0.5 and does not at the job's 0.75
+        # the box covers half of the true one: IoU 0.5, which is below the job's threshold of 0.75
         manager = load_reward_manager(config, _Tokenizer('[{"bbox_2d": [100, 100, 300, 200]}]'))
         rows = {
             "data_source": np.array(["grounding"], dtype=object),
@@ -212,7 +214,7 @@ def test_the_reward_manager_calls_the_user_s_function(tmp_path: Path) -> None:
     }
     tensors = {"responses": torch.ones(1, 4), "attention_mask": torch.ones(1, 9, dtype=torch.long)}
 
-    async def once() -> dict[str, Any]:  # the manager keeps the event loop in which it is created
+    async def once() -> dict[str, Any]:  # the manager must be created in the event loop in which it is used
         manager = load_reward_manager(_compose(arguments), _Tokenizer('[{"bbox_2d": [100, 100, 300, 300]}]'))
         return await manager.run_single(DataProto.from_dict(tensors=tensors, non_tensors=rows))
 
@@ -221,7 +223,7 @@ def test_the_reward_manager_calls_the_user_s_function(tmp_path: Path) -> None:
 
 
 def test_gspo_is_aggregated_as_in_the_reference_s_tree(tmp_path: Path) -> None:
-    """Computed by hand: two answers of 1 and 4 tokens have the same weight, clipped at 0.2, regardless of their lengths."""
+    """Two answers of 1 and 4 tokens have the same weight; verl's loss, clipped at 0.2, equals the one computed by hand."""
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
     from verl.utils.config import omega_conf_to_dataclass
 
@@ -238,7 +240,9 @@ def test_gspo_is_aggregated_as_in_the_reference_s_tree(tmp_path: Path) -> None:
     assert ours.item() == pytest.approx(by_hand, rel=1e-6)
     by_length, _ = loss(old, new, advantages, mask, loss_agg_mode="token-mean", config=actor)
     assert by_length.item() == pytest.approx((first + 4 * second) / 5, rel=1e-6)
-    assert abs(by_length.item() - by_hand) > 0.1, "the key would not matter"
+    assert abs(by_length.item() - by_hand) > 0.1, (
+        "expected another loss if tokens are weighted equally, so that the test shows the effect of the key"
+    )
     assert 0.0 <= told["actor/pg_clipfrac"] <= 1.0
 
 
@@ -266,7 +270,7 @@ def test_the_data_set_reads_patch_size_lengths_and_seed(tmp_path: Path, tiny_mod
     processor = AutoProcessor.from_pretrained(tiny_model)
     data = RLHFDataset(config.data.train_files, processor.tokenizer, config.data, processor)
     assert (data.image_patch_size, data.max_prompt_length, data.truncation) == (16, 200, "error")
-    assert len(data) == 1, "the prompt over promptLength was kept"
+    assert len(data) == 1, "expected one row, because the other prompt is longer than promptLength"
     assert data[0]["extra_info"]["width"] == 96
 
 
@@ -281,7 +285,9 @@ def test_the_replay_buffer_looks_often(tmp_path: Path) -> None:
         trainer = object.__new__(PPOTrainerSync)
         trainer.config, trainer.trainer_mode = _compose(_arguments(preset, tmp_path, cpu=preset == "tiny-rl")), "sync"
         trainer._add_prompts_to_generate = None
-        assert hooks._replay_buffer(trainer).poll_interval == 2.0, "verl looks often by itself: drop ours"
+        assert hooks._replay_buffer(trainer).poll_interval == 2.0, (
+            "verl's own interval is no longer 2 s, so our patch can be removed"
+        )
         assert trainer._build_replay_buffer().poll_interval == hooks.POLL_S
 
 
@@ -361,7 +367,7 @@ def test_old_log_probabilities_need_no_pass_only_if_nothing_reads_them(preset: s
     config = _compose(_arguments(preset, tmp_path, model=str(tmp_path)))
     answers = config.data.train_batch_size * config[RL].rollout.n
     assert is_on_policy(config, answers) and not is_distillation_enabled(config.distillation)
-    assert not is_on_policy(config, 2 * answers), "padded to two mini batches"
+    assert not is_on_policy(config, 2 * answers), "expected False: the answers are padded to two mini batches"
     for key, value in {
         "data.train_batch_size": 512,
         f"{RL}.actor.ppo_epochs": 2,
