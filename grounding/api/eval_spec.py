@@ -451,7 +451,7 @@ class EvalSpec(JobSpec):
             ),
             "!has(self.boxRemap) || self.boxRemap == 'scale' || self.scoring in ['egm', 'egm-eval'] "
             "|| (self.boxRemap == 'keep' && self.scoring == 'answer-after-thinking')",
-            "boxRemap is for scoring egm (keep: also answer-after-thinking); the other profiles define how they read answers",
+            "boxRemap is for scoring egm (keep is also for answer-after-thinking); the other profiles define how they read answers",
             "boxRemap",
         ),
         Rule(

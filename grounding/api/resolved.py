@@ -112,7 +112,7 @@ class RlHyperparameters(TrainHyperparameters):
 class ResolvedTrainSpec(TrainSpec):
     """The spec of a resolved train job."""
 
-    # In the user's form all fields are optional, and in the resolved form none is, so neither can be a subtype of the other.
+    # The user may leave out every field, but a resolved job has them all. So neither type can be a subtype of the other.
     hyperparameters: TrainHyperparameters  # type: ignore[assignment]
 
 

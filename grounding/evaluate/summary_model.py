@@ -254,7 +254,7 @@ class Summary(_Part):
     requests_per_second: Number | None = None
     """Replies per second; None in latency mode, where the rate is not a result"""
     wall_seconds: Number | None = None
-    """Of all runs in the folder together"""
+    """Duration in seconds of all runs in the folder together"""
     loop_lag_p99: Number | None = None
     """Largest lag of the event loops that measured the latencies"""
     loop_lags: tuple[Number, ...] | None = None

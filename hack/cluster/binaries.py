@@ -35,7 +35,9 @@ class Program:
     module: str
     package: str = "."
     flags: str = ""  # value of -ldflags; may contain {version}
-    parent: Path = field(default=VERSIONS, repr=False)  # a path is no part of the digest
+    parent: Path = field(
+        default=VERSIONS, repr=False
+    )  # excluded from repr, because the digest must not depend on a path
 
     @property
     def folder(self) -> Path:

@@ -137,13 +137,13 @@ def main() -> int:
     start.add_argument("--node", action="store_true", help="also start a real node (needs root)")
     commands.add_parser("restart").add_argument("program")
     build = commands.add_parser("build")
-    build.add_argument("--node", action="store_true", help="also those of a real node")
+    build.add_argument("--node", action="store_true", help="also build the programs of a real node")
     build.add_argument("--kueue", action="store_true", help="only Kueue")
     addon = commands.add_parser("kueue")
     addon.add_argument(
         "--pytorchjob", action="store_true", help="with the integration of PyTorchJob, which is off by default"
     )
-    addon.add_argument("--off", action="store_true", help="stop and remove it")
+    addon.add_argument("--off", action="store_true", help="stop Kueue and remove it")
     commands.add_parser("load").add_argument("names", nargs="+")
     for name in ("env", "down", "image", "packages", "check"):
         commands.add_parser(name)

@@ -48,7 +48,7 @@ def configuration(upstream: str, ports: dict[str, int], certificates: Path, *, p
     for pattern, text in changes.items():
         upstream, count = re.subn(pattern, text, upstream)
         if count != 1:
-            raise Trouble(f"Kueue's configuration has changed: {pattern!r} is there {count} times")
+            raise Trouble(f"Kueue's configuration has changed: {pattern!r} occurs {count} times")
     return upstream + "\nfeatureGates: {VisibilityOnDemand: false}\n"
 
 

@@ -27,6 +27,6 @@ done
 # Model and API classes of Kubernetes are rarely loaded, so they are not compiled: that would double their size.
 # Validate bytecode by hash, because the image's layers do not keep time stamps
 /opt/egm/bin/python -m compileall -q -j "${JOBS:-2}" --invalidation-mode unchecked-hash \
-  -x '/kubernetes/(aio/)?client/(models|api)/[a-z]' "$@" >/dev/null || true # templates that are no Python
+  -x '/kubernetes/(aio/)?client/(models|api)/[a-z]' "$@" >/dev/null || true # some files are templates and not valid Python
 rm -rf /opt/egm/.lock /tmp/* /tmp/.[!.]*
 find /opt/egm -perm /6000 -type f -exec chmod a-s {} +

@@ -160,7 +160,7 @@ CASES: dict[str, list[Case]] = {
     "EgmEvaluationServersMissing": [
         (
             {f"egm_job_servers_ready{{{E}}}": "3x200", f"egm_job_servers{{{E}}}": "4x200", f'egm_job_status{{{E},phase="Running",reason="ClientRunning"}}': "1x200"}, 30,
-            (LABELS["E"], "n/e runs with 3 servers, fewer than it has."),
+            (LABELS["E"], "n/e runs with only 3 of its servers."),
         ),
         ({f"egm_job_servers_ready{{{E}}}": "4x200", f"egm_job_servers{{{E}}}": "4x200", f'egm_job_status{{{E},phase="Running",reason="ClientRunning"}}': "1x200"}, 30, None),
         ({f"egm_job_servers_ready{{{E}}}": "0x200", f"egm_job_servers{{{E}}}": "4x200", f'egm_job_status{{{E},phase="Pending",reason="ServersStarting"}}': "1x200"}, 30, None),

@@ -30,16 +30,16 @@
   resources: [secrets]
   verbs: [create]
 {{- if .Values.networkPolicy.jobs.enabled }}
-# one a job; get: to judge whose it is where a name is taken
+# one policy per job. get: to check the owner of an existing policy with the same name
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, create]
 {{- end }}
-# list: why a controller cannot create a pod, or a node cannot start one
+# list: events say why a controller cannot create a pod, or why a node cannot start it
 - apiGroups: [""]
   resources: [events]
   verbs: [list, create]
-# why Kueue has not admitted a job
+# a Workload says why Kueue has not admitted a job
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]
   verbs: [list]

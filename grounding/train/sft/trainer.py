@@ -129,7 +129,7 @@ def model_inputs(pack: Batch) -> JsonObject:
 
 @dataclass
 class Measured:
-    """Measurements of the current optimizer step. `tokens`: tokens of this rank."""
+    """Measurements of the current optimizer step. `tokens`: tokens of all ranks."""
 
     began: float = field(default_factory=time.monotonic)
     tokens: int = 0

@@ -30,7 +30,7 @@ def dashboard() -> Dashboard:
             f'egm_job_accuracy{{{JOB}, mean="macro"}}',
             "percentunit",
             decimals=2,
-            text="Over all files; not shown while answers are missing.",
+            text="The accuracy over all files is not shown while answers are missing.",
         )
     )
     made = made.with_panel(
@@ -86,7 +86,7 @@ def dashboard() -> Dashboard:
                 FILE,
             ),
             width=6,
-            text="Answers without a box, and failed requests.",
+            text="Answers without a box and failed requests are added up.",
         )
     )
     made = made.with_row(row("The client"))
@@ -117,7 +117,7 @@ def dashboard() -> Dashboard:
                 f"{NAME} 90th percentile",
             ),
             unit="s",
-            text="Of the HTTP request, as measured by the client.",
+            text="The client measures the time of each HTTP request.",
         )
     )
     made = made.with_panel(
@@ -134,7 +134,7 @@ def dashboard() -> Dashboard:
             (f"rate(egm_eval_endpoint_failures_total{{{OF_JOB}}}[$__rate_interval])", SERVER),
             unit="reqps",
             least=0,
-            text="Per second; each is sent again.",
+            text="Failed requests per second. Each one is sent again.",
         )
     )
     made = made.with_panel(
@@ -148,7 +148,7 @@ def dashboard() -> Dashboard:
             unit="percentunit",
             least=0,
             most=1,
-            text="As reported in the answers.",
+            text="The servers report this share in their answers.",
         )
     )
     made = made.with_row(row("The servers"))
@@ -176,7 +176,7 @@ def dashboard() -> Dashboard:
             unit="percentunit",
             least=0,
             most=1,
-            text="Of the fullest replica.",
+            text="The value is that of the fullest replica.",
         )
     )
     made = made.with_panel(

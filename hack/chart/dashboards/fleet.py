@@ -21,12 +21,14 @@ def dashboard() -> Dashboard:
         ("Succeeded", "Succeeded"),
     ):
         made = made.with_panel(figure(title, f'sum(egm_jobs{{{NS}, phase=~"{phases}"}}) or vector(0)'))
-    made = made.with_panel(figure("GPUs in use", f"sum(egm_job_gpus{{{NS}}})", text="GPUs of pods that have a node."))
+    made = made.with_panel(
+        figure("GPUs in use", f"sum(egm_job_gpus{{{NS}}})", text="GPUs count as in use if their pod has a node.")
+    )
     made = made.with_panel(
         figure(
             "GPUs idle",
             f'sum(egm_job_gpus{{{NS}}} unless on (namespace, kind, job_name) egm_job_status{{phase="Running"}}) or vector(0)',
-            text="Occupied by jobs that do not run, because some of their pods wait for others.",
+            text="These GPUs are occupied by jobs that do not run, because some of their pods wait for others.",
         )
     )
     made = made.with_panel(
@@ -85,7 +87,7 @@ def dashboard() -> Dashboard:
             "GPU hours by namespace",
             (f"sum by (namespace) (increase(egm_job_gpu_seconds_total{{{NS}}}[$__range])) / 3600", "{{namespace}}"),
             "h",
-            text="In the time range shown.",
+            text="Only the time range shown is counted.",
         )
     )
     made = made.with_panel(
@@ -96,14 +98,14 @@ def dashboard() -> Dashboard:
                 "{{namespace}}/{{job_name}}",
             ),
             "h",
-            text="The ten jobs that used most in the time range shown.",
+            text="The ten jobs that used most GPU hours in the time range shown.",
         )
     )
     made = made.with_panel(
         bars(
             "Failed attempts",
             ("sum by (kind, reason) (increase(egm_job_attempts_failed_total[$__range]))", "{{kind}} {{reason}}"),
-            text="In the time range shown; all namespaces.",
+            text="All namespaces are counted, in the time range shown.",
         )
     )
     made = made.with_panel(
@@ -115,7 +117,7 @@ def dashboard() -> Dashboard:
             ),
             unit="s",
             width=12,
-            text="Of phases that ended in the time range shown; all namespaces.",
+            text="Only phases that ended in the time range shown are counted, in all namespaces.",
         )
     )
     return made.with_panel(

@@ -142,7 +142,7 @@ def dashboard() -> Dashboard:
             (f"rate(process_cpu_seconds_total[$__rate_interval]){mine}", "{{instance}}"),
             least=0,
             width=6,
-            text="In cores; at most one is used.",
+            text="The unit is cores; the operator uses one at most.",
         )
     )
     made = made.with_panel(

@@ -58,7 +58,7 @@ def dashboard() -> Dashboard:
         lines(
             "Entropy",
             (f"egm_train_entropy{{{OF_JOB}}}", NAME),
-            text="In nats per token; near zero, the policy no longer explores (RL).",
+            text="The unit is nats per token. Near zero, the policy no longer explores (RL).",
         )
     )
     made = made.with_panel(
@@ -98,7 +98,7 @@ def dashboard() -> Dashboard:
             "Tokens per second",
             (f"egm_train_tokens_per_second{{{OF_JOB}}}", NAME),
             least=0,
-            text="As counted by the trainer (verl: per GPU).",
+            text="The trainer counts the tokens of all GPUs; verl counts those of one GPU.",
         )
     )
     made = made.with_panel(
@@ -115,7 +115,7 @@ def dashboard() -> Dashboard:
             "GPUs",
             (f"egm_job_gpus{{{JOB}}}", NAME),
             least=0,
-            text="Occupied by the job's pods, as seen by the operator.",
+            text="The number of GPUs that the job's pods occupy, as the operator sees it.",
         )
     )
     return made.with_panel(
