@@ -141,10 +141,8 @@ def resized(width: int, height: int) -> tuple[int, int]:
     """Return the size to which Qwen2.5-VL's processor resizes a picture: multiples of 28, within the limits of its published
     configuration.
     """
-    wide, high = (
-        round(width / _GRID) * _GRID,
-        round(height / _GRID) * _GRID,
-    )  # a side shorter than half a step becomes 0, and is enlarged below
+    # a side shorter than half a step becomes 0, and is enlarged below
+    wide, high = (round(width / _GRID) * _GRID, round(height / _GRID) * _GRID)
     if wide * high > _MOST:
         ratio = sqrt(width * height / _MOST)
         wide, high = (max(_GRID, int(side / ratio / _GRID) * _GRID) for side in (width, height))

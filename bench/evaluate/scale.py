@@ -226,9 +226,8 @@ def death_part(folder: Path) -> dict[str, Any]:
             servers = stack.enter_context(Servers(4, **MODEL))
             expected = walls.get(False, 0.0)
             if dies:
-                timer = threading.Timer(
-                    expected / 2 + 1.0, servers.children[0].kill
-                )  # includes one second for the start of the child
+                # includes one second for the start of the child
+                timer = threading.Timer(expected / 2 + 1.0, servers.children[0].kill)
                 stack.callback(timer.cancel)
                 timer.start()
             found = measure(folder, 128, servers.urls)

@@ -30,7 +30,7 @@ class ModelRef(Model):
     )
     family: families.FamilyName | None = Field(
         None,
-        description="Model family; absent: the preset's, otherwise that of tiny://KIND, otherwise qwen3-vl. Training refuses a model of another family.",
+        description="Model family; absent: the preset's, otherwise that of tiny://KIND, otherwise qwen3-vl. Training refuses other models.",
     )
 
     rules = (

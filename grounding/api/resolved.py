@@ -220,9 +220,8 @@ def _hyperparameters(spec: Mapping[str, Any], given: Mapping[str, Any]) -> JsonO
     if not FAMILIES[family].pixels and method == "sft":  # InternVL cuts pictures into tiles of equal size
         base = {key: value for key, value in base.items() if key not in ("minPixels", "maxPixels")}
     if method == "rl":
-        base.setdefault(
-            "freezeVision", family == "internvl"
-        )  # the reference trains Qwen3-VL's vision tower, but not InternVL's
+        # the reference trains Qwen3-VL's vision tower, but not InternVL's
+        base.setdefault("freezeVision", family == "internvl")
     if "epochs" in given and "maxSteps" not in given:
         base.pop("maxSteps", None)  # `epochs` replaces the preset's number of steps
     if "warmupRatio" in given and "warmupSteps" not in given:

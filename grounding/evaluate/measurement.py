@@ -223,9 +223,8 @@ class Measurement:
         """Save the results so far after an error."""
         self.publish()
         self.results.roll()
-        with suppress(
-            EgmError
-        ):  # do not hide the first error; the rows are on the disk, and the next call uploads them
+        # do not hide the first error; the rows are on the disk, and the next call uploads them
+        with suppress(EgmError):
             self.results.replicate()
 
     def finish(self) -> Summary:

@@ -87,9 +87,8 @@ def _model_folder(model: str, family: str) -> str:
         return folder
     if is_remote(model):
         if model.startswith("hf://") and importlib.util.find_spec("huggingface_hub") is None:
-            return model.removeprefix(
-                "hf://"
-            )  # the engine's environment has huggingface_hub, and the engine downloads the model itself
+            # the engine's environment has huggingface_hub, and the engine downloads the model itself
+            return model.removeprefix("hf://")
         return str(fetch(model, say=_say))
     model = str(locate(model).folder)
     path = Path(model)
@@ -137,9 +136,8 @@ def serve_role(job_file: Path, data: Path, model: str, only: str = "") -> None:
     argv = program(engine.command(folder, options))
     env = dict(os.environ) | engine.environment(os.environ, gpus=job.spec.server_gpus)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(FOLDER), env.get("PYTHONPATH"))))
-    if (
-        not Path(folder).is_dir() and "HF_HUB_OFFLINE" not in os.environ
-    ):  # the engine must be able to download a model from the hub
+    # the engine must be able to download a model from the hub
+    if not Path(folder).is_dir() and "HF_HUB_OFFLINE" not in os.environ:
         env.pop("HF_HUB_OFFLINE", None)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -305,9 +303,8 @@ def evaluate_role(job_file: Path, data: Path, out: Path, served: str = "", only:
     token = restart_asked(job.metadata.annotations)
     for place in ownership.enter(out, evaluation.remote, ownership.owner(job, served), token):
         _say(f"the earlier results were set aside: {place}")
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's background jobs ignore SIGINT, and their children inherit that
+    # a shell's background jobs ignore SIGINT, and their children inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with (
         Live(Console(force_terminal=False, width=200), every_s=10.0) as live,

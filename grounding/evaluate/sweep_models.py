@@ -121,8 +121,7 @@ class Whole:
         """Write the common summary to the folder and to its copy, and return it."""
         summary = self.publish()
         if self._store is not None:
-            with suppress(
-                EgmError
-            ):  # each model's own summary is in the copy, so the next process can make the common one again
+            # each model's own summary is in the copy, so the next process can make the common one again
+            with suppress(EgmError):
                 self._store.write(SUMMARY, orjson.dumps(summary.document(), option=orjson.OPT_INDENT_2))
         return summary

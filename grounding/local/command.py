@@ -143,9 +143,8 @@ async def _drive(run: LocalRun, order: Order, screen: Screen) -> int:
     with screen:
         work = asyncio.ensure_future(run.run(order.only))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if (
-                signal.getsignal(number) != signal.SIG_IGN
-            ):  # keep ignoring a signal that the caller ignores, as under nohup
+            # keep ignoring a signal that the caller ignores, as under nohup
+            if signal.getsignal(number) != signal.SIG_IGN:
                 loop.add_signal_handler(number, on_signal, int(number))
         try:
             while not work.done():

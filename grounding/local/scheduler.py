@@ -229,9 +229,8 @@ class LocalRun:
         ids = [other.id for other in upstream]
         begun, done = (digest_of([text, ids]) if text else "" for text in (work.begun, work.done))
         before, after = (state.done, done) if state.phase == "Succeeded" else (state.begun, begun)
-        same = state.digest == want or bool(
-            after and before == after
-        )  # roles compare the other fields, and continue after allowed changes
+        # roles compare the other fields, and continue after allowed changes
+        same = state.digest == want or bool(after and before == after)
         if state.digest and (not same or self.restart):
             self._set_aside(folder, work.name)
             state = self.states[work.name] = JobState(work.name, work.kind)

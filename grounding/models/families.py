@@ -72,9 +72,8 @@ def freeze_vision(model: Any) -> None:
 
 def seen(processor: Any, images: list[Any]) -> dict[str, torch.Tensor]:
     """Return a model's inputs for pictures: tensors by name, with all pictures one after another."""
-    if hasattr(
-        processor, "image_seq_length"
-    ):  # InternVL: the processor decides the number of tiles, not its image processor
+    # InternVL: the processor decides the number of tiles, not its image processor
+    if hasattr(processor, "image_seq_length"):
         found = processor(text=[processor.image_token * len(images)], images=images, return_tensors="pt")
         return {"pixel_values": found["pixel_values"]}
     return dict(processor.image_processor(images=images, return_tensors="pt"))

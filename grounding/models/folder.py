@@ -67,9 +67,8 @@ def examine(folder: Path, family: str | None = None, *, weights_only: bool = Fal
         found = list(_against_config(folder, config, tensors))
     if not weights_only:
         found += [*_tokenizer(folder, config), *_template(folder)]
-        found += (
-            [] if "auto_map" in config else _processor(folder, config)
-        )  # a model with its own code may not need a processor
+        # a model with its own code may not need a processor
+        found += [] if "auto_map" in config else _processor(folder, config)
         found += _generation(folder)
     return ModelFolder(config, tensors, tuple(found))
 

@@ -253,9 +253,8 @@ def inputs(needs: Sequence[Needs]) -> Network:
 def network(needs: Sequence[Needs]) -> Network:
     """Ask the hub and stores about all URIs that the jobs read and write."""
     sources = {s.uri.split(".part_")[0]: s for n in needs for s in n.sources if is_remote(s.uri)}
-    if (
-        importlib.util.find_spec("huggingface_hub") is None
-    ):  # the engine's environment has it and downloads the model itself
+    # the engine's environment has it and downloads the model itself
+    if importlib.util.find_spec("huggingface_hub") is None:
         sources = {u: s for u, s in sources.items() if not (u.startswith("hf://") and s.is_model)}
     outputs = dict.fromkeys(n.output for n in needs if n.output and is_remote(n.output))
     found = _each([_source_task(s) for s in sources.values()] + [_output_task(u) for u in outputs])

@@ -118,10 +118,8 @@ def network(environ: Mapping[str, str], facts: Facts) -> dict[str, str]:
     name = name or facts.interfaces.get(facts.route, "")
     if not name:
         return {}
-    wanted = {
-        "GLOO_SOCKET_IFNAME": name,
-        "NCCL_SOCKET_IFNAME": f"={name}",
-    }  # NCCL treats a name without `=` as a prefix
+    # NCCL treats a name without `=` as a prefix
+    wanted = {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}
     return {k: v for k, v in wanted.items() if k not in environ}
 
 

@@ -77,9 +77,8 @@ def _box_in(text: str) -> Box | None:
     if box is None:
         return None
     x1, y1, x2, y2 = box
-    if not -inf < x1 + y1 + x2 + y2 < inf and not all(
-        map(math.isfinite, box)
-    ):  # the sum may overflow although every number is finite
+    # the sum may overflow although every number is finite
+    if not -inf < x1 + y1 + x2 + y2 < inf and not all(map(math.isfinite, box)):
         return None
     if x1 > x2:
         x1, x2 = x2, x1

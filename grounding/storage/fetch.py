@@ -232,9 +232,8 @@ class _Copy:
         if whole and known == now:
             return
         done = {n: v for n, v in known.items() if now.get(n) == v}
-        for name in sorted(
-            set(known) - set(now)
-        ):  # deleted from the store since it was downloaded; a folder must not mix two versions
+        # deleted from the store since it was downloaded; a folder must not mix two versions
+        for name in sorted(set(known) - set(now)):
             (self.marker.parent / name).unlink(missing_ok=True)
         write_json(self.marker, {"whole": False, "files": done})
         _journal(self.marker).unlink(missing_ok=True)

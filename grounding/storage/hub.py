@@ -139,9 +139,8 @@ class HubStore(Store):
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        if (
-            httpx.URL(url).host == httpx.URL(self._hub.constants.ENDPOINT).host
-        ):  # a CDN's address is signed and needs no token
+        # a CDN's address is signed and needs no token
+        if httpx.URL(url).host == httpx.URL(self._hub.constants.ENDPOINT).host:
             headers |= build_hf_headers()
 
         def body() -> bytes:

@@ -202,9 +202,8 @@ class S3Store(Store):
             except ClientError as error:
                 if _status(error) == 404:
                     return None
-                if _code(error) == str(
-                    _status(error)
-                ):  # the answer to HEAD has no body; another request returns the reason
+                # the answer to HEAD has no body; another request returns the reason
+                if _code(error) == str(_status(error)):
                     self._client.list_objects_v2(Bucket=self.bucket, Prefix=key, MaxKeys=1)
                 raise
             return Entry(name, o["ContentLength"], o["ETag"], o.get("Metadata", {}).get("sha256", ""))
@@ -276,9 +275,8 @@ class S3Store(Store):
 
         try:
             self._try(send, name)
-        except (
-            UserError
-        ):  # "no such upload": either the upload was completed and the answer was lost, or it was deleted
+        # "no such upload": either the upload was completed and the answer was lost, or it was deleted
+        except UserError:
             there = self.find(name)
             if there is None or (there.size, there.sha256) != (size, digest):
                 raise

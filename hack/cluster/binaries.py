@@ -35,9 +35,8 @@ class Program:
     module: str
     package: str = "."
     flags: str = ""  # value of -ldflags; may contain {version}
-    parent: Path = field(
-        default=VERSIONS, repr=False
-    )  # excluded from repr, because the digest must not depend on a path
+    # excluded from repr, because the digest must not depend on a path
+    parent: Path = field(default=VERSIONS, repr=False)
 
     @property
     def folder(self) -> Path:

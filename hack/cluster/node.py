@@ -230,9 +230,8 @@ def down(run: Path, home: Path) -> None:
             for found in _ctr(run, what, "ls", "-q", check=False).split():
                 _ctr(run, what, "rm", *(["-f"] if what == "tasks" else []), found, check=False)
     processes.stop("containerd")
-    for folder in Path("/proc").glob(
-        "[0-9]*"
-    ):  # shims of our containerd, identified by its socket in their command line
+    # shims of our containerd, identified by its socket in their command line
+    for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
             if words[0].endswith("containerd-shim-runc-v2") and str(socket) in words:

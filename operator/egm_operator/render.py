@@ -39,9 +39,8 @@ def objects(job: Job, trains: Mapping[str, Job], settings: Settings, namespace: 
         where = places(job, model, output)
         ctx = Context(job, namespace, UID, where, settings, number if several else None)
         found += _of_model(ctx, first=number == 1)
-    named = {
-        (obj["kind"], obj["metadata"]["name"]): obj for obj in reversed(found)
-    }  # some objects are created again by each attempt
+    # some objects are created again by each attempt
+    named = {(obj["kind"], obj["metadata"]["name"]): obj for obj in reversed(found)}
     return [obj for obj in found if named.pop((obj["kind"], obj["metadata"]["name"]), None) is not None]
 
 

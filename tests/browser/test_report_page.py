@@ -187,9 +187,8 @@ def test_the_policy_stops_what_would_get_through(visit: Open, one_page: Path, tm
     hole = "<script>window.hacked=1</script><img src=x onerror='window.hacked=2'><a href='javascript:window.hacked=3' id=h>x</a>"
     broken.write_text(one_page.read_text().replace("<main>", "<main>" + hole))
     page = visit(one_page)
-    context = page.context.browser.new_context(
-        offline=True
-    )  # without the check of the console, because the browser must write an error
+    # without the check of the console, because the browser must write an error
+    context = page.context.browser.new_context(offline=True)
     other = context.new_page()
     other.goto(broken.as_uri())
     other.locator("#h").click()

@@ -222,9 +222,8 @@ def test_what_is_not_a_job_s_is_neither_changed_nor_deleted(account: Account, ap
         status, text = account.change(method, "Job", "theirs", body)
         assert status == 403 and "only what belongs to a job" in text, text
     owner = api.create("gtj", account.namespace, train_job("owner", suspend=True))["metadata"]["uid"]
-    own = json.loads(
-        json.dumps(_own(account.namespace)["Job"]).replace(UID, owner)
-    )  # without this, the garbage collector deletes the object
+    # without this, the garbage collector deletes the object
+    own = json.loads(json.dumps(_own(account.namespace)["Job"]).replace(UID, owner))
     name = "stored"  # a name that no other test uses
     own["metadata"]["name"] = name
     api.create("job", account.namespace, {**own, "spec": {**own["spec"], "suspend": True}})
@@ -245,9 +244,8 @@ def test_where_templates_may_do_anything_pods_may_but_not_as_the_operator(
         ESCAPES["host-path"][0](obj)
         assert free.make(obj)[0] == 201
         for name in ("serviceAccountName", "serviceAccount"):
-            if (
-                kind == "PyTorchJob" or name == "serviceAccountName"
-            ):  # the API server also sets the older name of this field
+            # the API server also sets the older name of this field
+            if kind == "PyTorchJob" or name == "serviceAccountName":
                 last = copy.deepcopy(obj)
                 _pod_specs(last)[-1][name] = f"{free.release}-operator"
                 status, text = free.make(last)

@@ -50,9 +50,8 @@ def test_trainings_run_as_jobs(api: Api, drive: Drive, tmp_path: Path) -> None:
         drive.end("trains", "rl", 0, attempt=2, count=2)
         assert drive.phase("trains", "Succeeded")["attempt"] == 2
         assert api.list("pytorchjob", drive.namespace) == []
-        drive.api.patch(
-            "gtj", drive.namespace, "wants", {"spec": {"backend": "job"}}
-        )  # the message of the refusal advises this
+        # the message of the refusal advises this
+        drive.api.patch("gtj", drive.namespace, "wants", {"spec": {"backend": "job"}})
         drive.prepared("wants")
         drive.phase("wants", "Running")
         assert operator.stop() == 0

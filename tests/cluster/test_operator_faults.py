@@ -60,11 +60,8 @@ def _live(drive: Drive, operator: Operator, seconds: float = 200) -> None:
 )
 def test_every_third_request_fails(api: Api, drive: Drive, tmp_path: Path, fault: proxy.Fault) -> None:
     dice, row = random.Random(11), Counter[tuple[str, str]]()
-    writes_only = fault in (
-        proxy.CONFLICT,
-        proxy.INVALID,
-        proxy.LOST_ANSWER,
-    )  # a server gives these answers only to requests that write
+    # a server gives these answers only to requests that write
+    writes_only = fault in (proxy.CONFLICT, proxy.INVALID, proxy.LOST_ANSWER)
 
     def choose(method: str, path: str, watch: bool) -> proxy.Fault | None:
         spared = watch or "/namespaces/" not in path or (writes_only and method == "GET")

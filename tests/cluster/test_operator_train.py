@@ -146,10 +146,8 @@ def test_a_replaced_pod_restarts_the_gang(drive: Drive, name: str) -> None:
     drive.api.delete("pod", drive.namespace, worker["metadata"]["name"])
     drive.running(name, "rl", 2, attempt=2)
     events = {e["reason"] for e in drive.api.list("event", drive.namespace) if e["involvedObject"]["name"] == name}
-    assert events & {
-        "PodReplaced",
-        "PodFailed",
-    }  # both reasons are right: the training-operator may see the failed pod before it replaces it
+    # both reasons are right: the training-operator may see the failed pod before it replaces it
+    assert events & {"PodReplaced", "PodFailed"}
 
 
 def test_suspend_and_resume(drive: Drive, name: str) -> None:
@@ -162,9 +160,8 @@ def test_suspend_and_resume(drive: Drive, name: str) -> None:
     assert drive.form.suspended(drive.gang(name)["spec"])
     drive.api.patch("gtj", drive.namespace, name, {"spec": {"suspend": False}})
     status = drive.phase(name, "Running")
-    assert (
-        status["attempt"] == 1 and condition(status, "Suspended")["status"] == "False"
-    )  # a pause does not count as an attempt
+    # a pause does not count as an attempt
+    assert status["attempt"] == 1 and condition(status, "Suspended")["status"] == "False"
     drive.end(name, "rl", 0)
     drive.phase(name, "Succeeded")
 

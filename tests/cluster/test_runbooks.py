@@ -191,9 +191,8 @@ def test_a_job_that_no_node_fits_asks_for_less(place: Place) -> None:
     drive = place.drive
     less = """kubectl -n NAMESPACE patch gtj too-big --type=merge -p '{"spec":{"resources":{"gpusPerNode":1}}}'"""
     refused = place.run(less.replace("NAMESPACE", drive.namespace))
-    assert (
-        refused.returncode and "cannot change" in refused.stderr
-    )  # therefore the runbook EgmJobStuck says to create the job again
+    # therefore the runbook EgmJobStuck says to create the job again
+    assert refused.returncode and "cannot change" in refused.stderr
     _made_again(place, "too-big")
 
 

@@ -72,9 +72,8 @@ def test_a_job_from_apply_to_delete(kubectl: Any, operator: Operator) -> None:
     assert {k: r["replicas"] for k, r in gang["spec"]["pytorchReplicaSpecs"].items()} == {"Master": 1}
     pod = _pod(kubectl, "egm8b-rl", "rl")
     assert pod["metadata"]["name"] == "egm8b-rl-a1-master-0"
-    first = next(
-        c for c in pod["spec"]["initContainers"] if c["name"] == "prepare"
-    )  # each pod prepares the data itself, because each has its own folder
+    # each pod prepares the data itself, because each has its own folder
+    first = next(c for c in pod["spec"]["initContainers"] if c["name"] == "prepare")
     assert first["command"][:3] == ["egm", "role", "prepare"] and kubectl.get("jobs")["items"] == []
     main = pod["spec"]["containers"][0]
     assert main["resources"]["limits"]["nvidia.com/gpu"] == "8" and main["command"][:3] == ["egm", "role", "rl"]

@@ -22,9 +22,8 @@ def test_twenty_kills_change_nothing(data, server, start, finish):
     while kills < KILLS:
         child, at = start(data / "out"), server.count
         want = at + chance.randint(1, 14)
-        end = time.monotonic() + (
-            chance.uniform(0.0, 1.0) if kills % 5 == 0 else 30.0
-        )  # so that about every fifth kill happens during the start
+        # so that about every fifth kill happens during the start
+        end = time.monotonic() + (chance.uniform(0.0, 1.0) if kills % 5 == 0 else 30.0)
         while server.count < want and time.monotonic() < end and child.poll() is None:
             time.sleep(0.001)
         time.sleep(chance.uniform(0.0, 0.03))

@@ -116,9 +116,8 @@ def test_kill_9_of_an_upload_then_another_attempt_elsewhere(
     subprocess.run([*command, str(made[1])], check=True)
     last = uploads.restore(open_store(uri), tmp_path / "d")
     assert last is not None and _same(made[1], last.path)
-    subprocess.run(
-        [*command, str(made[0])], check=True
-    )  # the first attempt continues to upload although the second one has begun
+    # the first attempt continues to upload although the second one has begun
+    subprocess.run([*command, str(made[0])], check=True)
     after = uploads.restore(open_store(uri), tmp_path / "e")
     assert after is not None and _same(made[1], after.path)
 

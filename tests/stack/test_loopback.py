@@ -43,9 +43,8 @@ def listeners(folder: Path, mark: str, env: dict[str, str]) -> tuple[str, dict[s
 
 
 def test_ray_and_transfer_queue_listen_on_this_machine_only() -> None:
-    where, names = listeners(
-        Path(f"/tmp/egm-lo-{os.getpid()}"), "kept-here", _own_ray({})
-    )  # Ray's socket files need a short path
+    # Ray's socket files need a short path
+    where, names = listeners(Path(f"/tmp/egm-lo-{os.getpid()}"), "kept-here", _own_ray({}))
     assert where == "127.0.0.1"
     assert sum(map(len, names.values())) > 5, names
     assert {ip.removeprefix("::ffff:") for ip in names} == {"127.0.0.1"}, names

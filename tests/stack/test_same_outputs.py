@@ -189,9 +189,8 @@ def _outputs(bucket: str, side: str) -> dict[str, bytes]:
         name = entry.name
         for pattern, plain in _NAMES.items():
             name = re.sub(pattern, plain, name)
-        found[name] = found.get(name, b"") + store.read(
-            entry.name
-        )  # files whose names differ only by a number are compared as one
+        # files whose names differ only by a number are compared as one
+        found[name] = found.get(name, b"") + store.read(entry.name)
     return found
 
 

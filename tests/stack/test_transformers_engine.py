@@ -100,9 +100,8 @@ def test_real_server_end_to_end(tmp_path):
             assert row["reasoning_tokens"] == 0 and row["reasoning"] is None and row["completion_tokens"] <= 24
         warm = Sampling(max_tokens=12, temperature=1.0, seed=3)
         rows = spent("several", Method(samples=3), warm)
-        assert all(
-            len({s["text"] for s in row["samples"]}) > 1 for row in rows
-        )  # sampled answers to one question differ
+        # sampled answers to one question differ
+        assert all(len({s["text"] for s in row["samples"]}) > 1 for row in rows)
         again = spent("again", Method(samples=3), warm)  # four requests are in flight, and answers come in any order
         assert {r["key"]: [s["text"] for s in r["samples"]] for r in again} == {
             r["key"]: [s["text"] for s in r["samples"]] for r in rows

@@ -68,12 +68,8 @@ def test_to_relative_lies_in_the_square_in_order(pixels, width, height):
 def test_to_pixels_by_hand():
     assert boxes.to_pixels((0, 0, 1000, 1000), 640, 480) == (0, 0, 639, 479)
     assert boxes.to_pixels((500, 500, 500, 500), 100, 100) == (50, 50, 51, 51)  # widened
-    assert boxes.to_pixels((1000, 0, 1000, 0), 100, 1) == (
-        99,
-        0,
-        99,
-        0,
-    )  # the picture is one pixel high, so the box cannot be widened
+    # the picture is one pixel high, so the box cannot be widened
+    assert boxes.to_pixels((1000, 0, 1000, 0), 100, 1) == (99, 0, 99, 0)
     assert boxes.to_pixels((5, 15, 25, 35), 100, 100) == (0, 2, 2, 4)  # rounded half to even; no need to widen
     assert boxes.to_pixels((900, 900, 100, 100), 100, 100) == (90, 90, 10, 10)  # a reversed box stays reversed
     assert boxes.to_pixels((math.inf, -math.inf, 1e9, -5), 100, 100) == (0, 0, 99, 1)

@@ -150,9 +150,8 @@ class Client:
         self._before = before
         self._seen: dict[str, ServedModel] = {}
         """The model that each endpoint has reported so far"""
-        self._own = self._conversation(
-            options.method
-        )  # raises for options that the servers do not support, before anything is sent
+        # raises for options that the servers do not support, before anything is sent
+        self._own = self._conversation(options.method)
         for server, most in zip(self.servers, self._shares(len(endpoints)), strict=True):
             server.limiter = Limiter(most, fixed=options.fixed)
         self._answered = self._lost = 0  # number of answers; number of questions given up since the last answer

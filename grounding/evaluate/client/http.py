@@ -155,9 +155,8 @@ class Connection(asyncio.Protocol):
     def _push(self) -> None:
         while self._unsent and not self._paused and self._transport is not None:
             piece = self._unsent.popleft()
-            if (
-                len(piece) > _CHUNK
-            ):  # asyncio copies the data that the socket does not accept, so offer only about as much as it accepts
+            # asyncio copies the data that the socket does not accept, so offer only about as much as it accepts
+            if len(piece) > _CHUNK:
                 self._unsent.appendleft(piece[_CHUNK:])
                 piece = piece[:_CHUNK]
             self._transport.write(piece)
@@ -281,9 +280,8 @@ class Pool:
             if not connection.closed:
                 try:
                     return await connection.exchange(unsent, deadline, sent)
-                except (
-                    _Stale
-                ):  # servers close connections after some idle seconds, so others of the pool may be closed too
+                # servers close connections after some idle seconds, so others of the pool may be closed too
+                except _Stale:
                     unsent = self._request(await body(), headers)
                     break
         connection = await self._connect(deadline)

@@ -483,10 +483,8 @@ def rescore(results: Results, work: Worklist, profile: Profile, *, everything: b
                 reply = reply._replace(text=reply.partial, partial=None, error=None)
             settings = str(row.get("settings") or "")
             again = score_row(row["key"], e, reply, str(row["model"]), str(row["prompt"]), profile, settings)
-            again["evaluation"], again["max_tokens"] = (
-                row.get("evaluation"),
-                row.get("max_tokens"),
-            )  # these are not part of a reply
+            # these are not part of a reply
+            again["evaluation"], again["max_tokens"] = (row.get("evaluation"), row.get("max_tokens"))
             again["loop_lag_s"], again["in_flight"] = row.get("loop_lag_s"), row.get("in_flight")
             results.add(number, again)
     return int(wanted.sum())

@@ -105,9 +105,8 @@ def config(adapter: Adapter, base: str) -> Document:
         "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted(
-            adapter.layers
-        ),  # full names, because layers of the vision tower may end in the same names
+        # full names, because layers of the vision tower may end in the same names
+        "target_modules": sorted(adapter.layers),
         "inference_mode": True,
     }
 

@@ -66,9 +66,8 @@ _METADATA = frozenset(
         ("torch.serialization", "_get_layout"),
     }
 )
-_DTYPES = frozenset(
-    {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"}
-)  # names of attributes of torch
+# names of attributes of torch
+_DTYPES = frozenset({"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"})
 HINT = (
     "Nothing was loaded. EGM's trainings never write such a file: find out who can write to the output, remove the "
     "checkpoint, and run the same command again: it continues from the checkpoint before."

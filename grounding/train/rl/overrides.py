@@ -144,9 +144,8 @@ def overrides(
     if batch == h.mini_batch_size and not any("rollout_correction" in override for override in h.engine_overrides):
         # verl would compare these with the actor's own, and compute all answers again for that (`verl/on_policy.py`)
         keys[f"{_ROLLOUT}.calculate_log_probs"] = False
-    if (
-        h.freeze_vision
-    ):  # then FSDP must not flatten frozen and trained weights into one, also not in the reference model
+    # then FSDP must not flatten frozen and trained weights into one, also not in the reference model
+    if h.freeze_vision:
         keys |= {f"{part}.fsdp_config.use_orig_params": True for part in (_ACTOR, _REF)}
     if not cpu and nodes * gpus <= 1:
         # on one GPU, FSDP 1 does not shard, and weights that it moves to the CPU also stay on the GPU

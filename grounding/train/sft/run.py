@@ -327,9 +327,8 @@ def train(
     stop = stop if stop is not None else Stop.of_process()
     processes, first = world_size_of(os.environ), rank_of(os.environ) == 0
     arguments = _arguments(job, out, processes, own_disks=disks is not None)
-    if (
-        arguments.device.type == "cpu"
-    ):  # reading `device` connects the ranks; each names its processor cpu:0, with which torch.load cannot resume
+    # reading `device` connects the ranks; each names its processor cpu:0, with which torch.load cannot resume
+    if arguments.device.type == "cpu":
         arguments._setup_devices = torch.device("cpu")
     if disks is None:
         _one_storage(out, first)

@@ -309,9 +309,8 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         packs = split(batch.lengths, self.pack_tokens, self.pack_rows)
         trained = batch.trained
         self.measured.tokens, number = sum(batch.lengths), len(packs)
-        if (
-            ranks > 1
-        ):  # with a sharded model, all ranks must compute the same number of packs; the loss is divided by the tokens of all ranks
+        # with a sharded model, all ranks must compute the same number of packs; the loss is divided by the tokens of all ranks
+        if ranks > 1:
             counted = torch.tensor([trained, len(packs), self.measured.tokens], device=self.args.device)
             all_ranks = self.accelerator.gather(counted[None])
             trained, number = int(all_ranks[:, 0].sum()), int(all_ranks[:, 1].max())

@@ -88,9 +88,8 @@ class HFServer:
         self._timers: dict[tuple[Any, ...], asyncio.TimerHandle] = {}
 
     async def load_weights(self, state: dict[str, torch.Tensor], step: int | None) -> None:
-        result = self.model.load_state_dict(
-            experts.stacked(state), strict=False
-        )  # verl has split the experts' weights for vLLM
+        # verl has split the experts' weights for vLLM
+        result = self.model.load_state_dict(experts.stacked(state), strict=False)
         missing = [key for key in result.missing_keys if "lm_head" not in key]  # tied to the embeddings
         if missing or result.unexpected_keys:
             raise RuntimeError(

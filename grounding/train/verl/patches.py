@@ -46,9 +46,8 @@ def position_ids_by_length(ids: torch.Tensor) -> torch.Tensor:
     expects split_sizes to sum exactly". This ends a run at the first step in which all responses reach the length limit.
     """
     values, offsets = ids.values(), ids.offsets()
-    if (
-        values.shape[0] <= 4 and int(offsets[-1]) == values.shape[1]
-    ):  # 3 or 4 rows: time, height, width and perhaps text
+    # 3 or 4 rows: time, height, width and perhaps text
+    if values.shape[0] <= 4 and int(offsets[-1]) == values.shape[1]:
         ids._ragged_idx = 2
         return ids
     samples = len(offsets) - 1

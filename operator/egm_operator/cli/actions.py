@@ -156,9 +156,8 @@ async def submit(
         path = cluster.path(kind, where, meta["name"])
         send = partial(cluster.request, "PATCH", path, body=body, content="application/apply-patch+yaml")
         if config is not None:
-            await send(
-                query={**query, "dryRun": "All"}
-            )  # do not create other objects for a job that the API server refuses
+            # do not create other objects for a job that the API server refuses
+            await send(query={**query, "dryRun": "All"})
             await _place(cluster, config, old)
         new = await send(query=query)
         if config is not None:

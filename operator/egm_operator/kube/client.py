@@ -74,9 +74,8 @@ class Api:
             connector=aiohttp.TCPConnector(limit=64, ssl=RESTClientObject(configuration).ssl_context),
             headers={"User-Agent": FIELD_MANAGER, "Accept": "application/json"},
             read_bufsize=2**20,
-            trust_env=bool(
-                getproxies()
-            ),  # the proxy, if there is one; aiohttp would search for it with each request, in a thread
+            # the proxy, if there is one; aiohttp would search for it with each request, in a thread
+            trust_env=bool(getproxies()),
         )
         self._more = _Way()
         if configuration.proxy:

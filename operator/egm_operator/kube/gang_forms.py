@@ -61,10 +61,8 @@ PYTORCHJOB_FORM = GangForm(
 JOB_FORM = GangForm(
     JOB,
     ("suspend",),
-    (
-        "Complete",
-        "SuccessCriteriaMet",
-    ),  # SuccessCriteriaMet is set first, while the pods of the other ranks are still ending
+    # SuccessCriteriaMet is set first, while the pods of the other ranks are still ending
+    ("Complete", "SuccessCriteriaMet"),
     ("Failed",),
     ("batch.kubernetes.io/job-completion-index", "0"),
     ("PodFailurePolicy", "DisruptionTarget"),

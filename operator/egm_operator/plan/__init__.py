@@ -57,9 +57,8 @@ def _decide(
 ) -> Plan:
     """Call all policies in order. Policies that need the model's URI are only called if it is known."""
     so_far = Decision(snapshot.status.copy(), final=False)
-    if (
-        so_far.status.is_true(ConditionType.FAILED) and not so_far.status.ended
-    ):  # the spec was invalid and has been fixed
+    # the spec was invalid and has been fixed
+    if so_far.status.is_true(ConditionType.FAILED) and not so_far.status.ended:
         so_far.status.condition(ConditionType.FAILED, False, Reason.STARTING, "The spec is valid now.")
     ask(policies, snapshot, so_far)
     placed = None if so_far.final else place(snapshot.with_status(so_far.status))

@@ -20,9 +20,8 @@ def finished(stop: Stop[J, S]) -> Policy[J, S]:
         fields = decision.status.fields
         for kind, phase in ((ConditionType.SUCCEEDED, Phase.SUCCEEDED), (ConditionType.FAILED, Phase.FAILED)):
             said = snapshot.status.get(kind)
-            if (
-                said is not None and said.status == "True"
-            ):  # set the phase again, in case another writer has overwritten it
+            # set the phase again, in case another writer has overwritten it
+            if said is not None and said.status == "True":
                 fields.phase, fields.reason, fields.message = phase, said.reason, said.message
         stop(snapshot, decision)
         ttl = snapshot.job.spec.ttl_seconds_after_finished

@@ -20,9 +20,8 @@ def noise(form: str, size: tuple[int, int] = (97, 61), orientation: int | None =
     if orientation is not None:
         exif[0x0112] = orientation
     out = io.BytesIO()
-    grey = random.Random(5).randbytes(
-        size[0] * size[1]
-    )  # Pillow's effect_noise has other scans, and a cut could be at the end of one
+    # Pillow's effect_noise has other scans, and a cut could be at the end of one
+    grey = random.Random(5).randbytes(size[0] * size[1])
     Image.frombytes("L", size, grey).convert("RGB").save(out, form, exif=exif.tobytes(), **options)
     return out.getvalue()
 

@@ -99,10 +99,8 @@ def test_each_declared_space_is_converted_exactly_once(space, size, at):
     box = [x * w, y * h, (x + dx) * w, (y + dy) * h]
     row = {"image": "a", "sent": "s", "bbox": written(box, size, space), "width": w, "height": h}
     assert parse_expression(row, Path("f.jsonl"), 1, space).bbox == pytest.approx(box, rel=1e-6, abs=1e-6)
-    own = row | {
-        "bbox": written(box, size, "xywh"),
-        "bbox_format": "xywh",
-    }  # a row that declares its format itself is not converted twice
+    # a row that declares its format itself is not converted twice
+    own = row | {"bbox": written(box, size, "xywh"), "bbox_format": "xywh"}
     assert parse_expression(own, Path("f.jsonl"), 1, space).bbox == pytest.approx(box, rel=1e-6, abs=1e-6)
 
 

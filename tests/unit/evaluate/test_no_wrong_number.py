@@ -295,9 +295,8 @@ def test_refused_latencies_stay_refused_when_nothing_is_left_to_ask(dataset, ser
 def test_a_server_that_loads_is_waited_for(dataset, server):
     server.plan = lambda n, asked: 503 if n < 8 else KINDS["right"]
     summary = go(evaluation(dataset, server.url, wait_s=60.0, refusals=2))
-    assert (
-        Progress(48, asked=48, seconds=100.0, waited=98.0).per_second == 24.0
-    )  # the time of waiting for a server does not lower the rate
+    # the time of waiting for a server does not lower the rate
+    assert Progress(48, asked=48, seconds=100.0, waited=98.0).per_second == 24.0
     assert summary.macro == 1.0 and summary.errors == 0
 
 

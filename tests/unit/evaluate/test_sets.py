@@ -36,9 +36,8 @@ def test_only_the_whole_file_has_its_bare_name(name: str, total: int, synthetic:
     found = remark(name, total, synthetic)
     assert (found == "") == (not synthetic and total == expressions().get(name, total))
     assert remark_of(FileSummary(name=name, total=total, remark=found)) == found
-    assert (
-        synthetic or remark_of(FileSummary(name=name, total=total)) == found
-    )  # the summary of an earlier version has no mark, only the file's name
+    # the summary of an earlier version has no mark, only the file's name
+    assert synthetic or remark_of(FileSummary(name=name, total=total)) == found
     assert bool(warnings([FileSummary(name=name, total=total, remark=found)])) == synthetic
 
 

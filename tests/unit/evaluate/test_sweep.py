@@ -244,7 +244,5 @@ def test_a_job_with_a_sweep_leaves_every_setting_and_what_its_servers_cost(datas
         assert sum(flops) / 24 == pytest.approx(costs.flops)
         assert costs.gpu_seconds == pytest.approx(2 * costs.serving_seconds, abs=0.01)
         assert costs.money == pytest.approx(costs.gpu_seconds / 1800)
-    assert {b["max_tokens"] for b in server.bodies[2:]} == {
-        6,
-        64,
-    }  # two of the requests check that the server continues messages
+    # two of the requests check that the server continues messages
+    assert {b["max_tokens"] for b in server.bodies[2:]} == {6, 64}

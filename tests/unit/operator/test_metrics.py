@@ -83,9 +83,8 @@ def test_a_training_from_creation_to_its_end() -> None:
     world = World(train())
     mine = {"namespace": "n", "job_name": "j"}
     assert value(told(world.store), "egm_job_status", **mine, phase="Pending", reason="") == 1
-    assert (
-        value(told(world.store), "egm_job_gpu_seconds_total", **mine) == 0
-    )  # otherwise increase() would lose the first hours
+    # otherwise increase() would lose the first hours
+    assert value(told(world.store), "egm_job_gpu_seconds_total", **mine) == 0
     for _ in range(8):
         world.reconcile()
         world.controllers()

@@ -114,9 +114,8 @@ def test_reward_types_by_hand():
     assert of("sigmoid") == 0.5
     assert of("normalized_exp") == pytest.approx((1 - 0.25) / (1 - 1 / 16))
     assert of("mix", split="test", alpha=0.0) == 1.0
-    long = "[0, 0, 100, 100] " + " ".join(
-        str(i) + "x" for i in range(509)
-    )  # 4 + 509 tokens, so one more step has begun
+    # 4 + 509 tokens, so one more step has begun
+    long = "[0, 0, 100, 100] " + " ".join(str(i) + "x" for i in range(509))
     assert of("penalty", long) == 0.75 - 0.01
     assert of("penalty", "[0, 0, 100, 100]" + " so" * 6) == 0.75
     assert of("penalty", "[0, 0, 100, 100]" + " so" * 7) == 0.75 - 0.3

@@ -80,9 +80,8 @@ def test_one_answer_is_every_vote_and_the_oracle_bounds_them(case):
     for values in found:
         # the mean is a new box, which may be right even if no answer is
         assert all((values[name] <= values[votes.ORACLE] + 1e-9).all() for name in ("medoid", "first"))
-        assert values["first"] == pytest.approx(
-            found[0]["first"]
-        )  # the first answer does not depend on the number of answers
+        # the first answer does not depend on the number of answers
+        assert values["first"] == pytest.approx(found[0]["first"])
     oracle = np.array([v[votes.ORACLE] for v in found])
     assert (np.diff(oracle, axis=0) >= -1e-9).all()
 

@@ -24,9 +24,8 @@ def pending(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
     status = decision.status
     if any(pod.preparing for pod in pods):
         status.condition(ConditionType.DATA_READY, False, Reason.PREPARING, "Each pod prepares its own data.")
-    if status.is_false(ConditionType.DATA_READY) and not _held(
-        pods
-    ):  # the time between the first pod's preparation and the start of all pods
+    # the time between the first pod's preparation and the start of all pods
+    if status.is_false(ConditionType.DATA_READY) and not _held(pods):
         status.phase(Phase.PREPARING, Reason.PREPARING, f"Attempt {attempt}: each pod prepares its own data.")
     else:
         report_pending(snapshot, decision, attempt, pods, running(pods), GANG.size(snapshot), owner)

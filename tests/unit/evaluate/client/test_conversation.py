@@ -78,9 +78,8 @@ def test_a_thought_is_never_longer_than_its_budget_and_the_box_is_read(dataset, 
     summary, rows = evaluate(dataset, server, Method(thinking_budget=budget), engine=engine)
     assert (summary.errors, summary.unparsed, summary.truncated) == (0, 0, 0)
     for row in rows:
-        assert row["reasoning_tokens"] == min(
-            length + 1, budget
-        )  # if a thought ends by itself, `</think>` is one more token
+        # if a thought ends by itself, `</think>` is one more token
+        assert row["reasoning_tokens"] == min(length + 1, budget)
         assert row["completion_tokens"] == row["reasoning_tokens"] + len(BOX.split())
         assert row["text"] == BOX and row["reasoning"].split() == [f"w{i}" for i in range(min(length, budget))]
         assert row["prompt_tokens"] == 7

@@ -140,9 +140,8 @@ def test_the_limit_finds_the_server_s_size(slots, most):
     tail = sorted(seen[10_000:])
     assert min(seen) >= 1 and max(seen) <= most
     middle = tail[len(tail) // 2]
-    assert (
-        min(slots, most) * 0.9 <= middle <= min(most, max(16, slots * 2.1))
-    )  # the limit must be close to the server's slots
+    # the limit must be close to the server's slots
+    assert min(slots, most) * 0.9 <= middle <= min(most, max(16, slots * 2.1))
 
 
 def test_a_limit_begins_at_the_server_s_slots_once():

@@ -102,9 +102,8 @@ def test_interval_is_by_image_and_has_the_width_of_theory():
     alone = interval([0] * 2000, list(range(2000)), correct).micro
     assert alone[1] - alone[0] == pytest.approx(2 * 1.96 * (0.16 / 2000) ** 0.5, rel=0.15)
     ten = interval([0] * 20000, [i // 10 for i in range(20000)], [c for c in correct for _ in range(10)]).micro
-    assert ten[1] - ten[0] == pytest.approx(
-        alone[1] - alone[0], rel=0.05
-    )  # ten copies of each row must not make the interval smaller
+    # ten copies of each row must not make the interval smaller
+    assert ten[1] - ten[0] == pytest.approx(alone[1] - alone[0], rel=0.05)
 
 
 def test_paper_order():

@@ -16,19 +16,11 @@ SAYS = {"final": True, "phase": "Succeeded", "reason": "Said"}
     ("status", "owned", "ttl", "expected"),
     [
         ({}, [], None, {}),
-        (
-            {"conditions": conditions(Failed="True")},
-            [],
-            None,
-            {},
-        ),  # the spec was invalid: the job has failed without a completion time
+        # the spec was invalid: the job has failed without a completion time
+        ({"conditions": conditions(Failed="True")}, [], None, {}),
         (END, [], None, SAYS),
-        (
-            END | {"phase": "Running", "reason": "Nonsense"},
-            [],
-            None,
-            SAYS,
-        ),  # another client has overwritten phase and reason
+        # another client has overwritten phase and reason
+        (END | {"phase": "Running", "reason": "Nonsense"}, [], None, SAYS),
         (END, [gang()], None, SAYS | {"delete": ["j-a1"]}),
         (END, [gang(deleting=True)], None, SAYS),
         (END, [], 160, SAYS | {"at": 60}),

@@ -33,12 +33,8 @@ def test_it_waits(phase: str | None, reason: str) -> None:
     [
         ({"model": {"source": "hf://a/b"}}, {}, None, "hf://a/b"),
         (AWAITED, {}, {**train(output="s3://b/first"), "status": {"phase": "Succeeded"}}, "s3://b/first/model"),
-        (
-            AWAITED,
-            {"model": "s3://b/first/model"},
-            None,
-            "s3://b/first/model",
-        ),  # the training job may have been deleted since
+        # the training job may have been deleted since
+        (AWAITED, {"model": "s3://b/first/model"}, None, "s3://b/first/model"),
     ],
 )
 def test_it_finds(spec: dict[str, Any], status: dict[str, Any], upstream: dict[str, Any] | None, uri: str) -> None:

@@ -26,11 +26,8 @@ def _pod(**more: Any) -> dict[str, Any]:
         (None, [batch(suspended=True, queue="default")], QUEUED),
         (None, [batch(suspended=True, by_us=True, queue="default")], QUEUED),  # the Job is now in a queue of Kueue
         (None, [batch(), _pod(phase="Pending", **waits("ImagePullBackOff"))], PREPARING | {"reason": "ImagePull"}),
-        (
-            None,
-            [batch(), _pod(code=0)],
-            {"final": False},
-        ),  # the controller of the Job has not noticed the end of the pod yet
+        # the controller of the Job has not noticed the end of the pod yet
+        (None, [batch(), _pod(code=0)], {"final": False}),
         (None, [batch(**ended("Complete"))], {"final": False}),
         (None, [batch(**ended("Failed", ago=0))], {"final": True, "at": 1}),  # the pod may still report the cause
         (None, [batch(**ended("Failed"))], {"final": True, "phase": "Failed", "reason": "PrepareFailed"}),

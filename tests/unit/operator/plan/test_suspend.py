@@ -24,18 +24,10 @@ STOPS = [("j-a1", {"suspend": True})]
         (True, [gang(), pod()], {}, WAITS | {"patch": STOPS}),
         (True, [gang(suspended=True), pod()], {}, WAITS),
         (True, [gang(suspended=True), pod(code=143)], {}, DONE),
-        (
-            True,
-            [gang(queue="q"), pod()],
-            {"queue": "q"},
-            WAITS | {"delete": ["j-a1"]},
-        ),  # the queue would resume a suspended gang
-        (
-            True,
-            [gang(queue="default"), pod()],
-            {},
-            WAITS | {"delete": ["j-a1"]},
-        ),  # the same holds for the default queue
+        # the queue would resume a suspended gang
+        (True, [gang(queue="q"), pod()], {"queue": "q"}, WAITS | {"delete": ["j-a1"]}),
+        # the same holds for the default queue
+        (True, [gang(queue="default"), pod()], {}, WAITS | {"delete": ["j-a1"]}),
         (True, [batch(queue="default"), pod(role="prepare")], {}, WAITS | {"delete": ["j-prepare"]}),
         (True, [batch(), pod(role="prepare")], {}, WAITS | {"patch": [("j-prepare", {"suspend": True})]}),
         # a resumed gang would not create pod a again, because it has succeeded

@@ -87,9 +87,8 @@ def test_no_part_of_a_checkpoint_is_taken_for_one(tmp_path_factory, data: st.Dat
     files = sorted(p for p in newer.rglob("*") if p.is_file())
     for path in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=3, unique=True)):
         whole = path.read_bytes()
-        end = len(
-            whole.rstrip(b"\n") if path.name == checkpoints.MARKER else whole
-        )  # without its newline, the marker is still complete
+        # without its newline, the marker is still complete
+        end = len(whole.rstrip(b"\n") if path.name == checkpoints.MARKER else whole)
         cut = data.draw(st.integers(-1, end - 1))
         if cut < 0:
             path.unlink()

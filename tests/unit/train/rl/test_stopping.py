@@ -31,14 +31,8 @@ STEPS = [
             "end",
             "step 8 is too slow: it needs about 20 s more, and 15 s are left; the last saved step is 5",
         ),
-        (
-            "update",
-            500,
-            5,
-            15,
-            "wait",
-            "waiting for the current step",
-        ),  # slower than any step before, so there is no estimate
+        # slower than any step before, so there is no estimate
+        ("update", 500, 5, 15, "wait", "waiting for the current step"),
         (
             "update",
             10,

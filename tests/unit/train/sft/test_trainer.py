@@ -162,9 +162,8 @@ def test_a_checkpoint_of_float32_weights_gives_the_masters_all_their_digits(fold
     _trainer(folder, tmp_path, 2, masters=False).train()
     before = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint-2", dtype=torch.float32)
     resumed = _trainer(folder, tmp_path, 2, masters=True)
-    resumed.train(
-        resume_from_checkpoint=str(tmp_path / "checkpoint-2")
-    )  # all steps are done, so only the state is loaded
+    # all steps are done, so only the state is loaded
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     own = resumed.optimizer.optimizer
     names = {weight: name for name, weight in resumed.model.named_parameters()}
     values = dict(before.named_parameters())

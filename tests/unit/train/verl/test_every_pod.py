@@ -44,9 +44,8 @@ def every_pod(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)
     name = "grounding.train.verl.every_pod"
     monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(
-        grounding.train.verl, "every_pod", None, raising=False
-    )  # the test's end then removes the attribute that the import sets
+    # the test's end then removes the attribute that the import sets
+    monkeypatch.setattr(grounding.train.verl, "every_pod", None, raising=False)
     yield importlib.import_module(name)
     sys.modules.pop(name, None)
 

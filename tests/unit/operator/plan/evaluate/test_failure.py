@@ -20,10 +20,8 @@ def _pod(**more: Any) -> dict[str, Any]:
         ([client(), _pod()], {}),
         ([client(), _pod(leaving=300)], AGAIN | {"reason": "NodeLost"}),
         ([client(**ended("Failed", ago=0)), _pod()], {"final": True, "at": 1}),
-        (
-            [client(**ended("Failed")), SERVER],
-            AGAIN | {"reason": "PodFailed"},
-        ),  # the next client uses the same servers
+        # the next client uses the same servers
+        ([client(**ended("Failed")), SERVER], AGAIN | {"reason": "PodFailed"}),
         ([client(**ended("Failed")), _pod(code=1)], AGAIN | {"reason": "PodFailed"}),
         ([client(**ended("Failed")), _pod(code=1, reason="Evicted")], AGAIN | {"reason": "Evicted"}),
         (

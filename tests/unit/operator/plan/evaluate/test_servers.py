@@ -145,10 +145,8 @@ def _grouped(
     [
         ([], {"j-eval-server-0": 2, "j-eval-server-1": 2}),
         ([_grouped(0)], {"j-eval-server-1": "g"}),  # the operator was killed after it created the first server
-        (
-            [_grouped(0), _grouped(1, phase="Failed")],
-            {"j-eval-server-1-r2": "g"},
-        ),  # Kueue keeps the failed pod until its replacement exists
+        # Kueue keeps the failed pod until its replacement exists
+        ([_grouped(0), _grouped(1, phase="Failed")], {"j-eval-server-1-r2": "g"}),
         ([_grouped(0, size=1)], {"j-eval-server-1": 1}),  # the group was made for one server, so the second has its own
         ([_grouped(0, deleting=True), _grouped(1, deleting=True)], {"j-eval-server-0-r2": 2, "j-eval-server-1-r2": 2}),
         ([_grouped(0), _grouped(1)], {}),
@@ -201,11 +199,8 @@ def _further(index: int, **more: Any) -> dict[str, Any]:
         (2, [_grouped(0, deleting=True), _grouped(1, deleting=True), _further(3)], [2, 2]),
         (2, [_further(2, gated=True), _further(3, gated=True)], [2, 2]),
         (2, [_further(2), _further(3)], [1, 1]),  # two admitted servers are left, as many as required
-        (
-            3,
-            [_grouped(0, size=3), _grouped(1, size=3, phase="Failed"), _further(3)],
-            ["g", "g"],
-        ),  # one required server has failed
+        # one required server has failed
+        (3, [_grouped(0, size=3), _grouped(1, size=3, phase="Failed"), _further(3)], ["g", "g"]),
     ],
 )
 def test_fewer_servers_may_begin(least: int, owned: list[Any], sizes: list[Any]) -> None:

@@ -19,10 +19,8 @@ def _pod(**more: Any) -> dict[str, Any]:
     [
         ([], {}),
         ([client(), _pod()], {}),
-        (
-            [client(), _pod(code=0), SERVER],
-            WON | {"delete": ["s"]},
-        ),  # the client's pod has ended, but its Job does not say so yet
+        # the client's pod has ended, but its Job does not say so yet
+        ([client(), _pod(code=0), SERVER], WON | {"delete": ["s"]}),
         ([client(**ended("Complete", ago=0)), _pod()], {"final": True, "at": 1}),
         ([client(**ended("Complete"))], WON),
     ],

@@ -28,10 +28,8 @@ DISRUPTED = {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}
         ([gang(), pod(leaving=299, ago=200)], {}),
         ([gang(), pod(leaving=300)], AGAIN | {"reason": "NodeLost"}),
         ([gang(), pod(code=2)], {"final": True, "phase": "Failed", "reason": "UserError"}),
-        (
-            [gang(), pod("a", code=1), pod("b", code=2)],
-            AGAIN | {"reason": "PodFailed"},
-        ),  # both ended at the same time, so the first name counts
+        # both ended at the same time, so the first name counts
+        ([gang(), pod("a", code=1), pod("b", code=2)], AGAIN | {"reason": "PodFailed"}),
         ([gang(**ended("Failed", ago=0))], {"final": True, "at": 1}),
         ([gang(**ended("Failed")), pod("a"), pod("b")], AGAIN | {"reason": "PodFailed"}),
         # for the training-operator, a deleted pod has failed

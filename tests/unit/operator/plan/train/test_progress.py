@@ -28,10 +28,8 @@ def _applied(body: dict[str, Any], old: dict[str, Any] = OLD) -> dict[str, Any]:
         ({"step": "x"}, OLD["progress"]),
         ({"step": True}, OLD["progress"]),
         ({"step": -1}, OLD["progress"]),
-        (
-            {"step": 4, "totalSteps": 9},
-            {**OLD["progress"], "percent": 44.4},
-        ),  # without a new step, the time does not change
+        # without a new step, the time does not change
+        ({"step": 4, "totalSteps": 9}, {**OLD["progress"], "percent": 44.4}),
         (
             {"step": 5, "totalSteps": 10, "time": NOW},
             {"step": 5, "totalSteps": 10, "percent": 50.0, "etaSeconds": 50, "time": stamp(NOW)},
