@@ -119,7 +119,7 @@ class Guard:
         found = self._sizes.get(name)
         if found is None:
             try:
-                # only if rows may be left out; otherwise a truncated picture becomes an error row when it is to be sent
+                # check now only if rows may be left out; otherwise a truncated picture becomes an error row when it is to be sent
                 skips = self.truths.skip_broken > 0
                 found = images.look(name, decode=self.truths.decode).size if skips else images.size(name)
             except UserError as error:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-ORPHAN_GRACE_S = 3.0  # for processes that outlive the role; they have already had time to stop
+ORPHAN_GRACE_S = 3.0  # short, because processes that outlive the role have already had time to stop
 
 
 def prctl(option: int, value: int) -> None:

@@ -303,7 +303,7 @@ def send(
     todo = [n for n in names if not _same(store, n, files[n], there)]
     if todo and last in there and last not in todo:
         todo.append(last)
-    if todo and last in there:  # otherwise it would mark a mixture of old and new files as complete
+    if todo and last in there:  # otherwise the marker would make a mixture of old and new files look complete
         store.delete(last)
     for name in sorted(todo, key=lambda n: (n == last, n)):
         store.upload(files[name], name, progress)

@@ -58,8 +58,8 @@ IGNORED = (
     "podTemplate",
     "podTemplates",
     "preset",
-    "reward.configMap",  # pods read it as reward.file
-    "reward.file",  # its content is compared instead
+    "reward.configMap",  # pods read the ConfigMap as reward.file
+    "reward.file",  # the content of the file is compared instead
     "priorityClassName",
     "queue",
     "resources",

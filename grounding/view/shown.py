@@ -22,7 +22,7 @@ OPEN_S = 5.0
 IDLE_S = 30.0
 """Seconds without a request after which a page is no longer kept up to date"""
 QUIET_S = 1.0
-"""Seconds without a request after which a page has loaded its pictures"""
+"""If a page has sent no request for this many seconds, it counts as having loaded its pictures"""
 SHARE = 4
 """Rendering uses at most 1 / (`SHARE` + 1) of one core's time"""
 GPU_INTERVAL_S = 5.0

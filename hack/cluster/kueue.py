@@ -1,7 +1,7 @@
 """Kueue on the test cluster: the real controller as a process of this host, with upstream's definitions, rights and webhooks.
 
 Its configuration is upstream's own, so the integrations are the ones that an installation without any values has. Only
-addresses differ, and the server of the visibility API is off, because it looks for its certificate in a folder of the root.
+addresses differ, and the server of the visibility API is off, because it looks for its certificate in a fixed folder of the host.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class World(threading.Thread):
 
     def _look(self) -> None:
         pods = self.drive.api.list("pod", self.drive.namespace)
-        # after listing the pods and before ending them, because a pod's owner exists as long as the pod runs
+        # list owners after the pods and before ending them, because a pod's owner exists as long as the pod runs
         for kind in ("pytorchjob", "job"):
             for obj in self.drive.api.list(kind, self.drive.namespace):
                 self.uids[f"{kind}/{obj['metadata']['name']}"].add(obj["metadata"]["uid"])

@@ -215,7 +215,7 @@ async def mortal(self, method, path, **more):
     try:
         return await whole(self, method, path, **more)
     except api.ApiError as error:
-        # what an earlier process has created already: if this counted, no process would get further
+        # a conflict with an object of an earlier process does not count as a write; otherwise no process would get further
         written = written and error.status != 409
         raise
     finally:
@@ -279,7 +279,7 @@ class Operator:
         return self.process is not None and self.process.poll() is None
 
     def lines(self) -> list[dict[str, Any]]:
-        """Its log."""
+        """Return the log of the process."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
 

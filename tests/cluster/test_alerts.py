@@ -73,7 +73,7 @@ CASES: dict[str, list[Case]] = {
         ),
         ({f'egm_job_status{{{T},phase="Failed",reason="UserError"}}': "1x200", f"egm_job_completion_timestamp_seconds{{{T}}}": "600x200"}, 90, None),
         ({f'egm_job_status{{{T},phase="Succeeded",reason="Completed"}}': "1x200", f"egm_job_completion_timestamp_seconds{{{T}}}": "600x200"}, 30, None),
-        # a training that failed and its evaluation of the same name that did not
+        # a training has failed, and its evaluation of the same name has not
         (
             {f'egm_job_status{{{T},phase="Failed",reason="UserError"}}': "1x200", f"egm_job_completion_timestamp_seconds{{{T}}}": "0x200",
              f'egm_job_status{{{E.replace(chr(34) + "e" + chr(34), chr(34) + "t" + chr(34))},phase="Pending",reason=""}}': "1x200",

@@ -103,7 +103,7 @@ def test_preemption_by_priority_costs_no_attempt(training: Drive, kueue: Kueue) 
     assert training.status("low")["attempt"] == 1
     training.end("high", "rl")
     status = training.phase("low", "Running")
-    # the same attempt with the same output, which contains its checkpoint; the step has not changed
+    # the attempt and the output, which contains the checkpoint, are the same, so the step is known
     assert (status["attempt"], status["progress"]["step"]) == (1, 4)
     training.end("low", "rl")
     training.phase("low", "Succeeded")

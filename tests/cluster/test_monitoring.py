@@ -222,7 +222,7 @@ def test_series_of_one_job_can_be_joined_across_sources(fleet: Fleet) -> None:
     for label in ("exported_job", "exported_endpoint"):
         assert fleet.prometheus.query(f'{{__name__=~"egm_.*", {label}!=""}}') == []
     asked = {s["metric"]["endpoint"] for s in fleet.prometheus.query("egm_eval_endpoint_limit")}
-    assert len(asked) == 2 and "127.0.0.1:9" in asked  # servers, not the name of the client's port
+    assert len(asked) == 2 and "127.0.0.1:9" in asked  # the label names servers, not the client's port
     assert fleet.prometheus.query("sglang:max_total_num_tokens") == []  # the monitor does not keep this series
 
 

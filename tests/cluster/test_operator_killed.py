@@ -45,7 +45,7 @@ def test_after_each_write(drive: Drive, tmp_path: Path, most: int) -> None:
             else:
                 deaths += 1
         last = Operator(drive.namespace, tmp_path / "last", **settings).start()
-        # before this point, SIGTERM also ends it, but not in an orderly way
+        # before this line in its log, SIGTERM would end the operator, but not in an orderly way
         until("its start", lambda: "started" in (tmp_path / "last").read_text())
         until("all ends", lambda: ended(drive, jobs))
         check(drive, world, jobs)
@@ -65,7 +65,7 @@ def test_at_random_moments(drive: Drive, tmp_path: Path) -> None:
             while kills < min(KILLS, first + 5) and not ended(drive, jobs):
                 before = drive.writes()
                 operator = Operator(drive.namespace, tmp_path / "log", **settings).start()
-                # killing it before it has done anything would test nothing
+                # wait, because killing an operator that has written nothing would test nothing
                 until("its first write", lambda b=before, j=jobs: drive.writes() != b or ended(drive, j))  # type: ignore[misc]
                 time.sleep(dice.random() * 1.5)
                 operator.kill()
@@ -93,7 +93,7 @@ def test_of_two_replicas_one_works_and_the_other_takes_over(drive: Drive, tmp_pa
         assert "leads" in (tmp_path / "second").read_text()
         third = Operator(drive.namespace, tmp_path / "third", EGM_OPERATOR_IDENTITY="third").start()
         until("its start", lambda: "started" in (tmp_path / "third").read_text())
-        assert second.stop() == 0  # it releases the Lease, so the next operator leads at once
+        assert second.stop() == 0  # a stopped operator releases the Lease, so the next one leads at once
         until("the third operator to lead", lambda: "leads" in (tmp_path / "third").read_text(), 20)
         check(drive, world, jobs)
         assert third.stop() == 0

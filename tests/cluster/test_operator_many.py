@@ -19,7 +19,7 @@ def _made(drive: Drive, number: int) -> str:
     name, code = f"j{number}", str(int(number % FAIL_EVERY == 0))
     wishes = {"egm.test/exit-code": code, "egm.test/delay": "1s"}
     if number % 5 == 1:
-        # its servers run until they are deleted; preparation and client end
+        # the servers run until they are deleted; the preparing pod and the client end by themselves
         wishes = {f"egm.test/{role}-exit-code": "0" for role in ("prepare", "evaluate")}
         kind = "gej"
         job = eval_job(name, 1, maxAttempts=1, podTemplate={"metadata": {"annotations": wishes}})

@@ -56,7 +56,7 @@ class Rank0:
 
     def __init__(self, folder: Path, port: int, resume: int = 0) -> None:
         (folder / "job.yaml").write_text(JOB)
-        # with this variable, it listens on more than loopback, as in a pod
+        # with KUBERNETES_SERVICE_HOST, the server listens on all addresses, as in a pod
         env = {**os.environ, "EGM_PROGRESS_PORT": str(port), "KUBERNETES_SERVICE_HOST": "here"}
         argv = [sys.executable, "-c", _RANK_0, str(folder), str(folder / "job.yaml"), str(resume)]
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True)

@@ -182,7 +182,7 @@ def test_deadlines(drive: Drive, name: str) -> None:
 
 def test_the_start_deadline_says_what_the_pods_waited_for(drive: Drive, name: str) -> None:
     job = train_job(name, startDeadlineSeconds=3)
-    job["spec"]["resources"]["gpusPerNode"] = 16  # no node has this many
+    job["spec"]["resources"]["gpusPerNode"] = 16  # no node has 16 GPUs
     drive.api.create("gtj", drive.namespace, job)
     drive.prepared(name)
     status = drive.phase(name, "Failed")
@@ -246,7 +246,7 @@ def test_the_queue_s_label_and_suspension(drive: Drive, name: str) -> None:
     assert drive.form.suspended(gang["spec"])
     drive.suspend_gang(name, False)
     drive.phase(name, "Running")
-    drive.suspend_gang(name, True)  # the queue preempts it
+    drive.suspend_gang(name, True)  # preempt the gang, as a queue does
     until("the queue again", lambda: drive.status(name).get("reason") in IN_QUEUE)
     until("no pod", lambda: drive.pods(name, "rl") == [])
     drive.suspend_gang(name, False)

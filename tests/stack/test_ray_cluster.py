@@ -194,7 +194,9 @@ def train_through_a_kill(folder: Path, model: Path, victim: int, at_step: int, s
                     until = started + 420
                     while max(_steps(folder), default=0) < at_step:
                         assert time.monotonic() < until, "the training did not reach the step in time"
-                        assert gang.pods[0].poll() is None and gang.pods[1].poll() is None, "ended too early"
+                        assert gang.pods[0].poll() is None and gang.pods[1].poll() is None, (
+                            "a pod ended before the kill"
+                        )
                         time.sleep(0.05)
                     # the worker queries rank 0 as the operator does
                     report = ask(nodes[1][0], f"http://{nodes[0][2]}:8090/progress")

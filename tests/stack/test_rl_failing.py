@@ -65,7 +65,7 @@ def test_a_few_are_counted_and_many_end_the_run(
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(line["metrics"]["rollouts"] == 8 for line in lines)
     assert sum(line["metrics"]["rolloutsFailed"] for line in lines) == 4 * seen.count(seen[0]), (
-        "two rollouts, two epochs"
+        "expected four failed rollouts for each row with the first picture: two rollouts in two epochs"
     )
     last = lines[-1]["metrics"]
     assert (last["valPrompts"], last["valFailed"]) == (total, few)

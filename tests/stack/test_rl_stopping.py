@@ -39,7 +39,7 @@ spec:
 """
 REWARD = """
 def mine(data_source, solution_str, ground_truth, extra_info):
-    return sum(map(ord, solution_str)) % 7 / 7  # an untrained model's answers differ in it
+    return sum(map(ord, solution_str)) % 7 / 7  # this value differs between the answers of an untrained model
 """
 
 

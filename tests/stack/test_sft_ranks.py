@@ -134,7 +134,7 @@ def test_ranks_see_disjoint_rows_in_a_seeded_order(tmp_path: Path) -> None:
     assert first == again and first != other
     mine, theirs = ([row for batch in rank for row in batch] for rank in first)
     assert not set(mine) & set(theirs) and sorted(mine + theirs) == list(range(48))
-    assert mine != sorted(mine), "not shuffled"
+    assert mine != sorted(mine), "expected the rows in another order than that of the file"
 
 
 def test_the_loss_is_the_masked_mean_worked_by_hand(tiny_model: Path, tmp_path: Path) -> None:
@@ -162,7 +162,9 @@ def test_the_loss_is_the_masked_mean_worked_by_hand(tiny_model: Path, tmp_path: 
             logits = out.logits[row, place - 1].double()
             total += float(torch.logsumexp(logits, 0) - logits[token])
             count += 1
-    assert count < int(batch["attention_mask"].sum()), "nothing was masked"
+    assert count < int(batch["attention_mask"].sum()), (
+        "expected fewer trained tokens than tokens, because the question is masked"
+    )
     assert out.loss.item() == pytest.approx(total / count, rel=1e-5)
 
 

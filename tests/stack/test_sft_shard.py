@@ -95,7 +95,7 @@ def test_sharded_ranks_train_as_one_process_does(tmp_path: Path, model: Path) ->
     newest = checkpoints.peek(two / "checkpoints")
     assert newest is not None and newest.step == 4 and checkpoints.world_size(newest.path) == 2
     shards = sorted(p.name for p in (newest.path / "pytorch_model_fsdp_0").glob("*.distcp"))
-    assert shards == ["__0_0.distcp", "__1_0.distcp"], "not sharded"
+    assert shards == ["__0_0.distcp", "__1_0.distcp"], "expected one file of shards for each of the two ranks"
     sizes = [(newest.path / "pytorch_model_fsdp_0" / name).stat().st_size for name in shards]
     assert 0.8 < sizes[0] / sizes[1] < 1.25, "expected shards of nearly equal sizes on both ranks"
     assert egm(["checkpoint", "export", str(newest.path), str(tmp_path / "exported")]) == 0

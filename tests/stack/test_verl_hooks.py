@@ -86,7 +86,7 @@ def test_a_checkpoint_without_room_is_refused_and_a_cut_one_leaves_its_room(
     weights = sum(p.stat().st_size for p in tiny_model.glob("*.safetensors"))
     root.mkdir()
     assert hooks._bytes_of_checkpoint(root, str(tiny_model), 0) == pytest.approx(3 * weights, rel=0.05), (
-        "float32 weights"
+        "expected the size of float32 weights and two moments"
     )
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(Failure, match="the next checkpoint needs"):

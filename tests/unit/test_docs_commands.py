@@ -40,7 +40,7 @@ WRITTEN = {"bench/gpu/proven-train.json"}
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of code, with the language of its fence (None for indented lines) and its needs, by the line above."""
+    """A piece of code, with the language of its fence (None for indented lines) and the needs that the line above names."""
 
     line: int
     language: str | None

@@ -16,7 +16,7 @@ def command(model: str, options: ServeOptions) -> list[str]:
         place += ["--pp-size", str(options.pipeline_parallel)]
     if options.expert_parallel:
         place += ["--ep-size", str(options.tensor_parallel)]
-    if not options.gpus:  # by default it would take all of the machine's memory
+    if not options.gpus:  # by default, SGLang would take all of the machine's memory
         place = ["--device", "cpu", "--dtype", "float32", "--max-total-tokens", str(max(65536, 2 * options.max_length))]
     return [
         # SGLang accepts a key only on its command line, where everyone on the machine can read it
@@ -99,5 +99,5 @@ ENGINE = Engine(
     },
     served=served,
     slots=slots,
-    grace_s=40.0,  # it checks for SIGTERM and for the end of its requests every 5 s
+    grace_s=40.0,  # SGLang checks for SIGTERM and for the end of its requests only every 5 s
 )

@@ -57,7 +57,7 @@ class Moment:
 def saved(root: Path) -> Moment | None:
     """Return step and time of the newest complete checkpoint under `root`; None if there is none."""
     found = peek(root)
-    with suppress(OSError):  # it may have been pruned meanwhile
+    with suppress(OSError):  # the checkpoint may have been deleted meanwhile
         return Moment(found.step, (found.path / MARKER).stat().st_mtime) if found else None
     return None
 

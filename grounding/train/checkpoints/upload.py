@@ -224,7 +224,7 @@ def push(
     there = _stored_marker(store, base, present)
     later = there is not None and not claimed and there.attempt > marker.attempt
     if there is not None and (later or (there.prefix == marker.prefix and _all_there(there, base, present))):
-        return True  # done, or a later attempt has trained this step again
+        return True  # the checkpoint is uploaded, or a later attempt has trained this step again
     if marker.here is not None:
         _announce(store, Stored(checkpoint.step, checkpoint.path.name, marker.prefix))
     if not _upload_files(store, checkpoint.path, marker, present, stop):
@@ -642,7 +642,8 @@ class Uploader:
                 if self.moment is None or self.moment.step != newest.step:
                     self.moment = checkpoints.Moment(newest.step, time.time())
                     checkpoints.write_uploaded(self.root.parent, self.moment)
-                done = self._send_best()  # before older checkpoints are deleted, because the best may be one of them
+                # do this before older checkpoints are deleted, because the best one may be among them
+                done = self._send_best()
                 prune(self.store, self.keep)
                 return done
             self._stop.wait(min(0.5, self.interval_s))  # another pod is still uploading

@@ -104,4 +104,6 @@ def test_the_types_are_the_client_s() -> None:
     sys.path.insert(0, str(Path(__file__).parents[3] / "hack" / "docs"))
     import pod_types
 
-    assert json.loads(TYPES.read_bytes()) == json.loads(pod_types.document()), "run hack/docs/pod_types.py"
+    assert json.loads(TYPES.read_bytes()) == json.loads(pod_types.document()), (
+        "the file is out of date; run hack/docs/pod_types.py"
+    )

@@ -1,4 +1,4 @@
-"""Costs: properties of the formula, the content of a summary, and the division of time in a sweep."""
+"""The costs of an evaluation: properties of the formula, the content of a summary, and the division of time in a sweep."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Engines: their /metrics (samples in the format of their documentation), environment and commands."""
+"""The metrics, environment and commands of the engines. The metrics are samples from the engines' documentation."""
 
 import pytest
 from hypothesis import given

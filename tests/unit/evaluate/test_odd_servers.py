@@ -131,7 +131,7 @@ ANSWERS = {
         http(completion([{"type": "reasoning", "text": WRONG}, {"type": "text", "text": RIGHT}])),
         row={"text": RIGHT, "reasoning": WRONG},
     ),
-    "a thought of parts": Odd(
+    "a thought that is a list of parts": Odd(
         http(
             completion(
                 [{"type": "thinking", "thinking": [{"type": "text", "text": WRONG}]}, {"type": "text", "text": RIGHT}]

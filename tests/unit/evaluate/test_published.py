@@ -53,7 +53,9 @@ def test_an_unknown_name_lists_what_there_is() -> None:
 
 def test_a_verdict_is_by_the_tolerance_then_by_our_interval() -> None:
     assert judge(0.935, (0.93, 0.94), 0.939, PER_FILE, whole=True) == "reproduced"
-    assert judge(0.934, (0.934, 0.934), 0.939, PER_FILE, whole=True) == "reproduced", "the edge counts"
+    assert judge(0.934, (0.934, 0.934), 0.939, PER_FILE, whole=True) == "reproduced", (
+        "a difference of exactly the tolerance is within it"
+    )
     assert judge(0.93, (0.92, 0.9345), 0.939, PER_FILE, whole=True) == "undecided"
     assert judge(0.93, (0.925, 0.9335), 0.939, PER_FILE, whole=True) == "not reproduced"
     assert judge(0.95, (0.945, 0.955), 0.939, PER_FILE, whole=True) == "not reproduced", (

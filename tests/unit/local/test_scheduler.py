@@ -367,7 +367,7 @@ def test_a_full_disk_stops_the_roles_and_says_so(tmp_path: Path, monkeypatch: py
 
 DRIVER = """
 import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process ignores SIGINT, so set the default again
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from rich.console import Console

@@ -82,4 +82,4 @@ def test_without_network_what_was_fetched_before_is_known(tmp_path: Path, monkey
 
     monkeypatch.setattr(fetching, "_source", offline)
     assert content_of("hf://owner/m") == online
-    assert content_of("hf://owner/other") == "", "nothing is known"
+    assert content_of("hf://owner/other") == "", "expected no digest of a model that was never downloaded"

@@ -77,7 +77,7 @@ def _other_patches(folder: Path) -> None:
 
 
 NAMES = list(tensors())
-SECOND = NAMES[1]  # it is in the second of three shards
+SECOND = NAMES[1]  # this tensor is in the second of three shards
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 TEXT = QWEN["text_config"]
 FAULTS: list[tuple[str, Callable[[Path], None], str, str]] = [

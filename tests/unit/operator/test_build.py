@@ -48,7 +48,7 @@ metadata: {name: t}
 spec:
   preset: egm-8b-rl
   data: {train: [pvc://coco/a.json], validation: [/d/b.jsonl], images: [/d/coco.tar]}
-  hyperparameters: {batchSize: 240}  # 3 nodes of 8 GPUs share it equally
+  hyperparameters: {batchSize: 240}  # 240 is a multiple of the 24 GPUs of 3 nodes
   resources: {nodes: 3, gpusPerNode: 8, sharedMemory: 64Gi, topology: rack}
 """
 
@@ -122,7 +122,7 @@ def test_a_gang_of_one_needs_no_name() -> None:
 
 
 def test_both_back_ends_run_the_same_pod() -> None:
-    """The names of container and port differ, and so does the pod's rank, which a PyTorchJob's controller writes."""
+    """Only the names of container and port differ, and the pod's rank, which the controller of a PyTorchJob sets."""
     here = _job(TRAIN + "  backend: job\n")["Job/t-a1"]["spec"]["template"]
     there = _job(TRAIN)["PyTorchJob/t-a1"]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
     ours, theirs = _environment(here), _environment(there)

@@ -145,7 +145,7 @@ async def test_a_train_of_events_is_one_look_at_its_end() -> None:
     assert await comes("a"), "the first event must make the key due at once"
     queue.add("a")
     queue.done("a")
-    for now in (0.05, 0.1, 0.15):  # noqa: B007  # the queue's clock reads it
+    for now in (0.05, 0.1, 0.15):  # noqa: B007  # the queue's clock returns `now`
         queue.add("a")
         assert not await comes("a")
     queue.add("b")

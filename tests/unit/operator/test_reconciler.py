@@ -145,7 +145,7 @@ class OldCluster(BusyCluster):
 
 @pytest.mark.parametrize(("backend", "reason"), [("auto", "Starting"), ("pytorchjob", "Refused")])
 def test_a_creation_tells_that_the_cluster_lacks_a_kind(backend: str, reason: str) -> None:
-    """The second reconcile knows this: `auto` uses a Job, and a job that asks for PyTorchJob is refused."""
+    """After a failed creation, the next reconcile knows that the kind is missing: `auto` uses a Job, and PyTorchJob is refused."""
     cluster, store, absent = OldCluster(lambda *_: False), Store(), set[str]()
     job = {**train(backend=backend, model={"source": "/models/m"}), "status": PREPARED}
     store.put(job)

@@ -90,7 +90,7 @@ def test_an_empty_variable_is_an_absent_one() -> None:
 @pytest.mark.parametrize("model", [Environment, RlEnvironment])
 def test_the_docs_have_the_table(model: type[Environment] | type[RlEnvironment]) -> None:
     page = (ROOT / "docs" / "images.md").read_text()
-    assert table(model) in page, "`make docs` writes it"
+    assert table(model) in page, "the table in docs/images.md is out of date; run `make docs`"
 
 
 def test_every_variable_that_the_code_names_is_in_the_type() -> None:

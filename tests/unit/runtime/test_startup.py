@@ -136,7 +136,7 @@ def test_a_wrong_setting_ends_the_role_with_2_and_names_it(variable: str, job_fi
 
 
 def test_sigterm_ends_a_role_with_143_and_no_traceback(job_file: Path, tmp_path: Path) -> None:
-    """A role ends so even before it sets its own handler: here it still waits for its job file, a pipe without a writer."""
+    """SIGTERM ends a role in this way even while it waits for its job file, which is a pipe without a writer here."""
     pipe = tmp_path / "pipe.yaml"
     os.mkfifo(pipe)
     words = [sys.executable, "-m", "grounding.cli", "role", "prepare", "--job", str(pipe), "--data", str(tmp_path)]

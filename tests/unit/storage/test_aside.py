@@ -67,7 +67,7 @@ def test_each_wish_moves_once_and_another_goes_to_the_next_place(tmp_path: Path)
     assert (tmp_path / "model/w").is_file()
     assert set_aside_folder(tmp_path, "b", WORK) == str(tmp_path / "previous/2")
     (tmp_path / RECORD).write_text("[]")
-    assert set_aside_folder(tmp_path, "b", WORK) == "", "nothing is there"
+    assert set_aside_folder(tmp_path, "b", WORK) == "", "expected no move, because the folder holds no work"
 
 
 def test_a_record_cannot_lead_out_of_the_store(tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ def test_a_checkpoint_of_adapters_is_exported_merged_or_by_itself(base: Path, tm
     model, checkpoint = _adapted(base), tmp_path / "checkpoint-3"
     checkpoint.mkdir()
     adapters.write(lora.adapter_of(model.state_dict(), LORA), checkpoint, str(tmp_path / "moved"))
-    assert egm(["checkpoint", "export", str(checkpoint), str(tmp_path / "none")]) == 2  # its base model does not exist
+    # the base model does not exist, so the export fails
+    assert egm(["checkpoint", "export", str(checkpoint), str(tmp_path / "none")]) == 2
     whole = export(checkpoint, tmp_path / "whole", base)
     assert (whole / "tokenizer.json").is_file() and not (whole / adapters.CONFIG).exists()
     alone = export(checkpoint, tmp_path / "alone", base, adapter_only=True)

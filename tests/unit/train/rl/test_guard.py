@@ -26,7 +26,7 @@ def test_prompts_without_an_answer_are_counted_and_never_wrong() -> None:
         "expected only the counts, because the accuracy of this validation is not valid"
     )
     assert guard.too_many_failed([few, many]) == "11 of 100 validation prompts got no answer; at most 10 % may fail"
-    assert guard.too_many_failed([many, {"rollouts": 16.0}]) == "", "a step without a validation"
+    assert guard.too_many_failed([many, {"rollouts": 16.0}]) == "", "expected no error: the last step has no validation"
     assert guard.too_many_failed([]) == ""
 
 

@@ -176,7 +176,7 @@ def test_a_checkpoint_of_float32_weights_gives_the_masters_all_their_digits(fold
 
 
 def test_a_training_that_has_taken_its_last_step_takes_no_other(folder: Path, tmp_path: Path) -> None:
-    for steps in (1, 2):  # within an epoch, or at its end
+    for steps in (1, 2):  # stop within an epoch, and at the end of an epoch
         _trainer(folder, tmp_path, steps, masters=False).train()
         resumed = _trainer(folder, tmp_path, steps, masters=False)
         resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{steps}"))

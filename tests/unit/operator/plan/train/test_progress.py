@@ -39,7 +39,8 @@ def _applied(body: dict[str, Any], old: dict[str, Any] = OLD) -> dict[str, Any]:
             {"step": 5, "totalSteps": 10, "percent": 50.0, "etaSeconds": 7, "time": "2027-01-15T08:00:00Z"},
         ),
         ({"step": 5, "totalSteps": 0}, {"step": 5, "time": stamp(NOW)}),
-        ({"step": 5, "totalSteps": -3}, {"step": 5, "time": stamp(NOW)}),  # the API server would refuse it
+        # the API server would refuse a negative number
+        ({"step": 5, "totalSteps": -3}, {"step": 5, "time": stamp(NOW)}),
         ({"step": 5, "time": 1e300}, {"step": 5, "time": stamp(NOW)}),
         (
             {"step": 5, "metrics": {"rolloutsFailed": 3.0, "valFailed": -1}},
