@@ -74,9 +74,9 @@ def _ruled_out(method: str, data: Any, given: Mapping[str, Any]) -> Iterator[tup
         yield place + "klType", "has no effect with klCoefficient 0. Leave it out, or give klCoefficient a value."
     if method == "sft" and given.get("warmupSteps") is not None and given.get("warmupRatio") is not None:
         yield place + "warmupRatio", "has no effect, because warmupSteps takes precedence. Leave one of them out."
-    overridden = {
-        text.lstrip("+").partition("=")[0] for text in given.get("engineOverrides") or [] if isinstance(text, str)
-    }
+    overrides = given.get("engineOverrides")
+    texts = [text for text in overrides if isinstance(text, str)] if isinstance(overrides, list) else []
+    overridden = {text.lstrip("+").partition("=")[0] for text in texts}
     for key, field in TYPED.items():
         if key in overridden and given.get(field) is not None:
             yield place + field, f"has no effect, because engineOverrides set {key}. Leave one of them out."

@@ -210,6 +210,14 @@ def test_any_value_in_any_place_is_a_job_or_a_mistake_that_is_named(data: st.Dat
     assert (found is None) == bool(mistakes)
 
 
+@pytest.mark.parametrize("value", [True, 7, {}, "x=1"])
+def test_engine_overrides_that_are_no_list(value: Any) -> None:
+    job = copy.deepcopy(next(each for each in WHOLE if each["kind"] == "GroundingTrainJob"))
+    job["spec"]["hyperparameters"]["engineOverrides"] = value
+    _, mistakes = read(job)
+    assert any("engineOverrides" in str(mistake) for mistake in mistakes), mistakes
+
+
 @pytest.mark.parametrize("value", ["[]", "{}", "[tiny-rl]", "3", "{tiny-rl: 1}"])
 def test_a_preset_that_is_no_name(value: str) -> None:
     with pytest.raises(ManifestError, match=r"spec\.preset"):
