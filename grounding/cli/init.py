@@ -68,8 +68,11 @@ def init(
 
     chosen = cast(What, answer(what, "What (pipeline, sft, rl, eval)", "pipeline", ("pipeline", "sft", "rl", "eval")))
     here = len(machine_gpus())
-    big = cast(Size, answer(size, "Size of the model (tiny, 4b, 8b)", "8b" if here else "tiny", ("tiny", "4b", "8b")))
+    usual = _usual_size(bool(here or gpus or engine in ("sglang", "vllm")), model)
+    big = cast(Size, answer(size, "Size of the model (tiny, 4b, 8b)", usual, ("tiny", "4b", "8b")))
     tiny = big == "tiny"
+    if tiny and gpus:
+        raise UserError("a tiny model uses no GPU", field="--gpus", hint="Leave it out, or choose --size 4b or 8b.")
     where = answer(data, "Data (published, shapes, or a place)", "shapes" if tiny else "published")
     count = 0 if tiny else gpus
     if count is None:
@@ -95,3 +98,10 @@ def init(
     typer.echo(
         f"{file} is written. Next:\n  egm doctor -f {file}     # what this machine lacks for it\n  egm run -f {file}"
     )
+
+
+def _usual_size(on_gpus: bool, model: str) -> str:
+    """Return the size that a job has if its user gives none: that of the model, or tiny if nothing points to GPUs. Pure."""
+    if not on_gpus and not model.startswith("hf://"):
+        return "tiny"
+    return "4b" if "4b" in model.rpartition("/")[2].lower() else "8b"

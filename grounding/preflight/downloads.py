@@ -18,7 +18,7 @@ def _remotes(manifest: Path) -> tuple[Remote, ...]:
     order = Order(manifest, Path("runs"))
     found = probe.inputs(needs(manifest, works_of(manifest), order.run_dir))
     disks = [probe.disk("cache", cache_folder())]
-    raise_failures(judge.remotes(found, disks), str(manifest), "Nothing was downloaded.")
+    raise_failures(judge.remotes(found, disks), f"The downloads of {manifest}", "Nothing was downloaded.")
     return found.remotes
 
 

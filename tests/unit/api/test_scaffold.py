@@ -82,6 +82,29 @@ def test_the_command_writes_and_does_not_overwrite(tmp_path, capsys, monkeypatch
     assert [j.metadata.name for j in load(tmp_path / "mine.yaml")] == ["mine-sft", "mine-rl", "mine-eval"]
 
 
+@pytest.mark.parametrize(
+    ("words", "preset"),
+    [
+        ([], "tiny-sft"),
+        (["--gpus", "8"], "egm-8b-sft"),
+        (["--engine", "vllm"], "egm-8b-sft"),
+        (["--model", "hf://owner/Qwen3-VL-8B"], "egm-8b-sft"),
+        (["--model", "hf://owner/Qwen3-VL-4B-Thinking"], "egm-4b-sft"),
+    ],
+)
+def test_flags_about_gpus_make_no_tiny_job_on_a_machine_without_any(words, preset, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert egm(["init", "a.yaml", "--yes", *words]) == 0
+    assert load(tmp_path / "a.yaml")[0].spec.preset == preset
+
+
+def test_gpus_for_a_tiny_model_are_refused(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert egm(["init", "a.yaml", "--yes", "--size", "tiny", "--gpus", "8"]) == 2
+    assert "a tiny model uses no GPU" in capsys.readouterr().err and not (tmp_path / "a.yaml").exists()
+
+
 def test_without_a_terminal_nothing_is_asked_and_with_one_each_question_once(tmp_path, monkeypatch, capsys) -> None:
     import io
     import sys
