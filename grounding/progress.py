@@ -200,7 +200,7 @@ class ProgressWriter:
         """Append one step; values that are not finite numbers are written as null, since JSON has no NaN."""
         line = progress_line(self._clock(), self.stage, step, self.total_steps, metrics)
         if self._kept and self._kept[-1]["step"] == step:
-            # this run begins with the validation that the last one has missed; keep one line per step
+            # this run begins with the validation that the previous run did not reach; keep one line per step
             self._kept[-1] = joined(self._kept[-1], line)
             self._out.close()
             self._rewrite()

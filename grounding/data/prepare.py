@@ -315,7 +315,8 @@ def prepare(
     looks = WholeFiles(truth, options[0]), WholeFiles(eval_truth, options[1])
     for path in evaluation:
         expressions, bad = read_evaluation(path, eval_truth, amodal=asks_for_whole(prompt))
-        for expression in expressions:  # all of them, because the sample may be too small
+        # look at every expression of the file, because a sample may be too small to judge by
+        for expression in expressions:
             if looks[1].wanted(expression):
                 size = expression.width, expression.height
                 odd = row_problem(expression, Picture(size))

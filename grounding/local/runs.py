@@ -315,7 +315,7 @@ NEWS_LENGTH = 160
 
 
 def _last_line(job_dir: Path, roles: Sequence[RoleState]) -> str:
-    """Return the last line of the log of the role that is awaited: one that starts, else the newest."""
+    """Return the last line of the log of the role that the job waits for: a role that is still starting, or else the newest running one."""
     awaited = [r for r in roles if r.phase == "Starting"] or [r for r in roles if r.phase == "Running"]
     lines = tail(job_dir / "logs" / f"{awaited[-1].name}.log", 1) if awaited else []
     text = printable(lines[-1]).strip() if lines else ""

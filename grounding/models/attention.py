@@ -132,7 +132,7 @@ def packed_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     packed = query.shape[0] == 1 and attention_mask is None and key.shape[2] == query.shape[2]
     if not causal:
-        rows = None  # these rows are the language model's; a vision tower that gets them has other rows
+        rows = None  # the argument describes the rows of the language model, not those of the vision tower
     if packed and rows is None and position_ids is not None and position_ids.shape[-1] == query.shape[2]:
         rows = rows_of(position_ids)
     if not packed or rows is None or dropout:

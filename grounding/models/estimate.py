@@ -1,8 +1,7 @@
 """Estimate what a job needs before it runs: steps, tokens, memory of a GPU by part, disk and hours. Pure; `egm plan` prints it.
 
-Memory follows from the model's sizes and from what the trainers keep. Two numbers are fitted to measurements, and their comments say so.
-Hours follow from measured rates. Every constant names its source. Tests compare the memory of SFT at 4B and 8B with measurements on an
-H200.
+Memory follows from the model's sizes and from what the trainers keep. Hours follow from measured rates, and the comment of each rate says
+how it was measured. Tests compare the memory of SFT at 4B and 8B with measurements on an H200.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ KNOWN = Path(__file__).with_name("known_models.json")
 
 # ---- measured ----
 H200 = 139.8
-"""Memory in GiB of the GPU on which the rates below were measured"""
+"""Memory in GiB of an H200, on which SFT and RL's update were measured"""
 PEAK = 788e12
-"""Best measured rate of bfloat16 matrix products on that GPU, in floating point operations per second"""
+"""Best measured rate of bfloat16 matrix products on an H200, in floating point operations per second"""
 _MEASURED_TRAINED = 4.05e9
 """Number of weights trained in the measurements at 4B, with a frozen vision tower"""
 SFT_SHARE, SFT_SHARE_SHARED = 0.43, 0.27
@@ -79,7 +78,7 @@ class Estimate:
 
     steps: int | None
     step: tuple[Part, ...]
-    """Contents of one step: rows, tokens, answers; `bytes` is their number"""
+    """Rows, tokens and answers of one step. Here, the field `bytes` of a part is a count, not a size"""
     phases: tuple[Phase, ...]
     pod_memory: tuple[Part, ...]
     disk: tuple[Part, ...]

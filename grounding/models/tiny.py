@@ -2,7 +2,7 @@
 
 It is for demos and tests, and has about 0.9 million parameters, pictures of 224 x 224 pixels, and a tokenizer that writes digits one by
 one. The initialisation is larger than Qwen's 0.02, and the vision tower starts from sinusoidal positions, because otherwise a model of this
-size does not learn within minutes on a CPU where things are.
+size does not learn to locate objects within minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def build(
     model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").float()
     vision = model.model.visual
     with torch.no_grad():
-        # patches have 1,536 inputs, so with the larger initialisation their projection would dwarf the positions
+        # patches have 1,536 inputs, so with the larger initialisation their projection would be far larger than the positions
         vision.patch_embed.proj.weight.mul_(0.02 / size.init)
         if hasattr(vision, "pos_embed"):  # Qwen2.5-VL's tower has only rotary positions
             vision.pos_embed.weight.copy_(_vision_positions(size.image // family.patch, size.vision_hidden))

@@ -189,7 +189,7 @@ def reachable(found: Remote, subject: str, absent: str) -> Verdict:
     return Verdict(subject, "note" if found.mistake else "warning", f"{found.uri}: {found.problem}", found.cure)
 
 
-# ---- all of it ----
+# ---- all subjects ----
 def local(
     found: Machine, needs: Sequence[Needs], *, serves: bool = False, shm_least: int | None = None
 ) -> list[Verdict]:

@@ -103,7 +103,7 @@ def picture_of(store: ImageStore | None, name: str, side: int = SIDE) -> tuple[s
         return smaller(store.read(name), side)
     except (EgmError, OSError, KeyError, ValueError, SyntaxError):
         return None
-    except Exception as e:  # Pillow's bomb and codec errors share no base
+    except Exception as e:  # Pillow's errors for huge and for damaged pictures have no common base class
         if type(e).__module__.startswith("PIL"):
             return None
         raise
@@ -124,7 +124,7 @@ def open_pictures(images: tuple[Path, ...]) -> ImageStore | None:
 
 
 def _pictures(evaluations: Sequence[Evaluation], order: Sequence[Question], caps: Caps) -> tuple[dict[str, str], int]:
-    """Data URI by image name, and how many pictures could not be read."""
+    """Return the data URIs by image name, and the number of pictures that could not be read."""
     stores = {e.images: open_pictures(e.images) for e in evaluations}
     source: dict[str, ImageStore | None] = {}
     for e in evaluations:

@@ -203,7 +203,7 @@ class Reading:
 
     name: str
     looks: Count
-    """Number of answers that look so: for fractions, boxes in 0..1; else boxes that clearly fit the truth only if read so"""
+    """Number of answers that suggest this reading: for fractions, boxes in 0..1; otherwise boxes that clearly fit the truth only if read so"""
     acc: Share
     """Share of all answers that would be correct, 0..1"""
 

@@ -10,7 +10,7 @@ For N answers, each number n up to N is judged over all choices of n out of N, o
 | vote | box |
 |---|---|
 | `medoid` | the answer whose summed IoU with the others is largest; if several are equal, the first of them |
-| `mean` | the mean of the largest cluster (an answer and all others whose IoU with it is at least `NEAR`); if equal, by larger summed IoU |
+| `mean` | the mean of the largest cluster (an answer and all others whose IoU with it is at least `NEAR`); of equals, that of larger summed IoU |
 | `first` | the first answer, without regard to the others; on average the accuracy of a single answer, for every n |
 
 An answer without a box does not vote; if no answer has a box, the vote is wrong. `first` is wrong if the first answer has no box.

@@ -120,7 +120,7 @@ class Pages:
         self.pictures = Pictures()
         self._watch, self._clock = Watch(root), clock
         self._shown: dict[tuple[str, ...], Shown] = {}
-        self._lock = threading.Lock()  # of `_shown`
+        self._lock = threading.Lock()  # protects `_shown`
         self._watching = threading.Lock()
         self._wanted = threading.Event()
         self._drawn = threading.Condition()

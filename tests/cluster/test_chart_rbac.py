@@ -249,7 +249,9 @@ def _conflicts(drive: Drive, user: str) -> None:
     end = time.monotonic() + 120
     try:
         while not wanted <= used(audited(user))[0]:
-            assert time.monotonic() < end, "expected a conflict of the operator in time, but there was none"
+            assert time.monotonic() < end, (
+                "expected a write of the operator to conflict before the deadline, but none did"
+            )
             for name in ("torn-a", "torn-b", "torn-c"):
                 for kind, job in (("gtj", train_job(name)), ("gej", eval_job(name, 1))):
                     drive.api.delete(kind, drive.namespace, name)

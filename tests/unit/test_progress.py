@@ -132,7 +132,7 @@ def test_verl_s_files_of_several_attempts(tmp_path: Path) -> None:
 
     write("metrics-20260101T000000-from-0.jsonl", [(0, 0.0), (1, 0.1), (2, 0.2), (3, 0.3)])
     write("metrics-20260101T000100-from-2.jsonl", [(3, 0.33), (4, 0.4)])
-    # the validation that was due in the previous attempt
+    # the third attempt begins with the validation of step 4, which the previous attempt did not reach
     validation = orjson.dumps({"step": 4, "data": {"val-core/grounding/acc/mean@1": 0.9}})
     (tmp_path / "metrics-20260101T000200-from-4.jsonl").write_bytes(validation + b'\n{"step": 5, "da')
     found = [(line["step"], line["metrics"]["score"]) for line in history(tmp_path, 9)]

@@ -229,7 +229,7 @@ class Client:
             index = next(iter(self._hungry))
             del self._hungry[index]
             if self._start(index):
-                self._hungry[index] = None  # move to the end: it may have room for more
+                self._hungry[index] = None  # move this endpoint to the end: it may have room for more
 
     def _next(self, index: int, job: Job | None = None) -> tuple[Job, bool] | None:
         """Return a question for an endpoint and whether it is the breaker's probe; None if the endpoint has no room or there is no

@@ -26,7 +26,8 @@ def main() -> None:
     arguments = prepare_server_args(sys.argv[1:])
     if not hasattr(arguments, "api_key"):
         raise RuntimeError("this version of SGLang has no api_key; 0.5.12 has")
-    from sglang.srt.entrypoints.http_server import app  # as SGLang does: after plugins and arguments
+    # like SGLang itself, import the app only after the plugins and arguments
+    from sglang.srt.entrypoints.http_server import app
 
     arguments.api_key = key  # SGLang's warm-up sends it
     app.add_middleware(RequireKey)

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const root = document.documentElement, toggle = document.getElementById("theme"), THEMES = ["auto", "light", "dark"];
-  const remember = { get: () => { try { return localStorage.getItem("egm-theme"); } catch { return null; } }, set: v => { try { localStorage.setItem("egm-theme", v); } catch { /* a browser that keeps nothing for files */ } } };
+  const remember = { get: () => { try { return localStorage.getItem("egm-theme"); } catch { return null; } }, set: v => { try { localStorage.setItem("egm-theme", v); } catch { /* some browsers store nothing for pages opened as files */ } } };
   function paint(theme) {
     if (theme === "auto") delete root.dataset.theme; else root.dataset.theme = theme;
     toggle.textContent = "Theme: " + theme;
@@ -30,12 +30,12 @@
     if (!place) return;
     const opened = new Set([...place.querySelectorAll("details[open] > summary")].map(s => s.textContent)), scrolled = [...place.querySelectorAll(".wide")].map(w => w.scrollLeft);
     const FOCUS = "a, button, input, [tabindex]", focused = [...place.querySelectorAll(FOCUS)].indexOf(document.activeElement);
-    place.innerHTML = text; // the server escapes what is not its own, and the page's policy runs nothing of it
+    place.innerHTML = text; // the server has escaped all text from outside, and the page's security policy runs no script in it
     for (const s of place.querySelectorAll("details > summary")) if (opened.has(s.textContent)) s.parentElement.open = true;
     place.querySelectorAll(".wide").forEach((w, i) => { w.scrollLeft = scrolled[i] || 0; });
     if (focused >= 0) (place.querySelectorAll(FOCUS)[focused] || document.body).focus({ preventScroll: true });
   }
-  function turn(news) { // to other runs, which may lack parts of the ones before
+  function turn(news) { // switch to other runs, which may lack parts that the previous ones had
     chosen = news.runs;
     for (const p of parts) if (!(p.dataset.part in news.parts)) put(p.dataset.part, "");
     document.querySelector("h1").textContent = chosen.join(" and ") || "No run yet";

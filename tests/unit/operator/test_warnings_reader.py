@@ -53,7 +53,7 @@ def _round(cluster: Events, phase: dict[str, Any], *children: dict[str, Any]) ->
     woken: list[Key] = []
     store, key = _store(phase, *children)
     reader = WarningsReader(store, cluster, SETTINGS, woken.append)
-    for _ in range(2):  # the second round must find the same
+    for _ in range(2):  # the second round must find nothing new
         asyncio.run(reader.round(NOW))
     assert all(one == key for one in woken)
     return reader, woken
