@@ -37,6 +37,11 @@ from grounding.runtime.access import header_variable
 from grounding.runtime.environment import Environment
 from grounding.runtime.grace import for_role
 
+_NO_SIDECAR_LABEL = {"sidecar.istio.io/inject": "false"}
+_NO_SIDECAR = {"linkerd.io/inject": "disabled"}
+"""The proxy of a service mesh would keep a pod running after its container has ended"""
+_UNDISTURBED = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+"""A scaled-down node would end a whole attempt, or the requests of an evaluation"""
 _CA_FOLDER, _CA_FILE = "/etc/egm/ca", "ca.pem"
 """Path of the certificates of `caConfigMap` in the pod"""
 
@@ -339,12 +344,12 @@ def template(
         spec["schedulerName"] = ctx.job.spec.scheduler_name
     if isinstance(ctx.job, GroundingTrainJob):
         spec |= _placement(ctx, ctx.job, role)
-    annotations = {ANNOTATION_JOB: job_file(ctx)}
+    annotations = {ANNOTATION_JOB: job_file(ctx), **_NO_SIDECAR}
     if role.name in GANG_ROLES or role.name == "server":
         annotations |= handed_down.pod_annotations(ctx.job)
-    if role.gpus:
-        annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] = "false"
-    meta = {"labels": ctx.labels(role.name, attempt), "annotations": annotations}
+    if role.name != PREPARE:
+        annotations |= _UNDISTURBED
+    meta = {"labels": {**_NO_SIDECAR_LABEL, **ctx.labels(role.name, attempt)}, "annotations": annotations}
     merged: Raw = {"metadata": meta, "spec": spec}
     for given in _given(role, ctx):
         merged = merge(merged, _users(given, container, "initContainers" in spec))

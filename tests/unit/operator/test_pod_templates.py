@@ -17,14 +17,19 @@ from tests.unit.operator.world import evaluation, train
 LARGE = {"spec": {"nodeSelector": {"gpu": "h100"}, "containers": [{"name": "main", "resources": {"requests": {"cpu": "64"}}}]}}  # fmt: skip
 
 
-def _pods(job: dict[str, Any], **settings: Any) -> dict[str, dict[str, Any]]:
-    """Return the first pod spec of each role."""
+def _templates(job: dict[str, Any], **settings: Any) -> list[dict[str, Any]]:
+    """Return metadata and spec of every pod."""
     made = objects(parse(yaml.safe_dump(job))[0], {}, Settings(**settings), "n")
     templates: list[dict[str, Any]] = [o for o in made if o["kind"] == "Pod"]
     templates += [o["spec"]["template"] for o in made if o["kind"] == "Job"]
     templates += [r["template"] for o in made if o["kind"] == "PyTorchJob" for r in o["spec"]["pytorchReplicaSpecs"].values()]  # fmt: skip
+    return templates
+
+
+def _pods(job: dict[str, Any], **settings: Any) -> dict[str, dict[str, Any]]:
+    """Return the first pod spec of each role."""
     found: dict[str, dict[str, Any]] = {}
-    for template in templates:
+    for template in _templates(job, **settings):
         found.setdefault(template["metadata"]["labels"]["grounding.egm.dev/role"], template["spec"])
     return found
 
@@ -68,6 +73,23 @@ def test_a_job_names_its_kind_of_gpu() -> None:
     assert served["containers"][0]["resources"]["limits"] == {"nvidia.com/mig-3g.40gb": "1"}
     with pytest.raises(UserError, match="gpuResource"):
         parse(yaml.safe_dump(train(resources={**amd, "gpuResource": "gpu"})))
+
+
+@pytest.mark.parametrize("job", [train(output="pvc://out/x"), evaluation(output="pvc://out/x")], ids=["train", "eval"])
+def test_no_mesh_holds_a_pod_open_and_no_autoscaler_ends_one(job: dict[str, Any]) -> None:
+    made = _templates(job)
+    assert len(made) > 1
+    for template in made:
+        labels, notes = template["metadata"]["labels"], template["metadata"]["annotations"]
+        assert labels["sidecar.istio.io/inject"] == "false" and notes["linkerd.io/inject"] == "disabled"
+        kept = labels["grounding.egm.dev/role"] != "prepare"
+        assert notes.get("cluster-autoscaler.kubernetes.io/safe-to-evict") == ("false" if kept else None)
+        assert notes.get("karpenter.sh/do-not-disrupt") == ("true" if kept else None)
+    meshed = {
+        **job,
+        "spec": {**job["spec"], "podTemplate": {"metadata": {"labels": {"sidecar.istio.io/inject": "true"}}}},
+    }
+    assert {t["metadata"]["labels"]["sidecar.istio.io/inject"] for t in _templates(meshed)} == {"true"}
 
 
 def test_a_cluster_that_chooses_users_gets_none() -> None:
