@@ -34,8 +34,8 @@ def cpu() -> float:
 
 
 def dataset(folder: Path, rows: int, kib: int, an_image: int = 6, names: int = 200) -> None:
-    """Write a file of `rows` expressions with `an_image` rows per image of `kib` KiB. The images are JPEG headers and ends with noise
-    between, because no code decodes them here.
+    """Write a file of `rows` expressions with `an_image` rows per image of `kib` KiB. Each image is the header and the end
+    of a JPEG with noise in between, because nothing here decodes it.
 
     There are at most `names` image names and 200 contents; other files are links to these.
     """

@@ -188,7 +188,7 @@ def of_model(model: str) -> Published | None:
 def judge(
     ours: float | None, ci95: tuple[float, float] | None, published: float, tolerance: float, *, whole: bool
 ) -> Verdict:
-    """Return whether a figure is within `tolerance` of the published one.
+    """Judge whether a figure is within `tolerance` of the published one.
 
     If it is not, the interval `ci95` decides: if it overlaps the tolerated range, chance may explain the difference.
     """

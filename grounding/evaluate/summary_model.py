@@ -38,11 +38,11 @@ class Intervals(_Part):
 
 
 class FileSummary(_Part):
-    """One evaluation file: its answers so far."""
+    """The answers to one evaluation file so far."""
 
     name: str = ""
     n: Count = 0
-    """Answers"""
+    """Number of answers"""
     total: Count | None = None
     """Number of questions; None if the summary does not contain it"""
     acc: Number | None = None

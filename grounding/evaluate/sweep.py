@@ -73,7 +73,7 @@ class Setting:
     method: Method
     folder: Path
     model: str = ""
-    """The model's name; None unless the sweep is over several models"""
+    """The model's name; empty unless the sweep is over several models"""
 
 
 Published = Callable[[], object]
@@ -99,16 +99,16 @@ class Interleaved:
         return len(self.image)
 
     def at(self, number: int) -> tuple[int, int]:
-        """Return (setting, row) of a number."""
+        """Return the setting and the row of question `number`."""
         return divmod(int(number), self.rows)
 
     def expression(self, number: int) -> Expression:
-        """Return the expression of a number. It is read again from its file."""
+        """Return the expression of question `number`. It is read again from its file."""
         setting, row = self.at(number)
         return self._works[setting].expression(row)
 
     def method(self, number: int) -> Method:
-        """Return the method for a number."""
+        """Return the method with which question `number` is asked."""
         return self._methods[self.at(number)[0]]
 
 

@@ -20,7 +20,7 @@ Picture = Callable[[Evaluation, str], str]
 """Returns the address of an evaluation's picture by its name; empty if there is none"""
 
 CARDS = 4
-"""Answers of one row of pictures"""
+"""Maximum number of answers in one row of pictures"""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Source:
     setting: str
     folder: Path
     model: str = ""
-    """The model's name; None unless it is part of a sweep over models"""
+    """The model's name; empty unless it is part of a sweep over models"""
 
 
 def sources(folders: Sequence[Path]) -> list[Source]:

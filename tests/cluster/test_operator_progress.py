@@ -97,7 +97,7 @@ def _operator(drive: Drive, log: Path, port: int, via: str) -> Iterator[Operator
 
 
 def _running_at(drive: Drive, address: str) -> None:
-    """Return a running job whose rank 0 has an address of this machine."""
+    """Create a job, let it run, and give the pod of its rank 0 an address of this machine."""
     drive.api.create("gtj", drive.namespace, train_job("t"))
     drive.prepared("t")
     pod = drive.running("t", "rl")[0]["metadata"]["name"]

@@ -1,4 +1,6 @@
-"""Checkpoints as Hugging Face folders: verl's shards of two ranks merged, refused for another number of ranks, served, and started from."""
+"""Export of checkpoints to Hugging Face folders: verl's shards of two ranks are merged, another number of ranks is refused, and the exported
+model can be served and trained further.
+"""
 
 from __future__ import annotations
 

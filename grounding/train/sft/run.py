@@ -276,9 +276,8 @@ def _arguments(job: SftJob, out: Path, processes: int, *, own_disks: bool = Fals
         weight_decay=h.weight_decay,
         adam_beta2=h.adam_beta2,
         max_grad_norm=h.max_grad_norm,
-        bf16=dtype == torch.bfloat16
-        and shard
-        and not cpu,  # with one GPU, bfloat16 weights and float32 masters are used instead
+        # with one GPU, bfloat16 weights and float32 masters are used instead
+        bf16=dtype == torch.bfloat16 and shard and not cpu,
         fp16=dtype == torch.float16 and not cpu,
         use_cpu=cpu,
         gradient_checkpointing=False,  # enabled layer by layer, see `memory.plan`

@@ -114,7 +114,7 @@ class WorkQueue(Generic[K]):
         self._failures.pop(key, None)
 
     def done(self, key: K) -> None:
-        """Return `key` from its worker to the queue."""
+        """Record that the worker of `key` has finished, so that the queue may hand it out again."""
         self._working.discard(key)
         if self._pause:
             now = self._clock()

@@ -574,15 +574,15 @@ def owns_gang(raw: Mapping[str, Any]) -> bool:
 
 
 def pods(objects: Sequence[Raw]) -> Iterator[Pod]:
-    """Parse the pods among the objects."""
+    """Yield the pods among the objects, parsed."""
     return (pod(raw) for raw in objects if raw["kind"] == POD.name)
 
 
 def batch_jobs(objects: Sequence[Raw]) -> Iterator[BatchJob]:
-    """Parse the batch/v1 Jobs among the objects that belong to roles that run once."""
+    """Yield the batch/v1 Jobs among the objects that belong to roles that run once, parsed."""
     return (batch_job(raw) for raw in objects if raw["kind"] == JOB.name and not owns_gang(raw))
 
 
 def gang_owners(objects: Sequence[Raw]) -> Iterator[GangOwner]:
-    """Parse the owners of gangs among the objects."""
+    """Yield the owners of gangs among the objects, parsed."""
     return (gang_owner(raw) for raw in objects if owns_gang(raw))
