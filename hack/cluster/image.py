@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +23,11 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes = b"", **fields: object) -
     tar.addfile(entry, io.BytesIO(data))
 
 
-def _layer(out: IO[bytes], files: Mapping[str, Path], links: Mapping[str, str], user: str) -> None:
+Content = Path | bytes
+"""A file of an image: a local file, or its bytes."""
+
+
+def _layer(out: IO[bytes], files: Mapping[str, Content], links: Mapping[str, str], user: str) -> None:
     """Write the layer's tar. `user`: a line of /etc/passwd."""
     folders = {"/bin", "/etc", "/tmp", "/var", "/root"}
     for path in (*files, *links):
@@ -36,6 +40,9 @@ def _layer(out: IO[bytes], files: Mapping[str, Path], links: Mapping[str, str], 
         for path, to in links.items():
             _add(tar, path, type=tarfile.SYMTYPE, linkname=to, mode=0o777)
         for path, source in files.items():
+            if isinstance(source, bytes):
+                _add(tar, path, source, mode=0o755)
+                continue
             found = source.stat()
             entry = tarfile.TarInfo(path.lstrip("/"))
             entry.size, entry.mode = found.st_size, 0o755 if found.st_mode & 0o100 else 0o644
@@ -52,13 +59,13 @@ def _digest(path: Path) -> str:
 def write(
     target: Path,
     names: Sequence[str],
-    files: Mapping[str, Path],
+    files: Mapping[str, Content],
     command: Sequence[str],
     links: Mapping[str, str],
-    path: str = PATH,
+    environment: Sequence[str] = (f"PATH={PATH}",),
     user: str = "",
 ) -> None:
-    """Write an image. `files`: path in the image -> local file; `links`: path in the image -> target; `path`: the image's $PATH."""
+    """Write an image. `files`: path in the image -> content; `links`: path in the image -> target; `environment`: VARIABLE=value."""
     layer = target.with_suffix(".layer")
     with layer.open("wb") as out:
         _layer(out, files, links, user)
@@ -68,7 +75,7 @@ def write(
             "architecture": "amd64",
             "os": "linux",
             # a process that looks up its user name must find one, whatever its user id
-            "config": {"Cmd": list(command), "Env": [f"PATH={path}", "USER=egm", "LOGNAME=egm"], "WorkingDir": "/"},
+            "config": {"Cmd": list(command), "Env": [*environment, "USER=egm", "LOGNAME=egm"], "WorkingDir": "/"},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
         }
     ).encode()
@@ -96,49 +103,100 @@ _LEFT_OUT = (
 )
 
 
-def _tree(top: Path, files: dict[str, Path], links: dict[str, str]) -> None:
-    """Add everything below `top` to `files` and `links`, at the same paths; links stay links."""
-    for folder, names, entries in os.walk(top):
-        names[:] = [n for n in names if n not in _LEFT_OUT]
-        for name in [*entries, *(n for n in names if (Path(folder) / n).is_symlink())]:
-            found = Path(folder) / name
-            if found.is_symlink():
-                links[str(found)] = str(found.readlink())
-            elif found.is_file():
-                files[str(found)] = found
+# Places in the image. They do not depend on this machine, because pods mount volumes over some folders, such as /tmp.
+_CHECKOUT, _PYTHON = "/opt/egm", "/opt/python"
+
+
+class _Image:
+    """The files and links of an image, in which some folders of this machine have other places."""
+
+    def __init__(self, places: Mapping[Path, str]) -> None:
+        self.places = places
+        self.files: dict[str, Content] = {}
+        self.links: dict[str, str] = {}
+
+    def place(self, path: Path) -> str:
+        """Return the path in the image of a file of this machine."""
+        for folder, place in self.places.items():
+            if path.is_relative_to(folder):
+                return f"{place}/{path.relative_to(folder)}"
+        return str(path)
+
+    def add(self, path: Path) -> None:
+        """Add a file, or a link. A link to an absolute path leads to the place of the file at its end."""
+        if not path.is_symlink():
+            self.files[self.place(path)] = path
+        elif path.readlink().is_absolute():
+            self.links[self.place(path)] = self.place(path.resolve())
+        else:
+            self.links[self.place(path)] = str(path.readlink())
+
+    def add_tree(self, top: Path, left_out: Container[Path] = ()) -> None:
+        """Add everything below `top` except the folders `left_out`."""
+        for folder, names, entries in os.walk(top):
+            names[:] = [n for n in names if n not in _LEFT_OUT and Path(folder) / n not in left_out]
+            found = [Path(folder) / n for n in (*entries, *names)]
+            for path in found:
+                if path.is_symlink() or path.is_file():
+                    self.add(path)
 
 
 def _libraries(binaries: Iterable[Path]) -> set[str]:
-    """Return the shared libraries that the loader finds for `binaries` outside their own trees."""
+    """Return the shared libraries that the loader finds for `binaries`."""
     found: set[str] = set()
     paths = [str(b) for b in binaries]
     for start in range(0, len(paths), 200):
         told = subprocess.run(["ldd", *paths[start : start + 200]], capture_output=True, text=True).stdout
-        for line in told.splitlines():
-            words = line.replace("=>", " ").split()
-            found |= {w for w in words if w.startswith(("/lib", "/usr/lib"))}
+        words = told.replace("=>", " ").split()
+        # a name with ":" is that of a binary
+        found |= {os.path.normpath(w) for w in words if w.startswith("/") and not w.endswith(":")}
     return found
+
+
+def _add_libraries(image: _Image, libraries: Iterable[str], prefix: Path) -> None:
+    """Add libraries of this system, and those of the Python in `prefix`."""
+    for library in libraries:
+        real = Path(library).resolve()
+        if library.startswith(("/lib", "/usr/lib")):
+            image.files[str(real)] = real
+            if library != str(real):
+                # on most systems, /lib and /lib64 are links into /usr; here each library gets its own link
+                image.links[library] = str(real)
+        elif Path(library).is_relative_to(prefix):
+            image.add(Path(library))
+            image.add(real)
 
 
 def environment(root: Path, target: Path, names: Sequence[str], busybox: Path, applets: Iterable[str]) -> None:
     """Write an image with the virtual environment of the checkout `root`, its Python and their libraries, with `egm` on the path.
 
-    All files have the same paths as on this machine, so that scripts and links work. The image replaces the real images in tests on a node.
+    The image replaces the real images in tests on a node.
     """
     venv = root / ".venv"
     python = (venv / "bin" / "python").resolve()
-    files: dict[str, Path] = {}
-    links: dict[str, str] = {}
-    for top in (python.parents[1] / "bin", python.parents[1] / "lib", venv, root / "grounding", root / "operator"):
-        _tree(top, files, links)
-    native = [p for p in files.values() if ".so" in p.name or p == python or p.parent == venv / "bin"]
-    for library in _libraries(native):
-        real = Path(library).resolve()
-        files[str(real)] = real
-        if library != str(real):
-            # on most systems, /lib and /lib64 are links into /usr; here each library gets its own link
-            links[library] = str(real)
-    files["/bin/busybox"] = busybox
-    links |= {f"/bin/{a}": "busybox" for a in applets if a != "busybox"}
-    path = f"{venv}/bin:{PATH}"
-    write(target, names, files, [], links, path, "egm:x:1000:1000::/tmp:/bin/sh")
+    prefix = python.parents[1]
+    image = _Image({root: _CHECKOUT, prefix: _PYTHON})
+    modules = prefix / "lib" / python.name
+    for top in (*python.parent.glob("python*"), *(prefix / "lib").glob("libpython*.so*")):
+        image.add(top)
+    image.add_tree(modules, left_out=[modules / "site-packages"])  # the virtual environment does not use these
+    for top in (venv, root / "grounding", root / "operator"):
+        image.add_tree(top)
+    local = [content for content in image.files.values() if isinstance(content, Path)]
+    native = _libraries(p for p in local if ".so" in p.name or p == python or p.parent == venv / "bin")
+    _add_libraries(image, native, prefix)
+    _refer_to_places(image, root, venv)
+    image.files["/bin/busybox"] = busybox
+    image.links |= {f"/bin/{a}": "busybox" for a in applets if a != "busybox"}
+    variables = (f"PATH={image.place(venv)}/bin:{PATH}", f"LD_LIBRARY_PATH={_PYTHON}/lib")
+    write(target, names, image.files, [], image.links, variables, "egm:x:1000:1000::/tmp:/bin/sh")
+
+
+def _refer_to_places(image: _Image, root: Path, venv: Path) -> None:
+    """Change the files that name the folders of this machine: scripts, lists of folders to import from, and the place of Python."""
+    scripts = [p for p in (venv / "bin").iterdir() if p.is_file() and not p.is_symlink()]
+    for path in (*scripts, *venv.glob("lib/python*/site-packages/*.pth")):
+        content = path.read_bytes()
+        if str(root).encode() in content:
+            image.files[image.place(path)] = content.replace(str(root).encode(), _CHECKOUT.encode())
+    image.files[image.place(venv / "pyvenv.cfg")] = f"home = {_PYTHON}/bin\n".encode()

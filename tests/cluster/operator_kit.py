@@ -192,14 +192,14 @@ class Api:
         return sorted(set(left) - own)
 
 
-def until(what: str, look: Callable[[], T], seconds: float = 60.0) -> T:
+def until(what: str, look: Callable[[], T], seconds: float = 60.0, pause: float = 0.1) -> T:
     """Return the first true value of `look`. Fails with the last value."""
     end, seen = time.monotonic() + seconds, None
     while time.monotonic() < end:
         seen = look()
         if seen:
             return seen
-        time.sleep(0.1)
+        time.sleep(pause)
     raise AssertionError(f"waited {seconds:.0f} s for {what}; last seen: {seen!r}")
 
 
@@ -368,7 +368,9 @@ class Drive:
         jobs = [o["metadata"] for kind in ("gtj", "gej") for o in self.api.list(kind, self.namespace)]
         return made, {(m["name"], m["resourceVersion"]) for m in jobs}
 
-    def phase(self, name: str, *wanted: str, kind: str = "gtj", seconds: float = 60.0) -> dict[str, Any]:
+    def phase(
+        self, name: str, *wanted: str, kind: str = "gtj", seconds: float = 60.0, pause: float = 0.1
+    ) -> dict[str, Any]:
         """Wait for one of these phases; return the status."""
 
         def look() -> Any:
@@ -376,7 +378,7 @@ class Drive:
             return status if status.get("phase") in wanted else None
 
         try:
-            return until(f"{name} to be {wanted}", look, seconds)
+            return until(f"{name} to be {wanted}", look, seconds, pause)
         except AssertionError as error:
             raise AssertionError(f"{error}; status: {json.dumps(self.status(name, kind), indent=1)}") from None
 

@@ -496,6 +496,72 @@ def test_what_a_queue_holds_back_only_the_queue_resumes(
     assert world.status["phase"] == "Succeeded" and world.status["attempt"] == 1, world.status
 
 
+_HOURS = 40 * 3600
+_OVER_TIME = st.one_of(
+    st.tuples(st.just("reconcile"), st.integers(0, 8)),
+    st.tuples(st.just("start"), st.integers(1, 3)),
+    st.tuples(st.sampled_from(["turn", "lose", "blink"]), st.just(0)),
+    st.tuples(st.just("kueue"), st.integers(0, 1)),
+    st.tuples(st.just("wait"), st.sampled_from([1, 60, _HOURS])),
+)
+
+
+def _turn(world: World) -> None:
+    """Let all controllers act; data is prepared at once."""
+    world.reconcile()
+    world.controllers()
+    for pod in world.alive("prepare"):
+        world.write({**pod, "status": {"phase": "Succeeded"}})
+    world.controllers()
+    world.reconcile()
+
+
+@pytest.mark.parametrize("back_end", ["pytorchjob"], indirect=True)  # an evaluation uses none
+@given(st.integers(1, 3), st.booleans(), st.booleans(), st.lists(_OVER_TIME, max_size=30))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_time_ends_no_evaluation_whose_servers_become_ready_at_once(
+    least: int, queue: bool, runs: bool, happenings: list[tuple[str, int]]
+) -> None:
+    """Hours pass in the queue, until a node takes a pod, while servers answer, and between the loss of a server and its replacement.
+
+    Deleted servers still exist during their grace period. Whenever a node takes a server, or the server fails its probe, it is ready
+    before time passes. So no server is ever late. `least`: servers with which the evaluation begins; `runs`: whether it has begun.
+    """
+    world = World(evaluation(servers=3, minServers=least, **({"queue": "q"} if queue else {})), grace_seconds=120)
+    for _ in range(2):
+        _turn(world)
+    for _ in range(3 if runs else 0):
+        world.kueue(admits=True)
+        world.start()
+        _turn(world)
+    assert world.status["phase"] == ("Running" if runs else "Pending"), world.status
+    for what, number in happenings:
+        world.now += 1
+        if what == "turn":
+            _turn(world)
+        elif what == "kueue":
+            world.kueue(admits=bool(number))
+        elif what == "start":
+            world.start(number)
+        elif what == "lose":
+            for pod in world.alive("server")[:1]:
+                world.remove(pod)
+        elif what == "blink":
+            world.unready()
+            world.reconcile()
+            world.ready()
+        else:
+            _happen(world, what, number)
+        assert world.status["phase"] != "Failed" and int(world.status.get("attempt") or 0) <= 1, world.status
+    for _ in range(30):
+        world.now += 60
+        world.kueue(admits=True)
+        world.settle(rounds=3)
+        if world.status["phase"] == "Succeeded":
+            break
+    assert world.status["phase"] == "Succeeded" and world.status["attempt"] == 1, world.status
+
+
 def test_fewer_attempts_while_the_next_is_waited_for() -> None:
     world = _running(World(train(maxAttempts=3)))
     world.end("rl", 1, 1, message="boom")

@@ -87,7 +87,13 @@ def form() -> GangForm:
 class World:
     """One job and its objects."""
 
-    def __init__(self, raw: dict[str, Any], settings: Settings | None = None, default_queue: bool = False) -> None:
+    def __init__(
+        self,
+        raw: dict[str, Any],
+        settings: Settings | None = None,
+        default_queue: bool = False,
+        grace_seconds: float = 0.0,
+    ) -> None:
         self.store, self.settings, self.now = Store(), SETTINGS if settings is None else settings, NOW
         self.key = (raw["kind"], raw["metadata"]["namespace"], raw["metadata"]["name"])
         self.version = 1
@@ -102,6 +108,8 @@ class World:
         self.owners: dict[str, str] = {}
         self.default_queue = default_queue
         """True if the namespace has a LocalQueue called default, into which Kueue takes every Job that names no queue"""
+        self.grace_seconds = grace_seconds
+        """How long a running server still exists after its deletion"""
         self.writes = 0
         self.store.put(raw)
 
@@ -212,7 +220,8 @@ class World:
 
     def kueue(self, admits: bool) -> None:
         """Admit all objects in queues, or preempt them and suspend the clients that belong to their admission, as Kueue does."""
-        servers = {pod["metadata"]["name"] for pod in self.alive("server")}
+        staying = [pod for pod in self.alive("server") if not self._leaves(pod)]
+        servers = {pod["metadata"]["name"] for pod in staying}
         for owner in [*self.objects("PyTorchJob"), *self.objects("Job")]:
             known = FORMS[owner["kind"]]
             if owner["metadata"]["labels"].get(QUEUE_LABEL) and known.suspended(owner["spec"]) is admits:
@@ -220,7 +229,7 @@ class World:
             elif not admits and self.parents.get(owner["metadata"]["uid"]) in servers:
                 self.write({**owner, "spec": known.suspension(True)})
         groups: dict[str, list[dict[str, Any]]] = {}
-        for pod in self.alive("server"):
+        for pod in staying:
             if pod["metadata"]["labels"].get(QUEUE_LABEL):
                 groups.setdefault(pod["metadata"]["labels"][LABEL_GROUP], []).append(pod)
         for pods in groups.values():
@@ -229,7 +238,7 @@ class World:
                 if admits and whole and pod["status"].get("conditions") == GATED:
                     self._pod(pod, conditions=[])
                 elif not admits and pod["status"].get("conditions") != GATED:
-                    self.store.drop(pod)
+                    self.remove(pod)
 
     def _event(self, event: Any) -> None:
         self.events.append(event.reason)
@@ -241,17 +250,39 @@ class World:
         found = self.store.get(target.kind, "n", target.name)
         if found is None or found["metadata"]["uid"] != target.uid:
             return
+        if target.kind == "Pod":
+            self.remove(found, target.force)
+            return
         self.store.drop(found)
-        if target.kind != "Pod":
-            for pod in self._owned(target.uid):
-                self.store.drop(pod)
+        for pod in self._owned(target.uid):
+            self.store.drop(pod)
+
+    def remove(self, pod: dict[str, Any], force: bool = False) -> None:
+        """Delete a pod. A running server then answers no more, and exists until its grace period ends."""
+        server = pod["metadata"]["labels"][LABEL_ROLE] == "server" and pod["status"]["phase"] == "Running"
+        if force or not (server and self.grace_seconds):
+            self.store.drop(pod)
+        elif not self._leaves(pod):
+            ends = {"deletionTimestamp": stamp(self.now + self.grace_seconds)}
+            self._pod({**pod, "metadata": {**pod["metadata"], **ends}}, conditions=[self._unready()])
+
+    def _unready(self) -> dict[str, str]:
+        return {"type": "Ready", "status": "False", "lastTransitionTime": stamp(self.now)}
+
+    @staticmethod
+    def _leaves(pod: dict[str, Any]) -> str:
+        """Return when the grace period of a deleted pod ends; empty if the pod is not deleted."""
+        return str(pod["metadata"].get("deletionTimestamp") or "")
 
     def _owned(self, uid: str) -> list[dict[str, Any]]:
         return [p for p in self.objects("Pod") if self.owners.get(p["metadata"]["uid"]) == uid]
 
     # ------------------------------------------------------------ controllers and nodes
     def controllers(self) -> None:
-        """Create missing pods, remove those of suspended owners, report ends."""
+        """Create missing pods, remove those of suspended owners and those whose grace period has ended, report ends."""
+        for pod in self.objects("Pod"):
+            if self._leaves(pod) and self._leaves(pod) <= stamp(self.now):
+                self.store.drop(pod)
         for owner in [*self.objects("PyTorchJob"), *self.objects("Job")]:
             pods, known = self._owned(owner["metadata"]["uid"]), FORMS[owner["kind"]]
             said = [c["type"] for c in (owner.get("status") or {}).get("conditions", [])]
@@ -319,13 +350,23 @@ class World:
     def _pod(self, pod: dict[str, Any], **status: Any) -> None:
         self.write({**pod, "status": {**pod["status"], **status}})
 
-    def start(self) -> None:
-        """Let pending pods run and become ready."""
-        for pod in self.alive():
-            if pod["status"]["phase"] == "Pending" and pod["status"].get("conditions") != GATED:
-                self._pod(
-                    pod, phase="Running", startTime=stamp(self.now), conditions=[{"type": "Ready", "status": "True"}]
-                )
+    def start(self, count: int = 100) -> None:
+        """Let up to `count` pending pods run and become ready."""
+        pending = [pod for pod in self.alive() if pod["status"]["phase"] == "Pending"]
+        for pod in [pod for pod in pending if pod["status"].get("conditions") != GATED][:count]:
+            self._pod(pod, phase="Running", startTime=stamp(self.now), conditions=[{"type": "Ready", "status": "True"}])
+
+    def unready(self) -> None:
+        """Let servers fail their probe."""
+        for pod in self.alive("server"):
+            if pod["status"]["phase"] == "Running" and not self._leaves(pod):
+                self._pod(pod, conditions=[self._unready()])
+
+    def ready(self) -> None:
+        """Let running servers answer their probe."""
+        for pod in self.alive("server"):
+            if pod["status"]["phase"] == "Running" and not self._leaves(pod):
+                self._pod(pod, conditions=[{"type": "Ready", "status": "True"}])
 
     def prepares(self, code: int | None) -> None:
         """Let pods that do not run yet prepare their own data (None), or end the preparation with an exit code."""
