@@ -114,7 +114,7 @@ class _Fit:
     order: str = ""
     misfits: int = 0
     dead: bool = False
-    """Whether so many boxes do not fit that the space is no longer considered"""
+    """Whether the space is excluded, because too many boxes do not fit it"""
 
     def __post_init__(self) -> None:
         self.scale, self.order = _split(self.space)

@@ -64,7 +64,7 @@ def filled(text: str, title: str, part: str) -> str:
     """Return a page with one of its sections replaced."""
     begin, end = f"<!-- {title}: make docs -->\n", "<!-- end -->"
     before, _, rest = text.partition(begin)
-    assert rest, f"no part {title!r}"
+    assert rest, f"the page has no section that begins with {begin.strip()!r}"
     return f"{before}{begin}{part}{end}{rest.partition(end)[2]}"
 
 

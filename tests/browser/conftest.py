@@ -26,7 +26,7 @@ def browser() -> Iterator[Browser]:
     if path is None:
         if os.environ.get("CI"):
             pytest.fail("CI has no Chromium")
-        pytest.skip("no Chromium here")
+        pytest.skip("Chromium is not installed")
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield opened

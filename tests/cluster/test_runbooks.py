@@ -140,7 +140,7 @@ def test_what_to_look_at_can_be_looked_at(alert: str, place: Place) -> None:
             assert "exceeded quota" in done.stderr  # the runbook tells its reader to look for this text
             continue
         assert done.returncode == 0 or (quiet and not done.stderr), f"{command}: {done.stdout}{done.stderr}"
-        assert done.stdout.strip() or quiet, f"{command} shows nothing"
+        assert done.stdout.strip() or quiet, f"expected {command} to print something"
         assert quiet or "No resources found" not in done.stderr, command
 
 

@@ -70,7 +70,9 @@ def _stopped(out: Path, output: Path, process: subprocess.Popen[bytes], began: f
     newest = checkpoints.peek(out / "checkpoints")
     assert newest is not None and newest.step >= last >= 2, log
     uploaded = [step for step, *_ in stored(open_store(str(output)))]
-    assert uploaded and uploaded[0] == newest.step, f"not uploaded: {uploaded}\n{log}"
+    assert uploaded and uploaded[0] == newest.step, (
+        f"expected step {newest.step} to be uploaded first, found {uploaded}\n{log}"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -16,4 +16,4 @@ ROOT = Path(__file__).parents[2]
 )
 def test_up_to_date(script: str, target: str) -> None:
     done = subprocess.run([sys.executable, str(ROOT / script), "--check"], capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stderr}`make {target}` writes it"
+    assert done.returncode == 0, f"{done.stderr}generated files are out of date; `make {target}` writes them"

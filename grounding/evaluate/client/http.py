@@ -149,7 +149,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def closed(self) -> bool:
-        """Return whether it can no longer be used."""
+        """Return whether the connection is closed or about to close."""
         return self._transport is None or self._transport.is_closing()
 
     def _push(self) -> None:

@@ -44,7 +44,7 @@ def suspend(
 
 
 def _resume(snapshot: Snapshot[J, S]) -> Decision[S] | None:
-    """Record that the job is not suspended, or no longer."""
+    """Set the start time if it is missing, and end the condition Suspended. Return None if neither is necessary."""
     if snapshot.status.fields.start_time and not snapshot.status.is_true(ConditionType.SUSPENDED):
         return None
     decision = snapshot.decision()

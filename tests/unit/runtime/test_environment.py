@@ -97,4 +97,6 @@ def test_every_variable_that_the_code_names_is_in_the_type() -> None:
     known = {m.variable(field) for m in (Environment, RlEnvironment) for field in m.model_fields} | set(ELSEWHERE)
     for source in [*(ROOT / "grounding").rglob("*.py"), *(ROOT / "operator/egm_operator/manifests").rglob("*.py")]:
         for name in re.findall(r"\bEGM_[A-Z0-9_]*[A-Z0-9](?![a-z])", source.read_text()):
-            assert name in known or name.startswith("EGM_OPERATOR_"), f"{source.relative_to(ROOT)} names {name}"
+            assert name in known or name.startswith("EGM_OPERATOR_"), (
+                f"{source.relative_to(ROOT)} names {name}, which is not in the type of the environment"
+            )

@@ -150,7 +150,9 @@ def test_a_checkpoint_counts_once_both_pods_have_uploaded(world: World) -> None:
     world.ship(0, 99)
     assert upload.stored(world.store) == [] and upload.announced(world.store)
     world.ship(1, 99)
-    assert upload.stored(world.store) == [], "only rank 0 marks it"
+    assert upload.stored(world.store) == [], (
+        "expected no complete checkpoint, because rank 0, which writes the marker, has not looked again"
+    )
     world.ship(0, 99)
     assert upload.stored(world.store) == [(1, "global_step_1")]
 
