@@ -196,6 +196,8 @@ def begin(role: str, job: Any) -> None:
     # torchrun starts this command again for each rank
     if "LOCAL_RANK" not in os.environ:
         sys.stderr.write(f"egm {version('egm-grounding')}: {line(role, job, os.environ, facts, added)}\n")
+        # the last line until the role has figures; with a cold disk, torch and verl take a minute
+        sys.stderr.write(f"loading the packages of the role {role}\n")
         sys.stderr.flush()
 
 

@@ -25,6 +25,12 @@ def test_the_set_up_says_what_it_does_before_its_first_slow_step(tmp_path: Path)
     assert done.returncode == 2 and "apt-get install python3-venv" in done.stderr
 
 
+def test_the_demo_says_what_it_runs_before_its_imports() -> None:
+    lines = subprocess.run(["make", "-sn", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    said, runs = lines.splitlines()[-2:]
+    assert said.startswith('echo "running jobs/demo.yaml') and runs == ".venv/bin/egm run -f jobs/demo.yaml"
+
+
 @pytest.mark.skipif(not any(map(os.path.exists, BUNDLES)), reason="this system has no list of certificates")
 def test_the_set_up_trusts_the_certificates_of_the_system() -> None:
     words = ["make", "-s", "--eval", "certificates: ; @printenv UV_SYSTEM_CERTS", "certificates"]

@@ -95,6 +95,22 @@ def test_a_role_says_in_one_line_what_it_is_about_to_do(job_file: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_role_then_says_that_it_loads_its_packages(
+    job_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(startup.logs, "set_up", lambda *_: None)
+    monkeypatch.setattr(startup, "observe", lambda _: Facts(2**34, 0, TWO, "", {}, "3.12.1"))
+    monkeypatch.setattr(startup, "network", lambda *_: {})
+    monkeypatch.setattr(startup.flashinfer, "environment", lambda _: {})
+    job = resolve(load_job(job_file))
+    startup.begin("evaluate", job)
+    first, last = capsys.readouterr().err.splitlines()
+    assert "evaluate of evaluation job look" in first and last == "loading the packages of the role evaluate"
+    monkeypatch.setenv("LOCAL_RANK", "0")  # one of several ranks of a pod
+    startup.begin("evaluate", job)
+    assert not capsys.readouterr().err
+
+
 def test_the_first_process_of_a_container_goes_under_an_init() -> None:
     assert startup.under_init(["egm", "role"], {}, 1, "/usr/bin/tini") == ["/usr/bin/tini", "--", "egm", "role"]
     assert startup.under_init(["egm", "role"], {"EGM_INIT": "1"}, 1, "/usr/bin/tini") == []
