@@ -71,7 +71,7 @@ def _stopped(out: Path, output: Path, process: subprocess.Popen[bytes], began: f
     assert newest is not None and newest.step >= last >= 2, log
     uploaded = [step for step, *_ in stored(open_store(str(output)))]
     assert uploaded and uploaded[0] == newest.step, (
-        f"expected step {newest.step} to be uploaded first, found {uploaded}\n{log}"
+        f"expected step {newest.step} to be the newest in the output, found {uploaded}\n{log}"
     )
 
 

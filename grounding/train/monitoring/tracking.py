@@ -66,7 +66,7 @@ class Tracker:
             self._queue.put(ok)
             self._thread.join(patience_s)
             if self._thread.is_alive():
-                self._say("tracking: not finished in time; the run ends without waiting")
+                self._say("tracking: the backends have not finished in time; the run ends without waiting for them")
 
     def _run(self) -> None:
         opened: dict[str, Backend] = {}

@@ -142,7 +142,7 @@ def overrides(
         "trainer.resume_mode": "resume_path" if resume_from else "disable",
     }
     if batch == h.mini_batch_size and not any("rollout_correction" in override for override in h.engine_overrides):
-        # verl would compare these with the actor's own, and compute all answers again for that (`verl/on_policy.py`)
+        # verl would compare the rollout's log-probabilities with the actor's, for which it would process all answers again (`verl/on_policy.py`)
         keys[f"{_ROLLOUT}.calculate_log_probs"] = False
     # then FSDP must not flatten frozen and trained weights into one, also not in the reference model
     if h.freeze_vision:

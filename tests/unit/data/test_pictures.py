@@ -20,7 +20,7 @@ def noise(form: str, size: tuple[int, int] = (97, 61), orientation: int | None =
     if orientation is not None:
         exif[0x0112] = orientation
     out = io.BytesIO()
-    # Pillow's effect_noise has other scans, and a cut could be at the end of one
+    # seeded noise gives the same file each time; with Pillow's effect_noise, a cut could fall on the end of a scan
     grey = random.Random(5).randbytes(size[0] * size[1])
     Image.frombytes("L", size, grey).convert("RGB").save(out, form, exif=exif.tobytes(), **options)
     return out.getvalue()

@@ -90,7 +90,7 @@ def test_a_pack_costs_what_its_rows_cost_alone(family: Family, kind: str, tmp_pa
             assert together == pytest.approx(sum(alone), rel=1e-5)
     assert alone == pytest.approx(plain, rel=1e-4)
 
-    # the trained answer: in 0..1000, or in pixels of the picture as the processor resizes it
+    # the trained answer has its box in 0..1000, or in pixels of the picture as the processor resizes it
     text = processor.tokenizer.decode(batch.input_ids)  # type: ignore[attr-defined]
     found = [tuple(map(int, box.split(","))) for box in re.findall(r"\[([0-9, ]+)\]", text)]
     if family.boxes == "relative":
