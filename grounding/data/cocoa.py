@@ -153,7 +153,7 @@ def mask_box(mask: object) -> Box | None:
 
 def _runs(text: str) -> list[int]:
     """Decode COCO's text form of run lengths. Each letter holds five bits of a number and a mark if another letter follows; the last letter
-    also holds the sign. From the third run on, a number is the difference to the run two places before.
+    also holds the sign. From the third run on, a number is the difference from the run two places before.
     """
     runs: list[int] = []
     value = shift = 0

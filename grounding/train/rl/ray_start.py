@@ -19,7 +19,7 @@ _get_node = services.get_node
 
 
 def _patient_get_node(*args: Any, **kwargs: Any) -> Any:
-    """Look up the node that Ray has just started until it exists; otherwise like Ray's function."""
+    """Do what Ray's function does, but look the node that Ray has just started up again until it exists."""
     until = time.monotonic() + PATIENCE_S
     while True:
         try:

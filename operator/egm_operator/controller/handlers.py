@@ -49,7 +49,7 @@ class _NoDiff(kopf.DiffBaseStorage):
 
 
 class _NoProgress(kopf.ProgressStorage):
-    """Does nothing: we have no handlers with progress to store."""
+    """Do nothing, because our handlers have no progress to store."""
 
     def fetch(self, **_: Any) -> None:
         return None

@@ -353,7 +353,7 @@ def test_credentials_that_expire_between_checkpoints_are_an_event_without_waitin
         assert "expired" in checkpoints.read_upload_problem(tmp_path / "here")
         until("its end", lambda: not uploader.problem)
         until(
-            "the removal of the record of the problem", lambda: not checkpoints.read_upload_problem(tmp_path / "here")
+            "the recorded upload problem to be removed", lambda: not checkpoints.read_upload_problem(tmp_path / "here")
         )
     finally:
         uploader.close(5.0)
