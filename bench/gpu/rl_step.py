@@ -194,6 +194,7 @@ def main() -> int:
     parser.add_argument("--response", type=int, default=400, help="Tokens per answer.")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--set", default="{}", help="JSON: further hyperparameters.")
+    parser.add_argument("--product-set", default="{}", help="JSON: further hyperparameters of the arm `product` alone.")
     parser.add_argument("--deadline", type=float, default=480.0, help="Seconds that an arm may take.")
     parser.add_argument("--work", type=Path, default=Path("/tmp/bench-train"))
     parser.add_argument("--out", type=Path, required=True)
@@ -229,6 +230,9 @@ def main() -> int:
         "hyperparameters": hyperparameters,
     }
     (work / "job.json").write_text(json.dumps({**JOB, "spec": spec}))
+    own = json.loads(a.product_set)
+    product = {**spec, "hyperparameters": {**hyperparameters, **own}}
+    (work / "product.json").write_text(json.dumps({**JOB, "spec": product}))
     none = {} if CUDA else {"CUDA_VISIBLE_DEVICES": "-1"}
     prepare = [sys.executable, "-m", "grounding.cli", "role", "prepare"]
     where = ["--job", str(work / "job.json"), "--data", str(work / "data")]
@@ -242,6 +246,7 @@ def main() -> int:
         "size": a.size,
         "side_by_side": together,
         "hyperparameters": hyperparameters,
+        "product_only": own,
     }
     turns = [a.arms] if together else [[name] for name in a.arms]
     for turn in turns:
@@ -250,7 +255,8 @@ def main() -> int:
         arms = []
         for i, name in enumerate(turn):
             gpus = list(range(i * a.gpus, (i + 1) * a.gpus))
-            arms.append(start(name, work / "job.json", work / "data", model, work, gpus))
+            file = work / ("product.json" if name == "product" else "job.json")
+            arms.append(start(name, file, work / "data", model, work, gpus))
         while not all(arm.ended for arm in arms):
             time.sleep(0.5)
             for arm in arms:

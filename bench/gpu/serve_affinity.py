@@ -104,12 +104,25 @@ def dataset(folder: Path, first: int, images: int, an_image: int, *, one_each: b
 
 # ---- servers ----
 class Server:
-    """A model server on one GPU."""
+    """A model server on one GPU, or on several (`gpus`)."""
 
-    def __init__(self, engine: str, model: Path, gpu: int, python: str, log: Path, more: list[str]) -> None:
+    def __init__(
+        self,
+        engine: str,
+        model: Path,
+        gpu: int,
+        python: str,
+        log: Path,
+        more: list[str],
+        *,
+        gpus: str = "",
+        number: int | None = None,
+        variables: dict[str, str] | None = None,
+    ) -> None:
+        """Start the server. `number`: number of the server on this machine, which sets its port; by default its GPU."""
         from grounding.evaluate.engines import ServeOptions, get_engine
 
-        chosen, port = get_engine(engine), 30_000 + 100 * gpu
+        chosen, port = get_engine(engine), 30_000 + 100 * (gpu if number is None else number)
         self.url, self.engine, self.log = f"http://127.0.0.1:{port}", engine, log
         command = chosen.command(str(model), ServeOptions(port=port, served_name="m", gpus=1))
         command[0] = python if command[0] == "python" else command[0]
@@ -117,7 +130,8 @@ class Server:
             at = command.index("vllm.entrypoints.openai.api_server")
             command[at : at + 2] = ["vllm.entrypoints.cli.main", "serve"]
         ours = chosen.environment(os.environ, gpus=1)
-        environment = os.environ | ours | {"CUDA_VISIBLE_DEVICES": str(gpu), "HF_HUB_OFFLINE": "1"}
+        visible = {"CUDA_VISIBLE_DEVICES": gpus or str(gpu), "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | ours | visible | (variables or {})
         self.command, self.started = [*command, *EXTRA[engine], *more], time.monotonic()
         self.process = subprocess.Popen(
             self.command, env=environment, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True

@@ -8,6 +8,8 @@
   role    `egm role prepare` and `egm role sft` with the preset: progress lines, then three steps under torch's profiler (`profiled.py`)
   update  RL's update: the body of the model on packed rows of 700 tokens, by attention
   sharded `egm role sft` with the preset on `--gpus` GPUs of this host, with the model sharded over them: progress lines, memory of each GPU
+  stopped one training of six steps on `--gpus` GPUs without a stop; beside it, the same is stopped by SIGTERM after two steps, refused with one
+          GPU fewer if that is one, and continued: losses and final weights of both
 Writes DIR/train.json and the profiler's tables. A rate is 6 x trained parameters x tokens / seconds, without recomputed activations and
 attention.
 """
@@ -41,6 +43,7 @@ from profiled import FIRST
 from grounding.data.images import open_images
 from grounding.local.process import TOKEN
 from grounding.models import attention, families
+from grounding.models.fused import use_fused_kernels
 from grounding.models.patch_embedding import use_matrix_product
 from grounding.runtime import processes
 from grounding.train.sft import trainer as sft
@@ -256,7 +259,7 @@ def part_loop(size: str, work: Path, variants: list[dict[str, Any]], rows: int) 
     for variant in variants:
         try:
             if variant.get("liger"):
-                say(liger=sft.use_fused_kernels(model))
+                say(liger=use_fused_kernels(model))
             if variant.get("matrix"):
                 use_matrix_product()
             sft.recompute(model, variant.get("recomputed", 0)) if variant.get("recomputed") else None
@@ -281,7 +284,7 @@ def part_update(size: str, work: Path, tokens: int, liger: bool) -> list[dict[st
     """Time forward and backward passes of the model's body on packed rows of 700 tokens, as in `verl`'s update."""
     model = build(folder_of(size, work / f"model-{size}"))
     if liger:
-        sft.use_fused_kernels(model)
+        use_fused_kernels(model)
     body, length = model.model.language_model, min(700, tokens // 2)
     parameters = sum(p.numel() for p in body.parameters())
     number, results, seen = tokens // length, [], {}
@@ -438,6 +441,89 @@ def part_sharded(
     )
 
 
+def part_stopped(
+    size: str, work: Path, changed: dict[str, Any], deadline: float, logs: Path, gpus: int
+) -> dict[str, Any]:
+    """Compare a training that is stopped by SIGTERM and continued with one that is not. Both have six steps and packs of a fixed size."""
+    steps = 6
+    hyperparameters = {"maxSteps": steps, "saveEvery": 100, "tokensPerGpu": 4096, "warmupSteps": 1, **changed}
+    straight = prepared_job(size, work, hyperparameters, gpus)
+    stopped = prepared_job(size, work, hyperparameters, gpus, name="stopped")
+    fewer = prepared_job(size, work, hyperparameters, gpus - 1, name="fewer")
+    gc.collect()
+    torch.cuda.empty_cache() if CUDA else None
+    until = time.monotonic() + deadline
+    facts: dict[str, Any] = {"size": size, "gpus": gpus, "changed": changed}
+
+    def begin(job: Prepared, out: Path, log: str) -> subprocess.Popen[bytes]:
+        command = [*job.role, "sft", *job.where, "--model", str(job.model), "--out", str(out)]
+        ranks = [
+            sys.executable,
+            "-m",
+            "grounding.train.sft.torchrun",
+            f"--nproc-per-node={gpus}",
+            "--master-addr=127.0.0.1",
+        ]
+        environment = job.environment
+        if not CUDA and job is not fewer:
+            command = [*ranks, f"--master-port={29500 + len(log)}", *command[1:]]
+            environment = {**environment, "EGM_SFT_SHARD": "1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        with (logs / f"{log}.log").open("wb") as sink:
+            return subprocess.Popen(
+                command, env=environment, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def ended(child: subprocess.Popen[bytes]) -> int | str:
+        try:
+            return child.wait(max(1.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            return f"killed at the deadline ({child.wait()})"
+
+    whole = begin(straight, straight.out, "straight")
+    child, progress = begin(stopped, stopped.out, "stopped"), stopped.out / "progress.jsonl"
+    while (
+        child.poll() is None
+        and time.monotonic() < until
+        and not (progress.exists() and len(whole_lines(progress)) >= 2)
+    ):
+        time.sleep(0.05)
+    began = time.monotonic()
+    child.terminate()
+    facts["stopped"] = {
+        "exit": ended(child),
+        "seconds": round(time.monotonic() - began, 1),
+        "steps": len(whole_lines(progress)),
+    }
+    if gpus == 2:
+        facts["one_gpu"] = {
+            "exit": ended(begin(fewer, stopped.out, "fewer")),
+            "said": (logs / "fewer.log").read_text()[-600:],
+        }
+    facts["continued"] = {"exit": ended(begin(stopped, stopped.out, "continued"))}
+    facts["straight"] = {"exit": ended(whole)}
+    for name, job in (("straight", straight), ("continued", stopped)):
+        facts[name]["losses"] = [line["metrics"].get("loss") for line in whole_lines(job.out / "progress.jsonl")]
+        if facts[name]["exit"]:
+            facts[name]["log"] = (logs / f"{name}.log").read_text()[-2500:]
+    facts["weights"] = apart(straight.out / "model", stopped.out / "model")
+    return say(**facts)
+
+
+def apart(one: Path, two: Path) -> dict[str, Any]:
+    """Compare the weights of two models: how many tensors differ, and the largest difference relative to the tensor's largest value."""
+    from safetensors import safe_open
+
+    different, worst, number = 0, 0.0, 0
+    for file in sorted(one.glob("*.safetensors")):
+        with safe_open(file, "pt") as a, safe_open(two / file.name, "pt") as b:
+            for name in a.keys():  # noqa: SIM118
+                x, y = a.get_tensor(name).float(), b.get_tensor(name).float()
+                gap = float((x - y).abs().max() / x.abs().max().clamp_min(1e-12))
+                number, different, worst = number + 1, different + (gap > 0), max(worst, gap)
+    return {"tensors": number, "different": different, "largest_relative_difference": worst}
+
+
 def whole_lines(progress: Path) -> list[dict[str, Any]]:
     """Return the complete progress lines."""
     return [json.loads(line) for line in progress.read_text().splitlines() if line.endswith("}")]
@@ -468,9 +554,9 @@ class Prepared:
     environment: dict[str, str]
 
 
-def prepared_job(size: str, work: Path, changed: dict[str, Any], gpus: int) -> Prepared:
+def prepared_job(size: str, work: Path, changed: dict[str, Any], gpus: int, name: str = "out") -> Prepared:
     """Write model, rows and job file, and run `egm role prepare`."""
-    folder, data, out = folder_of(size, work / f"model-{size}"), work / "data", work / f"out-{time.time():.0f}"
+    folder, data, out = folder_of(size, work / f"model-{size}"), work / "data", work / f"{name}-{time.time():.0f}"
     if not list(folder.glob("model*.safetensors")):
         model = build(folder)
         save(model, folder)
@@ -558,6 +644,8 @@ def part(name: str, a: argparse.Namespace) -> Any:
         return [result for liger in (False, True) for result in part_update(a.size, a.work, a.update_tokens, liger)]
     if name == "sharded":
         return part_sharded(a.size, a.work, json.loads(a.set), a.deadline, a.out, a.gpus)
+    if name == "stopped":
+        return part_stopped(a.size, a.work, json.loads(a.set), a.deadline, a.out, a.gpus)
     return part_role(a.size, a.work, json.loads(a.set), a.deadline, a.out)
 
 
@@ -567,7 +655,7 @@ def main() -> int:
     parser.add_argument("--parts", default="kernel,loop,role")
     parser.add_argument("--variants", help="JSON list: tokens, rows, recomputed, liger, matrix, repeat.")
     parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--gpus", type=int, default=2, help="GPUs of the part `sharded`.")
+    parser.add_argument("--gpus", type=int, default=2, help="GPUs of the parts `sharded` and `stopped`.")
     parser.add_argument("--set", default="{}", help="JSON: further hyperparameters of the role's job.")
     parser.add_argument("--update-tokens", type=int, default=25_200)
     parser.add_argument("--deadline", type=float, default=150.0, help="Seconds that a part may take.")

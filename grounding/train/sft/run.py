@@ -34,6 +34,7 @@ from grounding.errors import Failure, UserError
 from grounding.files import is_published, publish, write_json
 from grounding.models import architecture, attention, families
 from grounding.models import folder as model_folder
+from grounding.models.fused import use_fused_kernels
 from grounding.models.memory import SMALLEST, Plan, plan, state_bytes
 from grounding.models.patch_embedding import use_matrix_product
 from grounding.progress import ProgressWriter, read_progress
@@ -62,7 +63,7 @@ from grounding.train.sft import sharding as sft_shard
 from grounding.train.sft.data import PackingCollator, SftDataset, load_rows
 from grounding.train.sft.finite import FiniteGuard
 from grounding.train.sft.masters import to_bfloat16
-from grounding.train.sft.trainer import Measured, PackedTrainer, recompute, use_fused_kernels, use_pack_loss
+from grounding.train.sft.trainer import Measured, PackedTrainer, recompute, use_pack_loss
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -7,7 +7,6 @@ number of GPUs.
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import multiprocessing
 import shutil
 import signal
@@ -39,29 +38,6 @@ from grounding.train.lora import adapter_of, load_adapter
 from grounding.train.sft.data import Share, raise_error
 from grounding.train.sft.masters import MasterAdamW
 from grounding.train.sft.packing import IGNORE, Batch, split
-
-
-def use_fused_kernels(model: Any) -> bool:
-    """Use Liger's norms, activations and rotary positions in this model. Return False if Liger is missing or does not support the model."""
-    if (
-        model.config.model_type != "qwen3_vl"
-        or not torch.cuda.is_available()
-        or not importlib.util.find_spec("liger_kernel")
-    ):
-        return False
-    from liger_kernel.transformers import apply_liger_kernel_to_qwen3_vl  # type: ignore[import-not-found,unused-ignore]
-
-    apply_liger_kernel_to_qwen3_vl(cross_entropy=False, fused_linear_cross_entropy=False, model=model)
-    for layer in model.model.language_model.layers:
-        layer.mlp.forward = MethodType(_fused_mlp, layer.mlp)
-    return True
-
-
-def _fused_mlp(self: Any, x: torch.Tensor) -> Any:
-    """Return a layer's gated activation from one kernel, which keeps two tensors for the backward pass instead of three."""
-    from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # type: ignore[import-not-found,unused-ignore]
-
-    return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
 
 
 def pack_loss(

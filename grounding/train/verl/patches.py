@@ -29,6 +29,7 @@ from verl.workers.utils.padding import no_padding_2_padding, response_from_neste
 
 from grounding.jsontypes import JsonObject
 from grounding.models import attention, families
+from grounding.models.fused import use_fused_kernels
 from grounding.runtime.environment import RlEnvironment
 from grounding.train import loopback
 from grounding.train.checkpoints import own_disks
@@ -93,6 +94,7 @@ _build_module = verl_fsdp.FSDPEngine._build_module
 def _module(self: Any) -> Any:
     module = _build_module(self)
     warn_of_dense_attention(module)
+    use_fused_kernels(module)
     if RlEnvironment.from_environ(os.environ).freeze_vision:
         families.freeze_vision(module)
     return module
@@ -258,8 +260,9 @@ PATCHES = (
         verl_fsdp.FSDPEngine,
         "_build_module",
         _module,
-        "No code of verl reads `actor.freeze_vision_tower`, so the job's freezeVision is applied to the loaded model.",
-        "verl reads that key.",
+        "No code of verl reads `actor.freeze_vision_tower`, so the job's freezeVision is applied to the loaded model. Liger's kernels are used "
+        "like in SFT (verl's `use_liger` leaves out this model's activations and fails without Liger).",
+        "verl reads that key, and its `use_liger` includes the activations of Qwen3-VL.",
         "3935df3e22bb",
     ),
     Patch(

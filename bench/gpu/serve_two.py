@@ -1,0 +1,216 @@
+"""Measure evaluation over two GPUs: scaling, engines that share a GPU, tensor and data parallelism, and a server that is killed half-way.
+
+    python bench/gpu/serve_two.py --size 8b --out DIR [--reference CHECKOUT]
+
+Servers of vLLM with random weights, started at the same time, each with a fixed KV cache (`--cache-gib`), so that several fit on one GPU:
+
+    one      on GPU 0
+    two      on GPU 1, with `OMP_NUM_THREADS=1`
+    shared   on GPU 1 beside `two`, likewise
+    tensor   over both GPUs (`--tensor-parallel-size 2`)
+    copies   two data-parallel copies behind one port; it starts once `shared` was killed
+
+Pictures are JPEGs of 640 x 480 with six questions each; no two runs share one. A run asks some of the servers while the others are idle. Runs:
+
+    one-64, one-256          the server `one`, 64 and 256 requests in flight
+    reference                the reference's client against `one`, 64 in flight
+    threads-256              the server `two`, which shows the effect of `OMP_NUM_THREADS=1`
+    sharing-256, -512        `two` and `shared`: two engines on one GPU
+    both-128, both-512       `one` and `two`: scaling to two GPUs, 64 and 256 in flight for each
+    spread-512               the same, but the server of a question is chosen by a hash, so no server gets all questions of an image
+    killed                   `one` and `shared`; `shared` gets SIGKILL after a third of the questions
+    tensor-64, tensor-256    the server over both GPUs
+    copies-128, copies-512   the two copies
+
+Writes DIR/serve-two.json after every run: requests/s, latencies, use of the GPUs, CPU seconds of servers and client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rl_step import sample
+from serve import by_reference, limit, watched
+from serve_affinity import Server, _write, dataset, machine, measure
+from train import SIZES, folder_of
+
+from grounding.files import complete_lines
+
+SINGLE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def kill_after(server: Server, out: Path, rows: int, done: threading.Event) -> None:
+    """Kill a server and its processes once `rows` answers are on the disk."""
+    while not done.wait(0.1):
+        found = sum(sum(1 for _ in complete_lines(file)) for file in out.rglob("*.jsonl"))
+        if found >= rows:
+            os.killpg(server.process.pid, signal.SIGKILL)
+            return
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="8b")
+    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=120,
+        help="Pictures per run and 64 requests in flight, at most three times as many.",
+    )
+    parser.add_argument("--cache-gib", type=int, default=16, help="KV cache of each server in GiB.")
+    parser.add_argument("--server-args", default="--load-format dummy", help="Further arguments for all servers.")
+    parser.add_argument("--reference", type=Path)
+    parser.add_argument("--deadline", type=float, default=240.0, help="Seconds that a start may take.")
+    parser.add_argument("--budget", type=float, default=420.0, help="Seconds after which no further run begins.")
+    parser.add_argument("--skip", nargs="*", default=[], help="Runs to leave out, without the number of requests.")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/bench-train"))
+    parser.add_argument("--out", type=Path, required=True)
+    a = parser.parse_args()
+    begun = time.monotonic()
+    a.out.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="egm-serve-"))
+    model = folder_of(a.size, a.work / f"served-{a.size}")
+    parameters = {"2b": 2.0e9, "4b": 4.4e9, "8b": 8.8e9}.get(a.size, 1e6)
+    report: dict[str, Any] = {
+        "what": "evaluation over two GPUs, by servers and requests in flight",
+        "engine": "vllm",
+        "machine": machine(),
+        "model": f"shapes of Qwen3-VL-{a.size.upper()}, random weights",
+        "tokens": a.tokens,
+        "questions_a_picture": 6,
+        "limit_of_one_gpu": {str(n): limit(parameters, a.tokens, n) for n in (64, 256)},
+        "ready_s": {},
+        "commands": {},
+        "results": [],
+    }
+    servers: dict[str, Server] = {}
+    following = 0
+
+    def save(**row: Any) -> None:
+        if row:
+            report["results"].append(row)
+            print(json.dumps(row), flush=True)
+        (a.out / "serve-two.json").write_text(json.dumps(report, indent=1) + "\n")
+
+    def begin(name: str, gpus: str, more: tuple[str, ...] = (), variables: dict[str, str] | None = None) -> None:
+        cache = str(a.cache_gib * 2**30)
+        flags = [*a.server_args.split(), "--gpu-memory-utilization", "0.2", "--kv-cache-memory-bytes", cache, *more]
+        log = a.out / f"server-{name}.log"
+        first, number = int(gpus[0]), len(servers)
+        servers[name] = Server(
+            "vllm", model, first, sys.executable, log, flags, gpus=gpus, number=number, variables=variables
+        )
+        report["commands"][name] = " ".join(servers[name].command)
+
+    def ready(name: str) -> None:
+        servers[name].ready(a.deadline)
+        report["ready_s"][name] = round(servers[name].seconds, 1)
+        rows, pictures = drawn(16)
+        measure("affinity", [servers[name]], rows, pictures, folder / f"out-warm-{name}", 32, 64)
+        save()
+
+    def drawn(images: int, *, one_each: bool = False) -> tuple[Path, Path]:
+        nonlocal following
+        following += images
+        return dataset(folder, following - images, images, 6, one_each=one_each)
+
+    def ask(run: str, names: list[str], gpus: list[int], in_flight: int, arm: str = "affinity") -> None:
+        """Ask servers with `in_flight` requests for each."""
+        if run in a.skip or time.monotonic() - begun > a.budget:
+            return
+        of = [servers[name] for name in names]
+        rows, pictures = drawn(a.images * min(3, max(1, in_flight * len(of) // 64)), one_each=arm == "spread")
+        out = folder / f"out-{following}"
+        call = partial(measure, arm, of, rows, pictures, out, a.tokens, in_flight)
+        found = watched(of, gpus, samples, call)
+        save(**found | {"run": f"{run}-{in_flight * len(of)}", "servers": names, "in_flight": in_flight * len(of)})
+
+    def killed() -> None:
+        if "killed" in a.skip or time.monotonic() - begun > a.budget:
+            return
+        of = [servers["one"], servers["shared"]]
+        rows, pictures = drawn(2 * a.images)
+        out, done = folder / f"out-{following}", threading.Event()
+        killer = threading.Thread(target=kill_after, args=(of[1], out, 4 * a.images, done))
+        killer.start()
+        counted, alive = Server.counters, of[0].counters
+        Server.counters = lambda server: alive() if server is of[1] else counted(server)  # type: ignore[method-assign]
+        try:
+            found = measure("affinity", of, rows, pictures, out, a.tokens, 128)
+            save(
+                **found
+                | {"run": "killed", "servers": ["one", "shared"], "in_flight": 256, "dead": of[1].process.poll()}
+            )
+        except SystemExit as error:
+            save(run="killed", failed=str(error))
+        finally:
+            Server.counters = counted  # type: ignore[method-assign]
+            done.set()
+            killer.join()
+
+    samples = a.out / "gpu.csv"
+    sampler = sample(2, samples) if shutil.which("nvidia-smi") else None
+    samples.touch()
+    try:
+        begin("one", "0")
+        begin("two", "1", variables=SINGLE_THREAD)
+        begin("shared", "1", variables=SINGLE_THREAD)
+        begin("tensor", "0,1", ("--tensor-parallel-size", "2"))
+        (folder / "pictures").mkdir()
+        with get_context("spawn").Pool(max(1, (os.cpu_count() or 2) - 8)) as pool:
+            tasks = [(folder / "pictures" / f"{i}.jpg", i) for i in range(80 + 33 * a.images)]
+            report["image_bytes_mean"] = round(statistics.mean(pool.map(_write, tasks, chunksize=16)))
+        for name in ("one", "two", "shared"):
+            ready(name)
+        ask("one", ["one"], [0], 64)
+        if a.reference and "reference" not in a.skip:
+            rows, pictures = drawn(a.images)
+            call = partial(by_reference, a.reference, servers["one"], rows, pictures, a.tokens, folder)
+            save(**watched([servers["one"]], [0], samples, call) | {"run": "reference", "in_flight": 64})
+        ask("one", ["one"], [0], 256)
+        ask("threads", ["two"], [1], 256)
+        ask("sharing", ["two", "shared"], [1], 128)
+        ask("sharing", ["two", "shared"], [1], 256)
+        ask("both", ["one", "two"], [0, 1], 64)
+        ask("both", ["one", "two"], [0, 1], 256)
+        ask("spread", ["one", "two"], [0, 1], 256, "spread")
+        killed()
+        servers["shared"].stop()
+        if "copies" not in a.skip:
+            begin("copies", "0,1", ("--data-parallel-size", "2"))
+        ready("tensor")
+        ask("tensor", ["tensor"], [0, 1], 64)
+        ask("tensor", ["tensor"], [0, 1], 256)
+        if "copies" in servers and time.monotonic() - begun < a.budget:
+            ready("copies")
+            ask("copies", ["copies"], [0, 1], 128)
+            ask("copies", ["copies"], [0, 1], 512)
+    finally:
+        for server in servers.values():
+            server.stop()
+        if sampler:
+            sampler.kill()
+        save()
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    random.seed(0)
+    sys.exit(main())
