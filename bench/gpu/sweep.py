@@ -186,13 +186,15 @@ def main() -> int:
         done = run(real, work, "real", a.limit)
         if sampler:
             sampler.kill()
-        rows = [s for size in a.sizes for s in (settings(work / f"real/real-{size}") if done["exit_code"] == 0 else [])]
+        ended = a.sizes if done["exit_code"] == 0 else []
+        by_size = {size: settings(work / f"real/real-{size}") for size in ended}
+        rows = [{**s, "model": size} for size, found in by_size.items() for s in found]
         times = {
             size: {
-                "serving_s": round(sum(s["costs"]["serving_seconds"] for s in rows if s["model"].endswith(size)), 2),
-                "gpu_seconds": round(sum(s["costs"]["gpu_seconds"] or 0 for s in rows if s["model"].endswith(size)), 2),
+                "serving_s": round(sum(s["costs"]["serving_seconds"] for s in found), 2),
+                "gpu_seconds": round(sum(s["costs"]["gpu_seconds"] or 0 for s in found), 2),
             }
-            for size in a.sizes
+            for size, found in by_size.items()
         }
         # the scheduler assigns jobs to GPUs, so list the busy periods of all GPUs
         computed = {

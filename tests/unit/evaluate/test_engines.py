@@ -1,5 +1,7 @@
 """The metrics, environment and commands of the engines. The metrics are samples from the engines' documentation."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,6 +146,14 @@ def test_gpus_are_divided_into_copies_that_share_them(name, copies, shared):
     for gpus, together, expected in ((8, 1, "8"), (8, 8, "1"), (8, 2, "4")):
         argv = ENGINES[name].command("/m", ServeOptions(gpus=gpus, tensor_parallel=together))
         assert (argv[argv.index(copies) + 1], argv[argv.index(shared) + 1]) == (expected, str(together))
+
+
+def test_copies_on_several_gpus_do_not_wait_for_flashinfers_all_reduce():
+    plain = ENGINES["vllm"].command("/m", ServeOptions(gpus=2))
+    argv = ENGINES["vllm"].command("/m", ServeOptions(gpus=2, tensor_parallel=2))
+    chosen = json.loads(argv[argv.index("--compilation-config") + 1])
+    assert chosen["pass_config"]["fuse_allreduce_rms"] is False, "vLLM would compile the fusion by FlashInfer"
+    assert "--compilation-config" not in plain, "one GPU has no all-reduce"
 
 
 @pytest.mark.parametrize(
