@@ -40,7 +40,6 @@ $(STAMP): pyproject.toml uv.lock | $(UV)
 setup: $(STAMP) ## create .venv with everything that the demo and the tests need
 
 demo: setup ## run SFT, RL and the eight-file evaluation of a tiny model on this machine; about ten minutes
-	@echo "running jobs/demo.yaml: SFT, RL and the evaluation of a tiny model; the same command continues after a stop"
 	@$(BIN)/egm run -f jobs/demo.yaml
 
 PYTEST := $(BIN)/python -m pytest -q
@@ -69,6 +68,14 @@ test-export: setup # test the exporters with the tools for which they write, in 
 	@$(UV) venv --quiet --allow-existing .cache/export
 	@VIRTUAL_ENV=.cache/export $(UV) pip install --quiet -e . $(EXPORTERS) hypothesis==6.170.15 pytest==9.2.0 pytest-asyncio==1.5.0 pytest-timeout==2.4.0
 	@.cache/export/bin/python -m pytest -q tests/export
+
+# the property tests of what reads foreign bytes: manifests, rows, archives, answers, metrics, reports, checkpoints
+READERS := api data evaluate local/test_runs.py models/test_folder.py operator/plan operator/test_judges.py operator/test_metrics.py \
+  operator/test_warnings_reader.py runtime scoring test_errors.py test_files.py test_progress.py test_storage.py train/checkpoints view
+fuzz: setup ## run the property tests of all readers again and again, each time with another seed, for MINUTES=10
+	@end=$$(($$(date +%s) + 60 * $(or $(MINUTES),10))); seed=$$(date +%s); \
+	while [ $$(date +%s) -lt $$end ]; do seed=$$((seed + 1)); \
+	  $(BIN)/python -m pytest -q -x -m hypothesis -p no:cacheprovider --hypothesis-seed=$$seed $(READERS:%=tests/unit/%) || exit 1; done
 
 CONTROL_PLANE := walk crds judges drift chart_render chart_rbac runbooks operator_reasons operator_faults operator_killed operator_many operator_progress
 test-control-plane: setup cluster-programs ## test operator and chart on a real control plane; half an hour more if its programs must be built
