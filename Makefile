@@ -40,6 +40,7 @@ $(STAMP): pyproject.toml uv.lock | $(UV)
 setup: $(STAMP) ## create .venv with everything that the demo and the tests need
 
 demo: setup ## run SFT, RL and the eight-file evaluation of a tiny model on this machine; about ten minutes
+	@echo "running jobs/demo.yaml: SFT, RL and the evaluation of a tiny model; the same command continues after a stop"
 	@$(BIN)/egm run -f jobs/demo.yaml
 
 PYTEST := $(BIN)/python -m pytest -q
