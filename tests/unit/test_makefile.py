@@ -31,6 +31,17 @@ def test_the_demo_says_what_it_runs_before_its_imports() -> None:
     assert said.startswith('echo "running jobs/demo.yaml') and runs == ".venv/bin/egm run -f jobs/demo.yaml"
 
 
+@pytest.mark.skipif(bool(shutil.which("docker-registry")), reason="the registry is installed")
+def test_the_tests_of_the_images_run_without_the_registry_if_it_cannot_be_downloaded(tmp_path: Path) -> None:
+    apt = tmp_path / "apt-get"
+    apt.write_text("#!/bin/sh\nexit 100\n")
+    apt.chmod(0o755)
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    words = ["make", "-s", "registry", f"REGISTRY_PROGRAM={tmp_path}/registry"]
+    done = subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0 and "test of make push will be skipped" in done.stdout
+
+
 @pytest.mark.skipif(not any(map(os.path.exists, BUNDLES)), reason="this system has no list of certificates")
 def test_the_set_up_trusts_the_certificates_of_the_system() -> None:
     words = ["make", "-s", "--eval", "certificates: ; @printenv UV_SYSTEM_CERTS", "certificates"]
