@@ -26,7 +26,8 @@ SIZE = 13_000_000_000
 PYTHONS = ((3, 11), (3, 12))
 GLIBC = (2, 34)
 BUILD = "images/build/requirements.txt"
-CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+CERTIFICATES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem")
+"""The system's list of certificates on Debian, RHEL and SUSE, as in the Makefile"""
 _MARK = ".egm-lock"
 
 
@@ -61,11 +62,10 @@ def targets(root: Path, engine: str) -> list[Target]:
     ]
 
 
-def steps(target: Target, root: Path, uv: str, python: str, *, certificates: bool) -> list[list[str]]:
+def steps(target: Target, root: Path, uv: str, python: str) -> list[list[str]]:
     """Return the commands that create an environment; each can be repeated. Pure."""
     # --no-config: the project's own configuration leaves out packages that only GPUs need
     install = [uv, "pip", "install", "--no-config", "--python", str(target.folder / "bin" / "python"), "--no-deps"]
-    install += ["--system-certs"] if certificates else []
     found = [
         [uv, "venv", "--quiet", "--no-config", "--allow-existing", "--python", python, str(target.folder)],
         [*install, "--require-hashes", "--build-constraints", str(root / BUILD), "-r", str(target.lock)],
@@ -81,6 +81,13 @@ def complete(target: Target) -> bool:
     """Return whether an earlier call has installed this version of the lock."""
     mark = target.folder / _MARK
     return mark.is_file() and mark.read_text() == _state(target)
+
+
+def _to_install(target: Target) -> int:
+    """Return the bytes that an environment still needs at most, without what a failed or older installation has left."""
+    if complete(target):
+        return 0
+    return max(0, SIZE - sum(p.lstat().st_size for p in target.folder.rglob("*") if p.is_file()))
 
 
 def _uv(root: Path) -> str:
@@ -112,8 +119,8 @@ def _dotted(version: Sequence[int]) -> str:
     return ".".join(map(str, version)) or "none"
 
 
-def refuse(found: Host, root: Path, count: int) -> None:
-    """Raise `UserError` if the locks do not fit the machine, or `count` environments its disk. Pure."""
+def refuse(found: Host, root: Path, size: int) -> None:
+    """Raise `UserError` if the locks do not fit the machine, or environments of `size` bytes its disk. Pure."""
     if found.system != "linux on x86_64":
         raise UserError(f"the locks are for Linux on x86-64; this machine is {found.system}")
     if found.glibc < GLIBC:
@@ -123,13 +130,19 @@ def refuse(found: Host, root: Path, count: int) -> None:
     if found.python not in PYTHONS:
         hint = "Run it with the egm of an environment of Python 3.11 or 3.12."
         raise UserError(f"the locks are for Python 3.11 and 3.12; this is {_dotted(found.python)}", hint=hint)
-    if found.free < SIZE * count:
-        text = f"{in_words(found.free)} are free, but the environments need up to {in_words(SIZE * count)}"
+    if found.free < size:
+        text = f"{in_words(found.free)} are free, but the environments need up to {in_words(size)}"
         raise UserError(text, file=root, hint="Free some space, or use a checkout on another disk.")
 
 
+def _environ() -> dict[str, str]:
+    """Return the environment of uv, which trusts only its own list of certificates unless the user or this function decides otherwise."""
+    certificates = {"UV_SYSTEM_CERTS": "true"} if any(map(os.path.exists, CERTIFICATES)) else {}
+    return certificates | os.environ | {"UV_PYTHON_DOWNLOADS": "never"}
+
+
 def _run(words: Sequence[str], say: Callable[[str], None]) -> None:
-    code = subprocess.run(words, env=os.environ | {"UV_PYTHON_DOWNLOADS": "never"}).returncode
+    code = subprocess.run(words, env=_environ()).returncode
     if code:
         say(f"failed: {' '.join(words)}")
         hint = "The lines above say why. The same command continues: downloaded packages are kept."
@@ -143,16 +156,17 @@ def setup(engine: str, *, dry_run: bool, say: Callable[[str], None]) -> None:
     """
     root = checkout()
     wanted = targets(root, engine)
+    sizes = {target: _to_install(target) for target in wanted}
     left = [t for t in wanted if not complete(t)]
     for target in wanted:
         lock = target.lock.relative_to(root)
-        done = "already installed" if target not in left else f"up to {in_words(SIZE)} on the disk"
+        done = "already installed" if target not in left else f"up to {in_words(sizes[target])} to install"
         say(f"{target.folder} from {lock}: {done}")
     uv = _uv(root)
     if left:
-        refuse(host(root), root, len(left))
+        refuse(host(root), root, sum(sizes.values()))
     for target in left:
-        for words in steps(target, root, uv, sys.executable, certificates=CERTIFICATES.exists()):
+        for words in steps(target, root, uv, sys.executable):
             say(f"+ {' '.join(words)}")
             if not dry_run:
                 _run(words, say)

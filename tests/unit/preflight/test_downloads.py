@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from grounding.cli import run as egm
-from grounding.errors import UserError
+from grounding.errors import Failure, UserError
 from grounding.preflight import downloads, probe
 from grounding.storage import Outstanding
 
@@ -69,6 +70,44 @@ def test_a_missing_source_is_named_before_any_download(
     assert egm(["fetch", "-f", str(manifest)]) == 2
     error = capsys.readouterr().err
     assert "hf://owner/other" in error and "Nothing was downloaded" in error and not fetched
+
+
+def test_the_manifests_have_to_fit_on_the_disk_together(
+    manifest: Path, fetched: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = manifest.with_name("other.yaml")
+    other.write_text(manifest.read_text().replace("owner/model", "owner/second"))
+    sizes = {"hf://owner/model": 5_000_000, "hf://owner/second": 4_000_000}
+    monkeypatch.setattr(probe, "outstanding", lambda uri, **_: Outstanding(9_000_000, sizes.get(uri, 0)))
+    disk, free = probe.disk, 8_999_999
+    monkeypatch.setattr(probe, "disk", lambda what, path: replace(disk(what, path), free=free))
+    files = ["-f", str(manifest), "-f", str(other)]
+    assert egm(["fetch", *files]) == 2 and not fetched
+    error = capsys.readouterr().err
+    assert f"The downloads of {manifest}, {other}" in error and "9.0 MB" in error
+    free += 1
+    assert egm(["fetch", *files]) == 0 and sorted(fetched) == ["hf://datasets/owner/set/coco.tar", *sizes]
+
+
+def test_a_source_that_cannot_be_checked_is_not_called_complete(
+    manifest: Path, fetched: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(uri: str, **_: object) -> Outstanding:
+        if uri == "hf://owner/model" and reached:
+            return Outstanding(5, 5)
+        raise Failure("the hub cannot be reached", file=uri)
+
+    reached = False
+    monkeypatch.setattr(probe, "outstanding", unreachable)
+    monkeypatch.setattr(probe, "in_cache", lambda _: True)
+    assert egm(["fetch", "-f", str(manifest)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        said.count("could not be checked: ") == 2 and "the hub cannot be reached; the files downloaded before" in said
+    )
+    assert "All is there" not in said and "complete" not in said and not fetched
+    reached = True
+    assert egm(["fetch", "-f", str(manifest)]) == 0 and fetched == ["hf://owner/model"]
 
 
 def test_jobs_without_remote_inputs_need_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     uv = tmp_path / ".cache/installer/bin/uv"
     uv.parent.mkdir(parents=True)
     uv.write_text(
-        f'#!/bin/sh\necho "$UV_PYTHON_DOWNLOADS $*" >> {tmp_path}/calls\n'
+        f'#!/bin/sh\necho "$UV_PYTHON_DOWNLOADS $*" >> {tmp_path}/calls; echo "$UV_SYSTEM_CERTS" > {tmp_path}/certificates\n'
         'for last; do :; done; [ "$1" != venv ] || mkdir -p "$last"\n'
     )
     uv.chmod(0o755)
@@ -76,6 +76,42 @@ def test_a_failed_installation_is_not_taken_for_a_complete_one(machine: Path) ->
         _setup()
     assert caught.value.exit_code == 1 and "same command continues" in caught.value.hint
     assert not environments.complete(environments.targets(machine, "sglang")[0])
+
+
+def test_what_a_failed_installation_has_left_is_not_asked_of_the_disk_again(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = machine / ".venv-train/lib/torch.so"
+    left.parent.mkdir(parents=True)
+    with left.open("wb") as file:
+        file.truncate(environments.SIZE - 10**9)
+    (machine / ".venv-train/lib64").symlink_to("lib")
+    monkeypatch.setattr(environments, "host", lambda _: replace(HOST, free=environments.SIZE + 10**9 - 1))
+    with pytest.raises(EgmError, match=r"14\.0 GB are free, but the environments need up to 14\.0 GB"):
+        _setup()
+    monkeypatch.setattr(environments, "host", lambda _: replace(HOST, free=environments.SIZE + 10**9))
+    assert "up to 1.0 GB" in _setup()[0] and environments.complete(environments.targets(machine, "sglang")[0])
+
+
+@pytest.mark.parametrize(
+    ("bundle", "given", "seen"), [(True, None, "true"), (True, "false", "false"), (False, None, ""), (False, "1", "1")]
+)
+def test_uv_trusts_the_certificates_of_the_system_unless_the_user_decides(
+    bundle: bool, given: str | None, seen: str, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = machine / "bundle.pem"
+    monkeypatch.setattr(environments, "CERTIFICATES", ("/nowhere", str(file)))
+    monkeypatch.delenv("UV_SYSTEM_CERTS", raising=False)
+    if bundle:
+        file.touch()
+    if given:
+        monkeypatch.setenv("UV_SYSTEM_CERTS", given)
+    _setup()
+    assert (machine / "certificates").read_text() == f"{seen}\n"
+
+
+def test_the_makefile_looks_for_the_same_certificates() -> None:
+    assert f"$(wildcard {' '.join(environments.CERTIFICATES)})" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize(
