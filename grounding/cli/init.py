@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -104,4 +105,5 @@ def _usual_size(on_gpus: bool, model: str) -> str:
     """Return the size that a job has if its user gives none: that of the model, or tiny if nothing points to GPUs. Pure."""
     if not on_gpus and not model.startswith("hf://"):
         return "tiny"
-    return "4b" if "4b" in model.rpartition("/")[2].lower() else "8b"
+    name = model.rpartition("/")[2].lower()
+    return "4b" if re.search(r"(?<![0-9.])4b(?![a-z0-9])", name) else "8b"  # 14b and 4bit are not 4b

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from grounding.api import load, parse
 from grounding.api.scaffold import PUBLISHED, SHAPES, Choices, quoted, text
 from grounding.cli import run as egm
+from grounding.cli.init import _usual_size
 from grounding.errors import UserError
 
 names = st.from_regex(r"[a-z]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
@@ -97,6 +98,23 @@ def test_flags_about_gpus_make_no_tiny_job_on_a_machine_without_any(words, prese
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert egm(["init", "a.yaml", "--yes", *words]) == 0
     assert load(tmp_path / "a.yaml")[0].spec.preset == preset
+
+
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        ("hf://Qwen/Qwen3-VL-4B-Thinking", "4b"),
+        ("hf://owner/egm_4b", "4b"),
+        ("hf://Qwen/Qwen3-VL-8B-Thinking", "8b"),
+        ("hf://owner/Model-8B-4bit", "8b"),
+        ("hf://OpenGVLab/InternVL3_5-14B", "8b"),
+        ("hf://OpenGVLab/InternVL3_5-38B", "8b"),
+        ("hf://owner/model-2.4b", "8b"),
+        ("hf://owner-4b/model", "8b"),
+    ],
+)
+def test_the_usual_size_is_4b_only_for_a_model_of_that_size(model: str, size: str) -> None:
+    assert _usual_size(False, model) == size
 
 
 def test_gpus_for_a_tiny_model_are_refused(tmp_path, monkeypatch, capsys) -> None:

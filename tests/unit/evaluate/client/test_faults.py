@@ -129,9 +129,8 @@ def test_servers_that_are_still_to_come(data, tmp_path, servers):
         for port in ports[:2]:
             time.sleep(0.8)
             late.extend(servers(lambda n, q: "good", port=port))
-            late[
-                -1
-            ].delay = 1.0  # slow until both servers have answered, because the client may find the second one late
+            # slow until both servers have answered, because the client may find the second one late
+            late[-1].delay = 1.0
         wait_for(lambda: late[1].count)
         for server in late:
             server.delay = 0.01
