@@ -10,6 +10,10 @@ from collections.abc import Mapping
 
 from grounding.runtime.environment import Environment
 
+NO_FUSED_ALL_REDUCE = '{"pass_config": {"fuse_allreduce_rms": false}}'
+"""vLLM's `--compilation-config` for tensor parallelism. On Hopper GPUs, vLLM 0.24 otherwise fuses all-reduce and norm by FlashInfer, whatever
+`VLLM_USE_FLASHINFER_SAMPLER` says. On two H200s a server then compiled for more than 200 s without an end (docs/benchmarks.md).
+"""
 OFF = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "SGLANG_IS_FLASHINFER_AVAILABLE": "false"}
 
 

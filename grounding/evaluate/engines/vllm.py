@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from grounding.evaluate.engines.base import Engine, Pages, ServeOptions, all_fields
 from grounding.evaluate.served import ServedModel, listed, text_of
+from grounding.runtime.flashinfer import NO_FUSED_ALL_REDUCE
 
 _DRAIN_S = 30
-_NO_FUSED_ALL_REDUCE = '{"pass_config": {"fuse_allreduce_rms": false}}'
-"""With tensor parallelism on Hopper GPUs, vLLM 0.24 fuses all-reduce and norm by FlashInfer, whatever `VLLM_USE_FLASHINFER_SAMPLER` says. On
-two H200s a server then compiled for more than 200 s without an end (docs/benchmarks.md).
-"""
 
 
 def command(model: str, options: ServeOptions) -> list[str]:
@@ -19,7 +16,7 @@ def command(model: str, options: ServeOptions) -> list[str]:
         *(("--pipeline-parallel-size", str(options.pipeline_parallel)) if options.pipeline_parallel > 1 else ()),
         *(("--enable-expert-parallel",) if options.expert_parallel else ()),
         *("--gpu-memory-utilization", "0.9"),
-        *(("--compilation-config", _NO_FUSED_ALL_REDUCE) if options.tensor_parallel > 1 else ()),
+        *(("--compilation-config", NO_FUSED_ALL_REDUCE) if options.tensor_parallel > 1 else ()),
     ]
     return [
         *("python", "-m", "vllm.entrypoints.openai.api_server", "--model", model),

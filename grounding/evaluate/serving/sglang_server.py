@@ -1,8 +1,8 @@
 """Run `python -m sglang.launch_server` with the key in `$EGM_API_KEY`. On its command line, everyone on the machine could see the key.
 
 This script imports only SGLang and `egm_require_key`. Its arguments are those of SGLang's server. SGLang 0.5.12 requires the key itself,
-but not at paths that begin with /health or /metrics (a GET of /health_generate generates a token), not for OPTIONS, and not for
-WebSockets. `RequireKey` leaves nothing open but /health and /metrics. The script can be removed when SGLang reads a key from its
+but not at paths that begin with /health or /metrics (such as /health_generate), not for OPTIONS, and not for WebSockets. `RequireKey`
+leaves nothing open but /health and /metrics. The script can be removed when SGLang reads a key from its
 environment and requires it everywhere else.
 """
 

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import itertools
 import logging
+import math
 import re
 import secrets
 import shutil
@@ -61,7 +62,7 @@ training no longer waits for it"""
 UPLOAD_SHARE = 0.8
 """Share of the remaining grace period for the newest checkpoint; the rest is for the progress lines and the folders in `RECORD`"""
 FAILED_S = 10.0
-"""Seconds that rank 0 waits for the upload of a checkpoint after an error if the pods share no folder"""
+"""Seconds that rank 0 waits for other pods' files of a checkpoint after an error, when its own are uploaded and the pods share no folder"""
 PROBE_S = 20.0
 """Seconds without a request after which a small one is sent, so that expired credentials are noticed within a minute"""
 _MARKED = re.compile(rf"checkpoints/((?:checkpoint-|global_step_)(\d+))/{re.escape(MARKER)}")
@@ -461,6 +462,8 @@ class Uploader:
         self.own_disks = own_disks
         self._given_up = False
         self._begun: Checkpoint | None = None
+        self._others_since = math.inf
+        """Time of the monotonic clock since which only other pods' files of the newest checkpoint are missing"""
         self.root, self.store, self.keep, self.interval_s, self.line_s = root, store, keep, interval_s, line_s
         self.tell_s, self._told, self._again = tell_s, 0.0, 0.0
         self.uploaded: Checkpoint | None = None
@@ -530,14 +533,18 @@ class Uploader:
         """Start to watch for checkpoints."""
         self._thread.start()
 
-    def close(self, patience_s: float) -> bool:
+    def close(self, patience_s: float, others_s: float = math.inf) -> bool:
         """Wait at most `patience_s` seconds for the upload of the newest checkpoint, and return whether it succeeded. The next run continues
-        an unfinished upload. After a `settle` in vain, do not wait, because the other pods have left or are dismissed.
+        an unfinished upload. After a `settle` in vain, do not wait, because the other pods have left or are dismissed. `others_s`: seconds
+        to wait if only other pods' files are missing.
         """
         self._now.set()
-        end = time.monotonic() + (0.0 if self._given_up else patience_s)
+        begun = time.monotonic()
+        end = begun + (0.0 if self._given_up else patience_s)
         while self._thread.is_alive() and time.monotonic() < end and not self.refused():
-            self._thread.join(min(1.0, patience_s))
+            self._thread.join(min(1.0, patience_s, others_s))
+            if time.monotonic() > max(begun, self._others_since) + others_s:
+                break
         if self._thread.is_alive():
             self._stop.set()
             self._now.set()
@@ -635,8 +642,11 @@ class Uploader:
             if lines.exists() and newest != self._begun:
                 self._await(lines, newest.step)
                 self._tell(lines)
+            if newest != self._begun:
+                self._others_since = math.inf
             self._begun = newest if self.own_disks else None
             if self.mine() and push(self.store, newest, self._stop, self.mine, claimed=bool(self.claim)):
+                self._others_since = math.inf
                 self.uploaded = newest
                 self._well()
                 if self.moment is None or self.moment.step != newest.step:
@@ -646,6 +656,7 @@ class Uploader:
                 done = self._send_best()
                 prune(self.store, self.keep)
                 return done
+            self._others_since = min(self._others_since, time.monotonic())
             self._stop.wait(min(0.5, self.interval_s))  # another pod is still uploading
         except (EgmError, OSError, ValueError) as error:
             self._trouble(f"checkpoint {newest.path.name}", error)
@@ -735,9 +746,8 @@ def kept(
         model = out / "model"
         finished = is_published(model)
         patience = 3600.0 if finished else UPLOAD_SHARE * stop.left()
-        if failed and disks is not None:  # the other pods have failed as well, and upload nothing more
-            patience = min(patience, FAILED_S)
-        if not uploader.close(patience):
+        # after an error, the other pods have failed as well, and upload nothing more
+        if not uploader.close(patience, FAILED_S if failed and disks is not None else math.inf):
             _log.warning("the newest checkpoint was not uploaded to %s; it is kept in %s", uri, out / "checkpoints")
         try:
             if not uploader.mine():

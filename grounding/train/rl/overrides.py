@@ -12,6 +12,7 @@ from typing import Any, Literal
 from grounding.api import Reward, RlJob
 from grounding.jsontypes import Document
 from grounding.models.architecture import UNADAPTED_VISION
+from grounding.runtime.flashinfer import NO_FUSED_ALL_REDUCE
 
 _ACTOR, _ROLLOUT, _REF = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.ref"
 
@@ -178,6 +179,8 @@ def overrides(
         keys[f"{_ROLLOUT}.max_num_seqs"] = (
             1024  # as in the reference; with verl 0.9's default of 256, further answers would wait
         )
+        if h.rollout_engine == "vllm" and h.tensor_parallel > 1:
+            keys[f"+{_ROLLOUT}.engine_kwargs.vllm.compilation_config"] = NO_FUSED_ALL_REDUCE
     return [f"{key}={_text(value)}" for key, value in keys.items()] + [_added(text) for text in h.engine_overrides]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -249,19 +250,28 @@ spec: {preset: tiny-sft, model: {source: "tiny://"}, data: {shapes: {train: 16, 
 """
 
 
-@pytest.mark.parametrize(("fails", "patience_s"), [(True, 10.0), (False, 40.0)])
+@pytest.mark.parametrize(("fails", "others_s"), [(True, upload.FAILED_S), (False, math.inf)])
 def test_after_an_error_rank_0_does_not_wait_for_pods_that_have_failed_too(
-    world: World, monkeypatch: pytest.MonkeyPatch, fails: bool, patience_s: float
+    world: World, monkeypatch: pytest.MonkeyPatch, fails: bool, others_s: float
 ) -> None:
-    asked: list[float] = []
-    monkeypatch.setattr(upload.Uploader, "close", lambda self, patience_s: asked.append(patience_s) or True)
+    asked: list[tuple[float, float]] = []
+    monkeypatch.setattr(upload.Uploader, "close", lambda self, *seconds: asked.append(seconds) or True)
     job = resolve(parse(JOB.replace("OUTPUT", str(world.store.folder)))[0])
     disks = own_disks.OwnDisks(str(world.store.folder), own_disks.every_file)
     with suppress(Failure), upload.kept(job, world.folder / "out", Stop(50.0), disks=disks):
         if fails:
             raise Failure("a connection was closed by another pod")
     disks.uploader._stop.set()
-    assert asked == [patience_s]
+    assert asked == [(40.0, others_s)], "its own files may still need the grace period"
+
+
+def test_the_end_waits_less_for_other_pods_files_than_for_its_own(world: World) -> None:
+    world.save(1)
+    uploader = upload.Uploader(world.roots[0], world.store, 2, interval_s=0.02, own_disks=True)
+    uploader.start()
+    assert not uploader.close(3600.0, 0.1), "the other pod has uploaded nothing"
+    uploaded = {path.name for path in (world.store.folder / "checkpoints").rglob("*.pt")}
+    assert {"data.pt", "model_world_size_2_rank_0.pt"} <= uploaded, "its own files were given up as well"
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:

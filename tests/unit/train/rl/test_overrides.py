@@ -1,5 +1,6 @@
 """The overrides that verl gets, and the metrics that it returns."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,14 @@ def test_gradient_clip_and_the_number_of_rollouts_at_once_reach_verl() -> None:
     assert made["actor_rollout_ref.actor.optim.clip_grad"] == "0.5"
     assert made["actor_rollout_ref.rollout.max_num_seqs"] == "1024"
     assert "actor_rollout_ref.rollout.max_num_seqs" not in _made(_job("tiny-rl"), cpu=True)
+
+
+def test_rollouts_over_several_gpus_do_not_wait_for_flashinfers_all_reduce() -> None:
+    key = "+actor_rollout_ref.rollout.engine_kwargs.vllm.compilation_config"
+    said = _made(_job("egm-8b-rl", tensorParallel=2))[key]
+    assert json.loads(said.strip("'")) == {"pass_config": {"fuse_allreduce_rms": False}}
+    assert key not in _made(_job("egm-8b-rl")), "one GPU has no all-reduce"
+    assert key not in _made(_job("egm-8b-rl", tensorParallel=2, rolloutEngine="sglang"))
 
 
 @pytest.mark.parametrize(("dtype", "verl_s"), [("bfloat16", None), ("float16", "fp16"), ("float32", "fp32")])
