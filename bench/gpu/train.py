@@ -393,7 +393,7 @@ def part_kernel() -> list[dict[str, Any]]:
 def part_sharded(
     size: str, work: Path, changed: dict[str, Any], deadline: float, out_log: Path, gpus: int
 ) -> dict[str, Any]:
-    """Run the roles of a job for several GPUs; kill them before the last step, so that no large checkpoint is written.
+    """Run `egm role sft` on several GPUs; kill it before the last step, so that no large checkpoint is written.
 
     On a CPU, the ranks are processes (gloo), for a rehearsal. A GPU's peak memory is measured by nvidia-smi twice per second.
     """

@@ -262,8 +262,8 @@ def evaluate(
         Path | None,
         typer.Option(help="With --out s3://…: local folder to write rows to first. [default: in the cache]"),
     ] = None,
-    ship_every: Annotated[
-        float, typer.Option("--ship-every", min=1, help="With --out s3://…: seconds between uploads.")
+    upload_every: Annotated[
+        float, typer.Option("--upload-every", min=1, help="With --out s3://…: seconds between uploads.")
     ] = 30.0,
 ) -> None:
     """Evaluate a model on RefCOCO files. The same command again continues where it stopped."""
@@ -324,7 +324,7 @@ def evaluate(
         rescore,
         mode,
         remote=remote,
-        replicate_every_s=ship_every,
+        replicate_every_s=upload_every,
         engine=engine,
         max_errors=sys.maxsize if errors_as_wrong else max_errors,
         retry_truncated=retry_truncated,

@@ -48,15 +48,15 @@ class RowsWatch:
         self._answers: Answers | None = None
 
     @property
-    def stored(self) -> int:
+    def rows_read(self) -> int:
         """Return the number of rows that have been read."""
-        return self._so_far.stored
+        return self._so_far.rows_read
 
     def look(self) -> bool:
         """Read the new rows; return whether there are any, or the files were replaced."""
         parts = sorted((self.folder / "results").glob("part-*.jsonl"))
         known = [t.path for t in self.tails]
-        before = self.stored
+        before = self.rows_read
         anew = parts[: len(known)] != known or any(t.replaced() for t in self.tails)
         if anew:  # start again, because a later row replaces an earlier one, in the order of the parts
             self._begin()
@@ -64,7 +64,7 @@ class RowsWatch:
         for tail in self.tails:
             for row in sound_rows(tail.objects()):
                 self._so_far.add(row)
-        changed = anew or self.stored != before
+        changed = anew or self.rows_read != before
         if changed:
             self._answers = None
         return changed
@@ -183,8 +183,8 @@ class Watch:
         answers = replace(rows.answers(), name=name)
         summary = summary_of(folder)
         found.run.evaluations.append(replace(known, name=name, summary=summary, answers=answers))
-        found.digest += (folder, name, rows.stored, _changed_at(folder / "summary.json"))
-        if 0 < summary.done < summary.total or (not summary.total and rows.stored):
+        found.digest += (folder, name, rows.rows_read, _changed_at(folder / "summary.json"))
+        if 0 < summary.done < summary.total or (not summary.total and rows.rows_read):
             found.newest = rows.newest()
 
 

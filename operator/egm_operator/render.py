@@ -79,8 +79,8 @@ def render(files: Sequence[Path], settings: Settings, namespace: str) -> str:
     yaml.representer.ignore_aliases = lambda _: True  # repeat values, which is easier to read
     out = StringIO()
     for written in jobs:
-        job, shipped = own_reward.shipped(written, written.metadata.namespace or namespace)
-        for obj in [*([] if shipped is None else [shipped]), *objects(job, trains, settings, namespace)]:
+        job, config_map = own_reward.in_config_map(written, written.metadata.namespace or namespace)
+        for obj in [*([] if config_map is None else [config_map]), *objects(job, trains, settings, namespace)]:
             out.write(f"---\n# {job.kind} {job.metadata.name}: {obj['kind']}\n")
             yaml.dump(obj, out)
     return out.getvalue()

@@ -20,7 +20,7 @@ def command(dataset, server, out, *more):
     return [
         *(sys.executable, "-m", "grounding.cli", "eval", "--files", "refcoco_val.jsonl", "refcoco+_testA.jsonl"),
         *("--images", "images", "--endpoint", server.url, "--model", "m", "--concurrency", "2", "--out", out),
-        *("--ship-every", "1", "--json", *more),
+        *("--upload-every", "1", "--json", *more),
     ]
 
 
@@ -66,8 +66,8 @@ def test_a_killed_pod_loses_one_interval_and_another_goes_on(s3, dataset, server
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        shipped, until = len(names(s3)), time.monotonic() + 200
-        while len(names(s3)) == shipped and time.monotonic() < until:
+        uploaded, until = len(names(s3)), time.monotonic() + 200
+        while len(names(s3)) == uploaded and time.monotonic() < until:
             time.sleep(0.05)
         time.sleep(0.6)
         child.send_signal(signal.SIGKILL)

@@ -17,7 +17,7 @@ import pytest
 from grounding.progress import read_progress
 from grounding.storage import open_store
 from grounding.train.checkpoints import local as checkpoints
-from grounding.train.checkpoints.upload import stored
+from grounding.train.checkpoints.upload import checkpoints_in
 
 GRACE_S = 60
 SFT = """
@@ -69,7 +69,7 @@ def _stopped(out: Path, output: Path, process: subprocess.Popen[bytes], began: f
     last = read_progress(out / "progress.jsonl")[-1]["step"]
     newest = checkpoints.peek(out / "checkpoints")
     assert newest is not None and newest.step >= last >= 2, log
-    uploaded = [step for step, *_ in stored(open_store(str(output)))]
+    uploaded = [step for step, *_ in checkpoints_in(open_store(str(output)))]
     assert uploaded and uploaded[0] == newest.step, (
         f"expected step {newest.step} to be the newest in the output, found {uploaded}\n{log}"
     )

@@ -169,4 +169,4 @@ def test_pods_that_have_prepared_other_data_are_refused(tmp_path: Path, s3) -> N
     pods = Pods(tmp_path / "apart", f"s3://{bucket}/apart", 1, change="perFile: 2, seed: 8")
     assert pods.wait() == [1, 1], pods.said()
     assert "have different data or models" in pods.logs[0].read_text() and "spec.data" in pods.logs[0].read_text()
-    assert uploads.stored(open_store(f"s3://{bucket}/apart")) == []
+    assert uploads.checkpoints_in(open_store(f"s3://{bucket}/apart")) == []

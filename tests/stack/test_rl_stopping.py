@@ -18,7 +18,7 @@ from grounding.progress import read_progress
 from grounding.runtime.environment import BEGUN
 from grounding.storage import open_store
 from grounding.train.checkpoints import local as checkpoints
-from grounding.train.checkpoints.upload import stored
+from grounding.train.checkpoints.upload import checkpoints_in
 from grounding.train.rl.run import stop_file
 from grounding.train.rl.stopping import SAVE_NOW, Doing
 from tests.helpers.roles import power_cut, role_command
@@ -101,7 +101,7 @@ def test_what_is_trained_is_saved_and_what_is_said_is_true(tmp_path: Path, tiny_
     run.until_in("update", 2)
     run.stop()
     first = run.saved()  # this is 3 if step 2 ended before the role looked
-    assert first in (2, 3) and stored(open_store(str(output)))[0][0] == first
+    assert first in (2, 3) and checkpoints_in(open_store(str(output)))[0][0] == first
     assert f"waiting for the current step {first}" in run.said()[-2] and run.said()[-1].endswith(f"saved step {first}")
 
     run = attempt(2, grace_s=300)

@@ -286,7 +286,7 @@ def test_the_replay_buffer_looks_often(tmp_path: Path) -> None:
         trainer.config, trainer.trainer_mode = _compose(_arguments(preset, tmp_path, cpu=preset == "tiny-rl")), "sync"
         trainer._add_prompts_to_generate = None
         assert hooks._replay_buffer(trainer).poll_interval == 2.0, (
-            "verl's own interval is no longer 2 s, so our patch can be removed"
+            "verl's own interval is no longer 2 s: is our shorter one still needed? (the patch also saves after a SIGTERM)"
         )
         assert trainer._build_replay_buffer().poll_interval == hooks.POLL_S
 

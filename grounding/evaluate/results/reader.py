@@ -167,17 +167,17 @@ class AnswersSoFar:
         self._found: dict[tuple[str, str, str], dict[Question, tuple[int, _Row]]] = defaultdict(dict)
         self._kept = Counter[tuple[str, str, str]]()
         self._newest: _Row | None = None
-        self.stored = 0
+        self.rows_read = 0
 
     def add(self, raw: ResultRow) -> None:
         """Add the next stored row."""
         row = _parse(raw)
         if row is not None:
             key = row.model, row.prompt, row.settings
-            self._found[key][row.question] = self.stored, row
+            self._found[key][row.question] = self.rows_read, row
             self._kept[key] += 1
             self._newest = row
-        self.stored += 1
+        self.rows_read += 1
 
     def newest(self, count: int) -> list[Question]:
         """Return the questions that were answered last, the newest first. A question that was answered again keeps its first place."""
@@ -226,7 +226,7 @@ class AnswersSoFar:
             tokens=np.array([r.tokens for r in rows], dtype=np.float64),
             latency_s=np.array([r.latency_s for r in rows], dtype=np.float64),
             position=np.array([last[q][0] for q in questions], dtype=np.int64),
-            left_out=self.stored - kept[model, prompt, settings],
+            left_out=self.rows_read - kept[model, prompt, settings],
             other_scoring=sum(r.scoring != scoring for r in rows),
             settings=settings,
             others=tuple(Other(*key, n) for key, n in kept.items() if key != (model, prompt, settings)),

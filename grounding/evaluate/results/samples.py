@@ -65,7 +65,7 @@ def choose(row: ResultRow, reply: Reply, scored: Sequence[Scored]) -> Reply:
     return reply._replace(text=own.text, reasoning=own.reasoning, finish_reason=own.finish_reason)
 
 
-def stored(row: ResultRow) -> tuple[Reply, ...]:
+def answers_of(row: ResultRow) -> tuple[Reply, ...]:
     """Return the answers of a stored row; empty if it has only one."""
     prompt, served = row.get("prompt_tokens"), row.get("served_model")
     return tuple(

@@ -264,7 +264,7 @@ def reply_of(row: ResultRow) -> Reply:
         served_path=row.get("served_path"),
         weight_version=row.get("weight_version"),
         served_version=row.get("served_version"),
-        samples=samples.stored(row),
+        samples=samples.answers_of(row),
         rest=row.get("rest"),
         partial=row.get("partial"),
     )

@@ -89,7 +89,7 @@ class Store(Protocol):
     def delete(self, name: str) -> None: ...
 
 
-def stored(store: Store) -> list[tuple[int, str]]:
+def checkpoints_in(store: Store) -> list[tuple[int, str]]:
     """Return (step, name) of the complete checkpoints in the store, newest first."""
     marked = (m for e in store.entries("checkpoints/") if (m := _MARKED.fullmatch(e.name)))
     return sorted(((int(m[2]), m[1]) for m in marked), reverse=True)
@@ -265,7 +265,7 @@ def push_best(
 def prune(store: Store, keep: int) -> None:
     """Delete all but the newest `keep` complete checkpoints and the best one from the store, each marker before its files."""
     spared = best_stored(store)
-    for step, name in stored(store)[max(1, keep) :]:
+    for step, name in checkpoints_in(store)[max(1, keep) :]:
         if spared is not None and step == spared.step:
             continue
         store.delete(f"checkpoints/{name}/{MARKER}")
@@ -280,7 +280,7 @@ def restore(store: Store, root: Path) -> Checkpoint | None:
     A checkpoint that cannot be restored completely is skipped with a warning. Return the newest complete checkpoint that is then under `root`.
     """
     here = checkpoints.peek(root)
-    found = stored(store)
+    found = checkpoints_in(store)
     for step, name in found:
         if here is not None and here.step >= step:
             break
@@ -311,7 +311,7 @@ def restore_for_pods(store: Store, root: Path, wanted: Wanted) -> Stored | None:
     """
     noted, chosen = best_stored(store), None
     names: list[str] = []
-    for step, name in stored(store):
+    for step, name in checkpoints_in(store):
         if chosen is not None and (noted is None or step != noted.step):
             continue
         present = {e.name: e.size for e in store.entries(f"checkpoints/{name}/")}
@@ -322,7 +322,7 @@ def restore_for_pods(store: Store, root: Path, wanted: Wanted) -> Stored | None:
             names.append(name)
             chosen = chosen or Stored(step, name, marker.prefix)
     checkpoints.keep_only(root, names)
-    if noted is not None and any(step == noted.step and name in names for step, name in stored(store)):
+    if noted is not None and any(step == noted.step and name in names for step, name in checkpoints_in(store)):
         write_json(root / checkpoints.BEST, {"step": noted.step, "figure": noted.figure, "value": noted.value})
     return chosen
 
@@ -687,7 +687,7 @@ def _set_aside(store: StorageStore, token: str) -> None:
 def _enter(store: Store, who: identity.Identity) -> None:
     """Compare the identity in the output with `who`, and record `who` there. Raises `UserError` if the work belongs to another job."""
     there = {e.name for e in itertools.islice(store.entries("model/"), 1000)}
-    steps = stored(store)
+    steps = checkpoints_in(store)
     finished = f"model/{MANIFEST}" in there
     if there or steps:
         old = identity.Identity.parse(store.read(identity.FILE)) if store.find(identity.FILE) else None

@@ -92,7 +92,7 @@ def main() -> None:
     except ChildFailedError as error:
         first, _ = error.get_first_failure()
         code = exit_code({rank: failure.exitcode for rank, failure in error.failures.items()}, first)
-        sys.stderr.write(f"sft: rank {first} ended with exit code {code}; see its lines above\n")
+        sys.stderr.write(f"sft: rank {first} failed first; exit code {code}; see the lines of the ranks above\n")
     except SignalException as error:  # torch has forwarded the signal and waited
         code = 128 + int(error.sigval)
     raise SystemExit(code)

@@ -98,7 +98,7 @@ def dashboard() -> Dashboard:
             "Tokens per second",
             (f"egm_train_tokens_per_second{{{OF_JOB}}}", NAME),
             least=0,
-            text="The trainer counts the tokens of all GPUs; verl counts those of one GPU.",
+            text="SFT: tokens of all GPUs together. RL: tokens per GPU, as verl counts them.",
         )
     )
     made = made.with_panel(

@@ -22,7 +22,7 @@ LIMIT = 1 << 20
 """Maximum size of a ConfigMap's values in bytes"""
 
 
-def shipped(job: Job, namespace: str) -> tuple[Job, Manifest | None]:
+def in_config_map(job: Job, namespace: str) -> tuple[Job, Manifest | None]:
     """Return the job for a cluster, and the ConfigMap that must exist before it.
 
     If the reward is not a local file, return the job unchanged and None. Raises `UserError` if the file is too large.

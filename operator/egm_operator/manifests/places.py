@@ -83,7 +83,7 @@ def model_left_by(job: Job, namespace: str, default: str) -> str:
 
 
 def _localise(value: Any, claims: dict[str, None]) -> Any:
-    """Replace each `pvc://claim/path` in a spec by its path in pods, and add the claim to `claims`."""
+    """Replace `pvc://` and `file:///` URIs in a spec by paths in pods, except output and pod templates, and add the claims to `claims`."""
     if isinstance(value, str) and value.startswith("pvc://"):
         claim, path = _claim(value)
         claims.setdefault(claim)

@@ -230,7 +230,7 @@ def test_content_decides_whether_data_is_prepared_again(tmp_path: Path) -> None:
     other = bytearray((tmp_path / "img.tar").read_bytes())
     picture = (tmp_path / "img/a.png").read_bytes()
     noise = bytearray(picture)
-    noise[-20] ^= 1  # a bit in the checksum of the last chunk, so the size is unchanged
+    noise[-20] ^= 1  # a bit in the checksum at the end of the image data: other content, the same size
     at = bytes(other).index(picture)
     other[at : at + len(picture)] = noise
     _same_size_and_time(tmp_path / "img.tar", bytes(other))

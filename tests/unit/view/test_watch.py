@@ -55,12 +55,12 @@ def test_parts_that_vanish_or_come_before_others_begin_anew(tmp_path: Path) -> N
     folder = samples.evaluation(tmp_path / "e", tmp_path, 5)
     results = folder / "results"
     watch = RowsWatch(folder, "e")
-    assert watch.look() and watch.stored == 30
+    assert watch.look() and watch.rows_read == 30
     (results / "part-0000.jsonl").write_bytes((results / "part-0001.jsonl").read_bytes().splitlines(keepends=True)[0])
-    assert watch.look() and watch.stored == 31 and len(watch.answers()) == 30
+    assert watch.look() and watch.rows_read == 31 and len(watch.answers()) == 30
     for part in results.iterdir():
         part.unlink()
-    assert watch.look() and watch.stored == 0
+    assert watch.look() and watch.rows_read == 0
 
 
 def test_progress_lines_of_a_resumed_training_replace_those_before(tmp_path: Path) -> None:

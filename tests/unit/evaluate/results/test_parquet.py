@@ -55,7 +55,7 @@ several = st.lists(replies, min_size=2, max_size=2).map(
 )
 
 
-def stored(work, out, came):
+def results_of(work, out, came):
     """Return `Results` to which rows of (number, reply) were added in the order of `came`."""
     with Results(out, work, PROFILE.name) as results:
         for number, reply in came:
@@ -68,7 +68,7 @@ def stored(work, out, came):
 @settings(max_examples=20, deadline=None)
 def test_the_table_holds_the_stored_rows_that_count(work, tmp_path_factory, came, batch):
     out = tmp_path_factory.mktemp("out")
-    results = stored(work, out, came)
+    results = results_of(work, out, came)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet, "_BATCH", batch)
         own = pq.read_table(write_parquet(out, work, None, results.last, own=results.own))
@@ -86,7 +86,7 @@ def test_the_table_holds_the_stored_rows_that_count(work, tmp_path_factory, came
 
 
 def test_what_a_crash_has_cut_short_is_no_row(work, tmp_path):
-    results = stored(work, tmp_path, [(0, Reply(BOX, "stop")), (1, Reply(BOX, "stop"))])
+    results = results_of(work, tmp_path, [(0, Reply(BOX, "stop")), (1, Reply(BOX, "stop"))])
     (part,) = (tmp_path / "results").glob("part-*.jsonl")
     part.write_bytes(part.read_bytes()[:-1])
     for own in (True, False):
@@ -99,11 +99,11 @@ def test_a_table_is_made_again_only_if_what_it_is_made_from_has_changed(work, tm
         return write_parquet(tmp_path, work, *added, costs=costs).stat().st_ino, pq.read_table(path)
 
     path = tmp_path / "results.parquet"
-    stored(work, tmp_path, [(0, Reply(BOX, "stop"))])
+    results_of(work, tmp_path, [(0, Reply(BOX, "stop"))])
     first, table = written()
     again, same = written()
     assert first == again and same.equals(table)
-    stored(work, tmp_path, [(0, Reply("other", "stop"))])
+    results_of(work, tmp_path, [(0, Reply("other", "stop"))])
     second, table = written()
     assert second != first and table["text"].to_pylist() == ["other"]
     third, table = written(lambda _: {"flops": 2.0}, costs="two")
@@ -117,7 +117,7 @@ def test_a_table_is_made_again_only_if_what_it_is_made_from_has_changed(work, tm
 
 def test_large_rows_are_read_in_pieces(work, tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "_BYTES", 1000)
-    results = stored(work, tmp_path, [(i, Reply("x" * 5000, "stop")) for i in range(ROWS)])
+    results = results_of(work, tmp_path, [(i, Reply("x" * 5000, "stop")) for i in range(ROWS)])
     table = pq.read_table(write_parquet(tmp_path, work, None, results.last, own=True))
     assert table["text"].to_pylist() == ["x" * 5000] * ROWS
 

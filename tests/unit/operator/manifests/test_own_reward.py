@@ -47,7 +47,7 @@ def _config(file: Path, name: str = "rl", namespace: str = "ns") -> dict[str, An
 
 @pytest.mark.parametrize("output", ["s3://b/o", "pvc://claim/o"])
 def test_pods_mount_it_and_read_it_as_a_file(tmp_path: Path, output: str) -> None:
-    job, config = own_reward.shipped(_job(_file(tmp_path), output=output), "ns")
+    job, config = own_reward.in_config_map(_job(_file(tmp_path), output=output), "ns")
     assert config is not None and config["data"] == {"reward.py": CODE} and config["immutable"] is True
     made = objects(job, {}, Settings(), "ns")
     templates = [o["spec"]["template"] for o in made if o["kind"] == "Job"]
@@ -79,7 +79,7 @@ def test_the_name_is_that_of_the_job_and_of_the_content(tmp_path: Path) -> None:
 def test_a_file_that_is_too_large_is_refused_with_what_to_do(tmp_path: Path) -> None:
     assert _config(_file(tmp_path, b"#" * own_reward.LIMIT))
     with pytest.raises(UserError, match="a ConfigMap can have at most") as caught:
-        own_reward.shipped(_job(_file(tmp_path, b"#" * (own_reward.LIMIT + 1))), "ns")
+        own_reward.in_config_map(_job(_file(tmp_path, b"#" * (own_reward.LIMIT + 1))), "ns")
     assert caught.value.field == "spec.reward.file" and "pvc://" in caught.value.hint
 
 
@@ -92,7 +92,7 @@ def test_any_bytes_arrive_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["pvc://c/r.py", "s3://b/r.py", "hf://o/n/r.py", "/no/such/r.py"])
 def test_a_place_that_pods_see_stays_as_it_is(place: str) -> None:
     job = _job(place)
-    assert own_reward.shipped(job, "ns") == (job, None)
+    assert own_reward.in_config_map(job, "ns") == (job, None)
 
 
 def test_a_relative_path_that_is_not_here_is_refused() -> None:

@@ -81,7 +81,7 @@ class World:
         for root in self.roots:
             checkpoints.keep_newest(root, 2)
 
-    def ship(self, pod: int, changes: int) -> None:
+    def upload(self, pod: int, changes: int) -> None:
         """Let a pod upload its files, and break its connection after this number of changes."""
         self.store.left = changes
         try:
@@ -98,7 +98,7 @@ class World:
         """Replace both pods by new ones with empty disks."""
         self.attempt += 1
         self.roots = self._disks()
-        marked = upload.stored(self.store)
+        marked = upload.checkpoints_in(self.store)
         chosen = upload.restore_for_pods(self.store, self.roots[0], own_disks.every_file)
         upload.restore_part(self.store, self.roots[1], chosen, own_disks.every_file)
         assert (chosen.step if chosen else 0) == max((step for step, _ in marked), default=0)
@@ -108,15 +108,15 @@ class World:
             assert all(len(list((root / chosen.name).rglob("*.pt"))) == 5 for root in self.roots)
 
     def check(self) -> None:
-        for _, name in upload.stored(self.store):
+        for _, name in upload.checkpoints_in(self.store):
             marker = Marker.parse(self.store.read(f"checkpoints/{name}/{MARKER}"))
             files = {n: self.store.folder / "checkpoints" / name / marker.prefix / n for n in marker.files}
             assert checkpoints.absent_ranks(files) == [] and len(files) == 5
             assert {n: sha256_of(path) for n, path in files.items()} == dict(marker.sha256)
 
 
-SHIP = st.tuples(st.just("ship"), st.sampled_from(PODS), st.sampled_from([0, 1, 2, 3, 4, 99, 99]))
-DEEDS = st.one_of(SHIP, SHIP, SHIP, st.tuples(st.just("save")), st.tuples(st.just("new")))
+UPLOAD = st.tuples(st.just("upload"), st.sampled_from(PODS), st.sampled_from([0, 1, 2, 3, 4, 99, 99]))
+DEEDS = st.one_of(UPLOAD, UPLOAD, UPLOAD, st.tuples(st.just("save")), st.tuples(st.just("new")))
 
 
 @settings(max_examples=25, deadline=None)
@@ -128,8 +128,8 @@ def test_no_order_of_events_marks_a_checkpoint_without_every_pod_s_files(tmp_pat
         if deed == "save":
             step += 1
             world.save(step)
-        elif deed == "ship":
-            world.ship(*arguments)
+        elif deed == "upload":
+            world.upload(*arguments)
         else:
             world.start_again()
             newest = checkpoints.peek(world.roots[0])
@@ -144,24 +144,24 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def test_a_checkpoint_counts_once_both_pods_have_uploaded(world: World) -> None:
     world.save(1)
-    world.ship(1, 99)
-    assert upload.stored(world.store) == [] and not upload.announced(world.store), (
+    world.upload(1, 99)
+    assert upload.checkpoints_in(world.store) == [] and not upload.announced(world.store), (
         "expected no checkpoint in the store, because no pod has announced it yet"
     )
-    world.ship(0, 99)
-    assert upload.stored(world.store) == [] and upload.announced(world.store)
-    world.ship(1, 99)
-    assert upload.stored(world.store) == [], (
+    world.upload(0, 99)
+    assert upload.checkpoints_in(world.store) == [] and upload.announced(world.store)
+    world.upload(1, 99)
+    assert upload.checkpoints_in(world.store) == [], (
         "expected no complete checkpoint, because rank 0, which writes the marker, has not looked again"
     )
-    world.ship(0, 99)
-    assert upload.stored(world.store) == [(1, "global_step_1")]
+    world.upload(0, 99)
+    assert upload.checkpoints_in(world.store) == [(1, "global_step_1")]
 
 
 def test_rank_0_downloads_the_shards_of_others_for_the_export(world: World) -> None:
     world.save(1)
     for pod in (0, 1, 0):
-        world.ship(pod, 99)
+        world.upload(pod, 99)
     here = Checkpoint(1, world.roots[0] / "global_step_1")
     upload.bring(world.store, here, own_disks.for_export)
     names = {p.name for p in here.path.rglob("*.pt")}
@@ -177,7 +177,7 @@ def test_rank_0_downloads_the_shards_of_others_for_the_export(world: World) -> N
 def test_each_rank_of_verl_downloads_only_its_own_files(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.save(1)
     for pod in (0, 1, 0):
-        world.ship(pod, 99)
+        world.upload(pod, 99)
     world.attempt = 2
     world.roots = world._disks()
     chosen = upload.restore_for_pods(world.store, world.roots[0], own_disks.no_rank_of)

@@ -98,7 +98,7 @@ def test_another_node_gets_the_newest_and_the_store_keeps_as_many_as_wanted(tmp_
     for checkpoint in made:
         assert uploads.push(store, checkpoint)
         uploads.prune(store, 2)
-    assert [step for step, _ in uploads.stored(store)] == [10, 4]
+    assert [step for step, _ in uploads.checkpoints_in(store)] == [10, 4]
     assert not list(store.entries("checkpoints/global_step_2/"))
     assert uploads.restore(store, tmp_path / "there") == Checkpoint(10, tmp_path / "there" / "global_step_10")
     assert _same(made[-1].path, tmp_path / "there" / "global_step_10")
@@ -123,7 +123,7 @@ def test_an_upload_cut_off_anywhere_is_never_taken_and_is_continued(tmp_path_fac
         done = False
     assert done == (budget >= 8)  # seven files and the marker
     store.budget = 1 << 30
-    assert [step for step, _ in uploads.stored(store)] == ([2, 1] if done else [1])
+    assert [step for step, _ in uploads.checkpoints_in(store)] == ([2, 1] if done else [1])
     store.budget = then  # restoring may fail as well
     try:
         found = uploads.restore(store, tmp_path / "there")
@@ -185,7 +185,7 @@ def test_the_uploader_follows_the_training_and_survives_trouble(tmp_path: Path) 
     assert uploader.close(30.0)
     assert uploader.newest() == ReportedCheckpoint(step=2, uri=f"{store.uri}/checkpoints/global_step_2")
     uploader.complete()
-    assert uploads.stored(store) == [(2, "global_step_2"), (1, "global_step_1")], (
+    assert uploads.checkpoints_in(store) == [(2, "global_step_2"), (1, "global_step_1")], (
         "expected the same checkpoints in the output as on the disk"
     )
     broken = uploads.Uploader(root, FolderStore(tmp_path / "none", budget=0), keep=2, interval_s=0.02)
@@ -205,10 +205,10 @@ def test_a_checkpoint_waits_for_the_lines_before_it(tmp_path: Path) -> None:
     lines.write_text('{"step": 1}\n')
     uploader.start()
     threading.Event().wait(0.4)
-    assert uploads.stored(store) == []
+    assert uploads.checkpoints_in(store) == []
     with lines.open("a") as f:
         f.write('{"step": 2}\n')
-    assert uploader.close(30.0) and uploads.stored(store) == [(3, "global_step_3")]
+    assert uploader.close(30.0) and uploads.checkpoints_in(store) == [(3, "global_step_3")]
     assert (store.folder / PROGRESS).read_text() == lines.read_text()
     late = uploads.Uploader(root, FolderStore(tmp_path / "late"), keep=2, interval_s=0.02, line_s=0.2)
     _make(root, 4)  # a trainer that reports no step does not hold back a checkpoint forever
@@ -381,14 +381,14 @@ def test_an_attempt_that_is_still_alive_elsewhere_uploads_nothing_once_another_h
     old = uploads.Uploader(tmp_path / "a" / "checkpoints", store, 2, interval_s=0.02, claim=uploads.claim(store))
     _make(tmp_path / "a" / "checkpoints", 1, "a")
     old.start()
-    until("the first attempt's checkpoint", lambda: uploads.stored(store) == [(1, "global_step_1")])
+    until("the first attempt's checkpoint", lambda: uploads.checkpoints_in(store) == [(1, "global_step_1")])
     new = uploads.Uploader(tmp_path / "b" / "checkpoints", store, 2, interval_s=0.02, claim=uploads.claim(store))
     _make(tmp_path / "a" / "checkpoints", 3, "a")
     (tmp_path / "a" / PROGRESS).write_text('{"step": 3}\n')
     assert not old.close(30.0) and old.superseded
     assert old.problem.startswith("another attempt of this job has begun")
     old.complete()
-    assert uploads.stored(store) == [(1, "global_step_1")] and not (tmp_path / "store" / PROGRESS).exists()
+    assert uploads.checkpoints_in(store) == [(1, "global_step_1")] and not (tmp_path / "store" / PROGRESS).exists()
     made = _make(tmp_path / "b" / "checkpoints", 2, "b")
     new.start()
     assert new.close(30.0)
@@ -433,7 +433,7 @@ def test_the_best_checkpoint_is_in_the_store_and_comes_back_with_the_newest(tmp_
         checkpoints.note_best(here, step, "valIou", value)
         assert uploader._once()
         checkpoints.keep_newest(here, 1)
-    assert [step for step, _ in uploads.stored(store)] == [8, 4]
+    assert [step for step, _ in uploads.checkpoints_in(store)] == [8, 4]
     assert uploads.restore(store, there) == Checkpoint(8, there / "global_step_8")
     assert checkpoints.best(there, "valIou") == (
         checkpoints.Best(4, "valIou", 0.9), Checkpoint(4, there / "global_step_4"),
