@@ -19,7 +19,7 @@ from grounding.errors import EgmError, UserError, from_os_error, printable
 from grounding.figures import short_duration
 from grounding.local.inputs import inputs_of
 from grounding.local.runs import View, job_names, view
-from grounding.local.scheduler import LocalRun, ModelSource, Work, first_error, locked
+from grounding.local.scheduler import LocalRun, ModelSource, PlannedJob, first_error, locked
 from grounding.local.screen import Screen, elapsed, table
 from grounding.runtime.grace import DEFAULT_S
 
@@ -56,7 +56,7 @@ class Order:
         return shlex.join(words)
 
 
-def works_of(manifest: Path) -> list[Work]:
+def works_of(manifest: Path) -> list[PlannedJob]:
     """Return the jobs of a manifest file, resolved. Raises `UserError`."""
     from grounding import api, roles
     from grounding.api.manifest import refuse_placeholders
@@ -65,7 +65,7 @@ def works_of(manifest: Path) -> list[Work]:
     api.check_references(jobs)
     refuse_placeholders(jobs, manifest)
     return [
-        Work(
+        PlannedJob(
             name=job.metadata.name,
             kind=job.kind,
             document=job.model_dump(mode="json", by_alias=True, exclude_none=True),
@@ -89,7 +89,7 @@ def _description(job: Job, *, finished: bool) -> str:
     return identity.description(spec, finished=finished)
 
 
-def chosen(works: Sequence[Work], only: str) -> list[Work]:
+def chosen(works: Sequence[PlannedJob], only: str) -> list[PlannedJob]:
     """Return the jobs selected by `--only`. Raises `UserError` for an unknown name. Pure."""
     if only and only not in {w.name for w in works}:
         names = ", ".join(w.name for w in works)
@@ -97,7 +97,7 @@ def chosen(works: Sequence[Work], only: str) -> list[Work]:
     return [w for w in works if only in ("", w.name)]
 
 
-def execute(order: Order, works: Sequence[Work], out: Console, err: Console, grace: float | None = None) -> int:
+def execute(order: Order, works: Sequence[PlannedJob], out: Console, err: Console, grace: float | None = None) -> int:
     """Run `works` and return the exit code: 0, 1 or 2 for failed jobs, 128 + n if signal n stopped the run.
 
     Raises `EgmError` for disk errors, and for problems that are found before anything starts.

@@ -50,7 +50,7 @@ class ModelSource:
 
 
 @dataclass(frozen=True)
-class Work:
+class PlannedJob:
     """One job of the local back end. `document`: the resolved manifest; `sources`: the sources of its models; `plan`: function from a layout
     to roles."""
 
@@ -72,13 +72,13 @@ class Work:
         return tuple(source.job for source in self.sources if source.job)
 
 
-def ordered(works: Sequence[Work]) -> list[Work]:
+def ordered(works: Sequence[PlannedJob]) -> list[PlannedJob]:
     """Return the jobs in the manifest's order, but each after the jobs that it depends on. Raises `UserError` for an unknown or
     circular reference. Pure."""
     by_name = {w.name: w for w in works}
-    done: dict[str, Work] = {}
+    done: dict[str, PlannedJob] = {}
 
-    def add(work: Work, path: tuple[str, ...]) -> None:
+    def add(work: PlannedJob, path: tuple[str, ...]) -> None:
         if work.name in path:
             raise UserError(f"the jobs wait for each other: {' -> '.join((*path, work.name))}", field="model.trainJob")
         for upstream in work.upstream:
@@ -96,7 +96,7 @@ def ordered(works: Sequence[Work]) -> list[Work]:
     return list(done.values())
 
 
-def digest(work: Work, upstream_ids: Sequence[str]) -> str:
+def digest(work: PlannedJob, upstream_ids: Sequence[str]) -> str:
     """Return a digest of everything that affects the job's result. An upstream job's id changes if that job starts from the beginning."""
     spec = {k: v for k, v in dict(work.document.get("spec", {})).items() if k not in OPERATIONAL}
     return hashlib.sha256(
@@ -109,7 +109,7 @@ class LocalRun:
     """A run of `works` in `run_dir`. `run` leaves the outcome of each job in `states`."""
 
     run_dir: Path
-    works: Sequence[Work]
+    works: Sequence[PlannedJob]
     parallel: int = 2
     grace: float = DEFAULT_S
     say: Callable[[str], None] = lambda _: None
@@ -124,7 +124,7 @@ class LocalRun:
         self._children: set[Child] = set()
         self._plans: dict[str, Sequence[Role]] = {}
 
-    def layout(self, work: Work) -> Layout:
+    def layout(self, work: PlannedJob) -> Layout:
         """Return the paths of a job; they are absolute, so that a role's working folder does not matter."""
         run = self.run_dir.absolute()
         models = tuple(str(run / s.job / "model") if s.job else s.place for s in work.sources)
@@ -187,7 +187,7 @@ class LocalRun:
                 state.kind, state.phase, state.reason, state.message = w.kind, "Pending", "", ""
                 write_state(self.run_dir / w.name, state)
 
-        async def one(work: Work) -> None:
+        async def one(work: PlannedJob) -> None:
             try:
                 if only in ("", work.name):
                     for upstream in [] if only else work.upstream:
@@ -205,7 +205,7 @@ class LocalRun:
         for child in list(self._children):
             child.signal()
 
-    async def _job(self, work: Work) -> None:
+    async def _job(self, work: PlannedJob) -> None:
         """Run one job to its end and record the outcome. The failure of a job does not raise an exception."""
         folder = self.run_dir / work.name
         state = self.states[work.name]
@@ -271,7 +271,7 @@ class LocalRun:
             state.finished_at = time.time()
         write_state(self.run_dir / state.name, state)
 
-    async def _roles(self, work: Work, state: JobState, roles: Sequence[Role], gpus: Sequence[str]) -> None:
+    async def _roles(self, work: PlannedJob, state: JobState, roles: Sequence[Role], gpus: Sequence[str]) -> None:
         """Run a job's roles in order. A server runs until the tasks that use it have ended. Raises `EgmError`."""
         ready = {r.name: asyncio.Event() for r in roles}
         urls: dict[str, list[str]] = {r.name: [] for r in roles}

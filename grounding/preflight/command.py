@@ -8,7 +8,7 @@ from pathlib import Path
 from grounding import api
 from grounding.local.command import Order, chosen, works_of
 from grounding.local.runs import read_state
-from grounding.local.scheduler import LocalRun, Work, digest, ordered
+from grounding.local.scheduler import LocalRun, PlannedJob, digest, ordered
 from grounding.local.serve import Serving
 from grounding.preflight import judge, probe
 from grounding.preflight.needs import Needs, needs_of
@@ -20,7 +20,7 @@ SERVE_PORT = 30000
 HINT = "`egm doctor -f {file}` shows all checks."
 
 
-def unfinished(run_dir: Path, works: Sequence[Work]) -> list[Work]:
+def unfinished(run_dir: Path, works: Sequence[PlannedJob]) -> list[PlannedJob]:
     """Return the jobs that a run would execute: those that are neither suspended nor finished with the same specification."""
     left, identities = [], {}
     for work in ordered(works):
@@ -33,7 +33,7 @@ def unfinished(run_dir: Path, works: Sequence[Work]) -> list[Work]:
     return left
 
 
-def needs(manifest: Path, works: Sequence[Work], run_dir: Path) -> list[Needs]:
+def needs(manifest: Path, works: Sequence[PlannedJob], run_dir: Path) -> list[Needs]:
     """Return the needs of `works`, which are jobs of the manifest."""
     jobs = {job.metadata.name: job for job in api.load(manifest)}
     layouts = LocalRun(run_dir, works, gpu_ids=())
@@ -68,7 +68,7 @@ def _refuse(wanted: Sequence[Needs], runs: Path, what: str, hint: str, ports: Se
         raise_failures(judge.remotes(probe.network(wanted), found.disks), what, hint)
 
 
-def before_run(order: Order, works: Sequence[Work]) -> None:
+def before_run(order: Order, works: Sequence[PlannedJob]) -> None:
     """Check the machine before `egm run` starts anything. Raises `UserError` or `Failure` that lists all that is missing, with cures."""
     todo = chosen(works, order.only)
     left = todo if order.restart else unfinished(order.run_dir, works)

@@ -96,7 +96,7 @@ def data(tmp_path_factory):
     return folder
 
 
-def stored(out):
+def rows_of(out):
     """Return the last stored row of each key."""
     rows = {}
     for part in sorted((out / "results").glob("part-*.jsonl")):
@@ -177,7 +177,7 @@ def test_the_macro_is_a_brute_force_scorers_or_why_not_is_said(data, tmp_path_fa
             except EgmError as error:
                 problem = error
                 summary = read_summary(out)
-            rows = stored(out) if (out / "results").is_dir() else []
+            rows = rows_of(out) if (out / "results").is_dir() else []
             answered = [r for r in rows if r["outcome"] != "error"]
 
             found = brute_force(rows, start.allowed)

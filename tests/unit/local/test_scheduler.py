@@ -21,7 +21,16 @@ from grounding.errors import EgmError, UserError
 from grounding.local.gpus import gpus_of
 from grounding.local.process import Found, claim_port, start_ticks, survivors
 from grounding.local.runs import RoleState, read_state, tail, write_state
-from grounding.local.scheduler import LocalRun, ModelSource, Work, digest, first_error, locked, ordered, write_manifest
+from grounding.local.scheduler import (
+    LocalRun,
+    ModelSource,
+    PlannedJob,
+    digest,
+    first_error,
+    locked,
+    ordered,
+    write_manifest,
+)
 from grounding.roles import Layout, Probe, Role
 
 SERVER = """
@@ -46,12 +55,12 @@ def server(code: str = SERVER, name: str = "server", **more: object) -> Role:
     return Role(name=name, kind="server", argv=python(code), ports={"http": 0}, probe=probe, **more)  # type: ignore[arg-type]
 
 
-def work(name: str, *roles: Role, upstream: str = "", lr: float = 1.0, kind: str = "GroundingTrainJob") -> Work:
+def work(name: str, *roles: Role, upstream: str = "", lr: float = 1.0, kind: str = "GroundingTrainJob") -> PlannedJob:
     document = {"kind": kind, "metadata": {"name": name}, "spec": {"lr": lr}}
-    return Work(name, kind, document, lambda layout: roles, (ModelSource(upstream),))
+    return PlannedJob(name, kind, document, lambda layout: roles, (ModelSource(upstream),))
 
 
-def go(run_dir: Path, *works: Work, only: str = "", grace: float = 2.0, **more: object) -> LocalRun:
+def go(run_dir: Path, *works: PlannedJob, only: str = "", grace: float = 2.0, **more: object) -> LocalRun:
     run = LocalRun(run_dir, works, grace=grace, gpu_ids=[], **more)  # type: ignore[arg-type]
     lock = locked(run_dir)
     try:
@@ -138,7 +147,7 @@ def test_a_changed_upstream_runs_both_anew_and_keeps_the_earlier_work(tmp_path: 
 def test_a_change_that_is_allowed_continues_begun_work_and_another_one_starts_anew(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
 
-    def job(lr: float, begun: str, done: str, code: int = 0) -> Work:
+    def job(lr: float, begun: str, done: str, code: int = 0) -> PlannedJob:
         role = task(f"open({str(trace)!r}, 'a').write('x'); raise SystemExit({code})")
         return replace(work("a", role, lr=lr), begun=begun, done=done)
 
@@ -372,11 +381,11 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 from rich.console import Console
 from grounding.local.command import Order, execute
-from grounding.local.scheduler import Work
+from grounding.local.scheduler import PlannedJob
 from grounding.roles import Role
 roles = (Role("work", (sys.executable, "-S", "-c", Path({code!r}).read_text())),)
 doc = {{"kind": "GroundingTrainJob", "metadata": {{"name": "a"}}, "spec": {{}}}}
-works = [Work("a", "GroundingTrainJob", doc, lambda layout: roles)]
+works = [PlannedJob("a", "GroundingTrainJob", doc, lambda layout: roles)]
 order = Order(Path({manifest!r}), Path({runs!r}))
 sys.exit(execute(order, works, Console(), Console(stderr=True), grace={grace}))
 """
@@ -533,7 +542,7 @@ def test_order_respects_dependencies_or_names_the_circle(parents: list[int]) -> 
 
 def test_the_digest_ignores_how_a_job_runs_but_not_what_it_does() -> None:
     base = work("a")
-    slower = Work("a", base.kind, {**base.document, "spec": {"lr": 1.0, "concurrency": 4}}, base.plan)
+    slower = PlannedJob("a", base.kind, {**base.document, "spec": {"lr": 1.0, "concurrency": 4}}, base.plan)
     assert digest(base, ["u"]) == digest(slower, ["u"])
     assert digest(base, ["u"]) != digest(base, ["v"])
     assert digest(base, ["u"]) != digest(work("a", lr=2.0), ["u"])
