@@ -19,6 +19,7 @@ from typing import Any, TypedDict
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
+from rich.text import Text
 
 from grounding.errors import UserError, printable
 from grounding.evaluate.summary_model import Summary, read_summary
@@ -318,7 +319,7 @@ def _last_line(job_dir: Path, roles: Sequence[RoleState]) -> str:
     """Return the last line of the log of the role that the job waits for: a role that is still starting, or else the newest running one."""
     awaited = [r for r in roles if r.phase == "Starting"] or [r for r in roles if r.phase == "Running"]
     lines = tail(job_dir / "logs" / f"{awaited[-1].name}.log", 1) if awaited else []
-    text = printable(lines[-1]).strip() if lines else ""
+    text = printable(Text.from_ansi(lines[-1]).plain).strip() if lines else ""  # Ray colours the names of its processes
     return text if len(text) <= NEWS_LENGTH else f"{text[: NEWS_LENGTH - 1]}…"
 
 

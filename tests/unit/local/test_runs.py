@@ -251,8 +251,8 @@ def test_a_job_without_figures_shows_the_last_line_of_the_role_that_is_awaited(t
 
     assert news() == ""
     (logs / "evaluate.log").write_text("ready\n")
-    (logs / "server.log").write_text("\n".join(["first", "10 %\r20 %", "loads \x1b[31mshard 3\n"]))
-    assert news() == "loads \N{REPLACEMENT CHARACTER}shard 3"
+    (logs / "server.log").write_text("\n".join(["first", "10 %\r20 %", "loads \x1b[31mshard\x1b[0m \u202e3\n"]))
+    assert news() == "loads shard \N{REPLACEMENT CHARACTER}3"
     roles[0].phase = "Running"
     write_state(run / "a", JobState("a", "GroundingTrainJob", "Running", roles=roles))
     assert news() == "ready"
