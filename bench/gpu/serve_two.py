@@ -149,8 +149,8 @@ def main() -> int:
         out, done = folder / f"out-{following}", threading.Event()
         killer = threading.Thread(target=kill_after, args=(of[1], out, 4 * a.images, done))
         killer.start()
-        counted, alive = Server.counters, of[0].counters
-        Server.counters = lambda server: alive() if server is of[1] else counted(server)  # type: ignore[method-assign]
+        counted, last = Server.counters, of[1].counters()  # a killed server cannot be asked again
+        Server.counters = lambda server: last if server is of[1] else counted(server)  # type: ignore[method-assign]
         try:
             found = measure("affinity", of, rows, pictures, out, a.tokens, 128)
             save(
