@@ -145,15 +145,15 @@ def sample(gpus: int, into: Path, every_ms: int = 500) -> subprocess.Popen[bytes
 
 
 def busy(samples: Path, gpus: list[int], since: float, until: float) -> dict[str, float]:
-    """Return the share of samples between two times in which the GPUs computed, and their mean utilisation in percent."""
+    """Return the share of samples between two times in which the GPUs computed, their mean utilisation in percent, and their peak memory."""
     found, peak = [], 0.0
     for line in samples.read_text().splitlines():
         parts = [p.strip() for p in line.split(",")]
         if len(parts) != 4 or int(parts[1]) not in gpus:
             continue
         day = time.strptime(parts[0].split(".")[0], "%Y/%m/%d %H:%M:%S")
-        peak = max(peak, float(parts[3]))
         if since <= time.mktime(day) <= until:
+            peak = max(peak, float(parts[3]))
             found.append(float(parts[2]))
     if not found:
         return {}
