@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,23 @@ def by_reference(checkout: Path, server: Server, rows: Path, images: Path, token
     }
 
 
+def draw_pictures(folder: Path, number: int) -> int:
+    """Draw pictures into `folder/pictures` while servers start; return the mean of their sizes in bytes."""
+    (folder / "pictures").mkdir()
+    tasks = [(folder / "pictures" / f"{i}.jpg", i) for i in range(number)]
+    with get_context("spawn").Pool(max(1, (os.cpu_count() or 2) - 6)) as pool:
+        return round(statistics.mean(pool.map(_write, tasks, chunksize=16)))
+
+
+def end(servers: Iterable[Server], sampler: subprocess.Popen[bytes] | None, folder: Path) -> None:
+    """Stop the servers and the sampler, and remove the folder of the runs."""
+    for server in servers:
+        server.stop()
+    if sampler:
+        sampler.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
@@ -203,12 +221,8 @@ def main() -> int:
         )
 
     try:
-        (folder / "pictures").mkdir()
         runs = len(a.in_flight) + len(a.variant_in_flight) + 1
-        number = 32 + runs * 2 * a.images
-        with get_context("spawn").Pool(max(1, (os.cpu_count() or 2) - 6)) as pool:
-            sizes = pool.map(_write, [(folder / "pictures" / f"{i}.jpg", i) for i in range(number)], chunksize=16)
-        report["image_bytes_mean"] = round(statistics.mean(sizes))
+        report["image_bytes_mean"] = draw_pictures(folder, 32 + runs * 2 * a.images)
         for server in servers:
             server.ready(a.deadline)
         report["ready_s"] = [round(s.seconds, 1) for s in servers]
@@ -234,12 +248,8 @@ def main() -> int:
             for n in a.variant_in_flight:
                 ask("two-servers", servers, list(range(a.gpus)), n, 2 * a.images)
     finally:
-        for server in servers:
-            server.stop()
-        if sampler:
-            sampler.kill()
+        end(servers, sampler, folder)
         save()
-        shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 

@@ -33,20 +33,18 @@ import os
 import random
 import shutil
 import signal
-import statistics
 import sys
 import tempfile
 import threading
 import time
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rl_step import sample
-from serve import by_reference, limit, watched
-from serve_affinity import Server, _write, dataset, machine, measure
+from serve import by_reference, draw_pictures, end, limit, watched
+from serve_affinity import Server, dataset, machine, measure
 from train import SIZES, folder_of
 
 from grounding.files import complete_lines
@@ -172,10 +170,7 @@ def main() -> int:
         begin("two", "1", variables=SINGLE_THREAD)
         begin("shared", "1", variables=SINGLE_THREAD)
         begin("tensor", "0,1", ("--tensor-parallel-size", "2"))
-        (folder / "pictures").mkdir()
-        with get_context("spawn").Pool(max(1, (os.cpu_count() or 2) - 8)) as pool:
-            tasks = [(folder / "pictures" / f"{i}.jpg", i) for i in range(80 + 33 * a.images)]
-            report["image_bytes_mean"] = round(statistics.mean(pool.map(_write, tasks, chunksize=16)))
+        report["image_bytes_mean"] = draw_pictures(folder, 80 + 33 * a.images)
         for name in ("one", "two", "shared"):
             ready(name)
         ask("one", ["one"], [0], 64)
@@ -202,12 +197,8 @@ def main() -> int:
             ask("copies", ["copies"], [0, 1], 128)
             ask("copies", ["copies"], [0, 1], 512)
     finally:
-        for server in servers.values():
-            server.stop()
-        if sampler:
-            sampler.kill()
+        end(servers.values(), sampler, folder)
         save()
-        shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 

@@ -2,8 +2,8 @@
 
 This script imports only SGLang and `egm_require_key`. Its arguments are those of SGLang's server. SGLang 0.5.12 requires the key itself,
 but not at paths that begin with /health or /metrics (such as /health_generate), not for OPTIONS, and not for WebSockets. `RequireKey`
-leaves nothing open but /health and /metrics. The script can be removed when SGLang reads a key from its
-environment and requires it everywhere else.
+leaves nothing open but /health and /metrics. The script can be removed when SGLang reads a key from its environment and requires it
+everywhere else.
 """
 
 from __future__ import annotations
