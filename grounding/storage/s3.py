@@ -1,8 +1,8 @@
 """S3 by boto3: parallel parts, retries that survive a restart of the server, resumable downloads, a SHA-256 with each object.
 
 boto3's own retries give up after some seconds, so each call here is repeated for `Transfer.patience_s`. Large files are uploaded by boto3's
-transfer manager: an upload in parts becomes visible when it is complete, and is aborted if it fails. Downloads have their own code here,
-because boto3's cannot resume and do not check a digest.
+transfer manager: an upload in parts becomes visible when it is complete, and is aborted if it fails, later if the server is away at that time.
+Downloads have their own code here, because boto3's cannot resume and do not check a digest.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,6 +91,8 @@ class S3Store(Store):
         self._made: dict[int, Any] = {}
         """Clients, keyed by their number of attempts per request"""
         self._making = threading.Lock()
+        self._begun: defaultdict[str, list[str]] = defaultdict(list)
+        """The ids of the uploads in parts that were begun, in this order, keyed by the object's key"""
 
     @property
     def _client(self) -> Any:
@@ -113,10 +116,17 @@ class S3Store(Store):
                 region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
                 with self._for_people(""):
                     session = boto3.Session()
-                    self._made[attempts] = session.client(
+                    client = session.client(
                         "s3", config=config, region_name=region or session.region_name or "us-east-1"
                     )
+                    client.meta.events.register("after-call.s3.CreateMultipartUpload", self._note_upload)
+                    self._made[attempts] = client
             return self._made[attempts]
+
+    def _note_upload(self, parsed: Mapping[str, Any], **_: object) -> None:
+        """Keep the id of an upload in parts that has begun; boto3's transfer manager does not say it."""
+        if "UploadId" in parsed:
+            self._begun[str(parsed["Key"])].append(str(parsed["UploadId"]))
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{clean(name)}" if self.prefix else clean(name)
@@ -273,13 +283,25 @@ class S3Store(Store):
             with create_transfer_manager(self._uploading_client, config) as manager:
                 manager.upload(str(file), self.bucket, self._key(name), facts, watching).result()
 
+        sent = False
         try:
             self._try(send, name)
+            sent = True
         # "no such upload": either the upload was completed and the answer was lost, or it was deleted
         except UserError:
             there = self.find(name)
             if there is None or (there.size, there.sha256) != (size, digest):
                 raise
+        finally:
+            begun = self._begun.pop(self._key(name), [])
+            self._abort(name, begun[:-1] if sent else begun)
+
+    def _abort(self, name: str, uploads: list[str]) -> None:
+        """Abort uploads in parts that the transfer manager could not abort, because the server was away; their parts would cost storage."""
+        for upload in uploads:
+            facts = {"Bucket": self.bucket, "Key": self._key(name), "UploadId": upload}
+            with suppress(UserError, Failure):  # it has ended before, or the server is still away
+                self._try(lambda facts=facts: self._client.abort_multipart_upload(**facts), name, patience_s=5.0)  # type: ignore[misc]
 
     # ---- download ----
     def download_listed(self, entry: Entry, file: Path, progress: Progress | None = None) -> None:

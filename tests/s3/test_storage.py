@@ -11,6 +11,7 @@ from grounding.errors import Failure, UserError
 from grounding.files import MANIFEST, publish
 from grounding.models.content import content_of
 from grounding.storage import Transfer, fetch, open_store, send
+from grounding.storage.s3 import _ATTEMPTS_AT_A_PART
 
 SMALL = Transfer(parallel=3, part_bytes=5 << 20, patience_s=60)  # 5 MiB is the smallest part that S3 allows
 
@@ -70,6 +71,29 @@ def test_transfers_outlive_a_restart_of_the_server(s3, tmp_path):
     assert (tmp_path / "back").read_bytes() == big.read_bytes()
     uploads = server.client().list_multipart_uploads(Bucket=bucket).get("Uploads", [])
     assert uploads == []
+
+
+def test_uploads_that_failed_while_the_server_was_away_are_aborted_later(s3, tmp_path):
+    """With the server away for 20 s, the transfer manager's own abort fails, and the upload is begun anew (CI, 2026-11-30)."""
+    server, bucket = s3
+    store = open_store(f"s3://{bucket}", SMALL)
+    client = store._client_of(attempts=2)
+    store._made[_ATTEMPTS_AT_A_PART] = client  # so that the first upload is given up within seconds
+    begun, seen = [], []
+    client.meta.events.register("after-call.s3.CreateMultipartUpload", lambda parsed, **_: begun.append(parsed))
+    big = tmp_path / "big"
+    big.write_bytes(os.urandom(20 << 20))
+
+    def progress(count):
+        seen.append(count)
+        if len(seen) == 3:
+            server.kill()
+            threading.Timer(20, server.start).start()
+
+    store.upload(big, "x/big", progress)
+    assert len(begun) >= 2, "the upload is not begun anew, so this test shows nothing"
+    assert server.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
+    assert store.find("x/big").size == 20 << 20
 
 
 def test_a_killed_download_goes_on(s3, tmp_path):
