@@ -1,10 +1,12 @@
 """Pods of `egm render` as processes of this machine: the same commands, environment and volumes, with the paths of their mounts under a folder.
 
 Differences from a kubelet: paths are rewritten instead of mounted, the pod's address is 127.0.0.1, a server listens on
-a free port, and there is no `/progress`. `secret` holds the content of a Secret in `envFrom`.
+a free port, and there is no `/progress`. `secret` holds the content of a Secret in `envFrom`. A Secret of the job gets a random value, as the
+operator's `create` gives it.
 """
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -32,10 +34,12 @@ def _free_port():
 
 
 class Pod:
-    """One pod. `hosts`: host names of Services -> where their pods listen here, `host:port` -> `host:port`."""
+    """One pod. `hosts`: host names of Services -> where their pods listen here, `host:port` -> `host:port`; `tokens`: name of a Secret of the
+    job -> its token."""
 
-    def __init__(self, template, configs, root, secret, hosts=None):
+    def __init__(self, template, configs, root, secret, hosts=None, tokens=None):
         self.spec, self.root, self.secret, self.hosts = template["spec"], Path(root), secret, hosts or {}
+        self.tokens = tokens or {}
         self.root.mkdir(parents=True)
         self.paths = {"/dev/termination-log": str(self.root / "termination-log")}
         for volume in self.spec["volumes"]:
@@ -69,11 +73,20 @@ class Pod:
             assert source["secretRef"]["name"] == "storage"
             env |= self.secret
         for variable in container["env"]:
-            address = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath") == "status.podIP"
-            assert address or "value" in variable, variable
-            env[variable["name"]] = "127.0.0.1" if address else self.here(variable["value"])
+            env[variable["name"]] = self._value(variable)
         env.pop("EGM_PROGRESS_PORT", None)
         return env
+
+    def _value(self, variable):
+        """Return the value of a variable: its own, the pod's address, or the token of a Secret."""
+        match variable:
+            case {"value": value}:
+                return self.here(value)
+            case {"valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}:
+                return "127.0.0.1"
+            case {"valueFrom": {"secretKeyRef": {"name": name, "key": "token"}}}:
+                return self.tokens[name]
+        raise AssertionError(f"no such variable is expected: {variable}")
 
     def _start(self, container, **more):
         command = container["command"]
@@ -120,6 +133,7 @@ def run_job(objects, root, secret):
     """Run the pods of a job's objects in the operator's order: prepare, then the training, or the servers and the client."""
     root = Path(root)
     configs = {o["metadata"]["name"]: o for o in objects if o["kind"] == "ConfigMap"}
+    tokens = {o["metadata"]["name"]: secrets.token_urlsafe(32) for o in objects if o["kind"] == "Secret"}
     servers, hosts = [], {}
     try:
         for number, obj in enumerate(objects):
@@ -127,15 +141,15 @@ def run_job(objects, root, secret):
             if obj["kind"] == "PyTorchJob":
                 replicas = obj["spec"]["pytorchReplicaSpecs"]
                 assert list(replicas) == ["Master"] and replicas["Master"]["replicas"] == 1
-                Pod(replicas["Master"]["template"], configs, where, secret).run()
+                Pod(replicas["Master"]["template"], configs, where, secret, tokens=tokens).run()
             elif obj["kind"] == "Job":
-                Pod(obj["spec"]["template"], configs, where, secret, hosts).run()
+                Pod(obj["spec"]["template"], configs, where, secret, hosts, tokens).run()
             elif obj["kind"] == "Pod":
-                process, here, there = Pod(obj, configs, where, secret).serve()
+                process, here, there = Pod(obj, configs, where, secret, tokens=tokens).serve()
                 servers.append(process)
                 hosts[there] = here
             else:
-                assert obj["kind"] in ("ConfigMap", "Service"), obj["kind"]
+                assert obj["kind"] in ("ConfigMap", "NetworkPolicy", "Secret", "Service"), obj["kind"]
     finally:
         for process in servers:
             process.terminate()
