@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grounding.errors import printable
+from grounding.evaluate.progress import Pace, Progress
 from grounding.evaluate.sets import remark_of, titled, warnings
 from grounding.evaluate.summary_model import Ends, FileSummary, Problem, Summary
 from grounding.figures import duration, percent
@@ -17,8 +17,6 @@ from grounding.figures import duration, percent
 if TYPE_CHECKING:
     import rich.live
     from rich.console import Console, Group
-
-    from grounding.evaluate.measurement import Progress
 
 _LINE_EVERY_S = 30.0
 _Z = 1.96
@@ -34,28 +32,6 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     p, z = correct / n, _Z * _Z / n
     middle, half = (p + z / 2) / (1 + z), _Z * math.sqrt(p * (1 - p) / n + z / n / 4) / (1 + z)
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-class Pace:
-    """Measures the replies per second over the last seconds, from which the remaining time is estimated."""
-
-    def __init__(self, window_s: float = 20.0) -> None:
-        self._window_s = window_s
-        self._seen: deque[tuple[float, int]] = deque()
-
-    def add(self, now: float, asked: int) -> None:
-        """Record the number of replies so far at the time `now`, in seconds."""
-        self._seen.append((now, asked))
-        while now - self._seen[0][0] > self._window_s and len(self._seen) > 2:
-            self._seen.popleft()
-
-    @property
-    def per_second(self) -> float:
-        """Return the rate; 0 if there are fewer than two measurements."""
-        if len(self._seen) < 2:
-            return 0.0
-        (start, first), (end, last) = self._seen[0], self._seen[-1]
-        return (last - first) / (end - start) if end > start else 0.0
 
 
 def _accuracy(p: Progress) -> str:

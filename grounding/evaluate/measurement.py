@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,64 +20,22 @@ from grounding.evaluate.engines import Metrics
 from grounding.evaluate.evaluation import Evaluation
 from grounding.evaluate.latency import Lag, judge
 from grounding.evaluate.plan import Plan, evaluation_digest
+from grounding.evaluate.progress import Progress
 from grounding.evaluate.reply import Reply
 from grounding.evaluate.results.config import FILE as CONFIG
 from grounding.evaluate.results.parquet import write_parquet
 from grounding.evaluate.results.replica import Remote
-from grounding.evaluate.results.writer import ERROR, Results, Tallies, rescore, score_row
+from grounding.evaluate.results.writer import Results, rescore, score_row
 from grounding.evaluate.run_config import change_profile, check_conditions, config_of, record_pictures
 from grounding.evaluate.served import ServedModel, distinct
 from grounding.evaluate.sets import remark, synthetic_names
 from grounding.evaluate.summary import summarise
 from grounding.evaluate.summary_model import FILE, EndpointFacts, Summary, summary_of
-from grounding.evaluate.telemetry import Latencies
 from grounding.evaluate.worklist import short_digest
 from grounding.files import write_json
 from grounding.scoring import get_profile
 
 _LOOK_S = 0.25
-
-
-@dataclass
-class Progress:
-    """The progress of an evaluation. `correct / answered` is the accuracy so far; `asked` is the number of replies in this process."""
-
-    total: int
-    answered: int = 0
-    correct: int = 0
-    errors: int = 0
-    asked: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    """Seconds until the first request that got an answer was sent; the servers may have been loading"""
-    servers: Sequence[Server] = ()
-    readings: dict[str, Metrics] = field(default_factory=dict)
-    """The latest metrics of the servers, by endpoint"""
-    latencies: Latencies = field(default_factory=Latencies)
-    """Latencies of this process's answers"""
-    warning: str = ""
-    """A problem that does not stop the run but should be shown; empty if there is none"""
-
-    @property
-    def per_second(self) -> float:
-        """Return the replies per second in this process."""
-        busy = self.seconds - self.waited
-        return self.asked / busy if busy > 0 else 0.0
-
-    def recount(self, done: Tallies) -> None:
-        """Copy the counts from the columns."""
-        self.errors = int((done.outcome == ERROR).sum())
-        self.answered = int((done.outcome > 0).sum()) - self.errors
-        self.correct = int(done.correct.sum())
-
-    def count(self, done: Tallies, row: int, sign: int = 1) -> None:
-        """Add a row's values, or subtract them if `sign` is -1."""
-        outcome = done.outcome.item(row)
-        if outcome == ERROR:
-            self.errors += sign
-        elif outcome:
-            self.answered += sign
-            self.correct += sign * int(done.correct[row])
 
 
 class Measurement:

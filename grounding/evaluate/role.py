@@ -227,8 +227,8 @@ def evaluate_role(job_file: Path, data: Path, out: Path, served: str = "", only:
     from grounding.evaluate.final_report import leave
     from grounding.evaluate.guard import Truths
     from grounding.evaluate.live import Live, why_not
-    from grounding.evaluate.measurement import Progress
     from grounding.evaluate.plan import plan
+    from grounding.evaluate.progress import Progress
     from grounding.evaluate.run import run
     from grounding.evaluate.sweep import run_sweep
     from grounding.evaluate.telemetry import Beside, serve

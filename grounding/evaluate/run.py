@@ -18,9 +18,10 @@ from grounding.evaluate.continuing import ignored
 from grounding.evaluate.engines import get_engine
 from grounding.evaluate.evaluation import Evaluation, client_options, identify_of
 from grounding.evaluate.latency import Lag
-from grounding.evaluate.measurement import Measurement, Progress
+from grounding.evaluate.measurement import Measurement
 from grounding.evaluate.method import Method
 from grounding.evaluate.plan import Plan
+from grounding.evaluate.progress import Progress
 from grounding.evaluate.results.replica import Remote
 from grounding.evaluate.results.writer import Results
 from grounding.evaluate.scrape import read_once, scrape

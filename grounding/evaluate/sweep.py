@@ -28,9 +28,10 @@ from grounding.errors import EgmError, UserError
 from grounding.evaluate.client.client import Client
 from grounding.evaluate.client.conversation import Conversation
 from grounding.evaluate.evaluation import Evaluation, client_options, identify_of
-from grounding.evaluate.measurement import Measurement, Progress
+from grounding.evaluate.measurement import Measurement
 from grounding.evaluate.method import Method, check, method_of
 from grounding.evaluate.plan import Plan, plan, plan_beside
+from grounding.evaluate.progress import Progress
 from grounding.evaluate.reply import Reply
 from grounding.evaluate.run import Listener, not_continued, seldom_collected
 from grounding.evaluate.served import distinct

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grounding.api.report import EvalReport
 from grounding.evaluate.final_report import reported_costs, settings_of
-from grounding.evaluate.live import Pace
+from grounding.evaluate.progress import Latencies, Pace, Progress
 from grounding.evaluate.summary_model import Costs, FileSummary, Summary, summary_of
 from grounding.jsontypes import Document
 from grounding.runtime.endpoint import listen
 
-if TYPE_CHECKING:
-    from grounding.evaluate.measurement import Progress
-
-BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 ENDPOINT = {
     "in_flight": "Requests in flight.",
     "limit": "Maximum number of requests that it gets at once.",
@@ -72,28 +67,6 @@ SETTING = {
     "accuracy": "Macro accuracy of a setting that is complete, 0..1.",
     **COST,
 }
-
-
-@dataclass
-class Latencies:
-    """Counts of latencies by `BUCKETS`, and their sum in seconds."""
-
-    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
-    total_s: float = 0.0
-
-    def add(self, seconds: float | None) -> None:
-        """Add a latency in seconds; None if it was not measured."""
-        if seconds is not None:
-            self.counts[bisect_left(BUCKETS, seconds)] += 1
-            self.total_s += seconds
-
-    def cumulative(self) -> list[tuple[str, float]]:
-        """Return the bounds and the counts at or below them, for a histogram."""
-        found, sofar = [], 0
-        for bound, count in zip((*map(str, BUCKETS), "+Inf"), self.counts, strict=True):
-            sofar += count
-            found.append((bound, float(sofar)))
-        return found
 
 
 @dataclass(frozen=True)

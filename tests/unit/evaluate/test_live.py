@@ -13,8 +13,8 @@ from rich.console import Console
 
 from grounding.cli import run as egm
 from grounding.evaluate.engines import Metrics
-from grounding.evaluate.live import Live, Pace, headline, line, table, view, wilson
-from grounding.evaluate.measurement import Progress
+from grounding.evaluate.live import Live, headline, line, table, view, wilson
+from grounding.evaluate.progress import Pace, Progress
 from grounding.evaluate.results.writer import read_rows
 from grounding.evaluate.summary_model import FileSummary, Summary
 from grounding.figures import duration

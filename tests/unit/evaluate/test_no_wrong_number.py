@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from grounding.cli import run as command_line
 from grounding.errors import EgmError, Failure, UserError
-from grounding.evaluate.measurement import Progress
+from grounding.evaluate.progress import Progress
 from grounding.evaluate.results.reader import read_answers
 from grounding.evaluate.results.writer import read_rows
 from grounding.evaluate.role import evaluate_role

@@ -18,11 +18,11 @@ from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request
 from grounding.evaluate.engines import Sampling, get_engine
 from grounding.evaluate.evaluation import Evaluation
-from grounding.evaluate.measurement import Progress
 from grounding.evaluate.plan import plan
+from grounding.evaluate.progress import BUCKETS, Latencies, Progress
 from grounding.evaluate.run import run
 from grounding.evaluate.summary_model import Costs
-from grounding.evaluate.telemetry import BUCKETS, Beside, Latencies, serve
+from grounding.evaluate.telemetry import Beside, serve
 
 
 def _get(port: int, path: str) -> str:
