@@ -33,15 +33,51 @@ class Reader(Protocol):
         """Return the same values as metric families (prometheus_client's protocol for collectors)."""
 
 
-class _IPv6Server(ThreadingHTTPServer):
+CONNECTIONS = 256
+"""Connections that a server keeps open at once, more than the pods of a training or the scrapers of a cluster need"""
+
+
+class BoundedServer(ThreadingHTTPServer):
+    """A server whose clients cannot use up the threads and open files of the role.
+
+    Each connection is for one request. If there are more than `CONNECTIONS`, the server ends the oldest, which is that of a client
+    that is slow or sends nothing: a request takes milliseconds.
+    """
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        """Listen on an address. Raises `OSError` if the port is in use."""
+        self._open: dict[Any, None] = {}
+        self._lock = threading.Lock()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread of its own."""
+        with self._lock:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > CONNECTIONS else None
+            if oldest is not None:
+                del self._open[oldest]
+        if oldest is not None:
+            with contextlib.suppress(OSError):  # its thread may have closed it at this moment
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+
+class _IPv6Server(BoundedServer):
     """A server on `::`, which IPv4 clients can also reach on Linux."""
 
     address_family = socket.AF_INET6
 
 
-def server_on(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+def server_on(host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> BoundedServer:
     """Return a server that listens on an address of either kind. Raises `OSError` if the port is in use."""
-    return (_IPv6Server if ":" in host else ThreadingHTTPServer)((host, port), handler)
+    return (_IPv6Server if ":" in host else BoundedServer)((host, port), handler)
 
 
 @contextlib.contextmanager
@@ -50,7 +86,7 @@ def listen(reader: Reader) -> Iterator[int]:
 
     If the port is in use, log a warning and continue without an endpoint: telemetry must not stop a job.
     """
-    server: ThreadingHTTPServer | None = None
+    server: BoundedServer | None = None
     variables = environment.of_process()
     wanted = variables.progress_port
     if wanted is not None:

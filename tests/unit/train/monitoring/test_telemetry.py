@@ -118,13 +118,13 @@ def test_off_without_a_port_and_a_taken_port_stops_no_training(tmp_path: Path, m
 
 def test_all_interfaces_on_a_cluster_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    real = server.ThreadingHTTPServer
+    real = server.BoundedServer
 
     def record(address: tuple[str, int], handler: type) -> object:
         made.append(address[0])
         return real(("127.0.0.1", 0), handler)
 
-    monkeypatch.setattr(server, "ThreadingHTTPServer", record)
+    monkeypatch.setattr(server, "BoundedServer", record)
     monkeypatch.setenv("EGM_PROGRESS_PORT", "0")
     source = telemetry.source_of(resolve(parse(JOB)[0]), tmp_path, gpus=0)
     for host in ("", "10.0.0.1"):
