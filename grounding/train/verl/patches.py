@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 import torch
+import verl.experimental.agent_loop.agent_loop as verl_agent_loop
 import verl.models.transformers.qwen2_vl as verl_qwen2_vl
 import verl.utils.tensordict_utils as verl_tensordict
 import verl.utils.torch_functional as verl_functional
@@ -34,7 +35,7 @@ from grounding.runtime.environment import RlEnvironment
 from grounding.train import loopback
 from grounding.train.checkpoints import own_disks
 from grounding.train.finite import all_finite
-from grounding.train.verl import on_policy, schedule
+from grounding.train.verl import on_policy, pictures, schedule
 from grounding.train.verl.patching import Patch
 from grounding.train.verl.patching import apply as apply_patches
 
@@ -305,6 +306,14 @@ PATCHES = (
         "The patch of `_compute_old_log_prob` is removed.",
         "d7c0f8772b44",
         also=(verl_engine_workers,),
+    ),
+    Patch(
+        verl_agent_loop.AgentLoopWorker,
+        "_compute_multi_modal_inputs",
+        pictures.compact_inputs,
+        "Every row with its picture goes through TransferQueue several times a step, in float32, although the model computes in bfloat16.",
+        "verl stores pictures in the model's precision.",
+        "c1bf0d04b739",
     ),
     Patch(
         ray,
