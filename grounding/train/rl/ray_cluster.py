@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -160,6 +161,23 @@ def shortfall(nodes: list[JsonObject], membership: Membership, pods: Pods, node:
     return ""
 
 
+def _connect(address: str, stop: Stop) -> None:
+    """Connect this process to Ray, and keep its own handler of SIGTERM: that of `ray.init` would end rank 0 before verl has saved.
+
+    Raises `Failure` if SIGTERM arrives meanwhile, and whatever Ray raises.
+    """
+    import ray
+
+    own = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except SystemExit:  # Ray's handler
+        stop.ask()
+        raise Failure("this pod was asked to stop while it connected to Ray") from None
+    finally:
+        signal.signal(signal.SIGTERM, own)
+
+
 def _wait(pods: Pods, node: Node, membership: Membership, head: RayNode, deadline_s: float, stop: Stop) -> bool:
     """Wait for the whole gang; return False if a signal comes first. After `deadline_s`, raise a `Failure` that names the missing pods."""
     import ray
@@ -172,7 +190,7 @@ def _wait(pods: Pods, node: Node, membership: Membership, head: RayNode, deadlin
                 raise Failure(why, hint="Its message is in the log above.")
             if not connected:
                 try:
-                    ray.init(address=pods.ray_address, log_to_driver=False, logging_level="ERROR")
+                    _connect(pods.ray_address, stop)
                     connected = head.up = True
                     membership.ray, because = pods.ray_address, ""
                 except Exception as error:  # the head is still starting
