@@ -189,9 +189,12 @@ def test_a_packaged_chart_is_the_chart(tmp_path: Path) -> None:
 def test_the_notes_name_the_next_commands(namespace: str) -> None:
     values = "settings.storageSecret=s3,crds.install=false,rbac.aggregateRoles=false"
     install = ("install", "egm", str(CHART), "-n", namespace, "--dry-run=server", "--set")
-    notes = helm(*install, values + ",image.registry=host/egm").stdout.split("NOTES:")[1]
+    notes = helm(*install, values + ",image.registry=host.example/egm").stdout.split("NOTES:")[1]
     assert "rollout status deployment/egm-operator" in notes and "create secret generic s3" in notes
     assert "kubectl get gtj,gej -A" in notes and "jobs/egm8b-pipeline.yaml" in notes and "WARNING" not in notes
-    assert "egm doctor --cluster" in notes and "host/egm/egm-train:dev-gpu and host/egm/egm-infer:dev-sglang" in notes
+    assert (
+        "egm doctor --cluster" in notes
+        and "host.example/egm/egm-train:dev-gpu and host.example/egm/egm-infer:dev-sglang" in notes
+    )
     pasted = helm(*install, values).stdout.split("NOTES:")[1]
     assert "WARNING: image.registry is localhost, which is no registry" in pasted and "make images push" in pasted

@@ -35,6 +35,29 @@ def _short(obj: dict[str, Any]) -> dict[str, Any]:
     return obj
 
 
+@pytest.mark.parametrize(
+    ("registry", "accepted"),
+    [
+        ("myteam", False),
+        ("myteam/egm", False),
+        ("docker.io/myteam", True),
+        ("host:5000", True),
+        ("localhost/egm", True),
+        ("host.example/egm/", True),
+        ("", True),
+    ],
+)
+def test_a_registry_without_a_host_is_refused(registry: str, accepted: bool) -> None:
+    """As by images/push.sh. An empty one means that image.repository and the settings have whole names."""
+    if accepted:
+        prefix = f"{registry.removesuffix('/')}/" if registry else ""
+        assert _container("--set", f"image.registry={registry}")["image"] == f"{prefix}egm-operator:dev"
+        return
+    refused = helm("template", "egm", str(CHART), VERSION, "--set", f"image.registry={registry}", check=False)
+    assert refused.returncode
+    assert f"nodes would pull from docker.io/{registry}. Write the host" in refused.stderr
+
+
 @pytest.mark.parametrize("values", CI, ids=lambda p: p.name.removesuffix("-values.yaml"))
 def test_lint_and_snapshot(values: Path, tmp_path: Path) -> None:
     helm("lint", str(CHART), VERSION, "--strict", "-f", str(values))
@@ -102,10 +125,12 @@ def test_the_images_are_those_of_make_push(variant: str, engine: str) -> None:
 
 
 def test_images_of_a_release_without_a_tag_have_the_version() -> None:
-    container = _container("--set", "image.tag=,image.registry=host/egm")
+    container = _container("--set", "image.tag=,image.registry=host.example/egm")
     version = YAML(typ="safe").load((CHART / "Chart.yaml").read_text())["appVersion"]
-    assert container["image"] == f"host/egm/egm-operator:{version}"
-    assert {"name": "EGM_OPERATOR_TRAIN_IMAGE", "value": f"host/egm/egm-train:{version}-gpu"} in container["env"]
+    assert container["image"] == f"host.example/egm/egm-operator:{version}"
+    assert {"name": "EGM_OPERATOR_TRAIN_IMAGE", "value": f"host.example/egm/egm-train:{version}-gpu"} in container[
+        "env"
+    ]
 
 
 @pytest.mark.parametrize("values", CI, ids=lambda p: p.name.removesuffix("-values.yaml"))

@@ -43,8 +43,17 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- default .Chart.AppVersion .Values.image.tag -}}
 {{- end -}}
 
+{{/* The registry of all images. A name without a dot and without a port would be a path on docker.io; images/push.sh has the same rule. */}}
+{{- define "egm.registry" -}}
+{{- $registry := trimSuffix "/" .Values.image.registry -}}
+{{- if and $registry (not (regexMatch "^(localhost|[^/]*[.:][^/]*)(/|$)" $registry)) -}}
+{{- fail (printf "\n\nimage.registry: the host of %q has neither a dot nor a port, so nodes would pull from docker.io/%s. Write the host, such as image.registry=docker.io/%s.\n" $registry $registry $registry) -}}
+{{- end -}}
+{{- $registry -}}
+{{- end -}}
+
 {{- define "egm.image" -}}
-{{- $image := printf "%s/%s" .Values.image.registry .Values.image.repository | trimPrefix "/" -}}
+{{- $image := printf "%s/%s" (include "egm.registry" .) .Values.image.repository | trimPrefix "/" -}}
 {{- if .Values.image.digest -}}
 {{- printf "%s@%s" $image .Values.image.digest -}}
 {{- else -}}
@@ -54,12 +63,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* Images of jobs' pods, named as by images/names.sh. */}}
 {{- define "egm.trainImage" -}}
-{{- printf "%s/egm-train:%s-%s" .Values.image.registry (include "egm.tag" .) .Values.image.variant | trimPrefix "/" -}}
+{{- printf "%s/egm-train:%s-%s" (include "egm.registry" .) (include "egm.tag" .) .Values.image.variant | trimPrefix "/" -}}
 {{- end -}}
 
 {{- define "egm.inferImage" -}}
 {{- $suffix := ternary "cpu" .Values.image.engine (eq .Values.image.variant "cpu") -}}
-{{- printf "%s/egm-infer:%s-%s" .Values.image.registry (include "egm.tag" .) $suffix | trimPrefix "/" -}}
+{{- printf "%s/egm-infer:%s-%s" (include "egm.registry" .) (include "egm.tag" .) $suffix | trimPrefix "/" -}}
 {{- end -}}
 
 {{/* The settings as environment: `gpuResource` is EGM_OPERATOR_GPU_RESOURCE. As JSON, because a template would print 1000000 as 1e+06. */}}
