@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from grounding import defaults
+from grounding import called, defaults
 from grounding.cli.access import CaFileOption, HeaderEnvOption
 from grounding.cli.places import input_path
 from grounding.jsontypes import JsonObject
@@ -70,7 +70,7 @@ def _places(out: str, local: Path | None) -> tuple[Path, str]:
 def again(argv: list[str], *extra: str, without: tuple[str, ...] = ("--retry-errors",)) -> str:
     """Return the command that continues this evaluation: `argv` without the flags in `without`, and with `extra` added."""
     words = [w for w in argv if w not in without] + list(extra)
-    return shlex.join(["egm", *words])
+    return f"{called.command()} {shlex.join(words)}"
 
 
 def _body(text: str) -> JsonObject:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from grounding import defaults
+from grounding import called, defaults
 
 
 def register(app: typer.Typer) -> None:
@@ -96,8 +96,9 @@ def init(
     written = text(choices)
     with atomic_write(file) as f:
         f.write(written.encode())
+    egm = called.command()
     typer.echo(
-        f"{file} is written. Next:\n  egm doctor -f {file}     # what this machine lacks for it\n  egm run -f {file}"
+        f"{file} is written. Next:\n  {egm} doctor -f {file}     # what this machine lacks for it\n  {egm} run -f {file}"
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from grounding import called
 from grounding.cli import pages
 from grounding.runtime.grace import DEFAULT_S
 
@@ -132,7 +133,7 @@ def get(
         typer.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2))
         return
     if not found:
-        typer.echo(f"No runs in {runs}. Start one with: egm run -f jobs/demo.yaml", err=True)
+        typer.echo(f"No runs in {runs}. Start one with: {called.command()} run -f jobs/demo.yaml", err=True)
         return
     for line in columns(found, wide=output == "wide", now=time.time()):
         typer.echo(line)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from grounding import called
 from grounding.cli.pages import open_page, until_interrupted
 
 
@@ -23,7 +24,9 @@ def view(
     from grounding.view.server import Server
 
     if not folder.is_dir():
-        raise UserError("there is no such folder", file=folder, hint="Start a run with: egm run -f jobs/demo.yaml")
+        raise UserError(
+            "there is no such folder", file=folder, hint=f"Start a run with: {called.command()} run -f jobs/demo.yaml"
+        )
     server = Server(folder, host, port)
     typer.echo(server.url)
     typer.echo("Open this address; Ctrl-C ends the page, not the runs.", err=True)

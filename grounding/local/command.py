@@ -11,9 +11,11 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from grounding import called
 from grounding.api import Job
 from grounding.errors import EgmError, UserError, from_os_error, printable
 from grounding.figures import short_duration
@@ -22,6 +24,9 @@ from grounding.local.runs import View, job_names, view
 from grounding.local.scheduler import LocalRun, ModelSource, PlannedJob, first_error, locked
 from grounding.local.screen import Screen, elapsed, table
 from grounding.runtime.grace import DEFAULT_S
+
+if TYPE_CHECKING:
+    from grounding.report import Conclusion
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Order:
     @property
     def command(self) -> str:
         """Return the command line that repeats (and continues) this run."""
-        words = ["egm", "run", "-f", str(self.manifest)]
+        words = ["run", "-f", str(self.manifest)]
         if self.runs != Path("runs"):
             words += ["--runs", str(self.runs)]
         if self.only:
@@ -53,7 +58,7 @@ class Order:
             words += ["--parallel", str(self.parallel)]
         if self.grace_s != DEFAULT_S:
             words += ["--grace", f"{self.grace_s:g}"]
-        return shlex.join(words)
+        return f"{called.command()} {shlex.join(words)}"
 
 
 def works_of(manifest: Path) -> list[PlannedJob]:
@@ -195,12 +200,12 @@ def _closing(run: LocalRun, order: Order, number: int, out: Console, err: Consol
             except EgmError as e:
                 err.print(f"the report could not be written: {e}", style="red", markup=False, highlight=False)
                 report, code = None, e.exit_code
-    if report is not None:
-        for line in _said(order.run_dir, views):
-            out.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+    found = _conclude(order.run_dir, views, out) if report is not None else None
     out.print(places(order.run_dir, views, report), markup=False, highlight=False, soft_wrap=True)
     if code:
         out.print(f"Continue with:\n  {order.command}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        out.print(next_commands(order, run.works, found), markup=False, highlight=False, soft_wrap=True)
     return code
 
 
@@ -231,6 +236,42 @@ def _said(run_dir: Path, views: Sequence[View]) -> list[str]:
         return [f"the results of the sweep cannot be read: {e}"]
 
 
+def _conclude(run_dir: Path, views: Sequence[View], out: Console) -> Conclusion | None:
+    """Print and return what a finished run has shown: the sentence and the table of its evaluations, then the conclusions of its sweeps."""
+    from grounding.report import conclude, table
+
+    said = _said(run_dir, views)
+    try:
+        found = conclude(run_dir)
+    except EgmError as e:
+        said, found = [*said, f"the results cannot be read: {e}"], None
+    if found is not None and found.names:
+        out.print(f"\n{printable(found.sentence)}\n", markup=False, highlight=False, soft_wrap=True)
+        out.print(table(found))
+        out.print()
+    for line in said:
+        out.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+    return found
+
+
+def next_commands(order: Order, works: Sequence[PlannedJob], found: Conclusion | None) -> str:
+    """Return commands to continue with after a run, as they are pasted into the user's shell."""
+    logs = ["logs", works[-1].name] + ([] if order.runs == Path("runs") else ["--runs", str(order.runs)])
+    commands = [["view", str(order.runs)], _ask(order.run_dir, works, found), logs]
+    return "\n".join(["Next:", *(f"  {called.command()} {shlex.join(words)}" for words in commands if words)])
+
+
+def _ask(run_dir: Path, works: Sequence[PlannedJob], found: Conclusion | None) -> list[str]:
+    """Return the arguments that ask the last evaluated model one of its questions; empty unless the run trained it for this machine's CPU."""
+    if found is None or found.question is None:
+        return []
+    measured = next((w for w in works if w.name == found.names[-1]), None)
+    if measured is None or not measured.upstream or measured.document["spec"].get("engine") != "transformers":
+        return []
+    picture, expression = found.question
+    return ["ask", str(picture), expression, "--model", str(run_dir / measured.upstream[0] / "model")]
+
+
 def _report(run_dir: Path) -> Path:
     from grounding.report import build
 
@@ -239,16 +280,16 @@ def _report(run_dir: Path) -> Path:
 
 
 def places(run_dir: Path, views: Sequence[View], report: Path | None) -> str:
-    """Return the paths of the results, one line each."""
-    lines = [("report", str(report))] if report else []
+    """Return the places of the results, one line each: pages as links, the rest as paths."""
+    lines = [("report", report.resolve().as_uri())] if report else []
     if report:
         charts = [report.parent / f"{v.name}.html" for v in views if v.is_evaluation]
-        lines += [("chart", str(chart)) for chart in charts if chart.exists()]
+        lines += [("chart", chart.resolve().as_uri()) for chart in charts if chart.exists()]
     lines += [
         (f"{v.name}", str(run_dir / v.name / ("summary.json" if v.is_evaluation else "model")))
         for v in views
         if v.phase == "Succeeded"
     ]
-    lines += [("logs", f"egm logs JOB --runs {run_dir}  ({run_dir}/JOB/logs)")]
+    lines += [("logs", f"{run_dir}/JOB/logs")]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {where}" for name, where in lines)

@@ -21,6 +21,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 from rich.text import Text
 
+from grounding import called
 from grounding.errors import UserError, printable
 from grounding.evaluate.summary_model import Summary, read_summary
 from grounding.files import complete_lines, read_json, write_json
@@ -354,7 +355,7 @@ def find_job(runs: Path, name: str) -> Path:
     if len(found) == 1:
         return found[0]
     if not known:
-        hint = "Start one with `egm run -f jobs/demo.yaml`, or name the folder of the runs with --runs."
+        hint = f"Start one with `{called.command()} run -f jobs/demo.yaml`, or name the folder of the runs with --runs."
         raise UserError("found no runs", file=runs, hint=hint)
     several = ", ".join(f"{p.parent.name}/{p.name}" for p in found) or ", ".join(sorted({j for _, j in known}))
     raise UserError(

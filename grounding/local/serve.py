@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grounding import called
 from grounding.errors import Failure, UserError
 from grounding.local.gpus import machine_gpus
 from grounding.local.process import Child, claim_port, died, until_ready
@@ -76,7 +77,7 @@ def serving(manifest: Path, job: Any, runs: Path, **options: Any) -> Serving:
             f"{spec.model.train_job} has not written a model yet",
             file=model,
             field="spec.model.trainJob",
-            hint=f"Run it first: egm run -f {manifest} --only {spec.model.train_job}",
+            hint=f"Run it first: {called.command()} run -f {manifest} --only {spec.model.train_job}",
         )
     folder = run / f"serve-{job.metadata.name}"
     write_manifest(folder / "job.yaml", job.model_dump(mode="json", by_alias=True, exclude_none=True))

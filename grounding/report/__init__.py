@@ -10,18 +10,22 @@ from grounding.errors import EgmError
 from grounding.evaluate.compare import Comparison
 from grounding.files import atomic_write
 from grounding.report import collect, page
+from grounding.report.conclusion import Conclusion, conclusion, table
 from grounding.report.gallery import Caps
 from grounding.report.scaling_page import build_scaling, cost_chart, scaling_notes, sentences
 
 __all__ = [
     "Caps",
+    "Conclusion",
     "build",
     "build_comparison",
     "build_scaling",
     "build_with_notes",
+    "conclude",
     "conclusions",
     "scaling_notes",
     "sentences",
+    "table",
     "text_of",
 ]
 
@@ -44,6 +48,12 @@ def build_with_notes(run_dir: Path, out: Path | None = None, caps: Caps | None =
         notes += [(folder.name, note) for note in scaling_notes([folder])]
     alone = len(run.evaluations) + len(run.sweeps) == 1
     return path, [note if alone else f"{name}: {note}" for name, note in notes]
+
+
+def conclude(run_dir: Path) -> Conclusion:
+    """Return the result of a run for the terminal. Raises `UserError` if the folder is no run."""
+    run = collect.collect(run_dir)
+    return conclusion(run, conclusions(run.sweeps)[0])
 
 
 def text_of(run: collect.Run, caps: Caps | None = None) -> str:

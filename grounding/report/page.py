@@ -127,7 +127,7 @@ def _facts(run: collect.Run, first: FirstScreen) -> Mapping[str, object]:
         "accuracy": _Figure("Evaluations", note, [], [("a", e.name, s) for e, s in bars]) if bars else None,
         "costs": Markup(first.costs),  # noqa: S704  drawn by scaling.py, which escapes
         "file_titles": file_titles(run.evaluations),
-        "side_by_side": _side_by_side(run.evaluations) if len(views) > 1 else [],
+        "side_by_side": side_by_side(run.evaluations) if len(views) > 1 else [],
         "figures": _figures(run.evaluations),
         "histogram": _histogram(run.evaluations),
         "curves": _curves(run),
@@ -214,7 +214,7 @@ def _p(value: float | None) -> str:
     return "" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
-def _points(value: float | None, digits: int = 1) -> str:
+def points(value: float | None, digits: int = 1) -> str:
     """Return a difference of fractions as percentage points, with a typographic minus."""
     return "" if value is None else f"{100 * value:+.{digits}f}".replace("-", "−")
 
@@ -227,7 +227,7 @@ def _environment() -> Environment:
         loader=PackageLoader("grounding.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     env.filters["percent"] = lambda v, digits=1: percent(v, digits)
-    env.filters["number"], env.filters["points"], env.filters["p"] = _number, _points, _p
+    env.filters["number"], env.filters["points"], env.filters["p"] = _number, points, _p
     env.filters["ms"] = lambda v: _number(None if v is None else 1000 * v)
     env.filters["duration"] = duration
     env.filters["operations"] = lambda v: "–" if v is None else operations(v)
@@ -430,8 +430,16 @@ def _errors(a: Answers, titles: Mapping[str, str]) -> list[_KindCounts]:
     return rows
 
 
-def _side_by_side(evaluations: Sequence[collect.Evaluation]) -> list[tuple[str, list[float | None], float | None]]:
-    """Return (title, accuracy of each evaluation, difference if there are two) for each file and for the means."""
+class Compared(NamedTuple):
+    """A row of the table of evaluations side by side; accuracies are fractions, and the difference is None unless there are two."""
+
+    title: str
+    values: list[float | None]
+    difference: float | None
+
+
+def side_by_side(evaluations: Sequence[collect.Evaluation]) -> list[Compared]:
+    """Return the accuracy of each evaluation, and their difference, for each file and for the means."""
 
     def difference(values: list[float | None]) -> float | None:
         if len(values) != 2 or values[0] is None or values[1] is None:
@@ -443,7 +451,7 @@ def _side_by_side(evaluations: Sequence[collect.Evaluation]) -> list[tuple[str, 
     rows = [(titles.get(n, n), [f.get(n) for f in files]) for n in file_order([n for f in files for n in f])]
     rows.append(("macro mean", [e.summary.macro for e in evaluations]))
     rows.append(("micro mean", [e.summary.micro for e in evaluations]))
-    return [(title, values, difference(values)) for title, values in rows]
+    return [Compared(title, values, difference(values)) for title, values in rows]
 
 
 _DIMENSIONS = (
