@@ -204,7 +204,7 @@ class View:
     upload_problem: str = ""
     path: str = ""
     news: str = ""
-    """The last line of a role's log, until there are figures"""
+    """The last line of a role's log until there are figures; of a job that has not begun, the jobs that it waits for"""
     settings: tuple[SettingView, ...] = ()
     """For a sweep, the settings that have started"""
 
@@ -308,6 +308,8 @@ def view(
         read = validated(complete_lines(job_dir / "progress.jsonl")) if lines is None else lines
         trained = training_facts(read, state.started_at, now)
         shown = replace(shown, **trained, **saving_facts(job_dir))
+    if phase == "Pending":
+        return replace(shown, eta_s=None, news=_awaited(run_dir, name))
     if phase != "Running":
         return replace(shown, eta_s=None)
     return shown if shown.step else replace(shown, news=_last_line(job_dir, state.roles))
@@ -324,6 +326,24 @@ def _last_line(job_dir: Path, roles: Sequence[RoleState]) -> str:
     return text if len(text) <= NEWS_LENGTH else f"{text[: NEWS_LENGTH - 1]}…"
 
 
+def _awaited(run_dir: Path, name: str) -> str:
+    """Return the jobs whose models a job needs and that have not succeeded, as `waits for a and b`; empty if there is none."""
+    entry = next((j for j in _listed(run_dir) if j.get("name") == name), {})
+    needed = entry.get("upstream")
+    open_ = [
+        str(other) for other in (needed if isinstance(needed, list) else ()) if not _succeeded(run_dir / str(other))
+    ]
+    return f"waits for {' and '.join(open_)}" if open_ else ""
+
+
+def _succeeded(job_dir: Path) -> bool:
+    try:
+        state = read_state(job_dir)
+    except UserError:  # a damaged state is reported with its own job
+        return False
+    return state is not None and state.phase == "Succeeded"
+
+
 def run_folders(runs: Path) -> list[Path]:
     """Return the run folders under `runs`, or `runs` itself if it is one; by name."""
     if (runs / "run.json").exists():
@@ -331,11 +351,16 @@ def run_folders(runs: Path) -> list[Path]:
     return sorted(p.parent for p in runs.glob("*/run.json")) if runs.is_dir() else []
 
 
-def job_names(run_dir: Path) -> list[str]:
-    """Return the jobs of a run in the manifest's order, then others with a state there."""
+def _listed(run_dir: Path) -> list[JsonObject]:
+    """Return the entries of a run's jobs, in the manifest's order."""
     document = read_json(run_dir / "run.json")
     jobs = document.get("jobs", []) if isinstance(document, dict) else []
-    listed = [str(j["name"]) for j in jobs if isinstance(j, dict) and "name" in j]
+    return [j for j in jobs if isinstance(j, dict)]
+
+
+def job_names(run_dir: Path) -> list[str]:
+    """Return the jobs of a run in the manifest's order, then others with a state there."""
+    listed = [str(j["name"]) for j in _listed(run_dir) if "name" in j]
     return listed + sorted({p.parent.name for p in run_dir.glob("*/state.json")} - set(listed))
 
 

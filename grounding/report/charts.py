@@ -78,7 +78,8 @@ def lines(
         if counted and x != int(x):
             continue
         px, _ = place(x, y0)
-        parts.append(f'<text class="tick" x="{px}" y="{_H - _BOTTOM + 16}" text-anchor="middle">{x:g}</text>')
+        anchor = "middle" if px < _W - 2 * _RIGHT else "end"  # a centred label at the right end would be cut off
+        parts.append(f'<text class="tick" x="{px}" y="{_H - _BOTTOM + 16}" text-anchor="{anchor}">{x:g}</text>')
     parts.append(f'<text class="tick" x="{_W - _RIGHT}" y="{_H - 3}" text-anchor="end">{escape(x_label)}</text>')
     for s in series:
         path = " ".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -156,7 +157,8 @@ def sentence(run: Run, difference: Difference | None, said: Sequence[str] = ()) 
     if said:
         return said[0]
     if run.trainings:
-        return f"Nothing has been measured yet; {_trained(run.trainings[-1])}."
+        unfinished = [t for t in run.trainings if t.lines[-1]["step"] < t.lines[-1].get("totalSteps", math.inf)]
+        return f"Nothing has been measured yet; {_trained((unfinished or run.trainings)[-1])}."
     return "Nothing has been measured yet."
 
 

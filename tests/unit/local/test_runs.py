@@ -266,6 +266,14 @@ def test_a_job_without_figures_shows_the_last_line_of_the_role_that_is_awaited(t
     assert view(run, "a", alive=False).news == ""
 
 
+def test_a_job_that_has_not_begun_shows_the_jobs_that_it_waits_for(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "r", JobState("a", "GroundingTrainJob", "Succeeded"), JobState("b", "GroundingTrainJob"))
+    jobs = [{"name": "a"}, {"name": "b", "upstream": ["a"]}, {"name": "c", "upstream": ["a", "b", "d"]}, {"name": "d"}]
+    (run / "run.json").write_text(json.dumps({"jobs": jobs}))
+    shown = {name: view(run, name, alive=True).news for name in "abcd"}
+    assert shown == {"a": "", "b": "", "c": "waits for b and d", "d": ""}
+
+
 def test_columns_line_up() -> None:
     train = View("demo", "sft", "GroundingTrainJob", "Running", step=3, total=1500, val_accuracy=0.5, created_at=40.0)
     evaluation = View("demo", "eval", "GroundingEvalJob", "Pending", step=2, total=4, accuracy=0.25)

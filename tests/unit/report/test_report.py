@@ -25,8 +25,9 @@ from grounding.errors import UserError
 from grounding.evaluate.compare import compare
 from grounding.evaluate.results.reader import read_answers
 from grounding.report import Caps, build, build_comparison, charts
-from grounding.report.collect import collect
+from grounding.report.collect import Run, Training, collect
 from grounding.report.gallery import chosen, thumbnail
+from grounding.report.overview import sentence
 from grounding.report.slices import KINDS, kinds
 from grounding.scoring.doctor import diagnose, examine
 
@@ -226,6 +227,23 @@ def test_a_thumbnail_is_small_whatever_the_picture(tmp_path: Path) -> None:
 def test_any_series_is_drawn(points: list[tuple[float, float]]) -> None:
     drawn = charts.lines("t", [charts.Series("s", points, "a", True)], "x")
     assert "nan" not in drawn.replace("<title>", "") and "inf" not in drawn
+
+
+def test_no_label_of_the_x_axis_is_cut_off_at_the_right_end() -> None:
+    drawn = charts.lines("t", [charts.Series("s", [(float(x), 1.0) for x in range(1, 701)], "a")], "step")
+    found = re.findall(r'x="([\d.]+)" y="202" text-anchor="(\w+)">(\d+)<', drawn)
+    assert found[-1] == ("548.0", "end", "700") and {anchor for _, anchor, _ in found[:-1]} == {"middle"}
+
+
+def test_before_the_first_answer_the_sentence_names_a_training_that_is_not_finished(tmp_path: Path) -> None:
+    line = {"time": 1.0, "stage": "sft", "totalSteps": 9, "metrics": {}}
+    unfinished, done = ({**line, "step": step} for step in (4, 9))
+    run = Run("r", trainings=[Training("a", "sft", [unfinished]), Training("b", "sft", [done])])  # type: ignore[list-item]
+    assert sentence(run, None) == "Nothing has been measured yet; a is at step 4 of 9."
+    run.trainings.reverse()
+    assert sentence(run, None).endswith("a is at step 4 of 9.")
+    run.trainings = [t for t in run.trainings if t.name == "b"]
+    assert sentence(run, None).endswith("b is at step 9 of 9.")
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
