@@ -119,11 +119,12 @@ def ask(
     folder, hf://, s3://; empty: the model that was trained last under `runs`) for this one question; use `serve` for several questions.
     `say` is called with messages while waiting.
     """
+    data = _bytes_of(picture)  # before a server is started for it
     if not endpoint:
         own = engine or OWN_ENGINE
         with serve(newest_model(runs) if model is None else model, engine=own, say=say) as url:
             return ask(
-                picture,
+                data,
                 expression,
                 endpoint=url,
                 engine=own,
@@ -132,7 +133,7 @@ def ask(
                 sampling=sampling,
                 access=Access(),  # a server that this function starts needs no key
             )
-    data, chosen = _bytes_of(picture), get_engine(engine or defaults.ENGINE)
+    chosen = get_engine(engine or defaults.ENGINE)
     asker = Asker(endpoint, access_of(os.environ, KEY_VARIABLE) if access is None else access)
     name = (str(model) if model else asker.model()) if chosen.names_model else None
     return asker.ask(data, expression, Request(name, prompt, chosen.request_extras(sampling or Sampling())), scoring)

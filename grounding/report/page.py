@@ -120,6 +120,7 @@ def _facts(run: collect.Run, first: FirstScreen) -> Mapping[str, object]:
     note = "Share of right answers, with its 95 % interval; the macro mean once an evaluation is complete."
     return {
         "views": views,
+        "notes": _joined([(v.name, note) for v in views for note in v.notes], len(views)),
         "sentence": overview.sentence(run, first.difference, first.said),
         "difference": first.difference,
         "drawn": shown.name if shown is not None else "",
@@ -384,6 +385,14 @@ def notes_of(e: collect.Evaluation) -> list[str]:
     return [*warnings(e.summary.files), *(_sentence(note) for note in e.answers.notes())]
 
 
+def _joined(notes: Sequence[tuple[str, str]], evaluations: int) -> list[str]:
+    """Return each note once, with the names of its evaluations unless it belongs to all of them. `notes` are (name, note)."""
+    names: dict[str, list[str]] = {}
+    for name, note in notes:
+        names.setdefault(note, []).append(name)
+    return [note if len(of) == evaluations else f"{', '.join(of)}: {note}" for note, of in names.items()]
+
+
 def _sentence(note: str) -> str:
     return f"{note[:1].upper()}{note[1:]}."
 
@@ -444,7 +453,7 @@ def side_by_side(evaluations: Sequence[collect.Evaluation]) -> list[Compared]:
     def difference(values: list[float | None]) -> float | None:
         if len(values) != 2 or values[0] is None or values[1] is None:
             return None
-        return values[1] - values[0]
+        return round(values[1] - values[0], 9)  # 0.8875 - 0.85 is less than 0.0375, which would be shown as 3.7 points
 
     files = [{f.name: f.acc for f in e.summary.files} for e in evaluations]
     titles = file_titles(evaluations)

@@ -172,3 +172,10 @@ def test_serve_is_over_when_its_block_is(tmp_path: Path, monkeypatch: pytest.Mon
     assert "1 stopped" in said[-1]
     with pytest.raises(library.Failure, match="does not answer"):
         ask(tmp_path / "p.png", "x", endpoint=url, engine="transformers")
+
+
+def test_no_server_is_started_for_a_picture_that_does_not_exist(data: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(UserError, match="no such file"):
+        ask(data / "gone.png", "x", model=data / "no model", say=said.append)
+    assert said == []

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+import re
 import shlex
 from pathlib import Path
 
+import orjson
 import pytest
 import samples
 from rich.console import Console
 
 from grounding.local.command import Order, next_commands
 from grounding.local.scheduler import ModelSource, PlannedJob
-from grounding.report import conclude, table, text_of
+from grounding.report import conclude, page, table, text_of
 from grounding.report.collect import collect
 
 
@@ -39,6 +41,22 @@ def test_the_table_has_a_row_for_each_file_and_for_the_means(run_dir: Path) -> N
     cells = [[c.strip() for c in row if c.strip()] for row in rows]
     assert [c[0] for c in cells][-2:] == ["macro mean", "micro mean"] and len(cells) == len(samples.FILES) + 2
     assert all(c[1:] == ["40.0", "70.0", "+30.0"] for c in cells)
+
+
+def test_the_difference_is_rounded_as_in_the_sentence(tmp_path: Path) -> None:
+    images = samples.pictures(tmp_path / "pictures")
+    for name, macro in (("before", 0.85), ("after", 0.8875)):
+        folder = samples.evaluation(tmp_path / "demo" / name, images, 5)
+        summary = orjson.loads((folder / "summary.json").read_bytes())
+        (folder / "summary.json").write_bytes(orjson.dumps(summary | {"macro": macro}))
+    (tmp_path / "demo" / "run.json").write_bytes(orjson.dumps({"jobs": ["before", "after"]}))
+    assert re.search(r"macro mean +85.0 +88.8 +\+3.8 ", text(tmp_path / "demo"))
+
+
+def test_a_note_of_all_evaluations_is_on_the_page_once_and_others_name_theirs() -> None:
+    notes = [("a", "Synthetic."), ("a", "Cut off."), ("b", "Synthetic.")]
+    assert page._joined(notes, 2) == ["Synthetic.", "a: Cut off."]
+    assert page._joined(notes, 3) == ["a, b: Synthetic.", "a: Cut off."]
 
 
 def test_one_evaluation_has_no_difference_and_a_training_alone_has_no_table(tmp_path: Path) -> None:
