@@ -57,7 +57,8 @@ class Layout:
 
 
 # On a busy machine, torch with its default number of threads is ten times slower than with one thread. glibc's defaults return memory to
-# the system too eagerly. The machine's GPUs are hidden with -1, not with an empty value, because Ray compares its logical GPUs with it.
+# the system too eagerly. The machine's GPUs are hidden with -1, not with an empty value, because Ray refuses more logical GPUs than
+# CUDA_VISIBLE_DEVICES lists.
 _CPU_ENV: Mapping[str, str] = {
     "CUDA_VISIBLE_DEVICES": "-1",
     "OMP_NUM_THREADS": "1",

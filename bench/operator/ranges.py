@@ -18,7 +18,7 @@ def figure(report: Any, path: str) -> float | None:
 
 
 def check(found: dict[str, Any], file: Path) -> int:
-    """Print the values that are outside their range on stderr. Return 1 if any is, or if one is missing."""
+    """Print to stderr which values are missing or outside their range. Return 1 if there are any, otherwise 0."""
     wrong = []
     ranges = json.loads(file.read_text())["ranges"]
     wrong += [

@@ -236,7 +236,7 @@ class EvalSpec(JobSpec):
         ge=1,
         le=1000,
         description="Servers that must be ready before the first question is asked; others join when they are ready. "
-        "A queue admits all servers together or, if this is 2 or more, this many together and the others one by one.",
+        "In a queue: with 1, all servers are admitted together; with N of 2 or more, N are admitted together and each other server separately.",
     )
     gpus_per_server: int | None = Field(
         None,

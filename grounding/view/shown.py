@@ -141,9 +141,10 @@ class Pages:
         return tuple(dict.fromkeys(names)) or tuple(self._watch.usual())
 
     def news(self, names: Sequence[str], revision: int, before: Sequence[str] = (), patience_s: float = 1.0) -> News:
-        """Return the parts that have changed since a revision of the runs `before`, or all parts if the page shows other runs now.
+        """Return the page's parts of the runs `names` that have changed since `revision`.
 
-        The first request waits up to `patience_s` for the first rendering.
+        If the page showed other runs (`before`) at that revision, return all parts. The first request waits up to `patience_s` seconds for
+        the first rendering.
         """
         with self._lock:
             shown = self._shown.setdefault(tuple(names), Shown())

@@ -123,7 +123,7 @@ class _Image:
         return str(path)
 
     def add(self, path: Path) -> None:
-        """Add a file, or a link. A link to an absolute path leads to the place of the file at its end."""
+        """Add a file or a symbolic link. A link with an absolute target points to the path in the image of the file that it resolves to."""
         if not path.is_symlink():
             self.files[self.place(path)] = path
         elif path.readlink().is_absolute():

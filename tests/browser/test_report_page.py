@@ -187,7 +187,7 @@ def test_the_policy_stops_what_would_get_through(visit: Open, one_page: Path, tm
     hole = "<script>window.hacked=1</script><img src=x onerror='window.hacked=2'><a href='javascript:window.hacked=3' id=h>x</a>"
     broken.write_text(one_page.read_text().replace("<main>", "<main>" + hole))
     page = visit(one_page)
-    # without the check of the console, because the browser must write an error
+    # not opened by `visit`, which fails on any console message: the browser logs an error when the policy blocks the script
     context = page.context.browser.new_context(offline=True)
     other = context.new_page()
     other.goto(broken.as_uri())

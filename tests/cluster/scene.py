@@ -1,5 +1,5 @@
-"""Jobs in every state that dashboards and alerts show: the real operator on the control plane, the real telemetry of
-two trainings and of an evaluation with a real server, and the metrics text of two engines with growing counters.
+"""Set up what dashboards and alerts show: jobs in every state, run by the real operator on the control plane; telemetry written by the
+product's own code in two trainings and an evaluation with a real server; and the metrics pages of two engines, with growing counters.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Places:
 
 
 def places(folder: Path, uri: str) -> Places:
-    """Return the places that undisturbed attempts visit."""
+    """Run two attempts without a fault, the second on an empty disk, and return the failpoints that each reaches."""
     store, found = open_store(uri), []
     for number, node in enumerate(("out", "elsewhere"), 1):  # a restore happens only if the disk is empty
         trace = folder / f"trace-{number}"

@@ -1,4 +1,4 @@
-"""Samples of equal length in the pinned verl, without and with our patches."""
+"""Patches of verl and of Ray's start: whether the pinned source still needs them, and what the patched functions do."""
 
 from __future__ import annotations
 

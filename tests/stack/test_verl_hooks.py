@@ -152,7 +152,8 @@ class _Rows:
 @pytest.mark.parametrize(
     ("step", "trained", "saved", "expected"),
     [
-        # step 4 is logged, and the rows of step 5, whose answers are generated, do not count
+        # step 5 generates answers: step 4 is saved without its metrics, because they are already logged, and the rows of step 5 count as
+        # unread
         (5, 4, 2, (4, {"taken": 4}, False)),
         (4, 4, 2, (4, {"taken": 9}, True)),  # step 4 is validated, but not logged yet
         (5, 4, 4, None),

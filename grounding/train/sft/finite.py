@@ -40,7 +40,7 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
             raise Failure(
                 f"{self.in_a_row} steps in a row have no finite gradient; the first was step {self.began}",
                 hint="Lower spec.hyperparameters.learningRate, or look at the rows of that step; "
-                "the newest checkpoint was saved before that step or has skipped it.",
+                "skipped steps did not change the weights, so the newest checkpoint is usable.",
             )
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:

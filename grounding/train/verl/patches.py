@@ -262,8 +262,8 @@ PATCHES = (
         "_build_module",
         _module,
         "No code of verl reads `actor.freeze_vision_tower`, so the job's freezeVision is applied to the loaded model. Liger's kernels are used "
-        "like in SFT (verl's `use_liger` leaves out this model's activations and fails without Liger).",
-        "verl reads that key, and its `use_liger` includes the activations of Qwen3-VL.",
+        "like in SFT (verl's `use_liger` does not replace the MLP's activation (SwiGLU) of Qwen3-VL, and fails without Liger).",
+        "verl reads that key, and its `use_liger` replaces the MLP's activation of Qwen3-VL.",
         "3935df3e22bb",
     ),
     Patch(

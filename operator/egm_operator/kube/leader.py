@@ -1,8 +1,8 @@
 """Leader election by a Lease: one of several replicas works, and the others wait with filled caches.
 
 The rules are client-go's. The holder renews the Lease. Another process takes it over if it has not changed for its duration by that process's
-own clock, so the clocks need not agree. Writes contain the resource version, so only one of two processes can succeed. (The client's own
-election, release 37, cannot create a Lease: its generated call refuses an argument that it passes.)
+own clock, so the clocks need not agree. Writes contain the resource version, so only one of two processes can succeed. (The election of
+`kubernetes.aio` 37.0.1 cannot create a Lease: it passes `pretty=True`, but the generated method accepts only a string.)
 """
 
 from __future__ import annotations

@@ -10,7 +10,10 @@ from grounding.api.status import TrainStatus
 
 
 def available(snapshot: TrainSnapshot) -> Decision[TrainStatus] | None:
-    """Wait for the kind. Do nothing if an attempt exists, because it continues until it ends by itself."""
+    """Hold the job while the cluster lacks the kind of its back end, such as PyTorchJob.
+
+    Return None if an attempt already exists: it runs to its end.
+    """
     wanted = backend(snapshot)
     if not wanted.missing(snapshot.absent) or snapshot.gangs:
         return None
