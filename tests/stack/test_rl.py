@@ -1,4 +1,6 @@
-"""Real RL with verl's main_ppo on CPU: a killed and resumed run has the same result as an undisturbed one. This takes minutes."""
+"""Real RL with verl's main_ppo on CPU: no process listens on the network while it runs, and a killed and resumed run has the same
+result as an undisturbed one. This takes minutes.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 
 from grounding.progress import read_progress
 from grounding.train.checkpoints import local as checkpoints
 from grounding.train.rl import resume as attempts
+from tests.helpers.listening import run_and_listen
 from tests.helpers.roles import power_cut, role_command
 
 MANIFEST = """
@@ -34,25 +39,49 @@ def _metrics(out: Path, *names: str) -> list[tuple[int, list[float]]]:
     return [(line["step"], [line["metrics"].get(n) for n in names]) for line in lines if line["step"] > 0]
 
 
-def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, speaking_model: Path) -> None:
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run to its end, and what others need to repeat it."""
+
+    job: Path
+    data: Path
+    out: Path
+    listened: dict[str, set[str]]
+
+
+def _command(job: Path, data: Path, model: Path, out: Path) -> list[str]:
+    out.mkdir()
+    return role_command("rl", "--job", job, "--data", data, "--model", model, "--out", out)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, speaking_model: Path) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("rl")
+    job, data, out = folder / "job.yaml", folder / "data", folder / "straight"
+    job.write_text(MANIFEST.replace("MODEL", str(speaking_model)))
+    subprocess.run(role_command("prepare", "--job", job, "--data", data), check=True)
+    return Undisturbed(job, data, out, run_and_listen(_command(job, data, speaking_model, out)))
+
+
+def test_no_process_of_a_run_listens_on_the_network(undisturbed: Undisturbed) -> None:
+    here = {ip.removeprefix("::ffff:") for ip in undisturbed.listened}
+    assert here == {"127.0.0.1"}, undisturbed.listened
+    names = set().union(*undisturbed.listened.values())
+    assert {"gcs_server", "raylet"} < names, names
+
+
+def test_a_killed_run_ends_like_an_undisturbed_one(
+    undisturbed: Undisturbed, tmp_path: Path, speaking_model: Path
+) -> None:
     from safetensors.torch import load_file
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    job, data = tmp_path / "job.yaml", tmp_path / "data"
-    job.write_text(MANIFEST.replace("MODEL", str(speaking_model)))
-    subprocess.run(role_command("prepare", "--job", job, "--data", data), check=True)
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    for out in (straight, killed):
-        out.mkdir()
-
-    def command(out: Path) -> list[str]:
-        return role_command("rl", "--job", job, "--data", data, "--model", speaking_model, "--out", out)
-
-    subprocess.run(command(straight), check=True)
+    straight, killed = undisturbed.out, tmp_path / "killed"
+    command = _command(undisturbed.job, undisturbed.data, speaking_model, killed)
 
     def end_after(step: int, end: Callable[[int], None]) -> int:
         """End the run when the checkpoint of `step` is complete, before verl has logged or validated that step."""
-        child = subprocess.Popen(command(killed), start_new_session=True)
+        child = subprocess.Popen(command, start_new_session=True)
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline and not (checkpoints.peek(killed / "checkpoints") or done).step >= step:
             assert child.poll() is None, "the training ended before it could be stopped"
@@ -66,7 +95,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, speaking_mode
     assert 3 <= done.step < 8, "expected step 3 to 7 as the newest checkpoint: the training was killed too late"
     assert end_after(8, power_cut) == -signal.SIGKILL
     assert not (killed / "model").exists(), "expected no model: the training was killed too late"
-    subprocess.run(command(killed), check=True)
+    subprocess.run(command, check=True)
     assert list((killed / "verl").glob("metrics-*-from-8.jsonl")), (
         "expected a file of metrics that begins after step 8: its validation is still due"
     )
