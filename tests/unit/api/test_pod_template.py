@@ -39,6 +39,8 @@ ODD: list[tuple[Any, str]] = [
     ({"spec": {"containers": None}}, "spec.containers"),
     ({"spec": {"priority": 10**30}}, "spec.priority"),
     ({"spec": {"priority": -(10**400)}}, "spec.priority"),
+    ({"spec": {"containers": [{"name": "main", "resources": {"limits": {"cpu": 1e30}}}]}}, "spec.containers[0].resources.limits.cpu"),
+    ({"spec": {"containers": [{"name": "main", "livenessProbe": {"httpGet": {"port": 1e30}}}]}}, "spec.containers[0].livenessProbe.httpGet.port"),
     ({"spec": {"containers": [{"name": "main", "resources": {"limits": {"cpu": 10**30}}}]}}, "spec.containers[0].resources.limits.cpu"),
     ({"spec": {"containers": [{"name": "main", "resources": {"limits": {"cpu": math.inf}}}]}}, "spec.containers[0].resources.limits.cpu"),
     ({"spec": {"containers": [{"name": "main", "livenessProbe": {"httpGet": {"port": 10**30}}}]}}, "spec.containers[0].livenessProbe.httpGet.port"),

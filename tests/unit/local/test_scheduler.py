@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -548,13 +549,14 @@ def test_the_digest_ignores_how_a_job_runs_but_not_what_it_does() -> None:
     assert digest(base, ["u"]) != digest(work("a", lr=2.0), ["u"])
 
 
-def test_the_manifest_is_yaml(tmp_path: Path) -> None:
+def test_the_manifest_is_yaml_that_only_its_owner_reads(tmp_path: Path) -> None:
     from ruamel.yaml import YAML
 
     document = {"kind": "X", "metadata": {"name": "a"}, "spec": {"lr": 1e-6, "text": "a: b\n", "on": [True, None]}}
     write_manifest(tmp_path / "job.yaml", document)
     assert YAML(typ="safe").load(tmp_path / "job.yaml") == document
     assert (tmp_path / "job.yaml").read_text().startswith("kind: X")
+    assert stat.S_IMODE((tmp_path / "job.yaml").stat().st_mode) == 0o600
 
 
 def test_the_layout_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,21 @@ def test_hostile_names_are_escaped_everywhere(tmp_path: Path, images: Path) -> N
         )
 
 
+def test_no_secret_of_a_manifest_is_in_the_page(tmp_path: Path, images: Path) -> None:
+    folder = samples.evaluation(tmp_path / "x", images, 5)
+    container = {"name": "main", "env": [{"name": "OPENAI_API_KEY", "value": "hunter-in-env"}]}
+    spec = {
+        "model": {"source": "m"},
+        "podTemplate": {"spec": {"containers": [container]}},
+        "endpoints": ["https://user:hunter-in-url@server.example/v1"],
+    }
+    job = {"apiVersion": "grounding.egm.dev/v1alpha1", "kind": "GroundingEvalJob", "metadata": {"name": "x"}}
+    (folder / "job.yaml").write_bytes(orjson.dumps({**job, "spec": spec}))
+    page = build(folder).read_text()
+    assert "OPENAI_API_KEY" in page and "server.example" in page, "the page should show the job"
+    assert "hunter" not in page
+
+
 def test_no_headline_while_errors_remain(tmp_path: Path) -> None:
     page = build(samples.evaluation(tmp_path / "one", tmp_path, 5, errors=2)).read_text()
     assert "2 requests failed" in page and "<b>–</b>" in page
