@@ -78,7 +78,7 @@ fuzz: setup ## run the property tests of all readers again and again, each time 
 	while [ $$(date +%s) -lt $$end ]; do seed=$$((seed + 1)); \
 	  $(BIN)/python -m pytest -q -x -m hypothesis -p no:cacheprovider --hypothesis-seed=$$seed $(READERS:%=tests/unit/%) || exit 1; done
 
-CONTROL_PLANE := walk crds judges drift chart_render chart_rbac runbooks operator_reasons operator_faults operator_killed operator_many operator_progress
+CONTROL_PLANE := walk crds editor judges drift chart_render chart_rbac runbooks operator_reasons operator_faults operator_killed operator_many operator_progress
 test-control-plane: setup cluster-programs ## test operator and chart on a real control plane; half an hour more if its programs must be built
 	@$(BIN)/python -m pytest -q $(CONTROL_PLANE:%=tests/cluster/test_%.py)
 
@@ -128,6 +128,10 @@ node-images: images # import the images of `make images` into the real node
 NODE_IMAGES = $(if $(filter checkout,$(IMAGES)),cluster-image,node-images)
 test-node: setup node $(NODE_IMAGES) ## test images, the chart's release, and a training that loses one of two pods; needs root and buildah; ten minutes
 	@$(BIN)/python -m pytest -q -s tests/e2e/test_gang.py
+
+test-firewall: setup node ## show that the NetworkPolicies of jobs keep other pods out, on a real node; needs root and ipset; three minutes, six more if kube-router must be built
+	@python3 hack/cluster/cluster.py firewall
+	@$(BIN)/python -m pytest -q tests/cluster/test_network_policies.py
 
 e2e: setup node $(NODE_IMAGES) ## run the whole pipeline as pods on a real node, with disturbances; needs root and buildah; half an hour
 	@$(BIN)/python -m pytest -q -s tests/e2e

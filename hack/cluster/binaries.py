@@ -62,6 +62,10 @@ PROGRAMS = (
 NODE_PROGRAMS = (Program("coredns", "github.com/coredns/coredns"),)
 _KUEUE = "sigs.k8s.io/kueue"
 KUEUE = Program("kueue", _KUEUE, f"{_KUEUE}/cmd/kueue", f"-X {_KUEUE}/pkg/version.GitVersion={{version}}", ADDONS)
+_ROUTER = "github.com/cloudnativelabs/kube-router/v2"
+FIREWALL = Program(
+    "kube-router", _ROUTER, f"{_ROUTER}/cmd/kube-router", f"-X {_ROUTER}/pkg/version.Version={{version}}", ADDONS
+)
 
 
 def _digest(folder: Path, programs: tuple[Program, ...]) -> str:

@@ -4,11 +4,12 @@
     cluster.py up [--fake-nodes N] [--node]   start a control plane, N simulated nodes with 8 GPUs, the training-operator; --node adds a real node
     cluster.py env                            print shell exports: KUBECONFIG, KUBECTL, HELM
     cluster.py kueue [--pytorchjob | --off]   start Kueue on the running cluster (--pytorchjob: with that integration), or remove it
+    cluster.py firewall                       enforce NetworkPolicies on the real node of the running cluster
     cluster.py restart PROGRAM                stop one program and start it again, such as kube-apiserver
     cluster.py image                          import this checkout's virtual environment as the operator's images into the real node
     cluster.py load NAME...                   import images from buildah's store into the real node
     cluster.py down                           stop the programs and remove the run folder
-    cluster.py build [--node] [--kueue]       only build the programs
+    cluster.py build [--node | --kueue | --firewall]   only build the programs
     cluster.py packages                       print the Debian packages that a real node needs
     cluster.py check                          check whether this machine can run a real node; if not, print why and exit with code 3
 
@@ -27,6 +28,7 @@ import time
 from pathlib import Path
 
 import binaries
+import firewall
 import kueue
 import simulated
 from controlplane import ControlPlane, free_ports
@@ -113,6 +115,18 @@ def add_kueue(run: Path, *, pytorchjob: bool, off: bool) -> None:
     say(f"Kueue {binaries.version(binaries.KUEUE)} ready")
 
 
+def add_firewall(run: Path) -> None:
+    """Start the enforcement of NetworkPolicies on the real node."""
+    saved = run / "state.json"
+    if not saved.exists() or not Processes(run).alive("kubelet"):
+        raise Trouble("no real node is running; `make node` starts one")
+    import node
+
+    state = json.loads(saved.read_text())
+    firewall.up(_plane(run, Path(state["home"]), state), binaries.ensure_addon(binaries.FIREWALL, say), node.NODE)
+    say(f"NetworkPolicies are enforced by kube-router {binaries.version(binaries.FIREWALL)}")
+
+
 def down(run: Path) -> None:
     """Stop the programs in reverse order and remove the run folder. Other processes are not touched."""
     processes = Processes(run)
@@ -139,13 +153,14 @@ def main() -> int:
     build = commands.add_parser("build")
     build.add_argument("--node", action="store_true", help="also build the programs of a real node")
     build.add_argument("--kueue", action="store_true", help="only Kueue")
+    build.add_argument("--firewall", action="store_true", help="only what enforces NetworkPolicies")
     addon = commands.add_parser("kueue")
     addon.add_argument(
         "--pytorchjob", action="store_true", help="with the integration of PyTorchJob, which is off by default"
     )
     addon.add_argument("--off", action="store_true", help="stop Kueue and remove it")
     commands.add_parser("load").add_argument("names", nargs="+")
-    for name in ("env", "down", "image", "packages", "check"):
+    for name in ("env", "down", "image", "firewall", "packages", "check"):
         commands.add_parser(name)
     arguments = parser.parse_args()
     run: Path = arguments.run.resolve()
@@ -153,11 +168,10 @@ def main() -> int:
         if sys.platform != "linux":
             raise Trouble("the test cluster needs Linux; set EGM_KUBECONFIG to run the tests on an existing cluster")
         if arguments.command == "build":
-            home = (
-                binaries.ensure_addon(binaries.KUEUE, say)
-                if arguments.kueue
-                else binaries.ensure(say, node=arguments.node)
-            )
+            if arguments.kueue or arguments.firewall:
+                home = binaries.ensure_addon(binaries.KUEUE if arguments.kueue else binaries.FIREWALL, say)
+            else:
+                home = binaries.ensure(say, node=arguments.node)
             sys.stdout.write(f"{home}\n")
             return 0
         if arguments.command in ("packages", "check"):
@@ -184,6 +198,8 @@ def main() -> int:
                 down(run)
             elif arguments.command == "kueue":
                 add_kueue(run, pytorchjob=arguments.pytorchjob, off=arguments.off)
+            elif arguments.command == "firewall":
+                add_firewall(run)
             elif arguments.command in ("image", "load"):
                 import node
 

@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import firewall
 import image
 from controlplane import ControlPlane
 from processes import Processes, Trouble
@@ -222,7 +223,7 @@ def _iptables() -> None:
 def down(run: Path, home: Path) -> None:
     """Stop the node and revert its changes on the host."""
     processes = Processes(run)
-    for name in ("kubelet", "kube-proxy", "coredns"):
+    for name in (firewall.NAME, "kubelet", "kube-proxy", "coredns"):
         processes.stop(name)
     socket = run / "containerd" / "containerd.sock"
     if socket.exists() and processes.alive("containerd"):  # containers outlive containerd: each pod has a shim
@@ -239,6 +240,7 @@ def down(run: Path, home: Path) -> None:
     with contextlib.suppress(OSError, Trouble):
         _run(str(home / "bin" / "kube-proxy"), "--cleanup", check=False)
     _iptables()
+    firewall.remove_sets()
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     for mount in sorted((m for m in mounts if m.startswith(f"{run}/")), reverse=True):
         _run("umount", "-l", mount, check=False)
