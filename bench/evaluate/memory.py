@@ -47,22 +47,22 @@ def main(folder: Path, url: str, asked: int) -> None:
         options = Options((url,), request, 512, fixed=True)
         e = Evaluation((folder / "refcoco_val.jsonl",), (folder / "images",), out, "m", options)
         planned = plan(e)
-        work, profile = planned.work, get_profile("egm")
+        worklist, profile = planned.worklist, get_profile("egm")
         note("read", start)
         endpoints = [f"http://h{i}" for i in range(8)]
-        Dispatcher(np.arange(len(work)), work.image, work.images, endpoints)
+        Dispatcher(np.arange(len(worklist)), worklist.image, worklist.images, endpoints)
         note("dealt_to_8", start)
         (out / "results").mkdir(parents=True)
         reply = Reply('```json\n[{"bbox_2d": [100, 100, 500, 600], "label": "x"}]\n```', "stop", 300, 24, 0.7)
         with (out / "results/part-00000.jsonl").open("wb") as f:
-            for row in range(len(work) - asked):
-                scored = score_row(work.key(row), work.expression(row), reply, "m", "qwen3", profile)
+            for row in range(len(worklist) - asked):
+                scored = score_row(worklist.key(row), worklist.expression(row), reply, "m", "qwen3", profile)
                 f.write(orjson.dumps(scored, option=orjson.OPT_APPEND_NEWLINE))
         note("answers_written", start)
         summary = run(e, planned)
         note("asked_and_summed_up", start)
-    assert summary.done == summary.total == len(work), summary.reason
-    print(json.dumps({"rows": len(work), "asked": asked, "in_flight": 512, "peak_mb": found}))
+    assert summary.done == summary.total == len(worklist), summary.reason
+    print(json.dumps({"rows": len(worklist), "asked": asked, "in_flight": 512, "peak_mb": found}))
 
 
 if __name__ == "__main__":

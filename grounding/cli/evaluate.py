@@ -336,10 +336,10 @@ def evaluate(
     planned = plan(evaluation)
     console = Console(stderr=as_json)
     if dry_run:
-        left_out = len(planned.work.left_out)
+        left_out = len(planned.worklist.left_out)
         facts = {
-            "total": len(planned.work),
-            "images": len(planned.work.images),
+            "total": len(planned.worklist),
+            "images": len(planned.worklist.images),
             "files": len(files),
             "left_out": left_out,
         }

@@ -65,18 +65,18 @@ def run(
     from rich.console import Console
 
     from grounding.errors import UserError
-    from grounding.local.command import Order, execute, works_of
+    from grounding.local.command import Order, execute, planned_jobs
     from grounding.preflight.command import before_run
 
     if view_port is not None and not view:
         raise UserError("there is no page without --view", field="--view-port", hint="Add --view to serve the page.")
     order = Order(file, runs, only, parallel, grace, restart)
-    works = works_of(file)
+    jobs = planned_jobs(file)
     with page_of(runs, file.stem, view_port or 0) if view else nullcontext() as page:
         if preflight:
-            before_run(order, works)
+            before_run(order, jobs)
         out = Console()
-        code = execute(order, works, out, Console(stderr=True))
+        code = execute(order, jobs, out, Console(stderr=True))
         if page and code < SIGNALLED:
             see_out(page, file.stem, stays=out.is_terminal)
     if code:

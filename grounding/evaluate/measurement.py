@@ -43,12 +43,12 @@ class Measurement:
 
     def __init__(self, evaluation: Evaluation, planned: Plan) -> None:
         self.evaluation, self.planned, self.profile = evaluation, planned, get_profile(evaluation.scoring)
-        work = planned.work
-        self._prompt, self._settings = evaluation.client.request.prompt, short_digest(work.settings)
+        worklist = planned.worklist
+        self._prompt, self._settings = evaluation.client.request.prompt, short_digest(worklist.settings)
         self._earlier = summary_of(evaluation.out)
         self._remote = Remote(evaluation.out, evaluation.remote) if evaluation.remote else None
         self._synthetic = synthetic_names(evaluation.files)
-        self.lag, self.progress = Lag(), Progress(len(work))
+        self.lag, self.progress = Lag(), Progress(len(worklist))
         more = replace(evaluation.sampling, max_tokens=evaluation.retry_truncated)
         self._more = short_digest(evaluation_digest(replace(evaluation, sampling=more, retry_truncated=0)))
         self._load, self._looked = 0, 0.0
@@ -63,16 +63,16 @@ class Measurement:
         """Notes about the servers that were found before the first question, by this process or an earlier one"""
 
     def __enter__(self) -> Measurement:
-        evaluation, work = self.evaluation, self.planned.work
-        self.results = Results(evaluation.out, work, self.profile.name, self._remote)
+        evaluation, worklist = self.evaluation, self.planned.worklist
+        self.results = Results(evaluation.out, worklist, self.profile.name, self._remote)
         try:
             if evaluation.rescore:
-                change_profile(evaluation, len(work), self.results.done, self._earlier)
+                change_profile(evaluation, len(worklist), self.results.done, self._earlier)
             else:
                 check_conditions(evaluation, self.results)
                 record_pictures(evaluation, self.planned, self.results.done)
                 write_json(evaluation.out / CONFIG, config_of(evaluation, self.planned))
-            rescore(self.results, work, self.profile, everything=evaluation.rescore)
+            rescore(self.results, worklist, self.profile, everything=evaluation.rescore)
             self.progress.recount(self.results.done)
             self._began = time.monotonic()
             self._before = self._earlier.wall_seconds if self._earlier.wall_seconds is not None else 0.0
@@ -101,21 +101,21 @@ class Measurement:
         """Score and write one reply."""
         if not self.progress.asked:
             self.progress.waited = max(0.0, time.monotonic() - self._began - (reply.latency_s or 0.0))
-        done, progress, work = self.results.done, self.progress, self.planned.work
+        done, progress, worklist = self.results.done, self.progress, self.planned.worklist
         limit = self.evaluation.retry_truncated
         if limit and reply.error is not None:  # a truncated answer is better than none
             progress.asked += 1
             self.kept += 1
             return
         progress.count(done, row, -1)
-        stored = score_row(
-            work.key(row), expression, reply, self.evaluation.model, self._prompt, self.profile, self._settings
+        scored = score_row(
+            worklist.key(row), expression, reply, self.evaluation.model, self._prompt, self.profile, self._settings
         )
         if limit:
-            stored |= {"settings": self._more, "evaluation": self._settings, "max_tokens": limit}
+            scored |= {"settings": self._more, "evaluation": self._settings, "max_tokens": limit}
         if self._timed:
-            stored |= {"loop_lag_s": round(self.lag.now(), 6), "in_flight": self._in_flight()}
-        self.results.add(row, stored)
+            scored |= {"loop_lag_s": round(self.lag.now(), 6), "in_flight": self._in_flight()}
+        self.results.add(row, scored)
         progress.count(done, row)
         progress.asked += 1
         progress.latencies.add(reply.latency_s)
@@ -136,9 +136,9 @@ class Measurement:
         mode = self._earlier.mode if again else evaluation.mode
         judged = None
         if mode == "latency":
-            judged = judge(done.latency_s, done.lag_s, self.planned.work.file, _lags(self._earlier))
+            judged = judge(done.latency_s, done.lag_s, self.planned.worklist.file, _lags(self._earlier))
         summary = summarise(
-            self.planned.work,
+            self.planned.worklist,
             done,
             evaluation.max_errors,
             evaluation.client.request.model,
@@ -191,7 +191,9 @@ class Measurement:
         evaluation = self.evaluation
         cost = shares(self.results.done, evaluation.client.method, evaluation.hardware, summary.costs)
         added, made_of = (cost.of, repr(cost)) if cost.known else (None, "")
-        write_parquet(evaluation.out, self.planned.work, added, self.results.last, own=self.results.own, costs=made_of)
+        write_parquet(
+            evaluation.out, self.planned.worklist, added, self.results.last, own=self.results.own, costs=made_of
+        )
         self.results.replicate(patient=True)
         return summary
 

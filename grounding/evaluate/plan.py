@@ -24,7 +24,7 @@ from grounding.scoring import get_profile
 class Plan:
     """The rows of an evaluation, read and checked."""
 
-    work: Worklist
+    worklist: Worklist
     images: ImageStore
 
 
@@ -34,8 +34,8 @@ def plan(evaluation: Evaluation) -> Plan:
     if evaluation.rescore:  # the answers exist, so the pictures are not needed
         without = _left_out_before(evaluation.out, evaluation.files)
         rows = {(file_stem(Path(p.file)), p.row) for p in without}
-        work = read_worklist(evaluation.files, settings, None, evaluation.limit, _truths(evaluation), rows)
-        return Plan(replace(work, left_out=without), open_images())
+        worklist = read_worklist(evaluation.files, settings, None, evaluation.limit, _truths(evaluation), rows)
+        return Plan(replace(worklist, left_out=without), open_images())
     images = open_images(*evaluation.images, *embedded_sources(evaluation.files))
     return Plan(read_worklist(evaluation.files, settings, images, evaluation.limit, _truths(evaluation)), images)
 
@@ -64,12 +64,12 @@ def _left_out_before(out: Path, files: Sequence[Path]) -> tuple[Problem, ...]:
 
 def plan_beside(evaluation: Evaluation, planned: Plan) -> Plan:
     """Return the plan of another setting for the same rows. Their pictures are not checked again."""
-    left_out = planned.work.left_out
+    left_out = planned.worklist.left_out
     without = {(file_stem(Path(p.file)), p.row) for p in left_out}
-    work = read_worklist(
+    worklist = read_worklist(
         evaluation.files, evaluation_digest(evaluation), None, evaluation.limit, _truths(evaluation), without
     )
-    return Plan(replace(work, left_out=left_out), planned.images)
+    return Plan(replace(worklist, left_out=left_out), planned.images)
 
 
 def evaluation_digest(evaluation: Evaluation) -> bytes:

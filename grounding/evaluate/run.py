@@ -47,7 +47,7 @@ def run(evaluation: Evaluation, planned: Plan, listen: Listener = lambda _: None
             if len(todo) and not evaluation.rescore:
                 client = Client(
                     client_options(evaluation),
-                    planned.work,
+                    planned.worklist,
                     planned.images,
                     measured.receive,
                     identify_of(evaluation),

@@ -43,8 +43,8 @@ def record_pictures(evaluation: Evaluation, planned: Plan, done: Tallies) -> Non
     path = evaluation.out / PICTURES
     known = read_json(path) if path.exists() else {}
     before = known if isinstance(known, dict) else {}
-    now = {name: print_[:16] for name, print_ in planned.images.fingerprints(planned.work.images).items()}
-    answered = {planned.work.images[i] for i in np.unique(planned.work.image[done.answered])}
+    now = {name: print_[:16] for name, print_ in planned.images.fingerprints(planned.worklist.images).items()}
+    answered = {planned.worklist.images[i] for i in np.unique(planned.worklist.image[done.answered])}
     if other := [name for name in sorted(answered) if name in before and before[name] != now[name]]:
         raise UserError(
             f"has answers for other pictures: {len(other)} of {len(answered)} have changed, such as {other[0]}",
@@ -98,9 +98,9 @@ def config_of(evaluation: Evaluation, planned: Plan) -> RunConfig:
         "truth": evaluation.truths.space,
         "left_out": [
             {"file": file_stem(Path(p.file)), "line": p.row, "kind": p.kind, "image": p.image, "message": p.message}
-            for p in planned.work.left_out
+            for p in planned.worklist.left_out
         ],
         "max_errors": evaluation.max_errors,
         "asked_as": evaluation.client.request.model,
-        "settings": short_digest(planned.work.settings),
+        "settings": short_digest(planned.worklist.settings),
     }

@@ -191,26 +191,26 @@ def _ended(name: str, rows: int, asked: int) -> str:
     return f"the server ended {rows} of {asked} requests ({100 * rows / asked:.2f} %) by {name!r}; {what}"
 
 
-def _one_box(work: Worklist, done: Tallies) -> list[str]:
+def _one_box(worklist: Worklist, done: Tallies) -> list[str]:
     """Return a note if the prompt asks for whole objects but some rows do not say that their box covers the whole object."""
-    if not work.amodal:
+    if not worklist.amodal:
         return []
     single = int((done.answered & np.isnan(done.extents.iou).any(axis=1)).sum())
     what = "row has" if single == 1 else "rows have"
     return [f"{single} {what} no amodal_bbox, so their bbox is taken for the whole object"] if single else []
 
 
-def _left_out(work: Worklist) -> list[str]:
-    rows = len(work.left_out)
+def _left_out(worklist: Worklist) -> list[str]:
+    rows = len(worklist.left_out)
     if not rows:
         return []
-    first = work.left_out[0]
+    first = worklist.left_out[0]
     text = "1 unusable row is" if rows == 1 else f"{rows} unusable rows are"
     return [f"{text} left out, for example {Path(first.file).name}:{first.row}: {first.message}"]
 
 
 def summarise(
-    work: Worklist,
+    worklist: Worklist,
     done: Tallies,
     max_errors: int = 0,
     asked_as: str | None = None,
@@ -224,12 +224,12 @@ def summarise(
     is the profile, for the doctor's notes. `latency_s` has the latencies in seconds that count; None: all do. The summary's `done`
     counts the answers, and failed rows only if they count as wrong.
     """
-    names = file_order(work.names)
+    names = file_order(worklist.names)
     failed = int((done.outcome == OUTCOMES.index("error")).sum())
     wrong = 0 < failed <= max_errors
     latency = done.latency_s if latency_s is None else latency_s
-    files = [_file(n, np.flatnonzero(work.file == work.names.index(n)), done, wrong, latency) for n in names]
-    total, errors = len(work), 0 if wrong else failed
+    files = [_file(n, np.flatnonzero(worklist.file == worklist.names.index(n)), done, wrong, latency) for n in names]
+    total, errors = len(worklist), 0 if wrong else failed
     answered = sum(f.n for f in files)
     served = done.served_by()
     found = diagnose(done.findings[done.answered].tolist(), scoring)
@@ -249,10 +249,10 @@ def summarise(
         served=tuple(ServedAnswers(**m._asdict(), answers=n) for m, n in served.items()),
         from_reasoning=int(done.from_reasoning[done.answered].sum()),
         doctor=found,
-        left_out=len(work.left_out),
+        left_out=len(worklist.left_out),
         notes=(
-            *_left_out(work),
-            *_one_box(work, done),
+            *_left_out(worklist),
+            *_one_box(worklist, done),
             *_notes(done, failed if wrong else 0, list(served), asked_as),
             *(_ended(name, rows, asked) for name, rows in endings),
             *found.notes,
@@ -262,23 +262,25 @@ def summarise(
         truncated=sum(f.truncated for f in files),
         macro=float(np.mean([f.acc for f in files])) if whole else None,
         micro=float(np.mean(done.correct)) if whole else None,
-        ci95=_interval(work, names, done.correct) if whole else None,
+        ci95=_interval(worklist, names, done.correct) if whole else None,
         reason=reason,
         files=tuple(files),
-        samples=_votes(work, names, done) if whole and done.samples.count else None,
+        samples=_votes(worklist, names, done) if whole and done.samples.count else None,
         extents=done.extents.summary(
-            work.file, [(name, work.names.index(name)) for name in names], "amodal" if work.amodal else "visible"
+            worklist.file,
+            [(name, worklist.names.index(name)) for name in names],
+            "amodal" if worklist.amodal else "visible",
         ),
     )
 
 
-def _votes(work: Worklist, names: Sequence[str], done: Tallies) -> SamplesSummary:
+def _votes(worklist: Worklist, names: Sequence[str], done: Tallies) -> SamplesSummary:
     """Return the macro means of the votes and of the oracle, with intervals, for every number of answers up to the maximum."""
     held = done.samples
 
     def mean(share: NDArray[np.float64]) -> VoteMean:
-        macro = float(np.mean([share[work.file == work.names.index(f)].mean() for f in names]))
-        return VoteMean(macro=macro, ci95=_interval(work, names, share).macro)
+        macro = float(np.mean([share[worklist.file == worklist.names.index(f)].mean() for f in names]))
+        return VoteMean(macro=macro, ci95=_interval(worklist, names, share).macro)
 
     found = tuple(
         VotesOf(n=n, **{name: mean(share) for name, share in shares.items()})
@@ -287,10 +289,10 @@ def _votes(work: Worklist, names: Sequence[str], done: Tallies) -> SamplesSummar
     return SamplesSummary(count=held.count, accuracy_at_1=found[0].first.macro, by_number=found)
 
 
-def _interval(work: Worklist, names: Sequence[str], correct: ArrayLike) -> Intervals:
+def _interval(worklist: Worklist, names: Sequence[str], correct: ArrayLike) -> Intervals:
     """Return `interval` over columns whose order does not depend on the order of the files."""
-    place = np.array([names.index(n) for n in work.names])
-    order = np.lexsort((work.line, place[work.file]))
-    _, first, inverse = np.unique(work.image[order], return_index=True, return_inverse=True)
+    place = np.array([names.index(n) for n in worklist.names])
+    order = np.lexsort((worklist.line, place[worklist.file]))
+    _, first, inverse = np.unique(worklist.image[order], return_index=True, return_inverse=True)
     by_appearance = np.argsort(np.argsort(first))
-    return interval(place[work.file[order]], by_appearance[inverse], np.asarray(correct)[order])
+    return interval(place[worklist.file[order]], by_appearance[inverse], np.asarray(correct)[order])

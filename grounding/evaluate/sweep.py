@@ -85,14 +85,14 @@ class Interleaved:
     counts as a separate image.
     """
 
-    def __init__(self, works: Sequence[Worklist], methods: Sequence[Method]) -> None:
-        self._works, self._methods, self.rows = works, methods, len(works[0])
+    def __init__(self, worklists: Sequence[Worklist], methods: Sequence[Method]) -> None:
+        self._worklists, self._methods, self.rows = worklists, methods, len(worklists[0])
         sizes = list(dict.fromkeys(m.max_pixels for m in methods))
-        names, count = works[0].images, len(works[0].images)
+        names, count = worklists[0].images, len(worklists[0].images)
         self.images = names * len(sizes)
         columns = [
             w.image.astype(np.uint32) + np.uint32(sizes.index(m.max_pixels) * count)
-            for w, m in zip(works, methods, strict=True)
+            for w, m in zip(worklists, methods, strict=True)
         ]
         self.image: NDArray[np.uint32] = np.concatenate(columns)
 
@@ -106,7 +106,7 @@ class Interleaved:
     def expression(self, number: int) -> Expression:
         """Return the expression of question `number`. It is read again from its file."""
         setting, row = self.at(number)
-        return self._works[setting].expression(row)
+        return self._worklists[setting].expression(row)
 
     def method(self, number: int) -> Method:
         """Return the method with which question `number` is asked."""
@@ -172,12 +172,12 @@ class _Whole:
     ) -> None:
         self._evaluation, self._measured, self._images = evaluation, measured, images
         self._listen, self._interval, self._published = listen, interval, published
-        self._work = Interleaved([p.work for p in plans], [m.evaluation.client.method for m in measured])
-        self._progress = Progress(len(self._work))
+        self._questions = Interleaved([p.worklist for p in plans], [m.evaluation.client.method for m in measured])
+        self._progress = Progress(len(self._questions))
         self._start = time.monotonic()
 
     def run(self) -> Summary:
-        todo = np.concatenate([s * self._work.rows + m.todo for s, m in enumerate(self._measured)])
+        todo = np.concatenate([s * self._questions.rows + m.todo for s, m in enumerate(self._measured)])
         try:
             if len(todo):
                 with seldom_collected():
@@ -201,7 +201,7 @@ class _Whole:
         options = client_options(self._evaluation)
         models = distinct([model for m in self._measured for model in m.models])
         who = identify_of(self._evaluation)
-        client = Client(options, self._work, self._images, self._receive, who, models, self._work.method)
+        client = Client(options, self._questions, self._images, self._receive, who, models, self._questions.method)
         self._progress.servers = client.servers
         notes = await not_continued(self._evaluation, [m.evaluation.client.method for m in self._measured])
         for m in self._measured:
@@ -220,7 +220,7 @@ class _Whole:
                     await task
 
     def _receive(self, number: int, expression: Expression, reply: Reply) -> None:
-        setting, row = self._work.at(number)
+        setting, row = self._questions.at(number)
         self._measured[setting].receive(row, expression, reply)
         self._progress.asked += 1
         self._progress.latencies.add(reply.latency_s)

@@ -61,7 +61,7 @@ class Order:
         return f"{called.command()} {shlex.join(words)}"
 
 
-def works_of(manifest: Path) -> list[PlannedJob]:
+def planned_jobs(manifest: Path) -> list[PlannedJob]:
     """Return the jobs of a manifest file, resolved. Raises `UserError`."""
     from grounding import api, roles
     from grounding.api.manifest import refuse_placeholders
@@ -94,27 +94,27 @@ def _description(job: Job, *, finished: bool) -> str:
     return identity.description(spec, finished=finished)
 
 
-def chosen(works: Sequence[PlannedJob], only: str) -> list[PlannedJob]:
+def chosen(jobs: Sequence[PlannedJob], only: str) -> list[PlannedJob]:
     """Return the jobs selected by `--only`. Raises `UserError` for an unknown name. Pure."""
-    if only and only not in {w.name for w in works}:
-        names = ", ".join(w.name for w in works)
+    if only and only not in {job.name for job in jobs}:
+        names = ", ".join(job.name for job in jobs)
         raise UserError(f"no job {only!r} in the manifest", field="--only", hint=f"It has: {names}")
-    return [w for w in works if only in ("", w.name)]
+    return [job for job in jobs if only in ("", job.name)]
 
 
-def execute(order: Order, works: Sequence[PlannedJob], out: Console, err: Console, grace: float | None = None) -> int:
-    """Run `works` and return the exit code: 0, 1 or 2 for failed jobs, 128 + n if signal n stopped the run.
+def execute(order: Order, jobs: Sequence[PlannedJob], out: Console, err: Console, grace: float | None = None) -> int:
+    """Run `jobs` and return the exit code: 0, 1 or 2 for failed jobs, 128 + n if signal n stopped the run.
 
     Raises `EgmError` for disk errors, and for problems that are found before anything starts.
     """
-    chosen(works, order.only)
+    chosen(jobs, order.only)
     try:
         lock = locked(order.run_dir)
         try:
-            screen = Screen(out, order.run_dir, [w.name for w in works])
+            screen = Screen(out, order.run_dir, [job.name for job in jobs])
             run = LocalRun(
                 order.run_dir,
-                works,
+                jobs,
                 order.parallel,
                 order.grace_s if grace is None else grace,
                 say=screen.say,
@@ -205,7 +205,7 @@ def _closing(run: LocalRun, order: Order, number: int, out: Console, err: Consol
     if code:
         out.print(f"Continue with:\n  {order.command}", markup=False, highlight=False, soft_wrap=True)
     else:
-        out.print(next_commands(order, run.works, found), markup=False, highlight=False, soft_wrap=True)
+        out.print(next_commands(order, run.jobs, found), markup=False, highlight=False, soft_wrap=True)
     return code
 
 
@@ -254,18 +254,18 @@ def _conclude(run_dir: Path, views: Sequence[View], out: Console) -> Conclusion 
     return found
 
 
-def next_commands(order: Order, works: Sequence[PlannedJob], found: Conclusion | None) -> str:
+def next_commands(order: Order, jobs: Sequence[PlannedJob], found: Conclusion | None) -> str:
     """Return commands to continue with after a run, as they are pasted into the user's shell."""
-    logs = ["logs", works[-1].name] + ([] if order.runs == Path("runs") else ["--runs", str(order.runs)])
-    commands = [["view", str(order.runs)], _ask(order.run_dir, works, found), logs]
+    logs = ["logs", jobs[-1].name] + ([] if order.runs == Path("runs") else ["--runs", str(order.runs)])
+    commands = [["view", str(order.runs)], _ask(order.run_dir, jobs, found), logs]
     return "\n".join(["Next:", *(f"  {called.command()} {shlex.join(words)}" for words in commands if words)])
 
 
-def _ask(run_dir: Path, works: Sequence[PlannedJob], found: Conclusion | None) -> list[str]:
+def _ask(run_dir: Path, jobs: Sequence[PlannedJob], found: Conclusion | None) -> list[str]:
     """Return the arguments that ask the last evaluated model one of its questions; empty unless the run trained it for this machine's CPU."""
     if found is None or found.question is None:
         return []
-    measured = next((w for w in works if w.name == found.names[-1]), None)
+    measured = next((job for job in jobs if job.name == found.names[-1]), None)
     if measured is None or not measured.upstream or measured.document["spec"].get("engine") != "transformers":
         return []
     picture, expression = found.question

@@ -72,44 +72,48 @@ class PlannedJob:
         return tuple(source.job for source in self.sources if source.job)
 
 
-def ordered(works: Sequence[PlannedJob]) -> list[PlannedJob]:
+def ordered(jobs: Sequence[PlannedJob]) -> list[PlannedJob]:
     """Return the jobs in the manifest's order, but each after the jobs that it depends on. Raises `UserError` for an unknown or
     circular reference. Pure."""
-    by_name = {w.name: w for w in works}
+    by_name = {planned.name: planned for planned in jobs}
     done: dict[str, PlannedJob] = {}
 
-    def add(work: PlannedJob, path: tuple[str, ...]) -> None:
-        if work.name in path:
-            raise UserError(f"the jobs wait for each other: {' -> '.join((*path, work.name))}", field="model.trainJob")
-        for upstream in work.upstream:
+    def add(planned: PlannedJob, path: tuple[str, ...]) -> None:
+        if planned.name in path:
+            raise UserError(
+                f"the jobs wait for each other: {' -> '.join((*path, planned.name))}", field="model.trainJob"
+            )
+        for upstream in planned.upstream:
             if upstream not in by_name:
                 raise UserError(
-                    f"job {work.name!r} needs {upstream!r}, which is not in the manifest", field="model.trainJob"
+                    f"job {planned.name!r} needs {upstream!r}, which is not in the manifest", field="model.trainJob"
                 )
-        if work.name not in done:
-            for upstream in work.upstream:
-                add(by_name[upstream], (*path, work.name))
-            done[work.name] = work
+        if planned.name not in done:
+            for upstream in planned.upstream:
+                add(by_name[upstream], (*path, planned.name))
+            done[planned.name] = planned
 
-    for w in works:
-        add(w, ())
+    for planned in jobs:
+        add(planned, ())
     return list(done.values())
 
 
-def digest(work: PlannedJob, upstream_ids: Sequence[str]) -> str:
+def digest(planned: PlannedJob, upstream_ids: Sequence[str]) -> str:
     """Return a digest of everything that affects the job's result. An upstream job's id changes if that job starts from the beginning."""
-    spec = {k: v for k, v in dict(work.document.get("spec", {})).items() if k not in OPERATIONAL}
+    spec = {k: v for k, v in dict(planned.document.get("spec", {})).items() if k not in OPERATIONAL}
     return hashlib.sha256(
-        orjson.dumps([work.kind, work.name, spec, " ".join(upstream_ids)], option=orjson.OPT_SORT_KEYS, default=str)
+        orjson.dumps(
+            [planned.kind, planned.name, spec, " ".join(upstream_ids)], option=orjson.OPT_SORT_KEYS, default=str
+        )
     ).hexdigest()
 
 
 @dataclass
 class LocalRun:
-    """A run of `works` in `run_dir`. `run` leaves the outcome of each job in `states`."""
+    """A run of `jobs` in `run_dir`. `run` leaves the outcome of each job in `states`."""
 
     run_dir: Path
-    works: Sequence[PlannedJob]
+    jobs: Sequence[PlannedJob]
     parallel: int = 2
     grace: float = DEFAULT_S
     say: Callable[[str], None] = lambda _: None
@@ -124,36 +128,38 @@ class LocalRun:
         self._children: set[Child] = set()
         self._plans: dict[str, Sequence[Role]] = {}
 
-    def layout(self, work: PlannedJob) -> Layout:
+    def layout(self, planned: PlannedJob) -> Layout:
         """Return the paths of a job; they are absolute, so that a role's working folder does not matter."""
         run = self.run_dir.absolute()
-        models = tuple(str(run / s.job / "model") if s.job else s.place for s in work.sources)
+        models = tuple(str(run / s.job / "model") if s.job else s.place for s in planned.sources)
         return Layout(
-            job_file=str(run / work.name / "job.yaml"),
+            job_file=str(run / planned.name / "job.yaml"),
             data=str(run / "data"),
-            out=str(run / work.name),
+            out=str(run / planned.name),
             model=models[0],
             models=models,
         )
 
     def check(self) -> None:
         """Raise `UserError` for roles that this machine cannot run."""
-        for work in self.works:
-            roles = self._plans[work.name] = tuple(work.plan(self.layout(work)))
+        for planned in self.jobs:
+            roles = self._plans[planned.name] = tuple(planned.plan(self.layout(planned)))
             names = {r.name for r in roles}
             for role in roles:
                 if missing := set(role.after) - names:
-                    raise Failure(f"role {role.name!r} waits for unknown {', '.join(sorted(missing))}", field=work.name)
+                    raise Failure(
+                        f"role {role.name!r} waits for unknown {', '.join(sorted(missing))}", field=planned.name
+                    )
                 if role.kind == "task" and role.replicas > 1:
                     raise UserError(
                         f"role {role.name!r} needs {role.replicas} machines, but this is one",
-                        field=f"{work.name}: spec.resources",
+                        field=f"{planned.name}: spec.resources",
                         hint="Reduce the job to one node, or submit it to a cluster.",
                     )
             if (need := gpus_of(roles)) > len(self.gpu_ids):
                 raise UserError(
                     f"the job needs {need} GPUs, but this process may use {len(self.gpu_ids)}",
-                    field=f"{work.name}: spec.resources",
+                    field=f"{planned.name}: spec.resources",
                     hint="Reduce the number of GPUs, set CUDA_VISIBLE_DEVICES, or submit the job to a cluster.",
                 )
 
@@ -166,7 +172,10 @@ class LocalRun:
             "digest": hashlib.sha256(manifest.read_bytes()).hexdigest(),
             "createdAt": old.get("createdAt") or time.time(),
             "startedAt": time.time(),
-            "jobs": [{"name": w.name, "kind": w.kind, "upstream": list(w.upstream)} for w in self.works],
+            "jobs": [
+                {"name": planned.name, "kind": planned.kind, "upstream": list(planned.upstream)}
+                for planned in self.jobs
+            ],
         }
         write_json(path, document)
         for folder in sorted(p.parent for p in self.run_dir.glob("*/state.json")):
@@ -179,74 +188,78 @@ class LocalRun:
         self._gpus = Gpus(self.gpu_ids)
         self._slots = asyncio.Semaphore(max(1, self.parallel))
         self._preparing = asyncio.Lock()
-        finished = {w.name: asyncio.Event() for w in self.works}
-        order = ordered(self.works)
-        for w in order:
-            state = self.states[w.name] = read_state(self.run_dir / w.name) or JobState(w.name, w.kind)
-            if only in ("", w.name) and state.phase != "Succeeded":  # the messages of an earlier run no longer apply
-                state.kind, state.phase, state.reason, state.message = w.kind, "Pending", "", ""
-                write_state(self.run_dir / w.name, state)
+        finished = {planned.name: asyncio.Event() for planned in self.jobs}
+        order = ordered(self.jobs)
+        for planned in order:
+            state = self.states[planned.name] = read_state(self.run_dir / planned.name) or JobState(
+                planned.name, planned.kind
+            )
+            if (
+                only in ("", planned.name) and state.phase != "Succeeded"
+            ):  # the messages of an earlier run no longer apply
+                state.kind, state.phase, state.reason, state.message = planned.kind, "Pending", "", ""
+                write_state(self.run_dir / planned.name, state)
 
-        async def one(work: PlannedJob) -> None:
+        async def one(planned: PlannedJob) -> None:
             try:
-                if only in ("", work.name):
-                    for upstream in [] if only else work.upstream:
+                if only in ("", planned.name):
+                    for upstream in [] if only else planned.upstream:
                         await finished[upstream].wait()
-                    await self._job(work)
+                    await self._job(planned)
             finally:
-                finished[work.name].set()
+                finished[planned.name].set()
 
         async with asyncio.TaskGroup() as group:
-            for w in order:
-                group.create_task(one(w))
+            for planned in order:
+                group.create_task(one(planned))
 
     def signal_children(self) -> None:
         """Ask every running role to stop. The second call kills them."""
         for child in list(self._children):
             child.signal()
 
-    async def _job(self, work: PlannedJob) -> None:
+    async def _job(self, planned: PlannedJob) -> None:
         """Run one job to its end and record the outcome. The failure of a job does not raise an exception."""
-        folder = self.run_dir / work.name
-        state = self.states[work.name]
-        upstream = [self.states[name] for name in work.upstream]
-        if work.suspended:
+        folder = self.run_dir / planned.name
+        state = self.states[planned.name]
+        upstream = [self.states[name] for name in planned.upstream]
+        if planned.suspended:
             self._end(state, "Suspended", "Suspended", "spec.suspend is true")
             return
         if missing := next((other for other in upstream if other.phase != "Succeeded"), None):
             self._end(state, "Pending", "UpstreamNotReady", f"waits for {missing.name}, which is {missing.phase}")
             self.exit_code = self.exit_code or 1
             return
-        want = digest(work, [other.id for other in upstream])
-        models = [str(self.run_dir.absolute() / name / "model") for name in work.upstream]
-        now = await asyncio.to_thread(inputs.states, (*work.inputs, *models))
+        want = digest(planned, [other.id for other in upstream])
+        models = [str(self.run_dir.absolute() / name / "model") for name in planned.upstream]
+        now = await asyncio.to_thread(inputs.states, (*planned.inputs, *models))
         if state.phase == "Succeeded" and state.digest == want and not self.restart:
             other = inputs.changed(state.inputs, now)
             if not other:
-                self.skipped.add(work.name)
+                self.skipped.add(planned.name)
                 return
-            self.say(f"{work.name}: {', '.join(other)} changed since the job succeeded; comparing the content")
+            self.say(f"{planned.name}: {', '.join(other)} changed since the job succeeded; comparing the content")
         ids = [other.id for other in upstream]
-        begun, done = (digest_of([text, ids]) if text else "" for text in (work.begun, work.done))
+        begun, done = (digest_of([text, ids]) if text else "" for text in (planned.begun, planned.done))
         before, after = (state.done, done) if state.phase == "Succeeded" else (state.begun, begun)
         # roles compare the other fields, and continue after allowed changes
         same = state.digest == want or bool(after and before == after)
         if state.digest and (not same or self.restart):
-            self._set_aside(folder, work.name)
-            state = self.states[work.name] = JobState(work.name, work.kind)
-        roles = self._plans[work.name]
+            self._set_aside(folder, planned.name)
+            state = self.states[planned.name] = JobState(planned.name, planned.kind)
+        roles = self._plans[planned.name]
         async with self._slots, self._gpus.take(gpus_of(roles)) as gpus:
-            state.kind, state.digest, state.upstream = work.kind, want, list(work.upstream)
+            state.kind, state.digest, state.upstream = planned.kind, want, list(planned.upstream)
             state.id, state.inputs = state.id or uuid.uuid4().hex, now
             state.begun, state.done = begun, done
             state.attempt += 1
             state.started_at, state.finished_at = time.time(), 0.0
             state.created_at = state.created_at or state.started_at
             state.phase, state.reason, state.message, state.roles = "Running", "", "", []
-            write_manifest(folder / "job.yaml", work.document)
+            write_manifest(folder / "job.yaml", planned.document)
             write_state(folder, state)
             try:
-                await self._roles(work, state, roles, gpus)
+                await self._roles(planned, state, roles, gpus)
             except asyncio.CancelledError:
                 self._end(state, "Stopped", "Interrupted", "")
                 raise
@@ -271,7 +284,7 @@ class LocalRun:
             state.finished_at = time.time()
         write_state(self.run_dir / state.name, state)
 
-    async def _roles(self, work: PlannedJob, state: JobState, roles: Sequence[Role], gpus: Sequence[str]) -> None:
+    async def _roles(self, planned: PlannedJob, state: JobState, roles: Sequence[Role], gpus: Sequence[str]) -> None:
         """Run a job's roles in order. A server runs until the tasks that use it have ended. Raises `EgmError`."""
         ready = {r.name: asyncio.Event() for r in roles}
         urls: dict[str, list[str]] = {r.name: [] for r in roles}

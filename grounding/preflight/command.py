@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grounding import api
-from grounding.local.command import Order, chosen, works_of
+from grounding.local.command import Order, chosen, planned_jobs
 from grounding.local.runs import read_state
 from grounding.local.scheduler import LocalRun, PlannedJob, digest, ordered
 from grounding.local.serve import Serving
@@ -20,24 +20,24 @@ SERVE_PORT = 30000
 HINT = "`egm doctor -f {file}` shows all checks."
 
 
-def unfinished(run_dir: Path, works: Sequence[PlannedJob]) -> list[PlannedJob]:
+def unfinished(run_dir: Path, jobs: Sequence[PlannedJob]) -> list[PlannedJob]:
     """Return the jobs that a run would execute: those that are neither suspended nor finished with the same specification."""
     left, identities = [], {}
-    for work in ordered(works):
-        state = read_state(run_dir / work.name)
-        identities[work.name] = state.id if state else ""
-        want = digest(work, [identities.get(name, "") for name in work.upstream])
+    for planned in ordered(jobs):
+        state = read_state(run_dir / planned.name)
+        identities[planned.name] = state.id if state else ""
+        want = digest(planned, [identities.get(name, "") for name in planned.upstream])
         done = state is not None and state.phase == "Succeeded" and state.digest == want
-        if not done and not work.suspended:
-            left.append(work)
+        if not done and not planned.suspended:
+            left.append(planned)
     return left
 
 
-def needs(manifest: Path, works: Sequence[PlannedJob], run_dir: Path) -> list[Needs]:
-    """Return the needs of `works`, which are jobs of the manifest."""
-    jobs = {job.metadata.name: job for job in api.load(manifest)}
-    layouts = LocalRun(run_dir, works, gpu_ids=())
-    return [needs_of(jobs[w.name], tuple(w.plan(layouts.layout(w)))) for w in works]
+def needs(manifest: Path, jobs: Sequence[PlannedJob], run_dir: Path) -> list[Needs]:
+    """Return the needs of `jobs`, which are jobs of the manifest."""
+    by_name = {job.metadata.name: job for job in api.load(manifest)}
+    layouts = LocalRun(run_dir, jobs, gpu_ids=())
+    return [needs_of(by_name[job.name], tuple(job.plan(layouts.layout(job)))) for job in jobs]
 
 
 def examine(
@@ -68,11 +68,11 @@ def _refuse(wanted: Sequence[Needs], runs: Path, what: str, hint: str, ports: Se
         raise_failures(judge.remotes(probe.network(wanted), found.disks), what, hint)
 
 
-def before_run(order: Order, works: Sequence[PlannedJob]) -> None:
+def before_run(order: Order, jobs: Sequence[PlannedJob]) -> None:
     """Check the machine before `egm run` starts anything. Raises `UserError` or `Failure` that lists all that is missing, with cures."""
-    todo = chosen(works, order.only)
-    left = todo if order.restart else unfinished(order.run_dir, works)
-    left = [w for w in left if w in todo and not w.suspended]
+    todo = chosen(jobs, order.only)
+    left = todo if order.restart else unfinished(order.run_dir, jobs)
+    left = [job for job in left if job in todo and not job.suspended]
     if left:
         file = order.manifest
         _refuse(needs(file, left, order.run_dir), order.runs, str(file), HINT.format(file=file), (), serves=False)
@@ -91,5 +91,5 @@ def doctor(manifests: Sequence[Path], runs: Path, *, ask: bool) -> list[Verdict]
     wanted: list[Needs] = []
     for manifest in manifests:
         order = Order(manifest, runs)
-        wanted += needs(manifest, works_of(manifest), order.run_dir)
+        wanted += needs(manifest, planned_jobs(manifest), order.run_dir)
     return examine(wanted, runs, (SERVE_PORT,), ask=ask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from grounding.local.command import Order, works_of
+from grounding.local.command import Order, planned_jobs
 from grounding.preflight import judge, probe
 from grounding.preflight.command import needs
 from grounding.preflight.facts import Remote
@@ -15,7 +15,7 @@ from grounding.storage import cache_folder, fetch, in_words
 
 def _remotes(manifests: Sequence[Path]) -> tuple[Remote, ...]:
     """Ask for the size of all remote inputs. Raises an error that lists those that cannot be downloaded, or if they do not fit together."""
-    wanted = [n for m in manifests for n in needs(m, works_of(m), Order(m, Path("runs")).run_dir)]
+    wanted = [n for m in manifests for n in needs(m, planned_jobs(m), Order(m, Path("runs")).run_dir)]
     found = probe.inputs(wanted)
     disks = [probe.disk("cache", cache_folder())]
     what = f"The downloads of {', '.join(map(str, manifests))}"

@@ -125,7 +125,7 @@ class Client:
     def __init__(
         self,
         options: Options,
-        work: Questions,
+        questions: Questions,
         images: ImageStore,
         receive: Receive,
         identify: Identify | None = None,
@@ -138,7 +138,7 @@ class Client:
         same size of picture. `before` lists the models that gave the existing answers. If `identify` is None, the model that answered is
         known only from the replies.
         """
-        self.options, self.work, self.images, self._receive = options, work, images, receive
+        self.options, self.questions, self.images, self._receive = options, questions, images, receive
         self._method_of = method_of or (lambda _: options.method)
         self._conversations: dict[Method, Conversation] = {}
         endpoints = list(dict.fromkeys(options.endpoints))
@@ -162,21 +162,26 @@ class Client:
         """Maximum number of unsent questions at an endpoint, which bounds the pictures that are read ahead"""
         self._running: dict[asyncio.Task[None], tuple[Job, int, float]] = {}
         self._hungry: dict[int, None] = {}
-        """Endpoints that had room but got no question; the one that has waited longest is first"""
+        """Endpoints that had a free slot but got no question; the one that has waited longest is first"""
 
     async def run(self, rows: NDArray[np.int64]) -> None:
         """Ask `rows`. Raises `Failure` if no endpoint gives an answer, `Refused` if the server refuses every question."""
         if not len(rows):
             return
-        work, loop = self.work, asyncio.get_running_loop()
+        questions, loop = self.questions, asyncio.get_running_loop()
         self._queue = Dispatcher(
-            rows, work.image, work.images, self._names, first_alone=self.options.first_alone, room=self._takes
+            rows,
+            questions.image,
+            questions.images,
+            self._names,
+            first_alone=self.options.first_alone,
+            slots=self._slots,
         )
         self._end: asyncio.Future[None] = loop.create_future()
         allow_open_files(len(self.servers) + self.options.concurrency + 200)
-        turns, connect_s = FairQueue(), min(5.0, self.options.timeout_s)
+        fair_queue, connect_s = FairQueue(), min(5.0, self.options.timeout_s)
         access = self.options.access
-        self._pools = [Pool(s.url, turns, access.headers, connect_s, access.context) for s in self.servers]
+        self._pools = [Pool(s.url, fair_queue, access.headers, connect_s, access.context) for s in self.servers]
         self._started = time.monotonic()
         await self._identify_all()
         ticker = asyncio.create_task(self._tick())
@@ -203,18 +208,18 @@ class Client:
         for server, most in zip(there, self._shares(len(there)), strict=True):
             server.limiter.resize(most)
 
-    def _takes(self, index: int) -> int:
+    def _slots(self, index: int) -> int:
         """Return how many questions an endpoint takes at once: 0 while it is down or has asked the client to wait."""
         breaker = self.servers[index].breaker
         return 0 if breaker.open or breaker.waits(time.monotonic()) else self.servers[index].limiter.limit
 
-    def _room(self, server: Server) -> bool:
+    def _has_free_slot(self, server: Server) -> bool:
         if server.unsent >= self._ahead or not server.breaker.admits(time.monotonic()):
             return False
         return server.breaker.open or server.active < server.limiter.limit
 
     def _pump_all(self) -> None:
-        # one question each in turn, so that no endpoint steals a question from another that has room for it
+        # one question each in turn, so that no endpoint steals a question from another that has a free slot for it
         order = list(range(len(self.servers)))
         while order:
             order = [index for index in order if self._start(index)]
@@ -229,16 +234,16 @@ class Client:
             index = next(iter(self._hungry))
             del self._hungry[index]
             if self._start(index):
-                self._hungry[index] = None  # move this endpoint to the end: it may have room for more
+                self._hungry[index] = None  # move this endpoint to the end: it may have more free slots
 
     def _next(self, index: int, job: Job | None = None) -> tuple[Job, bool] | None:
-        """Return a question for an endpoint and whether it is the breaker's probe; None if the endpoint has no room or there is no
-        question.
+        """Return a question for an endpoint and whether it is the breaker's probe; None if the endpoint has no free slot or
+        there is no question.
 
         The question counts as running at the endpoint from now on.
         """
         server = self.servers[index]
-        if self._end.done() or not self._room(server):
+        if self._end.done() or not self._has_free_slot(server):
             return None
         if job is None:
             if self._asleep >= max(16, self.options.concurrency):  # many questions are pausing, so begin no new ones
@@ -254,7 +259,7 @@ class Client:
         return job, server.breaker.sent()
 
     def _start(self, index: int, job: Job | None = None) -> bool:
-        """Start one question at an endpoint. Return False if it has no room or there is no question."""
+        """Start one question at an endpoint. Return False if it has no free slot or there is no question."""
         found = self._next(index, job)
         if found is None:
             return False
@@ -337,14 +342,14 @@ class Client:
 
     def _encoded(self, image: int, row: int) -> bytes:
         method = self._method_of(row)
-        name = self.work.images[image]
+        name = self.questions.images[image]
         try:
             return encode(self.images, name, self.options.request, method.max_pixels, method.min_pixels)
         except UserError as error:
             raise Unusable(str(error)) from None
 
     def _sent(self, index: int, job: Job) -> None:
-        """Note that a question's first request has been sent, so its endpoint may have room for the next one."""
+        """Note that a question's first request has been sent, so its endpoint may have a free slot for the next one."""
         server = self.servers[index]
         server.unsent -= 1
         group = job.group
@@ -363,7 +368,7 @@ class Client:
 
     async def _attempt(self, server: Server, index: int, job: Job, probe: bool, sending: _Sending) -> bool:
         """Ask once, by as many requests as the method needs, and handle the outcome. Return whether other questions became ready."""
-        expression = self.work.expression(job.row)
+        expression = self.questions.expression(job.row)
         pool, timeout_s, refused = self._pools[index], self.options.timeout_s, False
         given_up: Unfinished | None = None
         method = self._method_of(job.row)
@@ -372,7 +377,7 @@ class Client:
             lambda body, headers: pool.post(body, headers, timeout_s, sending.end),
             lambda: self._pictures.fetch(job.group.image, job.row),
             expression,
-            self.work.images[job.group.image],
+            self.questions.images[job.group.image],
         )
         try:
             reply = await talk.reply()
@@ -565,7 +570,7 @@ class Client:
             asyncio.get_running_loop().call_soon(self._pump_all)
 
     def _order(self, job: Job) -> list[int]:
-        return ranking(self.work.images[job.group.image], self._names)
+        return ranking(self.questions.images[job.group.image], self._names)
 
     def _best(self, job: Job, failed_at: int) -> int:
         """Return the endpoint that the question's image prefers among those that are reachable, do not refuse the question, and have not
@@ -573,7 +578,7 @@ class Client:
         """
         return min(
             self._order(job),
-            key=lambda i: (job.declined >> i & 1, not self._takes(i), i == failed_at),
+            key=lambda i: (job.declined >> i & 1, not self._slots(i), i == failed_at),
         )
 
     def _wake(self, job: Job, failed_at: int, probed: bool) -> None:

@@ -4,7 +4,7 @@ A server that has encoded an image answers further questions about it for a sixt
 
 1. *Deal.* Rows of all files are sorted by image. Each image has a home: the first endpoint of its `ranking` (rendezvous hashing). The
    images of an endpoint form one range [low, high), in the order of their first row. Only two numbers are stored for each row.
-2. *Take.* An endpoint that has room takes, in this order: (a) a question of an image that was begun there; (b) the first question of its
+2. *Take.* An endpoint with a free slot takes, in this order: (a) a question of an image that was begun there; (b) the first question of its
    next image, at `low`; (c) if its range is empty, the first question of the *last* image, at `high`, of the endpoint that has most images
    left. Whole images are stolen from the far end, so that thief and owner meet at most once. (d) If no image is left to begin anywhere, a
    question that has waited for more than one round at another endpoint, or that waits for an unreachable endpoint. Losing the cached image
@@ -18,8 +18,8 @@ A server that has encoded an image answers further questions about it for a sixt
 Every row is in exactly one place: in a range, waiting in its group, in one ready queue, or with the client. `finish` removes it.
 
 The cost of a take does not depend on the number of endpoints. For (c), the ranges are in a heap, whose entries are corrected when they are
-popped, since a range only shrinks. For (d), there is a set of endpoints whose queue was longer than their room when it last grew; `recheck`
-checks all of them again, because rooms may have shrunk since.
+popped, since a range only shrinks. For (d), there is a set of endpoints whose queue had more questions than they have slots when it last grew;
+`recheck` checks all of them again, because numbers of slots may have shrunk since.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class Dispatcher:
     """Hands out the questions `rows` of a worklist, each once. `unfinished` is the number of questions without a final reply.
 
     `images[i]` is the image number of row i, and `names` has the images' names by number. With `first_alone`, the first question of an
-    image is sent alone and the others follow once it is answered, so that they find the image in the server's cache. `room(i)` returns how
-    many questions endpoint i takes at once, 0 while it is down.
+    image is sent alone and the others follow once it is answered, so that they find the image in the server's cache. `slots(i)` returns
+    how many questions endpoint i takes at once, 0 while it is down.
     """
 
     def __init__(
@@ -112,10 +112,10 @@ class Dispatcher:
         endpoints: Sequence[str],
         *,
         first_alone: bool = True,
-        room: Callable[[int], int] = lambda _: 0,
+        slots: Callable[[int], int] = lambda _: 0,
     ) -> None:
         self.endpoints, self.first_alone, self.unfinished = list(endpoints), first_alone, len(rows)
-        self._room = room
+        self._slots = slots
         self._images = images
         wanted = images[rows]
         distinct, first = np.unique(wanted, return_index=True)
@@ -144,7 +144,7 @@ class Dispatcher:
         """Endpoints whose ready queue may be longer than one round; the one that has been in this set longest is first"""
 
     def take(self, endpoint: int) -> Job | None:
-        """Return the next question for an endpoint that has room: one of its own, else one of the endpoint that has most left. None if
+        """Return the next question for an endpoint that has a free slot: one of its own, else one of the endpoint that has most left. None if
         there is none.
         """
         job = self._take(endpoint)
@@ -178,7 +178,7 @@ class Dispatcher:
         return self._images_left > 0 or self._overfull() is not None
 
     def recheck(self) -> None:
-        """Check every queue again, because the rooms have changed."""
+        """Check every queue again, because the numbers of slots have changed."""
         for index in range(len(self._ready)):
             self._note(index)
 
@@ -186,13 +186,13 @@ class Dispatcher:
         """Return the endpoint whose queue has been longer than one round for the longest time; None if there is none."""
         while self._long:
             index = next(iter(self._long))
-            if len(self._ready[index]) > self._room(index):
+            if len(self._ready[index]) > self._slots(index):
                 return index
             del self._long[index]
         return None
 
     def _note(self, index: int) -> None:
-        if len(self._ready[index]) > self._room(index):
+        if len(self._ready[index]) > self._slots(index):
             self._long.setdefault(index)
 
     def _add(self, index: int, jobs: Sequence[Job]) -> None:

@@ -176,7 +176,7 @@ class Connection(asyncio.Protocol):
         answer = Answer(self._parser.get_status_code(), self._headers, b"".join(self._body), seconds)
         future, self._future = self._future, None  # later events of the connection must not change the result
         if future is not None and not future.done():
-            self._pool.turns.add(future, answer)
+            self._pool.fair_queue.add(future, answer)
 
     # ---- asyncio.Protocol ----
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -246,13 +246,13 @@ class Pool:
     def __init__(
         self,
         url: str,
-        turns: FairQueue,
+        fair_queue: FairQueue,
         headers: Mapping[str, str] | None = None,
         connect_s: float = 5.0,
         context: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     ) -> None:
         parts = urlsplit(url)
-        self.loop, self.turns, self._connect_s = asyncio.get_running_loop(), turns, connect_s
+        self.loop, self.fair_queue, self._connect_s = asyncio.get_running_loop(), fair_queue, connect_s
         self._host, secure = parts.hostname or "", parts.scheme == "https"
         self._port = parts.port or (443 if secure else 80)
         self._tls = context() if secure else None

@@ -104,36 +104,36 @@ Added = Callable[[ResultRow], RowCosts]
 
 def write_parquet(
     out: Path,
-    work: Worklist,
+    worklist: Worklist,
     added: Added | None = None,
     last: NDArray[np.int64] | None = None,
     *,
     own: bool = False,
     costs: str = "",
 ) -> Path:
-    """Write `out/results.parquet` atomically: for each row of `work` the stored row that counts, in the order in which they came.
+    """Write `out/results.parquet` atomically: for each row of `worklist` the stored row that counts, in the order in which they came.
 
     Needs the memory of one batch. `added` returns the columns that no stored row has: the costs of each question. `last` is `Results.last`,
     the positions of the rows that count; without it, they are searched for first. Set `own` if this process has written all rows of the
-    folder, and only rows of `work`. An existing table made from the same rows, questions and `costs` (the source of `added`) is kept.
+    folder, and only rows of `worklist`. An existing table made from the same rows, questions and `costs` (the source of `added`) is kept.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path, columns = out / "results.parquet", schema()
-    source = _source(out, work, columns, costs)
+    source = _source(out, worklist, columns, costs)
     if (added is None or costs) and _made_from(path) == source:
         return path
     if last is None:
-        last = np.full(len(work), -1, dtype=np.int64)
-        for position, (number, _) in enumerate(numbered(read_rows(out), work)):
+        last = np.full(len(worklist), -1, dtype=np.int64)
+        for position, (number, _) in enumerate(numbered(read_rows(out), worklist)):
             last[number] = position
     if own and added is None:
         lines = _own_lines(out, last)
     else:
         counting = (
             row if added is None else {**row, **added(row)}
-            for position, (number, row) in enumerate(numbered(read_rows(out, own=own), work))
+            for position, (number, row) in enumerate(numbered(read_rows(out, own=own), worklist))
             if last[number] == position
         )
         lines = map(_line, counting)
@@ -148,10 +148,10 @@ def write_parquet(
 _SOURCE = b"egm.source"
 
 
-def _source(out: Path, work: Worklist, columns: Any, costs: str) -> bytes:
+def _source(out: Path, worklist: Worklist, columns: Any, costs: str) -> bytes:
     """Return a digest of a table's sources. Parts only grow, so a part's size identifies its content."""
     parts = [(p.name, p.stat().st_size) for p in sorted((out / "results").glob("part-*.jsonl"))]
-    keys = hashlib.sha256(work.keys.tobytes()).hexdigest()
+    keys = hashlib.sha256(worklist.keys.tobytes()).hexdigest()
     return digest_of([parts, keys, str(columns), costs]).encode()
 
 
@@ -175,7 +175,7 @@ def table_of(rows: Sequence[Mapping[str, object]]) -> Any:
 
 
 def _own_lines(out: Path, last: NDArray[np.int64]) -> Iterator[bytes]:
-    """Yield the stored lines that count, unchanged. All lines belong to rows of `work`, so `last` has their positions, counted from the
+    """Yield the stored lines that count, unchanged. All lines belong to rows of `worklist`, so `last` has their positions, counted from the
     first line.
     """
     counts = np.zeros(int(last.max(initial=-1)) + 1, dtype=bool)

@@ -364,9 +364,9 @@ is_number = samples.is_number
 
 
 class Results:
-    """The results of a folder, opened for writing. `done` has the state of each row of `work`."""
+    """The results of a folder, opened for writing. `done` has the state of each row of `worklist`."""
 
-    def __init__(self, out: Path, work: Worklist, scoring: str, remote: Remote | None = None) -> None:
+    def __init__(self, out: Path, worklist: Worklist, scoring: str, remote: Remote | None = None) -> None:
         folder = out / "results"
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -377,7 +377,7 @@ class Results:
             raise UserError(
                 "another evaluation is writing to this folder", file=out, hint="Wait for it, or choose another --out."
             ) from None
-        self.out, self._work, self._scoring, self.remote = out, work, scoring, remote
+        self.out, self._worklist, self._scoring, self.remote = out, worklist, scoring, remote
         self._appender: Appender | None = None
         self._retired: list[Appender] = []
         self._closing = threading.Lock()  # so that no thread syncs a file that another has just closed
@@ -386,11 +386,11 @@ class Results:
                 for part in folder.glob("part-*.jsonl"):
                     drop_half_line(part)
                 remote.pull()
-            self.done = Tallies(len(work))
-            self.last = np.full(len(work), -1, dtype=np.int64)
-            """For each row of `work`, the position of the stored line that counts, among all lines for rows of `work`"""
+            self.done = Tallies(len(worklist))
+            self.last = np.full(len(worklist), -1, dtype=np.int64)
+            """For each row of `worklist`, the position of the stored line that counts, among all lines for rows of `worklist`"""
             self._lines = 0
-            for number, row in numbered(read_rows(out), work):
+            for number, row in numbered(read_rows(out), worklist):
                 self._set(number, row)
             self.own = not any(part.stat().st_size for part in folder.glob("part-*.jsonl"))
             """Whether this process has written all rows of the folder"""
@@ -457,16 +457,16 @@ class Results:
         self.close()
 
 
-def numbered(rows: Iterable[ResultRow], work: Worklist, block: int = 2000) -> Iterator[tuple[int, ResultRow]]:
-    """Yield (number in `work`, row) for the stored rows that are in `work`, in order."""
+def numbered(rows: Iterable[ResultRow], worklist: Worklist, block: int = 2000) -> Iterator[tuple[int, ResultRow]]:
+    """Yield (number in `worklist`, row) for the stored rows that are in `worklist`, in order."""
     source = iter(rows)
     while some := list(itertools.islice(source, block)):
-        for number, row in zip(work.find([r["key"] for r in some]), some, strict=True):
+        for number, row in zip(worklist.find([r["key"] for r in some]), some, strict=True):
             if number >= 0:
                 yield int(number), row
 
 
-def rescore(results: Results, work: Worklist, profile: Profile, *, everything: bool) -> int:
+def rescore(results: Results, worklist: Worklist, profile: Profile, *, everything: bool) -> int:
     """Score stored answers again without a server: those scored by another profile, or all. Return the number of rows written.
 
     An error row becomes an answer if this version accepts its reply as one.
@@ -476,9 +476,9 @@ def rescore(results: Results, work: Worklist, profile: Profile, *, everything: b
     if not wanted.any():
         return 0
     last = results.last.copy()
-    for position, (number, row) in enumerate(numbered(read_rows(results.out), work)):
+    for position, (number, row) in enumerate(numbered(read_rows(results.out), worklist)):
         if wanted[number] and last[number] == position:
-            e, reply = work.expression(number), reply_of(row)
+            e, reply = worklist.expression(number), reply_of(row)
             if done.repairable[number]:
                 reply = reply._replace(text=reply.partial, partial=None, error=None)
             settings = str(row.get("settings") or "")

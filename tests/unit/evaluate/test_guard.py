@@ -85,8 +85,8 @@ def test_truths_in_another_space_stop_and_name_the_space(pictures, space):
 
 @pytest.mark.parametrize("space", get_args(Space))
 def test_declared_truths_are_the_same_questions(pictures, space):
-    work = read(pictures, rows(space), truth=space)
-    assert [work.expression(i).bbox for i in range(8)] == [pytest.approx(b) for b in BOXES]
+    worklist = read(pictures, rows(space), truth=space)
+    assert [worklist.expression(i).bbox for i in range(8)] == [pytest.approx(b) for b in BOXES]
 
 
 @given(
@@ -135,8 +135,8 @@ def test_broken_rows_are_left_out_only_if_the_user_says_how_many(pictures):
     given_rows[2] |= {"width": 77}
     given_rows[4] |= {"bbox": [50, 50, 50, 90]}
     given_rows[6] |= {"bbox": "no box"}
-    work = read(pictures, given_rows, skip_broken=4)
-    assert len(work) == 4 and sorted((p.row, p.kind) for p in work.left_out) == [
+    worklist = read(pictures, given_rows, skip_broken=4)
+    assert len(worklist) == 4 and sorted((p.row, p.kind) for p in worklist.left_out) == [
         (2, "missing-image"),
         (3, "size-mismatch"),
         (5, "empty-box"),

@@ -11,7 +11,7 @@ import pytest
 
 from grounding.api import load
 from grounding.cli import run as egm
-from grounding.local.command import works_of
+from grounding.local.command import planned_jobs
 from grounding.local.runs import JobState, write_state
 from grounding.local.scheduler import digest
 from grounding.preflight import command, judge, probe
@@ -66,14 +66,14 @@ def test_the_lock_that_a_cure_names_is_in_the_checkout() -> None:
 
 def test_a_finished_job_is_not_checked_again_and_a_changed_one_is(tmp_path: Path) -> None:
     file = manifest(tmp_path, "transformers", "tiny://")
-    works, run_dir = works_of(file), tmp_path / "runs" / "job"
-    assert [w.name for w in command.unfinished(run_dir, works)] == ["look"]
-    state = JobState("look", "GroundingEvalJob", phase="Succeeded", digest=digest(works[0], ""))
+    jobs, run_dir = planned_jobs(file), tmp_path / "runs" / "job"
+    assert [w.name for w in command.unfinished(run_dir, jobs)] == ["look"]
+    state = JobState("look", "GroundingEvalJob", phase="Succeeded", digest=digest(jobs[0], ""))
     (run_dir / "look").mkdir(parents=True)
     write_state(run_dir / "look", state)
-    assert command.unfinished(run_dir, works) == []
+    assert command.unfinished(run_dir, jobs) == []
     file.write_text(file.read_text().replace("tiny://", "/elsewhere"))
-    assert [w.name for w in command.unfinished(run_dir, works_of(file))] == ["look"]
+    assert [w.name for w in command.unfinished(run_dir, planned_jobs(file))] == ["look"]
 
 
 @pytest.mark.parametrize(("engine", "model", "stacks", "gpus"), [
@@ -85,7 +85,7 @@ def test_needs_of_an_evaluation(
     tmp_path: Path, engine: str, model: str, stacks: list[tuple[str, bool]], gpus: int
 ) -> None:
     file = manifest(tmp_path, engine, model)
-    [found] = command.needs(file, works_of(file), tmp_path / "runs")
+    [found] = command.needs(file, planned_jobs(file), tmp_path / "runs")
     assert [(s.role, s.engine) for s in found.stacks] == stacks and found.gpus == gpus
     fields = [s.field for s in found.sources]
     assert fields == ["spec.data.files[0]", "spec.data.images[0]"] + ["spec.model.source"] * (model != "tiny://")
@@ -102,7 +102,7 @@ def test_needs_of_the_recipe() -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "p.yaml"
         copy.write_text(text)
-        sft, rl, measured = command.needs(copy, works_of(copy), Path(folder))
+        sft, rl, measured = command.needs(copy, planned_jobs(copy), Path(folder))
     assert (sft.gpus, rl.gpus, measured.gpus) == (8, 8, 8)
     assert "verl" not in sft.stacks[0].packages and {"verl", "vllm"} <= set(rl.stacks[0].packages)
     assert measured.stacks[0].packages == ("sglang",) and rl.output == "s3://b/egm8b-pipeline-rl"
@@ -130,7 +130,7 @@ def test_doctor_for_a_job_ends_with_the_code_that_run_would_end_with(
     other.write_text('#!/bin/sh\necho \'{"packages": {"sglang": "0.5.12"}, "cuda": "12.8"}\'\n')
     other.chmod(0o755)
     monkeypatch.setenv("EGM_ENGINE_PYTHON", str(other))
-    found = command.examine(command.needs(file, works_of(file), tmp_path), tmp_path, ask=False)
+    found = command.examine(command.needs(file, planned_jobs(file), tmp_path), tmp_path, ask=False)
     assert found[0].state == "ok" and "sglang 0.5.12" in found[0].message
 
 
@@ -138,7 +138,7 @@ def test_a_job_that_can_run_here_passes(tmp_path: Path) -> None:
     if not all(importlib.util.find_spec(name) for name in ("torch", "fastapi")):
         pytest.skip("needs the extra cpu")
     file = manifest(tmp_path, "transformers", "tiny://")
-    wanted = command.needs(file, works_of(file), tmp_path)
+    wanted = command.needs(file, planned_jobs(file), tmp_path)
     found = judge.local(probe.machine(wanted, judge.NAMES, (), tmp_path), wanted)
     assert [v for v in found if v.state == "failed"] == []
     assert found[0].subject == "packages of server" and str(Path(sys.executable)) not in found[0].message

@@ -25,8 +25,8 @@ def dispatcher(images, endpoints, **more):
     st.lists(st.integers(0, 3), min_size=4, max_size=4),
 )
 @settings(max_examples=150, deadline=None)
-def test_every_question_is_handed_out_once_and_ends(images, endpoints, first_alone, chance: random.Random, rooms):
-    d = dispatcher(images, endpoints, first_alone=first_alone, room=lambda e: rooms[e])
+def test_every_question_is_handed_out_once_and_ends(images, endpoints, first_alone, chance: random.Random, slots):
+    d = dispatcher(images, endpoints, first_alone=first_alone, slots=lambda e: slots[e])
     running, answered = [], []
     while d.unfinished:
         endpoint = chance.randrange(endpoints)
@@ -55,16 +55,16 @@ def test_every_question_is_handed_out_once_and_ends(images, endpoints, first_alo
 )
 @settings(max_examples=150, deadline=None)
 def test_nothing_is_refused_that_a_look_at_all_endpoints_would_find(images, endpoints, chance: random.Random):
-    rooms = [chance.randrange(4) for _ in range(endpoints)]
-    d = dispatcher(images, endpoints, room=lambda e: rooms[e])
+    slots = [chance.randrange(4) for _ in range(endpoints)]
+    d = dispatcher(images, endpoints, slots=lambda e: slots[e])
     running = []
     for _ in range(6 * len(images)):
         if chance.random() < 0.2:
-            rooms[chance.randrange(endpoints)] = chance.randrange(4)
+            slots[chance.randrange(endpoints)] = chance.randrange(4)
             d.recheck()
         endpoint = chance.randrange(endpoints)
         left = sum(high - low for low, high in zip(d._low, d._high, strict=True))
-        over = [e for e in range(endpoints) if len(d._ready[e]) > rooms[e]]
+        over = [e for e in range(endpoints) if len(d._ready[e]) > slots[e]]
         assert d.surplus == bool(left or over) and d.idle == (not left and not any(d._ready))
         expected = bool(d._ready[endpoint] or left or over)
         job = d.take(endpoint)
@@ -96,7 +96,7 @@ def test_the_first_of_an_image_goes_ahead():
 
 def test_images_stay_together_while_there_is_enough_to_do():
     images = [i % 200 for i in range(1200)]
-    d = dispatcher(images, 4, room=lambda _: 8)
+    d = dispatcher(images, 4, slots=lambda _: 8)
     where = {}
     for _ in range(150):  # the endpoints take questions in turn and answer at once
         for endpoint in range(4):
@@ -108,7 +108,7 @@ def test_images_stay_together_while_there_is_enough_to_do():
 
 def test_an_endpoint_that_runs_dry_takes_whole_images_from_the_fullest():
     images = [i // 6 for i in range(600)]
-    d = dispatcher(images, 2, room=lambda _: 4)
+    d = dispatcher(images, 2, slots=lambda _: 4)
     rows, shared = [], {}
     while (job := d.take(0)) is not None:  # endpoint 1 takes no question
         rows.append(job.row)

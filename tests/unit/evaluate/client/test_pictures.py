@@ -107,15 +107,15 @@ async def test_an_endpoint_that_reads_nothing_gets_few_questions(tmp_path, monke
             Image.effect_noise((1500, 1500), 90).convert("RGB").save(tmp_path / "images" / f"{i}.png", compress_level=0)
             f.write(json.dumps(row | {"image": f"{i}.png"}) + "\n")
     images = open_images(tmp_path / "images")
-    work = read_worklist([tmp_path / "f.jsonl"], settings_digest("m", "qwen3", Sampling()), images)
+    worklist = read_worklist([tmp_path / "f.jsonl"], settings_digest("m", "qwen3", Sampling()), images)
     monkeypatch.setattr(client_module.Pictures, "unsent", lambda self, endpoints: fewest)
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(64)
         options = Options((f"http://127.0.0.1:{deaf.getsockname()[1]}",), Request("m", "qwen3"), 12, fixed=True)
-        client = Client(options, work, images, lambda *_: None)
-        task = asyncio.create_task(client.run(work.image.astype("int64") * 0 + range(12)))
+        client = Client(options, worklist, images, lambda *_: None)
+        task = asyncio.create_task(client.run(worklist.image.astype("int64") * 0 + range(12)))
         await asyncio.sleep(1.0)
         assert client.servers[0].active == client.servers[0].unsent == fewest
         task.cancel()

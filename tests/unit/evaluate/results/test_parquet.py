@@ -21,7 +21,7 @@ BOX = '[{"bbox_2d": [100, 100, 500, 600]}]'
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
+def worklist(tmp_path_factory):
     path = tmp_path_factory.mktemp("work") / "refcoco_val.jsonl"
     row = {"image": "a.jpg", "bbox": [1, 2, 3, 4], "width": 1000, "height": 1000}
     path.write_text("".join(json.dumps({**row, "sent": f"thing {i} \u00e9\U0001f600"}) + "\n" for i in range(ROWS)))
@@ -55,26 +55,26 @@ several = st.lists(replies, min_size=2, max_size=2).map(
 )
 
 
-def results_of(work, out, came):
+def results_of(worklist, out, came):
     """Return `Results` to which rows of (number, reply) were added in the order of `came`."""
-    with Results(out, work, PROFILE.name) as results:
+    with Results(out, worklist, PROFILE.name) as results:
         for number, reply in came:
-            expression = work.expression(number)
-            results.add(number, score_row(work.key(number), expression, reply, "m", "qwen3", PROFILE, "abc"))
+            expression = worklist.expression(number)
+            results.add(number, score_row(worklist.key(number), expression, reply, "m", "qwen3", PROFILE, "abc"))
     return results
 
 
 @given(came=st.lists(st.tuples(st.integers(0, ROWS - 1), replies | several), max_size=12), batch=st.integers(1, 4))
 @settings(max_examples=20, deadline=None)
-def test_the_table_holds_the_stored_rows_that_count(work, tmp_path_factory, came, batch):
+def test_the_table_holds_the_stored_rows_that_count(worklist, tmp_path_factory, came, batch):
     out = tmp_path_factory.mktemp("out")
-    results = results_of(work, out, came)
+    results = results_of(worklist, out, came)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet, "_BATCH", batch)
-        own = pq.read_table(write_parquet(out, work, None, results.last, own=results.own))
+        own = pq.read_table(write_parquet(out, worklist, None, results.last, own=results.own))
         (out / "results.parquet").unlink()  # the file is written again only if it is missing
-        checked = pq.read_table(write_parquet(out, work))
-        costs = pq.read_table(write_parquet(out, work, lambda _: {"flops": 2.0}, results.last, own=results.own))
+        checked = pq.read_table(write_parquet(out, worklist))
+        costs = pq.read_table(write_parquet(out, worklist, lambda _: {"flops": 2.0}, results.last, own=results.own))
     assert results.own and own.equals(checked)
     assert own.schema.equals(schema())
     assert costs.drop_columns("flops").equals(own.drop_columns("flops"))
@@ -85,25 +85,25 @@ def test_the_table_holds_the_stored_rows_that_count(work, tmp_path_factory, came
         assert own[name].to_pylist() == [row.get(name) for row in rows], name
 
 
-def test_what_a_crash_has_cut_short_is_no_row(work, tmp_path):
-    results = results_of(work, tmp_path, [(0, Reply(BOX, "stop")), (1, Reply(BOX, "stop"))])
+def test_what_a_crash_has_cut_short_is_no_row(worklist, tmp_path):
+    results = results_of(worklist, tmp_path, [(0, Reply(BOX, "stop")), (1, Reply(BOX, "stop"))])
     (part,) = (tmp_path / "results").glob("part-*.jsonl")
     part.write_bytes(part.read_bytes()[:-1])
     for own in (True, False):
         (tmp_path / "results.parquet").unlink(missing_ok=True)
-        assert pq.read_table(write_parquet(tmp_path, work, None, results.last, own=own)).num_rows == 1
+        assert pq.read_table(write_parquet(tmp_path, worklist, None, results.last, own=own)).num_rows == 1
 
 
-def test_a_table_is_made_again_only_if_what_it_is_made_from_has_changed(work, tmp_path):
+def test_a_table_is_made_again_only_if_what_it_is_made_from_has_changed(worklist, tmp_path):
     def written(*added, costs=""):
-        return write_parquet(tmp_path, work, *added, costs=costs).stat().st_ino, pq.read_table(path)
+        return write_parquet(tmp_path, worklist, *added, costs=costs).stat().st_ino, pq.read_table(path)
 
     path = tmp_path / "results.parquet"
-    results_of(work, tmp_path, [(0, Reply(BOX, "stop"))])
+    results_of(worklist, tmp_path, [(0, Reply(BOX, "stop"))])
     first, table = written()
     again, same = written()
     assert first == again and same.equals(table)
-    results_of(work, tmp_path, [(0, Reply("other", "stop"))])
+    results_of(worklist, tmp_path, [(0, Reply("other", "stop"))])
     second, table = written()
     assert second != first and table["text"].to_pylist() == ["other"]
     third, table = written(lambda _: {"flops": 2.0}, costs="two")
@@ -115,10 +115,10 @@ def test_a_table_is_made_again_only_if_what_it_is_made_from_has_changed(work, tm
     assert written()[1]["flops"].to_pylist() == [None]
 
 
-def test_large_rows_are_read_in_pieces(work, tmp_path, monkeypatch):
+def test_large_rows_are_read_in_pieces(worklist, tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "_BYTES", 1000)
-    results = results_of(work, tmp_path, [(i, Reply("x" * 5000, "stop")) for i in range(ROWS)])
-    table = pq.read_table(write_parquet(tmp_path, work, None, results.last, own=True))
+    results = results_of(worklist, tmp_path, [(i, Reply("x" * 5000, "stop")) for i in range(ROWS)])
+    table = pq.read_table(write_parquet(tmp_path, worklist, None, results.last, own=True))
     assert table["text"].to_pylist() == ["x" * 5000] * ROWS
 
 
