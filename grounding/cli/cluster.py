@@ -1,10 +1,14 @@
-"""Commands for a cluster: `egm top`, `egm submit`, `egm cancel`, and the `--cluster` forms of `egm logs`, `egm report` and `egm doctor`.
+"""Commands for a cluster: `egm top`, `egm submit`, `egm cancel`, and the `--cluster` forms of `egm logs`, `egm report`, `egm view` and
+`egm doctor`.
 
 The implementation is in the operator's package, which is an optional dependency.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +16,7 @@ import typer
 
 if TYPE_CHECKING:
     from grounding.runtime.verdicts import Verdict
+    from grounding.view.cluster import Mirror
 
 Namespace = Annotated[
     str, typer.Option("--namespace", "-n", help="Namespace; empty: the namespace of the current context.")
@@ -114,6 +119,54 @@ def report_of_cluster(job: str, namespace: str) -> None:
         Console().print(do.screen.result(raw))
 
     do.run(work)
+
+
+@dataclass(frozen=True)
+class MirroredJobs:
+    """The jobs of a cluster as run folders in `folder`."""
+
+    folder: Path
+    mirror: Mirror
+    namespace: str
+
+    def follow(self, warn: Callable[[str], None], every_s: float = 2.0) -> None:
+        """Keep the folders up to date in a thread that ends with the process. `warn` gets why the cluster cannot be read, or an empty text."""
+        import threading
+        import time
+
+        from grounding.errors import EgmError
+
+        do = actions()
+
+        def take(jobs: Any) -> None:
+            self.mirror.write(jobs)
+            warn("")
+
+        def work() -> None:
+            while True:
+                try:
+                    do.run(lambda cluster: do.follow(cluster, self.namespace, take, every_s))
+                except EgmError as error:
+                    warn(f"The cluster cannot be read, so this is its last state: {error}")
+                    time.sleep(every_s)
+
+        threading.Thread(target=work, daemon=True, name="egm-view-cluster").start()
+
+
+@contextmanager
+def mirrored(namespace: str, *, everywhere: bool) -> Iterator[MirroredJobs]:
+    """Write the jobs of a namespace, or of all, as run folders into a temporary folder. Raises `UserError` if the cluster cannot be read."""
+    import tempfile
+
+    from grounding.view.cluster import Mirror
+
+    do = actions()
+    where = "" if everywhere else namespace or do.here()
+    found = do.run(lambda cluster: do.jobs(cluster, where))
+    with tempfile.TemporaryDirectory(prefix="egm-view-", ignore_cleanup_errors=True) as folder:
+        mirror = Mirror(Path(folder))
+        mirror.write(found)
+        yield MirroredJobs(Path(folder), mirror, where)
 
 
 def claims_of(files: list[Path]) -> list[str]:

@@ -154,6 +154,10 @@ def sentence(run: Run, difference: Difference | None, said: Sequence[str] = ()) 
             f"{e.name} points at the right object in {percent(found.acc, 1)} % of {found.n:,} answers{more} "
             f"(95 % interval {percent(found.low, 1)} to {percent(found.high, 1)})."
         )
+    stated = [e for e in run.evaluations if e.summary.macro is not None]
+    if stated:  # a summary without its answers, such as that of a cluster's job
+        e = stated[-1]
+        return f"{e.name} points at the right object in {percent(e.summary.macro, 1)} % of {e.summary.done:,} answers."
     if said:
         return said[0]
     if run.trainings:

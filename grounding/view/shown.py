@@ -118,6 +118,8 @@ class Pages:
 
     def __init__(self, root: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.pictures = Pictures()
+        self.with_gpus = True
+        """Whether this machine's GPUs are shown beside running jobs; not for jobs of a cluster"""
         self._watch, self._clock = Watch(root), clock
         self._shown: dict[tuple[str, ...], Shown] = {}
         self._lock = threading.Lock()  # protects `_shown`
@@ -125,12 +127,16 @@ class Pages:
         self._wanted = threading.Event()
         self._drawn = threading.Condition()
         self._gpus: tuple[float, list[GpuUse]] = (-GPU_INTERVAL_S, [])
-        self._stopped, self._over = False, ""
+        self._stopped, self._over, self._warning = False, "", ""
         self._requested = 0.0
 
     def runs(self) -> list[str]:
         """Return the names of all runs."""
         return list(self._watch.folders())
+
+    def warn(self, text: str) -> None:
+        """Show a sentence beside what is running, such as why the data are old; an empty text removes it."""
+        self._warning = text
 
     def requested(self) -> None:
         """Record that a page has sent a request."""
@@ -221,7 +227,7 @@ class Pages:
         with self._lock:
             shown.put(parts)
             shown.digest = seen.digest
-            shown.pulse, shown.title = pulse(seen), f"{seen.run.name} · EGM view"
+            shown.pulse, shown.title = f"{pulse(seen)} {self._warning}".strip(), f"{seen.run.name} · EGM view"
         with self._drawn:
             self._drawn.notify_all()
 
@@ -237,7 +243,7 @@ class Pages:
 
     def _jobs(self, seen: Seen) -> str:
         now = self._clock()
-        if now - self._gpus[0] >= GPU_INTERVAL_S:
+        if self.with_gpus and now - self._gpus[0] >= GPU_INTERVAL_S:
             self._gpus = now, gpus()
-        busy = any(j.view.phase == "Running" for j in seen.jobs)
+        busy = self.with_gpus and any(j.view.phase == "Running" for j in seen.jobs)
         return page.jobs(list(rows_of(seen)), servers_of(seen), self._gpus[1] if busy else [])

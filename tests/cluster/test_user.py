@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,37 @@ def test_pause(drive: Drive, tmp_path: Path) -> None:
     drive.running("rests", "prepare", kind="eval")
     assert "suspended" in egm("cancel", "rests", "--pause", "-n", drive.namespace).stdout
     drive.phase("rests", "Suspended", kind="gej")
+
+
+def test_the_live_page_follows_the_jobs_of_the_cluster(drive: Drive, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(EVALUATION.replace("asks", "shown"))
+    assert egm("submit", "-f", str(tmp_path / "job.yaml"), "-n", drive.namespace).returncode == 0
+    page = subprocess.Popen(
+        [sys.executable, "-m", "grounding.cli", "view", "--cluster", "-n", drive.namespace],
+        env={**os.environ, "KUBECONFIG": str(kubeconfig())},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        assert page.stdout is not None
+        url = page.stdout.readline().strip()
+
+        def news() -> Any:
+            with direct.open(f"{url}news?run={drive.namespace}", timeout=20) as answer:
+                return json.load(answer)
+
+        until("the job on the page", lambda: "shown (evaluation)" in news()["parts"].get("jobs", ""))
+        drive.prepared("shown", kind="eval")
+        drive.phase("shown", "Running", kind="gej")
+        until("its phase", lambda: "shown (evaluation) is running" in news()["pulse"])
+        drive.end("shown", "evaluate", 0, kind="eval", message=json.dumps(MEASURED))
+        until("its result", lambda: "90.0 %" in news()["parts"].get("headline", ""))
+        assert egm("cancel", "shown", "-n", drive.namespace).returncode == 0
+        until("a page without it", lambda: "shown (evaluation)" not in news()["parts"].get("jobs", ""))
+    finally:
+        page.send_signal(signal.SIGINT)
+        assert page.wait(30) == 130
 
 
 def test_mistakes_are_sentences(drive: Drive, tmp_path: Path) -> None:

@@ -132,6 +132,13 @@ async def top(cluster: Cluster, namespace: str, *, ended: bool, once: bool, ever
                     raise  # on a terminal, try again in the next round
 
 
+async def follow(cluster: Cluster, namespace: str, take: Callable[[list[Raw]], None], every_s: float) -> None:
+    """Call `take` with the jobs every `every_s` seconds until cancelled."""
+    while True:
+        take(await jobs(cluster, namespace))
+        await asyncio.sleep(every_s)
+
+
 def manifests(file: Path) -> list[Raw]:
     """Return the documents of a valid manifest. Raises `ManifestError` like `egm validate`."""
     load(file)
@@ -317,4 +324,4 @@ def run(work: Callable[[Cluster], Awaitable[T]]) -> T:
     return asyncio.run(whole())
 
 
-__all__ = ["cancel", "find", "here", "jobs", "logs", "run", "submit", "top", "wait"]
+__all__ = ["cancel", "find", "follow", "here", "jobs", "logs", "run", "submit", "top", "wait"]
