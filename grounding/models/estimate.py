@@ -89,7 +89,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Given:
-    """The inputs of an estimate besides the job. `rows` is the number of training rows; None if it is unknown."""
+    """The inputs of an estimate in addition to the job. `rows` is the number of training rows; None if it is unknown."""
 
     architecture: Architecture | None
     rows: int | None = None
@@ -145,7 +145,7 @@ def trained_weights(job: ResolvedTrainJob, arch: Architecture) -> int:
     return arch.trained(h.freeze_vision)
 
 
-def _work(job: ResolvedTrainJob, arch: Architecture) -> float:
+def _equivalent_weights(job: ResolvedTrainJob, arch: Architecture) -> float:
     """Return the number of trained weights that would take the same time. A token costs 2 operations per weight forward and 2 per gradient.
 
     With adapters, the gradients of the model's own weights are not computed, which saves a third of the operations.
@@ -196,7 +196,7 @@ def _sft(job: SftJob, given: Given) -> Estimate:
     if gpus:
         phases = (Phase("training", _sft_memory(job, arch, ranks, row_tokens, given.gpu_gib)),)
         share = SFT_SHARE if ranks == 1 else SFT_SHARE_SHARED
-        rate = share * PEAK / (6 * _work(job, arch)) * ranks
+        rate = share * PEAK / (6 * _equivalent_weights(job, arch)) * ranks
         hours = count * h.batch_size * row_tokens / rate / 3600 if count is not None else None
         notes.append(
             f"{rate:,.0f} tokens/s: {share:.0%} of {PEAK / 1e12:.0f} TFLOP/s, measured on an H200 (docs/benchmarks.md)"
@@ -309,11 +309,10 @@ def share_without_offloading(
     with_reference = h.kl_coefficient > 0 and h.lora is None
     reference = 4 * arch.parameters / gpus if with_reference else 0
     update = _update(job, arch, gpus).bytes + reference + _IDLE_ENGINE
-    held = 4 * arch.parameters / gpus + reference + 8 * trained_weights(job, arch) / gpus
+    held = reference + sum(part.bytes for part in _held_by_actor(job, arch))
     share = math.floor(20 * (whole - held - _SPARE) / whole) / 20
-    weights = (4 if h.dtype == "float32" else 2) * arch.parameters / h.tensor_parallel
     cache = step_tokens / gpus * _cache_bytes(arch.text)
-    if update > whole - _IDLE_ENGINE or share * whole < weights + cache + _IDLE_ENGINE:
+    if update > whole - _IDLE_ENGINE or share * whole < _engine_weights(job, arch).bytes + cache + _IDLE_ENGINE:
         return None
     return min(share, h.gpu_memory_utilization)
 
@@ -328,28 +327,43 @@ def _step_seconds(job: RlJob, arch: Architecture, tokens: int, answered: int, gp
     """Return the seconds of a step of RL: rollouts, log-probabilities (a third of a full update each) and the update."""
     h = job.spec.hyperparameters
     scale = arch.trained(h.freeze_vision) / _MEASURED_TRAINED
-    passes = _work(job, arch) / arch.trained(h.freeze_vision) + (1 + (h.kl_coefficient > 0)) / 3
+    passes = _equivalent_weights(job, arch) / arch.trained(h.freeze_vision) + (1 + (h.kl_coefficient > 0)) / 3
     update = tokens * passes * (UPDATE_A + UPDATE_B * h.tokens_per_gpu) * scale / gpus
     return answered / (ANSWERS * _ANSWER_TOKENS * gpus) * scale + update
 
 
 def _rollout(job: RlJob, arch: Architecture, gpu_gib: float) -> Phase:
     """Return the memory of a GPU while answers are sampled. vLLM takes its share, whatever the model needs."""
-    h, text, ranks = job.spec.hyperparameters, arch.text, _gpus(job)
-    weights = (4 if h.dtype == "float32" else 2) * arch.parameters / h.tensor_parallel
+    h, weights = job.spec.hyperparameters, _engine_weights(job, arch)
     share = h.gpu_memory_utilization * gpu_gib * GIB
-    token = _cache_bytes(text) / h.tensor_parallel
-    room = max(0.0, share - weights)
+    token = _cache_bytes(arch.text) / h.tensor_parallel
+    cache = max(0.0, share - weights.bytes)
     parts = [
-        Part("weights", weights, f"{h.dtype}, of the rollout engine"),
-        Part("KV cache", room, f"{room / token:,.0f} tokens; gpuMemoryUtilization {h.gpu_memory_utilization:g}"),
+        weights,
+        Part("KV cache", cache, f"{cache / token:,.0f} tokens; gpuMemoryUtilization {h.gpu_memory_utilization:g}"),
     ]
-    trained = trained_weights(job, arch)
+    actor, optimizer = _held_by_actor(job, arch)
     if not h.offload_parameters:
-        parts.append(Part("actor", 4 * arch.parameters / ranks, "float32, its share"))
+        parts.append(actor)
     if not h.offload_optimizer:
-        parts.append(Part("optimizer", 8 * trained / ranks, "AdamW's two moments, its share"))
+        parts.append(optimizer)
     return Phase("rollouts", tuple(parts))
+
+
+def _engine_weights(job: RlJob, arch: Architecture) -> Part:
+    """Return the weights of the rollout engine on a GPU."""
+    h = job.spec.hyperparameters
+    size = (4 if h.dtype == "float32" else 2) * arch.parameters / h.tensor_parallel
+    return Part("weights", size, f"{h.dtype}, of the rollout engine")
+
+
+def _held_by_actor(job: RlJob, arch: Architecture) -> tuple[Part, Part]:
+    """Return a GPU's share of the trained weights and of the optimizer, which stay there during rollouts unless they are offloaded."""
+    gpus = _gpus(job)
+    return (
+        Part("actor", 4 * arch.parameters / gpus, "float32, its share"),
+        Part("optimizer", 8 * trained_weights(job, arch) / gpus, "AdamW's two moments, its share"),
+    )
 
 
 def _cache_bytes(text: architecture.TextSizes) -> int:
@@ -395,10 +409,10 @@ def _evaluation(job: ResolvedEvalJob, given: Given) -> Estimate:
     if arch is None or not spec.gpus_per_server or spec.endpoints:
         return Estimate(None, step, (), (), (), None, (*notes, *([_NO_SIZES] if arch is None else [])), arch)
     weights, token = 2 * arch.parameters / spec.tensor_parallel, _cache_bytes(arch.text) / spec.tensor_parallel
-    room = max(0.0, 0.9 * given.gpu_gib * GIB - weights)
+    cache = max(0.0, 0.9 * given.gpu_gib * GIB - weights)
     parts = (
         Part("weights", weights, "bfloat16"),
-        Part("KV cache", room, f"{room / token:,.0f} tokens, if the engine takes 0.9 of the memory"),
+        Part("KV cache", cache, f"{cache / token:,.0f} tokens, if the engine takes 0.9 of the memory"),
     )
     rate = ANSWERS * (_SERVED / arch.parameters) * (_ANSWER_TOKENS / given.answer_tokens)
     rate *= spec.servers * spec.copies

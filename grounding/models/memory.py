@@ -52,19 +52,19 @@ def plan(
     layers = text.layers
     kept, short = activation_bytes(text, number)
     kept = kept if fused else int(STOCK * kept)
-    room = max(0, free - _RESERVE)
+    usable = max(0, free - _RESERVE)
     if recompute is not None:
         return Plan(
-            _bounded(room // (layers * (short if recompute else kept))) if tokens is None else tokens,
+            _bounded(usable // (layers * (short if recompute else kept))) if tokens is None else tokens,
             layers if recompute else 0,
         )
-    if tokens is None and room // (layers * kept) >= FEW_TOKENS:
-        return Plan(_bounded(room // (layers * kept)), 0)
+    if tokens is None and usable // (layers * kept) >= FEW_TOKENS:
+        return Plan(_bounded(usable // (layers * kept)), 0)
     wanted = FEW_TOKENS if tokens is None else tokens
-    can_keep = (room - wanted * layers * short) // (wanted * (kept - short))
+    can_keep = (usable - wanted * layers * short) // (wanted * (kept - short))
     recomputed = layers - min(layers, max(0, can_keep))
     if tokens is None and recomputed == layers:
-        return Plan(_bounded(room // (layers * short)), layers)
+        return Plan(_bounded(usable // (layers * short)), layers)
     return Plan(wanted, recomputed)
 
 
