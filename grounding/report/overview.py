@@ -40,8 +40,8 @@ class Card:
     verdict: str
 
     @property
-    def spoken(self) -> str:
-        """Return a description of the drawing in words."""
+    def description(self) -> str:
+        """Return the drawing in words, for screen readers."""
         box = ", ".join(f"{v:.0f}" for v in self.truth)
         return f"{self.sent}. True box {box} of {self.width} by {self.height} pixels. {self.verdict}"
 

@@ -158,8 +158,8 @@ class _Scale:
         if self.logarithmic:
             self.low, self.high = self.low / 1.4, self.high * 1.4
         else:
-            room = (self.high - self.low) * 0.08 or abs(self.high) * 0.1 or 1.0
-            self.low, self.high = max(0.0, self.low - room), self.high + room
+            margin = (self.high - self.low) * 0.08 or abs(self.high) * 0.1 or 1.0
+            self.low, self.high = max(0.0, self.low - margin), self.high + margin
 
     def x(self, value: float) -> float:
         a, b, v = (
@@ -226,17 +226,17 @@ def chart(points: Sequence[Point], axis: Axis, models: Sequence[str], references
     scale = _Scale([*costs, *(r.latency_s for r in timed if r.latency_s is not None)])
     low = min([p.low for p in points] + [r.accuracy for r in references])
     high = max([p.high for p in points] + [r.accuracy for r in references])
-    room = (high - low) * 0.08 or 0.02
-    low, high = low - room, min(1.0, high + room)  # leave room for half a bubble below zero
+    margin = (high - low) * 0.08 or 0.02
+    low, high = low - margin, min(1.0, high + margin)  # half a bubble must fit below zero
 
     def y(accuracy: float) -> float:
         return round(_H - _BOTTOM - (accuracy - low) / (high - low) * (_H - _TOP - _BOTTOM), 1)
 
     best = front(points, axis)
-    spoken = f"Accuracy against {axis.title.lower()} of {len(points)} settings. On the Pareto front: " + ", ".join(
+    description = f"Accuracy against {axis.title.lower()} of {len(points)} settings. On the Pareto front: " + ", ".join(
         f"{points[i].setting} ({100 * points[i].accuracy:.1f} % at {axis.show(costs[i])})" for i in best
     )
-    parts = [f'<svg class="chart scaling" viewBox="0 0 {_W} {_H}" role="img" aria-label="{escape(spoken)}">']
+    parts = [f'<svg class="chart scaling" viewBox="0 0 {_W} {_H}" role="img" aria-label="{escape(description)}">']
     for tick in ticks(100 * max(0.0, low), 100 * high, 6):
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{y(tick / 100)}" y2="{y(tick / 100)}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y(tick / 100) + 4}" text-anchor="end">{tick:g}</text>')

@@ -35,8 +35,8 @@ def restart_asked(annotations: Mapping[str, str]) -> str:
     return environment.of_process().restart or annotations.get(RESTART_ANNOTATION, "")
 
 
-def set_aside_folder(out: Path, token: str, work: tuple[str, ...]) -> str:
-    """Move the files and folders `work` of the folder `out` to `out/previous/N`, once for each `token`.
+def set_aside_folder(out: Path, token: str, names: tuple[str, ...]) -> str:
+    """Move the files and folders `names` of the folder `out` to `out/previous/N`, once for each `token`.
 
     Return the path of the target, or an empty text if nothing was moved.
     """
@@ -45,7 +45,7 @@ def set_aside_folder(out: Path, token: str, work: tuple[str, ...]) -> str:
         return ""
     used = [int(p.name) for p in (out / "previous").glob("*") if p.name.isdigit()]
     target = _target(record, token, used)
-    old = [name for name in work if (out / name).exists()]
+    old = [name for name in names if (out / name).exists()]
     if old:
         write_json(out / RECORD, {"token": token, "target": target, "done": False})
         make_folder(out / target)
@@ -58,8 +58,8 @@ def set_aside_folder(out: Path, token: str, work: tuple[str, ...]) -> str:
     return str(out / target) if old else ""
 
 
-def set_aside(store: _Store, token: str, work: tuple[str, ...], first: Callable[[str], bool] = lambda _: False) -> str:
-    """Move the files and folders `work` of the store to `previous/N` there, once for each `token`.
+def set_aside(store: _Store, token: str, names: tuple[str, ...], first: Callable[[str], bool] = lambda _: False) -> str:
+    """Move the files and folders `names` of the store to `previous/N` there, once for each `token`.
 
     Return the URI of the target, or an empty text if nothing was moved. Files for which `first` returns True are moved first. They are
     markers, without which the remaining files are ignored.
@@ -67,10 +67,10 @@ def set_aside(store: _Store, token: str, work: tuple[str, ...], first: Callable[
     record = _parsed(store.read(RECORD) if store.find(RECORD) is not None else b"")
     if _done(record, token):
         return ""
-    names = [entry.name for entry in store.entries()]
-    used = [int(n.split("/")[1]) for n in names if n.startswith("previous/") and n.split("/")[1].isdigit()]
+    there = [entry.name for entry in store.entries()]
+    used = [int(n.split("/")[1]) for n in there if n.startswith("previous/") and n.split("/")[1].isdigit()]
     target = _target(record, token, used)
-    old = [n for n in names if n.split("/")[0] in work]
+    old = [n for n in there if n.split("/")[0] in names]
     if old:
         store.write(RECORD, orjson.dumps({"token": token, "target": target, "done": False}))
         for name in sorted(old, key=lambda n: (not first(n), n)):

@@ -112,7 +112,7 @@ def fetch(
     cache, transfer = cache or cache_folder(), replace(transfer or Transfer(), say=say)
     target = local_path(uri, cache=cache)
     lock = cache / "locks" / hashlib.sha256(f"{place.scheme}/{place.root}/{place.path}".encode()).hexdigest()[:24]
-    spoken = ProgressLogger(f"fetching {uri}", say)
+    logger = ProgressLogger(f"fetching {uri}", say)
     with _locked(lock, say):
         whole = any(_known(marker)[1] for marker in _markers(target))
         brief = replace(transfer, patience_s=min(15.0, transfer.patience_s))
@@ -125,8 +125,8 @@ def fetch(
             return target
         if copy is None:
             raise UserError("nothing is there", file=str(uri))
-        copy.take(_source(place, transfer) if whole else copy.store, progress or spoken)
-    spoken.end()
+        copy.take(_source(place, transfer) if whole else copy.store, progress or logger)
+    logger.end()
     return target
 
 

@@ -63,9 +63,9 @@ def test_where_a_job_s_folder_is_copied_to():
 
 def test_progress_is_told_now_and_then():
     said = []
-    spoken = ProgressLogger("fetching x", said.append, every_s=0.0)
-    spoken(2_500_000)
-    spoken.end()
+    logger = ProgressLogger("fetching x", said.append, every_s=0.0)
+    logger(2_500_000)
+    logger.end()
     assert said[0].startswith("fetching x: 2.5 MB so far") and said[1].startswith("fetching x: 2.5 MB in")
     quiet = ProgressLogger("x", said.append)
     quiet(1)

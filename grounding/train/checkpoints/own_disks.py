@@ -74,7 +74,7 @@ class OwnDisks:
 
     uri: str
     wanted: uploads.Wanted
-    chosen: uploads.Stored | None = None
+    chosen: uploads.StoredCheckpoint | None = None
     """The checkpoint that the run continues from, as rank 0 has chosen it"""
     uploader: uploads.Uploader | None = field(default=None, repr=False)
     """The uploader of rank 0; None on the other pods"""
@@ -83,7 +83,7 @@ class OwnDisks:
         """On rank 0: choose the checkpoint to continue from, and download this pod's files."""
         self.chosen = uploads.restore_for_pods(store, root, self.wanted)
 
-    def follow(self, root: Path, chosen: uploads.Stored | None) -> None:
+    def follow(self, root: Path, chosen: uploads.StoredCheckpoint | None) -> None:
         """On another pod: download this pod's files of the checkpoint that rank 0 has chosen. Raises `EgmError`."""
         self.chosen = chosen
         uploads.restore_part(open_store(self.uri, field="spec.output"), root, chosen, self.wanted)
@@ -109,7 +109,7 @@ class PartUploader:
     def __init__(self, root: Path, uri: str, interval_s: float = 3.0) -> None:
         self.root, self.interval_s = root, interval_s
         self._store = open_store(uri, Transfer(patience_s=15.0), field="spec.output")
-        self._sent: uploads.Stored | None = None
+        self._sent: uploads.StoredCheckpoint | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
 

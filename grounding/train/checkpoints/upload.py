@@ -139,7 +139,7 @@ ANNOUNCED = "checkpoints/uploading.json"
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredCheckpoint:
     """A checkpoint in the store: its step, its name and the attempt's folder with its files."""
 
     step: int
@@ -151,7 +151,7 @@ class Stored:
         return {"step": self.step, "name": self.name, "prefix": self.prefix}
 
     @classmethod
-    def parse(cls, data: bytes) -> Stored | None:
+    def parse(cls, data: bytes) -> StoredCheckpoint | None:
         """Return the checkpoint in `data`, as written by `document`; None if `data` is something else."""
         try:
             found = orjson.loads(data)
@@ -160,18 +160,18 @@ class Stored:
             return None
 
 
-def announced(store: Store) -> Stored | None:
+def announced(store: Store) -> StoredCheckpoint | None:
     """Return the checkpoint that rank 0 asks all pods to upload; None if there is none."""
-    return Stored.parse(store.read(ANNOUNCED)) if store.find(ANNOUNCED) is not None else None
+    return StoredCheckpoint.parse(store.read(ANNOUNCED)) if store.find(ANNOUNCED) is not None else None
 
 
-def _announce(store: Store, wanted: Stored) -> None:
+def _announce(store: Store, wanted: StoredCheckpoint) -> None:
     if announced(store) != wanted:
         store.write(ANNOUNCED, orjson.dumps(wanted.document(), option=orjson.OPT_INDENT_2))
         failpoint("upload.announced", wanted.name)
 
 
-def push_part(store: Store, root: Path, wanted: Stored, stop: threading.Event | None = None) -> bool:
+def push_part(store: Store, root: Path, wanted: StoredCheckpoint, stop: threading.Event | None = None) -> bool:
     """Upload this pod's files of the checkpoint `wanted`, without a marker. Return whether the store has them; False if they are not here."""
     folder = root / wanted.name
     if not checkpoints.is_complete(folder):
@@ -227,7 +227,7 @@ def push(
     if there is not None and (later or (there.prefix == marker.prefix and _all_there(there, base, present))):
         return True  # the checkpoint is uploaded, or a later attempt has trained this step again
     if marker.here is not None:
-        _announce(store, Stored(checkpoint.step, checkpoint.path.name, marker.prefix))
+        _announce(store, StoredCheckpoint(checkpoint.step, checkpoint.path.name, marker.prefix))
     if not _upload_files(store, checkpoint.path, marker, present, stop):
         return False
     if marker.here is not None:
@@ -305,7 +305,7 @@ def _restore_best(store: Store, root: Path, found: Mapping[int, str]) -> None:
         write_json(root / checkpoints.BEST, {"step": noted.step, "figure": noted.figure, "value": noted.value})
 
 
-def restore_for_pods(store: Store, root: Path, wanted: Wanted) -> Stored | None:
+def restore_for_pods(store: Store, root: Path, wanted: Wanted) -> StoredCheckpoint | None:
     """On rank 0, if the pods share no folder: download the `wanted` files of the newest checkpoint that is complete in the store, and return that
     checkpoint for the other pods. All other checkpoints under `root` are removed, because other pods may lack their files of them.
     """
@@ -320,14 +320,14 @@ def restore_for_pods(store: Store, root: Path, wanted: Wanted) -> Stored | None:
             _log.warning("skipping checkpoint %s of %s, because it is incomplete", name, store.uri)
         elif _restore_one(store, root, step, name, wanted):
             names.append(name)
-            chosen = chosen or Stored(step, name, marker.prefix)
+            chosen = chosen or StoredCheckpoint(step, name, marker.prefix)
     checkpoints.keep_only(root, names)
     if noted is not None and any(step == noted.step and name in names for step, name in checkpoints_in(store)):
         write_json(root / checkpoints.BEST, {"step": noted.step, "figure": noted.figure, "value": noted.value})
     return chosen
 
 
-def restore_part(store: Store, root: Path, chosen: Stored | None, wanted: Wanted) -> None:
+def restore_part(store: Store, root: Path, chosen: StoredCheckpoint | None, wanted: Wanted) -> None:
     """On another pod: download the `wanted` files of the checkpoint that rank 0 has `chosen`. Raises `Failure` if that fails."""
     if chosen is not None and _restore_one(store, root, chosen.step, chosen.name, wanted, chosen.prefix) is None:
         raise Failure(
@@ -756,9 +756,9 @@ def kept(
                 brief.upload(out / PROGRESS, PROGRESS)
             if finished:
                 uploader.complete()
-                spoken = ProgressLogger(f"sending {uri}/model", _say)
-                send(model, f"{uri}/model", last=MANIFEST, progress=spoken)
-                spoken.end()
+                logger = ProgressLogger(f"sending {uri}/model", _say)
+                send(model, f"{uri}/model", last=MANIFEST, progress=logger)
+                logger.end()
             for name in RECORD:
                 if (out / name).is_dir() and (finished or stop.left() > 1.0):
                     hasty = Transfer(patience_s=min(5.0, stop.left()))

@@ -29,8 +29,8 @@ STALL_S = 1800.0
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The limits of the rules. `response_tokens`: longest answer that the job allows, None for SFT. Shares are fractions, times seconds."""
+class Thresholds:
+    """The thresholds of the rules. `response_tokens`: longest answer that the job allows, None for SFT. Shares are fractions, times seconds."""
 
     response_tokens: int | None = None
     window: int = 10
@@ -44,45 +44,45 @@ def _values(lines: Sequence[Line], name: str) -> list[tuple[int, float]]:
     return [(step, v) for step, v in found if v is not None]
 
 
-def _not_finite(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
+def _not_finite(lines: Sequence[Line], thresholds: Thresholds) -> tuple[int, str] | None:
     """Report a loss, score or gradient in one of the last steps that is not a finite number."""
-    for line in reversed(lines[-limits.window :]):
+    for line in reversed(lines[-thresholds.window :]):
         bad = [n for n in ("loss", "score", "gradNorm") if n in (m := line.get("metrics", {})) and m[n] is None]
         if bad:
             return line["step"], f"{', '.join(bad)} of step {line['step']} is not a finite number"
     return None
 
 
-def _collapsed(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
+def _collapsed(lines: Sequence[Line], thresholds: Thresholds) -> tuple[int, str] | None:
     """Report if the mean score of the last steps is below half of the best such mean so far."""
     scores = [v for _, v in _values(lines, "score")]
-    n = limits.window
+    n = thresholds.window
     if len(scores) < 2 * n:
         return None
     best = max(statistics.fmean(scores[i : i + n]) for i in range(len(scores) - n))
     now = statistics.fmean(scores[-n:])
-    if best <= 0 or now >= limits.collapse * best:
+    if best <= 0 or now >= thresholds.collapse * best:
         return None
     return lines[-1]["step"], f"the mean score of the last {n} steps is {now:.3f}; the best such mean was {best:.3f}"
 
 
-def _too_long(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
+def _too_long(lines: Sequence[Line], thresholds: Thresholds) -> tuple[int, str] | None:
     """Report if answers are truncated at the length limit: by the share that verl counts, otherwise by a mean length close to the limit."""
-    recent = lines[-limits.window :]
+    recent = lines[-thresholds.window :]
     cut = [v for _, v in _values(recent, "responseClipped")]
-    if cut and statistics.fmean(cut) >= limits.at_limit:
+    if cut and statistics.fmean(cut) >= thresholds.at_limit:
         share = f"{100 * statistics.fmean(cut):.0f} % of the answers of the last {len(cut)} steps"
         return lines[-1]["step"], f"{share} are truncated at the length limit"
     lengths = [v for _, v in _values(recent, "responseLength")]
-    limit = limits.response_tokens
+    limit = thresholds.response_tokens
     if not cut and limit and lengths and statistics.fmean(lengths) >= 0.95 * limit:
         return lines[-1]["step"], f"answers are {statistics.fmean(lengths):.0f} tokens long, the limit is {limit}"
     return None
 
 
-def _failing(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
+def _failing(lines: Sequence[Line], thresholds: Thresholds) -> tuple[int, str] | None:
     """Report prompts of the last steps that got no answer. A few are only reported; many end the run."""
-    recent = lines[-limits.window :]
+    recent = lines[-thresholds.window :]
     for failed, wanted, what in (
         ("valFailed", "valPrompts", "validation prompts"),
         ("rolloutsFailed", "rollouts", "rollouts"),
@@ -95,7 +95,7 @@ def _failing(lines: Sequence[Line], limits: Limits) -> tuple[int, str] | None:
     return None
 
 
-_RULES: tuple[tuple[str, Callable[[Sequence[Line], Limits], tuple[int, str] | None]], ...] = (
+_RULES: tuple[tuple[str, Callable[[Sequence[Line], Thresholds], tuple[int, str] | None]], ...] = (
     ("NotFinite", _not_finite),
     ("RewardCollapse", _collapsed),
     ("LengthAtLimit", _too_long),
@@ -103,15 +103,15 @@ _RULES: tuple[tuple[str, Callable[[Sequence[Line], Limits], tuple[int, str] | No
 )
 
 
-def events(lines: Sequence[Line], now: float, started: float, limits: Limits) -> list[Event]:
+def events(lines: Sequence[Line], now: float, started: float, thresholds: Thresholds) -> list[Event]:
     """Return the problems at `now` (seconds since 1970), from progress lines in order of step. `started`: when this attempt began."""
     found: list[Event] = []
     for reason, rule in _RULES:
-        if lines and (verdict := rule(lines, limits)):
+        if lines and (verdict := rule(lines, thresholds)):
             found.append({"reason": reason, "step": verdict[0], "message": verdict[1]})
     last = max([started, *(line["time"] for line in lines[-1:] if "time" in line)])
     finished = bool(lines) and 0 < lines[-1].get("totalSteps", 0) <= lines[-1]["step"]
-    if now - last > limits.stall_s and not finished:
+    if now - last > thresholds.stall_s and not finished:
         step = lines[-1]["step"] if lines else 0
         found.append({"reason": "Stalled", "step": step, "message": f"no step for {(now - last) / 60:.0f} minutes"})
     return found

@@ -84,7 +84,7 @@ class Source:
     progress: Path
     attempt: int = 1
     gpus: int = 0
-    limits: health.Limits = field(default_factory=health.Limits)
+    thresholds: health.Thresholds = field(default_factory=health.Thresholds)
     checkpoint: Callable[[], ReportedCheckpoint | None] = lambda: None
     started: float = field(default_factory=time.time)
     problem: Callable[[], str] = lambda: ""
@@ -124,7 +124,7 @@ def progress(
         time=lines[-1]["time"] if lines else source.started,
         events=[
             HealthEvent(**event)
-            for event in health.events(lines, now, source.started, source.limits) + _upload_event(source, lines)
+            for event in health.events(lines, now, source.started, source.thresholds) + _upload_event(source, lines)
         ],
         stopping=source.stopping() or None,
     )
@@ -260,7 +260,7 @@ def source_of(
         progress=out / "progress.jsonl",
         attempt=environment.of_process().attempt,
         gpus=gpus,
-        limits=health.Limits(
+        thresholds=health.Thresholds(
             response_tokens=job.spec.hyperparameters.response_length if isinstance(job, RlJob) else None,
             stall_s=float(health.STALL_S if spec.stall_timeout_seconds is None else spec.stall_timeout_seconds),
         ),

@@ -369,7 +369,7 @@ def _follow(
         pods = replace(pods, content=orjson.dumps(who.document()).decode())
 
     def restore(resume: str) -> None:
-        disks.follow(out / "checkpoints", uploads.Stored.parse(resume.encode()))
+        disks.follow(out / "checkpoints", uploads.StoredCheckpoint.parse(resume.encode()))
 
     return ray_cluster.follow(pods, _node(job, cpu), env, _deadline(job), stop, restore)
 

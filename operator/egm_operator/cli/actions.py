@@ -47,12 +47,13 @@ async def connected() -> AsyncIterator[Cluster]:
     try:
         yield cluster
     except ApiError as error:
-        raise _told(error) from None
+        raise _as_egm_error(error) from None
     finally:
         await cluster.api.close()
 
 
-def _told(error: ApiError) -> UserError | Failure:
+def _as_egm_error(error: ApiError) -> UserError | Failure:
+    """Return the error for the user: `UserError` if the request was at fault."""
     if error.status in (401, 403):
         return UserError(
             f"the API server refuses the request: {error.message}",

@@ -206,7 +206,7 @@ def table(found: Sequence[Line], *, namespaces: bool, width: int, rows: int | No
         body.add_column(name, justify="right" if right else "left", no_wrap=True)
     shown: list[tuple[Line | None, list[Text]]] = []
     # jobs come first: settings get the remaining lines
-    room = None if rows is None else max(0, rows - len(found))
+    lines_left = None if rows is None else max(0, rows - len(found))
     for one in found[:rows]:
         cells = [Text(one.namespace)] if namespaces else []
         cells += [Text(one.name), Text(one.kind), Text(one.phase, style=_STYLE.get(Phase(one.phase), ""))]
@@ -214,8 +214,8 @@ def table(found: Sequence[Line], *, namespaces: bool, width: int, rows: int | No
         if wide:
             cells += map(Text, (one.gpu_hours, f"{one.attempt or ''}", kubectl_duration(one.in_phase)))
         shown.append((one, cells))
-        below_it = one.settings[:room]
-        room = None if room is None else room - len(below_it)
+        below_it = one.settings[:lines_left]
+        lines_left = None if lines_left is None else lines_left - len(below_it)
         for setting in below_it:
             below = [Text("")] if namespaces else []
             below += [Text(f"  {setting.name}", style="dim"), Text(""), Text("")]

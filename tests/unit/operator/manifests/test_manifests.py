@@ -22,7 +22,7 @@ from grounding.errors import UserError
 from grounding.evaluate.engines import get_engine
 from grounding.evaluate.role import serve_options
 
-JOBS = Path(__file__).parents[3] / "jobs"
+JOBS = Path(__file__).parents[4] / "jobs"
 SETTINGS = Settings(default_output="pvc://egm/runs")
 
 
@@ -545,7 +545,7 @@ def test_settings_are_defaults_wherever_they_are_made_and_a_service_s_variables_
 
 
 def test_every_setting_is_documented() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "operator.md").read_text()
+    text = (Path(__file__).parents[4] / "docs" / "operator.md").read_text()
     for name in Settings.model_fields:
         assert f"`{Settings.variable(name)}`" in text, name
 
@@ -553,5 +553,5 @@ def test_every_setting_is_documented() -> None:
 def test_every_reason_is_documented() -> None:
     from egm_operator.status import Reason
 
-    text = (Path(__file__).parents[3] / "docs" / "operator.md").read_text()
+    text = (Path(__file__).parents[4] / "docs" / "operator.md").read_text()
     assert [r for r in Reason if f"`{r}`" not in text] == []

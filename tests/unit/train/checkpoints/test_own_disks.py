@@ -206,7 +206,7 @@ def test_a_file_belongs_to_a_rank_only_by_the_name_that_verl_gives_it(name: str,
 
 
 def test_a_pod_stops_if_the_checkpoint_that_rank_0_has_chosen_is_gone(world: World) -> None:
-    gone = upload.Stored(4, "global_step_4", "attempt-1-x")
+    gone = upload.StoredCheckpoint(4, "global_step_4", "attempt-1-x")
     with pytest.raises(Failure, match="from which rank 0 continues"):
         upload.restore_part(world.store, world.roots[1], gone, own_disks.every_file)
 
