@@ -199,7 +199,7 @@ def trainings(folder: Path, monkeypatch: pytest.MonkeyPatch, falls_at: int = 8) 
                 stage,
                 folder / name / "progress.jsonl",
                 gpus=8,
-                limits=health.Limits(window=3),
+                thresholds=health.Thresholds(window=3),
                 checkpoint=lambda: {"step": 10, "uri": "s3://b/c"},
             )
             ports[name] = stack.enter_context(telemetry.serve(source))
