@@ -161,16 +161,15 @@ def shortfall(nodes: list[JsonObject], membership: Membership, pods: Pods, node:
     return ""
 
 
-def _connect(address: str, stop: Stop) -> None:
-    """Connect this process to Ray, and keep its own handler of SIGTERM: that of `ray.init` would end rank 0 before verl has saved.
+@contextlib.contextmanager
+def _own_sigterm(stop: Stop) -> Iterator[None]:
+    """Keep this process's handler of SIGTERM: `ray.init` replaces it, and `ray.shutdown` removes it in C++, which Python does not notice.
 
-    Raises `Failure` if SIGTERM arrives meanwhile, and whatever Ray raises.
+    Either would end rank 0 before verl has saved. Raises `Failure` if SIGTERM arrives meanwhile.
     """
-    import ray
-
     own = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        yield
     except SystemExit:  # Ray's handler
         stop.ask()
         raise Failure("this pod was asked to stop while it connected to Ray") from None
@@ -190,7 +189,8 @@ def _wait(pods: Pods, node: Node, membership: Membership, head: RayNode, deadlin
                 raise Failure(why, hint="Its message is in the log above.")
             if not connected:
                 try:
-                    _connect(pods.ray_address, stop)
+                    with _own_sigterm(stop):
+                        ray.init(address=pods.ray_address, log_to_driver=False, logging_level="ERROR")
                     connected = head.up = True
                     membership.ray, because = pods.ray_address, ""
                 except Exception as error:  # the head is still starting
@@ -213,7 +213,8 @@ def _wait(pods: Pods, node: Node, membership: Membership, head: RayNode, deadlin
         return False
     finally:
         if connected:
-            ray.shutdown()
+            with _own_sigterm(stop):
+                ray.shutdown()
 
 
 def lead(

@@ -1,18 +1,45 @@
-"""Rank 0 connects to Ray and keeps its own handler of SIGTERM, which `ray.init` replaces by one that ends the process."""
+"""While rank 0 connects to Ray and after it has disconnected, SIGTERM is a request to stop, and does not end the process."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
-import ray
 
 from grounding.errors import Failure
 from grounding.runtime.grace import Stop
 from grounding.train.rl import ray_cluster
+
+SCRIPT = """
+import os, signal
+import ray
+from grounding.runtime.grace import Stop
+from grounding.train.rl.ray_cluster import _own_sigterm
+
+def ask():
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.asked
+    stop.asked_at = None
+
+stop = Stop(60.0)
+signal.signal(signal.SIGTERM, stop.ask)
+with _own_sigterm(stop):
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR")
+ask()
+with _own_sigterm(stop):
+    ray.shutdown()
+ask()
+"""
+
+
+def test_the_real_ray_leaves_sigterm_to_the_role() -> None:
+    env = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
@@ -24,37 +51,11 @@ def stop() -> Iterator[Stop]:
     signal.signal(signal.SIGTERM, before)
 
 
-def _replace_handler(**_: object) -> None:
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+def test_sigterm_in_the_meantime_is_a_request_to_stop(stop: Stop) -> None:
+    def connect() -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray does
+        os.kill(os.getpid(), signal.SIGTERM)
 
-
-def _replace_handler_and_fail(**_: object) -> None:
-    _replace_handler()
-    raise ConnectionError("Ray does not answer")
-
-
-def _be_stopped(**_: object) -> None:
-    _replace_handler()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-@pytest.mark.parametrize("init", [_replace_handler, _replace_handler_and_fail])
-def test_sigterm_after_the_connection_is_a_request_to_stop(
-    stop: Stop, monkeypatch: pytest.MonkeyPatch, init: object
-) -> None:
-    monkeypatch.setattr(ray, "init", init)
-    if init is _replace_handler:
-        ray_cluster._connect("10.0.0.1:6379", stop)
-    else:
-        with pytest.raises(ConnectionError):
-            ray_cluster._connect("10.0.0.1:6379", stop)
-    assert not stop.asked
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.asked
-
-
-def test_sigterm_during_the_connection_is_a_request_to_stop(stop: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "init", _be_stopped)
-    with pytest.raises(Failure, match="asked to stop"):
-        ray_cluster._connect("10.0.0.1:6379", stop)
+    with pytest.raises(Failure, match="asked to stop"), ray_cluster._own_sigterm(stop):
+        connect()
     assert stop.asked
