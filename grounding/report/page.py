@@ -377,6 +377,8 @@ def _latency_note(summary: Summary) -> str:
         return f"No latencies: {summary.latency_refused}."
     if summary.mode == "latency":
         return "Latencies cover only the request, at a fixed concurrency."
+    if all(f.latency_p50 is None for f in summary.files):
+        return ""
     return "Latencies of throughput mode include waiting at fully loaded servers. They show how long requests took, not how fast the model is."
 
 

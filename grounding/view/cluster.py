@@ -48,20 +48,20 @@ class Mirror:
         folder = self.root / name
         if name not in self._locks:
             self._locks[name] = RunLock(folder)  # so that the page counts the run as running
-        listed = sorted(jobs, key=lambda job: (_of(job, "creationTimestamp"), _of(job, "name")))
-        gone = {path.parent for path in folder.glob("*/state.json")} - {folder / _folder(job) for job in listed}
-        for path in gone:
+        in_order = sorted(jobs, key=lambda job: (_of(job, "creationTimestamp"), _of(job, "name")))
+        listed = {shown: job for job, shown in zip(in_order, names_of(in_order), strict=True)}
+        for path in {path.parent for path in folder.glob("*/state.json")} - {folder / shown for shown in listed}:
             (path / "state.json").unlink()
-        for job in listed:
-            self._job(folder / _folder(job), job)
-        entries = [{"name": _folder(j), "kind": _text(j, "kind"), "upstream": _upstream(j)} for j in listed]
+        for shown, job in listed.items():
+            self._job(folder / shown, job)
+        entries = [{"name": n, "kind": _text(j, "kind"), "upstream": _upstream(j)} for n, j in listed.items()]
         write_json(folder / "run.json", {"jobs": entries})
 
     def _job(self, folder: Path, job: JsonObject) -> None:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         evaluation = _text(job, "kind") == EVALUATION
         status = read_known(EvalStatus if evaluation else TrainStatus, job.get("status"))
-        state = state_of(job, status)
+        state = state_of(folder.name, job, status)
         for role in state.roles:
             (folder / "logs" / f"{role.name}.log").write_text(f"{status.message or ''}\n", encoding="utf-8")
         if isinstance(status, EvalStatus):
@@ -87,9 +87,14 @@ def _text(job: JsonObject, name: str) -> str:
     return str(job.get(name, ""))
 
 
-def _folder(job: JsonObject) -> str:
-    """Return the name of a job's folder. A training and an evaluation may have the same name."""
-    return _of(job, "name") + (" (evaluation)" if _text(job, "kind") == EVALUATION else "")
+def names_of(jobs: Sequence[JsonObject]) -> list[str]:
+    """Return the name of each job's folder: its own name, marked in an evaluation if a training has the same name. Pure."""
+    trainings = {_of(job, "name") for job in jobs if _text(job, "kind") != EVALUATION}
+    return [
+        f"{name} (evaluation)" if _text(job, "kind") == EVALUATION and name in trainings else name
+        for job in jobs
+        for name in (_of(job, "name"),)
+    ]
 
 
 def _upstream(job: JsonObject) -> list[str]:
@@ -107,12 +112,12 @@ def _seconds(time: str | None) -> float:
     return 0.0
 
 
-def state_of(job: JsonObject, status: JobStatus) -> JobState:
+def state_of(name: str, job: JsonObject, status: JobStatus) -> JobState:
     """Return a job's state as `egm run` would write it."""
     phase = status.phase or Phase.PENDING
     doing = _WORKING.get(phase)
     return JobState(
-        _folder(job),
+        name,
         _text(job, "kind"),
         "Running" if doing else str(phase),
         reason=status.reason or "",

@@ -113,14 +113,14 @@ def test_the_live_page_follows_the_jobs_of_the_cluster(drive: Drive, tmp_path: P
             with direct.open(f"{url}news?run={drive.namespace}", timeout=20) as answer:
                 return json.load(answer)
 
-        until("the job on the page", lambda: "shown (evaluation)" in news()["parts"].get("jobs", ""))
+        until("the job on the page", lambda: "shown" in news()["parts"].get("jobs", ""))
         drive.prepared("shown", kind="eval")
         drive.phase("shown", "Running", kind="gej")
-        until("its phase", lambda: "shown (evaluation) is running" in news()["pulse"])
+        until("its phase", lambda: "shown is running" in news()["pulse"])
         drive.end("shown", "evaluate", 0, kind="eval", message=json.dumps(MEASURED))
         until("its result", lambda: "90.0 %" in news()["parts"].get("headline", ""))
         assert egm("cancel", "shown", "-n", drive.namespace).returncode == 0
-        until("a page without it", lambda: "shown (evaluation)" not in news()["parts"].get("jobs", ""))
+        until("a page without it", lambda: "shown" not in news()["parts"].get("jobs", ""))
     finally:
         page.send_signal(signal.SIGINT)
         assert page.wait(30) == 130

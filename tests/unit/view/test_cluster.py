@@ -69,7 +69,8 @@ def test_the_accuracy_of_an_evaluation_is_on_the_page(mirror: Mirror, tmp_path: 
     pages.draw(("team-a",))
     parts = pages.news(("team-a",), 0).parts
     assert "90.0" in parts["headline"] and "RefCOCO val" in parts["tables"] and "40/40" in parts["jobs"]
-    assert "asks (evaluation) points at the right object in 90.0 % of 40 answers." in parts["headline"]
+    assert "asks points at the right object in 90.0 % of 40 answers." in parts["headline"]
+    assert "What went wrong" not in parts["tables"] and "Latencies" not in parts["tables"]  # a status has neither
 
 
 def test_a_deleted_job_disappears_and_a_namespace_without_jobs_stays(mirror: Mirror) -> None:
