@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import orjson
 import pytest
 
 from grounding.cli import run as egm
+from grounding.data.shapes import ShapeSet, generate
 from grounding.progress import read_progress
 from grounding.storage import open_store
 from grounding.train.checkpoints import local as checkpoints
@@ -38,7 +41,17 @@ spec:
 class Pods:
     """Both pods of one attempt, each with a new, empty disk."""
 
-    def __init__(self, folder: Path, uri: str, attempt: int, every: int = 3, change: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        uri: str,
+        attempt: int,
+        every: int = 3,
+        change: str = "",
+        manifest: str = MANIFEST,
+        **second: str,
+    ) -> None:
+        """`change` replaces `perFile: 2` in the second pod's job; `second` are further variables of the second pod's environment."""
         self.disks = [folder / f"attempt-{attempt}" / f"disk-{rank}" for rank in range(2)]
         self.logs = [disk.with_suffix(".log") for disk in self.disks]
         self.marks = [f"{folder}-{attempt}-{rank}" for rank in range(2)]
@@ -46,7 +59,7 @@ class Pods:
         for rank, disk in enumerate(self.disks):
             disk.mkdir(parents=True)
             job = disk.with_suffix(".yaml")
-            text = MANIFEST.replace("STEPS", str(STEPS)).replace("EVERY", str(every))
+            text = manifest.replace("STEPS", str(STEPS)).replace("EVERY", str(every))
             job.write_text(text.replace("perFile: 2", change) if change and rank else text)
             # each pod prepares its own data, as its init container does on a cluster
             assert egm(["role", "prepare", "--job", str(job), "--data", str(disk / "data")]) == 0
@@ -63,6 +76,7 @@ class Pods:
                 "EGM_GRACE_SECONDS": "90",
                 "CUDA_VISIBLE_DEVICES": "-1",
                 "EGM_TEST_POD": self.marks[rank],
+                **(second if rank else {}),
             }
             role = ["role", "sft", "--job", job, "--data", disk / "data", "--model", "tiny://", "--out", disk]
             command = [sys.executable, "-m", "grounding.cli", *map(str, role)]
@@ -75,11 +89,15 @@ class Pods:
     def steps(self) -> int:
         return max((line["step"] for line in read_progress(self.disks[0] / "progress.jsonl")), default=0)
 
-    def await_step(self, step: int) -> None:
+    def until(self, reached: Callable[[], bool]) -> None:
+        """Wait for an event while both pods run."""
         until = time.monotonic() + 300
-        while self.steps() < step:
+        while not reached():
             assert time.monotonic() < until and all(pod.poll() is None for pod in self.pods), self.said()
             time.sleep(0.01)
+
+    def await_step(self, step: int) -> None:
+        self.until(lambda: self.steps() >= step)
 
     def kill(self, rank: int) -> None:
         """Simulate a power cut of the node. The processes are found by their environment, because torchrun gives each rank its own session."""
@@ -162,6 +180,29 @@ def test_sigterm_saves_the_step_under_way_in_the_store(tmp_path: Path, s3, asked
     assert second.wait() == [0, 0], second.said()
     assert f"resuming after step {trained}" in second.logs[0].read_text()
     assert [line["step"] for line in read_progress(second.disks[0] / "progress.jsonl")] == list(range(1, STEPS + 1))
+
+
+def test_sigterm_while_the_best_step_waits_for_files_of_the_other_pod_is_a_stop(tmp_path: Path, s3) -> None:
+    _, bucket = s3
+    made = tmp_path / "set"
+    generate(made, ShapeSet(seed=7, train=24, per_file=2, size=224))
+    rows = orjson.loads((made / "train_data/sft.json").read_bytes())
+    for name, some in (("train", rows[:16]), ("validation", rows[16:20])):
+        (made / f"{name}.json").write_bytes(orjson.dumps(some))
+    files = f"{{train: [{made}/train.json], validation: [{made}/validation.json], images: [{made}/images]}}"
+    # at this learning rate no weight changes, so both validations have the same figure, and the first step stays the best
+    keep_best = "{learningRate: 1.0e-30, validateEvery: 1, keepBest: valLoss, "
+    manifest = MANIFEST.replace("{shapes: {train: 96, perFile: 2}}", files).replace("STEPS", "2")
+    manifest = manifest.replace("{maxSteps", f"{keep_best}maxSteps").replace("warmupSteps: 2", "warmupSteps: 1")
+    uri = f"s3://{bucket}/best"
+    pods = Pods(tmp_path / "best", uri, 1, every=1, manifest=manifest, EGM_FAILPOINTS="upload.file=error")
+    pods.until(lambda: all(checkpoints.is_complete(disk / "checkpoints" / "checkpoint-2") for disk in pods.disks))
+    pods.until(lambda: "exporting step 1: " in pods.logs[0].read_text())
+    for pod in pods.pods:
+        pod.terminate()
+    assert pods.wait() == [143, 143], pods.said()
+    assert "stopping without a model: checkpoint-1 is not complete in s3://" in pods.logs[0].read_text(), pods.said()
+    assert not (pods.disks[0] / "model").exists() and _saved(uri) == 0
 
 
 def test_pods_that_have_prepared_other_data_are_refused(tmp_path: Path, s3) -> None:

@@ -43,13 +43,19 @@ def no_rank_of(name: str) -> bool:
 def bring_rank(uri: str, folder: Path, rank: int) -> None:
     """Download one rank's files of a checkpoint of verl that its pod has restored, and check them before they are loaded.
 
-    The ranks of a pod may call this at the same time. Raises `EgmError`.
+    The ranks of a pod may call this at the same time. Raises `EgmError`; after a damaged file, the next start chooses an older checkpoint.
     """
 
     def is_own(name: str) -> bool:
         return checkpoints.verl_rank(name) == rank
 
-    for file in uploads.download_missing(open_store(uri, field="spec.output"), folder, is_own):
+    store = open_store(uri, field="spec.output")
+    try:
+        files = uploads.download_missing(store, folder, is_own)
+    except uploads.Damaged:
+        uploads.note_damaged(store, folder)
+        raise
+    for file in files:
         require_safe_file(file)
 
 
@@ -93,14 +99,23 @@ class OwnDisks:
         assert self.uploader is not None
         return self.uploader.settle(patience_s, given_up)
 
-    def bring(self, checkpoint: Checkpoint, stop: Stop) -> None:
-        """On rank 0: wait until `checkpoint` is complete in the store, and download what its export needs. Raises `EgmError`."""
+    def bring(self, checkpoint: Checkpoint, stop: Stop) -> bool:
+        """On rank 0: wait until `checkpoint` is complete in the store, and download what its export needs. Raises `EgmError`.
+
+        Return False if this process was asked to stop and the grace period is too short to wait for the files of other pods.
+        """
         if self.uploader is not None and not self.settle(FINISHED_S, lambda: is_late(stop)):
+            missing = (
+                f"{checkpoint.path.name} is not complete in {self.uri}, and its export needs the files of all pods"
+            )
+            if stop.asked:
+                _log.warning("stopping without a model: %s", missing)
+                return False
             raise Failure(
-                f"{checkpoint.path.name} is not complete in {self.uri}, and its export needs the files of all pods",
-                hint="The warnings above say why; the same command continues from the newest checkpoint there.",
+                missing, hint="The warnings above say why; the same command continues from the newest checkpoint there."
             )
         uploads.bring(open_store(self.uri, field="spec.output"), checkpoint, for_export)
+        return True
 
 
 class PartUploader:

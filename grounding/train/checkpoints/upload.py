@@ -134,6 +134,30 @@ def claimed_by(store: Store) -> str:
         return ""
 
 
+DAMAGED = "damaged.json"
+"""Name of the file beside a checkpoint's marker that names the attempt's folder in which a pod has found a damaged file"""
+
+
+class Damaged(Failure):
+    """A file of a checkpoint in the store does not have the content that the marker lists."""
+
+
+def note_damaged(store: Store, folder: Path) -> None:
+    """Record in the store that a file of the restored checkpoint in `folder` is damaged, so that the next start chooses an older checkpoint."""
+    marker = Marker.parse((folder / MARKER).read_bytes())
+    store.write(f"checkpoints/{folder.name}/{DAMAGED}", orjson.dumps({"prefix": _key(marker)}))
+
+
+def _is_damaged(store: Store, base: str, prefix: str, present: Mapping[str, int]) -> bool:
+    """Return whether a pod has found a damaged file in this attempt's folder of a checkpoint."""
+    if f"{base}/{DAMAGED}" not in present:
+        return False
+    try:
+        return bool(orjson.loads(store.read(f"{base}/{DAMAGED}"))["prefix"] == prefix)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 ANNOUNCED = "checkpoints/uploading.json"
 """File in the output that names the checkpoint whose files all pods upload, if they share no folder"""
 
@@ -224,7 +248,9 @@ def push(
     present = {e.name: e.size for e in store.entries(f"{base}/")}
     there = _stored_marker(store, base, present)
     later = there is not None and not claimed and there.attempt > marker.attempt
-    if there is not None and (later or (there.prefix == marker.prefix and _all_there(there, base, present))):
+    damaged = _is_damaged(store, base, marker.prefix, present)
+    same = there is not None and there.prefix == marker.prefix and not damaged and _all_there(there, base, present)
+    if later or same:
         return True  # the checkpoint is uploaded, or a later attempt has trained this step again
     if marker.here is not None:
         _announce(store, StoredCheckpoint(checkpoint.step, checkpoint.path.name, marker.prefix))
@@ -318,6 +344,8 @@ def restore_for_pods(store: Store, root: Path, wanted: Wanted) -> StoredCheckpoi
         marker = _stored_marker(store, f"checkpoints/{name}", present)
         if marker is None or not _all_there(marker, f"checkpoints/{name}", present):
             _log.warning("skipping checkpoint %s of %s, because it is incomplete", name, store.uri)
+        elif _is_damaged(store, f"checkpoints/{name}", marker.prefix, present):
+            _log.warning("skipping checkpoint %s of %s, because a pod has found a damaged file in it", name, store.uri)
         elif _restore_one(store, root, step, name, wanted):
             names.append(name)
             chosen = chosen or StoredCheckpoint(step, name, marker.prefix)
@@ -431,7 +459,7 @@ def _fetch(store: Store, key: str, target: Path, size: int, marker: Marker) -> N
     store.download(key, target)
     if not right():
         target.unlink()
-        raise Failure("its content does not match the marker", file=f"{store.uri}/{key}")
+        raise Damaged("its content does not match the marker", file=f"{store.uri}/{key}")
 
 
 class Disks(Protocol):

@@ -235,8 +235,8 @@ def train(
             "verl ended without the last checkpoint", hint="Its log above shows the reason.", file=out / "checkpoints"
         )
     chosen = checkpoints.chosen(out / "checkpoints", best_figure(job), checkpoint)
-    if disks is not None:
-        disks.bring(chosen, stop)
+    if disks is not None and not disks.bring(chosen, stop):
+        return 143
     export(chosen.path, out / "model", Path(model), identity.facts(out))
     return 0
 

@@ -448,13 +448,14 @@ def train(
             file=out / "progress.jsonl",
         )
     weights = sft_shard.whole(trainer) if arguments.fsdp else None  # all ranks take part
+    left_to_next = False
     if trainer.is_world_process_zero():
         last = checkpoints.peek(out / "checkpoints")
         chosen = checkpoints.chosen(out / "checkpoints", best_figure(job), last) if last is not None else None
         if chosen is not None and chosen != last:
-            if disks is not None:
-                disks.bring(chosen, stop)
-            export(chosen.path, out / "model", Path(source), identity.facts(out))
+            left_to_next = disks is not None and not disks.bring(chosen, stop)
+            if not left_to_next:
+                export(chosen.path, out / "model", Path(source), identity.facts(out))
         elif h.lora is not None:
             state = model.state_dict() if weights is None else weights
             adapter = lora.adapter_of(state, h.lora)
@@ -463,8 +464,7 @@ def train(
                 original.save_pretrained(folder)
         else:
             save_model(out, _finished(trainer, weights, dtype), original, identity.facts(out))
-    _barrier()
-    return 0
+    return 143 if _any_rank(left_to_next) else 0  # the ranks wait here for rank 0
 
 
 def _validation_sets(data: JobData, processor: Any) -> dict[str, SftDataset]:

@@ -192,6 +192,44 @@ def test_each_rank_of_verl_downloads_only_its_own_files(world: World, monkeypatc
     assert sorted(seen) == own and sorted(p.name for p in folders[0].rglob("*.pt")) == ["data.pt", *own]
 
 
+def test_after_a_damaged_shard_the_next_start_chooses_an_older_checkpoint(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upload_all(step: int) -> None:
+        here = Checkpoint(step, world.roots[0] / f"global_step_{step}")
+        upload.push(world.store, here, claimed=True)
+        world.upload(1, 99)
+        assert upload.push(world.store, here, claimed=True)
+
+    def start() -> int:
+        world.attempt += 1
+        world.roots = world._disks()
+        chosen = upload.restore_for_pods(world.store, world.roots[0], own_disks.no_rank_of)
+        assert chosen is not None
+        upload.restore_part(world.store, world.roots[1], chosen, own_disks.no_rank_of)
+        return chosen.step
+
+    monkeypatch.setattr(own_disks, "require_safe_file", lambda path: None)
+    uri = str(world.store.folder)
+    for step in (1, 2):
+        world.save(step)
+        upload_all(step)
+    [shard] = world.store.folder.glob("checkpoints/global_step_2/*/actor/optim_world_size_2_rank_1.pt")
+    shard.write_text(shard.read_text()[::-1])  # of the same size, so that only the digest shows it
+    assert start() == 2
+    own_disks.bring_rank(uri, world.roots[0] / "global_step_2", 0)
+    with pytest.raises(Failure, match="does not match the marker"):
+        own_disks.bring_rank(uri, world.roots[1] / "global_step_2", 1)
+    assert start() == 1
+    for rank, root in enumerate(world.roots):
+        own_disks.bring_rank(uri, root / "global_step_1", rank)
+    world.save(2)
+    upload_all(2)
+    assert start() == 2, "expected the step that was trained again to replace the damaged one"
+    own_disks.bring_rank(uri, world.roots[1] / "global_step_2", 1)
+    assert not list(world.store.folder.glob("checkpoints/*/damaged.json"))
+
+
 @pytest.mark.parametrize(
     ("name", "rank"),
     [
@@ -236,8 +274,7 @@ def test_nothing_waits_for_other_pods_beyond_the_grace_period(world: World) -> N
     world.save(1)
     disks = own_disks.OwnDisks(str(world.store.folder), own_disks.no_rank_of)
     disks.uploader = upload.Uploader(world.roots[0], world.store, 2, interval_s=0.02, own_disks=True)
-    with pytest.raises(Failure, match="needs the files of all pods"):
-        disks.bring(Checkpoint(1, world.roots[0] / "global_step_1"), stop)
+    assert not disks.bring(Checkpoint(1, world.roots[0] / "global_step_1"), stop), "this is a stop and not a failure"
     other = own_disks.PartUploader(world.roots[1], str(world.store.folder))
     assert not other.await_marker(3600.0, lambda: own_disks.is_late(stop))
 
