@@ -26,4 +26,9 @@ def command() -> str:
     if found and os.path.realpath(found) == os.path.realpath(started):
         return PROGRAM
     path, here = started.absolute(), Path.cwd()
-    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+    if not path.is_relative_to(here):
+        return shlex.quote(str(path))
+    below = path.relative_to(here)
+    return shlex.quote(
+        str(below) if len(below.parts) > 1 else f"./{below}"
+    )  # a shell looks up a name without a slash on PATH only

@@ -256,7 +256,7 @@ def _conclude(run_dir: Path, views: Sequence[View], out: Console) -> Conclusion 
 
 def next_commands(order: Order, jobs: Sequence[PlannedJob], found: Conclusion | None) -> str:
     """Return commands to continue with after a run, as they are pasted into the user's shell."""
-    logs = ["logs", jobs[-1].name] + ([] if order.runs == Path("runs") else ["--runs", str(order.runs)])
+    logs = ["logs", order.only or jobs[-1].name] + ([] if order.runs == Path("runs") else ["--runs", str(order.runs)])
     commands = [["view", str(order.runs)], _ask(order.run_dir, jobs, found), logs]
     return "\n".join(["Next:", *(f"  {called.command()} {shlex.join(words)}" for words in commands if words)])
 
@@ -269,7 +269,7 @@ def _ask(run_dir: Path, jobs: Sequence[PlannedJob], found: Conclusion | None) ->
     if measured is None or not measured.upstream or measured.document["spec"].get("engine") != "transformers":
         return []
     picture, expression = found.question
-    return ["ask", str(picture), expression, "--model", str(run_dir / measured.upstream[0] / "model")]
+    return ["ask", "--model", str(run_dir / measured.upstream[0] / "model"), "--", str(picture), expression]
 
 
 def _report(run_dir: Path) -> Path:

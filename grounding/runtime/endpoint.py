@@ -44,6 +44,9 @@ class BoundedServer(ThreadingHTTPServer):
     that is slow or sends nothing: a request takes milliseconds.
     """
 
+    request_queue_size = 128
+    """Connections that wait to be accepted; with 5, the default, the kernel drops those of further clients, which try again after seconds"""
+
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         """Listen on an address. Raises `OSError` if the port is in use."""
         self._open: dict[Any, None] = {}

@@ -12,7 +12,7 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,6 +103,11 @@ class S3Store(Store):
         """Return the client for uploads in parts. It repeats a failed part itself; otherwise one failure would restart the whole file."""
         return self._client_of(attempts=_ATTEMPTS_AT_A_PART)
 
+    @property
+    def _once(self) -> Any:
+        """Return the client for requests that are not worth a second attempt."""
+        return self._client_of(attempts=1)
+
     def _client_of(self, attempts: int) -> Any:
         with self._making:
             if attempts not in self._made:
@@ -125,7 +130,7 @@ class S3Store(Store):
 
     def _note_upload(self, parsed: Mapping[str, Any], **_: object) -> None:
         """Keep the id of an upload in parts that has begun; boto3's transfer manager does not say it."""
-        if "UploadId" in parsed:
+        if "UploadId" in parsed and "Key" in parsed:
             self._begun[str(parsed["Key"])].append(str(parsed["UploadId"]))
 
     def _key(self, name: str) -> str:
@@ -297,11 +302,19 @@ class S3Store(Store):
             self._abort(name, begun[:-1] if sent else begun)
 
     def _abort(self, name: str, uploads: list[str]) -> None:
-        """Abort uploads in parts that the transfer manager could not abort, because the server was away; their parts would cost storage."""
+        """Abort uploads in parts that the transfer manager could not abort, because the server was away; their parts would cost storage.
+
+        Nothing is repeated, and the first failure ends it, so that it takes no more of a grace period than one request.
+        """
         for upload in uploads:
             facts = {"Bucket": self.bucket, "Key": self._key(name), "UploadId": upload}
-            with suppress(UserError, Failure):  # it has ended before, or the server is still away
-                self._try(lambda facts=facts: self._client.abort_multipart_upload(**facts), name, patience_s=5.0)  # type: ignore[misc]
+            try:
+                self._once.abort_multipart_upload(**facts)
+            except ClientError as error:
+                if passes(error):
+                    return
+            except BotoCoreError:  # the server is still away
+                return
 
     # ---- download ----
     def download_listed(self, entry: Entry, file: Path, progress: Progress | None = None) -> None:

@@ -174,8 +174,18 @@ def _start(api: Api, jobs: Kubectl, other: Kubectl, monitoring: Kubectl, system:
     for each in (found.operator, found.scraper, found.neighbor, found.stranger, found.disguised):
         each.kubectl("wait", f"pod/{each.name}", "--for=condition=Ready", "--timeout=60s")
     # the policies are in force some time after the pods run
-    until("the policies", lambda: not found.stranger.reaches(found.head, *TRAINING) and _whole(found))
+    until("the policies", lambda: _closed(found) and _whole(found))
     return found
+
+
+def _closed(scene: Scene) -> bool:
+    """Return whether the firewall already keeps a stranger out of all pods of the jobs."""
+    return not (
+        scene.stranger.reaches(scene.head, *TRAINING)
+        or scene.stranger.reaches(scene.worker, *TRAINING)
+        or scene.stranger.reaches(scene.server, SERVER_PORT)
+        or scene.stranger.reaches(scene.client, PROGRESS_PORT)
+    )
 
 
 def _whole(scene: Scene) -> bool:

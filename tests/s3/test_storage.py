@@ -96,6 +96,27 @@ def test_uploads_that_failed_while_the_server_was_away_are_aborted_later(s3, tmp
     assert store.find("x/big").size == 20 << 20
 
 
+def test_the_abort_of_an_upload_is_tried_once_if_the_server_is_gone(s3, tmp_path):
+    """Otherwise it would use up the grace period of a pod that is stopped."""
+    server, bucket = s3
+    store = open_store(f"s3://{bucket}", Transfer(parallel=1, part_bytes=5 << 20, patience_s=1))
+    client = store._client_of(attempts=2)
+    store._made[_ATTEMPTS_AT_A_PART] = client
+    client.meta.events.register("after-call.s3.CreateMultipartUpload", lambda **_: server.kill())
+    big = tmp_path / "big"
+    big.write_bytes(bytes(11 << 20))
+    aborted = []
+    store._client_of(attempts=1).meta.events.register(
+        "before-call.s3.AbortMultipartUpload", lambda **_: aborted.append(1)
+    )
+    try:
+        with pytest.raises(Failure, match=r"Could not connect|Connection"):
+            store.upload(big, "x/big")
+    finally:
+        server.start()
+    assert aborted == [1]
+
+
 def test_a_killed_download_goes_on(s3, tmp_path):
     _server, bucket = s3
     store = open_store(f"s3://{bucket}", SMALL)

@@ -30,6 +30,14 @@ def test_a_program_below_the_current_folder_is_named_by_its_path(
     assert called.command() == ".venv/bin/egm"
 
 
+def test_a_program_in_the_current_folder_is_named_so_that_the_shell_finds_it(
+    program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(program.parent)
+    monkeypatch.setattr(sys, "argv", ["./egm", "run"])
+    assert called.command() == "./egm"
+
+
 def test_a_program_on_path_is_named_by_its_name_and_another_one_of_that_name_is_not(
     program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

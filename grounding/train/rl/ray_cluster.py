@@ -172,7 +172,7 @@ def _own_sigterm(stop: Stop) -> Iterator[None]:
         yield
     except SystemExit:  # Ray's handler
         stop.ask()
-        raise Failure("this pod was asked to stop while it connected to Ray") from None
+        raise Failure("this pod was asked to stop while it waited for the other pods") from None
     finally:
         signal.signal(signal.SIGTERM, own)
 

@@ -2,7 +2,7 @@
 
 verl computes a picture's patches in float32 and sends them with each of its rows through TransferQueue to every phase of a step: 450 MB for
 an eighth of a step of 512 rows (`bench/gpu/rl-step-4b.json`). The first operation of the vision tower casts them to the precision of FSDP and
-autocast, so casting them earlier changes no output (`tests/stack/test_verl_fixes.py`).
+autocast, so casting them earlier changes no output (`tests/stack/test_stored_pictures.py`).
 """
 
 from __future__ import annotations
