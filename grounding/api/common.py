@@ -144,7 +144,9 @@ class JobSpec(Model):
         None, ge=1, description="Maximum time from start to end over all attempts, in seconds."
     )
     ttl_seconds_after_finished: Seconds | None = Field(
-        None, description="Delete the job this many seconds after its end; absent: never."
+        None,
+        description="Delete the job this many seconds after its end; absent: never. Of a job that Argo CD or Flux manages, only the pods "
+        "are deleted.",
     )
     queue: ObjectName | None = Field(
         None,

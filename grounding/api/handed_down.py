@@ -15,6 +15,8 @@ PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 """Label with the WorkloadPriorityClass that Kueue uses for order and preemption"""
 VOLCANO_QUEUE = "scheduling.volcano.sh/queue-name"
 """Annotation with the queue of Volcano"""
+_APPLIED_LABELS = ("argocd.argoproj.io/instance", "helm.toolkit.fluxcd.io/name", "kustomize.toolkit.fluxcd.io/name")
+_APPLIED_ANNOTATION = "argocd.argoproj.io/tracking-id"
 _TO_KUEUE = (QUEUE_LABEL, PRIORITY_LABEL, "kueue.x-k8s.io/max-exec-time-seconds")
 _TO_PODS = ("scheduling.x-k8s.io/pod-group",)
 _TOPOLOGY = "kueue.x-k8s.io/podset-"
@@ -40,6 +42,13 @@ def queue_of(job: Job) -> str | None:
     return label if label else job.spec.queue
 
 
+def is_applied_again(job: Job) -> bool:
+    """Return whether Argo CD or Flux has applied the job. If the job were deleted, they would create it again, and it would run again."""
+    return _APPLIED_ANNOTATION in job.metadata.annotations or any(
+        label in job.metadata.labels for label in _APPLIED_LABELS
+    )
+
+
 def plain_labels(job: Job) -> dict[str, str]:
     """Return the job's labels that all of its objects get."""
     return {k: v for k, v in job.metadata.labels.items() if k in _TO_PODS or not _reserved(k)}
@@ -63,9 +72,8 @@ def pod_annotations(job: Job) -> dict[str, str]:
 
 def read_from(annotations: Mapping[str, str]) -> dict[str, str]:
     """Return the annotations of a job that the operator uses. All others, such as kubectl's, may change at any time."""
-    return {
-        k: v for k, v in annotations.items() if k.startswith((_TOPOLOGY, _PROVISIONING, _VOLCANO, f"{_RESERVED[0]}/"))
-    }
+    used = (_TOPOLOGY, _PROVISIONING, _VOLCANO, f"{_RESERVED[0]}/")
+    return {k: v for k, v in annotations.items() if k.startswith(used) or k == _APPLIED_ANNOTATION}
 
 
 def _beginning(found: Mapping[str, str], prefix: str) -> dict[str, str]:

@@ -360,7 +360,7 @@ def waiting_for_admission(children: Sequence[Raw]) -> list[Suspendable | Pod]:
 
 _WAIT_BEFORE_ASKING_S = 5.0
 _WAITS = ("Pending", "Preparing", "Restarting", "")
-_UNTOLD = ("Unhealthy", "BackOff", "FailedScheduling", "Failed", "Preempted")
+_UNTOLD = ("Unhealthy", "BackOff", "FailedScheduling", "Failed", "Preempted", "SetPodTemplateRestartPolicy")
 """Reasons of events that the pod's own status describes better, or that do not make a pod wait"""
 
 

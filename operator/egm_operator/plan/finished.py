@@ -1,4 +1,7 @@
-"""Handle a job that has ended: stop its remaining pods, and delete the job when its time to live is over."""
+"""Handle a job that has ended: stop its remaining pods, and delete the job when its time to live is over.
+
+If a GitOps tool manages the job, only its pods are deleted then, because the tool would create a deleted job again.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import J, Policy, Snapshot
 from egm_operator.plan.stopping import Stop
 from egm_operator.status import ConditionType, S, seconds
+from grounding.api import handed_down
 from grounding.api.status import Phase
 
 
@@ -26,10 +30,14 @@ def finished(stop: Stop[J, S]) -> Policy[J, S]:
         stop(snapshot, decision)
         ttl = snapshot.job.spec.ttl_seconds_after_finished
         if ttl is not None and end is not None:
-            if snapshot.now >= end + ttl:
-                decision.remove(snapshot.owner)
-            else:
+            if snapshot.now < end + ttl:
                 decision.look_again(end + ttl)
+            elif handed_down.is_applied_again(snapshot.job):
+                stopped = {each.uid for each in decision.plan.delete}
+                owners = [*snapshot.gangs, *snapshot.batch_jobs]
+                decision.remove(*(each for each in owners if each.uid not in stopped))
+            else:
+                decision.remove(snapshot.owner)
         return decision
 
     return decide

@@ -62,7 +62,9 @@ def _round(cluster: Events, phase: dict[str, Any], *children: dict[str, Any]) ->
 def test_a_gang_without_pods_is_asked_about_and_its_job_woken_once() -> None:
     mine = gang(ago=60)
     older = _event("uid-j-a1", "an older one", ago=50)
-    reader, woken = _round(Events([older, _event("uid-j-a1"), _event("other")]), PENDING, mine)
+    # the training-operator says this about every PyTorchJob
+    remark = _event("uid-j-a1", "Restart policy will be overwritten", ago=0.0, reason="SetPodTemplateRestartPolicy")
+    reader, woken = _round(Events([older, _event("uid-j-a1"), remark, _event("other")]), PENDING, mine)
     assert [w.message for w in reader.of([mine])] == ["exceeded quota"] and len(woken) == 1
 
 

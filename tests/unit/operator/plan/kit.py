@@ -154,11 +154,13 @@ def training(
     status: dict[str, Any] | None = None,
     report: Report | None = None,
     admissions: dict[str, Admission] | None = None,
+    meta: dict[str, Any] | None = None,
     **spec: Any,
 ) -> TrainSnapshot:
-    """Return a training job and its objects."""
-    children = [of_back_end(one) for one in owned]
-    seen = Observed({**train(**spec), "status": status or {}}, children, None, report, admissions=admissions or {})
+    """Return a training job and its objects. `meta`: further metadata of the job."""
+    children, raw = [of_back_end(one) for one in owned], train(**spec)
+    raw |= {"metadata": raw["metadata"] | (meta or {}), "status": status or {}}
+    seen = Observed(raw, children, None, report, admissions=admissions or {})
     job = parse_job(seen.raw)
     assert isinstance(job, ResolvedTrainJob)
     return observe(seen, job, StatusBuilder(read_status(seen.raw, TrainStatus), 1, NOW), world.SETTINGS)

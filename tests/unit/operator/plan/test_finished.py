@@ -4,7 +4,7 @@ import pytest
 from egm_operator.plan.finished import finished
 from egm_operator.plan.train.gang import stop
 
-from tests.unit.operator.plan.kit import NOW, conditions, gang, said, stamp, training
+from tests.unit.operator.plan.kit import NOW, batch, conditions, ended, gang, said, stamp, training
 
 pytestmark = pytest.mark.usefixtures("back_end")
 
@@ -30,3 +30,20 @@ SAYS = {"final": True, "phase": "Succeeded", "reason": "Said"}
 def test_finished(status: dict[str, Any], owned: list[Any], ttl: int | None, expected: dict[str, Any]) -> None:
     snapshot = training(*owned, status=status, ttlSecondsAfterFinished=ttl)
     assert said(finished(stop)(snapshot)) == expected
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"labels": {"kustomize.toolkit.fluxcd.io/name": "jobs"}},
+        {"annotations": {"argocd.argoproj.io/tracking-id": "jobs:grounding.egm.dev/GroundingTrainJob:n/j"}},
+    ],
+)
+def test_of_a_job_that_would_be_applied_again_only_the_pods_are_deleted(meta: dict[str, Any]) -> None:
+    over = gang(**ended("Succeeded"))
+    prepared = batch(**ended("Complete"))
+    for objects, expected in (([over, prepared], ["j-a1", "j-prepare"]), ([gang()], ["j-a1"]), ([], [])):
+        snapshot = training(*objects, status=END, meta=meta, ttlSecondsAfterFinished=100)
+        assert said(finished(stop)(snapshot)) == SAYS | ({"delete": expected} if expected else {})
+    waits = training(over, status=END, meta=meta, ttlSecondsAfterFinished=160)
+    assert said(finished(stop)(waits)) == SAYS | {"at": 60}

@@ -1,0 +1,357 @@
+"""What other teams, nodes and tools do to a cluster: a namespace that cannot be served, a node that vanishes, strict admission, kubectl."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import phases
+from tests.cluster.chart_kit import CHART, deployed, helm
+from tests.cluster.operator_kit import (
+    Api,
+    ApiError,
+    Drive,
+    Operator,
+    eval_job,
+    fresh_name,
+    kubeconfig,
+    new_namespace,
+    train_job,
+    until,
+)
+
+pytestmark = pytest.mark.timeout(300)
+NAMESPACES = "/api/v1/namespaces"
+NODES = "/api/v1/nodes"
+MERGE = "application/merge-patch+json"
+BACKENDS = ("pytorchjob", "job")
+
+
+@pytest.fixture(scope="module")
+def api(cluster: Any) -> Api:
+    del cluster  # the fixture has started it
+    return Api(kubeconfig())
+
+
+@pytest.fixture(scope="module")
+def drive(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
+    """Return a namespace whose operator counts a node as lost after 2 s."""
+    settings: dict[str, Any] = {"EGM_OPERATOR_NODE_LOST_SECONDS": "2", "EGM_OPERATOR_GRACE_SECONDS": "1"}
+    with new_namespace(api, "shared") as namespace:
+        log = tmp_path_factory.mktemp("operator") / "log"
+        operator = Operator(namespace, log, EGM_OPERATOR_LEADER_ELECT="false", **settings).start()
+        yield Drive(api, namespace)
+        assert operator.running() and operator.stop() == 0
+        assert not [line for line in operator.lines() if "exception" in line]
+
+
+def _plain(job: dict[str, Any]) -> dict[str, Any]:
+    """Return a job without a podTemplate."""
+    return {**job, "spec": {k: v for k, v in job["spec"].items() if k != "podTemplate"}}
+
+
+def _page(operator: Operator, path: str) -> str:
+    port = operator.env["EGM_OPERATOR_HEALTH_PORT"]
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://127.0.0.1:{port}{path}") as answer:
+        return str(answer.read().decode())
+
+
+def _refused(operator: Operator) -> float:
+    [found] = re.findall(r"^egm_operator_refused_listings (\S+)", _page(operator, "/metrics"), re.M)
+    return float(found)
+
+
+def _trains(drive: Drive, name: str) -> None:
+    drive.api.create("gtj", drive.namespace, _plain(train_job(name)))
+    drive.prepared(name)
+    drive.end(name, "rl")
+    drive.phase(name, "Succeeded")
+
+
+def test_a_namespace_that_is_deleted_or_forbidden_stops_no_other(api: Api, tmp_path: Path) -> None:
+    with new_namespace(api, "well") as well, new_namespace(api, "closed") as closed:
+        gone = fresh_name("gone")
+        api.request("POST", NAMESPACES, {"metadata": {"name": gone}})
+        values = f"watchNamespaces={{{well},{closed},{gone}}},crds.install=false,rbac.aggregateRoles=false"
+        helm("install", "egm", str(CHART), "-n", well, "--set", values)
+        short = {"EGM_OPERATOR_LEASE_SECONDS": "3", "EGM_OPERATOR_RESYNC_SECONDS": "3"}
+        operator = deployed(api, well, tmp_path, **short).start()
+        until("all namespaces to be served", lambda: "leads" in operator.log.read_text())
+        _trains(Drive(api, closed), "before")
+        assert _page(operator, "/readyz") == "ok\n" and _refused(operator) == 0
+        assert operator.stop() == 0
+
+        bindings = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{closed}/rolebindings"
+        [binding] = api.request("GET", bindings)["items"]
+        api.request("DELETE", f"{bindings}/{binding['metadata']['name']}")
+        api.request("DELETE", f"{NAMESPACES}/{gone}")
+        until("the deletion of the namespace", lambda: _is_gone(api, gone))
+        operator.start()
+        _trains(Drive(api, well), "after")
+        served = _page(operator, "/readyz").splitlines()
+        kinds = ("GroundingTrainJob", "GroundingEvalJob", "PyTorchJob", "Job", "Pod")
+        assert served[0] == "ok" and _refused(operator) == len(served) - 1
+        assert {f"not served: {kind} in {place}" for kind in kinds for place in (closed, gone)} <= set(served)
+        assert not [line for line in served if well in line]
+        api.create("gtj", closed, _plain(train_job("waits")))
+
+        for field in ("resourceVersion", "uid", "creationTimestamp", "managedFields"):
+            binding["metadata"].pop(field, None)
+        api.request("POST", bindings, binding)
+        until("the namespace to be served again", lambda: closed not in _page(operator, "/readyz"))
+        Drive(api, closed).prepared("waits")
+        Drive(api, closed).phase("waits", "Running")
+        assert gone in _page(operator, "/readyz") and operator.stop() == 0
+        assert not [line for line in operator.lines() if "exception" in line]
+        helm("uninstall", "egm", "-n", well)
+
+
+def _is_gone(api: Api, namespace: str) -> bool:
+    try:
+        api.request("GET", f"{NAMESPACES}/{namespace}")
+    except ApiError as error:
+        return error.code == 404
+    return False
+
+
+@contextmanager
+def _simulated_node(api: Api, name: str, gpus: int = 8, pool: str = "") -> Iterator[None]:
+    size = {"cpu": "128", "memory": "1Ti", "ephemeral-storage": "10Ti", "pods": "100", "nvidia.com/gpu": str(gpus)}
+    meta = {"name": name, "annotations": {"kwok.x-k8s.io/node": "fake"}}
+    meta["labels"] = {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64", "egm.test/pool": pool}
+    api.request("POST", NODES, {"metadata": meta, "status": {"capacity": size, "allocatable": size}})
+    try:
+        yield
+    finally:
+        api.request("DELETE", f"{NODES}/{name}")
+
+
+@pytest.fixture
+def pool(api: Api) -> Iterator[str]:
+    """Create two simulated nodes with a label `egm.test/pool`; return its value."""
+    name = fresh_name("pool")
+    with _simulated_node(api, f"{name}-0", pool=name), _simulated_node(api, f"{name}-1", pool=name):
+        yield name
+
+
+def test_an_evaluation_may_wait_for_gpus_for_longer_than_its_servers_may_take_to_start(
+    api: Api, tmp_path: Path
+) -> None:
+    three_seconds = {"EGM_OPERATOR_SERVER_START_SECONDS": "-1797"}  # in addition to the engine's half hour
+    with new_namespace(api, "gpus") as namespace:
+        operator = Operator(namespace, tmp_path / "log", **three_seconds).start()  # type: ignore[arg-type]
+        drive = Drive(api, namespace)
+        drive.api.create("gej", namespace, eval_job("waits", 1, gpusPerServer=16))
+        drive.prepared("waits", kind="eval")
+        until("the scheduler's answer", lambda: drive.status("waits", "gej").get("reason") == "Unschedulable")
+        # a later evaluation, whose server has a node, uses up the time in the meantime
+        drive.api.create("gej", namespace, eval_job("late", 1, podTemplates={"server": phases.UNREADY}))
+        drive.prepared("late", kind="eval")
+        assert drive.phase("late", "Failed", kind="gej")["reason"] == "ServersNotReady"
+        assert drive.status("waits", "gej")["reason"] == "Unschedulable"
+        with _simulated_node(api, fresh_name("large"), gpus=16):
+            drive.running("waits", "evaluate", kind="eval")
+            drive.end("waits", "evaluate", kind="eval")
+            drive.phase("waits", "Succeeded", kind="gej")
+        assert operator.stop() == 0
+
+
+def test_a_pod_of_a_node_that_vanishes_is_reported_and_the_next_attempt_begins(drive: Drive, pool: str) -> None:
+    where = {"spec": {"nodeSelector": {"egm.test/pool": pool}}}
+    drive.api.create("gtj", drive.namespace, train_job("vanishes", podTemplates={"train": where}, maxAttempts=1))
+    drive.prepared("vanishes")
+    [pod] = drive.running("vanishes", "rl")
+    drive.phase("vanishes", "Running")
+    node, name = pod["spec"]["nodeName"], pod["metadata"]["name"]
+    # nothing ends the pod any more, and the real controller evicts it from its node, as after a power cut
+    drive.annotate(pod, stop_delay="1h")
+    lost = {"spec": {"taints": [{"key": "egm.test/lost", "effect": "NoExecute"}]}}
+    drive.api.request("PATCH", f"{NODES}/{node}", lost, MERGE)
+    [other] = drive.running("vanishes", "rl", attempt=2)
+    assert other["spec"]["nodeName"] != node, "expected the second attempt on the other node"
+    assert drive.api.get("pod", drive.namespace, name) is not None, "expected the lost pod still to be in deletion"
+    status = drive.phase("vanishes", "Running")
+    assert (status["attempt"], status["disruptions"]) == (2, 1), "the loss must not count against maxAttempts"
+    said = [e["message"] for e in drive.api.list("event", drive.namespace) if e["reason"] == "NodeLost"]
+    assert any(f"pod {name} on node {node}" in text for text in said), said
+    drive.end("vanishes", "rl", attempt=2)
+    drive.phase("vanishes", "Succeeded")
+
+
+def _is_plain_pod_refused(api: Api, namespace: str) -> bool:
+    """Return whether the API server refuses a pod without a security context. Nothing is stored."""
+    pod = {"metadata": {"name": "plain"}, "spec": {"containers": [{"name": "main", "image": "localhost/none:1"}]}}
+    try:
+        api.request("POST", f"{api.path('pod', namespace)}?dryRun=All", pod)
+    except ApiError as error:
+        return "violates PodSecurity" in str(error)
+    return False
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_pod_of_a_job_runs_in_a_namespace_of_the_restricted_level(
+    api: Api, cluster: Any, tmp_path: Path, backend: str
+) -> None:
+    strict = CHART / "ci" / "restricted-values.yaml"
+    with new_namespace(api, "strict") as namespace:
+        cluster("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+        for kind, name in (("serviceaccounts", "jobs"), ("secrets", "s3-credentials")):
+            api.request("POST", f"{NAMESPACES}/{namespace}/{kind}", {"metadata": {"name": name}})
+        until("the level to be enforced", lambda: _is_plain_pod_refused(api, namespace))
+        values = (
+            f"watchNamespaces={{{namespace}}},crds.install=false,rbac.aggregateRoles=false,settings.backend={backend}"
+        )
+        helm("install", "egm", str(CHART), "-n", namespace, "-f", str(strict), "--set", values)
+        operator = deployed(api, namespace, tmp_path, EGM_OPERATOR_LEASE_SECONDS="3").start()
+        drive = Drive(api, namespace, backend)
+        for job in (train_job("shares", nodes=2), train_job("apart", nodes=2, output="s3://bucket/apart")):
+            drive.api.create("gtj", namespace, _plain(job))
+        for job in (eval_job("asks", 1), eval_job("reads", 1, output="pvc://egm/reads")):
+            drive.api.create("gej", namespace, job)
+        drive.prepared("shares")
+        for name in ("shares", "apart"):
+            drive.running(name, "rl", 2)
+            drive.end(name, "rl", count=2)
+            drive.phase(name, "Succeeded")
+        for name in ("asks", "reads"):
+            drive.prepared(name, kind="eval")
+            for role in ("server", "evaluate"):
+                drive.running(name, role, kind="eval")
+            drive.end(name, "evaluate", kind="eval")
+            drive.phase(name, "Succeeded", kind="gej")
+        refused = [e["message"] for e in api.list("event", namespace) if "PodSecurity" in e.get("message", "")]
+        assert refused == [] and operator.stop() == 0
+        helm("uninstall", "egm", "-n", namespace)
+
+
+def _waits(cluster: Any, namespace: str, job: str, condition: str) -> subprocess.CompletedProcess[str]:
+    done: subprocess.CompletedProcess[str] = cluster.run(
+        *("wait", f"--namespace={namespace}", job, f"--for=condition={condition}", "--timeout=60s")
+    )
+    return done
+
+
+def test_kubectl_waits_for_the_end_of_a_job(drive: Drive, cluster: Any) -> None:
+    ends = {"good": ("gtj", "Complete", 0), "bad": ("gtj", "Failed", 2)}
+    ends |= {"asked": ("gej", "Complete", 0), "lost": ("gej", "Failed", 2)}
+    for name, (kind, _, _) in ends.items():
+        job = train_job(name, maxAttempts=1) if kind == "gtj" else eval_job(name, 1, maxAttempts=1)
+        drive.api.create(kind, drive.namespace, job)
+    with ThreadPoolExecutor(len(ends)) as several:
+        waiting = {
+            name: several.submit(_waits, cluster, drive.namespace, f"{kind}/{name}", condition)
+            for name, (kind, condition, _) in ends.items()
+        }
+        for name, (kind, _, code) in ends.items():
+            family, role = ("train", "rl") if kind == "gtj" else ("eval", "evaluate")
+            drive.prepared(name, family)
+            drive.end(name, role, code, kind=family)
+    for name, done in waiting.items():
+        assert "condition met" in done.result().stdout, (name, done.result().stderr)
+
+
+def _apply(cluster: Any, namespace: str, job: dict[str, Any], *more: str) -> None:
+    cluster("apply", f"--namespace={namespace}", *more, "-f", "-", stdin=json.dumps(job))
+
+
+def test_annotations_beyond_the_limit_of_an_object_are_a_reason_and_no_crash(drive: Drive) -> None:
+    job = train_job("large", backend="job")
+    # with the job itself, which pods also get as an annotation, more than the API server's 256 KiB
+    job["metadata"]["annotations"] = {"scheduling.volcano.sh/note": "x" * (255 << 10)}
+    drive.api.create("gtj", drive.namespace, job)
+    name = job["metadata"]["name"]
+    drive.prepared(name)
+    until("the reason", lambda: drive.status(name).get("reason") == "Refused")
+    status = drive.status(name)
+    assert "annotations" in status["message"] and "262144" in status["message"], status["message"]
+    _trains(drive, "small")
+    drive.api.delete("gtj", drive.namespace, name)
+
+
+def test_the_time_to_live_of_a_job_that_flux_applies_ends_its_pods_and_keeps_its_record(
+    drive: Drive, cluster: Any
+) -> None:
+    ends = {"egm.test/exit-code": "0"}
+    job = train_job("kept", ends, ttlSecondsAfterFinished=1)
+    job["metadata"]["labels"] = {"kustomize.toolkit.fluxcd.io/name": "jobs"}
+    flux = ("--server-side", "--field-manager=kustomize-controller")
+    _apply(cluster, drive.namespace, job, *flux)
+    drive.phase("kept", "Succeeded")
+    until("the deletion of its pods", lambda: drive.pods("kept") == [])
+    before = drive.api.get("gtj", drive.namespace, "kept")
+    _apply(cluster, drive.namespace, job, *flux)
+    drive.api.create("gtj", drive.namespace, train_job("later", ends, ttlSecondsAfterFinished=1))
+    until("the deletion of a later job", lambda: drive.api.get("gtj", drive.namespace, "later") is None)
+    after = drive.api.get("gtj", drive.namespace, "kept")
+    assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+    assert after["status"]["phase"] == "Succeeded" and drive.pods("kept") == [] and drive.gang("kept") is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_drain_costs_no_attempt(drive: Drive, backend: str) -> None:
+    name = f"drained-{backend}"
+    slow = {"metadata": {"annotations": {"egm.test/stop-delay": "6s"}}, "spec": {"terminationGracePeriodSeconds": 30}}
+    job = train_job(name, nodes=2, backend=backend, maxAttempts=1, podTemplates={"train": slow})
+    drive.api.create("gtj", drive.namespace, job)
+    drive.prepared(name)
+    drive.phase(name, "Running")
+    pod = drive.running(name, "rl", 2)[0]["metadata"]["name"]
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": drive.namespace}}
+    drive.api.request("POST", f"{drive.api.path('pod', drive.namespace, pod)}/eviction", eviction)
+    drive.running(name, "rl", 2, attempt=2)
+    status = drive.phase(name, "Running")
+    assert (status["attempt"], status["disruptions"]) == (2, 1)
+    said = [e["message"] for e in drive.api.list("event", drive.namespace) if e["reason"] == "Evicted"]
+    assert any(pod in text for text in said), said
+    drive.api.delete("gtj", drive.namespace, name)
+
+
+def _fails_at_webhook(drive: Drive, kind: str) -> bool:
+    """Return whether the API server calls the webhook, which it does a moment after the webhook's creation. Nothing is stored."""
+    pod = {"spec": {"containers": [{"name": "pytorch", "image": "localhost/none:1"}]}}
+    gang = {"spec": {"pytorchReplicaSpecs": {"Master": {"replicas": 1, "template": pod}}}}
+    body = {"pod": {"kind": "Pod", "apiVersion": "v1", **pod}}
+    body["pytorchjob"] = {"kind": "PyTorchJob", "apiVersion": "kubeflow.org/v1", **gang}
+    try:
+        path = f"{drive.api.path(kind, drive.namespace)}?dryRun=All"
+        drive.api.request("POST", path, {**body[kind], "metadata": {"name": "tried"}})
+    except ApiError as error:
+        return "failed calling webhook" in str(error)
+    return False
+
+
+@pytest.mark.parametrize(("resource", "reason"), [("pytorchjobs", "Refused")])
+def test_a_webhook_that_does_not_answer_is_quoted_and_waited_for(drive: Drive, resource: str, reason: str) -> None:
+    group, version = ("", "v1") if resource == "pods" else ("kubeflow.org", "v1")
+    name = f"{drive.namespace}-{resource}.egm.test"
+    rule = {"apiGroups": [group], "apiVersions": [version], "operations": ["CREATE"], "resources": [resource]}
+    webhook = {
+        "name": name,
+        "admissionReviewVersions": ["v1"],
+        "clientConfig": {"url": "https://127.0.0.1:1/"},
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": drive.namespace}},
+        "rules": [rule],
+        "sideEffects": "None",
+        "timeoutSeconds": 1,
+    }
+    path = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+    drive.api.request("POST", path, {"metadata": {"name": name}, "webhooks": [webhook]})
+    job = f"hooked-{resource}"
+    try:
+        until("the webhook to be called", lambda: _fails_at_webhook(drive, resource.removesuffix("s")))
+        drive.api.create("gtj", drive.namespace, train_job(job, output="s3://bucket/out"))
+        until("the reason", lambda: drive.status(job).get("reason") == reason)
+        assert f'failed calling webhook "{name}"' in drive.status(job)["message"]
+    finally:
+        drive.api.request("DELETE", f"{path}/{name}")
+    drive.phase(job, "Running")
+    drive.api.delete("gtj", drive.namespace, job)
