@@ -6,9 +6,10 @@ The implementation is in the operator's package, which is an optional dependency
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,36 +122,73 @@ def report_of_cluster(job: str, namespace: str) -> None:
     do.run(work)
 
 
-@dataclass(frozen=True)
+@dataclass
 class MirroredJobs:
     """The jobs of a cluster as run folders in `folder`."""
 
     folder: Path
     mirror: Mirror
     namespace: str
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
 
     def follow(self, warn: Callable[[str], None], every_s: float = 2.0) -> None:
-        """Keep the folders up to date in a thread that ends with the process. `warn` gets why the cluster cannot be read, or an empty text."""
-        import threading
-        import time
+        """Keep the folders up to date in a thread until `close`. `warn` gets why they are not up to date, or an empty text."""
+        self._thread = threading.Thread(target=self._follow, args=(warn, every_s), daemon=True, name="egm-view-cluster")
+        self._thread.start()
 
-        from grounding.errors import EgmError
+    def _follow(self, warn: Callable[[str], None], every_s: float) -> None:
+        import asyncio
+        from contextlib import suppress
 
         do = actions()
 
         def take(jobs: Any) -> None:
-            self.mirror.write(jobs)
-            warn("")
+            if self._stop.is_set():
+                return
+            try:
+                self.mirror.write(jobs)
+            except Exception as error:  # the thread must not end, and the page must not show old data as current
+                warn(
+                    f"This page is not current, because its files in {self.folder} cannot be written: {_reason(error)}"
+                )
+            else:
+                warn("")
 
-        def work() -> None:
-            while True:
-                try:
-                    do.run(lambda cluster: do.follow(cluster, self.namespace, take, every_s))
-                except EgmError as error:
-                    warn(f"The cluster cannot be read, so this is its last state: {error}")
-                    time.sleep(every_s)
+        async def until_stopped(cluster: Any) -> None:
+            following = asyncio.ensure_future(do.follow(cluster, self.namespace, take, every_s))
+            while not (following.done() or self._stop.is_set()):
+                await asyncio.wait({following}, timeout=_STOP_WITHIN_S)
+            following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following
 
-        threading.Thread(target=work, daemon=True, name="egm-view-cluster").start()
+        while not self._stop.is_set():
+            try:
+                do.run(until_stopped)
+            except Exception as error:  # the client raises many kinds of errors
+                warn(f"The cluster cannot be read, so this is its last state: {_reason(error)}")
+                self._stop.wait(every_s)
+
+    def close(self) -> None:
+        """End the thread and release the folders; nothing is written afterwards."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(_JOIN_S)  # it may be connecting, but then it writes nothing any more
+        self.mirror.close()
+
+
+_STOP_WITHIN_S = 0.1
+"""Seconds within which the thread of `MirroredJobs` notices that it must end"""
+_JOIN_S = 5.0
+"""Seconds to wait for the end of that thread"""
+
+
+def _reason(error: Exception) -> str:
+    """Return the text of an error; with its type if it is not meant for users."""
+    from grounding.errors import EgmError
+
+    return str(error) if isinstance(error, (EgmError, OSError)) and str(error) else f"{type(error).__name__}: {error}"
 
 
 @contextmanager
@@ -164,9 +202,12 @@ def mirrored(namespace: str, *, everywhere: bool) -> Iterator[MirroredJobs]:
     where = "" if everywhere else namespace or do.here()
     found = do.run(lambda cluster: do.jobs(cluster, where))
     with tempfile.TemporaryDirectory(prefix="egm-view-", ignore_cleanup_errors=True) as folder:
-        mirror = Mirror(Path(folder))
-        mirror.write(found)
-        yield MirroredJobs(Path(folder), mirror, where)
+        jobs = MirroredJobs(Path(folder), Mirror(Path(folder)), where)
+        try:
+            jobs.mirror.write(found)
+            yield jobs
+        finally:
+            jobs.close()
 
 
 def claims_of(files: list[Path]) -> list[str]:

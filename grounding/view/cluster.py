@@ -7,8 +7,10 @@ job's output.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import orjson
 from grounding.api.base import read_known
 from grounding.api.status import EvalStatus, JobStatus, Phase, TrainStatus
 from grounding.evaluate.summary_model import FileSummary, Summary
-from grounding.files import write_json
+from grounding.files import atomic_write, write_json
 from grounding.jsontypes import JsonObject
 from grounding.local.runs import JobState, RoleState, RunLock, write_state
 from grounding.progress import ProgressLine
@@ -28,16 +30,29 @@ _WORKING = {Phase.PREPARING: "prepare", Phase.RUNNING: "run", Phase.RESTARTING: 
 """Phases of a cluster in which a job works, which are one phase on one machine, and what the job does then"""
 
 
+@dataclass
+class _Job:
+    """What a folder contains. A folder belongs to one job, identified by kind and uid, for as long as the job exists."""
+
+    kind: str
+    uid: str
+    attempt: int = 0
+    """The attempt that trained the last line"""
+    lines: list[ProgressLine] = field(default_factory=list)
+    complete: bool = True
+    """Whether progress.jsonl contains exactly `lines`; False after a failed write"""
+
+
 class Mirror:
     """Writes jobs into run folders below `root`, one for each namespace. Not thread-safe."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._locks: dict[str, RunLock] = {}
-        self._lines: dict[Path, ProgressLine] = {}
+        self._jobs: dict[Path, _Job] = {}
 
     def write(self, jobs: Sequence[JsonObject]) -> None:
-        """Write the states of all jobs. A job that has been deleted disappears."""
+        """Write the states of all jobs. A job that has been deleted disappears. Raises `OSError` if a file cannot be written."""
         by_namespace: dict[str, list[JsonObject]] = {}
         for job in jobs:
             by_namespace.setdefault(_of(job, "namespace"), []).append(job)
@@ -50,32 +65,66 @@ class Mirror:
             self._locks[name] = RunLock(folder)  # so that the page counts the run as running
         in_order = sorted(jobs, key=lambda job: (_of(job, "creationTimestamp"), _of(job, "name")))
         listed = {shown: job for job, shown in zip(in_order, names_of(in_order), strict=True)}
-        for path in {path.parent for path in folder.glob("*/state.json")} - {folder / shown for shown in listed}:
-            (path / "state.json").unlink()
         for shown, job in listed.items():
             self._job(folder / shown, job)
         entries = [{"name": n, "kind": _text(j, "kind"), "upstream": _upstream(j)} for n, j in listed.items()]
         write_json(folder / "run.json", {"jobs": entries})
+        for path in [path for path in self._jobs if path.parent == folder and path.name not in listed]:
+            self._remove(path)
+
+    def _remove(self, folder: Path) -> None:
+        """Remove the folder of a job, so that no later job of the same name continues its curve or shows its result."""
+        (folder / "state.json").unlink(missing_ok=True)  # first, because a folder with a state is a job
+        if folder.exists():
+            shutil.rmtree(folder)
+        del self._jobs[folder]
 
     def _job(self, folder: Path, job: JsonObject) -> None:
+        kind, uid = _text(job, "kind"), _of(job, "uid")
+        known = self._jobs.get(folder)
+        if known is not None and (known.kind, known.uid) != (kind, uid):
+            self._remove(folder)
+        known = self._jobs.setdefault(folder, _Job(kind, uid))
         (folder / "logs").mkdir(parents=True, exist_ok=True)
-        evaluation = _text(job, "kind") == EVALUATION
-        status = read_known(EvalStatus if evaluation else TrainStatus, job.get("status"))
+        status = read_known(EvalStatus if kind == EVALUATION else TrainStatus, job.get("status"))
         state = state_of(folder.name, job, status)
         for role in state.roles:
             (folder / "logs" / f"{role.name}.log").write_text(f"{status.message or ''}\n", encoding="utf-8")
         if isinstance(status, EvalStatus):
             write_json(folder / "summary.json", summary_of_status(status).document())
-        elif isinstance(status, TrainStatus) and (line := line_of(status)) and self._lines.get(folder) != line:
-            self._lines[folder] = line
-            with (folder / "progress.jsonl").open("ab") as file:
-                file.write(orjson.dumps(line) + b"\n")
+        elif isinstance(status, TrainStatus):
+            _add_line(folder / "progress.jsonl", known, status)
         write_state(folder, state)
 
     def close(self) -> None:
         """Release the run folders."""
         for lock in self._locks.values():
             lock.release()
+
+
+def _add_line(path: Path, known: _Job, status: TrainStatus) -> None:
+    """Add the newest step of a training to its progress; remove the lines of steps that are trained again first."""
+    line = line_of(status)
+    if line is not None and line not in known.lines[-1:]:
+        attempt, kept_until = status.attempt or 0, line["step"] - 1
+        if attempt != known.attempt and status.checkpoint is not None:
+            kept_until = min(kept_until, status.checkpoint.step)
+        lines = [old for old in known.lines if old["step"] <= kept_until]
+        known.complete = known.complete and lines == known.lines
+        known.lines, known.attempt = [*lines, line], attempt
+        if known.complete:
+            known.complete = False
+            with path.open("ab") as file:
+                file.write(_encoded(line))
+            known.complete = True
+    if not known.complete:
+        with atomic_write(path) as file:
+            file.writelines(map(_encoded, known.lines))
+        known.complete = True
+
+
+def _encoded(line: ProgressLine) -> bytes:
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _of(job: JsonObject, name: str) -> str:
