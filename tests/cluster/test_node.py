@@ -1,4 +1,5 @@
-"""The demo's four jobs as pods of a real kubelet (`make cluster NODE=1`, `make cluster-image`); this takes minutes.
+"""Jobs as pods of a real kubelet (`make cluster NODE=1`, `make cluster-image`): the demo's four jobs, and a server that requires the
+job's key. This takes minutes.
 
 The image is this checkout's virtual environment. The operator creates the pods: no root, read-only root file system, no
 capabilities.
@@ -6,8 +7,11 @@ capabilities.
 
 from __future__ import annotations
 
+import base64
 import json
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,3 +120,55 @@ def test_the_demo_as_pods(node: Any, claim: Path, tmp_path: Path) -> None:
     until("the deletion of the pods", lambda: node.get("pods")["items"] == [], 60)
     assert operator.stop() == 0
     assert not [line for line in operator.lines() if "exception" in line]
+
+
+def _status(url: str, key: str = "", body: bytes | None = None) -> int:
+    """Return the status with which a server answers."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(url, body, headers), timeout=60) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.timeout(600)
+def test_a_server_s_pod_refuses_a_request_without_the_job_s_key(node: Any, claim: Path, tmp_path: Path) -> None:
+    settings = {"EGM_OPERATOR_LEADER_ELECT": "false", "KUBECONFIG": node.kubeconfig}
+    operator = Operator(node.namespace, tmp_path / "log", **settings).start()
+    small = {"name": "main", "resources": {"requests": {"cpu": "100m", "memory": "1Gi"}}}
+    waits = {"name": "main", "command": ["sleep", "3600"]}
+    spec = {
+        "model": {"source": "tiny://"},
+        "engine": "transformers",
+        "servers": 1,
+        "gpusPerServer": 0,
+        "data": {"shapes": {"perFile": 2}},
+        "output": "pvc://egm/asks",
+        "podTemplate": {"spec": {"containers": [small], "terminationGracePeriodSeconds": 1}},
+        "podTemplates": {"client": {"spec": {"containers": [waits]}}},  # so that the server stays
+    }
+    job = {"apiVersion": "grounding.egm.dev/v1alpha1", "kind": "GroundingEvalJob", "metadata": {"name": "asks"}}
+    node("create", "-f", "-", stdin={**job, "spec": spec})
+    role = "grounding.egm.dev/role=server"
+
+    def ready() -> str:
+        for pod in node.get("pods", "-l", role)["items"]:
+            states = {c["type"]: c["status"] for c in pod["status"].get("conditions", [])}
+            if states.get("Ready") == "True":
+                return str(pod["status"]["podIP"])
+        return ""
+
+    server = f"http://{until('the server', ready, 300)}:8000"
+    secret = next(s for s in node.get("secrets")["items"] if s["metadata"]["name"].startswith("asks-eval-token-"))
+    key = base64.b64decode(secret["data"]["token"]).decode()
+    assert _status(f"{server}/health") == 200
+    question = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}).encode()
+    for given in ("", "x" * len(key), key[:-1]):
+        assert _status(f"{server}/v1/models", given) == 401
+        assert _status(f"{server}/v1/chat/completions", given, question) == 401
+    assert _status(f"{server}/v1/models", key) != 401
+    node("delete", "gej/asks")
+    until("the deletion of the pods", lambda: node.get("pods")["items"] == [], 60)
+    assert operator.stop() == 0
