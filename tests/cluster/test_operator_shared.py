@@ -263,17 +263,39 @@ def _apply(cluster: Any, namespace: str, job: dict[str, Any], *more: str) -> Non
     cluster("apply", f"--namespace={namespace}", *more, "-f", "-", stdin=json.dumps(job))
 
 
-def test_annotations_beyond_the_limit_of_an_object_are_a_reason_and_no_crash(drive: Drive) -> None:
-    job = train_job("large", backend="job")
+def test_null_in_a_pod_template_removes_a_field_unless_kubectl_drops_it(drive: Drive, cluster: Any) -> None:
+    limits = {"nvidia.com/gpu": None, "amd.com/gpu": "1"}
+    main = {"name": "main", "resources": {"limits": limits, "requests": limits}}
+    template = {"spec": {"containers": [main], "securityContext": {"fsGroup": None}}}
+    ways = {"created": ("create",), "applied": ("apply", "--server-side"), "dropped": ("apply",)}
+    found, texts = {}, {}
+    for name, verb in ways.items():
+        job = train_job(name, output="s3://bucket/out", podTemplate=template)
+        cluster(*verb, f"--namespace={drive.namespace}", "-f", "-", stdin=json.dumps(job))
+        gang = until(f"the gang of {name}", lambda n=name: drive.gang(n))  # type: ignore[misc]
+        found[name] = gang["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+        texts[name] = json.dumps(found[name], sort_keys=True).replace(name, "NAME")
+        drive.api.delete("gtj", drive.namespace, name)
+    assert texts["created"] == texts["applied"]
+    [main] = found["applied"]["containers"]
+    assert main["resources"]["limits"]["amd.com/gpu"] == "1" and "nvidia.com/gpu" not in texts["applied"]
+    assert "fsGroup" not in found["applied"]["securityContext"]
+    # docs/operator.md says so
+    assert "nvidia.com/gpu" in texts["dropped"] and "fsGroup" in found["dropped"]["securityContext"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_annotations_beyond_the_limit_of_an_object_are_a_reason_and_no_crash(drive: Drive, backend: str) -> None:
+    job = train_job(f"large-{backend}", backend=backend)
     # with the job itself, which pods also get as an annotation, more than the API server's 256 KiB
     job["metadata"]["annotations"] = {"scheduling.volcano.sh/note": "x" * (255 << 10)}
     drive.api.create("gtj", drive.namespace, job)
     name = job["metadata"]["name"]
     drive.prepared(name)
-    until("the reason", lambda: drive.status(name).get("reason") == "Refused")
+    until("the reason", lambda: drive.status(name).get("reason") in ("Refused", "PodsRefused"))
     status = drive.status(name)
     assert "annotations" in status["message"] and "262144" in status["message"], status["message"]
-    _trains(drive, "small")
+    _trains(drive, f"small-{backend}")
     drive.api.delete("gtj", drive.namespace, name)
 
 
@@ -329,7 +351,7 @@ def _fails_at_webhook(drive: Drive, kind: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("resource", "reason"), [("pytorchjobs", "Refused")])
+@pytest.mark.parametrize(("resource", "reason"), [("pytorchjobs", "Refused"), ("pods", "PodsRefused")])
 def test_a_webhook_that_does_not_answer_is_quoted_and_waited_for(drive: Drive, resource: str, reason: str) -> None:
     group, version = ("", "v1") if resource == "pods" else ("kubeflow.org", "v1")
     name = f"{drive.namespace}-{resource}.egm.test"
