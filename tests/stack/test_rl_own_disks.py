@@ -218,18 +218,28 @@ def _continues(pods: Pods, after: int, earlier: Pods) -> None:
     assert kept[: len(before)] == before and len(kept) == after, "expected no saved step to be trained again"
 
 
-def test_both_nodes_start_again_with_empty_disks_after_a_kill(tmp_path: Path, s3) -> None:
+def test_nodes_with_empty_disks_continue_from_the_last_upload_after_kills(tmp_path: Path, s3) -> None:
     server, bucket = s3
     uri = f"s3://{bucket}/killed"
     with nodes_with_s3(server.ports[0]) as nodes:
         with cleared(Pods(nodes, tmp_path, uri, 1)) as first:
             first.until(lambda: _saved(uri) >= 1)
             first.kill(1)
-            first.kill(0)  # rank 0 would only wait for the files of the killed pod
-        saved = _saved(uri)
-        assert 1 <= saved <= STEPS
+            first.kill(0)
+        both = _saved(uri)
+        assert 1 <= both < STEPS, first.said()
         with cleared(Pods(nodes, tmp_path, uri, 2)) as second:
-            _finish(second, uri, saved)
+            second.until(lambda: _saved(uri) > both)
+            second.kill(1)
+            code = second.pods[0].wait(300)
+            assert code not in (0, 2), f"expected rank 0 to end as failed without the other node: {second.said()}"
+        _continues(second, both, first)
+        one = _saved(uri)
+        assert both < one <= STEPS
+        with cleared(Pods(nodes, tmp_path, uri, 3)) as third:
+            _finish(third, uri, one)
+        if one < STEPS:
+            _continues(third, one, second)
 
 
 def test_sigterm_of_both_nodes_saves_the_step_under_way_in_the_store(tmp_path: Path, s3) -> None:
