@@ -47,6 +47,7 @@ LIBRARY = {
     "train/verl/cpu_patches.py": "what verl hands over",
     "train/verl/hooks.py": "what verl hands over",
     "train/verl/patches.py": "what verl hands over",
+    "view/cluster.py": "jobs as the API server stores them",
     "view/tails.py": "rows and progress lines that a run is writing",
 }
 """Module of the library that names JsonObject -> which data from outside it reads"""

@@ -82,7 +82,7 @@ def test_the_next_commands_ask_the_evaluated_model_one_of_its_questions(run_dir:
     picture = tmp_path / "pictures of cats" / "0.png"
     assert found == [
         ["egm", "view", str(run_dir.parent)],
-        ["egm", "ask", str(picture), "the red circle 0 ", "--model", str(run_dir / "rl" / "model")],
+        ["egm", "ask", "--model", str(run_dir / "rl" / "model"), "--", str(picture), "the red circle 0 "],
         ["egm", "logs", "after", "--runs", str(run_dir.parent)],
     ]
 
