@@ -37,8 +37,9 @@ def egm(*argv: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def drive(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
+    """Run an operator for a namespace of this test, because `egm top` and the page show all jobs of a namespace."""
     del cluster
     api = Api(kubeconfig())
     with new_namespace(api, "user") as namespace:
