@@ -94,7 +94,18 @@ def test_egm_run(manifest: Path, tmp_path: Path, number: signal.Signals) -> None
         process.kill()
 
 
+MOUNTS = """
+  podTemplate:
+    spec:
+      volumes: [{name: output, emptyDir: {}}, {name: model, emptyDir: {}}]
+      containers: [{name: pytorch, volumeMounts: [{name: output, mountPath: OUTPUT}, {name: model, mountPath: MODEL}]}]
+"""
+"""Mounts for the paths of the job, because a path without one is refused"""
+
+
 def test_pods(manifest: Path, tmp_path: Path, tiny_model: Path) -> None:
+    with manifest.open("a") as file:
+        file.write(MOUNTS.replace("OUTPUT", str(tmp_path / "output")).replace("MODEL", str(tiny_model)))
     objects = pods.render(manifest, EGM_OPERATOR_GRACE_SECONDS=str(GRACE_S))
     [job] = [o for o in objects if o["kind"] == "PyTorchJob"]
     template = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
