@@ -29,6 +29,5 @@ def command() -> str:
     if not path.is_relative_to(here):
         return shlex.quote(str(path))
     below = path.relative_to(here)
-    return shlex.quote(
-        str(below) if len(below.parts) > 1 else f"./{below}"
-    )  # a shell looks up a name without a slash on PATH only
+    # a shell looks up a name without a slash on PATH only
+    return shlex.quote(str(below) if len(below.parts) > 1 else f"./{below}")

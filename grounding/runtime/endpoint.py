@@ -54,7 +54,7 @@ class BoundedServer(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer a connection in a thread of its own."""
+        """Answer a connection in a separate thread."""
         with self._lock:
             self._open[request] = None
             oldest = next(iter(self._open)) if len(self._open) > CONNECTIONS else None
