@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
@@ -250,3 +252,19 @@ class EvalStatus(JobStatus):
     ready_servers: int | None = Field(default=None, ge=0, description="Servers that answer.")
     selector: str | None = Field(default=None, description="Label selector of the servers' pods (scale subresource).")
     columns: EvalColumns | None = Field(default=None, description="Texts for the columns of kubectl get.")
+
+
+def seconds(text: str | None) -> float | None:
+    """Convert RFC 3339 to seconds since 1970; None for an empty or invalid time."""
+    return _seconds(text) if text and len(text) <= _LONGEST_TIME else None
+
+
+_LONGEST_TIME = 64
+
+
+@lru_cache(maxsize=2048)  # cached, because every planning reads the times of all objects
+def _seconds(text: str) -> float | None:
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return None

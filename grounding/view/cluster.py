@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from grounding.api.base import read_known
-from grounding.api.status import EvalStatus, JobStatus, Phase, TrainStatus
+from grounding.api.status import EvalStatus, JobStatus, Phase, TrainStatus, seconds
 from grounding.evaluate.summary_model import FileSummary, Summary
 from grounding.files import atomic_write, write_json
 from grounding.jsontypes import JsonObject
@@ -156,9 +154,9 @@ def _upstream(job: JsonObject) -> list[str]:
 
 
 def _seconds(time: str | None) -> float:
-    with suppress(ValueError):
-        return datetime.fromisoformat(time).timestamp() if time else 0.0
-    return 0.0
+    """Return a time of a status in seconds since 1970; 0 for an empty or invalid one."""
+    found = seconds(time)
+    return 0.0 if found is None else found
 
 
 def state_of(name: str, job: JsonObject, status: JobStatus) -> JobState:

@@ -11,8 +11,8 @@ import orjson
 
 from egm_operator.kinds import JOBS
 from egm_operator.kube.objects import Admission, ObjectWarning, Raw, section
-from egm_operator.status import seconds
 from grounding.api import ResolvedJob, handed_down, read
+from grounding.api.status import seconds
 from grounding.errors import UserError
 
 

@@ -8,12 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from egm_operator.kinds import EVAL_JOB, TRAIN_JOB
 from grounding.api.base import read_known
-from grounding.api.status import Condition, EvalColumns, EvalStatus, JobStatus, Phase, TrainColumns, TrainStatus
+from grounding.api.status import (
+    Condition,
+    EvalColumns,
+    EvalStatus,
+    JobStatus,
+    Phase,
+    TrainColumns,
+    TrainStatus,
+    seconds,
+)
 from grounding.figures import kubectl_duration
 from grounding.jsontypes import Document
 
@@ -104,22 +112,6 @@ def reason_of(text: str) -> Reason:
 def stamp(now: float) -> str:
     """Convert seconds since 1970 to RFC 3339 in whole seconds."""
     return datetime.fromtimestamp(int(now), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def seconds(text: str | None) -> float | None:
-    """Convert RFC 3339 to seconds since 1970; None for an empty or invalid time."""
-    return _seconds(text) if text and len(text) <= _LONGEST_TIME else None
-
-
-_LONGEST_TIME = 64
-
-
-@lru_cache(maxsize=2048)  # cached, because every planning reads the times of all objects
-def _seconds(text: str) -> float | None:
-    try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    except ValueError:
-        return None
 
 
 GPU_REFRESH_S = 300.0

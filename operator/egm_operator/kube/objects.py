@@ -22,8 +22,9 @@ from egm_operator.names import (
     LABEL_ROLE,
     PREPARE,
 )
-from egm_operator.status import Reason, seconds
+from egm_operator.status import Reason
 from grounding.api.handed_down import QUEUE_LABEL
+from grounding.api.status import seconds
 from grounding.jsontypes import Document, JsonObject
 
 Raw = JsonObject

@@ -18,10 +18,10 @@ from egm_operator.kube.objects import Raw, labels, section
 from egm_operator.kube.objects import text as text_of
 from egm_operator.names import LABEL_ROLE
 from egm_operator.snapshot import created, read_job
-from egm_operator.status import ConditionType, conditions, phase_of, reason_text, seconds, status_of
+from egm_operator.status import ConditionType, conditions, phase_of, reason_text, status_of
 from grounding.api import GroundingTrainJob
 from grounding.api.handed_down import queue_of
-from grounding.api.status import Accuracy, EvalCosts, EvalStatus, JobStatus, Phase, TrainStatus
+from grounding.api.status import Accuracy, EvalCosts, EvalStatus, JobStatus, Phase, TrainStatus, seconds
 from grounding.errors import UserError
 
 OF_A_JOB = ("namespace", "kind", "job_name")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import J, Policy, Snapshot
 from egm_operator.plan.stopping import Stop
-from egm_operator.status import Reason, S, seconds
+from egm_operator.status import Reason, S
+from grounding.api.status import seconds
 
 
 def active_deadline(stop: Stop[J, S]) -> Policy[J, S]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import J, Policy, Snapshot
 from egm_operator.plan.stopping import Stop
-from egm_operator.status import ConditionType, S, seconds
+from egm_operator.status import ConditionType, S
 from grounding.api import handed_down
-from grounding.api.status import Phase
+from grounding.api.status import Phase, seconds
 
 
 def finished(stop: Stop[J, S]) -> Policy[J, S]:

@@ -9,10 +9,10 @@ from egm_operator.kube.objects import Pod
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import PlacedTrain, TrainSnapshot
 from egm_operator.plan.train.gang import GANG, members
-from egm_operator.status import ConditionType, Reason, StatusBuilder, seconds, seconds_left, stamp
+from egm_operator.status import ConditionType, Reason, StatusBuilder, seconds_left, stamp
 from grounding.api.base import read_known
 from grounding.api.report import UPLOAD_FAILING, ReportedMoment, TrainReport
-from grounding.api.status import Checkpoint, Progress, Saved, TrainStatus
+from grounding.api.status import Checkpoint, Progress, Saved, TrainStatus, seconds
 
 _METRICS, _URI, _STOPPING = 16, 512, 512
 _YEAR_10000 = 253_402_300_800

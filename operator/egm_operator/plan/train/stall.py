@@ -6,8 +6,8 @@ from egm_operator.plan.attempts import fail
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import PlacedTrain
 from egm_operator.plan.train.gang import GANG
-from egm_operator.status import ConditionType, Reason, seconds
-from grounding.api.status import TrainStatus
+from egm_operator.status import ConditionType, Reason
+from grounding.api.status import TrainStatus, seconds
 
 
 def stall(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:

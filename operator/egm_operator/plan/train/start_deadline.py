@@ -5,8 +5,8 @@ from __future__ import annotations
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import PlacedTrain
 from egm_operator.plan.train.gang import GANG
-from egm_operator.status import Reason, seconds
-from grounding.api.status import TrainStatus
+from egm_operator.status import Reason
+from grounding.api.status import TrainStatus, seconds
 
 
 def start_deadline(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
