@@ -2,25 +2,27 @@
 
     python bench/gpu/serve_two.py --size 8b --out DIR [--reference CHECKOUT]
 
-Servers of vLLM with random weights, started at the same time, each with a fixed KV cache (`--cache-gib`), so that several fit on one GPU:
+Servers of vLLM with random weights and `--threads` threads per process, each with a fixed KV cache (`--cache-gib`), so that several fit on one
+GPU. The first four are started at the same time, the others once `shared` was killed:
 
     one      on GPU 0
-    two      on GPU 1, with `OMP_NUM_THREADS=1`
-    shared   on GPU 1 beside `two`, likewise
+    two      on GPU 1
+    shared   on GPU 1 beside `two`
     tensor   over both GPUs (`--tensor-parallel-size 2`)
-    copies   two data-parallel copies behind one port; it starts once `shared` was killed
+    copies   two data-parallel copies behind one port, one on each GPU
+    doubled  two data-parallel copies behind one port, both on GPU 1
 
 Pictures are JPEGs of 640 x 480 with six questions each; no two runs share one. A run asks some of the servers while the others are idle. Runs:
 
     one-64, one-256          the server `one`, 64 and 256 requests in flight
     reference                the reference's client against `one`, 64 in flight
-    threads-256              the server `two`, which shows the effect of `OMP_NUM_THREADS=1`
     sharing-256, -512        `two` and `shared`: two engines on one GPU
     both-128, both-512       `one` and `two`: scaling to two GPUs, 64 and 256 in flight for each
     spread-512               the same, but the server of a question is chosen by a hash, so no server gets all questions of an image
     killed                   `one` and `shared`; `shared` gets SIGKILL after a third of the questions
     tensor-64, tensor-256    the server over both GPUs
-    copies-128, copies-512   the two copies
+    copies-128, copies-512   the copies on two GPUs
+    doubled-256, -512        the copies on one GPU
 
 Writes DIR/serve-two.json after every run: requests/s, latencies, use of the GPUs, CPU seconds of servers and client.
 """
@@ -49,8 +51,6 @@ from train import SIZES, folder_of
 
 from grounding.files import complete_lines
 
-SINGLE_THREAD = {"OMP_NUM_THREADS": "1"}
-
 
 def kill_after(server: Server, out: Path, rows: int, done: threading.Event) -> None:
     """Kill a server and its processes once `rows` answers are on the disk."""
@@ -71,6 +71,7 @@ def main() -> int:
         default=120,
         help="Pictures per run and 64 requests in flight, at most three times as many.",
     )
+    parser.add_argument("--threads", type=int, default=4, help="OMP_NUM_THREADS of all servers.")
     parser.add_argument("--cache-gib", type=int, default=16, help="KV cache of each server in GiB.")
     parser.add_argument("--server-args", default="--load-format dummy", help="Further arguments for all servers.")
     parser.add_argument("--reference", type=Path)
@@ -91,6 +92,7 @@ def main() -> int:
         "machine": machine(),
         "model": f"shapes of Qwen3-VL-{a.size.upper()}, random weights",
         "tokens": a.tokens,
+        "threads": a.threads,
         "questions_a_picture": 6,
         "limit_of_one_gpu": {str(n): limit(parameters, a.tokens, n) for n in (64, 256)},
         "ready_s": {},
@@ -106,13 +108,13 @@ def main() -> int:
             print(json.dumps(row), flush=True)
         (a.out / "serve-two.json").write_text(json.dumps(report, indent=1) + "\n")
 
-    def begin(name: str, gpus: str, more: tuple[str, ...] = (), variables: dict[str, str] | None = None) -> None:
+    def begin(name: str, gpus: str, more: tuple[str, ...] = ()) -> None:
         cache = str(a.cache_gib * 2**30)
         flags = [*a.server_args.split(), "--gpu-memory-utilization", "0.2", "--kv-cache-memory-bytes", cache, *more]
         log = a.out / f"server-{name}.log"
-        first, number = int(gpus[0]), len(servers)
+        first, number, threads = int(gpus[0]), len(servers), {"OMP_NUM_THREADS": str(a.threads)}
         servers[name] = Server(
-            "vllm", model, first, sys.executable, log, flags, gpus=gpus, number=number, variables=variables
+            "vllm", model, first, sys.executable, log, flags, gpus=gpus, number=number, variables=threads
         )
         report["commands"][name] = " ".join(servers[name].command)
 
@@ -167,8 +169,8 @@ def main() -> int:
     samples.touch()
     try:
         begin("one", "0")
-        begin("two", "1", variables=SINGLE_THREAD)
-        begin("shared", "1", variables=SINGLE_THREAD)
+        begin("two", "1")
+        begin("shared", "1")
         begin("tensor", "0,1", ("--tensor-parallel-size", "2"))
         report["image_bytes_mean"] = draw_pictures(folder, 80 + 33 * a.images)
         for name in ("one", "two", "shared"):
@@ -179,7 +181,6 @@ def main() -> int:
             call = partial(by_reference, a.reference, servers["one"], rows, pictures, a.tokens, folder)
             save(**watched([servers["one"]], [0], samples, call) | {"run": "reference", "in_flight": 64})
         ask("one", ["one"], [0], 256)
-        ask("threads", ["two"], [1], 256)
         ask("sharing", ["two", "shared"], [1], 128)
         ask("sharing", ["two", "shared"], [1], 256)
         ask("both", ["one", "two"], [0, 1], 64)
@@ -187,15 +188,26 @@ def main() -> int:
         ask("spread", ["one", "two"], [0, 1], 256, "spread")
         killed()
         servers["shared"].stop()
+        servers["two"].stop()
+        copies = ("--data-parallel-size", "2")
         if "copies" not in a.skip:
-            begin("copies", "0,1", ("--data-parallel-size", "2"))
-        ready("tensor")
-        ask("tensor", ["tensor"], [0, 1], 64)
-        ask("tensor", ["tensor"], [0, 1], 256)
-        if "copies" in servers and time.monotonic() - begun < a.budget:
-            ready("copies")
-            ask("copies", ["copies"], [0, 1], 128)
-            ask("copies", ["copies"], [0, 1], 512)
+            begin("copies", "0,1", copies)
+        if "doubled" not in a.skip:
+            begin("doubled", "1,1", copies)
+        later: dict[str, tuple[list[int], tuple[int, ...]]] = {
+            "tensor": ([0, 1], (64, 256)),
+            "copies": ([0, 1], (128, 512)),
+            "doubled": ([1], (256, 512)),
+        }
+        for name, (gpus, in_flight) in later.items():
+            if name not in servers or time.monotonic() - begun > a.budget:
+                continue
+            try:
+                ready(name)
+                for n in in_flight:
+                    ask(name, [name], gpus, n)
+            except SystemExit as error:  # the others are worth measuring all the same
+                save(run=name, failed=str(error))
     finally:
         end(servers.values(), sampler, folder)
         save()

@@ -6,7 +6,8 @@ Parts:
   trained  the two tiny models of `egm run -f jobs/sweep.yaml` (`--trained` is its run folder), served by the real engine: tokens of
            thought of every answer against its budget, the share of answers with a box, accuracy by setting
   real     random weights of real shapes, one size on each GPU at the same time (`--sizes`), pictures of 640 x 480, six questions each:
-           GPU-seconds of all settings against the wall time in which nvidia-smi saw the GPU compute
+           GPU-seconds of all settings against the wall time from the first to the last sample in which nvidia-smi saw the GPU compute
+           after the server had started (so without the engine's own warm-up)
   cache    the same models, a single setting, and one question for each picture: tokens of the second request's prompt that were cached
 
 Random weights never end a thought or an answer, so each has as many tokens as it may. Writes DIR/sweep.json.
@@ -17,9 +18,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -38,6 +41,7 @@ from grounding.evaluate.summary_model import Summary, read_summary
 from grounding.evaluate.sweep import read_sweep
 from grounding.models import attention
 
+STARTED = re.compile(rb"Application startup complete|ready to roll")  # vLLM, SGLang
 HEAD = {"apiVersion": "grounding.egm.dev/v1alpha1", "kind": "GroundingEvalJob"}
 
 
@@ -45,6 +49,23 @@ def job(name: str, engine: str, gpus: int, model: dict[str, Any], **spec: Any) -
     """Return an evaluation job with one server."""
     where = {"engine": engine, "servers": 1, **({"gpusPerServer": 1} if gpus else {})}
     return {**HEAD, "metadata": {"name": name}, "spec": {**where, **model, **spec}}
+
+
+class Started(threading.Thread):
+    """Watches the logs of servers for the line that says that they have started. `seconds` are these times since 1970, oldest first."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.seconds, self.over = folder, list[float](), threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        seen: set[Path] = set()
+        while not self.over.wait(0.05):
+            for log in set(self.folder.glob("*/logs/*.log")) - seen:
+                if STARTED.search(log.read_bytes()):
+                    self.seconds.append(time.time())
+                    seen.add(log)
 
 
 def run(jobs: Sequence[dict[str, Any]], work: Path, name: str, limit_s: float) -> dict[str, Any]:
@@ -108,6 +129,12 @@ def stretches(samples: Path, gpu: int, gap_s: float) -> list[tuple[float, float]
     return found
 
 
+def asked(samples: Path, gpu: int, started: Sequence[float]) -> float | None:
+    """Return the seconds from the first to the last sample in which a GPU computed after the first server had started."""
+    times = [t for x, y in stretches(samples, gpu, 0.0) for t in (x, y) if started and t > min(started)]
+    return round(max(times) - min(times), 2) if times else None
+
+
 def weights(size: str, folder: Path) -> None:
     """Write a model of this size with random weights, unless it exists."""
     folder_of(size, folder)
@@ -132,7 +159,9 @@ def main() -> int:
     parser.add_argument("--gpus", type=int, default=2, help="Number of GPUs; 0: a rehearsal on the CPU.")
     parser.add_argument("--parts", default="trained,real,cache")
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=["4b", "8b"])
-    parser.add_argument("--trained", type=Path, help="Run folder of jobs/sweep.yaml.")
+    parser.add_argument(
+        "--trained", type=Path, help="Run folder of jobs/sweep.yaml, which holds small/model and large/model."
+    )
     parser.add_argument("--budgets", type=int, nargs="*", default=[0, 64, 256])
     parser.add_argument("--samples", type=int, nargs="*", default=[1, 4])
     parser.add_argument("--images", type=int, default=40, help="Pictures of the real sizes, with six questions each.")
@@ -154,12 +183,14 @@ def main() -> int:
     if a.trained and "trained" in parts:
         sampling = {"maxTokens": 64, "temperature": 0.7, "seed": 1}
         shapes = {"shapes": {"seed": 7, "perFile": 5, "reasoning": True}}
-        models = [{"source": str((a.trained / name / "out/model").resolve())} for name in ("small", "large")]
+        models = [{"source": str((a.trained / name / "model").resolve())} for name in ("small", "large")]
         axes = {"models": models, "thinkingBudgets": [0, 8, 16, 32], "samples": [1, 3]}
         done = run(
             [job("tiny", a.engine, a.gpus, {}, data=shapes, sampling=sampling, sweep=axes)], work, "trained", a.limit
         )
-        save(trained={**done, "settings": settings(work / "trained/tiny") if done["exit_code"] == 0 else []})
+        tiny = work / "trained/tiny"
+        ended = {"settings": settings(tiny), "tokens": served(tiny)} if done["exit_code"] == 0 else {}
+        save(trained={**done, **ended})
     if not {"real", "cache"} & set(parts):
         return 0
     with get_context("spawn").Pool(max(1, (os.cpu_count() or 2) - 2)) as pool:
@@ -183,7 +214,9 @@ def main() -> int:
         samples = a.out / "gpu.csv"
         sampler = sample(a.gpus, samples, every_ms=100) if shutil.which("nvidia-smi") else None
         samples.touch()
+        started = Started(work / "real")
         done = run(real, work, "real", a.limit)
+        started.over.set()
         if sampler:
             sampler.kill()
         ended = a.sizes if done["exit_code"] == 0 else []
@@ -197,11 +230,12 @@ def main() -> int:
             for size, found in by_size.items()
         }
         # the scheduler assigns jobs to GPUs, so list the busy periods of all GPUs
+        numbers = [int(n) for n in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if n] or range(a.gpus)
         computed = {
-            str(g): [(round(x, 1), round(y, 1)) for x, y in stretches(samples, g, 1.5) if y - x > 5]
-            for g in range(a.gpus)
+            str(g): [(round(x, 1), round(y, 1)) for x, y in stretches(samples, g, 1.5) if y - x > 5] for g in numbers
         }
-        save(real={**done, "settings": rows, "times": times, "nvidia_smi_stretches": computed})
+        facts = {"settings": rows, "times": times, "nvidia_smi_stretches": computed, "servers_started": started.seconds}
+        save(real={**done, **facts, "asked_s": {str(g): asked(samples, g, started.seconds) for g in numbers}})
     if "cache" in parts:
         done = run(cache, work, "cache", a.limit)
         found = {
