@@ -154,16 +154,23 @@ def sentence(run: Run, difference: Difference | None, said: Sequence[str] = ()) 
             f"{e.name} points at the right object in {percent(found.acc, 1)} % of {found.n:,} answers{more} "
             f"(95 % interval {percent(found.low, 1)} to {percent(found.high, 1)})."
         )
-    stated = [e for e in run.evaluations if e.summary.macro is not None]
-    if stated:  # a summary without its answers, such as that of a cluster's job
-        e = stated[-1]
-        return f"{e.name} points at the right object in {percent(e.summary.macro, 1)} % of {e.summary.done:,} answers."
     if said:
         return said[0]
+    stated = [e for e in run.evaluations if e.summary.macro is not None]
+    if stated:
+        return _stated(stated[-1])
     if run.trainings:
         unfinished = [t for t in run.trainings if t.lines[-1]["step"] < t.lines[-1].get("totalSteps", math.inf)]
         return f"Nothing has been measured yet; {_trained((unfinished or run.trainings)[-1])}."
     return "Nothing has been measured yet."
+
+
+def _stated(e: Evaluation) -> str:
+    """Return the result by a summary without its answers, such as that of a cluster's job or one whose stored answers cannot be read."""
+    result = f"{e.name} points at the right object in {percent(e.summary.macro, 1)} % of {e.summary.done:,} answers"
+    if not e.answers.unread:
+        return f"{result}."
+    return f"{e.answers.unread:,} stored answers of {e.name} cannot be read. By its summary, {result}."
 
 
 def _difference(found: Difference) -> str:

@@ -104,6 +104,11 @@ class Answers:
         answered: NDArray[np.bool_] = self.outcome != ERROR
         return answered
 
+    @property
+    def unread(self) -> int:
+        """Return the number of stored rows that cannot be read."""
+        return self.left_out - sum(o.rows for o in self.others)
+
     def notes(self) -> list[str]:
         """Return what a reader of these answers must know, as sentences without a full stop."""
         found = list(self.conditions.notes)
@@ -115,9 +120,8 @@ class Answers:
                 f"the folder has {sum(o.rows for o in self.others):,} further rows of another model, prompt or settings "
                 f"({listed}), which are not used"
             )
-        unread = self.left_out - sum(o.rows for o in self.others)
-        if unread:
-            found.append(f"{unread:,} stored rows cannot be read and are left out")
+        if self.unread:
+            found.append(f"{self.unread:,} stored rows cannot be read and are left out")
         return found
 
     def rows(self, wanted: Iterable[int] | None = None) -> Iterator[tuple[int, ResultRow]]:

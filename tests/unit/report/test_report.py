@@ -261,6 +261,19 @@ def test_before_the_first_answer_the_sentence_names_a_training_that_is_not_finis
     assert sentence(run, None).endswith("b is at step 9 of 9.")
 
 
+def test_unreadable_answers_are_named_before_the_result_of_their_summary(tmp_path: Path, images: Path) -> None:
+    folder = samples.evaluation(tmp_path / "x", images, 5)
+    macro = orjson.loads((folder / "summary.json").read_bytes())["macro"]
+    for part in (folder / "results").glob("part-*"):
+        part.write_bytes(b'{"key": "x"}\n' * 3)
+    (folder / "results.parquet").unlink(missing_ok=True)
+    run = collect(folder)
+    found = sentence(run, None)
+    assert found.startswith("3 stored answers of x cannot be read. By its summary, x points at the right object in ")
+    assert f"{100 * macro:.1f} %" in found
+    assert sentence(run, None, ["The sweep's conclusion."]) == "The sweep's conclusion."
+
+
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
 def test_ticks_lie_inside(low: float, span: float) -> None:
     found = charts.ticks(low, low + span)
