@@ -195,8 +195,8 @@ format: setup ## format the code and apply ruff's fixes
 types: setup ## run mypy --strict on the package
 	@$(BIN)/mypy
 
-bench: setup ## run the comparisons that need no special machine; JSON with machine and load in .cache/bench (ONLY="scoring reward")
-	@$(BIN)/python bench/side_by_side.py $(if $(ONLY),--only $(ONLY))
+bench: setup ## run the comparisons that need no special machine; JSON with machine and load in .cache/bench (ONLY="scoring reward"; RECORD=1: in bench/results, for the docs)
+	@$(BIN)/python bench/side_by_side.py $(if $(ONLY),--only $(ONLY)) $(if $(filter 1,$(RECORD)),--out bench/results)
 
 clean: cluster-down ## remove everything that make and the runs have created
 	rm -rf .venv .cache runs .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -4,7 +4,8 @@
 
 Each comparison runs both sides alternately in one run and prints JSON; the parts' own descriptions say what they compare. One after the
 other, each result is written to FOLDER/NAME.json (by default .cache/bench) together with the machine, the commit and the machine's load
-before and after, without which a figure cannot be judged. The result files of the repository are not changed.
+before and after, without which a figure cannot be judged. `--out bench/results` (`make bench RECORD=1`) records them: `make docs`
+writes the tables of docs/benchmarks.md from these files.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ COMPARISONS = {
     "client": ("bench/evaluate", "--quick", "--only", "client", "--out", "{out}"),
 }
 """Name -> arguments of Python. A command with {out} writes its JSON there; the others print it."""
+LAST_LINES = 5
+"""Number of lines to show of an output that is no JSON"""
 
 
 def machine() -> dict[str, str | int | float]:
@@ -44,28 +47,42 @@ def machine() -> dict[str, str | int | float]:
 
 
 def commit() -> str:
-    """Return the checkout's commit, with `+changes` if tracked files differ from it; empty outside a checkout."""
+    """Return the checkout's commit, with `+changes` if tracked files other than results differ from it; empty outside a checkout."""
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode:
         return ""
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+    status = [*git, "status", "--porcelain", "-uno", "--", ".", ":!bench/results"]
+    changed = subprocess.run(status, capture_output=True, text=True).stdout.strip()
     return head.stdout.strip() + ("+changes" if changed else "")
 
 
-def measured(name: str, arguments: Sequence[str], out: Path) -> bool:
-    """Run one comparison and write its result to `out`; return whether it succeeded. A failed one leaves no result."""
+def parsed(text: str) -> object | None:
+    """Return the JSON of a comparison; None if the text is no JSON."""
+    try:
+        found: object = json.loads(text)
+    except ValueError:
+        return None
+    return found
+
+
+def measured(name: str, arguments: Sequence[str], out: Path) -> str:
+    """Run one comparison and write its result to `out`; return why it failed, or an empty text. A failed one leaves no result."""
     own = out.with_suffix(".part")
     words = [sys.executable, *(word.format(out=own) for word in arguments)]
-    own.unlink(missing_ok=True)
+    for earlier in (own, out):
+        earlier.unlink(missing_ok=True)
     before, began = os.getloadavg()[0], time.time()
-    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, errors="replace")
     took = time.time() - began
-    if done.returncode:
-        out.unlink(missing_ok=True)
-        return False
-    result = json.loads(own.read_text() if own.exists() else done.stdout)
+    text = own.read_text(encoding="utf-8", errors="replace") if own.exists() else done.stdout
     own.unlink(missing_ok=True)
+    if done.returncode:
+        return f"exit code {done.returncode}, see above"
+    result = parsed(text)
+    if result is None:
+        last = "".join(f"\n  {line[:200]}" for line in text.splitlines()[-LAST_LINES:])
+        return f"expected JSON, found {f'other output, which ends with:{last}' if last else 'no output'}"
     facts = {
         "name": name,
         "command": ["python", *arguments],
@@ -77,7 +94,7 @@ def measured(name: str, arguments: Sequence[str], out: Path) -> bool:
         "result": result,
     }
     out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return True
+    return ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,14 +111,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, name in enumerate(given.only, 1):
         print(f"{number}/{len(given.only)} {name}: python {' '.join(COMPARISONS[name])}", flush=True)
         began = time.monotonic()
-        good = measured(name, COMPARISONS[name], given.out / f"{name}.json")
-        where = given.out / f"{name}.json" if good else "failed, see above"
+        why = measured(name, COMPARISONS[name], given.out / f"{name}.json")
+        where = f"failed: {why}" if why else given.out / f"{name}.json"
         print(f"{number}/{len(given.only)} {name}: {time.monotonic() - began:.0f} s, {where}", flush=True)
-        failed += [] if good else [name]
+        failed += [name] if why else []
     if failed:
         print(f"error: {', '.join(failed)} failed", file=sys.stderr)
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

@@ -20,8 +20,8 @@ def test_a_result_is_read_from_the_output_or_from_the_file_that_the_command_writ
     prints, writes = tmp_path / "prints.py", tmp_path / "writes.py"
     prints.write_text("print('{\"ratio\": 2.5}')")
     writes.write_text('import sys; print("progress"); open(sys.argv[1], "w").write(\'{"ratio": 3.5}\')')
-    assert bench.measured("a", [str(prints)], tmp_path / "a.json")
-    assert bench.measured("b", [str(writes), "{out}"], tmp_path / "b.json")
+    assert bench.measured("a", [str(prints)], tmp_path / "a.json") == ""
+    assert bench.measured("b", [str(writes), "{out}"], tmp_path / "b.json") == ""
     found = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab"}
     assert [found[name]["result"]["ratio"] for name in "ab"] == [2.5, 3.5]
     for one in found.values():
@@ -38,3 +38,25 @@ def test_a_failed_comparison_is_named_and_leaves_no_result(
     monkeypatch.setattr(bench, "COMPARISONS", {"bad": (str(broken),)})
     assert bench.main(["--out", str(tmp_path)]) == 1
     assert "error: bad failed" in capsys.readouterr().err and not (tmp_path / "bad.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("pass", "expected JSON, found no output"),
+        ("for i in range(9): print('line', i)", "which ends with:\n  line 4\n  line 5\n  line 6\n  line 7\n  line 8\n"),
+        ("import sys; sys.stdout.buffer.write(b'{\\xff')", "which ends with:\n  {\ufffd\n"),
+        ("import sys; open(sys.argv[1], 'w').write('{\"a\": ')", 'which ends with:\n  {"a": \n'),
+    ],
+)
+def test_a_comparison_without_json_is_named_with_its_last_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], program: str, says: str
+) -> None:
+    (tmp_path / "odd.json").write_text("{}")
+    (tmp_path / "odd.py").write_text(program)
+    monkeypatch.setattr(bench, "COMPARISONS", {"odd": (str(tmp_path / "odd.py"), "{out}")})
+    assert bench.main(["--out", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert "odd: 0 s, failed: expected JSON" in shown.out and says in shown.out
+    assert "error: odd failed" in shown.err
+    assert not (tmp_path / "odd.json").exists() and not (tmp_path / "odd.part").exists()
