@@ -107,7 +107,7 @@ def stitch(
 
 
 NEWEST = 20
-"""Number of steps for the displayed throughput"""
+"""Number of newest steps from which the displayed throughput is computed"""
 
 
 def training_facts(lines: Iterable[ProgressLine], started_at: float, now: float) -> TrainingFacts:

@@ -80,7 +80,12 @@ class Sampling(Model):
         description="Maximum length of an answer in tokens; a longer one is cut off and counted as truncated.",
     )
     temperature: float = Field(_DRAWN.temperature, ge=0, description="0 is greedy.")
-    top_p: float = Field(_DRAWN.top_p, gt=0, le=1, description="Nucleus.")
+    top_p: float = Field(
+        _DRAWN.top_p,
+        gt=0,
+        le=1,
+        description="Nucleus sampling: the share of the probability from which tokens are drawn.",
+    )
     top_k: int = Field(_DRAWN.top_k, ge=-1, le=2**31 - 1, description="Top-k; has no effect at temperature 0.")
     presence_penalty: float = Field(_DRAWN.presence_penalty, ge=-2, le=2, description="OpenAI's presence penalty.")
     repetition_penalty: float = Field(_DRAWN.repetition_penalty, gt=0, description="1 is off.")
@@ -299,8 +304,8 @@ class EvalSpec(JobSpec):
         "vlmevalkit",
     ] = Field(
         defaults.SCORING,
-        description="Scoring profile; egm is egm-eval. Profiles that end in -pixels are for models that answer in pixels, "
-        "egm-eval-resized is for Qwen2.5-VL.",
+        description="Scoring profile; egm is another name of egm-eval. Profiles that end in -pixels are for models that answer "
+        "in pixels, egm-eval-resized is for Qwen2.5-VL.",
     )
     scoring_file: Place | None = Field(
         None,

@@ -187,7 +187,9 @@ class Hyperparameters(Model):
         None, description="Number of checkpoints to keep; older ones are removed."
     )
     freeze_vision: bool | None = Field(None, description="Freeze the vision tower except its merger.")
-    lora: Lora | None = Field(None, description="Train low-rank adapters instead of the weights; absent: the weights.")
+    lora: Lora | None = Field(
+        None, description="Train low-rank adapters instead of the weights; if absent, the weights are trained."
+    )
     dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
         None, description="Precision of training and rollouts on a GPU."
     )

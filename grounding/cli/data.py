@@ -257,7 +257,7 @@ def lint(
     ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Check rows and their images. Exit code 1 if a row cannot be used, 2 if a whole file is in another space."""
+    """Check rows and their images. Exit code 1 if a row cannot be used, 2 if a whole file is in another coordinate space."""
     from grounding.data.lint import lint as run
     from grounding.data.spaces import parse_space
 

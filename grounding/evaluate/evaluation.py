@@ -90,7 +90,7 @@ def identify_of(evaluation: Evaluation) -> Identify | None:
 
 
 def client_options(evaluation: Evaluation) -> Options:
-    """Return the client's options for the mode, which decides how concurrency is kept."""
+    """Return the client's options for the mode: in latency mode, concurrency is fixed and answers of a warm-up are not measured."""
     options = evaluation.client
     if evaluation.retry_truncated:
         field_name = get_engine(evaluation.engine).limit_field if evaluation.engine else "max_tokens"

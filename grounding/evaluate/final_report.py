@@ -106,7 +106,7 @@ def _last_note_less(document: Document) -> None:
         document["notes"].pop()
 
 
-_FEWER_NOTES = [_last_note_less] * _NOTES  # a character may take six bytes
+_FEWER_NOTES = [_last_note_less] * _NOTES  # notes may be too long, because JSON may take six bytes for a character
 
 
 def leave(summary: Summary) -> None:

@@ -262,7 +262,7 @@ def next_commands(order: Order, jobs: Sequence[PlannedJob], found: Conclusion | 
 
 
 def _ask(run_dir: Path, jobs: Sequence[PlannedJob], found: Conclusion | None) -> list[str]:
-    """Return the arguments that ask the last evaluated model one of its questions; empty unless the run trained it for this machine's CPU."""
+    """Return the arguments of an `egm ask` about one question of the last evaluation; empty unless its model was trained here and runs on the CPU."""
     if found is None or found.question is None:
         return []
     measured = next((job for job in jobs if job.name == found.names[-1]), None)

@@ -227,7 +227,7 @@ def chart(points: Sequence[Point], axis: Axis, models: Sequence[str], references
     low = min([p.low for p in points] + [r.accuracy for r in references])
     high = max([p.high for p in points] + [r.accuracy for r in references])
     margin = (high - low) * 0.08 or 0.02
-    low, high = low - margin, min(1.0, high + margin)  # half a bubble must fit below zero
+    low, high = low - margin, min(1.0, high + margin)  # may begin below 0, so that a bubble at 0 is drawn whole
 
     def y(accuracy: float) -> float:
         return round(_H - _BOTTOM - (accuracy - low) / (high - low) * (_H - _TOP - _BOTTOM), 1)

@@ -66,12 +66,12 @@ def _longer(own: Sequence[Point], axis: Axis, compared: Compared) -> str:
 
 
 def _longer_or_bigger(points: Sequence[Point], axis: Axis, small: str, large: str, compared: Compared) -> list[str]:
-    """Return the sentence that compares a small model's settings, if they cost no more, with the shortest setting of a larger model."""
+    """Compare a small model, among its settings that cost no more, with the shortest setting of a larger model; return the sentence."""
     bigger = min((p for p in points if p.model == large), key=lambda p: p.effort)
     longer = [p for p in points if p.model == small and _cost(p, axis) <= _cost(bigger, axis)]
     name = axis.title.lower()
     if not longer:
-        return [f"No setting of {small} costs as little {name} as {large}, {bigger.setting}."]
+        return [f"Every setting of {small} costs more {name} than {large}, {bigger.setting}."]
     found = compared(bigger, longer)
     if found is None:
         return []

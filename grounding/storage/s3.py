@@ -1,7 +1,7 @@
 """S3 by boto3: parallel parts, retries that survive a restart of the server, resumable downloads, a SHA-256 with each object.
 
 boto3's own retries give up after some seconds, so each call here is repeated for `Transfer.patience_s`. Large files are uploaded by boto3's
-transfer manager: an upload in parts becomes visible when it is complete, and is aborted if it fails, later if the server is away at that time.
+transfer manager: an upload in parts becomes visible when it is complete, and is aborted if it fails.
 Downloads have their own code here, because boto3's cannot resume and do not check a digest.
 """
 
@@ -304,7 +304,7 @@ class S3Store(Store):
     def _abort(self, name: str, uploads: list[str]) -> None:
         """Abort uploads in parts that the transfer manager could not abort, because the server was away; their parts would cost storage.
 
-        Nothing is repeated, and the first failure ends it, so that it takes no more of a grace period than one request.
+        No request is repeated, and the first failure ends the loop, so that a server that is away costs one request's time of the grace period.
         """
         for upload in uploads:
             facts = {"Bucket": self.bucket, "Key": self._key(name), "UploadId": upload}

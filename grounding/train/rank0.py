@@ -23,7 +23,7 @@ def surrounded(
     who: identity.Identity | None = None,
     disks: OwnDisks | None = None,
 ) -> Iterator[tracking.Log]:
-    """Context of the training: continue from the job's output and upload to it. `disks`: the pods share no folder.
+    """Continue from the job's output, and upload to it as long as the training runs. `disks`: the pods share no folder.
 
     Yields the function that receives the metrics of each step. `who` is compared with all existing work; raises `UserError` if the work
     belongs to another job.

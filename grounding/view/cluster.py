@@ -72,7 +72,7 @@ class Mirror:
 
     def _remove(self, folder: Path) -> None:
         """Remove the folder of a job, so that no later job of the same name continues its curve or shows its result."""
-        (folder / "state.json").unlink(missing_ok=True)  # first, because a folder with a state is a job
+        (folder / "state.json").unlink(missing_ok=True)  # first, because a folder with this file counts as a job
         if folder.exists():
             shutil.rmtree(folder)
         del self._jobs[folder]

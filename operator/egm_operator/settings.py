@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     backoff_limit_seconds: Seconds = 360.0
     """Maximum time before an attempt."""
     server_start_seconds: Seconds = 600.0
-    """Time that a server may take until it answers, from when its pod has a node, in addition to the engine's own limit."""
+    """Time from when a server's pod has a node until it must answer; the engine's own limit is added to it."""
     node_lost_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300.0
     """Time for which a pod may exist after its grace period until its node counts as lost, and the job continues without waiting for it."""
     progress_seconds: Seconds = 15.0

@@ -364,7 +364,7 @@ def test_alerts_can_be_left_out_and_lead_to_their_runbooks() -> None:
     for name, rule in found.items():
         link = rule["annotations"]["runbook_url"]
         assert link == f"docs/runbooks/{name}.md" and (ROOT / link).is_file()
-        # Prometheus' templates are not Helm's
+        # Helm leaves the templates of Prometheus in the text as they are
         assert rule["annotations"]["summary"] == kept[name]["annotations"]["summary"]
     first = next(iter(found))
     fewer = alerts("--set", f"metrics.rules.disabled={{{first}}}", "--set", "metrics.rules.runbooks=https://x/y")

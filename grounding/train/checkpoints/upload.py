@@ -732,7 +732,7 @@ def kept(
     who: identity.Identity | None = None,
     disks: Disks | None = None,
 ) -> Iterator[Uploader | None]:
-    """Context of rank 0's training: continue from the job's output (`storage.destination`), and upload to it.
+    """Continue from the job's output (`storage.destination`), and upload to it as long as rank 0's training runs.
 
     Checkpoints and progress lines are uploaded in the background. At the end (also after an error or SIGTERM), the newest ones, the folders
     in `RECORD`, and the model if there is one are uploaded. `stop` limits the time for that; without it, it is the grace period. `disks`: the

@@ -262,7 +262,7 @@ def open_tracker(job: ResolvedTrainJob, out: Path, say: Callable[[str], None]) -
 
 @contextlib.contextmanager
 def tracked(job: ResolvedTrainJob, out: Path) -> Iterator[Log]:
-    """Context of rank 0's training that yields a `Log`. After an error or a stop by a signal, the tracked run ends as failed."""
+    """Yield a `Log` for rank 0's training, and close it at the end. After an error or a stop by a signal, the tracked run ends as failed."""
     tracker = open_tracker(job, out, lambda text: print(text, flush=True))  # noqa: T201 - the role's log
     ok = False
     try:

@@ -9,7 +9,7 @@ from egm_operator.status import ConditionType, Reason, S
 
 
 def reopen(snapshot: Snapshot[J, S]) -> Decision[S] | None:
-    """Reopen such a job. The next attempt follows as after any failure."""
+    """Reopen a failed job if its maxAttempts is now above the number of attempts. The next attempt follows as after any failure."""
     status, end = snapshot.status, snapshot.status.get(ConditionType.FAILED)
     wanted = allowed(status, snapshot.job.spec.max_attempts)
     if not status.ended or end is None or end.status != "True" or status.attempt >= wanted:

@@ -182,7 +182,7 @@ def test_bigger_may_win_and_chance_decides_nothing(accuracy, said):
 
 def test_what_costs_more_or_has_no_size_is_not_compared():
     dear = [replace(p, costs=replace(p.costs, generated_tokens=99.0)) for p in SMALL[:1]]
-    assert statements([*LARGE, *dear], TOKENS, differs(0.01))[-1].startswith("No setting of small costs as little")
+    assert statements([*LARGE, *dear], TOKENS, differs(0.01))[-1].startswith("Every setting of small costs more")
     unknown = [replace(p, costs=replace(p.costs, parameters=None)) for p in (*SMALL, *LARGE)]
     assert all("bigger" not in s for s in statements(unknown, TOKENS, differs(0.01)))
 

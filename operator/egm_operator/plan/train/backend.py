@@ -18,7 +18,7 @@ def available(snapshot: TrainSnapshot) -> Decision[TrainStatus] | None:
     if not wanted.missing(snapshot.absent) or snapshot.gangs:
         return None
     kind, decision = wanted.form.kind, snapshot.decision()
-    text = f"The cluster has no {kind.name} ({kind.api_version}), which the job's backend is: {wanted.cure}."
+    text = f"The cluster has no {kind.name} ({kind.api_version}), which the job's backend needs: {wanted.cure}."
     if snapshot.settings.namespaces:  # then the watches are started only once, with the process
         text += f" An operator that serves single namespaces detects {kind.name} only after a restart."
     if decision.status.fields.reason != Reason.REFUSED:
