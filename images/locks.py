@@ -56,7 +56,7 @@ class Lock:
 
     @property
     def inputs(self) -> list[str]:
-        """Its requirement files, from the project's root."""
+        """Return the paths of its requirement files, relative to the project's root."""
         own = FOLDER / self.folder / "requirements.in"
         use_own = own.exists() and not self.cpu
         return [*(["pyproject.toml"] if self.project else []), *([str(own.relative_to(ROOT))] if use_own else [])]

@@ -57,7 +57,7 @@ def start_ticks(pid: int) -> int:
 
 
 def all_processes() -> list[Found]:
-    """Return this user's processes in /proc, with the role token in their environment."""
+    """Return the processes whose environment this user may read in /proc, each with the role tokens in it."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():

@@ -236,9 +236,9 @@ class RlEnvironment(_Variables):
     )
     rollouts_a_step: Whole = Field(
         default=0,
-        description="Answers that the CPU engine collects before it generates those of a step; 0 means that it waits only briefly.",
+        description="Requests of a step that the CPU engine collects before it generates their answers; 0 means that it waits only briefly.",
     )
-    rollouts_a_validation: Whole = Field(default=0, description="The same number for a validation.")
+    rollouts_a_validation: Whole = Field(default=0, description="The same for a validation.")
 
 
 _KINDS: dict[object, str] = {

@@ -5,7 +5,8 @@
 #   gpu    the same with a C compiler, with which Triton builds its launchers at the first use of a kernel
 #   build  for installing wheels and compiling code; none of its files are copied into an image
 #
-# Debian 12 (Python 3.11, glibc 2.36): vLLM's and SGLang's wheels need glibc 2.34. Another release: SUITE=trixie. A mirror of your own: MIRROR=URL.
+# The release is Debian 12 (Python 3.11, glibc 2.36), because vLLM's and SGLang's wheels need glibc 2.34. SUITE=trixie selects another release,
+# MIRROR=URL another mirror.
 # Needs root, mmdebstrap and buildah.
 set -euo pipefail
 kind=${1:?run, gpu or build} name=${2:?the name of the image}

@@ -23,7 +23,7 @@ TAGS = {"operator": "push", "train": "push-gpu", "infer": "push-vllm"}
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[str]:
-    """HOST:PORT of an empty registry."""
+    """Start an empty registry and yield its HOST:PORT."""
     program = shutil.which("docker-registry") or (str(PROGRAM) if PROGRAM.exists() else None)
     if program is None:
         pytest.skip("no docker-registry: `make registry`")

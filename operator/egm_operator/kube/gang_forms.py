@@ -40,7 +40,7 @@ class GangForm:
         return "" if found is None else str(found)
 
     def switches(self, spec: Mapping[str, object]) -> Document:
-        """Return the parts of a spec that plans read: the switch and `managedBy`."""
+        """Return the parts of a spec that plans read: `suspend` and `managedBy`."""
         manager = self.managed_by(spec)
         return self._beside({self.suspend[-1]: self.suspended(spec)} | ({"managedBy": manager} if manager else {}))
 
@@ -49,7 +49,7 @@ class GangForm:
         return self._beside({self.suspend[-1]: suspend})
 
     def _beside(self, found: Document) -> Document:
-        """Return the part of a spec with these fields in the section of the switch."""
+        """Return the part of a spec that has these fields in the section that contains `suspend`."""
         for name in reversed(self.suspend[:-1]):
             found = {name: found}
         return found

@@ -31,7 +31,7 @@ def row(i: int, hit: bool, **changes: Any) -> dict[str, Any]:
 
 
 def store(folder: Path, rows: list[dict[str, Any]], config: dict[str, Any] | None = None) -> Answers:
-    """Return a results folder with these rows."""
+    """Write a results folder with these rows, and return its answers."""
     (folder / "results").mkdir(parents=True, exist_ok=True)
     (folder / "results" / "part-00000.jsonl").write_bytes(b"".join(orjson.dumps(r) + b"\n" for r in rows))
     if config is not None:
