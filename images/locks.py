@@ -84,7 +84,7 @@ LOCKS = (
 def _uv() -> str:
     found = os.environ.get("UV") or shutil.which("uv")
     if not found:
-        raise SystemExit("error: uv is not there; run this by `make locks`")
+        raise SystemExit("error: uv is not installed here; run this by `make locks`")
     return found
 
 

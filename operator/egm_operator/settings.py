@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     image_pull_secret: str = ""
     """Secret in the job's namespace for pulling the images."""
     backend: BackendName = "auto"
-    """What runs the pods of trainings without spec.backend: `pytorchjob`, `job` (an Indexed Job), `auto` (PyTorchJob if the cluster has it, otherwise an Indexed Job)."""
+    """What runs trainings without spec.backend: `pytorchjob`, `job` (an Indexed Job), `auto` (PyTorchJob if the cluster has it, else `job`)."""
     default_output: str = ""
     """Where jobs without spec.output write: `pvc://claim/path` or `s3://bucket/path`; namespace and name of the job are appended."""
     storage_secret: str = ""
@@ -93,9 +93,9 @@ class Settings(BaseSettings):
     network_policies: bool = False
     """Whether each job gets a NetworkPolicy that only allows connections from its own pods and the peers below."""
     network_telemetry_from: Objects = "[]"
-    """Peers that may reach port 8090 of jobs' pods (`/progress`, `/metrics`), as `from` of a NetworkPolicy, in JSON. The chart lists the operator."""
+    """Peers that may reach port 8090 of jobs' pods (`/progress`, `/metrics`), such as the operator, as `from` of a NetworkPolicy, in JSON."""
     network_scrape_from: Objects = "[]"
-    """Peers that may reach port 8090, and port 8000 of servers, in the same form. The chart lists Prometheus."""
+    """Peers that may reach port 8090, and port 8000 of servers, such as Prometheus, in the same form."""
     network_egress: Objects = "[]"
     """Peers to which jobs' pods may connect in addition to each other and name servers, as `egress` of a NetworkPolicy, in JSON; empty: all."""
     backoff_base_seconds: Seconds = 10.0
