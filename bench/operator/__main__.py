@@ -127,7 +127,8 @@ class Bench:
         await asyncio.gather(*(one(n) for n in names))
 
     def latencies(self, names: list[str]) -> dict[str, Any]:
-        """Return the times from a job's creation to its gang, and with a preparing Job also to that Job and from its pod's end."""
+        """Return the times from a job's creation to its gang. If a Job prepares the data, also return those from the creation to that Job, and
+        from the end of its pod to the gang."""
         gang = {n: self.gangs.seen[f"{n}-a1"]["there"] for n in names}
         found = {"create_to_gang_s": quantiles([gang[n] - self.made[n] for n in names])}
         if not self.options.shared:

@@ -185,7 +185,7 @@ class JobStatus(Model):
     conditions: Annotated[list[Condition], Field(max_length=32, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]})] | None = Field(
         default=None, description="The conditions of the job, each with a reason."
     )  # fmt: skip
-    attempt: int | None = Field(default=None, ge=0, description="Number of starts so far.")
+    attempt: int | None = Field(default=None, ge=0, description="Number of attempts that have started so far.")
     disruptions: int | None = Field(
         default=None,
         ge=0,

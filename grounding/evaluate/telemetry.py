@@ -55,7 +55,7 @@ COST = {
     "thought_tokens": "Tokens of thought in a question's answers.",
     "answer_tokens": "Tokens of a question's answers without their thoughts.",
     "generated_tokens": "Tokens of a question's thoughts and answers.",
-    "flops": "Operations of a question, by formula.",
+    "flops": "Operations of a question, by the formula in docs/thinking.md.",
     "latency_seconds": "Median latency of a question.",
     "gpu_seconds": "GPU-seconds of a question.",
     "money": "Cost of a question in US dollars.",

@@ -227,7 +227,7 @@ class RlEnvironment(_Variables):
     freeze_vision: Switch = Field(default=False, description="Whether the vision tower is frozen.")
     stop_file: Path | None = Field(
         default=None,
-        description="Tells verl to stop: if this file exists, verl saves a checkpoint at the end of its step. If the file contains `now`, "
+        description="Asks verl to stop: if this file exists, verl saves a checkpoint at the end of its step. If the file contains `now`, "
         "verl saves the previous step at once. The RL role writes the file at SIGTERM.",
     )
     shared_output: str = Field(

@@ -8,7 +8,7 @@ from grounding.api import ResolvedTrainJob
 from grounding.errors import Failure
 
 NO_GPU = "-1"
-"""Values of `$CUDA_VISIBLE_DEVICES` for a role that must not use a GPU"""
+"""Value of `$CUDA_VISIBLE_DEVICES` for a role that must not use a GPU"""
 
 
 def require(job: ResolvedTrainJob, model: str) -> None:

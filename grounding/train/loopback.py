@@ -3,7 +3,7 @@
 Ray, verl's TransferQueue (which unpickles its input) and torch's stores otherwise listen on every address of the machine or pod, and
 execute code that anyone sends.
 
-- Ray's daemons and workers, TransferQueue and verl's servers ask Ray for the node's address. If Ray (2.60) is told not to form a
+- Ray's daemons and workers, TransferQueue and verl's servers ask Ray for the node's address. If Ray (2.60) is set not to form a
   cluster, it uses and binds to 127.0.0.1. If 127.0.0.1 is given as its address, it uses the node's address instead.
 - torch's `TCPStore`, the rendezvous of the ranks, binds to all addresses (torch 2.11), so it gets a socket that is already bound. Remove
   this once torch binds to the given address; the test of this patch will then fail.

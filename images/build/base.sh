@@ -1,7 +1,7 @@
 #!/bin/sh
 # In a build stage, check that the image BASE has everything that the final image needs: base.sh cpu|gpu
 set -eu
-fail() { echo "error: BASE $1; what a base needs stands in docs/images.md" >&2; exit 1; }
+fail() { echo "error: BASE $1; docs/images.md says what a base needs" >&2; exit 1; }
 command -v python3 >/dev/null || fail "has no python3"
 python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || fail "has $(python3 -V), 3.11 or 3.12 is wanted"
 python3 -c 'import ctypes; ctypes.CDLL("libstdc++.so.6")' 2>/dev/null || fail "has no libstdc++"

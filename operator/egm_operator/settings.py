@@ -1,6 +1,6 @@
 """Settings of the operator, read from environment variables that begin with `EGM_OPERATOR_`.
 
-The table in docs/operator.md and the chart's values are generated from this file.
+The table in docs/operator.md is generated from this file, and a test compares the chart's values with it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ _NO_LOG_FLUSH = 2
 
 
 def why_not() -> str:
-    """Return why this machine cannot have such a disk; empty if it can."""
+    """Return why this machine cannot simulate a disk; empty if it can."""
     if os.geteuid() != 0:
         return "only root can mount a loop device"
     if not (shutil.which("mkfs.ext4") and shutil.which("losetup") and Path("/dev/loop-control").exists()):

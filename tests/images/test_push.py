@@ -53,7 +53,7 @@ def registry(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def built(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Three small images with the names of a build for GPUs with vLLM."""
+    """Build three small images with the names of a build for GPUs with vLLM, and remove them at the end."""
     if os.geteuid() != 0 or not shutil.which("buildah"):
         pytest.skip("needs root and buildah")
     names = {what: f"egm-{what}:{tag}" for what, tag in TAGS.items()}

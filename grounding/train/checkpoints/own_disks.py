@@ -76,7 +76,7 @@ def is_late(stop: Stop) -> bool:
 
 @dataclass
 class OwnDisks:
-    """The state of a pod of such a job. `wanted` returns whether this pod needs a file of a checkpoint at the start."""
+    """The state of a pod whose job's pods share no folder. `wanted` returns whether this pod needs a file of a checkpoint at the start."""
 
     uri: str
     wanted: uploads.Wanted

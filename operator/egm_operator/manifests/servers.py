@@ -74,9 +74,9 @@ def new_groups(
 ) -> list[Group]:
     """Return the groups of up to `missing` servers that are created now, one entry per server. `there`: the number of other servers.
 
-    If an evaluation begins with one server (`least`), all of them share a group. Otherwise only as many as are missing up to `least` share one,
-    and each of the rest is a group of its own, which is created if `further`. Each group has a new name, because Kueue keeps the Workload of an
-    old group for a while.
+    If an evaluation begins with one server (`least` is 1), all new servers share a group. Otherwise those share a group that are needed to have
+    `least` servers; each of the others is a group of its own, and is only created if `further`. Each group has a new name, because Kueue keeps
+    the Workload of an old group for a while.
     """
     name = f"{ctx.part}group-{int(begun * 1000):x}"
     together = missing if least == 1 else min(missing, max(0, least - there))

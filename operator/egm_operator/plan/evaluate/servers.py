@@ -172,8 +172,8 @@ def _too_late(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> bool:
 
 
 def _due(snapshot: PlacedEval, pods: list[Pod], missing: int) -> float | None:
-    """Return when `missing` of the pods must have become ready; None while no node has taken one of these, which takes as long as it takes
-    (activeDeadlineSeconds limits it).
+    """Return when `missing` of the pods must have become ready; None until a node has taken one of these. Only activeDeadlineSeconds limits
+    the wait for a node.
     """
     probe, since = snapshot.roles["server"].probe, sorted(pod.unready_since for pod in pods if pod.unready_since)
     if not since:

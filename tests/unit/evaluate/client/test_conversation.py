@@ -52,7 +52,7 @@ class Thinker:
 
 
 def evaluate(dataset, server, method, out="out", sampling=None, engine="sglang", known=False):
-    """Evaluate with these settings. With `known`, the evaluation is told the kind of the servers, as in a job."""
+    """Evaluate with these settings. With `known`, the evaluation knows the kind of the servers, as in a job."""
     chosen, sampling = get_engine(engine), sampling or Sampling()
     request = Request("m", "qwen3", chosen.request_extras(sampling))
     client = Options(
