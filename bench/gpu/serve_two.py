@@ -3,7 +3,8 @@
     python bench/gpu/serve_two.py --size 8b --out DIR [--reference CHECKOUT]
 
 Servers of vLLM with random weights and `--threads` threads per process, each with a fixed KV cache (`--cache-gib`), so that several fit on one
-GPU. The first four are started at the same time, the others once `shared` was killed:
+GPU. The first four are started at the same time, the others once `two` and `shared` have ended (`copies` also at the start, if
+`shared` is not needed because of `--skip`):
 
     one      on GPU 0
     two      on GPU 1
@@ -168,13 +169,19 @@ def main() -> int:
     sampler = sample(2, samples) if shutil.which("nvidia-smi") else None
     samples.touch()
     try:
+        copies, sharing = ("--data-parallel-size", "2"), not {"sharing", "killed"} <= set(a.skip)
         begin("one", "0")
         begin("two", "1")
-        begin("shared", "1")
-        begin("tensor", "0,1", ("--tensor-parallel-size", "2"))
+        if sharing:
+            begin("shared", "1")
+        if "tensor" not in a.skip:
+            begin("tensor", "0,1", ("--tensor-parallel-size", "2"))
+        if not sharing and "copies" not in a.skip:
+            begin("copies", "0,1", copies)
         report["image_bytes_mean"] = draw_pictures(folder, 80 + 33 * a.images)
         for name in ("one", "two", "shared"):
-            ready(name)
+            if name in servers:
+                ready(name)
         ask("one", ["one"], [0], 64)
         if a.reference and "reference" not in a.skip:
             rows, pictures = drawn(a.images)
@@ -187,10 +194,10 @@ def main() -> int:
         ask("both", ["one", "two"], [0, 1], 256)
         ask("spread", ["one", "two"], [0, 1], 256, "spread")
         killed()
-        servers["shared"].stop()
-        servers["two"].stop()
-        copies = ("--data-parallel-size", "2")
-        if "copies" not in a.skip:
+        for name in ("two", "shared"):
+            if name in servers:
+                servers[name].stop()
+        if "copies" not in {*a.skip, *servers}:
             begin("copies", "0,1", copies)
         if "doubled" not in a.skip:
             begin("doubled", "1,1", copies)

@@ -3,7 +3,7 @@
     python bench/gpu/sweep.py --sizes 4b 8b --trained runs/sweep --out DIR
 
 Parts:
-  trained  the two tiny models of `egm run -f jobs/sweep.yaml` (`--trained` is its run folder), served by the real engine: tokens of
+  trained  the tiny models of `egm run -f jobs/sweep.yaml` (`--trained` is its run folder), served by the real engine: tokens of
            thought of every answer against its budget, the share of answers with a box, accuracy by setting
   real     random weights of real shapes, one size on each GPU at the same time (`--sizes`), pictures of 640 x 480, six questions each:
            GPU-seconds of all settings against the wall time from the first to the last sample in which nvidia-smi saw the GPU compute
@@ -160,7 +160,7 @@ def main() -> int:
     parser.add_argument("--parts", default="trained,real,cache")
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=["4b", "8b"])
     parser.add_argument(
-        "--trained", type=Path, help="Run folder of jobs/sweep.yaml, which holds small/model and large/model."
+        "--trained", type=Path, help="Run folder of jobs/sweep.yaml; every NAME/model in it is a model of the sweep."
     )
     parser.add_argument("--budgets", type=int, nargs="*", default=[0, 64, 256])
     parser.add_argument("--samples", type=int, nargs="*", default=[1, 4])
@@ -183,7 +183,7 @@ def main() -> int:
     if a.trained and "trained" in parts:
         sampling = {"maxTokens": 64, "temperature": 0.7, "seed": 1}
         shapes = {"shapes": {"seed": 7, "perFile": 5, "reasoning": True}}
-        models = [{"source": str((a.trained / name / "model").resolve())} for name in ("small", "large")]
+        models = [{"source": str(folder.resolve())} for folder in sorted(a.trained.glob("*/model"))]
         axes = {"models": models, "thinkingBudgets": [0, 8, 16, 32], "samples": [1, 3]}
         done = run(
             [job("tiny", a.engine, a.gpus, {}, data=shapes, sampling=sampling, sweep=axes)], work, "trained", a.limit
