@@ -171,7 +171,7 @@ def check(lock: Lock, *, offline: bool = False) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line, and return the exit code."""
     parser = argparse.ArgumentParser(description="The images' lock files.")
     parser.add_argument("what", choices=("refresh", "check"))
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(x.name for x in LOCKS))

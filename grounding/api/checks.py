@@ -248,7 +248,7 @@ TRAIN: tuple[Check[ResolvedTrainJob], ...] = (
         "prepare-template-without-effect",
         "podTemplates.prepare",
         _prepare_template,
-        "each pod prepares its own data there, so it has no effect",
+        "with an output that is not a claim, each pod prepares its own data, so it has no effect",
         "Use podTemplates.train, or write to a claim (pvc://).",
         f"!{_has('podTemplates.prepare')} || !has(self.output) || self.output.startsWith('pvc://')",
     ),
