@@ -152,7 +152,8 @@ def _as_text(value: Any) -> Any:
 
 
 # Every text and list has a limit, because the API server refuses rules whose cost it cannot bound.
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=63)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
 _BUCKET = r"s3://[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?"

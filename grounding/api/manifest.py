@@ -17,6 +17,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from grounding.api.as_written import as_stored, misspelt, nulls, without_effect
+from grounding.api.base import NAME_PATTERN
 from grounding.api.checks import NULL, POD_TEMPLATE, RESOLVED, WITHOUT_EFFECT, check
 from grounding.api.hyperparameters import Hyperparameters
 from grounding.api.models import GROUP_VERSION, KINDS, GroundingEvalJob, GroundingTrainJob
@@ -162,6 +163,8 @@ def _sentence(error: Any, model: type[BaseModel], path: Sequence[Any]) -> str:
             wanted = "true or false" if kind == "bool_type" else "a number"
             return f"expected {wanted}, found the text {found!r}. Leave out the quotes."
         return f"expected {_KINDS_OF_VALUE[kind]}, found {shown}"
+    if kind == "string_pattern_mismatch" and context["pattern"] == NAME_PATTERN:
+        return f"expected lower-case letters, digits and -, with a letter or digit at both ends, found {shown}"
     if kind == "literal_error":
         words = str(context["expected"])
         return f"expected {words}, found {shown}{_near(str(found), [w.strip(chr(39)) for w in words.replace(' or ', ', ').split(', ')])}"
@@ -290,9 +293,27 @@ def refuse_placeholders(jobs: Sequence[ResolvedJob], file: str | Path) -> None:
 def _one(node: Any) -> tuple[ResolvedJob | None, list[Problem]]:
     """Return the resolved job of one YAML document, or None and its problems."""
     if not isinstance(node, CommentedMap):
-        return None, [Problem(_line(node, ()), "", f"expected a job, found {type(node).__name__}")]
+        shown = "a list" if isinstance(node, list) else repr(str(node)[:40])
+        return None, [Problem(_line(node, ()), "", f"expected a job with kind, metadata and spec, found {shown}")]
     job, found = read(_plain(node))
     return job, [Problem(_line(node, f.path), f.field, f.message) for f in found]
+
+
+_YAML_HINTS = {
+    "mapping values are not allowed here": "quote a value that contains ': '",
+    "cannot start any token": "indent by spaces, and quote a value that begins with a special character",
+}
+"""Part of the parser's message -> what to do"""
+
+
+def _not_yaml(error: MarkedYAMLError) -> Problem:
+    """Return the parser's error with the line where it found it, and where what is not closed begins."""
+    mark, begin = error.problem_mark or error.context_mark, error.context_mark
+    message = (error.problem or error.context or "").split("\n")[0]
+    if mark and begin and begin.line < mark.line and error.problem and error.context:
+        message += f" ({error.context} that begins in line {begin.line + 1})"
+    message += "".join(f"; {hint}" for words, hint in _YAML_HINTS.items() if words in message)
+    return Problem(mark.line + 1 if mark else 1, "", f"not valid YAML: {message}")
 
 
 def parse(text: str, file: str | Path = "<text>") -> list[ResolvedJob]:
@@ -302,9 +323,7 @@ def parse(text: str, file: str | Path = "<text>") -> list[ResolvedJob]:
     try:
         nodes = [node for node in yaml.load_all(StringIO(text)) if node is not None]
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        message = (error.problem or error.context or "not valid YAML").split("\n")[0]
-        raise ManifestError(file, [Problem(mark.line + 1 if mark else 1, "", f"not valid YAML: {message}")]) from None
+        raise ManifestError(file, [_not_yaml(error)]) from None
     except (YAMLError, ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError) as error:
         message = (str(error) or type(error).__name__).split("\n")[0]
         raise ManifestError(file, [Problem(1, "", f"not valid YAML: {message}")]) from None

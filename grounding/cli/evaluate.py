@@ -38,13 +38,28 @@ def _split(files: list[Path], images: list[Path], more: list[Path]) -> tuple[lis
             images.append(path)
         else:
             raise UserError(
-                f"what is {path}?",
+                f"{path} is neither an evaluation file nor a part of a split tar",
                 hint="Evaluation files end in .jsonl, .json or .parquet; write --images before each image source. "
                 "`egm data import` creates them from other formats, such as refs(unc).p.",
             )
     if not files:
         raise UserError("no evaluation file is given", field="--files", hint="Write --files A.jsonl B.jsonl …")
     return files, images
+
+
+def _refuse_missing(files: list[Path], images: list[Path]) -> None:
+    """Raise `UserError` with all evaluation files and image sources that do not exist."""
+    from grounding.data.tars import parts_of
+    from grounding.errors import UserError
+
+    no_files = [path for path in files if not path.exists()]
+    no_images = [path for path in images if not path.exists() and not parts_of(path)]
+    if not no_files and not no_images:
+        return
+    lists = (("--files", no_files), ("--images", no_images))
+    listed = "; ".join(f"{flag} {' '.join(map(str, paths))}" for flag, paths in lists if paths)
+    hint = "Paths are relative to the current folder. `egm data import` creates evaluation files (docs/data.md)."
+    raise UserError(f"no such file or folder: {listed}", hint=hint)
 
 
 def _places(out: str, local: Path | None) -> tuple[Path, str]:
@@ -288,6 +303,7 @@ def evaluate(
     files, images = _split(files, images, more)
     if not images and not rescore:
         raise UserError("no images are given", field="--images", hint="Write --images FOLDER or --images coco.tar.")
+    _refuse_missing(files, [] if rescore else images)
     folder, remote = _places(out, local)
     for url in endpoint:
         normalise(url)

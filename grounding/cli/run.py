@@ -183,6 +183,8 @@ def logs(
         for line in tail(path, lines):
             typer.echo(line)
     last = next(reversed(chosen), "")
+    if not known and not follow:
+        typer.echo(f"{job} has not started yet, so it has no logs.", err=True)
     while follow:
         state = read_state(folder)
         over = not is_running(folder.parent) or (state is not None and state.phase not in ("Pending", "Running"))

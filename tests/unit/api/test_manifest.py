@@ -53,6 +53,10 @@ def test_the_manifests_of_the_project_are_valid(path: Path) -> None:
         ("type: mix", "type: mixed", 11, "spec.reward.type", "did you mean mix"),
         ("preset: tiny-rl", "preset: tiny-lr", 6, "spec.preset", "did you mean tiny-rl"),
         ("kind: GroundingTrainJob", "kind: GroundingTrainjob", 2, "kind", "did you mean GroundingTrainJob"),
+        ("type: mix", "type: {mix", 12, "", "got ':' (while parsing a flow mapping that begins in line 11)"),
+        ("type: mix", "type: mix: 3", 11, "", "not allowed here; quote a value that contains ': '"),
+        ("type: mix", "type: @mix", 11, "", "cannot start any token; indent by spaces"),
+        ("name: one", "name: One_1", 4, "metadata.name", "expected lower-case letters, digits and -"),
         ("v1alpha1", "v1", 1, "apiVersion", "expected grounding.egm.dev/v1alpha1"),
         ("name: one", "name: One_1", 4, "metadata.name", "'One_1'"),
         ("{trainJob: zero}", "{trainJob: zero, source: /m}", 7, "spec.model", "not both"),
@@ -83,6 +87,12 @@ def test_all_mistakes_of_a_file_at_once() -> None:
 @pytest.mark.parametrize("text", ["", "\n---\n", "# only a comment\n"])
 def test_a_file_without_a_job(text: str) -> None:
     with pytest.raises(UserError, match="contains no job"):
+        parse(text)
+
+
+@pytest.mark.parametrize(("text", "shown"), [("hello\n", "'hello'"), ("- a\n", "a list"), ("3\n", "'3'")])
+def test_a_document_that_is_no_job_is_shown(text: str, shown: str) -> None:
+    with pytest.raises(UserError, match=f":1: expected a job with kind, metadata and spec, found {shown}$"):
         parse(text)
 
 

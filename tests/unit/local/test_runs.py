@@ -348,3 +348,13 @@ def test_settings_of_a_sweep_stand_below_the_job_that_runs() -> None:
         console.print(table([View("r", "sweep", "GroundingEvalJob", phase, **facts)], 0.0))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.count("EGM-4B think-64") == 1 and "3/10" in text and "accuracy 50.0 %" in text
+
+
+def test_the_logs_of_a_job_that_has_not_begun_are_not_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from grounding.cli import run as egm
+
+    make_run(tmp_path, "r", JobState("later", "GroundingTrainJob", "Pending"))
+    assert egm(["logs", "later", "--runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == "later has not started yet, so it has no logs.\n"
