@@ -72,7 +72,7 @@ def measured(name: str, arguments: Sequence[str], out: Path) -> str:
     words = [sys.executable, *(word.format(out=own) for word in arguments)]
     for earlier in (own, out):
         earlier.unlink(missing_ok=True)
-    before, began = os.getloadavg()[0], time.time()
+    before, began, head = os.getloadavg()[0], time.time(), commit()
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, errors="replace")
     took = time.time() - began
     text = own.read_text(encoding="utf-8", errors="replace") if own.exists() else done.stdout
@@ -89,7 +89,7 @@ def measured(name: str, arguments: Sequence[str], out: Path) -> str:
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         "seconds": round(took, 1),
         "load": {"before": round(before, 2), "after": round(os.getloadavg()[0], 2)},
-        "commit": commit(),
+        "commit": head,
         "machine": machine(),
         "result": result,
     }

@@ -1,6 +1,7 @@
 """Write the generated parts of the documentation: `make docs`. `--check` only checks them.
 
-docs/reference.md lists every field of both kinds. The tables of environment variables are sections of other pages, between two comments.
+docs/reference.md lists every field of both kinds. The tables of environment variables and of benchmarks are sections of other pages, between
+two comments.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import benchmarks
 from egm_operator import settings
 from pydantic import BaseModel
 
@@ -20,6 +22,7 @@ from grounding.runtime.environment import Environment, RlEnvironment, table
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "reference.md"
 PARTS = {
+    "benchmarks.md": {"results of make bench": benchmarks.results, "conditions of make bench": benchmarks.conditions},
     "images.md": {
         "variables of a role": lambda: table(Environment),
         "variables of verl": lambda: table(RlEnvironment),
