@@ -52,14 +52,11 @@ def _refuse_missing(files: list[Path], images: list[Path]) -> None:
     from grounding.data.tars import parts_of
     from grounding.errors import UserError
 
-    no_files = [path for path in files if not path.exists()]
-    no_images = [path for path in images if not path.exists() and not parts_of(path)]
-    if not no_files and not no_images:
-        return
-    lists = (("--files", no_files), ("--images", no_images))
-    listed = "; ".join(f"{flag} {' '.join(map(str, paths))}" for flag, paths in lists if paths)
-    hint = "Paths are relative to the current folder. `egm data import` creates evaluation files (docs/data.md)."
-    raise UserError(f"no such file or folder: {listed}", hint=hint)
+    missing = [path for path in files if not path.exists()]
+    missing += [path for path in images if not path.exists() and not parts_of(path)]
+    if missing:
+        hint = "Paths are relative to the current folder. `egm data import` creates evaluation files (docs/data.md)."
+        raise UserError(f"{', '.join(map(str, missing))}: no such file or folder", hint=hint)
 
 
 def _places(out: str, local: Path | None) -> tuple[Path, str]:

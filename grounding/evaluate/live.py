@@ -13,12 +13,12 @@ from grounding.evaluate.progress import Pace, Progress
 from grounding.evaluate.sets import remark_of, titled, warnings
 from grounding.evaluate.summary_model import Ends, FileSummary, Problem, Summary
 from grounding.figures import duration, percent
+from grounding.runtime.waiting import EVERY_S
 
 if TYPE_CHECKING:
     import rich.live
     from rich.console import Console, Group
 
-_LINE_EVERY_S = 30.0
 _Z = 1.96
 
 
@@ -133,7 +133,7 @@ def _endpoints(p: Progress, *, wide: bool) -> Any:
 class Live:
     """Shows each `Progress` that it receives: in place on a terminal, else as occasional lines. A context manager."""
 
-    def __init__(self, console: Console, every_s: float = _LINE_EVERY_S) -> None:
+    def __init__(self, console: Console, every_s: float = EVERY_S) -> None:
         self._console, self._every_s = console, every_s
         self._pace, self._said = Pace(), 0.0
         self._live: rich.live.Live | None = None

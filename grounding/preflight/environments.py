@@ -18,6 +18,7 @@ from pathlib import Path
 from grounding.errors import Failure, UserError
 from grounding.evaluate.engines import ENGINES
 from grounding.preflight.needs import TRAIN_LOCK, engine_folder, train_folder
+from grounding.preflight.probe import gpus
 from grounding.runtime.environment import Environment
 from grounding.storage import in_words
 
@@ -100,19 +101,25 @@ def _uv(root: Path) -> str:
 
 @dataclass(frozen=True)
 class Host:
-    """The facts about a machine that decide whether it can have the environments. `free`: bytes on the disk of the checkout."""
+    """The facts about a machine that decide whether it can have the environments.
+
+    `free`: bytes on the disk of the checkout. `driver`: whether there is an NVIDIA driver, which is needed later.
+    """
 
     system: str
     glibc: tuple[int, ...]
     python: tuple[int, int]
     free: int
+    driver: bool = True
 
 
 def host(root: Path) -> Host:
     """Return the facts about this machine."""
     glibc = tuple(int(n) for n in platform.libc_ver()[1].split(".")[:2] if n.isdigit())
     system = f"{sys.platform} on {platform.machine()}"
-    return Host(system, glibc, sys.version_info[:2], shutil.disk_usage(root).free)
+    found = gpus()
+    driver = bool(found.driver or found.problem) or found.cuda is not None
+    return Host(system, glibc, sys.version_info[:2], shutil.disk_usage(root).free, driver)
 
 
 def _dotted(version: Sequence[int]) -> str:
@@ -164,7 +171,12 @@ def setup(engine: str, *, dry_run: bool, say: Callable[[str], None]) -> None:
         say(f"{target.folder} from {lock}: {done}")
     uv = _uv(root)
     if left:
-        refuse(host(root), root, sum(sizes.values()))
+        machine = host(root)
+        refuse(machine, root, sum(sizes.values()))
+        if not machine.driver:
+            say(
+                "note: this machine has no NVIDIA driver, without which nothing of this can run; Ctrl-C stops the installation"
+            )
     for target in left:
         for words in steps(target, root, uv, sys.executable):
             say(f"+ {' '.join(words)}")

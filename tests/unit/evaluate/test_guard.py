@@ -243,7 +243,7 @@ def test_all_missing_files_and_images_are_named_at_once(pictures, monkeypatch, c
     words = ["--model", "m", "--prompt", "qwen3", "--out", "out", "--endpoint", "http://127.0.0.1:9"]
     assert egm(["eval", "--files", "a.jsonl", "b.jsonl", "--images", "coco.tar", "--images", "img", *words]) == 2
     shown = capsys.readouterr().err
-    assert "error: no such file or folder: --files a.jsonl b.jsonl; --images coco.tar\n" in shown
+    assert "error: a.jsonl, b.jsonl, coco.tar: no such file or folder\n" in shown
     assert "egm data import" in shown
     assert egm(["eval", "--files", "img", "--images", "img", *words]) == 2
     assert "img is neither an evaluation file nor a part of a split tar" in capsys.readouterr().err

@@ -69,6 +69,13 @@ def test_a_dry_run_prints_the_commands_and_changes_nothing(machine: Path) -> Non
     assert sorted(machine.rglob("*")) == before
 
 
+def test_a_machine_without_a_driver_is_told_before_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any(line.startswith("note: ") for line in _setup(dry_run=True))
+    monkeypatch.setattr(environments, "host", lambda _: replace(HOST, driver=False))
+    said = _setup(dry_run=True)
+    assert said[2].startswith("note: this machine has no NVIDIA driver") and said[3].startswith("+ ")
+
+
 def test_a_failed_installation_is_not_taken_for_a_complete_one(machine: Path) -> None:
     uv = machine / ".cache/installer/bin/uv"
     uv.write_text(uv.read_text().replace("[ ", '[ "$2" != install ] || exit 1; [ ', 1))
