@@ -291,7 +291,7 @@ class EvalSpec(JobSpec):
         "of the expression.",
     )
     system_prompt: Annotated[str, Field(max_length=8192)] = Field(
-        "", description="System message that is sent before each question."
+        "", description="System message that is sent before each question; absent: none."
     )
     scoring: Literal[
         "egm",

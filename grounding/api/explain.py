@@ -85,7 +85,7 @@ def _notes(field: FieldInfo) -> list[str]:
         notes.append(f"one of: {', '.join(choices)}")
     if field.is_required():
         notes.append("required")
-    elif field.default not in (None, PydanticUndefined):
+    elif field.default not in (None, "", PydanticUndefined):
         notes.append(f"default: {shown(field.default)}")
     return notes
 

@@ -86,7 +86,9 @@ class Api:
         return found
 
     def request(self, method: str, path: str, body: Any = None, content: str = "application/json") -> Any:
-        """Raise `ApiError` with the server's answer, or `OSError` if there is none. If the server is busy (429), retry for 30 s."""
+        """Send a request and return the answer. Raises `ApiError` for a refusal, `OSError` if there is no answer. If the server is busy (429),
+        retry for 30 s.
+        """
         for _ in range(30):
             try:
                 return self._request(method, path, body, content)

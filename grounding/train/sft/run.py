@@ -151,7 +151,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
                 self._writer.sync()
                 self.log(self.resume_from, self._validated[1])
                 self.note_last_figures()
-            control.should_training_stop = self.validation_owed  # the next run begins with it
+            control.should_training_stop = self.validation_owed  # the next run begins with the validation
 
     def _owes(self, total: int) -> bool:
         """Return whether a validation is due at the step from which this run continues, but no line of progress.jsonl has its result.
