@@ -29,7 +29,8 @@ class Observed:
     """The observed input of a plan.
 
     `warnings`: Warning events about the job's objects, the newest for each object, newest first. `absent`: kinds that the cluster lacks.
-    `admissions`: uid of an object that waits for Kueue -> Kueue's report.
+    `admissions`: uid of an object that waits for Kueue -> Kueue's report. `refused`: what the API server says about an object without which the
+    job continues.
     """
 
     raw: Raw
@@ -39,6 +40,7 @@ class Observed:
     warnings: Sequence[ObjectWarning] = ()
     absent: Set[str] = frozenset()
     admissions: Mapping[str, Admission] = field(default_factory=dict)
+    refused: str = ""
 
     @property
     def meta(self) -> Mapping[str, Any]:

@@ -187,6 +187,64 @@ def test_a_pod_of_a_node_that_vanishes_is_reported_and_the_next_attempt_begins(d
     drive.phase("vanishes", "Succeeded")
 
 
+def test_data_is_prepared_again_if_the_node_of_the_preparing_pod_is_lost(drive: Drive) -> None:
+    """The Job's controller waits forever for the end of the old pod."""
+    drive.api.create("gtj", drive.namespace, train_job("unready"))
+    [pod] = drive.running("unready", "prepare")
+    drive.annotate(pod, stop_delay="1h")
+    drive.api.request("DELETE", drive.api.path("pod", drive.namespace, pod["metadata"]["name"]))
+
+    def another() -> Any:
+        found = drive.pods("unready", "prepare")
+        return [p for p in found if "deletionTimestamp" not in p["metadata"] and p["status"].get("phase") == "Running"]
+
+    [fresh] = until("another preparing pod", another)
+    said = [e["message"] for e in drive.api.list("event", drive.namespace) if e["reason"] == "NodeLost"]
+    where = f"pod {pod['metadata']['name']} on node {pod['spec']['nodeName']} cannot be deleted"
+    assert f"Data is prepared again: {where}." in said
+    drive.annotate(fresh, exit_code="0")
+    assert drive.phase("unready", "Running")["attempt"] == 1
+    drive.api.delete("gtj", drive.namespace, "unready")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_job_that_is_suspended_while_its_node_is_lost(drive: Drive, backend: str) -> None:
+    name = f"sleeps-{backend}"
+    drive.api.create("gtj", drive.namespace, train_job(name, output="s3://bucket/out", backend=backend))
+    drive.phase(name, "Running")
+    [pod] = drive.running(name, "rl")
+    drive.annotate(pod, stop_delay="1h")
+    drive.api.patch("gtj", drive.namespace, name, {"spec": {"suspend": True}})
+    drive.phase(name, "Suspended", seconds=30)
+    assert drive.api.get("pod", drive.namespace, pod["metadata"]["name"]) is not None, "expected the pod in deletion"
+    drive.api.patch("gtj", drive.namespace, name, {"spec": {"suspend": False}})
+    status = drive.phase(name, "Running")
+    assert [status["attempt"], status["disruptions"]] == [2, 1], "a pod on a lost node must not become part of a gang"
+    drive.api.delete("gtj", drive.namespace, name)
+
+
+def test_an_attempt_waits_while_its_nodes_are_cordoned(drive: Drive, pool: str) -> None:
+    where = {"spec": {"nodeSelector": {"egm.test/pool": pool}}}
+    job = train_job("cordoned", output="s3://bucket/out", podTemplates={"train": where}, maxAttempts=2)
+    drive.api.create("gtj", drive.namespace, job)
+    drive.phase("cordoned", "Running")
+    for n in (0, 1):
+        drive.api.request("PATCH", f"{NODES}/{pool}-{n}", {"spec": {"unschedulable": True}}, MERGE)
+    assert drive.status("cordoned")["phase"] == "Running", "a cordon must not disturb a running job"
+    drive.end("cordoned", "rl", 1, attempt=1)
+    until("the scheduler's answer", lambda: drive.status("cordoned").get("reason") == "Unschedulable")
+    status = drive.status("cordoned")
+    assert status["attempt"] == 2 and "were unschedulable" in status["message"], status["message"]
+    drive.api.request("PATCH", f"{NODES}/{pool}-0", {"spec": {"unschedulable": None}}, MERGE)
+    drive.end("cordoned", "rl", 1, attempt=2)
+    assert drive.phase("cordoned", "Failed")["reason"] == "AttemptsExhausted"
+    drive.api.patch("gtj", drive.namespace, "cordoned", {"spec": {"maxAttempts": 3}})
+    drive.end("cordoned", "rl", attempt=3)
+    status = drive.phase("cordoned", "Succeeded")
+    true = {c["type"] for c in status["conditions"] if c["status"] == "True"}
+    assert status["attempt"] == 3 and not true & {"Failed", "Stalled", "Restarting"}
+
+
 def _is_plain_pod_refused(api: Api, namespace: str) -> bool:
     """Return whether the API server refuses a pod without a security context. Nothing is stored."""
     pod = {"metadata": {"name": "plain"}, "spec": {"containers": [{"name": "main", "image": "localhost/none:1"}]}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from egm_operator.controller.admissions_reader import AdmissionsReader
 from egm_operator.controller.progress_poller import Poller
@@ -15,7 +15,7 @@ from egm_operator.kinds import KINDS
 from egm_operator.kube.cache import Key, Store
 from egm_operator.kube.client import ApiError
 from egm_operator.kube.cluster import Cluster
-from egm_operator.kube.objects import Raw, awaited, labels, section
+from egm_operator.kube.objects import Manifest, Raw, awaited, labels, section
 from egm_operator.metrics.meters import Meters
 from egm_operator.names import LABEL_UID
 from egm_operator.plan import Plan, plan
@@ -55,6 +55,8 @@ class Reconciler:
         self.warnings, self.admissions = warnings, admissions
         self._made: dict[tuple[str, str, str], float] = {}
         """(uid of the job, kind, name) of an unwatched object -> when it was created"""
+        self._refused: dict[Key, str] = {}
+        """Job -> why the API server has last refused an object without which the job continues"""
         self.settings, self.clock, self.meters = settings, clock, meters or Meters()
         self.reconciles = self.failures = 0
 
@@ -146,12 +148,14 @@ class Reconciler:
         warnings = () if self.warnings is None else self.warnings.of(children)
         admissions = {} if self.admissions is None else self.admissions.known(children)
         report = self.poller.report(children)
-        return Observed(raw, children, upstream, report, warnings, frozenset(self.absent), admissions)
+        refused = self._refused.get(key, "")
+        return Observed(raw, children, upstream, report, warnings, frozenset(self.absent), admissions, refused)
 
     async def reconcile(self, key: Key) -> None:
         """Reconcile one job. Raises `ApiError`."""
         seen = self.observe(key)
         if seen is None:
+            self._refused.pop(key, None)
             return
         now = self.clock()
         todo = plan(seen, self.settings, now)
@@ -169,21 +173,7 @@ class Reconciler:
         try:
             self._forget_made(now)
             for obj in todo.create:
-                what = (str(seen.meta.get("uid")), str(obj["kind"]), str(obj["metadata"]["name"]))
-                if what in self._made:
-                    continue
-                try:
-                    made = await self.cluster.create(obj)
-                except ApiError as error:
-                    if error.unknown_kind:  # the next plan does without this kind
-                        self.absent.add(str(obj["kind"]))
-                    raise
-                if not KINDS[obj["kind"]].watched:
-                    self._made[what] = now
-                elif made is not None:
-                    self.store.put({"apiVersion": obj["apiVersion"], "kind": obj["kind"], **made})
-                self.queue.forget(key)
-                _log.info("created %s %s", obj["kind"], obj["metadata"]["name"], extra={"job": f"{namespace}/{key[2]}"})
+                await self._create(key, seen, obj, now)
         except ApiError as error:
             await self._not_made(key, seen, error, now)
             raise
@@ -209,6 +199,39 @@ class Reconciler:
             await self.cluster.delete(target.kind, namespace, target.name, target.uid, force=target.force)
             _log.info("deleted %s %s", target.kind, target.name, extra={"job": f"{namespace}/{key[2]}"})
             self.store.mark_deleting(target.kind, namespace, target.name, target.uid, now)
+        await self._create_further(key, seen, todo.further, now)
+
+    async def _create(self, key: Key, seen: Observed, obj: Manifest, now: float) -> None:
+        """Create an object, unless it is known to exist. Raises `ApiError`."""
+        what = (str(seen.meta.get("uid")), str(obj["kind"]), str(obj["metadata"]["name"]))
+        if what in self._made:
+            return
+        try:
+            made = await self.cluster.create(obj)
+        except ApiError as error:
+            if error.unknown_kind:  # the next plan does without this kind
+                self.absent.add(str(obj["kind"]))
+            raise
+        if not KINDS[obj["kind"]].watched:
+            self._made[what] = now
+        elif made is not None:
+            self.store.put({"apiVersion": obj["apiVersion"], "kind": obj["kind"], **made})
+        self.queue.forget(key)
+        _log.info("created %s %s", obj["kind"], obj["metadata"]["name"], extra={"job": f"{key[1]}/{key[2]}"})
+
+    async def _create_further(self, key: Key, seen: Observed, objects: Sequence[Manifest], now: float) -> None:
+        """Create objects without which the job continues. Let the next plan report a refusal, and post it as an Event. Raises `ApiError`."""
+        try:
+            for obj in objects:
+                await self._create(key, seen, obj, now)
+        except ApiError as error:
+            if error.final and self._refused.get(key) != (
+                text := f"The API server refuses further objects: {error.message}"
+            ):
+                self._refused[key] = text
+                await self.cluster.event(seen.raw, str(Reason.REFUSED), text, True, now, 0)
+            raise
+        self._refused.pop(key, None)
 
     def _forget_made(self, now: float) -> None:
         """Forget unwatched objects whose time has expired; they are stored oldest first."""

@@ -55,7 +55,15 @@ class Manifest(TypedDict, total=False):
     immutable: bool
 
 
-_IMAGE_PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+_IMAGE_PULL = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+)
 _NOT_STARTED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
 _LOST_TO_NODE = ("Evicted", "NodeLost", "Preempting", "Shutdown", "NodeShutdown", "Terminated")
 
@@ -320,6 +328,11 @@ class ObjectWarning:
         """Return whether a controller reports here that it cannot create pods."""
         return self.kind != POD.name
 
+    @property
+    def about_pull_secret(self) -> bool:
+        """Return whether the kubelet reports here that a Secret for pulling images is missing."""
+        return self.reason == "FailedToRetrieveImagePullSecret"
+
 
 @dataclass(frozen=True)
 class Admission:
@@ -372,13 +385,19 @@ def waits_for_pods(job: Raw) -> bool:
 
 
 def waiting_objects(children: Sequence[Raw], now: float) -> list[Owned]:
-    """Return the objects of a waiting job that it waits for: owners without pods, and pods on a node with no running container."""
+    """Return the objects of a waiting job that it waits for: owners without pods, and pods on a node with no running container.
+
+    Pods whose own status says why they wait are left out, except those without their image: only an event says that a pull secret is missing.
+    """
     owners: list[BatchJob | GangOwner] = [*gang_owners(children), *batch_jobs(children)]
     found: list[Owned] = [owner for owner in owners if not owner.over and not owner.suspended]
     found += [
         one
         for one in pods(children)
-        if one.node and one.phase == "Pending" and one.waiting is None and not any(c.running for c in one.containers)
+        if one.node
+        and one.phase == "Pending"
+        and (one.waiting is None or one.waiting.reason is Reason.IMAGE_PULL)
+        and not any(c.running for c in one.containers)
     ]
     return [one for one in found if not one.deleting and now - one.created >= _WAIT_BEFORE_ASKING_S]
 

@@ -43,10 +43,10 @@ class Event:
 
 @dataclass
 class Plan:
-    """The actions in their order: `create` and `patch`, then `events`, then `status` (None: nothing to write), then `delete`.
+    """The actions in their order: `create` and `patch`, then `events`, then `status` (None: nothing to write), then `delete`, then `further`.
 
-    The status is written before objects are deleted, because it records what the deleted objects reported. `at`: latest time of the next
-    planning.
+    The status is written before objects are deleted, because it records what the deleted objects reported. `further`: objects to create without
+    which the job continues; if the API server refuses one, the other actions have been carried out. `at`: latest time of the next planning.
     """
 
     create: list[Manifest] = field(default_factory=list)
@@ -54,6 +54,7 @@ class Plan:
     events: list[Event] = field(default_factory=list)
     status: Document | None = None
     delete: list[Delete] = field(default_factory=list)
+    further: list[Manifest] = field(default_factory=list)
     at: float | None = None
 
 
@@ -77,12 +78,17 @@ class Decision(Generic[S]):
         self.plan.patch += other.plan.patch
         self.plan.events += other.plan.events
         self.plan.delete += other.plan.delete
+        self.plan.further += other.plan.further
         if other.plan.at is not None:
             self.look_again(other.plan.at)
 
     def create(self, *objects: Manifest) -> None:
         """Create objects in this order."""
         self.plan.create.extend(objects)
+
+    def create_further(self, *objects: Manifest) -> None:
+        """Create objects in this order after everything else, because the job continues without them."""
+        self.plan.further.extend(objects)
 
     def remove(self, *objects: Owned) -> None:
         """Delete objects, unless they are being deleted already."""

@@ -1,9 +1,14 @@
-"""Prepare the data of a job once, by a batch/v1 Job, before anything else starts."""
+"""Prepare the data of a job once, by a batch/v1 Job, before anything else starts.
+
+The Job's controller creates no pod until the last one has ended, which never happens on a lost node. Then another Job takes its place. The old
+pod may still run if its node is only cut off; it cannot harm the new one, because data is written by renaming complete files.
+"""
 
 from __future__ import annotations
 
 from egm_operator.kube.objects import BatchJob, End
 from egm_operator.manifests import batch, gangs, network
+from egm_operator.plan.attempts import node_lost, waits_for
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.queued import leads_elsewhere, wait_for_admission
 from egm_operator.plan.snapshot import J, PlacedSnapshot
@@ -59,8 +64,15 @@ def _wait(snapshot: PlacedSnapshot[J, S], decision: Decision[S], job: BatchJob) 
         return decision
     if job.suspended:
         decision.patch(job, gangs.suspension(job, False))
-    held = snapshot.held(snapshot.pods_of("prepare"), job)
+    pods = [pod for pod in snapshot.pods_of("prepare") if pod.created >= job.created]  # not those of an earlier Job
+    if lost := [pod for pod in pods if snapshot.lost(pod)]:
+        text = f"Data is prepared again: {node_lost(lost)}."
+        decision.remove(job)
+        decision.event(Reason.NODE_LOST, text, warning=True)
+        decision.status.phase(Phase.PREPARING, Reason.NODE_LOST, text)
+        return decision
+    held = snapshot.held(pods, job)
     reason = Reason.PREPARING if held is None or held.reason is None else held.reason
     message = held.message if held is not None and held.message else _TEXT
-    decision.status.phase(Phase.PREPARING, reason, message)
+    decision.status.phase(Phase.PREPARING, reason, message + waits_for(snapshot, decision, pods))
     return decision

@@ -49,8 +49,9 @@ class Snapshot(Generic[J, S]):
     """A job and all objects that it owns.
 
     `owner`: the job as an object. `written`: its manifest. `status`: the status as set by the earlier policies. `absent`: kinds that the cluster
-    lacks. `admissions`: uid of an object that waits for Kueue -> Kueue's report. `now`: seconds since 1970. The other objects have the job's
-    labels and uid, and are ordered by name.
+    lacks. `admissions`: uid of an object that waits for Kueue -> Kueue's report. `refused`: what the API server says about an object without
+    which the job continues; empty if it refuses none. `now`: seconds since 1970. The other objects have the job's labels and uid, and are
+    ordered by name.
     """
 
     owner: Owned
@@ -65,6 +66,7 @@ class Snapshot(Generic[J, S]):
     warnings: Sequence[ObjectWarning]
     absent: Set[str]
     admissions: Mapping[str, Admission]
+    refused: str
     settings: Settings
     now: float
 
@@ -120,7 +122,7 @@ class Snapshot(Generic[J, S]):
         """
         for pod in pods:
             if (waits := pod.waiting) is not None and waits.reason is not None:
-                return waits
+                return Waiting(waits.reason, waits.message + self._no_pull_secret(pod, waits))
         newest = max((pod.created for pod in pods), default=0.0)  # a warning before a pod's creation no longer applies
         since = {(POD.name, pod.name): 0.0 for pod in pods if pod.alive}
         if owner is not None:
@@ -130,6 +132,13 @@ class Snapshot(Generic[J, S]):
             return None
         reason = Reason.PODS_REFUSED if said.about_pods else Reason.CONTAINER_NOT_STARTED
         return Waiting(reason, f"{said.name}: {said.reason}: {said.message}")
+
+    def _no_pull_secret(self, pod: Pod, waits: Waiting) -> str:
+        """Return what the kubelet says about the Secrets for pulling a pod's images; empty if it has all, or if the pod has its images."""
+        if waits.reason is not Reason.IMAGE_PULL:
+            return ""
+        said = (w for w in self.warnings if w.about_pull_secret and (w.kind, w.name) == (POD.name, pod.name))
+        return next((f"; {w.message}" for w in said), "")
 
     def is_settled(self, end: End, pods: Sequence[Pod]) -> bool:
         """Return whether the report of a pods' controller can be judged, because the pods' own ends are visible or have been waited for.
@@ -173,6 +182,7 @@ def observe(seen: Observed, job: J, status: StatusBuilder[S], settings: Settings
         warnings=seen.warnings,
         absent=seen.absent,
         admissions=seen.admissions,
+        refused=seen.refused,
         settings=settings,
         now=status.now,
     )

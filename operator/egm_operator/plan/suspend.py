@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from egm_operator.plan.attempts import waits_for
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import J, Policy, Snapshot
 from egm_operator.plan.stopping import Idle, Stop
@@ -30,6 +31,7 @@ def suspend(
         status.forget_eta()
         if not idle(snapshot):
             text = f"Waiting until the pods have ended: {said}." if said else "Waiting until the pods have ended."
+            text += waits_for(snapshot, decision, [pod for pod in snapshot.pods if snapshot.alive(pod)])
             status.phase(status.current_phase, Reason.SUSPENDING, text)
             return decision
         if not status.is_true(ConditionType.SUSPENDED):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from egm_operator.controller.work_queue import WorkQueue
 from egm_operator.kube.cache import Key, Store
 from egm_operator.kube.client import ApiError
 from egm_operator.kube.cluster import Cluster
+from egm_operator.names import LABEL_UID
 from egm_operator.plan import Plan
 
 from tests.unit.operator.world import NOW, SETTINGS, evaluation, train
@@ -40,7 +41,8 @@ class BusyCluster(Cluster):
         body = dict(more.get("body") or {})
         if method == "PATCH":
             was = self.objects[path.removesuffix("/status").rsplit("/", 1)[1]]
-            body = {**was, **body, "metadata": {**was["metadata"], **body["metadata"]}}
+            parts = {name: {**was.get(name, {}), **body.get(name, {})} for name in ("metadata", "status")}
+            body = {**was, **body, **parts}
         meta = {"uid": f"u{len(self.accepted)}", **body["metadata"], "resourceVersion": str(next(self.version))}
         self.objects[meta["name"]] = {**body, "metadata": meta}
         return self.objects[meta["name"]]
@@ -62,7 +64,9 @@ PREPARED = {
 }
 
 
-def _delays(cluster: BusyCluster, looks: int, status: dict[str, Any] | None = None) -> list[float]:
+def _delays(
+    cluster: BusyCluster, looks: int, status: dict[str, Any] | None = None, children: Sequence[dict[str, Any]] = ()
+) -> list[float]:
     """Return the delays in seconds after failed reconciles of an evaluation."""
     asked: list[float] = []
 
@@ -76,6 +80,9 @@ def _delays(cluster: BusyCluster, looks: int, status: dict[str, Any] | None = No
     store, queue = Store(), Queue(clock=lambda: now[0])
     job = {**evaluation(servers=8, model={"source": "/models/m"}), "status": status or {}}
     store.put(job)
+    for child in children:
+        child["metadata"]["labels"][LABEL_UID] = job["metadata"]["uid"]
+        store.put(child)
     cluster.objects["j"] = job
 
     async def look() -> None:
@@ -165,3 +172,26 @@ def test_a_creation_tells_that_the_cluster_lacks_a_kind(backend: str, reason: st
     assert found["status"]["reason"] == reason, found["status"]
     made = [obj["kind"] for obj in cluster.objects.values() if obj.get("kind") == "Job"]
     assert made == (["Job"] if backend == "auto" else [])
+
+
+class FullCluster(BusyCluster):
+    """A server whose quota has room for one pod."""
+
+    async def request(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        if method == "POST" and path.endswith("/pods") and any("-server-" in name for name in self.objects):
+            raise ApiError(403, "Forbidden", "exceeded quota: gpus")
+        return await super().request(method, path, **more)
+
+
+def test_an_evaluation_continues_without_the_servers_that_a_quota_refuses() -> None:
+    cluster = FullCluster(lambda *_: False)
+    _delays(cluster, 4, PREPARED)
+    assert cluster.objects["j"]["status"]["reason"] == "ServersStarting"
+    assert "exceeded quota: gpus" in cluster.objects["j"]["status"]["message"]
+    assert sum("/events" in line for line in cluster.accepted) == 1
+    ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+    again, server = FullCluster(lambda *_: False), cluster.objects["j-eval-server-0"]
+    again.objects["j-eval-server-0"] = {**server, "kind": "Pod", "status": ready}
+    _delays(again, 3, PREPARED, [again.objects["j-eval-server-0"]])
+    status = again.objects["j"]["status"]
+    assert status["attempt"] == 1 and "j-eval-client-1" in again.objects, status

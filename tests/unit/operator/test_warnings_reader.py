@@ -84,10 +84,11 @@ def test_what_does_not_wait_is_not_asked_about() -> None:
     _round(cluster, {"phase": "Running", "reason": "AllPodsRunning"}, gang(ago=60))
     _round(cluster, PENDING, gang(ago=1), batch(suspended=True), gang(2, ago=60, suspended=True))
     _round(cluster, PENDING, gang(ago=60, **ended("Failed")), pod("a", ago=60), pod("b", ago=60, phase="Pending"))
-    _round(cluster, PENDING, pod("c", ago=60, phase="Pending", node="n", **waits("ErrImagePull")))
+    _round(cluster, PENDING, pod("c", ago=60, phase="Pending", node="n", **waits("CreateContainerConfigError")))
     assert cluster.asked == []
-    _round(cluster, PENDING, pod("d", ago=60, phase="Pending", node="n", **waits("ContainerCreating")))
-    assert cluster.asked[0] == "type=Warning,involvedObject.uid=uid-d"
+    for name, reason in (("d", "ContainerCreating"), ("e", "ErrImagePull")):
+        _round(cluster, PENDING, pod(name, ago=60, phase="Pending", node="n", **waits(reason)))
+        assert cluster.asked[-1] == f"type=Warning,involvedObject.uid=uid-{name}"
 
 
 def test_no_right_to_read_events_is_no_failure() -> None:

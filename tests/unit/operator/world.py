@@ -172,7 +172,7 @@ class World:
         todo = self.plan()
         steps: list[Any] = [("create", o) for o in todo.create] + [("patch", p) for p in todo.patch]
         steps += [("event", e) for e in todo.events] + ([("status", todo.status)] if todo.status is not None else [])
-        steps += [("delete", d) for d in todo.delete]
+        steps += [("delete", d) for d in todo.delete] + [("create", o) for o in todo.further]
         for what, thing in steps[:writes]:
             getattr(self, f"_{what}")(thing)
             self.writes += 1
@@ -392,7 +392,7 @@ class World:
             self.controllers()
             self.start()
             todo = self.reconcile()
-            if todo.create or todo.patch or todo.delete or todo.status is not None:
+            if todo.create or todo.patch or todo.delete or todo.further or todo.status is not None:
                 continue
             roles = {p["metadata"]["labels"][LABEL_ROLE] for p in self.alive()} - {"server"}
             if roles:

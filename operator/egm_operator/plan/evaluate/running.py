@@ -24,7 +24,7 @@ def run(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
     status, pods = decision.status, CLIENT.pods(snapshot, attempt)
     if snapshot.report is not None:
         apply_report(status, snapshot.report.body)
-    waits_for(snapshot, decision, pods)
+    late = waits_for(snapshot, decision, pods)
     if owner.held_back:
         if status.is_true(ConditionType.RUNNING):
             status.condition(ConditionType.RUNNING, False, Reason.QUEUED, "The client has been stopped.")
@@ -39,5 +39,6 @@ def run(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
         text = f"Model {number} of {len(snapshot.job.spec.models)}, {snapshot.model.name}. {text}"
     if "server" in snapshot.roles:
         text += f", {servers_ready(snapshot)} of {snapshot.roles['server'].replicas} servers ready"
-    status.phase(Phase.RUNNING, Reason.CLIENT_RUNNING, f"{text}.")
+    words = f" {snapshot.refused}" if snapshot.refused else ""
+    status.phase(Phase.RUNNING, Reason.CLIENT_RUNNING, f"{text}.{late}{words}")
     return decision

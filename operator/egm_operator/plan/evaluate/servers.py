@@ -36,7 +36,7 @@ def servers(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
         return _taken_back(snapshot, decision)
     if not client_there and not enough and _too_late(snapshot, decision):
         return decision
-    _keep(snapshot, decision)
+    _keep(snapshot, decision, begun=client_there or enough)
     return decision.passing() if client_there or enough else decision
 
 
@@ -50,20 +50,24 @@ def _wanted(snapshot: PlacedEval) -> int:
     return min(snapshot.job.spec.min_servers, snapshot.roles["server"].replicas)
 
 
-def _keep(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> None:
-    """Create missing servers. Delete surplus ones and those that cannot recover."""
+def _keep(snapshot: PlacedEval, decision: Decision[EvalStatus], *, begun: bool) -> None:
+    """Create missing servers. Delete surplus ones and those that cannot recover. `begun`: the client does not wait for further servers."""
     role, context = snapshot.roles["server"], snapshot.context
     if in_queue(snapshot):
-        _keep_groups(snapshot, decision)
+        _keep_groups(snapshot, decision, begun=begun)
         return
     wanted = [manifests.server_name(context, i) for i in range(role.replicas)]
     pods = {pod.name: pod for pod in snapshot.pods_of("server")}
     missing = [manifests.server(role, context, i) for i, name in enumerate(wanted) if name not in pods]
+    needed = 0 if begun else max(0, _wanted(snapshot) - (role.replicas - len(missing)))
     decision.remove(*(pod for name, pod in pods.items() if name not in wanted or not pod.alive))
     decision.force(*filter(snapshot.lost, pods.values()))  # their names are needed again, and they have nothing to save
     waits_for(snapshot, decision, list(pods.values()))
-    if missing:
-        decision.create(*manifests.shared(context), *missing)
+    if needed:
+        decision.create(*manifests.shared(context), *missing[:needed])
+    elif missing:
+        decision.create_further(*manifests.shared(context))
+    decision.create_further(*missing[needed:])
 
 
 def in_queue(snapshot: PlacedEval) -> bool:
@@ -78,7 +82,7 @@ def _lost_its_servers(snapshot: PlacedEval, client: BatchJob) -> bool:
     return not admitted or (stopped and client.group not in admitted)
 
 
-def _keep_groups(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> None:
+def _keep_groups(snapshot: PlacedEval, decision: Decision[EvalStatus], *, begun: bool) -> None:
     """Create missing servers of a job in a queue as groups (manifests.new_groups). A queue admits a group as a whole or not at all.
 
     A lost server is replaced in its group. Its pod exists until then, so the new pod gets another name.
@@ -96,7 +100,8 @@ def _keep_groups(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> None:
     if not places:
         return
     taken = {pod.name for pod in pods}
-    decision.create(
+    create = decision.create_further if begun else decision.create
+    create(
         *manifests.shared(context),
         *(
             manifests.server(role, context, index, group, manifests.spare_name(context, index, taken))
@@ -131,7 +136,7 @@ def _taken_back(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> Decisio
     """Stop the client if the queue has preempted the servers. This does not count as an attempt: the same attempt starts again with new servers."""
     status, text = decision.status, "The queue has preempted the servers; they wait for admission again."
     decision.remove(*(job for job in CLIENT.all(snapshot) if not job.complete))
-    _keep(snapshot, decision)
+    _keep(snapshot, decision, begun=False)
     if status.is_true(ConditionType.RUNNING):
         status.condition(ConditionType.RUNNING, False, Reason.QUEUED, text)
         decision.event(Reason.QUEUED, text)
@@ -156,6 +161,8 @@ def _too_late(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> bool:
         text += f" {words}"
     elif held is not None and held.message:
         text += f" {held.message}"
+    if snapshot.refused:
+        text += f" {snapshot.refused}"
     decision.status.phase(Phase.PENDING, reason, text)
     if not enough_admitted and any(pod.gated for pod in pods):
         decision.status.fields.start_time = None  # time in a queue does not count towards any deadline

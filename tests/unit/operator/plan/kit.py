@@ -209,6 +209,7 @@ def said(decision: Decision[Any] | None) -> dict[str, Any]:
         "phase": None if fields.phase is None else str(fields.phase),
         "reason": fields.reason,
         "create": [obj["metadata"]["name"] for obj in plan.create],
+        "further": [obj["metadata"]["name"] for obj in plan.further],
         "delete": [one.name for one in plan.delete],
         "patch": [(one.name, {"suspend": FORMS[one.kind].suspended(one.body["spec"])}) for one in plan.patch],
         "at": None if plan.at is None else round(plan.at - NOW),

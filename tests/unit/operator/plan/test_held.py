@@ -43,6 +43,21 @@ def test_a_gang_that_waits_says_what_events_say(owned: list[Any], warnings: list
         assert decision is not None and decision.status.fields.message == f"j-a1: FailedCreatePod: {QUOTA}"
 
 
+def test_a_missing_pull_secret_is_named() -> None:
+    secret = "Unable to retrieve some image pull secrets (registry); attempting to pull the image may not succeed."
+    pulls = pod("b", phase="Pending", node="n1", **waits("ImagePullBackOff", "Back-off pulling image"))
+    told = [MOUNT, _warning("Pod", "b", "FailedToRetrieveImagePullSecret", secret)]
+    decision = pending(replace(placed_training(gang(), pulls, status=STARTING), warnings=told))
+    assert decision is not None and decision.status.fields.reason == "ImagePull"
+    assert decision.status.fields.message == f"x:1: Back-off pulling image; {secret}"
+
+
+@pytest.mark.parametrize("reason", ["ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed"])
+def test_all_the_kubelet_s_reasons_for_a_missing_image_are_known(reason: str) -> None:
+    decision = pending(placed_training(gang(), pod("b", phase="Pending", node="n1", **waits(reason)), status=STARTING))
+    assert said(decision)["reason"] == "ImagePull"
+
+
 def test_the_preparing_job_says_it_too() -> None:
     refused = _warning("Job", "j-prepare", "FailedCreate", 'pods "j-prepare-x" is forbidden: violates PodSecurity')
     decision = prepare(replace(placed_training(batch()), warnings=[refused]))

@@ -33,8 +33,18 @@ def _pod(**more: Any) -> dict[str, Any]:
         (None, [batch(**ended("Failed"))], {"final": True, "phase": "Failed", "reason": "PrepareFailed"}),
         (None, [batch(**ended("Failed")), _pod(code=1)], {"final": True, "phase": "Failed", "reason": "PrepareFailed"}),
         (None, [batch(**ended("Failed")), _pod(code=2)], {"final": True, "phase": "Failed", "reason": "UserError"}),
+        # the Job's controller would wait forever for a pod of a lost node
+        (None, [batch(), _pod(leaving=300)], PREPARING | {"reason": "NodeLost", "delete": ["j-prepare"]}),
+        (None, [batch(), _pod(leaving=300, ago=400)], PREPARING),  # a pod of the Job that this one has replaced
     ],
 )
 def test_prepare(ready: str | None, owned: list[Any], expected: dict[str, Any]) -> None:
     status = {} if ready is None else {"conditions": conditions(DataReady=ready)}
     assert said(prepare(placed_training(*owned, status=status))) == expected
+
+
+def test_a_pod_that_should_have_ended_is_named_and_looked_at_again() -> None:
+    decision = prepare(placed_training(batch(), _pod(leaving=100, node="n1")))
+    assert decision is not None and said(decision) == PREPARING | {"at": 200}
+    text = "Data is being prepared. (pod j-prepare-x on node n1 cannot be deleted)"
+    assert decision.status.fields.message == text

@@ -63,3 +63,18 @@ def test_time_suspended_counts_for_no_deadline() -> None:
     assert resumed is not None and resumed.status.fields.start_time == stamp(NOW)
     assert resumed.status.is_false(ConditionType.SUSPENDED)
     assert [event.reason for event in resumed.plan.events] == ["Resumed"]
+
+
+@pytest.mark.parametrize(
+    ("leaving", "expected", "text"),
+    [
+        (-60, WAITS | {"at": 360}, "Waiting until the pods have ended."),
+        (100, WAITS | {"at": 200}, "Waiting until the pods have ended. (pod p on node n1 cannot be deleted)"),
+        (300, DONE, "spec.suspend is true."),
+    ],
+)
+def test_a_lost_node_is_named_and_not_waited_for(leaving: float, expected: dict[str, Any], text: str) -> None:
+    """No event reports that the time has passed, so the job must be planned again then."""
+    decision = suspend(stop, idle)(training(gang(suspended=True), pod(leaving=leaving, node="n1"), suspend=True))
+    assert decision is not None and said(decision) == expected
+    assert decision.status.fields.message == text

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from egm_operator.plan.evaluate.running import run
 
-from tests.unit.operator.plan.kit import NOW, Report, client, placed_evaluating, pod, said
+from tests.unit.operator.plan.kit import NOW, Report, client, placed_evaluating, pod, replace, said
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,12 @@ def test_what_the_client_reports(body: dict[str, Any], expected: tuple[Any, ...]
     assert decision is not None
     fields = decision.status.fields
     assert (fields.done, fields.total, fields.eta_seconds, fields.requests_per_second) == expected
+
+
+def test_a_refused_server_and_a_late_client_are_in_the_message() -> None:
+    refused = 'The API server refuses further objects: pods "j-eval-server-1" is forbidden'
+    snapshot = placed_evaluating(client(), pod("c", role="evaluate", leaving=1, node="n1"), status={"attempt": 1})
+    decision = run(replace(snapshot, refused=refused))
+    assert decision is not None
+    text = f"0 of 2 servers ready. (pod c on node n1 cannot be deleted) {refused}"
+    assert str(decision.status.fields.message).endswith(text)

@@ -14,6 +14,10 @@ SHARED = ["j-eval-token", "j-eval-servers"]
 STARTING = {"final": True, "phase": "Pending", "reason": "ServersStarting"}
 
 
+def _made(decision: Any) -> list[Any]:
+    return [*decision.plan.create, *decision.plan.further]
+
+
 def _server(index: int, **more: Any) -> dict[str, Any]:
     return pod(f"j-eval-server-{index}", role="server", **more)
 
@@ -21,8 +25,9 @@ def _server(index: int, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("owned", "expected"),
     [
-        ([], STARTING | {"create": [*SHARED, "j-eval-server-0", "j-eval-server-1"]}),
-        ([_server(0, **READY)], {"final": False, "create": [*SHARED, "j-eval-server-1"]}),
+        ([], STARTING | {"create": [*SHARED, "j-eval-server-0"], "further": ["j-eval-server-1"]}),
+        ([_server(1)], STARTING | {"further": [*SHARED, "j-eval-server-0"]}),
+        ([_server(0, **READY)], {"final": False, "further": [*SHARED, "j-eval-server-1"]}),
         ([_server(0, **READY), _server(1)], {"final": False}),
         ([_server(0, **READY), _server(1), _server(2)], {"final": False, "delete": ["j-eval-server-2"]}),
         ([_server(0, **READY), _server(1, phase="Failed")], {"final": False, "delete": ["j-eval-server-1"]}),
@@ -33,8 +38,8 @@ def test_servers(owned: list[Any], expected: dict[str, Any]) -> None:
     decision = servers(placed_evaluating(*owned, minServers=1))
     assert decision is not None
     found = {k: v for k, v in said(decision).items() if k != "at"}
-    if "create" in found:  # the token's name ends in a digest of the job's uid
-        found["create"] = [re.sub(r"(-token)-[0-9a-f]{10}$", r"\1", name) for name in found["create"]]
+    for made in {"create", "further"} & set(found):  # the token's name ends in a digest of the job's uid
+        found[made] = [re.sub(r"(-token)-[0-9a-f]{10}$", r"\1", name) for name in found[made]]
     assert found == expected
     there = [one for one in owned if one["kind"] == "Pod"]
     fields = decision.status.fields
@@ -155,7 +160,7 @@ def _grouped(
 def test_what_is_missing_in_a_queue_is_one_group(owned: list[Any], groups: dict[str, Any]) -> None:
     decision = servers(placed_evaluating(*owned, queue="q"))
     assert decision is not None
-    made = {one["metadata"]["name"]: one for one in decision.plan.create if one["kind"] == "Pod"}
+    made = {one["metadata"]["name"]: one for one in _made(decision) if one["kind"] == "Pod"}
     assert list(made) == list(groups)
     for name, wanted in groups.items():
         labels, annotations = made[name]["metadata"]["labels"], made[name]["metadata"]["annotations"]
@@ -214,7 +219,7 @@ def test_fewer_servers_may_begin(least: int, owned: list[Any], sizes: list[Any])
     waits = sizes == [least] * least
     kept = [one for one in owned if one["metadata"]["name"] not in gone]
     assert not waits or all(one["metadata"].get("deletionTimestamp") for one in kept)
-    made = [one["metadata"] for one in decision.plan.create if one["kind"] == "Pod"]
+    made = [one["metadata"] for one in _made(decision) if one["kind"] == "Pod"]
     size = [int(meta["annotations"]["kueue.x-k8s.io/pod-group-total-count"]) for meta in made]
     names = [meta["labels"]["grounding.egm.dev/group"] for meta in made]
     assert [name if name == "g" else found for name, found in zip(names, size, strict=True)] == sizes
