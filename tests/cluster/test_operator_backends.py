@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cluster import proxy
-from tests.cluster.operator_kit import Api, Drive, Operator, kubeconfig, new_namespace, train_job, until
+from tests.cluster.operator_kit import Api, ApiError, Drive, Operator, kubeconfig, new_namespace, train_job, until
+
+DEFINITION = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/pytorchjobs.kubeflow.org"
 
 
 class Lacking:
@@ -73,3 +76,46 @@ def test_a_job_continues_when_its_kind_has_come(api: Api, drive: Drive, tmp_path
         drive.phase("wants", "Running")
         assert api.get("pytorchjob", drive.namespace, "wants-a1")
         assert operator.stop() == 0
+
+
+def _definition(api: Api) -> dict[str, Any] | None:
+    try:
+        return dict(api.request("GET", DEFINITION))
+    except ApiError as error:
+        if error.code == 404:
+            return None
+        raise
+
+
+@pytest.mark.last  # the training-operator has to find its kind again
+@pytest.mark.timeout(400)
+def test_a_kind_that_is_absent_for_a_short_time(api: Api, drive: Drive, tmp_path: Path) -> None:
+    """Someone installs the training-operator anew: the deletion of its definition deletes all PyTorchJobs, the running ones included."""
+    definition = _definition(api)
+    assert definition is not None
+    operator = Operator("", tmp_path / "log", EGM_OPERATOR_LEASE_NAMESPACE=drive.namespace).start()
+    for name, backend in (("theirs", "pytorchjob"), ("ours", "job")):
+        drive.api.create("gtj", drive.namespace, train_job(name, output="s3://bucket/out", backend=backend))
+        drive.phase(name, "Running")
+    [before] = drive.running("theirs", "rl")
+    try:
+        api.request("DELETE", DEFINITION)
+        until("the deletion of the definition", lambda: _definition(api) is None)
+        until("the reason Refused", lambda: drive.status("theirs").get("reason") == "Refused")
+        said = drive.status("theirs")["message"]
+        assert "no PyTorchJob (kubeflow.org/v1)" in said
+        assert drive.status("theirs")["phase"] == "Pending"
+        drive.api.create("gtj", drive.namespace, train_job("later", output="s3://bucket/out", backend="job"))
+        drive.phase("later", "Running")
+    finally:
+        keep = {key: definition["metadata"][key] for key in ("name", "annotations") if key in definition["metadata"]}
+        fresh = {key: definition[key] for key in ("apiVersion", "kind", "spec")}
+        api.request("POST", DEFINITION.rpartition("/")[0], {**fresh, "metadata": keep})
+    status = drive.phase("theirs", "Running", seconds=180)
+    assert status["attempt"] == 1 and drive.status("ours")["attempt"] == 1
+    [after] = drive.running("theirs", "rl")
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    drive.end("theirs", "rl")
+    drive.phase("theirs", "Succeeded")
+    assert operator.stop() == 0
+    assert not [line for line in operator.lines() if "exception" in line]

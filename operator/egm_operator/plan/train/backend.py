@@ -5,8 +5,8 @@ from __future__ import annotations
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import TrainSnapshot
 from egm_operator.plan.train.gang import backend
-from egm_operator.status import Reason
-from grounding.api.status import TrainStatus
+from egm_operator.status import ConditionType, Reason
+from grounding.api.status import Phase, TrainStatus
 
 
 def available(snapshot: TrainSnapshot) -> Decision[TrainStatus] | None:
@@ -23,5 +23,8 @@ def available(snapshot: TrainSnapshot) -> Decision[TrainStatus] | None:
         text += f" An operator that serves single namespaces detects {kind.name} only after a restart."
     if decision.status.fields.reason != Reason.REFUSED:
         decision.event(Reason.REFUSED, text, warning=True)
-    decision.status.phase(decision.status.current_phase, Reason.REFUSED, text)
+    phase = decision.status.current_phase
+    if decision.status.is_true(ConditionType.RUNNING):  # the kind was deleted, and all its objects with it
+        decision.status.condition(ConditionType.RUNNING, False, Reason.REFUSED, text)
+    decision.status.phase(Phase.PENDING if phase is Phase.RUNNING else phase, Reason.REFUSED, text)
     return decision

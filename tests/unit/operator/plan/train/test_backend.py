@@ -3,8 +3,9 @@ from typing import Any
 import pytest
 from egm_operator.manifests.gangs import BACKENDS, chosen
 from egm_operator.plan.train.backend import available
+from egm_operator.status import ConditionType
 
-from tests.unit.operator.plan.kit import gang, replace, said, training
+from tests.unit.operator.plan.kit import conditions, gang, replace, said, training
 
 NO_PYTORCHJOB = frozenset({"PyTorchJob"})
 
@@ -48,3 +49,10 @@ def test_a_missing_kind_is_said_before_anything_is_made(
         assert [event.reason for event in decision.plan.events] == ["Refused"]
         again = available(snapshot.with_status(decision.status))
         assert again is not None and again.plan.events == []
+
+
+def test_a_training_whose_kind_was_deleted_does_not_run() -> None:
+    was = {"phase": "Running", "attempt": 1, "conditions": conditions(Running="True")}
+    decision = available(replace(training(backend="pytorchjob", status=was), absent=NO_PYTORCHJOB))
+    assert decision is not None and said(decision)["phase"] == "Pending"
+    assert decision.status.is_false(ConditionType.RUNNING)
