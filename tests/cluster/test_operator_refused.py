@@ -135,6 +135,18 @@ def test_pods_that_break_the_level_of_their_namespace(drive: Drive, level: str, 
     drive.running("asks", "server", kind="eval")
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_quota_with_room_for_a_part_of_a_gang(drive: Drive, backend: str) -> None:
+    wish = {"resources": {"limits": {GPU: "2"}}}
+    with _rule(drive, "resourcequotas", {"hard": {f"requests.{GPU}": "1"}}, wish) as quota:
+        job = train_job("halved", nodes=2, output="s3://bucket/out", backend=backend)
+        drive.api.create("gtj", drive.namespace, job)
+        _said(drive, "halved", "gtj", "PodsRefused", "halved-a1", "exceeded quota: rule", "requested")
+        assert len(drive.running("halved", "rl")) == 1
+        drive.api.request("PATCH", quota, {"spec": {"hard": {f"requests.{GPU}": "2"}}}, MERGE)
+        drive.phase("halved", "Running", seconds=120)
+
+
 def test_an_evaluation_begins_with_the_servers_for_which_its_quota_has_room(drive: Drive) -> None:
     wish = {"resources": {"limits": {GPU: "3"}}}
     with _rule(drive, "resourcequotas", {"hard": {f"requests.{GPU}": "2"}}, wish) as quota:

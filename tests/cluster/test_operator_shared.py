@@ -245,6 +245,17 @@ def test_an_attempt_waits_while_its_nodes_are_cordoned(drive: Drive, pool: str) 
     assert status["attempt"] == 3 and not true & {"Failed", "Stalled", "Restarting"}
 
 
+def test_an_evaluation_whose_attempts_are_raised_continues(drive: Drive) -> None:
+    drive.api.create("gej", drive.namespace, eval_job("raised", 1, maxAttempts=1))
+    drive.prepared("raised", kind="eval")
+    drive.end("raised", "evaluate", 1, attempt=1, kind="eval")
+    assert drive.phase("raised", "Failed", kind="gej")["reason"] == "AttemptsExhausted"
+    until("the deletion of the servers", lambda: drive.pods("raised", "server", kind="eval") == [])
+    drive.api.patch("gej", drive.namespace, "raised", {"spec": {"maxAttempts": 2}})
+    drive.end("raised", "evaluate", attempt=2, kind="eval")
+    assert drive.phase("raised", "Succeeded", kind="gej")["attempt"] == 2
+
+
 def _is_plain_pod_refused(api: Api, namespace: str) -> bool:
     """Return whether the API server refuses a pod without a security context. Nothing is stored."""
     pod = {"metadata": {"name": "plain"}, "spec": {"containers": [{"name": "main", "image": "localhost/none:1"}]}}
