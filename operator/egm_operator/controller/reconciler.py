@@ -225,13 +225,16 @@ class Reconciler:
             for obj in objects:
                 await self._create(key, seen, obj, now)
         except ApiError as error:
-            if error.final and self._refused.get(key) != (
-                text := f"The API server refuses further objects: {error.message}"
-            ):
+            text = _refusal(error)
+            if self._lasts(key, error) and self._refused.get(key) != text:
                 self._refused[key] = text
                 await self.cluster.event(seen.raw, str(Reason.REFUSED), text, True, now, 0)
             raise
         self._refused.pop(key, None)
+
+    def _lasts(self, key: Key, error: ApiError) -> bool:
+        """Return whether a failed creation is worth reporting, because it will not pass with the next try."""
+        return error.final or self.queue.failed(key) >= _SAID_AFTER
 
     def _forget_made(self, now: float) -> None:
         """Forget unwatched objects whose time has expired; they are stored oldest first."""
@@ -260,14 +263,8 @@ class Reconciler:
             return
         if error.reason == "Leftover":
             status.phase(status.current_phase, Reason.STOPPING, f"Waits: {error.message}")
-        elif error.final or self.queue.failed(key) >= _SAID_AFTER:
-            words = (
-                "refuses to create an object of this job"
-                if error.final
-                else "has not created an object of this job yet"
-            )
-            text = f"The API server {words}: {error.message}"
-            status.phase(status.current_phase, Reason.REFUSED, text)
+        elif self._lasts(key, error):
+            status.phase(status.current_phase, Reason.REFUSED, _refusal(error))
             if status.is_false(ConditionType.RUNNING):
                 status.condition(ConditionType.RUNNING, False, Reason.REFUSED, error.message)
         else:
@@ -277,6 +274,11 @@ class Reconciler:
         if written.get("reason") == Reason.REFUSED:
             await self.cluster.event(seen.raw, str(Reason.REFUSED), str(written["message"]), True, now, status.attempt)
         await self._write_status(key, seen, written)
+
+
+def _refusal(error: ApiError) -> str:
+    words = "refuses to create an object of this job" if error.final else "has not created an object of this job yet"
+    return f"The API server {words}: {error.message}"
 
 
 def _belongs(child: Raw, job: Raw) -> bool:

@@ -175,22 +175,27 @@ def test_a_creation_tells_that_the_cluster_lacks_a_kind(backend: str, reason: st
 
 
 class FullCluster(BusyCluster):
-    """A server whose quota has room for one pod."""
+    """A server that refuses a second server of an evaluation: by a quota, or by a webhook that does not answer."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(lambda *_: False)
+        self.code = code
 
     async def request(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         if method == "POST" and path.endswith("/pods") and any("-server-" in name for name in self.objects):
-            raise ApiError(403, "Forbidden", "exceeded quota: gpus")
+            raise ApiError(self.code, "Forbidden", "exceeded quota: gpus")
         return await super().request(method, path, **more)
 
 
-def test_an_evaluation_continues_without_the_servers_that_a_quota_refuses() -> None:
-    cluster = FullCluster(lambda *_: False)
-    _delays(cluster, 4, PREPARED)
+@pytest.mark.parametrize("code", [403, 500])
+def test_an_evaluation_continues_without_the_servers_that_are_refused(code: int) -> None:
+    cluster = FullCluster(code)
+    _delays(cluster, 8, PREPARED)
     assert cluster.objects["j"]["status"]["reason"] == "ServersStarting"
     assert "exceeded quota: gpus" in cluster.objects["j"]["status"]["message"]
     assert sum("/events" in line for line in cluster.accepted) == 1
     ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
-    again, server = FullCluster(lambda *_: False), cluster.objects["j-eval-server-0"]
+    again, server = FullCluster(code), cluster.objects["j-eval-server-0"]
     again.objects["j-eval-server-0"] = {**server, "kind": "Pod", "status": ready}
     _delays(again, 3, PREPARED, [again.objects["j-eval-server-0"]])
     status = again.objects["j"]["status"]

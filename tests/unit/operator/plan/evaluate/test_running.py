@@ -34,7 +34,7 @@ def test_what_the_client_reports(body: dict[str, Any], expected: tuple[Any, ...]
 
 
 def test_a_refused_server_and_a_late_client_are_in_the_message() -> None:
-    refused = 'The API server refuses further objects: pods "j-eval-server-1" is forbidden'
+    refused = 'The API server refuses to create an object of this job: pods "j-eval-server-1" is forbidden'
     snapshot = placed_evaluating(client(), pod("c", role="evaluate", leaving=1, node="n1"), status={"attempt": 1})
     decision = run(replace(snapshot, refused=refused))
     assert decision is not None
