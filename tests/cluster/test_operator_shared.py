@@ -132,7 +132,15 @@ def _simulated_node(api: Api, name: str, gpus: int = 8, pool: str = "") -> Itera
     try:
         yield
     finally:
+        _delete_node(api, name)
+
+
+def _delete_node(api: Api, name: str) -> None:
+    try:
         api.request("DELETE", f"{NODES}/{name}")
+    except ApiError as error:
+        if error.code != 404:
+            raise
 
 
 @pytest.fixture
@@ -185,6 +193,44 @@ def test_a_pod_of_a_node_that_vanishes_is_reported_and_the_next_attempt_begins(d
     assert any(f"pod {name} on node {node}" in text for text in said), said
     drive.end("vanishes", "rl", attempt=2)
     drive.phase("vanishes", "Succeeded")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_node_that_is_deleted_with_its_machine_costs_no_attempt(drive: Drive, pool: str, backend: str) -> None:
+    """A cloud deletes the node of a spot machine; Kubernetes then deletes its pods, which takes up to a minute."""
+    name, where = f"spot-{backend}", {"spec": {"nodeSelector": {"egm.test/pool": pool}}}
+    job = train_job(name, output="s3://bucket/out", backend=backend, podTemplates={"train": where}, maxAttempts=1)
+    drive.api.create("gtj", drive.namespace, job)
+    drive.phase(name, "Running")
+    [pod] = drive.running(name, "rl")
+    _delete_node(drive.api, pod["spec"]["nodeName"])
+    until("the second attempt", lambda: drive.pods(name, "rl", attempt=2), 150)
+    [other] = drive.running(name, "rl", attempt=2)
+    assert other["spec"]["nodeName"] != pod["spec"]["nodeName"]
+    status = drive.phase(name, "Running")
+    assert (status["attempt"], status["disruptions"]) == (2, 1), status
+    drive.end(name, "rl", attempt=2)
+    drive.phase(name, "Succeeded")
+
+
+def test_a_server_on_a_lost_node_is_replaced(drive: Drive) -> None:
+    drive.api.create("gej", drive.namespace, eval_job("served", 2))
+    drive.prepared("served", kind="eval")
+    drive.running("served", "evaluate", kind="eval")
+    lost = drive.running("served", "server", 2, kind="eval")[0]["metadata"]
+    keep = {"metadata": {"annotations": {"egm.test/stop-delay": "1h"}}}
+    drive.api.patch("pod", drive.namespace, lost["name"], keep)
+    short = {"gracePeriodSeconds": 1}
+    drive.api.request("DELETE", drive.api.path("pod", drive.namespace, lost["name"]), short)
+
+    def replaced() -> bool:
+        there = drive.running("served", "server", 2, kind="eval")
+        return {p["metadata"]["name"]: p["metadata"]["uid"] for p in there}.get(lost["name"]) not in (None, lost["uid"])
+
+    until("a server of the same name", replaced)
+    assert drive.status("served", "gej")["attempt"] == 1
+    drive.end("served", "evaluate", kind="eval")
+    drive.phase("served", "Succeeded", kind="gej")
 
 
 def test_data_is_prepared_again_if_the_node_of_the_preparing_pod_is_lost(drive: Drive) -> None:
