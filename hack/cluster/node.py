@@ -41,7 +41,7 @@ def _run(*argv: str, check: bool = True, env: dict[str, str] | None = None, time
 
 
 def refused(folder: Path) -> str:
-    """Return the operations of a real node that this machine refuses, whatever is installed; empty if it allows all. `folder`: place of images."""
+    """Return the operations of a real node that this machine refuses, whatever is installed; empty if it allows all. `folder` holds images."""
     if os.geteuid() != 0:
         return "a real node needs root"
     folder.mkdir(parents=True, exist_ok=True)

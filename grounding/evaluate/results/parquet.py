@@ -156,7 +156,7 @@ def _source(out: Path, worklist: Worklist, columns: Any, costs: str) -> bytes:
 
 
 def _made_from(path: Path) -> bytes | None:
-    """Return that digest of the table at `path`; None if there is no table or it cannot be read."""
+    """Return the digest of the sources that the table at `path` was made from; None if there is no table or it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -273,7 +273,7 @@ def token_name(ctx: Context) -> str:
 
 
 def token(ctx: Context) -> Manifest:
-    """Return that Secret without its value. `cluster.create` generates the value once, so plans stay pure and no code reads it."""
+    """Return the Secret for the job's token, without a value. `cluster.create` generates it once, so plans stay pure and no code reads it."""
     meta = replace(ctx, model=None).meta(token_name(ctx), "token")  # all models of a sweep share it
     return {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "type": "Opaque"}
 
