@@ -186,6 +186,9 @@ registry: # install Debian's docker-registry in .cache, unless it is on PATH
 test-images: setup registry # build and run the images, resolve and install their locks; needs root and buildah; half an hour
 	@$(BIN)/python -m pytest -q -s tests/images
 
+test-install: setup registry ## follow docs/install.md with a local registry on a real node; needs root and buildah; half an hour with the build of images
+	@$(BIN)/python -m pytest -q -s tests/install
+
 lint: setup ## run ruff and the import rules, like CI
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
 
