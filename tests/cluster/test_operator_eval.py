@@ -208,7 +208,9 @@ def test_servers_that_never_become_ready_end_the_job(tmp_path: Path) -> None:
 
 
 def test_endpoints_that_run_already_need_no_server(drive: Drive, name: str) -> None:
-    _create(drive, name, 1, endpoints=["http://here:1"])
+    job = eval_job(name, 1, endpoints=["http://here:1"])
+    del job["spec"]["gpusPerServer"]  # only for servers that the job starts
+    drive.api.create("gej", drive.namespace, job)
     client = drive.running(name, "evaluate", kind="eval")[0]
     env = client["spec"]["containers"][0]["env"]
     assert {"name": "EGM_ENDPOINTS", "value": "http://here:1"} in env and {
