@@ -211,6 +211,7 @@ def test_endpoints_that_run_already_need_no_server(drive: Drive, name: str) -> N
     job = eval_job(name, 1, endpoints=["http://here:1"])
     del job["spec"]["gpusPerServer"]  # only for servers that the job starts
     drive.api.create("gej", drive.namespace, job)
+    drive.prepared(name, kind="eval")
     client = drive.running(name, "evaluate", kind="eval")[0]
     env = client["spec"]["containers"][0]["env"]
     assert {"name": "EGM_ENDPOINTS", "value": "http://here:1"} in env and {
