@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 
 from egm_operator.kinds import JOBS
-from egm_operator.kube.objects import Admission, ObjectWarning, Raw, section
+from egm_operator.kube.objects import Admission, ObjectWarning, Raw, labels, section
+from egm_operator.names import LABEL_UID
 from grounding.api import ResolvedJob, handed_down, read
 from grounding.api.status import seconds
 from grounding.errors import UserError
@@ -30,7 +31,7 @@ class Observed:
 
     `warnings`: Warning events about the job's objects, the newest for each object, newest first. `absent`: kinds that the cluster lacks.
     `admissions`: uid of an object that waits for Kueue -> Kueue's report. `refused`: what the API server says about an object without which the
-    job continues.
+    job continues. `earlier`: what remains of an earlier job of the same name.
     """
 
     raw: Raw
@@ -41,6 +42,7 @@ class Observed:
     absent: Set[str] = frozenset()
     admissions: Mapping[str, Admission] = field(default_factory=dict)
     refused: str = ""
+    earlier: Sequence[Raw] = ()
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -53,6 +55,15 @@ class Observed:
         """Return the generation of the job's spec; 0 if it has none."""
         found = self.meta.get("generation")
         return found if isinstance(found, int) else 0
+
+
+def divided(labelled: Iterable[Raw], job: Raw) -> tuple[list[Raw], list[Raw]]:
+    """Divide the objects with a job's labels into its own ones and those of an earlier job with the same name."""
+    own: list[Raw] = []
+    earlier: list[Raw] = []
+    for each in labelled:
+        (own if labels(each).get(LABEL_UID) == job["metadata"]["uid"] else earlier).append(each)
+    return own, earlier
 
 
 def parse_job(raw: Mapping[str, Any]) -> ResolvedJob:

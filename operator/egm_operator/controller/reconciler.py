@@ -15,12 +15,11 @@ from egm_operator.kinds import KINDS
 from egm_operator.kube.cache import Key, Store
 from egm_operator.kube.client import ApiError
 from egm_operator.kube.cluster import Cluster
-from egm_operator.kube.objects import Manifest, Raw, awaited, labels, section
+from egm_operator.kube.objects import Manifest, Raw, awaited, section
 from egm_operator.metrics.meters import Meters
-from egm_operator.names import LABEL_UID
 from egm_operator.plan import Plan, plan
 from egm_operator.settings import Settings
-from egm_operator.snapshot import Observed
+from egm_operator.snapshot import Observed, divided
 from egm_operator.status import ConditionType, Reason, StatusBuilder, difference, status_of
 from grounding.jsontypes import Document
 
@@ -144,12 +143,13 @@ class Reconciler:
         upstream = None
         if wanted := awaited(raw):
             upstream = self.store.get("GroundingTrainJob", key[1], wanted)
-        children = [c for c in self.store.children(key) if _belongs(c, raw)]
+        children, earlier = divided(self.store.children(key), raw)
         warnings = () if self.warnings is None else self.warnings.of(children)
         admissions = {} if self.admissions is None else self.admissions.known(children)
         report = self.poller.report(children)
         refused = self._refused.get(key, "")
-        return Observed(raw, children, upstream, report, warnings, frozenset(self.absent), admissions, refused)
+        absent = frozenset(self.absent)
+        return Observed(raw, children, upstream, report, warnings, absent, admissions, refused, earlier)
 
     async def reconcile(self, key: Key) -> None:
         """Reconcile one job. Raises `ApiError`."""
@@ -279,8 +279,3 @@ class Reconciler:
 def _refusal(error: ApiError) -> str:
     words = "refuses to create an object of this job" if error.final else "has not created an object of this job yet"
     return f"The API server {words}: {error.message}"
-
-
-def _belongs(child: Raw, job: Raw) -> bool:
-    """Return whether an object with the job's labels belongs to this job and not to an earlier job with the same name."""
-    return bool(labels(child).get(LABEL_UID) == job["metadata"]["uid"])

@@ -11,7 +11,7 @@ from typing import Any
 from egm_operator.kinds import EVENT, JOBS, KINDS
 from egm_operator.kube.cache import version
 from egm_operator.kube.client import Api, ApiError
-from egm_operator.kube.objects import Manifest, Raw, entries, labels, section
+from egm_operator.kube.objects import Manifest, Raw, entries, labels, section, text
 from egm_operator.names import FIELD_MANAGER, LABEL_JOB, LABEL_UID
 from egm_operator.status import stamp
 from grounding.jsontypes import Document
@@ -164,8 +164,10 @@ def _judge(wanted: Manifest, there: Raw | None) -> Raw:
     theirs = {} if there is None else labels(there)
     ours = wanted["metadata"]["labels"]
     if there is not None and theirs.get(LABEL_JOB) != ours[LABEL_JOB]:
-        text = f"{what} already exists and does not belong to this job: delete it, or give the job another name."
-        raise ApiError(409, "Taken", text)
+        said = f"{what} already exists and does not belong to this job: delete it, or give the job another name."
+        raise ApiError(409, "Taken", said)
     if there is None or there["metadata"].get("deletionTimestamp") or theirs.get(LABEL_UID) != ours[LABEL_UID]:
-        raise ApiError(409, "Leftover", f"{what} of an earlier job has not been deleted yet.")
+        node = "" if there is None else text(section(there, "spec"), "nodeName")
+        where = f" on node {node}" if node else ""
+        raise ApiError(409, "Leftover", f"{what}{where} of an earlier job has not been deleted yet.")
     return there

@@ -12,7 +12,8 @@ pods; delete the job when its time to live is over
 6. model: model.trainJob has not succeeded yet
 7. prepare: the data is not prepared yet, and pods do not prepare their own
 8. servers (evaluation): too few servers are ready
-9. restart, start: after a failure, delete the old objects, wait, and start the next attempt
+9. restart, start: after a failure, delete the old objects, wait, and start the next attempt; wait for the pods of an earlier job of this
+name (`earlier`)
 10. the current attempt: queue, failure, running, stall, pending, start_deadline
 
 The chains are in `train/__init__.py` and `evaluate/__init__.py`. Each planning considers all objects, so events may be lost, duplicated or

@@ -36,6 +36,10 @@ class Unit(ABC, Generic[J, S, Obj]):
         """Return the pods of an attempt."""
 
     @abstractmethod
+    def earlier_pods(self, snapshot: Snapshot[J, S]) -> list[Pod]:
+        """Return the pods, of all attempts, that remain of an earlier job of the same name."""
+
+    @abstractmethod
     def objects(self, snapshot: PlacedSnapshot[J, S], attempt: int) -> list[Manifest]:
         """Return the objects of an attempt, in the order of creation."""
 

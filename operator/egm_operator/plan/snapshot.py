@@ -50,8 +50,8 @@ class Snapshot(Generic[J, S]):
 
     `owner`: the job as an object. `written`: its manifest. `status`: the status as set by the earlier policies. `absent`: kinds that the cluster
     lacks. `admissions`: uid of an object that waits for Kueue -> Kueue's report. `refused`: what the API server says about an object without
-    which the job continues; empty if it refuses none. `now`: seconds since 1970. The other objects have the job's labels and uid, and are
-    ordered by name.
+    which the job continues; empty if it refuses none. `earlier_pods`, `earlier_owners`: what remains of an earlier job of the same name. `now`:
+    seconds since 1970. The other objects have the job's labels and uid, and are ordered by name.
     """
 
     owner: Owned
@@ -67,6 +67,8 @@ class Snapshot(Generic[J, S]):
     absent: Set[str]
     admissions: Mapping[str, Admission]
     refused: str
+    earlier_pods: Sequence[Pod]
+    earlier_owners: Sequence[Owned]
     settings: Settings
     now: float
 
@@ -83,6 +85,10 @@ class Snapshot(Generic[J, S]):
     def pods_of(self, role: str, attempt: int | None = None) -> list[Pod]:
         """Return the pods of a role, in all attempts or in one."""
         return [pod for pod in self.pods if pod.role == role and attempt in (None, pod.attempt)]
+
+    def earlier_pods_of(self, role: str) -> list[Pod]:
+        """Return the pods of a role that remain of an earlier job of the same name."""
+        return [pod for pod in self.earlier_pods if pod.role == role]
 
     def batch_jobs_of(self, role: str) -> list[BatchJob]:
         """Return the batch/v1 Jobs of a role."""
@@ -183,6 +189,8 @@ def observe(seen: Observed, job: J, status: StatusBuilder[S], settings: Settings
         absent=seen.absent,
         admissions=seen.admissions,
         refused=seen.refused,
+        earlier_pods=tuple(objects.pods(seen.earlier)),
+        earlier_owners=tuple(objects.owned(raw) for raw in seen.earlier if raw["kind"] != POD.name),
         settings=settings,
         now=status.now,
     )

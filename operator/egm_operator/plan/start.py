@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from egm_operator.plan.attempts import Obj, Unit, starts, waits_for
+from egm_operator.plan.attempts import Obj, Unit, fail, node_lost, starts, waits_for
 from egm_operator.plan.decision import Decision
+from egm_operator.plan.earlier import earlier
 from egm_operator.plan.snapshot import J, PlacedPolicy, PlacedSnapshot
 from egm_operator.status import ConditionType, Reason, S
 from grounding.api.status import Phase
@@ -24,11 +25,19 @@ def start(unit: Unit[J, S, Obj]) -> PlacedPolicy[J, S]:
         if under_way:
             return decision.passing()
         # wait until all objects with the name are deleted; otherwise an ended pod would be taken for one of the new object
-        if found is not None or unit.leaving(snapshot, attempt):
+        if unit.leaving(snapshot, attempt) or (found is not None and not unit.lost(snapshot, attempt)):
             late = waits_for(snapshot, decision, unit.leaving(snapshot, attempt))
             text = f"Waiting until the pods of attempt {attempt} have been deleted.{late}"
             status.phase(Phase.PENDING, Reason.STOPPING, text)
             return decision
+        if lost := unit.lost(
+            snapshot, attempt
+        ):  # somebody has deleted the object, and a pod of it is not waited for any longer
+            failed = fail(snapshot, unit, attempt, Reason.NODE_LOST, node_lost(lost))
+            failed.status.fields.attempt = attempt  # its start may not have been recorded
+            return failed
+        if (held := earlier(snapshot, unit, attempt)) is not None:
+            return held
         decision.create(*unit.objects(snapshot, attempt))
         if status.is_true(ConditionType.RUNNING):
             status.condition(ConditionType.RUNNING, False, Reason.STARTING, f"Attempt {attempt} starts.")

@@ -13,6 +13,7 @@ from egm_operator.kube.objects import owns_gang
 from egm_operator.manifests.gangs import BACKENDS
 from egm_operator.manifests.merge import merge
 from egm_operator.names import (
+    GANG_ROLES,
     LABEL_ATTEMPT,
     LABEL_GROUP,
     LABEL_GROUP_SIZE,
@@ -24,7 +25,7 @@ from egm_operator.names import (
 )
 from egm_operator.plan import Plan, plan
 from egm_operator.settings import Settings
-from egm_operator.snapshot import Observed, Report
+from egm_operator.snapshot import Observed, Report, divided
 from egm_operator.status import stamp
 
 from grounding.api.handed_down import QUEUE_LABEL
@@ -110,6 +111,8 @@ class World:
         """True if the namespace has a LocalQueue called default, into which Kueue takes every Job that names no queue"""
         self.grace_seconds = grace_seconds
         """How long a running server still exists after its deletion"""
+        self.dead: set[str] = set()
+        """uids of the pods whose node is dead: they stay in deletion unless they are deleted by force"""
         self.writes = 0
         self.store.put(raw)
 
@@ -156,6 +159,15 @@ class World:
                 found.append(pod)
         return found
 
+    def create_again(self) -> None:
+        """Delete the job, and create another of the same name. The cluster deletes all objects except pods on dead nodes."""
+        job = {k: v for k, v in self.job.items() if k != "status"}
+        for child in self.store.children(self.key):
+            self._drop(child)
+        self.store.drop(self.job)
+        meta = {"uid": f"job-uid-{next(_COUNT)}", "generation": 1, "creationTimestamp": stamp(self.now)}
+        self.write({**job, "metadata": {**job["metadata"], **meta}})
+
     def edit(self, **spec: Any) -> None:
         """Change the spec, as a user does."""
         meta = {**self.job["metadata"], "generation": self.job["metadata"]["generation"] + 1}
@@ -163,9 +175,9 @@ class World:
 
     # ------------------------------------------------------------ the operator
     def plan(self) -> Plan:
-        return plan(
-            Observed(self.job, self.store.children(self.key), self.upstream, self.report), self.settings, self.now
-        )
+        own, earlier = divided(self.store.children(self.key), self.job)
+        seen = Observed(self.job, own, self.upstream, self.report, earlier=earlier)
+        return plan(seen, self.settings, self.now)
 
     def reconcile(self, writes: int = 1_000_000) -> Plan:
         """Plan, and carry out the first `writes` writes; fewer than all means that the operator is killed."""
@@ -255,16 +267,28 @@ class World:
             return
         self.store.drop(found)
         for pod in self._owned(target.uid):
-            self.store.drop(pod)
+            self._drop(pod)
 
     def remove(self, pod: dict[str, Any], force: bool = False) -> None:
         """Delete a pod. A running server then answers no more, and exists until its grace period ends."""
         server = pod["metadata"]["labels"][LABEL_ROLE] == "server" and pod["status"]["phase"] == "Running"
-        if force or not (server and self.grace_seconds):
+        if force:
             self.store.drop(pod)
+        elif self._is_dead(pod) or not (server and self.grace_seconds):
+            self._drop(pod)
         elif not self._leaves(pod):
             ends = {"deletionTimestamp": stamp(self.now + self.grace_seconds)}
             self._pod({**pod, "metadata": {**pod["metadata"], **ends}}, conditions=[self._unready()])
+
+    def _is_dead(self, pod: dict[str, Any]) -> bool:
+        return pod["metadata"]["uid"] in self.dead
+
+    def _drop(self, pod: dict[str, Any]) -> None:
+        """Delete a pod; on a dead node, nothing ends it."""
+        if not self._is_dead(pod):
+            self.store.drop(pod)
+        elif not self._leaves(pod):
+            self.write({**pod, "metadata": {**pod["metadata"], "deletionTimestamp": stamp(self.now)}})
 
     def _unready(self) -> dict[str, str]:
         return {"type": "Ready", "status": "False", "lastTransitionTime": stamp(self.now)}
@@ -282,7 +306,7 @@ class World:
         """Create missing pods, remove those of suspended owners and those whose grace period has ended, report ends."""
         for pod in self.objects("Pod"):
             if self._leaves(pod) and self._leaves(pod) <= stamp(self.now):
-                self.store.drop(pod)
+                self.remove(pod)
         for owner in [*self.objects("PyTorchJob"), *self.objects("Job")]:
             pods, known = self._owned(owner["metadata"]["uid"]), FORMS[owner["kind"]]
             said = [c["type"] for c in (owner.get("status") or {}).get("conditions", [])]
@@ -294,7 +318,7 @@ class World:
                 for pod in pods:
                     # a Job does not create a pod again if its index is finished
                     if owner["kind"] == "PyTorchJob" or pod["status"]["phase"] not in _FINAL:
-                        self.store.drop(pod)
+                        self._drop(pod)
                 continue
             self._make_pods(owner, pods)
             self._judge(owner, self._owned(owner["metadata"]["uid"]))
@@ -314,7 +338,7 @@ class World:
             return
         for pod in pods:
             if pod["status"]["phase"] not in _FINAL:
-                self.store.drop(pod)
+                self._drop(pod)
 
     def _tell(self, owner: dict[str, Any], condition: str) -> None:
         self.write({**owner, "status": {"conditions": [{"type": condition, "status": "True"}]}})
@@ -336,8 +360,12 @@ class World:
         have = {p["metadata"]["name"] for p in pods}
         for suffix, more in wanted:
             name = f"{owner['metadata']['name']}-{suffix}"
-            if name in have:
+            if name in have or f"{name}-again" in have:
                 continue
+            if self.store.get("Pod", "n", name) is not None:
+                if owner["kind"] == "PyTorchJob":  # its controller gives its pods fixed names
+                    continue
+                name += "-again"
             labels = {
                 k: v
                 for k, v in owner["metadata"]["labels"].items()
@@ -352,7 +380,7 @@ class World:
 
     def start(self, count: int = 100) -> None:
         """Let up to `count` pending pods run and become ready."""
-        pending = [pod for pod in self.alive() if pod["status"]["phase"] == "Pending"]
+        pending = [pod for pod in self.alive() if pod["status"]["phase"] == "Pending" and not self._is_dead(pod)]
         for pod in [pod for pod in pending if pod["status"].get("conditions") != GATED][:count]:
             self._pod(pod, phase="Running", startTime=stamp(self.now), conditions=[{"type": "Ready", "status": "True"}])
 
@@ -378,7 +406,8 @@ class World:
 
     def end(self, role: str, code: int, count: int = 100, message: str = "", reason: str = "") -> None:
         """End the running pods of a role."""
-        for pod in [p for p in self.alive(role) if p["status"]["phase"] == "Running"][:count]:
+        running = [p for p in self.alive(role) if p["status"]["phase"] == "Running" and not self._is_dead(p)]
+        for pod in running[:count]:
             ended = {"exitCode": code, "finishedAt": stamp(self.now), "message": message, "reason": reason}
             self._pod(
                 pod,
@@ -394,12 +423,16 @@ class World:
             todo = self.reconcile()
             if todo.create or todo.patch or todo.delete or todo.further or todo.status is not None:
                 continue
-            roles = {p["metadata"]["labels"][LABEL_ROLE] for p in self.alive()} - {"server"}
+            here = [p for p in self.alive() if not self._is_dead(p)]
+            ready = [p["metadata"]["labels"][LABEL_ROLE] for p in here]
+            wanted = (self.job["spec"].get("resources") or {}).get("nodes", 1)
+            # the pods of a gang wait for each other
+            roles = {role for role in ready if role not in GANG_ROLES or ready.count(role) >= wanted} - {"server"}
             if roles:
                 self.end(sorted(roles)[0], 0)
             elif todo.at is not None:
                 self.now = max(self.now + 1, todo.at)
-            elif not (self.reconcile().create or self.alive()):
+            elif not (self.reconcile().create or here):
                 return
 
 

@@ -26,6 +26,9 @@ class Client(Unit[ResolvedEvalJob, EvalStatus, BatchJob]):
     def pods(self, snapshot: EvalSnapshot, attempt: int) -> list[Pod]:
         return snapshot.of_model(snapshot.pods_of("evaluate", attempt))
 
+    def earlier_pods(self, snapshot: EvalSnapshot) -> list[Pod]:
+        return snapshot.of_model(snapshot.earlier_pods_of("evaluate"))
+
     def objects(self, snapshot: PlacedEval, attempt: int) -> list[Manifest]:
         roles, context = snapshot.roles, snapshot.context
         urls = servers.endpoints(roles["server"], context) if "server" in roles else []

@@ -11,6 +11,7 @@ from egm_operator.kube.objects import BatchJob, Pod
 from egm_operator.manifests import servers as manifests
 from egm_operator.plan.attempts import waits_for
 from egm_operator.plan.decision import Decision
+from egm_operator.plan.earlier import remains
 from egm_operator.plan.evaluate.client import CLIENT, lasting, remove_servers, standing
 from egm_operator.plan.queued import waits_for_queue
 from egm_operator.plan.snapshot import PlacedEval
@@ -57,17 +58,24 @@ def _keep(snapshot: PlacedEval, decision: Decision[EvalStatus], *, begun: bool) 
         _keep_groups(snapshot, decision, begun=begun)
         return
     wanted = [manifests.server_name(context, i) for i in range(role.replicas)]
-    pods = {pod.name: pod for pod in snapshot.pods_of("server")}
-    missing = [manifests.server(role, context, i) for i, name in enumerate(wanted) if name not in pods]
-    needed = 0 if begun else max(0, _wanted(snapshot) - (role.replicas - len(missing)))
+    pods, taken = {pod.name: pod for pod in snapshot.pods_of("server")}, {pod.name for pod in _earlier(snapshot)}
+    absent = [i for i, name in enumerate(wanted) if name not in pods]
+    missing = [manifests.server(role, context, i) for i in absent if wanted[i] not in taken]
+    needed = 0 if begun else max(0, _wanted(snapshot) - (role.replicas - len(absent)))
     decision.remove(*(pod for name, pod in pods.items() if name not in wanted or not pod.alive))
-    decision.force(*filter(snapshot.lost, pods.values()))  # their names are needed again, and they have nothing to save
-    waits_for(snapshot, decision, list(pods.values()))
+    # their names are needed again, and they have nothing to save
+    decision.force(*filter(snapshot.lost, (*pods.values(), *_earlier(snapshot))))
+    waits_for(snapshot, decision, [*pods.values(), *_earlier(snapshot)])
     if needed:
         decision.create(*manifests.shared(context), *missing[:needed])
     elif missing:
         decision.create_further(*manifests.shared(context))
     decision.create_further(*missing[needed:])
+
+
+def _earlier(snapshot: PlacedEval) -> list[Pod]:
+    """Return the servers that remain of an earlier job of the same name. They have the names of this job's servers."""
+    return snapshot.earlier_pods_of("server")
 
 
 def in_queue(snapshot: PlacedEval) -> bool:
@@ -91,7 +99,7 @@ def _keep_groups(snapshot: PlacedEval, decision: Decision[EvalStatus], *, begun:
     there, pods = _staying(snapshot), snapshot.pods_of("server")
     kept = {pod.name for pod in there.values()}
     decision.remove(*(pod for pod in pods if pod.name not in kept))
-    decision.force(*filter(snapshot.lost, pods))
+    decision.force(*filter(snapshot.lost, (*pods, *_earlier(snapshot))))
     missing = [index for index in range(role.replicas) if index not in there]
     places = _places(list(there.values()))[: len(missing)]
     least, known = _wanted(snapshot), len(there) + len(places)
@@ -99,7 +107,7 @@ def _keep_groups(snapshot: PlacedEval, decision: Decision[EvalStatus], *, begun:
     places += manifests.new_groups(least, context, snapshot.now, role.replicas - known, known, further=further)
     if not places:
         return
-    taken = {pod.name for pod in pods}
+    taken = {pod.name for pod in (*pods, *_earlier(snapshot))}
     create = decision.create_further if begun else decision.create
     create(
         *manifests.shared(context),
@@ -163,6 +171,9 @@ def _too_late(snapshot: PlacedEval, decision: Decision[EvalStatus]) -> bool:
         text += f" {held.message}"
     if snapshot.refused:
         text += f" {snapshot.refused}"
+    if (old := _earlier(snapshot)) and not in_queue(snapshot):
+        text += f" Waiting until {remains(snapshot, decision, old)}."
+        reason = Reason.STOPPING if reason is Reason.SERVERS_STARTING else reason
     decision.status.phase(Phase.PENDING, reason, text)
     if not enough_admitted and any(pod.gated for pod in pods):
         decision.status.fields.start_time = None  # time in a queue does not count towards any deadline

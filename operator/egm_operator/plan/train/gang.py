@@ -27,6 +27,9 @@ class Gang(Unit[ResolvedTrainJob, TrainStatus, GangOwner]):
     def pods(self, snapshot: TrainSnapshot, attempt: int) -> list[Pod]:
         return snapshot.pods_of(snapshot.job.spec.method, attempt)
 
+    def earlier_pods(self, snapshot: TrainSnapshot) -> list[Pod]:
+        return snapshot.earlier_pods_of(snapshot.job.spec.method)
+
     def objects(self, snapshot: PlacedTrain, attempt: int) -> list[Manifest]:
         roles = snapshot.roles
         return backend(snapshot).wanted(roles[snapshot.job.spec.method], roles["prepare"], snapshot.context, attempt)
