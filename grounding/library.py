@@ -26,7 +26,7 @@ from grounding import api, defaults
 from grounding.api import ResolvedEvalJob
 from grounding.errors import Failure, UserError
 from grounding.evaluate import summary_model
-from grounding.evaluate.ask import Asker, BoxAnswer
+from grounding.evaluate.ask import Asker, BoxAnswer, picture_size
 from grounding.evaluate.client.options import Options
 from grounding.evaluate.client.request import Request
 from grounding.evaluate.engines import Sampling, get_engine
@@ -41,6 +41,7 @@ from grounding.local.gpus import machine_gpus
 from grounding.local.runs import views
 from grounding.local.serve import served, serving
 from grounding.preflight.command import before_serving
+from grounding.prompts import render
 from grounding.runtime.access import Access, access_of
 from grounding.scoring import Scored, get_profile
 from grounding.storage import fetch, is_remote, locate
@@ -70,17 +71,21 @@ OWN_ENGINE = "transformers"
 
 
 # ---- ask ----
-def _bytes_of(picture: str | Path | bytes | Image.Image) -> bytes:
+def picture_bytes(picture: str | Path | bytes | Image.Image) -> bytes:
+    """Return the bytes of a picture (a path or URI, bytes, or a Pillow image). Raises `UserError` if there is no such picture."""
     if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, Image.Image):
+        data = picture
+    elif isinstance(picture, Image.Image):
         out = io.BytesIO()
         picture.save(out, "PNG")
-        return out.getvalue()
-    path = Path(fetch(picture))
-    if not path.is_file():
-        raise UserError("no such picture", file=path)
-    return path.read_bytes()
+        data = out.getvalue()
+    else:
+        path = Path(fetch(picture))
+        if not path.is_file():
+            raise UserError("no such picture", file=path)
+        data = path.read_bytes()
+    picture_size(data, picture if isinstance(picture, str | Path) else "")
+    return data
 
 
 def newest_model(runs: str | Path = "runs") -> Path:
@@ -119,8 +124,10 @@ def ask(
     folder, hf://, s3://; empty: the model that was trained last under `runs`) for this one question; use `serve` for several questions.
     `say` is called with messages while waiting.
     """
-    data = _bytes_of(picture)  # before a server is started for it
-    if not endpoint:
+    data = picture_bytes(picture)
+    get_profile(scoring)
+    render(prompt, expression)
+    if not endpoint:  # all mistakes that can be found without a server have been found
         own = engine or OWN_ENGINE
         with serve(newest_model(runs) if model is None else model, engine=own, say=say) as url:
             return ask(

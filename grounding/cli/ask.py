@@ -17,6 +17,21 @@ def register(app: typer.Typer) -> None:
     app.command("ask")(ask)
 
 
+def check_target(target: Path) -> None:
+    """Raise `UserError` if no picture can be written to `target`."""
+    from PIL import Image
+
+    from grounding.errors import UserError
+
+    if not target.parent.is_dir():
+        raise UserError("there is no such folder", file=target.parent, field="--out")
+    if target.is_dir():
+        raise UserError("this is a folder", file=target, field="--out", hint="Name a file, such as box.png.")
+    known = {end for end, form in Image.registered_extensions().items() if form in Image.SAVE}
+    if target.suffix.lower() not in known:
+        raise UserError("not the name of a picture", file=target, field="--out", hint="Name a file, such as box.png.")
+
+
 def ask(
     picture: Annotated[str, typer.Argument(metavar="PICTURE", help="File of a picture, or its URI.")],
     expression: Annotated[str, typer.Argument(metavar="EXPRESSION", help="What to look for: 'the man in red'.")],
@@ -48,19 +63,23 @@ def ask(
 
     from grounding.errors import printable
     from grounding.library import ask as ask_model
-    from grounding.library import newest_model
+    from grounding.library import newest_model, picture_bytes
     from grounding.runtime.access import access_of
 
     def say(text: str) -> None:
         sys.stderr.write(f"ask: {text}\n")
         sys.stderr.flush()
 
+    data = picture_bytes(picture)
+    target = out if out is not None or as_json else Path(f"{Path(picture).stem}-box.png")
+    if target is not None:
+        check_target(target)
     chosen: str | Path | None = model or None
     if not endpoint:
         chosen = model or newest_model(runs)
         say(f"starting a server of {chosen}")
     found = ask_model(
-        picture,
+        data,
         expression,
         endpoint=endpoint,
         model=chosen,
@@ -71,7 +90,6 @@ def ask(
         access=access_of(os.environ, api_key_env),
         say=say,
     )
-    target = out if out is not None or as_json else Path(f"{Path(picture).stem}-box.png")
     if target is not None:
         found.drawn().save(target)
     if as_json:

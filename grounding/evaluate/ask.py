@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import orjson
 from PIL import Image
@@ -78,6 +79,14 @@ def split_thought(text: str, reasoning: str | None) -> str:
     return thought.strip().removeprefix(_START).strip() if end else ""
 
 
+def picture_size(picture: bytes, name: str | Path = "") -> tuple[int, int]:
+    """Return (width, height) of a picture. Raises `UserError`, with its name, if it is not a picture."""
+    try:
+        return inspect(io.BytesIO(picture)).size
+    except ValueError as error:
+        raise UserError(f"the picture cannot be decoded: {error}", file=name) from None
+
+
 class Asker:
     """A server that answers questions about pictures. `endpoint` has the same form as for `egm eval --endpoint`. Times are seconds."""
 
@@ -119,10 +128,7 @@ class Asker:
         answer comes.
         """
         profile = get_profile(scoring)
-        try:
-            width, height = inspect(io.BytesIO(picture)).size
-        except ValueError as error:
-            raise UserError(f"the picture cannot be decoded: {error}") from None
+        width, height = picture_size(picture)
         whole = (0.0, 0.0, float(width), float(height))
         row = Expression("ask", 1, "picture", expression, whole, width, height)
         pieces = request.pieces(encode_data(picture, "the picture", request), row, "picture")

@@ -5,10 +5,14 @@ answers into verdicts.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
-from egm_operator.kinds import JOBS, KINDS, POD, PYTORCHJOB, TRAIN_JOB
+from egm_operator import settings
+from egm_operator.kinds import JOBS, KINDS, LEASE, POD, PYTORCHJOB, TRAIN_JOB
 from egm_operator.kube.client import ApiError
 from egm_operator.kube.cluster import Cluster
 from egm_operator.kube.objects import Raw, entries, pod, section, text
@@ -27,6 +31,8 @@ RIGHTS = (
 )
 """(group, resource, verb) of the requests that `egm submit`, `top`, `logs` and `cancel` send"""
 GPU = "nvidia.com/gpu"
+CLOCKS_DIFFER_S = 30.0
+"""Seconds by which the clocks of this machine and of the operator's may differ"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,14 @@ class Workload:
     name: str
     wanted: int
     ready: int
+
+
+@dataclass(frozen=True)
+class Leader:
+    """A process that holds the operators' Lease and has renewed it in time. It may run outside the cluster."""
+
+    namespace: str
+    holder: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,7 @@ class World:
     namespace: str
     kinds: frozenset[str] = frozenset()
     operators: tuple[Workload, ...] | None = None
+    leaders: tuple[Leader, ...] = ()
     trainers: tuple[Workload, ...] | None = None
     denied: tuple[str, ...] = ()
     gpus: int | None = None
@@ -102,6 +117,25 @@ async def _workloads(cluster: Cluster, **query: str) -> tuple[Workload, ...] | N
         )
         for d in entries(found, "items")
     )
+
+
+def leaders_of(leases: Sequence[Mapping[str, Any]], now: float) -> tuple[Leader, ...]:
+    """Return the holders of Leases that have not expired at `now` (seconds since 1970). Pure."""
+    found = []
+    for lease in leases:
+        spec = section(lease, "spec")
+        holder, renewed = text(spec, "holderIdentity"), text(spec, "renewTime")
+        if holder and renewed:
+            age = now - datetime.fromisoformat(renewed).timestamp()
+            if age < float(spec.get("leaseDurationSeconds") or 0) + CLOCKS_DIFFER_S:
+                found.append(Leader(str(lease["metadata"]["namespace"]), holder))
+    return tuple(found)
+
+
+async def _leaders(cluster: Cluster) -> tuple[Leader, ...]:
+    name = f"metadata.name={settings.Settings.model_fields['lease_name'].default}"
+    found = await _optional(cluster, f"{LEASE.path}/{LEASE.plural}", fieldSelector=name)
+    return () if found is None else leaders_of(entries(found, "items"), time.time())
 
 
 async def _denied(cluster: Cluster, namespace: str) -> tuple[str, ...]:
@@ -175,6 +209,7 @@ async def look(cluster: Cluster, namespace: str, claims: Sequence[str] = ()) -> 
         namespace=namespace,
         kinds=await _kinds(cluster, TRAIN_JOB.name) | await _kinds(cluster, PYTORCHJOB.name),
         operators=operators,
+        leaders=() if operators else await _leaders(cluster),
         trainers=await _workloads(cluster, fieldSelector="metadata.name=training-operator"),
         denied=await _denied(cluster, namespace),
         gpus=await _gpus(cluster),
@@ -186,6 +221,13 @@ async def look(cluster: Cluster, namespace: str, claims: Sequence[str] = ()) -> 
 
 
 # ---- answers ----
+def _operator(world: World) -> Verdict:
+    if world.operators == () and world.leaders:
+        words = ", ".join(f"{one.holder} holds the Lease in {one.namespace}" for one in world.leaders)
+        return Verdict("operator", "ok", f"a process without a Deployment: {words}")
+    return _workload("operator", world.operators, INSTALL)
+
+
 def _workload(subject: str, found: tuple[Workload, ...] | None, cure: str) -> Verdict:
     if found is None:
         return Verdict(subject, "note", "your rights do not allow listing the Deployments of other namespaces")
@@ -249,7 +291,7 @@ def judge(world: World) -> list[Verdict]:
         verdicts.append(Verdict("kinds", "failed", f"the cluster does not know {' and '.join(absent)}", INSTALL))
     else:
         verdicts.append(Verdict("kinds", "ok", " and ".join(JOBS)))
-    verdicts.append(_workload("operator", world.operators, INSTALL))
+    verdicts.append(_operator(world))
     if "PyTorchJob" not in world.kinds:
         text = "the cluster does not know PyTorchJob: trainings run as Indexed Jobs, unless their backend is pytorchjob"
         verdicts.append(Verdict("training-operator", "note", text))

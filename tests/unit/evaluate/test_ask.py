@@ -116,6 +116,30 @@ def test_without_a_model_the_newest_of_the_runs_is_asked_for(
     assert "found no trained model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("words", "message"), [
+    (["none.png", "x"], "none.png: no such file or folder"),
+    (["text.png", "x"], "text.png: the picture cannot be decoded: not a known image format"),
+    (["p.png", "x", "--out", "no/x.png"], "no: --out: there is no such folder"),
+    (["p.png", "x", "--out", "x.txt"], "x.txt: --out: not the name of a picture"),
+    (["p.png", "x", "--out", "."], ".: --out: this is a folder"),
+    (["p.png", "x", "--prompt", "none", "--model", "m"], "unknown prompt"),
+    (["p.png", "x", "--scoring", "none", "--model", "m"], "unknown scoring profile"),
+])  # fmt: skip
+def test_mistakes_are_reported_before_a_model_is_looked_for(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture(Path("p.png"))
+    Path("text.png").write_text("text")
+    monkeypatch.setattr("grounding.library.serve", lambda *_, **__: pytest.fail("a server was started"))
+    assert egm(["ask", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_bytes_of_a_picture_with_an_orientation_are_sent_without_it(server, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 
 import pytest
-from egm_operator.cli.doctor import RIGHTS, Claim, Pull, Workload, World, judge, pulls_of
+from egm_operator.cli.doctor import RIGHTS, Claim, Leader, Pull, Workload, World, judge, leaders_of, pulls_of
 from egm_operator.kinds import JOBS
 
 from grounding.runtime.verdicts import exit_code
@@ -37,6 +38,7 @@ def test_a_cluster_with_all_of_it() -> None:
     ({"kinds": frozenset(JOBS)}, "training-operator", "note", "Indexed Jobs"),
     ({"operators": ()}, "operator", "failed", "helm install"),
     ({"operators": (Workload("egm", "egm", 1, 0),)}, "operator", "failed", "kubectl -n egm describe deployment egm"),
+    ({"operators": (Workload("egm", "egm", 1, 0),), "leaders": (Leader("egm", "a"),)}, "operator", "failed", "0 of 1 ready"),
     ({"operators": None}, "operator", "note", "your rights"),
     ({"trainers": ()}, "training-operator", "failed", "kubeflow/training-operator), or set backend to job"),
     ({"denied": ("create groundingtrainjobs",)}, "rights", "failed", "you may not create groundingtrainjobs"),
@@ -54,6 +56,28 @@ def test_each_fault_has_one_verdict(changes: dict[str, object], subject: str, st
     assert list(wrong) == [subject] and wrong[subject][0] == state
     assert words in wrong[subject][1] + wrong[subject][2]
     assert wrong[subject][2] or state == "note"
+
+
+def test_an_operator_may_be_a_process_without_a_deployment() -> None:
+    world = dataclasses.replace(WELL, operators=(), leaders=(Leader("default", "laptop-42"),))
+    [verdict] = [v for v in judge(world) if v.subject == "operator"]
+    assert verdict.state == "ok" and "laptop-42 holds the Lease in default" in verdict.message
+
+
+def test_only_a_lease_that_was_renewed_in_time_has_a_holder() -> None:
+    def lease(holder: str | None, renewed: str | None) -> dict[str, object]:
+        spec = {"holderIdentity": holder, "renewTime": renewed, "leaseDurationSeconds": 15}
+        return {"metadata": {"namespace": "egm"}, "spec": spec}
+
+    now = datetime.datetime(2026, 1, 1, 0, 1, 0, tzinfo=datetime.UTC).timestamp()
+    leases = [
+        lease("a", "2026-01-01T00:00:50.000000Z"),
+        lease("late", "2026-01-01T00:00:00.000000Z"),
+        lease("", "2026-01-01T00:00:59.000000Z"),
+        lease(None, None),
+        {"metadata": {"namespace": "egm"}},
+    ]
+    assert leaders_of(leases, now) == (Leader("egm", "a"),)
 
 
 def test_a_claim_that_is_bound_with_its_first_pod_is_well() -> None:
