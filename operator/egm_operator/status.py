@@ -189,8 +189,10 @@ class StatusBuilder(Generic[S]):
         at = seconds(found.last_transition_time) if found is not None else None
         return self.now if at is None else at
 
-    def condition(self, kind: ConditionType, truth: bool, reason: Reason, message: str = "") -> None:
-        """Set a condition."""
+    def condition(
+        self, kind: ConditionType, truth: bool, reason: Reason, message: str = "", at: float | None = None
+    ) -> None:
+        """Set a condition. `at`: the time of a change; by default, now."""
         old = self.get(kind)
         status = "True" if truth else "False"
         new = Condition(
@@ -201,7 +203,7 @@ class StatusBuilder(Generic[S]):
             observed_generation=self.fields.observed_generation,
             last_transition_time=old.last_transition_time
             if old is not None and old.status == status
-            else stamp(self.now),
+            else stamp(self.now if at is None else at),
         )
         known = conditions(self.fields)
         self.fields.conditions = [new if c is old else c for c in known] if old is not None else [*known, new]

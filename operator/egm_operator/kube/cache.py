@@ -71,7 +71,7 @@ def _pod_status(status: Mapping[str, Any]) -> Raw:
     kept["conditions"] = [c for c in entries(status, "conditions") if c.get("type") in _POD_CONDITIONS]
     for name in ("initContainerStatuses", "containerStatuses"):
         if found := status.get(name):
-            kept[name] = [{n: c.get(n) for n in ("name", "image", "state")} for c in found]
+            kept[name] = [{n: c[n] for n in ("name", "image", "state", "lastState") if c.get(n)} for c in found]
     return kept
 
 

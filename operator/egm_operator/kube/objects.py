@@ -183,7 +183,7 @@ class Terminated:
 
 @dataclass(frozen=True)
 class Container:
-    """The state of a container: running, waiting with a reason, or terminated."""
+    """The state of a container: running, waiting with a reason, or terminated. `last`: how it ended before its last restart."""
 
     name: str
     image: str
@@ -191,6 +191,7 @@ class Container:
     waiting_reason: str
     waiting_message: str
     terminated: Terminated | None
+    last: Terminated | None
 
     @property
     def waits_for_image(self) -> bool:
@@ -291,9 +292,16 @@ class Pod(Owned):
                 return Waiting(Reason.IMAGE_PULL, f"{container.image}: {said}")
             if container.waiting_reason in _NOT_STARTED:
                 return Waiting(Reason.CONTAINER_NOT_STARTED, f"{self.name}: {container.waiting_reason}: {said}")
-            if container.waiting_reason == "CrashLoopBackOff":
-                return Waiting(None, f"{self.name}: {said}")
+            if (end := self._restarts(container)) is not None:
+                return Waiting(None, f"{said}; {end}" if said else str(end))
         return None
+
+    def _restarts(self, container: Container) -> Death | None:
+        """Return how a container has ended that the kubelet starts again and again; None for any other."""
+        end = container.terminated if container.terminated is not None else container.last
+        if self.ready or end is None or not end.code or not self.alive:
+            return None
+        return Death(self.name, end.code, end.reason, end.message.strip())
 
     @property
     def preparing(self) -> bool:
@@ -468,21 +476,27 @@ def _identity(raw: Mapping[str, Any]) -> _Identity:
 
 
 def _container(raw: Mapping[str, Any]) -> Container:
-    waiting, ended = section(raw, "state", "waiting"), section(raw, "state", "terminated")
-    code = ended.get("exitCode")
-    end = Terminated(
-        int(code) if isinstance(code, int) else 0,
-        text(ended, "reason"),
-        text(ended, "message"),
-        seconds(ended.get("finishedAt")),
-    )
+    waiting = section(raw, "state", "waiting")
     return Container(
         text(raw, "name"),
         text(raw, "image"),
         isinstance(section(raw, "state").get("running"), dict),
         text(waiting, "reason"),
         text(waiting, "message"),
-        end if ended else None,
+        _terminated(section(raw, "state", "terminated")),
+        _terminated(section(raw, "lastState", "terminated")),
+    )
+
+
+def _terminated(ended: Mapping[str, Any]) -> Terminated | None:
+    if not ended:
+        return None
+    code = ended.get("exitCode")
+    return Terminated(
+        int(code) if isinstance(code, int) else 0,
+        text(ended, "reason"),
+        text(ended, "message"),
+        seconds(ended.get("finishedAt")),
     )
 
 
@@ -526,7 +540,8 @@ def pod(raw: Mapping[str, Any]) -> Pod:
         started=started,
         address=text(status, "podIP"),
         ready=is_true("Ready") and not identity["deleting"],
-        unready_since=None if started is None or is_true("Ready") else max(started, turned or 0.0),
+        # the node's clock may be slow
+        unready_since=None if started is None or is_true("Ready") else max(started, turned or 0.0, identity["created"]),
         node=text(section(raw, "spec"), "nodeName"),
         leaves=seconds(raw["metadata"].get("deletionTimestamp")),
         unschedulable=text(scheduled, "message") if scheduled.get("status") == "False" else None,

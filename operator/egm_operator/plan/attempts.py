@@ -11,11 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from egm_operator.kube.objects import Manifest, Owned, Pod
+from egm_operator.kube.objects import Death, Manifest, Owned, Pod
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import J, PlacedSnapshot, Snapshot
 from egm_operator.status import ConditionType, Reason, S, StatusBuilder
 from grounding.api.status import Phase
+from grounding.runtime.exits import retryable
 
 Obj = TypeVar("Obj", bound=Owned)
 
@@ -90,6 +91,13 @@ def backoff(snapshot: Snapshot[J, S], status: StatusBuilder[S], attempt: int) ->
     failures = attempt - allowed(status, 0)
     wait = settings.backoff_base_seconds * 2.0 ** max(0, min(failures - 1, 30))
     return float(min(settings.backoff_limit_seconds, wait))
+
+
+def reason_for(death: Death) -> Reason:
+    """Return the reason for the end of an attempt whose pod has failed in this way by itself."""
+    if death.reason == "OOMKilled":
+        return Reason.OUT_OF_MEMORY
+    return Reason.POD_FAILED if retryable(death.code) else Reason.USER_ERROR
 
 
 def node_lost(pods: Sequence[Pod]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from egm_operator.kinds import JOB
 from egm_operator.kube.cache import Store, slim
 from egm_operator.kube.gang_forms import FORMS, GangForm
-from egm_operator.kube.objects import owns_gang
+from egm_operator.kube.objects import ObjectWarning, owns_gang
 from egm_operator.manifests.gangs import BACKENDS
 from egm_operator.manifests.merge import merge
 from egm_operator.names import (
@@ -113,6 +113,7 @@ class World:
         """How long a running server still exists after its deletion"""
         self.dead: set[str] = set()
         """uids of the pods whose node is dead: they stay in deletion unless they are deleted by force"""
+        self.warnings: list[ObjectWarning] = []
         self.writes = 0
         self.store.put(raw)
 
@@ -176,7 +177,7 @@ class World:
     # ------------------------------------------------------------ the operator
     def plan(self) -> Plan:
         own, earlier = divided(self.store.children(self.key), self.job)
-        seen = Observed(self.job, own, self.upstream, self.report, earlier=earlier)
+        seen = Observed(self.job, own, self.upstream, self.report, self.warnings, earlier=earlier)
         return plan(seen, self.settings, self.now)
 
     def reconcile(self, writes: int = 1_000_000) -> Plan:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from egm_operator.plan.attempts import fail, node_lost
+from egm_operator.plan.attempts import fail, node_lost, reason_for
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.evaluate.client import CLIENT, remove_servers
 from egm_operator.plan.snapshot import PlacedEval
 from egm_operator.status import Reason
 from grounding.api.status import EvalStatus
-from grounding.runtime.exits import retryable
 
 
 def failure(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
@@ -29,9 +28,7 @@ def failure(snapshot: PlacedEval) -> Decision[EvalStatus] | None:
     reason, message = Reason.POD_FAILED, end.message
     for pod in pods:
         if (death := pod.death) is not None:  # keep the last one
-            wrong = not retryable(death.code)
-            reason = Reason.EVICTED if pod.disrupted else Reason.USER_ERROR if wrong else Reason.POD_FAILED
-            message = str(death)
+            reason, message = Reason.EVICTED if pod.disrupted else reason_for(death), str(death)
     decision = fail(snapshot, CLIENT, attempt, reason, message, again=reason is not Reason.USER_ERROR)
     if decision.status.ended:
         remove_servers(snapshot, decision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from egm_operator.kube.objects import Pod
-from egm_operator.plan.attempts import fail, node_lost
+from egm_operator.plan.attempts import fail, node_lost, reason_for
 from egm_operator.plan.decision import Decision
 from egm_operator.plan.snapshot import PlacedTrain
 from egm_operator.plan.train.gang import GANG
@@ -13,7 +13,6 @@ from egm_operator.status import ConditionType, Reason
 from grounding.api.base import read_known
 from grounding.api.report import TrainReport
 from grounding.api.status import TrainStatus
-from grounding.runtime.exits import retryable
 
 
 def failure(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
@@ -50,8 +49,9 @@ def failure(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
             return fail(snapshot, GANG, attempt, Reason.EVICTED, _taken(min(leaving)[2]))
         return fail(snapshot, GANG, attempt, Reason.POD_FAILED, str(gang.failed))
     if snapshot.status.is_true(ConditionType.RUNNING):
+        # their creation has the time of the API server's clock, which may be slow; but a pod that has run is never pending again
         whole_since = snapshot.status.since(ConditionType.RUNNING)
-        fresh = next((pod for pod in pods if pod.created > whole_since + 1), None)
+        fresh = next((pod for pod in pods if pod.created > whole_since + 1 or pod.phase == "Pending"), None)
         if fresh is not None:
             text = f"pod {fresh.name} has replaced one with which the training began"
             return fail(snapshot, GANG, attempt, Reason.POD_REPLACED, text)
@@ -68,9 +68,7 @@ def _pod_failure(pods: Sequence[Pod], now: float) -> tuple[Reason, str] | None:
     if (disrupted := next((pod for pod in pods if pod.disrupted), None)) is not None:
         end = disrupted.death
         return Reason.EVICTED, f"{_taken(disrupted)}; {death}" if end is None else str(end)
-    if death.reason == "OOMKilled":
-        return Reason.OUT_OF_MEMORY, str(death)
-    return Reason.POD_FAILED if retryable(death.code) else Reason.USER_ERROR, str(death)
+    return reason_for(death), str(death)
 
 
 def _taken(pod: Pod) -> str:

@@ -50,15 +50,20 @@ def apply_reports(snapshot: TrainSnapshot, decision: Decision[TrainStatus], pods
             apply_report(decision.status, pod.termination_message, None)
             last = pod.termination_message or last  # the termination message is newer than the last answer
     if snapshot.report is not None:
-        apply_report(decision.status, snapshot.report.body, snapshot.report.received)
+        since = snapshot.report.received - snapshot.settings.progress_stale_seconds
+        apply_report(decision.status, snapshot.report.body, snapshot.report.received, since)
     _output_writable(decision, last)
 
 
-def apply_report(status: StatusBuilder[TrainStatus], body: Mapping[str, Any], received: float | None) -> None:
-    """Apply a report. Ignore invalid values, because a report must not break a reconcile."""
+def apply_report(
+    status: StatusBuilder[TrainStatus], body: Mapping[str, Any], received: float | None, since: float = 0.0
+) -> None:
+    """Apply a report. Ignore invalid values, because a report must not break a reconcile. A time of the pod's clock before `since` or after
+    `received` counts as `received`.
+    """
     report, fields = read_known(TrainReport, body), status.fields
     if report.step is not None:
-        fields.progress = _progress(fields.progress, report, report.step, _time(report, received, status.now))
+        fields.progress = _progress(fields.progress, report, report.step, _time(report, received, since, status.now))
         fields.stopping = report.stopping[:_STOPPING] if report.stopping else None
     if "metrics" in report.model_fields_set:
         old = {} if fields.metrics is None else fields.metrics
@@ -94,9 +99,11 @@ def _moment(reported: ReportedMoment) -> Saved:
     return Saved(step=reported.step, time=stamp(reported.time))
 
 
-def _time(report: TrainReport, received: float | None, now: float) -> float:
-    """Return the time of a report, or its best estimate."""
+def _time(report: TrainReport, received: float | None, since: float, now: float) -> float:
+    """Return the time of a report, or its best estimate. A new step has been finished since the last answer, unless the pod's clock differs."""
     said = seconds(report.time) if isinstance(report.time, str) else report.time
+    if said is not None and received is not None and not since <= said <= received:
+        said = None
     return next((at for at in (said, received) if at is not None and 0 < at < _YEAR_10000), now)
 
 

@@ -18,7 +18,8 @@ def run(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
     if under_way is None:
         return None
     attempt, wanted = under_way[0], GANG.size(snapshot)
-    count = running(GANG.pods(snapshot, attempt))
+    pods = GANG.pods(snapshot, attempt)
+    count = running(pods)
     decision = snapshot.decision()
     status = decision.status
     if count >= wanted:
@@ -26,7 +27,9 @@ def run(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
         text = f"All {wanted} pods of attempt {attempt} run."
         if not status.is_true(ConditionType.RUNNING):
             decision.event(Reason.ALL_PODS_RUNNING, text)
-        status.condition(ConditionType.RUNNING, True, Reason.ALL_PODS_RUNNING, text)
+        # if our clock is slower than the API server's, the pods' creation must not appear later
+        whole_since = max([snapshot.now, *(pod.created for pod in pods)])
+        status.condition(ConditionType.RUNNING, True, Reason.ALL_PODS_RUNNING, text, at=whole_since)
         if not status.is_true(ConditionType.DATA_READY):
             status.condition(ConditionType.DATA_READY, True, Reason.PREPARED, "Each pod has prepared its data.")
         text = f"Attempt {attempt} of {allowed(status, snapshot.job.spec.max_attempts)}: all {wanted} pods run."
@@ -34,7 +37,7 @@ def run(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
         return ask([progress_available, stall], snapshot, decision)
     if status.is_true(ConditionType.RUNNING):
         # a pod has ended: keep the condition's time, which distinguishes a new pod from the original ones
-        late = waits_for(snapshot, decision, GANG.pods(snapshot, attempt))
+        late = waits_for(snapshot, decision, pods)
         status.phase(Phase.RUNNING, Reason.PODS_PENDING, f"{count} of {wanted} pods run.{late}")
         return decision
     return None

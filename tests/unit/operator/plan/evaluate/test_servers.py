@@ -78,7 +78,7 @@ def test_from_then_on_they_may_take_only_so_long() -> None:
     first = servers(placed_evaluating(_server(0, ago=HOURS, startTime=stamp(NOW)), _server(1, ago=HOURS)))
     assert first is not None and first.plan.at is not None
     late = stamp(2 * NOW - first.plan.at)
-    decision = servers(placed_evaluating(_server(0, startTime=late), _server(1)))
+    decision = servers(placed_evaluating(_server(0, ago=HOURS, startTime=late), _server(1, ago=HOURS)))
     both = ["j-eval-server-0", "j-eval-server-1"]
     assert said(decision) == {"final": True, "phase": "Failed", "reason": "ServersNotReady", "delete": both}
 
