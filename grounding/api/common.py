@@ -116,6 +116,7 @@ class ConfigMapKey(Model):
 CHANGEABLE = {
     "suspend",
     "maxAttempts",
+    "maxDisruptions",
     "activeDeadlineSeconds",
     "ttlSecondsAfterFinished",
     "podTemplate",
@@ -140,6 +141,13 @@ class JobSpec(Model):
         False, description="Do not start; if the job is running, stop after a checkpoint and release the nodes."
     )
     max_attempts: int = Field(3, ge=1, le=1000, description="Number of starts before the job counts as failed.")
+    max_disruptions: int | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="Number of attempts that may be lost with their nodes (eviction, preemption, drain, a lost node) before the job counts as "
+        "failed. They do not count towards maxAttempts. Absent: no limit.",
+    )
     active_deadline_seconds: Seconds | None = Field(
         None, ge=1, description="Maximum time from start to end over all attempts, in seconds."
     )

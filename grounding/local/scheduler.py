@@ -38,7 +38,16 @@ from grounding.runtime.environment import Environment
 from grounding.runtime.grace import DEFAULT_S
 
 # Fields that affect how or where a job runs, but not its result: after a change, the job continues.
-OPERATIONAL = ("suspend", "maxAttempts", "resources", "tracking", "servers", "gpusPerServer", "concurrency")
+OPERATIONAL = (
+    "suspend",
+    "maxAttempts",
+    "maxDisruptions",
+    "resources",
+    "tracking",
+    "servers",
+    "gpusPerServer",
+    "concurrency",
+)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ IGNORED = (
     # how and where the job runs
     "activeDeadlineSeconds",
     "maxAttempts",
+    "maxDisruptions",
     "output",
     "podTemplate",
     "podTemplates",

@@ -101,9 +101,12 @@ def test_a_kind_that_is_absent_for_a_short_time(api: Api, drive: Drive, tmp_path
     try:
         api.request("DELETE", DEFINITION)
         until("the deletion of the definition", lambda: _definition(api) is None)
-        until("the reason Refused", lambda: drive.status("theirs").get("reason") == "Refused")
-        said = drive.status("theirs")["message"]
-        assert "no PyTorchJob (kubeflow.org/v1)" in said
+
+        def said() -> bool:  # for a moment, the API server refuses PyTorchJobs because their definition is terminating
+            status = drive.status("theirs")
+            return status["reason"] == "Refused" and "no PyTorchJob (kubeflow.org/v1)" in status["message"]
+
+        until("the message about the missing kind", said)
         assert drive.status("theirs")["phase"] == "Pending"
         drive.api.create("gtj", drive.namespace, train_job("later", output="s3://bucket/out", backend="job"))
         drive.phase("later", "Running")

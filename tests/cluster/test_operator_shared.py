@@ -269,6 +269,102 @@ def test_a_job_that_is_suspended_while_its_node_is_lost(drive: Drive, backend: s
     drive.api.delete("gtj", drive.namespace, name)
 
 
+def _stays(drive: Drive, pod: dict[str, Any]) -> str:
+    """Let nothing end a pod that is deleted from now on, as on a dead node; return a part of the sentence about it."""
+    drive.annotate(pod, stop_delay="1h")
+    return f"{pod['metadata']['name']} on node {pod['spec']['nodeName']}"
+
+
+def _create_again(drive: Drive, kind: str, job: dict[str, Any]) -> None:
+    """Delete a job as kubectl does, and create it again."""
+    drive.api.delete(kind, drive.namespace, job["metadata"]["name"])
+    drive.api.create(kind, drive.namespace, job)
+
+
+def _warnings(drive: Drive, name: str) -> list[str]:
+    events = drive.api.list("event", drive.namespace)
+    return [e["message"] for e in events if e["type"] == "Warning" and e["involvedObject"]["name"] == name]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_training_is_created_again_while_a_pod_of_it_is_on_a_dead_node(drive: Drive, backend: str) -> None:
+    name = f"again-{backend}"
+    job = train_job(name, nodes=2, output="s3://bucket/out", backend=backend, maxAttempts=1)
+    drive.api.create("gtj", drive.namespace, job)
+    drive.phase(name, "Running")
+    left = drive.worker(name)
+    where = _stays(drive, left)
+    _create_again(drive, "gtj", job)
+    until("the wait for the old pod", lambda: where in drive.status(name).get("message", ""))
+    status = drive.status(name)
+    assert (status["phase"], status["reason"]) == ("Pending", "Stopping"), status
+    status = drive.phase(name, "Running")
+    assert (status["attempt"], status["disruptions"]) == (2, 1), status
+    assert [text for text in _warnings(drive, name) if f"pod {where} cannot be deleted" in text]
+    assert drive.api.get("pod", drive.namespace, left["metadata"]["name"]), "expected the old pod still in deletion"
+    drive.end(name, "rl", attempt=2, count=2)
+    drive.phase(name, "Succeeded")
+
+
+def test_an_evaluation_is_created_again_while_pods_of_it_are_on_dead_nodes(drive: Drive) -> None:
+    job = eval_job("again", 2, minServers=2, output="pvc://egm/eval", maxAttempts=1)
+    drive.api.create("gej", drive.namespace, job)
+    drive.prepared("again", kind="eval")
+    drive.phase("again", "Running", kind="gej")
+    server = drive.running("again", "server", 2, kind="eval")[1]
+    client = drive.running("again", "evaluate", kind="eval")[0]
+    where = _stays(drive, server)
+    _stays(drive, client)
+    drive.api.delete("gej", drive.namespace, "again")
+    drive.api.create("gej", drive.namespace, job)
+    until("the new preparing pod", lambda: [p for p in drive.pods("again", "prepare", kind="eval") if _is_alive(p)])
+    drive.prepared("again", kind="eval")
+    until("the wait for the server", lambda: where in drive.status("again", "gej").get("message", ""))
+    assert drive.status("again", "gej")["reason"] == "Stopping"
+    # then the client, which might still write to the output
+    status = drive.phase("again", "Running", kind="gej", seconds=90)
+    assert (status["attempt"], status["disruptions"]) == (2, 1), status
+    fresh = {p["metadata"]["name"]: p["metadata"]["uid"] for p in drive.running("again", "server", 2, kind="eval")}
+    assert fresh[server["metadata"]["name"]] != server["metadata"]["uid"]
+    drive.end("again", "evaluate", attempt=2, kind="eval")
+    drive.phase("again", "Succeeded", kind="gej")
+
+
+def _is_alive(pod: dict[str, Any]) -> bool:
+    return "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") == "Running"
+
+
+def test_a_node_that_is_out_of_service_gives_its_pods_back(api: Api, pool: str, tmp_path: Path) -> None:
+    """Kubernetes itself deletes them by force, so nothing waits until the node counts as lost."""
+    where = {"spec": {"nodeSelector": {"egm.test/pool": pool}}}
+    job = train_job("t", output="s3://bucket/out", podTemplates={"train": where}, maxAttempts=1)
+    with new_namespace(api, "outage") as namespace:
+        drive = Drive(api, namespace)
+        operator = Operator(namespace, tmp_path / "log", EGM_OPERATOR_NODE_LOST_SECONDS="3600").start()
+        api.create("gtj", namespace, job)
+        drive.phase("t", "Running")
+        [pod] = drive.running("t", "rl")
+        text, node = _stays(drive, pod), pod["spec"]["nodeName"]
+        _create_again(drive, "gtj", job)
+        until("the wait for the old pod", lambda: text in drive.status("t").get("message", ""))
+        _break(api, node)
+        status = drive.phase("t", "Running", seconds=120)
+        assert status["attempt"] == 1 and "disruptions" not in status
+        assert operator.stop() == 0
+
+
+def _break(api: Api, node: str) -> None:
+    """Let a node be unreachable, and mark it as out of service, as an administrator does after a power cut."""
+    taint = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
+    api.request("PATCH", f"{NODES}/{node}", {"spec": {"taints": [taint]}}, MERGE)
+    unmanaged = {"metadata": {"annotations": {"kwok.x-k8s.io/node": None}}}  # otherwise KWOK makes it ready again
+    api.request("PATCH", f"{NODES}/{node}", unmanaged, MERGE)
+    at = "2026-01-01T00:00:00Z"
+    ready = {"type": "Ready", "status": "Unknown", "reason": "Gone", "lastHeartbeatTime": at, "lastTransitionTime": at}
+    body = {"status": {"conditions": [ready]}}
+    api.request("PATCH", f"{NODES}/{node}/status", body, "application/strategic-merge-patch+json")
+
+
 def test_an_attempt_waits_while_its_nodes_are_cordoned(drive: Drive, pool: str) -> None:
     where = {"spec": {"nodeSelector": {"egm.test/pool": pool}}}
     job = train_job("cordoned", output="s3://bucket/out", podTemplates={"train": where}, maxAttempts=2)

@@ -29,6 +29,7 @@ _REQUEST = aiohttp.ClientTimeout(total=30)
 _WATCH = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=100)
 _STUMBLES = (0.1, 0.3)
 """Seconds before the second and the third try. A reconcile sends many requests, and if one fails, all must be repeated"""
+_UNKNOWN_KIND = ("could not find the requested resource", "404 page not found")
 LOG = aiohttp.ClientTimeout(total=None, sock_connect=10)
 """A pod may write nothing to its log for hours"""
 
@@ -54,8 +55,8 @@ class ApiError(Exception):
 
     @property
     def unknown_kind(self) -> bool:
-        """Return whether the server does not know the kind. For a missing object or namespace, it has a different message."""
-        return self.status == 404 and "could not find the requested resource" in self.message
+        """Return whether the server does not know the kind, or its whole group. For a missing object or namespace, it has a different message."""
+        return self.status == 404 and any(words in self.message for words in _UNKNOWN_KIND)
 
     @property
     def stumble(self) -> bool:

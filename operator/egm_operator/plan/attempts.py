@@ -85,6 +85,12 @@ def allowed(status: StatusBuilder[S], max_attempts: int) -> int:
     return max_attempts + (0 if status.fields.disruptions is None else status.fields.disruptions)
 
 
+def too_many_disruptions(snapshot: Snapshot[J, S], status: StatusBuilder[S]) -> bool:
+    """Return whether more attempts were lost with their nodes than maxDisruptions allows."""
+    limit = snapshot.job.spec.max_disruptions
+    return limit is not None and allowed(status, 0) > limit
+
+
 def backoff(snapshot: Snapshot[J, S], status: StatusBuilder[S], attempt: int) -> float:
     """Return the seconds to wait after attempt `attempt` has failed. They grow with each failure that was not a disruption."""
     settings = snapshot.settings
@@ -130,6 +136,12 @@ def fail(
     wanted = allowed(status, snapshot.job.spec.max_attempts)
     if not again:
         decision.finish(False, reason, message)
+    elif reason in DISRUPTIONS and too_many_disruptions(snapshot, status):
+        count, limit = allowed(status, 0), snapshot.job.spec.max_disruptions
+        text = (
+            f"Attempt {attempt} of {wanted} failed ({reason}; disruption {count}, maxDisruptions is {limit}): {message}"
+        )
+        decision.finish(False, Reason.ATTEMPTS_EXHAUSTED, text)
     elif attempt >= wanted:
         text = f"Attempt {attempt} of {wanted} failed ({reason}): {message}"
         decision.finish(False, Reason.ATTEMPTS_EXHAUSTED, text)

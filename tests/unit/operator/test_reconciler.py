@@ -144,16 +144,27 @@ def test_a_fault_of_the_operator_is_in_the_job_s_status_and_not_written_again(mo
 class OldCluster(BusyCluster):
     """A server that refuses to create a PyTorchJob, although its listing names the kind."""
 
+    answer = ("NotFound", "the server could not find the requested resource")
+
     async def request(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         if "/pytorchjobs" in path:
-            raise ApiError(404, "NotFound", "the server could not find the requested resource")
+            raise ApiError(404, *self.answer)
         return await super().request(method, path, **more)
 
 
+class LackingCluster(OldCluster):
+    """A server without any kind of the training-operator's group answers as for an unknown path."""
+
+    answer = ("", "404 page not found\n")
+
+
+@pytest.mark.parametrize("lacking", [OldCluster, LackingCluster])
 @pytest.mark.parametrize(("backend", "reason"), [("auto", "Starting"), ("pytorchjob", "Refused")])
-def test_a_creation_tells_that_the_cluster_lacks_a_kind(backend: str, reason: str) -> None:
+def test_a_creation_tells_that_the_cluster_lacks_a_kind(
+    backend: str, reason: str, lacking: Callable[[Callable[[str, str, int], bool]], OldCluster]
+) -> None:
     """After a failed creation, the next reconcile knows that the kind is missing: `auto` uses a Job, and PyTorchJob is refused."""
-    cluster, store, absent = OldCluster(lambda *_: False), Store(), set[str]()
+    cluster, store, absent = lacking(lambda *_: False), Store(), set[str]()
     job = {**train(backend=backend, model={"source": "/models/m"}), "status": PREPARED}
     store.put(job)
     cluster.objects["j"] = job

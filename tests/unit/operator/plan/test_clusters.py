@@ -222,6 +222,56 @@ def test_many_interruptions_of_spot_machines_are_no_failures() -> None:
         assert _said(world) == ("Running", "AllPodsRunning") and world.status["attempt"] == number + 1
 
 
+@pytest.mark.parametrize("kind", ["train", "evaluation"])
+def test_more_interruptions_than_a_job_allows(kind: str) -> None:
+    spec = {"maxAttempts": 1, "maxDisruptions": 1, "output": "pvc://claim/out"}
+    world = _runs(train(resources=ONE_NODE, **spec) if kind == "train" else evaluation(**spec))
+    role = "rl" if kind == "train" else "evaluate"
+
+    def lose() -> None:
+        [pod] = world.alive(role)
+        world.dead.add(pod["metadata"]["uid"])
+        world.remove(pod)
+        world.now += 301
+        world.reconcile()
+        world.dead.clear()
+        world.store.drop(pod)
+
+    def begin() -> None:
+        world.now += 60
+        for _ in range(3):
+            _settle(world)
+            world.start()
+        _settle(world)
+
+    lose()
+    assert _said(world) == ("Restarting", "NodeLost")
+    begin()
+    assert (*_said(world)[:1], world.status["attempt"]) == ("Running", 2)
+    lose()
+    assert _said(world) == ("Failed", "AttemptsExhausted")
+    assert "(NodeLost; disruption 2, maxDisruptions is 1): pod" in world.status["message"]
+    _settle(world)
+    assert not world.alive() and world.status["phase"] == "Failed"
+    world.edit(maxDisruptions=2)
+    world.reconcile()
+    assert world.status["phase"] in ("Restarting", "Pending"), "an evaluation starts its servers first"
+    begin()
+    assert (*_said(world)[:1], world.status["attempt"]) == ("Running", 3)
+
+
+def test_attempts_that_are_raised_do_not_lift_the_limit_of_interruptions() -> None:
+    world = _runs(train(resources=ONE_NODE, maxAttempts=1, maxDisruptions=0))
+    [pod] = world.alive("rl")
+    ended = _container(state={"terminated": {"exitCode": 143, "finishedAt": stamp(world.now)}})
+    world.write({**pod, "status": {"phase": "Failed", "conditions": TAKEN, **ended}})
+    world.reconcile()
+    assert _said(world) == ("Failed", "AttemptsExhausted")
+    world.edit(maxAttempts=5)
+    _settle(world)
+    assert _said(world) == ("Failed", "AttemptsExhausted")
+
+
 def test_an_evaluation_does_not_use_up_its_deadline_while_its_model_is_trained() -> None:
     world = World(evaluation(model={"trainJob": "t"}, output="pvc://claim/out", activeDeadlineSeconds=3600))
     world.upstream = {**train(), "status": {"phase": "Running"}}
@@ -272,6 +322,46 @@ def test_the_clock_of_rank_0_differs(slow_by: int) -> None:
     world.report = Report(world.now, {"step": 4, "totalSteps": 9, "time": world.now - slow_by})
     world.reconcile()
     assert _said(world) == ("Restarting", "Stalled")
+
+
+def test_a_deadline_does_not_run_while_a_job_is_suspended() -> None:
+    world = _runs(train(activeDeadlineSeconds=3600))
+    world.now += 3000
+    world.edit(suspend=True)
+    _settle(world)
+    assert world.status["phase"] == "Suspended"
+    world.now += 86_400
+    _settle(world)
+    world.edit(suspend=False)
+    for _ in range(3):
+        _settle(world)
+        world.start()
+    world.now += 3590
+    world.reconcile()
+    assert world.status["phase"] == "Running"
+    world.now += 20
+    world.reconcile()
+    assert _said(world) == ("Failed", "DeadlineExceeded")
+    _settle(world)
+    assert not world.alive()
+
+
+def test_a_preparing_pod_that_its_node_evicts_is_replaced() -> None:
+    world = World(train(maxAttempts=1))
+    for _ in range(2):
+        world.reconcile()
+        world.controllers()
+    [pod] = world.alive("prepare")
+    gone = {**pod["metadata"], "deletionTimestamp": stamp(world.now + 60)}
+    world.write({**pod, "metadata": gone, "status": {"phase": "Running", "conditions": TAKEN}})
+    world.reconcile()
+    assert world.status["phase"] == "Preparing"
+    world.store.drop(pod)
+    world.controllers()  # the Job's controller does not count a disruption
+    for _ in range(3):
+        world.start()
+        _settle(world)
+    assert _said(world) == ("Running", "AllPodsRunning") and world.status["attempt"] == 1
 
 
 def test_the_clock_of_a_server_s_node_is_slow() -> None:
