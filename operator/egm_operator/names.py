@@ -27,6 +27,8 @@ ANNOTATION_PROGRESS = f"{GROUP}/progress"
 ANNOTATION_SUSPENDED = f"{GROUP}/suspended"
 """Annotation of an object that this operator has suspended; it resumes only such objects"""
 
+EVAL_SUFFIX = "-eval"
+"""What follows the job's name in the names of an evaluation's objects"""
 GANG_ROLES = frozenset({"sft", "rl"})
 """Roles whose pods form a gang"""
 PREPARE = "prepare"
@@ -51,8 +53,10 @@ def child(job: str, suffix: str, limit: int = 52) -> str:
 
 
 def service_prefix(prefix: str) -> str:
-    """Return the first part of the names of a job's Services. It starts with a letter, although a job's name may start with a digit."""
-    return prefix if prefix[0].isalpha() else f"j-{prefix}"
+    """Return the first part of the names of a job's Services. It starts with a letter, although a job's name may start with a digit. The hash
+    keeps the names of the jobs `1` and `j-1` apart.
+    """
+    return prefix if prefix[0].isalpha() else f"j{hashlib.sha256(prefix.encode()).hexdigest()[:6]}-{prefix}"
 
 
 def gang_name(prefix: str, attempt: int) -> str:
@@ -84,4 +88,4 @@ def labels(kind: str, job: str, uid: str, role: str, attempt: int | None = None)
 
 def prefix(kind: str, job: str) -> str:
     """Return the first part of the names of a job's objects. It contains the kind, because jobs of both kinds may have the same name."""
-    return job if kind == TRAIN_JOB.name else f"{job}-eval"
+    return job if kind == TRAIN_JOB.name else f"{job}{EVAL_SUFFIX}"

@@ -91,7 +91,14 @@ def test_what_may_change(kubectl: Any) -> None:
     kubectl("apply", "-f", "-", stdin=_TRAIN)
     template = {"spec": {"containers": [{"name": "main", "env": [{"name": "A", "value": "b"}]}]}}
     seconds = {"activeDeadlineSeconds": 600, "startDeadlineSeconds": 300, "stallTimeoutSeconds": 600}
-    changes = {"suspend": True, "maxAttempts": 9, **seconds, "ttlSecondsAfterFinished": 0, "podTemplate": template}
+    changes = {
+        "suspend": True,
+        "maxAttempts": 9,
+        "maxDisruptions": 2,
+        **seconds,
+        "ttlSecondsAfterFinished": 0,
+        "podTemplate": template,
+    }
     changes["podTemplates"] = {"train": template}
     changes["backend"] = "job"
     assert set(changes) == TrainSpec.changeable

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from egm_operator.kinds import POD
+from egm_operator.kinds import POD, TRAIN_JOB
 from egm_operator.kube.objects import Manifest, Meta, Pod
-from egm_operator.manifests.pod import PROGRESS_ENV, Context, template
-from egm_operator.names import LABEL_GROUP, PROGRESS_PORT, child
+from egm_operator.manifests.pod import PROGRESS_ENV, Context, template, unique
+from egm_operator.names import EVAL_SUFFIX, LABEL_GROUP, PROGRESS_PORT, child
 from grounding.roles import Role
 from grounding.runtime.environment import Environment
 from grounding.runtime.exits import final_codes
@@ -19,9 +19,11 @@ _POLICY = {
 }
 
 
-def prepare_name(prefix: str) -> str:
-    """Return the name of the Job that prepares data."""
-    return child(prefix, "prepare")
+def prepare_name(ctx: Context) -> str:
+    """Return the name of the Job that prepares data. The names for the training `x-eval` and the evaluation `x` begin in the same way."""
+    if ctx.job.kind == TRAIN_JOB.name and ctx.name.endswith(EVAL_SUFFIX):
+        return unique(ctx, "prepare", limit=52)
+    return child(ctx.prefix, "prepare")
 
 
 def client_name(ctx: Context, attempt: int) -> str:
@@ -36,7 +38,7 @@ def prepare(role: Role, ctx: Context) -> Manifest:
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": ctx.meta(prepare_name(ctx.prefix), "prepare"),
+        "metadata": ctx.meta(prepare_name(ctx), "prepare"),
         "spec": spec,
     }
 

@@ -260,11 +260,11 @@ def job_file(ctx: Context) -> str:
     return orjson.dumps(ctx.places.manifest).decode()
 
 
-def unique(ctx: Context, suffix: str, service: bool = False) -> str:
+def unique(ctx: Context, suffix: str, service: bool = False, limit: int = 63) -> str:
     """Return a name for an object of this job. It contains the uid, because an earlier job of the same name may still exist. `service`: return
     a name that is valid for a Service."""
     begins = service_prefix(ctx.prefix) if service else ctx.prefix
-    return child(begins, f"{suffix}-{hashlib.sha256(ctx.uid.encode()).hexdigest()[:10]}", 63)
+    return child(begins, f"{suffix}-{hashlib.sha256(ctx.uid.encode()).hexdigest()[:10]}", limit)
 
 
 def token_name(ctx: Context) -> str:

@@ -23,7 +23,7 @@ def prepare(snapshot: PlacedSnapshot[J, S]) -> Decision[S] | None:
     """Create the Job that prepares the data, wait for it, and end the job if it fails."""
     if snapshot.status.is_true(ConditionType.DATA_READY):
         return None
-    name = batch.prepare_name(snapshot.context.prefix)
+    name = batch.prepare_name(snapshot.context)
     job = next((job for job in snapshot.batch_jobs if job.name == name), None)
     decision = snapshot.decision()
     status, pods = decision.status, snapshot.pods_of("prepare")

@@ -94,11 +94,16 @@ class World:
         settings: Settings | None = None,
         default_queue: bool = False,
         grace_seconds: float = 0.0,
+        name: str = "",
     ) -> None:
+        """`name`: the job's name, if it is not called j."""
+        raw = {**raw, "metadata": {**raw["metadata"], **({"name": name} if name else {})}}
         self.store, self.settings, self.now = Store(), SETTINGS if settings is None else settings, NOW
         self.key = (raw["kind"], raw["metadata"]["namespace"], raw["metadata"]["name"])
         self.version = 1
         self.created: list[str] = []
+        self.names: set[tuple[str, str]] = set()
+        """Kind and name of all objects that were created"""
         self.report: Report | None = None
         self.upstream: dict[str, Any] | None = None
         self.events: list[str] = []
@@ -193,6 +198,7 @@ class World:
 
     def _create(self, obj: dict[str, Any]) -> None:
         meta = obj["metadata"]
+        self.names.add((obj["kind"], meta["name"]))
         if self.store.get(obj["kind"], meta["namespace"], meta["name"]) is None:
             if obj["kind"] not in ("Service", "Secret"):
                 self.created.append(f"{obj['kind']}/{meta['name']}")
@@ -373,6 +379,7 @@ class World:
                 if k in (LABEL_JOB, LABEL_KIND, LABEL_ROLE, LABEL_ATTEMPT, LABEL_UID, LABEL_MODEL)
             }
             meta = {"name": name, "namespace": "n", "labels": labels | more}
+            self.names.add(("Pod", name))
             made = self.write({"kind": "Pod", "metadata": meta, "status": {"phase": "Pending"}})
             self.owners[made] = owner["metadata"]["uid"]
 

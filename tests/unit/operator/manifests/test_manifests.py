@@ -12,7 +12,7 @@ from egm_operator.manifests.merge import merge
 from egm_operator.names import GANG_ROLES, child
 from egm_operator.render import UID, objects, render
 from egm_operator.settings import Settings, load
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from grounding.api import ResolvedEvalJob, parse
@@ -21,6 +21,7 @@ from grounding.api.models import TrainSpec
 from grounding.errors import UserError
 from grounding.evaluate.engines import get_engine
 from grounding.evaluate.role import serve_options
+from tests.unit.operator.world import World, evaluation, train
 
 JOBS = Path(__file__).parents[4] / "jobs"
 SETTINGS = Settings(default_output="pvc://egm/runs")
@@ -502,6 +503,44 @@ def test_names_fit_and_do_not_collide(job: str, suffix: str) -> None:
     assert len(name) <= 52 and name.endswith(suffix) and child(job, suffix) == name
     if len(job) < 63:
         assert child(job + "x", suffix) != name
+
+
+_WORDS = st.sampled_from(["x", "1", "j", "j-1", "eval", "a1", "m2", "server-0", "client", "prepare", "train", "x" * 40])
+_NAMES = st.lists(_WORDS, min_size=1, max_size=4).map(lambda words: "-".join(words)[:63].rstrip("-"))
+_JOBS = st.tuples(st.sampled_from(["train", "job", "evaluation", "sweep"]), _NAMES)
+
+
+def _children(kind: str, name: str) -> set[tuple[str, str]]:
+    """Return kind and name of the objects that two attempts of a job create."""
+    if kind in ("train", "job"):
+        world = World(train(backend="pytorchjob" if kind == "train" else "job", maxAttempts=2), name=name)
+    else:
+        models = {"models": [{"source": f"hf://x/{n}"} for n in ("a", "b")]}
+        swept = {"model": None, "sweep": models} if kind == "sweep" else {}
+        spec = {key: value for key, value in evaluation(**swept)["spec"].items() if value is not None}
+        world = World({**evaluation(), "spec": spec | {"output": "pvc://claim/out", "maxAttempts": 2}}, name=name)
+    while not world.status.get("completionTime"):
+        world.controllers()
+        world.start()
+        world.reconcile()
+        world.end("prepare", 0)
+        world.end("rl", 1 if world.status.get("attempt") == 1 else 0)
+        world.end("evaluate", 0)
+        world.now += 20
+    assert world.status["phase"] == "Succeeded", world.status
+    return world.names
+
+
+@example(("train", "x-eval"), ("evaluation", "x"))
+@example(("job", "x-eval"), ("sweep", "x"))
+@example(("evaluation", "1"), ("evaluation", "j-1"))
+@given(_JOBS, _JOBS)
+@settings(max_examples=30, deadline=None)
+def test_no_object_of_a_job_has_the_name_of_another_job_s(one: tuple[str, str], other: tuple[str, str]) -> None:
+    kinds = {"train": "train", "job": "train", "evaluation": "evaluation", "sweep": "evaluation"}
+    if (kinds[one[0]], one[1]) == (kinds[other[0]], other[1]):
+        return  # the same job
+    assert not _children(*one) & _children(*other)
 
 
 def test_settings_from_the_environment() -> None:
