@@ -283,11 +283,17 @@ def _below_spec(field: str, message: str, rule: str) -> Finding:
     return Finding(("spec", *steps), message, rule)
 
 
-def refuse_placeholders(jobs: Sequence[ResolvedJob], file: str | Path) -> None:
-    """Raise `UserError` if a job still contains a placeholder from an example."""
+def refuse_placeholders(jobs: Sequence[ResolvedJob], file: str | Path, *, outputs: bool = True, hint: str = "") -> None:
+    """Raise `UserError` if a job still contains a placeholder from an example. `outputs`: whether `output` counts; `hint`: what else
+    helps for it.
+    """
     for job in jobs:
         for field, message in placeholders(job):
-            raise UserError(message, file=file, field=f"{job.metadata.name}: spec.{field}")
+            where = f"{job.metadata.name}: spec.{field}"
+            if field != "output":
+                raise UserError(message, file=file, field=where)
+            if outputs:
+                raise UserError(message, file=file, field=where, hint=hint)
 
 
 def _one(node: Any) -> tuple[ResolvedJob | None, list[Problem]]:

@@ -95,11 +95,16 @@ def model_fields(job: ResolvedJob) -> list[tuple[str, ModelRef]]:
 _PLACEHOLDER = re.compile(r"//(your|my|example)[-_]bucket|//bucket-name|<[^>]*>|\$\{[^}]*\}", re.IGNORECASE)
 
 
+def is_placeholder(value: str) -> bool:
+    """Return whether a value still contains a placeholder from an example."""
+    return _PLACEHOLDER.search(value) is not None
+
+
 def placeholders(job: ResolvedJob) -> Iterator[tuple[str, str]]:
     """Yield a message for each field that still contains a placeholder from an example. Such a job is valid but must not be started."""
     places = [("output", job.spec.output), *((f"{place}.source", model.source) for place, model in model_fields(job))]
     for field, value in places:
-        if value is not None and _PLACEHOLDER.search(value):
+        if value is not None and is_placeholder(value):
             yield (
                 field,
                 f"{value} contains a placeholder of an example. Write your own value, such as the name of your bucket.",

@@ -102,6 +102,8 @@ def run(argv: list[str] | None = None) -> int:
     except EgmError as error:
         return _complain(error)
     except _UsageProblem as error:
+        # typer's text has pydantic's prefix, and lists the empty default of an option as a choice
+        error.message = error.message.replace("Value error, ", "").replace("is not one of '', ", "is not one of ")  # type: ignore[attr-defined]
         error.show()  # type: ignore[attr-defined]
         return 2
     except (typer.Abort, KeyboardInterrupt):

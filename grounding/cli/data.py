@@ -332,6 +332,7 @@ def reasoning(
     """Let a stronger model write the reasoning for SFT. Run it again to continue where it stopped."""
     import asyncio
     import os
+    from functools import partial
 
     from grounding.data.images import open_images
     from grounding.data.reasoning import Endpoint, collect, read_tasks
@@ -350,7 +351,8 @@ def reasoning(
         server = Endpoint(endpoint, model, access, max_tokens, temperature, concurrency)
         with _progress("asking") as (bar, task):
             bar.update(task, total=len(tasks))
-            outcome = asyncio.run(collect(tasks, store, out, server, lambda n: bar.advance(task, n)))
+            show = partial(bar.console.print, markup=False, highlight=False, soft_wrap=True)
+            outcome = asyncio.run(collect(tasks, store, out, server, lambda n: bar.advance(task, n), show))
         failed = outcome.failed
     if failed:
         first = "".join(f"\n  row {number}: {reason}" for number, reason in failed[:5])

@@ -72,9 +72,11 @@ def run(
         raise UserError("there is no page without --view", field="--view-port", hint="Add --view to serve the page.")
     order = Order(file, runs, only, parallel, grace, restart)
     jobs = planned_jobs(file)
-    with page_of(runs, file.stem, view_port or 0) if view else nullcontext() as page:
+    with page_of(runs, view_port or 0) if view else nullcontext() as page:
         if preflight:
             before_run(order, jobs)
+        if page:
+            typer.echo(f"Live page: {page.url_of(file.stem)}")
         out = Console()
         code = execute(order, jobs, out, Console(stderr=True))
         if page and code < SIGNALLED:
@@ -84,13 +86,12 @@ def run(
 
 
 @contextmanager
-def page_of(runs: Path, run: str, port: int) -> Iterator[Server]:
-    """Serve the live page of a run, and print its address."""
+def page_of(runs: Path, port: int) -> Iterator[Server]:
+    """Serve the live page of the runs in a folder."""
     from grounding.view.server import Server
 
     server = Server(runs, port=port, option="--view-port")
     server.start()
-    typer.echo(f"Live page: {server.url_of(run)}")
     try:
         yield server
     finally:

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import hashlib
 import io
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from pathlib import Path
 import aiohttp
 import orjson
 from PIL import Image, ImageDraw
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from grounding.data.images import ImageStore
 from grounding.data.pictures import to_rgb
@@ -29,6 +30,7 @@ from grounding.errors import Failure, UserError
 from grounding.files import Appender, atomic_write, complete_lines
 from grounding.jsontypes import Document
 from grounding.runtime.access import Access
+from grounding.runtime.waiting import Every
 
 _GIVEAWAY = re.compile(
     r"\bgreen[\s-]+(?:\w+[\s-]+)?(?:b?box|bounding|rectangle|outline|frame|border|highlight)"
@@ -174,6 +176,14 @@ def request_body(task: Task, picture: bytes, model: str, max_tokens: int, temper
 _PATH = "/chat/completions"
 
 
+def _reason(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno or 0
+        said = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
+        return f"cannot connect to {error.host}:{error.port}: {said}"
+    return f"{type(error).__name__}: {error}"
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """An OpenAI-compatible server. `url` may include `/chat/completions` or end before it; times are in seconds."""
@@ -196,7 +206,7 @@ class Endpoint:
             async with session.post(url, data=orjson.dumps(body)) as response:
                 raw = await response.read()
         except (aiohttp.ClientError, TimeoutError) as e:
-            raise Rejected(self.access.hide(f"{type(e).__name__}: {e}")) from None
+            raise Rejected(self.access.hide(_reason(e))) from None
         text = self.access.hide(raw.decode(errors="replace"))[:200]  # some servers repeat the refused key
         if response.status in (401, 403, 404):
             raise UserError(f"{url} answered {response.status}: {text}", hint="Check --endpoint, --model and the key.")
@@ -211,9 +221,15 @@ class Endpoint:
 
 
 async def collect(
-    tasks: Sequence[Task], store: ImageStore, out: Path, endpoint: Endpoint, advance: Callable[[int], None]
+    tasks: Sequence[Task],
+    store: ImageStore,
+    out: Path,
+    endpoint: Endpoint,
+    advance: Callable[[int], None],
+    say: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Send a request for every task that has no answer in `out` yet, and append the answers there.
+    """Send a request for every task that has no answer in `out` yet, and append the answers there. `say` gets a line at the first request
+    that fails and every 10 s after that.
 
     Raises `Failure` if as many tasks fail in a row as run at once, because the endpoint is probably gone, and `UserError` if the endpoint
     refuses the key or does not know the path. Answers received before are kept in the file.
@@ -222,6 +238,14 @@ async def collect(
     waiting = iter({t.key: t for t in tasks if t.key not in known}.values())
     failed: list[tuple[int, str]] = []
     new = in_a_row = 0
+    failing = Every()
+
+    def complain(state: RetryCallState) -> None:
+        reason = state.outcome.exception() if state.outcome is not None else None
+        if failing.due():
+            say(
+                f"{new} new answers; a request failed and is sent again (try {state.attempt_number} of {endpoint.attempts}): {reason}"
+            )
 
     async def worker(session: aiohttp.ClientSession, log: Appender) -> None:
         nonlocal new, in_a_row
@@ -232,6 +256,7 @@ async def collect(
                     retry=retry_if_exception_type(Rejected),
                     stop=stop_after_attempt(endpoint.attempts),
                     wait=wait_random_exponential(multiplier=endpoint.wait_s, max=60),
+                    before_sleep=complain,
                     reraise=True,
                 )
                 text: str = await retrying(endpoint.ask, session, task, picture)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from grounding.report import Conclusion
 
 
+WITHOUT_OUTPUT = "On this machine you can also remove the line with `output`: results are always in runs/."
+
+
 @dataclass(frozen=True)
 class Order:
     """Options of `egm run`."""
@@ -61,14 +64,14 @@ class Order:
         return f"{called.command()} {shlex.join(words)}"
 
 
-def planned_jobs(manifest: Path) -> list[PlannedJob]:
-    """Return the jobs of a manifest file, resolved. Raises `UserError`."""
+def planned_jobs(manifest: Path, *, writes: bool = True) -> list[PlannedJob]:
+    """Return the jobs of a manifest file, resolved. Raises `UserError`. If `writes` is false, `output` may still be a placeholder."""
     from grounding import api, roles
     from grounding.api.manifest import refuse_placeholders
 
     jobs = api.load(manifest)
     api.check_references(jobs)
-    refuse_placeholders(jobs, manifest)
+    refuse_placeholders(jobs, manifest, outputs=writes, hint=WITHOUT_OUTPUT)
     return [
         PlannedJob(
             name=job.metadata.name,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from grounding import api
+from grounding.api.places import is_placeholder
 from grounding.local.command import Order, chosen, planned_jobs
 from grounding.local.runs import read_state
 from grounding.local.scheduler import LocalRun, PlannedJob, digest, ordered
@@ -89,7 +91,12 @@ def before_serving(what: Path | str, job: api.ResolvedEvalJob, serving: Serving,
 def doctor(manifests: Sequence[Path], runs: Path, *, ask: bool) -> list[Verdict]:
     """Return the verdicts of `egm doctor`: about the machine in general, or for the jobs of the manifests."""
     wanted: list[Needs] = []
+    unset: list[Verdict] = []
     for manifest in manifests:
         order = Order(manifest, runs)
-        wanted += needs(manifest, planned_jobs(manifest), order.run_dir)
-    return examine(wanted, runs, (SERVE_PORT,), ask=ask)
+        for found in needs(manifest, planned_jobs(manifest, writes=False), order.run_dir):
+            written = not is_placeholder(found.output)
+            if not written:
+                unset.append(judge.output_unset(manifest, found.output))
+            wanted.append(found if written else replace(found, output=""))
+    return [*dict.fromkeys(unset), *examine(wanted, runs, (SERVE_PORT,), ask=ask)]

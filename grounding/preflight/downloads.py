@@ -15,7 +15,7 @@ from grounding.storage import cache_folder, fetch, in_words
 
 def _remotes(manifests: Sequence[Path]) -> tuple[Remote, ...]:
     """Ask for the size of all remote inputs. Raises an error that lists those that cannot be downloaded, or if they do not fit together."""
-    wanted = [n for m in manifests for n in needs(m, planned_jobs(m), Order(m, Path("runs")).run_dir)]
+    wanted = [n for m in manifests for n in needs(m, planned_jobs(m, writes=False), Order(m, Path("runs")).run_dir)]
     found = probe.inputs(wanted)
     disks = [probe.disk("cache", cache_folder())]
     what = f"The downloads of {', '.join(map(str, manifests))}"
@@ -35,6 +35,7 @@ def download(manifests: Sequence[Path], *, dry_run: bool, say: Callable[[str], N
     With `dry_run`, only say how much is missing. Raises `EgmError` if a source does not exist or the sum does not fit on the disk, before
     anything is downloaded.
     """
+    say("asking the hub and the stores for the sizes")
     found = _remotes(manifests)
     for remote in found:
         say(f"{remote.uri} ({remote.field}): {_state(remote)}")

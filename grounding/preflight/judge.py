@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 
 from grounding.evaluate.engines import ENGINES
+from grounding.local.command import WITHOUT_OUTPUT
 from grounding.preflight.facts import Cuda, Disk, Gpus, Interpreter, Machine, Memory, Network, Port, Remote
 from grounding.preflight.needs import RL, Needs, Stack, setup_of
 from grounding.runtime.environment import Environment
@@ -189,6 +192,31 @@ def reachable(found: Remote, subject: str, absent: str) -> Verdict:
     return Verdict(subject, "note" if found.mistake else "warning", f"{found.uri}: {found.problem}", found.cure)
 
 
+def _together(found: Sequence[Remote]) -> list[Verdict]:
+    """Judge all answers. If the same thing happened to several URIs, as with a hub that is down, there is one verdict for them."""
+    alike: dict[tuple[str, str, str, bool, bool], list[Remote]] = {}
+    for number, one in enumerate(found):
+        what = one.problem or f"{number}"  # those that answered stay separate
+        alike.setdefault((_kind(one.uri), what, one.cure, one.mistake, one.cached), []).append(one)
+    verdicts = []
+    for first, *more in alike.values():
+        judged = remote(first)
+        if more:
+            others = "another one" if len(more) == 1 else f"{len(more)} others"
+            field = f" ({first.field})" if first.field else ""
+            judged = replace(
+                judged, message=judged.message.replace(f"{first.uri}{field}:", f"{first.uri}{field} and {others}:", 1)
+            )
+        verdicts.append(judged)
+    return verdicts
+
+
+def output_unset(manifest: Path, output: str) -> Verdict:
+    """Judge an `output` that is still the placeholder of an example."""
+    text = f"{output} contains a placeholder of an example ({manifest}: spec.output)"
+    return Verdict("output", "failed", text, f"Write the name of your bucket. {WITHOUT_OUTPUT}")
+
+
 # ---- all subjects ----
 def local(
     found: Machine, needs: Sequence[Needs], *, serves: bool = False, shm_least: int | None = None
@@ -219,7 +247,7 @@ def local(
 
 def remotes(found: Network, disks: Sequence[Disk]) -> list[Verdict]:
     """Judge the answers of the hub and stores, and whether the downloads fit on the cache's disk."""
-    verdicts = [remote(r) for r in (*found.remotes, *found.outputs)]
+    verdicts = _together((*found.remotes, *found.outputs))
     missing = sum(r.missing for r in found.remotes)
     if missing:
         verdicts += [disk(d, missing) for d in disks if d.what == "cache"]

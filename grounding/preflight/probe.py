@@ -45,6 +45,8 @@ from grounding.storage import Transfer, cache_folder, in_cache, is_remote, local
 MIB = 1 << 20
 PATIENCE_S = 10.0
 """Seconds to wait for an answer of the hub or a store"""
+RETRY_S = PATIENCE_S / 2
+"""Seconds for which one question is repeated; shorter, so that the reason is known when the waiting ends"""
 HUB = "https://huggingface.co"
 
 
@@ -230,7 +232,7 @@ def _source_task(source: Source) -> tuple[Remote, Callable[[], Remote]]:
     cached = in_cache(uri)
 
     def task() -> Remote:
-        ask = _asked(uri, source.field, lambda: outstanding(uri, transfer=Transfer(patience_s=PATIENCE_S)).missing)
+        ask = _asked(uri, source.field, lambda: outstanding(uri, transfer=Transfer(patience_s=RETRY_S)).missing)
         return replace(ask, cached=cached)
 
     return Remote(uri, source.field, cached=cached), task
@@ -238,7 +240,7 @@ def _source_task(source: Source) -> tuple[Remote, Callable[[], Remote]]:
 
 def _output_task(uri: str) -> tuple[Remote, Callable[[], Remote]]:
     def ask() -> int:
-        open_store(uri, Transfer(patience_s=PATIENCE_S)).check()
+        open_store(uri, Transfer(patience_s=RETRY_S)).check()
         return 0
 
     return Remote(uri, "spec.output"), lambda: _asked(uri, "spec.output", ask)

@@ -140,3 +140,8 @@ def test_without_a_terminal_nothing_is_asked_and_with_one_each_question_once(tmp
     assert (job.spec.method, job.spec.resources.gpus_per_node, job.spec.output) == ("sft", 4, None)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert egm(["init", "b.yaml"]) == 0
+
+
+def test_an_unknown_choice_is_reported_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert egm(["init", "job.yaml", "--what", "evall"]) == 2
+    assert "'--what': 'evall' is not one of 'pipeline', 'sft', 'rl', 'eval'." in capsys.readouterr().err

@@ -131,6 +131,24 @@ async def test_failures_are_tried_again_and_never_become_text(rows: Path, server
     assert len(texts) == COUNT and all(t.startswith("Because of") for t in texts)
 
 
+async def test_a_server_that_is_gone_is_reported_while_its_requests_are_repeated(rows: Path, server: Server) -> None:
+    said: list[str] = []
+    endpoint = quick(
+        server, url="http://127.0.0.1:9/v1", concurrency=64
+    )  # more at once than rows, so that all are tried
+    outcome = await collect(
+        read_tasks(rows),
+        open_images(rows.parent / "img"),
+        rows.parent / "o.jsonl",
+        endpoint,
+        lambda _: None,
+        said.append,
+    )
+    reason = "cannot connect to 127.0.0.1:9: Connection refused"
+    assert said == [f"0 new answers; a request failed and is sent again (try 1 of 4): {reason}"]
+    assert {text for _, text in outcome.failed} == {reason} and len(outcome.failed) == COUNT
+
+
 async def test_rows_that_keep_failing_are_named_and_asked_again_next_time(rows: Path, server: Server) -> None:
     server.plan = lambda sent, attempt: (500, "boom", "") if sent.endswith("dog 3") else (200, "Fine.", "stop")
     outcome = await run(rows, server)

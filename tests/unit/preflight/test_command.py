@@ -142,3 +142,25 @@ def test_a_job_that_can_run_here_passes(tmp_path: Path) -> None:
     found = judge.local(probe.machine(wanted, judge.NAMES, (), tmp_path), wanted)
     assert [v for v in found if v.state == "failed"] == []
     assert found[0].subject == "packages of server" and str(Path(sys.executable)) not in found[0].message
+
+
+def test_a_placeholder_is_one_of_the_doctors_findings_and_stops_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = manifest(tmp_path)
+    file.write_text(file.read_text().replace("spec: {", "spec: {output: s3://your-bucket/x, "))
+    assert egm(["doctor", "-f", str(file), "--no-network"]) == 2
+    said = capsys.readouterr().out
+    assert said.startswith("FAILED   output") and "s3://your-bucket/x contains a placeholder" in said
+    assert "FAILED   packages of server" in said and "remove the line with `output`" in said
+    assert egm(["run", "-f", str(file), "--runs", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert "contains a placeholder of an example" in said and "remove the line with `output`" in said
+
+
+def test_the_address_of_the_page_is_printed_when_the_run_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert egm(["run", "-f", str(manifest(tmp_path)), "--runs", str(tmp_path / "runs"), "--view"]) == 2
+    said = capsys.readouterr()
+    assert "cannot start here" in said.err and "Live page" not in said.out

@@ -113,3 +113,8 @@ def test_a_source_that_cannot_be_checked_is_not_called_complete(
 def test_jobs_without_remote_inputs_need_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     demo = Path(__file__).parents[3] / "jobs" / "demo.yaml"
     assert egm(["fetch", "-f", str(demo)]) == 0 and "nothing from the hub" in capsys.readouterr().out
+
+
+def test_the_placeholder_of_an_output_does_not_matter(manifest: Path, fetched: list[str]) -> None:
+    manifest.write_text(manifest.read_text().replace("spec: {", "spec: {output: s3://your-bucket/x, "))
+    assert egm(["fetch", "-f", str(manifest), "--dry-run"]) == 0

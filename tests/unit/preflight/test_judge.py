@@ -177,3 +177,18 @@ def test_whatever_is_found_every_fault_has_a_cure_and_the_text_shows_it(machine:
         assert v.state != "failed" or v.cure.splitlines()[0] in as_text([v])
     if not needs:  # no job needs anything: only faults that would stop every run
         assert all(v.subject.startswith(("disk", "shared")) for v in verdicts if v.state == "failed")
+
+
+def test_the_same_failure_of_several_files_is_one_finding() -> None:
+    down = [
+        Remote(f"hf://a/b/{n}", f"spec.data.files[{n}]", problem="no route", cure="x", mistake=False) for n in range(3)
+    ]
+    bucket = Remote("s3://bucket/x", "spec.output", problem="no route", cure="x", mistake=False)
+    other = Remote("hf://a/c", problem="there is no such repository", cure="y")
+    verdicts = judge.remotes(Network((*down, other, Remote("hf://a/d"), Remote("hf://a/e")), (bucket,)), ())
+    assert [v.state for v in verdicts] == ["failed", "failed", "ok", "ok", "failed"]
+    assert verdicts[0].message == "hf://a/b/0 (spec.data.files[0]) and 2 others: no route"
+    assert (verdicts[1].message, verdicts[4].subject) == ("hf://a/c: there is no such repository", "S3")
+    assert judge.remotes(Network(tuple(down[:2]), ()), ())[0].message.startswith(
+        f"{down[0].uri} (spec.data.files[0]) and another one:"
+    )
