@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import Console
+
     from grounding.evaluate.compare import Change, Comparison
     from grounding.evaluate.published import Reproduction
 
@@ -96,6 +100,7 @@ def compare(
     else:
         console = Console()
         console.print(table(found, wide=console.width >= 100))
+        warn_of_synthetic(console, (found.a.folder, found.b.folder))
         for note in found.notes():
             console.print(f"note: {note}", markup=False, highlight=False)
         if html is not None:
@@ -110,6 +115,15 @@ def _is_sweep(names: list[str]) -> bool:
     from grounding.evaluate.sweep import is_sweep
 
     return any(is_sweep(results_folder(name)) for name in names)
+
+
+def warn_of_synthetic(console: Console, folders: Iterable[Path]) -> None:
+    """Print that the accuracies are those of drawn shapes, if a file of one of the evaluations is synthetic."""
+    from grounding.evaluate.sets import warnings
+    from grounding.evaluate.summary_model import summary_of
+
+    for text in warnings([file for folder in folders for file in summary_of(folder).files]):
+        console.print(text, markup=False, highlight=False)
 
 
 def against_first(names: list[str], out: Path | None, gates: list[str], *, as_json: bool, strict: bool) -> None:
@@ -147,6 +161,7 @@ def against_first(names: list[str], out: Path | None, gates: list[str], *, as_js
     else:
         console = Console()
         console.print(several_table(found))
+        warn_of_synthetic(console, (folder for _, folder in folders))
         for note in notes:
             console.print(f"note: {note}", markup=False, highlight=False)
     if strict and notes:
@@ -171,12 +186,14 @@ def against_paper(a: str, b: str, paper: str, *, as_json: bool, others: bool, st
             field="--paper",
             hint="Leave out DIR_B, --min-macro, --max-drop and --html, which need two evaluations.",
         )
-    result = reproduce(read_answers(results_folder(a)), find(paper))
+    measured = read_answers(results_folder(a))
+    result = reproduce(measured, find(paper))
     if as_json:
         typer.echo(orjson.dumps(result.as_dict(), option=orjson.OPT_INDENT_2).decode())
     else:
         console = Console()
         console.print(paper_table(result))
+        warn_of_synthetic(console, (measured.folder,))
         console.print(f"source: {result.published.title}, {result.published.url}", markup=False, highlight=False)
         for note in result.notes:
             console.print(f"note: {note}", markup=False, highlight=False)

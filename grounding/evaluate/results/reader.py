@@ -146,10 +146,13 @@ def read_answers(folder: Path, name: str = "", order: Sequence[str] = ()) -> Ans
     that is absent, those of its last row. The others are counted in `left_out`. Raises `UserError` if the folder contains no evaluation.
     """
     if not is_evaluation(folder):
+        inside = sorted(str(path) for path in folder.glob("*/") if is_evaluation(path))
         raise UserError(
             "the folder has no evaluation: neither results nor summary.json",
             file=folder,
-            hint="Give the folder that `egm eval --out` wrote, or the job's folder under runs/.",
+            hint=f"It contains evaluations: {', '.join(inside)}."
+            if inside
+            else "Give the folder that `egm eval --out` wrote, or the job's folder under runs/.",
         )
     if (folder / SWEEP_FILE).is_file():
         raise UserError(

@@ -295,3 +295,27 @@ def test_a_sweep_is_no_evaluation(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_answers(Path(a))
     assert "DIR/settings/NAME" in str(caught.value)
+
+
+def test_every_table_of_a_synthetic_set_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b", "c"):
+        store(tmp_path / name, [row(i, True) for i in range(6)])
+        files = [{"name": f, "n": 2, "total": 2, "remark": "synthetic"} for f in FILES]
+        (tmp_path / name / "summary.json").write_bytes(orjson.dumps({"files": files}))
+    places = [str(tmp_path / name) for name in ("a", "b", "c")]
+    for words in (places[:2], places, [places[0], "--paper", "EGM-8B"]):
+        egm(["compare", *words])
+        assert "The pictures are synthetic: drawn shapes." in capsys.readouterr().out.replace("\n", " ")
+    (tmp_path / "a" / "summary.json").unlink()
+    (tmp_path / "b" / "summary.json").unlink()
+    egm(["compare", *places[:2]])
+    assert "synthetic" not in capsys.readouterr().out
+
+
+def test_the_folder_of_a_run_is_refused_with_the_evaluations_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store(tmp_path / "run" / "job", [row(0, True)])
+    (tmp_path / "run" / "data").mkdir()
+    assert egm(["compare", str(tmp_path / "run"), "--paper", "EGM-8B"]) == 2
+    assert f"It contains evaluations: {tmp_path / 'run' / 'job'}." in capsys.readouterr().err
