@@ -191,6 +191,11 @@ class JobStatus(Model):
         ge=0,
         description="Number of attempts lost with their node (eviction, drain, a lost node); they do not count towards maxAttempts.",
     )
+    failures_in_a_row: int | None = Field(
+        default=None,
+        ge=0,
+        description="Number of failed attempts since one last ran for 10 minutes; the wait before the next attempt grows with it.",
+    )
     start_time: Time | None = Field(default=None, description="When the first attempt started.")
     completion_time: Time | None = Field(default=None, description="When the job ended.")
     model: str | None = Field(default=None, description="The model that is used, once it is known.")

@@ -91,10 +91,29 @@ def too_many_disruptions(snapshot: Snapshot[J, S], status: StatusBuilder[S]) -> 
     return limit is not None and allowed(status, 0) > limit
 
 
+_GOOD_RUN_S = 600.0
+"""An attempt that has run for this many seconds begins the back-off anew, as the kubelet does after a container has run for so long"""
+
+
+def _failures(status: StatusBuilder[S], attempt: int) -> int:
+    """Return the number of failed attempts that make the next one wait longer."""
+    known = status.fields.failures_in_a_row
+    return attempt - allowed(status, 0) if known is None else known
+
+
+def _count_failure(status: StatusBuilder[S], attempt: int, reason: Reason) -> None:
+    """Count a failed attempt. A disruption is not counted."""
+    running = status.is_true(ConditionType.RUNNING)
+    anew = running and status.now - status.since(ConditionType.RUNNING) >= _GOOD_RUN_S
+    before = 0 if anew else _failures(status, attempt - 1)
+    status.fields.failures_in_a_row = before + (reason not in DISRUPTIONS)
+
+
 def backoff(snapshot: Snapshot[J, S], status: StatusBuilder[S], attempt: int) -> float:
-    """Return the seconds to wait after attempt `attempt` has failed. They grow with each failure that was not a disruption."""
-    settings = snapshot.settings
-    failures = attempt - allowed(status, 0)
+    """Return the seconds to wait after attempt `attempt` has failed. They grow with each failure that was not a disruption, until an attempt
+    has run for a while.
+    """
+    settings, failures = snapshot.settings, _failures(status, attempt)
     wait = settings.backoff_base_seconds * 2.0 ** max(0, min(failures - 1, 30))
     return float(min(settings.backoff_limit_seconds, wait))
 
@@ -131,6 +150,7 @@ def fail(
     """Decide after a failed attempt whether the job gets another one or ends. `again`: False if another attempt would also fail."""
     decision = snapshot.decision()
     status = decision.status
+    _count_failure(status, attempt, reason)
     if reason in DISRUPTIONS:
         status.fields.disruptions = allowed(status, 1)
     wanted = allowed(status, snapshot.job.spec.max_attempts)

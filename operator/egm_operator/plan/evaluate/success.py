@@ -44,7 +44,8 @@ def success(snapshot: EvalSnapshot) -> Decision[EvalStatus] | None:
 def _next_model(snapshot: EvalSnapshot, decision: Decision[EvalStatus], number: int) -> Decision[EvalStatus]:
     """Begin with the model after `number`: start its servers, and give its client all attempts."""
     status, models = decision.status, snapshot.job.spec.models
-    status.fields.model, status.fields.attempt, status.fields.disruptions = None, None, None
+    status.fields.model, status.fields.attempt = None, None
+    status.fields.disruptions, status.fields.failures_in_a_row = None, None
     text = f"Model {number} of {len(models)}, {models[number - 1].name}, is measured; {models[number].name} follows."
     status.condition(ConditionType.MODEL_READY, False, Reason.MODEL_MEASURED, text)
     for kind in (ConditionType.RUNNING, ConditionType.RESTARTING):

@@ -223,6 +223,27 @@ def test_many_interruptions_of_spot_machines_are_no_failures() -> None:
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluation"])
+def test_the_back_off_begins_anew_after_a_long_run(kind: str) -> None:
+    spec = {"maxAttempts": 9, "output": "pvc://claim/out"}
+    world = _runs(train(**spec) if kind == "train" else evaluation(**spec))
+    for ran, wait in ((60, 10), (60, 20), (60, 40), (64_800, 10), (60, 20)):
+        world.now += ran
+        world.end("rl" if kind == "train" else "evaluate", 1, 1)
+        world.controllers()
+        for _ in range(2):
+            world.now += 4  # until the Job's own report counts
+            world.reconcile()
+        assert world.status["phase"] == "Restarting"
+        begun = world.now
+        while world.status["phase"] != "Running":
+            world.now += 1
+            _settle(world)
+            world.start()
+            _settle(world)
+        assert wait - 10 <= world.now - begun <= wait, (ran, wait, world.now - begun)
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluation"])
 def test_more_interruptions_than_a_job_allows(kind: str) -> None:
     spec = {"maxAttempts": 1, "maxDisruptions": 1, "output": "pvc://claim/out"}
     world = _runs(train(resources=ONE_NODE, **spec) if kind == "train" else evaluation(**spec))
