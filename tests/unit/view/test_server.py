@@ -362,3 +362,39 @@ def test_open_asks_the_browser_for_the_page(
     monkeypatch.setenv("DISPLAY", ":0")
     assert egm(["report", str(tmp_path / "demo"), "--open"]) == 0
     assert opened == [page]
+
+
+@pytest.mark.timeout(300)
+def test_the_page_of_all_published_questions_is_small_and_its_server_answers_while_it_reads(tmp_path: Path) -> None:
+    """All eight files have 57,457 expressions. Neither the page nor an update grows with them, and no request waits for the reading."""
+    images = samples.pictures(tmp_path / "pictures")
+    folder = samples.evaluation(tmp_path / "runs" / "demo" / "after", images, 7, rows=57_457)
+    (folder.parent / "run.json").write_bytes(orjson.dumps({"jobs": ["after"]}))
+    server = Server(tmp_path / "runs")
+    server.start()
+
+    def get(path: str) -> tuple[bytes, float]:
+        began = time.monotonic()
+        with urllib.request.urlopen(server.url + path) as reply:
+            return reply.read(), time.monotonic() - began
+
+    try:
+        received, waits, found = 0, [], {"revision": 0}
+        while not found["revision"]:
+            for path in ("", "news?run=demo&since=0"):
+                body, seconds = get(path)
+                received, found = received + len(body), found if not path else json.loads(body)
+                waits.append(seconds)
+        assert "57,457 answers" in found["parts"]["headline"] and len(found["parts"]) > 3
+        assert received < 1_000_000, received
+        assert max(waits) < 10, waits  # a request of news waits up to a second for the first rendering
+
+        with (folder / "results" / "part-0001.jsonl").open("ab") as part:
+            part.write(orjson.dumps({"key": "torn"}) + b"\n")
+        watch = server.pages._watch
+        before = sum(tail.bytes_read for rows in watch._rows.values() for tail in rows.tails)
+        server.pages.draw(("demo",))
+        assert sum(tail.bytes_read for rows in watch._rows.values() for tail in rows.tails) - before < 100
+        assert len(get(f"news?run=demo&shown=demo&since={found['revision']}")[0]) < 300_000
+    finally:
+        server.stop()
