@@ -62,7 +62,7 @@ class Operator:
         cluster.api.requested = self.meters.asked
         self.leads = False
         self.store = Store(self._woken)
-        self.poller = Poller(self.store, cluster, settings, self._woken)
+        self.poller = Poller(self.store, cluster, settings, self._woken, cluster.api.clock)
         self.warnings = WarningsReader(self.store, cluster, settings, self._woken)
         self.admissions = AdmissionsReader(self.store, cluster, self._woken)
         self.absent: set[str] = set()
@@ -73,6 +73,7 @@ class Operator:
             self.queue,
             self.poller,
             settings,
+            cluster.api.clock,
             meters=self.meters,
             warnings=self.warnings,
             absent=self.absent,

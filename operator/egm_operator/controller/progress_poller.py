@@ -34,8 +34,16 @@ def reporter(pods: Iterable[Pod]) -> Pod | None:
 class Poller:
     """Polls pods, stores their last answers, and queues jobs whose answer has changed."""
 
-    def __init__(self, store: Store, cluster: Cluster | None, settings: Settings, wake: Callable[[Key], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        cluster: Cluster | None,
+        settings: Settings,
+        wake: Callable[[Key], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.store, self.cluster, self.settings, self.wake = store, cluster, settings, wake
+        self.clock = clock
         self._reports: dict[str, Report] = {}
 
     def report(self, children: Sequence[Raw]) -> Report | None:
@@ -76,7 +84,7 @@ class Poller:
             body = await self._ask(session, pod)
             if body is not None:
                 old = self._reports.get(pod.uid)
-                self._reports[pod.uid] = Report(time.time(), body)
+                self._reports[pod.uid] = Report(self.clock(), body)
                 if old is None or old.body != body:
                     self.wake(key)
 

@@ -60,7 +60,7 @@ class WaitingReader(ABC, Generic[T]):
         last: Key | None = None
         while True:
             await asyncio.sleep(self.pause_s)
-            last = await self.round(time.time(), last)
+            last = await self.round(time.time() if self.cluster is None else self.cluster.api.clock(), last)
 
     async def round(self, now: float, after: Key | None = None) -> Key | None:
         """Ask about the jobs after the job `after`, in order of names. Return the job from which to continue."""

@@ -18,6 +18,7 @@ from kubernetes.aio import client, config
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config.kube_config import KUBE_CONFIG_DEFAULT_LOCATION
 
+from egm_operator.kube.clock import ServerClock
 from egm_operator.kube.objects import Raw
 from egm_operator.kube.objects import text as text_of
 from egm_operator.names import FIELD_MANAGER
@@ -83,6 +84,7 @@ class Api:
             self._more["proxy"] = configuration.proxy
         if configuration.tls_server_name:
             self._more["server_hostname"] = configuration.tls_server_name
+        self.clock = ServerClock()
         self.requests: dict[str, int] = {}
         self.requested: Callable[[str, str, int, float], None] = lambda *_: None
         """Called after each request with method, path, status code (0: no answer) and seconds"""
@@ -135,6 +137,7 @@ class Api:
                     timeout=_REQUEST,
                     **self._more,
                 ) as answer:
+                    self.clock.heard(answer.headers.get("Date"))
                     text = await answer.read()
                     code = answer.status
             except _NETWORK as error:

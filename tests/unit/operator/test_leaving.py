@@ -22,7 +22,7 @@ def _pod(name: str, leaving: bool) -> dict[str, Any]:
 
 class _Cluster:
     def __init__(self, there: dict[str, dict[str, Any]]) -> None:
-        self.there, self.asked, self.api = there, set[str](), SimpleNamespace()
+        self.there, self.asked, self.api = there, set[str](), SimpleNamespace(clock=lambda: 0.0)
 
     async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         self.asked.add(name)
