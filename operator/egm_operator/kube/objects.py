@@ -224,10 +224,10 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Pod(Owned):
-    """A pod. `started`: when its node took it; `unready_since`: when it became unready, at the earliest when its node took it, None if it is ready;
-    `unschedulable`: the scheduler's message, None if it has a node or was not tried yet; `gated`: a queue holds it back from the scheduler;
-    `index`: the server's number; `group`, `group_size`: the pods that a queue admits with it; `leaves`: the end of its grace period, if it is
-    being deleted.
+    """A pod. `started`: when its node took it; `unready_since`: when it became unready, at the earliest when its node took it, None if it is
+    ready; `unschedulable`: the scheduler's message, None if it has a node or was not tried yet; `gated`: a queue holds it back from the
+    scheduler; `silent`: its node does not report any more; `index`: the server's number; `group`, `group_size`: the pods that a queue admits with
+    it; `leaves`: the end of its grace period, if it is being deleted.
     """
 
     phase: str
@@ -242,6 +242,7 @@ class Pod(Owned):
     unschedulable: str | None
     gated: bool
     disrupted: bool
+    silent: bool
     master: bool
     index: int | None
     queue: str
@@ -531,7 +532,8 @@ def pod(raw: Mapping[str, Any]) -> Pod:
         return kind in conditions and conditions[kind].get("status") == "True"
 
     scheduled, started = conditions.get("PodScheduled", {}), seconds(status.get("startTime"))
-    turned = seconds(conditions.get("Ready", {}).get("lastTransitionTime"))
+    ready = conditions.get("Ready", {})
+    turned = seconds(ready.get("lastTransitionTime"))
     return Pod(
         **identity,
         phase=text(status, "phase") or "Pending",
@@ -547,6 +549,8 @@ def pod(raw: Mapping[str, Any]) -> Pod:
         unschedulable=text(scheduled, "message") if scheduled.get("status") == "False" else None,
         gated=scheduled.get("reason") == "SchedulingGated",
         disrupted=is_true("DisruptionTarget") or text(status, "reason") in _LOST_TO_NODE,
+        # a kubelet gives a reason; the control plane, which does this if it hears nothing from a node, gives none
+        silent=text(status, "phase") == "Running" and ready.get("status") == "False" and not ready.get("reason"),
         index=_number(labels(raw), LABEL_INDEX),
         queue=text(labels(raw), QUEUE_LABEL),
         group=text(labels(raw), LABEL_GROUP),

@@ -13,6 +13,7 @@ from egm_operator.status import ConditionType, Reason
 from grounding.api.base import read_known
 from grounding.api.report import TrainReport
 from grounding.api.status import TrainStatus
+from grounding.runtime.exits import retryable
 
 
 def failure(snapshot: PlacedTrain) -> Decision[TrainStatus] | None:
@@ -68,6 +69,12 @@ def _pod_failure(pods: Sequence[Pod], now: float) -> tuple[Reason, str] | None:
     if (disrupted := next((pod for pod in pods if pod.disrupted), None)) is not None:
         end = disrupted.death
         return Reason.EVICTED, f"{_taken(disrupted)}; {death}" if end is None else str(end)
+    # without power, a node's pod remains in its last state for minutes, in which the others end because they do not reach it
+    if retryable(death.code) and (silent := next((pod for pod in pods if pod.alive and pod.silent), None)) is not None:
+        return (
+            Reason.NODE_LOST,
+            f"node {silent.node or 'unknown'} of pod {silent.name} does not report any more; {death}",
+        )
     return reason_for(death), str(death)
 
 

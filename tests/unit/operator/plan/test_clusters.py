@@ -137,6 +137,37 @@ def test_a_preempted_pod_is_the_cause_whatever_the_others_say(exit_code: int) ->
     assert _said(world) == ("Restarting", "Evicted"), world.status
 
 
+@pytest.mark.parametrize(
+    ("ready", "code", "reason"),
+    [
+        ({"status": "False"}, 1, "NodeLost"),
+        ({"status": "False"}, 2, "UserError"),
+        ({"status": "False", "reason": "ContainersNotReady"}, 1, "PodFailed"),
+        ({"status": "True"}, 1, "PodFailed"),
+    ],
+)
+def test_the_others_end_before_a_node_without_power_counts_as_lost(
+    ready: dict[str, str], code: int, reason: str
+) -> None:
+    world = _runs(train())
+    pods = world.alive("rl")
+    world.write(
+        {
+            **pods[0],
+            "spec": {"nodeName": "dead"},
+            "status": {**pods[0]["status"], "conditions": [{"type": "Ready", **ready}]},
+        }
+    )
+    world.reconcile()
+    assert world.status["phase"] == "Running"
+    ended = _container(state={"terminated": {"exitCode": code, "finishedAt": stamp(world.now)}})
+    world.write({**pods[1], "status": {"phase": "Failed", **ended}})
+    world.reconcile()
+    assert world.status["reason"] == reason and world.status.get("disruptions", 0) == (reason == "NodeLost")
+    if reason == "NodeLost":
+        assert f"node dead of pod {pods[0]['metadata']['name']} does not report any more" in world.status["message"]
+
+
 def test_a_client_whose_node_is_tainted_begins_again_beside_its_servers() -> None:
     """The Job's controller replaces the pod itself, because a disruption is no failure (podFailurePolicy)."""
     world = _runs(evaluation(output="pvc://claim/out", maxAttempts=1))
