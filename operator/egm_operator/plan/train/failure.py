@@ -64,18 +64,26 @@ def _pod_failure(pods: Sequence[Pod], now: float) -> tuple[Reason, str] | None:
     dead = [(now if pod.ended is None else pod.ended, death.pod, death, pod) for pod in pods if (death := pod.death)]
     if not dead:
         return None
-    _, _, death, _ = min(dead, key=lambda one: one[:2])
+    ended, _, death, _ = min(dead, key=lambda one: one[:2])
     # a drained node ends its pods one by one, and the first failure may be that of a pod that only lost its connection to a disrupted one
     if (disrupted := next((pod for pod in pods if pod.disrupted), None)) is not None:
         end = disrupted.death
         return Reason.EVICTED, f"{_taken(disrupted)}; {death}" if end is None else str(end)
     # without power, a node's pod remains in its last state for minutes, in which the others end because they do not reach it
-    if retryable(death.code) and (silent := next((pod for pod in pods if pod.alive and pod.silent), None)) is not None:
+    silent = next((pod for pod in pods if pod.alive and (pod.silent or _overdue(pod, ended))), None)
+    if retryable(death.code) and silent is not None:
         return (
             Reason.NODE_LOST,
             f"node {silent.node or 'unknown'} of pod {silent.name} does not report any more; {death}",
         )
     return reason_for(death), str(death)
+
+
+def _overdue(pod: Pod, at: float) -> bool:
+    """Return whether a pod should have been deleted before the time `at`. The pods that a controller deletes because of a failure have later
+    times.
+    """
+    return pod.leaves is not None and pod.leaves <= at
 
 
 def _taken(pod: Pod) -> str:

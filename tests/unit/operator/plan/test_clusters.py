@@ -168,6 +168,19 @@ def test_the_others_end_before_a_node_without_power_counts_as_lost(
         assert f"node dead of pod {pods[0]['metadata']['name']} does not report any more" in world.status["message"]
 
 
+@pytest.mark.parametrize(("leaves", "reason"), [(-60, "NodeLost"), (0, "NodeLost"), (60, "PodFailed")])
+def test_the_others_end_while_a_pod_should_have_been_deleted(leaves: int, reason: str) -> None:
+    """A pod that leaves later may be deleted because of the failure."""
+    world = _runs(train())
+    pods = world.alive("rl")
+    at = {"deletionTimestamp": stamp(world.now + leaves)}
+    world.write({**pods[0], "metadata": {**pods[0]["metadata"], **at}, "spec": {"nodeName": "dead"}})
+    ended = _container(state={"terminated": {"exitCode": 1, "finishedAt": stamp(world.now)}})
+    world.write({**pods[1], "status": {"phase": "Failed", **ended}})
+    world.reconcile()
+    assert _said(world) == ("Restarting", reason), world.status
+
+
 def test_a_client_whose_node_is_tainted_begins_again_beside_its_servers() -> None:
     """The Job's controller replaces the pod itself, because a disruption is no failure (podFailurePolicy)."""
     world = _runs(evaluation(output="pvc://claim/out", maxAttempts=1))
