@@ -51,5 +51,6 @@ def _wait(snapshot: Snapshot[J, S], reason: Reason, message: str) -> Decision[S]
     decision = snapshot.decision()
     decision.status.condition(ConditionType.MODEL_READY, False, reason, message)
     decision.status.phase(Phase.PENDING, reason, message)
-    decision.status.fields.start_time = None  # as in a queue, this time does not count towards any deadline
+    if reason is Reason.UPSTREAM_NOT_READY:
+        decision.status.fields.start_time = None  # as in a queue, this time does not count towards any deadline
     return decision

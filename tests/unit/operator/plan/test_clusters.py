@@ -354,6 +354,17 @@ def test_an_evaluation_does_not_use_up_its_deadline_while_its_model_is_trained()
     assert _said(world) == ("Failed", "DeadlineExceeded")
 
 
+@pytest.mark.parametrize("upstream", [None, "Failed"])
+def test_a_deadline_ends_the_wait_for_a_model_that_no_training_makes(upstream: str | None) -> None:
+    world = World(evaluation(model={"trainJob": "t"}, output="pvc://claim/out", activeDeadlineSeconds=3600))
+    world.upstream = None if upstream is None else {**train(), "status": {"phase": upstream}}
+    world.reconcile()
+    assert world.status["phase"] == "Pending"
+    world.now += 3601
+    world.reconcile()
+    assert _said(world) == ("Failed", "DeadlineExceeded")
+
+
 @pytest.mark.parametrize("fast_by", [-3600, -60, 60, 3600])
 def test_the_operator_s_clock_differs_from_the_api_server_s(fast_by: int) -> None:
     """The API server's clock sets the creation of pods."""
