@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -269,6 +270,77 @@ def test_a_job_that_is_suspended_while_its_node_is_lost(drive: Drive, backend: s
     drive.api.delete("gtj", drive.namespace, name)
 
 
+def test_a_client_whose_node_is_tainted_begins_again_beside_its_servers(drive: Drive, pool: str) -> None:
+    where = {"spec": {"nodeSelector": {"egm.test/pool": pool}}}
+    job = eval_job("tainted", 1, podTemplates={"client": where}, maxAttempts=1)
+    drive.api.create("gej", drive.namespace, job)
+    drive.prepared("tainted", kind="eval")
+    [client] = drive.running("tainted", "evaluate", kind="eval")
+    [server] = drive.running("tainted", "server", kind="eval")
+    drive.phase("tainted", "Running", kind="gej")
+    lost = {"spec": {"taints": [{"key": "egm.test/lost", "effect": "NoExecute"}]}}
+    drive.api.request("PATCH", f"{NODES}/{client['spec']['nodeName']}", lost, MERGE)
+
+    def other() -> list[Any]:
+        found = drive.pods("tainted", "evaluate", kind="eval")
+        return [p for p in found if _is_alive(p) and p["metadata"]["uid"] != client["metadata"]["uid"]]
+
+    [fresh] = until("another client", other)
+    assert fresh["spec"]["nodeName"] != client["spec"]["nodeName"]
+    drive.annotate(fresh, exit_code="0")
+    status = drive.phase("tainted", "Succeeded", kind="gej")
+    assert status["attempt"] - status.get("disruptions", 0) == 1, status
+    said = [e for e in drive.api.list("event", drive.namespace) if server["metadata"]["name"] in json.dumps(e)]
+    assert not [e for e in said if e["reason"] == "TaintManagerEviction"], "the server's node is not tainted"
+
+
+_WRONG_CLOCK = """
+import sys, time
+right = time.time
+time.time = lambda: right() + float(sys.argv[1])
+from egm_operator.controller import main
+main.main()
+"""
+
+
+@pytest.mark.parametrize("ahead", ["3600", "-3600"])
+def test_an_operator_whose_clock_is_wrong(api: Api, tmp_path: Path, ahead: str) -> None:
+    with new_namespace(api, "clock") as namespace:
+        drive, command = Drive(api, namespace), [sys.executable, "-c", _WRONG_CLOCK, ahead]
+        operator = Operator(namespace, tmp_path / "log", command=command).start()
+        job = train_job("t", {"egm.test/stop-delay": "3s"}, nodes=2, output="s3://bucket/out", maxAttempts=1)
+        api.create("gtj", namespace, {**job, "spec": {**job["spec"], "startDeadlineSeconds": 600}})
+        drive.phase("t", "Running")
+        api.patch("gtj", namespace, "t", {"spec": {"suspend": True}})
+        drive.phase("t", "Suspended")
+        assert not drive.pods("t", "rl"), "pods in deletion must be waited for"
+        api.patch("gtj", namespace, "t", {"spec": {"suspend": False}})
+        drive.phase("t", "Running")
+        drive.end("t", "rl", count=2)
+        status = drive.phase("t", "Succeeded")
+        assert status["attempt"] == 1 and "disruptions" not in status
+        assert "this machine's clock is" in operator.log.read_text()
+        assert operator.stop() == 0
+
+
+def test_a_namespace_that_is_deleted_while_its_jobs_run_stops_no_other(api: Api, tmp_path: Path) -> None:
+    with new_namespace(api, "stays") as stays:
+        gone = fresh_name("goes")
+        api.request("POST", NAMESPACES, {"metadata": {"name": gone}})
+        until("the service account", lambda: api.request("GET", f"{NAMESPACES}/{gone}/serviceaccounts")["items"])
+        operator = Operator("", tmp_path / "log", EGM_OPERATOR_LEASE_NAMESPACE=stays).start()
+        for backend in BACKENDS:
+            job = train_job(backend, output="s3://bucket/out", backend=backend)
+            api.create("gtj", gone, job)
+            Drive(api, gone).phase(backend, "Running")
+        api.create("gej", gone, eval_job("eval", 1))
+        api.request("DELETE", f"{NAMESPACES}/{gone}")
+        until("the deletion of the namespace", lambda: _is_gone(api, gone), 90)
+        _trains(Drive(api, stays), "after")
+        assert operator.stop() == 0
+        assert not [line for line in operator.lines() if "exception" in line]
+
+
 def _stays(drive: Drive, pod: dict[str, Any]) -> str:
     """Let nothing end a pod that is deleted from now on, as on a dead node; return a part of the sentence about it."""
     drive.annotate(pod, stop_delay="1h")
@@ -354,9 +426,14 @@ def test_a_node_that_is_out_of_service_gives_its_pods_back(api: Api, pool: str, 
 
 
 def _break(api: Api, node: str) -> None:
-    """Let a node be unreachable, and mark it as out of service, as an administrator does after a power cut."""
+    """Let a node be silent, and mark it as out of service, as an administrator does after a power cut."""
     taint = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
     api.request("PATCH", f"{NODES}/{node}", {"spec": {"taints": [taint]}}, MERGE)
+    _silence(api, node)
+
+
+def _silence(api: Api, node: str) -> None:
+    """Let a node be as one from which the control plane has heard nothing for a while."""
     unmanaged = {"metadata": {"annotations": {"kwok.x-k8s.io/node": None}}}  # otherwise KWOK makes it ready again
     api.request("PATCH", f"{NODES}/{node}", unmanaged, MERGE)
     at = "2026-01-01T00:00:00Z"
