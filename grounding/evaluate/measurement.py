@@ -158,6 +158,13 @@ class Measurement:
         if judged is not None:
             judged.write(summary, done.in_flight, _lags(self._earlier))
         summary.notes += tuple(self.notes)
+        if evaluation.client.method.thinking_budget is not None and (
+            again_thought := int(done.thought_again[done.answered].sum())
+        ):
+            summary.notes += (
+                f"for {again_thought} of {int(done.answered.sum())} questions, the model began another thought after its thought was closed. "
+                "The answer was stopped at that thought's end and usually has no box",
+            )
         if self.kept:
             summary.notes += (f"truncated answers that are kept because asking again failed: {self.kept}",)
         if evaluation.rescore:  # this run has measured nothing, so keep the earlier measurements

@@ -27,9 +27,6 @@ SPECIAL_TOKENS = [
 ]
 
 
-# The ChatML turns that Qwen models use. An image is a placeholder that the processor repeats for its number of tokens. Texts are
-# expressions, because `{%-` would remove the line ends before it. They are trimmed, because RL rows begin with a line end that SFT rows and
-# the evaluation lack, and to a model this small, different wording is a different question.
 def _vision_positions(grid: int, width: int) -> Any:
     """Return sinusoidal 2-D positions, shape (grid * grid, width): rows in the first half of the channels, columns in the second."""
     import torch

@@ -7,6 +7,10 @@ from typing import Any
 
 from grounding.api.families import TINY_SMALL
 
+# The ChatML turns that Qwen models use. An image is a placeholder that the processor repeats for its number of tokens. Texts are
+# expressions, because `{%-` would remove the line ends before it. Questions are trimmed, because RL rows begin with a line end that SFT rows
+# and the evaluation lack, and to a model this small, different wording is a different question. Answers keep their line ends: engines that
+# render an answer as a list of parts would otherwise continue another text than those that append it to the prompt.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message.role + '\\n' -}}"
@@ -14,7 +18,8 @@ CHAT_TEMPLATE = (
     "{%- else -%}{%- for part in message.content -%}"
     "{%- if part.type in ['image', 'image_url'] or 'image' in part or 'image_url' in part -%}"
     "{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
-    "{%- elif 'text' in part -%}{{- part.text | trim -}}{%- endif -%}"
+    "{%- elif 'text' in part -%}"
+    "{%- if message.role == 'assistant' -%}{{- part.text -}}{%- else -%}{{- part.text | trim -}}{%- endif -%}{%- endif -%}"
     "{%- endfor -%}{%- endif -%}{{- '<|im_end|>\\n' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"

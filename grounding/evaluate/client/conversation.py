@@ -7,6 +7,8 @@
   model has already closed it, and a second request continues the message with the answer. If the first answer ended without any `</think>`,
   it has no thought and is final. So the thought never has more than N tokens, as counted by the server.
 - A budget of 0: one request, which continues a message that has an empty, closed thought.
+- After a closed thought, a model may begin another one, which would be thought beyond the budget. The answer's request therefore stops at
+  `</think>` too, and the text after it does not count, so such an answer usually has no box. The summary counts these answers.
 
 Tokens are counted separately: those of the first request are the thought's, those of the second one the answer's. `prompt_tokens` counts
 the question once, because the engine finds repeated text in its cache. The endpoint's own counters show how much of the prompt was cached.
@@ -54,7 +56,7 @@ class Conversation:
                     hint="Engines sglang, vllm and transformers can.",
                 )
             self._think = _with(request, {engine.limit_field: budget, "stop": [END], **engine.keeps_stop})
-            self._answer = _with(request, dict(engine.continues))
+            self._answer = _with(request, {**engine.continues, "stop": [END], **engine.keeps_stop})
         if method.samples > 1 and budget is None and self.together:
             self._plain = _with(request, {"n": method.samples})
         self._seed = sampling.seed
@@ -139,7 +141,7 @@ class Talk:
             return (await self._send(whole.seeded(whole._plain, number)))[0]
         if budget == 0:
             reply = (await self._send(whole.seeded(whole._answer, number), CLOSE))[0]
-            return reply._replace(reasoning_tokens=0)
+            return _stopped(reply)._replace(reasoning_tokens=0)
         first = (await self._send(whole.seeded(whole._think, number)))[0]
         if first.completion_tokens is not None and first.completion_tokens > budget:
             raise UserError(
@@ -152,7 +154,7 @@ class Talk:
         if first.finish_reason == "stop" and not closed:
             return first._replace(reasoning_tokens=0)
         thought = ("" if first.reasoning is None else first.reasoning) + text.partition(END)[0]
-        second = (await self._send(whole.seeded(whole._answer, number), thought.rstrip() + CLOSE))[0]
+        second = _stopped((await self._send(whole.seeded(whole._answer, number), thought.rstrip() + CLOSE))[0])
         spoken = second.text if second.content.strip() else second.reasoning
         return second._replace(
             text=spoken,
@@ -162,6 +164,12 @@ class Talk:
             completion_tokens=_sum(first.completion_tokens, second.completion_tokens),
             latency_s=_sum(first.latency_s, second.latency_s),
         )
+
+
+def _stopped(answer: Reply) -> Reply:
+    """Return an answer without the text after a further thought, if it has one. Some servers ignore `stop`, or leave it out of the text."""
+    before, end, _ = answer.content.partition(END)
+    return answer._replace(text=before + end) if end else answer
 
 
 def _sum(*values: Number | None) -> Number | None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from grounding.data.records import Expression
 from grounding.errors import UserError
+from grounding.evaluate.method import END
 from grounding.evaluate.reply import FINISHED, LARGEST_COUNT, READING, Reply, answer_text, count
 from grounding.evaluate.results import extents, samples
 from grounding.evaluate.results.replica import Remote
@@ -62,6 +63,8 @@ class Tallies:
         """Whether the row was scored by a profile other than the wanted one, or read by another version"""
         self.from_reasoning = np.zeros(rows, dtype=bool)
         """Whether the answer was read from the thought, because there was no other text"""
+        self.thought_again = np.zeros(rows, dtype=bool)
+        """Whether an answer to the question contains the end of a further thought"""
         self.samples = samples.Samples(rows)
         """Boxes and verdicts of all answers, if there are several for a question"""
         self.extents = extents.Extents(rows)
@@ -119,6 +122,7 @@ class Tallies:
                 self.endings[number] = ending
                 repairable = ending in FINISHED and row.get("partial") is not None
         self.repairable[number] = repairable
+        self.thought_again[number] = any(END in (s.get("text") or "") for s in row.get("samples") or (row,))
         self.from_reasoning[number] = bool(row.get("reasoning")) and not (row.get("text") or "").strip()
 
     def _model(self, said: tuple[str | None, ...]) -> int:

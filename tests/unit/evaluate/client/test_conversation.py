@@ -87,7 +87,7 @@ def test_a_thought_is_never_longer_than_its_budget_and_the_box_is_read(dataset, 
     thoughts = [b for b in server.bodies if b["messages"][-1]["role"] == "user"]
     assert {b["max_tokens"] for b in thoughts} == {budget} and {tuple(b["stop"]) for b in thoughts} == {("</think>",)}
     answers = [b for b in server.bodies if b["messages"][-1]["role"] == "assistant"]
-    assert {b["max_tokens"] for b in answers} == {4096} and all("stop" not in b for b in answers)
+    assert {b["max_tokens"] for b in answers} == {4096} and {tuple(b["stop"]) for b in answers} == {("</think>",)}
 
 
 class Template:
@@ -166,6 +166,34 @@ def test_budget_zero_is_one_request_without_a_thought(dataset, server):
     _, rows = evaluate(dataset, server, Method(thinking_budget=0))
     assert server.count == len(rows)
     assert {(r["reasoning_tokens"], r["text"], r["reasoning"]) for r in rows} == {(0, BOX, None)}
+
+
+@pytest.mark.parametrize("stops", [True, False])
+@pytest.mark.parametrize(("budget", "samples"), [(0, 1), (8, 1), (0, 3), (8, 3)])
+def test_a_model_that_thinks_again_after_its_thought_was_closed_gets_no_box_for_it(
+    dataset, server, stops, budget, samples
+):
+    """A tiny model that had learned to think did so in 10 of 20 answers, and its setting "no thought" looked as good as the others."""
+    thinker = Thinker(20)
+
+    def plan_(n, body):
+        if body["messages"][-1]["role"] == "user":
+            return thinker(n, body)
+        again = int(body["messages"][0]["content"][1]["text"].count("thing 3"))
+        return completion("it is left\n</think>" + ("" if stops else BOX) if again else BOX)
+
+    server.plan = plan_
+    method, sampling = Method(thinking_budget=budget, samples=samples), Sampling(temperature=0.7, seed=5)
+    summary, rows = evaluate(dataset, server, method, sampling=sampling)
+    again = [r for r in rows if r["sent"] == "thing 3"]
+    assert again and {(r["text"], r["scaled_bbox"], r["outcome"]) for r in again} == {
+        ("it is left\n</think>", None, "unparsed")
+    }
+    assert {r["text"] for r in rows if r not in again} == {BOX}
+    [note] = [n for n in summary.notes if "another thought" in n]
+    assert note.startswith(f"for {len(again)} of {len(rows)} questions")
+    e = stored_evaluation(dataset / "out")
+    assert note in run(e, plan(e)).notes  # scoring again keeps it
 
 
 def test_an_answer_that_ends_within_the_budget_has_no_thought(dataset, server):
