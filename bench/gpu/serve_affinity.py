@@ -103,6 +103,13 @@ def dataset(folder: Path, first: int, images: int, an_image: int, *, one_each: b
 
 
 # ---- servers ----
+def by_the_reference(model: Path, port: int) -> list[str]:
+    """Return the arguments with which the reference starts SGLang, for one GPU instead of eight. The metrics count tokens only."""
+    where = ["--host", "127.0.0.1", "--port", str(port), "--dp-size", "1", "--tp-size", "1"]
+    served = ["--model-path", str(model), "--served-model-name", "m", "--mem-fraction-static", "0.8"]
+    return ["python", "-m", "sglang.launch_server", *served, *where, "--enable-metrics"]
+
+
 class Server:
     """A model server on one GPU, or on several (`gpus`)."""
 
@@ -118,18 +125,23 @@ class Server:
         gpus: str = "",
         number: int | None = None,
         variables: dict[str, str] | None = None,
+        tensor: int = 1,
+        plain: bool = False,
     ) -> None:
-        """Start the server. `number`: number of the server on this machine, which sets its port; by default its GPU."""
+        """Start the server. `number`: number of the server on this machine, which sets its port; by default its GPU. `tensor`: GPUs that
+        share each copy of the model. `plain`: the server of the reference's script, without the product's environment.
+        """
         from grounding.evaluate.engines import ServeOptions, get_engine
 
         chosen, port = get_engine(engine), 30_000 + 100 * (gpu if number is None else number)
         self.url, self.engine, self.log = f"http://127.0.0.1:{port}", engine, log
-        command = chosen.command(str(model), ServeOptions(port=port, served_name="m", gpus=1))
+        options = ServeOptions(port=port, served_name="m", gpus=tensor, tensor_parallel=tensor)
+        command = by_the_reference(model, port) if plain else chosen.command(str(model), options)
         command[0] = python if command[0] == "python" else command[0]
         if "--api-server-count" in more:  # only `vllm serve` starts several
             at = command.index("vllm.entrypoints.openai.api_server")
             command[at : at + 2] = ["vllm.entrypoints.cli.main", "serve"]
-        ours = chosen.environment(os.environ, gpus=1)
+        ours = {} if plain else chosen.environment(os.environ, gpus=tensor)
         visible = {"CUDA_VISIBLE_DEVICES": gpus or str(gpu), "HF_HUB_OFFLINE": "1"}
         environment = os.environ | ours | visible | (variables or {})
         self.command, self.started = [*command, *EXTRA[engine], *more], time.monotonic()

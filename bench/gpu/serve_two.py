@@ -109,13 +109,22 @@ def main() -> int:
             print(json.dumps(row), flush=True)
         (a.out / "serve-two.json").write_text(json.dumps(report, indent=1) + "\n")
 
-    def begin(name: str, gpus: str, more: tuple[str, ...] = ()) -> None:
+    def begin(name: str, gpus: str, more: tuple[str, ...] = (), tensor: int = 1) -> None:
         cache = str(a.cache_gib * 2**30)
         flags = [*a.server_args.split(), "--gpu-memory-utilization", "0.2", "--kv-cache-memory-bytes", cache, *more]
         log = a.out / f"server-{name}.log"
         first, number, threads = int(gpus[0]), len(servers), {"OMP_NUM_THREADS": str(a.threads)}
         servers[name] = Server(
-            "vllm", model, first, sys.executable, log, flags, gpus=gpus, number=number, variables=threads
+            "vllm",
+            model,
+            first,
+            sys.executable,
+            log,
+            flags,
+            gpus=gpus,
+            number=number,
+            variables=threads,
+            tensor=tensor,
         )
         report["commands"][name] = " ".join(servers[name].command)
 
@@ -175,7 +184,7 @@ def main() -> int:
         if sharing:
             begin("shared", "1")
         if "tensor" not in a.skip:
-            begin("tensor", "0,1", ("--tensor-parallel-size", "2"))
+            begin("tensor", "0,1", tensor=2)
         if not sharing and "copies" not in a.skip:
             begin("copies", "0,1", copies)
         report["image_bytes_mean"] = draw_pictures(folder, 80 + 33 * a.images)

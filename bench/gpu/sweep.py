@@ -6,8 +6,7 @@ Parts:
   trained  the tiny models of `egm run -f jobs/sweep.yaml` (`--trained` is its run folder), served by the real engine: tokens of
            thought of every answer against its budget, the share of answers with a box, accuracy by setting
   real     random weights of real shapes, one size on each GPU at the same time (`--sizes`), pictures of 640 x 480, six questions each:
-           GPU-seconds of all settings against the wall time from the first to the last sample in which nvidia-smi saw the GPU compute
-           after the server had started (so without the engine's own warm-up)
+           GPU-seconds of all settings against the wall time between the first and the last change of the server's own counters of tokens
   cache    the same models, a single setting, and one question for each picture: tokens of the second request's prompt that were cached
 
 Random weights never end a thought or an answer, so each has as many tokens as it may. Writes DIR/sweep.json.
@@ -24,6 +23,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -42,6 +43,8 @@ from grounding.evaluate.sweep import read_sweep
 from grounding.models import attention
 
 STARTED = re.compile(rb"Application startup complete|ready to roll")  # vLLM, SGLang
+ADDRESS = re.compile(rb"http://127\.0\.0\.1:\d+")
+TOKENS = re.compile(r"(vllm|sglang):(prompt|generation)_tokens_total")
 HEAD = {"apiVersion": "grounding.egm.dev/v1alpha1", "kind": "GroundingEvalJob"}
 
 
@@ -51,21 +54,37 @@ def job(name: str, engine: str, gpus: int, model: dict[str, Any], **spec: Any) -
     return {**HEAD, "metadata": {"name": name}, "spec": {**where, **model, **spec}}
 
 
-class Started(threading.Thread):
-    """Watches the logs of servers for the line that says that they have started. `seconds` are these times since 1970, oldest first."""
+class Watched(threading.Thread):
+    """Watches the servers of a run from outside: when each has started, and when its own counters of tokens change.
+
+    `started` has the times (seconds since 1970) at which the servers logged that they had started, `counted` the times of the first and
+    the last change of a counter after that, by the server's address.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(daemon=True)
-        self.folder, self.seconds, self.over = folder, list[float](), threading.Event()
+        self.folder, self.started, self.over = folder, dict[str, float](), threading.Event()
+        self.counted: dict[str, tuple[float, float]] = {}
         self.start()
 
     def run(self) -> None:
-        seen: set[Path] = set()
+        seen: dict[Path, str] = {}
+        last: dict[str, list[str]] = {}
         while not self.over.wait(0.05):
-            for log in set(self.folder.glob("*/logs/*.log")) - seen:
-                if STARTED.search(log.read_bytes()):
-                    self.seconds.append(time.time())
-                    seen.add(log)
+            for log in set(self.folder.glob("*/logs/*.log")) - seen.keys():
+                text = log.read_bytes()
+                if STARTED.search(text) and (found := ADDRESS.search(text)):
+                    seen[log] = found[0].decode()
+                    self.started[seen[log]] = time.time()
+            for address in seen.values():
+                try:
+                    with urllib.request.urlopen(address + "/metrics", timeout=5) as page:
+                        lines = [x for x in page.read().decode().splitlines() if TOKENS.match(x)]
+                except (urllib.error.URLError, OSError):
+                    continue
+                if lines != last.setdefault(address, lines):
+                    now = time.time()
+                    last[address], self.counted[address] = lines, (self.counted.get(address, (now, now))[0], now)
 
 
 def run(jobs: Sequence[dict[str, Any]], work: Path, name: str, limit_s: float) -> dict[str, Any]:
@@ -127,12 +146,6 @@ def stretches(samples: Path, gpu: int, gap_s: float) -> list[tuple[float, float]
         else:
             found.append((at, at))
     return found
-
-
-def asked(samples: Path, gpu: int, started: Sequence[float]) -> float | None:
-    """Return the seconds from the first to the last sample in which a GPU computed after the first server had started."""
-    times = [t for x, y in stretches(samples, gpu, 0.0) for t in (x, y) if started and t > min(started)]
-    return round(max(times) - min(times), 2) if times else None
 
 
 def weights(size: str, folder: Path) -> None:
@@ -214,9 +227,9 @@ def main() -> int:
         samples = a.out / "gpu.csv"
         sampler = sample(a.gpus, samples, every_ms=100) if shutil.which("nvidia-smi") else None
         samples.touch()
-        started = Started(work / "real")
+        watched = Watched(work / "real")
         done = run(real, work, "real", a.limit)
-        started.over.set()
+        watched.over.set()
         if sampler:
             sampler.kill()
         ended = a.sizes if done["exit_code"] == 0 else []
@@ -234,8 +247,9 @@ def main() -> int:
         computed = {
             str(g): [(round(x, 1), round(y, 1)) for x, y in stretches(samples, g, 1.5) if y - x > 5] for g in numbers
         }
-        facts = {"settings": rows, "times": times, "nvidia_smi_stretches": computed, "servers_started": started.seconds}
-        save(real={**done, **facts, "asked_s": {str(g): asked(samples, g, started.seconds) for g in numbers}})
+        asked = {address: round(last - first, 2) for address, (first, last) in watched.counted.items()}
+        facts = {"settings": rows, "times": times, "nvidia_smi_stretches": computed, "servers_started": watched.started}
+        save(real={**done, **facts, "asked_s": asked, "tokens_counted": watched.counted})
     if "cache" in parts:
         done = run(cache, work, "cache", a.limit)
         found = {
