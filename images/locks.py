@@ -1,10 +1,11 @@
 """The images' lock files: `make locks` compiles each `requirements.in` (and the project's extras) to exact versions with hashes.
 
-A lock is resolved for the oldest Python that the project supports and holds for the newer ones (`check` resolves for those too). What CPU images and
-the operator hold are the versions of uv.lock, which every test runs with; GPU locks stand apart, as engines' pins exclude some of them.
+A lock is resolved for the oldest Python that the project supports, and is also valid for the newer ones (`check` resolves for those too).
+CPU images and the operator have the versions of uv.lock, with which every test runs. GPU images have versions of their own, because the
+engines' pins exclude some of those.
 
-    locks.py refresh [NAME ...] [--upgrade]     write the locks; without --upgrade versions stay where they still fit
-    locks.py check   [NAME ...] [--offline]     resolve anew and say what would change; exit code 1 where something would
+    locks.py refresh [NAME ...] [--upgrade]     write the locks; without --upgrade, a version is kept if it still fits
+    locks.py check   [NAME ...] [--offline]     resolve again and print what would change; exit code 1 if anything would
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "images"
-PYTHONS = ("3.11", "3.12")  # the first one is resolved for, the others are checked
+PYTHONS = ("3.11", "3.12")  # locks are resolved for the first one and checked for the others
 SOURCES = (
     "antlr4-python3-runtime",
-)  # pure Python that is published as source alone; built by the setuptools of images/build
+)  # pure Python that is published only as source; built by the setuptools of images/build
 
 
 @dataclass(frozen=True)
 class Lock:
     """One lock file: `images/<folder>/requirements[-cpu].txt`.
 
-    `extras` of pyproject.toml count as requirements. `tested`: versions are uv.lock's. `glibc` is the oldest C library that a wheel may ask for.
-    `entries`: the modules by which the image's work begins; where each imports, no package is missing.
+    `extras` of pyproject.toml count as requirements. `tested`: versions are uv.lock's. `glibc` is the oldest C library that a wheel may
+    require. `entries`: the modules that the image's programs import first; if each can be imported, no package is missing.
     """
 
     folder: str
@@ -46,12 +47,12 @@ class Lock:
 
     @property
     def name(self) -> str:
-        """Return what it is called on the command line."""
+        """Return the lock's name on the command line."""
         return f"{self.folder}-cpu" if self.cpu else self.folder
 
     @property
     def path(self) -> Path:
-        """Its file."""
+        """Return the path of the lock file."""
         return FOLDER / self.folder / ("requirements-cpu.txt" if self.cpu else "requirements.txt")
 
     @property
@@ -89,7 +90,7 @@ def _uv() -> str:
 
 
 def tested_versions() -> str:
-    """All versions of uv.lock as constraints; no hashes."""
+    """Return all versions of uv.lock as constraints, without hashes."""
     words = [
         _uv(),
         "export",
@@ -107,7 +108,7 @@ def tested_versions() -> str:
 def command(
     lock: Lock, target: Path, *, python: str, constraints: Path | None, upgrade: bool, offline: bool
 ) -> list[str]:
-    """Return the words that resolve `lock` into `target`, whose versions are kept where they fit."""
+    """Return the command that resolves `lock` into `target`. Versions that `target` already has are kept if they fit."""
     words = [_uv(), "pip", "compile", *lock.inputs, "--output-file", str(target), "--quiet"]
     words += ["--python-version", python, "--python-platform", f"x86_64-manylinux_{lock.glibc}"]
     words += ["--generate-hashes", "--no-emit-index-url", "--custom-compile-command", "make locks"]
@@ -132,7 +133,7 @@ def versions(text: str) -> dict[str, str]:
 def resolve(
     lock: Lock, target: Path, *, python: str = PYTHONS[0], only: str = "", upgrade: bool = False, offline: bool = False
 ) -> None:
-    """Resolve into `target`, within the constraints `only`. Raises `subprocess.CalledProcessError` with uv's words in `stderr`."""
+    """Resolve into `target`, within the constraints `only`. Raises `subprocess.CalledProcessError` with uv's message in `stderr`."""
     with tempfile.TemporaryDirectory() as folder:
         constraints = None
         if only or lock.tested:
@@ -143,7 +144,7 @@ def resolve(
 
 
 def difference(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """Return what would change, one package a line."""
+    """Return what would change, with one line for each package."""
     return [
         f"{n}: {old.get(n, 'absent')} -> {new.get(n, 'absent')}"
         for n in sorted(old.keys() | new.keys())
@@ -152,14 +153,14 @@ def difference(old: dict[str, str], new: dict[str, str]) -> list[str]:
 
 
 def check(lock: Lock, *, offline: bool = False) -> list[str]:
-    """Resolve anew, for each Python; what would change."""
+    """Resolve again for each Python, and return what would change."""
     found = []
     old = lock.path.read_text()
     for python in PYTHONS:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "requirements.txt"
             target.write_text(old)
-            # a newer Python may take newer versions; asked is whether it can do with these
+            # a newer Python might get newer versions; the check is whether these versions also fit
             only = "" if python == PYTHONS[0] else "".join(f"{n}=={v}\n" for n, v in versions(old).items())
             resolve(lock, target, python=python, only=only, offline=offline)
             new = target.read_text()

@@ -7,7 +7,7 @@ if [ ! -f "images/infer-$engine/requirements.txt" ]; then
 fi
 
 # image operator|train|infer: name and tag. Variants and engines have tags of their own, so that no build or push replaces another.
-# The chart makes the same names of its values (charts/egm/templates/_helpers.tpl).
+# The chart makes the same names from its values (charts/egm/templates/_helpers.tpl).
 image() {
   case $1 in
     operator) echo "egm-operator:$tag" ;;

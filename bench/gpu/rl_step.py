@@ -4,9 +4,9 @@
 
 Arms:
   product  `egm role prepare` and `egm role rl` with the preset; only the batch is scaled to one GPU
-  hand     `python -m verl.trainer.main_ppo` with the same overrides and without our code around it. It only gets our replacements for
-           FlashAttention 2, which no lock contains (attention of packed rows, log-probabilities in chunks), and our fix for steps whose
-           answers all have the same length, which would end the run (`hand_plugin.py`)
+  hand     `python -m verl.trainer.main_ppo` with the same overrides and without our code around it. `hand_plugin.py` only adds our
+           replacements for FlashAttention 2, which no lock contains (attention of packed rows, log-probabilities in chunks), the frozen
+           vision tower, and our fix for steps whose answers all have the same length, which would end the run
 If there is a GPU for each arm, they run side by side, otherwise one after the other. Random weights never end an answer, so each answer has
 `--response` tokens. Both runs are killed after `--steps` steps, so that no checkpoint of 50 GB is written. The first step compiles and is left
 out of the medians. Writes DIR/rl.json: seconds by phase, tokens/s, memory, and GPU utilisation between the ends of the first and the last step.
@@ -194,7 +194,9 @@ def main() -> int:
     parser.add_argument("--response", type=int, default=400, help="Tokens per answer.")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--set", default="{}", help="JSON: further hyperparameters.")
-    parser.add_argument("--product-set", default="{}", help="JSON: further hyperparameters of the arm `product` alone.")
+    parser.add_argument(
+        "--product-set", default="{}", help="JSON: further hyperparameters, only for the arm `product`."
+    )
     parser.add_argument("--deadline", type=float, default=480.0, help="Seconds that an arm may take.")
     parser.add_argument("--work", type=Path, default=Path("/tmp/bench-train"))
     parser.add_argument("--out", type=Path, required=True)

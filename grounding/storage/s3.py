@@ -302,9 +302,9 @@ class S3Store(Store):
             self._abort(name, begun[:-1] if sent else begun)
 
     def _abort(self, name: str, uploads: list[str]) -> None:
-        """Abort uploads in parts that the transfer manager could not abort, because the server was away; their parts would cost storage.
+        """Abort uploads in parts that the transfer manager could not abort, because the server was unreachable; their parts would cost storage.
 
-        No request is repeated, and the first failure ends the loop, so that a server that is away costs one request's time of the grace period.
+        No request is repeated, and the first failure ends the loop, so that an unreachable server costs one request's time of the grace period.
         """
         for upload in uploads:
             facts = {"Bucket": self.bucket, "Key": self._key(name), "UploadId": upload}
@@ -313,7 +313,7 @@ class S3Store(Store):
             except ClientError as error:
                 if passes(error):
                     return
-            except BotoCoreError:  # the server is still away
+            except BotoCoreError:  # the server is still unreachable
                 return
 
     # ---- download ----

@@ -72,7 +72,7 @@ def of_page(file: str, text: str) -> Iterator[Unit]:
 
 
 def _blocks(file: str, comments: dict[int, tuple[str, bool]]) -> Iterator[Unit]:
-    """Yield comments; those that stand on consecutive lines of their own are one unit."""
+    """Yield comments; comments on consecutive lines of their own are one unit."""
     first: int | None = None
     for number in sorted(comments):
         own_line = comments[number][1]

@@ -74,7 +74,7 @@ def test_transfers_outlive_a_restart_of_the_server(s3, tmp_path):
 
 
 def test_uploads_that_failed_while_the_server_was_away_are_aborted_later(s3, tmp_path):
-    """With the server away for 20 s, the transfer manager's own abort fails, and the upload is begun anew (CI, 2026-11-30)."""
+    """If the server is unreachable for 20 s, the transfer manager's own abort fails, and the upload starts again (CI, 2026-11-30)."""
     server, bucket = s3
     store = open_store(f"s3://{bucket}", SMALL)
     client = store._client_of(attempts=2)

@@ -17,7 +17,7 @@
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "egm.operator" .) .Values.serviceAccount.name -}}
 {{- else -}}
-{{- required "serviceAccount.name is wanted where serviceAccount.create is false" .Values.serviceAccount.name -}}
+{{- required "serviceAccount.name is required if serviceAccount.create is false" .Values.serviceAccount.name -}}
 {{- end -}}
 {{- end -}}
 

@@ -111,11 +111,12 @@ def write_parquet(
     own: bool = False,
     costs: str = "",
 ) -> Path:
-    """Write `out/results.parquet` atomically: for each row of `worklist` the stored row that counts, in the order in which they came.
+    """Write `out/results.parquet` atomically: for each row of `worklist`, the stored row that counts.
 
-    Needs the memory of one batch. `added` returns the columns that no stored row has: the costs of each question. `last` is `Results.last`,
-    the positions of the rows that count; without it, they are searched for first. Set `own` if this process has written all rows of the
-    folder, and only rows of `worklist`. An existing table made from the same rows, questions and `costs` (the source of `added`) is kept.
+    The rows are in the order in which they were stored. Needs the memory of one batch. `added` returns the columns that no stored row has:
+    the costs of each question. `last` is `Results.last`, the positions of the rows that count; without it, they are searched for first. Set
+    `own` if this process has written all rows of the folder, and only rows of `worklist`. An existing table made from the same rows,
+    questions and `costs` (the source of `added`) is kept.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

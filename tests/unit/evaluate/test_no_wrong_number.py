@@ -53,7 +53,7 @@ def question_of(asked):
 
 
 def brute_force(out):
-    """Return the macro mean from the stored files without the project's code: the last row of a question counts."""
+    """Compute the macro mean from the stored rows without the project's scoring: the last row of a question counts."""
     last = {(r["file"], r["line"]): r for r in read_rows(out)}
     files = {}
     for row in last.values():

@@ -1,4 +1,7 @@
-"""The reconciler's back-off doubles as long as nothing succeeds, and starts again after each successful write."""
+"""The reconciler against a server that refuses requests: back-off, faults of the operator, kinds that the cluster lacks, and quotas.
+
+The back-off doubles as long as nothing succeeds, and starts again after each successful write.
+"""
 
 from __future__ import annotations
 
