@@ -95,6 +95,6 @@ def test_reasoning_from_an_endpoint_that_is_not_there(
     from grounding.data import reasoning
 
     monkeypatch.setattr(reasoning.Endpoint.__init__, "__defaults__", (None, 800, 0.7, 64, 2, 0.001, 5.0))
-    with pytest.raises(Failure, match="9 of 9 rows have no answer:\n  row 1: cannot connect to 127.0.0.1:9"):
+    with pytest.raises(Failure, match=r"9 of 9 rows have no answer:\n  row 1: cannot connect to 127.0.0.1:9"):
         run("reasoning", made / "train_data/rl.json", "--images", made / "images", "--out", tmp_path / "a.jsonl",
             "--endpoint", "http://127.0.0.1:9/v1", "--model", "m")  # fmt: skip
