@@ -42,7 +42,9 @@ def test_real_server_end_to_end(tmp_path):
     log = (tmp_path / "server.log").open("wb")
     server = subprocess.Popen(
         argv,
-        env=os.environ | engine.environment(os.environ, gpus=0) | {"EGM_API_KEY": key},
+        env=os.environ
+        | engine.environment(os.environ, gpus=0)
+        | {"EGM_API_KEY": key, "HF_HOME": str(tmp_path / "no-hub")},
         stdout=log,
         stderr=subprocess.STDOUT,
     )
@@ -65,6 +67,11 @@ def test_real_server_end_to_end(tmp_path):
                 assert refused.value.code == 401, path
         assert key.encode() not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
         access = Access({"Authorization": f"Bearer {key}"})
+        with urllib.request.urlopen(
+            urllib.request.Request(url + "/v1/models", headers=access.headers), timeout=5
+        ) as reply:
+            (card,) = json.load(reply)["data"]  # the served model, not the hub's cache, which is not even there
+        assert (card["id"], card["object"]) == (str(model), "model")
         rows = []
         for i in range(4):
             Image.new("RGB", (224, 224), (60 * i, 0, 90)).save(tmp_path / f"{i}.png")

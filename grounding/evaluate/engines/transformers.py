@@ -44,7 +44,7 @@ ENGINE = Engine(
     command=command,
     # HF_HUB_OFFLINE: a folder needs no hub. Threads: on a small machine, two thread pools compete for the cores, which is ten times slower
     env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-    readiness="/health",  # /v1/models scans the hub's cache and may hang
+    readiness="/health",
     request_extras=request_extras,
     packages=("transformers", "torch", "fastapi", "uvicorn"),
     grace_s=10.0,

@@ -10,6 +10,7 @@ arguments are those of `transformers serve`.
 | a temperature above 0 samples | 5.9 does not set `do_sample` with the temperature, so answers stay greedy | it sets `do_sample` |
 | `seed` is set right before sampling | 5.9 sets it when a request arrives, so concurrent requests change each other's answers | it does so too |
 | a key is required if `$EGM_API_KEY` is set | 5.9 answers everyone and loads any requested model | it supports a key |
+| `/v1/models` lists the model of the command line | 5.9 lists the hub's cache instead, and answers 500 if there is none | it lists the loaded model |
 | `stop` | 5.9 checks stop texts with the processor, which has no vocabulary, and answers 500 | it uses the tokenizer |
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -31,7 +33,7 @@ _seed: ContextVar[int | None] = ContextVar("seed", default=None)
 
 def extend() -> None:
     """Add the fields to the handler of chat completions. Raises `RuntimeError` if this version of transformers lacks what is extended."""
-    from transformers.cli.serving import chat_completion, utils
+    from transformers.cli.serving import chat_completion, model_manager, utils
     from transformers.processing_utils import ProcessorMixin
 
     base: Any = chat_completion.ChatCompletionHandler
@@ -41,6 +43,7 @@ def extend() -> None:
         (base, "_build_generation_config"),
         (ProcessorMixin, "apply_chat_template"),
         (utils.GenerateManager, "generate_non_streaming"),
+        (model_manager.ModelManager, "get_gen_models"),
     ):
         if not hasattr(owner, name):
             raise RuntimeError(f"this version of transformers has no {owner.__name__}.{name}; 5.9.0 has")
@@ -64,6 +67,13 @@ def extend() -> None:
             return function(*inner, **named)
 
         return generate(self, seeded, *args, **kwargs)
+
+    started = int(time.time())
+
+    def get_gen_models(self: Any, cache_dir: str | None = None) -> list[dict[str, object]]:
+        if self.force_model is None:
+            return []
+        return [{"id": self.force_model, "object": "model", "created": started, "owned_by": "transformers"}]
 
     class Handler(base):  # type: ignore[misc]  # its type is known only at run time
         """Chat completions that may continue a message and that sample."""
@@ -90,6 +100,7 @@ def extend() -> None:
                 config.top_k = max(0, int(body["top_k"]))
             return config
 
+    model_manager.ModelManager.get_gen_models = get_gen_models
     ProcessorMixin.apply_chat_template = apply_chat_template
     utils.GenerateManager.async_submit = async_submit
     chat_completion.ChatCompletionHandler = Handler
