@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,60 @@ def limit(parameters: float, tokens: int, in_flight: int) -> dict[str, float]:
         "decode_s": round(decode, 5),
         "prefill_s": round(prefill, 5),
     }
+
+
+def limits(size: str, tokens: int, in_flight: Iterable[int]) -> dict[str, dict[str, float]]:
+    """Return the computed limits of a size by the number of requests in flight."""
+    parameters = {"2b": 2.0e9, "4b": 4.4e9, "8b": 8.8e9}.get(size, 1e6)
+    return {str(n): limit(parameters, tokens, n) for n in in_flight}
+
+
+def arguments(doc: str | None, *, budget: float) -> argparse.ArgumentParser:
+    """Return a parser with the arguments of all benchmarks of servers."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="8b")
+    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--deadline", type=float, default=240.0, help="Seconds that a start may take.")
+    parser.add_argument("--budget", type=float, default=budget, help="Seconds after which no further run begins.")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/bench-train"))
+    parser.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+class Runs:
+    """The runs of a benchmark. No two share a picture; `report` is written to `file` after each of them."""
+
+    def __init__(self, file: Path, what: str, size: str, tokens: int, **facts: Any) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.file, self.folder = file, Path(tempfile.mkdtemp(prefix="egm-serve-"))
+        self.used = 0
+        """Number of pictures that runs have used"""
+        self.report: dict[str, Any] = {
+            "what": what,
+            "machine": machine(),
+            "model": f"shapes of Qwen3-VL-{size.upper()}, random weights",
+            "tokens": tokens,
+            "questions_a_picture": 6,
+            **facts,
+            "results": [],
+        }
+
+    def save(self, **row: Any) -> None:
+        """Write the report, with a further result if one is given."""
+        if row:
+            self.report["results"].append(row)
+            print(json.dumps(row), flush=True)
+        self.file.write_text(json.dumps(self.report, indent=1) + "\n")
+
+    def drawn(self, images: int, *, one_each: bool = False) -> tuple[Path, Path]:
+        """Return (rows, image folder) over the next pictures."""
+        self.used += images
+        return dataset(self.folder, self.used - images, images, 6, one_each=one_each)
+
+    @property
+    def out(self) -> Path:
+        """Return the folder for the results of the last drawn run."""
+        return self.folder / f"out-{self.used}"
 
 
 def processes(root: int) -> list[psutil.Process]:
@@ -147,71 +202,47 @@ def end(servers: Iterable[Server], sampler: subprocess.Popen[bytes] | None, fold
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, budget=400.0)
     parser.add_argument("--engine", choices=("vllm", "sglang"), default="vllm")
-    parser.add_argument("--size", choices=SIZES, default="8b")
     parser.add_argument(
         "--gpus", type=int, default=2, help="GPUs with one server each; the second server has the variant's flags."
     )
     parser.add_argument("--in-flight", type=int, nargs="*", default=[16, 64, 256, 512])
     parser.add_argument("--variant-in-flight", type=int, nargs="*", default=[64, 256, 512])
-    parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--images", type=int, default=200, help="Pictures per run at 64 in flight or more.")
     parser.add_argument("--variant", default="", help="Further arguments for the second server.")
     parser.add_argument("--server-args", default="--load-format dummy", help="Further arguments for both servers.")
     parser.add_argument("--reference", type=Path)
-    parser.add_argument("--deadline", type=float, default=240.0, help="Seconds that a start may take.")
-    parser.add_argument("--budget", type=float, default=400.0, help="Seconds after which no further run begins.")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/bench-train"))
-    parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     begun = time.monotonic()
-    a.out.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="egm-serve-"))
+    runs = Runs(
+        a.out / "serve.json",
+        "requests/s of a server on one GPU, by requests in flight",
+        a.size,
+        a.tokens,
+        engine=a.engine,
+        variant=a.variant,
+        limit=limits(a.size, a.tokens, a.in_flight),
+    )
     model = folder_of(a.size, a.work / f"served-{a.size}")
-    parameters = {"2b": 2.0e9, "4b": 4.4e9, "8b": 8.8e9}.get(a.size, 1e6)
-    report: dict[str, Any] = {
-        "what": "requests/s of a server on one GPU, by requests in flight",
-        "engine": a.engine,
-        "machine": machine(),
-        "model": f"shapes of Qwen3-VL-{a.size.upper()}, random weights",
-        "tokens": a.tokens,
-        "questions_a_picture": 6,
-        "variant": a.variant,
-        "limit": {str(n): limit(parameters, a.tokens, n) for n in a.in_flight},
-        "results": [],
-    }
-
-    def save(**row: Any) -> None:
-        if row:
-            report["results"].append(row)
-            print(json.dumps(row), flush=True)
-        (a.out / "serve.json").write_text(json.dumps(report, indent=1) + "\n")
-
     both = a.server_args.split()
     flags = [both, [*both, *a.variant.split()]]
     servers = [
         Server(a.engine, model, gpu, sys.executable, a.out / f"server-{gpu}.log", flags[min(gpu, 1)])
         for gpu in range(a.gpus)
     ]
-    report["commands"] = [" ".join(s.command) for s in servers]
+    runs.report["commands"] = [" ".join(s.command) for s in servers]
     samples = a.out / "gpu.csv"
     sampler = sample(a.gpus, samples) if shutil.which("nvidia-smi") else None
     samples.touch()
-    following = 0
-
-    def drawn(images: int) -> tuple[Path, Path]:
-        nonlocal following
-        following += images
-        return dataset(folder, following - images, images, 6, one_each=False)
 
     def ask(arm: str, of: list[Server], gpus: list[int], in_flight: int, images: int) -> None:
         if time.monotonic() - begun > a.budget:
             return
-        rows, pictures = drawn(images)
-        out = folder / f"out-{following}"
-        found = watched(of, gpus, samples, lambda: measure("affinity", of, rows, pictures, out, a.tokens, in_flight))
-        save(
+        rows, pictures = runs.drawn(images)
+        call = partial(measure, "affinity", of, rows, pictures, runs.out, a.tokens, in_flight)
+        found = watched(of, gpus, samples, call)
+        runs.save(
             **found
             | {
                 "arm": arm,
@@ -221,24 +252,24 @@ def main() -> int:
         )
 
     try:
-        runs = len(a.in_flight) + len(a.variant_in_flight) + 1
-        report["image_bytes_mean"] = draw_pictures(folder, 32 + runs * 2 * a.images)
+        count = len(a.in_flight) + len(a.variant_in_flight) + 1
+        runs.report["image_bytes_mean"] = draw_pictures(runs.folder, 32 + count * 2 * a.images)
         for server in servers:
             server.ready(a.deadline)
-        report["ready_s"] = [round(s.seconds, 1) for s in servers]
-        rows, pictures = drawn(16)
-        measure("affinity", servers, rows, pictures, folder / "out-warm", 32, 64)
-        save()
+        runs.report["ready_s"] = [round(s.seconds, 1) for s in servers]
+        rows, pictures = runs.drawn(16)
+        measure("affinity", servers, rows, pictures, runs.folder / "out-warm", 32, 64)
+        runs.save()
         for n in a.in_flight:
             ask("product", servers[:1], [0], n, a.images if n >= 64 else max(1, a.images // 4))
         if a.reference and time.monotonic() - begun < a.budget:
-            rows, pictures = drawn(a.images)
-            save(
+            rows, pictures = runs.drawn(a.images)
+            runs.save(
                 **watched(
                     servers[:1],
                     [0],
                     samples,
-                    lambda: by_reference(a.reference, servers[0], rows, pictures, a.tokens, folder),
+                    lambda: by_reference(a.reference, servers[0], rows, pictures, a.tokens, runs.folder),
                 )
             )
         if a.gpus > 1 and a.variant:
@@ -248,8 +279,8 @@ def main() -> int:
             for n in a.variant_in_flight:
                 ask("two-servers", servers, list(range(a.gpus)), n, 2 * a.images)
     finally:
-        end(servers, sampler, folder)
-        save()
+        end(servers, sampler, runs.folder)
+        runs.save()
     return 0
 
 

@@ -15,28 +15,23 @@ at the end the ratios to the reference's faster run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rl_step import sample
-from serve import by_reference, draw_pictures, end, limit, watched
-from serve_affinity import Server, dataset, machine, measure
-from train import SIZES, folder_of
+from serve import Runs, arguments, by_reference, draw_pictures, end, limits, watched
+from serve_affinity import Server, measure
+from train import folder_of
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="8b")
-    parser.add_argument("--tokens", type=int, default=100)
+    parser = arguments(__doc__, budget=400.0)
     parser.add_argument("--images", type=int, default=90, help="Pictures per run and 64 requests in flight.")
     parser.add_argument("--threads", type=int, default=4, help="OMP_NUM_THREADS of vLLM.")
     parser.add_argument("--cache-tokens", type=int, default=90_000, help="KV cache of each server in tokens.")
@@ -45,45 +40,21 @@ def main() -> int:
     parser.add_argument(
         "--sglang-path", default="", help="PYTHONPATH of SGLang's servers, if it is not installed beside vLLM."
     )
-    parser.add_argument("--deadline", type=float, default=240.0, help="Seconds that a start may take.")
-    parser.add_argument("--budget", type=float, default=400.0, help="Seconds after which no further run begins.")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/bench-train"))
-    parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     begun = time.monotonic()
-    a.out.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="egm-serve-"))
+    runs = Runs(
+        a.out / "serve-engines.json",
+        "both engines and the reference on one GPU, in turn",
+        a.size,
+        a.tokens,
+        vllm_threads=a.threads,
+        limit=limits(a.size, a.tokens, a.in_flight),
+        ready_s={},
+    )
     model = folder_of(a.size, a.work / f"served-{a.size}")
     shape = json.loads((model / "config.json").read_text())["text_config"]
-    of_a_token = (
-        4 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"]
-    )  # keys and values in two bytes each
-    report: dict[str, Any] = {
-        "what": "both engines and the reference on one GPU, in turn",
-        "machine": machine(),
-        "model": f"shapes of Qwen3-VL-{a.size.upper()}, random weights",
-        "tokens": a.tokens,
-        "vllm_threads": a.threads,
-        "questions_a_picture": 6,
-        "limit": {
-            str(n): limit({"2b": 2.0e9, "4b": 4.4e9, "8b": 8.8e9}.get(a.size, 1e6), a.tokens, n) for n in a.in_flight
-        },
-        "ready_s": {},
-        "results": [],
-    }
-    following = 0
-
-    def save(**row: Any) -> None:
-        if row:
-            report["results"].append(row)
-            print(json.dumps(row), flush=True)
-        (a.out / "serve-engines.json").write_text(json.dumps(report, indent=1) + "\n")
-
-    def drawn(images: int) -> tuple[Path, Path]:
-        nonlocal following
-        following += images
-        return dataset(folder, following - images, images, 6, one_each=False)
-
+    # keys and values in two bytes each
+    of_a_token = 4 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"]
     path = {"PYTHONPATH": a.sglang_path} if a.sglang_path else {}
     small = ["--load-format", "dummy", "--mem-fraction-static", "0.95", "--max-total-tokens", str(a.cache_tokens)]
     bounded = ["--load-format", "dummy", "--gpu-memory-utilization", "0.2", "--kv-cache-memory-bytes"]
@@ -104,49 +75,49 @@ def main() -> int:
         "sglang": begin("sglang", 1, "sglang", small, path),
         "reference": begin("reference", 2, "sglang", small, path, plain=True),
     }
-    report["commands"] = {name: " ".join(s.command) for name, s in servers.items()}
+    runs.report["commands"] = {name: " ".join(s.command) for name, s in servers.items()}
 
     def reference() -> None:
         if "reference" in servers:
-            rows, pictures = drawn(a.images)
-            call = partial(by_reference, a.reference, servers["reference"], rows, pictures, a.tokens, folder)
+            rows, pictures = runs.drawn(a.images)
+            call = partial(by_reference, a.reference, servers["reference"], rows, pictures, a.tokens, runs.folder)
             found = watched([servers["reference"]], [0], samples, call)
-            shutil.rmtree(folder / "reference", ignore_errors=True)
-            save(**found | {"run": "reference", "in_flight": 64})
+            shutil.rmtree(runs.folder / "reference", ignore_errors=True)
+            runs.save(**found | {"run": "reference", "in_flight": 64})
 
     try:
-        runs = 2 + len(servers) + 4 * len(a.in_flight)
-        report["image_bytes_mean"] = draw_pictures(folder, 16 * len(servers) + runs * 2 * a.images)
+        count = 2 + len(servers) + 4 * len(a.in_flight)
+        runs.report["image_bytes_mean"] = draw_pictures(runs.folder, 16 * len(servers) + count * 2 * a.images)
         for name in list(servers):
             try:
                 servers[name].ready(a.deadline)
             except SystemExit as error:  # the others are worth measuring all the same
-                save(run=name, failed=str(error)[-3000:])
+                runs.save(run=name, failed=str(error)[-3000:])
                 servers.pop(name).stop()
                 continue
-            report["ready_s"][name] = round(servers[name].seconds, 1)
-            measure("affinity", [servers[name]], *drawn(16), folder / f"out-warm-{name}", 32, 64)
-        save()
+            runs.report["ready_s"][name] = round(servers[name].seconds, 1)
+            measure("affinity", [servers[name]], *runs.drawn(16), runs.folder / f"out-warm-{name}", 32, 64)
+        runs.save()
         reference()
         for n in a.in_flight:
             for name in ("vllm", "sglang"):
                 if name in servers and time.monotonic() - begun < a.budget:
-                    rows, pictures = drawn(a.images * (2 if n > 64 else 1))
-                    call = partial(
-                        measure, "affinity", [servers[name]], rows, pictures, folder / f"out-{following}", a.tokens, n
-                    )
-                    save(**watched([servers[name]], [0], samples, call) | {"run": f"{name}-{n}", "in_flight": n})
+                    rows, pictures = runs.drawn(a.images * (2 if n > 64 else 1))
+                    call = partial(measure, "affinity", [servers[name]], rows, pictures, runs.out, a.tokens, n)
+                    runs.save(**watched([servers[name]], [0], samples, call) | {"run": f"{name}-{n}", "in_flight": n})
         if time.monotonic() - begun < a.budget:
             reference()
-        rates = {r["run"]: r["requests_per_second"] for r in report["results"] if "requests_per_second" in r}
+        rates = {r["run"]: r["requests_per_second"] for r in runs.report["results"] if "requests_per_second" in r}
         best = max(
-            (r["requests_per_second"] for r in report["results"] if r["run"] == "reference" and "failed" not in r),
+            (r["requests_per_second"] for r in runs.report["results"] if r["run"] == "reference" and "failed" not in r),
             default=None,
         )
-        report["times_the_reference"] = {run: round(rate / best, 2) for run, rate in rates.items()} if best else None
+        runs.report["times_the_reference"] = (
+            {run: round(rate / best, 2) for run, rate in rates.items()} if best else None
+        )
     finally:
-        end(servers.values(), sampler, folder)
-        save()
+        end(servers.values(), sampler, runs.folder)
+        runs.save()
     return 0
 
 

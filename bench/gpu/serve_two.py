@@ -30,25 +30,21 @@ Writes DIR/serve-two.json after every run: requests/s, latencies, use of the GPU
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from rl_step import sample
-from serve import by_reference, draw_pictures, end, limit, watched
-from serve_affinity import Server, dataset, machine, measure
-from train import SIZES, folder_of
+from serve import Runs, arguments, by_reference, draw_pictures, end, limits, watched
+from serve_affinity import Server, measure
+from train import folder_of
 
 from grounding.files import complete_lines
 
@@ -63,9 +59,7 @@ def kill_after(server: Server, out: Path, rows: int, done: threading.Event) -> N
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="8b")
-    parser.add_argument("--tokens", type=int, default=100)
+    parser = arguments(__doc__, budget=420.0)
     parser.add_argument(
         "--images",
         type=int,
@@ -76,38 +70,22 @@ def main() -> int:
     parser.add_argument("--cache-gib", type=int, default=16, help="KV cache of each server in GiB.")
     parser.add_argument("--server-args", default="--load-format dummy", help="Further arguments for all servers.")
     parser.add_argument("--reference", type=Path)
-    parser.add_argument("--deadline", type=float, default=240.0, help="Seconds that a start may take.")
-    parser.add_argument("--budget", type=float, default=420.0, help="Seconds after which no further run begins.")
     parser.add_argument("--skip", nargs="*", default=[], help="Runs to leave out, without the number of requests.")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/bench-train"))
-    parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     begun = time.monotonic()
-    a.out.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="egm-serve-"))
+    runs = Runs(
+        a.out / "serve-two.json",
+        "evaluation over two GPUs, by servers and requests in flight",
+        a.size,
+        a.tokens,
+        engine="vllm",
+        threads=a.threads,
+        limit_of_one_gpu=limits(a.size, a.tokens, (64, 256)),
+        ready_s={},
+        commands={},
+    )
     model = folder_of(a.size, a.work / f"served-{a.size}")
-    parameters = {"2b": 2.0e9, "4b": 4.4e9, "8b": 8.8e9}.get(a.size, 1e6)
-    report: dict[str, Any] = {
-        "what": "evaluation over two GPUs, by servers and requests in flight",
-        "engine": "vllm",
-        "machine": machine(),
-        "model": f"shapes of Qwen3-VL-{a.size.upper()}, random weights",
-        "tokens": a.tokens,
-        "threads": a.threads,
-        "questions_a_picture": 6,
-        "limit_of_one_gpu": {str(n): limit(parameters, a.tokens, n) for n in (64, 256)},
-        "ready_s": {},
-        "commands": {},
-        "results": [],
-    }
     servers: dict[str, Server] = {}
-    following = 0
-
-    def save(**row: Any) -> None:
-        if row:
-            report["results"].append(row)
-            print(json.dumps(row), flush=True)
-        (a.out / "serve-two.json").write_text(json.dumps(report, indent=1) + "\n")
 
     def begin(name: str, gpus: str, more: tuple[str, ...] = (), tensor: int = 1) -> None:
         cache = str(a.cache_gib * 2**30)
@@ -126,49 +104,43 @@ def main() -> int:
             variables=threads,
             tensor=tensor,
         )
-        report["commands"][name] = " ".join(servers[name].command)
+        runs.report["commands"][name] = " ".join(servers[name].command)
 
     def ready(name: str) -> None:
         servers[name].ready(a.deadline)
-        report["ready_s"][name] = round(servers[name].seconds, 1)
-        rows, pictures = drawn(16)
-        measure("affinity", [servers[name]], rows, pictures, folder / f"out-warm-{name}", 32, 64)
-        save()
-
-    def drawn(images: int, *, one_each: bool = False) -> tuple[Path, Path]:
-        nonlocal following
-        following += images
-        return dataset(folder, following - images, images, 6, one_each=one_each)
+        runs.report["ready_s"][name] = round(servers[name].seconds, 1)
+        rows, pictures = runs.drawn(16)
+        measure("affinity", [servers[name]], rows, pictures, runs.folder / f"out-warm-{name}", 32, 64)
+        runs.save()
 
     def ask(run: str, names: list[str], gpus: list[int], in_flight: int, arm: str = "affinity") -> None:
         """Ask servers with `in_flight` requests for each."""
         if run in a.skip or time.monotonic() - begun > a.budget:
             return
         of = [servers[name] for name in names]
-        rows, pictures = drawn(a.images * min(3, max(1, in_flight * len(of) // 64)), one_each=arm == "spread")
-        out = folder / f"out-{following}"
-        call = partial(measure, arm, of, rows, pictures, out, a.tokens, in_flight)
+        rows, pictures = runs.drawn(a.images * min(3, max(1, in_flight * len(of) // 64)), one_each=arm == "spread")
+        call = partial(measure, arm, of, rows, pictures, runs.out, a.tokens, in_flight)
         found = watched(of, gpus, samples, call)
-        save(**found | {"run": f"{run}-{in_flight * len(of)}", "servers": names, "in_flight": in_flight * len(of)})
+        runs.save(**found | {"run": f"{run}-{in_flight * len(of)}", "servers": names, "in_flight": in_flight * len(of)})
 
     def killed() -> None:
         if "killed" in a.skip or time.monotonic() - begun > a.budget:
             return
         of = [servers["one"], servers["shared"]]
-        rows, pictures = drawn(2 * a.images)
-        out, done = folder / f"out-{following}", threading.Event()
+        rows, pictures = runs.drawn(2 * a.images)
+        out, done = runs.out, threading.Event()
         killer = threading.Thread(target=kill_after, args=(of[1], out, 4 * a.images, done))
         killer.start()
         counted, last = Server.counters, of[1].counters()  # a killed server cannot be asked again
         Server.counters = lambda server: last if server is of[1] else counted(server)  # type: ignore[method-assign]
         try:
             found = measure("affinity", of, rows, pictures, out, a.tokens, 128)
-            save(
+            runs.save(
                 **found
                 | {"run": "killed", "servers": ["one", "shared"], "in_flight": 256, "dead": of[1].process.poll()}
             )
         except SystemExit as error:
-            save(run="killed", failed=str(error))
+            runs.save(run="killed", failed=str(error))
         finally:
             Server.counters = counted  # type: ignore[method-assign]
             done.set()
@@ -187,15 +159,15 @@ def main() -> int:
             begin("tensor", "0,1", tensor=2)
         if not sharing and "copies" not in a.skip:
             begin("copies", "0,1", copies)
-        report["image_bytes_mean"] = draw_pictures(folder, 80 + 33 * a.images)
+        runs.report["image_bytes_mean"] = draw_pictures(runs.folder, 80 + 33 * a.images)
         for name in ("one", "two", "shared"):
             if name in servers:
                 ready(name)
         ask("one", ["one"], [0], 64)
         if a.reference and "reference" not in a.skip:
-            rows, pictures = drawn(a.images)
-            call = partial(by_reference, a.reference, servers["one"], rows, pictures, a.tokens, folder)
-            save(**watched([servers["one"]], [0], samples, call) | {"run": "reference", "in_flight": 64})
+            rows, pictures = runs.drawn(a.images)
+            call = partial(by_reference, a.reference, servers["one"], rows, pictures, a.tokens, runs.folder)
+            runs.save(**watched([servers["one"]], [0], samples, call) | {"run": "reference", "in_flight": 64})
         ask("one", ["one"], [0], 256)
         ask("sharing", ["two", "shared"], [1], 128)
         ask("sharing", ["two", "shared"], [1], 256)
@@ -223,10 +195,10 @@ def main() -> int:
                 for n in in_flight:
                     ask(name, [name], gpus, n)
             except SystemExit as error:  # the others are worth measuring all the same
-                save(run=name, failed=str(error))
+                runs.save(run=name, failed=str(error))
     finally:
-        end(servers.values(), sampler, folder)
-        save()
+        end(servers.values(), sampler, runs.folder)
+        runs.save()
     return 0
 
 
