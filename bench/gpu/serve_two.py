@@ -159,7 +159,7 @@ def main() -> int:
             begin("tensor", "0,1", tensor=2)
         if not sharing and "copies" not in a.skip:
             begin("copies", "0,1", copies)
-        runs.report["image_bytes_mean"] = draw_pictures(runs.folder, 80 + 33 * a.images)
+        runs.report["image_bytes_mean"] = draw_pictures(runs.folder, 6 * 16 + 36 * a.images)
         for name in ("one", "two", "shared"):
             if name in servers:
                 ready(name)
