@@ -25,7 +25,7 @@ from grounding.evaluate.reply import Reply
 from grounding.evaluate.results.config import FILE as CONFIG
 from grounding.evaluate.results.parquet import write_parquet
 from grounding.evaluate.results.replica import Remote
-from grounding.evaluate.results.writer import Results, rescore, score_row
+from grounding.evaluate.results.writer import Results, Tallies, rescore, score_row
 from grounding.evaluate.run_config import change_profile, check_conditions, config_of, record_pictures
 from grounding.evaluate.served import ServedModel, distinct
 from grounding.evaluate.sets import remark, synthetic_names
@@ -158,13 +158,8 @@ class Measurement:
         if judged is not None:
             judged.write(summary, done.in_flight, _lags(self._earlier))
         summary.notes += tuple(self.notes)
-        if evaluation.client.method.thinking_budget is not None and (
-            again_thought := int(done.thought_again[done.answered].sum())
-        ):
-            summary.notes += (
-                f"for {again_thought} of {int(done.answered.sum())} questions, the model began another thought after its thought was closed. "
-                "The answer was stopped at that thought's end and usually has no box",
-            )
+        if evaluation.client.method.thinking_budget is not None:
+            summary.notes += _thoughts_again(done)
         if self.kept:
             summary.notes += (f"truncated answers that are kept because asking again failed: {self.kept}",)
         if evaluation.rescore:  # this run has measured nothing, so keep the earlier measurements
@@ -221,3 +216,12 @@ def _lags(summary: Summary) -> list[float]:
     """Return the lag in seconds of each process of an earlier release that wrote to a folder. Later releases store the lag in each row."""
     found = summary.loop_lags if summary.loop_lags is not None else (summary.loop_lag_p99,)
     return [lag for lag in found if lag is not None and lag > 0]
+
+
+def _thoughts_again(done: Tallies) -> tuple[str, ...]:
+    """Return a note if answers contain a further thought after the closed one, which is more thought than the budget allows."""
+    again, answered = int(done.thought_again[done.answered].sum()), int(done.answered.sum())
+    if not again:
+        return ()
+    text = f"for {again} of {answered} questions, the model began another thought after its thought was closed. "
+    return (text + "The answer was stopped at that thought's end and usually has no box",)

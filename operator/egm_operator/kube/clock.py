@@ -14,7 +14,7 @@ _TOLERATED_S = 5.0
 
 
 class ServerClock:
-    """Returns the API server's time in seconds since 1970, which the `Date` header of its answers tells."""
+    """Returns the API server's time in seconds since 1970, according to the `Date` header of its answers."""
 
     def __init__(self, own: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic) -> None:
         self._own, self._steady = own, steady

@@ -39,7 +39,7 @@ def earlier(snapshot: PlacedSnapshot[J, S], unit: Unit[J, S, Obj], attempt: int)
 
 
 def _pass_over(decision: Decision[S], attempt: int, lost: Sequence[Pod]) -> Decision[S]:
-    """Continue with the attempt after those of lost pods. The output tells attempts apart by their numbers, too."""
+    """Continue with the attempt after those of lost pods. The output also identifies attempts by their numbers."""
     fields, begins = decision.status.fields, max(pod.attempt for pod in lost) + 1
     fields.disruptions = allowed(decision.status, begins - attempt)
     fields.attempt = begins

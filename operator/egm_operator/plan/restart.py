@@ -49,7 +49,7 @@ def _clear_away(snapshot: PlacedSnapshot[J, S], unit: Unit[J, S, Obj], attempt: 
     """Return the decision while objects of a failed attempt exist or its back-off has not passed; None if the next one may start."""
     decision, old = snapshot.decision(), unit.get(snapshot, attempt)
     due = snapshot.status.since(ConditionType.RESTARTING) + backoff(snapshot, snapshot.status, attempt)
-    # somebody may have deleted it in such a way that it waits for its pods, which never end on a lost node
+    # if somebody deleted it in the foreground, it waits for its pods, which never end on a lost node
     gone = old is None or (old.deleting and bool(unit.lost(snapshot, attempt)))
     if gone and not unit.alive(snapshot, attempt) and snapshot.now >= due:
         return None

@@ -30,9 +30,8 @@ def start(unit: Unit[J, S, Obj]) -> PlacedPolicy[J, S]:
             text = f"Waiting until the pods of attempt {attempt} have been deleted.{late}"
             status.phase(Phase.PENDING, Reason.STOPPING, text)
             return decision
-        if lost := unit.lost(
-            snapshot, attempt
-        ):  # somebody has deleted the object, and a pod of it is not waited for any longer
+        # somebody has deleted the object, and one of its pods is on a lost node
+        if lost := unit.lost(snapshot, attempt):
             failed = fail(snapshot, unit, attempt, Reason.NODE_LOST, node_lost(lost))
             failed.status.fields.attempt = attempt  # its start may not have been recorded
             return failed
