@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -110,13 +111,15 @@ _handed_out: set[int] = set()
 def free_port() -> int:
     """Return a free TCP port on 127.0.0.1, a different one for each call.
 
-    It is below 55,536, because SGLang also uses the port 10,000 above it.
+    It is between 12,000 and 22,000: a server may bind it minutes later, and the system does not give ports below 32,768 to others that ask for
+    any port. SGLang also uses the port 10,000 above it.
     """
     while True:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = int(s.getsockname()[1])
-        if port < 55536 and port not in _handed_out:
+        port = 12_000 + secrets.randbelow(10_000)
+        if port in _handed_out:
+            continue
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port))
             _handed_out.add(port)
             return port
 

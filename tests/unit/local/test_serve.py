@@ -119,6 +119,15 @@ def test_one_that_never_starts_is_reported_at_once(tmp_path):
     assert time.monotonic() - start < 15
 
 
+def test_a_free_port_is_not_one_that_the_system_gives_to_others():
+    """A port that the system had chosen was taken by another process before the server of a test bound it."""
+    from grounding.local.process import free_port
+
+    least = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = [free_port() for _ in range(50)]
+    assert len(set(ports)) == 50 and all(port > 1024 and port + 10_000 < least for port in ports)
+
+
 def test_ports_follow_each_other_and_a_used_one_is_named(tmp_path):
     from grounding.local.process import free_port
 
